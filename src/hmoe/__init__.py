@@ -1,0 +1,42 @@
+"""hmoe: language models whose experts differ in size.
+
+Names resolve on first use (PEP 562), so `import hmoe` needs nothing but Python and `hmoe.MoE` needs torch only.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CheckpointError": "hmoe.errors",
+    "ConfigError": "hmoe.errors",
+    "DataError": "hmoe.errors",
+    "HMoEError": "hmoe.errors",
+    "MoE": "hmoe.model.moe",
+    "NonFiniteError": "hmoe.errors",
+    "Routing": "hmoe.model.router",
+    "RunBusyError": "hmoe.errors",
+    "TopK": "hmoe.routers",
+    "TopP": "hmoe.routers",
+    "arithmetic": "hmoe.sizes",
+    "equal": "hmoe.sizes",
+    "geometric": "hmoe.sizes",
+    "hybrid": "hmoe.sizes",
+    "load_balance": "hmoe.model.losses",
+    "parameter_penalty": "hmoe.model.losses",
+    "router_entropy": "hmoe.model.losses",
+    "router_z": "hmoe.model.losses",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hmoe' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,254 @@
+"""What a run is: one frozen tree of checked values with units. No torch, so `hmoe plan` answers at once.
+
+A recipe is YAML with these sections; `base: PRESET` inherits. `hmoe config PRESET` prints one in full.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+
+from hmoe import sizes
+from hmoe.routers import Router, TopK
+
+Count = Annotated[int, Field(ge=1, le=10**15)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Coefficient = Annotated[float, Field(ge=0, le=1e6)]
+ExpertWidth = Annotated[int, Field(ge=1, le=10**7)]
+
+
+class Section(BaseModel):
+    """Frozen, no unknown keys, no NaN; a bool is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+    def no_effect(self, why: str, *names: str) -> None:
+        """Raise if one of `names` was given a value that would be silently ignored."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect {why}; remove it")
+
+
+class WidthRule(Section):
+    """Expert widths by rule; see `hmoe.sizes`."""
+
+    shape: Literal["arithmetic", "geometric", "hybrid", "equal"]
+    total: Annotated[int, Field(ge=1, le=10**8, description="hidden units of all experts of a layer together")]
+    experts: Annotated[int, Field(ge=1, le=4096, description="number of experts")]
+    ratio: Annotated[float | None, Field(description="largest / smallest width; arithmetic 23/9, geometric 128")] = None
+    multiple: Annotated[int, Field(ge=1, le=4096, description="every width is a multiple of this")] = 1
+
+    def widths(self) -> tuple[int, ...]:
+        """The widths, ascending, of exact sum `total`."""
+        if self.shape == "equal":
+            return sizes.equal(self.total, self.experts)
+        options: dict[str, Any] = {} if self.ratio is None else {"ratio": self.ratio}
+        rule = getattr(sizes, self.shape)
+        result: tuple[int, ...] = rule(self.total, self.experts, multiple=self.multiple, **options)
+        return result
+
+    @model_validator(mode="after")
+    def _check(self) -> "WidthRule":
+        if self.shape in ("hybrid", "equal"):
+            self.no_effect(f"with {self.shape} widths", "ratio")
+        if self.shape == "equal":
+            self.no_effect("with equal widths", "multiple")
+        self.widths()
+        return self
+
+
+Widths = Annotated[
+    Annotated[WidthRule, Tag("rule")] | Annotated[tuple[ExpertWidth, ...], Tag("list"), Field(min_length=1, max_length=4096)],
+    Discriminator(lambda value: "rule" if isinstance(value, dict | WidthRule) else "list"),
+]
+
+
+class MoEConfig(Section):
+    """Experts, router and auxiliary losses (coefficients; 0 switches a loss off)."""
+
+    widths: Annotated[Widths, Field(description="a list of hidden units per expert, or a rule")]
+    router: Annotated[Router, Field(discriminator="name")] = TopK()
+    dense_layers: Annotated[tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")] = ()
+    load_balance: Annotated[Coefficient, Field(description="HMoE eq 3; the paper's equal experts: 1e-2")] = 0.0
+    parameter_penalty: Annotated[Coefficient, Field(description="HMoE eq 4; the paper's unequal experts: 0.1")] = 0.0
+    penalty_norm: Annotated[Literal["mean", "max", "raw"], Field(description="widths are divided by this in eq 4")] = "mean"
+    router_entropy: Annotated[Coefficient, Field(description="HMoE eq 5; the paper's top-p: 3e-2")] = 0.0
+    entropy_scale: Annotated[Literal["experts", "one"], Field(description="factor in eq 5: number of experts, or 1")] = "experts"
+    router_z: Annotated[Coefficient, Field(description="mean squared logsumexp of router logits")] = 0.0
+
+    @property
+    def expert_widths(self) -> tuple[int, ...]:
+        """Hidden units of each expert."""
+        return self.widths.widths() if isinstance(self.widths, WidthRule) else self.widths
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoEConfig":
+        self.router.check(len(self.expert_widths))
+        if self.parameter_penalty == 0:
+            self.no_effect("while parameter_penalty is 0", "penalty_norm")
+        if self.router_entropy == 0:
+            self.no_effect("while router_entropy is 0", "entropy_scale")
+        return self
+
+
+class ModelConfig(Section):
+    """A LLaMA decoder whose feed-forward layers are dense or mixtures of experts."""
+
+    dim: Annotated[int, Field(ge=2, le=65536, description="model width")]
+    layers: Annotated[int, Field(ge=1, le=1024, description="decoder blocks")]
+    heads: Annotated[int, Field(ge=1, le=1024, description="query heads, each of width dim / heads")]
+    kv_heads: Annotated[int | None, Field(ge=1, le=1024, description="key/value heads; null: as many as heads")] = None
+    vocab: Annotated[int, Field(ge=2, le=2**24, description="token ids")]
+    ffn: Annotated[int | None, Field(ge=1, le=10**7, description="hidden units of dense feed-forward layers")] = None
+    tied: Annotated[bool, Field(description="the output head is the input embedding")] = False
+    rope_theta: Annotated[float, Field(gt=0, le=1e12, description="base of the rotary angles")] = 10_000.0
+    norm_eps: Annotated[float, Field(gt=0, le=1, description="epsilon of RMSNorm")] = 1e-5
+    moe: Annotated[MoEConfig | None, Field(description="null: a dense model")] = None
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that are mixtures of experts."""
+        return () if self.moe is None else tuple(i for i in range(self.layers) if i not in self.moe.dense_layers)
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if self.dim % self.heads or self.head_dim % 2:
+            raise ValueError(f"dim = {self.dim} with heads = {self.heads}: dim / heads must be an even integer (rotary pairs)")
+        if self.heads % self.num_kv_heads:
+            raise ValueError(f"kv_heads = {self.kv_heads}: must divide heads = {self.heads}")
+        dense = () if self.moe is None else self.moe.dense_layers
+        if len(set(dense)) != len(dense) or any(not 0 <= i < self.layers for i in dense):
+            raise ValueError(f"moe.dense_layers = {list(dense)}: must be distinct layers from 0 to {self.layers - 1}")
+        if self.moe is not None and len(dense) == self.layers:
+            raise ValueError("moe.dense_layers names every layer; write `moe: null` for a dense model")
+        needs_ffn = self.moe is None or bool(dense)
+        if needs_ffn and self.ffn is None:
+            raise ValueError("ffn: missing, dense layers need their width")
+        if not needs_ffn:
+            self.no_effect("when every layer is a mixture of experts", "ffn")
+        return self
+
+
+class DataConfig(Section):
+    """Which tokens, in which batches."""
+
+    path: Annotated[str, Field(min_length=1, description="a folder made by `hmoe data prepare`, or `corpus`: the embedded one")]
+    tokenizer: Annotated[str | None, Field(description="for `corpus`: bytes or bpe:SIZE; null: bpe of model.vocab")] = None
+    sequence_length: Annotated[int, Field(ge=1, le=2**22, description="tokens per sequence")]
+    batch_tokens: Annotated[Count, Field(description="tokens per optimiser step")]
+    micro_batches: Annotated[int, Field(ge=1, le=2**20, description="parts of a batch; router statistics are per part")] = 1
+    weights: Annotated[dict[str, float] | None, Field(description="sampling weight per domain; null: as prepared")] = None
+    verify: Annotated[bool, Field(description="check every shard's SHA-256 before training")] = True
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences per optimiser step."""
+        return self.batch_tokens // self.sequence_length
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.batch_tokens % self.sequence_length:
+            nearest = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
+            raise ValueError(f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length; nearest is {nearest}")
+        if self.batch_sequences % self.micro_batches:
+            raise ValueError(f"micro_batches = {self.micro_batches}: must divide the {self.batch_sequences} sequences of a batch")
+        if self.path != "corpus":
+            self.no_effect("with prepared data, which has its own tokenizer", "tokenizer")
+        if self.weights is not None and (not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())):
+            raise ValueError(f"weights = {self.weights}: must be at least 0, one of them above 0")
+        return self
+
+
+class OptimConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: Annotated[float, Field(gt=0, le=100, description="peak learning rate")]
+    betas: Annotated[tuple[float, float], Field(description="AdamW moment decays")] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    decay_all: Annotated[bool, Field(description="decay norms, embeddings and routers too, as the paper does")] = False
+    clip: Annotated[float | None, Field(gt=0, le=1e6, description="largest gradient norm; null: no clipping")] = 1.0
+    warmup_steps: Annotated[int, Field(ge=0, le=10**9, description="steps of linear warm-up from 0")] = 0
+    schedule: Annotated[Literal["constant", "cosine", "wsd"], Field(description="after warm-up; wsd: warm-up, stable, decay")] = "constant"
+    schedule_steps: Annotated[int | None, Field(ge=1, le=10**9, description="cosine, wsd: step at which lr reaches its floor")] = None
+    decay_steps: Annotated[int | None, Field(ge=1, le=10**9, description="wsd: steps of the final linear decay")] = None
+    floor: Annotated[Fraction | None, Field(description="cosine, wsd: final lr / peak lr; null: 0.1")] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "OptimConfig":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas = {list(self.betas)}: each must be in [0, 1)")
+        if self.schedule == "constant":
+            self.no_effect("with a constant schedule", "schedule_steps", "floor")
+        elif self.schedule_steps is None:
+            raise ValueError(f"schedule_steps: missing, the {self.schedule} schedule needs its length in steps")
+        elif self.schedule_steps <= self.warmup_steps:
+            raise ValueError(f"schedule_steps = {self.schedule_steps}: must be above warmup_steps = {self.warmup_steps}")
+        if self.schedule != "wsd":
+            self.no_effect(f"with a {self.schedule} schedule", "decay_steps")
+        elif self.decay_steps is None or self.decay_steps > (self.schedule_steps or 0) - self.warmup_steps:
+            raise ValueError(f"decay_steps = {self.decay_steps}: wsd needs 1 to schedule_steps - warmup_steps")
+        return self
+
+
+class TrainConfig(Section):
+    """Budget, precision, and how often to say, check and save. Training ends at the first budget reached."""
+
+    steps: Annotated[Count | None, Field(description="optimiser steps")] = None
+    tokens: Annotated[Count | None, Field(description="training tokens")] = None
+    flops: Annotated[float | None, Field(gt=0, le=1e40, description="training FLOPs of the experts really activated")] = None
+    seconds: Annotated[float | None, Field(gt=0, le=1e10, description="wall-clock time; never drives the schedule")] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float64"], Field(description="bfloat16: autocast with float32 weights")
+    ] = "float32"
+    activation_checkpointing: Annotated[bool, Field(description="recompute each block in the backward pass")] = False
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda where there is one")] = "auto"
+    save_every: Annotated[Count, Field(description="steps between checkpoints; one is always written at the end")] = 100
+    keep: Annotated[int, Field(ge=2, le=10**6, description="newest checkpoints to keep")] = 2
+    log_every: Annotated[Count, Field(description="steps between rows of metrics.jsonl")] = 1
+    eval_every: Annotated[int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")] = 0
+    eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
+    sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
+    sample_prompt: Annotated[str, Field(max_length=10_000)] = "The "
+    sample_tokens: Annotated[int, Field(ge=1, le=4096, description="tokens per sample")] = 60
+    dead_after: Annotated[Count, Field(description="steps without a token after which an expert is announced as dead")] = 100
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        if not (self.steps or self.tokens or self.flops or self.seconds):
+            raise ValueError("steps: missing, give at least one budget of steps, tokens, flops, seconds")
+        return self
+
+
+class RunConfig(Section):
+    """Everything a run depends on; two runs of equal RunConfig on one machine end with equal bits."""
+
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+
+# Keys of `train` that may change when a run is resumed: budgets, logging and save_every.
+RESUMABLE = frozenset(
+    f"train.{key}"
+    for key in "steps tokens flops seconds save_every keep log_every eval_every eval_sequences sample_every "
+    "sample_prompt sample_tokens".split()
+)

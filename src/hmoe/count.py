@@ -1,0 +1,147 @@
+"""Parameters, FLOPs and bytes of a run, from its config alone: no tensor is ever made.
+
+Counted as in the paper (its Table 1 matches only so): input embedding and output head untied and both counted.
+"""
+
+from typing import Any
+
+from hmoe.config import ModelConfig, RunConfig
+
+
+def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+    """Parameters of each part; `experts` is all experts of all layers."""
+    d, kv_width = model.dim, model.num_kv_heads * model.head_dim
+    num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
+    widths = model.moe.expert_widths if model.moe else ()
+    return {
+        "embedding": model.vocab * d,
+        "head": 0 if model.tied else model.vocab * d,
+        "attention": model.layers * 2 * d * (d + kv_width),
+        "norms": (2 * model.layers + 1) * d,
+        "router": num_moe * d * len(widths),
+        "experts": num_moe * 3 * d * sum(widths),
+        "ffn": num_dense * 3 * d * (model.ffn or 0),
+    }
+
+
+def fixed_parameters(model: ModelConfig) -> int:
+    """Parameters that every token uses: all but the experts."""
+    return sum(parameters_by_part(model).values()) - parameters_by_part(model)["experts"]
+
+
+def activated_parameters(model: ModelConfig, width: float) -> float:
+    """Parameters that a token uses when its experts have `width` hidden units in all, mean over MoE layers."""
+    return fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
+
+
+def activated_width(model: ModelConfig) -> tuple[int, float, int]:
+    """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
+    if model.moe is None:
+        return 0, 0.0, 0
+    widths = sorted(model.moe.expert_widths)
+    fewest, expected, most = model.moe.router.num_experts(len(widths))
+    return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
+
+
+def training_flops(model: ModelConfig, context: int, num_tokens: int, num_activated_units: int) -> int:
+    """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
+
+    Scores are 6 x layers x context x heads x head width per token; recomputation is not counted. A tied embedding
+    is the output head and is counted.
+
+    Args:
+        model: the model.
+        context: sequence length in tokens.
+        num_tokens: tokens trained on.
+        num_activated_units: hidden units activated, summed over these tokens and over MoE layers.
+    """
+    multiplied = fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
+    scores = model.layers * context * model.dim
+    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units)
+
+
+def flops_per_token(model: ModelConfig, context: int, width: float | None = None) -> float:
+    """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
+    width = activated_width(model)[1] if width is None else width
+    return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width
+
+
+def memory_by_part(config: RunConfig) -> dict[str, int]:
+    """Bytes of a training step on one device, by part.
+
+    Weights, gradients and both AdamW moments in float32 (float64 doubles them). Activations are an estimate for one
+    micro-batch under a uniform router; with activation checkpointing one block's, plus the input of each block.
+    """
+    model, data = config.model, config.data
+    total = sum(parameters_by_part(model).values())
+    weight = 8 if config.train.precision == "float64" else 4
+    compute = {"float32": 4, "bfloat16": 2, "float64": 8}[config.train.precision]
+    tokens = data.batch_tokens // data.micro_batches
+    block = tokens * (compute * _saved_numbers(model) + weight * 2 * model.dim)
+    checkpoint = config.train.activation_checkpointing
+    kept = block + model.layers * tokens * model.dim * weight if checkpoint else model.layers * block
+    chunk = min(tokens, loss_chunk(model.vocab))
+    return {
+        "parameters": weight * total,
+        "gradients": weight * total,
+        "optimizer": 2 * weight * total,
+        "activations": kept,
+        "loss": 2 * chunk * model.vocab * weight + 2 * tokens * model.dim * weight,
+    }
+
+
+def loss_chunk(vocab: int) -> int:
+    """Tokens whose logits exist at one time in the training loss: about 2**24 numbers, 64 MB in float32."""
+    return max(16, 2**24 // vocab)
+
+
+def plan(config: RunConfig) -> dict[str, Any]:
+    """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory."""
+    model, context = config.model, config.data.sequence_length
+    least, expected, most = activated_width(model)
+    per_token = flops_per_token(model, context)
+    activated = activated_parameters(model, expected)
+    tokens = _budget_tokens(config, per_token)
+    memory = memory_by_part(config)
+    return {
+        "total_parameters": sum(parameters_by_part(model).values()),
+        "activated_parameters": round(activated),
+        "activated_parameters_range": [round(activated_parameters(model, width)) for width in (least, most)],
+        "activated_assumption": _assumption(model),
+        "parameters_by_part": parameters_by_part(model),
+        "expert_widths": list(model.moe.expert_widths) if model.moe else [],
+        "flops_per_token": round(per_token),
+        "flops_per_token_6nd": round(6 * activated),
+        "budget_tokens": tokens,
+        "budget_steps": None if tokens is None else -(-tokens // config.data.batch_tokens),
+        "budget_flops": None if tokens is None else round(tokens * per_token),
+        "memory_bytes": sum(memory.values()),
+        "memory_by_part_bytes": memory,
+    }
+
+
+def _saved_numbers(model: ModelConfig) -> float:
+    """Numbers kept per token and block for the backward pass (kernels keep x and pre-activations only)."""
+    width = activated_width(model)[1] if model.moe else float(model.ffn or 0)
+    attention = 3 * model.dim + 2 * model.num_kv_heads * model.head_dim
+    return 2 * model.dim + attention + 2 * width
+
+
+def _budget_tokens(config: RunConfig, per_token: float) -> int | None:
+    """Tokens until the first of the recipe's budgets; None if only seconds bound it."""
+    train = config.train
+    limits = [
+        train.steps and train.steps * config.data.batch_tokens,
+        train.tokens,
+        train.flops and int(train.flops / per_token),
+    ]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _assumption(model: ModelConfig) -> str:
+    if model.moe is None:
+        return "dense: every parameter"
+    if model.moe.router.name == "top_k":
+        return f"top-{model.moe.router.k}, every expert equally likely"
+    _, expected, _ = model.moe.router.num_experts(len(model.moe.expert_widths))
+    return f"top-p {model.moe.router.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"

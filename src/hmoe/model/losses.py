@@ -1,0 +1,63 @@
+"""Auxiliary losses of one MoE layer. The trainer takes their mean over layers, then multiplies by the coefficient.
+
+The small functions take numbers that may already be reduced over devices; those named in `hmoe.*` are their local form.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from hmoe.errors import ConfigError
+from hmoe.model.router import Routing
+
+
+def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor | float = 1.0) -> torch.Tensor:
+    """E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with the experts' relative widths."""
+    return len(prob_E) * (share_E * weight_E * prob_E).sum()
+
+
+def shares(routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
+    """(T_i, P_i): share of tokens that selected expert i, not divided by k, and its mean probability."""
+    num_tokens = max(len(routing.probs_TE), 1)  # no tokens: shares, probabilities and losses are 0
+    return routing.num_tokens_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(0) / num_tokens
+
+
+def load_balance(routing: Routing) -> torch.Tensor:
+    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the mean number of experts per token."""
+    return penalty(*shares(routing))
+
+
+def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
+    """Parameter-penalty loss E sum_i T_i w_i P_i with w_i = h_i / mean(h) (HMoE eq 4).
+
+    The paper prints w_i = h_i, which contradicts its statement that equal widths give the load-balancing loss; with
+    `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
+
+    Raises:
+        ConfigError: for another norm.
+    """
+    scales = {"mean": sum(widths) / len(widths), "max": max(widths), "raw": 1}
+    if norm not in scales:
+        raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
+    share_E, prob_E = shares(routing)
+    return penalty(share_E, prob_E, prob_E.new_tensor(widths) / scales[norm])
+
+
+def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
+    """Router-entropy loss -E mean_t sum_i P log P (HMoE eq 5), which sharpens the router when minimised.
+
+    The printed formula lacks the minus sign and would make the router uniform. `scale="one"` leaves out the factor E.
+
+    Raises:
+        ConfigError: for another scale.
+    """
+    scales = {"experts": routing.logits_TE.shape[1], "one": 1}
+    if scale not in scales:
+        raise ConfigError(f"entropy scale = {scale!r}, must be one of experts, one")
+    log_probs_TE = torch.log_softmax(routing.logits_TE, dim=1)  # P log P through log_softmax is 0 at P = 0, not NaN
+    return -scales[scale] * (log_probs_TE.exp() * log_probs_TE).sum() / max(len(log_probs_TE), 1)
+
+
+def router_z(routing: Routing) -> torch.Tensor:
+    """Router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
+    return torch.logsumexp(routing.logits_TE, dim=1).square().sum() / max(len(routing.logits_TE), 1)

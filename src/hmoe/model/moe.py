@@ -1,0 +1,102 @@
+"""The mixture of experts whose widths differ: router + experts, usable alone in anybody's model."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from hmoe.errors import ConfigError, NonFiniteError
+from hmoe.kernels import expert_ffn
+from hmoe.model.router import RouterLayer, Routing
+from hmoe.routers import Router, TopK
+
+
+class MoE(nn.Module):
+    """Mixture of SwiGLU experts of any widths, dropless (HMoE eq 1, 2, 6-11).
+
+    The three weight matrices are rows of hidden units, expert after expert; the down projection is transposed, so a
+    hidden unit is one row in each and an expert is a row range.
+
+    Attributes:
+        widths: hidden units of each expert.
+        router: its `weight` is (E, D).
+        w_gate, w_up, w_down: (F, D) with F = sum(widths).
+        check_finite: eager forward raises NonFiniteError on NaN or infinite router logits; costs one device sync.
+            Switched off (and always under torch.compile), the outputs of such tokens are NaN.
+
+    Raises:
+        ConfigError: for widths below 1 or a router that asks for more experts than there are.
+    """
+
+    def __init__(self, dim: int, widths: Sequence[int], router: Router = TopK()) -> None:  # noqa: B008 - frozen
+        super().__init__()
+        if dim < 1 or not widths or min(widths) < 1:
+            raise ConfigError(f"MoE: dim = {dim}, widths = {list(widths)}; dim and every width must be at least 1")
+        self.dim = dim
+        self.widths = tuple(widths)
+        self.check_finite = True
+        self.router = RouterLayer(dim, len(self.widths), router)
+        self.w_gate = nn.Parameter(torch.empty(sum(self.widths), dim))
+        self.w_up = nn.Parameter(torch.empty(sum(self.widths), dim))
+        self.w_down = nn.Parameter(torch.empty(sum(self.widths), dim))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Random weights; every expert's output has the same scale whatever its width."""
+        self.router.reset_parameters(generator)
+        nn.init.normal_(self.w_gate, std=self.dim**-0.5, generator=generator)
+        nn.init.normal_(self.w_up, std=self.dim**-0.5, generator=generator)
+        for w_down, width in zip(self.w_down.split(self.widths), self.widths, strict=True):
+            nn.init.normal_(w_down, std=width**-0.5, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+        """x (..., D) -> (y (..., D), Routing of the flattened tokens).
+
+        Raises:
+            NonFiniteError: see `check_finite`.
+        """
+        x_TD = x.reshape(-1, self.dim)
+        routing = self.router(x_TD)
+        if self.check_finite and not torch.compiler.is_compiling():
+            self._raise_if_not_finite(routing.logits_TE)
+        weights = (self.w_gate, self.w_up, self.w_down)
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x_TD, weights = x_TD.to(dtype), tuple(w.to(dtype) for w in weights)  # type: ignore[assignment]
+        with torch.autocast(device, enabled=False):
+            y_TD = expert_ffn(x_TD, routing.token_N, routing.gate_N, routing.num_tokens_E, *weights, self.widths)
+        return y_TD.view(x.shape), routing
+
+    def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Writable views of expert i: w_gate (h_i, D), w_up (h_i, D), w_down (D, h_i)."""
+        return self._slices(i, self.w_gate.data, self.w_up.data, self.w_down.data)
+
+    def expert_grad(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of expert i, shaped as `expert(i)`; zeros if no token came.
+
+        Raises:
+            RuntimeError: before a backward pass.
+        """
+        grads = [w.grad for w in (self.w_gate, self.w_up, self.w_down)]
+        if any(grad is None for grad in grads):
+            raise RuntimeError("expert_grad: no gradients yet, run backward() first")
+        return self._slices(i, *(grad for grad in grads if grad is not None))
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        return f"dim={self.dim}, widths={self.widths}, router={self.router.spec}"
+
+    def _slices(self, i: int, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gate, up, down = (w.split(self.widths)[i] for w in rows)
+        return gate, up, down.T
+
+    def _raise_if_not_finite(self, logits_TE: torch.Tensor) -> None:
+        bad_T = ~torch.isfinite(logits_TE).all(1)
+        if bad_T.any():
+            first = int(bad_T.nonzero()[0])
+            raise NonFiniteError(
+                f"router logits of {int(bad_T.sum())} of {len(bad_T)} tokens are NaN or infinite (first: token {first}); "
+                "check the layer's input, or set check_finite=False to get NaN outputs instead"
+            )

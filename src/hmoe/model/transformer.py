@@ -1,0 +1,128 @@
+"""The decoder: embedding -> blocks -> norm -> head. It returns one `Routing` per MoE layer and stashes nothing."""
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from hmoe.model.attention import Attention, KVCache
+from hmoe.model.layers import RMSNorm, SwiGLU, rotary_angles
+from hmoe.model.moe import MoE
+from hmoe.model.router import Routing
+
+if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
+    from hmoe.config import ModelConfig
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x)); the ffn is dense or a mixture of experts."""
+
+    def __init__(self, config: "ModelConfig", layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config.dim, config.heads, config.num_kv_heads)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn: MoE | SwiGLU
+        if config.moe is not None and layer in config.moe_layers:
+            self.ffn = MoE(config.dim, config.moe.expert_widths, config.moe.router)
+        else:
+            assert config.ffn is not None  # checked by the config
+            self.ffn = SwiGLU(config.dim, config.ffn)
+
+    def forward(
+        self, x_BLD: torch.Tensor, angles: torch.Tensor, cache: KVCache | None
+    ) -> tuple[torch.Tensor, Routing | None]:
+        """One block; the routing is None where the ffn is dense."""
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), angles, cache, self.layer)
+        normed_BLD = self.ffn_norm(x_BLD)
+        y_BLD, routing = self.ffn(normed_BLD) if isinstance(self.ffn, MoE) else (self.ffn(normed_BLD), None)
+        return x_BLD + y_BLD, routing
+
+
+class Transformer(nn.Module):
+    """LLaMA decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) with dense or MoE layers.
+
+    Build it under `torch.device("meta")` to look at shapes; `init_weights` makes it a model.
+
+    Attributes:
+        activation_checkpointing: recompute each block in the backward pass.
+    """
+
+    def __init__(self, config: "ModelConfig") -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embed = nn.Embedding(config.vocab, config.dim)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.dim, config.vocab, bias=False)
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """Output head (V, D); the input embedding where they are tied."""
+        return self.embed.weight if self.head is None else self.head.weight
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Random weights; each module's depend on (seed, its name) only, not on order or device."""
+        residual_scale = (2 * self.config.layers) ** -0.5  # the residual stream keeps its scale with depth
+        for name, module in self.named_modules():
+            generator = torch.Generator().manual_seed(_mix(seed, name))
+            if isinstance(module, Attention | SwiGLU | MoE | RMSNorm):
+                module.reset_parameters(generator)
+            if isinstance(module, Attention):
+                module.o.weight.mul_(residual_scale)
+            if isinstance(module, SwiGLU | MoE):
+                module.w_down.mul_(residual_scale)
+            if name in ("embed", "head"):
+                nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)  # type: ignore[arg-type]
+
+    def hidden(self, tokens_BL: torch.Tensor, cache: KVCache | None = None) -> tuple[torch.Tensor, list[Routing]]:
+        """Outputs of the last norm (B, L, D), and one Routing per MoE layer."""
+        x_BLD = self.embed(tokens_BL)
+        start = 0 if cache is None else cache.length
+        angles = rotary_angles(start, tokens_BL.shape[1], self.config.head_dim, self.config.rope_theta, x_BLD)
+        routings = []
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x_BLD, routing = checkpoint(block, x_BLD, angles, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_BLD, routing = block(x_BLD, angles, cache)
+            if routing is not None:
+                routings.append(routing)
+        if cache is not None:
+            cache.length += tokens_BL.shape[1]
+        return self.norm(x_BLD), routings
+
+    def forward(self, tokens_BL: torch.Tensor, cache: KVCache | None = None) -> tuple[torch.Tensor, list[Routing]]:
+        """Next-token logits (B, L, V), and one Routing per MoE layer."""
+        x_BLD, routings = self.hidden(tokens_BL, cache)
+        return nn.functional.linear(x_BLD, self.head_weight), routings
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty key/value cache for `batch` sequences of up to `capacity` tokens."""
+        shape = (batch, self.config.num_kv_heads, self.config.head_dim)
+        return KVCache(self.config.layers, shape, capacity, self.embed.weight.detach())
+
+
+def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
+    """A model with random weights that depend on the seed only."""
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype)
+    model.to_empty(device="cpu").init_weights(seed)
+    return model.to(device)
+
+
+def set_check_finite(model: nn.Module, check: bool) -> None:
+    """Switch the router check of every MoE layer; the trainer tests loss and gradients instead."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.check_finite = check
+
+
+def _mix(seed: int, name: str) -> int:
+    """A generator seed from (seed, name)."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

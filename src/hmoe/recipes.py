@@ -1,0 +1,184 @@
+"""A recipe (preset name or YAML file) plus overrides -> RunConfig, with one-line errors that name the key."""
+
+import difflib
+import reprlib
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hmoe.config import RESUMABLE, RunConfig
+from hmoe.errors import ConfigError
+
+_TAGS = {"rule", "list", "top_k", "top_p"}  # what pydantic inserts into a key where it chose between kinds
+_KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
+
+
+def presets() -> list[str]:
+    """Names of the presets that are shipped."""
+    files = resources.files("hmoe.presets").iterdir()
+    return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml") and not f.name.startswith("_"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
+    """Read a preset name or a YAML path, apply `a.b=c` / `--a.b c` overrides.
+
+    Returns:
+        (recipe name, checked config)
+
+    Raises:
+        ConfigError: naming the key, the value, what is allowed and the nearest valid key.
+    """
+    tree = _read(recipe, None, 0)
+    for key, value in _parse(overrides):
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = _merge(tree, value)
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
+
+
+def check(tree: Any) -> RunConfig:
+    """Validate a tree of plain values."""
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(_line(problem) for problem in error.errors(include_url=False)))
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise ConfigError(lines[0] + more) from None
+
+
+def dump(config: RunConfig) -> str:
+    """YAML that `load` reads back to an equal config."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return text
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys that differ and may not differ when a run is resumed."""
+    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
+    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return sorted(keys - RESUMABLE)
+
+
+def keys() -> list[str]:
+    """Every dotted key that a recipe may hold."""
+    return sorted(_known(RunConfig, ""))
+
+
+def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
+    if depth > 8:
+        raise ConfigError(f"base: {recipe}: more than 8 recipes inherit from each other; is there a circle?")
+    path = Path(recipe)
+    path = folder / path if folder is not None and not path.is_absolute() else path
+    if recipe.endswith((".yaml", ".yml")):
+        tree = _yaml(path)
+        folder = path.parent
+    else:
+        shipped = resources.files("hmoe.presets") / f"{recipe}.yaml"
+        if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
+            nearest = difflib.get_close_matches(recipe, presets(), 1, 0)
+            raise ConfigError(f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})")
+        tree = _tree(shipped.read_text(encoding="utf-8"), recipe)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"base = {base!r}: must be a preset name or a .yaml path")
+    return _merge(_read(base, folder, depth + 1), tree)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > 1 << 20:
+            raise ConfigError(f"{path}: larger than 1 MiB, not a recipe")
+        return _tree(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+
+
+def _tree(text: str, where: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise ConfigError(f"{where}: must be a mapping with the sections seed, model, data, optim, train")
+    return tree
+
+
+def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    words = iter(overrides)
+    for word in words:
+        dashed = word.startswith("--")
+        key, equals, text = word.removeprefix("--").partition("=")
+        if not equals:
+            text = next(words, "") if dashed else ""
+        if not key or not (equals or (dashed and text)):
+            raise ConfigError(f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)}")
+        if key not in keys() and not key.startswith("data.weights."):
+            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)}")
+        try:
+            yield key, yaml.safe_load(text)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ConfigError(f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}") from None
+
+
+def _merge(base: Any, new: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(new, dict)):
+        return new
+    for kind, kept in _KINDS.items():
+        if kind in new and base.get(kind, new[kind]) != new[kind]:
+            base = {key: base[key] for key in kept if key in base}
+    return {**base, **{key: _merge(base.get(key), value) for key, value in new.items()}}
+
+
+def _line(problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        if key in keys():
+            return f"{key} = {reprlib.repr(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}"
+        return f"{key}: unknown key; nearest is {_nearest(key)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if problem["type"].startswith("union_tag"):
+        return f"{key} = {reprlib.repr(problem['input'])}: name must be top_k or top_p"
+    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("Input should", "must")
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key} = {reprlib.repr(problem['input'])}: {message}"
+
+
+def _nearest(key: str) -> str:
+    return difflib.get_close_matches(key, keys(), 1, 0)[0]
+
+
+def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for kind in _sections(field.annotation):
+            yield from _known(kind, f"{prefix}{name}.")
+    if "router" in section.model_fields:
+        yield from (f"{prefix}router.{key}" for key in ("name", "k", "p"))
+    if "weights" in section.model_fields:
+        yield f"{prefix}weights.DOMAIN"
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from _sections(part)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

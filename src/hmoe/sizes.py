@@ -1,0 +1,89 @@
+"""Expert widths: how a total of hidden units is shared among experts of different size (HMoE 2.3.2).
+
+Every function returns widths in ascending order whose sum is exactly `total`.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from hmoe.errors import ConfigError
+
+# Exact fractions keep 23/9 from becoming 2.5555555555555554: the paper's widths come out as integers.
+_DENOMINATOR = 10**9
+
+
+def arithmetic(total: int, n: int, ratio: float = 23 / 9, multiple: int = 1) -> tuple[int, ...]:
+    """Widths in arithmetic progression, the largest `ratio` times the smallest.
+
+    The paper's main setting {9, 11, ..., 23} is n=8, ratio=23/9; figure 10 varies `ratio`.
+
+    Args:
+        total: hidden units in the layer, a multiple of `multiple`.
+        n: number of experts.
+        ratio: largest width / smallest width, at least 1.
+        multiple: every width is a multiple of this; the sum stays exact by largest remainder.
+
+    Raises:
+        ConfigError: if `total` cannot be shared so.
+    """
+    step = (_ratio(ratio) - 1) / max(n - 1, 1)
+    return _share(total, [1 + step * i for i in range(n)], multiple)
+
+
+def geometric(total: int, n: int, ratio: float = 128, multiple: int = 1) -> tuple[int, ...]:
+    """Widths in geometric progression; the paper's {1, 2, 4, ..., 128} is n=8, ratio=128.
+
+    Arguments and errors as in `arithmetic`. An expert never gets less than one `multiple`.
+    """
+    _ratio(ratio)
+    powers = [float(ratio) ** (i / max(n - 1, 1)) for i in range(n)]
+    return _share(total, [Fraction(power).limit_denominator(_DENOMINATOR) for power in powers], multiple)
+
+
+def hybrid(total: int, n: int, multiple: int = 1) -> tuple[int, ...]:
+    """Widths 1 : 2 : 4 for n/2, n/4 and n/4 experts; the paper's {1, 1, 1, 1, 2, 2, 4, 4} is n=8."""
+    if n < 4 or n % 4:
+        nearest = max(4, round(n / 4) * 4)
+        raise ConfigError(f"hybrid: n = {n}, must be a positive multiple of 4; nearest is {nearest}")
+    return _share(total, [Fraction(s) for s in [1] * (n // 2) + [2] * (n // 4) + [4] * (n // 4)], multiple)
+
+
+def equal(total: int, n: int) -> tuple[int, ...]:
+    """Widths that are all the same (they differ by at most one unit where `n` does not divide `total`)."""
+    return _share(total, [Fraction(1)] * n, 1)
+
+
+def _ratio(ratio: float) -> Fraction:
+    if not 1 <= ratio < float("inf"):
+        raise ConfigError(f"widths: ratio = {ratio}, must be finite and at least 1 (1 means equal widths)")
+    return Fraction(ratio).limit_denominator(_DENOMINATOR)
+
+
+def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, ...]:
+    """Largest remainder: floor every quota, then one more unit to the largest remainders."""
+    n = len(shares)
+    if n < 1 or multiple < 1:
+        raise ConfigError(f"widths: {n} experts, multiple {multiple}; both must be at least 1")
+    if total % multiple or total < n * multiple:
+        nearest = max(n, round(total / multiple)) * multiple
+        raise ConfigError(
+            f"widths: total = {total} for {n} experts, must be a multiple of {multiple} and at least {n * multiple}; "
+            f"nearest is {nearest}"
+        )
+    units = total // multiple
+    quotas = _quotas(units, shares)
+    floors = [int(quota) for quota in quotas]
+    # Ties go to the larger expert, which keeps the widths ascending.
+    order = sorted(range(n), key=lambda i: (quotas[i] - floors[i], i), reverse=True)
+    for i in order[: units - sum(floors)]:
+        floors[i] += 1
+    return tuple(floor * multiple for floor in floors)
+
+
+def _quotas(units: int, shares: Sequence[Fraction]) -> list[Fraction]:
+    """Proportional quotas in which nobody has less than one unit (`shares` ascending)."""
+    for small in range(len(shares)):
+        rest = sum(shares[small:])
+        if shares[small] * (units - small) >= rest:
+            return [Fraction(1)] * small + [share * (units - small) / rest for share in shares[small:]]
+    return [Fraction(1)] * len(shares)
