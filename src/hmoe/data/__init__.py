@@ -1,0 +1,1 @@
+"""Text -> tokenizer -> shards -> deterministic, resumable batches."""

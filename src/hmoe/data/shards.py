@@ -1,0 +1,119 @@
+"""Prepared data on disk: `index.json` and shards of plain little-endian token ids, read through memory maps."""
+
+import functools
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hmoe.errors import DataError
+from hmoe.files import sha256, write_atomic
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens of one split and domain.
+
+    Attributes:
+        tokens: number of ids, a separator after each document included.
+        text_bytes: UTF-8 bytes of the documents.
+    """
+
+    file: str
+    split: str
+    domain: str
+    tokens: int
+    documents: int
+    text_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a data folder holds; `fingerprint` changes when any of it does."""
+
+    folder: Path
+    dtype: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    separator: int
+    weights: dict[str, float] | None
+    skipped_documents: int
+    request: dict[str, Any]
+    shards: tuple[Shard, ...]
+    fingerprint: str
+
+    def of(self, split: str, domain: str | None = None) -> list[Shard]:
+        """Shards of a split, in order."""
+        return [s for s in self.shards if s.split == split and domain in (None, s.domain)]
+
+    def verify(self) -> None:
+        """Check every shard's SHA-256.
+
+        Raises:
+            DataError: naming the first shard that changed.
+        """
+        for shard in self.shards:
+            if sha256(self.folder / shard.file) != shard.sha256:
+                raise DataError(f"{self.folder / shard.file}: SHA-256 differs from index.json, the shard is damaged; prepare the data again")
+
+    def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """Token ids of a shard, memory-mapped."""
+        return _map(str(self.folder / shard.file), self.dtype)
+
+
+@functools.lru_cache(maxsize=256)  # each map holds a file handle
+def _map(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def token_dtype(vocab_size: int) -> str:
+    """Smallest little-endian unsigned type for the ids."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def write_index(folder: Path, fields: dict[str, Any], shards: list[Shard]) -> None:
+    """Publish index.json; the folder is complete from then on."""
+    domains: dict[str, dict[str, int]] = {}
+    for shard in shards:
+        counts = domains.setdefault(shard.domain, {"documents": 0, "text_bytes": 0, "tokens": 0})
+        for key in counts:
+            counts[key] += getattr(shard, key)
+    tree = {"format": FORMAT, **fields, "domains": domains, "shards": [asdict(shard) for shard in shards]}
+    write_atomic(folder / "index.json", (json.dumps(tree, indent=1) + "\n").encode())
+
+
+def open_index(folder: Path) -> Index:
+    """Read and check a data folder: sizes now, contents with `Index.verify`.
+
+    Raises:
+        DataError: if it is not a complete data folder or a shard has another size than the index says.
+    """
+    path = folder / "index.json"
+    try:
+        content = path.read_bytes()
+    except OSError:
+        raise DataError(f"{folder}: no index.json; make a data folder with `hmoe data prepare INPUT --out {folder}`") from None
+    try:
+        tree = json.loads(content)
+        if tree["format"] != FORMAT:
+            raise DataError(f"{path}: format {tree['format']}, this version reads {FORMAT}; prepare the data again")
+        shards = tuple(Shard(**shard) for shard in tree["shards"])
+        names = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
+        fields = {name: tree[name] for name in names}
+        width = np.dtype(fields["dtype"]).itemsize
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged: {error!r}; prepare the data again") from None
+    for shard in shards:
+        file = folder / shard.file
+        size = file.stat().st_size if file.is_file() else -1
+        if size != shard.tokens * width:
+            state = "missing" if size < 0 else f"{size} bytes"
+            raise DataError(f"{file}: {state}, index.json says {shard.tokens * width} bytes; prepare the data again")
+    return Index(folder=folder, shards=shards, fingerprint=hashlib.sha256(content).hexdigest(), **fields)

@@ -1,0 +1,186 @@
+"""Text <-> token ids: bytes, byte-level BPE trained here, any Hugging Face tokenizer.json, or a SentencePiece model."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from tokenizers import Tokenizer as HuggingFace
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from hmoe.data.readers import missing_extra
+from hmoe.errors import ConfigError, DataError
+
+_SEPARATOR = "<|endoftext|>"
+_END_TOKENS = ("</s>", _SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+_BYTES = 256
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package knows of a tokenizer.
+
+    Attributes:
+        vocab_size: ids are below this.
+        separator: id put after every document.
+        fingerprint: SHA-256 of the tokenizer's definition.
+        file_name: name of its file in a data or run folder; "" for bytes, which need none.
+        content: bytes of that file.
+    """
+
+    vocab_size: int
+    separator: int
+    fingerprint: str
+    file_name: str
+    content: bytes
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text, over all cores; special tokens typed in the text are plain text."""
+        ...
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, separators left out."""
+        ...
+
+
+class ByteTokenizer:
+    """Every UTF-8 byte is a token; id 256 separates documents."""
+
+    vocab_size = _BYTES + 1
+    separator = _BYTES
+    fingerprint = hashlib.sha256(b"hmoe bytes").hexdigest()
+    file_name = ""
+    content = b""
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """See Tokenizer."""
+        return [list(text.encode()) for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        """See Tokenizer."""
+        return bytes(i for i in ids if i < _BYTES).decode(errors="replace")
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`; the separator is its end-of-text token."""
+
+    file_name = "tokenizer.json"
+
+    def __init__(self, content: bytes, where: str, separator: str | None = None) -> None:
+        try:
+            self._tokenizer = HuggingFace.from_str(content.decode())
+        except Exception as error:  # tokenizers raises bare Exception
+            raise DataError(f"{where}: not a Hugging Face tokenizer: {' '.join(str(error).split())[:200]}") from None
+        self._tokenizer.encode_special_tokens = True
+        self.content = content
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        names = [separator] if separator else list(_END_TOKENS)
+        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if not ids:
+            raise DataError(f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}")
+        self.separator = ids[0]
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """See Tokenizer."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """See Tokenizer."""
+        text: str = self._tokenizer.decode([i for i in ids if i != self.separator], skip_special_tokens=False)
+        return text
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model such as LLaMA-2's `tokenizer.model`; needs the [data] extra."""
+
+    file_name = "tokenizer.model"
+
+    def __init__(self, content: bytes, where: str) -> None:
+        try:
+            import sentencepiece  # noqa: PLC0415 - optional extra
+        except ImportError:
+            raise missing_extra("SentencePiece tokenizers") from None
+        try:
+            self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
+        except RuntimeError as error:
+            raise DataError(f"{where}: not a SentencePiece model: {' '.join(str(error).split())[:200]}") from None
+        if self._model.eos_id() < 0:
+            raise DataError(f"{where}: the SentencePiece model has no end-of-text token to separate documents")
+        self.content = content
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.vocab_size = self._model.vocab_size()
+        self.separator = self._model.eos_id()
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """See Tokenizer."""
+        ids: list[list[int]] = self._model.encode(texts, num_threads=-1)
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """See Tokenizer."""
+        text: str = self._model.decode([i for i in ids if i != self.separator])
+        return text
+
+
+def load(path: str | Path) -> Tokenizer:
+    """A tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
+
+    A folder without either, made with the byte tokenizer, gives that. Beside a tokenizer.json, `tokenizer_config.json`
+    may name the end-of-text token.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
+        if not files:
+            return ByteTokenizer()
+        path = files[0]
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(content, str(path))
+    return HuggingFaceTokenizer(content, str(path), _end_token(path.with_name("tokenizer_config.json")))
+
+
+def bpe_size(name: str) -> int | None:
+    """SIZE of a `bpe:SIZE` tokenizer name, None for another name.
+
+    Raises:
+        ConfigError: for a size below 257 (256 bytes and the separator) or no number.
+    """
+    if not name.startswith("bpe:"):
+        return None
+    size = name.removeprefix("bpe:")
+    if not size.isdecimal() or not _BYTES < int(size) <= 2**24:
+        raise ConfigError(f"tokenizer = {name!r}: bpe:SIZE needs a size from {_BYTES + 1} to {2**24}, such as bpe:8192")
+    return int(size)
+
+
+def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+    """Byte-level BPE of up to `size` tokens (fewer if the text is too small for them)."""
+    tokenizer = HuggingFace(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[_SEPARATOR],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return HuggingFaceTokenizer(tokenizer.to_str().encode(), "trained BPE", _SEPARATOR)
+
+
+def _end_token(path: Path) -> str | None:
+    """The `eos_token` of a tokenizer_config.json, if there is one."""
+    try:
+        token = json.loads(path.read_bytes()).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    token = token.get("content") if isinstance(token, dict) else token
+    return token if isinstance(token, str) else None

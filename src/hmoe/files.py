@@ -1,0 +1,29 @@
+"""Writing files so that a crash leaves the old content or the new, never a part."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one rename, both flushed to disk."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    fsync(temporary)
+    temporary.replace(path)
+    fsync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
