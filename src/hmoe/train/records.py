@@ -1,0 +1,55 @@
+"""What a run leaves behind while it runs: metrics.jsonl (deterministic), timing.jsonl (clocks), TensorBoard."""
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import Any
+
+from hmoe.train.run_folder import Log
+
+_SMOOTHING = 0.9  # of tokens per second
+
+
+class Records:
+    """The logs of a run, cut back to `step`; `seconds` is the training time up to there and on from there."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self._metrics, self._timing = Log(folder / "metrics.jsonl"), Log(folder / "timing.jsonl")
+        self._metrics.cut_back(step)
+        self.seconds = float(self._timing.cut_back(step).get("seconds", 0.0))
+        self.tokens_per_second = 0.0
+        self._last = time.perf_counter()
+        self._board = _tensorboard(folder / "tensorboard", step)
+
+    def tick(self, tokens: int) -> None:
+        """Count the time since the last tick as that of `tokens` trained tokens."""
+        now = time.perf_counter()
+        elapsed, self._last = now - self._last, now
+        self.seconds += elapsed
+        rate = tokens / elapsed
+        smooth = _SMOOTHING if self.tokens_per_second else 0.0
+        self.tokens_per_second = smooth * self.tokens_per_second + (1 - smooth) * rate
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one row to each log."""
+        self._metrics.write(row)
+        timing = {"step": row["step"], "seconds": self.seconds, "tokens_per_second": self.tokens_per_second}
+        self._timing.write(timing)
+        if self._board is not None:
+            for name, value in {**row, **timing}.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, row["step"])
+
+    def flush(self) -> None:
+        """Make all rows durable."""
+        self._metrics.flush()
+        self._timing.flush()
+
+
+def _tensorboard(folder: Path, step: int) -> Any:
+    """A writer where the [track] extra is installed, else None."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional extra, slow to import
+
+    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]

@@ -1,0 +1,93 @@
+"""The run folder: one writer, one config, logs that are cut back to the restored step. No torch."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from hmoe import recipes
+from hmoe.config import RunConfig
+from hmoe.errors import ConfigError, RunBusyError
+from hmoe.files import fsync, write_atomic
+
+
+class RunFolder:
+    """A locked run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        RunBusyError: if another process is training here; names its pid.
+        ConfigError: if the folder holds a run of another recipe, naming the key.
+    """
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be a run folder: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            raise RunBusyError(f"{path}: process {self._lock.read().strip() or '?'} is training in this folder") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+        self._check_config(config)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace a file of the folder."""
+        write_atomic(self.path / name, content)
+
+    def _check_config(self, config: RunConfig) -> None:
+        file = self.path / "config.yaml"
+        if file.exists():
+            try:
+                old = recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
+            except (yaml.YAMLError, ConfigError, UnicodeDecodeError) as error:
+                raise ConfigError(f"{file}: damaged ({error}); start again with another --run") from None
+            changed = recipes.changed_keys(old, config)
+            if changed:
+                raise ConfigError(
+                    f"{changed[0]}: differs from {file} (changed keys: {', '.join(changed)}); a resumed run may change only "
+                    "budgets, logging and train.save_every; choose another --run"
+                )
+        self.write("config.yaml", recipes.dump(config).encode())
+
+
+class Log:
+    """A file of JSON lines, each with a `step`, whose lines after a given step can be taken back."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: TextIO | None = None
+
+    def cut_back(self, step: int) -> dict[str, Any]:
+        """Drop lines after `step` and a torn last line; return the last line kept, {} if none."""
+        kept, last = [], dict[str, Any]()
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            if row["step"] > step or not line.endswith(b"\n"):
+                break
+            kept.append(line)
+            last = row
+        write_atomic(self.path, b"".join(kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        return last
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one line."""
+        assert self._file is not None, "cut_back opens the log"
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Make all lines durable, before the checkpoint that relies on them."""
+        fsync(self.path)

@@ -1,0 +1,119 @@
+"""One optimiser step: micro-batches -> losses -> gradients -> update, unless something is not finite."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from hmoe.config import MoEConfig, RunConfig
+from hmoe.count import activated_parameters, loss_chunk, training_flops
+from hmoe.data.batches import Tokens
+from hmoe.model import losses
+from hmoe.model.cross_entropy import cross_entropy
+from hmoe.model.router import Routing
+from hmoe.model.transformer import Transformer
+from hmoe.train.optim import learning_rate
+
+
+@dataclass
+class StepRecord:
+    """What one step did; sums over micro-batches, means where a mean is named.
+
+    Attributes:
+        terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
+        grad_norm: before clipping.
+        applied: False if loss or gradients were not finite and the weights were left alone.
+        pairs_LE: token-expert pairs per MoE layer and expert.
+    """
+
+    lr: float
+    tokens: int
+    flops: int = 0
+    grad_norm: float = 0.0
+    applied: bool = True
+    terms: dict[str, float] = field(default_factory=dict)
+    pairs_LE: list[list[int]] = field(default_factory=list)
+    activated_parameters: float = 0.0
+    mean_activated_width: float = 0.0
+    experts_per_token: float = 0.0
+
+
+def train_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, batch: tuple[Tokens, Tokens], config: RunConfig, step: int
+) -> StepRecord:
+    """Accumulate gradients over the micro-batches and update the weights; skip the update if anything is not finite.
+
+    Router statistics and auxiliary losses are per micro-batch, per layer, then averaged over layers.
+    """
+    lr = learning_rate(step, config.optim)
+    record = StepRecord(lr=lr, tokens=batch[0].size)
+    device = model.embed.weight.device
+    sums: dict[str, torch.Tensor] = {}
+    pairs: list[torch.Tensor] = []
+    parts = config.data.micro_batches
+    for tokens_BL, targets_BL in zip(np.split(batch[0], parts), np.split(batch[1], parts), strict=True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+            x_BLD, routings = model.hidden(torch.from_numpy(tokens_BL).to(device))
+            target_T = torch.from_numpy(targets_BL).to(device).reshape(-1)
+            chunk = loss_chunk(config.model.vocab)
+            loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
+        terms = {"loss": loss, **_auxiliary(routings, config.model.moe)}
+        terms["loss_total"] = _total(terms, config.model.moe)
+        (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
+        for name, value in terms.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
+        pairs.append(torch.stack([r.num_tokens_E for r in routings]) if routings else torch.zeros(0, 0))
+    record.terms = {name: value.item() for name, value in sums.items()}
+    _count(record, torch.stack(pairs).sum(0).long().tolist(), config)
+    _update(model, optimizer, record, config)
+    return record
+
+
+def _auxiliary(routings: list[Routing], moe: MoEConfig | None) -> dict[str, torch.Tensor]:
+    """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching."""
+    if moe is None:
+        return {}
+    widths = moe.expert_widths
+    per_layer = {
+        "load_balance": [losses.load_balance(r) for r in routings],
+        "parameter_penalty": [losses.parameter_penalty(r, widths, moe.penalty_norm) for r in routings],
+        "router_entropy": [losses.router_entropy(r, moe.entropy_scale) for r in routings],
+        "router_z": [losses.router_z(r) for r in routings],
+    }
+    return {name: torch.stack(values).mean() for name, values in per_layer.items()}
+
+
+def _total(terms: dict[str, torch.Tensor], moe: MoEConfig | None) -> torch.Tensor:
+    total = terms["loss"]
+    for name, value in terms.items():
+        coefficient = 0.0 if name == "loss" else getattr(moe, name)
+        if coefficient:
+            total = total + coefficient * value
+    return total
+
+
+def _count(record: StepRecord, pairs_LE: list[list[int]], config: RunConfig) -> None:
+    """FLOPs and parameters of the experts really activated."""
+    model = config.model
+    widths = model.moe.expert_widths if model.moe else ()
+    units = sum(n * h for layer in pairs_LE for n, h in zip(layer, widths, strict=True))
+    record.pairs_LE = pairs_LE
+    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units)
+    if pairs_LE:
+        record.mean_activated_width = units / record.tokens / len(pairs_LE)
+        record.experts_per_token = sum(map(sum, pairs_LE)) / record.tokens / len(pairs_LE)
+    record.activated_parameters = activated_parameters(model, record.mean_activated_width)
+
+
+def _update(model: Transformer, optimizer: torch.optim.Optimizer, record: StepRecord, config: RunConfig) -> None:
+    parameters = list(model.parameters())
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    record.grad_norm = norm.item()
+    record.applied = bool(np.isfinite([record.terms["loss_total"], record.grad_norm]).all())
+    if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
+        if config.optim.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = record.lr
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
