@@ -77,7 +77,7 @@ def memory_by_part(config: RunConfig) -> dict[str, int]:
     weight = 8 if config.train.precision == "float64" else 4
     compute = {"float32": 4, "bfloat16": 2, "float64": 8}[config.train.precision]
     tokens = data.batch_tokens // data.micro_batches
-    block = tokens * (compute * _saved_numbers(model) + weight * 2 * model.dim)
+    block = round(tokens * (compute * _saved_numbers(model) + weight * 2 * model.dim))
     checkpoint = config.train.activation_checkpointing
     kept = block + model.layers * tokens * model.dim * weight if checkpoint else model.layers * block
     chunk = min(tokens, loss_chunk(model.vocab))
@@ -91,8 +91,9 @@ def memory_by_part(config: RunConfig) -> dict[str, int]:
 
 
 def loss_chunk(vocab: int) -> int:
-    """Tokens whose logits exist at one time in the training loss: about 2**24 numbers, 64 MB in float32."""
-    return max(16, 2**24 // vocab)
+    """Tokens whose logits exist at one time in the training loss: at least 512, which keeps the GEMMs efficient, else
+    about 2**21 numbers, which stay in a CPU's cache (64 MB of float32 with a vocabulary of 32,000)."""
+    return max(512, 2**21 // vocab)
 
 
 def plan(config: RunConfig) -> dict[str, Any]:

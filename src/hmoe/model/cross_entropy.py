@@ -18,13 +18,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x_TD), chunk):
             x_MD, target_M1 = x_TD[start : start + chunk], target_T[start : start + chunk, None]
             logits_MV = (x_MD @ w_VD.T).to(dtype)
-            log_sum_M1 = logits_MV.logsumexp(1, keepdim=True)
-            nll += (log_sum_M1 - logits_MV.gather(1, target_M1)).sum()
+            logits_MV -= logits_MV.amax(1, keepdim=True)
+            target_logit_M1 = logits_MV.gather(1, target_M1)
+            exp_MV = logits_MV.exp_()  # from here on in the logits' own memory
+            sum_M1 = exp_MV.sum(1, keepdim=True)
+            nll += (sum_M1.log() - target_logit_M1).sum()
             if not (need_x or need_w):
                 continue
-            d_MV = logits_MV.sub_(log_sum_M1).exp_()  # softmax, in the logits' own memory
-            d_MV.scatter_add_(1, target_M1, torch.full_like(log_sum_M1, -1.0))
-            d_MV = d_MV.mul_(1 / len(x_TD)).to(x_TD.dtype)
+            d_MV = exp_MV.mul_(1 / (sum_M1 * len(x_TD)))
+            d_MV.scatter_add_(1, target_M1, torch.full_like(sum_M1, -1 / len(x_TD)))
+            d_MV = d_MV.to(x_TD.dtype)
             if dx_TD is not None:
                 torch.mm(d_MV, w_VD, out=dx_TD[start : start + chunk])
             if dw_VD is not None:
