@@ -105,16 +105,13 @@ class _ExpertLoop(torch.autograd.Function):
             dy_MD = _gather(dy_TD, token_N[e.pairs], dy_PD, rows)
             gate_M1 = F.pad(gate_N[e.pairs], (0, rows - e.num_pairs)).to(x_TD.dtype).unsqueeze(1)
             da_Mh = dy_MD @ w_down_FD[e.units].T
-            sigmoid_Mh = torch.sigmoid(g_Mh)
-            silu_Mh = g_Mh * sigmoid_Mh
+            silu_Mh = F.silu(g_Mh)
             a_Mh = silu_Mh * u_Mh
             # d gate = <d output, expert output> = <d a, a>: the expert's output need not be kept.
             dgate_N[e.pairs] = (da_Mh[: e.num_pairs] * a_Mh[: e.num_pairs]).sum(1, dtype=gate_N.dtype)
             da_Mh.mul_(gate_M1)
             torch.mm(a_Mh.T, dy_MD.mul_(gate_M1), out=dw_down_FD[e.units])
-            # silu'(g) = s + g s (1 - s) = s + silu - silu s, written into the buffer of a.
-            slope_Mh = torch.addcmul(silu_Mh, silu_Mh, sigmoid_Mh, value=-1, out=a_Mh).add_(sigmoid_Mh)
-            dg_Mh = slope_Mh.mul_(u_Mh).mul_(da_Mh)
+            dg_Mh = torch.ops.aten.silu_backward(torch.mul(da_Mh, u_Mh, out=a_Mh), g_Mh)
             du_Mh = da_Mh.mul_(silu_Mh)
             torch.mm(dg_Mh.T, x_MD, out=dw_gate_FD[e.units])
             torch.mm(du_Mh.T, x_MD, out=dw_up_FD[e.units])

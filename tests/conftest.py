@@ -1,0 +1,66 @@
+"""Shared fixtures; nothing here reaches outside the test's own folders."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+WORDS = "the a small old river house and or stone bird green under over walks sings sleeps falls rises bright dark".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The embedded corpus is prepared into the tests' own cache folder, also by child processes."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def sentences(seed: int, count: int) -> str:
+    rng = random.Random(seed)
+    return " ".join(" ".join(rng.choices(WORDS, k=9)).capitalize() + "." for _ in range(count))
+
+
+@pytest.fixture
+def corpus_jsonl(tmp_path: Path) -> Path:
+    """60 documents of two domains."""
+    path = tmp_path / "corpus.jsonl"
+    rows = [{"text": sentences(i, 5 + i % 7), "domain": "prose" if i % 3 else "code", "id": i} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+TINY = [  # overrides that shrink any preset to one that trains in milliseconds
+    "model.dim=32",
+    "model.layers=2",
+    "model.heads=2",
+    "model.vocab=300",
+    "data.path=corpus",
+    "data.tokenizer=bytes",
+    "data.sequence_length=32",
+    "data.batch_tokens=128",
+    "data.micro_batches=2",
+    "train.device=cpu",
+    "train.eval_sequences=4",
+    "train.sample_tokens=8",
+]
+
+
+def tiny(recipe: str) -> list[str]:
+    """TINY, with widths that fit the recipe's kind."""
+    from hmoe import recipes
+
+    moe = recipes.load(recipe)[1].model.moe
+    if moe is None:
+        return [*TINY, "model.ffn=48"]
+    experts = len(moe.expert_widths)
+    if isinstance(moe.widths, tuple):
+        return [*TINY, f"model.moe.widths={[16] * experts}"]
+    multiple = [] if moe.widths.shape == "equal" else ["model.moe.widths.multiple=1"]
+    return [*TINY, f"model.moe.widths.total={16 * experts}", *multiple]

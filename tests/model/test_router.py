@@ -1,0 +1,99 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmoe import ConfigError, TopK, TopP
+from hmoe.model.router import RouterLayer, route
+from tests import oracles
+
+LOGITS = st.floats(-30, 30, width=32)
+
+
+def sets(logits_TE: torch.Tensor, spec: TopK | TopP) -> list[list[int]]:
+    routing = route(logits_TE, spec)
+    chosen: list[list[int]] = [[] for _ in logits_TE]
+    for token, expert in zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True):
+        chosen[token].append(expert)
+    return chosen
+
+
+@given(
+    rows=st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(LOGITS, min_size=n, max_size=n), min_size=1, max_size=6)),
+    k=st.integers(1, 9),
+    p=st.floats(1e-6, 1, exclude_min=True),
+)
+@settings(deadline=None)
+def test_selection_is_the_oracle_and_gates_sum_to_one(rows: list[list[float]], k: int, p: float) -> None:
+    logits = torch.tensor(rows, dtype=torch.float64)
+    for spec in (TopK(min(k, len(rows[0]))), TopP(p)):
+        limit = {"k": spec.k} if isinstance(spec, TopK) else {"p": spec.p}
+        expected = [sorted(oracles.chosen(row, **limit)) for row in logits]
+        assert sets(logits, spec) == expected
+        routing = route(logits, spec)
+        sums = torch.zeros(len(rows), dtype=torch.float64).index_add(0, routing.token_N, routing.gate_N)
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+        assert routing.expert_N.tolist() == sorted(routing.expert_N.tolist())
+        assert torch.equal(routing.num_tokens_E, torch.bincount(routing.expert_N, minlength=len(rows[0])))
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    logits = torch.zeros(3, 7)
+    assert sets(logits, TopK(2)) == [[0, 1]] * 3
+    assert sets(logits, TopP(0.3)) == [[0, 1, 2]] * 3
+    assert sets(torch.tensor([[0.0, 1.0, 1.0, 0.0]]), TopK(3)) == [[0, 1, 2]]
+
+
+def test_the_expert_that_crosses_p_is_included_and_equality_counts_as_reached() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.25, 0.125, 0.125]], dtype=torch.float64))
+    assert sets(logits, TopP(0.51)) == [[0, 1]]
+    assert sets(logits, TopP(0.49)) == [[0]]
+    exact = torch.tensor([[0.0, 0.0]], dtype=torch.float64)  # probabilities are 0.5 and 0.5 exactly
+    assert sets(exact, TopP(0.5)) == [[0]]
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 80.0])
+def test_p_of_one_takes_all_experts_and_a_tiny_p_takes_one(scale: float) -> None:
+    logits = torch.randn(50, 8).sign() * scale
+    assert sets(logits, TopP(1.0)) == [list(range(8))] * 50
+    assert all(len(chosen) == 1 for chosen in sets(logits, TopP(1e-9)))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("spec", [TopK(2), TopP(0.6), TopP(1.0)])
+def test_logits_that_are_not_finite_never_become_a_valid_choice(bad: float, spec: TopK | TopP) -> None:
+    logits = torch.randn(4, 6)
+    logits[2, 5] = bad
+    routing = route(logits, spec)
+    for token in range(4):
+        gates = routing.gate_N[routing.token_N == token]
+        assert len(gates) > 0
+        assert gates.isnan().all() == (token == 2)
+        assert gates.isfinite().all() == (token != 2)
+
+
+def test_large_logits_stay_finite() -> None:
+    routing = route(torch.tensor([[1e4, -1e4, 0.0]]), TopK(2))
+    assert routing.gate_N.isfinite().all()
+
+
+def test_router_runs_in_float32_or_better() -> None:
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+        layer = RouterLayer(8, 4, TopK(2)).to(dtype)
+        layer.reset_parameters()
+        assert layer(torch.randn(5, 8, dtype=dtype)).logits_TE.dtype == expected
+    layer = RouterLayer(8, 4, TopK(2))
+    layer.reset_parameters()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.randn(5, 8)).logits_TE.dtype == torch.float32
+
+
+@pytest.mark.parametrize("make", [lambda: TopK(0), lambda: TopP(0.0), lambda: TopP(1.01), lambda: TopP(float("nan"))])
+def test_bad_specs(make: object) -> None:
+    with pytest.raises(ConfigError):
+        make()  # type: ignore[operator]
+
+
+def test_k_above_the_number_of_experts() -> None:
+    with pytest.raises(ConfigError, match="at most the number of experts, 4"):
+        RouterLayer(8, 4, TopK(5))

@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from hmoe import recipes
+from hmoe.config import ModelConfig
+from hmoe.model.moe import MoE
+from hmoe.model.transformer import Transformer, build
+from tests import oracles
+
+
+def config(**changes: object) -> ModelConfig:
+    base = {"dim": 16, "layers": 2, "heads": 4, "vocab": 29, "moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2}}}
+    return ModelConfig.model_validate({**base, **changes})
+
+
+def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
+    """One sequence through the whole decoder, written out."""
+    c = model.config
+    x = torch.stack([model.embed.weight[t] for t in tokens])
+    for block in model.blocks:
+        weights = {name: getattr(block.attention, name).weight for name in "qkvo"}
+        normed = torch.stack([oracles.rms_norm(row, block.attention_norm.weight, c.norm_eps) for row in x])
+        x = x + oracles.attention(normed, weights, c.heads, c.num_kv_heads, c.rope_theta)
+        normed = torch.stack([oracles.rms_norm(row, block.ffn_norm.weight, c.norm_eps) for row in x])
+        if isinstance(block.ffn, MoE):
+            experts = [block.ffn.expert(i) for i in range(len(block.ffn.widths))]
+            x = x + oracles.moe(normed, block.ffn.router.weight, experts, k=2)[0]
+        else:
+            weight = (block.ffn.w_gate, block.ffn.w_up, block.ffn.w_down.T)
+            x = x + torch.stack([oracles.expert(row, weight) for row in normed])
+    x = torch.stack([oracles.rms_norm(row, model.norm.weight, c.norm_eps) for row in x])
+    return x @ model.head_weight.T
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv_heads": 2},
+        {"kv_heads": 1, "tied": True},
+        {"moe": None, "ffn": 11},
+        {"ffn": 7, "moe": {"widths": [5, 9], "router": {"name": "top_k", "k": 2}, "dense_layers": [0]}},
+    ],
+)
+def test_logits_are_the_oracle(changes: dict[str, object]) -> None:
+    model = build(config(**changes), 0, torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        tokens = [3, 1, 28, 0, 5, 5]
+        logits, routings = model(torch.tensor([tokens, tokens[::-1]]))
+        torch.testing.assert_close(logits[0], oracle_logits(model, tokens), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(logits[1], oracle_logits(model, tokens[::-1]), rtol=1e-10, atol=1e-10)
+    assert len(routings) == len(model.config.moe_layers)
+
+
+def test_future_tokens_do_not_matter() -> None:
+    model = build(config(), 0, torch.float64)
+    a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 9, 9]])
+    torch.testing.assert_close(model(a)[0][:, :2], model(b)[0][:, :2], rtol=1e-13, atol=1e-13)
+
+
+def gradients(model: Transformer, tokens: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    x, _ = model.hidden(tokens)
+    x.square().sum().backward()
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def test_activation_checkpointing_changes_no_bit() -> None:
+    model = build(config(), 0)
+    tokens = torch.randint(0, 29, (2, 8))
+    plain = gradients(model, tokens)
+    model.activation_checkpointing = True
+    for a, b in zip(plain, gradients(model, tokens), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_depend_on_the_seed_and_the_name_only() -> None:
+    a, b, c = build(config(), 1), build(config(layers=3), 1), build(config(), 2)
+    assert torch.equal(a.blocks[1].attention.q.weight, b.blocks[1].attention.q.weight)
+    assert not torch.equal(a.blocks[1].attention.q.weight, c.blocks[1].attention.q.weight)
+    assert not torch.equal(a.blocks[0].attention.q.weight, a.blocks[1].attention.q.weight)
+    assert torch.isfinite(torch.cat([p.flatten() for p in a.parameters()])).all()
+
+
+@pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
+def test_the_first_loss_is_that_of_knowing_nothing(preset: str) -> None:
+    model_config = recipes.load(preset)[1].model
+    model = build(model_config, 0)
+    logits, _ = model(torch.randint(0, model_config.vocab, (2, 64)))
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(0, model_config.vocab, (128,)))
+    uniform = torch.tensor(float(model_config.vocab)).log()
+    assert abs(loss - uniform) < 1.0
+
+
+def test_residual_stream_keeps_its_scale_with_depth() -> None:
+    scales = []
+    for layers in (2, 32):
+        model = build(config(layers=layers, dim=64, moe={"widths": [64, 128]}), 0)
+        x = model.embed(torch.randint(0, 29, (2, 32)))
+        for block in model.blocks:
+            x, _ = block(x, torch.zeros(32, 8), None)
+        scales.append(x.std().item())
+    assert scales[1] / scales[0] < 2
+
+
+def test_autocast_logits_are_near_those_of_float32() -> None:
+    model = build(config(dim=64), 0)
+    tokens = torch.randint(0, 29, (2, 16))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = model(tokens)[0]
+    with torch.no_grad():
+        assert (low - model(tokens)[0]).abs().mean() < 0.05

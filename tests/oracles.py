@@ -1,0 +1,145 @@
+"""The papers' equations as slow loops in float64; every kernel, router and loss is compared with these.
+
+Written from the paper's text, one token and one expert at a time, and without using anything of `hmoe`. Plain autograd
+through them gives the reference gradients.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+Expert = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # w_gate (h, D), w_up (h, D), w_down (D, h)
+
+
+def expert(x_D: torch.Tensor, weights: Expert) -> torch.Tensor:
+    """HMoE eq 1-2: W_o (SiLU(W_g x) * (W_p x))."""
+    w_gate, w_up, w_down = weights
+    gate = w_gate @ x_D
+    return w_down @ (gate / (1 + torch.exp(-gate)) * (w_up @ x_D))
+
+
+def probabilities(logits_E: torch.Tensor) -> torch.Tensor:
+    """HMoE eq 7."""
+    exp_E = torch.exp(logits_E - logits_E.max())
+    return exp_E / exp_E.sum()
+
+
+def chosen(logits_E: torch.Tensor, k: int | None = None, p: float | None = None) -> list[int]:
+    """HMoE eq 8 (k) or eq 9-10 (p): experts in descending probability, lowest index first among equals.
+
+    Sorted by logit, which is the same order without the rounding of the softmax.
+    """
+    logits, probs = logits_E.tolist(), probabilities(logits_E).tolist()
+    order = sorted(range(len(probs)), key=lambda i: (-logits[i], i))
+    if k is not None:
+        return order[:k]
+    assert p is not None
+    if p == 1:
+        return order
+    taken, total = [], 0.0
+    for i in order:
+        taken.append(i)
+        total += probs[i]
+        if total >= p:
+            break
+    return taken
+
+
+def moe(
+    x_TD: torch.Tensor, w_router_ED: torch.Tensor, experts: list[Expert], k: int | None = None, p: float | None = None
+) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
+    """HMoE eq 6-11: (y_TD, experts of each token, probs_TE)."""
+    rows, choices, probs = [], [], []
+    for x_D in x_TD:
+        logits_E = w_router_ED @ x_D
+        probs_E = probabilities(logits_E)
+        taken = chosen(logits_E, k, p)
+        total = sum(probs_E[i] for i in taken)
+        rows.append(sum((probs_E[i] / total * expert(x_D, experts[i]) for i in taken), torch.zeros_like(x_D)))
+        choices.append(taken)
+        probs.append(probs_E)
+    if not rows:
+        return x_TD * 1, [], x_TD.new_zeros(0, len(experts))
+    return torch.stack(rows), choices, torch.stack(probs)
+
+
+def load_balance(choices: list[list[int]], probs_TE: torch.Tensor) -> torch.Tensor:
+    """HMoE eq 3: N sum_i T_i P_i."""
+    tokens, n = probs_TE.shape
+    total = probs_TE.new_zeros(())
+    for i in range(n):
+        share = sum(i in taken for taken in choices) / tokens
+        total = total + share * sum(probs_TE[t, i] for t in range(tokens)) / tokens
+    return n * total
+
+
+def parameter_penalty(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[int], divisor: float) -> torch.Tensor:
+    """HMoE eq 4: N sum_i M_i P_i, M_i = mean_t 1{i chosen} h_i / divisor."""
+    tokens, n = probs_TE.shape
+    total = probs_TE.new_zeros(())
+    for i in range(n):
+        m = sum(widths[i] / divisor for taken in choices if i in taken) / tokens
+        total = total + m * sum(probs_TE[t, i] for t in range(tokens)) / tokens
+    return n * total
+
+
+def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
+    """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
+    tokens, n = probs_TE.shape
+    total = probs_TE.new_zeros(())
+    for t in range(tokens):
+        for i in range(n):
+            if probs_TE[t, i] > 0:
+                total = total - probs_TE[t, i] * torch.log(probs_TE[t, i])
+    return n * total / tokens
+
+
+def router_z(logits_TE: torch.Tensor) -> torch.Tensor:
+    """ST-MoE: mean_t (log sum_i exp z_i)^2."""
+    return sum((torch.log(torch.exp(row).sum()) ** 2 for row in logits_TE), torch.zeros(())) / len(logits_TE)
+
+
+def cross_entropy(logits_TV: torch.Tensor, targets: list[int]) -> torch.Tensor:
+    """Mean of -log softmax at the target."""
+    total = torch.zeros((), dtype=logits_TV.dtype)
+    for row, target in zip(logits_TV, targets, strict=True):
+        total = total - torch.log(probabilities(row)[target])
+    return total / len(targets)
+
+
+def rms_norm(x_D: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean x^2 + eps) * weight."""
+    return x_D / torch.sqrt((x_D**2).sum() / len(x_D) + eps) * weight_D
+
+
+def rotary(x_C: torch.Tensor, position: int, theta: float) -> torch.Tensor:
+    """Pairs (i, i + C/2) as complex numbers times exp(i position theta^(-2i/C))."""
+    half = len(x_C) // 2
+    out = []
+    for i in range(half):
+        angle = position * theta ** (-2 * i / len(x_C))
+        out.append((x_C[i] * math.cos(angle) - x_C[i + half] * math.sin(angle), i))
+        out.append((x_C[i + half] * math.cos(angle) + x_C[i] * math.sin(angle), i + half))
+    return torch.stack([value for value, _ in sorted(out, key=lambda pair: pair[1])])
+
+
+def attention(
+    x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float
+) -> torch.Tensor:
+    """Causal grouped-query attention of one sequence; `w` holds q, k, v, o of shape (out, in)."""
+    width = w["q"].shape[0] // heads
+    rows = []
+    for position in range(len(x_LD)):
+        out = []
+        for head in range(heads):
+            kv = slice(head * kv_heads // heads * width, (head * kv_heads // heads + 1) * width)
+            q = rotary(w["q"][head * width : (head + 1) * width] @ x_LD[position], position, theta)
+            scores = torch.stack(
+                [q @ rotary(w["k"][kv] @ x_LD[j], j, theta) / math.sqrt(width) for j in range(position + 1)]
+            )
+            weights = probabilities(scores)
+            out.append(sum(weights[j] * (w["v"][kv] @ x_LD[j]) for j in range(position + 1)))
+        rows.append(w["o"] @ torch.cat(out))
+    return torch.stack(rows)

@@ -1,0 +1,188 @@
+import random
+import string
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hmoe import ConfigError, TopK, TopP, recipes
+from hmoe.config import RESUMABLE, RunConfig
+
+RECIPE = """
+base: tiny
+seed: 3
+model:
+  moe:
+    widths: [16, 32, 48, 96]
+    router: {name: top_p, p: 0.5}
+    router_entropy: 3e-2
+optim: {lr: 1e-3}
+train: {flops: 1e12}
+"""
+
+
+def test_a_recipe_of_ten_lines(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    name, config = recipes.load(str(path), ["model.layers=3", "--train.steps", "7", "--optim.clip=null"])
+    assert (name, config.seed, config.model.layers, config.train.steps) == ("mine", 3, 3, 7)
+    assert config.model.moe is not None
+    assert config.model.moe.router == TopP(0.5)
+    assert config.model.moe.expert_widths == (16, 32, 48, 96)
+    assert config.optim.lr == 1e-3  # a string in YAML 1.1
+    assert config.optim.clip is None
+    assert recipes.check(yaml.safe_load(recipes.dump(config))) == config
+
+
+def test_base_may_be_a_file_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(RECIPE)
+    (tmp_path / "sub.yaml").write_text("base: base.yaml\nseed: 9\n")
+    assert recipes.load(str(tmp_path / "sub.yaml"))[1].seed == 9
+    (tmp_path / "a.yaml").write_text("base: a.yaml\n")
+    with pytest.raises(ConfigError, match="circle"):
+        recipes.load(str(tmp_path / "a.yaml"))
+
+
+def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
+    config = recipes.load("hmoe-0.4b-topk", ["model.moe.router.name=top_p"])[1]
+    assert config.model.moe is not None
+    assert config.model.moe.router == TopP(0.6)
+    config = recipes.load("hmoe-0.4b-topk", ["model.moe.widths.ratio=2", "model.moe.widths.shape=hybrid"])[1]
+    assert config.model.moe is not None
+    assert config.model.moe.expert_widths == (768,) * 4 + (1536,) * 2 + (3072,) * 2
+    assert config.model.moe.router == TopK(2)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.dim=-3", "model.dim = -3: must be greater than or equal to 2"),
+        ("model.dimm=3", "model.dimm: unknown key; nearest is model.dim"),
+        ("modle.dim=3", "modle.dim: unknown key; nearest is model.dim"),
+        ("model.dim=true", "model.dim = True: must not be true or false"),
+        ("model.heads=5", "dim / heads must be an even integer"),
+        ("model.kv_heads=3", "kv_heads = 3: must divide heads"),
+        ("model.moe.router.name=top_z", "name must be top_k or top_p"),
+        ("model.moe.router.p=0.3", "does not belong to this kind of router"),
+        ("model.moe.router.k=9", "at most the number of experts, 8"),
+        ("model.moe.router={name: top_p, p: 0}", r"router.p = 0.0?, must be in \(0, 1\]"),
+        ("model.moe.router={name: top_p, p: 1.5}", "must be in"),
+        ("model.moe.widths=[0, 8]", "model.moe.widths.0 = 0"),
+        ("model.moe.widths.ratio=0.2", "at least 1"),
+        ("model.moe.penalty_norm=median", "penalty_norm = 'median': must be 'mean', 'max' or 'raw'"),
+        ("model.moe.entropy_scale=one", "entropy_scale has no effect while router_entropy is 0"),
+        ("model.ffn=64", "ffn has no effect"),
+        ("model.moe.dense_layers=[0]", "ffn: missing"),
+        ("model.moe.dense_layers=[5]", "distinct layers from 0 to 1"),
+        ("model.moe.dense_layers=[0,1]", "names every layer"),
+        ("data.batch_tokens=1000", "nearest is 1024"),
+        ("data.micro_batches=7", "must divide the 32 sequences"),
+        ("data.path=elsewhere data.tokenizer=bytes", "tokenizer has no effect"),
+        ("data.weights={a: 0}", "must be at least 0, one of them above 0"),
+        ("optim.lr=nan", "must be a finite number"),
+        ("optim.betas=[0.9, 1.0]", "each must be in"),
+        ("optim.schedule=cosine", "schedule_steps: missing"),
+        ("optim.floor=0.1", "floor has no effect with a constant schedule"),
+        ("optim.schedule=wsd optim.schedule_steps=100", "decay_steps = None"),
+        ("optim.schedule=cosine optim.schedule_steps=10", "must be above warmup_steps"),
+        ("optim.schedule=cosine optim.schedule_steps=50 optim.decay_steps=3", "decay_steps has no effect"),
+        ("train.steps=null", "give at least one budget"),
+        ("train.keep=1", "greater than or equal to 2"),
+        ("train.precision=fp8", "must be 'float32', 'bfloat16' or 'float64'"),
+        ("train.steps", "an override is key=value"),
+        ("--train.steps", "an override is key=value"),
+        ("train.steps=[", "not a YAML value"),
+        ("model=3", "model = 3"),
+        ("seed=-1", "seed = -1"),
+    ],
+)
+def test_errors_are_one_line_that_names_key_value_and_choice(override: str, said: str) -> None:
+    words = override.split(" ") if "{" not in override and "[" not in override else [override]
+    with pytest.raises(ConfigError, match=said) as caught:
+        recipes.load("tiny", words)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tinny", "", "../x", "a\0b"])
+def test_unknown_preset_names_the_nearest(name: str) -> None:
+    with pytest.raises(ConfigError, match="nearest preset"):
+        recipes.load(name)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}"])
+def test_files_that_are_no_recipe(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        recipes.load(str(path))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        recipes.load(str(tmp_path / "absent.yaml"))
+
+
+def test_every_documented_key_is_an_override() -> None:
+    assert {"model.moe.router.p", "data.sequence_length", "train.save_every", "optim.lr", "seed"} <= set(recipes.keys())
+    assert set(recipes.keys()) >= RESUMABLE
+
+
+def test_only_budgets_logging_and_saving_may_change_on_resume() -> None:
+    old = recipes.load("tiny")[1]
+    assert recipes.changed_keys(old, recipes.load("tiny", ["train.steps=9", "train.save_every=3"])[1]) == []
+    assert recipes.changed_keys(old, recipes.load("tiny", ["optim.lr=1"])[1]) == ["optim.lr"]
+    assert "model.moe.widths" in str(recipes.changed_keys(old, recipes.load("tiny", ["model.moe.widths=[8,8]"])[1]))
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**30), 10**30),
+    st.floats(),
+    st.text(string.printable, max_size=8),
+    st.sampled_from(["top_k", "top_p", "corpus", "cosine", "wsd", "bytes", "1e-3", ".inf", "equal"]),
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+)
+
+
+@given(st.dictionaries(st.sampled_from([*recipes.keys(), "model.nope"]), VALUES, min_size=1, max_size=4))
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) -> None:
+    tree = yaml.safe_load(recipes.dump(recipes.load("tiny")[1]))
+    for key, value in changes.items():
+        node = tree
+        *parents, last = key.split(".")
+        for parent in parents:
+            node = node[parent] if isinstance(node.get(parent), dict) else node.setdefault(parent + "", {}) or node
+        if isinstance(node, dict):
+            node[last] = value
+    try:
+        config = recipes.check(tree)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+        assert 0 < len(str(error)) < 500
+    else:
+        assert isinstance(config, RunConfig)
+        assert recipes.check(yaml.safe_load(recipes.dump(config))) == config
+
+
+def test_a_bomb_of_aliases_is_refused_quickly(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    path = tmp_path / "bomb.yaml"
+    path.write_text("\n".join(["base: tiny", *lines]))
+    start = time.perf_counter()
+    with pytest.raises(ConfigError, match="unknown key"):
+        recipes.load(str(path))
+    assert time.perf_counter() - start < 60  # a hang guard: expanded, it would be 10^11 values
+
+
+def test_long_random_text_never_breaks_the_override_parser() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        word = "".join(rng.choices(string.printable, k=rng.randrange(1, 30)))
+        try:
+            recipes.load("tiny", [word])
+        except ConfigError as error:
+            assert len(str(error)) < 600
