@@ -39,15 +39,12 @@ def train(
         return
     from hmoe.train.run_folder import RunFolder
 
-    folder = RunFolder(run or Path("runs") / name, config)
-    from hmoe.train.console import Console
-    from hmoe.train.loop import train as train_loop
+    with RunFolder(run or Path("runs") / name, config) as folder:  # refuses a busy folder before torch is imported
+        from hmoe.train.console import Console
+        from hmoe.train.loop import train as train_loop
 
-    console = Console()
-    try:
-        train_loop(config, folder, console)
-    finally:
-        console.close()
+        with Console() as console:
+            train_loop(config, folder, console)
 
 
 @app.command(context_settings=_OVERRIDES)

@@ -102,6 +102,7 @@ def prepare(request: Request, out: Path, report: Report = lambda progress: None)
             index = open_index(out)
             if index.request != key:
                 raise DataError(f"{out}: already holds data of other inputs or options; choose another --out")
+            (out / "progress.json").unlink(missing_ok=True)  # killed between the last two steps
             return index
         _run(request, files, key, out, report)
     return open_index(out)

@@ -31,7 +31,7 @@ class Console:
         """A line that should be read."""
         self._rich.print(f"warning: {text}", markup=False, style="yellow")
 
-    def start(self, config: RunConfig, device: str, state: Any) -> None:
+    def start(self, config: RunConfig, device: str) -> None:
         """Say what is trained; begin the live line."""
         numbers = plan(config)
         total, active = numbers["total_parameters"], numbers["activated_parameters"]
@@ -67,14 +67,19 @@ class Console:
 
     def end(self, state: Any, folder: Path, signal_name: str) -> None:
         """Close the live line; say where things stand."""
-        self.close()
+        self._close()
         why = f"stopped by {signal_name}, the same command continues" if signal_name else "finished"
         self.note(f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}")
         if not signal_name:
             self.note(f'try: hmoe generate {folder} "The " ; hmoe eval {folder}')
 
-    def close(self) -> None:
-        """End the live line, also after an error."""
+    def __enter__(self) -> "Console":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -83,11 +88,13 @@ class Console:
         loss = "nan" if row["loss"] is None else f"{row['loss']:.4f}"
         parts = [f"step {row['step']} ({progress:.0%})", f"loss {loss}", f"{records.tokens_per_second:,.0f} tok/s"]
         if "expert_token_share" in row:
-            parts.append(f"{row['experts_per_token']:.2f} experts of mean width {row['mean_activated_width']:.0f} in all")
+            parts.append(f"{row['experts_per_token']:.2f} experts, {row['mean_activated_width']:.0f} hidden units")
         parts.append(f"{_si(row['activated_parameters'])} active")
         start, first = self._began
-        left = (time.perf_counter() - start) * (1 - progress) / max(progress - first, 1e-9) if progress > first else 0.0
-        return " | ".join([*parts, f"ETA {_clock(left)}"])
+        if first < progress < 1:
+            left = (time.perf_counter() - start) * (1 - progress) / (progress - first)
+            parts.append(f"ETA {_clock(left)}")
+        return " | ".join(parts)
 
 
 def _router(config: RunConfig) -> str:

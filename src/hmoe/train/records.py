@@ -45,6 +45,12 @@ class Records:
         self._metrics.flush()
         self._timing.flush()
 
+    def close(self) -> None:
+        """No more rows."""
+        for log in (self._metrics, self._timing, self._board):
+            if log is not None:
+                log.close()
+
 
 def _tensorboard(folder: Path, step: int) -> Any:
     """A writer where the [track] extra is installed, else None."""

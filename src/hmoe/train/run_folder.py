@@ -30,18 +30,32 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"{path}: cannot be a run folder: {error.strerror}") from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            raise RunBusyError(f"{path}: process {self._lock.read().strip() or '?'} is training in this folder") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
-        self._check_config(config)
+            self._take_lock()
+            self._check_config(config)
+        except Exception:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file of the folder."""
         write_atomic(self.path / name, content)
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "?"
+            raise RunBusyError(f"{self.path}: process {holder} is training in this folder") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
 
     def _check_config(self, config: RunConfig) -> None:
         file = self.path / "config.yaml"
@@ -91,3 +105,8 @@ class Log:
     def flush(self) -> None:
         """Make all lines durable, before the checkpoint that relies on them."""
         fsync(self.path)
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,159 @@
+"""Everything a training run holds while it runs: opened, checked, resumed, and saved again."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmoe import checkpoint
+from hmoe.config import RunConfig
+from hmoe.count import memory_by_part
+from hmoe.data.batches import Batches
+from hmoe.data.corpus import open_corpus
+from hmoe.data.shards import Index, open_index
+from hmoe.data.tokenizer import Tokenizer, load
+from hmoe.errors import ConfigError, DataError
+from hmoe.model.transformer import Transformer, build, set_check_finite
+from hmoe.train.console import Console
+from hmoe.train.optim import adamw
+from hmoe.train.records import Records
+from hmoe.train.run_folder import RunFolder
+from hmoe.train.watch import Watch
+
+
+@dataclass
+class Counts:
+    """Where a run stands; exact integers."""
+
+    step: int = 0
+    tokens: int = 0
+    flops: int = 0
+    skipped: int = 0
+    bad_in_a_row: int = 0
+
+
+@dataclass
+class Session:
+    """A run in memory; `counts`, `watch`, weights and moments are what a checkpoint holds."""
+
+    config: RunConfig
+    path: Path
+    device: str
+    index: Index
+    tokenizer: Tokenizer
+    batches: Batches
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    counts: Counts
+    watch: Watch
+    records: Records
+
+    def save(self) -> int:
+        """Publish a checkpoint of this step; returns the step."""
+        self.records.flush()
+        state = {
+            "counts": vars(self.counts),
+            "watch": self.watch.state(),
+            "data": self.index.fingerprint,
+            "environment": _environment(),
+        }
+        captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
+        checkpoint.save(self.path, captured, self.config.train.keep)
+        return self.counts.step
+
+    def progress(self) -> float:
+        """Share of the budget that is used up, of the one nearest to its end; 1 ends the run."""
+        train, counts = self.config.train, self.counts
+        pairs = [
+            (counts.step, train.steps),
+            (counts.tokens, train.tokens),
+            (counts.flops, train.flops),
+            (self.records.seconds, train.seconds),
+        ]
+        return max(used / limit for used, limit in pairs if limit)
+
+
+def open_session(config: RunConfig, folder: RunFolder, console: Console) -> Session:
+    """Open data, build the model, and continue from the newest checkpoint that can be trusted, if there is one.
+
+    Raises:
+        DataError, CheckpointError, ConfigError: naming what cannot be used.
+    """
+    index, tokenizer = _open_data(config, folder, console)
+    device = _device(config)
+    batches = Batches(index, config.data, config.seed)
+    dtype = torch.float64 if config.train.precision == "float64" else torch.float32
+    model = build(config.model, config.seed, dtype, device)
+    model.activation_checkpointing = config.train.activation_checkpointing
+    set_check_finite(model, False)  # train_step tests loss and gradients
+    optimizer = adamw(model, config.optim)
+    restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
+    counts, watch_state = Counts(), None
+    if restored is not None:
+        _check_unchanged(restored, index, console)
+        checkpoint.restore(restored, model, optimizer)
+        counts, watch_state = Counts(**restored.state["counts"]), restored.state["watch"]
+        console.note(f"resuming from step {counts.step}")
+    moe = config.model.moe
+    shape = (len(config.model.moe_layers), len(moe.expert_widths) if moe else 0)
+    watch = Watch(shape, config.train.dead_after, watch_state)
+    records = Records(folder.path, counts.step)
+    return Session(
+        config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records
+    )
+
+
+def _open_data(config: RunConfig, folder: RunFolder, console: Console) -> tuple[Index, Tokenizer]:
+    if config.data.path == "corpus":
+        name = config.data.tokenizer or f"bpe:{config.model.vocab}"
+        console.note(f"data: the embedded corpus, tokenizer {name}")
+        index = open_corpus(name)
+    else:
+        index = open_index(Path(config.data.path))
+    if index.vocab_size > config.model.vocab:
+        raise ConfigError(
+            f"model.vocab = {config.model.vocab}: the data's tokenizer has {index.vocab_size} tokens; "
+            f"nearest is {index.vocab_size}"
+        )
+    if config.data.verify:
+        index.verify()
+    tokenizer = load(index.folder)
+    if tokenizer.fingerprint != index.tokenizer_fingerprint:
+        raise DataError(
+            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; prepare the data again"
+        )
+    if tokenizer.file_name:
+        folder.write(tokenizer.file_name, tokenizer.content)
+    return index, tokenizer
+
+
+def _device(config: RunConfig) -> str:
+    wanted = config.train.device
+    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device = cuda: this PyTorch sees no CUDA device; use cpu or auto")
+    needed = sum(memory_by_part(config).values())
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    has = torch.cuda.mem_get_info()[1] if device == "cuda" else host
+    if needed > has:
+        raise ConfigError(
+            f"the run needs about {needed / 1e9:.1f} GB on {device}, which has {has / 1e9:.1f} GB; see `hmoe plan`, "
+            "then lower model sizes, raise data.micro_batches or set train.activation_checkpointing"
+        )
+    return device
+
+
+def _check_unchanged(restored: checkpoint.Checkpoint, index: Index, console: Console) -> None:
+    if restored.state["data"] != index.fingerprint:
+        raise DataError(f"{index.folder}: the data changed since step {restored.step} was saved; choose another --run")
+    for name, now in _environment().items():
+        before = restored.state["environment"][name]
+        if before != now:
+            console.warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
+
+
+def _environment() -> dict[str, Any]:
+    """What else than the config the bits depend on."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -1,0 +1,131 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmoe import ConfigError, DataError
+from hmoe.config import DataConfig
+from hmoe.data.batches import Batches, bytes_per_token, validation
+from hmoe.data.order import permute
+from hmoe.data.prepare import Request, prepare
+from hmoe.data.shards import Index
+
+
+def config(**changes: object) -> DataConfig:
+    return DataConfig.model_validate({"path": "x", "sequence_length": 16, "batch_tokens": 64, **changes})
+
+
+@pytest.fixture
+def index(corpus_jsonl: Path, tmp_path: Path) -> Index:
+    return prepare(Request([str(corpus_jsonl)], "bytes", validation=0.1, segment_bytes=4000), tmp_path / "out")
+
+
+@given(size=st.integers(1, 3000), key=st.integers(0, 2**40))
+@settings(deadline=None)
+def test_permute_is_a_permutation(size: int, key: int) -> None:
+    order = permute(np.arange(size, dtype=np.uint64), size, key)
+    assert sorted(order.tolist()) == list(range(size))
+    some = np.array([size // 2, 0, size - 1], dtype=np.uint64)
+    assert permute(some, size, key).tolist() == order[[size // 2, 0, size - 1]].tolist()
+
+
+def test_permute_is_pinned() -> None:
+    """The order of every run rests on these numbers."""
+    assert permute(np.arange(10, dtype=np.uint64), 10, 1).tolist() == PINNED
+
+
+PINNED = [7, 2, 1, 3, 8, 0, 5, 6, 4, 9]
+
+
+def test_permute_looks_random_and_huge_sizes_need_no_memory() -> None:
+    order = permute(np.arange(10_000, dtype=np.uint64), 10_000, "k").astype(float)
+    assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+    assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
+    assert 0 <= permute(np.array([10**15], dtype=np.uint64), 10**16, 0)[0] < 10**16
+
+
+def test_targets_are_one_ahead_and_batches_are_functions_of_the_step(index: Index) -> None:
+    a, b = Batches(index, config(), 3), Batches(index, config(), 3)
+    for step in (5, 0, 17, 5):
+        x, y = a[step]
+        assert x.shape == y.shape == (4, 16)
+        assert np.array_equal(x[:, 1:], y[:, :-1])
+        assert all(np.array_equal(p, q) for p, q in zip((x, y), b[step], strict=True))
+    assert not np.array_equal(Batches(index, config(), 4)[0][0], a[0][0])
+
+
+def test_an_epoch_visits_every_sequence_once_then_reshuffles(index: Index) -> None:
+    batches = Batches(index, config(batch_tokens=16), 0)
+    size = batches.pools[0].size
+    seen = [batches[step][0].tobytes() for step in range(2 * size)]
+    windows = [batches.pools[0].window(i)[:-1].tobytes() for i in range(size)]
+    assert sorted(seen[:size]) == sorted(windows) == sorted(seen[size:])
+    assert seen[:size] != seen[size:]
+
+
+def test_order_does_not_depend_on_the_batch_size(index: Index) -> None:
+    """The same samples in the same order, so that ranks and micro-batches may cut batches as they like."""
+    small, large = Batches(index, config(batch_tokens=16), 0), Batches(index, config(batch_tokens=128), 0)
+    assert np.array_equal(np.concatenate([small[i][0] for i in range(16)]), np.concatenate([large[i][0] for i in range(2)]))
+
+
+def test_windows_stay_inside_a_shard_and_cover_it(index: Index) -> None:
+    pool = Batches(index, config(), 0).pools[0]
+    assert pool.size == sum((s.tokens - 1) // 16 for s in index.of("train"))
+    first = index.tokens(index.of("train")[0])
+    assert np.array_equal(pool.window(0), first[:17])
+    assert np.array_equal(pool.window(1), first[16:33])
+
+
+def test_domain_weights_are_met_exactly(index: Index) -> None:
+    batches = Batches(index, config(weights={"prose": 3.0, "code": 1.0}), 0)
+    names = sorted(["prose", "code"])
+    chosen = batches._choose(np.arange(10_000))
+    counts = np.bincount([pool for pool, _ in chosen])
+    assert dict(zip(names, counts.tolist(), strict=True)) == {"code": 2500, "prose": 7500}
+    for pool in (0, 1):
+        windows = [w for p, w in chosen if p == pool]
+        size = batches.pools[pool].size
+        assert sorted(windows[:size]) != windows[:size]
+        assert len(set(windows)) == min(size, len(windows))
+    only = Batches(index, config(weights={"prose": 1.0, "code": 0.0}), 0)
+    assert len(only.pools) == 1
+
+
+def test_weights_of_the_data_folder_are_the_default(corpus_jsonl: Path, tmp_path: Path) -> None:
+    prepared = prepare(Request([str(corpus_jsonl)], "bytes", weights={"prose": 1.0, "code": 9.0}), tmp_path / "w")
+    chosen = Batches(prepared, config(), 0)._choose(np.arange(10_000))
+    assert np.bincount([pool for pool, _ in chosen]).tolist() == [9000, 1000]
+
+
+def test_validation_is_fixed_and_spread(index: Index) -> None:
+    few, many = validation(index, 16, 5), validation(index, 16, 10**6)
+    assert len(few) == 5
+    assert len(many) == sum((s.tokens - 1) // 16 for s in index.of("valid"))
+    assert all(np.array_equal(a[0], b[0]) for a, b in zip(few, validation(index, 16, 5), strict=True))
+    assert np.array_equal(few[0][0][:, 1:], few[0][1][:, :-1])
+    text = sum(s.text_bytes for s in index.of("valid"))
+    assert bytes_per_token(index, "valid") == text / sum(s.tokens for s in index.of("valid"))
+
+
+def test_a_validation_split_shorter_than_a_sequence_still_counts(index: Index) -> None:
+    short = validation(index, 10**6, 8)
+    assert len(short) == 1
+    assert short[0][0].shape[1] == max(s.tokens for s in index.of("valid")) - 1
+
+
+def test_impossible_requests_are_named(index: Index) -> None:
+    with pytest.raises(DataError, match="sequence_length = 100000 needs 100001"):
+        Batches(index, config(sequence_length=100_000, batch_tokens=100_000), 0)
+    with pytest.raises(ConfigError, match=r"data\.weights\.poetry: no such domain; the data has code, prose"):
+        Batches(index, config(weights={"poetry": 1.0}), 0)
+
+
+def test_large_vocabularies_use_four_bytes(tmp_path: Path) -> None:
+    from hmoe.data.shards import token_dtype
+
+    assert (token_dtype(65536), token_dtype(65537)) == ("<u2", "<u4")
+    assert json.dumps(token_dtype(10)) == '"<u2"'

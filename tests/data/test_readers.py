@@ -1,0 +1,158 @@
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import pytest
+
+from hmoe import DataError
+from hmoe.data.readers import Document, read, sources
+
+ROWS = [{"text": "one\n"}, {"text": "zwei é"}, {"text": "three\r\nlines\x00"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def documents(path: Path, **options: str) -> list[Document | DataError]:
+    return [item for source in sources([str(path)]) for item in read(source, options.get("text_field"))]
+
+
+def texts(path: Path, **options: str) -> list[str]:
+    items = documents(path, **options)
+    assert not any(isinstance(item, DataError) for item in items), items
+    return [item.text for item in items if isinstance(item, Document)]
+
+
+def zstd(data: bytes) -> bytes:
+    import zstandard
+
+    return zstandard.ZstdCompressor().compress(data)
+
+
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("suffix", PACK)
+def test_jsonl_in_every_compression(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(PACK[suffix](LINES))
+    assert texts(path) == [row["text"] for row in ROWS]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_truncated_compression_is_named(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.jsonl{suffix}"
+    path.write_bytes(PACK[suffix](LINES * 1000)[:-9])
+    last = documents(path)[-1]
+    assert isinstance(last, DataError)
+    assert str(path) in str(last)
+    assert "truncated or damaged" in str(last)
+
+
+def test_damaged_zstd_is_named(tmp_path: Path) -> None:
+    data = bytearray(zstd(LINES * 1000))
+    data[len(data) // 2 :] = b"\xff" * (len(data) - len(data) // 2)
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(data)
+    assert isinstance(documents(path)[-1], DataError)
+
+
+def test_zstd_of_several_frames(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl.zst"
+    path.write_bytes(zstd(LINES) + zstd(LINES))
+    assert len(texts(path)) == 6
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "empty file"),
+        (b'{"text": "ok"}\n{"text": "\xff"}\n', ":2: invalid UTF-8: byte 0xff at column 11"),
+        (b'{"text": "ok"}\n{"body": 1}\n', ":2: no field text or raw_content or content; has body"),
+        (b'{"text": "ok"}\n\n{"text": 3}\n', ":3: field text must be text, is int"),
+        (b'{"text": "ok"\n', ":1: not JSON"),
+        (b"[1]\n", ":1: a record must be a JSON object"),
+        (b'{"text": "\\ud800"}\n', ":1: field text is not valid Unicode"),
+        (b'{"text":' + b"[" * 100_000 + b"\n", ":1: not JSON"),
+    ],
+)
+def test_bad_jsonl_is_named_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    errors = [item for item in documents(path) if isinstance(item, DataError)]
+    assert len(errors) == 1
+    assert said in str(errors[0])
+    assert str(path) in str(errors[0])
+
+
+def test_txt_is_cut_at_empty_lines_and_loses_nothing(tmp_path: Path) -> None:
+    text = "".join(f"Paragraph {i} " + "word " * 200 + "\n\n" for i in range(200))
+    path = tmp_path / "a.txt"
+    path.write_text(text)
+    parts = texts(path)
+    assert "".join(parts) == text
+    assert len(parts) > 5
+    assert all(part.startswith("Paragraph") for part in parts)
+
+
+def test_txt_without_empty_lines_stays_in_flat_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 99 + "\n" * 1 + ("y" * 99 + "\n") * 3000)
+    assert len(texts(path)) > 3
+
+
+def test_invalid_utf8_in_txt_names_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nb\xe9d\nfine\n")
+    errors = [str(item) for item in documents(path) if isinstance(item, DataError)]
+    assert errors == [f"{path}:2: invalid UTF-8: byte 0xe9 at column 2"]
+
+
+def test_parquet_with_its_rows_counted(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a", "b", None], "domain": ["x", "y", "y"], "n": [1, 2, 3]}), path)
+    *good, bad = documents(path)
+    assert good == [Document("a", "x"), Document("b", "y")]
+    assert f"{path}:3: field text must be text" in str(bad)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert isinstance(documents(path)[0], DataError)
+
+
+def test_redpajama_layout_and_field_names(tmp_path: Path) -> None:
+    for name, row in {
+        "arxiv/arxiv_1.jsonl": {"text": "a", "meta": {"timestamp": "x"}},
+        "common_crawl/2023-06/en_head_0000.json.gz.dedup.classifier.jsonl.zst": {"text": "b", "meta": "{}"},
+        "sample/sample.jsonl": {"text": "c", "red_pajama_subset": "github"},
+        "v2/en_head.json.gz": {"raw_content": "d", "url": "u"},
+        "slim/x.jsonl.zst": {"text": "e", "meta": {"redpajama_set_name": "RedPajamaC4"}},
+    }.items():
+        path = tmp_path / "rp" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PACK[path.suffix if path.suffix in PACK else ""](json.dumps(row).encode() + b"\n"))
+    assert documents(tmp_path / "rp") == [
+        Document("a", "arxiv"),
+        Document("b", "common_crawl"),
+        Document("c", "github"),
+        Document("e", "RedPajamaC4"),
+        Document("d", "v2"),
+    ]
+
+
+def test_named_sources_and_text_field(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x", "text": "y", "domain": "own"}\n')
+    assert [s.domain for s in sources([f"mine={path}"])] == ["mine"]
+    assert [item for s in sources([f"mine={path}"]) for item in read(s, "body")] == [Document("x", "mine")]
+    assert documents(path) == [Document("y", "own")]
+
+
+def test_inputs_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        sources([str(tmp_path / "absent")])
+    with pytest.raises(DataError, match=r"holds no \.txt"):
+        sources([str(tmp_path)])
+    odd = tmp_path / "a.pdf"
+    odd.write_bytes(b"x")
+    assert "unknown kind" in str(documents(odd)[0])

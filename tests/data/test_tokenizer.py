@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hmoe import ConfigError, DataError
+from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, bpe_size, load, train_bpe
+from tests.conftest import sentences
+
+TEXTS = ["Hello, world!", "", "é ü 漢字 \U0001f600\n\ttabs", "a<|endoftext|>b </s> c", "\x00\r\n"]
+
+
+def test_bytes_round_trip() -> None:
+    tokenizer = ByteTokenizer()
+    for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert len(ids) == len(text.encode())
+    assert tokenizer.decode([256, 104, 105, 256]) == "hi"
+
+
+def test_bpe_round_trip_and_control_tokens_typed_as_text_are_text() -> None:
+    tokenizer = train_bpe([sentences(1, 200), *TEXTS], 300)
+    assert tokenizer.vocab_size == 300
+    for text, ids in zip(TEXTS, tokenizer.encode(TEXTS), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.separator not in ids
+    assert len(tokenizer.encode([sentences(1, 200)])[0]) < len(sentences(1, 200)) / 2
+
+
+def test_training_gives_the_same_bytes_twice() -> None:
+    a, b = (train_bpe((sentences(i, 50) for i in range(40)), 400) for _ in range(2))
+    assert a.content == b.content
+    assert a.fingerprint == b.fingerprint
+    assert train_bpe([sentences(99, 50)], 400).fingerprint != a.fingerprint
+
+
+def test_a_local_hugging_face_tokenizer_is_loaded(tmp_path: Path) -> None:
+    trained = train_bpe([sentences(1, 100)], 300)
+    (tmp_path / "tokenizer.json").write_bytes(trained.content)
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
+        loaded = load(path)
+        assert loaded.fingerprint == trained.fingerprint
+        assert loaded.encode(["a bird"]) == trained.encode(["a bird"])
+        assert loaded.separator == 0
+
+
+def test_the_end_token_may_be_named_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(train_bpe([sentences(1, 100)], 300).content)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "a"}}))
+    assert load(tmp_path).separator != 0
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<nowhere>"}))
+    with pytest.raises(DataError, match="no end-of-text token"):
+        load(tmp_path)
+
+
+def test_a_sentencepiece_model_of_llama_2s_kind(tmp_path: Path) -> None:
+    import sentencepiece
+
+    (tmp_path / "text").write_text("\n".join(sentences(i, 3) for i in range(200)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=320, model_type="bpe",
+        byte_fallback=True, minloglevel=2,
+    )  # fmt: skip
+    tokenizer = load(tmp_path / "tokenizer.model")
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    assert tokenizer.vocab_size == 320
+    assert tokenizer.separator == 2  # </s>, as in LLaMA-2
+    for text in ("The old bird sings.", "é 漢"):
+        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
+    assert load(tmp_path).fingerprint == tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
+def test_files_that_are_no_tokenizer(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(DataError, match=name):
+        load(tmp_path)
+    with pytest.raises(DataError, match="cannot be read"):
+        load(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("name", ["bpe:", "bpe:256", "bpe:x", "bpe:-5", "bpe:99999999999"])
+def test_bad_bpe_sizes(name: str) -> None:
+    with pytest.raises(ConfigError, match="bpe:8192"):
+        bpe_size(name)
+    assert bpe_size("bytes") is None
