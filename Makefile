@@ -1,0 +1,42 @@
+# Every command of the project; CI calls these and nothing else.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup quickstart test test-slow test-gpu check fmt golden bench
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $(READY)
+
+quickstart: $(READY)  ## train a small HMoE on the embedded corpus: about five minutes on two cores
+	$(BIN)/hmoe train quickstart
+
+test: $(READY)  ## the whole suite but the slow proofs
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
+	$(BIN)/python -m pytest -m slow -rA
+
+test-gpu:  ## on a machine with a GPU: needs torch and pytest only
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/kernels
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fmt: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+golden: $(READY)  ## write the golden losses anew; only when the mathematics was meant to change
+	$(BIN)/python -m tests.golden.write
+
+bench: $(READY)  ## the MoE layer and the training step, side by side with their limits
+	$(BIN)/python benchmarks/layer.py --threads 1
+	$(BIN)/python benchmarks/layer.py
+	$(BIN)/python benchmarks/step.py

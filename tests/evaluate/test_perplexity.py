@@ -1,0 +1,42 @@
+import math
+
+import pytest
+import torch
+
+from hmoe import DataError
+from hmoe.config import ModelConfig
+from hmoe.data.tokenizer import ByteTokenizer
+from hmoe.evaluate.perplexity import perplexity
+from hmoe.model.transformer import build
+
+CONFIG = ModelConfig.model_validate(
+    {"dim": 16, "layers": 1, "heads": 2, "vocab": 257, "moe": {"widths": [8, 24], "router": {"name": "top_k", "k": 1}}}
+)
+
+
+def test_perplexity_is_the_chain_rule_over_every_token() -> None:
+    model, tokenizer = build(CONFIG, 0, torch.float64), ByteTokenizer()
+    texts = ["héllo", "", "world"]
+    result = perplexity(model, tokenizer, texts, window=64)
+    nats = 0.0
+    for text in texts:
+        ids = [256, *text.encode()]
+        for i in range(1, len(ids)):
+            nats -= torch.log_softmax(model(torch.tensor([ids[:i]]))[0][0, -1], 0)[ids[i]].item()
+    assert result.nats == pytest.approx(nats)
+    assert (result.documents, result.tokens, result.text_bytes) == (2, 11, 11)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 11)
+    assert result.perplexity == pytest.approx(math.exp(nats / 11))
+
+
+def test_a_model_that_knows_nothing_needs_eight_bits_per_byte() -> None:
+    model = build(CONFIG, 0, torch.float64)
+    with torch.no_grad():
+        model.head_weight.zero_()
+    result = perplexity(model, ByteTokenizer(), ["any text"], window=8)
+    assert result.bits_per_byte == pytest.approx(math.log2(257))
+
+
+def test_no_text_is_an_error() -> None:
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        perplexity(build(CONFIG, 0), ByteTokenizer(), ["", ""], window=8)

@@ -1,0 +1,61 @@
+"""Every preset is planned, built on the meta device (test_count.py), and takes one step shrunk by overrides."""
+
+from pathlib import Path
+
+import pytest
+
+from hmoe import recipes
+from hmoe.count import plan
+from tests.conftest import tiny
+from tests.train.helpers import run
+
+PAPER = ["dense-0.2b", "dense-1b"] + [f"{kind}-{size}-{router}" for kind in ("moe", "hmoe") for size in ("0.4b", "3b", "16b") for router in ("topk", "topp")]
+SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
+
+
+def test_the_presets_are_these() -> None:
+    assert recipes.presets() == sorted(PAPER + SMALL)
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_training_settings_of_the_paper(preset: str) -> None:
+    config = recipes.load(preset)[1]
+    optim, data = config.optim, config.data
+    assert (optim.betas, optim.weight_decay, optim.lr, optim.warmup_steps) == ((0.9, 0.999), 1e-5, 1e-4, 1000)
+    assert (optim.schedule, optim.decay_all) == ("constant", True)
+    assert (data.sequence_length, data.batch_sequences, config.seed) == (4096, 640, 12345)
+    assert config.model.vocab == 32_000
+    assert not config.model.tied
+    if config.model.moe:
+        moe = config.model.moe
+        unequal, top_p = preset.startswith("hmoe"), preset.endswith("topp")
+        assert moe.parameter_penalty == (0.1 if unequal else 0)
+        assert moe.load_balance == (0 if unequal else 1e-2)
+        assert moe.router_entropy == (3e-2 if top_p else 0)
+        assert (moe.router.p if moe.router.name == "top_p" else moe.router.k) == (0.6 if top_p else 2)
+
+
+@pytest.mark.parametrize("preset", recipes.presets())
+def test_one_step_shrunk_by_overrides(preset: str, tmp_path: Path) -> None:
+    steps = ["train.steps=1", "train.flops=null", "optim.schedule=constant", "optim.schedule_steps=null", "optim.decay_steps=null"]
+    rows = run(tmp_path / "r", "optim.warmup_steps=0", *steps, recipe=preset)
+    assert [row["step"] for row in rows] == [1]
+    assert rows[0]["loss"] > 0
+    assert tiny(preset)
+
+
+@pytest.mark.parametrize("family", ["tiny", "quickstart"])
+def test_siblings_compare_at_equal_flops(family: str) -> None:
+    """Equal: same total width. Dense: the width activated under uniform routing. Control: the width measured."""
+    own, equal, dense, control = (recipes.load(family + s)[1] for s in ("", "-equal", "-dense", "-control"))
+    moes = [c.model.moe for c in (own, equal, control)]
+    assert all(m is not None for m in moes)
+    widths = [m.expert_widths for m in moes if m is not None]
+    assert sum(widths[0]) == sum(widths[1])
+    assert len(set(widths[1])) == len(set(widths[2])) == 1
+    assert len(set(widths[0])) == 8
+    assert dense.model.ffn == 2 * sum(widths[0]) // 8
+    assert 2 * widths[2][0] < dense.model.ffn
+    flops = [plan(c)["flops_per_token"] for c in (own, equal, dense)]
+    assert max(flops) / min(flops) < 1.01
+    assert {c.train.steps for c in (own, equal, dense, control)} == {own.train.steps}

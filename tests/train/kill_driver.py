@@ -1,0 +1,107 @@
+"""Kills training runs and lets them resume, forking from one warm process: seconds instead of minutes.
+
+    python -m tests.train.kill_driver points|random FOLDER EVERY_OR_COUNT
+
+`points` kills at the n-th file-system call (every EVERY-th of them), `random` at COUNT random times. Each killed run is
+resumed until it ends; prints how many ended with other bytes than the run that was never killed.
+"""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from hmoe import recipes
+from hmoe.data.corpus import open_corpus
+from hmoe.train.console import Console
+from hmoe.train.loop import train
+from hmoe.train.run_folder import RunFolder
+from tests.conftest import tiny
+from tests.train.helpers import digests
+
+CALLS = ("mkdir", "open", "fsync", "replace", "rename", "unlink", "rmdir")
+OVERRIDES = [*tiny("tiny"), "train.steps=8", "train.save_every=2", "train.eval_every=4", "train.sample_every=4"]
+
+
+def run(folder: Path) -> None:
+    config = recipes.load("tiny", OVERRIDES)[1]
+    with RunFolder(folder, config) as opened, Console() as console:
+        train(config, opened, console)
+
+
+def forked(work: Callable[[], object]) -> int:
+    """Run `work` in a child; return its process id."""
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        work()
+        os._exit(0)
+    return pid
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
+    """A run that kills itself at its `limit`-th file-system call."""
+    calls = 0
+    for name in CALLS:
+        real = getattr(os, name)
+
+        def call(*arguments: object, real: Callable[..., object] = real, **options: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == limit:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **options)
+
+        setattr(os, name, call)
+    run(folder)
+    if count_file is not None:
+        count_file.write_text(str(calls))
+
+
+def main() -> None:
+    mode, base, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    open_corpus("bytes")
+    start = time.perf_counter()
+    assert wait(forked(lambda: counting(0, base / "whole", base / "calls"))) == 0
+    length = time.perf_counter() - start
+    expected = digests(base / "whole")
+    folder = base / "killed"
+    kills = runs = different = 0
+    if mode == "points":
+        limits = list(range(1, int((base / "calls").read_text()) + 1, number))
+        for limit in limits:
+            killed = wait(forked(lambda limit=limit: counting(limit, folder)))  # type: ignore[misc]
+            kills += killed == -signal.SIGKILL
+            assert wait(forked(lambda: run(folder))) == 0
+            runs, different = runs + 1, different + (digests(folder) != expected)
+            shutil.rmtree(folder)
+        assert kills == len(limits), "the run made fewer calls than counted"
+    else:
+        rng = random.Random(0)
+        while kills < number or folder.exists():
+            pid = forked(lambda: run(folder))
+            if kills < number:
+                time.sleep(rng.uniform(0, length))
+                os.kill(pid, signal.SIGKILL)
+            code = wait(pid)
+            kills += code == -signal.SIGKILL
+            assert code in (0, -signal.SIGKILL), code
+            if code == 0:
+                runs, different = runs + 1, different + (digests(folder) != expected)
+                shutil.rmtree(folder)
+    print(f"{kills} kills, {runs} completed runs, {different} with other bytes")
+
+
+if __name__ == "__main__":
+    main()
