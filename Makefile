@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow test-gpu check fmt golden bench
+.PHONY: setup quickstart test test-slow test-gpu check fmt docs golden bench
 
 setup: $(READY)
 
@@ -32,6 +32,9 @@ check: $(READY)  ## format, lint, types
 fmt: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(READY)  ## docs/reference from the code
+	$(BIN)/python docs/generate.py
 
 golden: $(READY)  ## write the golden losses anew; only when the mathematics was meant to change
 	$(BIN)/python -m tests.golden.write

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = "the a small old river house and or stone bird green under over walks sings sleeps falls rises bright dark".split()
+WORDS = (
+    "the a small old river house and or stone bird green under over walks sings sleeps falls rises bright dark".split()  # noqa: SIM905
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -75,7 +75,9 @@ def load_balance(choices: list[list[int]], probs_TE: torch.Tensor) -> torch.Tens
     return n * total
 
 
-def parameter_penalty(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[int], divisor: float) -> torch.Tensor:
+def parameter_penalty(
+    choices: list[list[int]], probs_TE: torch.Tensor, widths: list[int], divisor: float
+) -> torch.Tensor:
     """HMoE eq 4: N sum_i M_i P_i, M_i = mean_t 1{i chosen} h_i / divisor."""
     tokens, n = probs_TE.shape
     total = probs_TE.new_zeros(())
@@ -125,9 +127,7 @@ def rotary(x_C: torch.Tensor, position: int, theta: float) -> torch.Tensor:
     return torch.stack([value for value, _ in sorted(out, key=lambda pair: pair[1])])
 
 
-def attention(
-    x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float
-) -> torch.Tensor:
+def attention(x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float) -> torch.Tensor:
     """Causal grouped-query attention of one sequence; `w` holds q, k, v, o of shape (out, in)."""
     width = w["q"].shape[0] // heads
     rows = []

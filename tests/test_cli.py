@@ -28,9 +28,12 @@ def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]
     assert "Usage: hmoe" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [["--help"], ["plan", "hmoe-0.4b-topp"], ["config", "tiny"], ["train", "tiny", "--dry-run"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["plan", "hmoe-0.4b-topp"], ["config", "tiny"], ["train", "tiny", "--dry-run"]]
+)
 def test_nothing_heavy_is_imported_for_it(words: list[str]) -> None:
-    code = f"import sys; from hmoe.cli import run; assert run({words}) == 0; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
+    heavy = "[m for m in ('torch', 'numpy', 'transformers') if m in sys.modules]"
+    code = f"import sys; from hmoe.cli import run; assert run({words}) == 0; print({heavy})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
 
@@ -40,7 +43,13 @@ def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> No
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["total_parameters"] == 417_295_104
     assert numbers["activated_parameters"] == 162_491_136
-    promised = {"activated_parameters_range", "flops_per_token", "memory_bytes", "memory_by_part_bytes", "budget_tokens"}
+    promised = {
+        "activated_parameters_range",
+        "flops_per_token",
+        "memory_bytes",
+        "memory_by_part_bytes",
+        "budget_tokens",
+    }
     assert promised <= set(numbers)
     assert run(["plan", "moe-0.4b-topk", "model.layers=6"]) == 0
     assert re.search(r"total_parameters +233,\d\d\d,\d\d\d", capsys.readouterr().out)
@@ -55,7 +64,9 @@ def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path, capsys: pyt
     assert yaml.safe_load(text)["optim"]["lr"] == 3e-4
 
 
-def test_dry_run_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["train", "tiny", "--dry-run"]) == 0
     assert "total_parameters" in capsys.readouterr().out
@@ -74,7 +85,10 @@ def test_prepare_train_eval_generate(tmp_path: Path, capfd: pytest.CaptureFixtur
     (tmp_path / "in" / "a.jsonl.zst").write_bytes(zstandard.ZstdCompressor().compress(lines))
     parquet.write_table(pyarrow.table({"text": texts[20:]}), tmp_path / "in" / "b.parquet")
     data, folder = str(tmp_path / "data"), str(tmp_path / "run")
-    assert run(["data", "prepare", str(tmp_path / "in"), "--out", data, "--tokenizer", "bpe:300", "--validation", "0.1"]) == 0
+    assert (
+        run(["data", "prepare", str(tmp_path / "in"), "--out", data, "--tokenizer", "bpe:300", "--validation", "0.1"])
+        == 0
+    )
     assert "vocabulary 300" in capfd.readouterr().out
     small = [o for o in tiny("tiny") if "tokenizer" not in o and "data.path" not in o]
     words = ["train", "tiny", "--run", folder, *small, f"data.path={data}", "train.steps=40", "train.sample_every=0"]
@@ -121,7 +135,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["data", "prepare", "/nowhere", "--out", "/tmp/x", "--tokenizer", "bpe:3"], 2, "bpe:8192"),
     ],
 )
-def test_errors_are_one_line_and_an_exit_code(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_an_exit_code(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(words) == code
     err = capsys.readouterr().err
     assert said in err

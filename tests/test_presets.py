@@ -9,7 +9,12 @@ from hmoe.count import plan
 from tests.conftest import tiny
 from tests.train.helpers import run
 
-PAPER = ["dense-0.2b", "dense-1b"] + [f"{kind}-{size}-{router}" for kind in ("moe", "hmoe") for size in ("0.4b", "3b", "16b") for router in ("topk", "topp")]
+PAPER = ["dense-0.2b", "dense-1b"] + [
+    f"{kind}-{size}-{router}"
+    for kind in ("moe", "hmoe")
+    for size in ("0.4b", "3b", "16b")
+    for router in ("topk", "topp")
+]
 SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
 
 
@@ -37,7 +42,13 @@ def test_training_settings_of_the_paper(preset: str) -> None:
 
 @pytest.mark.parametrize("preset", recipes.presets())
 def test_one_step_shrunk_by_overrides(preset: str, tmp_path: Path) -> None:
-    steps = ["train.steps=1", "train.flops=null", "optim.schedule=constant", "optim.schedule_steps=null", "optim.decay_steps=null"]
+    steps = [
+        "train.steps=1",
+        "train.flops=null",
+        "optim.schedule=constant",
+        "optim.schedule_steps=null",
+        "optim.decay_steps=null",
+    ]
     rows = run(tmp_path / "r", "optim.warmup_steps=0", *steps, recipe=preset)
     assert [row["step"] for row in rows] == [1]
     assert rows[0]["loss"] > 0

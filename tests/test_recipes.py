@@ -112,7 +112,9 @@ def test_unknown_preset_names_the_nearest(name: str) -> None:
         recipes.load(name)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}"])
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}"]
+)
 def test_files_that_are_no_recipe(tmp_path: Path, content: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes(content.encode("latin-1"))
@@ -143,7 +145,9 @@ SCALARS = st.one_of(
     st.sampled_from(["top_k", "top_p", "corpus", "cosine", "wsd", "bytes", "1e-3", ".inf", "equal"]),
 )
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
 )
 
 

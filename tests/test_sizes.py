@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,10 +43,10 @@ def test_ratio_is_that_of_largest_to_smallest(n: int, ratio: float) -> None:
 
 def test_arithmetic_has_equal_steps_and_geometric_equal_ratios() -> None:
     widths = arithmetic(10**9, 7, ratio=5)
-    steps = [b - a for a, b in zip(widths, widths[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(widths)]
     assert max(steps) - min(steps) <= 2
     widths = geometric(10**9, 7, ratio=5)
-    ratios = [b / a for a, b in zip(widths, widths[1:], strict=False)]
+    ratios = [b / a for a, b in itertools.pairwise(widths)]
     assert max(ratios) / min(ratios) == pytest.approx(1, rel=1e-6)
 
 

@@ -108,14 +108,14 @@ def read(folder: Path) -> Checkpoint:
         manifest = _read_manifest(folder)
         found = sorted(path.name for path in folder.iterdir())
         if found != sorted([*_FILES, _MANIFEST]):
-            raise CheckpointError(f"{folder}: holds {', '.join(found)}; must hold exactly {', '.join([*_FILES, _MANIFEST])}")
+            raise CheckpointError(
+                f"{folder}: holds {', '.join(found)}; must hold exactly {', '.join([*_FILES, _MANIFEST])}"
+            )
         for name in _FILES:
             if sha256(folder / name) != manifest["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name}: SHA-256 differs from the manifest")
         state = json.loads((folder / "state.json").read_bytes())
-        checkpoint = Checkpoint(
-            state["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]), state
-        )
+        checkpoint = Checkpoint(state["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]), state)
         if folder.name != _path(folder, checkpoint.step).name:
             raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
         if digest(checkpoint) != manifest["digest"]:
@@ -133,7 +133,7 @@ def digest(checkpoint: Checkpoint) -> str:
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
         for name, tensor in sorted(tensors.items()):
             total.update(f"{part}/{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
@@ -157,7 +157,9 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     for name in parameters.keys() | checkpoint.model.keys():
         shapes = [tuple(t[name].shape) if name in t else None for t in (parameters, checkpoint.model)]
         if shapes[0] != shapes[1]:
-            raise CheckpointError(f"checkpoint of step {checkpoint.step}: {name} has shape {shapes[1]}, the model {shapes[0]}")
+            raise CheckpointError(
+                f"checkpoint of step {checkpoint.step}: {name} has shape {shapes[1]}, the model {shapes[0]}"
+            )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(checkpoint.model[name])
@@ -178,7 +180,9 @@ def read_config(run: Path) -> RunConfig:
     try:
         return recipes.check(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     except OSError:
-        raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE --run {run}` makes one") from None
+        raise ConfigError(
+            f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE --run {run}` makes one"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{run / 'config.yaml'}: not YAML: {' '.join(str(error).split())}") from None
 

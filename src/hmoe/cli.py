@@ -28,8 +28,12 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by
 def train(
     context: typer.Context,
     recipe: Recipe,
-    run: Annotated[Path | None, typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")] = False,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")
+    ] = False,
 ) -> None:
     """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
     name, config = recipes.load(recipe, context.args)
@@ -51,7 +55,9 @@ def train(
 def plan(
     context: typer.Context,
     recipe: Recipe,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")
+    ] = False,
 ) -> None:
     """Parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
     _print_plan(recipes.load(recipe, context.args)[1], as_json)
@@ -107,7 +113,9 @@ def generate(
     config, model, tokenizer, _ = open_run(run, _say)
     ids = tokenizer.encode([prompt])[0] or [tokenizer.separator]
     if len(ids) + max_tokens > config.data.sequence_length:
-        _say(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {config.data.sequence_length}")
+        _say(
+            f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {config.data.sequence_length}"
+        )
     shown = prompt
     typer.echo(prompt, nl=False)
     for token in generate_ids(model, ids, max_tokens, how, seed, tokenizer.separator):
@@ -138,7 +146,9 @@ def info() -> None:
     numbers["gpu"] = ", ".join(gpus) or "none"
     for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        numbers[f"extra [{extra}]"] = f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
+        numbers[f"extra [{extra}]"] = (
+            f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
+        )
     _print(numbers, as_json=False)
 
 

@@ -38,7 +38,7 @@ class Section(BaseModel):
 class WidthRule(Section):
     """Expert widths by rule; see `hmoe.sizes`."""
 
-    shape: Literal["arithmetic", "geometric", "hybrid", "equal"]
+    shape: Annotated[Literal["arithmetic", "geometric", "hybrid", "equal"], Field(description="see `hmoe.sizes`")]
     total: Annotated[int, Field(ge=1, le=10**8, description="hidden units of all experts of a layer together")]
     experts: Annotated[int, Field(ge=1, le=4096, description="number of experts")]
     ratio: Annotated[float | None, Field(description="largest / smallest width; arithmetic 23/9, geometric 128")] = None
@@ -64,7 +64,8 @@ class WidthRule(Section):
 
 
 Widths = Annotated[
-    Annotated[WidthRule, Tag("rule")] | Annotated[tuple[ExpertWidth, ...], Tag("list"), Field(min_length=1, max_length=4096)],
+    Annotated[WidthRule, Tag("rule")]
+    | Annotated[tuple[ExpertWidth, ...], Tag("list"), Field(min_length=1, max_length=4096)],
     Discriminator(lambda value: "rule" if isinstance(value, dict | WidthRule) else "list"),
 ]
 
@@ -73,13 +74,19 @@ class MoEConfig(Section):
     """Experts, router and auxiliary losses (coefficients; 0 switches a loss off)."""
 
     widths: Annotated[Widths, Field(description="a list of hidden units per expert, or a rule")]
-    router: Annotated[Router, Field(discriminator="name")] = TopK()
-    dense_layers: Annotated[tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")] = ()
+    router: Annotated[Router, Field(discriminator="name", description="how experts are chosen")] = TopK()
+    dense_layers: Annotated[
+        tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")
+    ] = ()
     load_balance: Annotated[Coefficient, Field(description="HMoE eq 3; the paper's equal experts: 1e-2")] = 0.0
     parameter_penalty: Annotated[Coefficient, Field(description="HMoE eq 4; the paper's unequal experts: 0.1")] = 0.0
-    penalty_norm: Annotated[Literal["mean", "max", "raw"], Field(description="widths are divided by this in eq 4")] = "mean"
+    penalty_norm: Annotated[Literal["mean", "max", "raw"], Field(description="widths are divided by this in eq 4")] = (
+        "mean"
+    )
     router_entropy: Annotated[Coefficient, Field(description="HMoE eq 5; the paper's top-p: 3e-2")] = 0.0
-    entropy_scale: Annotated[Literal["experts", "one"], Field(description="factor in eq 5: number of experts, or 1")] = "experts"
+    entropy_scale: Annotated[
+        Literal["experts", "one"], Field(description="factor in eq 5: number of experts, or 1")
+    ] = "experts"
     router_z: Annotated[Coefficient, Field(description="mean squared logsumexp of router logits")] = 0.0
 
     @property
@@ -129,7 +136,9 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if self.dim % self.heads or self.head_dim % 2:
-            raise ValueError(f"dim = {self.dim} with heads = {self.heads}: dim / heads must be an even integer (rotary pairs)")
+            raise ValueError(
+                f"dim = {self.dim} with heads = {self.heads}: dim / heads must be an even integer (rotary pairs)"
+            )
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads = {self.kv_heads}: must divide heads = {self.heads}")
         dense = () if self.moe is None else self.moe.dense_layers
@@ -148,12 +157,20 @@ class ModelConfig(Section):
 class DataConfig(Section):
     """Which tokens, in which batches."""
 
-    path: Annotated[str, Field(min_length=1, description="a folder made by `hmoe data prepare`, or `corpus`: the embedded one")]
-    tokenizer: Annotated[str | None, Field(description="for `corpus`: bytes or bpe:SIZE; null: bpe of model.vocab")] = None
+    path: Annotated[
+        str, Field(min_length=1, description="a folder made by `hmoe data prepare`, or `corpus`: the embedded one")
+    ]
+    tokenizer: Annotated[str | None, Field(description="for `corpus`: bytes or bpe:SIZE; null: bpe of model.vocab")] = (
+        None
+    )
     sequence_length: Annotated[int, Field(ge=1, le=2**22, description="tokens per sequence")]
     batch_tokens: Annotated[Count, Field(description="tokens per optimiser step")]
-    micro_batches: Annotated[int, Field(ge=1, le=2**20, description="parts of a batch; router statistics are per part")] = 1
-    weights: Annotated[dict[str, float] | None, Field(description="sampling weight per domain; null: as prepared")] = None
+    micro_batches: Annotated[
+        int, Field(ge=1, le=2**20, description="parts of a batch; router statistics are per part")
+    ] = 1
+    weights: Annotated[dict[str, float] | None, Field(description="sampling weight per domain; null: as prepared")] = (
+        None
+    )
     verify: Annotated[bool, Field(description="check every shard's SHA-256 before training")] = True
 
     @property
@@ -165,12 +182,18 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if self.batch_tokens % self.sequence_length:
             nearest = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
-            raise ValueError(f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length; nearest is {nearest}")
+            raise ValueError(
+                f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length; nearest is {nearest}"
+            )
         if self.batch_sequences % self.micro_batches:
-            raise ValueError(f"micro_batches = {self.micro_batches}: must divide the {self.batch_sequences} sequences of a batch")
+            raise ValueError(
+                f"micro_batches = {self.micro_batches}: must divide the {self.batch_sequences} sequences of a batch"
+            )
         if self.path != "corpus":
             self.no_effect("with prepared data, which has its own tokenizer", "tokenizer")
-        if self.weights is not None and (not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())):
+        if self.weights is not None and (
+            not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())
+        ):
             raise ValueError(f"weights = {self.weights}: must be at least 0, one of them above 0")
         return self
 
@@ -180,13 +203,17 @@ class OptimConfig(Section):
 
     lr: Annotated[float, Field(gt=0, le=100, description="peak learning rate")]
     betas: Annotated[tuple[float, float], Field(description="AdamW moment decays")] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    eps: Annotated[float, Field(gt=0, le=1, description="AdamW epsilon")] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, le=10, description="decoupled, times the learning rate")] = 0.1
     decay_all: Annotated[bool, Field(description="decay norms, embeddings and routers too, as the paper does")] = False
     clip: Annotated[float | None, Field(gt=0, le=1e6, description="largest gradient norm; null: no clipping")] = 1.0
     warmup_steps: Annotated[int, Field(ge=0, le=10**9, description="steps of linear warm-up from 0")] = 0
-    schedule: Annotated[Literal["constant", "cosine", "wsd"], Field(description="after warm-up; wsd: warm-up, stable, decay")] = "constant"
-    schedule_steps: Annotated[int | None, Field(ge=1, le=10**9, description="cosine, wsd: step at which lr reaches its floor")] = None
+    schedule: Annotated[
+        Literal["constant", "cosine", "wsd"], Field(description="after warm-up; wsd: warm-up, stable, decay")
+    ] = "constant"
+    schedule_steps: Annotated[
+        int | None, Field(ge=1, le=10**9, description="cosine, wsd: step at which lr reaches its floor")
+    ] = None
     decay_steps: Annotated[int | None, Field(ge=1, le=10**9, description="wsd: steps of the final linear decay")] = None
     floor: Annotated[Fraction | None, Field(description="cosine, wsd: final lr / peak lr; null: 0.1")] = None
 
@@ -199,7 +226,9 @@ class OptimConfig(Section):
         elif self.schedule_steps is None:
             raise ValueError(f"schedule_steps: missing, the {self.schedule} schedule needs its length in steps")
         elif self.schedule_steps <= self.warmup_steps:
-            raise ValueError(f"schedule_steps = {self.schedule_steps}: must be above warmup_steps = {self.warmup_steps}")
+            raise ValueError(
+                f"schedule_steps = {self.schedule_steps}: must be above warmup_steps = {self.warmup_steps}"
+            )
         if self.schedule != "wsd":
             self.no_effect(f"with a {self.schedule} schedule", "decay_steps")
         elif self.decay_steps is None or self.decay_steps > (self.schedule_steps or 0) - self.warmup_steps:
@@ -212,8 +241,12 @@ class TrainConfig(Section):
 
     steps: Annotated[Count | None, Field(description="optimiser steps")] = None
     tokens: Annotated[Count | None, Field(description="training tokens")] = None
-    flops: Annotated[float | None, Field(gt=0, le=1e40, description="training FLOPs of the experts really activated")] = None
-    seconds: Annotated[float | None, Field(gt=0, le=1e10, description="wall-clock time; never drives the schedule")] = None
+    flops: Annotated[
+        float | None, Field(gt=0, le=1e40, description="training FLOPs of the experts really activated")
+    ] = None
+    seconds: Annotated[float | None, Field(gt=0, le=1e10, description="wall-clock time; never drives the schedule")] = (
+        None
+    )
     precision: Annotated[
         Literal["float32", "bfloat16", "float64"], Field(description="bfloat16: autocast with float32 weights")
     ] = "float32"
@@ -225,9 +258,11 @@ class TrainConfig(Section):
     eval_every: Annotated[int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")] = 0
     eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
     sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
-    sample_prompt: Annotated[str, Field(max_length=10_000)] = "The "
+    sample_prompt: Annotated[str, Field(max_length=10_000, description="text that samples continue")] = "The "
     sample_tokens: Annotated[int, Field(ge=1, le=4096, description="tokens per sample")] = 60
-    dead_after: Annotated[Count, Field(description="steps without a token after which an expert is announced as dead")] = 100
+    dead_after: Annotated[
+        Count, Field(description="steps without a token after which an expert is announced as dead")
+    ] = 100
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -239,7 +274,7 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on; two runs of equal RunConfig on one machine end with equal bits."""
 
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="of weights, sample order and text samples")] = 0
     model: ModelConfig
     data: DataConfig
     optim: OptimConfig
@@ -247,8 +282,6 @@ class RunConfig(Section):
 
 
 # Keys of `train` that may change when a run is resumed: budgets, logging and save_every.
-RESUMABLE = frozenset(
-    f"train.{key}"
-    for key in "steps tokens flops seconds save_every keep log_every eval_every eval_sequences sample_every "
-    "sample_prompt sample_tokens".split()
-)
+_BUDGETS = ("steps", "tokens", "flops", "seconds")
+_LOGGING = ("log_every", "eval_every", "eval_sequences", "sample_every", "sample_prompt", "sample_tokens")
+RESUMABLE = frozenset(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep"))

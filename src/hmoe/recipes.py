@@ -34,9 +34,10 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
     """
     tree = _read(recipe, None, 0)
     for key, value in _parse(overrides):
+        change = value
         for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = _merge(tree, value)
+            change = {part: change}
+        tree = _merge(tree, change)
     return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
 
 
@@ -80,14 +81,17 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
         shipped = resources.files("hmoe.presets") / f"{recipe}.yaml"
         if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
             nearest = difflib.get_close_matches(recipe, presets(), 1, 0)
-            raise ConfigError(f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})")
+            raise ConfigError(
+                f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})"
+            )
         tree = _tree(shipped.read_text(encoding="utf-8"), recipe)
     base = tree.pop("base", None)
     if base is None:
         return tree
     if not isinstance(base, str):
         raise ConfigError(f"base = {base!r}: must be a preset name or a .yaml path")
-    return _merge(_read(base, folder, depth + 1), tree)
+    merged: dict[str, Any] = _merge(_read(base, folder, depth + 1), tree)
+    return merged
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -126,7 +130,9 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         try:
             yield key, yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ConfigError(f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}") from None
+            raise ConfigError(
+                f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}"
+            ) from None
 
 
 def _merge(base: Any, new: Any) -> Any:
@@ -135,7 +141,7 @@ def _merge(base: Any, new: Any) -> Any:
     for kind, kept in _KINDS.items():
         if kind in new and base.get(kind, new[kind]) != new[kind]:
             base = {key: base[key] for key in kept if key in base}
-    return {**base, **{key: _merge(base.get(key), value) for key, value in new.items()}}
+    return base | {key: _merge(base.get(key), value) for key, value in new.items()}
 
 
 def _line(problem: Any) -> str:
@@ -148,7 +154,12 @@ def _line(problem: Any) -> str:
         return f"{key}: missing"
     if problem["type"].startswith("union_tag"):
         return f"{key} = {reprlib.repr(problem['input'])}: name must be top_k or top_p"
-    message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "must be").replace("Input should", "must")
+    message = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("Input should", "must")
+    )
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}" if key else message
     return f"{key} = {reprlib.repr(problem['input'])}: {message}"

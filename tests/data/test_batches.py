@@ -69,7 +69,9 @@ def test_an_epoch_visits_every_sequence_once_then_reshuffles(index: Index) -> No
 def test_order_does_not_depend_on_the_batch_size(index: Index) -> None:
     """The same samples in the same order, so that ranks and micro-batches may cut batches as they like."""
     small, large = Batches(index, config(batch_tokens=16), 0), Batches(index, config(batch_tokens=128), 0)
-    assert np.array_equal(np.concatenate([small[i][0] for i in range(16)]), np.concatenate([large[i][0] for i in range(2)]))
+    assert np.array_equal(
+        np.concatenate([small[i][0] for i in range(16)]), np.concatenate([large[i][0] for i in range(2)])
+    )
 
 
 def test_windows_stay_inside_a_shard_and_cover_it(index: Index) -> None:

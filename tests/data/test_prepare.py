@@ -47,7 +47,9 @@ def test_the_held_out_split_does_not_depend_on_order_or_neighbours(corpus_jsonl:
 
     def held(path: Path, out: str) -> set[str]:
         index = prepare(Request([f"d={path}"], "bytes", validation=0.3), tmp_path / out)
-        texts = "".join(load(tmp_path / out).decode([i if i != 256 else 10 for i in index.tokens(s)]) for s in index.of("valid"))
+        texts = "".join(
+            load(tmp_path / out).decode([i if i != 256 else 10 for i in index.tokens(s)]) for s in index.of("valid")
+        )
         return set(texts.splitlines())
 
     whole, part = held(corpus_jsonl, "a"), held(other, "b")
@@ -106,7 +108,12 @@ print("calls", calls)
 
 def test_killed_at_any_step_and_run_again_it_gives_the_same_bytes(corpus_jsonl: Path, tmp_path: Path) -> None:
     def call(out: Path, limit: int) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", SCRIPT, str(corpus_jsonl), str(out), str(limit)], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(corpus_jsonl), str(out), str(limit)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     reference = tmp_path / "reference"
     done = call(reference, 0)
@@ -146,7 +153,7 @@ def test_sigkill_at_fifty_random_times(tmp_path: Path) -> None:
 def test_bad_input_stops_with_its_name_or_is_skipped_and_counted(corpus_jsonl: Path, tmp_path: Path) -> None:
     with corpus_jsonl.open("a") as file:
         file.write('{"nothing": 1}\n{"text": "fine"}\n')
-    with pytest.raises(DataError, match="corpus.jsonl:61: no field"):
+    with pytest.raises(DataError, match=r"corpus\.jsonl:61: no field"):
         prepare(Request([str(corpus_jsonl)], "bytes"), tmp_path / "a")
     index = prepare(Request([str(corpus_jsonl)], "bytes", max_bad=1), tmp_path / "b")
     assert index.skipped_documents == 1
@@ -205,12 +212,24 @@ def test_bad_requests(corpus_jsonl: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_memory_stays_flat_on_a_large_corpus(tmp_path: Path) -> None:
     """Ten times the text may not need noticeably more memory (bytes tokenizer; peak RSS of a child process)."""
+
     def peak(documents: int) -> int:
         path = tmp_path / f"{documents}.jsonl"
         with path.open("w") as file:
             for i in range(documents):
                 file.write(json.dumps({"text": sentences(i % 50, 2000)}) + "\n")
-        command = [sys.executable, "-m", "hmoe", "data", "prepare", str(path), "--out", str(tmp_path / f"out{documents}"), "--tokenizer", "bytes"]
+        command = [
+            sys.executable,
+            "-m",
+            "hmoe",
+            "data",
+            "prepare",
+            str(path),
+            "--out",
+            str(tmp_path / f"out{documents}"),
+            "--tokenizer",
+            "bytes",
+        ]
         pid = os.spawnv(os.P_NOWAIT, sys.executable, command)
         _, status, usage = os.wait4(pid, 0)
         assert status == 0

@@ -34,14 +34,18 @@ def arguments(case: str) -> tuple[list[torch.Tensor], torch.Tensor, tuple[int, .
     return [x, routing.gate_N, *weights], routing, widths  # type: ignore[return-value]
 
 
-def run(backend: str, values: list[torch.Tensor], routing: object, widths: tuple[int, ...], grad: torch.Tensor) -> list[torch.Tensor]:
+def run(
+    backend: str, values: list[torch.Tensor], routing: object, widths: tuple[int, ...], grad: torch.Tensor
+) -> list[torch.Tensor]:
     x, gate, w_gate, w_up, w_down = (value.detach().clone().requires_grad_() for value in values)
     y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, w_gate, w_up, w_down, widths, backend)  # type: ignore[attr-defined]
     y.backward(grad.to(y.dtype))
     return [y.detach(), *(v.grad for v in (x, gate, w_gate, w_up, w_down))]  # type: ignore[misc]
 
 
-def oracle(values: list[torch.Tensor], routing: object, widths: tuple[int, ...], grad: torch.Tensor) -> list[torch.Tensor]:
+def oracle(
+    values: list[torch.Tensor], routing: object, widths: tuple[int, ...], grad: torch.Tensor
+) -> list[torch.Tensor]:
     x, gate, *weights = (value.detach().clone().requires_grad_() for value in values)
     parts = [w.split(widths) for w in weights]
     y = 0 * x + 0 * sum(v.sum() for v in (gate, *weights))
@@ -57,7 +61,9 @@ def oracle(values: list[torch.Tensor], routing: object, widths: tuple[int, ...],
 def test_float64_is_the_oracle(backend: str, case: str) -> None:
     values, routing, widths = arguments(case)
     grad = torch.randn_like(values[0])
-    for name, got, expected in zip(NAMES, run(backend, values, routing, widths, grad), oracle(values, routing, widths, grad), strict=True):
+    for name, got, expected in zip(
+        NAMES, run(backend, values, routing, widths, grad), oracle(values, routing, widths, grad), strict=True
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
 
 
@@ -81,7 +87,9 @@ def test_non_contiguous_input_and_expanded_gradient(backend: str) -> None:
     strided = [torch.stack([v, v], -1)[..., 0] for v in values]
     assert not strided[0].is_contiguous()
     grad = torch.ones((), dtype=torch.float64).expand_as(values[0])
-    for got, expected in zip(run(backend, strided, routing, widths, grad), oracle(values, routing, widths, grad), strict=True):
+    for got, expected in zip(
+        run(backend, strided, routing, widths, grad), oracle(values, routing, widths, grad), strict=True
+    ):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
@@ -98,7 +106,9 @@ def test_loop_gives_the_same_bits_twice(dtype: torch.dtype) -> None:
     values, routing, widths = arguments("prime tokens")
     low = [value.to(dtype) for value in values]
     grad = torch.randn_like(low[0])
-    for first, second in zip(run("loop", low, routing, widths, grad), run("loop", low, routing, widths, grad), strict=True):
+    for first, second in zip(
+        run("loop", low, routing, widths, grad), run("loop", low, routing, widths, grad), strict=True
+    ):
         assert torch.equal(first, second)
 
 

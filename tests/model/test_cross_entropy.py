@@ -28,7 +28,11 @@ def test_bfloat16_errs_at_most_twice_as_much_as_plain_pytorch() -> None:
         loss.backward()
         return [t.double() for t in (loss.detach(), a.grad, b.grad)]  # type: ignore[union-attr]
 
-    truth, plain, ours = gradients(torch.float64, False), gradients(torch.bfloat16, False), gradients(torch.bfloat16, True)
+    truth, plain, ours = (
+        gradients(torch.float64, False),
+        gradients(torch.bfloat16, False),
+        gradients(torch.bfloat16, True),
+    )
     for t, p, o in zip(truth, plain, ours, strict=True):
         assert (o - t).abs().max() <= 2 * (p - t).abs().max()
 

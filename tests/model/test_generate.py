@@ -53,7 +53,12 @@ def test_frequencies_are_those_of_the_softmax() -> None:
 
 
 def test_bad_requests(model: Transformer) -> None:
-    for make in (lambda: Sampling(-1), lambda: Sampling(float("nan")), lambda: Sampling(1, -2), lambda: Sampling(1, 0, 0)):
+    for make in (
+        lambda: Sampling(-1),
+        lambda: Sampling(float("nan")),
+        lambda: Sampling(1, -2),
+        lambda: Sampling(1, 0, 0),
+    ):
         with pytest.raises(ConfigError):
             make()
     with pytest.raises(ConfigError, match="no tokens"):

@@ -19,7 +19,9 @@ def sets(logits_TE: torch.Tensor, spec: TopK | TopP) -> list[list[int]]:
 
 
 @given(
-    rows=st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(LOGITS, min_size=n, max_size=n), min_size=1, max_size=6)),
+    rows=st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(LOGITS, min_size=n, max_size=n), min_size=1, max_size=6)
+    ),
     k=st.integers(1, 9),
     p=st.floats(1e-6, 1, exclude_min=True),
 )
@@ -78,7 +80,11 @@ def test_large_logits_stay_finite() -> None:
 
 
 def test_router_runs_in_float32_or_better() -> None:
-    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
+    for dtype, expected in (
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ):
         layer = RouterLayer(8, 4, TopK(2)).to(dtype)
         layer.reset_parameters()
         assert layer(torch.randn(5, 8, dtype=dtype)).logits_TE.dtype == expected

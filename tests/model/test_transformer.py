@@ -9,7 +9,13 @@ from tests import oracles
 
 
 def config(**changes: object) -> ModelConfig:
-    base = {"dim": 16, "layers": 2, "heads": 4, "vocab": 29, "moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2}}}
+    base = {
+        "dim": 16,
+        "layers": 2,
+        "heads": 4,
+        "vocab": 29,
+        "moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2}},
+    }
     return ModelConfig.model_validate({**base, **changes})
 
 

@@ -30,7 +30,9 @@ def verbs() -> dict[str, set[str]]:
         for name, child in getattr(command, "commands", {}).items():
             walk(child, f"{prefix} {name}".strip())
         if not getattr(command, "commands", {}):
-            found[prefix] = {o for p in command.params for o in getattr(p, "opts", []) if o.startswith("--")} | {"--help"}  # type: ignore[attr-defined]
+            found[prefix] = {o for p in command.params for o in getattr(p, "opts", []) if o.startswith("--")} | {
+                "--help"
+            }  # type: ignore[attr-defined]
 
     walk(typer.main.get_command(app), "")
     return found
@@ -43,7 +45,9 @@ def unknown(text: str) -> list[str]:
         words = line.split()
         verb = " ".join(words[:2]) if words[0] == "data" else words[0]
         wrong += [verb] * (verb not in known)
-        wrong += [w for w in words if w.startswith("--") and "." not in w and w.split("=")[0] not in known.get(verb, set())]
+        wrong += [
+            w for w in words if w.startswith("--") and "." not in w and w.split("=")[0] not in known.get(verb, set())
+        ]
     return wrong
 
 
@@ -104,9 +108,22 @@ def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(page.read_text(), "sh"):
         result = subprocess.run(
-            ["bash", "-euc", block], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+            ["bash", "-euc", block],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 0, f"{block}\n{result.stdout[-1000:]}\n{result.stderr[-2000:]}"
+
+
+def test_the_reference_is_up_to_date() -> None:
+    import runpy
+
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    for name, page in generate["PAGES"].items():
+        assert (ROOT / "docs" / "reference" / name).read_text() == page(), f"{name}: run `make docs`"
 
 
 def test_python_snippets_of_the_readme_run() -> None:

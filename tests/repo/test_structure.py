@@ -166,14 +166,20 @@ def test_tensor_names_carry_their_shapes(monkeypatch: pytest.MonkeyPatch) -> Non
         x_BLD, _ = model.hidden(torch.randint(0, 29, (2, 7)))
         x_BLD.sum().backward()
         cross_entropy = importlib.import_module("hmoe.model.cross_entropy").cross_entropy
-        cross_entropy(torch.randn(9, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(9, dtype=torch.long), 4).backward()
+        cross_entropy(
+            torch.randn(9, 4, requires_grad=True), torch.randn(5, 4), torch.zeros(9, dtype=torch.long), 4
+        ).backward()
     finally:
         sys.settrace(before)
     assert wrong == []
-    x_TD = torch.zeros(3)
+
+    def wrongly_named() -> None:
+        x_TD = torch.zeros(3)
+        assert x_TD is not None
+
     sys.settrace(lambda f, e, a: check)  # type: ignore[arg-type, return-value]
     try:
-        (lambda x_TD: None)(x_TD)
+        wrongly_named()
     finally:
         sys.settrace(before)
     assert len(wrong) == 1  # the guard can fail

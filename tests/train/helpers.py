@@ -33,7 +33,10 @@ def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of metrics and of the files of the newest checkpoint."""
     newest = max((folder / "checkpoints").glob("step-????????"))
     files = [folder / "metrics.jsonl", *newest.iterdir()]
-    return {f"{p.parent.name}/{p.name}".removeprefix(f"{folder.name}/"): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+    return {
+        f"{p.parent.name}/{p.name}".removeprefix(f"{folder.name}/"): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+    }
 
 
 def command(folder: Path, *overrides: str) -> list[str]:

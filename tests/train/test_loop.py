@@ -58,7 +58,9 @@ def test_a_run_in_two_parts_is_the_run_in_one(tmp_path: Path) -> None:
     assert digests(tmp_path / "whole") == digests(tmp_path / "parts")
 
 
-def test_a_corrupt_checkpoint_falls_back_and_the_end_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corrupt_checkpoint_falls_back_and_the_end_is_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run(tmp_path / "whole", "train.steps=8")
     run(tmp_path / "r")
     file = tmp_path / "r" / "checkpoints" / "step-00000006" / "optimizer.safetensors"
@@ -162,7 +164,9 @@ def test_one_bad_step_is_the_run_that_skips_it(tmp_path: Path, monkeypatch: pyte
 
 def test_an_expert_that_dies_is_announced(tmp_path: Path) -> None:
     """With 8 experts, top-1 and no balancing, some expert is idle for 3 steps of 2 tokens."""
-    table = run(tmp_path / "r", "train.dead_after=3", "data.sequence_length=2", "data.batch_tokens=4", "model.moe.router.k=1")
+    table = run(
+        tmp_path / "r", "train.dead_after=3", "data.sequence_length=2", "data.batch_tokens=4", "model.moe.router.k=1"
+    )
     assert any("got no token for 3 steps" in line for row in table for line in row.get("warnings", []))
 
 
@@ -199,7 +203,9 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_happened(tmp_pat
 
 
 def test_a_signal_before_torch_is_imported_ends_well_too(tmp_path: Path) -> None:
-    process = subprocess.Popen(command(tmp_path / "r", "train.steps=100000"), env=one_thread(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path / "r", "train.steps=100000"), env=one_thread(), stdout=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "r" / ".lock").exists():
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)

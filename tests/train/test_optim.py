@@ -37,7 +37,9 @@ def test_norms_embeddings_and_routers_do_not_decay_unless_asked() -> None:
     assert all("norm" in n or "router" in n or n == "embed.weight" for n in spared)
     assert {"norm.weight", "embed.weight", "blocks.0.ffn.router.weight", "blocks.1.ffn_norm.weight"} <= spared
     assert sum(len(g["params"]) for g in groups) == len(names)
-    assert {g["weight_decay"] for g in adamw(model, OptimConfig(lr=1e-3, weight_decay=0.5, decay_all=True)).param_groups} == {0.5}
+    assert {
+        g["weight_decay"] for g in adamw(model, OptimConfig(lr=1e-3, weight_decay=0.5, decay_all=True)).param_groups
+    } == {0.5}
 
 
 def test_the_update_is_torchs_adamw() -> None:

@@ -12,7 +12,9 @@ from hmoe.train.step import train_step
 from tests.conftest import tiny
 
 
-def setup(*overrides: str, recipe: str = "tiny") -> tuple[RunConfig, Transformer, torch.optim.Optimizer, tuple[np.ndarray, np.ndarray]]:
+def setup(
+    *overrides: str, recipe: str = "tiny"
+) -> tuple[RunConfig, Transformer, torch.optim.Optimizer, tuple[np.ndarray, np.ndarray]]:
     config = recipes.load(recipe, [*tiny(recipe), "train.precision=float64", *overrides])[1]
     model = build(config.model, 0, torch.float64)
     set_check_finite(model, False)
@@ -22,10 +24,14 @@ def setup(*overrides: str, recipe: str = "tiny") -> tuple[RunConfig, Transformer
 
 
 def test_the_total_is_the_sum_of_its_terms_and_their_gradients_arrive() -> None:
-    config, model, optimizer, batch = setup("model.moe.router_entropy=0.03", "model.moe.load_balance=0.5", "data.micro_batches=1")
+    config, model, optimizer, batch = setup(
+        "model.moe.router_entropy=0.03", "model.moe.load_balance=0.5", "data.micro_batches=1"
+    )
     record = train_step(model, optimizer, batch, config, 0)
     terms = record.terms
-    expected = terms["loss"] + 0.1 * terms["parameter_penalty"] + 0.5 * terms["load_balance"] + 0.03 * terms["router_entropy"]
+    expected = (
+        terms["loss"] + 0.1 * terms["parameter_penalty"] + 0.5 * terms["load_balance"] + 0.03 * terms["router_entropy"]
+    )
     assert terms["loss_total"] == pytest.approx(expected, rel=1e-12)
 
     fresh = setup("data.micro_batches=1")[1]
@@ -53,7 +59,9 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
     widths = config.model.moe.expert_widths  # type: ignore[union-attr]
     units = sum(n * w for layer in record.pairs_LE for n, w in zip(layer, widths, strict=True))
     assert record.mean_activated_width == units / 128 / 2
-    assert record.flops == pytest.approx(128 * flops_per_token(config.model, 32, record.mean_activated_width), rel=1e-12)
+    assert record.flops == pytest.approx(
+        128 * flops_per_token(config.model, 32, record.mean_activated_width), rel=1e-12
+    )
     assert record.experts_per_token == 2
     assert sum(map(sum, record.pairs_LE)) == 128 * 2 * 2
 

@@ -1,7 +1,5 @@
 """Batch n as a pure function of (seed, n): nothing to save, nothing that depends on ranks or workers."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -103,5 +101,5 @@ def validation(index: Index, length: int, num_sequences: int) -> list[tuple[Toke
 
 def bytes_per_token(index: Index, split: str) -> float:
     """UTF-8 bytes of text per token of a split, separators counted as tokens."""
-    shards: list[Any] = index.of(split)
+    shards = index.of(split)
     return sum(s.text_bytes for s in shards) / max(sum(s.tokens for s in shards), 1)

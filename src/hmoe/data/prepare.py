@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,9 @@ class Request:
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1")
         if self.max_bad < 0 or self.segment_bytes < 1:
-            raise ConfigError(f"max_bad = {self.max_bad}, segment_bytes = {self.segment_bytes}: must not be negative or 0")
+            raise ConfigError(
+                f"max_bad = {self.max_bad}, segment_bytes = {self.segment_bytes}: must not be negative or 0"
+            )
         bpe_size(self.tokenizer)
 
 
@@ -119,7 +122,7 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
     done = False
     while not done:
         writer = _Segment(out, segment, tokenizer, threshold)
-        done = writer.fill(items, request.segment_bytes, lambda: report(_progress(writer, files, shards)))
+        done = writer.fill(items, request.segment_bytes, partial(_report, report, writer, files, shards))
         shards += writer.publish()
         position, segment = writer.position or position, segment + 1
         state = {
@@ -180,7 +183,8 @@ class _Segment:
             temporary = Path(file.name)
             fsync(temporary)
             final = self.out / temporary.name.removeprefix(".").removesuffix(".tmp")
-            shards.append(Shard(final.name, split, domain, *self.counts[split, domain], sha256(temporary)))
+            tokens, documents, text_bytes = self.counts[split, domain]
+            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, sha256(temporary)))
             temporary.replace(final)
         fsync(self.out)
         return shards
@@ -286,7 +290,7 @@ def _check_weights(request: Request, shards: list[Shard]) -> None:
             raise DataError(f"weight of {domain!r}: no such domain in the input; it has {', '.join(known)}")
 
 
-def _progress(writer: _Segment, files: list[Source], shards: list[Shard]) -> Progress:
+def _report(report: Report, writer: _Segment, files: list[Source], shards: list[Shard]) -> None:
     counts = [*writer.counts.values(), *([s.tokens, s.documents, s.text_bytes] for s in shards)]
     tokens, documents, text_bytes = (sum(column) for column in zip(*counts, strict=True))
-    return Progress(writer.position.file + 1 if writer.position else 0, len(files), documents, text_bytes, tokens)
+    report(Progress(writer.position.file + 1 if writer.position else 0, len(files), documents, text_bytes, tokens))

@@ -93,7 +93,8 @@ def _document(record: Any, source: Source, text_field: str | None, line: int) ->
         text.encode()
     except UnicodeEncodeError as error:
         return DataError(f"{where}: field {field} is not valid Unicode: {error.reason}")
-    meta = record.get("meta") if isinstance(record.get("meta"), dict) else {}
+    meta = record.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
     names = (table.get(name) for table in (record, meta) for name in _DOMAIN_FIELDS)
     own = next((name for name in names if isinstance(name, str) and name), None)
     return Document(text, source.domain or own or source.folder_domain)
@@ -106,7 +107,10 @@ def _read_txt(path: Path, text_field: str | None) -> Iterator[tuple[int, Any]]:
         try:
             line = raw.decode()
         except UnicodeDecodeError as error:
-            yield number, DataError(f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}")
+            yield (
+                number,
+                DataError(f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}"),
+            )
             continue
         lines.append(line)
         size += len(raw)
@@ -124,7 +128,10 @@ def _read_jsonl(path: Path, text_field: str | None) -> Iterator[tuple[int, Any]]
         try:
             yield number, json.loads(raw.decode())
         except UnicodeDecodeError as error:
-            yield number, DataError(f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}")
+            yield (
+                number,
+                DataError(f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {error.start + 1}"),
+            )
         except (ValueError, RecursionError) as error:
             yield number, DataError(f"{path}:{number}: not JSON: {error}")
 

@@ -61,7 +61,9 @@ class Index:
         """
         for shard in self.shards:
             if sha256(self.folder / shard.file) != shard.sha256:
-                raise DataError(f"{self.folder / shard.file}: SHA-256 differs from index.json, the shard is damaged; prepare the data again")
+                raise DataError(
+                    f"{self.folder / shard.file}: SHA-256 differs from index.json, the shard is damaged; prepare the data again"
+                )
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Token ids of a shard, memory-mapped."""
@@ -99,7 +101,9 @@ def open_index(folder: Path) -> Index:
     try:
         content = path.read_bytes()
     except OSError:
-        raise DataError(f"{folder}: no index.json; make a data folder with `hmoe data prepare INPUT --out {folder}`") from None
+        raise DataError(
+            f"{folder}: no index.json; make a data folder with `hmoe data prepare INPUT --out {folder}`"
+        ) from None
     try:
         tree = json.loads(content)
         if tree["format"] != FORMAT:

@@ -19,14 +19,9 @@ def expert_ffn_reference(
     """Arguments and result as in `hmoe.kernels.expert_ffn`."""
     counts = num_tokens_E.tolist()
     y_TD = torch.zeros_like(x_TD)
-    experts = zip(
-        token_N.split(counts),
-        gate_N.split(counts),
-        w_gate_FD.split(tuple(widths)),
-        w_up_FD.split(tuple(widths)),
-        w_down_FD.split(tuple(widths)),
-        strict=True,
-    )
+    pairs = (torch.split(of_pairs, counts) for of_pairs in (token_N, gate_N))
+    weights = (torch.split(w_FD, list(widths)) for w_FD in (w_gate_FD, w_up_FD, w_down_FD))
+    experts = zip(*pairs, *weights, strict=True)
     for token_M, gate_M, w_gate, w_up, w_down in experts:
         x_MD = x_TD[token_M]
         out_MD = (F.silu(x_MD @ w_gate.T) * (x_MD @ w_up.T)) @ w_down

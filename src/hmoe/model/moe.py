@@ -47,7 +47,7 @@ class MoE(nn.Module):
         self.router.reset_parameters(generator)
         nn.init.normal_(self.w_gate, std=self.dim**-0.5, generator=generator)
         nn.init.normal_(self.w_up, std=self.dim**-0.5, generator=generator)
-        for w_down, width in zip(self.w_down.split(self.widths), self.widths, strict=True):
+        for w_down, width in zip(torch.split(self.w_down, list(self.widths)), self.widths, strict=True):
             nn.init.normal_(w_down, std=width**-0.5, generator=generator)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
@@ -89,7 +89,7 @@ class MoE(nn.Module):
         return f"dim={self.dim}, widths={self.widths}, router={self.router.spec}"
 
     def _slices(self, i: int, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gate, up, down = (w.split(self.widths)[i] for w in rows)
+        gate, up, down = (torch.split(w, list(self.widths))[i] for w in rows)
         return gate, up, down.T
 
     def _raise_if_not_finite(self, logits_TE: torch.Tensor) -> None:

@@ -78,7 +78,7 @@ class Transformer(nn.Module):
             if isinstance(module, SwiGLU | MoE):
                 module.w_down.mul_(residual_scale)
             if name in ("embed", "head"):
-                nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)  # type: ignore[arg-type]
+                nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)
 
     def hidden(self, tokens_BL: torch.Tensor, cache: KVCache | None = None) -> tuple[torch.Tensor, list[Routing]]:
         """Outputs of the last norm (B, L, D), and one Routing per MoE layer."""

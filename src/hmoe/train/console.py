@@ -40,7 +40,9 @@ class Console:
             f"{config.data.batch_tokens} tokens per step"
         )
         if config.model.moe:
-            self.note(f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {_router(config)}")
+            self.note(
+                f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {_router(config)}"
+            )
         self._began = (time.perf_counter(), 0.0)
         if self._rich.is_terminal:
             self._bar = Progress(BarColumn(24), TextColumn("{task.fields[line]}"), console=self._rich, transient=True)

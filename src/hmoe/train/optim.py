@@ -22,7 +22,11 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     for parameter in model.parameters():
         groups[config.decay_all or id(parameter) not in spared].append(parameter)
     return torch.optim.AdamW(
-        [{"params": groups[decays], "weight_decay": config.weight_decay if decays else 0.0} for decays in groups if groups[decays]],
+        [
+            {"params": groups[decays], "weight_decay": config.weight_decay if decays else 0.0}
+            for decays in groups
+            if groups[decays]
+        ],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

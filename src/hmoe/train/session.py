@@ -100,9 +100,7 @@ def open_session(config: RunConfig, folder: RunFolder, console: Console) -> Sess
     shape = (len(config.model.moe_layers), len(moe.expert_widths) if moe else 0)
     watch = Watch(shape, config.train.dead_after, watch_state)
     records = Records(folder.path, counts.step)
-    return Session(
-        config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records
-    )
+    return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records)
 
 
 def _open_data(config: RunConfig, folder: RunFolder, console: Console) -> tuple[Index, Tokenizer]:
