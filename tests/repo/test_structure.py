@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,6 +100,20 @@ def test_public_names_are_sorted_resolve_and_are_documented() -> None:
     assert set(hmoe.__all__) <= set(dir(hmoe))
 
 
+def test_the_layer_works_where_only_torch_is_installed() -> None:
+    code = f"""
+import sys
+for name in {sorted(NOT_FOR_TORCH_ONLY - {"numpy"})}:
+    sys.modules[name] = None
+import torch, hmoe
+moe = hmoe.MoE(dim=16, widths=hmoe.arithmetic(64, 4), router=hmoe.TopP(p=0.6))
+y, routing = moe(torch.randn(5, 16))
+(y.sum() + hmoe.load_balance(routing) + hmoe.parameter_penalty(routing, moe.widths)).backward()
+import hmoe.model.transformer
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_signatures_of_the_public_surface() -> None:
     expected = {
         "arithmetic": ["total", "n", "ratio", "multiple"],
@@ -131,8 +147,6 @@ SUFFIX = re.compile(r"^[a-z_0-9]+_([BLTVDHCEKNFMhP1]{1,4})$")
 
 def test_tensor_names_carry_their_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every local x_TD of the model and the kernels has as many axes as letters, and each letter one size."""
-    import sys
-
     wrong: list[str] = []
 
     def check(frame: object, event: str, _: object) -> object:
