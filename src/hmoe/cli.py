@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hmoe import __version__, recipes
-from hmoe.errors import ConfigError, HMoEError
+from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -195,6 +195,9 @@ def run(arguments: list[str]) -> int:
         return 130
     except typer.Exit as ended:
         return ended.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        _say(f"error: {error.filename or 'input/output'}: {error.strerror or error}")
+        return (DataError if arguments[:1] == ["data"] else CheckpointError).exit_code
     except Exception as error:
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
@@ -258,7 +261,6 @@ def _validation_texts(config: Any, tokenizer: Any) -> Iterator[str]:
     """The run's own held-out documents, back as text."""
     from hmoe.data.corpus import open_corpus
     from hmoe.data.shards import open_index
-    from hmoe.errors import DataError
 
     name = config.data.tokenizer or f"bpe:{config.model.vocab}"
     index = open_corpus(name) if config.data.path == "corpus" else open_index(Path(config.data.path))

@@ -258,7 +258,7 @@ class TrainConfig(Section):
     eval_every: Annotated[int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")] = 0
     eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
     sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
-    sample_prompt: Annotated[str, Field(max_length=10_000, description="text that samples continue")] = "The "
+    sample_prompt: Annotated[str, Field(max_length=10_000, description="text that samples continue")] = "The"
     sample_tokens: Annotated[int, Field(ge=1, le=4096, description="tokens per sample")] = 60
     dead_after: Annotated[
         Count, Field(description="steps without a token after which an expert is announced as dead")

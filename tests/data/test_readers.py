@@ -56,6 +56,12 @@ def test_damaged_zstd_is_named(tmp_path: Path) -> None:
     assert isinstance(documents(path)[-1], DataError)
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", LINES), ("a.txt", b"one")):
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + content)
+        assert texts(tmp_path / name)[0].startswith("one")
+
+
 def test_zstd_of_several_frames(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.zst"
     path.write_bytes(zstd(LINES) + zstd(LINES))

@@ -33,7 +33,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
              "expert_compute_share"}  # fmt: skip
     assert names <= set(table[0])
     assert [("validation_bits_per_byte" in row) for row in table] == [False, False, True, False, False, True]
-    assert table[3]["sample"].startswith("The ")
+    assert table[3]["sample"].startswith("The")
     for layer in table[0]["expert_compute_share"]:
         assert sum(layer) == pytest.approx(1, abs=1e-5)
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
@@ -99,6 +99,12 @@ def test_only_budgets_and_logging_may_change(tmp_path: Path) -> None:
         run(tmp_path / "r", "optim.lr=0.5")
     run(tmp_path / "r", "train.steps=7", "train.save_every=5", "train.log_every=2", "train.sample_every=9")
     assert rows(tmp_path / "r")[-1]["step"] == 7
+
+
+def test_a_start_that_failed_binds_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        run(tmp_path / "r", "data.path=/nowhere", "data.tokenizer=null")
+    assert run(tmp_path / "r")[-1]["step"] == 6
 
 
 def test_changed_data_is_refused(tmp_path: Path, corpus_jsonl: Path) -> None:

@@ -86,8 +86,10 @@ class _Item(NamedTuple):
     after: _Position
 
 
-def prepare(request: Request, out: Path, report: Report = lambda progress: None) -> Index:
+def prepare(request: Request, out: Path, report: Report = lambda progress: None, wait: bool = False) -> Index:
     """Write shards, tokenizer and index.json to `out`; continue where an earlier, killed call stopped.
+
+    With `wait`, another process that is preparing `out` is waited for.
 
     Raises:
         DataError: for bad input (file and line named), or if `out` holds something else.
@@ -98,7 +100,7 @@ def prepare(request: Request, out: Path, report: Report = lambda progress: None)
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise RunBusyError(f"{out}: another process is preparing this folder") from None
         if (out / "index.json").exists():

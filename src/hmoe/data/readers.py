@@ -179,6 +179,13 @@ def _join_at_newline(lines: list[bytes]) -> list[bytes]:
 
 
 def _chunks(path: Path) -> Iterator[bytes]:
+    """Content in pieces, without a byte order mark."""
+    chunks = _raw_chunks(path)
+    yield next(chunks, b"").removeprefix(b"\xef\xbb\xbf")
+    yield from chunks
+
+
+def _raw_chunks(path: Path) -> Iterator[bytes]:
     if path.suffix == ".zst":
         with path.open("rb") as file:
             yield from _zstd_chunks(file)

@@ -13,16 +13,16 @@ class KVCache:
     The model advances `length` once per forward pass, after its last layer.
     """
 
-    def __init__(self, layers: int, shape_BHC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:
-        batch, heads, width = shape_BHC
+    def __init__(self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:
+        batch, heads, width = shape_BGC
         self.kv = like.new_empty(layers, 2, batch, heads, capacity, width)
         self.length = 0
 
-    def extend(self, layer: int, k_BHLC: torch.Tensor, v_BHLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(self, layer: int, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Store new keys and values of a layer; return all of them."""
-        stop = self.length + k_BHLC.shape[2]
-        self.kv[layer, 0, :, :, self.length : stop] = k_BHLC
-        self.kv[layer, 1, :, :, self.length : stop] = v_BHLC
+        stop = self.length + k_BGLC.shape[2]
+        self.kv[layer, 0, :, :, self.length : stop] = k_BGLC
+        self.kv[layer, 1, :, :, self.length : stop] = v_BGLC
         return self.kv[layer, 0, :, :, :stop], self.kv[layer, 1, :, :, :stop]
 
 
@@ -46,22 +46,22 @@ class Attention(nn.Module):
         self, x_BLD: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None, layer: int = 0
     ) -> torch.Tensor:
         """Attend to this and earlier positions; with a cache, also to the positions it holds."""
-        q_BHLC, k_BHLC, v_BHLC = (
+        q_BHLC, k_BGLC, v_BGLC = (
             linear(x_BLD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for linear in (self.q, self.k, self.v)
         )
-        q_BHLC, k_BHLC = rotate(q_BHLC, angles), rotate(k_BHLC, angles)
+        q_BHLC, k_BGLC = rotate(q_BHLC, angles), rotate(k_BGLC, angles)
         mask = None
         if cache is not None:
-            k_BHLC, v_BHLC = cache.extend(layer, k_BHLC, v_BHLC)
+            k_BGLC, v_BGLC = cache.extend(layer, k_BGLC, v_BGLC)
             new, past = x_BLD.shape[1], cache.length
             if past and new > 1:
                 mask = torch.ones(new, past + new, dtype=torch.bool, device=x_BLD.device).tril(past)
         out_BHLC = F.scaled_dot_product_attention(
             q_BHLC,
-            k_BHLC,
-            v_BHLC,
+            k_BGLC,
+            v_BGLC,
             attn_mask=mask,
-            is_causal=mask is None and q_BHLC.shape[2] == k_BHLC.shape[2],
+            is_causal=mask is None and q_BHLC.shape[2] == k_BGLC.shape[2],
             enable_gqa=self.heads != self.kv_heads,
         )
         projected: torch.Tensor = self.o(out_BHLC.transpose(1, 2).flatten(2))

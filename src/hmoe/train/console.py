@@ -73,7 +73,7 @@ class Console:
         why = f"stopped by {signal_name}, the same command continues" if signal_name else "finished"
         self.note(f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}")
         if not signal_name:
-            self.note(f'try: hmoe generate {folder} "The " ; hmoe eval {folder}')
+            self.note(f'try: hmoe generate {folder} "She was"; hmoe eval {folder}')
 
     def __enter__(self) -> "Console":
         return self

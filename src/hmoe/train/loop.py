@@ -42,6 +42,7 @@ def _steps(session: Session, console: Console) -> None:
     config, counts, every = session.config, session.counts, session.config.train
     saved = -1
     while not STOP and session.progress() < 1:
+        session.records.begin()
         record = train_step(session.model, session.optimizer, session.batches[counts.step], config, counts.step)
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))

@@ -18,15 +18,19 @@ class Records:
         self._metrics.cut_back(step)
         self.seconds = float(self._timing.cut_back(step).get("seconds", 0.0))
         self.tokens_per_second = 0.0
-        self._last = time.perf_counter()
+        self._last = self._begun = time.perf_counter()
         self._board = _tensorboard(folder / "tensorboard", step)
 
+    def begin(self) -> None:
+        """A step begins: tokens per second are those of steps alone."""
+        self._begun = time.perf_counter()
+
     def tick(self, tokens: int) -> None:
-        """Count the time since the last tick as that of `tokens` trained tokens."""
+        """A step of `tokens` ended; `seconds` also counts what happened between steps, such as validation."""
         now = time.perf_counter()
-        elapsed, self._last = now - self._last, now
-        self.seconds += elapsed
-        rate = tokens / elapsed
+        self.seconds += now - self._last
+        self._last = now
+        rate = tokens / max(now - self._begun, 1e-9)
         smooth = _SMOOTHING if self.tokens_per_second else 0.0
         self.tokens_per_second = smooth * self.tokens_per_second + (1 - smooth) * rate
 

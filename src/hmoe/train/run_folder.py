@@ -59,7 +59,8 @@ class RunFolder:
 
     def _check_config(self, config: RunConfig) -> None:
         file = self.path / "config.yaml"
-        if file.exists():
+        begun = any((self.path / "checkpoints").glob("step-*"))  # nothing is bound by a start that failed
+        if begun and file.exists():
             try:
                 old = recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
             except (yaml.YAMLError, ConfigError, UnicodeDecodeError) as error:

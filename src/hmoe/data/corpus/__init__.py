@@ -14,4 +14,4 @@ def open_corpus(tokenizer: str, report: Report = lambda progress: None) -> Index
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with resources.as_file(resources.files(__name__) / "austen.jsonl.xz") as text:
         name = f"corpus-{sha256(text)[:8]}-{tokenizer.replace(':', '')}"
-        return prepare(Request([str(text)], tokenizer, validation=0.05), cache / "hmoe" / name, report)
+        return prepare(Request([str(text)], tokenizer, validation=0.05), cache / "hmoe" / name, report, wait=True)
