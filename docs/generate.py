@@ -7,7 +7,8 @@ import typer
 from pydantic import BaseModel
 
 from hmoe.cli import app
-from hmoe.config import MoEConfig, RunConfig, Section, WidthRule
+from hmoe.config import MoEConfig, RunConfig, WidthRule
+from hmoe.section import Section
 
 FOLDER = Path(__file__).parent / "reference"
 

@@ -101,6 +101,15 @@ def test_other_damage_is_found(tmp_path: Path, damage: str) -> None:
         checkpoint.read(new)
 
 
+def test_a_published_checkpoint_is_never_rewritten(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, example(), keep=2)
+    with pytest.raises(CheckpointError, match="never rewritten"):
+        checkpoint.save(tmp_path, example(seed=1), keep=2)
+    assert_equal(checkpoint.read(tmp_path / "checkpoints" / "step-00000003"), example())
+    (tmp_path / "checkpoints" / "step-00000003" / ".DS_Store").write_bytes(b"x")
+    checkpoint.read(tmp_path / "checkpoints" / "step-00000003")
+
+
 def test_when_none_can_be_trusted_it_says_so_now_and_later(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, example(), keep=2)
     (tmp_path / "checkpoints" / "step-00000003" / "state.json").write_bytes(b"{}")

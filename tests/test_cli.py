@@ -129,6 +129,8 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["eval", "/nowhere"], 2, "not a run folder"),
         (["generate", "/nowhere", "x"], 2, "not a run folder"),
         (["generate", "/nowhere", "x", "--temperature", "-1"], 2, "temperature = -1"),
+        (["generate", "/nowhere", "\udce9"], 2, "not valid UTF-8"),
+        (["plan", "a\nb"], 2, "no preset"),
         (["generate", "/nowhere", "x", "--max-tokens", "0"], 2, "greater than or equal to 1"),
         (["data", "prepare", "/nowhere", "--out", "/tmp/x"], 3, "no such file"),
         (["data", "prepare", "/nowhere", "--out", "/tmp/x", "--weight", "a"], 2, "must be domain=NUMBER"),

@@ -71,7 +71,7 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
         ("model.moe.router={name: top_p, p: 0}", r"router.p = 0.0?, must be in \(0, 1\]"),
         ("model.moe.router={name: top_p, p: 1.5}", "must be in"),
         ("model.moe.widths=[0, 8]", "model.moe.widths.0 = 0"),
-        ("model.moe.widths.ratio=0.2", "at least 1"),
+        ("model.moe.widths.ratio=0.2", "must be from 1"),
         ("model.moe.penalty_norm=median", "penalty_norm = 'median': must be 'mean', 'max' or 'raw'"),
         ("model.moe.entropy_scale=one", "entropy_scale has no effect while router_entropy is 0"),
         ("model.ffn=64", "ffn has no effect"),
@@ -97,6 +97,15 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
         ("train.steps=[", "not a YAML value"),
         ("model=3", "model = 3"),
         ("seed=-1", "seed = -1"),
+        ("model.moe.widths=[true, 8]", "must not be true or false"),
+        ("model.moe.router.k=true", "must not be true or false"),
+        ("model.moe.widths=null", "must be a list of hidden units or a rule"),
+        ("data.tokenizer=gpt", "must be bytes or bpe:SIZE"),
+        ("model.vocab=100", "the tokenizer needs at least 257"),
+        ("data.tokenizer=bpe:5000", "the tokenizer needs at least 5000"),
+        ('data.path="a\\0b"', "NUL"),
+        ("data.weights={a: 1e308}", "less than or equal to"),
+        (f"seed=0x{'f' * 5000}", "thousands of digits"),
     ],
 )
 def test_errors_are_one_line_that_names_key_value_and_choice(override: str, said: str) -> None:
@@ -113,7 +122,8 @@ def test_unknown_preset_names_the_nearest(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}"]
+    "content",
+    ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}", "seed: 1\nseed: 2"],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str) -> None:
     path = tmp_path / "r.yaml"
@@ -122,6 +132,13 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: str) -> None:
         recipes.load(str(path))
     with pytest.raises(ConfigError, match="cannot be read"):
         recipes.load(str(tmp_path / "absent.yaml"))
+
+
+def test_recipes_that_refer_to_themselves(tmp_path: Path) -> None:
+    for name, base in (("a", "tiny"), ("b", "a.yaml")):
+        (tmp_path / f"{name}.yaml").write_text(f"base: {base}\nmodel: &m {{moe: *m}}\n")
+    with pytest.raises(ConfigError):
+        recipes.load(str(tmp_path / "b.yaml"))
 
 
 def test_every_documented_key_is_an_override() -> None:
@@ -159,9 +176,10 @@ def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) 
         node = tree
         *parents, last = key.split(".")
         for parent in parents:
-            node = node[parent] if isinstance(node.get(parent), dict) else node.setdefault(parent + "", {}) or node
-        if isinstance(node, dict):
-            node[last] = value
+            if not isinstance(node.get(parent), dict):
+                node[parent] = {}
+            node = node[parent]
+        node[last] = value
     try:
         config = recipes.check(tree)
     except ConfigError as error:

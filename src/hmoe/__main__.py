@@ -1,5 +1,6 @@
 """`python -m hmoe` and the `hmoe` command."""
 
+import io
 import sys
 
 
@@ -11,6 +12,9 @@ def main() -> None:
         STOP.install()
     from hmoe.cli import run  # noqa: PLC0415
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
     sys.exit(run(sys.argv[1:]))
 
 

@@ -27,7 +27,7 @@ from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.files import fsync, sha256
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
 _MANIFEST = "MANIFEST.json"
@@ -53,14 +53,15 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     folder = run / "checkpoints"
     final = _path(run, checkpoint.step)
+    if final.exists():
+        raise CheckpointError(f"{final}: exists already and is never rewritten")
     temporary = folder / f".{final.name}.tmp"
     try:
         folder.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for litter in folder.glob(".step-*"):
+            shutil.rmtree(litter, ignore_errors=True)
         temporary.mkdir()
         _write(temporary, checkpoint)
-        if final.exists():  # the same step again, after its predecessor was restored
-            shutil.rmtree(final)
         temporary.rename(final)
         fsync(folder)
     except (OSError, SafetensorError) as error:
@@ -70,16 +71,19 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         raise CheckpointError(
             f"{final}: cannot be written: {error} (needs about {needed} bytes, {free} bytes free); earlier ones are intact"
         ) from None
-    read(final)
+    verify(final)
     for old in _steps(run)[keep:]:
-        shutil.rmtree(_path(run, old))
+        hidden = folder / f".step-{old:08d}.old"  # a kill while deleting must not leave half a checkpoint
+        _path(run, old).rename(hidden)
+        shutil.rmtree(hidden)
     return final
 
 
-def latest(run: Path, quarantine: bool, say: Say) -> Checkpoint | None:
+def latest(run: Path, quarantine: bool, say: Say, optimizer: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None if none was ever written.
 
-    A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried.
+    A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried. Without
+    `optimizer` its tensors are verified but not loaded.
 
     Raises:
         CheckpointError: if checkpoints were written and none can be trusted.
@@ -87,7 +91,7 @@ def latest(run: Path, quarantine: bool, say: Say) -> Checkpoint | None:
     reasons = [f"{path}: set aside as corrupt earlier" for path in sorted((run / "checkpoints").glob("*.corrupt*"))]
     for step in _steps(run):
         try:
-            return read(_path(run, step))
+            return read(_path(run, step), optimizer)
         except CheckpointError as error:
             reasons.append(str(error))
             say(f"{error}; falling back to the checkpoint before it")
@@ -98,15 +102,15 @@ def latest(run: Path, quarantine: bool, say: Say) -> Checkpoint | None:
     return None
 
 
-def read(folder: Path) -> Checkpoint:
-    """Verify every byte of a checkpoint, then load it.
+def verify(folder: Path) -> str:
+    """Check every byte of a checkpoint; returns the digest of its logical state.
 
     Raises:
         CheckpointError: naming the file and the reason.
     """
     try:
         manifest = _read_manifest(folder)
-        found = sorted(path.name for path in folder.iterdir())
+        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave those
         if found != sorted([*_FILES, _MANIFEST]):
             raise CheckpointError(
                 f"{folder}: holds {', '.join(found)}; must hold exactly {', '.join([*_FILES, _MANIFEST])}"
@@ -114,11 +118,26 @@ def read(folder: Path) -> Checkpoint:
         for name in _FILES:
             if sha256(folder / name) != manifest["files"][name]["sha256"]:
                 raise CheckpointError(f"{folder / name}: SHA-256 differs from the manifest")
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+    return str(manifest["digest"])
+
+
+def read(folder: Path, optimizer: bool = True) -> Checkpoint:
+    """Verify every byte of a checkpoint, then load it, and check the digest of what was loaded.
+
+    Raises:
+        CheckpointError: naming the file and the reason.
+    """
+    expected = verify(folder)
+    try:
         state = json.loads((folder / "state.json").read_bytes())
-        checkpoint = Checkpoint(state["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]), state)
+        checkpoint = Checkpoint(
+            state["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]) if optimizer else {}, state
+        )
         if folder.name != _path(folder, checkpoint.step).name:
             raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
-        if digest(checkpoint) != manifest["digest"]:
+        if optimizer and digest(checkpoint) != expected:
             raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
     except CheckpointError:
         raise
@@ -177,14 +196,13 @@ def read_config(run: Path) -> RunConfig:
     Raises:
         ConfigError: if the folder is not a run folder.
     """
+    file = run / "config.yaml"
     try:
-        return recipes.check(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+        return recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
     except OSError:
-        raise ConfigError(
-            f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE --run {run}` makes one"
-        ) from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{run / 'config.yaml'}: not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE` makes one") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{file}: damaged: {error}") from None
 
 
 def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, int]:
@@ -194,12 +212,17 @@ def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, in
         CheckpointError: if there is no trustworthy checkpoint.
     """
     config = read_config(run)
-    checkpoint = latest(run, quarantine=False, say=say)
+    checkpoint = latest(run, quarantine=False, say=say, optimizer=False)
     if checkpoint is None:
         raise CheckpointError(f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps")
-    model = build(config.model, config.seed, next(iter(checkpoint.model.values())).dtype)
+    tokenizer = tokenizers.load(run)
+    if tokenizer.fingerprint != checkpoint.state["tokenizer"]:
+        raise CheckpointError(f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with")
+    with torch.device("meta"):
+        model = Transformer(config.model).to(next(iter(checkpoint.model.values())).dtype)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     restore(checkpoint, model)
-    return config, model.eval(), tokenizers.load(run), checkpoint.step
+    return config, model.eval(), tokenizer, checkpoint.step
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -81,11 +81,12 @@ def evaluate(
     """Perplexity and bits per byte of any text under a trained model."""
     from hmoe.checkpoint import open_run
     from hmoe.evaluate.perplexity import perplexity
+    from hmoe.train.console import eval_line
 
     config, model, tokenizer, step = open_run(run, _say)
     window = window or config.data.sequence_length
     texts = _texts(text, text_field) if text else _validation_texts(config, tokenizer)
-    result = perplexity(model, tokenizer, texts, window)
+    result = perplexity(model, tokenizer, texts, window, eval_line())
     numbers = {
         "step": step, "documents": result.documents, "tokens": result.tokens, "text_bytes": result.text_bytes,
         "nats_per_token": result.nats / result.tokens, "perplexity": result.perplexity,
@@ -102,7 +103,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0: from all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens whose sum reaches p.")] = 0.95,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a prompt, written out as it is drawn."""
     from hmoe.checkpoint import open_run
@@ -110,22 +111,25 @@ def generate(
     from hmoe.model.generate import generate as generate_ids
 
     how = Sampling(temperature, top_k, top_p)
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("prompt: is not valid UTF-8") from None
     config, model, tokenizer, _ = open_run(run, _say)
     ids = tokenizer.encode([prompt])[0] or [tokenizer.separator]
     if len(ids) + max_tokens > config.data.sequence_length:
         _say(
             f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {config.data.sequence_length}"
         )
-    shown = prompt
-    typer.echo(prompt, nl=False)
-    for token in generate_ids(model, ids, max_tokens, how, seed, tokenizer.separator):
+    shown = tokenizer.decode(ids)  # not always the prompt: some tokenizers normalise
+    typer.echo(shown, nl=False)
+    for token in generate_ids(model, ids, max_tokens, how, seed, tokenizer):
         ids = [*ids, token]
         text = tokenizer.decode(ids)
-        if text.startswith(shown) and not text.endswith("\ufffd"):  # wait for the rest of a character
-            sys.stdout.write(text[len(shown) :])
-            sys.stdout.flush()
+        if not text.endswith("\ufffd"):  # wait for the rest of a character
+            typer.echo(text[len(shown) :], nl=False)
             shown = text
-    typer.echo()
+    typer.echo(tokenizer.decode(ids)[len(shown) :])
 
 
 @app.command()
@@ -166,10 +170,10 @@ def prepare(
     """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
     from hmoe.data.prepare import Request
     from hmoe.data.prepare import prepare as prepare_data
-    from hmoe.train.console import progress_line
+    from hmoe.train.console import data_line
 
     request = Request(inputs, tokenizer, text_field, validation, _weights(weight), max_bad)
-    index = prepare_data(request, out, progress_line())
+    index = prepare_data(request, out, data_line())
     tokens = {split: sum(shard.tokens for shard in index.of(split)) for split in ("train", "valid")}
     typer.echo(
         f"{out}: {tokens['train']:,} training tokens, {tokens['valid']:,} held out, vocabulary {index.vocab_size}, "
@@ -207,7 +211,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"hmoe: {text}", file=sys.stderr, flush=True)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # whatever a path or a key holds
+    print(f"hmoe: {line}", file=sys.stderr, flush=True)
 
 
 def _print(numbers: dict[str, Any], as_json: bool) -> None:
@@ -242,8 +247,8 @@ def _weights(items: list[str] | None) -> dict[str, float] | None:
             weights[domain] = float(number)
         except ValueError:
             equals = ""
-        if not (domain and equals and 0 <= weights[domain] < float("inf")):
-            raise ConfigError(f"--weight {item}: must be domain=NUMBER with a number of at least 0")
+        if not (domain and equals and 0 <= weights[domain] <= 1e12):
+            raise ConfigError(f"--weight {item}: must be domain=NUMBER with a number from 0 to 1e12")
     return weights or None
 
 
@@ -262,15 +267,12 @@ def _validation_texts(config: Any, tokenizer: Any) -> Iterator[str]:
     from hmoe.data.corpus import open_corpus
     from hmoe.data.shards import open_index
 
-    name = config.data.tokenizer or f"bpe:{config.model.vocab}"
-    index = open_corpus(name) if config.data.path == "corpus" else open_index(Path(config.data.path))
+    corpus = config.data.path == "corpus"
+    index = open_corpus(config.corpus_tokenizer) if corpus else open_index(Path(config.data.path))
     if not index.of("valid"):
         raise DataError(f"{index.folder}: no validation split; name a text with --text")
     for shard in index.of("valid"):
-        document: list[int] = []
-        for token in index.tokens(shard).tolist():
-            if token == index.separator:
-                yield tokenizer.decode(document)
-                document = []
-            else:
-                document.append(token)
+        ids, start = index.tokens(shard), 0
+        for stop in (ids == index.separator).nonzero()[0].tolist():
+            yield tokenizer.decode(ids[start:stop].tolist())
+            start = stop + 1

@@ -3,36 +3,36 @@
 A recipe is YAML with these sections; `base: PRESET` inherits. `hmoe config PRESET` prints one in full.
 """
 
+import functools
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from hmoe import sizes
+from hmoe.errors import ConfigError
 from hmoe.routers import Router, TopK
+from hmoe.section import Section
 
+BYTE_VOCAB = 257  # 256 bytes and the separator
 Count = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 ExpertWidth = Annotated[int, Field(ge=1, le=10**7)]
 
 
-class Section(BaseModel):
-    """Frozen, no unknown keys, no NaN; a bool is not a number."""
+def bpe_size(name: str) -> int | None:
+    """SIZE of a `bpe:SIZE` tokenizer name, None for another name.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("must not be true or false")
-        return value
-
-    def no_effect(self, why: str, *names: str) -> None:
-        """Raise if one of `names` was given a value that would be silently ignored."""
-        for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect {why}; remove it")
+    Raises:
+        ConfigError: for a size below 257 (256 bytes and the separator) or no number.
+    """
+    if not name.startswith("bpe:"):
+        return None
+    size = name.removeprefix("bpe:")
+    if not re.fullmatch("[0-9]{1,8}", size) or not BYTE_VOCAB <= int(size) <= 2**24:
+        raise ConfigError(f"tokenizer = {name!r}: bpe:SIZE needs a size from {BYTE_VOCAB} to {2**24}, such as bpe:8192")
+    return int(size)
 
 
 class WidthRule(Section):
@@ -44,6 +44,7 @@ class WidthRule(Section):
     ratio: Annotated[float | None, Field(description="largest / smallest width; arithmetic 23/9, geometric 128")] = None
     multiple: Annotated[int, Field(ge=1, le=4096, description="every width is a multiple of this")] = 1
 
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a frozen value; read several times per training step
     def widths(self) -> tuple[int, ...]:
         """The widths, ascending, of exact sum `total`."""
         if self.shape == "equal":
@@ -168,9 +169,10 @@ class DataConfig(Section):
     micro_batches: Annotated[
         int, Field(ge=1, le=2**20, description="parts of a batch; router statistics are per part")
     ] = 1
-    weights: Annotated[dict[str, float] | None, Field(description="sampling weight per domain; null: as prepared")] = (
-        None
-    )
+    weights: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None,
+        Field(description="sampling weight per domain; null: as prepared"),
+    ] = None
     verify: Annotated[bool, Field(description="check every shard's SHA-256 before training")] = True
 
     @property
@@ -189,8 +191,12 @@ class DataConfig(Section):
             raise ValueError(
                 f"micro_batches = {self.micro_batches}: must divide the {self.batch_sequences} sequences of a batch"
             )
+        if "\0" in self.path:
+            raise ValueError("path: must not hold a NUL character")
         if self.path != "corpus":
             self.no_effect("with prepared data, which has its own tokenizer", "tokenizer")
+        elif self.tokenizer not in (None, "bytes") and bpe_size(self.tokenizer) is None:
+            raise ValueError(f"tokenizer = {self.tokenizer!r}: must be bytes or bpe:SIZE for the embedded corpus")
         if self.weights is not None and (
             not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())
         ):
@@ -279,6 +285,21 @@ class RunConfig(Section):
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
+
+    @property
+    def corpus_tokenizer(self) -> str:
+        """Tokenizer of the embedded corpus: the one named, else byte-level BPE of the model's vocabulary."""
+        return self.data.tokenizer or f"bpe:{self.model.vocab}"
+
+    @model_validator(mode="after")
+    def _check(self) -> "RunConfig":
+        if self.data.path == "corpus":
+            needed = BYTE_VOCAB if self.data.tokenizer is None else bpe_size(self.data.tokenizer) or BYTE_VOCAB
+            if self.model.vocab < needed:
+                raise ValueError(
+                    f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"
+                )
+        return self
 
 
 # Keys of `train` that may change when a run is resumed: budgets, logging and save_every.

@@ -26,7 +26,8 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
 
 def fixed_parameters(model: ModelConfig) -> int:
     """Parameters that every token uses: all but the experts."""
-    return sum(parameters_by_part(model).values()) - parameters_by_part(model)["experts"]
+    parts = parameters_by_part(model)
+    return sum(parts.values()) - parts["experts"]
 
 
 def activated_parameters(model: ModelConfig, width: float) -> float:

@@ -32,13 +32,21 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
     Raises:
         ConfigError: naming the key, the value, what is allowed and the nearest valid key.
     """
+    try:
+        tree = _resolve(recipe, overrides)
+    except RecursionError:
+        raise ConfigError(f"{recipe}: refers to itself") from None
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
+
+
+def _resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     tree = _read(recipe, None, 0)
     for key, value in _parse(overrides):
         change = value
         for part in reversed(key.split(".")):
             change = {part: change}
         tree = _merge(tree, change)
-    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
+    return tree
 
 
 def check(tree: Any) -> RunConfig:
@@ -106,9 +114,20 @@ def _yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read: {reason}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"key {twice!r} is written twice")
+        return super().construct_mapping(node, deep)
+
+
 def _tree(text: str, where: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
@@ -124,9 +143,11 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not equals:
             text = next(words, "") if dashed else ""
         if not key or not (equals or (dashed and text)):
-            raise ConfigError(f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)}")
+            raise ConfigError(
+                f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)} (options: --help)"
+            )
         if key not in keys() and not key.startswith("data.weights."):
-            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)}")
+            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
         try:
             yield key, yaml.safe_load(text)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -148,12 +169,14 @@ def _line(problem: Any) -> str:
     key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in keys():
-            return f"{key} = {reprlib.repr(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}"
+            return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}"
         return f"{key}: unknown key; nearest is {_nearest(key)}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"].startswith("union_tag"):
-        return f"{key} = {reprlib.repr(problem['input'])}: name must be top_k or top_p"
+        return f"{key} = {_shown(problem['input'])}: name must be top_k or top_p"
+    if problem["type"] == "tuple_type" and key.endswith("widths"):
+        return f"{key} = {_shown(problem['input'])}: must be a list of hidden units or a rule {{shape, total, experts}}"
     message = (
         problem["msg"]
         .removeprefix("Value error, ")
@@ -162,7 +185,14 @@ def _line(problem: Any) -> str:
     )
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}" if key else message
-    return f"{key} = {reprlib.repr(problem['input'])}: {message}"
+    return f"{key} = {_shown(problem['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
 
 
 def _nearest(key: str) -> str:

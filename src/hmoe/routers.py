@@ -22,8 +22,8 @@ class TopK:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"router.k = {self.k}, must be at least 1")
+        if type(self.k) is not int or self.k < 1:
+            raise ConfigError(f"router.k = {self.k!r}, must be an integer of at least 1")
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
         """(fewest, expected, most) experts per token, of `num_experts`."""
@@ -51,7 +51,7 @@ class TopP:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        if not 0 < self.p <= 1:
+        if isinstance(self.p, bool) or not 0 < self.p <= 1:
             raise ConfigError(f"router.p = {self.p}, must be in (0, 1]")
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:

@@ -10,6 +10,7 @@ from hmoe.errors import ConfigError
 
 # Exact fractions keep 23/9 from becoming 2.5555555555555554: the paper's widths come out as integers.
 _DENOMINATOR = 10**9
+_LARGEST_RATIO = 10**6
 
 
 def arithmetic(total: int, n: int, ratio: float = 23 / 9, multiple: int = 1) -> tuple[int, ...]:
@@ -26,6 +27,7 @@ def arithmetic(total: int, n: int, ratio: float = 23 / 9, multiple: int = 1) -> 
     Raises:
         ConfigError: if `total` cannot be shared so.
     """
+    _check(total, n, multiple)
     step = (_ratio(ratio) - 1) / max(n - 1, 1)
     return _share(total, [1 + step * i for i in range(n)], multiple)
 
@@ -35,9 +37,10 @@ def geometric(total: int, n: int, ratio: float = 128, multiple: int = 1) -> tupl
 
     Arguments and errors as in `arithmetic`. An expert never gets less than one `multiple`.
     """
+    _check(total, n, multiple)
     _ratio(ratio)
     powers = [float(ratio) ** (i / max(n - 1, 1)) for i in range(n)]
-    return _share(total, [Fraction(power).limit_denominator(_DENOMINATOR) for power in powers], multiple)
+    return _share(total, [Fraction(round(power * _DENOMINATOR), _DENOMINATOR) for power in powers], multiple)
 
 
 def hybrid(total: int, n: int, multiple: int = 1) -> tuple[int, ...]:
@@ -45,23 +48,23 @@ def hybrid(total: int, n: int, multiple: int = 1) -> tuple[int, ...]:
     if n < 4 or n % 4:
         nearest = max(4, round(n / 4) * 4)
         raise ConfigError(f"hybrid: n = {n}, must be a positive multiple of 4; nearest is {nearest}")
+    _check(total, n, multiple)
     return _share(total, [Fraction(s) for s in [1] * (n // 2) + [2] * (n // 4) + [4] * (n // 4)], multiple)
 
 
 def equal(total: int, n: int) -> tuple[int, ...]:
     """Widths that are all the same (they differ by at most one unit where `n` does not divide `total`)."""
+    _check(total, n, 1)
     return _share(total, [Fraction(1)] * n, 1)
 
 
 def _ratio(ratio: float) -> Fraction:
-    if not 1 <= ratio < float("inf"):
-        raise ConfigError(f"widths: ratio = {ratio}, must be finite and at least 1 (1 means equal widths)")
+    if not 1 <= ratio <= _LARGEST_RATIO:
+        raise ConfigError(f"widths: ratio = {ratio}, must be from 1 (equal widths) to {_LARGEST_RATIO}")
     return Fraction(ratio).limit_denominator(_DENOMINATOR)
 
 
-def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, ...]:
-    """Largest remainder: floor every quota, then one more unit to the largest remainders."""
-    n = len(shares)
+def _check(total: int, n: int, multiple: int) -> None:
     if n < 1 or multiple < 1:
         raise ConfigError(f"widths: {n} experts, multiple {multiple}; both must be at least 1")
     if total % multiple or total < n * multiple:
@@ -70,6 +73,11 @@ def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, 
             f"widths: total = {total} for {n} experts, must be a multiple of {multiple} and at least {n * multiple}; "
             f"nearest is {nearest}"
         )
+
+
+def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, ...]:
+    """Largest remainder: floor every quota, then one more unit to the largest remainders."""
+    n = len(shares)
     units = total // multiple
     quotas = _quotas(units, shares)
     floors = [int(quota) for quota in quotas]
@@ -82,8 +90,9 @@ def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, 
 
 def _quotas(units: int, shares: Sequence[Fraction]) -> list[Fraction]:
     """Proportional quotas in which nobody has less than one unit (`shares` ascending)."""
-    for small in range(len(shares)):
-        rest = sum(shares[small:])
-        if shares[small] * (units - small) >= rest:
+    rest = sum(shares, Fraction(0))
+    for small, smallest in enumerate(shares):
+        if smallest * (units - small) >= rest:
             return [Fraction(1)] * small + [share * (units - small) / rest for share in shares[small:]]
+        rest -= smallest
     return [Fraction(1)] * len(shares)

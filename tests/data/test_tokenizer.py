@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, bpe_size, load, train_bpe
+from hmoe.config import bpe_size
+from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load, train_bpe
 from tests.conftest import sentences
 
 TEXTS = ["Hello, world!", "", "é ü 漢字 \U0001f600\n\ttabs", "a<|endoftext|>b </s> c", "\x00\r\n"]
@@ -42,6 +43,21 @@ def test_a_local_hugging_face_tokenizer_is_loaded(tmp_path: Path) -> None:
         assert loaded.fingerprint == trained.fingerprint
         assert loaded.encode(["a bird"]) == trained.encode(["a bird"])
         assert loaded.separator == 0
+
+
+def test_truncation_and_padding_in_the_file_do_not_cut_documents(tmp_path: Path) -> None:
+    tree = json.loads(train_bpe([sentences(1, 100)], 300).content)
+    tree["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    assert len(load(tmp_path).encode([sentences(2, 5)])[0]) > 20
+
+
+def test_ids_with_holes_count_up_to_the_largest(tmp_path: Path) -> None:
+    tree = json.loads(train_bpe([sentences(1, 100)], 300).content)
+    last = max(tree["model"]["vocab"], key=tree["model"]["vocab"].get)
+    tree["model"]["vocab"][last] = 70_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    assert load(tmp_path).vocab_size == 70_001
 
 
 def test_the_end_token_may_be_named_beside_it(tmp_path: Path) -> None:

@@ -8,6 +8,11 @@ from hmoe.model.likelihood import mean_nll, text_nll
 from hmoe.model.transformer import Transformer, build
 
 
+class Vocabulary:
+    vocab_size = 31
+    separator = -1
+
+
 @pytest.fixture
 def model() -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_p", "p": 0.6}}
@@ -24,17 +29,25 @@ def test_cached_logits_are_the_uncached_ones(model: Transformer) -> None:
 
 def test_greedy_text_is_the_argmax_of_uncached_logits(model: Transformer) -> None:
     ids = [3, 7]
-    for token in generate(model, [3, 7], 10, Sampling(temperature=0), seed=0):
+    for token in generate(model, [3, 7], 10, Sampling(temperature=0), 0, Vocabulary()):
         assert token == model(torch.tensor([ids]))[0][0, -1].argmax()
         ids.append(token)
     assert len(ids) == 12
 
 
 def test_a_seed_fixes_the_text_and_stop_ends_it(model: Transformer) -> None:
-    first, again, other = (list(generate(model, [1], 40, Sampling(1.0), seed)) for seed in (5, 5, 6))
+    first, again, other = (list(generate(model, [1], 40, Sampling(1.0), seed, Vocabulary())) for seed in (5, 5, 6))
     assert first == again != other
-    stopped = list(generate(model, [1], 40, Sampling(1.0), 5, stop=first[7]))
+    ending = Vocabulary()
+    ending.separator = first[7]
+    stopped = list(generate(model, [1], 40, Sampling(1.0), 5, ending))
     assert stopped == first[: first.index(first[7]) + 1]
+
+
+def test_only_tokens_that_the_tokenizer_has_are_drawn(model: Transformer) -> None:
+    small = Vocabulary()
+    small.vocab_size = 5
+    assert max(generate(model, [1], 60, Sampling(5.0), 0, small)) < 5
 
 
 def test_top_k_and_top_p_cut_the_tail() -> None:
@@ -62,7 +75,7 @@ def test_bad_requests(model: Transformer) -> None:
         with pytest.raises(ConfigError):
             make()
     with pytest.raises(ConfigError, match="no tokens"):
-        list(generate(model, [], 3, Sampling(), 0))
+        list(generate(model, [], 3, Sampling(), 0, Vocabulary()))
     with pytest.raises(NonFiniteError):
         sample(torch.tensor([float("nan"), 0.0]), Sampling(), torch.Generator())
 

@@ -68,5 +68,7 @@ def test_penalty_pushes_down_experts_that_are_popular_and_large() -> None:
 def test_unknown_choices_are_named() -> None:
     with pytest.raises(hmoe.ConfigError, match="mean, max, raw"):
         hmoe.parameter_penalty(routing(), WIDTHS, norm="median")
+    with pytest.raises(hmoe.ConfigError, match="2 widths for 4 experts"):
+        hmoe.parameter_penalty(routing(), (3, 5))
     with pytest.raises(hmoe.ConfigError, match="experts, one"):
         hmoe.router_entropy(routing(), scale="two")

@@ -130,7 +130,13 @@ def test_autocast_computes_experts_in_low_precision_with_float32_weights() -> No
     assert moe.w_gate.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("dim", "widths"), [(0, (4,)), (4, ()), (4, (4, 0))])
+@pytest.mark.parametrize("shape", [(8, 7), (64,), (), (3, 0), (12, 1)])
+def test_an_input_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(hmoe.ConfigError, match="last axis must be dim = 12"):
+        layer(hmoe.TopK(2))(torch.zeros(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("dim", "widths"), [(0, (4,)), (4, ()), (4, (4, 0)), (4, (4.5, 2)), (8.0, (4,)), (4, "44")])
 def test_bad_sizes(dim: int, widths: tuple[int, ...]) -> None:
     with pytest.raises(hmoe.ConfigError):
         hmoe.MoE(dim, widths, hmoe.TopK(1))

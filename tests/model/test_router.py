@@ -94,7 +94,18 @@ def test_router_runs_in_float32_or_better() -> None:
         assert layer(torch.randn(5, 8)).logits_TE.dtype == torch.float32
 
 
-@pytest.mark.parametrize("make", [lambda: TopK(0), lambda: TopP(0.0), lambda: TopP(1.01), lambda: TopP(float("nan"))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TopK(0),
+        lambda: TopK(1.5),
+        lambda: TopK(True),
+        lambda: TopP(True),
+        lambda: TopP(0.0),
+        lambda: TopP(1.01),
+        lambda: TopP(float("nan")),
+    ],
+)
 def test_bad_specs(make: object) -> None:
     with pytest.raises(ConfigError):
         make()  # type: ignore[operator]

@@ -119,6 +119,41 @@ def test_changed_data_is_refused(tmp_path: Path, corpus_jsonl: Path) -> None:
         run(tmp_path / "r", *data, "train.steps=8")
 
 
+def test_a_run_read_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "r", "data.tokenizer=bpe:280")
+    (tmp_path / "r" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="not the tokenizer"):
+        open_run(tmp_path / "r", print)
+
+
+def test_a_stop_right_after_a_resume_saves_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path / "r", "train.steps=4")
+    before = digests(tmp_path / "r")
+    monkeypatch.setattr("hmoe.train.loop.STOP", "SIGTERM")
+    monkeypatch.setattr("hmoe.train.console.Console.end", lambda *_: None)
+    monkeypatch.setattr("hmoe.train.loop.STOP", type("Stopped", (), {"signal_name": "SIGTERM"})())
+    run(tmp_path / "r")
+    assert digests(tmp_path / "r") == before
+
+
+@pytest.mark.parametrize("damage", [b"5\n", b'{"step": "1"}\n', b"{}\n", b'{"step": 700}\n', b"\xff\n"])
+def test_damage_inside_the_metrics_is_named(tmp_path: Path, damage: bytes) -> None:
+    run(tmp_path / "r")
+    file = tmp_path / "r" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl:[34]: damaged line"):
+        run(tmp_path / "r", "train.steps=8")
+
+
+def test_a_seconds_budget_survives_a_resume(tmp_path: Path) -> None:
+    run(tmp_path / "r", "train.log_every=1000")
+    spent = json.loads((tmp_path / "r" / "timing.jsonl").read_text().splitlines()[-1])["seconds"]
+    assert spent > 0
+    run(tmp_path / "r", "train.log_every=1000", "train.steps=null", f"train.seconds={spent / 2}")
+    assert rows(tmp_path / "r")[-1]["step"] == 6
+
+
 def test_budgets_of_tokens_flops_and_seconds(tmp_path: Path) -> None:
     assert run(tmp_path / "t", "train.steps=null", "train.tokens=300")[-1]["step"] == 3
     one = run(tmp_path / "one", "train.steps=1")[0]["flops"]
@@ -127,7 +162,7 @@ def test_budgets_of_tokens_flops_and_seconds(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_too_small_for_the_data_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.vocab = 200: the data's tokenizer has 257 tokens"):
+    with pytest.raises(ConfigError, match=r"model\.vocab = 200: the tokenizer needs at least 257"):
         run(tmp_path / "r", "model.vocab=200")
 
 

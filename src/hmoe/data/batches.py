@@ -56,6 +56,12 @@ class Batches:
                     f"data.sequence_length = {config.sequence_length} needs {config.sequence_length + 1}"
                 )
         share = np.cumsum([weights[name] for name in names]) if weights else np.ones(1)
+        for name in names:
+            if weights and weights[name] * _BLOCK < share[-1]:
+                raise ConfigError(
+                    f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK} of the sum; raise it or set it to 0"
+                )
+        self.names = names
         self.stops = np.round(share / share[-1] * _BLOCK).astype(np.int64)
 
     def __getitem__(self, step: int) -> tuple[Tokens, Tokens]:
@@ -80,7 +86,9 @@ class Batches:
 
     def _window(self, pool: int, number: int) -> int:
         epoch, place = divmod(number, self.pools[pool].size)
-        return int(permute(np.array([place], dtype=np.uint64), self.pools[pool].size, self.seed, pool, epoch)[0])
+        return int(
+            permute(np.array([place], dtype=np.uint64), self.pools[pool].size, self.seed, self.names[pool], epoch)[0]
+        )
 
 
 def validation(index: Index, length: int, num_sequences: int) -> list[tuple[Tokens, Tokens]]:

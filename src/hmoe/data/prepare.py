@@ -8,22 +8,20 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from hmoe.data.readers import Document, Source, read, sources
+from hmoe.config import bpe_size
+from hmoe.data.readers import Source, read, sources
+from hmoe.data.segment import START, Item, Position, Segment, hash64
 from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
-from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, bpe_size, load, train_bpe
+from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 from hmoe.errors import ConfigError, DataError, RunBusyError
-from hmoe.files import fsync, sha256, write_atomic
+from hmoe.files import write_atomic
 
-_BATCH_BYTES = 4 << 20  # text handed to the tokenizer at once, which spreads it over the cores
 _BPE_SAMPLE_BYTES = 64 << 20
 _SCAN_BYTES = 256 << 20  # inputs up to this size are scanned so that at least one document is held out
 
@@ -73,19 +71,6 @@ class Progress(NamedTuple):
 Report = Callable[[Progress], None]
 
 
-class _Position(NamedTuple):
-    """Where the next segment starts, and how many documents were skipped before it."""
-
-    file: int
-    record: int
-    skipped: int
-
-
-class _Item(NamedTuple):
-    document: Document
-    after: _Position
-
-
 def prepare(request: Request, out: Path, report: Report = lambda progress: None, wait: bool = False) -> Index:
     """Write shards, tokenizer and index.json to `out`; continue where an earlier, killed call stopped.
 
@@ -95,35 +80,42 @@ def prepare(request: Request, out: Path, report: Report = lambda progress: None,
         DataError: for bad input (file and line named), or if `out` holds something else.
         RunBusyError: if another process is preparing `out`.
     """
-    files = sources(list(request.inputs))
+    files = sources(list(request.inputs), leave_out=out)
     key = _key(request, files)
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "index.json").exists():  # it appears by one rename, so this needs no lock
+        return _finished(out, key)
     with (out / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             raise RunBusyError(f"{out}: another process is preparing this folder") from None
-        if (out / "index.json").exists():
-            index = open_index(out)
-            if index.request != key:
-                raise DataError(f"{out}: already holds data of other inputs or options; choose another --out")
-            (out / "progress.json").unlink(missing_ok=True)  # killed between the last two steps
-            return index
-        _run(request, files, key, out, report)
-    return open_index(out)
+        if not (out / "index.json").exists():
+            _run(request, files, key, out, report)
+    return _finished(out, key)
+
+
+def _finished(out: Path, key: dict[str, Any]) -> Index:
+    index = open_index(out)
+    if index.request != key:
+        raise DataError(f"{out}: already holds data of other inputs or options; choose another --out")
+    index.verify()
+    (out / "progress.json").unlink(missing_ok=True)  # killed between the last two steps
+    return index
 
 
 def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, report: Report) -> None:
     progress = _load_progress(out, key)
-    tokenizer = _tokenizer(request, files, out)
-    threshold = progress["threshold"] if progress else _validation_threshold(request, files)
-    shards = [Shard(**shard) for shard in progress["shards"]] if progress else []
-    position = _Position(*progress["position"]) if progress else _Position(0, 0, 0)
-    segment = progress["segment"] if progress else 0
+    tokenizer = _tokenizer(request, files, out, report)
+    threshold = progress["threshold"]
+    if threshold is None:
+        threshold = _validation_threshold(request, files, report)
+    shards = [Shard(**shard) for shard in progress["shards"]]
+    position, segment = Position(*progress["position"]), progress["segment"]
     items = _items(files, request, position)
     done = False
     while not done:
-        writer = _Segment(out, segment, tokenizer, threshold)
+        writer = Segment(out, segment, tokenizer, threshold)
         done = writer.fill(items, request.segment_bytes, partial(_report, report, writer, files, shards))
         shards += writer.publish()
         position, segment = writer.position or position, segment + 1
@@ -151,70 +143,13 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
     (out / "progress.json").unlink()
 
 
-class _Segment:
-    """Shards of one stretch of input, one per split and domain, written as the documents come."""
-
-    def __init__(self, out: Path, number: int, tokenizer: Tokenizer, threshold: int) -> None:
-        self.out, self.number, self.tokenizer, self.threshold = out, number, tokenizer, threshold
-        self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
-        self.files: dict[tuple[str, str], Any] = {}
-        self.position: _Position | None = None
-        self.dtype = token_dtype(tokenizer.vocab_size)
-
-    def fill(self, items: Iterator[_Item], segment_bytes: int, report: Callable[[], None]) -> bool:
-        """Take documents until the segment is full; True when the input ended."""
-        while sum(count[2] for count in self.counts.values()) < segment_bytes:
-            batch, size = list[_Item](), 0
-            for item in items:
-                batch.append(item)
-                size += len(item.document.text)
-                if size >= _BATCH_BYTES or size >= segment_bytes:
-                    break
-            else:
-                self._write(batch)
-                return True
-            self._write(batch)
-            report()
-        return False
-
-    def publish(self) -> list[Shard]:
-        """Flush, hash and rename the segment's files."""
-        shards = []
-        for (split, domain), file in self.files.items():
-            file.close()
-            temporary = Path(file.name)
-            fsync(temporary)
-            final = self.out / temporary.name.removeprefix(".").removesuffix(".tmp")
-            tokens, documents, text_bytes = self.counts[split, domain]
-            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, sha256(temporary)))
-            temporary.replace(final)
-        fsync(self.out)
-        return shards
-
-    def _write(self, batch: list[_Item]) -> None:
-        ids = self.tokenizer.encode([item.document.text for item in batch])
-        for item, document_ids in zip(batch, ids, strict=True):
-            text = item.document.text.encode()
-            where = ("valid" if _hash(text) < self.threshold else "train", item.document.domain)
-            if where not in self.files:
-                self.files[where] = self._open(*where)
-                self.counts[where] = [0, 0, 0]
-            np.asarray([*document_ids, self.tokenizer.separator], dtype=self.dtype).tofile(self.files[where])
-            self.counts[where][0] += len(document_ids) + 1
-            self.counts[where][1] += 1
-            self.counts[where][2] += len(text)
-            self.position = item.after
-
-    def _open(self, split: str, domain: str) -> Any:
-        # Names are made safe, and told apart by a hash where that changed them.
-        safe = re.sub(r"[^A-Za-z0-9_-]+", "_", domain)[:60]
-        safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode()).hexdigest()[:6]}"
-        return (self.out / f".{split}-{safe}-{self.number:05d}.bin.tmp").open("wb")
-
-
-def _items(files: list[Source], request: Request, start: _Position) -> Iterator[_Item]:
+def _items(
+    files: list[Source], request: Request, start: Position, report: Report = lambda progress: None
+) -> Iterator[Item]:
+    """Documents from `start` on; `report` is told of files only, for passes that write nothing."""
     skipped = start.skipped
     for number in range(start.file, len(files)):
+        report(Progress(number + 1, len(files), 0, 0, 0))
         for record, item in enumerate(read(files[number], request.text_field), 1):
             if number == start.file and record <= start.record:
                 continue
@@ -224,23 +159,19 @@ def _items(files: list[Source], request: Request, start: _Position) -> Iterator[
                     raise item
                 continue
             if item.text:
-                yield _Item(item, _Position(number, record, skipped))
+                yield Item(item, Position(number, record, skipped))
 
 
-def _hash(text: bytes) -> int:
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-
-
-def _validation_threshold(request: Request, files: list[Source]) -> int:
+def _validation_threshold(request: Request, files: list[Source], report: Report) -> int:
     """Documents whose hash is below this are held out; in small inputs at least one of two documents is."""
     threshold = int(request.validation * 2**64)
     if not request.validation or sum(f.path.stat().st_size for f in files) > _SCAN_BYTES:
         return threshold
-    hashes = {_hash(item.document.text.encode()) for item in _items(files, request, _Position(0, 0, 0))}
+    hashes = {hash64(item.document.text.encode()) for item in _items(files, request, START, report)}
     return threshold if len(hashes) < 2 else max(threshold, min(hashes) + 1)
 
 
-def _tokenizer(request: Request, files: list[Source], out: Path) -> Tokenizer:
+def _tokenizer(request: Request, files: list[Source], out: Path, report: Report) -> Tokenizer:
     if request.tokenizer == "bytes":
         return ByteTokenizer()
     size = bpe_size(request.tokenizer)
@@ -249,40 +180,57 @@ def _tokenizer(request: Request, files: list[Source], out: Path) -> Tokenizer:
     elif (out / "tokenizer.json").exists():
         return load(out)
     else:
-        tokenizer = train_bpe(_bpe_sample(request, files), size)
+        tokenizer = train_bpe(_bpe_sample(request, files, report), size)
     if tokenizer.file_name:
         write_atomic(out / tokenizer.file_name, tokenizer.content)
     return tokenizer
 
 
-def _bpe_sample(request: Request, files: list[Source]) -> Iterator[str]:
+def _bpe_sample(request: Request, files: list[Source], report: Report) -> Iterator[str]:
     """All documents, or of a large input those whose hash falls into a sample of about 64 MB."""
     share = _BPE_SAMPLE_BYTES / max(sum(f.path.stat().st_size for f in files), 1)
-    for item in _items(files, request, _Position(0, 0, 0)):
+    for item in _items(files, request, START, report):
         # The hash's low bits: its high bits choose the validation split.
-        if share >= 1 or _hash(item.document.text.encode()) % 2**32 < share * 2**32:
+        if share >= 1 or hash64(item.document.text.encode()) % 2**32 < share * 2**32:
             yield item.document.text
 
 
-def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any] | None:
+def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
+    """Where an earlier call stopped. The file is there before anything else, so what lies beside it is of this key."""
+    file = out / "progress.json"
+    if not file.exists():
+        foreign = sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".progress.json.tmp"))
+        if foreign:
+            raise DataError(f"{out}: is not empty (holds {foreign[0]}); choose another --out")
+        start: dict[str, Any] = {"key": key, "threshold": None, "position": START, "segment": 0, "shards": []}
+        write_atomic(file, json.dumps(start).encode())
     for litter in out.glob(".*.tmp"):
         litter.unlink()
     try:
-        state: dict[str, Any] = json.loads((out / "progress.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    if state["key"] != key:
+        state: dict[str, Any] = json.loads(file.read_bytes())
+        same = state["key"] == key
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file}: damaged; delete {out} and prepare again") from None
+    if not same:
         raise DataError(f"{out}: was begun with other inputs or options; choose another --out or delete it")
     return state
 
 
 def _key(request: Request, files: list[Source]) -> dict[str, Any]:
-    """What the shards depend on: options, and name and size of every input file."""
+    """What the shards depend on: options, and of every input file its name, size, and a hash of its two ends."""
     options = {k: v for k, v in dataclasses.asdict(request).items() if k not in ("inputs", "weights")}
-    named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size] for s in files]
+    named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size, _mark(s.path)] for s in files]
     if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
         options["tokenizer"] = load(request.tokenizer).fingerprint
     return {**options, "weights": request.weights, "files": named}
+
+
+def _mark(path: Path) -> str:
+    """A hash of the first and last 64 KiB: reading terabytes whole to start would be too slow."""
+    with path.open("rb") as file:
+        head = file.read(1 << 16)
+        file.seek(max(0, path.stat().st_size - (1 << 16)))
+        return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
 def _check_weights(request: Request, shards: list[Shard]) -> None:
@@ -292,7 +240,7 @@ def _check_weights(request: Request, shards: list[Shard]) -> None:
             raise DataError(f"weight of {domain!r}: no such domain in the input; it has {', '.join(known)}")
 
 
-def _report(report: Report, writer: _Segment, files: list[Source], shards: list[Shard]) -> None:
+def _report(report: Report, writer: Segment, files: list[Source], shards: list[Shard]) -> None:
     counts = [*writer.counts.values(), *([s.tokens, s.documents, s.text_bytes] for s in shards)]
     tokens, documents, text_bytes = (sum(column) for column in zip(*counts, strict=True))
     report(Progress(writer.position.file + 1 if writer.position else 0, len(files), documents, text_bytes, tokens))

@@ -34,8 +34,8 @@ class Document(NamedTuple):
     domain: str
 
 
-def sources(inputs: list[str]) -> list[Source]:
-    """Files of `PATH` or `domain=PATH` inputs; folders are walked in sorted order.
+def sources(inputs: list[str], leave_out: Path | None = None) -> list[Source]:
+    """Files of `PATH` or `domain=PATH` inputs; folders are walked in sorted order, hidden files and `leave_out` passed over.
 
     Without a name the domain is the record's own (`domain`, RedPajama's `red_pajama_subset`), else the first folder
     below the input, else the input's own name.
@@ -47,12 +47,12 @@ def sources(inputs: list[str]) -> list[Source]:
     for item in inputs:
         name, equals, rest = item.partition("=")
         domain, root = (name, Path(rest)) if equals and not Path(item).exists() else (None, Path(item))
-        if not root.exists():
+        if not root.exists() or (equals and not rest):
             raise DataError(f"{root}: no such file or folder")
         if root.is_file():
             found.append(Source(root, domain, _stem(root)))
             continue
-        files = sorted(p for p in root.rglob("*") if p.is_file() and _SUFFIX.search(p.name))
+        files = sorted(p for p in root.rglob("*") if _wanted(p, root, leave_out))
         if not files:
             raise DataError(f"{root}: holds no .txt, .jsonl, .json or .parquet file (also .gz, .xz, .zst)")
         for path in files:
@@ -61,8 +61,18 @@ def sources(inputs: list[str]) -> list[Source]:
     return found
 
 
+def _wanted(path: Path, root: Path, leave_out: Path | None) -> bool:
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    own = leave_out is not None and leave_out.resolve() in path.resolve().parents
+    return path.is_file() and bool(_SUFFIX.search(path.name)) and not hidden and not own
+
+
 def read(source: Source, text_field: str | None) -> Iterator[Document | DataError]:
-    """Documents of one file; an unusable one is an error object that names file and line."""
+    """Documents of one file; an unusable one is an error object that names file and line.
+
+    Raises:
+        DataError: if the file ends before its end or is damaged.
+    """
     path = source.path
     match = _SUFFIX.search(path.name)
     if match is None:
@@ -72,11 +82,13 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
         yield DataError(f"{path}: empty file")
         return
     records = {"txt": _read_txt, "parquet": _read_parquet}.get(match[1], _read_jsonl)
+    line = 0
     try:
         for line, record in records(path, text_field):
             yield record if isinstance(record, DataError) else _document(record, source, text_field, line)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        yield DataError(f"{path}: cannot be read to its end, truncated or damaged: {error}")
+        # Not one bad document but all that follow it, so it is not skipped and counted.
+        raise DataError(f"{path}:{line + 1}: cannot be read on, truncated or damaged: {error}") from None
 
 
 def _document(record: Any, source: Source, text_field: str | None, line: int) -> Document | DataError:
@@ -152,30 +164,20 @@ def _read_parquet(path: Path, text_field: str | None) -> Iterator[tuple[int, Any
                 row += 1
                 yield row, record
     except pyarrow.ArrowException as error:
-        yield 0, DataError(f"{path}: cannot be read as parquet: {' '.join(str(error).split())}")
+        raise OSError(f"parquet: {' '.join(str(error).split())}") from None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends, of a plain or compressed file, however long the file is."""
-    rest = b""
+    """Lines with their ends (only \\n ends a line), of a plain or compressed file, however long the file is."""
+    parts: list[bytes] = []
     for chunk in _chunks(path):
-        lines = (rest + chunk).splitlines(keepends=True) if b"\n" in chunk else [rest + chunk]
-        # splitlines also cuts at a bare \r; only \n ends a line here
-        lines = _join_at_newline(lines)
-        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        yield from lines
-    if rest:
-        yield rest
-
-
-def _join_at_newline(lines: list[bytes]) -> list[bytes]:
-    joined: list[bytes] = []
-    for line in lines:
-        if joined and not joined[-1].endswith(b"\n"):
-            joined[-1] += line
-        else:
-            joined.append(line)
-    return joined
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            yield b"".join([*parts, piece, b"\n"])
+            parts.clear()
+        parts.append(rest)
+    if last := b"".join(parts):
+        yield last
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What a data folder holds; `fingerprint` changes when any of it does."""
+    """What a data folder holds; `fingerprint` changes when any token, weight or the tokenizer does."""
 
     folder: Path
     dtype: str
@@ -62,7 +62,7 @@ class Index:
         for shard in self.shards:
             if sha256(self.folder / shard.file) != shard.sha256:
                 raise DataError(
-                    f"{self.folder / shard.file}: SHA-256 differs from index.json, the shard is damaged; prepare the data again"
+                    f"{self.folder / shard.file}: SHA-256 differs from index.json; delete {self.folder} and prepare again"
                 )
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
@@ -107,17 +107,27 @@ def open_index(folder: Path) -> Index:
     try:
         tree = json.loads(content)
         if tree["format"] != FORMAT:
-            raise DataError(f"{path}: format {tree['format']}, this version reads {FORMAT}; prepare the data again")
+            raise DataError(
+                f"{path}: format {tree['format']}, this version reads {FORMAT}; delete {folder} and prepare again"
+            )
         shards = tuple(Shard(**shard) for shard in tree["shards"])
         names = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
         fields = {name: tree[name] for name in names}
         width = np.dtype(fields["dtype"]).itemsize
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged: {error!r}; prepare the data again") from None
+        raise DataError(f"{path}: damaged: {error!r}; delete {folder} and prepare again") from None
     for shard in shards:
         file = folder / shard.file
         size = file.stat().st_size if file.is_file() else -1
         if size != shard.tokens * width:
             state = "missing" if size < 0 else f"{size} bytes"
-            raise DataError(f"{file}: {state}, index.json says {shard.tokens * width} bytes; prepare the data again")
-    return Index(folder=folder, shards=shards, fingerprint=hashlib.sha256(content).hexdigest(), **fields)
+            raise DataError(
+                f"{file}: {state}, index.json says {shard.tokens * width} bytes; delete {folder} and prepare again"
+            )
+    return Index(folder=folder, shards=shards, fingerprint=_fingerprint(fields, tree["shards"]), **fields)
+
+
+def _fingerprint(fields: dict[str, Any], shards: list[dict[str, Any]]) -> str:
+    """Of what training depends on, not of how it was asked for."""
+    content = {name: value for name, value in fields.items() if name not in ("request", "skipped_documents")}
+    return hashlib.sha256(json.dumps([content, shards], sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from hmoe.data.readers import missing_extra
-from hmoe.errors import ConfigError, DataError
+from hmoe.errors import DataError
 
 _SEPARATOR = "<|endoftext|>"
 _END_TOKENS = ("</s>", _SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -72,9 +72,11 @@ class HuggingFaceTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise DataError(f"{where}: not a Hugging Face tokenizer: {' '.join(str(error).split())[:200]}") from None
         self._tokenizer.encode_special_tokens = True
+        self._tokenizer.no_truncation()  # settings for batches of fixed length would cut documents
+        self._tokenizer.no_padding()
         self.content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()
-        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # ids may have holes
         names = [separator] if separator else list(_END_TOKENS)
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
@@ -145,20 +147,6 @@ def load(path: str | Path) -> Tokenizer:
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path))
     return HuggingFaceTokenizer(content, str(path), _end_token(path.with_name("tokenizer_config.json")))
-
-
-def bpe_size(name: str) -> int | None:
-    """SIZE of a `bpe:SIZE` tokenizer name, None for another name.
-
-    Raises:
-        ConfigError: for a size below 257 (256 bytes and the separator) or no number.
-    """
-    if not name.startswith("bpe:"):
-        return None
-    size = name.removeprefix("bpe:")
-    if not size.isdecimal() or not _BYTES < int(size) <= 2**24:
-        raise ConfigError(f"tokenizer = {name!r}: bpe:SIZE needs a size from {_BYTES + 1} to {2**24}, such as bpe:8192")
-    return int(size)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:

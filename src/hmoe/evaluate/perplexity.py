@@ -1,7 +1,7 @@
 """Perplexity and bits per byte of any text."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from hmoe.data.tokenizer import Tokenizer
@@ -35,8 +35,16 @@ class Perplexity:
         return self.nats / math.log(2) / self.text_bytes
 
 
-def perplexity(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], window: int) -> Perplexity:
+def perplexity(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    window: int,
+    report: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> Perplexity:
     """Perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
+
+    `report` is told the documents and tokens done after each document.
 
     Raises:
         DataError: if there is no text.
@@ -49,6 +57,7 @@ def perplexity(model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], w
             continue
         nats += text_nll(model, [tokenizer.separator, *ids], window)
         documents, tokens, size = documents + 1, tokens + len(ids), size + len(text.encode())
+        report(documents, tokens)
     if not tokens:
         raise DataError("nothing to evaluate: the text is empty")
     return Perplexity(documents, tokens, size, nats)

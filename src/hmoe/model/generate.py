@@ -2,11 +2,19 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.model.transformer import Transformer
+
+
+class Vocabulary(Protocol):
+    """What generation needs of a tokenizer."""
+
+    vocab_size: int
+    separator: int
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,7 @@ def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) ->
         raise NonFiniteError("generate: the model's logits are NaN or infinite")
     if how.temperature == 0:
         return int(logits_V.argmax())
-    sorted_V, order_V = torch.sort(logits_V / how.temperature, descending=True, stable=True)
+    sorted_V, order_V = torch.sort((logits_V - logits_V.max()) / how.temperature, descending=True, stable=True)
     if how.top_k:
         sorted_V = sorted_V[: how.top_k]
     probs_V = sorted_V.softmax(0)
@@ -56,9 +64,11 @@ def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) ->
 
 @torch.no_grad()
 def generate(
-    model: Transformer, prompt: list[int], num_tokens: int, how: Sampling, seed: int, stop: int | None = None
+    model: Transformer, prompt: list[int], num_tokens: int, how: Sampling, seed: int, tokenizer: Vocabulary
 ) -> Iterator[int]:
-    """Yield up to `num_tokens` new tokens, ending after `stop`; the same seed gives the same tokens.
+    """Yield up to `num_tokens` new tokens, ending after the separator; the same seed gives the same tokens.
+
+    Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger.
 
     Raises:
         ConfigError: for an empty prompt.
@@ -71,8 +81,8 @@ def generate(
     new = prompt
     for _ in range(num_tokens):
         x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
-        token = sample(model.head_weight @ x_BLD[0, -1], how, generator)
+        token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], how, generator)
         yield token
-        if token == stop:
+        if token == tokenizer.separator:
             return
         new = [token]

@@ -34,8 +34,10 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
     `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
 
     Raises:
-        ConfigError: for another norm.
+        ConfigError: for another norm, or if there is not one width per expert.
     """
+    if len(widths) != routing.probs_TE.shape[1]:
+        raise ConfigError(f"parameter_penalty: {len(widths)} widths for {routing.probs_TE.shape[1]} experts")
     scales = {"mean": sum(widths) / len(widths), "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")

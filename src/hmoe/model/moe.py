@@ -30,8 +30,10 @@ class MoE(nn.Module):
 
     def __init__(self, dim: int, widths: Sequence[int], router: Router = TopK()) -> None:  # noqa: B008 - frozen
         super().__init__()
-        if dim < 1 or not widths or min(widths) < 1:
-            raise ConfigError(f"MoE: dim = {dim}, widths = {list(widths)}; dim and every width must be at least 1")
+        if not widths or any(type(size) is not int or size < 1 for size in (dim, *widths)):
+            raise ConfigError(f"MoE: dim = {dim}, widths = {list(widths)}; all must be integers of at least 1")
+        if not isinstance(router, Router):
+            raise ConfigError(f"MoE: router = {router!r}, must be a router spec such as hmoe.TopK(2)")
         self.dim = dim
         self.widths = tuple(widths)
         self.check_finite = True
@@ -54,8 +56,11 @@ class MoE(nn.Module):
         """x (..., D) -> (y (..., D), Routing of the flattened tokens).
 
         Raises:
+            ConfigError: if the last axis is not `dim`.
             NonFiniteError: see `check_finite`.
         """
+        if x.dim() == 0 or x.shape[-1] != self.dim:
+            raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
         x_TD = x.reshape(-1, self.dim)
         routing = self.router(x_TD)
         if self.check_finite and not torch.compiler.is_compiling():

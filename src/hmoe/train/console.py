@@ -1,7 +1,9 @@
 """What a person sees of a training run: a live line on a terminal, plain lines elsewhere."""
 
+import atexit
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +120,40 @@ def _clock(seconds: float) -> str:
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"
 
 
-def progress_line() -> Any:
-    """A function that shows data preparation: one line rewritten on a terminal, plain lines elsewhere."""
-    terminal = sys.stderr.isatty()
-    last = 0.0
+def data_line() -> Callable[[Any], None]:
+    """Shows data preparation."""
+    show = _line()
 
     def report(p: Any) -> None:
-        nonlocal last
-        if terminal or time.perf_counter() - last > _PLAIN_SECONDS:
-            last = time.perf_counter()
-            text = f"file {p.file}/{p.files} | {p.documents:,} documents | {p.text_bytes / 1e6:,.1f} MB | {p.tokens:,} tokens"
-            print(f"\r{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+        counts = (
+            f" | {p.documents:,} documents | {p.text_bytes / 1e6:,.1f} MB | {p.tokens:,} tokens"
+            if p.tokens
+            else " | reading"
+        )
+        show(f"file {p.file}/{p.files}{counts}")
 
     return report
+
+
+def eval_line() -> Callable[[int, int], None]:
+    """Shows an evaluation."""
+    show = _line()
+    return lambda documents, tokens: show(f"{documents:,} documents | {tokens:,} tokens")
+
+
+def _line() -> Callable[[str], None]:
+    """One line on stderr, rewritten on a terminal, now and then a new one elsewhere."""
+    terminal = sys.stderr.isatty()
+    last = time.perf_counter()
+
+    def show(text: str) -> None:
+        nonlocal last
+        if terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif time.perf_counter() - last > _PLAIN_SECONDS:
+            last = time.perf_counter()
+            print(text, file=sys.stderr, flush=True)
+
+    if terminal:
+        atexit.register(lambda: print(file=sys.stderr))
+    return show

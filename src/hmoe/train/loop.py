@@ -6,14 +6,16 @@ from typing import Any
 
 import torch
 
+from hmoe import checkpoint
 from hmoe.config import RunConfig
 from hmoe.data.batches import bytes_per_token, validation
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
 from hmoe.train.console import Console
+from hmoe.train.records import last_seconds
 from hmoe.train.run_folder import RunFolder
-from hmoe.train.session import Session, open_session
+from hmoe.train.session import Counts, Session, open_session, progress
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP
 
@@ -27,20 +29,19 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
         NonFiniteError: after MAX_BAD_STEPS steps in a row whose loss or gradients were not finite.
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    session = open_session(config, folder, console)
+    restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
+    if restored is not None and progress(config, Counts(**restored.state["counts"]), last_seconds(folder.path)) >= 1:
+        console.note(f"finished already: step {restored.step}; a larger budget continues it")
+        return
+    session = open_session(config, folder, restored, console)
     with contextlib.closing(session.records):
-        if session.progress() >= 1:
-            counts = session.counts
-            console.note(f"finished already: step {counts.step}, {counts.tokens} tokens; a larger budget continues it")
-            return
         console.start(config, session.device)
-        _steps(session, console)
-        console.end(session.counts, folder.path, STOP.signal_name)
+        _steps(session, console, saved=-1 if restored is None else restored.step)
+        console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
 
 
-def _steps(session: Session, console: Console) -> None:
+def _steps(session: Session, console: Console, saved: int) -> None:
     config, counts, every = session.config, session.counts, session.config.train
-    saved = -1
     while not STOP and session.progress() < 1:
         session.records.begin()
         record = train_step(session.model, session.optimizer, session.batches[counts.step], config, counts.step)
@@ -73,12 +74,9 @@ def _account(session: Session, record: StepRecord) -> list[str]:
     counts.flops += record.flops
     counts.skipped += not record.applied
     counts.bad_in_a_row = 0 if record.applied else counts.bad_in_a_row + 1
-    warnings = session.watch.update(record.pairs_LE, record.tokens, moe.expert_widths if moe else ())
     if not record.applied:
-        warnings.append(
-            f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"
-        )
-    return warnings
+        return [f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"]
+    return session.watch.update(record.pairs_LE, record.tokens, moe.expert_widths if moe else ())
 
 
 def _row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str, Any]:
@@ -128,7 +126,7 @@ def _sample(session: Session) -> str:
     prompt = tokenizer.encode([config.train.sample_prompt])[0] or [tokenizer.separator]
     how, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
-        new = generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer.separator)
+        new = generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer)
         return tokenizer.decode(prompt + list(new))
     except NonFiniteError:
         return ""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class Records:
         self.seconds = float(self._timing.cut_back(step).get("seconds", 0.0))
         self.tokens_per_second = 0.0
         self._last = self._begun = time.perf_counter()
+        self._timed_step = step
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def begin(self) -> None:
@@ -37,23 +39,44 @@ class Records:
     def write(self, row: dict[str, Any]) -> None:
         """Append one row to each log."""
         self._metrics.write(row)
-        timing = {"step": row["step"], "seconds": self.seconds, "tokens_per_second": self.tokens_per_second}
-        self._timing.write(timing)
+        timing = self._write_timing(row["step"])
         if self._board is not None:
-            for name, value in {**row, **timing}.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(name, value, row["step"])
+            for name, value in _scalars({**row, **timing}):
+                self._board.add_scalar(name, value, row["step"])
 
-    def flush(self) -> None:
-        """Make all rows durable."""
+    def flush(self, step: int) -> None:
+        """Make all rows durable; the time of `step` is among them, so that a seconds budget survives a resume."""
+        if self._timed_step != step:
+            self._write_timing(step)
         self._metrics.flush()
         self._timing.flush()
+
+    def _write_timing(self, step: int) -> dict[str, Any]:
+        self._timed_step = step
+        timing = {"step": step, "seconds": self.seconds, "tokens_per_second": self.tokens_per_second}
+        self._timing.write(timing)
+        return timing
 
     def close(self) -> None:
         """No more rows."""
         for log in (self._metrics, self._timing, self._board):
             if log is not None:
                 log.close()
+
+
+def last_seconds(folder: Path) -> float:
+    """Training time of a run so far."""
+    return float(Log(folder / "timing.jsonl").last().get("seconds", 0.0))
+
+
+def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    """Numbers of a row by name; those per layer and expert as name/layer/expert."""
+    for name, value in row.items():
+        if isinstance(value, int | float):
+            yield name, value
+        elif name.startswith("expert_"):
+            for layer, shares in enumerate(value):
+                yield from ((f"{name}/layer{layer}/expert{expert}", share) for expert, share in enumerate(shares))
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

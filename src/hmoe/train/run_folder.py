@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,7 +11,7 @@ import yaml
 
 from hmoe import recipes
 from hmoe.config import RunConfig
-from hmoe.errors import ConfigError, RunBusyError
+from hmoe.errors import CheckpointError, ConfigError, RunBusyError
 from hmoe.files import fsync, write_atomic
 
 
@@ -71,7 +72,9 @@ class RunFolder:
                     f"{changed[0]}: differs from {file} (changed keys: {', '.join(changed)}); a resumed run may change only "
                     "budgets, logging and train.save_every; choose another --run"
                 )
-        self.write("config.yaml", recipes.dump(config).encode())
+        content = recipes.dump(config).encode()
+        if not file.exists() or file.read_bytes() != content:
+            self.write("config.yaml", content)
 
 
 class Log:
@@ -83,25 +86,42 @@ class Log:
 
     def cut_back(self, step: int) -> dict[str, Any]:
         """Drop lines after `step` and a torn last line; return the last line kept, {} if none."""
-        kept, last = [], dict[str, Any]()
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+        kept = [(line, row) for line, row in self._rows() if row["step"] <= step]
+        write_atomic(self.path, b"".join(line for line, _ in kept))
+        self._file = self.path.open("a", encoding="utf-8")
+        return kept[-1][1] if kept else {}
+
+    def last(self) -> dict[str, Any]:
+        """The last whole line, {} if none."""
+        rows = list(self._rows())
+        return rows[-1][1] if rows else {}
+
+    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Whole lines; a torn one can only be the last."""
+        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
+        before = 0
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
-                break
-            if row["step"] > step or not line.endswith(b"\n"):
-                break
-            kept.append(line)
-            last = row
-        write_atomic(self.path, b"".join(kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        return last
+                whole = line.endswith(b"\n") and type(row["step"]) is int and row["step"] > before
+            except (ValueError, KeyError, TypeError):
+                whole = False
+            if whole:
+                before = row["step"]
+                yield line, row
+            elif number < len(lines):
+                raise CheckpointError(
+                    f"{self.path}:{number}: damaged line; mend it, or move the file away to lose its rows"
+                )
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one line."""
         assert self._file is not None, "cut_back opens the log"
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from None
 
     def flush(self) -> None:
         """Make all lines durable, before the checkpoint that relies on them."""

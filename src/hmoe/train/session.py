@@ -52,11 +52,12 @@ class Session:
 
     def save(self) -> int:
         """Publish a checkpoint of this step; returns the step."""
-        self.records.flush()
+        self.records.flush(self.counts.step)
         state = {
             "counts": vars(self.counts),
             "watch": self.watch.state(),
             "data": self.index.fingerprint,
+            "tokenizer": self.tokenizer.fingerprint,
             "environment": _environment(),
         }
         captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
@@ -65,23 +66,34 @@ class Session:
 
     def progress(self) -> float:
         """Share of the budget that is used up, of the one nearest to its end; 1 ends the run."""
-        train, counts = self.config.train, self.counts
-        pairs = [
-            (counts.step, train.steps),
-            (counts.tokens, train.tokens),
-            (counts.flops, train.flops),
-            (self.records.seconds, train.seconds),
-        ]
-        return max(used / limit for used, limit in pairs if limit)
+        return progress(self.config, self.counts, self.records.seconds)
 
 
-def open_session(config: RunConfig, folder: RunFolder, console: Console) -> Session:
-    """Open data, build the model, and continue from the newest checkpoint that can be trusted, if there is one.
+def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
+    """Share of the budget that is used up, of the one nearest to its end; 1 ends the run."""
+    train = config.train
+    pairs = [
+        (counts.step, train.steps),
+        (counts.tokens, train.tokens),
+        (counts.flops, train.flops),
+        (seconds, train.seconds),
+    ]
+    return max(used / limit for used, limit in pairs if limit)
+
+
+def open_session(
+    config: RunConfig, folder: RunFolder, restored: checkpoint.Checkpoint | None, console: Console
+) -> Session:
+    """Open data, build the model, and continue from the restored checkpoint, if there is one.
 
     Raises:
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    index, tokenizer = _open_data(config, folder, console)
+    index, tokenizer = _open_data(config, console)
+    if restored is not None:
+        _check_unchanged(restored, index, console)
+    if tokenizer.file_name:
+        folder.write(tokenizer.file_name, tokenizer.content)
     device = _device(config)
     batches = Batches(index, config.data, config.seed)
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
@@ -89,10 +101,8 @@ def open_session(config: RunConfig, folder: RunFolder, console: Console) -> Sess
     model.activation_checkpointing = config.train.activation_checkpointing
     set_check_finite(model, False)  # train_step tests loss and gradients
     optimizer = adamw(model, config.optim)
-    restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
     counts, watch_state = Counts(), None
     if restored is not None:
-        _check_unchanged(restored, index, console)
         checkpoint.restore(restored, model, optimizer)
         counts, watch_state = Counts(**restored.state["counts"]), restored.state["watch"]
         console.note(f"resuming from step {counts.step}")
@@ -103,11 +113,10 @@ def open_session(config: RunConfig, folder: RunFolder, console: Console) -> Sess
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records)
 
 
-def _open_data(config: RunConfig, folder: RunFolder, console: Console) -> tuple[Index, Tokenizer]:
+def _open_data(config: RunConfig, console: Console) -> tuple[Index, Tokenizer]:
     if config.data.path == "corpus":
-        name = config.data.tokenizer or f"bpe:{config.model.vocab}"
-        console.note(f"data: the embedded corpus, tokenizer {name}")
-        index = open_corpus(name)
+        console.note(f"data: the embedded corpus, tokenizer {config.corpus_tokenizer}")
+        index = open_corpus(config.corpus_tokenizer)
     else:
         index = open_index(Path(config.data.path))
     if index.vocab_size > config.model.vocab:
@@ -120,10 +129,8 @@ def _open_data(config: RunConfig, folder: RunFolder, console: Console) -> tuple[
     tokenizer = load(index.folder)
     if tokenizer.fingerprint != index.tokenizer_fingerprint:
         raise DataError(
-            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; prepare the data again"
+            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; delete {index.folder} and prepare again"
         )
-    if tokenizer.file_name:
-        folder.write(tokenizer.file_name, tokenizer.content)
     return index, tokenizer
 
 

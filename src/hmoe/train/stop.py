@@ -7,7 +7,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Set by the first signal; a second one of the same kind ends the process as if nobody listened."""
+    """Set by the first signal; a second one ends the process as if nobody listened."""
 
     def __init__(self) -> None:
         self.signal_name = ""

@@ -36,7 +36,7 @@ class Watch:
                     )
             few = math.ceil(sum(pairs_E) / tokens)
             held = sum(sorted(pairs_E)[-few:])
-            collapsed = few < len(pairs_E) and held >= _FEW_HOLD * sum(pairs_E)
+            collapsed = 2 * few <= len(pairs_E) and held >= _FEW_HOLD * sum(pairs_E)
             self.collapsed[layer] = self.collapsed[layer] + 1 if collapsed else 0
             if self.collapsed[layer] == self.patience:
                 said.append(

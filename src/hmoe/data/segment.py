@@ -1,0 +1,105 @@
+"""A stretch of input on its way to shards: documents in, one file per split and domain out, published by renames."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hmoe.data.readers import Document
+from hmoe.data.shards import Shard, token_dtype
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import DataError
+from hmoe.files import fsync, sha256
+
+MAX_DOMAINS = 1000
+_BATCH_BYTES = 4 << 20  # text handed to the tokenizer at once, which spreads it over the cores
+
+
+class Position(NamedTuple):
+    """Where the next segment starts, and how many documents were skipped before it."""
+
+    file: int
+    record: int
+    skipped: int
+
+
+START = Position(0, 0, 0)
+
+
+class Item(NamedTuple):
+    document: Document
+    after: Position
+
+
+class Segment:
+    """Shards of one stretch of input, one per split and domain, written as the documents come."""
+
+    def __init__(self, out: Path, number: int, tokenizer: Tokenizer, threshold: int) -> None:
+        self.out, self.number, self.tokenizer, self.threshold = out, number, tokenizer, threshold
+        self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
+        self.files: dict[tuple[str, str], Path] = {}
+        self.position: Position | None = None
+        self.dtype = token_dtype(tokenizer.vocab_size)
+
+    def fill(self, items: Iterator[Item], segment_bytes: int, report: Callable[[], None]) -> bool:
+        """Take documents until the segment is full; True when the input ended."""
+        while sum(count[2] for count in self.counts.values()) < segment_bytes:
+            batch, size = list[Item](), 0
+            for item in items:
+                batch.append(item)
+                size += len(item.document.text)
+                if size >= _BATCH_BYTES or size >= segment_bytes:
+                    break
+            else:
+                self._write(batch)
+                return True
+            self._write(batch)
+            report()
+        return False
+
+    def publish(self) -> list[Shard]:
+        """Flush, hash and rename the segment's files."""
+        shards = []
+        for (split, domain), temporary in self.files.items():
+            fsync(temporary)
+            final = self.out / temporary.name.removeprefix(".").removesuffix(".tmp")
+            tokens, documents, text_bytes = self.counts[split, domain]
+            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, sha256(temporary)))
+            temporary.replace(final)
+        fsync(self.out)
+        return shards
+
+    def _write(self, batch: list[Item]) -> None:
+        ids = self.tokenizer.encode([item.document.text for item in batch])
+        tokens: dict[tuple[str, str], list[int]] = {}
+        for item, document_ids in zip(batch, ids, strict=True):
+            text = item.document.text.encode()
+            where = ("valid" if hash64(text) < self.threshold else "train", item.document.domain)
+            tokens.setdefault(where, []).extend([*document_ids, self.tokenizer.separator])
+            counts = self.counts.setdefault(where, [0, 0, 0])
+            counts[0] += len(document_ids) + 1
+            counts[1] += 1
+            counts[2] += len(text)
+            self.position = item.after
+        for where, content in tokens.items():
+            path = self.files.setdefault(where, self._path(*where))
+            try:
+                with path.open("ab") as file:
+                    file.write(np.asarray(content, dtype=self.dtype).tobytes())
+            except OSError as error:
+                raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+        if len(self.files) > 2 * MAX_DOMAINS:
+            raise DataError(f"more than {MAX_DOMAINS} domains; name one for all with domain=PATH")
+
+    def _path(self, split: str, domain: str) -> Path:
+        # Names are made safe, and told apart by a hash where that changed them.
+        safe = re.sub(r"[^A-Za-z0-9_-]+", "_", domain)[:60]
+        safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode()).hexdigest()[:6]}"
+        return self.out / f".{split}-{safe}-{self.number:05d}.bin.tmp"
+
+
+def hash64(text: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

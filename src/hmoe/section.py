@@ -1,0 +1,27 @@
+"""What all sections of a recipe have in common: frozen, checked, and nothing is silently ignored."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+
+class Section(BaseModel):
+    """Frozen, no unknown keys, no NaN; a bool is not a number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
+        if info.field_name in ("model", "moe", "data", "optim", "train"):
+            return value  # sections check their own
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in inner):
+            raise ValueError("must not be true or false")
+        return value
+
+    def no_effect(self, why: str, *names: str) -> None:
+        """Raise if one of `names` was given a value that would be silently ignored."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect {why}; remove it")
