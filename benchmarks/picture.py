@@ -69,7 +69,7 @@ def main() -> None:
         color=plt.colormaps["viridis"]([0.15 + 0.09 * e for e in range(len(widths))]),
     )
     right.axhline(100 / len(widths), color="#999999", lw=1, ls="--")
-    right.set(xlabel="expert, by width", title="share of the work, % of token-expert pairs")
+    right.set(xlabel="expert, by width", title="share of token-expert pairs, %")
     figure.savefig(out, metadata={"Date": None})
 
 

@@ -4,7 +4,15 @@ Names resolve on first use (PEP 562), so `import hmoe` needs nothing but Python 
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
+    from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
+    from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
+    from hmoe.model.moe import MoE
+    from hmoe.model.router import Routing
+    from hmoe.routers import TopK, TopP
+    from hmoe.sizes import arithmetic, equal, geometric, hybrid
 
 __version__ = "0.1.0"
 
@@ -29,7 +37,26 @@ _HOME = {
     "router_z": "hmoe.model.losses",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HMoEError",
+    "MoE",
+    "NonFiniteError",
+    "Routing",
+    "RunBusyError",
+    "TopK",
+    "TopP",
+    "arithmetic",
+    "equal",
+    "geometric",
+    "hybrid",
+    "load_balance",
+    "parameter_penalty",
+    "router_entropy",
+    "router_z",
+]
 
 
 def __getattr__(name: str) -> Any:

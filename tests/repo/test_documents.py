@@ -86,7 +86,7 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
     assert tree is not None
     named = set(re.findall(r"^  ([\w.]+)/? ", tree[1], re.MULTILINE))
     source = ROOT / "src" / "hmoe"
-    there = {p.name for p in source.iterdir() if not p.name.startswith("__")}
+    there = {p.name for p in source.iterdir() if not p.name.startswith("__") and p.name != "py.typed"}
     assert named == there
 
 

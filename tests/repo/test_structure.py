@@ -92,6 +92,7 @@ def test_the_layer_guard_can_fail(room_name: str, code: str) -> None:
 
 
 def test_public_names_are_sorted_resolve_and_are_documented() -> None:
+    assert set(hmoe.__all__) == set(hmoe._HOME)
     assert hmoe.__all__ == sorted(set(hmoe.__all__))
     for name in hmoe.__all__:
         assert inspect.getdoc(getattr(hmoe, name)), name

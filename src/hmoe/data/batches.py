@@ -91,20 +91,20 @@ class Batches:
         )
 
 
-def validation(index: Index, length: int, num_sequences: int) -> list[tuple[Tokens, Tokens]]:
-    """The same up to `num_sequences` validation sequences every time, spread over the split; [] if it is empty.
+def validation(index: Index, length: int, num_sequences: int) -> tuple[Tokens, Tokens]:
+    """(tokens_BL, targets_BL) of the same up to `num_sequences` validation sequences every time, spread over the split.
 
-    A split shorter than one sequence gives one shorter sequence.
+    A split shorter than one sequence gives one shorter sequence, an empty one none.
     """
     shards = [shard for shard in index.of("valid") if shard.tokens > 1]
     if not shards:
-        return []
+        return np.zeros((0, length), np.int64), np.zeros((0, length), np.int64)
     pool = _Pool(index, shards, length)
     if pool.size == 0:
         pool = _Pool(index, shards, max(shard.tokens for shard in shards) - 1)
     numbers = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
-    windows = [pool.window(int(number)) for number in numbers]
-    return [(w[None, :-1], w[None, 1:]) for w in windows]
+    windows = np.stack([pool.window(int(number)) for number in numbers])
+    return windows[:, :-1], windows[:, 1:]
 
 
 def bytes_per_token(index: Index, split: str) -> float:

@@ -30,6 +30,8 @@ START = Position(0, 0, 0)
 
 
 class Item(NamedTuple):
+    """A document and the position after it."""
+
     document: Document
     after: Position
 
@@ -102,4 +104,5 @@ class Segment:
 
 
 def hash64(text: bytes) -> int:
+    """The first 8 bytes of a document's SHA-256: its place between 0 and 2**64, which chooses its split."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

@@ -108,11 +108,14 @@ def _due(step: int, every: int) -> bool:
 def _validate(session: Session) -> dict[str, float]:
     """Validation loss in nats per token and bits per byte of text; {} without a validation split."""
     config, device = session.config, session.device
-    total, tokens = 0.0, 0
+    inputs_BL, targets_BL = validation(session.index, config.data.sequence_length, config.train.eval_sequences)
+    size = max(1, config.data.batch_sequences // config.data.micro_batches)  # as much as a training step holds
+    total, tokens = 0.0, targets_BL.size
     with torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-        for inputs, targets in validation(session.index, config.data.sequence_length, config.train.eval_sequences):
-            nll = mean_nll(session.model, torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device))
-            total, tokens = total + nll * targets.size, tokens + targets.size
+        for first in range(0, len(inputs_BL), size):
+            part = slice(first, first + size)
+            inputs, targets = (torch.from_numpy(table[part]).to(device) for table in (inputs_BL, targets_BL))
+            total += mean_nll(session.model, inputs, targets) * targets.numel()
     if not tokens or not math.isfinite(total):
         return {}
     nats = total / tokens
