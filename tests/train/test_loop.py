@@ -227,7 +227,7 @@ def test_a_second_start_is_refused_at_once_with_the_holders_pid(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_happened(tmp_path: Path, name: str) -> None:
-    words = ["train.steps=60", "train.save_every=1000", "train.eval_every=0"]
+    words = ["train.steps=150", "train.save_every=1000", "train.eval_every=0"]
     process = subprocess.Popen(command(tmp_path / "r", *words), env=one_thread(), stdout=subprocess.PIPE, text=True)
     metrics = tmp_path / "r" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3):
@@ -237,7 +237,7 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_happened(tmp_pat
     out, _ = process.communicate()
     assert process.returncode == 0
     assert f"stopped by {name}, the same command continues" in out
-    assert 3 < len(rows(tmp_path / "r")) < 60
+    assert 3 < len(rows(tmp_path / "r")) < 150
     assert call(*command(tmp_path / "r", *words)).returncode == 0
     assert call(*command(tmp_path / "whole", *words)).returncode == 0
     assert digests(tmp_path / "r") == digests(tmp_path / "whole")
