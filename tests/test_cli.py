@@ -127,6 +127,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         (["plan", "tiny", "model.dim=x"], 2, "model.dim = 'x'"),
         (["train", "tiny", "--rnu", "x"], 2, "rnu: unknown key"),
         (["eval", "/nowhere"], 2, "not a run folder"),
+        (["eval", "/nowhere", "--text-field", "x"], 2, "no effect without --text"),
         (["generate", "/nowhere", "x"], 2, "not a run folder"),
         (["generate", "/nowhere", "x", "--temperature", "-1"], 2, "temperature = -1"),
         (["generate", "/nowhere", "\udce9"], 2, "not valid UTF-8"),

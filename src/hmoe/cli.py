@@ -83,6 +83,8 @@ def evaluate(
     from hmoe.evaluate.perplexity import perplexity
     from hmoe.train.console import eval_line
 
+    if text_field and not text:
+        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
     config, model, tokenizer, step = open_run(run, _say)
     window = window or config.data.sequence_length
     texts = _texts(text, text_field) if text else _validation_texts(config, tokenizer)

@@ -130,7 +130,8 @@ def data_line() -> Callable[[Any], None]:
             if p.tokens
             else " | reading"
         )
-        show(f"file {p.file}/{p.files}{counts}")
+        filled = 20 * p.file // max(p.files, 1)
+        show(f"[{'#' * filled}{'.' * (20 - filled)}] file {p.file}/{p.files}{counts}")
 
     return report
 
