@@ -1,7 +1,8 @@
 """Experts one after another through library GEMMs, with a hand-written backward pass.
 
 Saves x, the two pre-activations and indices only. On CPU in bfloat16 each expert's rows are padded with zeros to a
-bucket, because oneDNN builds a new kernel for every row count it has not seen: measured there, 4 to 13 ms per GEMM.
+bucket, because oneDNN builds a new kernel for every row count it has not seen, which costs milliseconds per GEMM on
+processors with AMX. On one without AMX it made little difference (docs/log.md).
 """
 
 from collections.abc import Iterator, Sequence
