@@ -14,6 +14,11 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $XDG_CACHE_HOME/hmoe, ~/.cache/hmoe."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe"
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one rename, both flushed to disk."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -14,7 +14,8 @@ class Routing:
     """Token-expert pairs sorted by expert (within an expert by token), and what the losses need.
 
     Attributes:
-        token_N: token of each pair.
+        token_N: token of each pair. A compiled top-p router appends pairs that are not real (token 0, gate 0), so that
+            their number is fixed; num_tokens_E.sum() are real.
         expert_N: expert of each pair.
         gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1.
         logits_TE: router logits.
@@ -60,23 +61,65 @@ def route(logits_TE: torch.Tensor, spec: Router) -> Routing:
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
-    probs_TE = torch.softmax(logits_TE + poison_T1, dim=1)
+    sound_TE = logits_TE + poison_T1
+    probs_TE = torch.softmax(sound_TE, dim=1)
     chosen_TE = select(probs_TE.detach(), logits_TE.detach(), spec)
-    gate_TE = probs_TE / (probs_TE * chosen_TE).sum(1, keepdim=True)
-    expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
-    return Routing(token_N, expert_N, gate_TE[token_N, expert_N], logits_TE, probs_TE, chosen_TE.sum(0))
+    # Renormalising over a set is the softmax over that set.
+    gate_TE = torch.softmax(sound_TE.masked_fill(~chosen_TE, -torch.inf), dim=1)
+    num_tokens_E = chosen_TE.sum(0)
+    token_N, expert_N, real_N = _pairs(chosen_TE, num_tokens_E, spec)
+    gate_N = gate_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
+    if real_N is not None:
+        gate_N = gate_N.masked_fill(~real_N, 0)
+    return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E)
+
+
+def _pairs(
+    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
+
+    Their number must not be asked of the device under torch.compile, nor, to spare a synchronisation, on a GPU where
+    top-k knows it. Compiled top-p has room for every token at every expert; those beyond the counts are not real.
+    """
+    num_tokens, num_experts = chosen_TE.shape
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or (chosen_TE.is_cuda and isinstance(spec, TopK))):
+        expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
+        return token_N, expert_N, None
+    num_pairs = num_tokens * (spec.k if isinstance(spec, TopK) else num_experts)
+    begin_E = num_tokens_E.cumsum(0) - num_tokens_E
+    place_TE = torch.where(chosen_TE, chosen_TE.cumsum(0) - 1 + begin_E, num_pairs)  # the last place is nobody's
+    cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
+    cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
+    real_N = None
+    if not isinstance(spec, TopK):
+        real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
+        cell_N = cell_N.masked_fill(~real_N, 0)
+    return cell_N // num_experts, cell_N % num_experts, real_N
 
 
 def select(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router) -> torch.Tensor:
     """Boolean (T, E): the experts chosen by `spec`; equal experts are taken lowest index first."""
-    if not isinstance(spec, TopK) and spec.p == 1:
+    if isinstance(spec, TopK):
+        return _largest(logits_TE, spec.k)
+    if spec.p == 1:
         # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
         return torch.ones_like(probs_TE, dtype=torch.bool)
     order_TE = torch.argsort(logits_TE, dim=1, descending=True, stable=True)
-    if isinstance(spec, TopK):
-        keep_TE = torch.arange(probs_TE.shape[1], device=probs_TE.device).expand_as(probs_TE) < spec.k
-    else:
-        sorted_TE = probs_TE.gather(1, order_TE)
-        larger_TE = F.pad(sorted_TE.cumsum(1)[:, :-1], (1, 0))  # sum of the strictly earlier ones
-        keep_TE = larger_TE < spec.p  # the first is always kept: 0 < p; so is the one that crosses p
+    sorted_TE = probs_TE.gather(1, order_TE)
+    larger_TE = F.pad(sorted_TE.cumsum(1)[:, :-1], (1, 0))  # sum of the strictly earlier ones
+    keep_TE = larger_TE < spec.p  # the first is always kept: 0 < p; so is the one that crosses p
     return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
+
+
+def _largest(logits_TE: torch.Tensor, k: int) -> torch.Tensor:
+    """The k largest of each row. `topk` is a third of a stable sort's time, but which of equals it takes is not said."""
+    value_TE = logits_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)  # a row with NaN has k choices too
+    kth_T1 = value_TE.topk(k, dim=1).values[:, -1:]
+    reach_TE = value_TE >= kth_T1
+    if not (torch.compiler.is_compiling() or reach_TE.is_cuda) and int(reach_TE.sum()) == k * len(reach_TE):
+        return reach_TE  # no ties: nearly always, and worth asking where it costs no synchronisation
+    above_TE = value_TE > kth_T1
+    equal_TE = reach_TE & ~above_TE
+    return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))

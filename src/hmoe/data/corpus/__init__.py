@@ -1,21 +1,18 @@
 """The embedded corpus (see PROVENANCE.md), prepared once per tokenizer into the user's cache folder."""
 
-import os
 import shutil
 from importlib import resources
-from pathlib import Path
 
 from hmoe.data.prepare import Report, Request, prepare
 from hmoe.data.shards import Index
 from hmoe.errors import DataError
-from hmoe.files import sha256
+from hmoe.files import cache_folder, sha256
 
 
 def open_corpus(tokenizer: str, report: Report = lambda progress: None) -> Index:
     """The embedded corpus as prepared data, 5% held out; prepared on first use (seconds)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     with resources.as_file(resources.files(__name__) / "austen.jsonl.xz") as text:
-        folder = cache / "hmoe" / f"corpus-{sha256(text)[:8]}-{tokenizer.replace(':', '')}"
+        folder = cache_folder() / f"corpus-{sha256(text)[:8]}-{tokenizer.replace(':', '')}"
         request = Request([str(text)], tokenizer, validation=0.05)
         try:
             return prepare(request, folder, report, wait=True)

@@ -1,0 +1,35 @@
+"""The CPU backend: the C++ library where it was built and computes the dtype, else whole experts on single threads."""
+
+from functools import partial
+
+import torch
+
+from hmoe.kernels import loop, native
+from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
+from hmoe.kernels.workers import on_workers
+
+
+def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
+    """See `layer.Backend`."""
+    run = native.forward if native.usable(layer.x_TD) else partial(loop.forward, each=on_workers)
+    return run(layer, room)
+
+
+def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
+    """See `layer.Backend`."""
+    run = native.backward if native.usable(layer.x_TD) else partial(loop.backward, each=on_workers)
+    return run(layer, saved, dy_TD, weights)
+
+
+def refusal(layer: Layer) -> str | None:
+    """See `layer.Backend`."""
+    device = layer.x_TD.device.type
+    return None if device == "cpu" else f"it is for the CPU, the tensors are on {device}"
+
+
+def rows_kept(x_TD: torch.Tensor, num_pairs: int) -> int:
+    """The C++ library pads nothing that it keeps."""
+    return num_pairs if native.usable(x_TD) else loop.rows_kept(x_TD, num_pairs)
+
+
+BACKEND = Backend(forward, backward, refusal, rows_kept)

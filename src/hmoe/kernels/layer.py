@@ -1,0 +1,78 @@
+"""What passes between the door and its backends: the arguments of one layer, what is saved, the gradients."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+
+class Layer(NamedTuple):
+    """Arguments of `hmoe.kernels.expert_ffn`, contiguous."""
+
+    x_TD: torch.Tensor
+    token_N: torch.Tensor
+    gate_N: torch.Tensor
+    num_tokens_E: torch.Tensor
+    w_gate_FD: torch.Tensor
+    w_up_FD: torch.Tensor
+    w_down_FD: torch.Tensor
+    widths: Sequence[int]
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs beside the arguments.
+
+    Attributes:
+        pre_gate, pre_up: outputs of the gate and up projections, flat, expert after expert, [rows][units]; room for
+            them is asked for by the door. Empty when no backward pass will come.
+        order_N: pairs grouped by token.
+    """
+
+    pre_gate: torch.Tensor
+    pre_up: torch.Tensor
+    order_N: torch.Tensor
+
+
+class Gradients(NamedTuple):
+    """Gradients by name; those of the weights are empty when they were not asked for."""
+
+    dx_TD: torch.Tensor
+    dgate_N: torch.Tensor
+    dw_gate_FD: torch.Tensor
+    dw_up_FD: torch.Tensor
+    dw_down_FD: torch.Tensor
+
+
+class Backend(NamedTuple):
+    """One way to compute a layer.
+
+    Attributes:
+        forward: (layer, room) -> (y_TD, Saved); room 0: no backward pass will come.
+        backward: (layer, saved, dy_TD, whether the weights' gradients are wanted) -> Gradients.
+        refusal: (layer) -> why it cannot compute this layer, or None.
+        rows: (x_TD, pairs of an expert) -> rows of pre-activations it keeps for them.
+    """
+
+    forward: Callable[[Layer, int], tuple[torch.Tensor, Saved]]
+    backward: Callable[[Layer, Saved, torch.Tensor, bool], Gradients]
+    refusal: Callable[[Layer], str | None]
+    rows: Callable[[torch.Tensor, int], int]
+
+
+def exact_room(backend: Backend, layer: Layer) -> int:
+    """Elements of one pre-activation, from the counts; waits for the device that holds them."""
+    counts = layer.num_tokens_E.tolist()
+    return sum(backend.rows(layer.x_TD, n) * h for n, h in zip(counts, layer.widths, strict=True) if n)
+
+
+def room_bound(layer: Layer) -> int:
+    """At most that many, from shapes alone: the widest experts take as many tokens as there are.
+
+    Counts are on the device, or symbolic under torch.compile. A token comes to an expert at most once. 1/16 and 32 rows
+    per expert more than the pairs is what a backend may pad.
+    """
+    num_tokens, left, bound = len(layer.x_TD), len(layer.token_N), 0
+    for width in sorted(layer.widths, reverse=True):
+        rows = min(num_tokens, left)
+        bound, left = bound + rows * width, left - rows
+    return bound + bound // 16 + 32 * sum(layer.widths)

@@ -1,0 +1,119 @@
+"""The optional C++ library for bfloat16 on x86-64 (`native/`), called through ctypes: found, loaded, described.
+
+`python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is a hash of the
+sources and of this processor, so a library of another version or another machine is not found.
+"""
+
+import ctypes
+import functools
+import hashlib
+import platform
+import shutil
+from pathlib import Path
+
+import torch
+
+from hmoe.files import cache_folder
+from hmoe.kernels.layer import Gradients, Layer, Saved
+
+SOURCES = Path(__file__).parent / "native"
+NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
+COMPILERS = ("g++", "c++", "clang++")
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of native/expert_ffn.cpp."""
+
+    _fields_ = [  # noqa: RUF012
+        *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads")),
+        *((name, ctypes.c_void_p) for name in ("token", "count", "width", "gate", "x", "w_gate", "w_up", "w_down")),
+        *((name, ctypes.c_void_p) for name in ("pre_gate", "pre_up", "order")),
+    ]
+
+
+def features() -> set[str]:
+    """Instruction sets of this processor, as Linux names them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def obstacle() -> str | None:
+    """Why the library can do nothing for this machine, or None."""
+    missing = [name for name in NEEDED if name not in features()]
+    if platform.machine() != "x86_64" or platform.system() != "Linux":
+        return f"it is for Linux on x86-64, this is {platform.system()} on {platform.machine()}"
+    return f"this processor lacks {', '.join(missing)}" if missing else None
+
+
+def library_path() -> Path:
+    """Where the library of these sources and this processor lies once built."""
+    sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
+    key = hashlib.sha256(sources + " ".join(sorted(features())).encode()).hexdigest()[:16]
+    return cache_folder() / f"kernels-{key}.so"
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The library, or None where it was not built; looked for once per process."""
+    path = library_path()
+    if obstacle() or not path.exists():
+        return None
+    found = ctypes.CDLL(str(path))
+    found.hmoe_instructions.restype = ctypes.c_char_p
+    if found.hmoe_start():
+        return None  # the kernel does not grant the tile registers
+    return found
+
+
+def describe() -> str:
+    """One line for `hmoe info`: whether it is there, and what it would bring."""
+    if obstacle():
+        return f"not for this machine: {obstacle()}"
+    found = library()
+    if found is not None:
+        return f"built ({found.hmoe_instructions().decode()})"
+    compiler = "" if any(map(shutil.which, COMPILERS)) else f", which needs a C++ compiler ({COMPILERS[0]})"
+    return f"not built: bfloat16 layers would be faster (docs/log.md) after python -m hmoe.kernels.build{compiler}"
+
+
+def usable(x_TD: torch.Tensor) -> bool:
+    """Whether the library is there and computes tensors like x."""
+    return x_TD.dtype == torch.bfloat16 and library() is not None
+
+
+def _call(name: str, layer: Layer, saved: Saved, *more: torch.Tensor | None) -> None:
+    gate_N, width_E = layer.gate_N.float(), torch.tensor(layer.widths)
+    kept = len(saved.pre_gate) > 0
+    pointers = (
+        layer.token_N, layer.num_tokens_E, width_E, gate_N, layer.x_TD, layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD,
+        saved.pre_gate if kept else None, saved.pre_up if kept else None, saved.order_N,
+    )  # fmt: skip
+    tokens, dim = layer.x_TD.shape
+    argument = _Layer(tokens, dim, len(layer.widths), torch.get_num_threads(), *map(_pointer, pointers))
+    if getattr(library(), name)(ctypes.byref(argument), *map(_pointer, more)):
+        raise MemoryError(f"{name}: no memory for {len(layer.token_N)} token-expert pairs")
+
+
+def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
+    """See `layer.Backend`."""
+    y_TD = torch.empty_like(layer.x_TD)
+    saved = Saved(layer.x_TD.new_empty(room), layer.x_TD.new_empty(room), torch.empty_like(layer.token_N))
+    _call("hmoe_forward", layer, saved, y_TD)
+    return y_TD, saved
+
+
+def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
+    """See `layer.Backend`."""
+    dgate_N, dx_TD = torch.zeros(len(layer.gate_N)), torch.empty_like(layer.x_TD)
+    all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)
+    dw = [torch.empty_like(w) if weights else None for w in all_weights]
+    _call("hmoe_backward", layer, saved, dy_TD, dgate_N, dx_TD, *dw)
+    empty = layer.x_TD.new_empty(0)
+    return Gradients(dx_TD, dgate_N.to(layer.gate_N.dtype), *(empty if g is None else g for g in dw))

@@ -1,0 +1,99 @@
+"""The custom operators `hmoe::expert_ffn` and its backward: what torch.compile, FSDP2 and activation checkpointing see.
+
+Both have fake implementations from shapes alone, so a compiled graph holds them whole; the backend's name and the room for
+the pre-activations are arguments, so the graph's shapes are those of the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
+
+BACKENDS: dict[str, Backend] = {}  # filled by hmoe.kernels
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@torch.library.custom_op("hmoe::expert_ffn", mutates_args=())
+def forward_op(
+    x_TD: torch.Tensor,
+    token_N: torch.Tensor,
+    gate_N: torch.Tensor,
+    num_tokens_E: torch.Tensor,
+    w_gate_FD: torch.Tensor,
+    w_up_FD: torch.Tensor,
+    w_down_FD: torch.Tensor,
+    widths: Sequence[int],
+    room: int,
+    backend: str,
+) -> Outputs:
+    """(y_TD, pre_gate, pre_up, order_N); arguments as in `hmoe.kernels.expert_ffn`, room and backend as in `layer.py`."""
+    tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
+    layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
+    y_TD, saved = BACKENDS[backend].forward(layer, room)
+    return y_TD, *saved
+
+
+@forward_op.register_fake
+def _(*arguments: Any) -> Outputs:
+    layer, room = Layer(*arguments[:8]), arguments[8]
+    x_TD = layer.x_TD
+    return x_TD.new_empty(x_TD.shape), x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N)
+
+
+@torch.library.custom_op("hmoe::expert_ffn_backward", mutates_args=())
+def backward_op(
+    dy_TD: torch.Tensor,
+    x_TD: torch.Tensor,
+    token_N: torch.Tensor,
+    gate_N: torch.Tensor,
+    num_tokens_E: torch.Tensor,
+    w_gate_FD: torch.Tensor,
+    w_up_FD: torch.Tensor,
+    w_down_FD: torch.Tensor,
+    widths: Sequence[int],
+    pre_gate: torch.Tensor,
+    pre_up: torch.Tensor,
+    order_N: torch.Tensor,
+    weights: bool,
+    backend: str,
+) -> FiveTensors:
+    """Gradients; those of the weights are empty unless `weights`."""
+    tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
+    layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
+    saved = Saved(pre_gate, pre_up, order_N)
+    return tuple(BACKENDS[backend].backward(layer, saved, dy_TD.contiguous(), weights))
+
+
+@backward_op.register_fake
+def _(dy_TD: torch.Tensor, *arguments: Any) -> FiveTensors:
+    layer, weights = Layer(*arguments[:8]), arguments[11]
+    all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)
+    dw_gate, dw_up, dw_down = (w.new_empty(w.shape if weights else (0,)) for w in all_weights)
+    return layer.x_TD.new_empty(layer.x_TD.shape), torch.empty_like(layer.gate_N), dw_gate, dw_up, dw_down
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+    *tensors, widths, _, backend = inputs
+    ctx.save_for_backward(*tensors, *output[1:])
+    ctx.widths, ctx.backend = widths, backend
+
+
+def _backward(ctx: Any, dy_TD: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
+    need = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
+    weights = need["w_gate_FD"] or need["w_up_FD"] or need["w_down_FD"]
+    got = Gradients(
+        *backward_op(dy_TD, *tensors, ctx.widths, pre_gate, pre_up, order_N, weights, ctx.backend)  # type: ignore[arg-type]
+    )
+    return got.dx_TD, None, got.dgate_N, None, *_wanted(got, need), None, None, None
+
+
+def _wanted(got: Gradients, need: Mapping[str, bool]) -> list[torch.Tensor | None]:
+    names = ("w_gate_FD", "w_up_FD", "w_down_FD")
+    return [getattr(got, f"d{name}") if need[name] else None for name in names]
+
+
+forward_op.register_autograd(_backward, setup_context=_save)
