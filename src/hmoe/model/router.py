@@ -61,14 +61,12 @@ def route(logits_TE: torch.Tensor, spec: Router) -> Routing:
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
-    sound_TE = logits_TE + poison_T1
-    probs_TE = torch.softmax(sound_TE, dim=1)
+    probs_TE = torch.softmax(logits_TE + poison_T1, dim=1)
     chosen_TE = select(probs_TE.detach(), logits_TE.detach(), spec)
-    # Renormalising over a set is the softmax over that set.
-    gate_TE = torch.softmax(sound_TE.masked_fill(~chosen_TE, -torch.inf), dim=1)
     num_tokens_E = chosen_TE.sum(0)
     token_N, expert_N, real_N = _pairs(chosen_TE, num_tokens_E, spec)
-    gate_N = gate_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
+    selected_T = (probs_TE * chosen_TE).sum(1)
+    gate_N = probs_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N) / selected_T.gather(0, token_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E)
