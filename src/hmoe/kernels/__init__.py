@@ -12,13 +12,12 @@ from collections.abc import Sequence
 
 import torch
 
-from hmoe.errors import ConfigError
-from hmoe.kernels import cpu, loop, op
+from hmoe.kernels.choice import NAMES, backend, check_name, resolve
 from hmoe.kernels.layer import Layer, exact_room, room_bound
+from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 
-op.BACKENDS |= {"loop": loop.BACKEND, "cpu": cpu.BACKEND}
-NAMES = ("reference", *op.BACKENDS)
+__all__ = ["NAMES", "check_name", "expert_ffn"]
 
 
 def expert_ffn(
@@ -30,7 +29,7 @@ def expert_ffn(
     w_up_FD: torch.Tensor,
     w_down_FD: torch.Tensor,
     widths: Sequence[int],
-    backend: str | None = None,
+    name: str | None = None,
 ) -> torch.Tensor:
     """Sum over a token's experts of gate x SwiGLU expert, experts of any width (HMoE eq 1, 2 and 6).
 
@@ -42,7 +41,7 @@ def expert_ffn(
         num_tokens_E: pairs of each expert.
         w_gate_FD, w_up_FD, w_down_FD: rows of hidden units, expert after expert; the down projection is transposed.
         widths: hidden units of each expert; sums to F.
-        backend: a name in NAMES, or None for the fastest that is exact enough for the dtype.
+        name: the backend, one of NAMES, or None for the fastest that is exact enough for the dtype.
 
     Returns:
         y_TD, in the dtype of x.
@@ -51,29 +50,14 @@ def expert_ffn(
         ConfigError: for an unknown backend, or one that cannot compute these tensors.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
-    name = backend or choose(layer)
-    if name not in NAMES:
-        raise ConfigError(f"backend = {name!r}, must be one of {', '.join(NAMES)}")
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD))
+    if torch.compiler.is_compiling():
+        y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, name or "")[0]
+        return y_TD
+    name = resolve(name, layer)
     if name == "reference":
         return expert_ffn_reference(*layer)
-    reason = op.BACKENDS[name].refusal(layer)
-    if reason:
-        raise ConfigError(f"backend = {name!r} cannot compute this layer: {reason}; nearest choice: loop")
-    y_TD: torch.Tensor = op.forward_op(*layer, _room(name, layer), name)[0]
+    at_hand = num_tokens_E.device.type == "cpu"  # else reading the counts would wait for the device
+    room = 0 if not needs_grad else exact_room(backend(name), layer) if at_hand else room_bound(layer)
+    y_TD = forward_op(*layer, room, name)[0]
     return y_TD
-
-
-def choose(layer: Layer) -> str:
-    """The backend for these tensors."""
-    if layer.x_TD.dtype == torch.float64:
-        return "loop" if torch.compiler.is_compiling() else "reference"
-    return "cpu" if layer.x_TD.device.type == "cpu" else "loop"
-
-
-def _room(name: str, layer: Layer) -> int:
-    """Elements of each pre-activation to keep: none without a backward pass, exact where the counts are at hand."""
-    if not (torch.is_grad_enabled() and any(t.requires_grad for t in layer[:-1])):  # type: ignore[union-attr]
-        return 0
-    if torch.compiler.is_compiling() or layer.x_TD.device.type != "cpu":
-        return room_bound(layer)
-    return exact_room(op.BACKENDS[name], layer)

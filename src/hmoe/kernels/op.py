@@ -1,7 +1,8 @@
 """The custom operators `hmoe::expert_ffn` and its backward: what torch.compile, FSDP2 and activation checkpointing see.
 
-Both have fake implementations from shapes alone, so a compiled graph holds them whole; the backend's name and the room for
-the pre-activations are arguments, so the graph's shapes are those of the run.
+Both have fake implementations from shapes alone, so a compiled graph holds them whole; the room for the pre-activations is
+an argument, so the graph's shapes are those of the run. The backend's name is one too; empty, it is chosen when the
+operator runs, since a graph is traced without the tensors that decide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,17 @@ from typing import Any
 
 import torch
 
+from hmoe.kernels.choice import backend as backend_named
+from hmoe.kernels.choice import resolve
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
 
-BACKENDS: dict[str, Backend] = {}  # filled by hmoe.kernels
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def _resolved(name: str, layer: Layer) -> Backend:
+    found = resolve(name, layer)
+    return backend_named("loop" if found == "reference" else found)  # the definition is no operator
 
 
 @torch.library.custom_op("hmoe::expert_ffn", mutates_args=())
@@ -32,7 +39,7 @@ def forward_op(
     """(y_TD, pre_gate, pre_up, order_N); arguments as in `hmoe.kernels.expert_ffn`, room and backend as in `layer.py`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
     layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
-    y_TD, saved = BACKENDS[backend].forward(layer, room)
+    y_TD, saved = _resolved(backend, layer).forward(layer, room)
     return y_TD, *saved
 
 
@@ -64,7 +71,7 @@ def backward_op(
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
     layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
     saved = Saved(pre_gate, pre_up, order_N)
-    return tuple(BACKENDS[backend].backward(layer, saved, dy_TD.contiguous(), weights))
+    return tuple(_resolved(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights))
 
 
 @backward_op.register_fake

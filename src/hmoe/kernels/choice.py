@@ -1,0 +1,71 @@
+"""Which backend computes a layer: by name, or the fastest known for device, dtype and size."""
+
+import functools
+import importlib
+import importlib.util
+
+import torch
+
+from hmoe.errors import ConfigError
+from hmoe.kernels.layer import Backend, Layer
+
+HOMES = {"loop": "hmoe.kernels.loop", "cpu": "hmoe.kernels.cpu", "triton": "hmoe.kernels.ragged.launch"}
+NAMES = ("reference", *HOMES)
+
+# On a GPU the loop of library GEMMs waits for the counts once per layer and launches about 7 kernels per expert, but runs
+# near the peak where each product is large: from an analysis of launch times (docs/log.md), not measured on a GPU yet.
+FEW_EXPERTS, LARGE_ROWS, LARGE_WIDTH = 8, 8192, 2048
+
+
+@functools.cache
+def backend(name: str) -> Backend:
+    """The backend of that name; imported when first asked for, since Triton may be missing and takes time."""
+    found: Backend = importlib.import_module(HOMES[name]).BACKEND
+    return found
+
+
+def check_name(name: str) -> None:
+    """Raise ConfigError for a name that is none."""
+    if name not in NAMES:
+        raise ConfigError(f"backend = {name!r}, must be one of {', '.join(NAMES)}")
+
+
+def refusal(name: str, layer: Layer) -> str | None:
+    """Why the backend cannot compute this layer, or None."""
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    return backend(name).refusal(layer)
+
+
+def choose(layer: Layer) -> str:
+    """The backend for these tensors; float64 goes to the definition."""
+    device, dtype = layer.x_TD.device.type, layer.x_TD.dtype
+    if dtype == torch.float64:
+        return "reference"
+    if device == "cpu":
+        return "cpu"
+    low = dtype in (torch.bfloat16, torch.float16)
+    if device == "cuda" and low and not _few_and_large(layer) and refusal("triton", layer) is None:
+        return "triton"
+    return "loop"
+
+
+def _few_and_large(layer: Layer) -> bool:
+    experts = len(layer.widths)
+    rows, width = len(layer.token_N) // experts, sum(layer.widths) // experts
+    return experts <= FEW_EXPERTS and rows >= LARGE_ROWS and width >= LARGE_WIDTH
+
+
+def resolve(name: str | None, layer: Layer) -> str:
+    """The name of the backend that computes the layer.
+
+    Raises:
+        ConfigError: for an unknown name, or one that cannot.
+    """
+    if not name:
+        return choose(layer)
+    check_name(name)
+    reason = None if name == "reference" else refusal(name, layer)
+    if reason:
+        raise ConfigError(f"backend = {name!r} cannot compute this layer: {reason}; nearest choice: loop")
+    return name

@@ -1,0 +1,140 @@
+"""Ragged Triton kernels of the backward pass."""
+
+import triton
+import triton.language as tl
+
+from hmoe.kernels.ragged.tiles import BY_PAIRS, BY_WIDTH, halves, locate, multiply, row_and_column, sizes
+from hmoe.kernels.ragged.tune import tuned
+
+
+@triton.jit
+def _swiglu_backward(da, base, at, units, gate, pre_gate, pre_up, dgate, dup, act, real, h):
+    """Writes d gate, d up and gate * activation of some columns; returns the row sums of da * activation."""
+    mask = real[:, None] & (units < h)[None, :]
+    at += units[None, :]
+    g = tl.load(pre_gate + base + at, mask=mask, other=0.0).to(tl.float32)
+    u = tl.load(pre_up + base + at, mask=mask, other=0.0).to(tl.float32)
+    sig = tl.sigmoid(g)
+    silu = g * sig
+    scaled = da * gate[:, None]
+    tl.store(dgate + base + at, scaled * u * (sig + silu * (1 - sig)), mask=mask)
+    tl.store(dup + base + at, scaled * silu, mask=mask)
+    tl.store(act + base + at, silu * u * gate[:, None], mask=mask)
+    return tl.sum(da * silu * u, 1)
+
+
+@tuned("down_backward")
+@triton.jit(do_not_specialize=["tune_rows", "tune_width", "num_pairs"])
+def down_backward_kernel(
+    dy_TD,
+    token_N,
+    gate_N,
+    plan,
+    w_down_FD,
+    pre_gate,
+    pre_up,
+    dgate,
+    dup,
+    act,
+    partial,
+    num_pairs,
+    tune_rows,
+    tune_width,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVES: tl.constexpr,
+):
+    """From dy: d gate, d up, gate * activation, and per tile of units a partial d (routing gate) of each pair.
+
+    Partial sums lie in [tile of LEAST_BN units][pair], so that adding them up is deterministic whatever BN is.
+    """
+    pairs, width = sizes(plan, BY_WIDTH, PADDED)
+    ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
+    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+        m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
+        rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
+        real = rows < M
+        token = tl.load(token_N + pair + rows, mask=real, other=0).to(tl.int32)
+        gate = tl.load(gate_N + pair + rows, mask=real, other=0.0).to(tl.float32)
+        dy_at = dy_TD + token[:, None] * D + depth[None, :]
+        w_at = w_down_FD + unit * D + (tl.minimum(units, h - 1)[None, :] * D + depth[:, None])
+        da = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, D, BK):
+            if D % BK == 0:
+                dy, w = tl.load(dy_at), tl.load(w_at)
+            else:
+                inside = k + depth < D
+                dy = tl.load(dy_at, mask=inside[None, :], other=0.0)
+                w = tl.load(w_at, mask=inside[:, None], other=0.0)
+            da = multiply(dy, w, da, UPCAST)
+            dy_at += BK
+            w_at += BK
+        # In quarters: the epilogue of a whole tile needs more registers than there are (1.8 KB of spills).
+        base = pre + (m * BM).to(tl.int64) * h
+        at = tl.arange(0, BM)[:, None] * h
+        left, right = halves(da, BM, BN)
+        a, b = halves(left, BM, BN // 2)
+        c, d = halves(right, BM, BN // 2)
+        quarter = n * BN + tl.arange(0, BN // 4)
+        sum_ = _swiglu_backward(a, base, at, quarter, gate, pre_gate, pre_up, dgate, dup, act, real, h)
+        sum_ += _swiglu_backward(b, base, at, quarter + BN // 4, gate, pre_gate, pre_up, dgate, dup, act, real, h)
+        sum_ += _swiglu_backward(c, base, at, quarter + BN // 2, gate, pre_gate, pre_up, dgate, dup, act, real, h)
+        sum_ += _swiglu_backward(d, base, at, quarter + 3 * (BN // 4), gate, pre_gate, pre_up, dgate, dup, act, real, h)
+        tl.store(partial + n.to(tl.int64) * num_pairs + pair + rows, sum_, mask=real)
+
+
+@tuned("weights")
+@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+def weight_kernel(
+    a,
+    b,
+    rows_TD,
+    token_N,
+    plan,
+    dw_a_FD,
+    dw_b_FD,
+    tune_rows,
+    tune_width,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    TWO: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVES: tl.constexpr,
+):
+    """dw = a^T rows, and with the same rows b^T rows if TWO; the depth is the expert's pairs, zeros where it has none."""
+    _, width = sizes(plan, BY_PAIRS, PADDED)
+    ends = tl.cumsum(tl.cdiv(width, BM) * tl.cdiv(D, BN), 0)
+    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_PAIRS, PADDED)
+        i, j = row_and_column(tile, tl.cdiv(h, BM), tl.cdiv(D, BN), GROUP)
+        units, column, depth = i * BM + tl.arange(0, BM), j * BN + tl.arange(0, BN), tl.arange(0, BK)
+        inside_h, inside_D = units < h, column < D
+        at = depth[:, None] * h + units[None, :]
+        a_at, b_at = a + pre + at, b + pre + at
+        sum_a, sum_b = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
+        for m in range(0, M, BK):
+            real = m + depth < M
+            token = tl.load(token_N + pair + m + depth, mask=real, other=0).to(tl.int32)
+            row = tl.load(rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0)
+            mask = real[:, None] & inside_h[None, :]
+            sum_a = multiply(tl.trans(tl.load(a_at, mask=mask, other=0.0)), row, sum_a, UPCAST)
+            if TWO:
+                sum_b = multiply(tl.trans(tl.load(b_at, mask=mask, other=0.0)), row, sum_b, UPCAST)
+            a_at += BK * h
+            b_at += BK * h
+        base = (unit + i * BM) * D
+        to = tl.arange(0, BM)[:, None] * D + column[None, :]
+        mask = inside_h[:, None] & inside_D[None, :]
+        tl.store(dw_a_FD + base + to, sum_a, mask=mask)
+        if TWO:
+            tl.store(dw_b_FD + base + to, sum_b, mask=mask)

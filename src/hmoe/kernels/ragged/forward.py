@@ -1,0 +1,139 @@
+"""Ragged Triton kernels of the forward pass, and the product that the backward pass shares with it."""
+
+import triton
+import triton.language as tl
+
+from hmoe.kernels.ragged.tiles import BY_WIDTH, locate, multiply, halves, row_and_column, sizes
+from hmoe.kernels.ragged.tune import tuned
+
+
+@triton.jit
+def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: tl.constexpr, BN: tl.constexpr):
+    column = start + tl.arange(0, BN)
+    at += column[None, :]
+    mask = real[:, None] & (column < left)[None, :]
+    if KEEP:
+        tl.store(pre_gate + base + at, gate, mask=mask)
+        tl.store(pre_up + base + at, up, mask=mask)
+    tl.store(act + base + at, gate * tl.sigmoid(gate) * up, mask=mask)
+
+
+@tuned("up")
+@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+def up_kernel(
+    x_TD,
+    token_N,
+    plan,
+    w_gate_FD,
+    w_up_FD,
+    pre_gate,
+    pre_up,
+    act,
+    tune_rows,
+    tune_width,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEEP: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVES: tl.constexpr,
+):
+    """act = silu(x Wg^T) * (x Wu^T) for every pair; rows of x are gathered as they are loaded."""
+    pairs, width = sizes(plan, BY_WIDTH, PADDED)
+    ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
+    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+        m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
+        rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
+        token = tl.load(token_N + pair + rows, mask=rows < M, other=0).to(tl.int32)
+        # Large offsets are added to the pointer, tiles of offsets stay 32 bits wide: 64 would not fit into registers.
+        x_at = token[:, None] * D + depth[None, :]
+        w_at = tl.minimum(units, h - 1)[None, :] * D + depth[:, None]
+        gate_from, up_from = w_gate_FD + unit * D, w_up_FD + unit * D
+        gate, up = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
+        for k in range(0, D, BK):
+            if D % BK == 0:
+                x, w_gate, w_up = tl.load(x_TD + k + x_at), tl.load(gate_from + k + w_at), tl.load(up_from + k + w_at)
+            else:
+                inside = k + depth < D
+                x = tl.load(x_TD + k + x_at, mask=inside[None, :], other=0.0)
+                w_gate = tl.load(gate_from + k + w_at, mask=inside[:, None], other=0.0)
+                w_up = tl.load(up_from + k + w_at, mask=inside[:, None], other=0.0)
+            gate = multiply(x, w_gate, gate, UPCAST)
+            up = multiply(x, w_up, up, UPCAST)
+        base, real = pre + (m * BM).to(tl.int64) * h, rows < M
+        at = tl.arange(0, BM)[:, None] * h + n * BN
+        gate_left, gate_right = halves(gate, BM, BN)
+        up_left, up_right = halves(up, BM, BN)
+        _swiglu(gate_left, up_left, base, at, 0, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
+        _swiglu(gate_right, up_right, base, at, BN // 2, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
+
+
+@triton.jit
+def _add_product(sum_, a_at, w_at, h, inside_D, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr):
+    """sum_ + rows of an activation times rows of a weight, over the h units of one expert."""
+    depth = tl.arange(0, BK)
+    for k in range(0, h, BK):
+        inside = k + depth < h
+        a = tl.load(a_at, mask=inside[None, :], other=0.0)
+        w = tl.load(w_at, mask=inside[:, None] & inside_D[None, :], other=0.0)
+        sum_ = multiply(a, w, sum_, UPCAST)
+        a_at += BK
+        w_at += BK * D
+    return sum_
+
+
+@tuned("down")
+@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+def down_kernel(
+    a,
+    w_FD,
+    b,
+    v_FD,
+    plan,
+    out_ND,
+    tune_rows,
+    tune_width,
+    D: tl.constexpr,
+    PADDED: tl.constexpr,
+    TWO: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    WAVES: tl.constexpr,
+):
+    """out = a W for every pair, or a W + b V if TWO (then it is d x); the depth is the expert's own width."""
+    pairs, _ = sizes(plan, BY_WIDTH, PADDED)
+    ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(D, BN), 0)
+    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+        m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(D, BN), GROUP)
+        row, column, depth = tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
+        real, inside_D = m * BM + row < M, column < D
+        base = pre + (m * BM).to(tl.int64) * h
+        a_at = tl.where(real, row, 0)[:, None] * h + depth[None, :]
+        w_at = depth[:, None] * D + column[None, :]
+        sum_ = tl.zeros((BM, BN), tl.float32)
+        sum_ = _add_product(sum_, a + base + a_at, w_FD + unit * D + w_at, h, inside_D, D, BN, BK, UPCAST)
+        if TWO:
+            sum_ = _add_product(sum_, b + base + a_at, v_FD + unit * D + w_at, h, inside_D, D, BN, BK, UPCAST)
+        out_at = row[:, None] * D + column[None, :]
+        tl.store(out_ND + (pair + m * BM) * D + out_at, sum_, mask=real[:, None] & inside_D[None, :])
+
+
+@triton.jit
+def combine_kernel(rows_ND, gate_N, order_N, start_T, y_TD, D: tl.constexpr, BD: tl.constexpr, GATED: tl.constexpr):
+    """y_t = sum of the token's rows, times their gates if GATED: any number of rows, always in the same order."""
+    token = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BD)
+    sum_ = tl.zeros((BD,), tl.float32)
+    for i in range(tl.load(start_T + token), tl.load(start_T + token + 1)):
+        pair = tl.load(order_N + i)
+        row = tl.load(rows_ND + pair * D + column, mask=column < D, other=0.0).to(tl.float32)
+        sum_ += row * tl.load(gate_N + pair).to(tl.float32) if GATED else row
+    tl.store(y_TD + token * D + column, sum_, mask=column < D)

@@ -1,0 +1,85 @@
+"""What all ragged kernels share: the plan of a layer, and the way from a tile's number to its expert.
+
+Persistent programs walk through the tiles of all experts; a tile's expert is found by comparing its number with the
+running sums of tiles, so nothing about the routing is ever known to the host.
+"""
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+# rows of the plan, each a vector over experts, padded with empty experts to a power of two
+PAIR = tl.constexpr(0)  # first pair
+UNIT = tl.constexpr(1)  # first hidden unit
+PRE = tl.constexpr(2)  # first pre-activation
+BY_WIDTH = tl.constexpr(3)  # experts, widest first
+BY_PAIRS = tl.constexpr(4)  # experts, busiest first
+PAIRS = tl.constexpr(5)  # number of pairs
+WIDTH = tl.constexpr(6)  # hidden units
+ROWS_OF_PLAN = 7
+
+
+@triton.jit
+def plan_kernel(count_E, width_E, plan, E: tl.constexpr, PADDED: tl.constexpr):
+    """All offsets of a layer, from the counts on the device; one program."""
+    lane = tl.arange(0, PADDED)
+    real = lane < E
+    pairs = tl.load(count_E + lane, mask=real, other=0).to(tl.int64)
+    width = tl.load(width_E + lane, mask=real, other=0).to(tl.int64)
+    tl.store(plan + PAIR * PADDED + lane, tl.cumsum(pairs, 0) - pairs)
+    tl.store(plan + UNIT * PADDED + lane, tl.cumsum(width, 0) - width)
+    tl.store(plan + PRE * PADDED + lane, tl.cumsum(pairs * width, 0) - pairs * width)
+    # Tiles of the widest (busiest) experts take longest, so they come first; the lane in the key makes it unique.
+    back = PADDED - 1 - lane
+    tl.store(plan + BY_WIDTH * PADDED + lane, PADDED - 1 - tl.sort(width * PADDED + back, descending=True) % PADDED)
+    tl.store(plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED)
+    tl.store(plan + PAIRS * PADDED + lane, pairs)
+    tl.store(plan + WIDTH * PADDED + lane, width)
+
+
+@triton.jit
+def sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
+    """(pairs, width) of all experts in an order of the plan."""
+    expert = tl.load(plan + ORDER * PADDED + tl.arange(0, PADDED))
+    return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(tl.int32)
+
+
+@triton.jit
+def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
+    """Of a tile: (number within its expert, the expert's pairs, width, first pair, first unit, first pre-activation)."""
+    before = ends <= tile
+    expert = tl.load(plan + ORDER * PADDED + tl.sum(before.to(tl.int32), 0))
+    pairs = tl.load(plan + PAIRS * PADDED + expert).to(tl.int32)
+    # Widths are multiples of 16 (checked at the door); said here so that loads become 16-byte copies.
+    width = tl.multiple_of(tl.load(plan + WIDTH * PADDED + expert).to(tl.int32), 16)
+    pair = tl.load(plan + PAIR * PADDED + expert)
+    unit = tl.multiple_of(tl.load(plan + UNIT * PADDED + expert), 16)
+    pre = tl.multiple_of(tl.load(plan + PRE * PADDED + expert), 16)
+    return tile - tl.max(tl.where(before, ends, 0), 0), pairs, width, pair, unit, pre
+
+
+@triton.jit
+def row_and_column(tile, num_rows, num_columns, GROUP: tl.constexpr):
+    """Tiles in groups of GROUP rows, so that neighbours share operands in the cache."""
+    span = GROUP * num_columns
+    first = tile // span * GROUP
+    height = tl.minimum(num_rows - first, GROUP)
+    return first + tile % span % height, tile % span // height
+
+
+@triton.jit
+def halves(tile, BM: tl.constexpr, BN: tl.constexpr):
+    """The left and right half of a tile's columns: what follows on a part needs fewer registers."""
+    return tl.split(tl.permute(tl.reshape(tile, (BM, 2, BN // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def multiply(a, b, sum_, UPCAST: tl.constexpr):
+    """sum_ + a @ b in float32; UPCAST because the interpreter multiplies the bits of bfloat16 (triton issue 11584)."""
+    if UPCAST:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, sum_, input_precision="ieee")

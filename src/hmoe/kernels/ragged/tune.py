@@ -1,0 +1,52 @@
+"""Few tile shapes per kernel; the fastest is measured on first use and kept in Triton's cache folder.
+
+Measured per model width, dtypes, and powers of two of rows per expert and mean width: within those the best tile hardly
+changes, and what a routing does to the counts does not cause a new measurement.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import triton
+
+from hmoe.kernels.ragged.tiles import INTERPRETED
+
+LEAST_BN = 16 if INTERPRETED else 64  # narrowest tile of units: partial sums are allotted by it
+Shape = tuple[int, int, int, int, int, int]  # BM, BN, BK, warps, stages, programs per multiprocessor
+
+# By kernel. 128 x 128 with two accumulators, or with the SwiGLU epilogue, needs 8 warps and all registers of a
+# multiprocessor; 64-wide tiles waste less of experts whose width is no multiple of 128; 64 rows suit few tokens per expert.
+# Only shapes that spill no register on sm_90 (tests/kernels/test_ragged_compile.py).
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "up": ((128, 128, 64, 8, 3, 1), (128, 64, 64, 8, 3, 1), (64, 64, 64, 4, 3, 2)),
+    "down": ((128, 256, 64, 8, 3, 1), (128, 128, 64, 8, 3, 1), (128, 128, 32, 4, 4, 2), (64, 64, 64, 4, 3, 2)),
+    "down_backward": ((128, 128, 64, 8, 3, 1), (128, 64, 64, 8, 3, 1), (128, 64, 64, 4, 3, 2), (64, 64, 64, 4, 3, 2)),
+    "weights": ((128, 128, 64, 8, 3, 1), (64, 128, 64, 4, 3, 2), (64, 64, 64, 4, 3, 2)),
+}
+FLOAT32: tuple[Shape, ...] = ((64, 64, 32, 4, 2, 2),)  # for checks only
+INTERPRETER: tuple[Shape, ...] = ((32, 32, 32, 4, 1, 1),)
+
+
+def configs(shapes: tuple[Shape, ...]) -> list[triton.Config]:
+    """As Triton wants them."""
+    return [
+        triton.Config({"BM": bm, "BN": bn, "BK": bk, "GROUP": 8, "WAVES": waves}, num_warps=warps, num_stages=stages)
+        for bm, bn, bk, warps, stages, waves in shapes
+    ]
+
+
+def _fitting(candidates: list[triton.Config], named: dict[str, Any], **_: Any) -> list[triton.Config]:
+    """Float32 tiles of the low-precision shapes do not fit into shared memory."""
+    first = next(value for value in named.values() if hasattr(value, "element_size"))
+    low = first.element_size() == 2
+    return [c for c in candidates if (c.kwargs["BK"] == FLOAT32[0][2] and c.kwargs["BM"] == 64) != low] or candidates
+
+
+def tuned(kernel: str) -> Callable[[Any], Any]:
+    """Decorator for a kernel of SHAPES."""
+    return triton.autotune(  # type: ignore[no-any-return]
+        configs(INTERPRETER if INTERPRETED else SHAPES[kernel] + FLOAT32),
+        key=["D", "tune_rows", "tune_width"],
+        prune_configs_by={"early_config_prune": _fitting},
+        cache_results=True,
+    )
