@@ -59,13 +59,14 @@ def library_path() -> Path:
 def library() -> ctypes.CDLL | None:
     """The library, or None where it was not built; looked for once per process."""
     path = library_path()
-    if obstacle() or not path.exists():
-        return None
+    return load(path) if obstacle() is None and path.exists() else None
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """A built library; None if Linux does not grant it the tile registers."""
     found = ctypes.CDLL(str(path))
     found.hmoe_instructions.restype = ctypes.c_char_p
-    if found.hmoe_start():
-        return None  # the kernel does not grant the tile registers
-    return found
+    return None if found.hmoe_start() else found
 
 
 def describe() -> str:
@@ -113,7 +114,6 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     """See `layer.Backend`."""
     dgate_N, dx_TD = torch.zeros(len(layer.gate_N)), torch.empty_like(layer.x_TD)
     all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)
-    dw = [torch.empty_like(w) if weights else None for w in all_weights]
-    _call("hmoe_backward", layer, saved, dy_TD, dgate_N, dx_TD, *dw)
-    empty = layer.x_TD.new_empty(0)
-    return Gradients(dx_TD, dgate_N.to(layer.gate_N.dtype), *(empty if g is None else g for g in dw))
+    dw = [w.new_empty(w.shape if weights else (0,)) for w in all_weights]
+    _call("hmoe_backward", layer, saved, dy_TD, dgate_N, dx_TD, *(dw if weights else (None, None, None)))
+    return Gradients(dx_TD, dgate_N.to(layer.gate_N.dtype), *dw)

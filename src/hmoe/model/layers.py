@@ -79,5 +79,8 @@ def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 def rotate(x_BHLC: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """Rotary position embedding; pairs are (i, i + C/2) as in Hugging Face's LLaMA."""
     cos, sin = angles.cos().to(x_BHLC.dtype), angles.sin().to(x_BHLC.dtype)
+    if torch.compiler.is_compiling():  # which fuses passes itself, and cannot write into parts of a tensor
+        first, second = x_BHLC.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]
     return rotated

@@ -23,6 +23,7 @@ class MoE(nn.Module):
         w_gate, w_up, w_down: (F, D) with F = sum(widths).
         check_finite: eager forward raises NonFiniteError on NaN or infinite router logits; costs one device sync.
             Switched off (and always under torch.compile), the outputs of such tokens are NaN.
+        backend: name of the backend that computes the experts (`hmoe.kernels.NAMES`), or None for the fastest known.
 
     Raises:
         ConfigError: for widths below 1 or a router that asks for more experts than there are.
@@ -37,6 +38,7 @@ class MoE(nn.Module):
         self.dim = dim
         self.widths = tuple(widths)
         self.check_finite = True
+        self.backend: str | None = None
         self.router = RouterLayer(dim, len(self.widths), router)
         self.w_gate = nn.Parameter(torch.empty(sum(self.widths), dim))
         self.w_up = nn.Parameter(torch.empty(sum(self.widths), dim))
@@ -71,7 +73,8 @@ class MoE(nn.Module):
             dtype = torch.get_autocast_dtype(device)
             x_TD, weights = x_TD.to(dtype), tuple(w.to(dtype) for w in weights)  # type: ignore[assignment]
         with torch.autocast(device, enabled=False):
-            y_TD = expert_ffn(x_TD, routing.token_N, routing.gate_N, routing.num_tokens_E, *weights, self.widths)
+            pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E)
+            y_TD = expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
         return y_TD.view(x.shape), routing
 
     def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -25,7 +25,7 @@ def refusal(layer: Layer) -> str | None:
     reasons = {
         f"it needs a GPU of compute capability 8.0 or newer, the tensors are on {x_TD.device.type}": not _device_fits(x_TD),
         f"{x_TD.dtype} is not one of bfloat16, float16, float32": x_TD.dtype not in DTYPES,
-        f"the model width and all widths must be multiples of {MULTIPLE}, {odd[:1]} is not": bool(odd),
+        f"the model width and all widths must be multiples of {MULTIPLE}, {odd[0] if odd else 0} is not": bool(odd),
         f"{len(layer.widths)} experts are more than {MOST_EXPERTS}": len(layer.widths) > MOST_EXPERTS,
         f"{x_TD.numel()} elements of x are too many for 32-bit offsets": x_TD.numel() >= 2**31,
     }

@@ -1,0 +1,27 @@
+"""The C++ library in both variants, built once per session into the tests' own cache."""
+
+import pytest
+
+from hmoe.kernels import build, native
+from tests.kernels import cases
+
+
+@pytest.fixture(scope="session")
+def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Variant -> library; `why` holds the reason where one is missing."""
+    found: dict[str, object] = {"why": "this processor lacks the instructions"}
+    without_amx = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
+    for flags in ((), without_amx):
+        patch = pytest.MonkeyPatch()
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("library")))
+        reason = build.build(flags)
+        if reason is None:
+            loaded = native.load(native.library_path())
+            found[loaded.hmoe_instructions().decode()] = loaded
+        else:
+            found["why"] = reason
+        patch.undo()
+        native.library.cache_clear()
+    cases.LIBRARIES.update(found)
+    return found
+

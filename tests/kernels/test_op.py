@@ -1,0 +1,212 @@
+"""The custom operator under torch.library's own checks, torch.compile, checkpointing and FSDP2; the choice of a backend."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import hmoe
+from hmoe.kernels import choice, expert_ffn
+from hmoe.kernels.layer import Layer, exact_room, room_bound
+from hmoe.kernels.op import forward_op
+from hmoe.model.router import route
+from tests.kernels.cases import arguments
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+
+SPECS = [hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopP(1.0)]
+WIDTHS = (16, 48, 32, 16)
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs() -> None:
+    torch._dynamo.reset()
+
+
+def moe(spec: hmoe.TopK | hmoe.TopP, dtype: torch.dtype = torch.float32) -> hmoe.MoE:
+    layer = hmoe.MoE(32, WIDTHS, spec).to(dtype)
+    torch.nn.init.normal_(layer.router.weight)
+    return layer
+
+
+def gradients(layer: torch.nn.Module, function: object, x: torch.Tensor) -> list[torch.Tensor]:
+    """Output, d x, then the gradients of all parameters, of a loss that reaches every part."""
+    layer.zero_grad()
+    x = x.detach().clone().requires_grad_()
+    y, routing = function(x)  # type: ignore[operator]
+    loss = y.float().square().sum() + hmoe.parameter_penalty(routing, WIDTHS) + hmoe.router_entropy(routing)
+    loss.backward()
+    return [y.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())]  # type: ignore[list-item, union-attr]
+
+
+def test_torch_library_finds_no_fault() -> None:
+    values, routing, widths = arguments("mixed")
+    x, gate, *weights = (v.float().requires_grad_() for v in values)
+    layer = Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)
+    for name in ("loop", "cpu", ""):
+        torch.library.opcheck(forward_op, (*layer, exact_room(choice.backend("loop"), layer), name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_compiled_whole_it_gives_the_same(spec: hmoe.TopK | hmoe.TopP, dtype: torch.dtype) -> None:
+    layer = moe(spec, dtype)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for tokens in (17, 40, 1):
+        x = torch.randn(tokens, 32, dtype=dtype)
+        tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-11}[dtype]
+        for got, expected in zip(gradients(layer, compiled, x), gradients(layer, layer, x), strict=True):
+            torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_new_token_numbers_and_routings_do_not_compile_again(spec: hmoe.TopK | hmoe.TopP) -> None:
+    layer = moe(spec)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    gradients(layer, compiled, torch.randn(20, 32))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for tokens in (21, 50, 33, 50):
+            gradients(layer, compiled, torch.randn(tokens, 32))
+
+
+def test_a_whole_model_compiles_whole() -> None:
+    from hmoe.model.cross_entropy import cross_entropy
+    from hmoe.model.transformer import build
+    from tests.model.test_transformer import config
+
+    model = build(config(kv_heads=2), 0)
+    tokens = torch.randint(0, 29, (2, 7))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0], rtol=1e-5, atol=1e-5)
+
+    def loss() -> torch.Tensor:
+        return cross_entropy(model.hidden(tokens)[0].flatten(0, 1), model.head_weight, tokens.flatten(), 5)
+
+    torch.compile(loss, fullgraph=True, backend="aot_eager")().backward()
+    got = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
+    model.zero_grad()
+    loss().backward()
+    for (name, parameter), grad in zip(model.named_parameters(), got, strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_compiled_top_p_pads_its_pairs_and_top_k_does_not() -> None:
+    logits = torch.randn(9, 4)
+    for spec, pairs in ((hmoe.TopK(2), 18), (hmoe.TopP(0.6), 36)):
+        eager = route(logits, spec)
+        routing = torch.compile(route, fullgraph=True, backend="eager")(logits, spec)
+        real = int(routing.num_tokens_E.sum())
+        assert len(routing.token_N) == pairs
+        assert len(eager.token_N) == real
+        for name in ("token_N", "expert_N", "gate_N"):
+            torch.testing.assert_close(getattr(routing, name)[:real], getattr(eager, name))
+        assert (routing.gate_N[real:] == 0).all()
+
+
+def test_activation_checkpointing_gives_the_same() -> None:
+    layer, x = moe(hmoe.TopP(0.6)), torch.randn(19, 32)
+    kept = gradients(layer, layer, x)
+    again = gradients(layer, lambda x: checkpoint(layer, x, use_reentrant=False), x)
+    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    x.requires_grad_()  # the old kind runs its first pass without gradients, and passes tensors only
+    grads = []
+    for y in (layer(x)[0], checkpoint(lambda x: layer(x)[0], x, use_reentrant=True)):
+        x.grad = None
+        y.square().sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
+SHARDED = """
+import os, sys, torch, hmoe
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group("gloo")
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [hmoe.MoE(32, (16, 48, 32, 16), hmoe.TopP(0.6)) for _ in range(2)]
+model, plain = layers[0], layers[1]
+plain.load_state_dict(model.state_dict())
+torch.manual_seed(dist.get_rank() + 1)
+x = torch.randn(11 + 5 * dist.get_rank(), 32)
+fully_shard(model)
+for layer in (model, plain):
+    layer(x)[0].square().sum().backward()
+for (name, sharded), whole in zip(model.named_parameters(), plain.parameters()):
+    dist.all_reduce(whole.grad)
+    torch.testing.assert_close(sharded.grad.full_tensor(), whole.grad / 2, rtol=1e-5, atol=1e-6)
+dist.barrier()
+print("equal", flush=True)
+os._exit(0)  # gloo's threads sometimes abort an orderly exit
+"""
+
+
+def test_fsdp2_on_two_processes_gives_the_mean_gradient() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    result = subprocess.run([*command, sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("equal") == 2
+
+
+def test_fifty_steps_keep_every_gradient_near_the_definition() -> None:
+    """A routing that changes at every step; the float64 definition is given the same weights each time."""
+    fast, exact = moe(hmoe.TopP(0.6)), moe(hmoe.TopP(0.6)).double()
+    optimizer = torch.optim.AdamW(fast.parameters(), lr=1e-2)
+    target, counts = torch.randn(32, 32), set()
+    for step in range(50):
+        x = torch.randn(60, 32, generator=torch.Generator().manual_seed(step))
+        exact.load_state_dict({name: value.double() for name, value in fast.state_dict().items()})
+        for layer, data in ((fast, x), (exact, x.double())):
+            layer.zero_grad()
+            y, routing = layer(data)
+            (y - data @ target.to(data.dtype)).square().mean().backward()
+        counts.add(tuple(routing.num_tokens_E.tolist()))
+        for (name, ours), true in zip(fast.named_parameters(), exact.parameters(), strict=True):
+            error = (ours.grad.double() - true.grad).norm() / true.grad.norm()  # type: ignore[union-attr]
+            assert error < 1e-5, f"step {step}, {name}: relative error {error}"
+        optimizer.step()
+    assert len(counts) > 25
+
+
+def test_a_layer_can_be_told_its_backend() -> None:
+    layer, x = moe(hmoe.TopK(2)), torch.randn(9, 32)
+    expected = layer(x)[0]
+    for name in ("reference", "loop", "cpu"):
+        layer.backend = name
+        torch.testing.assert_close(layer(x)[0], expected)
+    layer.backend = "quick"
+    with pytest.raises(hmoe.ConfigError, match="backend = 'quick', must be one of reference"):
+        layer(x)
+
+
+def test_the_choice_by_device_and_dtype() -> None:
+    def of(device: str, dtype: torch.dtype, experts: int = 16, tokens: int = 64) -> str:
+        x, ints = torch.empty(tokens, 32, dtype=dtype, device=device), torch.empty(2 * tokens, device=device)
+        weights = (torch.empty(0, device=device),) * 3
+        return choice.choose(Layer(x, ints.long(), ints, ints, *weights, (16,) * experts))
+
+    assert of("cpu", torch.float64) == of("meta", torch.float64) == "reference"
+    assert of("cpu", torch.float32) == of("cpu", torch.bfloat16) == "cpu"
+    assert of("meta", torch.bfloat16) == "loop"
+
+
+def test_the_bound_holds_for_every_routing() -> None:
+    widths = (16, 2208, 48, 160)
+    for seed in range(20):
+        logits = torch.randn(41, 4, generator=torch.Generator().manual_seed(seed)) * 3
+        for spec in (hmoe.TopK(2), hmoe.TopK(4), hmoe.TopP(0.7)):
+            routing = route(logits, spec)
+            for dtype in (torch.float32, torch.bfloat16):
+                layer = Layer(logits.to(dtype), routing.token_N, routing.gate_N, routing.num_tokens_E, *(logits,) * 3, widths)
+                for name in ("loop", "cpu"):
+                    assert exact_room(choice.backend(name), layer) <= room_bound(layer)
+
+
+def test_deepcopy_and_state_dict_know_nothing_of_backends() -> None:
+    layer = moe(hmoe.TopK(2))
+    layer.backend = "loop"
+    assert copy.deepcopy(layer).backend == "loop"
+    assert set(layer.state_dict()) == {"w_gate", "w_up", "w_down", "router.weight"}
