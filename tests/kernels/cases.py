@@ -79,6 +79,11 @@ def oracle(
     return [v.to(values[0].device) for v in (y.detach(), *(v.grad for v in (x, gate, *weights)))]  # type: ignore[union-attr]
 
 
+def low_gates(values: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """In a precision; gates are float32 or better."""
+    return [v.float() if i == 1 else v.to(dtype) for i, v in enumerate(values)]
+
+
 @functools.lru_cache(maxsize=128)
 def known(
     case: str, device: str, seed: int, dtype: torch.dtype

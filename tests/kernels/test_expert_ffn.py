@@ -9,7 +9,7 @@ import torch
 from hmoe import ConfigError
 from hmoe.kernels import NAMES as BACKENDS
 from hmoe.kernels import expert_ffn
-from hmoe.kernels.loop import bucket
+from hmoe.kernels.loop import bucket, rows_kept
 from tests.kernels.cases import (
     CASES,
     INTERPRETED,
@@ -21,6 +21,7 @@ from tests.kernels.cases import (
     gradient,
     known,
     largest_errors,
+    low_gates,
     run,
 )
 
@@ -68,18 +69,13 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_pytorch(
     for seed in range(draws):
         values, routing, widths, grad, truth = known(case, device, seed, kind)
         for errors, which in ((plain, "reference"), (ours, backend)):
-            results = run(which, low(values, kind), routing, widths, grad)
+            results = run(which, low_gates(values, kind), routing, widths, grad)
             assert [r.dtype for r in results] == [kind, kind, torch.float32, kind, kind, kind]
             errors.append(largest_errors(truth, results))
     # The interpreter cuts bfloat16 off instead of rounding it, which is twice the error; on a GPU it is 2 as elsewhere.
     factor = 4 if interpreted(name, device) and dtype == "bfloat16" else 2
     for label, p, o in zip(NAMES, zip(*plain, strict=True), zip(*ours, strict=True), strict=True):
         assert sum(o) <= factor * sum(p) + draws * 1e-7, f"{label}: errors {o} above {factor} x PyTorch's {p}"
-
-
-def low(values: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """In a precision; gates are float32 or better."""
-    return [v.float() if i == 1 else v.to(dtype) for i, v in enumerate(values)]
 
 
 ENGINES = [
@@ -110,14 +106,14 @@ def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
 @pytest.mark.parametrize("case", ["top-p, one expert empty", "prime tokens", "few tokens"])
 def test_the_same_bits_twice(made: tuple[str, torch.dtype], case: str) -> None:
     values, routing, widths = arguments(case)
-    values = low(values, made[1])
+    values = low_gates(values, made[1])
     grad = gradient(values)
     same(*(run(made[0], values, routing, widths, grad) for _ in range(2)))
 
 
 def test_non_contiguous_input_and_expanded_gradient(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("mixed")
-    values = low(values, made[1])
+    values = low_gates(values, made[1])
     strided = [torch.stack([v, v], -1)[..., 0] for v in values]
     transposed = [v.t().contiguous().t() for v in strided]
     assert not strided[0].is_contiguous()
@@ -130,7 +126,7 @@ def test_non_contiguous_input_and_expanded_gradient(made: tuple[str, torch.dtype
 @pytest.mark.parametrize("made", ENGINES[1:], indirect=True, ids=identity)
 def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("mixed")
-    values = low(values, made[1])
+    values = low_gates(values, made[1])
     grad = gradient(values)
     expected = run(made[0], values, routing, widths, grad)
     token_N = torch.cat([routing.token_N, torch.tensor([3, 0, 16])])
@@ -145,13 +141,13 @@ def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> N
 def test_expert_without_tokens_gets_zero_gradients(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("top-p, one expert empty")
     assert routing.num_tokens_E[0] == 0
-    *_, w_gate, w_up, w_down = run(made[0], low(values, made[1]), routing, widths, torch.ones_like(values[0]))
+    *_, w_gate, w_up, w_down = run(made[0], low_gates(values, made[1]), routing, widths, torch.ones_like(values[0]))
     assert all((w[: widths[0]] == 0).all() for w in (w_gate, w_up, w_down))
 
 
 def test_frozen_weights_cost_no_gradient_and_change_nothing_else(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("prime tokens")
-    values = low(values, made[1])
+    values = low_gates(values, made[1])
     grad = gradient(values)
     expected = run(made[0], values, routing, widths, grad)
     x, gate = (v.detach().requires_grad_() for v in values[:2])
@@ -162,7 +158,7 @@ def test_frozen_weights_cost_no_gradient_and_change_nothing_else(made: tuple[str
 
 def test_without_gradients_the_output_is_the_same(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("prime tokens")
-    values = low(values, made[1])
+    values = low_gates(values, made[1])
     expected = run(made[0], values, routing, widths, gradient(values))[0]
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
@@ -174,13 +170,13 @@ def test_without_gradients_the_output_is_the_same(made: tuple[str, torch.dtype])
 @pytest.mark.parametrize("made", ENGINES[1:], indirect=True, ids=identity)
 def test_only_x_pre_activations_and_indices_are_saved(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("prime tokens")
-    values = [value.requires_grad_() for value in low(values, made[1])]
+    values = [value.requires_grad_() for value in low_gates(values, made[1])]
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         x, gate, *weights = values
         expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
     counts = routing.num_tokens_E.tolist()
-    kept = [bucket(n) for n in counts] if padded(*made) else counts
+    kept = [rows_kept(values[0], n) for n in counts] if padded(*made) else counts
     pre_activations = 2 * sum(n * h for n, h in zip(kept, widths, strict=True))
     indices = 2 * len(gate) + len(widths)  # token and order of pairs; counts
     assert sum(sizes) == x.numel() + len(gate) + sum(w.numel() for w in weights) + pre_activations + indices
@@ -221,11 +217,12 @@ def test_the_interpreter_is_on_where_there_is_no_gpu() -> None:
     assert torch.cuda.is_available() or INTERPRETED
 
 
-def test_bucket_pads_little_and_makes_shapes_recur() -> None:
-    sizes = [bucket(rows) for rows in range(1, 5000)]
-    assert all(size >= rows and size % 32 == 0 for rows, size in enumerate(sizes, 1))
-    assert all(size <= 1.0625 * rows + 1 for rows, size in enumerate(sizes, 1) if rows >= 512)
-    assert len(set(sizes)) < 80
+def test_padding_is_little_and_makes_shapes_recur() -> None:
+    x = torch.empty(0, dtype=torch.bfloat16)
+    for rows in range(1, 5000):
+        assert rows <= rows_kept(x, rows) == bucket(rows) <= max(1.125 * rows, rows + 31)
+        assert rows_kept(x.float(), rows) == rows
+    assert len({bucket(rows) for rows in range(1, 5000)}) < 45
 
 
 def test_backends_are_all_here() -> None:

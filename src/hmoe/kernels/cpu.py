@@ -1,23 +1,20 @@
-"""The CPU backend: the C++ library where it was built and computes the dtype, else whole experts on single threads."""
-
-from functools import partial
+"""The CPU backend: the C++ library where it was built and computes the dtype, else the loop of library GEMMs."""
 
 import torch
 
 from hmoe.kernels import loop, native
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
-from hmoe.kernels.workers import on_workers
 
 
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """See `layer.Backend`."""
-    run = native.forward if native.usable(layer.x_TD) else partial(loop.forward, each=on_workers)
+    run = native.forward if native.usable(layer.x_TD) else loop.forward
     return run(layer, room)
 
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
-    run = native.backward if native.usable(layer.x_TD) else partial(loop.backward, each=on_workers)
+    run = native.backward if native.usable(layer.x_TD) else loop.backward
     return run(layer, saved, dy_TD, weights)
 
 

@@ -2,10 +2,9 @@
 
 Saves x, the two pre-activations and indices only. On CPU in bfloat16 each expert's rows are padded with zeros to a
 bucket, because oneDNN builds a new kernel for every row count it has not seen, which costs milliseconds per GEMM.
-`each` says in which order or on which threads the experts run; the `cpu` backend gives whole experts to threads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,8 @@ from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
 
 
 def bucket(rows: int) -> int:
-    """Smallest number >= rows that is a multiple of 32 with at most 5 significant bits (<= 6% above 512 rows)."""
-    step = max(32, 1 << max(0, rows.bit_length() - 5))
+    """Smallest number >= rows that is a multiple of 32 with at most 4 significant bits (<= 12% above 256, 4% on average)."""
+    step = max(32, 1 << max(0, rows.bit_length() - 4))
     return -(-rows // step) * step
 
 
@@ -35,21 +34,6 @@ class Expert(NamedTuple):
     num_pairs: int
     num_rows: int
     width: int
-
-    @property
-    def work(self) -> int:
-        """Proportional to its FLOPs."""
-        return self.num_rows * self.width
-
-
-Run = Callable[[Expert], None]
-Each = Callable[[Run, list[Expert]], None]
-
-
-def in_turn(run: Run, experts: list[Expert]) -> None:
-    """One expert after another."""
-    for expert in experts:
-        run(expert)
 
 
 def busy_experts(layer: Layer) -> list[Expert]:
@@ -97,14 +81,14 @@ def _gather(x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tenso
     return out_MD
 
 
-def forward(layer: Layer, room: int, each: Each = in_turn) -> tuple[torch.Tensor, Saved]:
+def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """See `layer.Backend`."""
     x_TD, token_N = layer.x_TD, layer.token_N
     experts = busy_experts(layer)
     out_PD = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_by_token(layer, experts))
 
-    def run(e: Expert) -> None:
+    for e in experts:
         x_MD = _gather(x_TD, token_N, e)
         shape = (e.num_rows, e.width)
         g_Mh, u_Mh = (pre[e.pre].view(shape) if room else pre.new_empty(shape) for pre in saved[:2])
@@ -112,11 +96,10 @@ def forward(layer: Layer, room: int, each: Each = in_turn) -> tuple[torch.Tensor
         torch.mm(x_MD, layer.w_up_FD[e.units].T, out=u_Mh)
         torch.mm(F.silu(g_Mh).mul_(u_Mh), layer.w_down_FD[e.units], out=out_PD[e.rows])
 
-    each(run, experts)
     return combine(layer, experts, saved.order_N, out_PD, gated=True), saved
 
 
-def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool, each: Each = in_turn) -> Gradients:
+def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     experts = busy_experts(layer)
@@ -125,7 +108,7 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool, eac
     size = layer.w_gate_FD.shape if weights else (0,)
     dw_gate_FD, dw_up_FD, dw_down_FD = (layer.w_gate_FD.new_zeros(size) for _ in range(3))
 
-    def run(e: Expert) -> None:
+    for e in experts:
         g_Mh, u_Mh = (pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2])
         dy_MD = _gather(dy_TD, token_N, e)
         gate_M1 = F.pad(gate_N[e.pairs], (0, e.num_rows - e.num_pairs)).to(x_TD.dtype).unsqueeze(1)
@@ -147,7 +130,6 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool, eac
         torch.mm(dg_Mh, layer.w_gate_FD[e.units], out=dx_MD)
         dx_MD.addmm_(du_Mh, layer.w_up_FD[e.units])
 
-    each(run, experts)
     dx_TD = combine(layer, experts, saved.order_N, dx_PD, gated=False)
     return Gradients(dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD)
 

@@ -1,0 +1,87 @@
+"""The C++ library's build and its description: what the oracle tests do not see."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmoe.kernels import build, native
+from tests.kernels.cases import arguments, gradient, known, library, low_gates, run
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("case", ["prime tokens", "few tokens", "one expert takes everything", "odd dim"])
+def test_the_library_gives_every_number_of_threads_nearly_the_same(
+    case: str, threads: int, native_libraries: dict[str, object]
+) -> None:
+    values, routing, widths, grad, truth = known(case, "cpu", 0, torch.bfloat16)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for variant in native_libraries.keys() - {"why"}:
+            with library(variant):
+                results = run("cpu", low_gates(values, torch.bfloat16), routing, widths, grad)
+            for got, expected in zip(results, truth, strict=True):
+                torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_library_and_onednn_share_tile_registers(native_libraries: dict[str, object]) -> None:
+    """oneDNN configures them too, and remembers how: products before and after a layer are right."""
+    values, routing, widths = arguments("prime tokens")
+    a = torch.randn(64, 96).bfloat16()
+    expected = a @ a.T
+    for variant in native_libraries.keys() - {"why"}:
+        with library(variant):
+            for _ in range(3):
+                run("cpu", low_gates(values, torch.bfloat16), routing, widths, gradient(values))
+                assert torch.equal(a @ a.T, expected)
+
+
+def test_the_build_command_builds_what_is_then_found(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-m", "hmoe.kernels.build"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert len(result.stderr.splitlines()) == 1
+    if result.returncode:
+        assert result.stderr.startswith("hmoe: error: ")
+        assert not list(tmp_path.rglob("*.so"))
+        return
+    assert result.stderr.startswith("hmoe: built (")
+    code = "from hmoe.kernels import native; assert native.library() is not None; print(native.describe())"
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith("built (")
+
+
+def test_what_stands_in_the_way_of_a_build_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "features", lambda: {"avx2"})
+    assert "this processor lacks avx512f" in str(build.build())
+    assert native.describe().startswith("not for this machine: this processor lacks")
+    monkeypatch.setattr(native, "obstacle", lambda: None)
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    assert build.build() == "no C++ compiler found, looked for no-such-compiler"
+    assert "not built: bfloat16 layers would be faster" in native.describe()
+    assert "needs a C++ compiler (no-such-compiler)" in native.describe()
+
+
+def test_a_failing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native, "obstacle", lambda: None)
+    monkeypatch.setattr(native, "COMPILERS", (str(compiler),))
+    assert build.build() == f"{compiler} failed: x.cpp:1: error: no"
+
+
+def test_another_source_or_processor_is_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    first = native.library_path()
+    monkeypatch.setattr(native, "features", lambda: {"avx512f"})
+    second = native.library_path()
+    (tmp_path / "a.cpp").write_text("int x;")
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    assert len({first, second, native.library_path()}) == 3

@@ -1,0 +1,62 @@
+"""What ptxas makes of the ragged kernels, without a GPU: Hopper's matrix instructions, 16-byte copies, no spilled register."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MATRIX_KERNELS = ("up", "down", "dx", "down_backward", "weights_gate_up", "weights_down")
+
+
+def facts(*flags: str) -> dict[str, dict[str, int]]:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "tests.kernels.compile_ragged", *flags]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found: dict[str, dict[str, int]] = json.loads(result.stdout)
+    return found
+
+
+def of(kernel: str, found: dict[str, dict[str, int]]) -> list[dict[str, int]]:
+    return [numbers for name, numbers in found.items() if name.split()[0] == kernel]
+
+
+@pytest.fixture(scope="module")
+def hopper() -> dict[str, dict[str, int]]:
+    return facts("--capability", "90", "--all")
+
+
+def test_on_hopper_every_tile_shape_multiplies_with_wgmma_copies_asynchronously_and_spills_nothing(
+    hopper: dict[str, dict[str, int]],
+) -> None:
+    for name, numbers in hopper.items():
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} spills: {numbers}"
+        assert numbers["shared"] <= 227 * 1024, name
+        if name.split()[0] in MATRIX_KERNELS:
+            assert numbers["wgmma"] > 0, name
+            assert numbers["cp_async_16"] > 0, name
+            assert numbers["scalar_loads"] == 0, f"{name} loads numbers one by one: {numbers}"
+    assert all(len(of(kernel, hopper)) >= 3 for kernel in MATRIX_KERNELS)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_on_ampere_every_kernel_has_a_tile_shape_that_spills_nothing(dtype: str) -> None:
+    found = facts("--capability", "80", "--all", "--dtype", dtype)
+    for kernel in MATRIX_KERNELS:
+        good = [n for n in of(kernel, found) if n["STACK"] == 0 and n["mma"] > 0 and n["cp_async_16"] > 0]
+        assert good, f"{kernel}: {of(kernel, found)}"
+        assert all(n["shared"] <= 163 * 1024 for n in of(kernel, found))
+
+
+def test_float32_compiles_for_checks() -> None:
+    assert set(MATRIX_KERNELS) <= {name.split()[0] for name in facts("--dtype", "fp32")}
+
+
+def test_the_facts_are_read_from_what_was_compiled(hopper: dict[str, dict[str, int]]) -> None:
+    """The patterns behind the assertions match something: a kernel without products has no matrix instruction."""
+    assert hopper["combine"]["wgmma"] == 0
+    assert all(of(kernel, hopper)[0]["REG"] > 64 for kernel in MATRIX_KERNELS)
