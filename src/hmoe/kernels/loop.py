@@ -71,14 +71,23 @@ def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
     return order_N
 
 
-def _gather(x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tensor:
-    """Rows of x for one expert; rows beyond its pairs are zero."""
-    if e.num_rows == e.num_pairs:
-        return x_TD.index_select(0, token_N[e.pairs])
-    out_MD = x_TD.new_empty(e.num_rows, x_TD.shape[1])
-    torch.index_select(x_TD, 0, token_N[e.pairs], out=out_MD[: e.num_pairs])
-    out_MD[e.num_pairs :].zero_()
-    return out_MD
+class _Scratch:
+    """Buffers that all experts use in turn: fresh memory costs page faults, as much time as the arithmetic on it."""
+
+    def __init__(self, like: torch.Tensor, experts: Sequence[Expert], dim: int) -> None:
+        self._hidden = [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
+        self._rows = [like.new_empty(max(e.num_rows for e in experts), dim) for _ in range(2)] if experts else []
+
+    def hidden(self, number: int, e: Expert) -> torch.Tensor:
+        """(rows, units) of an expert, in the numbered buffer."""
+        return self._hidden[number][: e.num_rows * e.width].view(e.num_rows, e.width)
+
+    def gather(self, number: int, x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tensor:
+        """Rows of x for an expert, in the numbered buffer; rows beyond its pairs are zero."""
+        out_MD = self._rows[number][: e.num_rows]
+        torch.index_select(x_TD, 0, token_N[e.pairs], out=out_MD[: e.num_pairs])
+        out_MD[e.num_pairs :].zero_()
+        return out_MD
 
 
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
@@ -87,15 +96,15 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     experts = busy_experts(layer)
     out_PD = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_by_token(layer, experts))
-
+    scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
-        x_MD = _gather(x_TD, token_N, e)
-        shape = (e.num_rows, e.width)
-        g_Mh, u_Mh = (pre[e.pre].view(shape) if room else pre.new_empty(shape) for pre in saved[:2])
+        x_MD, a_Mh = scratch.gather(0, x_TD, token_N, e), scratch.hidden(0, e)
+        kept = [pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2]] if room else []
+        g_Mh, u_Mh = kept or (scratch.hidden(1, e), scratch.hidden(2, e))
         torch.mm(x_MD, layer.w_gate_FD[e.units].T, out=g_Mh)
         torch.mm(x_MD, layer.w_up_FD[e.units].T, out=u_Mh)
-        torch.mm(F.silu(g_Mh).mul_(u_Mh), layer.w_down_FD[e.units], out=out_PD[e.rows])
-
+        torch.ops.aten.silu.out(g_Mh, out=a_Mh)
+        torch.mm(a_Mh.mul_(u_Mh), layer.w_down_FD[e.units], out=out_PD[e.rows])
     return combine(layer, experts, saved.order_N, out_PD, gated=True), saved
 
 
@@ -107,29 +116,29 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     dgate_N = torch.zeros_like(gate_N)
     size = layer.w_gate_FD.shape if weights else (0,)
     dw_gate_FD, dw_up_FD, dw_down_FD = (layer.w_gate_FD.new_zeros(size) for _ in range(3))
-
+    scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
         g_Mh, u_Mh = (pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2])
-        dy_MD = _gather(dy_TD, token_N, e)
+        dy_MD = scratch.gather(0, dy_TD, token_N, e)
         gate_M1 = F.pad(gate_N[e.pairs], (0, e.num_rows - e.num_pairs)).to(x_TD.dtype).unsqueeze(1)
-        da_Mh = dy_MD @ layer.w_down_FD[e.units].T
-        silu_Mh = F.silu(g_Mh)
-        a_Mh = silu_Mh * u_Mh
+        da_Mh, silu_Mh, a_Mh = (scratch.hidden(i, e) for i in range(3))
+        torch.mm(dy_MD, layer.w_down_FD[e.units].T, out=da_Mh)
+        torch.mul(torch.ops.aten.silu.out(g_Mh, out=silu_Mh), u_Mh, out=a_Mh)
         # d gate = <d output, expert output> = <d a, a>: the expert's output need not be kept.
         dgate_N[e.pairs] = (da_Mh[: e.num_pairs] * a_Mh[: e.num_pairs]).sum(1, dtype=gate_N.dtype)
         da_Mh.mul_(gate_M1)
         if weights:
             torch.mm(a_Mh.T, dy_MD.mul_(gate_M1), out=dw_down_FD[e.units])
-        dg_Mh = torch.ops.aten.silu_backward(torch.mul(da_Mh, u_Mh, out=a_Mh), g_Mh)
+        torch.mul(da_Mh, u_Mh, out=a_Mh)
+        dg_Mh = torch.ops.aten.silu_backward.grad_input(a_Mh, g_Mh, grad_input=a_Mh)
         du_Mh = da_Mh.mul_(silu_Mh)
         if weights:
-            x_MD = _gather(x_TD, token_N, e)
+            x_MD = scratch.gather(1, x_TD, token_N, e)
             torch.mm(dg_Mh.T, x_MD, out=dw_gate_FD[e.units])
             torch.mm(du_Mh.T, x_MD, out=dw_up_FD[e.units])
         dx_MD = dx_PD[e.rows]
         torch.mm(dg_Mh, layer.w_gate_FD[e.units], out=dx_MD)
         dx_MD.addmm_(du_Mh, layer.w_up_FD[e.units])
-
     dx_TD = combine(layer, experts, saved.order_N, dx_PD, gated=False)
     return Gradients(dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD)
 
