@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from hmoe import __version__, recipes
+from hmoe.bench.verbs import app as bench_app
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
 _OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Recipe = Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c.")]
@@ -143,13 +145,18 @@ def info() -> None:
 
     import torch
 
+    triton = importlib.util.find_spec("triton")
     extras = {"data": ("pyarrow", "zstandard", "sentencepiece"), "track": ("tensorboard",)}
     numbers: dict[str, Any] = {"hmoe": __version__, "python": platform.python_version()}
     numbers |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
     numbers["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     numbers["cpu_bfloat16"] = "hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated: use float32"
+    from hmoe.kernels import native
+
+    numbers["cpu_kernels"] = native.describe()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     numbers["gpu"] = ", ".join(gpus) or "none"
+    numbers["triton"] = importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
     for extra, modules in extras.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         numbers[f"extra [{extra}]"] = (

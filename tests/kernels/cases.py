@@ -52,7 +52,9 @@ def arguments(case: str, device: str = "cpu", seed: int = 0) -> tuple[list[torch
 
 def gradient(values: list[torch.Tensor]) -> torch.Tensor:
     """What comes back from behind the layer."""
-    return torch.randn(values[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(values[0].device)
+    return torch.randn(values[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(
+        values[0].device
+    )
 
 
 def run(
@@ -98,7 +100,9 @@ def known(
 def largest_errors(truth: list[torch.Tensor], results: list[torch.Tensor]) -> list[float]:
     """In the order of NAMES, relative to the largest true value."""
     pairs = zip(truth, results, strict=True)
-    return [float((r.double() - t).abs().max() / t.abs().max().clamp(min=1e-30)) if t.numel() else 0.0 for t, r in pairs]
+    return [
+        float((r.double() - t).abs().max() / t.abs().max().clamp(min=1e-30)) if t.numel() else 0.0 for t, r in pairs
+    ]
 
 
 @contextmanager

@@ -22,7 +22,14 @@ from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, up_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
 
-INTEGERS = {"token_N": "*i64", "order_N": "*i64", "start_T": "*i64", "plan": "*i64", "count_E": "*i64", "width_E": "*i64"}
+INTEGERS = {
+    "token_N": "*i64",
+    "order_N": "*i64",
+    "start_T": "*i64",
+    "plan": "*i64",
+    "count_E": "*i64",
+    "width_E": "*i64",
+}
 SCALARS = {"tune_rows": "i32", "tune_width": "i32", "num_pairs": "i32"}
 FLOATS = {"gate_N": "*fp32", "partial": "*fp32"}
 UNALIGNED = set(SCALARS)  # everything else is a pointer that PyTorch aligns to 16 bytes
@@ -44,11 +51,15 @@ def compiled(kernel: Any, constants: dict[str, Any], dtype: str, capability: int
     function = kernel.fn if hasattr(kernel, "configs") else kernel
     names = function.arg_names
     signature = {
-        name: "constexpr" if name in constants else INTEGERS.get(name) or SCALARS.get(name) or FLOATS.get(name) or f"*{dtype}"
+        name: "constexpr"
+        if name in constants
+        else INTEGERS.get(name) or SCALARS.get(name) or FLOATS.get(name) or f"*{dtype}"
         for name in names
     }
     attributes = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name not in constants and name not in UNALIGNED
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if name not in constants and name not in UNALIGNED
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -58,10 +69,14 @@ def facts(result: Any) -> dict[str, int]:
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(result.asm["cubin"])
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
     text = usage.stdout + usage.stderr
     ptx = result.asm["ptx"]
-    numbers = {name: int(found[1]) for name in ("REG", "STACK", "LOCAL") if (found := re.search(rf"{name}:(\d+)", text))}
+    numbers = {
+        name: int(found[1]) for name in ("REG", "STACK", "LOCAL") if (found := re.search(rf"{name}:(\d+)", text))
+    }
     return {
         **numbers,
         "shared": result.metadata.shared,

@@ -24,4 +24,3 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
         native.library.cache_clear()
     cases.LIBRARIES.update(found)
     return found
-

@@ -28,7 +28,10 @@ from tests.kernels.cases import (
 LIBRARIES = tuple(f"cpu+{variant}" for variant in LIBRARY_VARIANTS)
 PLAIN = ("reference", "loop", "cpu")
 GPU = pytest.mark.gpu
-PLACES = [*(("cpu", name) for name in PLAIN), *(pytest.param("cuda", name, marks=GPU) for name in ("reference", "loop"))]
+PLACES = [
+    *(("cpu", name) for name in PLAIN),
+    *(pytest.param("cuda", name, marks=GPU) for name in ("reference", "loop")),
+]
 DTYPES = ("float32", "float16", "bfloat16")
 LARGE = ("narrow and wide", "64 experts", "4096 tokens")  # half a minute each in the interpreter
 
@@ -130,7 +133,9 @@ def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> N
     grad = gradient(values)
     expected = run(made[0], values, routing, widths, grad)
     token_N = torch.cat([routing.token_N, torch.tensor([3, 0, 16])])
-    x, gate, *weights = (v.detach().requires_grad_() for v in (values[0], torch.cat([values[1], torch.ones(3)]), *values[2:]))
+    x, gate, *weights = (
+        v.detach().requires_grad_() for v in (values[0], torch.cat([values[1], torch.ones(3)]), *values[2:])
+    )
     y = expert_ffn(x, token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
     y.backward(grad.to(y.dtype))
     assert gate.grad is not None

@@ -9,13 +9,15 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import hmoe
-from hmoe.kernels import choice, expert_ffn
+from hmoe.kernels import choice
 from hmoe.kernels.layer import Layer, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.model.router import route
 from tests.kernels.cases import arguments
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by torch.compile itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # by torch.compile itself
 
 SPECS = [hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopP(1.0)]
 WIDTHS = (16, 48, 32, 16)
@@ -200,7 +202,9 @@ def test_the_bound_holds_for_every_routing() -> None:
         for spec in (hmoe.TopK(2), hmoe.TopK(4), hmoe.TopP(0.7)):
             routing = route(logits, spec)
             for dtype in (torch.float32, torch.bfloat16):
-                layer = Layer(logits.to(dtype), routing.token_N, routing.gate_N, routing.num_tokens_E, *(logits,) * 3, widths)
+                layer = Layer(
+                    logits.to(dtype), routing.token_N, routing.gate_N, routing.num_tokens_E, *(logits,) * 3, widths
+                )
                 for name in ("loop", "cpu"):
                     assert exact_room(choice.backend(name), layer) <= room_bound(layer)
 

@@ -11,9 +11,10 @@
 from collections.abc import Sequence
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hmoe.kernels.choice import NAMES, backend, check_name, resolve
-from hmoe.kernels.layer import Layer, exact_room, room_bound
+from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 
@@ -57,7 +58,16 @@ def expert_ffn(
     name = resolve(name, layer)
     if name == "reference":
         return expert_ffn_reference(*layer)
+    if not needs_grad and _nothing_watches(layer):
+        return backend(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
     at_hand = num_tokens_E.device.type == "cpu"  # else reading the counts would wait for the device
     room = 0 if not needs_grad else exact_room(backend(name), layer) if at_hand else room_bound(layer)
     y_TD = forward_op(*layer, room, name)[0]
     return y_TD
+
+
+def _nothing_watches(layer: Layer) -> bool:
+    """Whether the operator may be left out: it costs 50 us, a tenth of a layer that serves one token."""
+    return (
+        all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in layer[:7]) and _get_current_dispatch_mode() is None
+    )

@@ -20,19 +20,25 @@ def build(extra: tuple[str, ...] = ()) -> str | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     source = str(native.SOURCES / "expert_ffn.cpp")
-    result = subprocess.run([compiler, *FLAGS, *extra, source, "-o", str(temporary)], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [compiler, *FLAGS, *extra, source, "-o", str(temporary)], capture_output=True, text=True, check=False
+    )
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line]
         return f"{compiler} failed: {(errors or result.stderr.splitlines() or ['no message'])[0]}"
     temporary.replace(path)
     native.library.cache_clear()
-    return None if native.library() is not None else f"{path} was built, but Linux does not grant the AMX tile registers"
+    return (
+        None if native.library() is not None else f"{path} was built, but Linux does not grant the AMX tile registers"
+    )
 
 
 def main() -> int:
     """Build and say so in one line."""
     reason = build()
-    print(f"hmoe: error: {reason}" if reason else f"hmoe: {native.describe()}: {native.library_path()}", file=sys.stderr)
+    print(
+        f"hmoe: error: {reason}" if reason else f"hmoe: {native.describe()}: {native.library_path()}", file=sys.stderr
+    )
     return 2 if reason else 0
 
 

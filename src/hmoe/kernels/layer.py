@@ -19,6 +19,12 @@ class Layer(NamedTuple):
     widths: Sequence[int]
 
 
+def contiguous(tensors: Sequence[torch.Tensor], widths: Sequence[int]) -> Layer:
+    """A layer whose tensors are laid out as the backends expect."""
+    x, token, gate, count, w_gate, w_up, w_down = (t.contiguous() for t in tensors)
+    return Layer(x, token, gate, count, w_gate, w_up, w_down, tuple(widths))
+
+
 class Saved(NamedTuple):
     """What the backward pass needs beside the arguments.
 

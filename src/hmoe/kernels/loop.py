@@ -41,10 +41,11 @@ def busy_experts(layer: Layer) -> list[Expert]:
     experts, pair, row, unit, pre = [], 0, 0, 0, 0
     for count, width in zip(layer.num_tokens_E.tolist(), layer.widths, strict=True):
         rows = rows_kept(layer.x_TD, count) if count else 0
-        pieces = ((pair, count), (row, rows), (unit, width), (pre, rows * width))
+        after = pair + count, row + rows, unit + width, pre + rows * width
         if count:
-            experts.append(Expert(*(slice(start, start + size) for start, size in pieces), count, rows, width))
-        pair, row, unit, pre = (start + size for start, size in pieces)
+            pieces = slice(pair, after[0]), slice(row, after[1]), slice(unit, after[2]), slice(pre, after[3])
+            experts.append(Expert(*pieces, count, rows, width))
+        pair, row, unit, pre = after
     return experts
 
 

@@ -24,7 +24,7 @@ COMPILERS = ("g++", "c++", "clang++")
 class _Layer(ctypes.Structure):
     """`Layer` of native/expert_ffn.cpp."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads")),
         *((name, ctypes.c_void_p) for name in ("token", "count", "width", "gate", "x", "w_gate", "w_up", "w_down")),
         *((name, ctypes.c_void_p) for name in ("pre_gate", "pre_up", "order")),

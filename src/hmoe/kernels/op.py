@@ -12,10 +12,10 @@ import torch
 
 from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.choice import resolve
-from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
+from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, contiguous
 
-Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def _resolved(name: str, layer: Layer) -> Backend:
@@ -38,7 +38,7 @@ def forward_op(
 ) -> Outputs:
     """(y_TD, pre_gate, pre_up, order_N); arguments as in `hmoe.kernels.expert_ffn`, room and backend as in `layer.py`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
-    layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
+    layer = contiguous(tensors, widths)
     y_TD, saved = _resolved(backend, layer).forward(layer, room)
     return y_TD, *saved
 
@@ -69,9 +69,10 @@ def backward_op(
 ) -> FiveTensors:
     """Gradients; those of the weights are empty unless `weights`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
-    layer = Layer(*(t.contiguous() for t in tensors), tuple(widths))
+    layer = contiguous(tensors, widths)
     saved = Saved(pre_gate, pre_up, order_N)
-    return tuple(_resolved(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights))
+    got = _resolved(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights)
+    return got.dx_TD, got.dgate_N, got.dw_gate_FD, got.dw_up_FD, got.dw_down_FD
 
 
 @backward_op.register_fake
@@ -92,9 +93,7 @@ def _backward(ctx: Any, dy_TD: torch.Tensor, *_: Any) -> tuple[torch.Tensor | No
     *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
     need = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
     weights = need["w_gate_FD"] or need["w_up_FD"] or need["w_down_FD"]
-    got = Gradients(
-        *backward_op(dy_TD, *tensors, ctx.widths, pre_gate, pre_up, order_N, weights, ctx.backend)  # type: ignore[arg-type]
-    )
+    got = Gradients(*backward_op(dy_TD, *tensors, ctx.widths, pre_gate, pre_up, order_N, weights, ctx.backend))
     return got.dx_TD, None, got.dgate_N, None, *_wanted(got, need), None, None, None
 
 

@@ -125,7 +125,9 @@ def weight_kernel(
         for m in range(0, M, BK):
             real = m + depth < M
             token = tl.load(token_N + pair + m + depth, mask=real, other=0).to(tl.int32)
-            row = tl.load(rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0)
+            row = tl.load(
+                rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0
+            )
             mask = real[:, None] & inside_h[None, :]
             sum_a = multiply(tl.trans(tl.load(a_at, mask=mask, other=0.0)), row, sum_a, UPCAST)
             if TWO:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from hmoe.kernels.ragged.tiles import BY_WIDTH, locate, multiply, halves, row_and_column, sizes
+from hmoe.kernels.ragged.tiles import BY_WIDTH, halves, locate, multiply, row_and_column, sizes
 from hmoe.kernels.ragged.tune import tuned
 
 
@@ -73,7 +73,9 @@ def up_kernel(
 
 
 @triton.jit
-def _add_product(sum_, a_at, w_at, h, inside_D, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr):
+def _add_product(
+    sum_, a_at, w_at, h, inside_D, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr
+):
     """sum_ + rows of an activation times rows of a weight, over the h units of one expert."""
     depth = tl.arange(0, BK)
     for k in range(0, h, BK):

@@ -23,7 +23,9 @@ def refusal(layer: Layer) -> str | None:
     x_TD = layer.x_TD
     odd = [size for size in (x_TD.shape[1], *layer.widths) if size % MULTIPLE]
     reasons = {
-        f"it needs a GPU of compute capability 8.0 or newer, the tensors are on {x_TD.device.type}": not _device_fits(x_TD),
+        f"it needs a GPU of compute capability 8.0 or newer, the tensors are on {x_TD.device.type}": not _device_fits(
+            x_TD
+        ),
         f"{x_TD.dtype} is not one of bfloat16, float16, float32": x_TD.dtype not in DTYPES,
         f"the model width and all widths must be multiples of {MULTIPLE}, {odd[0] if odd else 0} is not": bool(odd),
         f"{len(layer.widths)} experts are more than {MOST_EXPERTS}": len(layer.widths) > MOST_EXPERTS,
@@ -71,7 +73,9 @@ class _Launcher:
         dim = self.x_TD.shape[1]
         kernel[grid](*tensors, **self.tune, D=dim, PADDED=self.padded, UPCAST=upcast, **flags)
 
-    def combine(self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None, order_N: torch.Tensor, start_T: torch.Tensor) -> torch.Tensor:
+    def combine(
+        self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None, order_N: torch.Tensor, start_T: torch.Tensor
+    ) -> torch.Tensor:
         """Each token's sum of its rows, times their gates unless None."""
         y_TD = torch.empty_like(self.x_TD)
         if len(y_TD):

@@ -1,0 +1,72 @@
+"""The verbs of `hmoe bench`; torch is imported inside them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmoe.errors import ConfigError
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
+
+Dtypes = Annotated[
+    list[str] | None, typer.Option("--dtype", help="bfloat16, float16 or float32; repeatable. Default: bfloat16.")
+]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Rounds = Annotated[int, typer.Option(min=3, max=10_000, help="Rounds of which the median is taken.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: PyTorch's.")]
+Out = Annotated[Path, typer.Option(help="Folder for the dated JSON file.")]
+RESULTS = Path("benchmarks/results")
+
+
+@app.command("layer")
+def layer(
+    shape: Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: those for the device.")] = None,
+    dim: Annotated[int | None, typer.Option(min=1, help="Model width of a shape of your own.")] = None,
+    widths: Annotated[str | None, typer.Option(help="Its expert widths: 864,1056,...")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Its experts per token. Default: 2.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Its tokens. Default: 4096.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="hmoe, hmoe equal, hmoe loop, hmoe eager loop, transformers eager, "
+                       "transformers grouped_mm, ScatterMoE, SonicMoE, MegaBlocks; repeatable. Default: all that are installed.")] = None,
+    dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
+) -> None:  # fmt: skip
+    """The MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
+    from hmoe.bench.layer import Shape, bench
+
+    wanted: Any = shape
+    if dim or widths or top_k or tokens:
+        if shape or not (dim and widths):
+            raise ConfigError(
+                "a shape of your own needs --dim and --widths, takes --top-k and --tokens, and excludes --shape"
+            )
+        try:
+            sizes = tuple(int(width) for width in widths.split(","))
+        except ValueError:
+            raise ConfigError(f"--widths {widths}: must be numbers with commas, as in 864,1056") from None
+        wanted = {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
+    path = bench(wanted, dtype or ["bfloat16"], device, rounds, against, threads, out, typer.echo)
+    typer.echo(f"written to {path}")
+
+
+@app.command("step")
+def step(
+    preset: Annotated[str, typer.Argument(help="A preset on the embedded corpus.")] = "quickstart",
+    precision: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: float32.")] = None,
+    rounds: Rounds = 12, threads: Threads = None, out: Out = RESULTS,
+) -> None:  # fmt: skip
+    """A training step of unequal experts against equal ones and dense, and where its time goes."""
+    from hmoe.bench.step import bench
+
+    typer.echo(f"written to {bench(preset, precision or ['float32'], rounds, threads, out, typer.echo)}")
+
+
+@app.command("decode")
+def decode(
+    shape: Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: 0.4B and 64-experts.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, max=1024, help="Tokens at a time.")] = 1,
+    dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
+) -> None:  # fmt: skip
+    """A layer that serves one token, against the time of reading its activated weights from memory."""
+    from hmoe.bench.decode import bench
+
+    typer.echo(f"written to {bench(shape, dtype or ['bfloat16'], device, rounds, tokens, threads, out, typer.echo)}")
