@@ -43,7 +43,7 @@ def unknown(text: str) -> list[str]:
     known, wrong = verbs(), []
     for line in re.findall(r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(blocks(text, "sh")), re.MULTILINE):
         words = line.split()
-        verb = " ".join(words[:2]) if words[0] == "data" else words[0]
+        verb = " ".join(words[:2]) if words[0] in ("data", "bench") else words[0]
         wrong += [verb] * (verb not in known)
         wrong += [
             w for w in words if w.startswith("--") and "." not in w and w.split("=")[0] not in known.get(verb, set())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import hmoe
-from hmoe.bench.layer import Shape, known_shape
+from hmoe.bench.layer import Shape, check_dtypes, known_shape
 from hmoe.bench.measure import check_device, interleaved, machine, median, read_bandwidth, save
 from hmoe.kernels import expert_ffn
 from hmoe.model.router import Routing
@@ -58,6 +58,7 @@ def bench(
 ) -> Path:  # fmt: skip
     """Measure, print and write; the result's path."""
     check_device(device)
+    check_dtypes(dtypes)
     if threads:
         torch.set_num_threads(threads)
     rows = []

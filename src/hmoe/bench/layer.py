@@ -192,15 +192,20 @@ def bench(
     for name in against or ():
         if name not in CONTENDERS:
             raise ConfigError(f"--against {name}: must be one of {', '.join(CONTENDERS)}")
-    for dtype in dtypes:
-        if dtype not in ("bfloat16", "float16", "float32"):
-            raise ConfigError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
+    check_dtypes(dtypes)
     if threads:
         torch.set_num_threads(threads)
     wanted = shapes if isinstance(shapes, dict) else {name: known_shape(name) for name in shapes or ON[device]}
     rows = measure(wanted, dtypes, device, rounds, against or CONTENDERS, say)
     place = "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
     return save(out, f"layer-{place}", {"machine": machine(device), "rounds": rounds, "rows": rows})
+
+
+def check_dtypes(dtypes: Sequence[str]) -> None:
+    """Raise ConfigError for one that is not measured."""
+    for dtype in dtypes:
+        if dtype not in ("bfloat16", "float16", "float32"):
+            raise ConfigError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
 
 
 def known_shape(name: str) -> Shape:

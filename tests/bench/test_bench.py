@@ -1,0 +1,128 @@
+"""The benchmarks measure what they say, in tiny shapes; no time is asserted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmoe.bench import layer, measure
+from hmoe.cli import run
+
+
+@pytest.fixture(autouse=True)
+def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's limits take a gigabyte and seconds; here only their use is tested."""
+    monkeypatch.setattr(layer, "read_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(layer, "peak_flops", lambda dtype, device: 1e11)
+    monkeypatch.setattr("hmoe.bench.decode.read_bandwidth", lambda device: 1e10)
+
+
+OWN = ["bench", "layer", "--dim", "32", "--widths", "16,48,32", "--tokens", "37", "--rounds", "3"]
+
+
+def test_layer_races_every_contender_and_writes_it_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*OWN, "--dtype", "float32", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    (path,) = tmp_path.glob("layer-cpu-*threads-*.json")
+    assert f"written to {path}" in out
+    content = json.loads(path.read_text())
+    assert {"processor", "threads", "torch", "date", "kernels"} <= set(content["machine"])
+    names = [
+        "dense",
+        "hmoe",
+        "hmoe equal",
+        "hmoe loop",
+        "hmoe eager loop",
+        "transformers eager",
+        "transformers grouped_mm",
+    ]
+    for backward in ("forward+backward", "forward"):
+        rows = [row for row in content["rows"] if row["pass"] == backward]
+        assert [row["contender"] for row in rows] == names
+        assert rows[0]["ratio"] == 1
+        assert all(row["ms"] > 0 and row["tflops_per_second"] > 0 and row["roofline_share"] > 0 for row in rows)
+        assert all(row["widths"] == [16, 48, 32] and row["tokens"] == 37 for row in rows)
+
+
+def test_a_ratio_is_at_equal_activated_work() -> None:
+    """A contender that did twice the work in the same time counts as twice as fast."""
+    shape = layer.Shape(32, (16, 48), 1, 8)
+    found = {
+        name: layer.Contender(torch.relu, lambda: 0.0, torch.nn.Linear(2, 2), None, [0.5, 0.5], [units, units])
+        for name, units in (("dense", 100.0), ("other", 200.0))
+    }
+    dense, other = layer.rows_of(shape, torch.float32, False, found, {"flops": 1e9, "bytes": 1e9})
+    assert (dense["ratio"], other["ratio"]) == (1.0, 2.0)
+    assert dense["tflops_per_second"] == pytest.approx(6 * 32 * 100 / 0.5 / 1e12)
+    weights, tokens = 6 * 4, 2 * 8 * 32 * 4
+    assert dense["least_megabytes"] == pytest.approx((weights + tokens) / 1e6)
+    assert dense["roofline_share"] == pytest.approx(6 * 32 * 100 / 1e9 / 0.5)
+
+
+def test_our_contender_counts_the_units_it_really_activated() -> None:
+    shape = layer.Shape(32, (16, 48, 32), 2, 29)
+    found = layer.race(shape, torch.float32, "cpu", True, 3, ["hmoe"])
+    assert len(found["hmoe"].seconds) == len(found["hmoe"].done) == 3
+    assert all(29 * (16 + 32) <= done <= 29 * (48 + 32) for done in found["hmoe"].done)
+    assert len(set(found["hmoe"].done)) > 1  # the routing changed
+    assert found["dense"].done == [29 * 2 * 32.0] * 3
+
+
+def test_runs_are_interleaved_and_take_every_place() -> None:
+    order: list[str] = []
+    times = measure.interleaved({name: lambda name=name: order.append(name) for name in "abc"}, 2, 1, "cpu")
+    assert order == ["a", "b", "c", "b", "c", "a", "c", "a", "b"]
+    assert all(len(t) == 2 for t in times.values())
+
+
+def test_decode_says_the_share_of_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        run(["bench", "decode", "--shape", "small", "--dtype", "float32", "--rounds", "3", "--out", str(tmp_path)]) == 0
+    )
+    (path,) = tmp_path.glob("decode-cpu-*.json")
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["memory_read_us"] > 0
+    assert row["share_of_memory_read_limit"] == pytest.approx(row["memory_read_us"] / row["experts us"], rel=1e-6)
+
+
+def test_step_compares_siblings_and_says_where_the_time_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", "step", "tiny", "--rounds", "3", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("step-tiny-*.json")
+    *rows, parts = json.loads(path.read_text())["rows"]
+    assert [row["preset"] for row in rows] == ["tiny", "tiny-equal", "tiny-dense"]
+    shares = parts["shares_of_a_step"]
+    assert {"attention", "experts", "router", "head and loss", "optimiser", "what is left"} <= set(shares)
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["layer", "--dim", "32"], "a shape of your own needs --dim and --widths"),
+        (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes --shape"),
+        (["layer", "--dim", "32", "--widths", "16,x"], "--widths 16,x: must be numbers"),
+        (["layer", "--dim", "32", "--widths", "16,0"], "all must be integers of at least 1"),
+        (
+            ["layer", "--dim", "32", "--widths", "16,32", "--top-k", "3"],
+            "router.k = 3, must be at most the number of experts",
+        ),
+        (["layer", "--shape", "huge"], "--shape huge: must be one of 0.4B"),
+        (["layer", "--against", "hmo"], "--against hmo: must be one of hmoe"),
+        (["layer", "--dtype", "int8"], "--dtype int8: must be bfloat16"),
+        (["layer", "--device", "tpu"], "--device tpu: must be cpu or cuda"),
+        (["layer", "--rounds", "1"], "greater than or equal to 3"),
+        (["decode", "--shape", "huge"], "--shape huge"),
+        (["decode", "--dtype", "int8"], "--dtype int8"),
+        (["step", "hmoe-3b-topk"], "embedded corpus; nearest choice: quickstart"),
+        (["step", "tiny", "--precision", "int8"], "train.precision"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", *words, "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
