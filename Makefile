@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart test test-slow test-gpu check fmt docs golden bench
+.PHONY: setup quickstart kernels test test-slow test-gpu check fmt docs golden bench
 
 setup: $(READY)
 
@@ -15,13 +15,16 @@ $(READY): pyproject.toml
 quickstart: $(READY)  ## train a small HMoE on the embedded corpus: about five minutes on two cores
 	$(BIN)/hmoe train quickstart
 
+kernels: $(READY)  ## the optional C++ library for bfloat16 on this processor: seconds, needs a C++ compiler
+	$(BIN)/python -m hmoe.kernels.build
+
 test: $(READY)  ## the whole suite but the slow proofs
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
 	$(BIN)/python -m pytest -m slow -rA
 
-test-gpu:  ## on a machine with a GPU: needs torch and pytest only
+test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
 	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/kernels
 
 check: $(READY)  ## format, lint, types
@@ -40,6 +43,8 @@ golden: $(READY)  ## write the golden losses anew; only when the mathematics was
 	$(BIN)/python -m tests.golden.write
 
 bench: $(READY)  ## the MoE layer and the training step, side by side with their limits
-	$(BIN)/python benchmarks/layer.py --threads 1
-	$(BIN)/python benchmarks/layer.py
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/hmoe bench layer --threads 1 --dtype bfloat16 --dtype float32
+	$(BIN)/hmoe bench layer --dtype bfloat16 --dtype float32
+	$(BIN)/hmoe bench step --precision float32 --precision bfloat16
+	$(BIN)/hmoe bench decode --threads 1
+	$(BIN)/hmoe bench decode

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hmoe.errors import ConfigError
 from hmoe.kernels import build, native
 from tests.kernels import cases
 
@@ -14,12 +15,13 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     for flags in ((), without_amx):
         patch = pytest.MonkeyPatch()
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("library")))
-        reason = build.build(flags)
-        if reason is None:
+        try:
+            build.build(flags)
             loaded = native.load(native.library_path())
+            assert loaded is not None
             found[loaded.hmoe_instructions().decode()] = loaded
-        else:
-            found["why"] = reason
+        except ConfigError as error:
+            found["why"] = str(error)
         patch.undo()
         native.library.cache_clear()
     cases.LIBRARIES.update(found)

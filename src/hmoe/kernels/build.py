@@ -3,43 +3,51 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 
+from hmoe.errors import ConfigError, HMoEError
 from hmoe.kernels import native
 
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
-def build(extra: tuple[str, ...] = ()) -> str | None:
-    """Compile; the reason why it cannot be done, or None. Takes seconds."""
+def build(extra: Sequence[str] = ()) -> None:
+    """Compile with some extra flags; takes seconds.
+
+    Raises:
+        ConfigError: if this machine cannot use the library, or has no compiler.
+        HMoEError: if the compiler fails, or Linux does not grant the tile registers.
+    """
     if native.obstacle():
-        return f"nothing to build: {native.obstacle()}; PyTorch's own kernels are used"
+        raise ConfigError(f"nothing to build: {native.obstacle()}; PyTorch's own kernels are used")
     compiler = next(filter(None, map(shutil.which, native.COMPILERS)), None)
     if compiler is None:
-        return f"no C++ compiler found, looked for {', '.join(native.COMPILERS)}"
+        raise ConfigError(f"no C++ compiler found, looked for {', '.join(native.COMPILERS)}")
     path = native.library_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    source = str(native.SOURCES / "expert_ffn.cpp")
-    result = subprocess.run(
-        [compiler, *FLAGS, *extra, source, "-o", str(temporary)], capture_output=True, text=True, check=False
-    )
+    command = [compiler, *FLAGS, *extra, str(native.SOURCES / "expert_ffn.cpp"), "-o", str(temporary)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line]
-        return f"{compiler} failed: {(errors or result.stderr.splitlines() or ['no message'])[0]}"
+        raise HMoEError(f"{compiler} failed: {(errors or result.stderr.splitlines() or ['no message'])[0]}")
     temporary.replace(path)
     native.library.cache_clear()
-    return (
-        None if native.library() is not None else f"{path} was built, but Linux does not grant the AMX tile registers"
-    )
+    if native.library() is None:
+        raise HMoEError(
+            f"{path} was built, but Linux does not grant the AMX tile registers; PyTorch's own kernels are used"
+        )
 
 
 def main() -> int:
-    """Build and say so in one line."""
-    reason = build()
-    print(
-        f"hmoe: error: {reason}" if reason else f"hmoe: {native.describe()}: {native.library_path()}", file=sys.stderr
-    )
-    return 2 if reason else 0
+    """Build and say so in one line; the exit code as in `hmoe.errors`."""
+    try:
+        build()
+    except HMoEError as error:
+        print(f"hmoe: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"hmoe: {native.describe()}: {native.library_path()}")
+    return 0
 
 
 if __name__ == "__main__":
