@@ -9,7 +9,9 @@
 
 namespace hmoe {
 
-constexpr int64_t COLUMNS = 256, DEEP = 8;  // packed piece: 256 columns x 256 deep, 128 KB: a quarter of a small L2
+// In tiles: 256 columns are packed 1024 deep at a time, half a megabyte, and multiplied 256 deep at a time, so that what a
+// block of rows needs stays in the nearest cache. 128 columns, 512 or 768 deep were slower by some per cent.
+constexpr int64_t COLUMNS = 256, DEEP = 8, PACKED = 32;
 
 // Memory that is kept and only grows: fresh pages cost as much as the arithmetic on them.
 class Arena {
@@ -42,10 +44,10 @@ struct Scratch {
   bf16 *left, *right, *packed;
   float* c;
   Scratch(Arena& arena, int64_t left_elements, int64_t right_elements, int64_t rows) {
-    left = reinterpret_cast<bf16*>(arena.room(2 * (left_elements + right_elements + COLUMNS * DEEP * DEPTH) + 4 * rows * COLUMNS));
+    left = reinterpret_cast<bf16*>(arena.room(2 * (left_elements + right_elements + COLUMNS * PACKED * DEPTH) + 4 * rows * COLUMNS));
     right = left + left_elements;
     packed = right + right_elements;
-    c = reinterpret_cast<float*>(packed + COLUMNS * DEEP * DEPTH);
+    c = reinterpret_cast<float*>(packed + COLUMNS * PACKED * DEPTH);
   }
 };
 
@@ -56,16 +58,20 @@ template <class Pack, class Finish>
 void gemm(const bf16* a, int64_t rows, int64_t depth, int64_t columns, const Scratch& s, Pack pack, Finish finish) {
   for (int64_t n0 = 0; n0 < columns; n0 += COLUMNS) {
     const int64_t width = std::min(COLUMNS, columns - n0);
-    for (int64_t k0 = 0; k0 < depth; k0 += DEEP) {
-      const int64_t deep = std::min(DEEP, depth - k0);
-      pack(s.packed, k0, deep, n0, width);
-      for (int64_t m = 0; m < rows; m += BLOCK)
-        for (int64_t n = 0; n < width; n += BLOCK)
-          multiply(a + (m / SIDE) * depth * TILE + k0 * TILE, depth * TILE, s.packed + (n / SIDE) * deep * TILE, deep * TILE,
-                   deep, s.c + m * COLUMNS + n * BLOCK, k0 > 0);
+    for (int64_t p0 = 0; p0 < depth; p0 += PACKED) {
+      const int64_t packed = std::min(PACKED, depth - p0);
+      const bool last = p0 + packed == depth;
+      pack(s.packed, p0, packed, n0, width);
+      for (int64_t m = 0; m < rows; m += BLOCK) {
+        float* c = s.c + (depth <= PACKED ? 0 : m * COLUMNS);
+        for (int64_t k = 0; k < packed; k += DEEP)
+          for (int64_t n = 0; n < width; n += BLOCK)
+            multiply(a + (m / SIDE) * depth * TILE + (p0 + k) * TILE, depth * TILE, s.packed + (n / SIDE) * packed * TILE + k * TILE,
+                     packed * TILE, std::min(DEEP, packed - k), c + n * BLOCK, p0 + k > 0);
+        if (last)
+          for (int64_t n = 0; n < width; n += BLOCK) finish(m, n0 + n, c + n * BLOCK);
+      }
     }
-    for (int64_t m = 0; m < rows; m += BLOCK)
-      for (int64_t n = 0; n < width; n += BLOCK) finish(m, n0 + n, s.c + m * COLUMNS + n * BLOCK);
   }
 }
 
