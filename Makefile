@@ -25,7 +25,7 @@ test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quic
 	$(BIN)/python -m pytest -m slow -rA
 
 test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
-	PYTHONPATH=src $(PYTHON) -m pytest -m gpu tests/kernels
+	PYTHONPATH=src $(PYTHON) -m pytest -W default -m gpu tests/kernels
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

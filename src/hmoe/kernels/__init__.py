@@ -11,14 +11,16 @@
 from collections.abc import Sequence
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from hmoe.kernels.choice import NAMES, backend, check_name, resolve
+from hmoe.errors import ConfigError
+from hmoe.kernels.choice import NAMES, backend, check, resolve
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 
-__all__ = ["NAMES", "check_name", "expert_ffn"]
+__all__ = ["NAMES", "expert_ffn"]
 
 
 def expert_ffn(
@@ -48,11 +50,14 @@ def expert_ffn(
         y_TD, in the dtype of x.
 
     Raises:
-        ConfigError: for an unknown backend, or one that cannot compute these tensors.
+        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors that do not fit together.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
+    check(layer)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD))
     if torch.compiler.is_compiling():
+        if name == "reference":
+            raise ConfigError("backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop")
         y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, name or "")[0]
         return y_TD
     name = resolve(name, layer)
@@ -68,6 +73,5 @@ def expert_ffn(
 
 def _nothing_watches(layer: Layer) -> bool:
     """Whether the operator may be left out: it costs 50 us, a tenth of a layer that serves one token."""
-    return (
-        all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in layer[:7]) and _get_current_dispatch_mode() is None
-    )
+    plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in layer[:7])
+    return plain and _get_current_dispatch_mode() is None and forward_ad._current_level < 0

@@ -1,5 +1,6 @@
 """`python -m hmoe.kernels.build`: compile the optional C++ library for this processor into the cache folder."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -7,8 +8,6 @@ from collections.abc import Sequence
 
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.kernels import native
-
-FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
 
 
 def build(extra: Sequence[str] = ()) -> None:
@@ -25,8 +24,8 @@ def build(extra: Sequence[str] = ()) -> None:
         raise ConfigError(f"no C++ compiler found, looked for {', '.join(native.COMPILERS)}")
     path = native.library_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    command = [compiler, *FLAGS, *extra, str(native.SOURCES / "expert_ffn.cpp"), "-o", str(temporary)]
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two builds at a time do not meet
+    command = [compiler, *native.FLAGS, *extra, str(native.SOURCES / "expert_ffn.cpp"), "-o", str(temporary)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line]
@@ -35,7 +34,7 @@ def build(extra: Sequence[str] = ()) -> None:
     native.library.cache_clear()
     if native.library() is None:
         raise HMoEError(
-            f"{path} was built, but Linux does not grant the AMX tile registers; PyTorch's own kernels are used"
+            f"{path} was built but cannot be used: loading it fails, or Linux does not grant the tile registers"
         )
 
 
@@ -46,6 +45,9 @@ def main() -> int:
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"hmoe: error: {error.filename or 'cache folder'}: {error.strerror or error}", file=sys.stderr)
+        return ConfigError.exit_code
     print(f"hmoe: {native.describe()}: {native.library_path()}")
     return 0
 

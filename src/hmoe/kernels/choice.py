@@ -24,10 +24,29 @@ def backend(name: str) -> Backend:
     return found
 
 
-def check_name(name: str) -> None:
-    """Raise ConfigError for a name that is none."""
-    if name not in NAMES:
-        raise ConfigError(f"backend = {name!r}, must be one of {', '.join(NAMES)}")
+def check(layer: Layer) -> None:
+    """Raise ConfigError for tensors that do not fit together: the fast backends trust pointers."""
+    x_TD, rows = layer.x_TD, sum(layer.widths)
+    for name in ("w_gate_FD", "w_up_FD", "w_down_FD"):
+        weight = getattr(layer, name)
+        if weight.dtype != x_TD.dtype:
+            raise ConfigError(
+                f"expert_ffn: {name} is {weight.dtype}, must be {x_TD.dtype} as x is; convert one, or use autocast"
+            )
+        if weight.shape[0] != rows or weight.shape[1] != x_TD.shape[1]:
+            wanted = (rows, x_TD.shape[1])
+            raise ConfigError(
+                f"expert_ffn: {name} is {tuple(weight.shape)}, must be {wanted}: the widths' sum, x's width"
+            )
+    for name in ("token_N", "num_tokens_E"):
+        if getattr(layer, name).dtype != torch.int64:
+            raise ConfigError(f"expert_ffn: {name} is {getattr(layer, name).dtype}, must be torch.int64")
+    if len(layer.num_tokens_E) != len(layer.widths):
+        raise ConfigError(
+            f"expert_ffn: {len(layer.num_tokens_E)} counts in num_tokens_E for {len(layer.widths)} widths"
+        )
+    if layer.gate_N.shape != layer.token_N.shape:
+        raise ConfigError(f"expert_ffn: {len(layer.gate_N)} gates for {len(layer.token_N)} pairs")
 
 
 def refusal(name: str, layer: Layer) -> str | None:
@@ -64,7 +83,8 @@ def resolve(name: str | None, layer: Layer) -> str:
     """
     if not name:
         return choose(layer)
-    check_name(name)
+    if name not in NAMES:
+        raise ConfigError(f"backend = {name!r}, must be one of {', '.join(NAMES)}")
     reason = None if name == "reference" else refusal(name, layer)
     if reason:
         raise ConfigError(f"backend = {name!r} cannot compute this layer: {reason}; nearest choice: loop")

@@ -74,11 +74,11 @@ def exact_room(backend: Backend, layer: Layer) -> int:
 def room_bound(layer: Layer) -> int:
     """At most that many, from shapes alone: the widest experts take as many tokens as there are.
 
-    Counts are on the device, or symbolic under torch.compile. A token comes to an expert at most once. 1/16 and 32 rows
-    per expert more than the pairs is what a backend may pad.
+    Counts are on the device, or symbolic under torch.compile. A token comes to an expert at most once. On a CPU the loop
+    may pad an expert's rows by an eighth or to 32 (`loop.bucket`).
     """
     num_tokens, left, bound = len(layer.x_TD), len(layer.token_N), 0
     for width in sorted(layer.widths, reverse=True):
         rows = min(num_tokens, left)
         bound, left = bound + rows * width, left - rows
-    return bound + bound // 16 + 32 * sum(layer.widths)
+    return bound if layer.x_TD.device.type != "cpu" else bound + bound // 8 + 32 * sum(layer.widths)

@@ -13,19 +13,22 @@ from pathlib import Path
 
 import torch
 
+from hmoe.errors import ConfigError
 from hmoe.files import cache_folder
 from hmoe.kernels.layer import Gradients, Layer, Saved
 
 SOURCES = Path(__file__).parent / "native"
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 COMPILERS = ("g++", "c++", "clang++")
+FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
+OUT_OF_MEMORY = 1  # what the library returns; 2: arguments that point outside of their tensors
 
 
 class _Layer(ctypes.Structure):
     """`Layer` of native/expert_ffn.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads")),
+        *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")),
         *((name, ctypes.c_void_p) for name in ("token", "count", "width", "gate", "x", "w_gate", "w_up", "w_down")),
         *((name, ctypes.c_void_p) for name in ("pre_gate", "pre_up", "order")),
     ]
@@ -51,7 +54,7 @@ def obstacle() -> str | None:
 def library_path() -> Path:
     """Where the library of these sources and this processor lies once built."""
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
-    key = hashlib.sha256(sources + " ".join(sorted(features())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(sources + " ".join([*FLAGS, *sorted(features())]).encode()).hexdigest()[:16]
     return cache_folder() / f"kernels-{key}.so"
 
 
@@ -63,8 +66,11 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """A built library; None if Linux does not grant it the tile registers."""
-    found = ctypes.CDLL(str(path))
+    """A built library; None if it is damaged, may not be executed, or Linux does not grant it the tile registers."""
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        return None
     found.hmoe_instructions.restype = ctypes.c_char_p
     return None if found.hmoe_start() else found
 
@@ -86,16 +92,24 @@ def usable(x_TD: torch.Tensor) -> bool:
 
 
 def _call(name: str, layer: Layer, saved: Saved, *more: torch.Tensor | None) -> None:
-    gate_N, width_E = layer.gate_N.float(), torch.tensor(layer.widths)
+    gate_N, width_E = layer.gate_N.float(), torch.tensor(layer.widths, dtype=torch.int64, device="cpu")
     kept = len(saved.pre_gate) > 0
     pointers = (
         layer.token_N, layer.num_tokens_E, width_E, gate_N, layer.x_TD, layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD,
         saved.pre_gate if kept else None, saved.pre_up if kept else None, saved.order_N,
     )  # fmt: skip
     tokens, dim = layer.x_TD.shape
-    argument = _Layer(tokens, dim, len(layer.widths), torch.get_num_threads(), *map(_pointer, pointers))
-    if getattr(library(), name)(ctypes.byref(argument), *map(_pointer, more)):
+    sizes = (tokens, dim, len(layer.widths), torch.get_num_threads())
+    bounds = (len(layer.token_N), len(layer.w_gate_FD), len(saved.pre_gate))
+    argument = _Layer(*sizes, *bounds, *map(_pointer, pointers))
+    failure = getattr(library(), name)(ctypes.byref(argument), *map(_pointer, more))
+    if failure == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: no memory for {len(layer.token_N)} token-expert pairs")
+    if failure:
+        raise ConfigError(
+            f"expert_ffn: token_N must be tokens from 0 to {tokens - 1}, and num_tokens_E sum to at most {len(layer.token_N)} pairs "
+            "with at most one pair of a token and an expert"
+        )
 
 
 def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
@@ -112,7 +126,8 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
-    dgate_N, dx_TD = torch.zeros(len(layer.gate_N)), torch.empty_like(layer.x_TD)
+    dgate_N = torch.zeros_like(layer.gate_N, dtype=torch.float32)
+    dx_TD = torch.empty_like(layer.x_TD)
     all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)
     dw = [w.new_empty(w.shape if weights else (0,)) for w in all_weights]
     _call("hmoe_backward", layer, saved, dy_TD, dgate_N, dx_TD, *(dw if weights else (None, None, None)))

@@ -87,9 +87,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     *tensors, widths, _, backend = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.widths, ctx.backend = widths, backend
+    ctx.set_materialize_grads(False)  # else every backward makes zeros for the outputs that nobody differentiates
 
 
-def _backward(ctx: Any, dy_TD: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: Any, dy_TD: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
+    if dy_TD is None:
+        return (None,) * 10
     *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
     need = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
     weights = need["w_gate_FD"] or need["w_up_FD"] or need["w_down_FD"]

@@ -19,7 +19,7 @@ def expert_ffn_reference(
     """Arguments and result as in `hmoe.kernels.expert_ffn`."""
     counts = num_tokens_E.tolist()
     y_TD = torch.zeros_like(x_TD)
-    pairs = (torch.split(of_pairs, counts) for of_pairs in (token_N, gate_N))
+    pairs = (torch.split(of_pairs[: sum(counts)], counts) for of_pairs in (token_N, gate_N))
     weights = (torch.split(w_FD, list(widths)) for w_FD in (w_gate_FD, w_up_FD, w_down_FD))
     experts = zip(*pairs, *weights, strict=True)
     for token_M, gate_M, w_gate, w_up, w_down in experts:

@@ -61,7 +61,7 @@ class Attention(nn.Module):
             k_BGLC,
             v_BGLC,
             attn_mask=mask,
-            is_causal=mask is None and q_BHLC.shape[2] == k_BGLC.shape[2],
+            is_causal=cache is None or not cache.length,  # from the past alone: lengths are symbols under torch.compile
             enable_gqa=self.heads != self.kv_heads,
         )
         projected: torch.Tensor = self.o(out_BHLC.transpose(1, 2).flatten(2))

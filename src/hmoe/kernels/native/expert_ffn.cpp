@@ -17,6 +17,7 @@ using namespace hmoe;
 
 struct Layer {  // mirrored by native.py
   int64_t tokens, dim, experts, threads;
+  int64_t pairs, units, room;            // sizes of token, of the weights' rows, of each pre-activation
   const int64_t *token, *count, *width;  // token of each pair; pairs and hidden units of each expert
   const float* gate;                     // of each pair
   const bf16 *x, *w_gate, *w_up, *w_down;
@@ -34,17 +35,24 @@ struct Task {
   double cost;
 };
 
+struct Outside {};  // thrown for arguments that point outside of their tensors
+
 struct Plan {
   std::vector<int64_t> pair, unit, pre, start;  // where each expert's pairs, units, pre-activations begin; each token's pairs
   double work = 0;
   explicit Plan(const Layer& l, bool sort) : pair(l.experts + 1), unit(l.experts + 1), pre(l.experts + 1), start(l.tokens + 1) {
     for (int64_t e = 0; e < l.experts; e++) {
+      if (l.count[e] < 0) throw Outside();
       pair[e + 1] = pair[e] + l.count[e];
       unit[e + 1] = unit[e] + l.width[e];
       pre[e + 1] = pre[e] + l.count[e] * l.width[e];
     }
     work = double(pre[l.experts]);
-    for (int64_t n = 0; n < pair[l.experts]; n++) start[l.token[n] + 1]++;
+    if (pair[l.experts] > l.pairs || unit[l.experts] > l.units || (l.pre_gate && pre[l.experts] > l.room)) throw Outside();
+    for (int64_t n = 0; n < pair[l.experts]; n++) {
+      if (l.token[n] < 0 || l.token[n] >= l.tokens) throw Outside();
+      start[l.token[n] + 1]++;
+    }
     for (int64_t t = 0; t < l.tokens; t++) start[t + 1] += start[t];
     if (!sort) return;
     std::vector<int64_t> next(start.begin(), start.end() - 1);
@@ -79,12 +87,18 @@ std::vector<Task> row_tasks(const Layer& l, const Plan& plan) {
 template <class Run>
 void run_tasks(const std::vector<Task>& tasks, int64_t threads, Run run) {
   std::atomic<size_t> next{0};
+  std::atomic<bool> out_of_memory{false};  // an exception must not leave a parallel region
 #pragma omp parallel num_threads(threads)
   {
     static thread_local Arena arena;
     Tiles tiles;
-    for (size_t i = next++; i < tasks.size(); i = next++) run(tasks[i], arena);
+    try {
+      for (size_t i = next++; i < tasks.size(); i = next++) run(tasks[i], arena);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
   }
+  if (out_of_memory) throw std::bad_alloc();
 }
 
 void gather(const bf16* rows_TD, const int64_t* token, int64_t rows, int64_t padded, int64_t dim, bf16* tiles) {
@@ -384,7 +398,7 @@ int hmoe_start() {
 #endif
 }
 
-// 0, or 1 when memory ran out.
+// 0; 1 when memory ran out; 2 when the arguments point outside of their tensors.
 int hmoe_forward(const Layer* l, bf16* y_TD) try {
   static Arena shared;
   const std::lock_guard<std::mutex> guard(one_call);
@@ -396,6 +410,8 @@ int hmoe_forward(const Layer* l, bf16* y_TD) try {
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
+} catch (const Outside&) {
+  return 2;
 }
 
 // dw_*: null when the weights' gradients are not wanted.
@@ -420,5 +436,7 @@ int hmoe_backward(const Layer* l, const bf16* dy_TD, float* dgate_N, bf16* dx_TD
   return 0;
 } catch (const std::bad_alloc&) {
   return 1;
+} catch (const Outside&) {
+  return 2;
 }
 }

@@ -51,7 +51,7 @@ def down_backward_kernel(
 ):
     """From dy: d gate, d up, gate * activation, and per tile of units a partial d (routing gate) of each pair.
 
-    Partial sums lie in [tile of LEAST_BN units][pair], so that adding them up is deterministic whatever BN is.
+    Partial sums lie in [tile of BN units][pair] and are added up in order: the same bits for the same tile shape.
     """
     pairs, width = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
@@ -89,7 +89,7 @@ def down_backward_kernel(
         tl.store(partial + n.to(tl.int64) * num_pairs + pair + rows, sum_, mask=real)
 
 
-@tuned("weights")
+@tuned("weights", "TWO")
 @triton.jit(do_not_specialize=["tune_rows", "tune_width"])
 def weight_kernel(
     a,

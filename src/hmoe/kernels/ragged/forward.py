@@ -18,7 +18,7 @@ def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: 
     tl.store(act + base + at, gate * tl.sigmoid(gate) * up, mask=mask)
 
 
-@tuned("up")
+@tuned("up", "KEEP")
 @triton.jit(do_not_specialize=["tune_rows", "tune_width"])
 def up_kernel(
     x_TD,
@@ -88,7 +88,7 @@ def _add_product(
     return sum_
 
 
-@tuned("down")
+@tuned("down", "TWO")
 @triton.jit(do_not_specialize=["tune_rows", "tune_width"])
 def down_kernel(
     a,

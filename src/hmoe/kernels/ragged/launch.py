@@ -1,5 +1,6 @@
 """The `triton` backend: allocates, and launches the ragged kernels in order. No size of the routing reaches the host."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,18 @@ def _starts(layer: Layer, sorted_N: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(sorted_N, torch.arange(len(layer.x_TD) + 1, device=sorted_N.device))
 
 
+def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def run(layer: Layer, *arguments: Any) -> Any:
+        with torch.cuda.device(layer.x_TD.device) if layer.x_TD.is_cuda else contextlib.nullcontext():
+            return function(layer, *arguments)
+
+    return run
+
+
+@_on_the_tensors_device
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """See `layer.Backend`."""
     x_TD = layer.x_TD
@@ -109,6 +122,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     return run.combine(out_ND, layer.gate_N, order_N, _starts(layer, sorted_N)), saved
 
 
+@_on_the_tensors_device
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N

@@ -11,7 +11,7 @@ import triton
 
 from hmoe.kernels.ragged.tiles import INTERPRETED
 
-LEAST_BN = 16 if INTERPRETED else 64  # narrowest tile of units: partial sums are allotted by it
+LEAST_BN = 16 if INTERPRETED else 64  # narrowest tile of units: there is room for partial sums of as many
 Shape = tuple[int, int, int, int, int, int]  # BM, BN, BK, warps, stages, programs per multiprocessor
 
 # By kernel. 128 x 128 with two accumulators, or with the SwiGLU epilogue, needs 8 warps and all registers of a
@@ -42,11 +42,11 @@ def _fitting(candidates: list[triton.Config], named: dict[str, Any], **_: Any) -
     return [c for c in candidates if (c.kwargs["BK"] == FLOAT32[0][2] and c.kwargs["BM"] == 64) != low] or candidates
 
 
-def tuned(kernel: str) -> Callable[[Any], Any]:
-    """Decorator for a kernel of SHAPES."""
+def tuned(kernel: str, *flags: str) -> Callable[[Any], Any]:
+    """Decorator for a kernel of SHAPES; flags are arguments that change what it does."""
     return triton.autotune(  # type: ignore[no-any-return]
         configs(INTERPRETER if INTERPRETED else SHAPES[kernel] + FLOAT32),
-        key=["D", "tune_rows", "tune_width"],
+        key=["D", "tune_rows", "tune_width", *flags],
         prune_configs_by={"early_config_prune": _fitting},
         cache_results=True,
     )
