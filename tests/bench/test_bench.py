@@ -8,6 +8,7 @@ import torch
 
 from hmoe.bench import layer, measure
 from hmoe.cli import run
+from hmoe.errors import HMoEError
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,13 @@ def test_a_ratio_is_at_equal_activated_work() -> None:
     weights, tokens = 6 * 4, 2 * 8 * 32 * 4
     assert dense["least_megabytes"] == pytest.approx((weights + tokens) / 1e6)
     assert dense["roofline_share"] == pytest.approx(6 * 32 * 100 / 1e9 / 0.5)
+
+
+def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = layer.expert_ffn
+    monkeypatch.setattr(layer, "expert_ffn", lambda *a: real(*a) * (1.01 if a[-1] is None else 1))
+    with pytest.raises(HMoEError, match=r"y of Shape.* above twice PyTorch's .* nothing was timed"):
+        layer.check(layer.Shape(32, (16, 48), 1, 29), torch.float32, "cpu")
 
 
 def test_our_contender_counts_the_units_it_really_activated() -> None:
@@ -111,6 +119,7 @@ def test_step_compares_siblings_and_says_where_the_time_goes(
         ),
         (["layer", "--shape", "huge"], "--shape huge: must be one of 0.4B"),
         (["layer", "--against", "hmo"], "--against hmo: must be one of hmoe"),
+        (["layer", "--against", "MegaBlocks"], "--against MegaBlocks: megablocks is not installed"),
         (["layer", "--dtype", "int8"], "--dtype int8: must be bfloat16"),
         (["layer", "--device", "tpu"], "--device tpu: must be cpu or cuda"),
         (["layer", "--rounds", "1"], "greater than or equal to 3"),

@@ -90,3 +90,49 @@ def test_another_source_or_processor_is_another_library(monkeypatch: pytest.Monk
     (tmp_path / "a.cpp").write_text("int x;")
     monkeypatch.setattr(native, "SOURCES", tmp_path)
     assert len({first, second, native.library_path()}) == 3
+
+
+def test_a_damaged_library_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "kernels.so").write_bytes(b"not a library")
+    assert native.load(tmp_path / "kernels.so") is None
+
+
+def test_a_cache_that_cannot_be_written_is_one_line() -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": "/proc/no-such"}
+    command = [sys.executable, "-m", "hmoe.kernels.build"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("hmoe: error: ")
+
+
+def test_no_memory_is_an_error_and_no_abort(native_libraries: dict[str, object]) -> None:
+    code = """
+import resource, sys, torch
+from hmoe.kernels import native, expert_ffn
+native.library = lambda: native.load(sys.argv[1])
+torch.set_num_threads(2)
+x = torch.zeros(4096, 512, dtype=torch.bfloat16)
+w = torch.zeros(3, 4096, 512, dtype=torch.bfloat16)
+pairs = torch.arange(4096).repeat(2), torch.ones(8192), torch.tensor([4096, 4096])
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)  # the threads are there, with their stacks
+used = int(open("/proc/self/statm").read().split()[0]) * 4096
+for megabytes in range(2, 60, 2):
+    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), -1))
+    try:
+        with torch.no_grad():
+            expert_ffn(x, *pairs, *w, (2048, 2048), "cpu")
+        print("done")
+        break
+    except (MemoryError, RuntimeError) as error:
+        print(type(error).__name__)
+"""
+    for name, found in native_libraries.items():
+        if name != "why":
+            result = subprocess.run(
+                [sys.executable, "-c", code, found._name], capture_output=True, text=True, check=False
+            )  # type: ignore[attr-defined]
+            assert result.returncode == 0, result.stderr[-500:]
+            said = result.stdout.split()
+            assert said[-1] == "done"
+            assert "MemoryError" in said

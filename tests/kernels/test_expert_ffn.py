@@ -126,7 +126,6 @@ def test_non_contiguous_input_and_expanded_gradient(made: tuple[str, torch.dtype
     same(run(made[0], transposed, routing, widths, grad), expected)
 
 
-@pytest.mark.parametrize("made", ENGINES[1:], indirect=True, ids=identity)
 def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> None:
     values, routing, widths = arguments("mixed")
     values = low_gates(values, made[1])
@@ -191,6 +190,62 @@ def padded(backend: str, dtype: torch.dtype) -> bool:
     from hmoe.kernels import native
 
     return dtype == torch.bfloat16 and not (backend == "cpu" and native.library())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtype], dtype: torch.dtype) -> None:
+    values, routing, widths = arguments("prime tokens")
+    values, grad = low_gates(values, made[1]), gradient(values)
+    expected = run(made[0], values, routing, widths, grad)
+    torch.set_default_dtype(dtype)
+    try:
+        same(run(made[0], values, routing, widths, grad), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"), torch.no_grad():
+        x, gate, *weights = values
+        y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
+    assert torch.equal(y, expected[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"x": lambda v: v.float()}, "w_gate_FD is torch.bfloat16, must be torch.float32 as x is"),
+        ({"w_up": lambda v: v[:-1]}, r"w_up_FD is \(191, 32\), must be \(192, 32\)"),
+        ({"token": lambda v: v.int()}, "token_N is torch.int32, must be torch.int64"),
+        ({"count": lambda v: v.int()}, "num_tokens_E is torch.int32"),
+        ({"count": lambda v: v[:-1]}, "3 counts in num_tokens_E for 4 widths"),
+        ({"gate": lambda v: v[:-1]}, "33 gates for 34 pairs"),
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object], said: str) -> None:
+    values, routing, widths = arguments("mixed")
+    x, gate, *weights = low_gates(values, torch.bfloat16)
+    tensors = dict(zip(("x", "token", "gate", "count", "w_gate", "w_up", "w_down"),
+                       (x, routing.token_N, gate, routing.num_tokens_E, *weights), strict=True))  # fmt: skip
+    for name, function in change.items():
+        tensors[name] = function(tensors[name])  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=said):
+        expert_ffn(*tensors.values(), widths)
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+@pytest.mark.parametrize("change", ["token too large", "token negative", "more counts than pairs"])
+def test_the_library_does_not_follow_wild_indices(name: str, change: str, request: pytest.FixtureRequest) -> None:
+    backend = engine(name, request)
+    values, routing, widths = arguments("prime tokens")
+    x, gate, *weights = low_gates(values, torch.bfloat16)
+    token, count = routing.token_N.clone(), routing.num_tokens_E.clone()
+    if change == "more counts than pairs":
+        count[0] += 1000
+    else:
+        token[5] = 131 if change == "token too large" else -1
+    with pytest.raises(
+        ConfigError, match="token_N must be tokens from 0 to 130, and num_tokens_E sum to at most 131 pairs"
+    ):
+        expert_ffn(x, token, gate, count, *weights, widths, backend)
 
 
 def test_unknown_backend_is_named() -> None:

@@ -82,7 +82,9 @@ def test_a_whole_model_compiles_whole() -> None:
     model = build(config(kv_heads=2), 0)
     tokens = torch.randint(0, 29, (2, 7))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(tokens)[0], model(tokens)[0], rtol=1e-5, atol=1e-5)
+    for shape in ((2, 7), (3, 7), (3, 11), (1, 5)):
+        some = torch.randint(0, 29, shape)
+        torch.testing.assert_close(compiled(some)[0], model(some)[0], rtol=1e-5, atol=1e-5)
 
     def loss() -> torch.Tensor:
         return cross_entropy(model.hidden(tokens)[0].flatten(0, 1), model.head_weight, tokens.flatten(), 5)
@@ -195,18 +197,87 @@ def test_the_choice_by_device_and_dtype() -> None:
     assert of("meta", torch.bfloat16) == "loop"
 
 
-def test_the_bound_holds_for_every_routing() -> None:
+@pytest.mark.parametrize("tokens", [41, 1025, 2049])
+def test_the_bound_holds_for_every_routing(tokens: int) -> None:
     widths = (16, 2208, 48, 160)
-    for seed in range(20):
-        logits = torch.randn(41, 4, generator=torch.Generator().manual_seed(seed)) * 3
-        for spec in (hmoe.TopK(2), hmoe.TopK(4), hmoe.TopP(0.7)):
+    for seed in range(8):
+        logits = torch.randn(tokens, 4, generator=torch.Generator().manual_seed(seed)) * 3
+        if seed % 2:
+            logits[:, 1] += 40  # the widest takes everything
+        for spec in (hmoe.TopK(1), hmoe.TopK(2), hmoe.TopK(4), hmoe.TopP(0.7)):
             routing = route(logits, spec)
             for dtype in (torch.float32, torch.bfloat16):
-                layer = Layer(
-                    logits.to(dtype), routing.token_N, routing.gate_N, routing.num_tokens_E, *(logits,) * 3, widths
-                )
+                pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E)
+                layer = Layer(logits.to(dtype), *pairs, *(logits,) * 3, widths)
                 for name in ("loop", "cpu"):
                     assert exact_room(choice.backend(name), layer) <= room_bound(layer)
+
+
+@pytest.mark.parametrize("tokens", [1025, 2049])
+def test_compiled_bfloat16_has_room_for_padded_rows(tokens: int) -> None:
+    layer = moe(hmoe.TopP(1.0), torch.bfloat16)
+    x = torch.randn(tokens, 32).bfloat16().requires_grad_()
+    torch.compile(layer, fullgraph=True, backend="aot_eager")(x)[0].sum().backward()
+    assert x.grad is not None
+
+
+def test_no_zeros_are_made_for_outputs_without_a_gradient() -> None:
+    seen: list[list[bool]] = []
+    y = moe(hmoe.TopK(2))(torch.randn(9, 32, requires_grad=True))[0]
+    node = y.grad_fn
+    while node is not None and "hmoe" not in node.name():
+        node = node.next_functions[0][0]
+    assert node is not None
+    node.register_prehook(lambda grads: seen.append([g is not None for g in grads]))
+    y.sum().backward()
+    assert seen == [[True, False, False, False]]
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # by forward mode itself
+def test_forward_mode_derivatives_are_refused_or_right_but_never_dropped() -> None:
+    from torch.autograd import forward_ad
+
+    layer = moe(hmoe.TopK(2))
+    x = torch.randn(5, 32)
+    with torch.no_grad(), forward_ad.dual_level():
+        layer.backend = "reference"
+        assert forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))[0]).tangent is not None
+        layer.backend = "cpu"
+        with pytest.raises(RuntimeError):
+            layer(forward_ad.make_dual(x, x))
+
+
+def test_the_definition_is_not_for_graphs() -> None:
+    layer = moe(hmoe.TopK(2))
+    layer.backend = "reference"
+    with pytest.raises(Exception, match="cannot be compiled; nearest choice: loop"):
+        torch.compile(layer, fullgraph=True, backend="eager")(torch.randn(5, 32))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "experts", "tokens", "refused", "expected"),
+    [
+        (torch.bfloat16, 64, 64, None, "triton"),
+        (torch.float16, 8, 64, None, "triton"),
+        (torch.bfloat16, 64, 64, "no GPU of that kind", "loop"),
+        (torch.bfloat16, 8, 32768, None, "loop"),
+        (torch.float32, 64, 64, None, "loop"),
+        (torch.float64, 64, 64, None, "reference"),
+    ],
+)
+def test_the_choice_on_a_gpu(
+    dtype: torch.dtype, experts: int, tokens: int, refused: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnGpu:
+        device, shape = torch.device("cuda"), (tokens, 1024)
+
+        def __init__(self) -> None:
+            self.dtype = dtype
+
+    monkeypatch.setattr(choice, "refusal", lambda name, layer: refused)
+    pairs = torch.empty(2 * tokens, device="meta")
+    layer = Layer(OnGpu(), pairs, pairs, pairs, pairs, pairs, pairs, (2208,) * experts)  # type: ignore[arg-type]
+    assert choice.choose(layer) == expected
 
 
 def test_deepcopy_and_state_dict_know_nothing_of_backends() -> None:

@@ -74,7 +74,7 @@ def bench(
                 f"{row['experts, loop us']:9.0f} {row['layer us']:14.0f}"
             )
     place = "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
-    return save(out, f"decode-{place}", {"machine": machine(device), "layers": LAYERS, "rows": rows})
+    return save(out, f"decode-{place}-{tokens}tokens", {"machine": machine(device), "layers": LAYERS, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import hmoe
 from hmoe.bench.measure import check_device, interleaved, machine, median, peak_flops, read_bandwidth, save
 from hmoe.bench.others import OTHERS
 from hmoe.errors import ConfigError, HMoEError
+from hmoe.kernels import expert_ffn
 from hmoe.model.layers import SwiGLU
 
 
@@ -147,6 +148,39 @@ def rows_of(
     return rows
 
 
+def check(shape: Shape, dtype: torch.dtype, device: str) -> None:
+    """What is about to be timed is right: on some tokens, output and gradients against the float64 definition.
+
+    Raises:
+        HMoEError: if the layer's largest error is above twice that of plain PyTorch in the same precision.
+    """
+    tokens = min(shape.tokens, 257)
+    x = torch.randn(tokens, shape.dim, device=device).to(dtype)
+    moe = hmoe.MoE(shape.dim, shape.widths, hmoe.TopK(shape.k)).to(device, dtype)
+    torch.nn.init.normal_(moe.router.weight, std=shape.dim**-0.5)
+    with torch.no_grad():
+        routing = moe.router(x)
+    results = {}
+    for name, backend, kind in (
+        ("truth", "reference", torch.float64),
+        ("plain", "reference", dtype),
+        ("ours", None, dtype),
+    ):
+        inputs, gate, up, down = (t.detach().to(kind).requires_grad_() for t in (x, moe.w_gate, moe.w_up, moe.w_down))
+        gates = routing.gate_N.to(torch.float64 if kind == torch.float64 else torch.float32).requires_grad_()
+        y = expert_ffn(inputs, routing.token_N, gates, routing.num_tokens_E, gate, up, down, shape.widths, backend)
+        torch.autograd.backward(y, x.to(kind))
+        results[name] = [y.detach(), *(t.grad for t in (gates, inputs, gate, up, down) if t.grad is not None)]
+    for label, truth, plain, ours in zip(
+        ("y", "dgate", "dx", "dw_gate", "dw_up", "dw_down"), *results.values(), strict=True
+    ):
+        error, allowed = ((r.double() - truth).abs().max() for r in (ours, plain))
+        if error > 2 * allowed + 1e-6 * truth.abs().max():
+            raise HMoEError(
+                f"{label} of {shape}, {dtype}: error {error:.2e} above twice PyTorch's {allowed:.2e}; nothing was timed"
+            )
+
+
 def measure(
     shapes: dict[str, Shape],
     dtypes: Sequence[str],
@@ -165,6 +199,7 @@ def measure(
         dtype = getattr(torch, dtype_name)
         limits = {"flops": peak_flops(dtype, device), "bytes": bandwidth}
         for name, shape in shapes.items():
+            check(shape, dtype, device)
             for backward in (True, False):
                 found = race(shape, dtype, device, backward, rounds, names)
                 for row in rows_of(shape, dtype, backward, found, limits):
@@ -192,13 +227,17 @@ def bench(
     for name in against or ():
         if name not in CONTENDERS:
             raise ConfigError(f"--against {name}: must be one of {', '.join(CONTENDERS)}")
+        if name in OTHERS and not importlib.util.find_spec(OTHERS[name][0]):
+            raise ConfigError(f"--against {name}: {OTHERS[name][0]} is not installed; nearest choice: hmoe loop")
     check_dtypes(dtypes)
     if threads:
         torch.set_num_threads(threads)
     wanted = shapes if isinstance(shapes, dict) else {name: known_shape(name) for name in shapes or ON[device]}
     rows = measure(wanted, dtypes, device, rounds, against or CONTENDERS, say)
     place = "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
-    return save(out, f"layer-{place}", {"machine": machine(device), "rounds": rounds, "rows": rows})
+    special = [] if not shapes and not against else [*wanted, *(name.replace(" ", "-") for name in against or ())]
+    name = "-".join(["layer", place, *dtypes, *special])
+    return save(out, name, {"machine": machine(device), "rounds": rounds, "rows": rows})
 
 
 def check_dtypes(dtypes: Sequence[str]) -> None:
@@ -206,6 +245,27 @@ def check_dtypes(dtypes: Sequence[str]) -> None:
     for dtype in dtypes:
         if dtype not in ("bfloat16", "float16", "float32"):
             raise ConfigError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
+
+
+def own_shape(
+    shapes: Sequence[str] | None, dim: int | None, widths: str | None, top_k: int | None, tokens: int | None
+) -> Sequence[str] | dict[str, Shape] | None:
+    """The shapes by name, or the one that is described.
+
+    Raises:
+        ConfigError: for both, half a description, or widths that are no numbers.
+    """
+    if not (dim or widths or top_k or tokens):
+        return shapes
+    if shapes or not (dim and widths):
+        raise ConfigError(
+            "a shape of your own needs --dim and --widths, takes --top-k and --tokens, and excludes --shape"
+        )
+    try:
+        sizes = tuple(int(width) for width in widths.split(","))
+    except ValueError:
+        raise ConfigError(f"--widths {widths}: must be numbers with commas, as in 864,1056") from None
+    return {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
 
 
 def known_shape(name: str) -> Shape:
@@ -219,6 +279,10 @@ def main() -> int:
     """The same without the command line's libraries."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--dim", type=int)
+    parser.add_argument("--widths", help="864,1056,...")
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
@@ -227,7 +291,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     a = parser.parse_args()
     try:
-        path = bench(a.shape, a.dtype, a.device, a.rounds, a.against, a.threads, a.out)
+        path = bench(
+            own_shape(a.shape, a.dim, a.widths, a.top_k, a.tokens),
+            a.dtype,
+            a.device,
+            a.rounds,
+            a.against,
+            a.threads,
+            a.out,
+        )
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,6 +1,7 @@
 """Times, limits of the machine, and the file a measurement is kept in."""
 
 import datetime
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -85,8 +86,17 @@ def machine(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "hmoe": hmoe.__version__,
         "kernels": native.describe(),
+        **{name: version(name) for name in ("triton", "transformers", "scattermoe", "sonic-moe", "megablocks")},
         "date": datetime.date.today().isoformat(),
     }
+
+
+def version(distribution: str) -> str | None:
+    """Installed version, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def processor() -> str:

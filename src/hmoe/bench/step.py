@@ -132,7 +132,11 @@ def bench(
         shares["what is left"] = 1 - sum(shares.values())
         rows.append({"preset": preset, "precision": precision, "shares_of_a_step": shares})
         say(f"{preset} {precision}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    return save(out, f"step-{preset}", {"machine": machine("cpu"), "rounds": rounds, "rows": rows})
+    return save(
+        out,
+        f"step-{preset}-{torch.get_num_threads()}threads",
+        {"machine": machine("cpu"), "rounds": rounds, "rows": rows},
+    )
 
 
 def siblings(preset: str) -> list[str]:

@@ -1,11 +1,9 @@
 """The verbs of `hmoe bench`; torch is imported inside them."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
-from hmoe.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
 
@@ -31,19 +29,9 @@ def layer(
     dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
 ) -> None:  # fmt: skip
     """The MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
-    from hmoe.bench.layer import Shape, bench
+    from hmoe.bench.layer import bench, own_shape
 
-    wanted: Any = shape
-    if dim or widths or top_k or tokens:
-        if shape or not (dim and widths):
-            raise ConfigError(
-                "a shape of your own needs --dim and --widths, takes --top-k and --tokens, and excludes --shape"
-            )
-        try:
-            sizes = tuple(int(width) for width in widths.split(","))
-        except ValueError:
-            raise ConfigError(f"--widths {widths}: must be numbers with commas, as in 864,1056") from None
-        wanted = {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
+    wanted = own_shape(shape, dim, widths, top_k, tokens)
     path = bench(wanted, dtype or ["bfloat16"], device, rounds, against, threads, out, typer.echo)
     typer.echo(f"written to {path}")
 
