@@ -63,8 +63,8 @@ def expert_ffn(
     name = resolve(name, layer)
     if name == "reference":
         return expert_ffn_reference(*layer)
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in layer[:7]):
-        raise ConfigError("forward-mode derivatives: computed by backend = 'reference' only, this is " + repr(name))
+    if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in layer[:7]):
+        raise ConfigError(f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}")
     if not needs_grad and _nothing_watches(layer):
         return backend(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
     at_hand = num_tokens_E.device.type == "cpu"  # else reading the counts would wait for the device
@@ -77,3 +77,7 @@ def _nothing_watches(layer: Layer) -> bool:
     """Whether the operator may be left out: it costs 50 us, a tenth of a layer that serves one token."""
     plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in layer[:7])
     return plain and _get_current_dispatch_mode() is None
+
+
+def _has_tangent(tensor: torch.Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None  # type: ignore[no-untyped-call]
