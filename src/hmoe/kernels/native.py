@@ -83,7 +83,7 @@ def describe() -> str:
     if found is not None:
         return f"built ({found.hmoe_instructions().decode()})"
     compiler = "" if any(map(shutil.which, COMPILERS)) else f", which needs a C++ compiler ({COMPILERS[0]})"
-    return f"not built: bfloat16 layers would be faster (docs/log.md) after python -m hmoe.kernels.build{compiler}"
+    return f"not built: bfloat16 layers were 1.5 to 3 times faster (docs/log.md) after python -m hmoe.kernels.build{compiler}"
 
 
 def usable(x_TD: torch.Tensor) -> bool:
