@@ -1,6 +1,7 @@
 """The custom operator under torch.library's own checks, torch.compile, checkpointing and FSDP2; the choice of a backend."""
 
 import copy
+import inspect
 import subprocess
 import sys
 
@@ -173,6 +174,12 @@ def test_fifty_steps_keep_every_gradient_near_the_definition() -> None:
             assert error < 1e-5, f"step {step}, {name}: relative error {error}"
         optimizer.step()
     assert len(counts) > 25
+
+
+def test_the_door_names_its_arguments() -> None:
+    names = list(inspect.signature(expert_ffn).parameters)
+    tensors = ["x_TD", "token_N", "gate_N", "num_tokens_E", "w_gate_FD", "w_up_FD", "w_down_FD"]
+    assert names == [*tensors, "widths", "backend"]
 
 
 def test_a_layer_can_be_told_its_backend() -> None:

@@ -15,7 +15,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hmoe.errors import ConfigError
-from hmoe.kernels.choice import NAMES, backend, check, resolve
+from hmoe.kernels.choice import NAMES, check, resolve
+from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
@@ -32,7 +33,7 @@ def expert_ffn(
     w_up_FD: torch.Tensor,
     w_down_FD: torch.Tensor,
     widths: Sequence[int],
-    name: str | None = None,
+    backend: str | None = None,
 ) -> torch.Tensor:
     """Sum over a token's experts of gate x SwiGLU expert, experts of any width (HMoE eq 1, 2 and 6).
 
@@ -44,7 +45,7 @@ def expert_ffn(
         num_tokens_E: pairs of each expert.
         w_gate_FD, w_up_FD, w_down_FD: rows of hidden units, expert after expert; the down projection is transposed.
         widths: hidden units of each expert; sums to F.
-        name: the backend, one of NAMES, or None for the fastest that is exact enough for the dtype.
+        backend: one of NAMES, or None for the fastest that is exact enough for the dtype.
 
     Returns:
         y_TD, in the dtype of x.
@@ -56,19 +57,19 @@ def expert_ffn(
     check(layer)
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD))
     if torch.compiler.is_compiling():
-        if name == "reference":
+        if backend == "reference":
             raise ConfigError("backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop")
-        y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, name or "")[0]
+        y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, backend or "")[0]
         return y_TD
-    name = resolve(name, layer)
+    name = resolve(backend, layer)
     if name == "reference":
         return expert_ffn_reference(*layer)
     if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in layer[:7]):
         raise ConfigError(f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}")
     if not needs_grad and _nothing_watches(layer):
-        return backend(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
+        return backend_named(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
     at_hand = num_tokens_E.device.type == "cpu"  # else reading the counts would wait for the device
-    room = 0 if not needs_grad else exact_room(backend(name), layer) if at_hand else room_bound(layer)
+    room = 0 if not needs_grad else exact_room(backend_named(name), layer) if at_hand else room_bound(layer)
     y_TD = forward_op(*layer, room, name)[0]
     return y_TD
 
