@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import hmoe
-from hmoe.kernels import choice
+from hmoe.kernels import choice, expert_ffn
 from hmoe.kernels.layer import Layer, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.model.router import route
