@@ -31,6 +31,16 @@ def test_the_library_gives_every_number_of_threads_nearly_the_same(
         torch.set_num_threads(before)
 
 
+def test_a_backward_pass_without_pre_activations_is_an_error(native_libraries: dict[str, object]) -> None:
+    values, routing, widths = arguments("prime tokens")
+    x, gate, *weights = low_gates(values, torch.bfloat16)
+    empty, order = x.new_empty(0), torch.arange(len(gate))
+    layer = (x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)
+    for variant in native_libraries.keys() - {"why"}:
+        with library(variant), pytest.raises(ConfigError, match="room = 0 in the forward pass kept no pre-activations"):
+            torch.ops.hmoe.expert_ffn_backward(x, *layer, empty, empty, order, True, "cpu")
+
+
 def test_the_library_and_onednn_share_tile_registers(native_libraries: dict[str, object]) -> None:
     """oneDNN configures them too, and remembers how: products before and after a layer are right."""
     values, routing, widths = arguments("prime tokens")

@@ -5,6 +5,7 @@ Twelve layers in turn, so that their weights come from memory and not from a cac
     hmoe bench decode, or where only PyTorch is installed: python -m hmoe.bench.decode
 """
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import hmoe
 from hmoe.bench.layer import Shape, check_dtypes, known_shape
 from hmoe.bench.measure import check_device, interleaved, machine, median, read_bandwidth, save
+from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
 from hmoe.model.router import Routing
 
@@ -77,5 +79,21 @@ def bench(
     return save(out, f"decode-{place}-{tokens}tokens", {"machine": machine(device), "layers": LAYERS, "rows": rows})
 
 
+def main() -> int:
+    """The same without the command line's libraries."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    a = parser.parse_args()
+    try:
+        path = bench(None, ["bfloat16"], a.device, a.rounds, 1, None, a.out)
+    except HMoEError as error:
+        print(f"hmoe: error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"written to {path}")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(print(f"written to {bench(None, ['bfloat16'], 'cpu', 15, 1, None, Path('benchmarks/results'))}"))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The one door to the expert computation; which backend runs is chosen here and nowhere else.
+"""The one door to the expert computation; which backend runs is chosen in `choice.py` and nowhere else.
 
 | backend | what it is | for |
 |---|---|---|

@@ -12,7 +12,7 @@ from hmoe.kernels.layer import Backend, Layer
 HOMES = {"loop": "hmoe.kernels.loop", "cpu": "hmoe.kernels.cpu", "triton": "hmoe.kernels.ragged.launch"}
 NAMES = ("reference", *HOMES)
 
-# On a GPU the loop of library GEMMs waits for the counts once per layer and launches about 7 kernels per expert, but runs
+# On a GPU the loop of library GEMMs waits for the counts and launches some twenty kernels per expert, both passes, but runs
 # near the peak where each product is large: from an analysis of launch times (docs/log.md), not measured on a GPU yet.
 FEW_EXPERTS, LARGE_ROWS, LARGE_WIDTH = 8, 8192, 2048
 

@@ -126,6 +126,10 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
+    if not len(saved.pre_gate) and bool(layer.num_tokens_E.any()):
+        raise ConfigError(
+            "expert_ffn: room = 0 in the forward pass kept no pre-activations, a backward pass needs them"
+        )
     dgate_N = torch.zeros_like(layer.gate_N, dtype=torch.float32)
     dx_TD = torch.empty_like(layer.x_TD)
     all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)

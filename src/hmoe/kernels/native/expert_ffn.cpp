@@ -71,10 +71,9 @@ std::vector<Task> row_tasks(const Layer& l, const Plan& plan) {
   for (int64_t e = 0; e < l.experts; e++) {
     const int64_t rows = l.count[e];
     if (!rows) continue;
-    int64_t parts = std::max(ceil_div(rows, MOST_ROWS), (int64_t)(double(rows) * l.width[e] / share));
-    parts = std::min(parts, ceil_div(rows, 128));
-    const int64_t step = l.threads == 1 ? ceil_div(ceil_div(rows, ceil_div(rows, MOST_ROWS)), BLOCK) * BLOCK
-                                        : ceil_div(ceil_div(rows, parts), BLOCK) * BLOCK;
+    int64_t parts = ceil_div(rows, MOST_ROWS);
+    if (l.threads > 1) parts = std::max(parts, std::min((int64_t)(double(rows) * l.width[e] / share), ceil_div(rows, 128)));
+    const int64_t step = ceil_div(ceil_div(rows, parts), BLOCK) * BLOCK;
     for (int64_t begin = 0; begin < rows; begin += step) {
       const int64_t some = std::min(step, rows - begin);
       tasks.push_back({e, begin, some, double(some + 64) * l.width[e]});
