@@ -48,7 +48,12 @@ def chosen(logits_E: torch.Tensor, k: int | None = None, p: float | None = None)
 
 
 def moe(
-    x_TD: torch.Tensor, w_router_ED: torch.Tensor, experts: list[Expert], k: int | None = None, p: float | None = None
+    x_TD: torch.Tensor,
+    w_router_ED: torch.Tensor,
+    experts: list[Expert],
+    k: int | None = None,
+    p: float | None = None,
+    renormalize: bool = True,
 ) -> tuple[torch.Tensor, list[list[int]], torch.Tensor]:
     """HMoE eq 6-11: (y_TD, experts of each token, probs_TE)."""
     rows, choices, probs = [], [], []
@@ -56,7 +61,7 @@ def moe(
         logits_E = w_router_ED @ x_D
         probs_E = probabilities(logits_E)
         taken = chosen(logits_E, k, p)
-        total = sum(probs_E[i] for i in taken)
+        total = sum(probs_E[i] for i in taken) if renormalize else 1.0
         rows.append(sum((probs_E[i] / total * expert(x_D, experts[i]) for i in taken), torch.zeros_like(x_D)))
         choices.append(taken)
         probs.append(probs_E)
@@ -127,17 +132,28 @@ def rotary(x_C: torch.Tensor, position: int, theta: float) -> torch.Tensor:
     return torch.stack([value for value, _ in sorted(out, key=lambda pair: pair[1])])
 
 
-def attention(x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float) -> torch.Tensor:
-    """Causal grouped-query attention of one sequence; `w` holds q, k, v, o of shape (out, in)."""
+def attention(
+    x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float, eps: float = 0.0
+) -> torch.Tensor:
+    """Causal grouped-query attention of one sequence; `w` holds q, k, v, o of shape (out, in), perhaps weights q_norm, k_norm
+    of an RMSNorm over one head, or over all of them, whichever is as wide."""
     width = w["q"].shape[0] // heads
+
+    def projected(name: str, position: int, rows: slice) -> torch.Tensor:
+        whole = w[name] @ x_LD[position]
+        weight = w.get(f"{name}_norm")
+        if weight is None:
+            return whole[rows]
+        return rms_norm(whole, weight, eps)[rows] if len(weight) > width else rms_norm(whole[rows], weight, eps)
+
     rows = []
     for position in range(len(x_LD)):
         out = []
         for head in range(heads):
             kv = slice(head * kv_heads // heads * width, (head * kv_heads // heads + 1) * width)
-            q = rotary(w["q"][head * width : (head + 1) * width] @ x_LD[position], position, theta)
+            q = rotary(projected("q", position, slice(head * width, (head + 1) * width)), position, theta)
             scores = torch.stack(
-                [q @ rotary(w["k"][kv] @ x_LD[j], j, theta) / math.sqrt(width) for j in range(position + 1)]
+                [q @ rotary(projected("k", j, kv), j, theta) / math.sqrt(width) for j in range(position + 1)]
             )
             weights = probabilities(scores)
             out.append(sum(weights[j] * (w["v"][kv] @ x_LD[j]) for j in range(position + 1)))

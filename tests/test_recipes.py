@@ -63,7 +63,7 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
         ("model.dimm=3", "model.dimm: unknown key; nearest is model.dim"),
         ("modle.dim=3", "modle.dim: unknown key; nearest is model.dim"),
         ("model.dim=true", "model.dim = True: must not be true or false"),
-        ("model.heads=5", "dim / heads must be an even integer"),
+        ("model.heads=5", "dim / heads must be an integer, or give head_dim"),
         ("model.kv_heads=3", "kv_heads = 3: must divide heads"),
         ("model.moe.router.name=top_z", "name must be top_k or top_p"),
         ("model.moe.router.p=0.3", "does not belong to this kind of router"),

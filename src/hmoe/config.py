@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from hmoe import sizes
 from hmoe.errors import ConfigError
+from hmoe.rope import RopeScaling
 from hmoe.routers import Router, TopK
 from hmoe.section import Section
 
@@ -110,19 +111,27 @@ class ModelConfig(Section):
 
     dim: Annotated[int, Field(ge=2, le=65536, description="model width")]
     layers: Annotated[int, Field(ge=1, le=1024, description="decoder blocks")]
-    heads: Annotated[int, Field(ge=1, le=1024, description="query heads, each of width dim / heads")]
+    heads: Annotated[int, Field(ge=1, le=1024, description="query heads")]
     kv_heads: Annotated[int | None, Field(ge=1, le=1024, description="key/value heads; null: as many as heads")] = None
+    head_dim: Annotated[int | None, Field(ge=2, le=65536, description="width of a head; null: dim / heads")] = None
+    qk_norm: Annotated[
+        Literal["head", "width"] | None,
+        Field(description="RMSNorm of queries and keys: over each head, as Qwen3, or all heads together, as OLMoE"),
+    ] = None
     vocab: Annotated[int, Field(ge=2, le=2**24, description="token ids")]
     ffn: Annotated[int | None, Field(ge=1, le=10**7, description="hidden units of dense feed-forward layers")] = None
     tied: Annotated[bool, Field(description="the output head is the input embedding")] = False
     rope_theta: Annotated[float, Field(gt=0, le=1e12, description="base of the rotary angles")] = 10_000.0
+    rope_scaling: Annotated[
+        RopeScaling | None, Field(description="rotary angles for texts longer than trained on; see `hmoe.rope`")
+    ] = None
     norm_eps: Annotated[float, Field(gt=0, le=1, description="epsilon of RMSNorm")] = 1e-5
     moe: Annotated[MoEConfig | None, Field(description="null: a dense model")] = None
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """Width of one attention head."""
-        return self.dim // self.heads
+        return self.head_dim or self.dim // self.heads
 
     @property
     def num_kv_heads(self) -> int:
@@ -136,9 +145,13 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        if self.dim % self.heads or self.head_dim % 2:
+        if self.head_dim is None and self.dim % self.heads:
             raise ValueError(
-                f"dim = {self.dim} with heads = {self.heads}: dim / heads must be an even integer (rotary pairs)"
+                f"dim = {self.dim} with heads = {self.heads}: dim / heads must be an integer, or give head_dim"
+            )
+        if self.head_width % 2:
+            raise ValueError(
+                f"head width = {self.head_width}: must be even (rotary pairs); nearest is {self.head_width + 1}"
             )
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads = {self.kv_heads}: must divide heads = {self.heads}")

@@ -10,14 +10,15 @@ from hmoe.config import ModelConfig, RunConfig
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
     """Parameters of each part; `experts` is all experts of all layers."""
-    d, kv_width = model.dim, model.num_kv_heads * model.head_dim
+    d, q_width, kv_width = model.dim, model.heads * model.head_width, model.num_kv_heads * model.head_width
+    qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
     num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
     widths = model.moe.expert_widths if model.moe else ()
     return {
         "embedding": model.vocab * d,
         "head": 0 if model.tied else model.vocab * d,
-        "attention": model.layers * 2 * d * (d + kv_width),
-        "norms": (2 * model.layers + 1) * d,
+        "attention": model.layers * 2 * d * (q_width + kv_width),
+        "norms": (2 * model.layers + 1) * d + model.layers * qk_norms,
         "router": num_moe * d * len(widths),
         "experts": num_moe * 3 * d * sum(widths),
         "ffn": num_dense * 3 * d * (model.ffn or 0),
@@ -57,7 +58,7 @@ def training_flops(model: ModelConfig, context: int, num_tokens: int, num_activa
         num_activated_units: hidden units activated, summed over these tokens and over MoE layers.
     """
     multiplied = fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
-    scores = model.layers * context * model.dim
+    scores = model.layers * context * model.heads * model.head_width
     return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units)
 
 
@@ -125,7 +126,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
 def _saved_numbers(model: ModelConfig) -> float:
     """Numbers kept per token and block for the backward pass (kernels keep x and pre-activations only)."""
     width = activated_width(model)[1] if model.moe else float(model.ffn or 0)
-    attention = 3 * model.dim + 2 * model.num_kv_heads * model.head_dim
+    attention = model.dim + 2 * (model.heads + model.num_kv_heads) * model.head_width
     return 2 * model.dim + attention + 2 * width
 
 

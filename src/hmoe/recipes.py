@@ -205,7 +205,7 @@ def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
         for kind in _sections(field.annotation):
             yield from _known(kind, f"{prefix}{name}.")
     if "router" in section.model_fields:
-        yield from (f"{prefix}router.{key}" for key in ("name", "k", "p"))
+        yield from (f"{prefix}router.{key}" for key in ("name", "k", "p", "renormalize"))
     if "weights" in section.model_fields:
         yield f"{prefix}weights.DOMAIN"
 

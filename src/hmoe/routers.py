@@ -13,11 +13,14 @@ _FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a ro
 class TopK:
     """Each token goes to its k most probable experts (HMoE eq 8; the paper uses k=2).
 
+    Gates are renormalised over the chosen experts, or left as raw probabilities (OLMoE) with `renormalize=False`.
+
     Raises:
         ConfigError: if k < 1. That k is at most the number of experts is checked where experts are known.
     """
 
     k: int = 2
+    renormalize: bool = True
     name: Literal["top_k"] = "top_k"
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
@@ -40,13 +43,14 @@ class TopK:
 class TopP:
     """Each token goes to its most probable experts until their sum reaches p (HMoE eq 9-11; the paper uses 0.6).
 
-    The expert that crosses p is included, so there is always one; p = 1 selects all experts.
+    The expert that crosses p is included, so there is always one; p = 1 selects all experts. Gates as in TopK.
 
     Raises:
         ConfigError: if p is not in (0, 1].
     """
 
     p: float = 0.6
+    renormalize: bool = True
     name: Literal["top_p"] = "top_p"
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 

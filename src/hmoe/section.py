@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+_SWITCHES = ("renormalize", "truncate")  # true or false within a router, a rope scaling
+
 
 class Section(BaseModel):
     """Frozen, no unknown keys, no NaN; a bool is not a number."""
@@ -15,7 +17,9 @@ class Section(BaseModel):
     def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
         if info.field_name in ("model", "moe", "data", "optim", "train"):
             return value  # sections check their own
-        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else (value,)
+        inner = value if isinstance(value, list | tuple) else (value,)
+        if isinstance(value, dict):
+            inner = [one for key, one in value.items() if key not in _SWITCHES]
         if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in inner):
             raise ValueError("must not be true or false")
         return value

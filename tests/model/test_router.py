@@ -114,3 +114,40 @@ def test_bad_specs(make: object) -> None:
 def test_k_above_the_number_of_experts() -> None:
     with pytest.raises(ConfigError, match="at most the number of experts, 4"):
         RouterLayer(8, 4, TopK(5))
+
+
+@given(
+    rows=st.lists(st.lists(LOGITS, min_size=5, max_size=5), min_size=1, max_size=6),
+    thresholds=st.lists(st.floats(1e-6, 1, exclude_min=True), min_size=6, max_size=6),
+)
+@settings(deadline=None)
+def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
+    rows: list[list[float]], thresholds: list[float]
+) -> None:
+    logits = torch.tensor(rows, dtype=torch.float64)
+    p_T = torch.tensor(thresholds[: len(rows)], dtype=torch.float64)
+    routing = route(logits, TopP(0.6), p_T)
+    for token, (row, p) in enumerate(zip(logits, p_T.tolist(), strict=True)):
+        found = routing.expert_N[routing.token_N == token].tolist()
+        assert found == sorted(oracles.chosen(row, p=p))
+
+
+def test_a_threshold_of_one_takes_all_and_top_k_has_none() -> None:
+    logits = torch.tensor([[40.0, -40.0, 0.0]] * 2)
+    assert route(logits, TopP(0.6), torch.tensor([1.0, 0.5])).num_tokens_E.tolist() == [2, 1, 1]
+    with pytest.raises(ConfigError, match="the router is top-k"):
+        RouterLayer(3, 2, TopK(1))(torch.zeros(1, 3), torch.ones(1))
+
+
+def test_raw_gates_are_the_probabilities() -> None:
+    logits = torch.randn(7, 5, dtype=torch.float64)
+    for spec in (TopK(2, renormalize=False), TopP(0.7, renormalize=False)):
+        routing = route(logits, spec)
+        torch.testing.assert_close(routing.gate_N, logits.softmax(1)[routing.token_N, routing.expert_N])
+
+
+def test_the_width_that_a_token_activates() -> None:
+    logits = torch.randn(9, 4)
+    for spec in (TopK(2), TopP(0.6)):
+        expected = [float(sum((3, 5, 7, 11)[i] for i in taken)) for taken in sets(logits, spec)]
+        assert route(logits, spec).width_T((3, 5, 7, 11)).tolist() == expected

@@ -3,6 +3,7 @@ import torch
 
 from hmoe import recipes
 from hmoe.config import ModelConfig
+from hmoe.model.attention import Sequences
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
 from tests import oracles
@@ -24,13 +25,15 @@ def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
     c = model.config
     x = torch.stack([model.embed.weight[t] for t in tokens])
     for block in model.blocks:
-        weights = {name: getattr(block.attention, name).weight for name in "qkvo"}
+        weights = {name: getattr(block.attention, f"{name}_proj").weight for name in "qkvo"}
+        if c.qk_norm:
+            weights |= {name: getattr(block.attention, name).weight for name in ("q_norm", "k_norm")}
         normed = torch.stack([oracles.rms_norm(row, block.attention_norm.weight, c.norm_eps) for row in x])
-        x = x + oracles.attention(normed, weights, c.heads, c.num_kv_heads, c.rope_theta)
+        x = x + oracles.attention(normed, weights, c.heads, c.num_kv_heads, c.rope_theta, c.norm_eps)
         normed = torch.stack([oracles.rms_norm(row, block.ffn_norm.weight, c.norm_eps) for row in x])
         if isinstance(block.ffn, MoE):
             experts = [block.ffn.expert(i) for i in range(len(block.ffn.widths))]
-            x = x + oracles.moe(normed, block.ffn.router.weight, experts, k=2)[0]
+            x = x + oracles.moe(normed, block.ffn.router.weight, experts, k=2, renormalize=c.moe.router.renormalize)[0]
         else:
             weight = (block.ffn.w_gate, block.ffn.w_up, block.ffn.w_down.T)
             x = x + torch.stack([oracles.expert(row, weight) for row in normed])
@@ -45,6 +48,10 @@ def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
         {"kv_heads": 2},
         {"kv_heads": 1, "tied": True},
         {"moe": None, "ffn": 11},
+        {"head_dim": 6, "kv_heads": 2},
+        {"qk_norm": "head", "kv_heads": 2, "head_dim": 8},
+        {"qk_norm": "width", "kv_heads": 2},
+        {"moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2, "renormalize": False}}},
         {"ffn": 7, "moe": {"widths": [5, 9], "router": {"name": "top_k", "k": 2}, "dense_layers": [0]}},
     ],
 )
@@ -84,9 +91,9 @@ def test_activation_checkpointing_changes_no_bit() -> None:
 
 def test_weights_depend_on_the_seed_and_the_name_only() -> None:
     a, b, c = build(config(), 1), build(config(layers=3), 1), build(config(), 2)
-    assert torch.equal(a.blocks[1].attention.q.weight, b.blocks[1].attention.q.weight)
-    assert not torch.equal(a.blocks[1].attention.q.weight, c.blocks[1].attention.q.weight)
-    assert not torch.equal(a.blocks[0].attention.q.weight, a.blocks[1].attention.q.weight)
+    assert torch.equal(a.blocks[1].attention.q_proj.weight, b.blocks[1].attention.q_proj.weight)
+    assert not torch.equal(a.blocks[1].attention.q_proj.weight, c.blocks[1].attention.q_proj.weight)
+    assert not torch.equal(a.blocks[0].attention.q_proj.weight, a.blocks[1].attention.q_proj.weight)
     assert torch.isfinite(torch.cat([p.flatten() for p in a.parameters()])).all()
 
 
@@ -106,7 +113,7 @@ def test_residual_stream_keeps_its_scale_with_depth() -> None:
         model = build(config(layers=layers, dim=64, moe={"widths": [64, 128]}), 0)
         x = model.embed(torch.randint(0, 29, (2, 32)))
         for block in model.blocks:
-            x, _ = block(x, torch.zeros(32, 8), None)
+            x, _ = block(x, (torch.ones(1, 1, 32, 8), torch.zeros(1, 1, 32, 8)), Sequences())
         scales.append(x.std().item())
     assert scales[1] / scales[0] < 2
 

@@ -87,7 +87,7 @@ def test_a_step_that_is_not_finite_changes_nothing(poison: str, value: float) ->
     if poison == "loss":
         hook = model.norm.register_forward_hook(lambda m, i, o: o * value)
     else:
-        hook = model.blocks[0].attention.q.weight.register_hook(lambda g: g * value)  # type: ignore[assignment]
+        hook = model.blocks[0].attention.q_proj.weight.register_hook(lambda g: g * value)  # type: ignore[assignment]
     record = train_step(model, optimizer, batch, config, 1)
     hook.remove()
     assert not record.applied

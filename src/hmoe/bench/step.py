@@ -19,9 +19,9 @@ from hmoe.data.corpus import open_corpus
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.layers import rotary_angles
 from hmoe.model.moe import MoE
-from hmoe.model.transformer import Block, build, set_check_finite
+from hmoe.model.rotary import rotary
+from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
 from hmoe.train.optim import adamw
 from hmoe.train.step import train_step
 
@@ -55,7 +55,7 @@ def parts(training: Training) -> dict[str, Run]:
     sequences = config.data.batch_tokens // config.data.sequence_length // config.data.micro_batches
     shape = (sequences, config.data.sequence_length, config.model.dim)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    angles = rotary_angles(0, shape[1], config.model.head_dim, config.model.rope_theta, torch.zeros(1))
+    table = rotary(torch.arange(shape[1])[None], config.model.head_width, config.model.rope_theta, None, torch.zeros(1))
 
     def backward(
         function: Callable[[torch.Tensor], torch.Tensor], repeats: int, dtype: torch.dtype = torch.float32
@@ -73,7 +73,7 @@ def parts(training: Training) -> dict[str, Run]:
     target = torch.randint(config.model.vocab, shape[:2]).flatten()
     chunk = loss_chunk(config.model.vocab)
     found = {
-        "attention": backward(lambda x: block.attention(x, angles, None, 0), times),
+        "attention": backward(lambda x: block.attention(x, table, SEQUENCES)[0], times),
         "norms and residuals": backward(lambda x: block.ffn_norm(x + block.attention_norm(x)), times),
         "head and loss": backward(
             lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk), config.data.micro_batches

@@ -1,68 +1,137 @@
-"""Causal grouped-query attention through PyTorch's SDPA, with or without a key/value cache."""
+"""Causal grouped-query attention, and what its tokens may look at: nothing but the sequence, or also a cache."""
+
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hmoe.model.layers import rotate
+from hmoe.model.layers import RMSNorm
+from hmoe.model.rotary import Rotary, rotate
+
+Attended = tuple[torch.Tensor, torch.Tensor | None]  # output (B, L, H, C), and the weights where they were asked for
+
+
+class Context(Protocol):
+    """What the tokens of one forward pass see, and how they are routed; caches and masks of every user implement it.
+
+    Attributes:
+        top_p_T: threshold of the top-p router for each of the B*L tokens; None: the router's own.
+    """
+
+    top_p_T: torch.Tensor | None
+
+    def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Positions (B or 1, L) of the tokens in their sequences."""
+        ...
+
+    def attend(
+        self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
+    ) -> Attended:
+        """Attention of rotated queries over all keys and values that they may see."""
+        ...
+
+
+def scaled_dot_product(
+    q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+) -> torch.Tensor:
+    """PyTorch's SDPA -> (B, L, H, C); G key/value heads serve H query heads."""
+    grouped = q_BHLC.shape[1] != k_BGLC.shape[1]
+    return F.scaled_dot_product_attention(
+        q_BHLC, k_BGLC, v_BGLC, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
+    ).transpose(1, 2)
+
+
+class Sequences:
+    """Whole sequences, each token sees itself and what is before it: training, and scoring without a cache."""
+
+    top_p_T: torch.Tensor | None = None
+
+    def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """0, 1, 2, ..."""
+        return torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
+
+    def attend(
+        self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
+    ) -> Attended:
+        """Causal."""
+        return scaled_dot_product(q_BHLC, k_BGLC, v_BGLC, None, True), None
 
 
 class KVCache:
-    """Keys and values of all layers for up to `capacity` positions; `length` positions are filled.
+    """Keys and values of all layers for up to `capacity` positions of `B` sequences of one length.
 
-    The model advances `length` once per forward pass, after its last layer.
+    `length` positions are filled; the last layer's turn advances it.
     """
+
+    top_p_T: torch.Tensor | None = None
 
     def __init__(self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:
         batch, heads, width = shape_BGC
         self.kv = like.new_empty(layers, 2, batch, heads, capacity, width)
         self.length = 0
 
-    def extend(self, layer: int, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new keys and values of a layer; return all of them."""
-        stop = self.length + k_BGLC.shape[2]
-        self.kv[layer, 0, :, :, self.length : stop] = k_BGLC
-        self.kv[layer, 1, :, :, self.length : stop] = v_BGLC
-        return self.kv[layer, 0, :, :, :stop], self.kv[layer, 1, :, :, :stop]
+    def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Those after the filled ones."""
+        return torch.arange(self.length, self.length + tokens_BL.shape[1], device=tokens_BL.device)[None]
+
+    def attend(
+        self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
+    ) -> Attended:
+        """Store keys and values; causal over all that are stored."""
+        past, new = self.length, q_BHLC.shape[2]
+        layer, stop = attention.layer, past + new
+        self.kv[layer, 0, :, :, past:stop] = k_BGLC
+        self.kv[layer, 1, :, :, past:stop] = v_BGLC
+        if layer == len(self.kv) - 1:
+            self.length = stop
+        mask = None
+        if past and new > 1:
+            mask = torch.ones(new, stop, dtype=torch.bool, device=q_BHLC.device).tril(past)
+        k_all, v_all = self.kv[layer, :, :, :, :stop].unbind(0)
+        # is_causal from the past alone: lengths are symbols under torch.compile
+        return scaled_dot_product(q_BHLC, k_all, v_all, mask, not past), None
 
 
 class Attention(nn.Module):
-    """Grouped-query causal self-attention with rotary positions, no biases."""
+    """Grouped-query causal self-attention with rotary positions, no biases.
 
-    def __init__(self, dim: int, heads: int, kv_heads: int) -> None:
+    Attributes:
+        layer: its number in the model, by which caches know it.
+        q_norm, k_norm: RMSNorm of queries and keys before rotation, over each head (Qwen3) or over all heads together
+            (OLMoE), or None.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, kv_heads: int, head_width: int, qk_norm: str | None, eps: float, layer: int
+    ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.q = nn.Linear(dim, heads * self.head_dim, bias=False)
-        self.k = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(dim, kv_heads * self.head_dim, bias=False)
-        self.o = nn.Linear(heads * self.head_dim, dim, bias=False)
+        self.heads, self.kv_heads, self.head_width, self.layer = heads, kv_heads, head_width, layer
+        self.q_proj = nn.Linear(dim, heads * head_width, bias=False)
+        self.k_proj = nn.Linear(dim, kv_heads * head_width, bias=False)
+        self.v_proj = nn.Linear(dim, kv_heads * head_width, bias=False)
+        self.o_proj = nn.Linear(heads * head_width, dim, bias=False)
+        self.q_norm = self.k_norm = None
+        if qk_norm is not None:
+            over_q, over_k = (heads, kv_heads) if qk_norm == "width" else (1, 1)
+            self.q_norm, self.k_norm = RMSNorm(over_q * head_width, eps), RMSNorm(over_k * head_width, eps)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Random weights of the scale that keeps activations near 1."""
-        for linear in (self.q, self.k, self.v, self.o):
+        for linear in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
 
-    def forward(
-        self, x_BLD: torch.Tensor, angles: torch.Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> torch.Tensor:
-        """Attend to this and earlier positions; with a cache, also to the positions it holds."""
-        q_BHLC, k_BGLC, v_BGLC = (
-            linear(x_BLD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for linear in (self.q, self.k, self.v)
-        )
-        q_BHLC, k_BGLC = rotate(q_BHLC, angles), rotate(k_BGLC, angles)
-        mask = None
-        if cache is not None:
-            k_BGLC, v_BGLC = cache.extend(layer, k_BGLC, v_BGLC)
-            new, past = x_BLD.shape[1], cache.length
-            if past and new > 1:
-                mask = torch.ones(new, past + new, dtype=torch.bool, device=x_BLD.device).tril(past)
-        out_BHLC = F.scaled_dot_product_attention(
-            q_BHLC,
-            k_BGLC,
-            v_BGLC,
-            attn_mask=mask,
-            is_causal=cache is None or not cache.length,  # from the past alone: lengths are symbols under torch.compile
-            enable_gqa=self.heads != self.kv_heads,
-        )
-        projected: torch.Tensor = self.o(out_BHLC.transpose(1, 2).flatten(2))
-        return projected
+    def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> Attended:
+        """(output (B, L, D), attention weights if the context returns them)."""
+        q_BHLC = rotate(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
+        k_BGLC = rotate(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
+        v_BGLC = self._heads(self.v_proj(x_BLD), None)
+        out_BLHC, weights = context.attend(self, q_BHLC, k_BGLC, v_BGLC)
+        return self.o_proj(out_BLHC.flatten(2)), weights
+
+    def _heads(self, x: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:
+        """(B, L, heads x C) -> (B, heads, L, C), normalised over what the norm is as wide as."""
+        if norm is not None and norm.weight.shape[0] == x.shape[-1]:
+            x, norm = norm(x), None
+        x = x.view(*x.shape[:-1], -1, self.head_width)
+        return (x if norm is None else norm(x)).transpose(1, 2)

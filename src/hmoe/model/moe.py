@@ -54,17 +54,22 @@ class MoE(nn.Module):
         for w_down, width in zip(torch.split(self.w_down, list(self.widths)), self.widths, strict=True):
             nn.init.normal_(w_down, std=width**-0.5, generator=generator)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+    def forward(self, x: torch.Tensor, top_p_T: torch.Tensor | None = None) -> tuple[torch.Tensor, Routing]:
         """x (..., D) -> (y (..., D), Routing of the flattened tokens).
 
+        Args:
+            x: inputs.
+            top_p_T: another threshold for each token than the top-p router's own, in (0, 1]: cheap and careful tokens
+                in one batch.
+
         Raises:
-            ConfigError: if the last axis is not `dim`.
+            ConfigError: if the last axis is not `dim`, or thresholds come to a router that is not top-p.
             NonFiniteError: see `check_finite`.
         """
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(x_TD)
+        routing = self.router(x_TD, top_p_T)
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
         weights = (self.w_gate, self.w_up, self.w_down)

@@ -1,11 +1,13 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hmoe.errors import ConfigError
 from hmoe.routers import Router, TopK
 
 
@@ -17,7 +19,7 @@ class Routing:
         token_N: token of each pair. A compiled top-p router appends pairs that are not real (token 0, gate 0), so that
             their number is fixed; num_tokens_E.sum() are real.
         expert_N: expert of each pair.
-        gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1.
+        gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1 unless the router leaves them raw.
         logits_TE: router logits.
         probs_TE: softmax of the logits over all experts (HMoE eq 7).
         num_tokens_E: number of pairs of each expert, int64.
@@ -29,6 +31,15 @@ class Routing:
     logits_TE: torch.Tensor
     probs_TE: torch.Tensor
     num_tokens_E: torch.Tensor
+
+    def width_T(self, widths: Sequence[int]) -> torch.Tensor:
+        """Hidden units that each token activated, float64."""
+        width_N = torch.tensor(widths, dtype=torch.float64, device=self.expert_N.device)[self.expert_N]
+        real_N = torch.arange(len(width_N), device=width_N.device) < self.num_tokens_E.sum()
+        width_N = width_N.masked_fill(~real_N, 0)
+        return torch.zeros(len(self.probs_TE), dtype=torch.float64, device=width_N.device).index_add(
+            0, self.token_N, width_N
+        )
 
 
 class RouterLayer(nn.Module):
@@ -48,25 +59,28 @@ class RouterLayer(nn.Module):
         """Small logits, so that routing starts near uniform."""
         nn.init.normal_(self.weight, std=0.1 * self.weight.shape[1] ** -0.5, generator=generator)
 
-    def forward(self, x_TD: torch.Tensor) -> Routing:
-        """Route x_TD."""
+    def forward(self, x_TD: torch.Tensor, top_p_T: torch.Tensor | None = None) -> Routing:
+        """Route x_TD; `top_p_T` replaces a top-p router's threshold for each token."""
+        if top_p_T is not None and isinstance(self.spec, TopK):
+            raise ConfigError("top_p_T: the router is top-k, which has no threshold; nearest choice: a top-p model")
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with torch.autocast(x_TD.device.type, enabled=False):
-            return route(F.linear(x_TD.to(dtype), self.weight.to(dtype)), self.spec)
+            return route(F.linear(x_TD.to(dtype), self.weight.to(dtype)), self.spec, top_p_T)
 
 
-def route(logits_TE: torch.Tensor, spec: Router) -> Routing:
-    """Select experts and renormalise their probabilities over the selected set (HMoE eq 7-11).
+def route(logits_TE: torch.Tensor, spec: Router, top_p_T: torch.Tensor | None = None) -> Routing:
+    """Select experts and renormalise their probabilities over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
     probs_TE = torch.softmax(logits_TE + poison_T1, dim=1)
-    chosen_TE = select(probs_TE.detach(), logits_TE.detach(), spec)
+    chosen_TE = select(probs_TE.detach(), logits_TE.detach(), spec, top_p_T)
     num_tokens_E = chosen_TE.sum(0)
     token_N, expert_N, real_N = _pairs(chosen_TE, num_tokens_E, spec)
-    selected_T = (probs_TE * chosen_TE).sum(1)
-    gate_N = probs_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N) / selected_T.gather(0, token_N)
+    gate_N = probs_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
+    if spec.renormalize:
+        gate_N = gate_N / (probs_TE * chosen_TE).sum(1).gather(0, token_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E)
@@ -97,17 +111,22 @@ def _pairs(
     return cell_N // num_experts, cell_N % num_experts, real_N
 
 
-def select(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router) -> torch.Tensor:
+def select(
+    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, top_p_T: torch.Tensor | None = None
+) -> torch.Tensor:
     """Boolean (T, E): the experts chosen by `spec`; equal experts are taken lowest index first."""
     if isinstance(spec, TopK):
         return _largest(logits_TE, spec.k)
-    if spec.p == 1:
-        # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
+    # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
+    if top_p_T is None and spec.p == 1:
         return torch.ones_like(probs_TE, dtype=torch.bool)
     order_TE = torch.argsort(logits_TE, dim=1, descending=True, stable=True)
     sorted_TE = probs_TE.gather(1, order_TE)
     larger_TE = F.pad(sorted_TE.cumsum(1)[:, :-1], (1, 0))  # sum of the strictly earlier ones
-    keep_TE = larger_TE < spec.p  # the first is always kept: 0 < p; so is the one that crosses p
+    p_T1 = spec.p if top_p_T is None else top_p_T[:, None]
+    keep_TE = larger_TE < p_T1  # the first is always kept: 0 < p; so is the one that crosses p
+    if top_p_T is not None:
+        keep_TE = keep_TE | (top_p_T == 1)[:, None]
     return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
 
 

@@ -7,13 +7,16 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from hmoe.model.attention import Attention, KVCache
-from hmoe.model.layers import RMSNorm, SwiGLU, rotary_angles
+from hmoe.model.attention import Attention, Context, KVCache, Sequences
+from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.moe import MoE
+from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import Routing
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
     from hmoe.config import ModelConfig
+
+SEQUENCES = Sequences()
 
 
 class Block(nn.Module):
@@ -21,9 +24,10 @@ class Block(nn.Module):
 
     def __init__(self, config: "ModelConfig", layer: int) -> None:
         super().__init__()
-        self.layer = layer
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config.dim, config.heads, config.num_kv_heads)
+        self.attention = Attention(
+            config.dim, config.heads, config.num_kv_heads, config.head_width, config.qk_norm, config.norm_eps, layer
+        )
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn: MoE | SwiGLU
         if config.moe is not None and layer in config.moe_layers:
@@ -32,13 +36,14 @@ class Block(nn.Module):
             assert config.ffn is not None  # checked by the config
             self.ffn = SwiGLU(config.dim, config.ffn)
 
-    def forward(
-        self, x_BLD: torch.Tensor, angles: torch.Tensor, cache: KVCache | None
-    ) -> tuple[torch.Tensor, Routing | None]:
+    def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> tuple[torch.Tensor, Routing | None]:
         """One block; the routing is None where the ffn is dense."""
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), angles, cache, self.layer)
-        normed_BLD = self.ffn_norm(x_BLD)
-        y_BLD, routing = self.ffn(normed_BLD) if isinstance(self.ffn, MoE) else (self.ffn(normed_BLD), None)
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
+        normed_BLD, routing = self.ffn_norm(x_BLD), None
+        if isinstance(self.ffn, MoE):
+            y_BLD, routing = self.ffn(normed_BLD, context.top_p_T)
+        else:
+            y_BLD = self.ffn(normed_BLD)
         return x_BLD + y_BLD, routing
 
 
@@ -74,37 +79,35 @@ class Transformer(nn.Module):
             if isinstance(module, Attention | SwiGLU | MoE | RMSNorm):
                 module.reset_parameters(generator)
             if isinstance(module, Attention):
-                module.o.weight.mul_(residual_scale)
+                module.o_proj.weight.mul_(residual_scale)
             if isinstance(module, SwiGLU | MoE):
                 module.w_down.mul_(residual_scale)
             if name in ("embed", "head"):
                 nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)
 
-    def hidden(self, tokens_BL: torch.Tensor, cache: KVCache | None = None) -> tuple[torch.Tensor, list[Routing]]:
+    def hidden(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
         """Outputs of the last norm (B, L, D), and one Routing per MoE layer."""
-        x_BLD = self.embed(tokens_BL)
-        start = 0 if cache is None else cache.length
-        angles = rotary_angles(start, tokens_BL.shape[1], self.config.head_dim, self.config.rope_theta, x_BLD)
+        config, x_BLD = self.config, self.embed(tokens_BL)
+        positions_BL = context.positions(tokens_BL)
+        table = rotary(positions_BL, config.head_width, config.rope_theta, config.rope_scaling, x_BLD)
         routings = []
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BLD, routing = checkpoint(block, x_BLD, angles, cache, use_reentrant=False, preserve_rng_state=False)
+                x_BLD, routing = checkpoint(block, x_BLD, table, context, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BLD, routing = block(x_BLD, angles, cache)
+                x_BLD, routing = block(x_BLD, table, context)
             if routing is not None:
                 routings.append(routing)
-        if cache is not None:
-            cache.length += tokens_BL.shape[1]
         return self.norm(x_BLD), routings
 
-    def forward(self, tokens_BL: torch.Tensor, cache: KVCache | None = None) -> tuple[torch.Tensor, list[Routing]]:
+    def forward(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
         """Next-token logits (B, L, V), and one Routing per MoE layer."""
-        x_BLD, routings = self.hidden(tokens_BL, cache)
+        x_BLD, routings = self.hidden(tokens_BL, context)
         return nn.functional.linear(x_BLD, self.head_weight), routings
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty key/value cache for `batch` sequences of up to `capacity` tokens."""
-        shape = (batch, self.config.num_kv_heads, self.config.head_dim)
+        shape = (batch, self.config.num_kv_heads, self.config.head_width)
         return KVCache(self.config.layers, shape, capacity, self.embed.weight.detach())
 
 

@@ -1,0 +1,33 @@
+"""What all verbs share: the app they register with, common arguments, and how they print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Pretrain, evaluate and look inside language models whose experts differ in size.",
+)  # fmt: skip
+
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+Recipe = Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by `hmoe train`.")]
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # whatever a path or a key holds
+    print(f"hmoe: {line}", file=sys.stderr, flush=True)
+
+
+def show(numbers: dict[str, Any], as_json: bool) -> None:
+    """Names and numbers on stdout, aligned or as one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(numbers))
+        return
+    for name, value in numbers.items():
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else value
+        typer.echo(f"{name:28s} {shown}")

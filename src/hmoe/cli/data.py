@@ -1,0 +1,52 @@
+"""`hmoe data ...`: text and benchmarks, before any model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.base import app, say
+from hmoe.errors import ConfigError
+
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
+app.add_typer(data_app, name="data")
+
+
+@data_app.command("prepare")
+def prepare(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files or folders, or domain=PATH: "
+                      ".txt, .jsonl, .parquet, also .gz, .xz, .zst.")],
+    out: Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")],
+    tokenizer: Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")] = "bpe:8192",
+    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records. Default: text, raw_content, content.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of documents held out, chosen by their hash.")] = 0.01,
+    weight: Annotated[list[str] | None, typer.Option(help="domain=NUMBER: sampling weight; repeatable. Default: by size.")] = None,
+    max_bad: Annotated[int, typer.Option(help="Unusable documents to skip before giving up.")] = 0,
+) -> None:  # fmt: skip
+    """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
+    from hmoe.data.prepare import Request
+    from hmoe.data.prepare import prepare as prepare_data
+    from hmoe.train.console import data_line
+
+    request = Request(inputs, tokenizer, text_field, validation, _weights(weight), max_bad)
+    index = prepare_data(request, out, data_line())
+    tokens = {split: sum(shard.tokens for shard in index.of(split)) for split in ("train", "valid")}
+    typer.echo(
+        f"{out}: {tokens['train']:,} training tokens, {tokens['valid']:,} held out, vocabulary {index.vocab_size}, "
+        f"{index.skipped_documents} documents skipped"
+    )
+    if not tokens["valid"]:
+        say("no document was held out, so training will not report validation loss; see --validation")
+
+
+def _weights(items: list[str] | None) -> dict[str, float] | None:
+    weights = {}
+    for item in items or []:
+        domain, equals, number = item.rpartition("=")
+        try:
+            weights[domain] = float(number)
+        except ValueError:
+            equals = ""
+        if not (domain and equals and 0 <= weights[domain] <= 1e12):
+            raise ConfigError(f"--weight {item}: must be domain=NUMBER with a number from 0 to 1e12")
+    return weights or None

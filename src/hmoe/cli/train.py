@@ -1,0 +1,98 @@
+"""Verbs that take a recipe, and `hmoe info`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hmoe import __version__, recipes
+from hmoe.cli.base import OVERRIDES, Recipe, app, show
+
+
+@app.command(context_settings=OVERRIDES)
+def train(
+    context: typer.Context,
+    recipe: Recipe,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")
+    ] = False,
+) -> None:
+    """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
+    name, config = recipes.load(recipe, context.args)
+    if dry_run:
+        typer.echo(recipes.dump(config))
+        _print_plan(config, as_json=False)
+        return
+    from hmoe.train.run_folder import RunFolder
+
+    with RunFolder(run or Path("runs") / name, config) as folder:  # refuses a busy folder before torch is imported
+        from hmoe.train.console import Console
+        from hmoe.train.loop import train as train_loop
+
+        with Console() as console:
+            train_loop(config, folder, console)
+
+
+@app.command(context_settings=OVERRIDES)
+def plan(
+    context: typer.Context,
+    recipe: Recipe,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")
+    ] = False,
+) -> None:
+    """Parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
+    _print_plan(recipes.load(recipe, context.args)[1], as_json)
+
+
+@app.command(context_settings=OVERRIDES)
+def config(context: typer.Context, recipe: Recipe) -> None:
+    """Print a recipe in full as YAML, every default included."""
+    typer.echo(recipes.dump(recipes.load(recipe, context.args)[1]), nl=False)
+
+
+@app.command()
+def info() -> None:
+    """Versions, CPU and GPU features, installed extras."""
+    import importlib.metadata
+    import importlib.util
+    import platform
+
+    import torch
+
+    triton = importlib.util.find_spec("triton")
+    extras = {"data": ("pyarrow", "zstandard", "sentencepiece"), "track": ("tensorboard",)}
+    numbers: dict[str, Any] = {"hmoe": __version__, "python": platform.python_version()}
+    numbers |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
+    numbers["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    numbers["cpu_bfloat16"] = "hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated: use float32"
+    from hmoe.kernels import native
+
+    numbers["cpu_kernels"] = native.describe()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    numbers["gpu"] = ", ".join(gpus) or "none"
+    numbers["triton"] = importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
+    for extra, modules in extras.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        numbers[f"extra [{extra}]"] = (
+            f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
+        )
+    show(numbers, as_json=False)
+
+
+def _print_plan(config: Any, as_json: bool) -> None:
+    from hmoe.count import plan
+
+    numbers = plan(config)
+    if as_json:
+        show(numbers, as_json)
+        return
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            typer.echo(f"{name}:")
+            show({f"  {part}": number for part, number in value.items()}, as_json)
+        else:
+            show({name: value}, as_json)

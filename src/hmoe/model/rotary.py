@@ -1,0 +1,90 @@
+"""Rotary position embeddings (Su et al. 2021), plain or stretched, in Hugging Face's layout: pairs are (i, i + C/2)."""
+
+import math
+from typing import Any
+
+import torch
+
+from hmoe.rope import RopeScaling
+
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (B or 1, 1, L, C/2)
+
+
+def rotary(
+    positions_BL: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None, like: torch.Tensor
+) -> Rotary:
+    """Cosines and sines of positions; angles are float32 or better, the result has the type that attention computes in."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if scaling is not None and scaling.kind == "dynamic":
+        assert scaling.original_length is not None
+        length = max(scaling.original_length, int(positions_BL.max()) + 1)
+        stretch = scaling.factor * length / scaling.original_length - (scaling.factor - 1)
+        theta = theta * stretch ** (head_width / (head_width - 2))
+    frequency = theta ** (-torch.arange(0, head_width, 2, dtype=dtype, device=like.device) / head_width)
+    magnitude = 1.0
+    if scaling is not None and scaling.kind != "dynamic":
+        frequency, magnitude = _stretched(frequency, head_width, theta, scaling)
+    angles = positions_BL[:, None, :, None].to(dtype) * frequency
+    device = like.device.type
+    final = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    return (angles.cos() * magnitude).to(final), (angles.sin() * magnitude).to(final)
+
+
+def _stretched(
+    frequency: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
+) -> tuple[torch.Tensor, float]:
+    """Frequencies under linear, llama3 or yarn scaling, and what cosine and sine are multiplied by."""
+    slow = frequency / scaling.factor
+    if scaling.kind == "linear":
+        return slow, 1.0
+    assert scaling.original_length is not None
+    if scaling.kind == "llama3":
+        low, high = scaling.low_freq_factor or 1.0, scaling.high_freq_factor or 4.0
+        turns = scaling.original_length * frequency / (2 * math.pi)
+        keep = ((turns - low) / (high - low)).clamp(0, 1)
+        return slow * (1 - keep) + frequency * keep, 1.0
+    ends = []
+    for turns_at_end in (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0):
+        ends.append(
+            head_width * math.log(scaling.original_length / (turns_at_end * 2 * math.pi)) / (2 * math.log(theta))
+        )
+    if scaling.truncate is not False:
+        ends = [math.floor(ends[0]), math.ceil(ends[1])]
+    first, last = max(ends[0], 0), min(ends[1], head_width - 1)
+    pair = torch.arange(head_width // 2, dtype=frequency.dtype, device=frequency.device)
+    keep = 1 - ((pair - first) / max(last - first, 0.001)).clamp(0, 1)
+    magnitude = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
+    return slow * (1 - keep) + frequency * keep, magnitude
+
+
+class _Rotate(torch.autograd.Function):
+    """Rotates pairs (i, i + C/2); the backward pass rotates back. Four passes over memory, not seven."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x_BHLC, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _rotate(grad_outputs[0], cos, -sin), None, None
+
+
+def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    out_BHLC = torch.empty_like(x_BHLC)
+    first, second = x_BHLC.chunk(2, dim=-1)
+    out_first, out_second = out_BHLC.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+    return out_BHLC
+
+
+def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
+    """Rotate queries or keys by the angles of their positions."""
+    cos, sin = (part.to(x_BHLC.dtype) for part in table)
+    if torch.compiler.is_compiling():  # which fuses passes itself, and cannot write into parts of a tensor
+        first, second = x_BHLC.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]
+    return rotated

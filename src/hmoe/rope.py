@@ -1,0 +1,65 @@
+"""How rotary positions are stretched beyond the trained length, as frozen values without torch; the maths is in `hmoe.model.rotary`."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from hmoe.errors import ConfigError
+
+_FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a scaling
+_OF_ONE_KIND = {  # what is read by one kind only
+    "low_freq_factor": "llama3", "high_freq_factor": "llama3", "beta_fast": "yarn", "beta_slow": "yarn",
+    "attention_factor": "yarn", "truncate": "yarn",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """One of the four ways that Hugging Face's LLaMA family uses, under its names.
+
+    Attributes:
+        kind: linear divides positions (Chen et al. 2023); dynamic raises the base with the text's length; yarn
+            (Peng et al. 2023) and llama3 (Llama 3.1) divide the low frequencies only.
+        factor: how many times longer.
+        original_length: positions the model was trained on; all kinds but linear need it.
+        low_freq_factor, high_freq_factor: llama3, wavelengths between original_length / these are blended; 1 and 4.
+        beta_fast, beta_slow: yarn, rotations within original_length between which is blended; 32 and 1.
+        attention_factor: yarn, multiplies cosine and sine; None: 0.1 ln(factor) + 1.
+        truncate: yarn, the blend begins and ends at whole dimensions; True.
+
+    Raises:
+        ConfigError: for values out of range, or of another kind.
+    """
+
+    kind: Literal["linear", "dynamic", "yarn", "llama3"]
+    factor: float
+    original_length: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    truncate: bool | None = None
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "dynamic", "yarn", "llama3"):
+            raise ConfigError(f"rope_scaling.kind = {self.kind!r}, must be one of linear, dynamic, yarn, llama3")
+        if not 1 <= self.factor <= 1e6:
+            raise ConfigError(f"rope_scaling.factor = {self.factor}, must be from 1 to 1e6")
+        if self.kind == "linear" and self.original_length is not None:
+            raise ConfigError("rope_scaling.original_length has no effect with linear scaling; remove it")
+        if self.kind != "linear" and not (self.original_length and self.original_length > 0):
+            raise ConfigError(f"rope_scaling.original_length: missing, {self.kind} scaling needs it")
+        for name, kind in _OF_ONE_KIND.items():
+            value = getattr(self, name)
+            if value is not None and kind != self.kind:
+                raise ConfigError(f"rope_scaling.{name} has no effect with {self.kind} scaling; remove it")
+            if value is not None and not 0 < value <= 1e6 and name != "truncate":
+                raise ConfigError(f"rope_scaling.{name} = {value}, must be above 0 and at most 1e6")
+        for low, high, defaults in (
+            ("low_freq_factor", "high_freq_factor", (1, 4)),
+            ("beta_slow", "beta_fast", (1, 32)),
+        ):
+            ends = [defaults[i] if getattr(self, n) is None else getattr(self, n) for i, n in enumerate((low, high))]
+            if ends[0] >= ends[1]:
+                raise ConfigError(f"rope_scaling.{low} = {ends[0]}, must be below {high} = {ends[1]}")

@@ -1,0 +1,60 @@
+"""Candidates that share a beginning, scored together, against each sequence on its own."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hmoe.model.likelihood import Candidate, score
+from hmoe.model.transformer import Transformer, build
+from tests.model.test_transformer import config
+
+MODELS = {
+    "top_k": build(config(kv_heads=2), 0, torch.float64),
+    "top_p": build(config(moe={"widths": [5, 9, 4], "router": {"name": "top_p", "p": 0.6}}), 0, torch.float64),
+}
+TOKENS = st.lists(st.integers(0, 28), min_size=1, max_size=6)
+
+
+def alone(model: Transformer, candidate: Candidate) -> tuple[float, bool]:
+    tokens = list(candidate.tokens)
+    with torch.no_grad():
+        logits, _ = model(torch.tensor([tokens[:-1]]))
+    rows = logits[0].log_softmax(-1)[-candidate.scored :]
+    targets = torch.tensor(tokens[-candidate.scored :])
+    return -float(rows.gather(1, targets[:, None]).sum()), bool((rows.argmax(1) == targets).all())
+
+
+@given(groups=st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=40)
+@pytest.mark.parametrize("router", list(MODELS))
+def test_scores_are_those_of_each_sequence_alone(router: str, groups: list[tuple[list[int], list[list[int]]]]) -> None:
+    model = MODELS[router]
+    asked = [[Candidate([*begin, *end], len(end)) for end in ends] for begin, ends in groups]
+    found = score(model, asked)
+    for group, scores in zip(asked, found.groups, strict=True):
+        for candidate, one in zip(group, scores, strict=True):
+            nll, greedy = alone(model, candidate)
+            assert one.nll == pytest.approx(nll, rel=1e-9)
+            assert one.greedy == greedy
+
+
+def test_what_is_shared_is_read_once() -> None:
+    model = MODELS["top_k"]
+    begin = list(range(10))
+    found = score(model, [[Candidate([*begin, 11, 12], 2), Candidate([*begin, 13, 14, 15], 3)]])
+    assert found.tokens == 10 + 1 + 2
+    assert found.units == pytest.approx(sum(_units(model, begin, [11], [13, 14])), rel=0)
+    yes_or_no = score(model, [[Candidate([*begin, 1], 1), Candidate([*begin, 2], 1)]])
+    assert yes_or_no.tokens == 10
+
+
+def _units(model: Transformer, begin: list[int], *branches: list[int]) -> list[float]:
+    widths, total = model.config.moe.expert_widths, []  # type: ignore[union-attr]
+    with torch.no_grad():
+        for branch in branches:
+            _, routings = model(torch.tensor([[*begin, *branch]]))
+            per_token = sum(routing.width_T(widths) for routing in routings)
+            total.append(float(per_token[len(begin) :].sum()))  # type: ignore[index]
+        total.append(float(per_token[: len(begin)].sum()))  # type: ignore[index]
+    return total
