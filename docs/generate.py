@@ -6,8 +6,9 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
+from hmoe.architecture import MoEConfig, WidthRule
 from hmoe.cli import app
-from hmoe.config import MoEConfig, RunConfig, WidthRule
+from hmoe.config import RunConfig
 from hmoe.section import Section
 
 FOLDER = Path(__file__).parent / "reference"

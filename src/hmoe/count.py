@@ -5,7 +5,8 @@ Counted as in the paper (its Table 1 matches only so): input embedding and outpu
 
 from typing import Any
 
-from hmoe.config import ModelConfig, RunConfig
+from hmoe.architecture import ModelConfig
+from hmoe.config import RunConfig
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:

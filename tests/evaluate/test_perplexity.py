@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hmoe import DataError
-from hmoe.config import ModelConfig
+from hmoe.architecture import ModelConfig
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate.perplexity import perplexity
 from hmoe.model.transformer import build

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hmoe import recipes
-from hmoe.config import ModelConfig
+from hmoe.architecture import ModelConfig
 from hmoe.model.attention import Sequences
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build

@@ -17,7 +17,8 @@ import hmoe
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
-    "errors": 0, "files": 0, "sizes": 0, "rope": 0, "routers": 0, "section": 0, "config": 0, "recipes": 0, "count": 0, "presets": 0,
+    "errors": 0, "files": 0, "sizes": 0, "rope": 0, "routers": 0, "section": 0,
+    "architecture": 0, "config": 0, "recipes": 0, "count": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,
     "checkpoint": 3,
@@ -26,7 +27,20 @@ LAYERS = {
     "cli": 6, "__main__": 7,
 }  # fmt: skip
 SIBLINGS_APART = {1, 4, 5}
-TORCH_FREE = {"errors", "files", "sizes", "rope", "routers", "section", "config", "recipes", "count", "presets", "data"}
+TORCH_FREE = {
+    "errors",
+    "files",
+    "sizes",
+    "rope",
+    "routers",
+    "section",
+    "architecture",
+    "config",
+    "recipes",
+    "count",
+    "presets",
+    "data",
+}
 TORCH_ONLY = {"kernels", "model"}  # these must work where pydantic, typer, yaml and numpy's friends are missing
 NOT_FOR_TORCH_ONLY = {"pydantic", "typer", "yaml", "rich", "tokenizers", "safetensors", "numpy", "transformers"}
 

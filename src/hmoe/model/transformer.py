@@ -14,7 +14,7 @@ from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import Routing
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
-    from hmoe.config import ModelConfig
+    from hmoe.architecture import ModelConfig
 
 SEQUENCES = Sequences()
 
@@ -88,8 +88,7 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
         """Outputs of the last norm (B, L, D), and one Routing per MoE layer."""
         config, x_BLD = self.config, self.embed(tokens_BL)
-        positions_BL = context.positions(tokens_BL)
-        table = rotary(positions_BL, config.head_width, config.rope_theta, config.rope_scaling, x_BLD)
+        table = rotary(context.positions(tokens_BL), config.head_width, config.rope_theta, config.rope_scaling, x_BLD)
         routings = []
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hmoe.config import MoEConfig, RunConfig
+from hmoe.architecture import MoEConfig
+from hmoe.config import RunConfig
 from hmoe.count import activated_parameters, loss_chunk, training_flops
 from hmoe.data.batches import Tokens
 from hmoe.model import losses
