@@ -43,3 +43,8 @@ class NonFiniteError(HMoEError, ArithmeticError):
     """NaN or infinity in router logits, loss or gradients."""
 
     exit_code = 5
+
+
+def missing_extra(what: str, extra: str) -> ConfigError:
+    """The one-line error where a library of an extra is not installed."""
+    return ConfigError(f"{what} need the {extra} extra: pip install 'hmoe[{extra}]'")

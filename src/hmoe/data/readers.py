@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from hmoe.errors import ConfigError, DataError
+from hmoe.errors import DataError, missing_extra
 
 _SUFFIX = re.compile(r"\.(txt|jsonl|json|parquet)(\.(gz|xz|zst))?$")
 _READ_BYTES = 1 << 20
@@ -153,7 +153,7 @@ def _read_parquet(path: Path, text_field: str | None) -> Iterator[tuple[int, Any
         import pyarrow  # noqa: PLC0415 - optional extra
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError:
-        raise missing_extra("parquet files") from None
+        raise missing_extra("parquet files", "data") from None
     try:
         file = parquet.ParquetFile(path)
         wanted = {text_field or "", "meta", *_TEXT_FIELDS, *_DOMAIN_FIELDS}
@@ -203,7 +203,7 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
     try:
         import zstandard  # noqa: PLC0415 - optional extra
     except ImportError:
-        raise missing_extra(".zst files") from None
+        raise missing_extra(".zst files", "data") from None
     frame, data = None, b""
     while data or (data := file.read(_READ_BYTES)):
         frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
@@ -215,11 +215,6 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
         frame = None if frame.eof else frame
     if frame is not None:
         raise EOFError("zstd frame ends early")
-
-
-def missing_extra(what: str) -> ConfigError:
-    """The one-line error for a library of the [data] extra."""
-    return ConfigError(f"{what} need the data extra: pip install 'hmoe[data]'")
 
 
 def _stem(path: Path) -> str:

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from hmoe.data.readers import missing_extra
-from hmoe.errors import DataError
+from hmoe.errors import DataError, missing_extra
 
 _SEPARATOR = "<|endoftext|>"
 _END_TOKENS = ("</s>", _SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
@@ -102,7 +101,7 @@ class SentencePieceTokenizer:
         try:
             import sentencepiece  # noqa: PLC0415 - optional extra
         except ImportError:
-            raise missing_extra("SentencePiece tokenizers") from None
+            raise missing_extra("SentencePiece tokenizers", "data") from None
         try:
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
