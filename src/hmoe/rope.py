@@ -1,7 +1,7 @@
 """How rotary positions are stretched beyond the trained length, as frozen values without torch; the maths is in `hmoe.model.rotary`."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
 
@@ -10,6 +10,13 @@ _OF_ONE_KIND = {  # what is read by one kind only
     "low_freq_factor": "llama3", "high_freq_factor": "llama3", "beta_fast": "yarn", "beta_slow": "yarn",
     "attention_factor": "yarn", "truncate": "yarn",
 }  # fmt: skip
+
+_THEIRS = {  # Hugging Face's name -> ours
+    "factor": "factor", "original_max_position_embeddings": "original_length", "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
+    "attention_factor": "attention_factor", "truncate": "truncate",
+}  # fmt: skip
+_WITHOUT_EFFECT = {"partial_rotary_factor": 1.0}  # values that change nothing
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,37 @@ class RopeScaling:
             ends = [defaults[i] if getattr(self, n) is None else getattr(self, n) for i, n in enumerate((low, high))]
             if ends[0] >= ends[1]:
                 raise ConfigError(f"rope_scaling.{low} = {ends[0]}, must be below {high} = {ends[1]}")
+
+
+def from_hugging_face(parameters: dict[str, Any], max_length: int) -> RopeScaling | None:
+    """Their `rope_parameters` (or the older `rope_scaling`), None for plain positions.
+
+    Raises:
+        ConfigError: for a kind or a key that is not computed here.
+    """
+    values = {key: value for key, value in parameters.items() if key not in ("rope_theta", "rope_type", "type")}
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    for key, value in values.items():
+        if key not in _THEIRS and value is not None and _WITHOUT_EFFECT.get(key) != value:
+            raise ConfigError(
+                f"rope_parameters.{key} = {value!r}: is not computed here; known are {', '.join(_THEIRS)}"
+            )
+    if kind == "default":
+        return None
+    ours = {_THEIRS[key]: value for key, value in values.items() if key in _THEIRS}
+    if kind == "linear":
+        ours.pop("original_length", None)
+    elif kind == "dynamic":
+        ours["original_length"] = max_length
+    else:
+        ours.setdefault("original_length", max_length)
+    return RopeScaling(kind, **ours)
+
+
+def to_hugging_face(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
+    """`rope_parameters` that `from_hugging_face` reads back, where the maximum length of dynamic scaling is its original one."""
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    values = {theirs: getattr(scaling, ours) for theirs, ours in _THEIRS.items()}
+    kept = {key: value for key, value in values.items() if value is not None}
+    return {"rope_type": scaling.kind, "rope_theta": theta, **kept}

@@ -1,1 +1,12 @@
-"""Models as folders: ours and Hugging Face's, opened, exported, imported; and the Hugging Face classes."""
+"""The Hugging Face classes. Importing this registers them, so that AutoConfig, AutoModel and AutoModelForCausalLM know "hmoe"."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from hmoe.hub.configuration import HMoEConfig
+from hmoe.hub.modeling import HMoEForCausalLM, HMoEModel
+
+__all__ = ["HMoEConfig", "HMoEForCausalLM", "HMoEModel"]
+
+AutoConfig.register("hmoe", HMoEConfig, exist_ok=True)
+AutoModel.register(HMoEConfig, HMoEModel, exist_ok=True)
+AutoModelForCausalLM.register(HMoEConfig, HMoEForCausalLM, exist_ok=True)

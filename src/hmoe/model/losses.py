@@ -4,11 +4,15 @@ The small functions take numbers that may already be reduced over devices; those
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.router import Routing
+
+if TYPE_CHECKING:  # any object with these attributes will do
+    from hmoe.architecture import MoEConfig
 
 
 def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -63,3 +67,27 @@ def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
 def router_z(routing: Routing) -> torch.Tensor:
     """Router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
     return torch.logsumexp(routing.logits_TE, dim=1).square().sum() / max(len(routing.logits_TE), 1)
+
+
+def auxiliary(routings: Sequence[Routing], moe: "MoEConfig | None") -> dict[str, torch.Tensor]:
+    """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching."""
+    if moe is None:
+        return {}
+    widths = moe.expert_widths
+    per_layer = {
+        "load_balance": [load_balance(r) for r in routings],
+        "parameter_penalty": [parameter_penalty(r, widths, moe.penalty_norm) for r in routings],
+        "router_entropy": [router_entropy(r, moe.entropy_scale) for r in routings],
+        "router_z": [router_z(r) for r in routings],
+    }
+    return {name: torch.stack(values).mean() for name, values in per_layer.items()}
+
+
+def weighted(terms: dict[str, torch.Tensor], moe: "MoEConfig | None") -> torch.Tensor | float:
+    """Sum of the auxiliary losses among `terms`, each times its coefficient."""
+    total: torch.Tensor | float = 0.0
+    for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z"):
+        coefficient = getattr(moe, name, 0.0)
+        if coefficient:
+            total = total + coefficient * terms[name]
+    return total

@@ -50,9 +50,11 @@ def _stretched(
         )
     if scaling.truncate is not False:
         ends = [math.floor(ends[0]), math.ceil(ends[1])]
-    first, last = max(ends[0], 0), min(ends[1], head_width - 1)
+    first, last = max(ends[0], 0.0), min(ends[1], head_width - 1.0)
+    if first == last:
+        last += 0.001
     pair = torch.arange(head_width // 2, dtype=frequency.dtype, device=frequency.device)
-    keep = 1 - ((pair - first) / max(last - first, 0.001)).clamp(0, 1)
+    keep = 1 - ((pair - first) / (last - first)).clamp(0, 1)
     magnitude = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
     return slow * (1 - keep) + frequency * keep, magnitude
 

@@ -1,0 +1,141 @@
+"""`config.json` of a heterogeneous mixture of experts, under Hugging Face's names where there are such."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from hmoe.errors import ConfigError
+from hmoe.rope import RopeScaling, from_hugging_face
+from hmoe.routers import Router, TopK, TopP
+from hmoe.sizes import arithmetic
+
+
+@strict
+class HMoEConfig(PreTrainedConfig):
+    """Configuration of HMoEModel; the defaults are the paper's 0.4B model with top-2 routing.
+
+    Args (those that other models do not have):
+        expert_widths: hidden units of each expert; [] for a dense model, None for eight widths in arithmetic progression
+            with 16 hidden units in all per unit of hidden_size.
+        dense_layers: layers, from 0, with a dense feed-forward layer of width dense_intermediate_size.
+        router_type: top_k (num_experts_per_tok) or top_p (router_top_p).
+        norm_topk_prob: gates are renormalised over the chosen experts.
+        qk_norm: RMSNorm of queries and keys, "head": over each head, "width": over all heads together.
+        load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE eq 3, 4, 5 and
+            ST-MoE's), added to the loss when output_router_logits is set, as transformers does.
+        penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
+
+    Raises:
+        ValueError: for values that do not fit together.
+    """
+
+    model_type = "hmoe"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
+
+    vocab_size: int = 32000
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    qk_norm: str | None = None
+    expert_widths: Any = None
+    dense_layers: Any = None
+    dense_intermediate_size: int | None = None
+    router_type: str = "top_k"
+    num_experts_per_tok: int = 2
+    router_top_p: float = 0.6
+    norm_topk_prob: bool = True
+    load_balance_coef: float = 0.0
+    parameter_penalty_coef: float = 0.1
+    penalty_norm: str = "mean"
+    router_entropy_coef: float = 0.0
+    entropy_scale: str = "experts"
+    router_z_coef: float = 0.0
+    output_router_logits: bool = False
+    max_position_embeddings: int = 4096
+    rope_parameters: dict[str, Any] | None = None
+    rms_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+    attention_dropout: float | int = 0.0
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.expert_widths is None:
+            self.expert_widths = arithmetic(16 * self.hidden_size, 8)
+        self.expert_widths = list(self.expert_widths)
+        self.dense_layers = list(self.dense_layers or ())
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self) -> None:
+        """What a model of these values needs; called by transformers."""
+        assert self.num_key_value_heads is not None
+        assert self.head_dim is not None
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim}, must be even and at least 2 (rotary pairs)")
+        if any(type(width) is not int or width < 1 for width in self.expert_widths):
+            raise ValueError(f"expert_widths = {self.expert_widths}, must be integers of at least 1")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads = {self.num_key_value_heads} must divide num_attention_heads = {self.num_attention_heads}"
+            )
+        if self.qk_norm not in (None, "head", "width"):
+            raise ValueError(f"qk_norm = {self.qk_norm!r}, must be null, head or width")
+        if any(not 0 <= layer < self.num_hidden_layers for layer in self.dense_layers):
+            raise ValueError(f"dense_layers = {self.dense_layers}, must be from 0 to {self.num_hidden_layers - 1}")
+        if len(self.moe_layers) < self.num_hidden_layers and self.dense_intermediate_size is None:
+            raise ValueError("dense_intermediate_size: missing, dense layers need their width")
+        if self.expert_widths:
+            self.router.check(len(self.expert_widths))
+
+    @property
+    def num_experts(self) -> int:
+        """Experts per layer."""
+        return len(self.expert_widths)
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """Layers with experts."""
+        if not self.expert_widths:
+            return ()
+        return tuple(i for i in range(self.num_hidden_layers) if i not in self.dense_layers)
+
+    @property
+    def router(self) -> Router:
+        """The router's spec."""
+        if self.router_type == "top_k":
+            return TopK(self.num_experts_per_tok, self.norm_topk_prob)
+        if self.router_type == "top_p":
+            return TopP(self.router_top_p, self.norm_topk_prob)
+        raise ConfigError(f"router_type = {self.router_type!r}, must be top_k or top_p")
+
+    @property
+    def rope_scaling_spec(self) -> RopeScaling | None:
+        """Stretched rotary positions, None for plain ones."""
+        return from_hugging_face(self.rope_parameters or {}, self.max_position_embeddings)
+
+    @property
+    def structure(self) -> Any:
+        """The same under the names that `hmoe.model` knows (`hmoe.architecture.ModelConfig`), without pydantic."""
+        moe = SimpleNamespace(
+            expert_widths=tuple(self.expert_widths), router=self.router, penalty_norm=self.penalty_norm,
+            entropy_scale=self.entropy_scale, load_balance=self.load_balance_coef, router_z=self.router_z_coef,
+            parameter_penalty=self.parameter_penalty_coef, router_entropy=self.router_entropy_coef,
+        ) if self.expert_widths else None  # fmt: skip
+        return SimpleNamespace(
+            dim=self.hidden_size, layers=self.num_hidden_layers, heads=self.num_attention_heads,
+            num_kv_heads=self.num_key_value_heads, head_width=self.head_dim, qk_norm=self.qk_norm, vocab=self.vocab_size,
+            ffn=self.dense_intermediate_size, tied=self.tie_word_embeddings, norm_eps=self.rms_norm_eps, moe=moe,
+            moe_layers=self.moe_layers, rope_theta=(self.rope_parameters or {}).get("rope_theta", 10_000.0),
+            rope_scaling=self.rope_scaling_spec,
+        )  # fmt: skip

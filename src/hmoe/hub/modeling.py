@@ -1,0 +1,259 @@
+"""The Hugging Face classes: the same blocks as `hmoe.model`, with transformers' caches, masks and attention around them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from hmoe.hub.configuration import HMoEConfig
+from hmoe.model.attention import Attended, Attention, Context
+from hmoe.model.layers import RMSNorm, SwiGLU
+from hmoe.model.losses import auxiliary, weighted
+from hmoe.model.moe import MoE
+from hmoe.model.rotary import Rotary, rotary
+from hmoe.model.router import RouterLayer, route
+from hmoe.model.transformer import Block, set_check_finite
+
+_RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
+_CACHE = "cache" if _RENAMED else "past_key_values"
+
+
+def _both_names(forward: Any) -> Any:
+    """`past_key_values` goes on working, with transformers' warning where it is deprecated."""
+    return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward) if _RENAMED else forward
+
+
+def _eager_attention(
+    module: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
+    scaling: float, dropout: float = 0.0, **_: Any,
+) -> Attended:  # fmt: skip
+    """Attention that also returns its weights; softmax in float32 as everywhere in transformers."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class _HuggingFaceContext:
+    """Positions, mask and cache as transformers gives them."""
+
+    top_p_T: torch.Tensor | None = None
+
+    def __init__(
+        self, config: HMoEConfig, position_ids: torch.Tensor, mask: Any, cache: Cache | None, options: dict[str, Any]
+    ) -> None:
+        self.config, self.position_ids, self.mask, self.cache, self.options = config, position_ids, mask, cache, options
+
+    def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Those that were given."""
+        return self.position_ids
+
+    def attend(
+        self, attention: Attention, q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
+    ) -> Attended:
+        """Through transformers' registry of attention functions."""
+        if self.cache is not None:
+            k_BGLC, v_BGLC = self.cache.update(k_BGLC, v_BGLC, attention.layer)
+        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
+        dropout = float(self.config.attention_dropout) if attention.training else 0.0
+        out, weights = function(
+            attention,
+            q_BHLC,
+            k_BGLC,
+            v_BGLC,
+            self.mask,
+            scaling=attention.head_width**-0.5,
+            dropout=dropout,
+            **self.options,
+        )
+        return out, weights
+
+
+class HMoEDecoderLayer(GradientCheckpointingLayer, Block):
+    """`hmoe.model`'s block; it hands out the router's logits, not the whole routing: checkpointing keeps tensors only."""
+
+    def forward(  # type: ignore[override]
+        self, x_BLD: torch.Tensor, rotary: Rotary, context: Context
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(x (B, L, D), router logits (T, E) or None)."""
+        x_BLD, routing = Block.forward(self, x_BLD, rotary, context)
+        return x_BLD, None if routing is None else routing.logits_TE
+
+
+class HMoEPreTrainedModel(PreTrainedModel):
+    """What all HMoE models share; random weights are normal with standard deviation `initializer_range`."""
+
+    config: HMoEConfig
+    config_class = HMoEConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HMoEDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(HMoEDecoderLayer, index=0),
+        "attentions": OutputRecorder(Attention, index=1),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MoE | SwiGLU | RouterLayer):
+            for parameter in module.parameters(recurse=False):
+                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+
+
+class HMoEModel(HMoEPreTrainedModel):
+    """Decoder without head. `input_ids` or `inputs_embeds` -> the last norm's output, and one router_logits per MoE layer."""
+
+    def __init__(self, config: HMoEConfig) -> None:
+        super().__init__(config)
+        structure = config.structure
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(HMoEDecoderLayer(structure, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        for attention in (module for module in self.modules() if isinstance(module, Attention)):
+            # what transformers' attention functions read from the module that calls them
+            attention.config, attention.layer_idx, attention.is_causal = config, attention.layer, True  # type: ignore[assignment]
+            attention.num_key_value_groups = attention.heads // attention.kv_heads  # type: ignore[assignment]
+        set_check_finite(self, False)  # rows of padding may be NaN; no wait for the device per layer
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @_both_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
+        output_router_logits: bool | None = None,
+        **kwargs: Any,
+    ) -> MoeModelOutputWithPast:
+        """Arguments as in every decoder of transformers."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        x_BLD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        if position_ids is None:
+            past = 0 if cache is None else cache.get_seq_length()
+            position_ids = (torch.arange(x_BLD.shape[1], device=x_BLD.device) + past)[None]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=x_BLD,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            **{_CACHE: cache},
+        )
+        context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
+        x_BLD, router_logits = self._through_layers(x_BLD, context)
+        wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        return MoeModelOutputWithPast(
+            last_hidden_state=self.norm(x_BLD), router_logits=router_logits if wanted else None, **{_CACHE: cache}
+        )
+
+    def _through_layers(
+        self, x_BLD: torch.Tensor, context: _HuggingFaceContext
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        structure = self.config.structure
+        table = rotary(context.position_ids, structure.head_width, structure.rope_theta, structure.rope_scaling, x_BLD)
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            context.cache = None  # recomputation would write to it twice
+        found = []
+        for layer in self.layers:
+            x_BLD, logits_TE = layer(x_BLD, table, context)
+            if logits_TE is not None:
+                found.append(logits_TE)
+        return x_BLD, tuple(found)
+
+
+class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
+    """Language model whose experts differ in size (HMoE), for everything that speaks transformers."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: HMoEConfig) -> None:
+        super().__init__(config)
+        self.model = HMoEModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    @_both_names
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_router_logits: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> MoeCausalLMOutputWithPast:
+        """Logits (B, L, V); with `labels` the loss in nats per token, with `output_router_logits` plus the auxiliary losses.
+
+        Auxiliary losses are the mean over MoE layers of tokens that `attention_mask` keeps, each times its coefficient;
+        `aux_loss` is their sum.
+        """
+        wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
+        outputs = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
+            use_cache=use_cache, output_router_logits=wanted, **{_CACHE: past_key_values if cache is None else cache}, **kwargs,
+        )  # fmt: skip
+        x_BLD = outputs.last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BLV = self.lm_head(x_BLD[:, keep, :])
+        loss = None if labels is None else self.loss_function(logits_BLV, labels, self.vocab_size, **kwargs)
+        aux_loss = (
+            self._auxiliary_loss(outputs.router_logits, attention_mask) if wanted and outputs.router_logits else None
+        )
+        if loss is not None and aux_loss is not None:
+            loss = loss + aux_loss.to(loss.device)
+        return MoeCausalLMOutputWithPast(
+            loss=loss, aux_loss=aux_loss, logits=logits_BLV, hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions, router_logits=outputs.router_logits, **{_CACHE: outputs.get(_CACHE)},
+        )  # fmt: skip
+
+    def _auxiliary_loss(
+        self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        moe = self.config.structure.moe
+        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == len(router_logits[0]):
+            kept_T = attention_mask.flatten().bool()
+            router_logits = tuple(logits_TE[kept_T.to(logits_TE.device)] for logits_TE in router_logits)
+        device = router_logits[0].device
+        terms = auxiliary([route(logits_TE.to(device), moe.router) for logits_TE in router_logits], moe)
+        return router_logits[0].new_zeros(()) + weighted(terms, moe)
+
+
+__all__ = ["HMoEForCausalLM", "HMoEModel", "HMoEPreTrainedModel"]
