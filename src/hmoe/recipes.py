@@ -54,7 +54,7 @@ def check(tree: Any) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = list(dict.fromkeys(_line(problem) for problem in error.errors(include_url=False)))
+        lines = list(dict.fromkeys(problem_line(problem) for problem in error.errors(include_url=False)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(lines[0] + more) from None
 
@@ -165,7 +165,8 @@ def _merge(base: Any, new: Any) -> Any:
     return base | {key: _merge(base.get(key), value) for key, value in new.items()}
 
 
-def _line(problem: Any) -> str:
+def problem_line(problem: Any) -> str:
+    """What pydantic found, as one line that names key, value and nearest choice."""
     key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in keys():

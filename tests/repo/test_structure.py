@@ -21,7 +21,7 @@ LAYERS = {
     "architecture": 0, "config": 0, "recipes": 0, "count": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,
-    "checkpoint": 3,
+    "checkpoint": 3, "folders": 3,
     "train": 4, "evaluate": 4,
     "hub": 5, "serve": 5, "bench": 5,
     "cli": 6, "__main__": 7,

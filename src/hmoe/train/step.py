@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from hmoe.architecture import MoEConfig
 from hmoe.config import RunConfig
 from hmoe.count import activated_parameters, loss_chunk, training_flops
 from hmoe.data.batches import Tokens
 from hmoe.model import losses
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.router import Routing
 from hmoe.model.transformer import Transformer
 from hmoe.train.optim import learning_rate
 
@@ -58,8 +56,8 @@ def train_step(
             target_T = torch.from_numpy(targets_BL).to(device).reshape(-1)
             chunk = loss_chunk(config.model.vocab)
             loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
-        terms = {"loss": loss, **_auxiliary(routings, config.model.moe)}
-        terms["loss_total"] = _total(terms, config.model.moe)
+        terms = {"loss": loss, **losses.auxiliary(routings, config.model.moe)}
+        terms["loss_total"] = loss + losses.weighted(terms, config.model.moe)
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
@@ -68,29 +66,6 @@ def train_step(
     _count(record, torch.stack(pairs).sum(0).long().tolist(), config)
     _update(model, optimizer, record, config)
     return record
-
-
-def _auxiliary(routings: list[Routing], moe: MoEConfig | None) -> dict[str, torch.Tensor]:
-    """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching."""
-    if moe is None:
-        return {}
-    widths = moe.expert_widths
-    per_layer = {
-        "load_balance": [losses.load_balance(r) for r in routings],
-        "parameter_penalty": [losses.parameter_penalty(r, widths, moe.penalty_norm) for r in routings],
-        "router_entropy": [losses.router_entropy(r, moe.entropy_scale) for r in routings],
-        "router_z": [losses.router_z(r) for r in routings],
-    }
-    return {name: torch.stack(values).mean() for name, values in per_layer.items()}
-
-
-def _total(terms: dict[str, torch.Tensor], moe: MoEConfig | None) -> torch.Tensor:
-    total = terms["loss"]
-    for name, value in terms.items():
-        coefficient = 0.0 if name == "loss" else getattr(moe, name)
-        if coefficient:
-            total = total + coefficient * value
-    return total
 
 
 def _count(record: StepRecord, pairs_LE: list[list[int]], config: RunConfig) -> None:

@@ -1,0 +1,114 @@
+"""A run folder or a Hugging Face folder -> the model, its tokenizer, and what else evaluating and serving need."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmoe.checkpoint import open_run
+from hmoe.config import RunConfig
+from hmoe.data import tokenizer as tokenizers
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import ConfigError, DataError
+from hmoe.folders import families
+from hmoe.folders.weights import Tensors, fill, hugging_face_name
+from hmoe.model.transformer import Transformer
+
+_LARGEST_JSON = 1 << 26  # bytes
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is ready to read text.
+
+    Attributes:
+        model: in evaluation mode, on the GPU where there is one.
+        context_length: tokens it was trained to read at once.
+        name: of the folder.
+        step: training steps taken, None where the folder does not say.
+        chat_template: the folder's Jinja template for conversations, if it has one.
+        run: recipe of the run, None for a Hugging Face folder.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    context_length: int
+    name: str
+    step: int | None = None
+    chat_template: str | None = None
+    run: RunConfig | None = None
+
+
+def open_model(path: Path, say: Callable[[str], None]) -> Opened:
+    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming what cannot be used.
+    """
+    name = path.resolve().name
+    if (path / "config.yaml").is_file():
+        config, model, tokenizer, step = open_run(path, say)
+        return Opened(model, tokenizer, config.data.sequence_length, name, step, _chat_template(path), config)
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
+            "`hmoe train RECIPE` makes a run folder"
+        )
+    raw = read_json(path / "config.json")
+    tokenizer = _tokenizer(path)
+    model = read_model(path, raw)
+    if tokenizer.vocab_size > model.config.vocab:
+        raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return Opened(model.eval(), tokenizer, families.context_length(raw), name, None, _chat_template(path))
+
+
+def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
+    """The model of a Hugging Face folder on the CPU, in the type it is stored in or in `dtype`."""
+    config = families.model_config(raw, str(folder / "config.json"))
+    tensors = Tensors(folder)
+    stored = tensors[hugging_face_name("embed.weight")].dtype
+    with torch.device("meta"):
+        model = Transformer(config).to(dtype or stored)
+    model.to_empty(device="cpu")
+    fill(model, tensors, raw["model_type"], str(folder))
+    return model
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ConfigError(f"{path}: larger than {_LARGEST_JSON} bytes")
+        tree = json.loads(path.read_bytes())
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    return tree
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = tokenizers.load(folder)
+    if not tokenizer.file_name:
+        raise DataError(f"{folder}: has no tokenizer.json and no tokenizer.model")
+    return tokenizer
+
+
+def _chat_template(folder: Path) -> str | None:
+    """From chat_template.jinja, or the older place in tokenizer_config.json."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    return template if isinstance(template, str) else None
