@@ -1,0 +1,233 @@
+"""A model as lm-evaluation-harness sees it: log-likelihoods of continuations, of whole texts, and generated text.
+
+Scores are those of the harness's own `hf` model: the same split between context and continuation, the same truncation
+from the left. Choices of one document are read together, their common beginning once.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import ConfigError, DataError
+from hmoe.evaluate.precision import Precision
+from hmoe.model.generate import Sampling, generate
+from hmoe.model.likelihood import Candidate, score
+from hmoe.model.transformer import Transformer
+
+BATCH_TOKENS = 4096
+_GENERATED_TOKENS = 256  # where a task does not say; the harness's own default
+
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
+Answer = tuple[float, bool]
+
+
+@dataclass
+class Measured:
+    """What was read so far.
+
+    Attributes:
+        tokens: read by the model; a beginning that candidates share counts once.
+        units: hidden units activated by them, summed over MoE layers.
+        truncated: requests that lost the beginning of their context.
+    """
+
+    tokens: int = 0
+    units: float = 0.0
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Requests that are scored together: where their answers go, and the tokens that reading them takes."""
+
+    places: list[int]
+    candidates: list[Candidate]
+    tokens: int
+
+
+class LanguageModel(TemplateLM):  # type: ignore[misc]
+    """lm-eval's model over a given (model, tokenizer, context_length).
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its own; texts get no special tokens, an empty context becomes the separator.
+        context_length: tokens read at once; longer requests lose the beginning of their context.
+        batch_tokens: tokens of one forward pass; a document that is longer is read alone.
+        precision: None: that of the weights.
+        report: is told the requests done and their number.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        context_length: int,
+        batch_tokens: int = BATCH_TOKENS,
+        precision: str | None = None,
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        super().__init__()
+        if batch_tokens < 1 or context_length < 1:
+            raise ConfigError(f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1")
+        self.model, self._words, self._max_length = model, tokenizer, context_length
+        self._batch_tokens, self._precision, self.report = batch_tokens, Precision(model, precision), report
+        self._device = model.embed.weight.device
+        self.measured = Measured()
+
+    @property
+    def eot_token_id(self) -> int:
+        """The separator of documents."""
+        return self._words.separator
+
+    @property
+    def max_length(self) -> int:
+        """Tokens read at once."""
+        return self._max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Identifies the tokenizer in the harness's caches."""
+        return self._words.fingerprint
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Ids of a text; there are no special tokens to add."""
+        return self._words.encode([string])[0]
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """(log-likelihood in nats, is it what greedy decoding writes) of each (context, continuation)."""
+        pairs = self._encode_pairs([request.args for request in requests])
+        documents = [(r.task_name, r.doc_id) if r.doc_id is not None else None for r in requests]
+        answers = self._score(pairs, documents)
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, answer)
+        return answers
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[Answer]:
+        return self._score([(context, continuation) for _, context, continuation in requests], [None] * len(requests))
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts in nats, every token once, in windows that do not overlap."""
+        pairs: list[Pair] = []
+        counts = []
+        for (text,) in (request.args for request in requests):
+            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            found = [make_disjoint_window(window) for window in windows]
+            pairs += found
+            counts.append(len(found))
+        answers = iter(self._score(pairs, list(range(len(pairs)))))
+        totals = [sum(next(answers)[0] for _ in range(count)) for count in counts]
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Text after each context, up to the first stop sequence; greedy unless the request says otherwise."""
+        written = []
+        for done, request in enumerate(requests, 1):
+            context, options = request.args
+            written.append(self._write(context, options))
+            self.cache_hook.add_partial("generate_until", request.args, written[-1])
+            self.report(done, len(requests))
+        return written
+
+    def _write(self, context: str, options: dict[str, Any]) -> str:
+        how = normalize_gen_kwargs(options, _GENERATED_TOKENS)
+        stops = handle_stop_sequences(how.get("until"), eos=None)
+        new_tokens = how["max_gen_toks"]
+        room = self.max_length - new_tokens
+        if room < 1:
+            raise ConfigError(f"the task generates {new_tokens} tokens, the model reads {self.max_length} at once")
+        ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
+        sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0))
+        begin, new, text = self._words.decode(ids), list[int](), ""
+        with self._precision():
+            for token in generate(self.model, ids, new_tokens, sampling, how.get("seed", 0), self._words):
+                new.append(token)
+                text = self._words.decode([*ids, *new])[len(begin) :]
+                if any(stop and stop in text for stop in stops):
+                    break
+        return str(postprocess_generated_text(text, stops, None))
+
+    def _encode_pairs(self, texts: Iterable[tuple[str, str]]) -> list[Pair]:
+        """As TemplateLM splits one pair after another, but every text is encoded once, and all together."""
+        split = []
+        for context, continuation in texts:
+            kept = context.rstrip()
+            split.append((kept, context[len(kept) :] + continuation) if kept else (context, continuation))
+        distinct = list(dict.fromkeys(text for context, rest in split for text in (context, context + rest)))
+        ids = dict(zip(distinct, self._words.encode(distinct), strict=True))
+        pairs = []
+        for context, rest in split:
+            whole, before = ids[context + rest], ids[context]
+            if context:
+                pairs.append((before, whole[len(before) :]))
+            elif whole[:1] == [self.prefix_token_id]:
+                pairs.append((whole[:1], whole[1:]))
+            else:
+                pairs.append(([self.prefix_token_id], whole))
+        return pairs
+
+    def _score(self, pairs: list[Pair], documents: Sequence[Any]) -> list[Answer]:
+        """Answers in order; requests of one document (None: of one context) are read together."""
+        members: dict[Any, list[int]] = {}
+        for place, document in enumerate(documents):
+            members.setdefault(tuple(pairs[place][0]) if document is None else document, []).append(place)
+        candidates = [self._candidate(*pair) for pair in pairs]
+        groups = [group for places in members.values() for group in _groups(places, candidates)]
+        answers: list[Answer] = [(0.0, False)] * len(pairs)
+        done = 0
+        for batch in _batches(groups, self._batch_tokens):
+            with self._precision():
+                found = score(self.model, [group.candidates for group in batch])
+            for group, scores in zip(batch, found.groups, strict=True):
+                for place, one in zip(group.places, scores, strict=True):
+                    answers[place] = (-one.nll, one.greedy)
+                done += len(scores)
+            self.measured.tokens += found.tokens
+            self.measured.units += found.units
+            self.report(done, len(pairs))
+        return answers
+
+    def _candidate(self, context: list[int], continuation: list[int]) -> Candidate:
+        if not 0 < len(continuation) <= self.max_length:
+            asked = self._words.decode(continuation)[:40]
+            raise DataError(
+                f"a continuation has {len(continuation)} tokens ({asked!r}); must be from 1 to {self.max_length}, "
+                "which are read at once; --window reads more"
+            )
+        tokens = context + continuation
+        self.measured.truncated += len(tokens) > self.max_length + 1
+        return Candidate(tokens[-(self.max_length + 1) :], len(continuation))
+
+
+def _groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:
+    """One group, or one per candidate where they share so little that attention would read more than twice as much."""
+    chosen = [candidates[place] for place in places]
+    lengths = [len(candidate.tokens) - 1 for candidate in chosen]
+    columns = zip(*(candidate.tokens[:-1] for candidate in chosen), strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    tokens = shared + sum(length - shared for length in lengths)
+    if tokens**2 > 2 * sum(length**2 for length in lengths):
+        return [_Group([p], [c], length) for p, c, length in zip(places, chosen, lengths, strict=True)]
+    return [_Group(places, chosen, tokens)]
+
+
+def _batches(groups: list[_Group], batch_tokens: int) -> Iterable[list[_Group]]:
+    """Longest first, so that what does not fit in memory shows at once; each batch within its tokens."""
+    batch, size = list[_Group](), 0
+    for group in sorted(groups, key=lambda group: -group.tokens):
+        if batch and size + group.tokens > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(group)
+        size += group.tokens
+    if batch:
+        yield batch

@@ -1,0 +1,36 @@
+"""In which precision a model is evaluated."""
+
+import torch
+
+from hmoe.errors import ConfigError
+from hmoe.model.transformer import Transformer
+
+CHOICES = ("float32", "bfloat16")
+
+
+class Precision:
+    """Calling it gives a context in which the model computes in a precision.
+
+    float32 changes the model's weights to it, once. bfloat16 computes as training does: matrix products in bfloat16,
+    the residual stream and the router in the precision of the weights.
+
+    Attributes:
+        name: the precision, that of the weights if none was asked for.
+
+    Raises:
+        ConfigError: for another name.
+    """
+
+    def __init__(self, model: Transformer, name: str | None = None) -> None:
+        if name is not None and name not in CHOICES:
+            raise ConfigError(f"precision = {name}, must be {' or '.join(CHOICES)}")
+        if name == "float32":
+            model.to(torch.float32)
+        weight = model.embed.weight
+        self.name = name or str(weight.dtype).removeprefix("torch.")
+        self._device = weight.device.type
+        self._autocast = name == "bfloat16" and weight.dtype != torch.bfloat16
+
+    def __call__(self) -> torch.autocast:
+        """The context to compute in."""
+        return torch.autocast(self._device, torch.bfloat16, enabled=self._autocast)
