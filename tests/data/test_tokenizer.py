@@ -5,7 +5,7 @@ import pytest
 
 from hmoe import ConfigError, DataError
 from hmoe.config import bpe_size
-from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load, train_bpe
+from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load, train_bpe
 from tests.conftest import sentences
 
 TEXTS = ["Hello, world!", "", "é ü 漢字 \U0001f600\n\ttabs", "a<|endoftext|>b </s> c", "\x00\r\n"]
@@ -100,3 +100,32 @@ def test_bad_bpe_sizes(name: str) -> None:
     with pytest.raises(ConfigError, match="bpe:8192"):
         bpe_size(name)
     assert bpe_size("bytes") is None
+
+
+def sentencepiece_model(text: str) -> bytes:
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.split(". ")), model_writer=out, vocab_size=300, byte_fallback=True, model_type="bpe",
+        minloglevel=2,
+    )  # fmt: skip
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bpe", "sentencepiece"])
+def test_bytes_of_single_tokens_add_up_to_the_text(kind: str) -> None:
+    if kind == "bytes":
+        tokenizer: Tokenizer = ByteTokenizer()
+    elif kind == "bpe":
+        tokenizer = train_bpe([sentences(1, 200), *TEXTS], 300)
+    else:
+        tokenizer = SentencePieceTokenizer(sentencepiece_model(sentences(1, 200)), "test")
+    for text, ids in zip(TEXTS[:4], tokenizer.encode(TEXTS[:4]), strict=True):
+        joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
+        expected = text if kind != "sentencepiece" else tokenizer.decode(ids)
+        assert joined.removeprefix(" " if kind == "sentencepiece" else "") == expected
+    assert tokenizer.token_bytes(tokenizer.separator) == b""
+    assert tokenizer.separator in tokenizer.specials.values()

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -25,6 +26,7 @@ class Tokenizer(Protocol):
         fingerprint: SHA-256 of the tokenizer's definition.
         file_name: name of its file in a data or run folder; "" for bytes, which need none.
         content: bytes of that file.
+        specials: control tokens, text -> id; `encode` never gives them.
     """
 
     vocab_size: int
@@ -32,6 +34,7 @@ class Tokenizer(Protocol):
     fingerprint: str
     file_name: str
     content: bytes
+    specials: dict[str, int]
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text, over all cores; special tokens typed in the text are plain text."""
@@ -39,6 +42,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, separators left out."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one token within a text, perhaps a part of a character; empty for control tokens and holes."""
         ...
 
 
@@ -50,6 +57,7 @@ class ByteTokenizer:
     fingerprint = hashlib.sha256(b"hmoe bytes").hexdigest()
     file_name = ""
     content = b""
+    specials: ClassVar[dict[str, int]] = {_SEPARATOR: _BYTES}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer."""
@@ -58,6 +66,10 @@ class ByteTokenizer:
     def decode(self, ids: list[int]) -> str:
         """See Tokenizer."""
         return bytes(i for i in ids if i < _BYTES).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Tokenizer."""
+        return bytes([token]) if token < _BYTES else b""
 
 
 class HuggingFaceTokenizer:
@@ -81,6 +93,10 @@ class HuggingFaceTokenizer:
         if not ids:
             raise DataError(f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}")
         self.separator = ids[0]
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.specials = {token.content: i for i, token in added.items() if token.special}
+        self._added = {i: token.content.encode() * (not token.special) for i, token in added.items()}
+        self._byte_level = "ByteLevel" in json.dumps(json.loads(content).get("decoder"))
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer."""
@@ -90,6 +106,15 @@ class HuggingFaceTokenizer:
         """See Tokenizer."""
         text: str = self._tokenizer.decode([i for i in ids if i != self.separator], skip_special_tokens=False)
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Tokenizer."""
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None or token in self._added or token == self.separator:
+            return self._added.get(token, b"")
+        if self._byte_level:
+            return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in piece)
+        return _sentencepiece_bytes(piece)
 
 
 class SentencePieceTokenizer:
@@ -112,6 +137,8 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()
         self.separator = self._model.eos_id()
+        controls = filter(self._model.is_control, range(self.vocab_size))
+        self.specials = {self._model.id_to_piece(i): i for i in controls}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer."""
@@ -122,6 +149,12 @@ class SentencePieceTokenizer:
         """See Tokenizer."""
         text: str = self._model.decode([i for i in ids if i != self.separator])
         return text
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Tokenizer."""
+        if token >= self.vocab_size or self._model.is_control(token):
+            return b""
+        return _sentencepiece_bytes(self._model.id_to_piece(token))
 
 
 def load(path: str | Path) -> Tokenizer:
@@ -161,6 +194,22 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), "trained BPE", _SEPARATOR)
+
+
+def _byte_of() -> dict[str, int]:
+    """The printable character that byte-level tokenizers write for each byte -> the byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(_BYTES) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(_BYTES + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
+def _sentencepiece_bytes(piece: str) -> bytes:
+    """Of a piece in which a space is written as U+2581, and a lone byte as <0x0A>."""
+    lone = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+    return bytes([int(lone[1], 16)]) if lone else piece.replace("\u2581", " ").encode()
 
 
 def _end_token(path: Path) -> str | None:
