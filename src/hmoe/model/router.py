@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.routers import Router, TopK
+from hmoe.routers import Router
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RouterLayer(nn.Module):
 
     def forward(self, x_TD: torch.Tensor, top_p_T: torch.Tensor | None = None) -> Routing:
         """Route x_TD; `top_p_T` replaces a top-p router's threshold for each token."""
-        if top_p_T is not None and isinstance(self.spec, TopK):
+        if top_p_T is not None and self.spec.name == "top_k":
             raise ConfigError("top_p_T: the router is top-k, which has no threshold; nearest choice: a top-p model")
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -96,16 +96,16 @@ def _pairs(
     """
     num_tokens, num_experts = chosen_TE.shape
     compiling = torch.compiler.is_compiling()
-    if not (compiling or (chosen_TE.is_cuda and isinstance(spec, TopK))):
+    if not (compiling or (chosen_TE.is_cuda and spec.name == "top_k")):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None
-    num_pairs = num_tokens * (spec.k if isinstance(spec, TopK) else num_experts)
+    num_pairs = num_tokens * (spec.k if spec.name == "top_k" else num_experts)
     begin_E = num_tokens_E.cumsum(0) - num_tokens_E
     place_TE = torch.where(chosen_TE, chosen_TE.cumsum(0) - 1 + begin_E, num_pairs)  # the last place is nobody's
     cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
     cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
     real_N = None
-    if not isinstance(spec, TopK):
+    if spec.name != "top_k":
         real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
         cell_N = cell_N.masked_fill(~real_N, 0)
     return cell_N // num_experts, cell_N % num_experts, real_N
@@ -115,7 +115,7 @@ def select(
     probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, top_p_T: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Boolean (T, E): the experts chosen by `spec`; equal experts are taken lowest index first."""
-    if isinstance(spec, TopK):
+    if spec.name == "top_k":
         return _largest(logits_TE, spec.k)
     # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
     if top_p_T is None and spec.p == 1:

@@ -1,0 +1,112 @@
+"""The model card: what a reader of the folder should know, with the routing facts of the run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hmoe.count import activated_parameters, activated_width, parameters_by_part
+from hmoe.folders.open import Opened
+
+_HEAD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- mixture-of-experts
+- hmoe
+---
+
+# {name}
+"""
+_PADDED = "The experts are padded with zeros to the widest one, so that whatever knows Mixtral computes exactly the same function."
+_MEASURED = {  # key of metrics.jsonl -> what it is
+    "step": "training steps",
+    "tokens": "training tokens",
+    "flops": "training FLOPs",
+    "validation_loss": "validation loss, nats per token",
+    "validation_bits_per_byte": "validation bits per byte",
+    "experts_per_token": "experts per token",
+}
+
+
+def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
+    """Markdown with the YAML head that model hubs read."""
+    lines = [_HEAD.format(name=opened.name), _what(opened), "", "| fact | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in _facts(opened, _last_metrics(source)).items()]
+    lines += ["", *_shares(opened, _last_metrics(source)), "## Use", "", "```python", _use(form, with_code), "```", ""]
+    if form == "mixtral":
+        lines += [_PADDED, ""]
+    return "\n".join(lines)
+
+
+def _what(opened: Opened) -> str:
+    moe = opened.model.config.moe
+    if moe is None:
+        return "A dense decoder language model, written by hmoe."
+    return (
+        "A decoder language model whose experts differ in size (HMoE, [arXiv:2408.10681](https://arxiv.org/abs/2408.10681)), "
+        "written by hmoe."
+    )
+
+
+def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
+    config = opened.model.config
+    total = sum(parameters_by_part(config).values())
+    facts = {"parameters": f"{total:,}", "context length, tokens": f"{opened.context_length:,}"}
+    if config.moe is not None:
+        width = last.get("mean_activated_width") or activated_width(config)[1]
+        measured = "measured in the last training step" if "mean_activated_width" in last else "for a uniform router"
+        facts |= {
+            "expert widths, hidden units": ", ".join(map(str, config.moe.expert_widths)),
+            "router": _router(config.moe.router),
+            f"activated hidden units per layer, {measured}": f"{width:,.1f}",
+            f"activated parameters, {measured}": f"{round(activated_parameters(config, width)):,}",
+        }
+    return facts | {said: _number(last[name]) for name, said in _MEASURED.items() if last.get(name) is not None}
+
+
+def _router(router: Any) -> str:
+    gates = "renormalised gates" if router.renormalize else "raw gates"
+    return f"top-{router.k}, {gates}" if router.name == "top_k" else f"top-p {router.p}, {gates}"
+
+
+def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:
+    """One row per MoE layer: the share of token-expert pairs of each expert."""
+    table, moe = last.get("expert_token_share"), opened.model.config.moe
+    if not table or moe is None:
+        return []
+    head = " | ".join(map(str, moe.expert_widths))
+    rows = [
+        f"| {layer} | {' | '.join(f'{share:.3f}' for share in shares)} |"
+        for layer, shares in zip(opened.model.config.moe_layers, table, strict=False)
+    ]
+    return ["Share of token-expert pairs per layer and expert (by width), last training step:", "", f"| layer | {head} |",
+            "|---" * (len(moe.expert_widths) + 1) + "|", *rows, ""]  # fmt: skip
+
+
+def _use(form: str, with_code: bool) -> str:
+    first = "import hmoe.hub  # makes the model type known\n" if form == "hmoe" and not with_code else ""
+    trust = ", trust_remote_code=True" if with_code else ""
+    return (
+        f"{first}from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("PATH"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("PATH"{trust})'
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) and value < 10**12 else f"{value:.4g}"
+
+
+def _last_metrics(source: Path) -> dict[str, Any]:
+    """The last whole row of a run's metrics.jsonl, with the newest validation; {} for another folder."""
+    file = source / "metrics.jsonl"
+    found: dict[str, Any] = {}
+    if file.is_file():
+        for line in file.read_bytes().splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                break
+            kept = {key: value for key, value in found.items() if key.startswith("validation_")}
+            found = kept | row
+    return found

@@ -1,0 +1,211 @@
+"""A model -> a Hugging Face folder: as it is, or a top-k model exactly as an ordinary Mixtral for software that knows no HMoE."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
+
+from hmoe.architecture import ModelConfig
+from hmoe.errors import ConfigError
+from hmoe.folders.open import Opened
+from hmoe.folders.weights import hugging_face_name
+from hmoe.hub import card, code, tokenizer_files
+from hmoe.hub.configuration import HMoEConfig
+from hmoe.hub.modeling import HMoEForCausalLM
+from hmoe.model.moe import MoE
+from hmoe.model.transformer import Block, Transformer
+from hmoe.rope import to_hugging_face
+from hmoe.routers import TopK, TopP
+
+FORMATS = ("hmoe", "mixtral")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write.
+
+    Attributes:
+        form: hmoe, or mixtral: experts padded with zeros to the widest, the same function.
+        dtype: of the weights; None: as they are.
+        shard_size: largest file, such as "5GB".
+        with_code: with files that load where hmoe is not installed (`trust_remote_code=True`).
+    """
+
+    form: str = "hmoe"
+    dtype: torch.dtype | None = None
+    shard_size: str = "5GB"
+    with_code: bool = False
+
+
+def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]:
+    """Write the folder in one rename; returns lines that say what it costs and how it is loaded.
+
+    Raises:
+        ConfigError: if the folder exists, or the form cannot say what the model does, naming why.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is not empty; choose another folder")
+    if how.form not in FORMATS:
+        raise ConfigError(f"--format {how.form}: must be one of {', '.join(FORMATS)}")
+    if how.with_code and how.form != "hmoe":
+        raise ConfigError("--with-code has no effect with --format mixtral, which every transformers knows; remove it")
+    model = hugging_face(opened) if how.form == "hmoe" else mixtral(opened)
+    if how.dtype is not None:
+        model = model.to(how.dtype)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        model.save_pretrained(temporary, max_shard_size=how.shard_size)
+        tokenizer_files.write(opened, temporary)
+        if how.with_code:
+            code.write(temporary)
+        (temporary / "README.md").write_text(card.text(opened, source, how.form, how.with_code), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _said(opened, model, folder, how)
+
+
+def hugging_face(opened: Opened) -> HMoEForCausalLM:
+    """The same weights (shared, not copied) in the Hugging Face class."""
+    model = opened.model
+    config = HMoEConfig(**_shape(opened), **_experts(model.config), **_special_tokens(opened))
+    state = {hugging_face_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    made: HMoEForCausalLM = _assigned(HMoEForCausalLM, config, state)
+    return made
+
+
+def mixtral(opened: Opened) -> MixtralForCausalLM:
+    """A MixtralForCausalLM that computes the same function: hidden units of zeros add nothing.
+
+    Raises:
+        ConfigError: for what Mixtral cannot say.
+    """
+    model = opened.model
+    why = _not_mixtral(model.config)
+    if why:
+        raise ConfigError(f"--format mixtral: {why}; nearest choice: --format hmoe")
+    assert model.config.moe is not None
+    assert isinstance(model.config.moe.router, TopK)
+    widths = model.config.moe.expert_widths
+    config = MixtralConfig(
+        **{key: value for key, value in _shape(opened).items() if key != "qk_norm"}, **_special_tokens(opened),
+        intermediate_size=max(widths), num_local_experts=len(widths), num_experts_per_tok=model.config.moe.router.k,
+        router_aux_loss_coef=model.config.moe.load_balance, sliding_window=None,
+    )  # fmt: skip
+    return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, max(widths))))
+
+
+def padding_factor(widths: tuple[int, ...]) -> float:
+    """How many times the experts' memory grows when all are as wide as the widest."""
+    return len(widths) * max(widths) / sum(widths)
+
+
+def _not_mixtral(config: ModelConfig) -> str | None:
+    moe = config.moe
+    if moe is None:
+        return "the model is dense, Mixtral has experts in every layer"
+    if isinstance(moe.router, TopP):
+        return "the router is top-p, Mixtral's takes the same number of experts for every token"
+    if not moe.router.renormalize:
+        return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
+    if moe.dense_layers:
+        return f"layers {list(moe.dense_layers)} are dense, Mixtral has experts in every layer"
+    if config.qk_norm:
+        return "queries and keys are normalised, which Mixtral does not do"
+    return None
+
+
+def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Weights by their names in memory; transformers writes them in the layout that all software reads."""
+    outside = {
+        "embed.weight": "model.embed_tokens.weight",
+        "norm.weight": "model.norm.weight",
+        "head.weight": "lm_head.weight",
+    }
+    for name, parameter in model.named_parameters():
+        if name in outside:
+            yield outside[name], parameter.detach()
+    for number, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        layer, ffn = f"model.layers.{number}.", block.ffn
+        assert isinstance(ffn, MoE)
+        for part in "qkvo":
+            yield f"{layer}self_attn.{part}_proj.weight", getattr(block.attention, f"{part}_proj").weight.detach()
+        yield f"{layer}input_layernorm.weight", block.attention_norm.weight.detach()
+        yield f"{layer}post_attention_layernorm.weight", block.ffn_norm.weight.detach()
+        yield f"{layer}mlp.gate.weight", ffn.router.weight.detach()
+        dim, count = ffn.dim, len(ffn.widths)
+        gate_up = ffn.w_gate.new_zeros(count, 2 * width, dim).detach()
+        down = ffn.w_gate.new_zeros(count, dim, width).detach()
+        for i, size in enumerate(ffn.widths):
+            w_gate, w_up, w_down = ffn.expert(i)
+            gate_up[i, :size], gate_up[i, width : width + size], down[i, :, :size] = w_gate, w_up, w_down
+        yield f"{layer}mlp.experts.gate_up_proj", gate_up
+        yield f"{layer}mlp.experts.down_proj", down
+
+
+def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.Tensor]) -> Any:
+    """A model of that class whose parameters are these tensors."""
+    config.dtype = next(iter(state.values())).dtype
+    with torch.device("meta"):
+        model = kind(config)
+    if config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, assign=True)
+    model.tie_weights()
+    return model.eval()
+
+
+def _shape(opened: Opened) -> dict[str, Any]:
+    config, length = opened.model.config, opened.context_length
+    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
+        length = config.rope_scaling.original_length or length  # from which dynamic scaling counts
+    return {
+        "vocab_size": config.vocab, "hidden_size": config.dim, "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads, "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_width,
+        "qk_norm": config.qk_norm, "max_position_embeddings": length, "rms_norm_eps": config.norm_eps,
+        "rope_parameters": to_hugging_face(config.rope_scaling, config.rope_theta), "tie_word_embeddings": config.tied,
+    }  # fmt: skip
+
+
+def _special_tokens(opened: Opened) -> dict[str, int]:
+    """The token that separates documents ends a text and stands before its first token."""
+    return {"bos_token_id": opened.tokenizer.separator, "eos_token_id": opened.tokenizer.separator}
+
+
+def _experts(config: ModelConfig) -> dict[str, Any]:
+    moe = config.moe
+    if moe is None:
+        return {"expert_widths": [], "dense_intermediate_size": config.ffn, "parameter_penalty_coef": 0.0}
+    router = moe.router
+    kind: dict[str, Any] = {"num_experts_per_tok": router.k} if isinstance(router, TopK) else {"router_top_p": router.p}
+    losses = ("load_balance", "parameter_penalty", "router_entropy", "router_z")
+    return {
+        "expert_widths": list(moe.expert_widths), "router_type": router.name, "norm_topk_prob": router.renormalize, **kind,
+        "dense_layers": list(moe.dense_layers), "dense_intermediate_size": config.ffn, "penalty_norm": moe.penalty_norm,
+        "entropy_scale": moe.entropy_scale, **{f"{name}_coef": getattr(moe, name) for name in losses},
+    }  # fmt: skip
+
+
+def _said(opened: Opened, model: PreTrainedModel, folder: Path, how: Export) -> list[str]:
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    lines = [f"{folder}: {size:,} bytes of weights"]
+    if how.form == "mixtral":
+        assert opened.model.config.moe is not None
+        widths = opened.model.config.moe.expert_widths
+        lines.append(
+            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {max(widths)}: "
+            f"{padding_factor(widths):.2f} times the memory of the experts"
+        )
+    before = "import hmoe.hub; " if how.form == "hmoe" and not how.with_code else ""
+    trust = ", trust_remote_code=True" if how.with_code else ""
+    lines.append(f"load: {before}AutoModelForCausalLM.from_pretrained({str(folder)!r}{trust})")
+    return lines
