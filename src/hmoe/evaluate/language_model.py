@@ -12,6 +12,7 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tokenizers import Tokenizer as HuggingFace
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
@@ -56,10 +57,11 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
     Args:
         model: in evaluation mode.
-        tokenizer: its own; texts get no special tokens, an empty context becomes the separator.
+        tokenizer: its own.
         context_length: tokens read at once; longer requests lose the beginning of their context.
         batch_tokens: tokens of one forward pass; a document that is longer is read alone.
         precision: None: that of the weights.
+        begin: tokens before every text, see `begin_tokens`; none for a model that was trained without.
         report: is told the requests done and their number.
     """
 
@@ -70,12 +72,14 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         context_length: int,
         batch_tokens: int = BATCH_TOKENS,
         precision: str | None = None,
+        begin: Sequence[int] = (),
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         super().__init__()
         if batch_tokens < 1 or context_length < 1:
             raise ConfigError(f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1")
         self.model, self._words, self._max_length = model, tokenizer, context_length
+        self._begin = list(begin)
         self._batch_tokens, self._precision, self.report = batch_tokens, Precision(model, precision), report
         self._device = model.embed.weight.device
         self.measured = Measured()
@@ -84,6 +88,11 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
     def eot_token_id(self) -> int:
         """The separator of documents."""
         return self._words.separator
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context becomes: the first of the tokens before every text, or the separator."""
+        return self._begin[0] if self._begin else self._words.separator
 
     @property
     def max_length(self) -> int:
@@ -96,8 +105,9 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         return self._words.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text; there are no special tokens to add."""
-        return self._words.encode([string])[0]
+        """Ids of a text, after the tokens before every text unless `add_special_tokens` is false."""
+        begin = [] if add_special_tokens is False else self._begin
+        return begin + self._words.encode([string])[0]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
         """(log-likelihood in nats, is it what greedy decoding writes) of each (context, continuation)."""
@@ -168,7 +178,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         for context, rest in split:
             whole, before = ids[context + rest], ids[context]
             if context:
-                pairs.append((before, whole[len(before) :]))
+                pairs.append((self._begin + before, whole[len(before) :]))
             elif whole[:1] == [self.prefix_token_id]:
                 pairs.append((whole[:1], whole[1:]))
             else:
@@ -206,6 +216,14 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         tokens = context + continuation
         self.measured.truncated += len(tokens) > self.max_length + 1
         return Candidate(tokens[-(self.max_length + 1) :], len(continuation))
+
+
+def begin_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What a Hugging Face tokenizer.json puts before every text, such as LLaMA's <s>; the harness's `hf` model does so too."""
+    if tokenizer.file_name != "tokenizer.json":
+        return []
+    ids: list[int] = HuggingFace.from_str(tokenizer.content.decode()).encode("", add_special_tokens=True).ids
+    return [token for token in ids if token != tokenizer.separator]
 
 
 def _groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of any text."""
+"""Perplexity and bits per byte of any text, in all and per domain."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,6 +8,12 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
 from hmoe.model.likelihood import text_nll
 from hmoe.model.transformer import Transformer
+
+Report = Callable[[int, int], None]
+
+
+def _silent(documents: int, tokens: int) -> None:
+    """Report to nobody."""
 
 
 @dataclass(frozen=True)
@@ -19,28 +25,37 @@ class Perplexity:
         bits_per_byte: comparable between tokenizers, perplexity is not.
     """
 
-    documents: int
-    tokens: int
-    text_bytes: int
-    nats: float
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    nats: float = 0.0
+
+    @property
+    def nats_per_token(self) -> float:
+        """Mean negative log-likelihood."""
+        return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
         """exp(nats per token)."""
-        return math.exp(min(self.nats / self.tokens, 700.0))
+        return math.exp(min(self.nats_per_token, 700.0))
 
     @property
     def bits_per_byte(self) -> float:
         """Bits per UTF-8 byte of text."""
         return self.nats / math.log(2) / self.text_bytes
 
+    def __add__(self, other: "Perplexity") -> "Perplexity":
+        return Perplexity(
+            self.documents + other.documents,
+            self.tokens + other.tokens,
+            self.text_bytes + other.text_bytes,
+            self.nats + other.nats,
+        )
+
 
 def perplexity(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    texts: Iterable[str],
-    window: int,
-    report: Callable[[int, int], None] = lambda documents, tokens: None,
+    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], window: int, report: Report = _silent
 ) -> Perplexity:
     """Perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
 
@@ -49,15 +64,37 @@ def perplexity(
     Raises:
         DataError: if there is no text.
     """
-    documents = tokens = size = 0
-    nats = 0.0
-    for text in texts:
+    return total(by_domain(model, tokenizer, (("", text) for text in texts), window, report))
+
+
+def by_domain(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    documents: Iterable[tuple[str, str]],
+    window: int,
+    report: Report = _silent,
+) -> dict[str, Perplexity]:
+    """Perplexity of (domain, text) documents per domain, in the order in which domains first come.
+
+    Raises:
+        DataError: if there is no text.
+    """
+    found: dict[str, Perplexity] = {}
+    count = tokens = 0
+    for domain, text in documents:
         ids = tokenizer.encode([text])[0]
         if not ids:
             continue
-        nats += text_nll(model, [tokenizer.separator, *ids], window)
-        documents, tokens, size = documents + 1, tokens + len(ids), size + len(text.encode())
-        report(documents, tokens)
-    if not tokens:
+        nats = text_nll(model, [tokenizer.separator, *ids], window)
+        one = Perplexity(1, len(ids), len(text.encode()), nats)
+        found[domain] = found.get(domain, Perplexity()) + one
+        count, tokens = count + 1, tokens + one.tokens
+        report(count, tokens)
+    if not found:
         raise DataError("nothing to evaluate: the text is empty")
-    return Perplexity(documents, tokens, size, nats)
+    return found
+
+
+def total(domains: dict[str, Perplexity]) -> Perplexity:
+    """Of all domains together."""
+    return sum(domains.values(), Perplexity())

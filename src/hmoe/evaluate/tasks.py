@@ -1,0 +1,107 @@
+"""Which benchmark tasks there are: those of a folder of `hmoe data benchmarks`, and the harness's own."""
+
+import contextlib
+import difflib
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmoe.data.benchmarks import TASKS, Benchmarks, Task, open_benchmarks
+from hmoe.errors import ConfigError, DataError, missing_extra
+
+ALL = "all"
+_LOCAL = {task.name: task for task in TASKS}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Tasks that exist, in the order asked for."""
+
+    names: tuple[str, ...]
+    benchmarks: Benchmarks | None
+
+    def local(self, name: str) -> Task | None:
+        """The task of the benchmarks folder, None for one of the harness's own."""
+        return _LOCAL.get(name) if self.benchmarks else None
+
+    def digest(self, name: str) -> str | None:
+        """Of the data of a task in the folder."""
+        task = self.local(name)
+        return self.benchmarks.digest(task) if task and self.benchmarks else None
+
+    def load(self, name: str) -> dict[str, Any]:
+        """The harness's task objects, as its `evaluate` wants them."""
+        task = self.local(name)
+        manager = _manager(self.benchmarks.folder) if task and self.benchmarks else _manager(None)
+        try:
+            loaded: dict[str, Any] = manager.load([task.local if task else name])
+        except Exception as error:  # whatever a task file, a hub or a network raises
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(
+                f"{name}: the harness cannot load it ({why}); without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR"
+            ) from None
+        return loaded
+
+
+def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], None] = lambda line: None) -> Selection:
+    """Check task names; `all` are the paper's six and ARC-Challenge. Names that the folder lacks are the harness's own.
+
+    Raises:
+        ConfigError: for an unknown task, or if the [eval] extra is missing, or if the folder would not be used.
+        DataError: if the folder is not one of `hmoe data benchmarks`, or has changed.
+    """
+    if not tasks:
+        raise ConfigError(f"no tasks; name some of {', '.join([*_LOCAL, ALL])}")
+    _require_harness()
+    opened = open_benchmarks(benchmarks) if benchmarks else None
+    names = tuple(dict.fromkeys(n for name in tasks for n in (_LOCAL if name == ALL else [name])))
+    if opened and not any(name in _LOCAL for name in names):
+        raise ConfigError(f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}")
+    others = [name for name in names if not (opened and name in _LOCAL)]
+    if others:
+        say(f"looking up {', '.join(others)} among the harness's own tasks")
+        with quiet():
+            known = _manager(None).all_tasks
+        for name in others:
+            if name not in known:
+                near = difflib.get_close_matches(name, [*_LOCAL, ALL, *known], 1, 0.0)
+                raise ConfigError(f"task {name}: unknown to lm-evaluation-harness; nearest is {near[0]}")
+    return Selection(names, opened)
+
+
+@functools.lru_cache(maxsize=2)
+def _manager(folder: Path | None) -> Any:
+    """The harness's index of a folder, or (10 seconds and more) of all its own tasks."""
+    from lm_eval.tasks import TaskManager  # noqa: PLC0415 - optional extra
+
+    return TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval  # noqa: F401, PLC0415 - optional extra
+    except ImportError:
+        raise missing_extra("benchmark tasks", "eval") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the harness's own bars and notes; ours say what there is to say."""
+    import datasets  # noqa: PLC0415 - optional extra
+    from lm_eval.api import task  # noqa: PLC0415
+
+    logger = logging.getLogger("lm_eval")
+    level, bars, tqdm = logger.level, datasets.is_progress_bar_enabled(), task.tqdm
+    logger.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    task.tqdm = functools.partial(tqdm, disable=True)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        task.tqdm = tqdm
+        if bars:
+            datasets.enable_progress_bars()

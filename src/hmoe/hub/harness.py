@@ -1,0 +1,55 @@
+"""lm-evaluation-harness knows the model "hmoe" after this import, by the name of a folder.
+
+import lm_eval, hmoe.hub.harness
+lm_eval.simple_evaluate(model="hmoe", model_args="pretrained=runs/quickstart", tasks=["piqa"])
+"""
+
+from pathlib import Path
+
+from hmoe.errors import ConfigError, missing_extra
+from hmoe.folders.open import open_model
+
+try:
+    from lm_eval.api.registry import register_model
+except ImportError:
+    raise missing_extra("benchmark tasks", "eval") from None
+
+from hmoe.evaluate.language_model import BATCH_TOKENS, LanguageModel, begin_tokens
+
+
+@register_model("hmoe")
+class HMoELanguageModel(LanguageModel):
+    """lm-eval's model over a run folder or a Hugging Face folder.
+
+    Args:
+        pretrained: the folder.
+        batch_tokens: tokens of one forward pass.
+        batch_size: the same as sequences of `max_length` tokens, as the harness's other models count.
+        max_length: tokens read at once; None: as many as in training.
+        precision: float32 or bfloat16; None: that of the weights.
+        device: such as cpu or cuda:0; None: the GPU where there is one.
+
+    Raises:
+        ConfigError: for an option that does not work; also see `hmoe.folders.open.open_model`.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_tokens: int | None = None,
+        batch_size: int | str | None = None,
+        max_length: int | None = None,
+        precision: str | None = None,
+        device: str | None = None,
+    ) -> None:
+        if batch_tokens is not None and batch_size is not None:
+            raise ConfigError(f"batch_tokens = {batch_tokens}, batch_size = {batch_size}; give one of them")
+        opened = open_model(Path(pretrained), say=print)
+        length = max_length or opened.context_length
+        if batch_size is not None:
+            if not str(batch_size).isdecimal() or int(batch_size) < 1:
+                raise ConfigError(f"batch_size = {batch_size}, must be an integer of at least 1; or give batch_tokens")
+            batch_tokens = int(batch_size) * length
+        model = opened.model if device is None else opened.model.to(device)
+        begin = [] if opened.run else begin_tokens(opened.tokenizer)
+        super().__init__(model, opened.tokenizer, length, batch_tokens or BATCH_TOKENS, precision, begin)
