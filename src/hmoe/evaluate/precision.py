@@ -8,6 +8,12 @@ from hmoe.model.transformer import Transformer
 CHOICES = ("float32", "bfloat16")
 
 
+def check(name: str | None) -> None:
+    """Raise ConfigError for a precision that does not exist; None is that of the weights."""
+    if name is not None and name not in CHOICES:
+        raise ConfigError(f"precision = {name}, must be {' or '.join(CHOICES)}")
+
+
 class Precision:
     """Calling it gives a context in which the model computes in a precision.
 
@@ -22,8 +28,7 @@ class Precision:
     """
 
     def __init__(self, model: Transformer, name: str | None = None) -> None:
-        if name is not None and name not in CHOICES:
-            raise ConfigError(f"precision = {name}, must be {' or '.join(CHOICES)}")
+        check(name)
         if name == "float32":
             model.to(torch.float32)
         weight = model.embed.weight

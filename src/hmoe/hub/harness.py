@@ -4,6 +4,7 @@ import lm_eval, hmoe.hub.harness
 lm_eval.simple_evaluate(model="hmoe", model_args="pretrained=runs/quickstart", tasks=["piqa"])
 """
 
+import logging
 from pathlib import Path
 
 from hmoe.errors import ConfigError, missing_extra
@@ -44,7 +45,7 @@ class HMoELanguageModel(LanguageModel):
     ) -> None:
         if batch_tokens is not None and batch_size is not None:
             raise ConfigError(f"batch_tokens = {batch_tokens}, batch_size = {batch_size}; give one of them")
-        opened = open_model(Path(pretrained), say=print)
+        opened = open_model(Path(pretrained), logging.getLogger(__name__).warning)
         length = max_length or opened.context_length
         if batch_size is not None:
             if not str(batch_size).isdecimal() or int(batch_size) < 1:
