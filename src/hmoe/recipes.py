@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
 
@@ -40,13 +41,28 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
 
 
 def _resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    tree = _read(recipe, None, 0)
+    return _overridden(_read(recipe, None, 0), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for key, value in _parse(overrides):
         change = value
         for part in reversed(key.split(".")):
             change = {part: change}
         tree = _merge(tree, change)
     return tree
+
+
+def with_model(recipe: str, model: ModelConfig, overrides: Sequence[str], data_path: str) -> RunConfig:
+    """A recipe whose model is replaced by a given one, and the embedded corpus, which has its own tokenizer, by `data_path`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    tree = _read(recipe, None, 0) | {"model": model.model_dump(mode="json")}
+    if tree["data"]["path"] == "corpus":
+        tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
+    return check(_overridden(tree, overrides))
 
 
 def check(tree: Any) -> RunConfig:

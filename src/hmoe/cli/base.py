@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from hmoe.errors import ConfigError
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
@@ -15,6 +17,18 @@ app = typer.Typer(
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Recipe = Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c.")]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by `hmoe train`.")]
+AnyModel = Annotated[
+    Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
+]
+
+
+def precision_dtype(name: str) -> Any:
+    """float32 or bfloat16 as torch's type."""
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"--precision {name}: must be float32 or bfloat16")
+    import torch
+
+    return getattr(torch, name)
 
 
 def say(text: str) -> None:

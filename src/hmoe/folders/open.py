@@ -58,7 +58,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
             "`hmoe train RECIPE` makes a run folder"
         )
     raw = read_json(path / "config.json")
-    tokenizer = _tokenizer(path)
+    tokenizer = folder_tokenizer(path)
     model = read_model(path, raw)
     if tokenizer.vocab_size > model.config.vocab:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
@@ -97,7 +97,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Raises DataError where there is none."""
     tokenizer = tokenizers.load(folder)
     if not tokenizer.file_name:
         raise DataError(f"{folder}: has no tokenizer.json and no tokenizer.model")

@@ -95,6 +95,11 @@ class HMoEConfig(PreTrainedConfig):
             raise ValueError(f"dense_layers = {self.dense_layers}, must be from 0 to {self.num_hidden_layers - 1}")
         if len(self.moe_layers) < self.num_hidden_layers and self.dense_intermediate_size is None:
             raise ValueError("dense_intermediate_size: missing, dense layers need their width")
+        if len(self.moe_layers) == self.num_hidden_layers and self.dense_intermediate_size is not None:
+            raise ValueError("dense_intermediate_size has no effect when every layer has experts; remove it")
+        for name, known in (("penalty_norm", ("mean", "max", "raw")), ("entropy_scale", ("experts", "one"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r}, must be one of {', '.join(known)}")
         if self.expert_widths:
             self.router.check(len(self.expert_widths))
 

@@ -130,6 +130,7 @@ class HMoEModel(HMoEPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HMoEDecoderLayer(structure, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
             attention.config, attention.layer_idx, attention.is_causal = config, attention.layer, True  # type: ignore[assignment]
@@ -180,8 +181,7 @@ class HMoEModel(HMoEPreTrainedModel):
     def _through_layers(
         self, x_BLD: torch.Tensor, context: _HuggingFaceContext
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        structure = self.config.structure
-        table = rotary(context.position_ids, structure.head_width, structure.rope_theta, structure.rope_scaling, x_BLD)
+        table = rotary(context.position_ids, *self._rope, x_BLD)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             context.cache = None  # recomputation would write to it twice
         found = []

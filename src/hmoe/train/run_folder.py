@@ -60,13 +60,15 @@ class RunFolder:
 
     def _check_config(self, config: RunConfig) -> None:
         file = self.path / "config.yaml"
-        begun = any((self.path / "checkpoints").glob("step-*"))  # nothing is bound by a start that failed
-        if begun and file.exists():
+        steps = {path.name for path in (self.path / "checkpoints").glob("step-*")}
+        if steps and file.exists():  # nothing is bound by a start that failed
             try:
                 old = recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
             except (yaml.YAMLError, ConfigError, UnicodeDecodeError) as error:
                 raise ConfigError(f"{file}: damaged ({error}); start again with another --run") from None
             changed = recipes.changed_keys(old, config)
+            if steps == {"step-00000000"}:  # given weights, nothing trained yet: they bind the model only
+                changed = [key for key in changed if key.startswith("model.")]
             if changed:
                 raise ConfigError(
                     f"{changed[0]}: differs from {file} (changed keys: {', '.join(changed)}); a resumed run may change only "

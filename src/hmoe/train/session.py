@@ -58,7 +58,7 @@ class Session:
             "watch": self.watch.state(),
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
-            "environment": _environment(),
+            "environment": environment(),
         }
         captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
         checkpoint.save(self.path, captured, self.config.train.keep)
@@ -91,7 +91,8 @@ def open_session(
     """
     index, tokenizer = _open_data(config, console)
     if restored is not None:
-        _check_unchanged(restored, index, console)
+        _check_data(restored, index, tokenizer)
+        _compare_environment(restored, console)
     if tokenizer.file_name:
         folder.write(tokenizer.file_name, tokenizer.content)
     device = _device(config)
@@ -150,15 +151,24 @@ def _device(config: RunConfig) -> str:
     return device
 
 
-def _check_unchanged(restored: checkpoint.Checkpoint, index: Index, console: Console) -> None:
-    if restored.state["data"] != index.fingerprint:
+def _check_data(restored: checkpoint.Checkpoint, index: Index, tokenizer: Tokenizer) -> None:
+    """A run goes on with the data it began with; one that begins with given weights (`data` is null), with its tokenizer."""
+    if restored.state["data"] is None:
+        if restored.state["tokenizer"] != tokenizer.fingerprint:
+            raise DataError(
+                f"{index.folder}: was not prepared with the tokenizer of the model; prepare it with --tokenizer and the run folder"
+            )
+    elif restored.state["data"] != index.fingerprint:
         raise DataError(f"{index.folder}: the data changed since step {restored.step} was saved; choose another --run")
-    for name, now in _environment().items():
+
+
+def _compare_environment(restored: checkpoint.Checkpoint, console: Console) -> None:
+    for name, now in environment().items():
         before = restored.state["environment"][name]
         if before != now:
             console.warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """What else than the config the bits depend on."""
     return {"torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -1,0 +1,61 @@
+"""Verbs between run folders and Hugging Face folders: `hmoe export`, `hmoe import`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.base import OVERRIDES, AnyModel, app, precision_dtype, say
+from hmoe.errors import missing_extra
+
+
+@app.command("export")
+def export(
+    model: AnyModel,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty.")],
+    form: Annotated[str, typer.Option("--format", help="hmoe, or mixtral: a top-k model with experts padded to the widest, "
+                    "the same function, for software that knows no hmoe.")] = "hmoe",
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as stored.")] = None,
+    shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
+    with_code: Annotated[bool, typer.Option("--with-code", help="Add files that load with trust_remote_code=True where hmoe "
+                         "is not installed.")] = False,
+) -> None:  # fmt: skip
+    """Write a model as a Hugging Face folder."""
+    dtype = precision_dtype(precision) if precision else None
+    try:
+        from transformers.utils import logging
+
+        from hmoe.hub.export import Export
+        from hmoe.hub.export import export as write
+    except ImportError:
+        raise missing_extra("Hugging Face folders", "hf") from None
+    from hmoe.folders.open import open_model
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    for line in write(open_model(model, say), model, folder, Export(form, dtype, shard_size, with_code)):
+        typer.echo(line)
+
+
+@app.command("import", context_settings=OVERRIDES)
+def import_(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder: Mixtral, Qwen3-MoE, OLMoE, LLaMA, Mistral, "
+                      "Qwen3, or one made by `hmoe export`; then overrides: a.b=c or --a.b c.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
+    recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
+) -> None:  # fmt: skip
+    """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
+    from hmoe.folders.adopt import adopt
+
+    config, model, tokenizer = adopt(source, recipe, context.args)
+    from hmoe.train.begin import begin
+    from hmoe.train.run_folder import RunFolder
+
+    with RunFolder(run, config) as folder:
+        begin(folder, config, model, tokenizer)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    typer.echo(f"{run}: {count:,} parameters at step 0")
+    typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")
+    typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")

@@ -1,0 +1,38 @@
+"""A Hugging Face folder + a recipe for the rest -> everything a run at step 0 needs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from hmoe import recipes
+from hmoe.config import RunConfig
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import ConfigError
+from hmoe.folders.families import model_config
+from hmoe.folders.open import folder_tokenizer, read_json, read_model
+from hmoe.model.transformer import Transformer
+
+_LOSSES = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
+
+
+def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
+    """The recipe with the folder's model in it, the model itself in training precision, and its tokenizer.
+
+    Overrides may change the keys under data, optim and train, and the auxiliary losses.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming what cannot be used.
+    """
+    if not (source / "config.json").is_file():
+        raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
+    raw = read_json(source / "config.json")
+    model = model_config(raw, str(source / "config.json"))
+    config = recipes.with_model(recipe, model, overrides, data_path=f"data/{source.resolve().name}")
+    for key in recipes.changed_keys(config.model_copy(update={"model": model}), config):
+        if key.removeprefix("model.moe.") not in _LOSSES:
+            raise ConfigError(
+                f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"
+            )
+    dtype = torch.float64 if config.train.precision == "float64" else torch.float32
+    return config, read_model(source, raw, dtype), folder_tokenizer(source)

@@ -1,0 +1,114 @@
+"""`generate` with every cache and strategy: the tokens of plain greedy decoding, or those that the strategy promises."""
+
+import pytest
+import torch
+from transformers import DynamicCache, StaticCache
+
+from tests.hub.helpers import KINDS, model, tokens
+
+NEW = 8
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+
+def greedy(made, ids: torch.Tensor, **options: object) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    options = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False} | options
+    return made.generate(ids, attention_mask=torch.ones_like(ids), **options)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded_static", None])
+def test_every_cache_gives_the_tokens_of_no_cache(kind: str, cache: str | None) -> None:
+    made, ids = model(**KINDS[kind]), tokens()
+    expected = greedy(made, ids, use_cache=False)
+    assert expected.shape == (2, 9 + NEW)
+    if cache == "offloaded_static" and not torch.cuda.is_available():
+        pytest.skip("offloading is between a GPU and the host")
+    assert torch.equal(greedy(made, ids, cache_implementation=cache), expected)
+
+
+def test_logits_step_by_step_are_those_of_one_pass() -> None:
+    made, ids = model(router_type="top_p"), tokens(2, 12)
+    with torch.no_grad():
+        expected = made(ids).logits
+        for cache in (DynamicCache(config=made.config), StaticCache(config=made.config, max_cache_len=20)):
+            name = "cache" if "cache" in made(ids[:, :1], use_cache=True) else "past_key_values"
+            steps = [made(ids[:, :5], use_cache=True, **{name: cache}).logits]
+            steps += [made(ids[:, i : i + 1], use_cache=True, **{name: cache}).logits for i in range(5, 12)]
+            torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_left_padding_changes_no_token() -> None:
+    made = model()
+    parts = [tokens(1, length)[0] for length in (4, 9)]
+    padded = torch.stack([torch.cat([torch.zeros(9 - len(part), dtype=torch.long), part]) for part in parts])
+    together = made.generate(
+        padded, attention_mask=(padded != 0).long(), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False
+    )
+    for row, part in enumerate(parts):
+        assert torch.equal(together[row, 9:], greedy(made, part[None])[0, len(part) :])
+
+
+def test_beam_search_finds_a_sequence_at_least_as_probable() -> None:
+    made, ids = model(), tokens(1)
+    beams = greedy(made, ids, num_beams=4, num_return_sequences=2, length_penalty=0.0)
+    assert beams.shape == (2, 9 + NEW)
+
+    def log_likelihood(sequence: torch.Tensor) -> float:
+        with torch.no_grad():
+            logits = made(sequence[None]).logits[0, 8:-1].log_softmax(-1)
+        return float(logits.gather(1, sequence[9:, None]).sum())
+
+    assert log_likelihood(beams[0]) >= log_likelihood(greedy(made, ids)[0]) - 1e-4
+    assert log_likelihood(beams[0]) >= log_likelihood(beams[1]) - 1e-4
+
+
+def test_assisted_and_prompt_lookup_decoding_keep_the_greedy_tokens() -> None:
+    made, ids = model(), tokens(1)
+    expected = greedy(made, ids)
+    torch.manual_seed(5)
+    assert torch.equal(greedy(made, ids, assistant_model=model()), expected)
+    assert torch.equal(greedy(made, ids, prompt_lookup_num_tokens=3), expected)
+
+
+def test_sampling_has_a_seed_and_several_sequences() -> None:
+    made, ids = model(), tokens(1)
+
+    def sampled(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return made.generate(ids, max_new_tokens=NEW, do_sample=True, top_p=0.9, num_return_sequences=3)
+
+    assert torch.equal(sampled(1), sampled(1))
+    assert not torch.equal(sampled(1), sampled(2))
+
+
+def test_scores_hidden_states_and_attentions_of_generation() -> None:
+    made, ids = model(), tokens(1)
+    made.set_attn_implementation("eager")
+    out = greedy(
+        made, ids, output_scores=True, output_logits=True, output_hidden_states=True, output_attentions=True,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert len(out.scores) == len(out.logits) == len(out.hidden_states) == len(out.attentions) == NEW
+    torch.testing.assert_close(out.logits[0], made(ids).logits[:, -1], rtol=1e-5, atol=1e-5)
+    assert out.attentions[1][0].shape[-1] == 10
+
+
+def test_generation_goes_on_from_a_cache_and_from_embeddings() -> None:
+    made, ids = model(), tokens(1)
+    expected = greedy(made, ids)
+    half = greedy(made, ids, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
+    name = "cache" if "cache" in half else "past_key_values"
+    rest = made.generate(
+        half.sequences, attention_mask=torch.ones_like(half.sequences), max_new_tokens=NEW - 4, min_new_tokens=NEW - 4,
+        do_sample=False, **{name: half[name]},
+    )  # fmt: skip
+    assert torch.equal(rest, expected)
+    embedded = made.generate(
+        inputs_embeds=made.model.embed_tokens(ids), attention_mask=torch.ones_like(ids), max_new_tokens=NEW,
+        min_new_tokens=NEW, do_sample=False,
+    )  # fmt: skip
+    assert torch.equal(embedded, expected[:, 9:])
