@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -57,7 +57,7 @@ class ByteTokenizer:
     fingerprint = hashlib.sha256(b"hmoe bytes").hexdigest()
     file_name = ""
     content = b""
-    specials: ClassVar[dict[str, int]] = {_SEPARATOR: _BYTES}
+    specials: dict[str, int] = {_SEPARATOR: _BYTES}  # noqa: RUF012 - never changed
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer."""

@@ -1,0 +1,121 @@
+"""What is asked of the engine, and what it answers: plain data, no threads, no HTTP."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hmoe.model.generate import Sampling
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the engine.
+
+    Attributes:
+        max_batch: sequences computed at a time; key and value memory is max_batch x context_length positions.
+        max_queue: requests that may wait beside those.
+        context_length: tokens of a prompt and its continuation together.
+        prefill_tokens: prompt tokens read per step, beside one new token of every running sequence.
+    """
+
+    max_batch: int = 8
+    max_queue: int = 64
+    context_length: int = 2048
+    prefill_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One sequence to continue or to score.
+
+    Attributes:
+        prompt: token ids, at least one; with max_tokens at most context_length.
+        max_tokens: new tokens at most; 0 only reads the prompt.
+        how: temperature, top_k, top_p.
+        seed: of this sequence's own draws.
+        bias: added to the logits of tokens.
+        frequency_penalty, presence_penalty: subtracted per earlier drawing of a token, and once if there was any.
+        stops: texts that end the continuation and are left out of it.
+        logprobs: number of most probable tokens to tell beside each token; None tells nothing.
+        echo: tell log-probabilities of the prompt too.
+        top_p_experts: threshold of the top-p router for these tokens; None: the model's own.
+        stream: deliver text as it comes, else all at the end.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int = 16
+    how: Sampling = Sampling(temperature=1.0)  # noqa: RUF009 - frozen
+    seed: int = 0
+    bias: Mapping[int, float] = field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+    echo: bool = False
+    top_p_experts: float | None = None
+    stream: bool = False
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A token with its log-probability in nats, the most probable tokens in its place, and where its text begins.
+
+    The first token of a prompt has no log-probability. Offsets of prompt tokens are 0: whoever shows the prompt counts.
+    """
+
+    token: int
+    logprob: float | None
+    top: tuple[tuple[int, float], ...]
+    offset: int = 0
+
+
+@dataclass
+class Used:
+    """What a sequence cost.
+
+    Attributes:
+        prompt_tokens, new_tokens: read and drawn.
+        rows: tokens that went through the model.
+        units, experts: hidden units and experts activated, summed over rows and MoE layers.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    rows: int = 0
+    units: float = 0.0
+    experts: float = 0.0
+
+    def add(self, other: "Used") -> None:
+        """Sum up."""
+        self.prompt_tokens += other.prompt_tokens
+        self.new_tokens += other.new_tokens
+        self.rows += other.rows
+        self.units += other.units
+        self.experts += other.experts
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a sequence ended early; `status` is the HTTP status that says so."""
+
+    status: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of sequence `index` of a job: text since the last event, and at the end either `finish` or `failure`."""
+
+    index: int
+    text: str = ""
+    entries: tuple[Entry, ...] = ()
+    prompt_entries: tuple[Entry, ...] = ()
+    finish: Finish | None = None
+    failure: Failure | None = None
+    used: Used | None = None
+
+
+Deliver = Callable[[Event], None]
