@@ -30,7 +30,9 @@ class Block(nn.Module):
         )
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn: MoE | SwiGLU
-        if config.moe is not None and layer in config.moe_layers:
+        self.sparse = config.moe is not None and layer in config.moe_layers  # not by type: adapters wrap modules
+        if self.sparse:
+            assert config.moe is not None
             self.ffn = MoE(config.dim, config.moe.expert_widths, config.moe.router)
         else:
             assert config.ffn is not None  # checked by the config
@@ -40,7 +42,7 @@ class Block(nn.Module):
         """One block; the routing is None where the ffn is dense."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
         normed_BLD, routing = self.ffn_norm(x_BLD), None
-        if isinstance(self.ffn, MoE):
+        if self.sparse:
             y_BLD, routing = self.ffn(normed_BLD, context.top_p_T)
         else:
             y_BLD = self.ffn(normed_BLD)
