@@ -97,15 +97,20 @@ def mixtral(opened: Opened) -> MixtralForCausalLM:
     widths = model.config.moe.expert_widths
     config = MixtralConfig(
         **{key: value for key, value in _shape(opened).items() if key != "qk_norm"}, **_special_tokens(opened),
-        intermediate_size=max(widths), num_local_experts=len(widths), num_experts_per_tok=model.config.moe.router.k,
+        intermediate_size=padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=model.config.moe.router.k,
         router_aux_loss_coef=model.config.moe.load_balance, sliding_window=None,
     )  # fmt: skip
-    return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, max(widths))))
+    return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, padded_width(widths))))
+
+
+def padded_width(widths: tuple[int, ...]) -> int:
+    """The widest, up to a multiple of 8: grouped products want rows of 16 bytes."""
+    return -(-max(widths) // 8) * 8
 
 
 def padding_factor(widths: tuple[int, ...]) -> float:
-    """How many times the experts' memory grows when all are as wide as the widest."""
-    return len(widths) * max(widths) / sum(widths)
+    """How many times the experts' memory grows when all are that wide."""
+    return len(widths) * padded_width(widths) / sum(widths)
 
 
 def _not_mixtral(config: ModelConfig) -> str | None:
@@ -202,7 +207,7 @@ def _said(opened: Opened, model: PreTrainedModel, folder: Path, how: Export) -> 
         assert opened.model.config.moe is not None
         widths = opened.model.config.moe.expert_widths
         lines.append(
-            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {max(widths)}: "
+            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {padded_width(widths)}: "
             f"{padding_factor(widths):.2f} times the memory of the experts"
         )
     before = "import hmoe.hub; " if how.form == "hmoe" and not how.with_code else ""

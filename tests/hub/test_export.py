@@ -1,0 +1,260 @@
+"""Run folder -> Hugging Face folder -> run folder: the same bits; and the same function as a Mixtral."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
+
+from hmoe import ConfigError, recipes
+from hmoe.cli import run as hmoe
+from hmoe.data.tokenizer import ByteTokenizer, train_bpe
+from hmoe.folders.open import Opened, open_model
+from hmoe.hub import HMoEForCausalLM
+from hmoe.hub.export import Export, export, padding_factor
+from hmoe.model.transformer import build
+from tests.conftest import sentences
+from tests.model.test_transformer import config
+from tests.train.helpers import run as train_run
+
+ROPE = {"kind": "yarn", "factor": 4.0, "original_length": 16}
+MODELS: dict[str, dict[str, Any]] = {
+    "top-k": {},
+    "top-p": {"moe": {"widths": [5, 9, 4], "router": {"name": "top_p", "p": 0.7}, "router_entropy": 0.03}},
+    "raw gates": {"moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2, "renormalize": False}}},
+    "tied, wide heads, QK-norm, yarn": {"tied": True, "head_dim": 6, "qk_norm": "width", "rope_scaling": ROPE},
+    "a dense layer": {"ffn": 7, "moe": {"widths": [5, 9], "dense_layers": [0]}},
+    "dense": {"moe": None, "ffn": 11},
+}
+
+
+def say(text: str) -> None:
+    raise AssertionError(text)
+
+
+def opened(**changes: Any) -> Opened:
+    model = build(config(vocab=300, **changes), 3).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Opened(model, train_bpe([sentences(0, 40)], 300), 64, "small")
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(0, 290, (2, 21))
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
+    model = opened(**MODELS[kind])
+    export(model, tmp_path, tmp_path / "out", Export(shard_size="10KB"))
+    ids = tokens()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs) is HMoEForCausalLM
+    again = open_model(tmp_path / "out", say)
+    assert recipes_equal(again, model)
+    for (name, ours), (same, back) in zip(model.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert name == same
+        assert torch.equal(ours, back), name
+    with torch.no_grad():
+        logits = model.model(ids)[0]
+        assert torch.equal(again.model(ids)[0], logits)
+        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-6, atol=1e-6)
+    assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
+    assert again.context_length == 64
+
+
+def recipes_equal(a: Opened, b: Opened) -> bool:
+    """The same architecture; a head width and key/value heads that are the default are written out."""
+    left, right = a.model.config, b.model.config
+    same = {"head_dim": right.head_width, "kv_heads": right.num_kv_heads}
+    return left == right.model_copy(update=same)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"tied": True, "kv_heads": 2, "head_dim": 6, "rope_scaling": ROPE}], ids=["plain", "more"]
+)
+def test_the_same_function_as_an_ordinary_mixtral(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = opened(**changes)
+    said = "\n".join(export(model, tmp_path, tmp_path / "out", Export("mixtral")))
+    assert "padded with zeros to 16: 2.67 times the memory" in said
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs) is MixtralForCausalLM
+    ids = tokens()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model.model(ids)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            open_model(tmp_path / "out", say).model(ids)[0], model.model(ids)[0], rtol=1e-5, atol=1e-5
+        )
+    ours = HMoEForCausalLM.from_pretrained(export_as_hmoe(model, tmp_path))
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    assert torch.equal(theirs.generate(ids, **options), ours.generate(ids, **options))
+
+
+def export_as_hmoe(model: Opened, folder: Path) -> Path:
+    export(model, folder, folder / "hmoe", Export())
+    return folder / "hmoe"
+
+
+def test_the_cost_of_padding() -> None:
+    assert padding_factor((8, 8)) == 1
+    assert padding_factor((72, 88, 104, 120, 136, 152, 168, 184)) == pytest.approx(1.4375)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("top-p", "router is top-p"),
+        ("raw gates", "raw probabilities"),
+        ("a dense layer", r"layers \[0\] are dense"),
+        ("dense", "the model is dense"),
+        ("tied, wide heads, QK-norm, yarn", "queries and keys are normalised"),
+    ],
+)
+def test_what_mixtral_cannot_say_is_refused(kind: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export(opened(**MODELS[kind]), tmp_path, tmp_path / "out", Export("mixtral"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (Export("gguf"), "must be one of hmoe, mixtral"),
+        (Export("mixtral", with_code=True), "--with-code has no effect"),
+    ],
+)
+def test_options_that_cannot_work(how: Export, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        export(opened(), tmp_path, tmp_path / "out", how)
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    export(opened(), tmp_path, tmp_path / "out", Export())
+    with pytest.raises(ConfigError, match="is not empty"):
+        export(opened(), tmp_path, tmp_path / "out", Export())
+
+
+def test_bytes_are_the_same_bytes_under_autotokenizer(tmp_path: Path) -> None:
+    model = replace(opened(), tokenizer=ByteTokenizer(), chat_template="{{ messages[0]['content'] }}")
+    export(model, tmp_path, tmp_path / "out", Export())
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "Naïve — 日本\n\n\t<|x|> 🙂"
+    assert theirs(text)["input_ids"] == list(text.encode())
+    assert theirs.decode(list(text.encode())) == text
+    assert theirs.eos_token_id == ByteTokenizer.separator
+    assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    again = open_model(tmp_path / "out", say)
+    assert again.tokenizer.encode([text]) == [list(text.encode())]
+    assert again.tokenizer.separator == 256
+    assert again.chat_template == model.chat_template
+
+
+def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
+    model = opened()
+    export(model, tmp_path, tmp_path / "out", Export(dtype=torch.bfloat16))
+    again = open_model(tmp_path / "out", say)
+    for (_, ours), (_, low) in zip(model.model.named_parameters(), again.model.named_parameters(), strict=True):
+        assert low.dtype == torch.bfloat16
+        assert torch.equal(low, ours.to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("kind", ["top-k", "top-p"])
+def test_code_loads_where_hmoe_is_not_installed(kind: str, tmp_path: Path) -> None:
+    model, ids = opened(**MODELS[kind]), tokens()
+    export(model, tmp_path, tmp_path / "out", Export(with_code=True))
+    script = f"""
+import sys
+sys.modules["hmoe"] = None
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True).eval()
+ids = torch.tensor({ids.tolist()})
+out = model(ids, labels=ids, output_router_logits=True)
+out.loss.backward()
+model.generate(ids, max_new_tokens=3)
+AutoTokenizer.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
+torch.save(out.logits, {str(tmp_path / "logits")!r})
+"""
+    env = {"HF_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = torch.load(tmp_path / "logits")
+    torch.testing.assert_close(found, model.model(ids)[0], rtol=1e-5, atol=1e-5)
+    for file in (tmp_path / "out").glob("*.py"):  # nothing but PyTorch, transformers and each other
+        for name in re.findall(r"^\s*(?:from|import) ([\w.]+)", file.read_text(), re.MULTILINE):
+            top = name.split(".")[0]
+            assert top in ("", "torch", "transformers", "huggingface_hub", *sys.stdlib_module_names), (
+                f"{file.name}: {name}"
+            )
+
+
+def test_the_command_line_from_run_to_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Train, export, import, prepare text with the model's tokenizer, train on: the model goes on from its weights."""
+    train_run(tmp_path / "run")
+    source, there, back = str(tmp_path / "run"), str(tmp_path / "hf"), str(tmp_path / "back")
+    assert hmoe(["export", source, there]) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "expert widths, hidden units" in card
+    assert "training tokens" in card
+    assert re.search(r"\| 0 \| 0\.\d{3} ", card)
+    assert hmoe(["import", there, back, "data.path=" + str(tmp_path / "data"), "data.sequence_length=32",
+                 "data.batch_tokens=128", "data.micro_batches=2", "train.steps=2", "train.device=cpu",
+                 "train.sample_every=0"]) == 0  # fmt: skip
+    ids = tokens() % 257
+    with torch.no_grad():
+        assert torch.equal(
+            open_model(tmp_path / "back", say).model(ids)[0], open_model(tmp_path / "run", say).model(ids)[0]
+        )
+    (tmp_path / "text.txt").write_text(sentences(0, 500))
+    recipe = f"{back}/config.yaml"
+    wrong, right = (
+        ["data", "prepare", str(tmp_path / "text.txt"), "--validation", "0", "--tokenizer"] for _ in range(2)
+    )
+    assert hmoe([*wrong, "bpe:257", "--out", str(tmp_path / "wrong")]) == 0
+    assert hmoe(["train", recipe, "--run", back, "data.path=" + str(tmp_path / "wrong")]) == 3
+    assert "was not prepared with the tokenizer of the model" in capfd.readouterr().err
+    assert hmoe(["train", recipe, "--run", back, "model.layers=3"]) == 2
+    assert "model.layers: differs" in capfd.readouterr().err
+    assert hmoe([*right, back, "--out", str(tmp_path / "data")]) == 0
+    data = "data.path=" + str(tmp_path / "data")
+    assert hmoe(["train", recipe, "--run", back, data, "optim.lr=1e-5", "train.eval_every=0"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "back" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert hmoe(["train", recipe, "--run", back, "optim.lr=1e-4"]) == 2
+    assert hmoe(["import", there, back]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["export", "/nowhere", "/tmp/x"], 2, "not a run folder (no config.yaml) and not a Hugging Face folder"),
+        (["export", "/nowhere", "/tmp/x", "--precision", "fp8"], 2, "must be float32 or bfloat16"),
+        (["import", "/nowhere", "/tmp/x"], 2, "no config.json"),
+    ],
+)
+def test_errors_are_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hmoe(words) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_model_of_an_import_comes_from_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(opened(), tmp_path, tmp_path / "hf", Export())
+    words = ["import", str(tmp_path / "hf"), str(tmp_path / "run")]
+    assert hmoe([*words, "model.dim=32"]) == 2
+    assert "model.dim: comes from" in capsys.readouterr().err
+    assert hmoe([*words, "model.moe.parameter_penalty=0.2", "optim.lr=1e-5"]) == 0
+    found = recipes.load(str(tmp_path / "run" / "config.yaml"))[1]
+    assert found.model.moe is not None
+    assert found.model.moe.parameter_penalty == 0.2
+    assert found.optim.lr == 1e-5
+    assert found.data.path == "data/hf"
