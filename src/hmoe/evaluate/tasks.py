@@ -59,9 +59,9 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     opened = open_benchmarks(benchmarks) if benchmarks else None
     names = tuple(dict.fromkeys(n for name in tasks for n in (_LOCAL if name == ALL else [name])))
     if opened and not any(name in _LOCAL for name in names):
-        near = difflib.get_close_matches(names[0], [*_LOCAL, ALL], 1, 0.0)[0]
+        (nearest,) = difflib.get_close_matches(names[0], [*_LOCAL, ALL], 1, 0.0)
         raise ConfigError(
-            f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; nearest is {near}"
+            f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; nearest is {nearest}"
         )
     others = [name for name in names if not (opened and name in _LOCAL)]
     if others:
