@@ -1,10 +1,15 @@
 """Small models, and a way to ask the engine and wait."""
 
+import contextlib
+import json
 import queue
+import socket
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import httpx
 import torch
 
 from hmoe.architecture import ModelConfig
@@ -94,3 +99,85 @@ def ask(of: Engine, *asks: Ask) -> list[Answer]:
 def prompt(seed: int, length: int) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(0, 256, (length,), generator=generator).tolist())
+
+
+class Live:
+    """A server in a thread of this process."""
+
+    def __init__(self, built: Transformer | None = None, **changes: object) -> None:
+        from hmoe.serve.guard import GuardLimits
+        from hmoe.serve.server import ConnectionLimits, Server, listen
+        from hmoe.serve.service import Served, Service
+
+        def pick(kind: type) -> dict[str, object]:
+            return {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
+
+        self.model = built or model()
+        limits = Limits(**{"context_length": CONTEXT, **pick(Limits)})  # type: ignore[arg-type]
+        served = Served(self.model, TOKENIZER, "small", changes.get("chat_template"))  # type: ignore[arg-type]
+        seconds = float(changes.get("seconds", 60))  # type: ignore[arg-type]
+        self.service = Service(served, limits, int(changes.get("max_tokens", CONTEXT)), seconds)  # type: ignore[call-overload]
+        guard, connections = GuardLimits(**pick(GuardLimits)), ConnectionLimits(**pick(ConnectionLimits))  # type: ignore[arg-type]
+        started = threading.Event()
+        self.server = Server(self.service, guard, connections, lambda address: started.set())
+        listening = listen("127.0.0.1", 0)
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self.server.run, args=([listening],))
+        self._thread.start()
+        self._client = httpx.Client(base_url=self.url, timeout=60)
+        assert started.wait(30)
+
+    def close(self) -> None:
+        self._client.close()
+        self.server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    def __enter__(self) -> "Live":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=60)
+
+    def raw(self, data: bytes) -> bytes:
+        """What comes back until the server closes."""
+        with self.connect() as connection:
+            with contextlib.suppress(OSError):
+                connection.sendall(data)
+            return receive_all(connection)
+
+    def post(self, path: str, body: object, **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        return self._client.post(path, content=content, headers=headers)
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self._client.get(path, headers=headers)
+
+    def greedy(self) -> httpx.Response:
+        """The good request that must always be answered alike."""
+        body = {"prompt": "It was a dark", "max_tokens": 12, "temperature": 0, "logprobs": 2, "seed": 0}
+        return self.post("/v1/completions", body)
+
+    def metric(self, name: str) -> float:
+        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name + " ")]
+        return float(lines[0].split()[1])
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(65536):
+            data += piece
+    return data
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)

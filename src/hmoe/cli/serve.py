@@ -1,0 +1,134 @@
+"""Verbs that keep a model in memory: `hmoe serve`, `hmoe chat`."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from hmoe.cli.base import app, say
+from hmoe.errors import ConfigError, missing_extra
+
+if TYPE_CHECKING:
+    from hmoe.hub.open import Opened
+
+ModelPath = Annotated[Path, typer.Argument(metavar="RUN|DIR", help="Run folder, or Hugging Face folder.")]
+Precision = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and keys. Default: as the weights are stored.")
+]
+ExpertThreshold = Annotated[
+    float | None, typer.Option(help="Threshold of a top-p router, in (0, 1]: lower is cheaper. Default: the model's.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(min=2, max=2**24, help="Tokens of prompt and answer. Default: the length it was trained on."),
+]
+
+
+@app.command()
+def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
+    path: ModelPath,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model in requests. Default: the folder's.")] = None,
+    context: Context = None,
+    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Sequences computed at a time; each has memory for the context.")] = 8,
+    max_queue: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that wait beside those; the next get 429.")] = 64,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens a request may ask for. Default: the context.")] = None,
+    prefill_tokens: Annotated[int, typer.Option(min=1, max=2**20, help="Prompt tokens read per step.")] = 256,
+    max_body_bytes: Annotated[int, typer.Option(min=1024, max=2**30, help="Largest body of a request, bytes.")] = 1 << 20,
+    max_connections: Annotated[int, typer.Option(min=1, max=65536, help="Open connections; the next get 503.")] = 512,
+    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")] = 300,
+    precision: Precision = None,
+) -> None:  # fmt: skip
+    """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
+    try:
+        from hmoe.serve.server import ConnectionLimits, Server, listen
+    except ImportError:
+        raise missing_extra("the server's routes", "serve") from None
+    from hmoe.serve.ask import Limits
+    from hmoe.serve.guard import GuardLimits
+    from hmoe.serve.service import Served, Service
+
+    if api_key == "":
+        raise ConfigError("--api-key: is empty; leave it out for none")
+    with listen(host, port) as listening:  # before the model is read, which may take long
+        opened = _open(path, precision)
+        context = context or opened.context_length
+        limits = Limits(max_batch, max_queue, context, prefill_tokens)
+        served = Served(opened.model, opened.tokenizer, name or opened.name, opened.chat_template)
+        service = Service(served, limits, max_tokens or context, timeout)
+        if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
+            say("anybody who reaches this address may use the model; --api-key asks for a key")
+        guard, connections = GuardLimits(max_body_bytes, api_key=api_key), ConnectionLimits(max_connections)
+        Server(service, guard, connections, lambda url: typer.echo(f"hmoe: {served.name} is served at {url}/v1")).run(
+            [listening]
+        )
+        service.engine.join(5)
+
+
+@app.command()
+def chat(  # noqa: PLR0913, PLR0917
+    path: ModelPath,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of an answer. Default: a quarter of the context.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens whose sum reaches p.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same answers.")] = 0,
+    top_p_experts: ExpertThreshold = None,
+    context: Context = None,
+    precision: Precision = None,
+) -> None:  # fmt: skip
+    """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
+    import sys
+
+    from hmoe.model.generate import Sampling
+    from hmoe.serve.ask import Ask, Limits
+    from hmoe.serve.chat import Conversation
+    from hmoe.serve.engine import Engine
+    from hmoe.serve.repl import Chat, talk
+
+    how = Sampling(temperature, top_k, top_p)
+    if top_p_experts is not None and not 0 < top_p_experts <= 1:
+        raise ConfigError(f"--top-p-experts {top_p_experts}: must be in (0, 1]")
+    opened = _open(path, precision)
+    context = context or opened.context_length
+    engine = Engine(opened.model, opened.tokenizer, Limits(1, 0, context))
+    if top_p_experts is not None and engine.top_p is None:
+        raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
+    ask = Ask((), max_tokens or max(1, engine.capacity // 4), how, seed, top_p_experts=top_p_experts)
+    conversation = Chat(engine, Conversation(opened.tokenizer, opened.chat_template), ask, system, say)
+    talk(conversation, _lines(sys.stdin.isatty()), lambda piece: typer.echo(piece, nl=False), say)
+    engine.close()
+
+
+def _lines(terminal: bool) -> Iterator[str]:
+    """Lines of the input, asked for only in a terminal."""
+    import sys
+
+    if not terminal:
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        yield from sys.stdin
+        return
+    import readline  # noqa: F401 - editing and history of input()
+
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return
+
+
+def _open(path: Path, precision: str | None) -> "Opened":
+    import torch
+
+    from hmoe.hub.open import open_model
+
+    opened = open_model(path, say)
+    if precision is not None:
+        opened.model.to(getattr(torch, precision))
+    opened.model.requires_grad_(False)
+    return opened

@@ -1,0 +1,66 @@
+"""Counts and times of a server, as Prometheus reads them."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from hmoe.serve.engine import Engine
+
+_BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+
+class Histogram:
+    """How many values were at most each bound."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = name, text
+        self._counts, self._sum = [0] * (len(_BUCKETS_SECONDS) + 1), 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one value."""
+        place = sum(seconds > bound for bound in _BUCKETS_SECONDS)
+        self._counts[place] += 1
+        self._sum += seconds
+
+    def lines(self) -> Iterable[str]:
+        """In the text format."""
+        yield f"# HELP {self._name} {self._text}"
+        yield f"# TYPE {self._name} histogram"
+        total = 0
+        for bound, count in zip((*_BUCKETS_SECONDS, "+Inf"), self._counts, strict=True):
+            total += count
+            yield f'{self._name}_bucket{{le="{bound}"}} {total}'
+        yield f"{self._name}_sum {self._sum:.6f}"
+        yield f"{self._name}_count {total}"
+
+
+class Metrics:
+    """What a server counts beside its engine; used from one thread."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.request_seconds = Histogram("hmoe_request_seconds", "From the request's header to its last byte.")
+        self.first_token_seconds = Histogram("hmoe_first_text_seconds", "From the request's header to its first text.")
+
+    def page(self, engine: Engine, connections: int) -> str:
+        """All of it."""
+        load, total = engine.load(), engine.total
+        lines = ["# HELP hmoe_requests_total Requests answered.", "# TYPE hmoe_requests_total counter"]
+        for (route, status), count in sorted(self.requests.items()):
+            lines.append(f'hmoe_requests_total{{route="{route}",status="{status}"}} {count}')
+        numbers = {
+            ("hmoe_open_requests", "gauge", "Requests in the engine."): load["open"],
+            ("hmoe_waiting_sequences", "gauge", "Sequences that wait for a slot."): load["waiting"],
+            ("hmoe_running_sequences", "gauge", "Sequences in the batch."): load["running"],
+            ("hmoe_open_connections", "gauge", "TCP connections."): connections,
+            ("hmoe_prompt_tokens_total", "counter", "Prompt tokens of ended sequences."): total.prompt_tokens,
+            ("hmoe_generated_tokens_total", "counter", "Tokens drawn by ended sequences."): total.new_tokens,
+            ("hmoe_model_tokens_total", "counter", "Tokens that went through the model."): total.rows,
+            ("hmoe_activated_units_total", "counter", "Hidden units activated, all MoE layers."): total.units,
+            ("hmoe_activated_experts_total", "counter", "Experts activated, all MoE layers."): total.experts,
+            ("hmoe_steps_total", "counter", "Passes of the model."): engine.steps,
+            ("hmoe_failures_total", "counter", "Sequences the model failed on."): engine.failures,
+        }
+        for (name, kind, text), number in numbers.items():
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {number:.0f}"]
+        lines += [*self.request_seconds.lines(), *self.first_token_seconds.lines()]
+        return "\n".join(lines) + "\n"

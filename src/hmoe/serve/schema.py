@@ -1,0 +1,250 @@
+"""Requests as OpenAI's clients send them, checked strictly: whatever would have no effect is refused by its name."""
+
+import difflib
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
+
+from hmoe.serve.refusal import Refusal
+
+MAX_SEQUENCES = 128  # prompts x n of one request
+_MAX_STOPS, _MAX_STOP_CHARACTERS, _MAX_BIASES = 4, 1024, 1024
+_NAMED = "; nearest field: {}"
+
+Prompt = str | list[int]
+
+
+def _prompts(value: Any) -> list[Prompt]:
+    """One text, some texts, one list of ids, or some lists of ids."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists, not empty")
+    if _are(value, int):
+        return [value]
+    if len(value) > MAX_SEQUENCES:
+        raise ValueError(f"{len(value)} prompts, at most {MAX_SEQUENCES} in one request")
+    if _are(value, str) or all(isinstance(one, list) and one and _are(one, int) for one in value):
+        return value
+    raise ValueError("must be texts only, or lists of token ids only, none empty")
+
+
+def _are(values: list[Any], kind: type) -> bool:
+    return all(type(value) is kind for value in values)
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = (value,) if isinstance(value, str) else value if value is not None else ()
+    if not isinstance(stops, tuple | list) or len(stops) > _MAX_STOPS or not _are(list(stops), str):
+        raise ValueError(f"must be a text or a list of up to {_MAX_STOPS} texts")
+    if not all(0 < len(stop) <= _MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"each must have 1 to {_MAX_STOP_CHARACTERS} characters")
+    return tuple(stops)
+
+
+def _biases(value: Any) -> dict[int, float]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or len(value) > _MAX_BIASES:
+        raise ValueError(f"must be an object of up to {_MAX_BIASES} token ids and numbers")
+    biases = {}
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 12):
+            raise ValueError("keys must be token ids")
+        if type(bias) not in (int, float) or not -100 <= bias <= 100:
+            raise ValueError("values must be numbers from -100 to 100")
+        biases[int(token)] = float(bias)
+    return biases
+
+
+def _content(value: Any) -> str:
+    """A text, or the texts of parts joined."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError("must be a text or a list of text parts")
+    for part in value:
+        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text":
+            raise ValueError('parts must be {"type": "text", "text": ...}; this model reads text only')
+        if not isinstance(part["text"], str):
+            raise ValueError("the text of a part must be a text")
+    return "".join(part["text"] for part in value)
+
+
+def _only(*allowed: Any) -> Callable[[Any], Any]:
+    """A field that clients send and that may hold nothing but its neutral value."""
+
+    def check(value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise ValueError("is not supported by this server; leave it out")
+        return value
+
+    return check
+
+
+Off = Annotated[Any, BeforeValidator(_only(None, False))]
+Absent = Annotated[Any, BeforeValidator(_only(None, []))]
+Label = Annotated[str, Field(max_length=1024)]
+Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside its text."""
+
+    model_config = Strict
+    include_usage: bool | None = None
+
+
+class Request(BaseModel):
+    """What both kinds of requests have in common."""
+
+    model_config = Strict
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[int, float], BeforeValidator(_biases)] = Field(default_factory=dict)
+    top_p_experts: Annotated[float, Field(gt=0, le=1)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: Label | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> "Request":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options: only with stream = true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """The last chunk of a stream tells the usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(Request):
+    """POST /v1/completions."""
+
+    prompt: Annotated[list[Prompt], FailFast(), BeforeValidator(_prompts)]
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: int | None = None
+    suffix: Annotated[Any, BeforeValidator(_only(None))] = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "CompletionRequest":
+        n = self.n or 1
+        if self.best_of not in (None, n):
+            raise ValueError(f"best_of: must equal n = {n}; this server returns what it draws")
+        if len(self.prompt) * n > MAX_SEQUENCES:
+            raise ValueError(f"n: {len(self.prompt)} prompts x n = {n} are more than {MAX_SEQUENCES} sequences")
+        return self
+
+
+class Message(BaseModel):
+    """A turn of a conversation."""
+
+    model_config = Strict
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_content)]
+    name: Annotated[str, Field(max_length=64)] | None = None
+    refusal: Off = None
+    annotations: Absent = None
+    audio: Off = None
+    function_call: Off = None
+    tool_calls: Absent = None
+
+
+class ChatRequest(Request):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: Annotated[Any, BeforeValidator(_only(None, {"type": "text"}))] = None
+    tools: Absent = None
+    tool_choice: Annotated[Any, BeforeValidator(_only(None, "none"))] = None
+    store: Off = None
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "ChatRequest":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs: only with logprobs = true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
+        return self
+
+
+Kind = TypeVar("Kind", bound=Request)
+
+
+def parse(kind: type[Kind], body: bytes) -> Kind:
+    """A request from the bytes of its body.
+
+    Raises:
+        Refusal: 400 naming the field.
+    """
+    content = strict_json(body)
+    if not isinstance(content, dict):
+        raise Refusal(400, "the body must be a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def strict_json(body: bytes) -> Any:
+    """JSON as the standard has it: UTF-8, no NaN, no infinity, no duplicate keys, no half characters.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        text = body.decode()
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeDecodeError:
+        raise Refusal(400, "the body is not UTF-8", code="invalid_json") from None
+    except UnicodeEncodeError:
+        raise Refusal(400, "a text holds half of a surrogate pair", code="invalid_json") from None
+    except RecursionError:
+        raise Refusal(400, "the JSON is nested too deep", code="invalid_json") from None
+    except ValueError as error:
+        raise Refusal(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("an object has the same key twice")
+    return content
+
+
+def _refusal(kind: type[BaseModel], error: ValidationError) -> Refusal:
+    """The first of the errors, as `field: what is wrong`."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    places = [str(place)[:64] for place in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(places[-1], kind.model_fields, n=1) if len(places) == 1 else []
+        message = "is not supported by this server; leave it out" + (_NAMED.format(near[0]) if near else "")
+        return Refusal(400, f"{'.'.join(places)}: {message}", places[0], "unknown_parameter")
+    message = first["msg"].removeprefix("Value error, ")
+    if places:
+        return Refusal(400, f"{'.'.join(places)}: {message[:300]}", places[0], "invalid_value")
+    return Refusal(400, message[:300], message.split(":")[0], "invalid_value")

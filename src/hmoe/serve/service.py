@@ -1,0 +1,221 @@
+"""From a checked request to the engine, and back as an answer: no HTTP here but its statuses."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import ConfigError
+from hmoe.model.generate import Sampling
+from hmoe.model.transformer import Transformer
+from hmoe.serve.ask import Ask, Event, Failure, Limits, Used
+from hmoe.serve.chat import Conversation, Turn
+from hmoe.serve.engine import BusyError, ClosedError, Engine
+from hmoe.serve.refusal import Refusal
+from hmoe.serve.schema import ChatRequest, CompletionRequest, Request
+from hmoe.serve.sequence import Job
+from hmoe.serve.shapes import ChatShape, Names, Shape, activated, usage
+
+_DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
+_RETRY_SECONDS = 1
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is served.
+
+    Attributes:
+        model: in evaluation mode; the engine switches its router checks off.
+        name: by which requests name it.
+        chat_template: Jinja, or None for plain lines.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    name: str
+    chat_template: str | None = None
+
+
+class Exchange:
+    """A job whose events arrive on the event loop."""
+
+    def __init__(self, shape: Shape, prompt_tokens: int) -> None:
+        self.shape, self._prompt_tokens = shape, prompt_tokens
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self.job: Job | None = None
+        self.used = Used()
+
+    def deliver(self, event: Event) -> None:
+        """Called by the engine's thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def give_up(self) -> None:
+        """The client is gone: the engine stops, and so does whoever waits for events."""
+        if self.job is not None:
+            self.job.cancel()
+        self._events.put_nowait(None)
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Whatever has arrived, until every sequence has ended.
+
+        Raises:
+            Refusal: if a sequence failed, the others are cancelled; or after `give_up`.
+        """
+        assert self.job is not None
+        left = len(self.job.sequences)
+        try:
+            while left:
+                events = [await self._events.get()]
+                while not self._events.empty():
+                    events.append(self._events.get_nowait())
+                if None in events:
+                    raise Refusal(499, "the client went away")
+                batch = [event for event in events if event is not None]
+                for event in batch:
+                    self._take(event)
+                left -= sum(event.finish is not None for event in batch)
+                yield batch
+        finally:
+            self.job.cancel()
+
+    def _take(self, event: Event) -> None:
+        if event.failure is not None:
+            raise refusal_of(event.failure)
+        if event.used is not None:
+            self.used.add(event.used)
+
+    def numbers(self, served: Served) -> dict[str, Any]:
+        """Usage, and beside it what was activated."""
+        return {
+            "usage": usage(self._prompt_tokens, self.used.new_tokens),
+            "hmoe": activated(served.model.config, self.used),
+        }
+
+
+def refusal_of(failure: Failure) -> Refusal:
+    """The HTTP error of a sequence that failed."""
+    return Refusal(failure.status, failure.message, code=failure.code)
+
+
+class Service:
+    """A served model with its engine.
+
+    Attributes:
+        max_tokens: new tokens that one sequence may ask for.
+        seconds: that a request may take.
+        created: time of start, in seconds since 1970.
+    """
+
+    def __init__(self, served: Served, limits: Limits, max_tokens: int, seconds: float) -> None:
+        self.served, self.max_tokens, self.seconds = served, max_tokens, seconds
+        self.conversation = Conversation(served.tokenizer, served.chat_template)
+        self.names = Names(served.tokenizer, served.tokenizer.specials)
+        self.engine = Engine(served.model, served.tokenizer, limits)
+        self.created = int(time.time())
+
+    def describe(self) -> dict[str, Any]:
+        """The model, as /v1/models lists it."""
+        return {
+            "id": self.served.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "hmoe",
+            "max_model_len": self.engine.capacity,
+        }
+
+    def health(self) -> dict[str, Any]:
+        """`ok`; `degraded` for a minute after the model failed on a request; `closing`, when no requests are taken."""
+        since = time.monotonic() - self.engine.failed_at
+        status = "closing" if not self.engine.alive else "degraded" if since < 60 else "ok"
+        return {"status": status, "model": self.served.name, "failures": self.engine.failures, **self.engine.load()}
+
+    def check_model(self, request: Request) -> None:
+        """Raise Refusal 404 for another model than the one that is served."""
+        if request.model not in (None, self.served.name):
+            raise Refusal(
+                404,
+                f"model: {request.model[:100]!r} is not served here; {self.served.name!r} is",
+                "model",
+                "model_not_found",
+            )
+
+    async def complete(self, request: CompletionRequest) -> Exchange:
+        """Queue a text completion.
+
+        Raises:
+            Refusal: 400, 404, 429 or 503; nothing was queued.
+        """
+        self.check_model(request)
+        texts = [one for one in request.prompt if isinstance(one, str)]
+        encoded = iter(await asyncio.to_thread(self.served.tokenizer.encode, texts))
+        separator = [self.served.tokenizer.separator]  # a text without tokens continues nothing: a new document
+        prompts = [(next(encoded) or separator) if isinstance(one, str) else one for one in request.prompt]
+        max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        asks = self._asks(request, prompts, max_tokens, request.logprobs)
+        if request.echo and request.logprobs is not None:
+            asks = [replace(ask, echo=True) for ask in asks]
+        shown = []
+        if request.echo:
+            for one, ids in zip(request.prompt, prompts, strict=True):
+                text = one if isinstance(one, str) else b"".join(map(self.names.bytes_of, ids)).decode(errors="replace")
+                shown += [(text, ids)] * (request.n or 1)
+        shape = Shape(self.served.name, self.names, request.logprobs is not None, shown)
+        return self._submit(asks, Exchange(shape, sum(map(len, prompts))))
+
+    async def chat(self, request: ChatRequest) -> Exchange:
+        """Queue a chat completion; without max_tokens up to the end of the context.
+
+        Raises:
+            Refusal: 400, 404, 429 or 503; nothing was queued.
+        """
+        self.check_model(request)
+        turns = [Turn(message.role, message.content, message.name) for message in request.messages]
+        try:
+            ids = await asyncio.to_thread(self.conversation.encode, turns)
+        except ConfigError as error:
+            raise Refusal(400, str(error), "messages", "invalid_value") from None
+        max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        if max_tokens is None:
+            max_tokens = max(1, min(self.max_tokens, self.engine.capacity - len(ids)))
+        asks = self._asks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
+        shape = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
+        asks = [replace(ask, stops=(*ask.stops, *self.conversation.stops)) for ask in asks]
+        return self._submit(asks, Exchange(shape, len(ids)))
+
+    def _asks(self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None) -> list[Ask]:
+        if max_tokens > self.max_tokens:
+            raise Refusal(400, f"max_tokens: at most {self.max_tokens} here", "max_tokens", "invalid_value")
+        temperature = 1.0 if request.temperature is None else request.temperature
+        seed = secrets.randbits(62) if request.seed is None else request.seed % 2**63
+        ask = Ask(
+            prompt=(),
+            max_tokens=max_tokens,
+            how=Sampling(temperature, request.top_k or 0, request.top_p or 1.0),
+            bias=request.logit_bias,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            stops=request.stop,
+            logprobs=logprobs,
+            top_p_experts=request.top_p_experts,
+            stream=bool(request.stream),
+        )
+        pairs = [(ids, number) for ids in prompts for number in range(request.n or 1)]
+        return [replace(ask, prompt=tuple(ids), seed=(seed + number) % 2**63) for ids, number in pairs]
+
+    def _submit(self, asks: list[Ask], exchange: Exchange) -> Exchange:
+        try:
+            exchange.job = self.engine.submit(asks, exchange.deliver, self.seconds)
+        except ConfigError as error:
+            field = str(error).split(":")[0]
+            code = "context_length_exceeded" if " max_tokens " in str(error) else "invalid_value"
+            raise Refusal(400, str(error), field, code) from None
+        except BusyError as error:
+            raise Refusal(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
+        except ClosedError as error:
+            raise Refusal(503, str(error), code="shutting_down", headers={"Retry-After": "10"}) from None
+        return exchange

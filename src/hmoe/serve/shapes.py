@@ -1,0 +1,166 @@
+"""What is answered, in OpenAI's shapes: completions and chat completions, whole and in chunks."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from hmoe.architecture import ModelConfig
+from hmoe.count import activated_parameters
+from hmoe.serve.ask import Entry, Event, Used
+from hmoe.serve.passes import Vocabulary
+from hmoe.serve.writer import Writer
+
+_LEAST = -9999.0  # JSON has no infinity
+
+
+def activated(config: ModelConfig, used: Used) -> dict[str, float]:
+    """What the tokens of a request activated, mean over tokens and MoE layers."""
+    cells = used.rows * len(config.moe_layers)
+    units = used.units / cells if cells else 0.0
+    return {
+        "activated_hidden_units": units,
+        "activated_parameters": activated_parameters(config, units),
+        "experts_per_token": used.experts / cells if cells else 0.0,
+    }
+
+
+def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
+    """Token counts; a prompt is counted once however many continuations it has."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
+    }
+
+
+class Names:
+    """Tokens as clients read them."""
+
+    def __init__(self, tokenizer: Vocabulary, specials: dict[str, int]) -> None:
+        self._tokenizer = tokenizer
+        self._specials = {token: text for text, token in specials.items()}
+
+    def bytes_of(self, token: int) -> bytes:
+        """UTF-8 of a token; a control token's is that of its name."""
+        if token in self._specials:
+            return self._specials[token].encode()
+        return self._tokenizer.token_bytes(token) if token < self._tokenizer.vocab_size else b""
+
+    def text_of(self, token: int) -> str:
+        r"""Its text; `bytes:\xe2\x80` for a part of a character, `<id 7>` for a token without text."""
+        content = self.bytes_of(token)
+        try:
+            return content.decode() or f"<id {token}>"
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
+
+    def offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Where each token's text begins."""
+        writer, offsets = Writer(self._tokenizer.token_bytes, ()), []
+        for token in tokens:
+            offsets.append(len(writer.text))
+            writer.add(token)
+        return offsets
+
+
+def completion_logprobs(names: Names, entries: Sequence[Entry], offsets: Sequence[int]) -> dict[str, Any]:
+    """The four lists of a text completion; where two tokens have one text, the more probable one is told."""
+    tops: list[dict[str, float] | None] = []
+    for entry in entries:
+        if entry.logprob is None:
+            tops.append(None)
+            continue
+        top: dict[str, float] = {}
+        for token, logprob in (*entry.top, (entry.token, entry.logprob)):
+            top.setdefault(names.text_of(token), max(logprob, _LEAST))
+        tops.append(top)
+    return {
+        "tokens": [names.text_of(entry.token) for entry in entries],
+        "token_logprobs": [None if e.logprob is None else max(e.logprob, _LEAST) for e in entries],
+        "top_logprobs": tops,
+        "text_offset": list(offsets),
+    }
+
+
+def chat_logprobs(names: Names, entries: Sequence[Entry]) -> dict[str, Any]:
+    """One object per token."""
+
+    def told(token: int, logprob: float) -> dict[str, Any]:
+        content = list(names.bytes_of(token))
+        return {"token": names.text_of(token), "logprob": max(logprob, _LEAST), "bytes": content}
+
+    content = [
+        told(entry.token, entry.logprob or 0.0) | {"top_logprobs": [told(token, lp) for token, lp in entry.top]}
+        for entry in entries
+    ]
+    return {"content": content, "refusal": None}
+
+
+class Shape:
+    """One request's answer, as text completion; `ChatShape` as chat completion.
+
+    Attributes:
+        logprobs: whether they were asked for.
+        prompts: of every choice, the prompt's text and token ids, if they are to be repeated.
+    """
+
+    prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
+
+    def __init__(self, model: str, names: Names, logprobs: bool, prompts: Sequence[tuple[str, Sequence[int]]]) -> None:
+        self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
+        self.names, self.logprobs, self.prompts = names, logprobs, prompts
+        self._begun: set[int] = set()
+
+    def whole(self, events: Sequence[Event]) -> dict[str, Any]:
+        """The answer, of one event per choice."""
+        choices = [self.choice(event) for event in sorted(events, key=lambda event: event.index)]
+        return self._head | {"object": self.kind, "choices": choices}
+
+    def chunk(self, events: Sequence[Event]) -> list[dict[str, Any]]:
+        """Pieces of a stream."""
+        return [self._head | {"object": self.chunk_kind, "choices": [c]} for e in events for c in self.deltas(e)]
+
+    def end(self, numbers: dict[str, Any]) -> dict[str, Any]:
+        """The piece without text that tells the usage."""
+        return self._head | {"object": self.chunk_kind, "choices": []} | numbers
+
+    def choice(self, event: Event) -> dict[str, Any]:
+        """A choice, or the next piece of it."""
+        text, entries, offsets = event.text, list(event.entries), [entry.offset for entry in event.entries]
+        if self.prompts:
+            shown, tokens = self.prompts[event.index]
+            offsets = [len(shown) + offset for offset in offsets]
+            if event.index not in self._begun:
+                text = shown + text
+                entries, offsets = [*event.prompt_entries, *entries], [*self.names.offsets(tokens), *offsets]
+        self._begun.add(event.index)
+        logprobs = completion_logprobs(self.names, entries, offsets) if self.logprobs else None
+        return {"index": event.index, "text": text, "logprobs": logprobs, "finish_reason": event.finish}
+
+    def deltas(self, event: Event) -> list[dict[str, Any]]:
+        """The pieces that an event of a stream becomes."""
+        return [self.choice(event)]
+
+
+class ChatShape(Shape):
+    """A chat completion."""
+
+    prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def choice(self, event: Event) -> dict[str, Any]:
+        """The assistant's message."""
+        message = {"role": "assistant", "content": event.text, "refusal": None}
+        return self._around({"message": message}, event)
+
+    def deltas(self, event: Event) -> list[dict[str, Any]]:
+        """The role first, then text."""
+        delta: dict[str, str] = {"content": event.text} if event.text or not event.finish else {}
+        if event.index not in self._begun:
+            self._begun.add(event.index)
+            delta = {"role": "assistant", "content": event.text}
+        return [self._around({"delta": delta}, event)]
+
+    def _around(self, content: dict[str, Any], event: Event) -> dict[str, Any]:
+        logprobs = chat_logprobs(self.names, event.entries) if self.logprobs else None
+        return {"index": event.index, **content, "logprobs": logprobs, "finish_reason": event.finish}

@@ -1,0 +1,168 @@
+"""`hmoe serve` and `hmoe chat` as processes."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from hmoe.cli import run
+from tests.train.helpers import run as train_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("serve") / "look"
+    train_run(path)
+    return path
+
+
+class Process:
+    """A server of its own, ready."""
+
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        words = [sys.executable, "-m", "hmoe", "serve", str(folder), "--port", "0", *options]
+        self.process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
+        assert self.process.stdout is not None
+        self.line = self.process.stdout.readline()
+        self.url = re.findall(r"http://\S+", self.line)[0]
+
+    def end(self, number: int) -> tuple[int, float, str]:
+        """Exit code, seconds, what was said on stderr."""
+        start = time.monotonic()
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=60)
+        return self.process.returncode, time.monotonic() - start, said
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def listening(pid: int) -> set[str]:
+    """Addresses that a process listens on, from /proc."""
+    links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    found = set()
+    for name in ("tcp", "tcp6"):
+        for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+            fields = row.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                found.add(fields[1].split(":")[0])
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_prints_its_address_and_ends_in_order(folder: Path, number: int) -> None:
+    with Process(folder) as server:
+        assert server.line == f"hmoe: look is served at {server.url}\n"
+        assert listening(server.process.pid) == {"0100007F"}
+        one = {"model": "look", "prompt": "It", "max_tokens": 20, "logit_bias": {"256": -100}}
+        with ThreadPoolExecutor(20) as pool:
+            waiting = [pool.submit(httpx.post, server.url + "/completions", json=one, timeout=60) for _ in range(20)]
+            health = server.url.removesuffix("/v1") + "/health"
+            while httpx.get(health).json()["open"] == 0 and not all(future.done() for future in waiting):
+                time.sleep(0.001)
+            code, seconds, said = server.end(number)
+            answers = [future.exception() or future.result().status_code for future in waiting]
+        assert (code, said) == (0, "")
+        assert seconds < 10
+        assert 200 in answers
+        assert all(answer in (200, 503) or isinstance(answer, httpx.ConnectError) for answer in answers)
+
+
+def test_serve_takes_its_options(folder: Path) -> None:
+    options = ("--name", "other", "--context", "24", "--max-tokens", "9", "--precision", "bfloat16", "--timeout", "30")
+    with Process(folder, *options, HMOE_API_KEY="k") as server:
+        assert httpx.get(server.url + "/models").status_code == 401
+        headers = {"Authorization": "Bearer k"}
+        (described,) = httpx.get(server.url + "/models", headers=headers).json()["data"]
+        assert (described["id"], described["max_model_len"]) == ("other", 24)
+        body = {"prompt": "It", "max_tokens": 10}
+        assert httpx.post(server.url + "/completions", json=body, headers=headers).status_code == 400
+        answer = httpx.post(server.url + "/completions", json={**body, "max_tokens": 9}, headers=headers)
+        assert answer.status_code == 200
+        assert server.end(signal.SIGTERM)[0] == 0
+
+
+def test_the_verbs_refuse_what_cannot_work(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Process(folder) as server:
+        port = server.url.split(":")[2].split("/")[0]
+        cases = {
+            ("serve", str(folder), "--port", port): "Address already in use",
+            ("serve", "/nowhere", "--port", "0"): "/nowhere",
+            ("serve", str(folder), "--host", "no.such.host.invalid"): "--host no.such.host.invalid",
+            ("serve", str(folder), "--port", "0", "--api-key", ""): "--api-key",
+            ("serve", str(folder), "--port", "99999"): "65535",
+            ("serve", str(folder), "--precision", "int8"): "float32",
+            ("chat", "/nowhere"): "/nowhere",
+            ("chat", str(folder), "--temperature", "-1"): "temperature = -1",
+            ("chat", str(folder), "--top-p-experts", "2"): "must be in (0, 1]",
+        }
+        for words, said in cases.items():
+            assert run(list(words)) == 2, words
+            err = capsys.readouterr().err
+            assert said in err
+            assert len(err.splitlines()) == 1
+            assert err.startswith("hmoe: error: ")
+
+
+def test_a_missing_extra_is_one_line(folder: Path) -> None:
+    code = (
+        "import sys; sys.modules['fastapi'] = None; from hmoe.cli import run; "
+        f"sys.exit(run(['serve', {str(folder)!r}, '--port', '0']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "hmoe: error: the server's routes need the serve extra: pip install 'hmoe[serve]'\n"
+
+
+class Chat:
+    """`hmoe chat` in this process, its input piped."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys, self._monkeypatch = capsys, monkeypatch
+
+    def __call__(self, folder: Path, text: str, *options: str) -> tuple[str, str]:
+        self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        assert run(["chat", str(folder), *options]) == 0
+        return self._capsys.readouterr()
+
+
+@pytest.fixture
+def chat(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Chat:
+    return Chat(capsys, monkeypatch)
+
+
+def test_chat_answers_piped_lines(folder: Path, chat: Chat) -> None:
+    """The run's context is 32 tokens, so the oldest turns are left out at once."""
+    options = ("--max-tokens", "4", "--seed", "3")
+    first, _ = chat(folder, "hi", *options)
+    assert first.endswith("\n")
+    out, err = chat(folder, "hi\nyou\n", *options)
+    assert out.startswith(first)
+    assert len(out) > len(first)
+    assert re.search(r"hmoe: the 2 oldest turns were left out, to fit into the context of 32 tokens", err)
+    out, err = chat(folder, "x" * 40, *options)
+    assert out == ""
+    assert err.startswith("hmoe: error: ")
+
+
+def test_chat_and_server_give_the_same_text(folder: Path, chat: Chat) -> None:
+    out, _ = chat(folder, "hi\n", "--max-tokens", "9", "--temperature", "0")
+    with Process(folder) as server:
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "temperature": 0}
+        answer = httpx.post(server.url + "/chat/completions", json=body).json()
+        assert out == json.loads(json.dumps(answer["choices"][0]["message"]["content"])).lstrip() + "\n"
