@@ -12,7 +12,8 @@ from hmoe.cli import run
 from tests.conftest import sentences, tiny
 from tests.train.helpers import run as train_run
 
-HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["info"], ["data"], ["data", "prepare"], ["bench"], ["bench", "layer"],
+HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
+        ["data"], ["data", "prepare"], ["bench"], ["bench", "layer"],
         ["bench", "step"], ["bench", "decode"]]  # fmt: skip
 
 

@@ -290,6 +290,11 @@ def test_closing_lets_work_end_or_ends_it() -> None:
     assert not started._thread.is_alive()
 
 
+def test_slots_larger_than_memory_are_a_user_error() -> None:
+    with pytest.raises(ConfigError, match="lower one of them"):
+        engine(context_length=2**40)
+
+
 def test_a_dynamic_rotary_scale_limits_the_context_to_where_it_is_constant() -> None:
     scaling = {"kind": "dynamic", "factor": 2.0, "original_length": 32}
     started = engine(model(rope_scaling=scaling))

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -166,3 +167,45 @@ def test_chat_and_server_give_the_same_text(folder: Path, chat: Chat) -> None:
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "temperature": 0}
         answer = httpx.post(server.url + "/chat/completions", json=body).json()
         assert out == json.loads(json.dumps(answer["choices"][0]["message"]["content"])).lstrip() + "\n"
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.slow
+def test_load(folder: Path) -> None:
+    """64 clients, 2,000 requests, a queue of 16: right answers, 429 at once, flat memory."""
+    prompts = [f"prompt number {i % 50}" for i in range(2000)]
+    refused: list[float] = []
+    with Process(folder, "--max-queue", "16") as server:
+
+        def text(one: httpx.Client, prompt: str) -> str:
+            body = {"prompt": prompt, "max_tokens": 12, "temperature": 0}
+            while True:
+                start = time.monotonic()
+                answer = one.post(server.url + "/completions", json=body)
+                if answer.status_code == 200:
+                    return str(answer.json()["choices"][0]["text"])
+                assert answer.status_code == 429
+                assert answer.headers["retry-after"]
+                refused.append(time.monotonic() - start)
+                time.sleep(0.2)
+
+        def client(prompts: list[str]) -> list[str]:
+            with httpx.Client(timeout=60) as one:
+                return [text(one, prompt) for prompt in prompts]
+
+        expected = client(sorted(set(prompts)))
+        assert not refused
+        before = resident_bytes(server.process.pid)
+        with ThreadPoolExecutor(64) as pool:
+            answers = list(pool.map(client, [prompts[i::64] for i in range(64)]))
+        after = resident_bytes(server.process.pid)
+        alone = dict(zip(sorted(set(prompts)), expected, strict=True))
+        assert [answers[i % 64][i // 64] for i in range(len(prompts))] == [alone[prompt] for prompt in prompts]
+        print(
+            f"\n{len(refused)} refused, median {statistics.median(refused) * 1e3:.0f} ms; {(after - before) / 1e6:+.1f} MB"
+        )
+        assert after - before < 50e6
+        assert server.end(signal.SIGTERM)[0] == 0

@@ -6,13 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence as Series
+from concurrent.futures import Future
 
 import torch
 
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.model.transformer import Transformer, set_check_finite
 from hmoe.serve.ask import Ask, Deliver, Failure, Limits, Used
-from hmoe.serve.passes import Passes, Vocabulary
+from hmoe.serve.passes import Passes, Vocabulary, threshold
 from hmoe.serve.sequence import Job, Running
 from hmoe.serve.slots import Part, Slots
 
@@ -31,6 +32,8 @@ class ClosedError(HMoEError):
 class Engine:
     """Runs the model in a thread of its own; methods may be called from any other.
 
+    On a CPU it is fastest where no other living thread has used PyTorch's parallel operations.
+
     The model's router checks are switched off: a token that is not finite ends its own sequence only.
 
     Attributes:
@@ -38,6 +41,9 @@ class Engine:
         capacity: tokens of a prompt and its continuation together.
         steps, failures: counts since the start; `failed_at` is the time.monotonic() of the last failure.
         total: what all sequences used.
+
+    Raises:
+        ConfigError: if there is no memory for the slots.
     """
 
     def __init__(self, model: Transformer, tokenizer: Vocabulary, limits: Limits) -> None:
@@ -46,10 +52,8 @@ class Engine:
         scaling = model.config.rope_scaling
         if scaling is not None and scaling.kind == "dynamic":  # else the longest sequence would turn all others
             self.capacity = min(self.capacity, scaling.original_length or self.capacity)
-        self._slots = Slots(model, limits.max_batch, self.capacity)
-        self._passes = Passes(model, tokenizer, self._slots)
         self._vocab, self._last_drawn = model.config.vocab, min(tokenizer.vocab_size, model.config.vocab) - 1
-        self._token_bytes, self.top_p = tokenizer.token_bytes, self._passes.top_p
+        self._token_bytes, self.top_p = tokenizer.token_bytes, threshold(model)
         self._active: list[Running] = []  # by slot; those that decode come first
         self._waiting: deque[Running] = deque()
         self._open = 0
@@ -58,8 +62,18 @@ class Engine:
         self._closed = False
         self._close_with: Failure | None = None
         self.steps, self.failures, self.failed_at, self.total = 0, 0, -math.inf, Used()
-        self._thread = threading.Thread(target=self._run, name="hmoe engine", daemon=True)
+        made: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(model, tokenizer, made), name="hmoe engine", daemon=True
+        )
         self._thread.start()
+        try:
+            made.result()
+        except RuntimeError as error:  # what PyTorch raises for memory
+            raise ConfigError(
+                f"max_batch = {limits.max_batch} sequences of {self.capacity} tokens: no memory for their keys and values; "
+                f"lower one of them ({' '.join(str(error).split())[:100]})"
+            ) from None
 
     @property
     def alive(self) -> bool:
@@ -106,8 +120,15 @@ class Engine:
         """Wait for the thread to end, which it does when closed and without work."""
         self._thread.join(seconds)
 
-    def _run(self) -> None:
+    def _run(self, model: Transformer, tokenizer: Vocabulary, made: "Future[None]") -> None:
         with torch.inference_mode():
+            try:  # here, so that all parallel work is of one thread; see `hmoe serve`
+                self._slots = Slots(model, self.limits.max_batch, self.capacity)
+                self._passes = Passes(model, tokenizer, self._slots)
+            except BaseException as error:
+                made.set_exception(error)
+                return
+            made.set_result(None)
             while self._has_work():
                 self._drop_unwanted()
                 parts, sequences, decoding = self._plan()

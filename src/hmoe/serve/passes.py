@@ -32,6 +32,12 @@ class Vocabulary(Protocol):
         ...
 
 
+def threshold(model: Transformer) -> float | None:
+    """Of the model's top-p router, or None."""
+    moe = model.config.moe
+    return moe.router.p if moe is not None and isinstance(moe.router, TopP) else None
+
+
 class Passes:
     """A model with its slots.
 
@@ -42,7 +48,7 @@ class Passes:
     def __init__(self, model: Transformer, tokenizer: Vocabulary, slots: Slots) -> None:
         self._model, self._tokenizer, self._slots = model, tokenizer, slots
         moe = model.config.moe
-        self.top_p = moe.router.p if moe is not None and isinstance(moe.router, TopP) else None
+        self.top_p = threshold(model)
         widths = moe.expert_widths if moe else ()
         self._width_E = torch.tensor(widths, dtype=torch.float64, device=model.embed.weight.device)
 

@@ -1,6 +1,7 @@
 """From a checked request to the engine, and back as an answer: no HTTP here but its statuses."""
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -51,7 +52,7 @@ class Exchange:
 
     def deliver(self, event: Event) -> None:
         """Called by the engine's thread."""
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def give_up(self) -> None:
@@ -152,7 +153,7 @@ class Service:
         """
         self.check_model(request)
         texts = [one for one in request.prompt if isinstance(one, str)]
-        encoded = iter(await asyncio.to_thread(self.served.tokenizer.encode, texts))
+        encoded = iter(await asyncio.to_thread(self.served.tokenizer.encode, texts) if texts else [])
         separator = [self.served.tokenizer.separator]  # a text without tokens continues nothing: a new document
         prompts = [(next(encoded) or separator) if isinstance(one, str) else one for one in request.prompt]
         max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens

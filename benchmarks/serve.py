@@ -1,0 +1,135 @@
+"""How many tokens per second do eight concurrent clients get, against one? Of `hmoe serve`'s engine and routes, random weights.
+
+A server in a process of its own, clients in this one, over HTTP on loopback. Every request has its own prompt of random
+tokens and draws the same number of new ones. Rounds of one client and of many alternate; the ratio is the median over rounds.
+
+    python benchmarks/serve.py [--preset hmoe-0.4b-topk --precision bfloat16] [--clients 8] [--rounds 5] [--stream]
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import random
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+from hmoe import recipes
+from hmoe.bench.measure import machine, median, save
+from hmoe.model.transformer import build
+from hmoe.serve.ask import Limits
+from hmoe.serve.guard import GuardLimits
+from hmoe.serve.server import ConnectionLimits, Server, listen
+from hmoe.serve.service import Served, Service
+
+
+class Numbers:
+    """A tokenizer as large as the model's vocabulary, whose tokens are their numbers; its end of text is never wanted."""
+
+    fingerprint, file_name, content, separator = "numbers", "", b"", 0
+
+    def __init__(self, vocab: int) -> None:
+        self.vocab_size = vocab
+        self.specials = {"<end>": 0}
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(f" {i}" for i in ids if i)
+
+    def token_bytes(self, token: int) -> bytes:
+        return f" {token}".encode() if token else b""
+
+
+def run_server(preset: str, precision: str, context: int, clients: int, pipe: Connection) -> None:
+    config = recipes.load(preset)[1].model
+    with ThreadPoolExecutor(1) as pool:  # as `hmoe serve` does
+        model = pool.submit(build, config, 0, getattr(torch, precision)).result().eval().requires_grad_(False)
+    served = Served(model, Numbers(config.vocab), preset)
+    service = Service(served, Limits(clients, 64, context), context, 600)
+    listening = listen("127.0.0.1", 0)
+    Server(service, GuardLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))).run(
+        [listening]
+    )
+
+
+async def client(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> int:
+    """New tokens of some requests, one after the other."""
+    total = 0
+    for body in bodies:
+        if body["stream"]:
+            async with http.stream("POST", "/v1/completions", json=body) as answer:
+                total += sum([line.startswith('data: {"') async for line in answer.aiter_lines()])
+        else:
+            answer = await http.post("/v1/completions", json=body)
+            total += answer.raise_for_status().json()["usage"]["completion_tokens"]
+    return total
+
+
+async def tokens_per_second(url: str, clients: int, requests: int, make: Any) -> float:
+    async with httpx.AsyncClient(base_url=url, timeout=600) as http:
+        await http.get("/health")
+        start = time.perf_counter()
+        totals = await asyncio.gather(*(client(http, [make() for _ in range(requests)]) for _ in range(clients)))
+        return sum(totals) / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="hmoe-0.4b-topk")
+    parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2, help="of every client in a round")
+    parser.add_argument("--prompt-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+
+    here, there = multiprocessing.Pipe()
+    context = args.prompt_tokens + args.new_tokens
+    words = (args.preset, args.precision, context, args.clients, there)
+    server = multiprocessing.get_context("spawn").Process(target=run_server, args=words)
+    server.start()
+    url, vocab = here.recv()
+    rng = random.Random(0)
+
+    def make() -> dict[str, Any]:
+        prompt = [rng.randrange(1, vocab) for _ in range(args.prompt_tokens)]
+        return {"prompt": prompt, "max_tokens": args.new_tokens, "stream": args.stream, "logit_bias": {"0": -100},
+                "temperature": args.temperature, "seed": rng.randrange(2**31)}  # fmt: skip
+
+    rows: list[tuple[float, float]] = []
+    for number in range(args.rounds + 1):  # the first is for warmth
+        both = {
+            n: asyncio.run(tokens_per_second(url, n, args.requests, make))
+            for n in ((1, args.clients)[:: 1 - 2 * (number % 2)])
+        }
+        if number:
+            rows.append((both[1], both[args.clients]))
+    server.terminate()
+    server.join()
+    result = {
+        **{name: value for name, value in vars(args).items() if name != "out"},
+        "machine": machine("cpu"),
+        "tokens_per_second_one": median(one for one, _ in rows),
+        "tokens_per_second_many": median(many for _, many in rows),
+        "ratio": median(many / one for one, many in rows),
+        "rounds_one_many": rows,
+    }
+    for name in ("tokens_per_second_one", "tokens_per_second_many", "ratio"):
+        print(f"{name:24s} {result[name]:.2f}")
+    name = f"serve-{args.preset}-{args.precision}{'-stream' * args.stream}"
+    print(f"written to {save(args.out, name, result)}")
+
+
+if __name__ == "__main__":
+    main()
