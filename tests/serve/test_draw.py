@@ -30,7 +30,8 @@ def slow(logits: list[float], how: Sampling, uniform: float) -> int:
 
 
 HOWS = [Sampling(0), Sampling(1.0), Sampling(0.5), Sampling(1.0, 7), Sampling(2.0, 300), Sampling(1.0, 0, 0.893),
-        Sampling(1.0, 0, 0.053), Sampling(3.0, 0, 0.971), Sampling(0.7, 40, 0.787), Sampling(1.0, 5000, 0.527), Sampling(1.0, 1)]  # fmt: skip
+        Sampling(1.0, 0, 0.053), Sampling(3.0, 0, 0.971), Sampling(0.7, 40, 0.787), Sampling(1.0, 5000, 0.527),
+        Sampling(1.0, 1)]  # fmt: skip
 
 
 @pytest.mark.parametrize("vocab", [20, 2000])
