@@ -221,6 +221,19 @@ def test_closing_ends_what_is_open_or_tells_it_503(monkeypatch: pytest.MonkeyPat
                 httpx.get(live.url + "/health")
 
 
+def test_a_request_that_is_on_its_way_when_the_server_closes_is_told_503() -> None:
+    with Live() as live, live.connect() as connection, live.connect() as silent:
+        connection.sendall(HEAD[:30])
+        wait_until(lambda: len(live.server.server_state.connections) == 2)
+        live.server.should_exit = True
+        wait_until(lambda: not live.service.engine.alive)
+        connection.sendall(HEAD[30:] % 15 + b'{"prompt": "x"}')
+        answer = receive_all(connection)
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in answer.lower()
+        assert receive_all(silent) == b""
+
+
 @pytest.mark.slow
 def test_500_disconnects() -> None:
     with Live() as live:

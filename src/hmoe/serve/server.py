@@ -1,5 +1,6 @@
 """uvicorn, kept in bounds: it has no limit of its own for slow headers, slow bodies, slow readers or connections."""
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -22,6 +23,8 @@ from hmoe.serve.refusal import Refusal
 from hmoe.serve.service import Service
 
 _HEADER_BYTES = 32 * 1024
+_BACKLOG_SECONDS = 0.1  # on closing, to take the connections that the system has taken already
+_LAST_SECONDS = 1.0  # and to read a request that has been sent on one
 _CLOSING = Failure(503, "shutting_down", "the server is shutting down")
 
 
@@ -55,6 +58,7 @@ class BoundedProtocol(H11Protocol):
         """Turn it away if there are too many."""
         super().connection_made(transport)
         self._phase, self._since = "header", time.monotonic()
+        self._last = False
         self._written = self._since  # when nothing waited to be read
         if len(self.connections) > self.limits.connections:
             self._refuse(Refusal(503, "too many open connections", code="busy", headers={"Retry-After": "1"}))
@@ -73,6 +77,14 @@ class BoundedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What h11 cannot read."""
         self._refuse(Refusal(400, "this is not a valid HTTP request", code="invalid_http"))
+
+    def shutdown(self) -> None:
+        """A connection whose request may be on its way hears the answer to it, which is 503."""
+        if self._phase == "header" and not self._last:
+            self._last = True
+            self.loop.call_later(_LAST_SECONDS, self.shutdown)
+        elif not self.transport.is_closing():
+            super().shutdown()
 
     def look(self, now: float) -> None:
         """End the connection if it is too slow."""
@@ -158,6 +170,7 @@ class Server(uvicorn.Server):
         last = threading.Timer(self._limits.grace_seconds, self._service.engine.close, [_CLOSING])
         last.start()
         try:
+            await asyncio.sleep(_BACKLOG_SECONDS)
             await super().shutdown(sockets)
         finally:
             last.cancel()
