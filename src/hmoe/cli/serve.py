@@ -10,7 +10,7 @@ from hmoe.cli.base import app, say
 from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from hmoe.hub.open import Opened
+    from hmoe.folders.open import Opened
 
 ModelPath = Annotated[Path, typer.Argument(metavar="RUN|DIR", help="Run folder, or Hugging Face folder.")]
 Precision = Annotated[
@@ -129,7 +129,7 @@ def _open(path: Path, precision: str | None) -> "Opened":
 
     import torch
 
-    from hmoe.hub.open import open_model
+    from hmoe.folders.open import open_model
 
     def load() -> "Opened":
         opened = open_model(path, say)
