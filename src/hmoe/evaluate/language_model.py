@@ -156,7 +156,8 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         if room < 1:
             raise ConfigError(f"the task generates {new_tokens} tokens, the model reads {self.max_length} at once")
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
-        sampling = Sampling(how["temperature"], how.get("top_k", 0), how.get("top_p", 1.0))
+        temperature = how.get("temperature", 1.0 if how["do_sample"] else 0.0)
+        sampling = Sampling(temperature, how.get("top_k", 0), how.get("top_p", 1.0))
         begin, new, text = self._words.decode(ids), list[int](), ""
         with self._precision():
             for token in generate(self.model, ids, new_tokens, sampling, how.get("seed", 0), self._words):
