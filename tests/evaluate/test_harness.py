@@ -180,7 +180,14 @@ def test_limit_and_num_fewshot(made: Transformer, benchmarks: Path, monkeypatch:
     seen.clear()
     evaluate(made, words(), 400, ["piqa"], benchmarks, Options(limit=2, num_fewshot=2))
     assert seen == again  # the examples are drawn with a fixed seed
-    assert evaluate(made, words(), 400, ["piqa"], benchmarks, Options(limit=1))["tasks"]["piqa"]["documents"] == 1
+
+
+def test_one_document_has_no_standard_error(made: Transformer, benchmarks: Path) -> None:
+    result = evaluate(made, words(), LENGTH, ["all"], benchmarks, Options(limit=1))
+    json.dumps(result, allow_nan=False)
+    assert result["average_of_six"]["acc_stderr"] is None
+    assert [record["majority_class"] for record in result["tasks"].values()] == [None] * 7
+    assert "standard error" not in table(result)
 
 
 @pytest.mark.parametrize("options", [{"limit": 0}, {"num_fewshot": -1}, {"batch_tokens": 0}])

@@ -6,7 +6,7 @@ import torch
 from hmoe import DataError
 from hmoe.architecture import ModelConfig
 from hmoe.data.tokenizer import ByteTokenizer
-from hmoe.evaluate.perplexity import perplexity
+from hmoe.evaluate.perplexity import by_domain, perplexity, total
 from hmoe.model.transformer import build
 
 CONFIG = ModelConfig.model_validate(
@@ -40,3 +40,20 @@ def test_a_model_that_knows_nothing_needs_eight_bits_per_byte() -> None:
 def test_no_text_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to evaluate"):
         perplexity(build(CONFIG, 0), ByteTokenizer(), ["", ""], window=8)
+
+
+def test_domains_add_up() -> None:
+    model, tokenizer = build(CONFIG, 0, torch.float64), ByteTokenizer()
+    documents = [("prose", "one text"), ("code", "x = 1"), ("prose", "another"), ("code", ""), ("none", "")]
+    told: list[tuple[int, int]] = []
+    found = by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
+    assert list(found) == ["prose", "code"]
+    for domain in found:
+        alone = perplexity(model, tokenizer, [text for name, text in documents if name == domain], 64)
+        assert found[domain] == alone
+    together = perplexity(model, tokenizer, [text for _, text in documents], 64)
+    assert total(found).nats == pytest.approx(together.nats)
+    assert (total(found).documents, total(found).tokens, total(found).text_bytes) == (3, 20, 20)
+    assert told == [(1, 8), (2, 13), (3, 20)]
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        by_domain(model, tokenizer, [("a", "")], 8)

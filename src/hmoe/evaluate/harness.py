@@ -152,7 +152,7 @@ def _training(about: About) -> dict[str, Any]:
 
 def _run(lm: Any, selection: Selection, name: str, options: Options) -> dict[str, Any]:
     """Evaluate one task (or a group of the harness's)."""
-    from lm_eval import evaluator  # noqa: PLC0415 - optional extra
+    from lm_eval import __version__, evaluator  # noqa: PLC0415 - optional extra
 
     from hmoe.evaluate.language_model import Measured  # noqa: PLC0415
 
@@ -172,7 +172,8 @@ def _run(lm: Any, selection: Selection, name: str, options: Options) -> dict[str
     local = selection.local(name)
     metrics = {task: _metrics(row) for task, row in found["results"].items()}
     own = local.local if local else name
-    record: dict[str, Any] = {"task": name, "source": "folder" if local else "harness", "data": selection.digest(name)}
+    record: dict[str, Any] = {"task": name, "source": "folder" if local else "harness", "harness": __version__}
+    record["data"] = selection.digest(name)
     record["metrics"] = metrics.pop(own, {})
     documents = sum(len({r.doc_id for r in task.instances}) for task in loaded["tasks"].values())
     record |= {"documents": documents, "requests": sum(len(task.instances) for task in loaded["tasks"].values())}
@@ -205,7 +206,7 @@ def _chance(task: Any) -> dict[str, float | None]:
     documents = list({request.doc_id: request.doc for request in task.instances}.values())
     choices = [tuple(task.doc_to_choice(doc)) for doc in documents]
     majority = None
-    if len(set(choices)) == 1:
+    if len(set(choices)) == 1 < len(documents):
         majority = max(Counter(map(str, map(task.doc_to_target, documents))).values()) / len(documents)
     return {"chance": sum(1 / len(names) for names in choices) / len(documents), "majority_class": majority}
 

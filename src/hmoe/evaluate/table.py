@@ -41,14 +41,15 @@ def activated(model: ModelConfig, tokens: int, units: float) -> dict[str, float 
     return {"mean_activated_width": width, "activated_ratio": ratio, "activated_parameters": parameters}
 
 
-def _average(records: list[dict[str, Any]]) -> dict[str, float] | None:
+def _average(records: list[dict[str, Any]]) -> dict[str, float | None] | None:
     """Means over the six; None unless all are there."""
     if len(records) < len(SIX) or not all(METRIC in record["metrics"] for record in records):
         return None
-    errors = [record["metrics"].get(f"{METRIC}_stderr", math.nan) for record in records]
+    errors = [record["metrics"].get(f"{METRIC}_stderr") for record in records]
+    known = [error for error in errors if error is not None]  # a single document has none
     return {
         METRIC: sum(record["metrics"][METRIC] for record in records) / len(SIX),
-        f"{METRIC}_stderr": math.sqrt(sum(error**2 for error in errors)) / len(SIX),
+        f"{METRIC}_stderr": math.hypot(*known) / len(SIX) if len(known) == len(SIX) else None,
         "chance": sum(record["chance"] for record in records) / len(SIX),
     }
 
