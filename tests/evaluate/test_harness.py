@@ -12,7 +12,7 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from hmoe import ConfigError, DataError
+from hmoe import ConfigError, DataError, NonFiniteError
 from hmoe.count import activated_parameters, parameters_by_part
 from hmoe.data.benchmarks import SIX, TASKS, fetch
 from hmoe.data.tokenizer import ByteTokenizer
@@ -263,7 +263,8 @@ def test_what_differs_is_refused(
 
 
 def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any]:
-    counts = {"documents": 1, "requests": 2, "tokens": 3, "truncated_requests": 0, "activated_units": 4.0}
+    counts = {"documents": 1, "requests": 2, "tokens": 3, "truncated_requests": 0, "windowed_requests": 0,
+              "activated_units": 4.0}  # fmt: skip
     return {"task": name, "data": selection.digest(name), "metrics": {"acc": 1.0}, "chance": 0.5, **counts}
 
 
@@ -366,9 +367,21 @@ def test_what_the_harness_cannot_do_is_one_line(made: Transformer) -> None:
         evaluate(made, words(), LENGTH, ["sums"], options=Options(num_fewshot=2))
 
 
-def test_errors_in_a_task_name_the_task(made: Transformer, benchmarks: Path) -> None:
-    with pytest.raises(DataError, match=r"hellaswag: a continuation has .* tokens"):
-        evaluate(made, words(), 3, ["hellaswag"], benchmarks)
+def test_errors_in_a_task_name_the_task(made: Transformer, benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise NonFiniteError("the router's logits are NaN")
+
+    monkeypatch.setattr(language_model, "score", refuse)
+    with pytest.raises(NonFiniteError, match="hellaswag: the router's logits are NaN"):
+        evaluate(made, words(), LENGTH, ["hellaswag"], benchmarks)
+
+
+def test_a_short_context_is_told(made: Transformer, benchmarks: Path) -> None:
+    result = evaluate(made, words(), 8, ["hellaswag"], benchmarks, Options(limit=2))
+    asked = [words().encode([answer])[0] for one in questions(benchmarks, "hellaswag", 2) for _, answer in one.pairs]
+    long = sum(len(ids) > 8 for ids in asked)
+    assert 0 < long == result["tasks"]["hellaswag"]["windowed_requests"]
+    assert f"longer than the context, read in windows: hellaswag {long} of 8" in table(result)
 
 
 def test_all_are_the_seven_once(benchmarks: Path) -> None:

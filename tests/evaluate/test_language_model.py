@@ -103,11 +103,29 @@ def test_what_is_too_long_loses_its_beginning_and_is_counted() -> None:
     assert found[1][0] != pytest.approx(kept[0], rel=1e-3)
 
 
-@pytest.mark.parametrize(("answer", "tokens"), [("x" * 11, 11), ("", 0)])
-def test_an_answer_that_cannot_be_scored_is_one_line(answer: str, tokens: int) -> None:
+def test_an_answer_longer_than_the_context_is_read_in_windows() -> None:
+    """Of 10 tokens that advance by 5: the first five after what is left of the context, the next after 5 and more."""
+    made, tokenizer = model(ROUTERS["top_k"]), ByteTokenizer()
+    lm = LanguageModel(made, tokenizer, 10)
+    answer = "abcdefghijklm"
+    requests = likelihoods([("0123456789", answer), ("0123456789", answer[:10]), ("0", answer)], 3)
+    found = lm.loglikelihood(requests)
+    assert (lm.measured.windowed, lm.measured.truncated) == (2, 1)
+    for (context, whole), (nats, greedy) in zip([request.args for request in requests[::2]], found[::2], strict=True):
+        parts = []
+        for start in range(0, 13, 5):
+            before, part = context + whole[:start], whole[start : start + 5]
+            parts.append(log_likelihood(made, tokenizer, before[-(11 - len(part)) :], part, 10))
+        assert nats == pytest.approx(sum(part for part, _ in parts), rel=1e-9)
+        assert greedy == all(most for _, most in parts)
+    alone = log_likelihood(made, tokenizer, "9", answer[:10], 10)[0]
+    assert found[1][0] == pytest.approx(alone, rel=1e-9)
+
+
+def test_an_answer_without_tokens_is_one_line() -> None:
     lm = LanguageModel(model(ROUTERS["top_k"]), ByteTokenizer(), 10)
-    with pytest.raises(DataError, match=f"a continuation has {tokens} tokens.*from 1 to 10.*--window"):
-        lm.loglikelihood(likelihoods([("ok", "fine"), ("a", answer)]))
+    with pytest.raises(DataError, match=r"a continuation has no tokens of its own, after \.\.\.'why\?'"):
+        lm.loglikelihood(likelihoods([("ok", "fine"), ("why?", "")]))
 
 
 def test_candidates_that_share_too_little_are_read_apart(monkeypatch: pytest.MonkeyPatch) -> None:

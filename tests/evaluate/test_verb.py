@@ -135,7 +135,6 @@ def test_the_validation_split_has_a_row_per_domain(
         (["--tasks", "piqa", "--benchmarks", "HERE", "--limit", "0"], 2, "--limit"),
         (["--tasks", "piqa", "--benchmarks", "HERE", "--precision", "fp8"], 2, "precision = fp8"),
         (["--precision", "fp8"], 2, "precision = fp8"),
-        (["--tasks", "hellaswag", "--benchmarks", "HERE", "--window", "3"], 3, "hellaswag: a continuation has"),
         (["--tasks", "piqa", "--benchmarks", "HERE", "--out", "HERE"], 2, "is not empty and holds no evaluation"),
     ],
 )

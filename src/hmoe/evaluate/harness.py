@@ -217,6 +217,7 @@ def _activated(lm: Any) -> dict[str, Any]:
     return {
         "tokens": read.tokens,
         "truncated_requests": read.truncated,
+        "windowed_requests": read.windowed,
         "activated_units": read.units,
         **activated(config, read.tokens, read.units),
     }

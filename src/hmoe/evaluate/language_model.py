@@ -36,11 +36,13 @@ class Measured:
         tokens: read by the model; a beginning that candidates share counts once.
         units: hidden units activated by them, summed over MoE layers.
         truncated: requests that lost the beginning of their context.
+        windowed: requests whose continuation alone is longer than what is read at once, and was read in windows.
     """
 
     tokens: int = 0
     units: float = 0.0
     truncated: int = 0
+    windowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,35 +190,49 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
     def _score(self, pairs: list[Pair], documents: Sequence[Any]) -> list[Answer]:
         """Answers in order; requests of one document (None: of one context) are read together."""
+        candidates: list[Candidate] = []
+        owners: list[int] = []  # of each candidate, the request that it is a part of
         members: dict[Any, list[int]] = {}
-        for place, document in enumerate(documents):
-            members.setdefault(tuple(pairs[place][0]) if document is None else document, []).append(place)
-        candidates = [self._candidate(*pair) for pair in pairs]
+        for request, (pair, document) in enumerate(zip(pairs, documents, strict=True)):
+            pieces = self._pieces(*pair)
+            together = (tuple(pair[0]) if document is None else document) if len(pieces) == 1 else None
+            for piece in pieces:
+                key = ("one of many", len(candidates)) if together is None else ("document", together)
+                members.setdefault(key, []).append(len(candidates))
+                candidates.append(piece)
+                owners.append(request)
         groups = [group for places in members.values() for group in _groups(places, candidates)]
-        answers: list[Answer] = [(0.0, False)] * len(pairs)
-        done = 0
+        nats, greedy, done = [0.0] * len(pairs), [True] * len(pairs), 0
         for batch in _batches(groups, self._batch_tokens):
             with self._precision():
                 found = score(self.model, [group.candidates for group in batch])
             for group, scores in zip(batch, found.groups, strict=True):
                 for place, one in zip(group.places, scores, strict=True):
-                    answers[place] = (-one.nll, one.greedy)
+                    nats[owners[place]] -= one.nll
+                    greedy[owners[place]] &= one.greedy
                 done += len(scores)
             self.measured.tokens += found.tokens
             self.measured.units += found.units
-            self.report(done, len(pairs))
-        return answers
+            self.report(done, len(candidates))
+        return list(zip(nats, greedy, strict=True))
 
-    def _candidate(self, context: list[int], continuation: list[int]) -> Candidate:
-        if not 0 < len(continuation) <= self.max_length:
-            asked = self._words.decode(continuation)[:40]
-            raise DataError(
-                f"a continuation has {len(continuation)} tokens ({asked!r}); must be from 1 to {self.max_length}, "
-                "which are read at once; --window reads more"
-            )
-        tokens = context + continuation
-        self.measured.truncated += len(tokens) > self.max_length + 1
-        return Candidate(tokens[-(self.max_length + 1) :], len(continuation))
+    def _pieces(self, context: list[int], continuation: list[int]) -> list[Candidate]:
+        """The request as it is read: at once, or a continuation that is too long in windows that advance by half."""
+        if not continuation:
+            asked = self._words.decode(context)[-40:]
+            raise DataError(f"a continuation has no tokens of its own, after ...{asked!r}")
+        tokens, length = context + continuation, self.max_length
+        if len(continuation) <= length:
+            self.measured.truncated += len(tokens) > length + 1
+            return [Candidate(tokens[-(length + 1) :], len(continuation))]
+        self.measured.windowed += 1
+        step = max(1, length // 2)
+        ends = [min(begin + step, len(tokens)) for begin in range(len(context), len(tokens), step)]
+        begins = [len(context), *ends[:-1]]
+        return [
+            Candidate(tokens[max(0, end - length - 1) : end], end - begin)
+            for begin, end in zip(begins, ends, strict=True)
+        ]
 
 
 def begin_tokens(tokenizer: Tokenizer) -> list[int]:

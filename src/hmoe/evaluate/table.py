@@ -68,10 +68,12 @@ def table(result: dict[str, Any]) -> str:
     lines.append(_trained(result))
     options = {key: value for key, value in result["options"].items() if value is not None}
     lines.append(", ".join(f"{key} {value}" for key, value in options.items()))
-    truncated = {name: r["truncated_requests"] for name, r in tasks.items() if r["truncated_requests"]}
-    if truncated:
-        lost = ", ".join(f"{name} {count} of {tasks[name]['requests']}" for name, count in truncated.items())
-        lines.append(f"requests longer than the context, which lost their beginning: {lost}")
+    for key, what in (
+        ("truncated_requests", "requests longer than the context, which lost their beginning"),
+        ("windowed_requests", "answers longer than the context, read in windows"),
+    ):
+        counts = [f"{name} {r[key]} of {r['requests']}" for name, r in tasks.items() if r[key]]
+        lines += [f"{what}: {', '.join(counts)}"] if counts else []
     return "\n".join(lines) + "\n"
 
 
