@@ -135,7 +135,7 @@ class _TaskProgress:
             self._bars.update(self._ids[task], completed=done)
         elif done == total or time.perf_counter() - self._last > _PLAIN_SECONDS:
             self._last = time.perf_counter()
-            print(f"{task}: {done:,} of {total:,} requests", file=sys.stderr, flush=True)
+            print(f"{task}: {done:,} of {total:,} sequences", file=sys.stderr, flush=True)
 
 
 def _numbers(result: Any) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class About:
 
 @dataclass(frozen=True)
 class Reports:
-    """Who is told what happens: `say` a line, `progress` (task, requests done, requests)."""
+    """Who is told what happens: `say` a line, `progress` (task, sequences done, sequences)."""
 
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda task, done, total: None

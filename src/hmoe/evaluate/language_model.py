@@ -64,7 +64,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         batch_tokens: tokens of one forward pass; a document that is longer is read alone.
         precision: None: that of the weights.
         begin: tokens before every text, see `begin_tokens`; none for a model that was trained without.
-        report: is told the requests done and their number.
+        report: is told the sequences scored (or texts written) and their number.
     """
 
     def __init__(
