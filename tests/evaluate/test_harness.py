@@ -360,9 +360,11 @@ def test_unknown_tasks(names: list[str], said: str, benchmarks: Path) -> None:
 
 @pytest.mark.usefixtures("hub")
 def test_what_the_harness_cannot_do_is_one_line(made: Transformer) -> None:
-    with pytest.raises(DataError, match=r"gone: the harness cannot load it .*without a network") as caught:
+    with pytest.raises(DataError, match=r"gone: the harness cannot load it \(.*\)$") as caught:
         evaluate(made, words(), LENGTH, ["gone"])
     assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(DataError, match=r"piqa: the harness cannot load it .*then --benchmarks DIR"):
+        tasks.Selection(("piqa",), None).load("piqa")
     with pytest.raises(ConfigError, match="num_fewshot = 2 has no effect on sums: its task file fixes 0"):
         evaluate(made, words(), LENGTH, ["sums"], options=Options(num_fewshot=2))
 

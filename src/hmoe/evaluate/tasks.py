@@ -40,9 +40,8 @@ class Selection:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DataError(
-                f"{name}: the harness cannot load it ({why}); without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR"
-            ) from None
+            hint = "; without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR" if name in _LOCAL else ""
+            raise DataError(f"{name}: the harness cannot load it ({why}){hint}") from None
         return loaded
 
 
