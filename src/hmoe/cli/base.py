@@ -16,7 +16,6 @@ app = typer.Typer(
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 Recipe = Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c.")]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by `hmoe train`.")]
 AnyModel = Annotated[
     Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
 ]

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hmoe.cli.base import app, say
+from hmoe.cli.base import AnyModel, app, say
 from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from hmoe.folders.open import Opened
 
-ModelPath = Annotated[Path, typer.Argument(metavar="RUN|DIR", help="Run folder, or Hugging Face folder.")]
 Precision = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and keys. Default: as the weights are stored.")
 ]
@@ -27,7 +26,7 @@ Context = Annotated[
 
 @app.command()
 def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
-    path: ModelPath,
+    path: AnyModel,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")] = None,
@@ -70,7 +69,7 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
 
 @app.command()
 def chat(  # noqa: PLR0913, PLR0917
-    path: ModelPath,
+    path: AnyModel,
     system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of an answer. Default: a quarter of the context.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,

@@ -4,13 +4,13 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import RunPath, app, say
+from hmoe.cli.base import AnyModel, app, say
 from hmoe.errors import ConfigError
 
 
 @app.command()
 def generate(
-    run: RunPath,
+    run: AnyModel,
     prompt: Annotated[str, typer.Argument(help="Text to continue.")],
     max_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="New tokens at most.")] = 200,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.8,
@@ -19,7 +19,7 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a prompt, written out as it is drawn."""
-    from hmoe.checkpoint import open_run
+    from hmoe.folders.open import open_model
     from hmoe.model.generate import Sampling
     from hmoe.model.generate import generate as generate_ids
 
@@ -28,15 +28,14 @@ def generate(
         prompt.encode()
     except UnicodeEncodeError:
         raise ConfigError("prompt: is not valid UTF-8") from None
-    config, model, tokenizer, _ = open_run(run, say)
+    opened = open_model(run, say)
+    tokenizer, length = opened.tokenizer, opened.context_length
     ids = tokenizer.encode([prompt])[0] or [tokenizer.separator]
-    if len(ids) + max_tokens > config.data.sequence_length:
-        say(
-            f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {config.data.sequence_length}"
-        )
+    if len(ids) + max_tokens > length:
+        say(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}")
     shown = tokenizer.decode(ids)  # not always the prompt: some tokenizers normalise
     typer.echo(shown, nl=False)
-    for token in generate_ids(model, ids, max_tokens, how, seed, tokenizer):
+    for token in generate_ids(opened.model, ids, max_tokens, how, seed, tokenizer):
         ids = [*ids, token]
         text = tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # wait for the rest of a character

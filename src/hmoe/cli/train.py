@@ -8,6 +8,14 @@ import typer
 from hmoe import __version__, recipes
 from hmoe.cli.base import OVERRIDES, Recipe, app, show
 
+_EXTRAS = {  # extra -> what it brings
+    "data": ("pyarrow", "zstandard", "sentencepiece"),
+    "hf": ("transformers",),
+    "eval": ("lm_eval", "pyarrow"),
+    "serve": ("fastapi", "uvicorn", "jinja2"),
+    "track": ("tensorboard",),
+}
+
 
 @app.command(context_settings=OVERRIDES)
 def train(
@@ -64,7 +72,6 @@ def info() -> None:
     import torch
 
     triton = importlib.util.find_spec("triton")
-    extras = {"data": ("pyarrow", "zstandard", "sentencepiece"), "track": ("tensorboard",)}
     numbers: dict[str, Any] = {"hmoe": __version__, "python": platform.python_version()}
     numbers |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
     numbers["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
@@ -75,7 +82,7 @@ def info() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     numbers["gpu"] = ", ".join(gpus) or "none"
     numbers["triton"] = importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
-    for extra, modules in extras.items():
+    for extra, modules in _EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         numbers[f"extra [{extra}]"] = (
             f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
