@@ -11,9 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
 from hmoe import ConfigError, DataError
-from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer
+from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_tokens
 from hmoe.evaluate import language_model
-from hmoe.evaluate.language_model import LanguageModel, begin_tokens
+from hmoe.evaluate.language_model import LanguageModel
 from hmoe.folders.open import Opened, open_model
 from hmoe.model.likelihood import Candidate, score
 from tests.conftest import sentences

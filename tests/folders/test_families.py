@@ -192,3 +192,23 @@ def test_code_named_by_a_folder_is_not_run(tmp_path: Path) -> None:
     open_model(tmp_path, say)
     assert not (tmp_path / "ran").exists()
     assert len(load_file(tmp_path / "model.safetensors")) > 0
+
+
+def test_a_text_begins_with_what_its_tokenizer_puts_before_it(tmp_path: Path) -> None:
+    """LLaMA's <s>: known from the folder, kept by an import until training here begins."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    from hmoe.cli import run as hmoe
+
+    write(tmp_path / "hf", MODELS["llama"]())
+    file = tmp_path / "hf" / "tokenizer.json"
+    assert open_model(tmp_path / "hf", say).begin == ()
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.add_special_tokens(["<s>"])
+    first = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", first)])
+    file.write_bytes(tokenizer.to_str().encode())
+    assert open_model(tmp_path / "hf", say).begin == (first,)
+    assert hmoe(["import", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    assert open_model(tmp_path / "run", say).begin == (first,)

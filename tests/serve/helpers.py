@@ -114,7 +114,8 @@ class Live:
 
         self.model = built or model()
         limits = Limits(**{"context_length": CONTEXT, **pick(Limits)})  # type: ignore[arg-type]
-        served = Served(self.model, TOKENIZER, "small", changes.get("chat_template"))  # type: ignore[arg-type]
+        named = {name: changes[name] for name in ("chat_template", "begin") if name in changes}
+        served = Served(self.model, TOKENIZER, "small", **named)  # type: ignore[arg-type]
         seconds = float(changes.get("seconds", 60))  # type: ignore[arg-type]
         self.service = Service(served, limits, int(changes.get("max_tokens", CONTEXT)), seconds)  # type: ignore[call-overload]
         guard, connections = GuardLimits(**pick(GuardLimits)), ConnectionLimits(**pick(ConnectionLimits))  # type: ignore[arg-type]

@@ -362,3 +362,17 @@ def test_every_event_of_a_stream_is_json(live: Live) -> None:
     assert events[-2:] == ["data: [DONE]", ""]
     for event in events[:-2]:
         assert json.loads(event.removeprefix("data: "))["object"] == "text_completion"
+
+
+def test_texts_begin_with_what_the_model_knows_before_them_and_token_ids_are_taken_as_they_are(live: Live) -> None:
+    ids = TOKENIZER.encode([PROMPT])[0]
+    common = {"max_tokens": 6, "temperature": 0, "logprobs": 1, "echo": True}
+    with Live(live.model, begin=(7,)) as beginning:
+        text = beginning.post("/v1/completions", {"prompt": PROMPT, **common}).json()
+        same = beginning.post("/v1/completions", {"prompt": [7, *ids], **common}).json()
+        chat = beginning.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}).json()
+    assert text["choices"][0]["logprobs"]["token_logprobs"] == same["choices"][0]["logprobs"]["token_logprobs"]
+    assert text["usage"]["prompt_tokens"] == len(ids) + 1
+    assert text["choices"][0]["text"].startswith(PROMPT)
+    plain = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).json()
+    assert chat["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"] + 1

@@ -67,7 +67,7 @@ def _text(
     documents = _documents(text, text_field) if text else _validation(opened.run, opened.tokenizer)
     with Precision(opened.model, precision)():
         length = window or opened.context_length
-        domains = by_domain(opened.model, opened.tokenizer, documents, length, eval_line())
+        domains = by_domain(opened.model, opened.tokenizer, documents, length, eval_line(), opened.begin)
     numbers = {"step": opened.step, **_numbers(total(domains))}
     if as_json:
         show({**numbers, "domains": {name: _numbers(one) for name, one in domains.items()}}, as_json)
@@ -93,15 +93,13 @@ def _tasks(
 
     check(how.get("precision"))
     selection = select(names, benchmarks, say)  # before a large model is read
-    from hmoe.evaluate.language_model import begin_tokens
 
     opened = open_model(run, say)
-    begin = () if opened.run else tuple(begin_tokens(opened.tokenizer))
     about = harness.About(opened.name, harness.training_record(run, opened.step) if opened.run else {})
     with _TaskProgress() as progress:
         result = harness.evaluate(
             opened.model, opened.tokenizer, window or opened.context_length, selection,
-            options=harness.Options(begin=begin, **how), about=about, out=out, reports=harness.Reports(say, progress),
+            options=harness.Options(begin=opened.begin, **how), about=about, out=out, reports=harness.Reports(say, progress),
         )  # fmt: skip
     if as_json:
         show(result, as_json)

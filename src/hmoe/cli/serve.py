@@ -56,7 +56,7 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
         opened = _open(path, precision)
         context = context or opened.context_length
         limits = Limits(max_batch, max_queue, context, prefill_tokens)
-        served = Served(opened.model, opened.tokenizer, name or opened.name, opened.chat_template)
+        served = Served(opened.model, opened.tokenizer, name or opened.name, opened.chat_template, opened.begin)
         service = Service(served, limits, max_tokens or context, timeout)
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             say("anybody who reaches this address may use the model; --api-key asks for a key")
@@ -98,7 +98,7 @@ def chat(  # noqa: PLR0913, PLR0917
     if top_p_experts is not None and engine.top_p is None:
         raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
     ask = Ask((), max_tokens or max(1, engine.capacity // 4), how, seed, top_p_experts=top_p_experts)
-    conversation = Chat(engine, Conversation(opened.tokenizer, opened.chat_template), ask, system, say)
+    conversation = Chat(engine, Conversation(opened.tokenizer, opened.chat_template, opened.begin), ask, system, say)
     talk(conversation, _lines(sys.stdin.isatty()), lambda piece: typer.echo(piece, nl=False), say)
     engine.close()
 

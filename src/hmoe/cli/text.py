@@ -30,7 +30,7 @@ def generate(
         raise ConfigError("prompt: is not valid UTF-8") from None
     opened = open_model(run, say)
     tokenizer, length = opened.tokenizer, opened.context_length
-    ids = tokenizer.encode([prompt])[0] or [tokenizer.separator]
+    ids = [*opened.begin, *tokenizer.encode([prompt])[0]] or [tokenizer.separator]
     if len(ids) + max_tokens > length:
         say(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}")
     shown = tokenizer.decode(ids)  # not always the prompt: some tokenizers normalise

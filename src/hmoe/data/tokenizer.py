@@ -181,6 +181,14 @@ def load(path: str | Path) -> Tokenizer:
     return HuggingFaceTokenizer(content, str(path), _end_token(path.with_name("tokenizer_config.json")))
 
 
+def begin_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What a Hugging Face tokenizer.json puts before every text, such as LLaMA's <s>; the harness's `hf` model does so too."""
+    if tokenizer.file_name != "tokenizer.json":
+        return []
+    ids: list[int] = HuggingFace.from_str(tokenizer.content.decode()).encode("", add_special_tokens=True).ids
+    return [token for token in ids if token != tokenizer.separator]
+
+
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     """Byte-level BPE of up to `size` tokens (fewer if the text is too small for them)."""
     tokenizer = HuggingFace(models.BPE())

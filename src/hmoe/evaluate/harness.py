@@ -35,7 +35,7 @@ class Options:
         num_fewshot: examples before each question; None: as the task says, 0 in most.
         precision: float32 or bfloat16; None: that of the weights.
         batch_tokens: tokens of one forward pass; does not change what is computed.
-        begin: tokens before every text; see `hmoe.evaluate.language_model.begin_tokens`.
+        begin: tokens before every text; see `hmoe.data.tokenizer.begin_tokens`.
 
     Raises:
         ConfigError: for values out of range.

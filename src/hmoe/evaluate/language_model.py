@@ -12,7 +12,6 @@ from typing import Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tokenizers import Tokenizer as HuggingFace
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
@@ -63,7 +62,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         context_length: tokens read at once; longer requests lose the beginning of their context.
         batch_tokens: tokens of one forward pass; a document that is longer is read alone.
         precision: None: that of the weights.
-        begin: tokens before every text, see `begin_tokens`; none for a model that was trained without.
+        begin: tokens before every text, see `hmoe.data.tokenizer.begin_tokens`; none for a model that was trained without.
         report: is told the sequences scored (or texts written) and their number.
     """
 
@@ -233,14 +232,6 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             Candidate(tokens[max(0, end - length - 1) : end], end - begin)
             for begin, end in zip(begins, ends, strict=True)
         ]
-
-
-def begin_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What a Hugging Face tokenizer.json puts before every text, such as LLaMA's <s>; the harness's `hf` model does so too."""
-    if tokenizer.file_name != "tokenizer.json":
-        return []
-    ids: list[int] = HuggingFace.from_str(tokenizer.content.decode()).encode("", add_special_tokens=True).ids
-    return [token for token in ids if token != tokenizer.separator]
 
 
 def _groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:

@@ -1,7 +1,7 @@
 """Perplexity and bits per byte of any text, in all and per domain."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from hmoe.data.tokenizer import Tokenizer
@@ -73,19 +73,23 @@ def by_domain(
     documents: Iterable[tuple[str, str]],
     window: int,
     report: Report = _silent,
+    begin: Sequence[int] = (),
 ) -> dict[str, Perplexity]:
     """Perplexity of (domain, text) documents per domain, in the order in which domains first come.
+
+    A text's first token is predicted from the last of `begin`, the tokens the model knows before every text, or from the separator.
 
     Raises:
         DataError: if there is no text.
     """
     found: dict[str, Perplexity] = {}
+    before = begin[-1] if begin else tokenizer.separator
     count = tokens = 0
     for domain, text in documents:
         ids = tokenizer.encode([text])[0]
         if not ids:
             continue
-        nats = text_nll(model, [tokenizer.separator, *ids], window)
+        nats = text_nll(model, [before, *ids], window)
         one = Perplexity(1, len(ids), len(text.encode()), nats)
         found[domain] = found.get(domain, Perplexity()) + one
         count, tokens = count + 1, tokens + one.tokens

@@ -31,6 +31,8 @@ class Opened:
         step: training steps taken, None where the folder does not say.
         chat_template: the folder's Jinja template for conversations, if it has one.
         run: recipe of the run, None for a Hugging Face folder.
+        begin: tokens that the model knows before every text, such as LLaMA's <s>. None for a run trained here, whose
+            documents are only separated.
     """
 
     model: Transformer
@@ -40,6 +42,7 @@ class Opened:
     step: int | None = None
     chat_template: str | None = None
     run: RunConfig | None = None
+    begin: tuple[int, ...] = ()
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> Opened:
@@ -51,7 +54,9 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
     name = path.resolve().name
     if (path / "config.yaml").is_file():
         config, model, tokenizer, step = open_run(path, say)
-        return Opened(model, tokenizer, config.data.sequence_length, name, step, _chat_template(path), config)
+        begin = tuple(tokenizers.begin_tokens(tokenizer)) if step == 0 else ()  # at step 0 it is as it was imported
+        template = _chat_template(path)
+        return Opened(model, tokenizer, config.data.sequence_length, name, step, template, config, begin)
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
@@ -63,7 +68,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
     if tokenizer.vocab_size > model.config.vocab:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return Opened(model.eval(), tokenizer, families.context_length(raw), name, None, _chat_template(path))
+    begin = tuple(tokenizers.begin_tokens(tokenizer))
+    return Opened(model.eval(), tokenizer, families.context_length(raw), name, None, _chat_template(path), None, begin)
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:

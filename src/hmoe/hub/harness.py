@@ -15,7 +15,7 @@ try:
 except ImportError:
     raise missing_extra("benchmark tasks", "eval") from None
 
-from hmoe.evaluate.language_model import BATCH_TOKENS, LanguageModel, begin_tokens
+from hmoe.evaluate.language_model import BATCH_TOKENS, LanguageModel
 
 
 @register_model("hmoe")
@@ -52,5 +52,4 @@ class HMoELanguageModel(LanguageModel):
                 raise ConfigError(f"batch_size = {batch_size}, must be an integer of at least 1; or give batch_tokens")
             batch_tokens = int(batch_size) * length
         model = opened.model if device is None else opened.model.to(device)
-        begin = [] if opened.run else begin_tokens(opened.tokenizer)
-        super().__init__(model, opened.tokenizer, length, batch_tokens or BATCH_TOKENS, precision, begin)
+        super().__init__(model, opened.tokenizer, length, batch_tokens or BATCH_TOKENS, precision, opened.begin)

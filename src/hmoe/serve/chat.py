@@ -35,7 +35,7 @@ class Vocabulary(Protocol):
 class Conversation:
     """Lays out turns by the model's Jinja template, or, if it has none, as plain lines.
 
-    The plain form is `System: ...`, `User: ...`, `Assistant: ...` with empty lines between, ending in `Assistant:`.
+    The plain form is, after `begin`, `System: ...`, `User: ...`, `Assistant: ...` with empty lines between, ending in `Assistant:`.
     Control tokens of the template become control tokens; the same characters typed by a user stay characters.
 
     Attributes:
@@ -45,8 +45,8 @@ class Conversation:
         ConfigError: for a template that is not Jinja, or if Jinja is not installed.
     """
 
-    def __init__(self, tokenizer: Vocabulary, template: str | None) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Vocabulary, template: str | None, begin: Sequence[int] = ()) -> None:
+        self._tokenizer, self._begin = tokenizer, list(begin)
         self._template = None if template is None else _compile(template)
         self.stops: tuple[str, ...] = ("\nUser:",) if template is None else ()
         texts = {token: text for text, token in tokenizer.specials.items()}
@@ -63,7 +63,7 @@ class Conversation:
         """
         if self._template is None:
             lines = [f"{_NAMES[turn.role]}: {turn.content}" for turn in turns]
-            return self._tokenizer.encode(["\n\n".join([*lines, "Assistant:"])])[0]
+            return self._begin + self._tokenizer.encode(["\n\n".join([*lines, "Assistant:"])])[0]
         # a control token in a user's text is a word nobody can guess until the template's own have been found
         marks = {text: f"\ue000{secrets.token_hex(8)}\ue001" for text in self._tokenizer.specials}
         messages = [_message(turn, marks) for turn in turns]

@@ -32,12 +32,14 @@ class Served:
         model: in evaluation mode; the engine switches its router checks off.
         name: by which requests name it.
         chat_template: Jinja, or None for plain lines.
+        begin: tokens before every text that is not given as tokens, such as LLaMA's <s>.
     """
 
     model: Transformer
     tokenizer: Tokenizer
     name: str
     chat_template: str | None = None
+    begin: Sequence[int] = ()
 
 
 class Exchange:
@@ -114,7 +116,7 @@ class Service:
 
     def __init__(self, served: Served, limits: Limits, max_tokens: int, seconds: float) -> None:
         self.served, self.max_tokens, self.seconds = served, max_tokens, seconds
-        self.conversation = Conversation(served.tokenizer, served.chat_template)
+        self.conversation = Conversation(served.tokenizer, served.chat_template, served.begin)
         self.names = Names(served.tokenizer, served.tokenizer.specials)
         self.engine = Engine(served.model, served.tokenizer, limits)
         self.created = int(time.time())
@@ -155,7 +157,8 @@ class Service:
         texts = [one for one in request.prompt if isinstance(one, str)]
         encoded = iter(await asyncio.to_thread(self.served.tokenizer.encode, texts) if texts else [])
         separator = [self.served.tokenizer.separator]  # a text without tokens continues nothing: a new document
-        prompts = [(next(encoded) or separator) if isinstance(one, str) else one for one in request.prompt]
+        begin = self.served.begin
+        prompts = [([*begin, *next(encoded)] or separator) if isinstance(one, str) else one for one in request.prompt]
         max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         asks = self._asks(request, prompts, max_tokens, request.logprobs)
         if request.echo and request.logprobs is not None:
