@@ -14,7 +14,7 @@ from tests.train.helpers import run as train_run
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
-        ["bench", "step"], ["bench", "decode"]]  # fmt: skip
+        ["bench", "step"], ["bench", "decode"], ["bench", "model"]]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

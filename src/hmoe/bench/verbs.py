@@ -58,3 +58,24 @@ def decode(
     from hmoe.bench.decode import bench
 
     typer.echo(f"written to {bench(shape, dtype or ['bfloat16'], device, rounds, tokens, threads, out, typer.echo)}")
+
+
+@app.command("model")
+def model(
+    preset: Annotated[str, typer.Argument(help="A preset with top-k experts in every layer.")] = "hmoe-0.4b-topk",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    prompt: Annotated[int, typer.Option(min=16, help="Tokens read at once.")] = 512,
+    new: Annotated[int, typer.Option(min=1, help="Tokens written one by one, after 16.")] = 32,
+    rounds: Rounds = 5, threads: Threads = None, out: Out = RESULTS,
+) -> None:  # fmt: skip
+    """A whole model, one sequence: reading a prompt and writing tokens, beside transformers' Mixtral of equal parameters."""
+    from hmoe.bench.layer import check_dtypes
+    from hmoe.bench.model import bench
+    from hmoe.errors import missing_extra
+
+    check_dtypes([dtype])
+    try:
+        path = bench(preset, dtype, prompt, new, rounds, threads, out, typer.echo)
+    except ImportError:
+        raise missing_extra("transformers' models", "hf") from None
+    typer.echo(f"written to {path}")

@@ -1,0 +1,110 @@
+"""A whole model, one sequence: reading a prompt and writing tokens, beside transformers' Mixtral with equal experts.
+
+Mixtral has as many experts of the same total width and chooses as many, so total and activated parameters are equal.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmoe import recipes
+from hmoe.architecture import ModelConfig
+from hmoe.bench.measure import Run, interleaved, machine, median, save
+from hmoe.count import activated_parameters, activated_width, parameters_by_part
+from hmoe.errors import ConfigError
+from hmoe.model.generate import Sampling, generate
+from hmoe.model.transformer import build, set_check_finite
+from hmoe.routers import TopK
+
+IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts on a CPU
+
+
+class _Vocabulary:
+    """Every token is text: nothing ends early."""
+
+    separator = -1
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+
+def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int) -> dict[str, Run]:
+    """Name -> reading the prompt, or writing `new` tokens after its first 16."""
+    model = build(config, 0).to(dtype).eval().requires_grad_(False)
+    set_check_finite(model, False)
+    begin, words = prompt[:16], _Vocabulary(config.vocab)
+
+    def read() -> None:
+        x_BLD, _ = model.hidden(torch.tensor([prompt]), model.new_cache(1, len(prompt)))
+        _ = x_BLD[0, -1] @ model.head_weight.T
+
+    runs: dict[str, Run] = {
+        "hmoe read": torch.inference_mode()(read),
+        "hmoe write": lambda: list(generate(model, begin, new, Sampling(0), 0, words)),
+    }
+    theirs = _mixtral(config, dtype)
+    ids, first = torch.tensor([prompt]), torch.tensor([begin])
+    options = {
+        "attention_mask": torch.ones_like(first),
+        "max_new_tokens": new,
+        "min_new_tokens": new,
+        "do_sample": False,
+    }
+
+    def theirs_read(name: str) -> None:
+        theirs.set_experts_implementation(name)
+        with torch.inference_mode():
+            theirs(ids, use_cache=True, logits_to_keep=1)
+
+    def theirs_write(name: str) -> None:
+        theirs.set_experts_implementation(name)
+        theirs.generate(first, **options)
+
+    for name in IMPLEMENTATIONS:
+        runs[f"transformers {name} read"] = lambda name=name: theirs_read(name)  # type: ignore[misc]
+        runs[f"transformers {name} write"] = lambda name=name: theirs_write(name)  # type: ignore[misc]
+    return runs
+
+
+def _mixtral(config: ModelConfig, dtype: torch.dtype) -> Any:
+    from transformers import MixtralConfig, MixtralForCausalLM  # noqa: PLC0415 - optional
+
+    moe = config.moe
+    if moe is None or not isinstance(moe.router, TopK) or moe.dense_layers:
+        raise ConfigError("bench model: needs a preset with top-k experts in every layer, such as hmoe-0.4b-topk")
+    experts = len(moe.expert_widths)
+    shape = MixtralConfig(
+        vocab_size=config.vocab, hidden_size=config.dim, intermediate_size=sum(moe.expert_widths) // experts,
+        num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.num_kv_heads,
+        num_local_experts=experts, num_experts_per_tok=moe.router.k, sliding_window=None, eos_token_id=None, bos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return MixtralForCausalLM._from_config(shape, dtype=dtype).eval().requires_grad_(False)
+
+
+def bench(
+    preset: str, dtype: str, prompt: int, new: int, rounds: int, threads: int | None, out: Path, say: Callable[[str], None]
+) -> Path:  # fmt: skip
+    """Measure, print and write; the result's path."""
+    if threads:
+        torch.set_num_threads(threads)
+    config = recipes.load(preset)[1].model
+    tokens = torch.randint(config.vocab, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    times = interleaved(_runs(config, getattr(torch, dtype), tokens, new), rounds, warm=1, device="cpu")
+    rate = {name: (prompt if name.endswith("read") else new) / median(found) for name, found in times.items()}
+    ratio = {}
+    for part in ("read", "write"):
+        best = max(value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part))
+        ratio[part] = rate[f"hmoe {part}"] / best
+    for name, value in rate.items():
+        say(f"{name:32s} {value:10.1f} tokens/s")
+    say(f"hmoe is {ratio['read']:.2f} times as fast in reading, {ratio['write']:.2f} in writing, as transformers' best")
+    width = activated_width(config)[1]
+    content = {
+        "machine": machine("cpu"), "preset": preset, "dtype": dtype, "prompt_tokens": prompt, "new_tokens": new,
+        "parameters": sum(parameters_by_part(config).values()), "activated_parameters": round(activated_parameters(config, width)),
+        "tokens_per_second": rate, "ratio_to_best_of_transformers": ratio, "seconds": times,
+    }  # fmt: skip
+    return save(out, f"model-{preset}-{dtype}-{torch.get_num_threads()}threads", content)
