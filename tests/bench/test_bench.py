@@ -138,7 +138,7 @@ def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys
 
 
 def test_a_whole_model_beside_transformers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--prompt", "16", "--new", "2", "--rounds", "1", "--dtype", "float32", "--out", str(tmp_path)]
+    words = ["--prompt", "16", "--new", "2", "--rounds", "3", "--dtype", "float32", "--out", str(tmp_path)]
     assert run(["bench", "model", "tiny", *words]) == 0
     assert "times as fast in reading" in capsys.readouterr().out
     (path,) = tmp_path.glob("model-tiny-float32-*threads-*.json")
