@@ -4,6 +4,7 @@ import torch
 from hmoe import recipes
 from hmoe.architecture import ModelConfig
 from hmoe.model.attention import Sequences
+from hmoe.model.layers import Projection
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
 from tests import oracles
@@ -125,3 +126,18 @@ def test_autocast_logits_are_near_those_of_float32() -> None:
         low = model(tokens)[0]
     with torch.no_grad():
         assert (low - model(tokens)[0]).abs().mean() < 0.05
+
+
+def test_one_row_takes_the_matrix_vector_product() -> None:
+    """The same numbers with and without gradients, in float32 and in bfloat16."""
+    layer = Projection(48, 20)
+    x = torch.randn(1, 1, 48)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 2e-2)):
+        low = layer.to(dtype)
+        expected = low(x.to(dtype))
+        with torch.no_grad():
+            found = low(x.to(dtype))
+            rows = low(x.to(dtype).expand(3, 1, 48))
+        assert found.shape == (1, 1, 20)
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(rows[1:2], expected, rtol=tolerance, atol=tolerance)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hmoe.model.layers import RMSNorm
+from hmoe.model.layers import Projection, RMSNorm
 from hmoe.model.rotary import Rotary, rotate
 
 Attended = tuple[torch.Tensor, torch.Tensor | None]  # output (B, L, H, C), and the weights where they were asked for
@@ -107,10 +107,10 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width, self.layer = heads, kv_heads, head_width, layer
-        self.q_proj = nn.Linear(dim, heads * head_width, bias=False)
-        self.k_proj = nn.Linear(dim, kv_heads * head_width, bias=False)
-        self.v_proj = nn.Linear(dim, kv_heads * head_width, bias=False)
-        self.o_proj = nn.Linear(heads * head_width, dim, bias=False)
+        self.q_proj = Projection(dim, heads * head_width)
+        self.k_proj = Projection(dim, kv_heads * head_width)
+        self.v_proj = Projection(dim, kv_heads * head_width)
+        self.o_proj = Projection(heads * head_width, dim)
         self.q_norm = self.k_norm = None
         if qk_norm is not None:
             over_q, over_k = (heads, kv_heads) if qk_norm == "width" else (1, 1)

@@ -62,7 +62,7 @@ def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) ->
     return int(order_V[torch.multinomial(probs_V.cpu(), 1, generator=generator)])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: Transformer, prompt: list[int], num_tokens: int, how: Sampling, seed: int, tokenizer: Vocabulary
 ) -> Iterator[int]:

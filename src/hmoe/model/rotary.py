@@ -85,7 +85,8 @@ def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
     """Rotate queries or keys by the angles of their positions."""
     cos, sin = (part.to(x_BHLC.dtype) for part in table)
-    if torch.compiler.is_compiling():  # which fuses passes itself, and cannot write into parts of a tensor
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        # a compiler fuses passes itself and cannot write into parts of a tensor; one token is a matter of fewer operations
         first, second = x_BHLC.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]
