@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmoe import ConfigError, TopK, TopP
@@ -126,6 +126,10 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
 ) -> None:
     logits = torch.tensor(rows, dtype=torch.float64)
     p_T = torch.tensor(thresholds[: len(rows)], dtype=torch.float64)
+    sums = logits.softmax(1).sort(1, descending=True).values.cumsum(1)
+    assume(
+        bool(((sums[:, :-1] - p_T[:, None]).abs() > 1e-12).all())
+    )  # sums round differently where one reaches p exactly
     routing = route(logits, TopP(0.6), p_T)
     for token, (row, p) in enumerate(zip(logits, p_T.tolist(), strict=True)):
         found = routing.expert_N[routing.token_N == token].tolist()
