@@ -213,7 +213,7 @@ def test_closing_ends_what_is_open_or_tells_it_503(monkeypatch: pytest.MonkeyPat
                 live.server.should_exit = True
                 wait_until(lambda: not live.service.engine.alive)
                 if grace < 1:
-                    wait_until(lambda: live.service.engine._close_with is not None)
+                    wait_until(lambda: live.service.engine._give_up)
                 held.gate.set()
                 answers = [future.result() for future in waiting]
             assert {answer.status_code for answer in answers} == ({200} if grace > 1 else {503})

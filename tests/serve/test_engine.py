@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from hmoe.architecture import ModelConfig
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import Candidate, score
 from hmoe.model.transformer import Transformer
-from hmoe.serve.ask import Ask, Failure
+from hmoe.serve.ask import Ask
 from hmoe.serve.engine import BusyError, ClosedError, Engine
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Asked, ask, config, engine, model, prompt
 
@@ -20,10 +22,8 @@ NO_END = {TOKENIZER.separator: -1e9}
 
 @pytest.fixture
 def running() -> Iterator[Engine]:
-    started = engine()
-    yield started
-    started.close(Failure(503, "closed", "test over"))
-    started.join(10)
+    with engine() as started:
+        yield started
 
 
 def greedy(ids: tuple[int, ...], **changes: object) -> Ask:
@@ -284,7 +284,7 @@ def test_closing_lets_work_end_or_ends_it() -> None:
     assert not started.alive
     started = engine()
     asked = [Asked(started, [greedy(prompt(1, 4), max_tokens=90)]) for _ in range(12)]
-    started.close(Failure(503, "shutting_down", "bye"))
+    started.close(give_up=True)
     assert {one.wait()[0].failure.status for one in asked if one.wait()[0].failure} == {503}  # type: ignore[union-attr]
     started.join(10)
     assert not started._thread.is_alive()
@@ -301,3 +301,17 @@ def test_a_dynamic_rotary_scale_limits_the_context_to_where_it_is_constant() -> 
     assert started.capacity == 32
     assert TOP_P["p"] == engine(model(TOP_P)).top_p
     assert config().moe is not None
+
+
+def test_a_program_may_end_while_the_engine_computes() -> None:
+    """As a context it has ended before the interpreter does; a thread inside PyTorch would abort the process."""
+    program = """
+from hmoe.serve.ask import Ask
+from tests.serve.helpers import engine, prompt
+
+with engine() as started:
+    started.submit([Ask(prompt(1, 8), max_tokens=80)], lambda event: None, 60)
+    raise SystemExit(5)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert found.returncode == 5, found.stderr

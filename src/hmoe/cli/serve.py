@@ -61,10 +61,11 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             say("anybody who reaches this address may use the model; --api-key asks for a key")
         guard, connections = GuardLimits(max_body_bytes, api_key=api_key), ConnectionLimits(max_connections)
-        Server(service, guard, connections, lambda url: typer.echo(f"hmoe: {served.name} is served at {url}/v1")).run(
-            [listening]
+        server = Server(
+            service, guard, connections, lambda url: typer.echo(f"hmoe: {served.name} is served at {url}/v1")
         )
-        service.engine.join(1)
+        with service.engine:
+            server.run([listening])
 
 
 @app.command()
@@ -94,13 +95,13 @@ def chat(  # noqa: PLR0913, PLR0917
         raise ConfigError(f"--top-p-experts {top_p_experts}: must be in (0, 1]")
     opened = _open(path, precision)
     context = context or opened.context_length
-    engine = Engine(opened.model, opened.tokenizer, Limits(1, 0, context))
-    if top_p_experts is not None and engine.top_p is None:
-        raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
-    ask = Ask((), max_tokens or max(1, engine.capacity // 4), how, seed, top_p_experts=top_p_experts)
-    conversation = Chat(engine, Conversation(opened.tokenizer, opened.chat_template, opened.begin), ask, system, say)
-    talk(conversation, _lines(sys.stdin.isatty()), lambda piece: typer.echo(piece, nl=False), say)
-    engine.close()
+    layout = Conversation(opened.tokenizer, opened.chat_template, opened.begin)
+    with Engine(opened.model, opened.tokenizer, Limits(1, 0, context)) as engine:
+        if top_p_experts is not None and engine.top_p is None:
+            raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
+        ask = Ask((), max_tokens or max(1, engine.capacity // 4), how, seed, top_p_experts=top_p_experts)
+        conversation = Chat(engine, layout, ask, system, say)
+        talk(conversation, _lines(sys.stdin.isatty()), lambda piece: typer.echo(piece, nl=False), say)
 
 
 def _lines(terminal: bool) -> Iterator[str]:

@@ -18,6 +18,7 @@ from hmoe.serve.sequence import Job, Running
 from hmoe.serve.slots import Part, Slots
 
 _LOG = logging.getLogger("hmoe.serve")
+_CLOSING = Failure(503, "shutting_down", "the server is shutting down")
 _SWEEP_SECONDS = 0.25  # how often those that wait are looked through for what nobody waits for any more
 
 
@@ -31,6 +32,9 @@ class ClosedError(HMoEError):
 
 class Engine:
     """Runs the model in a thread of its own; methods may be called from any other.
+
+    As a context it ends with the block: what is still open fails, and the thread has ended. A thread that is inside PyTorch
+    when the interpreter goes down takes the process with it (SIGABRT).
 
     On a CPU it is fastest where no other living thread has used PyTorch's parallel operations.
 
@@ -60,7 +64,7 @@ class Engine:
         self._swept = 0.0
         self._wake = threading.Condition()  # guards _waiting, _open, _closed
         self._closed = False
-        self._close_with: Failure | None = None
+        self._give_up = False
         self.steps, self.failures, self.failed_at, self.total = 0, 0, -math.inf, Used()
         made: Future[None] = Future()
         self._thread = threading.Thread(
@@ -74,6 +78,15 @@ class Engine:
                 f"max_batch = {limits.max_batch} sequences of {self.capacity} tokens: no memory for their keys and values; "
                 f"lower one of them ({' '.join(str(error).split())[:100]})"
             ) from None
+
+    def __enter__(self) -> "Engine":
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End at once, after the step that is being computed."""
+        self.close(give_up=True)
+        self.join()
 
     @property
     def alive(self) -> bool:
@@ -109,14 +122,14 @@ class Engine:
             self._wake.notify()
         return job
 
-    def close(self, failure: Failure | None = None) -> None:
-        """Take no more requests; with a failure, end all open ones with it. Returns at once, see `join`."""
+    def close(self, *, give_up: bool = False) -> None:
+        """Take no more requests; if to give up, those that are open fail with 503. Returns at once, see `join`."""
         with self._wake:
             self._closed = True
-            self._close_with = failure
+            self._give_up = give_up
             self._wake.notify()
 
-    def join(self, seconds: float) -> None:
+    def join(self, seconds: float | None = None) -> None:
         """Wait for the thread to end, which it does when closed and without work."""
         self._thread.join(seconds)
 
@@ -158,7 +171,7 @@ class Engine:
             if verdict:
                 sequence.fail(verdict)
         self._free_ended()
-        if now - self._swept < _SWEEP_SECONDS and not self._close_with:
+        if now - self._swept < _SWEEP_SECONDS and not self._give_up:
             return
         self._swept = now
         with self._wake:
@@ -176,9 +189,11 @@ class Engine:
     def _verdict(self, sequence: Running, now: float) -> Failure | None:
         if sequence.job.cancelled:
             return Failure(499, "cancelled", "the client went away")
-        if self._close_with is None and now > sequence.job.deadline:
+        if self._give_up:
+            return _CLOSING
+        if now > sequence.job.deadline:
             return Failure(504, "timeout", "the request took longer than this server allows")
-        return self._close_with
+        return None
 
     def _plan(self) -> tuple[list[Part], list[Running], int]:
         """One token of every decoding sequence, then prompts, oldest first; and how many decode."""

@@ -17,7 +17,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmoe.errors import ConfigError
 from hmoe.serve.app import create_app
-from hmoe.serve.ask import Failure
 from hmoe.serve.guard import GuardLimits
 from hmoe.serve.refusal import Refusal
 from hmoe.serve.service import Service
@@ -25,7 +24,6 @@ from hmoe.serve.service import Service
 _HEADER_BYTES = 32 * 1024
 _BACKLOG_SECONDS = 0.1  # on closing, to take the connections that the system has taken already
 _LAST_SECONDS = 1.0  # and to read a request that has been sent on one
-_CLOSING = Failure(503, "shutting_down", "the server is shutting down")
 
 
 @dataclass(frozen=True)
@@ -167,14 +165,14 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """No new requests; after the grace those that are left are told 503."""
         self._service.engine.close()
-        last = threading.Timer(self._limits.grace_seconds, self._service.engine.close, [_CLOSING])
+        last = threading.Timer(self._limits.grace_seconds, self._service.engine.close, kwargs={"give_up": True})
         last.start()
         try:
             await asyncio.sleep(_BACKLOG_SECONDS)
             await super().shutdown(sockets)
         finally:
             last.cancel()
-            self._service.engine.close(_CLOSING)
+            self._service.engine.close(give_up=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
