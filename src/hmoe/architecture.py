@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from hmoe import sizes
+from hmoe.additions import Hyper, ZeroExperts
 from hmoe.rope import RopeScaling
 from hmoe.routers import Router, TopK
 from hmoe.section import Section
@@ -55,6 +56,13 @@ class MoEConfig(Section):
 
     widths: Annotated[Widths, Field(description="a list of hidden units per expert, or a rule")]
     router: Annotated[Router, Field(discriminator="name", description="how experts are chosen")] = TopK()
+    shared: Annotated[
+        int, Field(ge=0, le=10**7, description="hidden units of an expert that serves every token (DeepSeekMoE); 0: none")
+    ] = 0
+    zero: Annotated[
+        ZeroExperts | None, Field(description="experts without hidden units; see `hmoe.ZeroExperts`")
+    ] = None
+    hyper: Annotated[Hyper | None, Field(description="HyperExperts, see `hmoe.Hyper`")] = None
     dense_layers: Annotated[
         tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")
     ] = ()
@@ -74,9 +82,16 @@ class MoEConfig(Section):
         """Hidden units of each expert."""
         return self.widths.widths() if isinstance(self.widths, WidthRule) else self.widths
 
+    @property
+    def routed_widths(self) -> tuple[int, ...]:
+        """Hidden units of everything that the router chooses from: zero-computation experts have none."""
+        return self.expert_widths + (0,) * (self.zero.count if self.zero else 0)
+
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
-        self.router.check(len(self.expert_widths))
+        self.router.check(len(self.routed_widths))
+        if self.zero is not None:
+            self.zero.check(self.router)
         if self.parameter_penalty == 0:
             self.no_effect("while parameter_penalty is 0", "penalty_norm")
         if self.router_entropy == 0:

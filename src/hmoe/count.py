@@ -15,21 +15,42 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
     qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
     num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
     widths = model.moe.expert_widths if model.moe else ()
+    beside = _beside(model)
     return {
         "embedding": model.vocab * d,
         "head": 0 if model.tied else model.vocab * d,
         "attention": model.layers * 2 * d * (q_width + kv_width),
         "norms": (2 * model.layers + 1) * d + model.layers * qk_norms,
-        "router": num_moe * d * len(widths),
+        "router": num_moe * beside["router"],
         "experts": num_moe * 3 * d * sum(widths),
         "ffn": num_dense * 3 * d * (model.ffn or 0),
+        "shared": num_moe * beside["shared"],
+        "zero": num_moe * beside["zero"],
+        "hyper": beside["hyper"],
+    }
+
+
+def _beside(model: ModelConfig) -> dict[str, int]:
+    """Parameters of a MoE layer that are not its experts'; those of HyperExperts are all layers' together."""
+    moe, d = model.moe, model.dim
+    if moe is None:
+        return {"router": 0, "shared": 0, "zero": 0, "hyper": 0}
+    experts, num_moe = len(moe.routed_widths), len(model.moe_layers)
+    balanced = moe.router.name == "top_k" and moe.router.bias_rate > 0
+    hyper = moe.hyper.network_parameters(d, num_moe) + num_moe * moe.hyper.layer_parameters(experts) if moe.hyper else 0
+    return {
+        "router": d * experts + experts * balanced,
+        "shared": 3 * d * moe.shared,
+        "zero": 3 * d * moe.zero.constant if moe.zero else 0,
+        "hyper": hyper,
     }
 
 
 def fixed_parameters(model: ModelConfig) -> int:
-    """Parameters that every token uses: all but the experts."""
+    """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
     parts = parameters_by_part(model)
-    return sum(parts.values()) - parts["experts"]
+    generated = 0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
+    return sum(parts.values()) - parts["experts"] - parts["hyper"] + len(model.moe_layers) * generated
 
 
 def activated_parameters(model: ModelConfig, width: float) -> float:
@@ -41,7 +62,7 @@ def activated_width(model: ModelConfig) -> tuple[int, float, int]:
     """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
     if model.moe is None:
         return 0, 0.0, 0
-    widths = sorted(model.moe.expert_widths)
+    widths = sorted(model.moe.routed_widths)
     fewest, expected, most = model.moe.router.num_experts(len(widths))
     return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
 
@@ -146,6 +167,9 @@ def _assumption(model: ModelConfig) -> str:
     if model.moe is None:
         return "dense: every parameter"
     if model.moe.router.name == "top_k":
-        return f"top-{model.moe.router.k}, every expert equally likely"
-    _, expected, _ = model.moe.router.num_experts(len(model.moe.expert_widths))
+        dropless = model.moe.router.capacity_factor is None
+        return f"top-{model.moe.router.k}, every expert equally likely" + ("" if dropless else ", nothing dropped or added")
+    _, expected, _ = model.moe.router.num_experts(len(model.moe.routed_widths))
+    if model.moe.router.name == "expert_choice":
+        return f"expert choice, {model.moe.router.capacity_factor:g} experts per token in the mean"
     return f"top-p {model.moe.router.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"

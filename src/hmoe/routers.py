@@ -1,8 +1,16 @@
-"""What a router does, as frozen values without torch; the maths is in `hmoe.model.router`."""
+"""What a router does, as frozen values without torch; the maths is in `hmoe.model.selection` and `hmoe.model.capacity`.
+
+| spec | who chooses | source |
+|---|---|---|
+| `TopK` | a token its k best experts; optionally with capacity, rectified, by sigmoid scores, in groups, balanced by a bias, with noise | HMoE eq 8; Switch, GShard, Rectify-Router, DeepSeek-V3 |
+| `TopP` | a token its best experts until their probabilities reach p | HMoE eq 9-11; Huang et al. 2024 |
+| `ExpertChoice` | an expert its best tokens; not causal | Zhou et al. 2022 |
+"""
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
 
@@ -13,50 +21,143 @@ _FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a ro
 class TopK:
     """Each token goes to its k most probable experts (HMoE eq 8; the paper uses k=2).
 
-    Gates are renormalised over the chosen experts, or left as raw probabilities (OLMoE) with `renormalize=False`.
+    Attributes:
+        renormalize: gates are divided by their sum over the experts that took the token; False leaves them raw (Switch, OLMoE).
+        scores: softmax over all experts, or a sigmoid of each logit (DeepSeek-V3).
+        gate_scale: gates are multiplied by this (DeepSeek-V3: 2.5).
+        groups, keep_groups: experts lie in `groups` equal groups in their order; a token chooses from the `keep_groups` with
+            the largest sum of their two best scores (DeepSeek-V3: 8, 4).
+        bias_rate: step of a bias per expert that is added to the scores for choosing, not for the gates, and moves against the
+            expert's load once per training step (Wang et al. 2408.15664: 1e-3); 0: no bias.
+        bias_by: load counted in tokens, or in compute: tokens x width / mean width.
+        capacity_factor: an expert takes at most C tokens, C = ceil(capacity_factor x k x T / E); None: no limit.
+        eval_capacity_factor: the same in evaluation mode (Switch: 1.25 and 2.0); None: as in training.
+        min_capacity: C is at least this (DeepSpeed: 4).
+        capacity_by: C equal for all experts, or proportional to width: ceil(capacity_factor x k x T x h / sum h).
+        priority: who comes first where C is reached. First choices before second ones; within a choice by position in the
+            batch (GShard), or by the token's largest score (batch-prioritised, Rectify-Router).
+        rectify: Rectify-Router. "ir": dropped tokens go to the best expert of their own rank, without a limit. "fr": k + 1
+            choices with the capacity of k, so that the last fills what would be padding. "fr+ir": both.
+        when: which tokens "ir" serves: those that "all" chosen experts refused, that "any" refused, that "fewer" than k took.
+        local_scale: weight of the local expert, for R experts that took the token: k - R (paper) or k + 1 - R (authors' code).
+        ranks: number of simulated ranks, experts and tokens in contiguous shares; None: one expert per rank.
+        jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter) (Switch).
+        gumbel: in training choices after the first are drawn: Gumbel noise is added to their logits (DeepSpeed's top-2).
 
     Raises:
-        ConfigError: if k < 1. That k is at most the number of experts is checked where experts are known.
+        ConfigError: for a value out of range, or one without effect. What depends on the experts is checked where they are known.
     """
 
     k: int = 2
+    _: KW_ONLY
     renormalize: bool = True
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    gate_scale: float = 1.0
+    groups: int | None = None
+    keep_groups: int | None = None
+    bias_rate: float = 0.0
+    bias_by: Literal["tokens", "compute"] = "tokens"
+    capacity_factor: float | None = None
+    eval_capacity_factor: float | None = None
+    min_capacity: int = 0
+    capacity_by: Literal["equal", "width"] = "equal"
+    priority: Literal["position", "score"] = "position"
+    rectify: Literal["ir", "fr", "fr+ir"] | None = None
+    when: Literal["all", "any", "fewer"] = "all"
+    local_scale: Literal["k-r", "k+1-r"] = "k-r"
+    ranks: int | None = None
+    jitter: float = 0.0
+    gumbel: bool = False
     name: Literal["top_k"] = "top_k"
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        if type(self.k) is not int or self.k < 1:
-            raise ConfigError(f"router.k = {self.k!r}, must be an integer of at least 1")
+        _whole(self, k=1, groups=1, keep_groups=1, min_capacity=0, ranks=1)
+        _real(self, gate_scale=1e6, bias_rate=1, capacity_factor=1e6, eval_capacity_factor=1e6, jitter=1)
+        _one_of(self, scores=("softmax", "sigmoid"), bias_by=("tokens", "compute"), capacity_by=("equal", "width"),
+                priority=("position", "score"), rectify=(None, "ir", "fr", "fr+ir"), when=("all", "any", "fewer"),
+                local_scale=("k-r", "k+1-r"))  # fmt: skip
+        if (self.groups is None) != (self.keep_groups is None) or (self.keep_groups or 0) > (self.groups or 0):
+            raise ConfigError(
+                f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: give both, keep_groups at most groups"
+            )
+        if self.capacity_factor is None:
+            names = ("eval_capacity_factor", "min_capacity", "capacity_by", "priority", "rectify")
+            _no_effect(self, "without capacity_factor", *names)
+        if self.rectify not in ("ir", "fr+ir"):
+            _no_effect(self, "unless rectify is ir or fr+ir", "when", "local_scale", "ranks")
+        if self.rectify:
+            _no_effect(self, "with rectify, whose gates sum to 1", "renormalize", "gate_scale")
+        if not self.bias_rate:
+            _no_effect(self, "while bias_rate is 0", "bias_by")
+        if self.k == 1 and self.rectify not in ("fr", "fr+ir"):
+            _no_effect(self, "with k = 1, there is no second choice", "gumbel")
+
+    @property
+    def choices(self) -> int:
+        """Experts that a token asks for: k, and one more to fill in."""
+        return self.k + (self.rectify in ("fr", "fr+ir"))
+
+    @property
+    def noisy(self) -> bool:
+        """Training draws random numbers."""
+        return self.jitter > 0 or self.gumbel
+
+    def capacity(self, training: bool) -> float | None:
+        """The factor that holds now."""
+        return self.eval_capacity_factor if not training and self.eval_capacity_factor else self.capacity_factor
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
-        """(fewest, expected, most) experts per token, of `num_experts`."""
+        """(fewest, expected, most) experts per token, of `num_experts`; expected is before anything is dropped or added."""
         k = min(self.k, num_experts)
-        return k, k, k
+        if self.capacity_factor is None:
+            return k, k, k
+        local = self.rectify in ("ir", "fr+ir")
+        return int(local), k, min(self.choices + local, num_experts)
 
     def check(self, num_experts: int) -> None:
         """Raise ConfigError if this router cannot serve `num_experts` experts."""
-        if self.k > num_experts:
-            raise ConfigError(f"router.k = {self.k}, must be at most the number of experts, {num_experts}")
+        if self.choices > num_experts:
+            fill = " (rectify fills in with one more)" if self.choices > self.k else ""
+            raise ConfigError(f"router.k = {self.k}, must be at most the number of experts, {num_experts}{fill}")
+        groups, keep = self.groups or 1, self.keep_groups or 1
+        if num_experts % groups:
+            raise ConfigError(f"router.groups = {groups}, must divide the number of experts, {num_experts}")
+        if num_experts // groups * keep < self.choices:
+            raise ConfigError(
+                f"router.keep_groups = {keep}: {num_experts // groups * keep} experts, must hold at least k = {self.choices}"
+            )
+        if self.ranks is not None and self.ranks > num_experts:
+            raise ConfigError(f"router.ranks = {self.ranks}, must be at most the number of experts, {num_experts}")
 
 
 @dataclass(frozen=True)
 class TopP:
     """Each token goes to its most probable experts until their sum reaches p (HMoE eq 9-11; the paper uses 0.6).
 
-    The expert that crosses p is included, so there is always one; p = 1 selects all experts. Gates as in TopK.
+    The expert that crosses p is included, so there is always one; p = 1 selects all experts. `renormalize` (Huang et al.:
+    False) and `jitter` as in TopK.
 
     Raises:
         ConfigError: if p is not in (0, 1].
     """
 
     p: float = 0.6
+    _: KW_ONLY
     renormalize: bool = True
+    jitter: float = 0.0
     name: Literal["top_p"] = "top_p"
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
         if isinstance(self.p, bool) or not 0 < self.p <= 1:
             raise ConfigError(f"router.p = {self.p}, must be in (0, 1]")
+        _real(self, jitter=1)
+
+    @property
+    def noisy(self) -> bool:
+        """Training draws random numbers."""
+        return self.jitter > 0
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
         """(fewest, expected, most) experts per token; expected is for a uniform router: ceil(p x experts)."""
@@ -66,4 +167,81 @@ class TopP:
         """Every top-p router can serve any number of experts."""
 
 
-Router = TopK | TopP
+@dataclass(frozen=True)
+class ExpertChoice:
+    """Each expert takes its C most probable tokens of the batch, C = ceil(capacity_factor x T / E) (Zhou et al. 2022).
+
+    A token gets 0 to E experts, with raw probabilities as gates. Not causal: whether a token is taken depends on later ones,
+    so a language model trained so reads the future, and cannot generate.
+
+    Attributes:
+        capacity_factor: mean number of experts per token where capacity_by is "equal" (paper: 2).
+        capacity_by: C equal, or such that every expert computes alike: ceil(capacity_factor x T x mean h / (E x h)).
+        jitter: as in TopK.
+
+    Raises:
+        ConfigError: for a value out of range.
+    """
+
+    capacity_factor: float = 1.0
+    _: KW_ONLY
+    capacity_by: Literal["equal", "compute"] = "equal"
+    jitter: float = 0.0
+    name: Literal["expert_choice"] = "expert_choice"
+    __pydantic_config__: ClassVar = _FORBID_EXTRA
+
+    def __post_init__(self) -> None:
+        _real(self, capacity_factor=1e6, jitter=1)
+        _one_of(self, capacity_by=("equal", "compute"))
+
+    @property
+    def noisy(self) -> bool:
+        """Training draws random numbers."""
+        return self.jitter > 0
+
+    def num_experts(self, num_experts: int) -> tuple[int, int, int]:
+        """(fewest, expected, most) experts per token."""
+        return 0, max(1, min(num_experts, round(self.capacity_factor))), num_experts
+
+    def check(self, num_experts: int) -> None:
+        """Raise ConfigError if this router cannot serve `num_experts` experts."""
+        if self.capacity_factor > num_experts:
+            raise ConfigError(
+                f"router.capacity_factor = {self.capacity_factor}, must be at most the number of experts, {num_experts}"
+            )
+
+
+Router = TopK | TopP | ExpertChoice
+NAMES = ("top_k", "top_p", "expert_choice")
+OPTIONS = tuple(dict.fromkeys(field.name for spec in (TopK, TopP, ExpertChoice) for field in fields(spec)))
+
+
+def _whole(spec: Any, **least: int) -> None:
+    for name, low in least.items():
+        value = getattr(spec, name)
+        if value is not None and (type(value) is not int or value < low):
+            raise ConfigError(f"router.{name} = {value!r}, must be an integer of at least {low}")
+
+
+def _real(spec: Any, **most: float) -> None:
+    """jitter and bias_rate may be 0, factors may not."""
+    for name, high in most.items():
+        value, positive = getattr(spec, name), high > 1
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high or (positive and not value):
+            raise ConfigError(f"router.{name} = {value!r}, must be {'above' if positive else 'from'} 0 {'and at most' if positive else 'to'} {high:g}")
+
+
+def _one_of(spec: Any, **allowed: Sequence[Any]) -> None:
+    for name, values in allowed.items():
+        if getattr(spec, name) not in values:
+            shown = ", ".join("null" if value is None else value for value in values)
+            raise ConfigError(f"router.{name} = {getattr(spec, name)!r}, must be one of {shown}")
+
+
+def _no_effect(spec: Any, why: str, *names: str) -> None:
+    defaults = {field.name: field.default for field in fields(spec)}
+    for name in names:
+        if getattr(spec, name) != defaults[name]:
+            raise ConfigError(f"router.{name} has no effect {why}; remove it")

@@ -54,6 +54,7 @@ class _HuggingFaceContext:
     """Positions, mask and cache as transformers gives them."""
 
     top_p_T: torch.Tensor | None = None
+    noise_seed: int | None = None
 
     def __init__(
         self, config: HMoEConfig, position_ids: torch.Tensor, mask: Any, cache: Cache | None, options: dict[str, Any]

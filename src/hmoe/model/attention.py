@@ -17,9 +17,11 @@ class Context(Protocol):
 
     Attributes:
         top_p_T: threshold of the top-p router for each of the B*L tokens; None: the router's own.
+        noise_seed: of the router's random numbers in a training step; None: none are drawn.
     """
 
     top_p_T: torch.Tensor | None
+    noise_seed: int | None
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         """Positions (B or 1, L) of the tokens in their sequences."""
@@ -47,6 +49,9 @@ class Sequences:
 
     top_p_T: torch.Tensor | None = None
 
+    def __init__(self, noise_seed: int | None = None) -> None:
+        self.noise_seed = noise_seed
+
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         """0, 1, 2, ..."""
         return torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
@@ -65,6 +70,7 @@ class KVCache:
     """
 
     top_p_T: torch.Tensor | None = None
+    noise_seed: int | None = None
 
     def __init__(self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:
         batch, heads, width = shape_BGC

@@ -75,6 +75,7 @@ class _Groups:
     """
 
     top_p_T: torch.Tensor | None = None
+    noise_seed: int | None = None
 
     def __init__(self, groups: Sequence[Sequence[Candidate]], device: torch.device) -> None:
         tokens: list[int] = []
@@ -139,7 +140,7 @@ def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
             scores.append(Score(float(nll_T[part].sum()), bool(greedy_T[part].all())))
             done = part.stop
         found.append(scores)
-    widths = model.config.moe.expert_widths if model.config.moe else ()
+    widths = model.config.moe.routed_widths if model.config.moe else ()
     units = sum(float((r.num_tokens_E.cpu() * torch.tensor(widths)).sum()) for r in routings)
     return Scores(found, batch.tokens_BL.shape[1], units)
 

@@ -21,14 +21,21 @@ def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor 
 
 
 def shares(routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T_i, P_i): share of tokens that selected expert i, not divided by k, and its mean probability."""
+    """(T_i, P_i): share of tokens that selected expert i, not divided by k, and its mean probability.
+
+    A selection counts whether or not a capacity then refused it.
+    """
     num_tokens = max(len(routing.probs_TE), 1)  # no tokens: shares, probabilities and losses are 0
-    return routing.num_tokens_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(0) / num_tokens
+    return routing.asked_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(0) / num_tokens
 
 
-def load_balance(routing: Routing) -> torch.Tensor:
-    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the mean number of experts per token."""
-    return penalty(*shares(routing))
+def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the mean number of experts per token.
+
+    `weights` of the experts multiply their terms: MoE++ weighs zero-computation experts less.
+    """
+    share_E, prob_E = shares(routing)
+    return penalty(share_E, prob_E, 1.0 if weights is None else prob_E.new_tensor(weights))
 
 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
@@ -42,7 +49,8 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
     """
     if len(widths) != routing.probs_TE.shape[1]:
         raise ConfigError(f"parameter_penalty: {len(widths)} widths for {routing.probs_TE.shape[1]} experts")
-    scales = {"mean": sum(widths) / len(widths), "max": max(widths), "raw": 1}
+    computing = sum(1 for width in widths if width)  # zero-computation experts have width 0 and cost nothing
+    scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
     share_E, prob_E = shares(routing)
@@ -73,9 +81,11 @@ def auxiliary(routings: Sequence[Routing], moe: "MoEConfig | None") -> dict[str,
     """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching."""
     if moe is None:
         return {}
-    widths = moe.expert_widths
+    widths, weights = moe.routed_widths, None
+    if moe.zero is not None and moe.zero.balance != 1:
+        weights = [1.0 if width else moe.zero.balance for width in widths]
     per_layer = {
-        "load_balance": [load_balance(r) for r in routings],
+        "load_balance": [load_balance(r, weights) for r in routings],
         "parameter_penalty": [parameter_penalty(r, widths, moe.penalty_norm) for r in routings],
         "router_entropy": [router_entropy(r, moe.entropy_scale) for r in routings],
         "router_z": [router_z(r) for r in routings],

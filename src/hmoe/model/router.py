@@ -1,14 +1,17 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.routers import Router
+from hmoe.model import capacity, selection
+from hmoe.model.capacity import Slots
+from hmoe.model.noise import uniform
+from hmoe.routers import Router, TopK
 
 
 @dataclass(frozen=True)
@@ -16,13 +19,15 @@ class Routing:
     """Token-expert pairs sorted by expert (within an expert by token), and what the losses need.
 
     Attributes:
-        token_N: token of each pair. A compiled top-p router appends pairs that are not real (token 0, gate 0), so that
-            their number is fixed; num_tokens_E.sum() are real.
+        token_N: token of each pair. A compiled router whose number of pairs is not known beforehand appends pairs that are not
+            real (token 0, gate 0), so that their number is fixed; num_tokens_E.sum() are real.
         expert_N: expert of each pair.
         gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1 unless the router leaves them raw.
         logits_TE: router logits.
-        probs_TE: softmax of the logits over all experts (HMoE eq 7).
+        probs_TE: softmax of the logits over all experts (HMoE eq 7), or sigmoid scores divided by their sum.
         num_tokens_E: number of pairs of each expert, int64.
+        asked_E: tokens that chose each expert before anything was dropped or rectified; what the losses call load.
+        slots: what a capacity did, None without one.
     """
 
     token_N: torch.Tensor
@@ -31,6 +36,8 @@ class Routing:
     logits_TE: torch.Tensor
     probs_TE: torch.Tensor
     num_tokens_E: torch.Tensor
+    asked_E: torch.Tensor
+    slots: Slots | None = None
 
     def width_T(self, widths: Sequence[int]) -> torch.Tensor:
         """Hidden units that each token activated, float64."""
@@ -42,48 +49,207 @@ class Routing:
         )
 
 
+@dataclass(frozen=True)
+class Hints:
+    """What a router may be told of the tokens beside their content.
+
+    Attributes:
+        top_p_T: threshold of a top-p router for each token.
+        token_rank_T, expert_rank_E: rank where each token and expert lives, for `rectify`; None: simulated.
+        noise_seed: of the random numbers of one training step and layer.
+    """
+
+    top_p_T: torch.Tensor | None = None
+    token_rank_T: torch.Tensor | None = None
+    expert_rank_E: torch.Tensor | None = None
+    noise_seed: int | torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What a choice depends on beside logits and spec.
+
+    Attributes:
+        widths: hidden units of each expert; 0: it computes nothing. None: all alike.
+        bias_E: added to the scores for choosing.
+        gumbel_TE: noise of all choices but the first.
+        hints: see there.
+        training: which capacity factor holds.
+        true_gates: gates are renormalised over experts that compute.
+    """
+
+    widths: Sequence[int] | None = None
+    bias_E: torch.Tensor | None = None
+    gumbel_TE: torch.Tensor | None = None
+    hints: Hints = Hints()  # noqa: RUF009 - frozen
+    training: bool = True
+    true_gates: bool = False
+
+
 class RouterLayer(nn.Module):
     """One linear map to expert logits, then the selection of `spec`; runs in float32 or better.
 
     Attributes:
         weight: (E, D).
+        bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`.
     """
 
-    def __init__(self, dim: int, num_experts: int, spec: Router) -> None:
+    def __init__(
+        self, dim: int, widths: Sequence[int] | int, spec: Router, true_gates: bool = False
+    ) -> None:
         super().__init__()
-        spec.check(num_experts)
-        self.spec = spec
-        self.weight = nn.Parameter(torch.empty(num_experts, dim))
+        self.widths = (1,) * widths if isinstance(widths, int) else tuple(widths)
+        spec.check(len(self.widths))
+        self.spec, self.true_gates = spec, true_gates
+        self.weight = nn.Parameter(torch.empty(len(self.widths), dim))
+        balanced = getattr(spec, "bias_rate", 0) > 0
+        self.bias_E = nn.Parameter(torch.zeros(len(self.widths)), requires_grad=False) if balanced else None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Small logits, so that routing starts near uniform."""
         nn.init.normal_(self.weight, std=0.1 * self.weight.shape[1] ** -0.5, generator=generator)
+        if self.bias_E is not None:
+            nn.init.zeros_(self.bias_E)
 
-    def forward(self, x_TD: torch.Tensor, top_p_T: torch.Tensor | None = None) -> Routing:
-        """Route x_TD; `top_p_T` replaces a top-p router's threshold for each token."""
-        if top_p_T is not None and self.spec.name == "top_k":
-            raise ConfigError("top_p_T: the router is top-k, which has no threshold; nearest choice: a top-p model")
+    def forward(self, x_TD: torch.Tensor, hints: Hints = Hints()) -> Routing:  # noqa: B008 - frozen
+        """Route x_TD.
+
+        Raises:
+            ConfigError: for hints that this router cannot use, and in training for noise without a seed.
+        """
+        self._check(hints)
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with torch.autocast(x_TD.device.type, enabled=False):
-            return route(F.linear(x_TD.to(dtype), self.weight.to(dtype)), self.spec, top_p_T)
+            x_TD, gumbel_TE = x_TD.to(dtype), None
+            if self.training and self.spec.noisy:
+                x_TD, gumbel_TE = self._noise(x_TD, hints)
+            around = Circumstances(self.widths, self.bias_E, gumbel_TE, hints, self.training, self.true_gates)
+            return route(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
+
+    @torch.no_grad()
+    def update_bias(self, num_tokens_E: torch.Tensor) -> None:
+        """Move each expert's bias by `bias_rate` against its load (Wang et al. 2408.15664); call once per training step.
+
+        Args:
+            num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.asked_E`).
+        """
+        assert self.bias_E is not None
+        assert self.spec.name == "top_k"
+        load_E = num_tokens_E.to(self.bias_E.dtype)
+        if self.spec.bias_by == "compute":
+            load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
+        self.bias_E += self.spec.bias_rate * torch.sign(load_E.mean() - load_E)
+
+    def _check(self, hints: Hints) -> None:
+        """By name: exported code may hold the class twice."""
+        if hints.top_p_T is not None and self.spec.name != "top_p":
+            raise ConfigError(f"top_p_T: the router is {_shown(self.spec)}, which has no threshold; nearest choice: a top-p model")
+        rectifies = getattr(self.spec, "rectify", None) in ("ir", "fr+ir")
+        if not rectifies and not (hints.token_rank_T is None and hints.expert_rank_E is None):
+            raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
+        if self.training and self.spec.noisy and hints.noise_seed is None:
+            raise ConfigError(
+                "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); give an integer that "
+                "changes with step and layer, or call eval()"
+            )
+
+    def _noise(self, x_TD: torch.Tensor, hints: Hints) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert hints.noise_seed is not None
+        num_tokens, dim = x_TD.shape
+        draws = dim + len(self.widths)
+        u_TN = uniform(hints.noise_seed, (num_tokens, draws), x_TD.device).to(x_TD.dtype)
+        if self.spec.jitter:
+            x_TD = x_TD * (1 + self.spec.jitter * (2 * u_TN[:, :dim] - 1))
+        gumbel = getattr(self.spec, "gumbel", False)
+        return x_TD, -torch.log(-torch.log(u_TN[:, dim:])) if gumbel else None
 
 
-def route(logits_TE: torch.Tensor, spec: Router, top_p_T: torch.Tensor | None = None) -> Routing:
-    """Select experts and renormalise their probabilities over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
+def _shown(spec: Router) -> str:
+    return {"top_k": "top-k", "top_p": "top-p", "expert_choice": "expert choice"}[spec.name]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Gates are weight_TE, divided by total_T1 if that is given."""
+
+    chosen_TE: torch.Tensor
+    weight_TE: torch.Tensor
+    total_T1: torch.Tensor | None
+    asked_E: torch.Tensor | None = None
+    slots: Slots | None = None
+
+
+def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circumstances()) -> Routing:  # noqa: B008 - frozen
+    """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
+    if around.widths is None:
+        around = replace(around, widths=(1,) * logits_TE.shape[1])
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
-    probs_TE = torch.softmax(logits_TE + poison_T1, dim=1)
-    chosen_TE = select(probs_TE.detach(), logits_TE.detach(), spec, top_p_T)
-    num_tokens_E = chosen_TE.sum(0)
-    token_N, expert_N, real_N = _pairs(chosen_TE, num_tokens_E, spec)
-    gate_N = probs_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
-    if spec.renormalize:
-        gate_N = gate_N / (probs_TE * chosen_TE).sum(1).gather(0, token_N)
+    sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
+    scores_TE = (torch.sigmoid if sigmoid else _softmax)(logits_TE + poison_T1)
+    probs_TE = scores_TE / scores_TE.sum(1, keepdim=True) if sigmoid else scores_TE
+    choice = _choose(scores_TE, logits_TE.detach(), spec, around)
+    num_tokens_E = choice.chosen_TE.sum(0)
+    token_N, expert_N, real_N = _pairs(choice.chosen_TE, num_tokens_E, spec)
+    gate_N = choice.weight_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
+    if choice.total_T1 is not None:
+        gate_N = gate_N / choice.total_T1.flatten().gather(0, token_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
-    return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E)
+    if getattr(spec, "gate_scale", 1) != 1:
+        gate_N = gate_N * spec.gate_scale
+    asked_E = num_tokens_E if choice.asked_E is None else choice.asked_E
+    return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, asked_E, choice.slots)
+
+
+def _softmax(logits_TE: torch.Tensor) -> torch.Tensor:
+    return torch.softmax(logits_TE, dim=1)
+
+
+def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> _Choice:
+    assert around.widths is not None
+    fixed_TE = scores_TE.detach()
+    if spec.name == "expert_choice":
+        return _Choice(selection.expert_choice(logits_TE, fixed_TE, spec, around.widths), scores_TE, None)
+    if spec.name == "top_p":
+        chosen_TE = selection.top_p(fixed_TE, logits_TE, spec, around.hints.top_p_T)
+    else:
+        value_TE = selection.preference(fixed_TE, logits_TE, spec, around.bias_E, around.gumbel_TE)
+        if spec.capacity(around.training) is not None:
+            return _limited(scores_TE, value_TE, spec, around)
+        chosen_TE = selection.largest(value_TE, spec.k)
+    total_T1 = _total(scores_TE * chosen_TE, around) if spec.renormalize else None
+    return _Choice(chosen_TE, scores_TE, total_T1)
+
+
+def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
+    """What gates are divided by."""
+    if not around.true_gates:
+        return weight_TE.sum(1, keepdim=True)
+    assert around.widths is not None
+    computing = sum(1 for width in around.widths if width)
+    total_T1 = weight_TE[:, :computing].sum(1, keepdim=True)
+    return torch.where(total_T1 == 0, 1, total_T1)  # nothing but null experts
+
+
+def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
+    """Top-k with capacity, perhaps rectified."""
+    assert around.widths is not None
+    num_tokens = len(scores_TE)
+    order_TK = selection.ranked(value_TE, spec.choices)
+    slots_E = capacity.limits(spec, num_tokens, around.widths, around.training)
+    ranks = (around.hints.token_rank_T, around.hints.expert_rank_E)
+    ranks = capacity.ranks_of(spec, num_tokens, around.widths, scores_TE.device, ranks)
+    kept = capacity.keep(scores_TE, order_TK, spec, torch.tensor(slots_E, device=scores_TE.device), ranks)
+    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, order_TK[:, : spec.k], 1).sum(0)
+    if spec.rectify:
+        return _Choice(kept.chosen_TE, capacity.rectified_gates(kept, spec), None, asked_E, kept.slots)
+    total_T1 = None
+    if spec.renormalize:  # over those that were kept (GShard)
+        total_T1 = _total(kept.weight_TE, around).clamp(min=torch.finfo(scores_TE.dtype).tiny)
+    return _Choice(kept.chosen_TE, kept.weight_TE, total_T1, asked_E, kept.slots)
 
 
 def _pairs(
@@ -92,51 +258,21 @@ def _pairs(
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
     Their number must not be asked of the device under torch.compile, nor, to spare a synchronisation, on a GPU where
-    top-k knows it. Compiled top-p has room for every token at every expert; those beyond the counts are not real.
+    plain top-k knows it. Other routers, compiled, have room for the most they can choose; those beyond the counts are not
+    real.
     """
     num_tokens, num_experts = chosen_TE.shape
-    compiling = torch.compiler.is_compiling()
-    if not (compiling or (chosen_TE.is_cuda and spec.name == "top_k")):
+    fewest, _, most = spec.num_experts(num_experts)
+    if not (torch.compiler.is_compiling() or (chosen_TE.is_cuda and fewest == most)):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None
-    num_pairs = num_tokens * (spec.k if spec.name == "top_k" else num_experts)
+    num_pairs = num_tokens * most
     begin_E = num_tokens_E.cumsum(0) - num_tokens_E
     place_TE = torch.where(chosen_TE, chosen_TE.cumsum(0) - 1 + begin_E, num_pairs)  # the last place is nobody's
     cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
     cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
     real_N = None
-    if spec.name != "top_k":
+    if fewest != most:
         real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
         cell_N = cell_N.masked_fill(~real_N, 0)
     return cell_N // num_experts, cell_N % num_experts, real_N
-
-
-def select(
-    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, top_p_T: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Boolean (T, E): the experts chosen by `spec`; equal experts are taken lowest index first."""
-    if spec.name == "top_k":
-        return _largest(logits_TE, spec.k)
-    # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
-    if top_p_T is None and spec.p == 1:
-        return torch.ones_like(probs_TE, dtype=torch.bool)
-    order_TE = torch.argsort(logits_TE, dim=1, descending=True, stable=True)
-    sorted_TE = probs_TE.gather(1, order_TE)
-    larger_TE = F.pad(sorted_TE.cumsum(1)[:, :-1], (1, 0))  # sum of the strictly earlier ones
-    p_T1 = spec.p if top_p_T is None else top_p_T[:, None]
-    keep_TE = larger_TE < p_T1  # the first is always kept: 0 < p; so is the one that crosses p
-    if top_p_T is not None:
-        keep_TE = keep_TE | (top_p_T == 1)[:, None]
-    return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
-
-
-def _largest(logits_TE: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest of each row. `topk` is a third of a stable sort's time, but which of equals it takes is not said."""
-    value_TE = logits_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)  # a row with NaN has k choices too
-    kth_T1 = value_TE.topk(k, dim=1).values[:, -1:]
-    reach_TE = value_TE >= kth_T1
-    if not (torch.compiler.is_compiling() or reach_TE.is_cuda) and int(reach_TE.sum()) == k * len(reach_TE):
-        return reach_TE  # no ties: nearly always, and worth asking where it costs no synchronisation
-    above_TE = value_TE > kth_T1
-    equal_TE = reach_TE & ~above_TE
-    return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))

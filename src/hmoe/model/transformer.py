@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from hmoe.errors import ConfigError
 from hmoe.model.attention import Attention, Context, KVCache, Sequences
+from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
@@ -33,17 +35,24 @@ class Block(nn.Module):
         self.sparse = config.moe is not None and layer in config.moe_layers  # not by type: adapters wrap modules
         if self.sparse:
             assert config.moe is not None
-            self.ffn = MoE(config.dim, config.moe.expert_widths, config.moe.router)
+            moe, place = config.moe, config.moe_layers.index(layer)
+            self.ffn = MoE(
+                config.dim, moe.expert_widths, moe.router,
+                hyper=moe.hyper, shared=moe.shared, zero=moe.zero, shared_network_layer=place,
+            )  # fmt: skip
         else:
             assert config.ffn is not None  # checked by the config
             self.ffn = SwiGLU(config.dim, config.ffn)
 
-    def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> tuple[torch.Tensor, Routing | None]:
-        """One block; the routing is None where the ffn is dense."""
+    def forward(
+        self, x_BLD: torch.Tensor, rotary: Rotary, context: Context, network: HyperNetwork | None = None
+    ) -> tuple[torch.Tensor, Routing | None]:
+        """One block; the routing is None where the ffn is dense. `network` is the hypernetwork that the layers share."""
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
         normed_BLD, routing = self.ffn_norm(x_BLD), None
         if self.sparse:
-            y_BLD, routing = self.ffn(normed_BLD, context.top_p_T)
+            seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
+            y_BLD, routing = self.ffn(normed_BLD, context.top_p_T, noise_seed=seed, hyper_network=network)
         else:
             y_BLD = self.ffn(normed_BLD)
         return x_BLD + y_BLD, routing
@@ -64,6 +73,9 @@ class Transformer(nn.Module):
         self.activation_checkpointing = False
         self.embed = nn.Embedding(config.vocab, config.dim)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.hyper_network = None
+        if config.moe is not None and config.moe.hyper is not None:
+            self.hyper_network = HyperNetwork(config.dim, len(config.moe_layers), config.moe.hyper)
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.dim, config.vocab, bias=False)
 
@@ -78,7 +90,7 @@ class Transformer(nn.Module):
         residual_scale = (2 * self.config.layers) ** -0.5  # the residual stream keeps its scale with depth
         for name, module in self.named_modules():
             generator = torch.Generator().manual_seed(_mix(seed, name))
-            if isinstance(module, Attention | SwiGLU | MoE | RMSNorm):
+            if isinstance(module, Attention | SwiGLU | MoE | RMSNorm | HyperNetwork):
                 module.reset_parameters(generator)
             if isinstance(module, Attention):
                 module.o_proj.weight.mul_(residual_scale)
@@ -94,9 +106,10 @@ class Transformer(nn.Module):
         routings = []
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BLD, routing = checkpoint(block, x_BLD, table, context, use_reentrant=False, preserve_rng_state=False)
+                arguments = (x_BLD, table, context, self.hyper_network)
+                x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
             else:
-                x_BLD, routing = block(x_BLD, table, context)
+                x_BLD, routing = block(x_BLD, table, context, self.hyper_network)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_BLD), routings
@@ -107,7 +120,12 @@ class Transformer(nn.Module):
         return nn.functional.linear(x_BLD, self.head_weight), routings
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty key/value cache for `batch` sequences of up to `capacity` tokens."""
+        """An empty key/value cache for `batch` sequences of up to `capacity` tokens.
+
+        Raises:
+            ConfigError: for a model that cannot generate.
+        """
+        check_causal(self.config)
         shape = (batch, self.config.num_kv_heads, self.config.head_width)
         return KVCache(self.config.layers, shape, capacity, self.embed.weight.detach())
 
@@ -118,6 +136,15 @@ def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, 
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
     return model.to(device)
+
+
+def check_causal(config: "ModelConfig") -> None:
+    """Raise ConfigError if a token's experts depend on tokens after it: such a model cannot generate."""
+    if config.moe is not None and config.moe.router.name == "expert_choice":
+        raise ConfigError(
+            "router.name = expert_choice: experts choose among all tokens of a batch, later ones too, so this model cannot "
+            "generate; nearest choice: top_k"
+        )
 
 
 def set_check_finite(model: nn.Module, check: bool) -> None:

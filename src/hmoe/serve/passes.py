@@ -49,7 +49,7 @@ class Passes:
         self._model, self._tokenizer, self._slots = model, tokenizer, slots
         moe = model.config.moe
         self.top_p = threshold(model)
-        widths = moe.expert_widths if moe else ()
+        widths = moe.routed_widths if moe else ()
         self._width_E = torch.tensor(widths, dtype=torch.float64, device=model.embed.weight.device)
 
     def run(self, parts: Series[Part], sequences: Series[Running], decoding: int) -> None:

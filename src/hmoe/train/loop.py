@@ -48,10 +48,12 @@ def _steps(session: Session, console: Console, saved: int) -> None:
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))
         done = session.progress() >= 1
+        session.model.eval()
         if done or _due(counts.step, every.eval_every):
             row |= _validate(session)
         if _due(counts.step, every.sample_every):
             row["sample"] = _sample(session)
+        session.model.train()
         if done or _due(counts.step, every.log_every) or row.keys() & {"warnings", "validation_loss", "sample"}:
             session.records.write(row)
         console.row(row, session.records, session.progress())
@@ -76,7 +78,7 @@ def _account(session: Session, record: StepRecord) -> list[str]:
     counts.bad_in_a_row = 0 if record.applied else counts.bad_in_a_row + 1
     if not record.applied:
         return [f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"]
-    return session.watch.update(record.pairs_LE, record.tokens, moe.expert_widths if moe else ())
+    return session.watch.update(record.pairs_LE, record.tokens, moe.routed_widths if moe else ())
 
 
 def _row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str, Any]:
@@ -87,9 +89,10 @@ def _row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str,
     row |= {"grad_norm": _finite(record.grad_norm), "lr": record.lr, "skipped": counts.skipped}
     row |= {"activated_parameters": record.activated_parameters, "mean_activated_width": record.mean_activated_width}
     if moe:
-        work = [[n * h for n, h in zip(layer, moe.expert_widths, strict=True)] for layer in record.pairs_LE]
+        work = [[n * h for n, h in zip(layer, moe.routed_widths, strict=True)] for layer in record.pairs_LE]
         row |= {"experts_per_token": record.experts_per_token}
         row |= {"expert_token_share": _shares(record.pairs_LE), "expert_compute_share": _shares(work)}
+    row |= {"slots": record.slots} if record.slots else {}
     return row | ({"warnings": warnings} if warnings else {})
 
 

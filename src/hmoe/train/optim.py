@@ -19,7 +19,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         for parameter in module.parameters(recurse=False)
     }
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
+    for parameter in (p for p in model.parameters() if p.requires_grad):
         groups[config.decay_all or id(parameter) not in spared].append(parameter)
     return torch.optim.AdamW(
         [

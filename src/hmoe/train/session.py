@@ -108,7 +108,7 @@ def open_session(
         counts, watch_state = Counts(**restored.state["counts"]), restored.state["watch"]
         console.note(f"resuming from step {counts.step}")
     moe = config.model.moe
-    shape = (len(config.model.moe_layers), len(moe.expert_widths) if moe else 0)
+    shape = (len(config.model.moe_layers), len(moe.routed_widths) if moe else 0)
     watch = Watch(shape, config.train.dead_after, watch_state)
     records = Records(folder.path, counts.step)
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records)

@@ -9,9 +9,14 @@ from hmoe.config import RunConfig
 from hmoe.count import activated_parameters, loss_chunk, training_flops
 from hmoe.data.batches import Tokens
 from hmoe.model import losses
+from hmoe.model.attention import Sequences
+from hmoe.model.balance import Tally, balance, tally
+from hmoe.model.capacity import Slots
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.transformer import Transformer
 from hmoe.train.optim import learning_rate
+
+_PRIME = 1_000_003  # seeds of steps and micro-batches must differ
 
 
 @dataclass
@@ -23,6 +28,7 @@ class StepRecord:
         grad_norm: before clipping.
         applied: False if loss or gradients were not finite and the weights were left alone.
         pairs_LE: token-expert pairs per MoE layer and expert.
+        slots: what a router with capacity did, by name (`hmoe.model.capacity.Slots`) and MoE layer; {} for others.
     """
 
     lr: float
@@ -32,6 +38,7 @@ class StepRecord:
     applied: bool = True
     terms: dict[str, float] = field(default_factory=dict)
     pairs_LE: list[list[int]] = field(default_factory=list)
+    slots: dict[str, list[int]] = field(default_factory=dict)
     activated_parameters: float = 0.0
     mean_activated_width: float = 0.0
     experts_per_token: float = 0.0
@@ -42,17 +49,18 @@ def train_step(
 ) -> StepRecord:
     """Accumulate gradients over the micro-batches and update the weights; skip the update if anything is not finite.
 
-    Router statistics and auxiliary losses are per micro-batch, per layer, then averaged over layers.
+    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers.
     """
     lr = learning_rate(step, config.optim)
     record = StepRecord(lr=lr, tokens=batch[0].size)
     device = model.embed.weight.device
     sums: dict[str, torch.Tensor] = {}
-    pairs: list[torch.Tensor] = []
+    tallies: list[Tally] = []
     parts = config.data.micro_batches
-    for tokens_BL, targets_BL in zip(np.split(batch[0], parts), np.split(batch[1], parts), strict=True):
+    for part, (tokens_BL, targets_BL) in enumerate(zip(*(np.split(table, parts) for table in batch), strict=True)):
+        context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            x_BLD, routings = model.hidden(torch.from_numpy(tokens_BL).to(device))
+            x_BLD, routings = model.hidden(torch.from_numpy(tokens_BL).to(device), context)
             target_T = torch.from_numpy(targets_BL).to(device).reshape(-1)
             chunk = loss_chunk(config.model.vocab)
             loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
@@ -61,17 +69,21 @@ def train_step(
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
-        pairs.append(torch.stack([r.num_tokens_E for r in routings]) if routings else torch.zeros(0, 0))
+        tallies.append(tally(routings))
     record.terms = {name: value.item() for name, value in sums.items()}
-    _count(record, torch.stack(pairs).sum(0).long().tolist(), config)
+    total = Tally(*(torch.stack(counts).sum(0) for counts in zip(*tallies, strict=True)))
+    _count(record, total.pairs_LE.tolist(), config)
+    record.slots = dict(zip(Slots._fields, total.slots_SL.tolist(), strict=False))
     _update(model, optimizer, record, config)
+    if record.applied:
+        balance(model, total.asked_LE)
     return record
 
 
 def _count(record: StepRecord, pairs_LE: list[list[int]], config: RunConfig) -> None:
     """FLOPs and parameters of the experts really activated."""
     model = config.model
-    widths = model.moe.expert_widths if model.moe else ()
+    widths = model.moe.routed_widths if model.moe else ()
     units = sum(n * h for layer in pairs_LE for n, h in zip(layer, widths, strict=True))
     record.pairs_LE = pairs_LE
     record.flops = training_flops(model, config.data.sequence_length, record.tokens, units)
@@ -82,7 +94,7 @@ def _count(record: StepRecord, pairs_LE: list[list[int]], config: RunConfig) -> 
 
 
 def _update(model: Transformer, optimizer: torch.optim.Optimizer, record: StepRecord, config: RunConfig) -> None:
-    parameters = list(model.parameters())
+    parameters = [p for p in model.parameters() if p.requires_grad]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     record.grad_norm = norm.item()
     record.applied = bool(np.isfinite([record.terms["loss_total"], record.grad_norm]).all())

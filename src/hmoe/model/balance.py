@@ -1,0 +1,40 @@
+"""What a training step counts of its routers, and the balance that needs no loss: biases that move against the load."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from hmoe.model.router import RouterLayer, Routing
+
+
+class Tally(NamedTuple):
+    """Counts per MoE layer, which add up over micro-batches.
+
+    Attributes:
+        pairs_LE: token-expert pairs that were computed.
+        asked_LE: tokens that chose an expert, before anything was dropped.
+        slots_SL: what capacities did (`capacity.Slots`); no rows without them.
+    """
+
+    pairs_LE: torch.Tensor
+    asked_LE: torch.Tensor
+    slots_SL: torch.Tensor
+
+
+def tally(routings: Sequence[Routing]) -> Tally:
+    """Of one forward pass."""
+    if not routings:
+        return Tally(*(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3)))
+    slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
+    pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.asked_E for r in routings])
+    return Tally(pairs, asked, torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0))
+
+
+def balance(model: nn.Module, asked_LE: torch.Tensor) -> None:
+    """Move the biases of routers that have one (Wang et al. 2408.15664); once per training step, with the step's counts."""
+    routers = [module for module in model.modules() if isinstance(module, RouterLayer)]
+    for router, asked_E in zip(routers, asked_LE, strict=True):
+        if router.bias_E is not None:
+            router.update_bias(asked_E)

@@ -1,0 +1,166 @@
+"""Experts with a limit: what is dropped, and how Rectify-Router makes use of it (Zeng et al. 2024; Switch, GShard).
+
+Capacity concerns what an expert may hold, so it is a matter of one batch: whether a token is dropped depends on the others.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from hmoe.errors import ConfigError
+from hmoe.routers import TopK
+
+UNLIMITED = 2**31  # slots of an expert that costs nothing
+
+
+class Slots(NamedTuple):
+    """Counts of one layer and batch, int64.
+
+    Attributes:
+        dropped: first k choices that no slot was left for.
+        filled: choices number k + 1 that were taken into slots left over (FR).
+        rectified: tokens that went to the best expert of their own rank (IR).
+        padded: slots that stayed empty.
+    """
+
+    dropped: torch.Tensor
+    filled: torch.Tensor
+    rectified: torch.Tensor
+    padded: torch.Tensor
+
+
+class Kept(NamedTuple):
+    """Which experts serve a token, and with what weight.
+
+    Attributes:
+        chosen_TE: those that took it, and the local one that rectifies.
+        weight_TE: weights before they are divided; those of a rectified token count the local expert as often as it stands in.
+        accepted_T: choices that were accepted.
+    """
+
+    chosen_TE: torch.Tensor
+    weight_TE: torch.Tensor
+    accepted_T: torch.Tensor
+    slots: Slots
+
+
+def limits(spec: TopK, num_tokens: int, widths: Sequence[int], training: bool) -> list[int]:
+    """Tokens that each expert may take; experts of width 0 cost nothing and have no limit."""
+    factor = spec.capacity(training)
+    assert factor is not None
+    wanted = factor * spec.k * num_tokens
+    shares = [width / sum(widths) if spec.capacity_by == "width" else 1 / len(widths) for width in widths]
+    return [
+        max(spec.min_capacity, math.ceil(wanted * share - 1e-9)) if width else UNLIMITED
+        for share, width in zip(shares, widths, strict=True)
+    ]
+
+
+def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, rank_T: torch.Tensor | None) -> torch.Tensor:
+    """Boolean (T, K): choices that get a slot. All first choices come before all second ones; within a choice tokens come in
+    their order, or the lowest `rank_T` first."""
+    order_T = torch.arange(len(order_TK), device=order_TK.device) if rank_T is None else torch.argsort(rank_T)
+    queue_N = order_TK[order_T].T.flatten()
+    sorted_N, by_expert_N = torch.sort(queue_N, stable=True)
+    begin_E = torch.searchsorted(sorted_N, torch.arange(len(capacity_E), device=sorted_N.device))
+    slot_N = torch.arange(len(queue_N), device=sorted_N.device) - begin_E[sorted_N]
+    kept_N = torch.empty_like(slot_N, dtype=torch.bool).scatter(0, by_expert_N, slot_N < capacity_E[sorted_N])
+    kept_TK = kept_N.view(order_TK.shape[1], -1).T
+    return torch.empty_like(kept_TK).index_copy(0, order_T, kept_TK)
+
+
+def keep(
+    scores_TE: torch.Tensor,
+    order_TK: torch.Tensor,
+    spec: TopK,
+    capacity_E: torch.Tensor,
+    ranks: tuple[torch.Tensor, torch.Tensor],
+) -> Kept:
+    """Drop what exceeds the capacity, and rectify.
+
+    Args:
+        scores_TE: router scores; weights carry their gradient.
+        order_TK: choices of each token, best first; k of them, or k + 1 to fill in.
+        spec: of the router.
+        capacity_E: tokens that each expert may take.
+        ranks: token_rank_T and expert_rank_E; only IR reads them.
+    """
+    fixed_TE = scores_TE.detach()
+    rank_T = None
+    if spec.priority == "score":  # batch-prioritised: by the largest score, for every choice
+        rank_T = torch.argsort(torch.argsort(fixed_TE.amax(1), descending=True, stable=True))
+    kept_TK = accept(order_TK, capacity_E, rank_T)
+    kept_TE = torch.zeros_like(fixed_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
+    accepted_T = kept_TK.sum(1)
+    weight_TE, chosen_TE = scores_TE * kept_TE, kept_TE
+    served_T = torch.zeros_like(accepted_T, dtype=torch.bool)
+    if spec.rectify in ("ir", "fr+ir"):
+        times_TE = _local(fixed_TE, accepted_T, spec, ranks)
+        served_T = times_TE.any(1)
+        chosen_TE, weight_TE = kept_TE | (times_TE > 0), weight_TE + scores_TE * times_TE
+    free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
+    slots = Slots(
+        dropped=(~kept_TK[:, : spec.k]).sum(),
+        filled=kept_TK[:, spec.k :].sum(),
+        rectified=served_T.sum(),
+        padded=free_E.sum(),
+    )
+    return Kept(chosen_TE, weight_TE, accepted_T, slots)
+
+
+def _local(
+    scores_TE: torch.Tensor, accepted_T: torch.Tensor, spec: TopK, ranks: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """(T, E): how many times a token's best expert of its own rank stands in (IR); 0 for all others.
+
+    A rank without experts rectifies nothing.
+    """
+    token_rank_T, expert_rank_E = ranks
+    own_TE = token_rank_T[:, None] == expert_rank_E
+    best_T1 = scores_TE.masked_fill(~own_TE, -1).argmax(1, keepdim=True)
+    needy_T = {"all": accepted_T == 0, "any": accepted_T < spec.choices, "fewer": accepted_T < spec.k}[spec.when]
+    times_T = (spec.k + (spec.local_scale == "k+1-r") - accepted_T).clamp(min=0) * needy_T * own_TE.any(1)
+    return torch.zeros_like(scores_TE).scatter(1, best_T1, times_T[:, None].to(scores_TE.dtype))
+
+
+def rectified_gates(kept: Kept, spec: TopK) -> torch.Tensor:
+    """(T, E): gates that sum to 1, whose denominator is a constant to the gradient (straight through; paper A5).
+
+    With k = 1 and no filling an accepted token's gate is p - constant(p) + 1, as in the authors' code.
+    """
+    total_T1 = kept.weight_TE.detach().sum(1, keepdim=True)
+    gate_TE = kept.weight_TE / total_T1.clamp(min=torch.finfo(total_T1.dtype).tiny)
+    if spec.choices > 1:
+        return gate_TE
+    one_TE = kept.weight_TE - kept.weight_TE.detach() + kept.chosen_TE
+    return torch.where(kept.accepted_T[:, None] > 0, one_TE, gate_TE)
+
+
+def ranks_of(
+    spec: TopK,
+    num_tokens: int,
+    widths: Sequence[int],
+    device: torch.device,
+    given: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ranks of tokens and experts: those given, else contiguous shares on `spec.ranks` simulated ranks.
+
+    Experts of width 0, which come last, are on no rank: they rectify nothing.
+
+    Raises:
+        ConfigError: for ranks of the wrong number.
+    """
+    computing = sum(1 for width in widths if width)
+    ranks = spec.ranks or computing
+    token_rank_T, expert_rank_E = given
+    if token_rank_T is None:
+        token_rank_T = torch.arange(num_tokens, device=device) * ranks // max(num_tokens, 1)
+    if expert_rank_E is None:
+        ranks_E = [i * ranks // computing if i < computing else -1 for i in range(len(widths))]
+        expert_rank_E = torch.tensor(ranks_E, device=device)
+    for name, found, expected in (("token_rank_T", token_rank_T, num_tokens), ("expert_rank_E", expert_rank_E, len(widths))):
+        if found.shape != (expected,):
+            raise ConfigError(f"{name}: its shape is {tuple(found.shape)}, must be ({expected},), a rank each")
+    return token_rank_T, expert_rank_E

@@ -1,0 +1,85 @@
+"""Scores -> which experts serve which token, before any limit: top-k, in groups and with a bias; top-p; expert choice."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from hmoe.routers import ExpertChoice, TopK, TopP
+
+
+def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
+    """Boolean (T, E): the k largest of each row, lowest index first among equals.
+
+    `topk` is a third of a stable sort's time, but which of equals it takes is not said.
+    """
+    value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)  # a row with NaN has k choices too
+    kth_T1 = value_TE.topk(k, dim=1).values[:, -1:]
+    reach_TE = value_TE >= kth_T1
+    if not (torch.compiler.is_compiling() or reach_TE.is_cuda) and int(reach_TE.sum()) == k * len(reach_TE):
+        return reach_TE  # no ties: nearly always, and worth asking where it costs no synchronisation
+    above_TE = value_TE > kth_T1
+    equal_TE = reach_TE & ~above_TE
+    return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))
+
+
+def ranked(value_TE: torch.Tensor, k: int) -> torch.Tensor:
+    """(T, k): the k largest of each row in descending order, lowest index first among equals."""
+    value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)
+    return torch.argsort(value_TE, dim=1, descending=True, stable=True)[:, :k]
+
+
+def preference(
+    scores_TE: torch.Tensor,
+    logits_TE: torch.Tensor,
+    spec: TopK,
+    bias_E: torch.Tensor | None,
+    gumbel_TE: torch.Tensor | None,
+) -> torch.Tensor:
+    """What top-k takes the largest of; -infinity where a token may not go.
+
+    Plain, the logits, which tell apart what a softmax rounds to the same number. A sigmoid or a bias (DeepSeek-V3): scores +
+    bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the first choice.
+    """
+    value_TE = logits_TE if spec.scores == "softmax" and bias_E is None else scores_TE
+    if bias_E is not None:
+        value_TE = value_TE + bias_E
+    if spec.groups is not None and spec.keep_groups is not None:
+        grouped_TGM = value_TE.unflatten(1, (spec.groups, -1))
+        best_TG = grouped_TGM.topk(min(2, grouped_TGM.shape[2]), dim=2).values.sum(2)
+        keep_TG = largest(best_TG, spec.keep_groups)
+        value_TE = grouped_TGM.masked_fill(~keep_TG[:, :, None], -torch.inf).flatten(1)
+    if gumbel_TE is None:
+        return value_TE
+    first_TE = largest(value_TE, 1)
+    return (value_TE + gumbel_TE).masked_fill(first_TE, torch.inf)
+
+
+def top_p(
+    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, top_p_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Boolean (T, E): the largest until their sum reaches p (HMoE eq 9-10); `top_p_T` is another p for each token."""
+    # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
+    if top_p_T is None and spec.p == 1:
+        return torch.ones_like(probs_TE, dtype=torch.bool)
+    order_TE = torch.argsort(logits_TE, dim=1, descending=True, stable=True)
+    sorted_TE = probs_TE.gather(1, order_TE)
+    larger_TE = F.pad(sorted_TE.cumsum(1)[:, :-1], (1, 0))  # sum of the strictly earlier ones
+    p_T1 = spec.p if top_p_T is None else top_p_T[:, None]
+    keep_TE = larger_TE < p_T1  # the first is always kept: 0 < p; so is the one that crosses p
+    if top_p_T is not None:
+        keep_TE = keep_TE | (top_p_T == 1)[:, None]
+    return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
+
+
+def expert_choice(logits_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int]) -> torch.Tensor:
+    """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022)."""
+    num_tokens, num_experts = logits_TE.shape
+    limits = [spec.capacity_factor * num_tokens / num_experts] * num_experts
+    if spec.capacity_by == "compute":
+        limits = [limit * sum(widths) / num_experts / width for limit, width in zip(limits, widths, strict=True)]
+    capacity_E = torch.tensor([math.ceil(limit - 1e-9) for limit in limits], device=logits_TE.device)
+    order_TE = torch.argsort(probs_TE, dim=0, descending=True, stable=True)
+    place_TE = torch.arange(num_tokens, device=logits_TE.device)[:, None].expand_as(order_TE)
+    return torch.zeros_like(order_TE).scatter(0, order_TE, place_TE) < capacity_E
