@@ -40,6 +40,20 @@ def test_nothing_heavy_is_imported_for_it(words: list[str]) -> None:
     assert out.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hmoe.count.plan", fail)
+    assert run(["plan", "tiny"]) == 2
+    assert capsys.readouterr().err.startswith("hmoe: error: not enough memory")
+
+
 def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plan", "moe-0.4b-topk", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)

@@ -119,6 +119,9 @@ class ModelConfig(Section):
         RopeScaling | None, Field(description="rotary angles for texts longer than trained on; see `hmoe.rope`")
     ] = None
     norm_eps: Annotated[float, Field(gt=0, le=1, description="epsilon of RMSNorm")] = 1e-5
+    context: Annotated[
+        int | None, Field(ge=1, le=2**30, description="tokens it is made to read at once; null: data.sequence_length")
+    ] = None
     moe: Annotated[MoEConfig | None, Field(description="null: a dense model")] = None
 
     @property

@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from hmoe.errors import ConfigError
+
 
 def fsync(path: Path) -> None:
     """Flush a file or a directory to disk."""
@@ -17,6 +19,12 @@ def fsync(path: Path) -> None:
 def cache_folder() -> Path:
     """Where what can be made again is kept: $XDG_CACHE_HOME/hmoe, ~/.cache/hmoe."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe"
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise ConfigError if a folder that is to be made exists and holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: exists and is not empty; choose another folder")
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -252,9 +252,11 @@ def test_what_differs_is_refused(
     elsewhere = folder(tmp_path / "other", seed=5)
     with pytest.raises(ConfigError, match=r"piqa\.json: was evaluated on other benchmark files"):
         evaluate(made, words(), LENGTH, ["piqa"], elsewhere, Options(limit=3), out=out)
-    (out / "tasks" / "piqa.json").write_text("{")
-    with pytest.raises(ConfigError, match=r"piqa\.json: damaged; delete it"):
-        evaluate(made, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3), out=out)
+    record = json.loads((out / "tasks" / "piqa.json").read_text())
+    for damaged in ("{", "[]", json.dumps({"data": record["data"]}), json.dumps(record | {"metrics": 1})):
+        (out / "tasks" / "piqa.json").write_text(damaged)
+        with pytest.raises(ConfigError, match=r"piqa\.json: damaged; delete it"):
+            evaluate(made, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3), out=out)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("x")
     for occupied in (tmp_path / "thesis", tmp_path / "thesis" / "a.tex"):
@@ -265,7 +267,8 @@ def test_what_differs_is_refused(
 def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any]:
     counts = {"documents": 1, "requests": 2, "tokens": 3, "truncated_requests": 0, "windowed_requests": 0,
               "activated_units": 4.0}  # fmt: skip
-    return {"task": name, "data": selection.digest(name), "metrics": {"acc": 1.0}, "chance": 0.5, **counts}
+    return {"task": name, "data": selection.digest(name), "metrics": {"acc": 1.0}, "chance": 0.5, "majority_class": None,
+            "activated_ratio": 0.5, **counts}  # fmt: skip
 
 
 def test_results_of_one_folder_are_summed_up_together(made: Transformer, benchmarks: Path, tmp_path: Path) -> None:

@@ -120,6 +120,10 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"model_type": "gpt2"}, "must be one of hmoe, mixtral"),
+        ({"model_type": ["mixtral"]}, "must be one of hmoe, mixtral"),
+        ({"rope_parameters": [1]}, "AttributeError"),
+        ({"max_position_embeddings": float("inf")}, "OverflowError"),
+        ({"max_position_embeddings": -5}, "context = -5"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not part of our decoder"),
         ({"attention_bias": True}, "attention_bias = True is not part"),
         ({"sliding_window": 16}, "sliding_window = 16 is not part"),
@@ -212,3 +216,25 @@ def test_a_text_begins_with_what_its_tokenizer_puts_before_it(tmp_path: Path) ->
     assert open_model(tmp_path / "hf", say).begin == (first,)
     assert hmoe(["import", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
     assert open_model(tmp_path / "run", say).begin == (first,)
+
+
+def test_a_chat_template_is_read_in_every_form(tmp_path: Path) -> None:
+    write(tmp_path, MODELS["llama"]())
+    forms = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
+    for form, expected in (("plain", "plain"), (forms, "yes"), (forms[:1], None), (7, None)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": form}))
+        assert open_model(tmp_path, say).chat_template == expected
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"chat_template\.jinja: cannot be read"):
+        open_model(tmp_path, say)
+
+
+def test_all_tokens_that_end_a_text_are_known(tmp_path: Path) -> None:
+    write(tmp_path, MODELS["llama"]())
+    separator = open_model(tmp_path, say).tokenizer.separator
+    assert open_model(tmp_path, say).tokenizer.ends[0] == separator
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, separator, 9, 5000]}))
+    tokenizer = open_model(tmp_path, say).tokenizer
+    assert tokenizer.ends == (separator, 7, 9)
+    assert tokenizer.decode([40, 7, 41]) == tokenizer.decode([40, 41])
+    assert tokenizer.token_bytes(9) == b""

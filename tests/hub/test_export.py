@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
 
 from hmoe import ConfigError, recipes
@@ -71,9 +74,9 @@ def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
 
 
 def recipes_equal(a: Opened, b: Opened) -> bool:
-    """The same architecture; a head width and key/value heads that are the default are written out."""
+    """The same architecture; a head width, key/value heads and a context that are the default are written out."""
     left, right = a.model.config, b.model.config
-    same = {"head_dim": right.head_width, "kv_heads": right.num_kv_heads}
+    same = {"head_dim": right.head_width, "kv_heads": right.num_kv_heads, "context": b.context_length}
     return left == right.model_copy(update=same)
 
 
@@ -157,6 +160,45 @@ def test_bytes_are_the_same_bytes_under_autotokenizer(tmp_path: Path) -> None:
     assert again.chat_template == model.chat_template
 
 
+def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_str(train_bpe([sentences(0, 40)], 296).content.decode())
+    tokenizer.add_special_tokens(["<s>", "<|eot|>"])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    source = tmp_path / "source"
+    export(opened(), tmp_path, source, Export())
+    tokenizer.save(str(source / "tokenizer.json"))
+    first, ends = tokenizer.token_to_id("<s>"), [0, tokenizer.token_to_id("<|eot|>")]
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "bos_token_id": first}))
+    (source / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert hmoe(["import", str(source), str(run), "data.sequence_length=32", "data.batch_tokens=128"]) == 0
+    assert hmoe(["export", str(run), str(again)]) == 0
+    for folder in (source, run, again):
+        found = open_model(folder, say)
+        assert found.begin == (first,)
+        assert found.tokenizer.ends == tuple(ends)
+        assert found.chat_template == "{{ bos_token }}{{ messages[0].content }}"
+        assert found.context_length == 64
+    written = json.loads((again / "config.json").read_text())
+    assert (written["bos_token_id"], written["eos_token_id"]) == (first, ends)
+    assert AutoTokenizer.from_pretrained(again).bos_token == "<s>"
+    assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == ends
+
+
+def test_the_card_speaks_of_the_weights_that_are_exported(tmp_path: Path) -> None:
+    train_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    step = int(last[-2].name.removeprefix("step-"))
+    shutil.rmtree(last[-1])
+    assert hmoe(["export", str(tmp_path / "run"), str(tmp_path / "hf")]) == 0
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert f"| training steps | {step} |" in card
+    assert f"| training tokens | {next(row['tokens'] for row in rows if row['step'] == step):,} |" in card
+
+
 def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
     model = opened()
     export(model, tmp_path, tmp_path / "out", Export(dtype=torch.bfloat16))
@@ -237,7 +279,9 @@ def test_the_command_line_from_run_to_run(tmp_path: Path, capfd: pytest.CaptureF
     [
         (["export", "/nowhere", "/tmp/x"], 2, "not a run folder (no config.yaml) and not a Hugging Face folder"),
         (["export", "/nowhere", "/tmp/x", "--precision", "fp8"], 2, "must be float32 or bfloat16"),
-        (["import", "/nowhere", "/tmp/x"], 2, "no config.json"),
+        (["export", "/nowhere", "/tmp/x", "--shard-size", "foo"], 2, "--shard-size foo: must be a number with KB"),
+        (["import", "/nowhere", "/nowhere/x"], 2, "no config.json"),
+        (["import", "/nowhere", "/usr"], 2, "exists and is not empty"),
     ],
 )
 def test_errors_are_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,19 @@ def test_a_compiled_forward_pass_is_one_graph() -> None:
     torch._dynamo.reset()
 
 
+def test_a_compiled_training_pass_is_one_graph_with_its_auxiliary_losses() -> None:
+    made, ids = model(), tokens()
+    torch._dynamo.reset()
+    compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+    compiled(ids, labels=ids, output_router_logits=True, use_cache=False).loss.backward()
+    found = [parameter.grad.clone() for parameter in made.parameters()]
+    made.zero_grad()
+    made(ids, labels=ids, output_router_logits=True, use_cache=False).loss.backward()
+    for (name, parameter), grad in zip(made.named_parameters(), found, strict=True):
+        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

@@ -47,6 +47,24 @@ def test_trainer_lowers_the_loss_and_its_checkpoint_loads(tmp_path: Path) -> Non
     assert "eval_loss" in trainer.evaluate(rows(8))
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
+    """Also of the auxiliary losses, which a trainer does not divide by itself; they are a mean over tokens of a micro-batch."""
+    from transformers import Trainer, TrainingArguments
+
+    same = rows(1) * 4  # equal rows have equal statistics, however they are batched
+    losses = []
+    for size, parts in ((4, 1), (1, 4)):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=size, gradient_accumulation_steps=parts,
+            logging_steps=1, save_strategy="no", report_to=[], use_cpu=not torch.cuda.is_available(), seed=0,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        trainer = Trainer(model=model(output_router_logits=True), args=arguments, train_dataset=same)  # type: ignore[no-untyped-call]
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "where",
     [

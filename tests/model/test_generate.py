@@ -10,7 +10,7 @@ from hmoe.model.transformer import Transformer, build
 
 class Vocabulary:
     vocab_size = 31
-    separator = -1
+    ends: tuple[int, ...] = (-1,)
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_seed_fixes_the_text_and_stop_ends_it(model: Transformer) -> None:
     first, again, other = (list(generate(model, [1], 40, Sampling(1.0), seed, Vocabulary())) for seed in (5, 5, 6))
     assert first == again != other
     ending = Vocabulary()
-    ending.separator = first[7]
+    ending.ends = (first[7],)
     stopped = list(generate(model, [1], 40, Sampling(1.0), 5, ending))
     assert stopped == first[: first.index(first[7]) + 1]
 

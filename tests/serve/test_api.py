@@ -170,6 +170,13 @@ def test_chat_without_max_tokens_ends_with_the_context(client: openai.OpenAI) ->
     assert answer.usage.total_tokens == CONTEXT
 
 
+def test_a_chat_that_is_too_long_blames_the_messages(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="messages: ") as refused:
+        client.chat.completions.create(model="small", messages=[{"role": "user", "content": "x" * CONTEXT}])
+    assert refused.value.param == "messages"
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_stop_seed_and_biases_reach_the_engine(client: openai.OpenAI) -> None:
     letters = {str(i): 100 for i in b"ab"}
     common = {"model": "small", "prompt": "x", "max_tokens": 40, "logit_bias": letters, "seed": 2}

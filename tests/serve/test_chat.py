@@ -100,7 +100,7 @@ def test_a_conversation_stays_within_the_context() -> None:
     before = list(talking.turns)
     with pytest.raises(ConfigError, match="do not fit"):
         list(talking.reply("x" * 90))
-    assert talking.turns == before[:1]
+    assert talking.turns == before
 
 
 def test_talk_answers_every_line_and_goes_on_after_errors() -> None:
@@ -115,6 +115,17 @@ def test_talk_answers_every_line_and_goes_on_after_errors() -> None:
     repeated: list[str] = []
     talk(again, iter(["hi\n"]), repeated.append, said.append)
     assert "".join(written).startswith("".join(repeated).rstrip("\n"))
+
+
+def test_words_that_the_template_refuses_are_forgotten() -> None:
+    template = "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('boom') }}{% endif %}{{ m.content }}{% endfor %}"
+    started = engine()
+    how = Ask((), 8, bias={256: -1e9, **{i: -1e9 for i in range(128, 256)}})
+    talking = Chat(started, Conversation(ByteTokenizer(), template), how, None, [].append)
+    said: list[str] = []
+    talk(talking, iter(["hello\n", "boom\n", "again\n"]), [].append, said.append)
+    assert len(said) == 1
+    assert [turn.content for turn in talking.turns if turn.role == "user"] == ["hello", "again"]
 
 
 def test_an_answer_that_is_broken_off_is_kept_as_it_was() -> None:

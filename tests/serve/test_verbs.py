@@ -121,6 +121,14 @@ def test_the_verbs_refuse_what_cannot_work(folder: Path, capsys: pytest.CaptureF
             assert err.startswith("hmoe: error: ")
 
 
+def test_an_empty_key_in_the_environment_is_no_key(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HMOE_API_KEY", "")
+    assert run(["serve", str(folder), "--port", "0"]) == 2
+    assert "HMOE_API_KEY: is empty" in capsys.readouterr().err
+
+
 def test_a_missing_extra_is_one_line(folder: Path) -> None:
     code = (
         "import sys; sys.modules['fastapi'] = None; from hmoe.cli import run; "

@@ -24,7 +24,7 @@ IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to
 class _Vocabulary:
     """Every token is text: nothing ends early."""
 
-    separator = -1
+    ends: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size

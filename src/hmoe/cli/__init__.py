@@ -8,7 +8,7 @@ import typer
 from hmoe.bench.verbs import app as bench_app
 from hmoe.cli import data, evaluate, hub, serve, text, train
 from hmoe.cli.base import app, say
-from hmoe.errors import CheckpointError, DataError, HMoEError
+from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
 __all__ = ["app", "data", "evaluate", "hub", "run", "serve", "text", "train"]
 
@@ -35,8 +35,20 @@ def run(arguments: list[str]) -> int:
         say(f"error: {error.filename or 'input/output'}: {error.strerror or error}")
         return (DataError if arguments[:1] == ["data"] else CheckpointError).exit_code
     except Exception as error:
+        if _out_of_memory(error):
+            say(f"error: not enough memory: {error}"[:300])
+            return ConfigError.exit_code
         if not hasattr(error, "format_message"):  # not one of the parser's usage errors
             raise
         say(f"error: {' '.join(error.format_message().split())}; see hmoe {' '.join(arguments[:1])} --help")
         return 2
     return 0
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's own, CUDA's by its name, and the RuntimeError of PyTorch's CPU allocator."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )

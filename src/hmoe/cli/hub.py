@@ -34,7 +34,8 @@ def export(
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    for line in write(open_model(model, say), model, folder, Export(form, dtype, shard_size, with_code)):
+    how = Export(form, dtype, shard_size, with_code)
+    for line in write(open_model(model, say), model, folder, how):
         typer.echo(line)
 
 
@@ -47,14 +48,18 @@ def import_(
     recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
 ) -> None:  # fmt: skip
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
-    from hmoe.folders.adopt import adopt
+    from hmoe.files import refuse_used
+    from hmoe.folders.adopt import adopt, beside
 
+    refuse_used(run)
     config, model, tokenizer = adopt(source, recipe, context.args)
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
 
     with RunFolder(run, config) as folder:
         begin(folder, config, model, tokenizer)
+        for name, content in beside(source, tokenizer):
+            folder.write(name, content)
     count = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{run}: {count:,} parameters at step 0")
     typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")

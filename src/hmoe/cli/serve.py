@@ -1,5 +1,6 @@
 """Verbs that keep a model in memory: `hmoe serve`, `hmoe chat`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -50,8 +51,8 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
     from hmoe.serve.guard import GuardLimits
     from hmoe.serve.service import Served, Service
 
-    if api_key == "":
-        raise ConfigError("--api-key: is empty; leave it out for none")
+    if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
+        raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
     with listen(host, port) as listening:  # before the model is read, which may take long
         opened = _open(path, precision)
         context = context or opened.context_length

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ class Tokenizer(Protocol):
     Attributes:
         vocab_size: ids are below this.
         separator: id put after every document.
+        ends: ids that end a text: the separator, and others that a chat model may write.
         fingerprint: SHA-256 of the tokenizer's definition.
         file_name: name of its file in a data or run folder; "" for bytes, which need none.
         content: bytes of that file.
@@ -31,6 +32,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int
     separator: int
+    ends: tuple[int, ...]
     fingerprint: str
     file_name: str
     content: bytes
@@ -54,6 +56,7 @@ class ByteTokenizer:
 
     vocab_size = _BYTES + 1
     separator = _BYTES
+    ends: tuple[int, ...] = (_BYTES,)
     fingerprint = hashlib.sha256(b"hmoe bytes").hexdigest()
     file_name = ""
     content = b""
@@ -77,7 +80,7 @@ class HuggingFaceTokenizer:
 
     file_name = "tokenizer.json"
 
-    def __init__(self, content: bytes, where: str, separator: str | None = None) -> None:
+    def __init__(self, content: bytes, where: str, separator: str | None = None, ends: Sequence[int] = ()) -> None:
         try:
             self._tokenizer = HuggingFace.from_str(content.decode())
         except Exception as error:  # tokenizers raises bare Exception
@@ -93,6 +96,7 @@ class HuggingFaceTokenizer:
         if not ids:
             raise DataError(f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}")
         self.separator = ids[0]
+        self.ends = (self.separator, *(i for i in ends if i != self.separator and 0 <= i < self.vocab_size))
         added = self._tokenizer.get_added_tokens_decoder()
         self.specials = {token.content: i for i, token in added.items() if token.special}
         self._added = {i: token.content.encode() * (not token.special) for i, token in added.items()}
@@ -104,13 +108,13 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """See Tokenizer."""
-        text: str = self._tokenizer.decode([i for i in ids if i != self.separator], skip_special_tokens=False)
+        text: str = self._tokenizer.decode([i for i in ids if i not in self.ends], skip_special_tokens=False)
         return text
 
     def token_bytes(self, token: int) -> bytes:
         """See Tokenizer."""
         piece = self._tokenizer.id_to_token(token)
-        if piece is None or token in self._added or token == self.separator:
+        if piece is None or token in self._added or token in self.ends:
             return self._added.get(token, b"")
         if self._byte_level:
             return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else c.encode() for c in piece)
@@ -137,6 +141,7 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()
         self.separator = self._model.eos_id()
+        self.ends: tuple[int, ...] = (self.separator,)
         controls = filter(self._model.is_control, range(self.vocab_size))
         self.specials = {self._model.id_to_piece(i): i for i in controls}
 
@@ -161,7 +166,7 @@ def load(path: str | Path) -> Tokenizer:
     """A tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
 
     A folder without either, made with the byte tokenizer, gives that. Beside a tokenizer.json, `tokenizer_config.json`
-    may name the end-of-text token.
+    may name the end-of-text token, and generation_config.json or config.json others that end a text.
 
     Raises:
         DataError: if it cannot be read.
@@ -178,7 +183,8 @@ def load(path: str | Path) -> Tokenizer:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path))
-    return HuggingFaceTokenizer(content, str(path), _end_token(path.with_name("tokenizer_config.json")))
+    end = _end_token(path.with_name("tokenizer_config.json"))
+    return HuggingFaceTokenizer(content, str(path), end, _end_ids(path.parent))
 
 
 def begin_tokens(tokenizer: Tokenizer) -> list[int]:
@@ -204,14 +210,14 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), "trained BPE", _SEPARATOR)
 
 
-def _byte_of() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """The printable character that byte-level tokenizers write for each byte -> the byte."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(_BYTES) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(_BYTES + n): b for n, b in enumerate(others)}
 
 
-_BYTE_OF = _byte_of()
+_BYTE_OF = byte_letters()
 
 
 def _sentencepiece_bytes(piece: str) -> bytes:
@@ -228,3 +234,16 @@ def _end_token(path: Path) -> str | None:
         return None
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """Every `eos_token_id` that a Hugging Face folder names."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads((folder / name).read_bytes()).get("eos_token_id")
+        except (OSError, ValueError, AttributeError):
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if ids and all(type(i) is int for i in ids):
+            return ids
+    return []

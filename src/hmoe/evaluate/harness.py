@@ -1,6 +1,5 @@
 """Benchmark tasks of lm-evaluation-harness on a model: from a folder of `hmoe data benchmarks`, or the harness's own."""
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -20,6 +19,7 @@ from hmoe.evaluate.outcome import Outcome
 from hmoe.evaluate.precision import Precision
 from hmoe.evaluate.table import activated, summary
 from hmoe.evaluate.tasks import Selection, quiet, select
+from hmoe.folders.metrics import metrics_at
 from hmoe.model.transformer import Transformer
 
 _BATCH_TOKENS = 4096
@@ -127,7 +127,12 @@ def evaluate(
 
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     """SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
-    digest = hashlib.sha256(model.config.model_dump_json().encode())
+    moe, losses = (
+        model.config.moe,
+        {"load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale"},
+    )
+    shape = model.config.model_dump(mode="json", exclude={"context": True, "moe": {"widths", "router_z", *losses}})
+    digest = hashlib.sha256(json.dumps([shape, moe and moe.expert_widths]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -137,13 +142,8 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
 
 def training_record(run: Path, step: int | None) -> dict[str, float]:
     """`step`, `tokens` and `flops` of a run folder at a step, from its metrics.jsonl; {} where it has none."""
-    found: dict[str, float] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            if step is None or row["step"] <= step:
-                found = {name: row[name] for name in ("step", "tokens", "flops")}
-    return found
+    row = metrics_at(run, step)
+    return {name: row[name] for name in ("step", "tokens", "flops") if name in row}
 
 
 def _training(about: About) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from hmoe.evaluate.table import table
 from hmoe.files import write_atomic
 
 FORMAT = 1
+_KEYS = {"task", "data", "metrics", "documents", "requests", "chance", "majority_class", "tokens", "activated_units"}
+_KEYS |= {"truncated_requests", "windowed_requests", "activated_ratio"}  # what a record must hold
 
 
 class Outcome:
@@ -43,7 +45,7 @@ class Outcome:
         path = self._path(name)
         if not path.exists():
             return None
-        record = _read(path)
+        record = _record(path)
         if record.get("data") != data:
             raise ConfigError(f"{path}: was evaluated on other benchmark files; name another --out")
         return record
@@ -54,7 +56,7 @@ class Outcome:
 
     def all(self) -> dict[str, dict[str, Any]]:
         """Every finished task of the folder."""
-        records = [_read(path) for path in sorted(self._tasks.glob("*.json"))]
+        records = [_record(path) for path in sorted(self._tasks.glob("*.json"))]
         return {record["task"]: record for record in records}
 
     def close(self, result: dict[str, Any]) -> None:
@@ -72,6 +74,13 @@ class Outcome:
                 raise ConfigError(
                     f"{self._folder}: holds an evaluation with another {name}{values}; name another --out"
                 )
+
+
+def _record(path: Path) -> dict[str, Any]:
+    record = _read(path)
+    if not record.keys() >= _KEYS or not isinstance(record["metrics"], dict):
+        raise ConfigError(f"{path}: damaged; delete it, and its task is evaluated again")
+    return record
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A Hugging Face folder + a recipe for the rest -> everything a run at step 0 needs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.folders.families import model_config
-from hmoe.folders.open import folder_tokenizer, read_json, read_model
+from hmoe.folders.open import chat_template, folder_tokenizer, read_json, read_model
 from hmoe.model.transformer import Transformer
 
 _LOSSES = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
@@ -36,3 +37,12 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
             )
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     return config, read_model(source, raw, dtype), folder_tokenizer(source)
+
+
+def beside(source: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of what else the run keeps: the chat template, and the tokens that end a text."""
+    template = chat_template(source)
+    if template is not None:
+        yield "chat_template.jinja", template.encode()
+    if len(tokenizer.ends) > 1:
+        yield "generation_config.json", (json.dumps({"eos_token_id": list(tokenizer.ends)}) + "\n").encode()

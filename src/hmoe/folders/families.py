@@ -26,7 +26,7 @@ def model_config(raw: Raw, where: str) -> ModelConfig:
         ConfigError: for another family, or a feature that our decoder does not have, naming it.
     """
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"{where}: model_type = {family!r}, must be one of {', '.join(FAMILIES)}")
     for key, allowed in _NEUTRAL.items():
         if raw.get(key) not in allowed:
@@ -38,27 +38,22 @@ def model_config(raw: Raw, where: str) -> ModelConfig:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         raise ConfigError(f"{where}: {recipes.problem_line(problem)}") from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(f"{where}: {error}") from None
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
 
 
-def context_length(raw: Raw) -> int:
-    """Tokens that the model was made to read at once."""
-    return int(raw.get("max_position_embeddings", 2048))
-
-
 def _common(raw: Raw) -> Raw:
     """What all families share; `rope_parameters` is transformers 5's, `rope_theta` and `rope_scaling` the older form."""
-    window, length = raw.get("sliding_window"), context_length(raw)
+    window, length = raw.get("sliding_window"), int(raw.get("max_position_embeddings", 2048))
     if window is not None and raw.get("use_sliding_window", True) and window < length:
         raise ConfigError(f"sliding_window = {window} is not part of our decoder; only null can be imported")
     rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
     heads = raw["num_attention_heads"]
     scaling = from_hugging_face(rope, length)
     return {
-        "dim": raw["hidden_size"], "layers": raw["num_hidden_layers"], "heads": heads, "vocab": raw["vocab_size"],
+        "context": length, "dim": raw["hidden_size"], "layers": raw["num_hidden_layers"], "heads": heads, "vocab": raw["vocab_size"],
         "kv_heads": raw.get("num_key_value_heads") or heads, "head_dim": raw.get("head_dim"),
         "tied": raw.get("tie_word_embeddings", False), "norm_eps": raw["rms_norm_eps"], "rope_scaling": scaling,
         "rope_theta": rope.get("rope_theta") or _DEFAULT_THETA.get(raw["model_type"], 10_000.0),

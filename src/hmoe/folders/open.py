@@ -55,8 +55,9 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
     if (path / "config.yaml").is_file():
         config, model, tokenizer, step = open_run(path, say)
         begin = tuple(tokenizers.begin_tokens(tokenizer)) if step == 0 else ()  # at step 0 it is as it was imported
-        template = _chat_template(path)
-        return Opened(model, tokenizer, config.data.sequence_length, name, step, template, config, begin)
+        template = chat_template(path)
+        length = config.model.context or config.data.sequence_length
+        return Opened(model, tokenizer, length, name, step, template, config, begin)
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
@@ -69,7 +70,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     begin = tuple(tokenizers.begin_tokens(tokenizer))
-    return Opened(model.eval(), tokenizer, families.context_length(raw), name, None, _chat_template(path), None, begin)
+    assert model.config.context is not None  # every family says
+    return Opened(model.eval(), tokenizer, model.config.context, name, None, chat_template(path), None, begin)
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
@@ -111,11 +113,21 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def _chat_template(folder: Path) -> str | None:
-    """From chat_template.jinja, or the older place in tokenizer_config.json."""
+def chat_template(folder: Path) -> str | None:
+    """From chat_template.jinja, or the older place in tokenizer_config.json; of several the one named default.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}") from None
     config = folder / "tokenizer_config.json"
     template = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
     return template if isinstance(template, str) else None

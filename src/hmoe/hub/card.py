@@ -1,10 +1,10 @@
 """The model card: what a reader of the folder should know, with the routing facts of the run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hmoe.count import activated_parameters, activated_width, parameters_by_part
+from hmoe.folders.metrics import metrics_at
 from hmoe.folders.open import Opened
 
 _HEAD = """---
@@ -31,8 +31,9 @@ _MEASURED = {  # key of metrics.jsonl -> what it is
 def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
     """Markdown with the YAML head that model hubs read."""
     lines = [_HEAD.format(name=opened.name), _what(opened), "", "| fact | value |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in _facts(opened, _last_metrics(source)).items()]
-    lines += ["", *_shares(opened, _last_metrics(source)), "## Use", "", "```python", _use(form, with_code), "```", ""]
+    last = metrics_at(source, opened.step)
+    lines += [f"| {name} | {value} |" for name, value in _facts(opened, last).items()]
+    lines += ["", *_shares(opened, last), "## Use", "", "```python", _use(form, with_code), "```", ""]
     if form == "mixtral":
         lines += [_PADDED, ""]
     return "\n".join(lines)
@@ -95,18 +96,3 @@ def _use(form: str, with_code: bool) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) and value < 10**12 else f"{value:.4g}"
-
-
-def _last_metrics(source: Path) -> dict[str, Any]:
-    """The last whole row of a run's metrics.jsonl, with the newest validation; {} for another folder."""
-    file = source / "metrics.jsonl"
-    found: dict[str, Any] = {}
-    if file.is_file():
-        for line in file.read_bytes().splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            kept = {key: value for key, value in found.items() if key.startswith("validation_")}
-            found = kept | row
-    return found

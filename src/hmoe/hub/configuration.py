@@ -1,5 +1,6 @@
 """`config.json` of a heterogeneous mixture of experts, under Hugging Face's names where there are such."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,20 @@ from hmoe.errors import ConfigError
 from hmoe.rope import RopeScaling, from_hugging_face
 from hmoe.routers import Router, TopK, TopP
 from hmoe.sizes import arithmetic
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`hmoe.architecture.MoEConfig` without pydantic; a class that torch.compile can trace."""
+
+    expert_widths: tuple[int, ...]
+    router: Router
+    load_balance: float
+    parameter_penalty: float
+    penalty_norm: str
+    router_entropy: float
+    entropy_scale: str
+    router_z: float
 
 
 @strict
@@ -130,17 +145,22 @@ class HMoEConfig(PreTrainedConfig):
         return from_hugging_face(self.rope_parameters or {}, self.max_position_embeddings)
 
     @property
+    def moe(self) -> Any:
+        """Experts, router and losses; None: a dense model."""
+        if not self.expert_widths:
+            return None
+        return Experts(
+            tuple(self.expert_widths), self.router, self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,
+            self.router_entropy_coef, self.entropy_scale, self.router_z_coef,
+        )  # fmt: skip
+
+    @property
     def structure(self) -> Any:
         """The same under the names that `hmoe.model` knows (`hmoe.architecture.ModelConfig`), without pydantic."""
-        moe = SimpleNamespace(
-            expert_widths=tuple(self.expert_widths), router=self.router, penalty_norm=self.penalty_norm,
-            entropy_scale=self.entropy_scale, load_balance=self.load_balance_coef, router_z=self.router_z_coef,
-            parameter_penalty=self.parameter_penalty_coef, router_entropy=self.router_entropy_coef,
-        ) if self.expert_widths else None  # fmt: skip
         return SimpleNamespace(
             dim=self.hidden_size, layers=self.num_hidden_layers, heads=self.num_attention_heads,
             num_kv_heads=self.num_key_value_heads, head_width=self.head_dim, qk_norm=self.qk_norm, vocab=self.vocab_size,
-            ffn=self.dense_intermediate_size, tied=self.tie_word_embeddings, norm_eps=self.rms_norm_eps, moe=moe,
+            ffn=self.dense_intermediate_size, tied=self.tie_word_embeddings, norm_eps=self.rms_norm_eps, moe=self.moe,
             moe_layers=self.moe_layers, rope_theta=(self.rope_parameters or {}).get("rope_theta", 10_000.0),
             rope_scaling=self.rope_scaling_spec,
         )  # fmt: skip

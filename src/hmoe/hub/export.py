@@ -1,5 +1,6 @@
 """A model -> a Hugging Face folder: as it is, or a top-k model exactly as an ordinary Mixtral for software that knows no HMoE."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from hmoe.architecture import ModelConfig
 from hmoe.errors import ConfigError
+from hmoe.files import refuse_used
 from hmoe.folders.open import Opened
 from hmoe.folders.weights import hugging_face_name
 from hmoe.hub import card, code, tokenizer_files
@@ -40,6 +42,10 @@ class Export:
     shard_size: str = "5GB"
     with_code: bool = False
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[1-9][0-9]{0,8}(KB|MB|GB|TB)", self.shard_size):
+            raise ConfigError(f"--shard-size {self.shard_size}: must be a number with KB, MB, GB or TB, such as 5GB")
+
 
 def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]:
     """Write the folder in one rename; returns lines that say what it costs and how it is loaded.
@@ -47,8 +53,7 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
     Raises:
         ConfigError: if the folder exists, or the form cannot say what the model does, naming why.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder}: exists and is not empty; choose another folder")
+    refuse_used(folder)
     if how.form not in FORMATS:
         raise ConfigError(f"--format {how.form}: must be one of {', '.join(FORMATS)}")
     if how.with_code and how.form != "hmoe":
@@ -181,9 +186,11 @@ def _shape(opened: Opened) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _special_tokens(opened: Opened) -> dict[str, int]:
-    """The token that separates documents ends a text and stands before its first token."""
-    return {"bos_token_id": opened.tokenizer.separator, "eos_token_id": opened.tokenizer.separator}
+def _special_tokens(opened: Opened) -> dict[str, Any]:
+    """What stands before a text's first token, for a model trained here the separator of documents, and what ends it."""
+    ends = list(opened.tokenizer.ends)
+    begin = [*opened.begin, opened.tokenizer.separator]
+    return {"bos_token_id": begin[0], "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
 def _experts(config: ModelConfig) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class HMoELanguageModel(LanguageModel):
         if batch_tokens is not None and batch_size is not None:
             raise ConfigError(f"batch_tokens = {batch_tokens}, batch_size = {batch_size}; give one of them")
         opened = open_model(Path(pretrained), logging.getLogger(__name__).warning)
-        length = max_length or opened.context_length
+        length = opened.context_length if max_length is None else max_length
         if batch_size is not None:
             if not str(batch_size).isdecimal() or int(batch_size) < 1:
                 raise ConfigError(f"batch_size = {batch_size}, must be an integer of at least 1; or give batch_tokens")

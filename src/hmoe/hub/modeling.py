@@ -224,7 +224,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         """Logits (B, L, V); with `labels` the loss in nats per token, with `output_router_logits` plus the auxiliary losses.
 
         Auxiliary losses are the mean over MoE layers of tokens that `attention_mask` keeps, each times its coefficient;
-        `aux_loss` is their sum.
+        `aux_loss` is their sum. Where a trainer accumulates gradients and tells `num_items_in_batch`, the loss is this batch's
+        part of the step's, and so is what `aux_loss` adds to it.
         """
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         outputs = self.model(
@@ -239,7 +240,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
             self._auxiliary_loss(outputs.router_logits, attention_mask) if wanted and outputs.router_logits else None
         )
         if loss is not None and aux_loss is not None:
-            loss = loss + aux_loss.to(loss.device)
+            share = _share_of_step(labels, kwargs.get("num_items_in_batch"))
+            loss = loss + share * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss, aux_loss=aux_loss, logits=logits_BLV, hidden_states=outputs.hidden_states,
             attentions=outputs.attentions, router_logits=outputs.router_logits, **{_CACHE: outputs.get(_CACHE)},
@@ -248,13 +250,21 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def _auxiliary_loss(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        moe = self.config.structure.moe
+        moe = self.config.moe
+        assert moe is not None
         if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == len(router_logits[0]):
             kept_T = attention_mask.flatten().bool()
             router_logits = tuple(logits_TE[kept_T.to(logits_TE.device)] for logits_TE in router_logits)
         device = router_logits[0].device
         terms = auxiliary([route(logits_TE.to(device), moe.router) for logits_TE in router_logits], moe)
         return router_logits[0].new_zeros(()) + weighted(terms, moe)
+
+
+def _share_of_step(labels: torch.Tensor | None, num_items: torch.Tensor | int | None) -> torch.Tensor | float:
+    """Share of an optimiser step's targets that are in this batch; trainers count them without each first token."""
+    if labels is None or num_items is None:
+        return 1.0
+    return (labels[..., 1:] != -100).sum() / num_items
 
 
 __all__ = ["HMoEForCausalLM", "HMoEModel", "HMoEPreTrainedModel"]

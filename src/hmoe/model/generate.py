@@ -14,7 +14,7 @@ class Vocabulary(Protocol):
     """What generation needs of a tokenizer."""
 
     vocab_size: int
-    separator: int
+    ends: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) ->
 def generate(
     model: Transformer, prompt: list[int], num_tokens: int, how: Sampling, seed: int, tokenizer: Vocabulary
 ) -> Iterator[int]:
-    """Yield up to `num_tokens` new tokens, ending after the separator; the same seed gives the same tokens.
+    """Yield up to `num_tokens` new tokens, ending after one that ends a text; the same seed gives the same tokens.
 
     Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger.
 
@@ -83,6 +83,6 @@ def generate(
         x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
         token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], how, generator)
         yield token
-        if token == tokenizer.separator:
+        if token in tokenizer.ends:
             return
         new = [token]

@@ -25,7 +25,7 @@ class Vocabulary(Protocol):
     """What the engine asks of a tokenizer."""
 
     vocab_size: int
-    separator: int
+    ends: tuple[int, ...]
 
     def token_bytes(self, token: int) -> bytes:
         """Bytes of one token."""
@@ -124,7 +124,7 @@ class Passes:
             told = dict(zip(telling, entries, strict=True))
         for i, sequence in enumerate(sequences):
             if finite[i]:
-                sequence.accept(tokens[i], told.get(i), self._tokenizer.separator)
+                sequence.accept(tokens[i], told.get(i), self._tokenizer.ends)
             else:
                 sequence.fail(_NOT_FINITE)
 

@@ -31,14 +31,19 @@ class Chat:
         """Pieces of the model's answer to the user's next words; ended early, what was shown is what was said.
 
         Raises:
-            ConfigError: if these words alone do not fit; they are forgotten.
+            ConfigError: if these words alone do not fit, or the template refuses them; they are forgotten.
             HMoEError: if the model fails.
         """
+        before = list(self.turns)
         self.turns.append(Turn("user", text))
-        prompt = self._fit()
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        ask = replace(self._how, prompt=tuple(prompt), seed=(self._how.seed + len(self.turns)) % 2**63)
-        job = self._engine.submit([ask], events.put, _SECONDS)
+        try:
+            prompt = self._fit()
+            ask = replace(self._how, prompt=tuple(prompt), seed=(self._how.seed + len(self.turns)) % 2**63)
+            job = self._engine.submit([ask], events.put, _SECONDS)
+        except HMoEError:
+            self.turns = before
+            raise
         said = ""
         try:
             while True:
@@ -59,7 +64,6 @@ class Chat:
         room, dropped = self._engine.capacity - self._how.max_tokens, 0
         while len(prompt := self._conversation.encode(self.turns)) > room:
             if len(self.turns) == self._fixed + 1:
-                self.turns.pop()
                 raise ConfigError(
                     f"{len(prompt)} tokens and max_tokens = {self._how.max_tokens} for the answer do not fit into the "
                     f"model's context of {self._engine.capacity}; say less, or lower --max-tokens"

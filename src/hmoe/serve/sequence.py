@@ -95,14 +95,14 @@ class Running:
         """Log-probabilities of the next prompt tokens."""
         self._prompt_entries += entries
 
-    def accept(self, token: int, entry: Entry | None, separator: int) -> None:
+    def accept(self, token: int, entry: Entry | None, ends: Series[int]) -> None:
         """A token was drawn."""
         self.ids.append(token)
         self.counts[token] += 1
         self.used.new_tokens += 1
         if entry is not None:
             self._entries.append(replace(entry, offset=len(self._writer.text)))
-        if token == separator or self._writer.add(token):
+        if token in ends or self._writer.add(token):
             self.finish("stop")
         elif len(self.ids) >= self.ask.max_tokens:
             self.finish("length")

@@ -189,7 +189,7 @@ class Service:
         asks = self._asks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
         shape = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
         asks = [replace(ask, stops=(*ask.stops, *self.conversation.stops)) for ask in asks]
-        return self._submit(asks, Exchange(shape, len(ids)))
+        return self._submit(asks, Exchange(shape, len(ids)), prompt="messages")
 
     def _asks(self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None) -> list[Ask]:
         if max_tokens > self.max_tokens:
@@ -211,13 +211,15 @@ class Service:
         pairs = [(ids, number) for ids in prompts for number in range(request.n or 1)]
         return [replace(ask, prompt=tuple(ids), seed=(seed + number) % 2**63) for ids, number in pairs]
 
-    def _submit(self, asks: list[Ask], exchange: Exchange) -> Exchange:
+    def _submit(self, asks: list[Ask], exchange: Exchange, prompt: str = "prompt") -> Exchange:
+        """`prompt` is what the request calls its prompt."""
         try:
             exchange.job = self.engine.submit(asks, exchange.deliver, self.seconds)
         except ConfigError as error:
-            field = str(error).split(":")[0]
-            code = "context_length_exceeded" if " max_tokens " in str(error) else "invalid_value"
-            raise Refusal(400, str(error), field, code) from None
+            field, _, what = str(error).partition(":")
+            field = prompt if field == "prompt" else field
+            code = "context_length_exceeded" if " max_tokens " in what else "invalid_value"
+            raise Refusal(400, f"{field}:{what}", field, code) from None
         except BusyError as error:
             raise Refusal(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
         except ClosedError as error:
