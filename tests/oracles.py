@@ -159,3 +159,127 @@ def attention(
             out.append(sum(weights[j] * (w["v"][kv] @ x_LD[j]) for j in range(position + 1)))
         rows.append(w["o"] @ torch.cat(out))
     return torch.stack(rows)
+
+
+def capacities(factor: float, k: int, tokens: int, widths: list[int], by: str = "equal", least: int = 0) -> list[int]:
+    """ceil(factor k T / E), or in proportion to width; at least `least`."""
+    shares = [1 / len(widths) if by == "equal" else h / sum(widths) for h in widths]
+    return [max(least, math.ceil(factor * k * tokens * share - 1e-9)) for share in shares]
+
+
+def with_capacity(
+    probs_TE: torch.Tensor, choices: list[list[int]], limits: list[int], by_score: bool = False
+) -> list[list[bool]]:
+    """GShard: every first choice, in the tokens' order (or by their largest probability), then every second, ...; an expert
+    whose slots are used up refuses."""
+    order = list(range(len(choices)))
+    if by_score:
+        order.sort(key=lambda t: (-probs_TE[t].max().item(), t))
+    used, kept = [0] * len(limits), [[False] * len(row) for row in choices]
+    for rank in range(max((len(row) for row in choices), default=0)):
+        for t in order:
+            i = choices[t][rank]
+            if used[i] < limits[i]:
+                used[i] += 1
+                kept[t][rank] = True
+    return kept
+
+
+def rectified(
+    x_TD: torch.Tensor,
+    w_router_ED: torch.Tensor,
+    experts: list[Expert],
+    *,
+    k: int,
+    limits: list[int],
+    how: str,
+    when: str,
+    token_rank: list[int],
+    expert_rank: list[int],
+    extra: int = 0,
+    by_score: bool = False,
+) -> tuple[torch.Tensor, dict[str, int]]:
+    """Rectify-Router, one token at a time (ALGORITHMS 3.2-3.4): (y_TD, slots).
+
+    IR: o = [sum_R p E + (k - |R|) p_h E_h] / [sum_R p + (k - |R|) p_h] with a constant denominator, h the best expert of the
+    token's rank; FR: k + 1 choices. With k = 1 and no FR an accepted expert has weight p - constant(p) + 1.
+    """
+    asked = k + ("fr" in how)
+    probs_TE = torch.stack([probabilities(w_router_ED @ x_D) for x_D in x_TD])
+    choices = [chosen(w_router_ED @ x_D, asked) for x_D in x_TD]
+    kept = with_capacity(probs_TE, choices, limits, by_score)
+    rows, slots = [], {"dropped": 0, "filled": 0, "rectified": 0, "padded": sum(limits)}
+    for t, x_D in enumerate(x_TD):
+        accepted = [i for i, ok in zip(choices[t], kept[t], strict=True) if ok]
+        slots["dropped"] += sum(not ok for ok in kept[t][:k])
+        slots["filled"] += sum(kept[t][k:])
+        slots["padded"] -= len(accepted)
+        weights = [(probs_TE[t, i], i) for i in accepted]
+        needy = {"all": not accepted, "any": len(accepted) < asked, "fewer": len(accepted) < k}[when]
+        own = [i for i in range(len(experts)) if expert_rank[i] == token_rank[t]]
+        times = max(0, k + extra - len(accepted))
+        if "ir" in how and needy and own and times:
+            local = max(own, key=lambda i: (probs_TE[t, i].item(), -i))
+            weights.append((times * probs_TE[t, local], local))
+            slots["rectified"] += 1
+        if asked == 1 and accepted:
+            weight, i = weights[0]
+            rows.append((weight - weight.detach() + 1) * expert(x_D, experts[i]))
+            continue
+        total = sum(weight.item() for weight, _ in weights)
+        rows.append(sum((weight / total * expert(x_D, experts[i]) for weight, i in weights), torch.zeros_like(x_D)))
+    return torch.stack(rows), slots
+
+
+def expert_choice(probs_TE: torch.Tensor, limits: list[int]) -> list[list[int]]:
+    """Zhou et al.: tokens of each expert, its most probable ones."""
+    tokens = range(len(probs_TE))
+    return [sorted(tokens, key=lambda t: (-probs_TE[t, i].item(), t))[:limit] for i, limit in enumerate(limits)]
+
+
+def grouped_sigmoid(
+    logits_E: torch.Tensor, bias: list[float], k: int, groups: int, keep: int, scale: float
+) -> dict[int, torch.Tensor]:
+    """DeepSeek-V3: expert -> gate. Chosen by sigmoid + bias within the groups of largest two; gates without the bias."""
+    scores = [1 / (1 + torch.exp(-z)) for z in logits_E]
+    values = [s.item() + b for s, b in zip(scores, bias, strict=True)]
+    size = len(values) // groups
+    best = [sum(sorted(values[g * size : (g + 1) * size])[-2:]) for g in range(groups)]
+    kept = sorted(range(groups), key=lambda g: (-best[g], g))[:keep]
+    allowed = [i for i in range(len(values)) if i // size in kept]
+    taken = sorted(allowed, key=lambda i: (-values[i], i))[:k]
+    total = sum(scores[i] for i in taken)
+    return {i: scores[i] / total * scale for i in taken}
+
+
+def zero_expert(
+    x_D: torch.Tensor, kind: str, value_D: torch.Tensor | None = None, mix: torch.Tensor | None = None
+) -> torch.Tensor:
+    """MoE++: null 0, copy x, constant a1 x + a2 v with (a1, a2) = softmax(W x)."""
+    if kind == "null":
+        return torch.zeros_like(x_D)
+    if kind == "copy":
+        return x_D
+    assert mix is not None
+    a = probabilities(mix @ x_D)
+    return a[0] * x_D + a[1] * value_D
+
+
+def hyper_expert(x_D: torch.Tensor, unselected: list[int], w: dict[str, torch.Tensor]) -> torch.Tensor:
+    """HyperMoE (ALGORITHMS 2.1), weights generated for this one token.
+
+    `w`: embedding (E, 128); inner, outer, trunk and the four heads as `name.weight`, `name.bias`; layer_embedding (10).
+    """
+
+    def linear(name: str, value: torch.Tensor) -> torch.Tensor:
+        return w[f"{name}.weight"] @ value + w[f"{name}.bias"]
+
+    s = torch.zeros_like(w["embedding"][0])
+    for j in unselected:
+        s = s + w["embedding"][j]
+    q = linear("outer", linear("inner", s).clamp(min=0))
+    c = linear("trunk", torch.cat([q, w["layer_embedding"]])).clamp(min=0)
+    dim = len(x_D)
+    b_down, b_up = linear("b_down", c), linear("b_up", c)
+    w_down, w_up = linear("w_down", c).view(len(b_down), dim), linear("w_up", c).view(dim, len(b_down))
+    return w_up @ (w_down @ x_D + b_down).clamp(min=0) + b_up

@@ -65,7 +65,7 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
         ("model.dim=true", "model.dim = True: must not be true or false"),
         ("model.heads=5", "dim / heads must be an integer, or give head_dim"),
         ("model.kv_heads=3", "kv_heads = 3: must divide heads"),
-        ("model.moe.router.name=top_z", "name must be top_k or top_p"),
+        ("model.moe.router.name=top_z", "name must be one of top_k, top_p, expert_choice"),
         ("model.moe.router.p=0.3", "does not belong to this kind of router"),
         ("model.moe.router.k=9", "at most the number of experts, 8"),
         ("model.moe.router={name: top_p, p: 0}", r"router.p = 0.0?, must be in \(0, 1\]"),

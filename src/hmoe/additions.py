@@ -46,9 +46,13 @@ class ZeroExperts:
     def check(self, router: Router) -> None:
         """Raise ConfigError for a router that cannot choose them sensibly."""
         if router.name == "expert_choice":
-            raise ConfigError("zero: has no place with expert_choice, whose experts take tokens whether they compute or not")
+            raise ConfigError(
+                "zero: has no place with expert_choice, whose experts take tokens whether they compute or not"
+            )
         if getattr(router, "bias_by", "tokens") == "compute":
-            raise ConfigError("zero: router.bias_by = compute would send every token to experts that cost nothing; tokens")
+            raise ConfigError(
+                "zero: router.bias_by = compute would send every token to experts that cost nothing; tokens"
+            )
 
     @property
     def count(self) -> int:

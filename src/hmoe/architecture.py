@@ -57,11 +57,12 @@ class MoEConfig(Section):
     widths: Annotated[Widths, Field(description="a list of hidden units per expert, or a rule")]
     router: Annotated[Router, Field(discriminator="name", description="how experts are chosen")] = TopK()
     shared: Annotated[
-        int, Field(ge=0, le=10**7, description="hidden units of an expert that serves every token (DeepSeekMoE); 0: none")
+        int,
+        Field(ge=0, le=10**7, description="hidden units of an expert that serves every token (DeepSeekMoE); 0: none"),
     ] = 0
-    zero: Annotated[
-        ZeroExperts | None, Field(description="experts without hidden units; see `hmoe.ZeroExperts`")
-    ] = None
+    zero: Annotated[ZeroExperts | None, Field(description="experts without hidden units; see `hmoe.ZeroExperts`")] = (
+        None
+    )
     hyper: Annotated[Hyper | None, Field(description="HyperExperts, see `hmoe.Hyper`")] = None
     dense_layers: Annotated[
         tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")

@@ -168,7 +168,9 @@ def _assumption(model: ModelConfig) -> str:
         return "dense: every parameter"
     if model.moe.router.name == "top_k":
         dropless = model.moe.router.capacity_factor is None
-        return f"top-{model.moe.router.k}, every expert equally likely" + ("" if dropless else ", nothing dropped or added")
+        return f"top-{model.moe.router.k}, every expert equally likely" + (
+            "" if dropless else ", nothing dropped or added"
+        )
     _, expected, _ = model.moe.router.num_experts(len(model.moe.routed_widths))
     if model.moe.router.name == "expert_choice":
         return f"expert choice, {model.moe.router.capacity_factor:g} experts per token in the mean"

@@ -3,6 +3,7 @@
 import difflib
 import reprlib
 from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from hmoe import routers
 from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
 
-_TAGS = {"rule", "list", "top_k", "top_p"}  # what pydantic inserts into a key where it chose between kinds
+_TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
 
@@ -90,7 +92,7 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
 
 def keys() -> list[str]:
     """Every dotted key that a recipe may hold."""
-    return sorted(_known(RunConfig, ""))
+    return sorted(set(_known(RunConfig, "")))
 
 
 def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
@@ -191,7 +193,7 @@ def problem_line(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"].startswith("union_tag"):
-        return f"{key} = {_shown(problem['input'])}: name must be top_k or top_p"
+        return f"{key} = {_shown(problem['input'])}: name must be one of {', '.join(routers.NAMES)}"
     if problem["type"] == "tuple_type" and key.endswith("widths"):
         return f"{key} = {_shown(problem['input'])}: must be a list of hidden units or a rule {{shape, total, experts}}"
     message = (
@@ -219,19 +221,20 @@ def _nearest(key: str) -> str:
 def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for kind in _sections(field.annotation):
-            yield from _known(kind, f"{prefix}{name}.")
-    if "router" in section.model_fields:
-        yield from (f"{prefix}router.{key}" for key in ("name", "k", "p", "renormalize"))
+        for kind in _parts(field.annotation):
+            if is_dataclass(kind):
+                yield from (f"{prefix}{name}.{key.name}" for key in fields(kind))
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _known(kind, f"{prefix}{name}.")
     if "weights" in section.model_fields:
         yield f"{prefix}weights.DOMAIN"
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and what it is made of."""
+    yield annotation
     for part in getattr(annotation, "__args__", ()):
-        yield from _sections(part)
+        yield from _parts(part)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

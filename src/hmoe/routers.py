@@ -2,7 +2,7 @@
 
 | spec | who chooses | source |
 |---|---|---|
-| `TopK` | a token its k best experts; optionally with capacity, rectified, by sigmoid scores, in groups, balanced by a bias, with noise | HMoE eq 8; Switch, GShard, Rectify-Router, DeepSeek-V3 |
+| `TopK` | a token its k best experts; with a capacity, rectified, by a sigmoid, in groups, with a bias, with noise | HMoE eq 8 |
 | `TopP` | a token its best experts until their probabilities reach p | HMoE eq 9-11; Huang et al. 2024 |
 | `ExpertChoice` | an expert its best tokens; not causal | Zhou et al. 2022 |
 """
@@ -94,6 +94,17 @@ class TopK:
             _no_effect(self, "with k = 1, there is no second choice", "gumbel")
 
     @property
+    def title(self) -> str:
+        """For people."""
+        parts = [f"top-{self.k}"]
+        parts += [f"capacity {self.capacity_factor:g}"] if self.capacity_factor is not None else []
+        parts += [self.rectify] if self.rectify else []
+        parts += ["sigmoid scores"] if self.scores == "sigmoid" else []
+        parts += [f"{self.keep_groups} of {self.groups} groups"] if self.groups else []
+        parts += ["balanced by a bias"] if self.bias_rate else []
+        return ", ".join(parts)
+
+    @property
     def choices(self) -> int:
         """Experts that a token asks for: k, and one more to fill in."""
         return self.k + (self.rectify in ("fr", "fr+ir"))
@@ -155,6 +166,11 @@ class TopP:
         _real(self, jitter=1)
 
     @property
+    def title(self) -> str:
+        """For people."""
+        return f"top-p {self.p}"
+
+    @property
     def noisy(self) -> bool:
         """Training draws random numbers."""
         return self.jitter > 0
@@ -195,6 +211,11 @@ class ExpertChoice:
         _one_of(self, capacity_by=("equal", "compute"))
 
     @property
+    def title(self) -> str:
+        """For people."""
+        return f"expert choice {self.capacity_factor:g}"
+
+    @property
     def noisy(self) -> bool:
         """Training draws random numbers."""
         return self.jitter > 0
@@ -213,7 +234,13 @@ class ExpertChoice:
 
 Router = TopK | TopP | ExpertChoice
 NAMES = ("top_k", "top_p", "expert_choice")
-OPTIONS = tuple(dict.fromkeys(field.name for spec in (TopK, TopP, ExpertChoice) for field in fields(spec)))
+
+
+def options(spec: Router) -> dict[str, Any]:
+    """What is not at its default, by name."""
+    return {
+        field.name: getattr(spec, field.name) for field in fields(spec) if getattr(spec, field.name) != field.default
+    }
 
 
 def _whole(spec: Any, **least: int) -> None:
@@ -229,8 +256,15 @@ def _real(spec: Any, **most: float) -> None:
         value, positive = getattr(spec, name), high > 1
         if value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= high or (positive and not value):
-            raise ConfigError(f"router.{name} = {value!r}, must be {'above' if positive else 'from'} 0 {'and at most' if positive else 'to'} {high:g}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 <= value <= high
+            or (positive and not value)
+        ):
+            raise ConfigError(
+                f"router.{name} = {value!r}, must be {'above' if positive else 'from'} 0 {'and at most' if positive else 'to'} {high:g}"
+            )
 
 
 def _one_of(spec: Any, **allowed: Sequence[Any]) -> None:

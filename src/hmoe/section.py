@@ -4,7 +4,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-_SWITCHES = ("renormalize", "truncate")  # true or false within a router, a rope scaling
+_SWITCHES = (
+    "renormalize",
+    "gumbel",
+    "true_gates",
+    "truncate",
+)  # true or false within a router, zero experts, a rope scaling
 
 
 class Section(BaseModel):

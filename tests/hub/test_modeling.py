@@ -198,7 +198,7 @@ def test_a_compiled_training_pass_is_one_graph_with_its_auxiliary_losses() -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"router_type": "top"}, "must be top_k or top_p"),
+        ({"router_type": "top"}, "must be one of top_k, top_p, expert_choice"),
         ({"num_experts_per_tok": 4}, "at most the number of experts, 3"),
         ({"router_top_p": 0.0, "router_type": "top_p"}, r"router\.p = 0\.0"),
         ({"head_dim": 5}, "head_dim = 5, must be even"),

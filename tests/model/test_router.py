@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from hmoe import ConfigError, TopK, TopP
-from hmoe.model.router import RouterLayer, route
+from hmoe.model.router import Circumstances, Hints, RouterLayer, route
 from tests import oracles
 
 LOGITS = st.floats(-30, 30, width=32)
@@ -130,7 +130,7 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
     assume(
         bool(((sums[:, :-1] - p_T[:, None]).abs() > 1e-12).all())
     )  # sums round differently where one reaches p exactly
-    routing = route(logits, TopP(0.6), p_T)
+    routing = route(logits, TopP(0.6), Circumstances(hints=Hints(p_T)))
     for token, (row, p) in enumerate(zip(logits, p_T.tolist(), strict=True)):
         found = routing.expert_N[routing.token_N == token].tolist()
         assert found == sorted(oracles.chosen(row, p=p))
@@ -138,9 +138,13 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
 
 def test_a_threshold_of_one_takes_all_and_top_k_has_none() -> None:
     logits = torch.tensor([[40.0, -40.0, 0.0]] * 2)
-    assert route(logits, TopP(0.6), torch.tensor([1.0, 0.5])).num_tokens_E.tolist() == [2, 1, 1]
-    with pytest.raises(ConfigError, match="the router is top-k"):
-        RouterLayer(3, 2, TopK(1))(torch.zeros(1, 3), torch.ones(1))
+    assert route(logits, TopP(0.6), Circumstances(hints=Hints(torch.tensor([1.0, 0.5])))).num_tokens_E.tolist() == [
+        2,
+        1,
+        1,
+    ]
+    with pytest.raises(ConfigError, match="the router is top-1"):
+        RouterLayer(3, 2, TopK(1))(torch.zeros(1, 3), Hints(torch.ones(1)))
 
 
 def test_raw_gates_are_the_probabilities() -> None:

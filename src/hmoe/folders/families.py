@@ -108,10 +108,13 @@ def _hmoe(raw: Raw) -> Raw:
     own: Raw = {"qk_norm": raw.get("qk_norm"), "ffn": raw.get("dense_intermediate_size")}
     if not raw["expert_widths"]:
         return own
-    router = {"name": raw["router_type"], "renormalize": raw["norm_topk_prob"]}
-    router |= {"k": raw["num_experts_per_tok"]} if raw["router_type"] == "top_k" else {"p": raw["router_top_p"]}
+    router = {"name": raw["router_type"], **(raw.get("router_options") or {})}
+    named = {"top_k": {"k": "num_experts_per_tok"}, "top_p": {"p": "router_top_p"}}.get(raw["router_type"], {})
+    named |= {"renormalize": "norm_topk_prob"} if named else {}
+    router |= {ours: raw[theirs] for ours, theirs in named.items()}
     moe = {
-        "widths": raw["expert_widths"], "router": router, "dense_layers": raw.get("dense_layers") or [],
+        "widths": raw["expert_widths"], "router": router, "shared": raw.get("shared_expert_width", 0),
+        "zero": raw.get("zero_experts"), "hyper": raw.get("hyper_experts"), "dense_layers": raw.get("dense_layers") or [],
         **{name: raw[f"{name}_coef"] for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z")},
     }  # fmt: skip
     moe |= {"penalty_norm": raw["penalty_norm"]} if raw["parameter_penalty_coef"] else {}

@@ -66,8 +66,7 @@ def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
 
 
 def _router(router: Any) -> str:
-    gates = "renormalised gates" if router.renormalize else "raw gates"
-    return f"top-{router.k}, {gates}" if router.name == "top_k" else f"top-p {router.p}, {gates}"
+    return f"{router.title}, {'renormalised gates' if getattr(router, 'renormalize', False) else 'raw gates'}"
 
 
 def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:
@@ -75,13 +74,13 @@ def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:
     table, moe = last.get("expert_token_share"), opened.model.config.moe
     if not table or moe is None:
         return []
-    head = " | ".join(map(str, moe.expert_widths))
+    head = " | ".join(map(str, moe.routed_widths))
     rows = [
         f"| {layer} | {' | '.join(f'{share:.3f}' for share in shares)} |"
         for layer, shares in zip(opened.model.config.moe_layers, table, strict=False)
     ]
     return ["Share of token-expert pairs per layer and expert (by width), last training step:", "", f"| layer | {head} |",
-            "|---" * (len(moe.expert_widths) + 1) + "|", *rows, ""]  # fmt: skip
+            "|---" * (len(moe.routed_widths) + 1) + "|", *rows, ""]  # fmt: skip
 
 
 def _use(form: str, with_code: bool) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from hmoe.additions import Hyper, ZeroExperts
 from hmoe.errors import ConfigError
 from hmoe.rope import RopeScaling, from_hugging_face
-from hmoe.routers import Router, TopK, TopP
+from hmoe.routers import NAMES, ExpertChoice, Router, TopK, TopP
 from hmoe.sizes import arithmetic
 
 
@@ -19,12 +20,20 @@ class Experts:
 
     expert_widths: tuple[int, ...]
     router: Router
+    shared: int
+    zero: ZeroExperts | None
+    hyper: Hyper | None
     load_balance: float
     parameter_penalty: float
     penalty_norm: str
     router_entropy: float
     entropy_scale: str
     router_z: float
+
+    @property
+    def routed_widths(self) -> tuple[int, ...]:
+        """See MoEConfig."""
+        return self.expert_widths + (0,) * (self.zero.count if self.zero else 0)
 
 
 @strict
@@ -35,7 +44,10 @@ class HMoEConfig(PreTrainedConfig):
         expert_widths: hidden units of each expert; [] for a dense model, None for eight widths in arithmetic progression
             with 16 hidden units in all per unit of hidden_size.
         dense_layers: layers, from 0, with a dense feed-forward layer of width dense_intermediate_size.
-        router_type: top_k (num_experts_per_tok) or top_p (router_top_p).
+        router_type: top_k (num_experts_per_tok), top_p (router_top_p) or expert_choice, with router_options as in `hmoe.TopK`,
+            `hmoe.TopP`, `hmoe.ExpertChoice`.
+        shared_expert_width: hidden units of an expert that serves every token.
+        zero_experts, hyper_experts: options of `hmoe.ZeroExperts` and `hmoe.Hyper`; None: there are none.
         norm_topk_prob: gates are renormalised over the chosen experts.
         qk_norm: RMSNorm of queries and keys, "head": over each head, "width": over all heads together.
         load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE eq 3, 4, 5 and
@@ -63,6 +75,10 @@ class HMoEConfig(PreTrainedConfig):
     num_experts_per_tok: int = 2
     router_top_p: float = 0.6
     norm_topk_prob: bool = True
+    router_options: dict[str, Any] | None = None
+    shared_expert_width: int = 0
+    zero_experts: dict[str, Any] | None = None
+    hyper_experts: dict[str, Any] | None = None
     load_balance_coef: float = 0.0
     parameter_penalty_coef: float = 0.1
     penalty_norm: str = "mean"
@@ -116,7 +132,7 @@ class HMoEConfig(PreTrainedConfig):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, must be one of {', '.join(known)}")
         if self.expert_widths:
-            self.router.check(len(self.expert_widths))
+            self.router.check(len(self.moe.routed_widths))
 
     @property
     def num_experts(self) -> int:
@@ -133,11 +149,17 @@ class HMoEConfig(PreTrainedConfig):
     @property
     def router(self) -> Router:
         """The router's spec."""
-        if self.router_type == "top_k":
-            return TopK(self.num_experts_per_tok, self.norm_topk_prob)
-        if self.router_type == "top_p":
-            return TopP(self.router_top_p, self.norm_topk_prob)
-        raise ConfigError(f"router_type = {self.router_type!r}, must be top_k or top_p")
+        options = self.router_options or {}
+        try:
+            if self.router_type == "top_k":
+                return TopK(self.num_experts_per_tok, renormalize=self.norm_topk_prob, **options)
+            if self.router_type == "top_p":
+                return TopP(self.router_top_p, renormalize=self.norm_topk_prob, **options)
+            if self.router_type == "expert_choice":
+                return ExpertChoice(**options)
+        except TypeError as error:
+            raise ConfigError(f"router_options = {options}: {error}") from None
+        raise ConfigError(f"router_type = {self.router_type!r}, must be one of {', '.join(NAMES)}")
 
     @property
     def rope_scaling_spec(self) -> RopeScaling | None:
@@ -150,7 +172,10 @@ class HMoEConfig(PreTrainedConfig):
         if not self.expert_widths:
             return None
         return Experts(
-            tuple(self.expert_widths), self.router, self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,
+            tuple(self.expert_widths), self.router, self.shared_expert_width,
+            ZeroExperts(**self.zero_experts) if self.zero_experts else None,
+            Hyper(**self.hyper_experts) if self.hyper_experts else None,
+            self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,
             self.router_entropy_coef, self.entropy_scale, self.router_z_coef,
         )  # fmt: skip
 

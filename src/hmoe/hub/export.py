@@ -3,7 +3,7 @@
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from hmoe.hub.modeling import HMoEForCausalLM
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
 from hmoe.rope import to_hugging_face
-from hmoe.routers import TopK, TopP
+from hmoe.routers import TopK, options
 
 FORMATS = ("hmoe", "mixtral")
 
@@ -122,10 +122,15 @@ def _not_mixtral(config: ModelConfig) -> str | None:
     moe = config.moe
     if moe is None:
         return "the model is dense, Mixtral has experts in every layer"
-    if isinstance(moe.router, TopP):
-        return "the router is top-p, Mixtral's takes the same number of experts for every token"
+    if not isinstance(moe.router, TopK):
+        return f"the router is {moe.router.title}, Mixtral's takes the same number of experts for every token"
     if not moe.router.renormalize:
         return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
+    for name in sorted(options(moe.router).keys() - {"k", "renormalize"}):
+        return f"router.{name} = {getattr(moe.router, name)}, which Mixtral's router does not know"
+    for name in ("shared", "zero", "hyper"):
+        if getattr(moe, name):
+            return f"moe.{name} is not part of Mixtral"
     if moe.dense_layers:
         return f"layers {list(moe.dense_layers)} are dense, Mixtral has experts in every layer"
     if config.qk_norm:
@@ -197,11 +202,14 @@ def _experts(config: ModelConfig) -> dict[str, Any]:
     moe = config.moe
     if moe is None:
         return {"expert_widths": [], "dense_intermediate_size": config.ffn, "parameter_penalty_coef": 0.0}
-    router = moe.router
-    kind: dict[str, Any] = {"num_experts_per_tok": router.k} if isinstance(router, TopK) else {"router_top_p": router.p}
+    router, plain = moe.router, {"k": "num_experts_per_tok", "p": "router_top_p", "renormalize": "norm_topk_prob"}
+    named = {theirs: getattr(router, ours) for ours, theirs in plain.items() if hasattr(router, ours)}
+    rest = {name: value for name, value in options(router).items() if name not in plain}
+    beside = {"hyper_experts": moe.hyper and asdict(moe.hyper), "zero_experts": moe.zero and asdict(moe.zero)}
     losses = ("load_balance", "parameter_penalty", "router_entropy", "router_z")
     return {
-        "expert_widths": list(moe.expert_widths), "router_type": router.name, "norm_topk_prob": router.renormalize, **kind,
+        "expert_widths": list(moe.expert_widths), "router_type": router.name, **named, "router_options": rest or None,
+        "shared_expert_width": moe.shared, **beside,
         "dense_layers": list(moe.dense_layers), "dense_intermediate_size": config.ffn, "penalty_norm": moe.penalty_norm,
         "entropy_scale": moe.entropy_scale, **{f"{name}_coef": getattr(moe, name) for name in losses},
     }  # fmt: skip

@@ -19,12 +19,14 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.model.attention import Attended, Attention, Context
+from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.losses import auxiliary, weighted
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
 from hmoe.model.transformer import Block, set_check_finite
+from hmoe.model.zero import ZeroLayer
 
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
 _CACHE = "cache" if _RENAMED else "past_key_values"
@@ -90,10 +92,10 @@ class HMoEDecoderLayer(GradientCheckpointingLayer, Block):
     """`hmoe.model`'s block; it hands out the router's logits, not the whole routing: checkpointing keeps tensors only."""
 
     def forward(  # type: ignore[override]
-        self, x_BLD: torch.Tensor, rotary: Rotary, context: Context
+        self, x_BLD: torch.Tensor, rotary: Rotary, context: Context, network: HyperNetwork | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(x (B, L, D), router logits (T, E) or None)."""
-        x_BLD, routing = Block.forward(self, x_BLD, rotary, context)
+        x_BLD, routing = Block.forward(self, x_BLD, rotary, context, network)
         return x_BLD, None if routing is None else routing.logits_TE
 
 
@@ -117,9 +119,14 @@ class HMoEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MoE | SwiGLU | RouterLayer):
-            for parameter in module.parameters(recurse=False):
-                init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, MoE | SwiGLU | RouterLayer | ZeroLayer | HyperLayer):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name == "bias_E":
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, mean=0.0, std=self.config.initializer_range)
+        if isinstance(module, HyperNetwork):
+            module.reset_heads()
 
 
 class HMoEModel(HMoEPreTrainedModel):
@@ -131,6 +138,9 @@ class HMoEModel(HMoEPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HMoEDecoderLayer(structure, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        hyper = None if structure.moe is None else structure.moe.hyper
+        self.hyper_network = None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
+        self._noisy = structure.moe is not None and structure.moe.router.noisy
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
@@ -186,8 +196,10 @@ class HMoEModel(HMoEPreTrainedModel):
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             context.cache = None  # recomputation would write to it twice
         found = []
+        if self._noisy and self.training:
+            context.noise_seed = int(torch.randint(2**62, ()))
         for layer in self.layers:
-            x_BLD, logits_TE = layer(x_BLD, table, context)
+            x_BLD, logits_TE = layer(x_BLD, table, context, self.hyper_network)
             if logits_TE is not None:
                 found.append(logits_TE)
         return x_BLD, tuple(found)
@@ -223,7 +235,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     ) -> MoeCausalLMOutputWithPast:
         """Logits (B, L, V); with `labels` the loss in nats per token, with `output_router_logits` plus the auxiliary losses.
 
-        Auxiliary losses are the mean over MoE layers of tokens that `attention_mask` keeps, each times its coefficient;
+        Auxiliary losses are the mean over MoE layers of tokens that `attention_mask` keeps, each times its coefficient, of
+        the experts that they choose without noise;
         `aux_loss` is their sum. Where a trainer accumulates gradients and tells `num_items_in_batch`, the loss is this batch's
         part of the step's, and so is what `aux_loss` adds to it.
         """
@@ -256,7 +269,12 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
             kept_T = attention_mask.flatten().bool()
             router_logits = tuple(logits_TE[kept_T.to(logits_TE.device)] for logits_TE in router_logits)
         device = router_logits[0].device
-        terms = auxiliary([route(logits_TE.to(device), moe.router) for logits_TE in router_logits], moe)
+        routers = [module for module in self.model.modules() if isinstance(module, RouterLayer)]
+        routings = [
+            route(logits_TE.to(device), moe.router, router.circumstances(device))
+            for logits_TE, router in zip(router_logits, routers, strict=True)
+        ]
+        terms = auxiliary(routings, moe)
         return router_logits[0].new_zeros(()) + weighted(terms, moe)
 
 

@@ -28,7 +28,7 @@ def tally(routings: Sequence[Routing]) -> Tally:
     if not routings:
         return Tally(*(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3)))
     slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
-    pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.asked_E for r in routings])
+    pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.load_E for r in routings])
     return Tally(pairs, asked, torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0))
 
 

@@ -12,6 +12,9 @@ import torch
 from hmoe.errors import ConfigError
 from hmoe.routers import TopK
 
+SMALLEST = (
+    1e-30  # sum of scores that gates are divided by: where all underflow, neither gates nor gradients may overflow
+)
 UNLIMITED = 2**31  # slots of an expert that costs nothing
 
 
@@ -131,7 +134,7 @@ def rectified_gates(kept: Kept, spec: TopK) -> torch.Tensor:
     With k = 1 and no filling an accepted token's gate is p - constant(p) + 1, as in the authors' code.
     """
     total_T1 = kept.weight_TE.detach().sum(1, keepdim=True)
-    gate_TE = kept.weight_TE / total_T1.clamp(min=torch.finfo(total_T1.dtype).tiny)
+    gate_TE = kept.weight_TE / total_T1.clamp(min=SMALLEST)
     if spec.choices > 1:
         return gate_TE
     one_TE = kept.weight_TE - kept.weight_TE.detach() + kept.chosen_TE
@@ -160,7 +163,10 @@ def ranks_of(
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else -1 for i in range(len(widths))]
         expert_rank_E = torch.tensor(ranks_E, device=device)
-    for name, found, expected in (("token_rank_T", token_rank_T, num_tokens), ("expert_rank_E", expert_rank_E, len(widths))):
+    for name, found, expected in (
+        ("token_rank_T", token_rank_T, num_tokens),
+        ("expert_rank_E", expert_rank_E, len(widths)),
+    ):
         if found.shape != (expected,):
             raise ConfigError(f"{name}: its shape is {tuple(found.shape)}, must be ({expected},), a rank each")
     return token_rank_T, expert_rank_E

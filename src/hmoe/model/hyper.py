@@ -39,7 +39,9 @@ class HyperNetwork(nn.Module):
         self.layer_embedding = nn.Embedding(layers, spec.layer_embedding)
         self.trunk = nn.Linear(spec.hidden + spec.layer_embedding, spec.hidden)
         self.shapes = {"w_down": (spec.dim, dim), "b_down": (spec.dim,), "w_up": (dim, spec.dim), "b_up": (dim,)}
-        self.heads = nn.ModuleDict({name: nn.Linear(spec.hidden, math.prod(shape)) for name, shape in self.shapes.items()})
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(spec.hidden, math.prod(shape)) for name, shape in self.shapes.items()}
+        )
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -47,10 +49,14 @@ class HyperNetwork(nn.Module):
         code); `init="zero"` makes the last of its weights exactly 0."""
         nn.init.normal_(self.layer_embedding.weight, generator=generator)
         _linear(self.trunk, generator)
-        hidden = self.spec.hidden
+        self.reset_heads(generator)
+
+    def reset_heads(self, generator: torch.Generator | None = None) -> None:
+        """The heads alone; a HyperExpert that starts near 0 does so by them."""
         fan_in = {"w_down": self.dim, "b_down": 1, "w_up": self.spec.dim, "b_up": 1}
         for name, head in self.heads.items():
-            bound = 1e-3 * math.sqrt(3 / (hidden * fan_in[name]))
+            assert isinstance(head, nn.Linear)
+            bound = 1e-3 * math.sqrt(3 / (self.spec.hidden * fan_in[name]))
             zero = self.spec.init == "zero" and name in ("w_up", "b_up")
             nn.init.zeros_(head.weight) if zero else nn.init.uniform_(head.weight, -bound, bound, generator=generator)
             nn.init.zeros_(head.bias)
@@ -111,9 +117,7 @@ def hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, made: HyperWeig
     counts = torch.bincount(selection_T, minlength=len(made.b_up)).tolist()
     made = HyperWeights(*(weight.to(x_TD.dtype) for weight in made))
     groups = zip(torch.split(x_TD[order_T], counts), *made, strict=True)
-    rows = [
-        F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up) for x_MD, w_down, b_down, w_up, b_up in groups
-    ]
+    rows = [F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up) for x_MD, w_down, b_down, w_up, b_up in groups]
     y_TD = torch.cat(rows) if rows else x_TD
     return torch.empty_like(y_TD).index_copy(0, order_T, y_TD)
 

@@ -26,7 +26,7 @@ def shares(routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
     A selection counts whether or not a capacity then refused it.
     """
     num_tokens = max(len(routing.probs_TE), 1)  # no tokens: shares, probabilities and losses are 0
-    return routing.asked_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(0) / num_tokens
+    return routing.load_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(0) / num_tokens
 
 
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:

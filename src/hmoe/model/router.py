@@ -1,16 +1,17 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model import capacity, selection
-from hmoe.model.capacity import Slots
+from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates
 from hmoe.model.noise import uniform
+from hmoe.model.selection import expert_choice, largest, preference, ranked, top_p
 from hmoe.routers import Router, TopK
 
 
@@ -26,7 +27,7 @@ class Routing:
         logits_TE: router logits.
         probs_TE: softmax of the logits over all experts (HMoE eq 7), or sigmoid scores divided by their sum.
         num_tokens_E: number of pairs of each expert, int64.
-        asked_E: tokens that chose each expert before anything was dropped or rectified; what the losses call load.
+        asked_E: tokens that chose each expert before anything was dropped or rectified; None: num_tokens_E.
         slots: what a capacity did, None without one.
     """
 
@@ -36,8 +37,13 @@ class Routing:
     logits_TE: torch.Tensor
     probs_TE: torch.Tensor
     num_tokens_E: torch.Tensor
-    asked_E: torch.Tensor
+    asked_E: torch.Tensor | None = None
     slots: Slots | None = None
+
+    @property
+    def load_E(self) -> torch.Tensor:
+        """Tokens that chose each expert, whether or not a capacity then refused them: what losses balance."""
+        return self.num_tokens_E if self.asked_E is None else self.asked_E
 
     def width_T(self, widths: Sequence[int]) -> torch.Tensor:
         """Hidden units that each token activated, float64."""
@@ -49,8 +55,7 @@ class Routing:
         )
 
 
-@dataclass(frozen=True)
-class Hints:
+class Hints(NamedTuple):
     """What a router may be told of the tokens beside their content.
 
     Attributes:
@@ -65,8 +70,7 @@ class Hints:
     noise_seed: int | torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Circumstances:
+class Circumstances(NamedTuple):
     """What a choice depends on beside logits and spec.
 
     Attributes:
@@ -81,7 +85,7 @@ class Circumstances:
     widths: Sequence[int] | None = None
     bias_E: torch.Tensor | None = None
     gumbel_TE: torch.Tensor | None = None
-    hints: Hints = Hints()  # noqa: RUF009 - frozen
+    hints: Hints = Hints()
     training: bool = True
     true_gates: bool = False
 
@@ -94,9 +98,7 @@ class RouterLayer(nn.Module):
         bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`.
     """
 
-    def __init__(
-        self, dim: int, widths: Sequence[int] | int, spec: Router, true_gates: bool = False
-    ) -> None:
+    def __init__(self, dim: int, widths: Sequence[int] | int, spec: Router, true_gates: bool = False) -> None:
         super().__init__()
         self.widths = (1,) * widths if isinstance(widths, int) else tuple(widths)
         spec.check(len(self.widths))
@@ -123,27 +125,34 @@ class RouterLayer(nn.Module):
             x_TD, gumbel_TE = x_TD.to(dtype), None
             if self.training and self.spec.noisy:
                 x_TD, gumbel_TE = self._noise(x_TD, hints)
-            around = Circumstances(self.widths, self.bias_E, gumbel_TE, hints, self.training, self.true_gates)
+            around = self.circumstances(x_TD.device)._replace(gumbel_TE=gumbel_TE, hints=hints)
             return route(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
+
+    def circumstances(self, device: torch.device) -> Circumstances:
+        """What a choice of this router depends on, without hints and noise."""
+        bias_E = None if self.bias_E is None else self.bias_E.to(device)
+        return Circumstances(self.widths, bias_E, training=self.training, true_gates=self.true_gates)
 
     @torch.no_grad()
     def update_bias(self, num_tokens_E: torch.Tensor) -> None:
         """Move each expert's bias by `bias_rate` against its load (Wang et al. 2408.15664); call once per training step.
 
         Args:
-            num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.asked_E`).
+            num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.load_E`).
         """
         assert self.bias_E is not None
         assert self.spec.name == "top_k"
         load_E = num_tokens_E.to(self.bias_E.dtype)
         if self.spec.bias_by == "compute":
             load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
-        self.bias_E += self.spec.bias_rate * torch.sign(load_E.mean() - load_E)
+        self.bias_E.add_(torch.sign(load_E.mean() - load_E), alpha=self.spec.bias_rate)
 
     def _check(self, hints: Hints) -> None:
         """By name: exported code may hold the class twice."""
         if hints.top_p_T is not None and self.spec.name != "top_p":
-            raise ConfigError(f"top_p_T: the router is {_shown(self.spec)}, which has no threshold; nearest choice: a top-p model")
+            raise ConfigError(
+                f"top_p_T: the router is {self.spec.title}, which has no threshold; nearest choice: a top-p model"
+            )
         rectifies = getattr(self.spec, "rectify", None) in ("ir", "fr+ir")
         if not rectifies and not (hints.token_rank_T is None and hints.expert_rank_E is None):
             raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
@@ -164,10 +173,6 @@ class RouterLayer(nn.Module):
         return x_TD, -torch.log(-torch.log(u_TN[:, dim:])) if gumbel else None
 
 
-def _shown(spec: Router) -> str:
-    return {"top_k": "top-k", "top_p": "top-p", "expert_choice": "expert choice"}[spec.name]
-
-
 @dataclass(frozen=True)
 class _Choice:
     """Gates are weight_TE, divided by total_T1 if that is given."""
@@ -185,7 +190,7 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
     if around.widths is None:
-        around = replace(around, widths=(1,) * logits_TE.shape[1])
+        around = around._replace(widths=(1,) * logits_TE.shape[1])
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
     sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
     scores_TE = (torch.sigmoid if sigmoid else _softmax)(logits_TE + poison_T1)
@@ -198,10 +203,9 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
         gate_N = gate_N / choice.total_T1.flatten().gather(0, token_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
-    if getattr(spec, "gate_scale", 1) != 1:
+    if spec.name == "top_k" and spec.gate_scale != 1:
         gate_N = gate_N * spec.gate_scale
-    asked_E = num_tokens_E if choice.asked_E is None else choice.asked_E
-    return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, asked_E, choice.slots)
+    return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, choice.asked_E, choice.slots)
 
 
 def _softmax(logits_TE: torch.Tensor) -> torch.Tensor:
@@ -212,14 +216,14 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
     assert around.widths is not None
     fixed_TE = scores_TE.detach()
     if spec.name == "expert_choice":
-        return _Choice(selection.expert_choice(logits_TE, fixed_TE, spec, around.widths), scores_TE, None)
+        return _Choice(expert_choice(logits_TE, fixed_TE, spec, around.widths), scores_TE, None)
     if spec.name == "top_p":
-        chosen_TE = selection.top_p(fixed_TE, logits_TE, spec, around.hints.top_p_T)
+        chosen_TE = top_p(fixed_TE, logits_TE, spec, around.hints.top_p_T)
     else:
-        value_TE = selection.preference(fixed_TE, logits_TE, spec, around.bias_E, around.gumbel_TE)
+        value_TE = preference(fixed_TE, logits_TE, spec, around.bias_E, around.gumbel_TE)
         if spec.capacity(around.training) is not None:
             return _limited(scores_TE, value_TE, spec, around)
-        chosen_TE = selection.largest(value_TE, spec.k)
+        chosen_TE = largest(value_TE, spec.k)
     total_T1 = _total(scores_TE * chosen_TE, around) if spec.renormalize else None
     return _Choice(chosen_TE, scores_TE, total_T1)
 
@@ -238,17 +242,17 @@ def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around
     """Top-k with capacity, perhaps rectified."""
     assert around.widths is not None
     num_tokens = len(scores_TE)
-    order_TK = selection.ranked(value_TE, spec.choices)
-    slots_E = capacity.limits(spec, num_tokens, around.widths, around.training)
+    order_TK = ranked(value_TE, spec.choices)
+    slots_E = limits(spec, num_tokens, around.widths, around.training)
     ranks = (around.hints.token_rank_T, around.hints.expert_rank_E)
-    ranks = capacity.ranks_of(spec, num_tokens, around.widths, scores_TE.device, ranks)
-    kept = capacity.keep(scores_TE, order_TK, spec, torch.tensor(slots_E, device=scores_TE.device), ranks)
+    ranks = ranks_of(spec, num_tokens, around.widths, scores_TE.device, ranks)
+    kept = keep(scores_TE, order_TK, spec, torch.tensor(slots_E, device=scores_TE.device), ranks)
     asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, order_TK[:, : spec.k], 1).sum(0)
     if spec.rectify:
-        return _Choice(kept.chosen_TE, capacity.rectified_gates(kept, spec), None, asked_E, kept.slots)
+        return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
     total_T1 = None
     if spec.renormalize:  # over those that were kept (GShard)
-        total_T1 = _total(kept.weight_TE, around).clamp(min=torch.finfo(scores_TE.dtype).tiny)
+        total_T1 = _total(kept.weight_TE, around).clamp(min=SMALLEST)
     return _Choice(kept.chosen_TE, kept.weight_TE, total_T1, asked_E, kept.slots)
 
 

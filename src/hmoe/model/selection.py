@@ -46,7 +46,7 @@ def preference(
     if bias_E is not None:
         value_TE = value_TE + bias_E
     if spec.groups is not None and spec.keep_groups is not None:
-        grouped_TGM = value_TE.unflatten(1, (spec.groups, -1))
+        grouped_TGM = value_TE.view(len(value_TE), spec.groups, value_TE.shape[1] // spec.groups)
         best_TG = grouped_TGM.topk(min(2, grouped_TGM.shape[2]), dim=2).values.sum(2)
         keep_TG = largest(best_TG, spec.keep_groups)
         value_TE = grouped_TGM.masked_fill(~keep_TG[:, :, None], -torch.inf).flatten(1)
@@ -73,7 +73,9 @@ def top_p(
     return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
 
 
-def expert_choice(logits_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int]) -> torch.Tensor:
+def expert_choice(
+    logits_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int]
+) -> torch.Tensor:
     """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022)."""
     num_tokens, num_experts = logits_TE.shape
     limits = [spec.capacity_factor * num_tokens / num_experts] * num_experts

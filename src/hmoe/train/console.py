@@ -43,7 +43,7 @@ class Console:
         )
         if config.model.moe:
             self.note(
-                f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {_router(config)}"
+                f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {config.model.moe.router.title}"
             )
         self._began = (time.perf_counter(), 0.0)
         if self._rich.is_terminal:
@@ -99,12 +99,6 @@ class Console:
             left = (time.perf_counter() - start) * (1 - progress) / (progress - first)
             parts.append(f"ETA {_clock(left)}")
         return " | ".join(parts)
-
-
-def _router(config: RunConfig) -> str:
-    assert config.model.moe is not None
-    router = config.model.moe.router
-    return f"top-{router.k}" if router.name == "top_k" else f"top-p {router.p}"
 
 
 def _si(number: float) -> str:
