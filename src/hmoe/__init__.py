@@ -7,11 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
+    from hmoe.additions import Hyper, ZeroExperts
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
     from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
     from hmoe.model.moe import MoE
     from hmoe.model.router import Routing
-    from hmoe.routers import TopK, TopP
+    from hmoe.routers import ExpertChoice, TopK, TopP
     from hmoe.sizes import arithmetic, equal, geometric, hybrid
 
 __version__ = "0.1.0"
@@ -20,13 +21,16 @@ _HOME = {
     "CheckpointError": "hmoe.errors",
     "ConfigError": "hmoe.errors",
     "DataError": "hmoe.errors",
+    "ExpertChoice": "hmoe.routers",
     "HMoEError": "hmoe.errors",
+    "Hyper": "hmoe.additions",
     "MoE": "hmoe.model.moe",
     "NonFiniteError": "hmoe.errors",
     "Routing": "hmoe.model.router",
     "RunBusyError": "hmoe.errors",
     "TopK": "hmoe.routers",
     "TopP": "hmoe.routers",
+    "ZeroExperts": "hmoe.additions",
     "arithmetic": "hmoe.sizes",
     "equal": "hmoe.sizes",
     "geometric": "hmoe.sizes",
@@ -41,13 +45,16 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "ExpertChoice",
     "HMoEError",
+    "Hyper",
     "MoE",
     "NonFiniteError",
     "Routing",
     "RunBusyError",
     "TopK",
     "TopP",
+    "ZeroExperts",
     "arithmetic",
     "equal",
     "geometric",

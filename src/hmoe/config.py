@@ -175,6 +175,12 @@ class RunConfig(Section):
                 raise ValueError(
                     f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"
                 )
+        moe = self.model.moe
+        if moe is not None and moe.router.name == "expert_choice" and self.train.sample_every:
+            raise ValueError(
+                f"train.sample_every = {self.train.sample_every}: a model with model.moe.router.name = expert_choice cannot "
+                "generate text; nearest is 0"
+            )
         return self
 
 

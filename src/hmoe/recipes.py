@@ -133,14 +133,15 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently take the last."""
+    """Refuses a key that is written twice, of which YAML would silently take the last; `null:` is a kind of expert."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is written twice")
-        return super().construct_mapping(node, deep)
+        found = super().construct_mapping(node, deep)
+        return {"null" if key is None else key: value for key, value in found.items()}
 
 
 def _tree(text: str, where: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if key not in keys() and not key.startswith("data.weights."):
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
         try:
-            yield key, yaml.safe_load(text)
+            yield key, yaml.load(text, _Loader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ConfigError(
                 f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}"

@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
@@ -117,6 +117,13 @@ class TopK:
     def capacity(self, training: bool) -> float | None:
         """The factor that holds now."""
         return self.eval_capacity_factor if not training and self.eval_capacity_factor else self.capacity_factor
+
+    def dropless(self) -> "TopK":
+        """The same without a capacity."""
+        names = ("capacity_factor", "eval_capacity_factor", "min_capacity", "capacity_by", "priority",
+                 "rectify", "when", "local_scale", "ranks")  # fmt: skip
+        defaults = {field.name: field.default for field in fields(self)}
+        return replace(self, **{name: defaults[name] for name in names})  # type: ignore[arg-type]
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
         """(fewest, expected, most) experts per token, of `num_experts`; expected is before anything is dropped or added."""

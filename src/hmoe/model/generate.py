@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from hmoe.errors import ConfigError, NonFiniteError
-from hmoe.model.transformer import Transformer
+from hmoe.model.transformer import Transformer, dropless
 
 
 class Vocabulary(Protocol):
@@ -68,10 +68,10 @@ def generate(
 ) -> Iterator[int]:
     """Yield up to `num_tokens` new tokens, ending after one that ends a text; the same seed gives the same tokens.
 
-    Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger.
+    Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger. A router's capacity is off.
 
     Raises:
-        ConfigError: for an empty prompt.
+        ConfigError: for an empty prompt, or a model that cannot generate.
     """
     if not prompt:
         raise ConfigError("prompt: no tokens; give at least one character")
@@ -80,7 +80,8 @@ def generate(
     cache = model.new_cache(1, len(prompt) + num_tokens)
     new = prompt
     for _ in range(num_tokens):
-        x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
+        with dropless(model):
+            x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
         token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], how, generator)
         yield token
         if token in tokenizer.ends:

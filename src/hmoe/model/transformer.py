@@ -1,6 +1,8 @@
 """The decoder: embedding -> blocks -> norm -> head. It returns one `Routing` per MoE layer and stashes nothing."""
 
+import contextlib
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +15,7 @@ from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
-from hmoe.model.router import Routing
+from hmoe.model.router import RouterLayer, Routing
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
     from hmoe.architecture import ModelConfig
@@ -145,6 +147,21 @@ def check_causal(config: "ModelConfig") -> None:
             "router.name = expert_choice: experts choose among all tokens of a batch, later ones too, so this model cannot "
             "generate; nearest choice: top_k"
         )
+
+
+@contextlib.contextmanager
+def dropless(model: nn.Module) -> Iterator[None]:
+    """For writing text: no capacities, which few tokens fill at once, and by which a text would depend on others."""
+    routers = [module for module in model.modules() if isinstance(module, RouterLayer) and module.spec.name == "top_k"]
+    before = [router.spec for router in routers]
+    try:
+        for router in routers:
+            assert router.spec.name == "top_k"
+            router.spec = router.spec.dropless()
+        yield
+    finally:
+        for router, spec in zip(routers, before, strict=True):
+            router.spec = spec
 
 
 def set_check_finite(model: nn.Module, check: bool) -> None:

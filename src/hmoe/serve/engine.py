@@ -11,7 +11,7 @@ from concurrent.futures import Future
 import torch
 
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.model.transformer import Transformer, set_check_finite
+from hmoe.model.transformer import Transformer, check_causal, dropless, set_check_finite
 from hmoe.serve.ask import Ask, Deliver, Failure, Limits, Used
 from hmoe.serve.passes import Passes, Vocabulary, threshold
 from hmoe.serve.sequence import Job, Running
@@ -38,7 +38,8 @@ class Engine:
 
     On a CPU it is fastest where no other living thread has used PyTorch's parallel operations.
 
-    The model's router checks are switched off: a token that is not finite ends its own sequence only.
+    The model's router checks are switched off: a token that is not finite ends its own sequence only. So are capacities: what
+    others ask must not change an answer.
 
     Attributes:
         top_p: threshold of the model's top-p router; None: it has none.
@@ -47,10 +48,11 @@ class Engine:
         total: what all sequences used.
 
     Raises:
-        ConfigError: if there is no memory for the slots.
+        ConfigError: if there is no memory for the slots, or the model cannot generate.
     """
 
     def __init__(self, model: Transformer, tokenizer: Vocabulary, limits: Limits) -> None:
+        check_causal(model.config)
         set_check_finite(model, False)
         self.limits, self.capacity = limits, limits.context_length
         scaling = model.config.rope_scaling
@@ -134,7 +136,7 @@ class Engine:
         self._thread.join(seconds)
 
     def _run(self, model: Transformer, tokenizer: Vocabulary, made: "Future[None]") -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), dropless(model):
             try:  # here, so that all parallel work is of one thread; see `hmoe serve`
                 self._slots = Slots(model, self.limits.max_batch, self.capacity)
                 self._passes = Passes(model, tokenizer, self._slots)
