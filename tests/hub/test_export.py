@@ -34,6 +34,42 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied, wide heads, QK-norm, yarn": {"tied": True, "head_dim": 6, "qk_norm": "width", "rope_scaling": ROPE},
     "a dense layer": {"ffn": 7, "moe": {"widths": [5, 9], "dense_layers": [0]}},
     "dense": {"moe": None, "ffn": 11},
+    "rectified": {
+        "moe": {
+            "widths": [5, 9, 4],
+            "router": {
+                "name": "top_k",
+                "k": 1,
+                "capacity_factor": 1.0,
+                "eval_capacity_factor": 0.5,
+                "rectify": "fr+ir",
+                "when": "fewer",
+            },
+        }
+    },
+    "bias, groups": {
+        "moe": {
+            "widths": [5, 9, 4, 6],
+            "router": {
+                "name": "top_k",
+                "k": 2,
+                "scores": "sigmoid",
+                "bias_rate": 0.1,
+                "groups": 2,
+                "keep_groups": 1,
+                "gate_scale": 2.5,
+            },
+        }
+    },
+    "experts choose": {"moe": {"widths": [5, 9, 4], "router": {"name": "expert_choice", "capacity_factor": 2.0}}},
+    "everything beside": {
+        "moe": {
+            "widths": [5, 9, 4],
+            "shared": 6,
+            "zero": {"null": 1, "copy": 1, "constant": 2},
+            "hyper": {"dim": 5, "embedding": 6, "hidden": 7, "layer_embedding": 3},
+        }
+    },
 }
 
 
@@ -118,6 +154,9 @@ def test_the_cost_of_padding() -> None:
         ("a dense layer", r"layers \[0\] are dense"),
         ("dense", "the model is dense"),
         ("tied, wide heads, QK-norm, yarn", "queries and keys are normalised"),
+        ("rectified", r"router\.capacity_factor = 1\.0"),
+        ("bias, groups", r"router\.bias_rate = 0\.1"),
+        ("everything beside", r"moe\.shared is not part of Mixtral"),
     ],
 )
 def test_what_mixtral_cannot_say_is_refused(kind: str, said: str, tmp_path: Path) -> None:
@@ -208,7 +247,7 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
         assert torch.equal(low, ours.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("kind", ["top-k", "top-p"])
+@pytest.mark.parametrize("kind", ["top-k", "top-p", "rectified", "everything beside"])
 def test_code_loads_where_hmoe_is_not_installed(kind: str, tmp_path: Path) -> None:
     model, ids = opened(**MODELS[kind]), tokens()
     export(model, tmp_path, tmp_path / "out", Export(with_code=True))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
+from hmoe import ConfigError
 from tests.hub.helpers import KINDS, model, tokens
 
 NEW = 8
@@ -112,3 +113,28 @@ def test_generation_goes_on_from_a_cache_and_from_embeddings() -> None:
         min_new_tokens=NEW, do_sample=False,
     )  # fmt: skip
     assert torch.equal(embedded, expected[:, 9:])
+
+
+def test_experts_that_choose_cannot_generate() -> None:
+    made = model(router_type="expert_choice")
+    with pytest.raises(ConfigError, match="cannot generate"):
+        made.generate(tokens(), max_new_tokens=2)
+
+
+def test_capacity_holds_in_a_forward_pass_but_not_in_generation() -> None:
+    """A text must not depend on what else is in the batch."""
+    made, ids = model(**KINDS["rectified"]), tokens(4, 9)
+    together = greedy(made, ids)
+    for row, expected in zip(ids, together, strict=True):
+        assert torch.equal(greedy(made, row[None])[0], expected)
+    with torch.no_grad():
+        limited = made(ids).logits
+        assert not torch.allclose(limited[:1], made(ids[:1]).logits, atol=1e-3)
+
+
+def test_noise_is_drawn_anew_in_training() -> None:
+    made, ids = model(router_options={"jitter": 0.3, "gumbel": True}), tokens()
+    with torch.no_grad():
+        assert torch.equal(made(ids).logits, made(ids).logits)
+        made.train()
+        assert not torch.allclose(made(ids).logits, made(ids).logits)

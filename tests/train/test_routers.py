@@ -52,7 +52,9 @@ def test_it_trains_resumes_to_the_same_bytes_and_evaluates(
     else:
         assert "slots" not in whole[-1]
     capsys.readouterr()
-    assert hmoe(["generate", str(tmp_path / "whole"), "It was", "--max-tokens", "3"]) == (2 if kind == "expert choice" else 0)
+    assert hmoe(["generate", str(tmp_path / "whole"), "It was", "--max-tokens", "3"]) == (
+        2 if kind == "expert choice" else 0
+    )
     opened = open_model(tmp_path / "whole", lambda text: None)
     assert not opened.model.training
 

@@ -25,7 +25,7 @@ from hmoe.model.losses import auxiliary, weighted
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
-from hmoe.model.transformer import Block, set_check_finite
+from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
 from hmoe.model.zero import ZeroLayer
 
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
@@ -259,6 +259,12 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
             loss=loss, aux_loss=aux_loss, logits=logits_BLV, hidden_states=outputs.hidden_states,
             attentions=outputs.attentions, router_logits=outputs.router_logits, **{_CACHE: outputs.get(_CACHE)},
         )  # fmt: skip
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in every model of transformers; a router's capacity is off, and a model that is not causal is refused."""
+        check_causal(self.config)
+        with dropless(self):
+            return super().generate(*args, **kwargs)
 
     def _auxiliary_loss(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -140,7 +140,7 @@ def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, 
     return model.to(device)
 
 
-def check_causal(config: "ModelConfig") -> None:
+def check_causal(config: Any) -> None:
     """Raise ConfigError if a token's experts depend on tokens after it: such a model cannot generate."""
     if config.moe is not None and config.moe.router.name == "expert_choice":
         raise ConfigError(
