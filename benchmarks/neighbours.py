@@ -1,0 +1,87 @@
+"""Which router or addition helps at the same training FLOPs, on real text and a small scale?
+
+Every preset is trained until it has spent the same FLOPs, counted from the experts that were really activated, with several
+seeds; the table has the mean validation loss with its 95% interval (Student's t). A seed changes weights and sample order.
+Finished runs are kept in --runs and not run again.
+
+    python benchmarks/neighbours.py [--flops 4e12] [--seeds 3] [--presets tiny tiny-rectify] [--runs runs/neighbours]
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scipy.stats import t as student
+
+from hmoe import recipes
+from hmoe.bench.measure import machine, save
+from hmoe.count import parameters_by_part
+from hmoe.train.console import Console
+from hmoe.train.loop import train
+from hmoe.train.run_folder import RunFolder
+
+PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-deepseek",
+           "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify", "tiny-expert-choice"]  # fmt: skip
+NOT_CAUSAL = {"tiny-expert-choice"}
+
+
+def one(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
+    """The last row of a run's metrics."""
+    budget = ["train.steps=null", f"train.flops={flops}", f"seed={seed}", "train.sample_every=0", "train.eval_every=0"]
+    config = recipes.load(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
+    with RunFolder(folder, config) as opened, Console() as console:
+        train(config, opened, console)
+    row: dict[str, Any] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return row | {"parameters": sum(parameters_by_part(config.model).values())}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean and half of its 95% interval."""
+    mean, count = statistics.mean(values), len(values)
+    if count < 2:
+        return mean, math.nan
+    return mean, float(student.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+
+
+def summary(preset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    mean, half = interval([row["validation_loss"] for row in rows])
+    dropped = [sum(row["slots"]["dropped"]) for row in rows if "slots" in row]
+    return {
+        "preset": preset, "validation_loss": mean, "interval": half, "seeds": [row["validation_loss"] for row in rows],
+        "parameters": rows[0]["parameters"], "tokens": statistics.mean(row["tokens"] for row in rows),
+        "activated_parameters": statistics.mean(row["activated_parameters"] for row in rows),
+        "flops": statistics.mean(row["flops"] for row in rows),
+        "dropped_last_step": statistics.mean(dropped) if dropped else None,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--flops", type=float, default=4e12)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/neighbours"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    found = []
+    for preset in arguments.presets:
+        folders = [arguments.runs / f"{preset}-{arguments.flops:g}-{seed}" for seed in range(arguments.seeds)]
+        rows = [one(preset, seed, arguments.flops, folder) for seed, folder in enumerate(folders)]
+        found.append(summary(preset, rows))
+    print("preset              validation loss      parameters  activated      tokens   dropped")
+    for row in sorted(found, key=lambda row: row["validation_loss"]):
+        dropped = "" if row["dropped_last_step"] is None else f"{row['dropped_last_step']:.0f}"
+        note = "  not causal: no match" if row["preset"] in NOT_CAUSAL else ""
+        print(
+            f"{row['preset']:18s}  {row['validation_loss']:.4f} ± {row['interval']:.4f}  {row['parameters']:>13,}  "
+            f"{row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  {dropped:>8s}{note}"
+        )
+    measured = {"flops": arguments.flops, "machine": machine("cpu"), "presets": found}
+    print(save(arguments.out, "neighbours", measured))
+
+
+if __name__ == "__main__":
+    main()
