@@ -10,7 +10,7 @@ import hmoe
 from hmoe import ConfigError, recipes
 from hmoe.config import RunConfig
 from hmoe.count import parameters_by_part
-from hmoe.model.hyper import HyperNetwork, selections
+from hmoe.model.hyper import HyperNetwork, distinct, selected
 from hmoe.model.transformer import build
 from tests import oracles
 from tests.model.test_transformer import config
@@ -88,11 +88,11 @@ def test_selections_of_many_experts() -> None:
     for experts in (8, 70):
         moe = hmoe.MoE(DIM, (2,) * experts, hmoe.TopK(3))
         _, routing = moe(torch.randn(40, DIM))
-        selected, which = selections(routing, 40, experts)
+        sets, which = distinct(selected(routing))
         expected = torch.zeros(40, experts, dtype=torch.bool)
         expected[routing.token_N, routing.expert_N] = True
-        assert torch.equal(selected[which], expected)
-        assert len(selected.unique(dim=0)) == len(selected)
+        assert torch.equal(sets[which], expected)
+        assert len(sets.unique(dim=0)) == len(sets)
 
 
 def test_a_hyper_layer_starts_near_the_plain_one_or_exactly_on_it() -> None:

@@ -2,10 +2,11 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from hmoe.hub.attach import attach_hyper, attach_shared
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.hub.modeling import HMoEForCausalLM, HMoEModel
 
-__all__ = ["HMoEConfig", "HMoEForCausalLM", "HMoEModel"]
+__all__ = ["HMoEConfig", "HMoEForCausalLM", "HMoEModel", "attach_hyper", "attach_shared"]
 
 AutoConfig.register("hmoe", HMoEConfig, exist_ok=True)
 AutoModel.register(HMoEConfig, HMoEModel, exist_ok=True)

@@ -89,24 +89,29 @@ class HyperLayer(nn.Module):
         _linear(self.inner, generator)
         _linear(self.outer, generator)
 
-    def forward(self, x_TD: torch.Tensor, routing: "Routing", network: HyperNetwork) -> torch.Tensor:
-        """(T, D): each token's HyperExpert of x."""
-        selected_UE, selection_T = selections(routing, len(x_TD), len(self.embedding))
+    def forward(self, x_TD: torch.Tensor, selected_TE: torch.Tensor, network: HyperNetwork) -> torch.Tensor:
+        """(T, D): each token's HyperExpert of x, by the experts that it selected (boolean)."""
+        selected_UE, selection_T = distinct(selected_TE)
         unselected_UE = (~selected_UE).to(self.embedding.dtype)
         made = network(self.outer(F.relu(self.inner(unselected_UE @ self.embedding))), self.layer)
         return hyper_experts(x_TD, selection_T, made)
 
 
-def selections(routing: "Routing", num_tokens: int, num_experts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct sets of selected experts (U, E), and which of them each token has (T)."""
+def selected(routing: "Routing") -> torch.Tensor:
+    """Boolean (T, E): the experts that serve each token."""
     real_N = torch.arange(len(routing.token_N), device=routing.token_N.device) < routing.num_tokens_E.sum()
-    token_N, expert_N = routing.token_N[real_N], routing.expert_N[real_N]
-    selected_TE = torch.zeros(num_tokens, num_experts, dtype=torch.bool, device=token_N.device)
-    selected_TE[token_N, expert_N] = True
+    selected_TE = torch.zeros_like(routing.probs_TE, dtype=torch.bool)
+    selected_TE[routing.token_N[real_N], routing.expert_N[real_N]] = True
+    return selected_TE
+
+
+def distinct(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct sets of selected experts (U, E), and which of them each token has (T)."""
+    num_experts = selected_TE.shape[1]
     if num_experts > 62:  # no room in an integer
         selected_UE, selection_T = torch.unique(selected_TE, dim=0, return_inverse=True)
         return selected_UE, selection_T
-    bits_E = torch.arange(num_experts, device=token_N.device)
+    bits_E = torch.arange(num_experts, device=selected_TE.device)
     code_U, selection_T = torch.unique((selected_TE.long() << bits_E).sum(1), return_inverse=True)
     return (code_U[:, None] >> bits_E) % 2 == 1, selection_T
 

@@ -8,7 +8,7 @@ from torch import nn
 from hmoe.additions import Hyper, ZeroExperts
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
-from hmoe.model.hyper import HyperLayer, HyperNetwork
+from hmoe.model.hyper import HyperLayer, HyperNetwork, selected
 from hmoe.model.layers import SwiGLU
 from hmoe.model.router import Hints, RouterLayer, Routing
 from hmoe.model.zero import ZeroLayer
@@ -150,7 +150,7 @@ class MoE(nn.Module):
             network = self.hyper_network or network
             if network is None:
                 raise ConfigError("MoE: hyper_network is missing, this layer shares the model's")
-            y_TD = y_TD + self.hyper(x_TD, routing, network)
+            y_TD = y_TD + self.hyper(x_TD, selected(routing), network)
         return y_TD
 
     def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

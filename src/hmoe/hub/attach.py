@@ -1,0 +1,176 @@
+"""HyperMoE for a trained Hugging Face model: parts are added to its mixture-of-experts layers, its own weights keep their names.
+
+    model = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained("google/switch-base-8"))
+
+Known are Switch Transformers and all models whose layers hold `gate` and `experts` (Mixtral, Qwen3-MoE, OLMoE, ...).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hmoe.additions import Hyper
+from hmoe.errors import CheckpointError, ConfigError
+from hmoe.folders.weights import Tensors
+from hmoe.model.hyper import HyperLayer, HyperNetwork
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+Addition = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_TD, selected_TE) -> what is added, (T, D)
+
+
+def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | None = None) -> Model:
+    """Add HyperExperts to every mixture-of-experts layer of a model, in place (Zhao et al. 2024).
+
+    Encoder and decoder get a hypernetwork each. `save_pretrained` writes the new weights beside the old ones.
+
+    Args:
+        model: of transformers.
+        spec: sizes; None: those that the model was saved with, else the paper's.
+        folder: where the model was loaded from, if its HyperExperts were saved there; None: they start anew.
+
+    Raises:
+        ConfigError: for a model without such layers, or that has HyperExperts already.
+        CheckpointError: if the folder does not hold them.
+    """
+    spec = spec or Hyper(**getattr(model.config, "hyper_experts", None) or {})
+    _refuse_twice(model, "hyper")
+    for stack in _stacks(model):
+        blocks = list(_blocks(stack))
+        dim = _width(blocks[0])
+        network = HyperNetwork(dim, len(blocks), spec)
+        network.reset_parameters()
+        stack.hyper_network = network.to(**_like(blocks[0]))
+        for number, block in enumerate(blocks):
+            block.hyper = HyperLayer(_num_experts(block), spec, number)
+            block.hyper.reset_parameters()
+            block.hyper.to(**_like(block))
+            _add(block, _hyper(block.hyper, stack.hyper_network))
+    model.config.hyper_experts = asdict(spec)
+    if folder is not None:
+        _load(model, folder)
+    return model
+
+
+def attach_shared(model: Model, width: int | None = None) -> Model:
+    """Add to every mixture-of-experts layer an expert that serves all tokens: the baseline MoE-Share, in place.
+
+    Args:
+        model: of transformers.
+        width: hidden units; None: as many parameters as `attach_hyper` with the paper's sizes would add.
+
+    Raises:
+        ConfigError: for a model without such layers, or that has shared experts already.
+    """
+    _refuse_twice(model, "shared_expert")
+    for stack in _stacks(model):
+        blocks = list(_blocks(stack))
+        dim, spec = _width(blocks[0]), Hyper()
+        added = spec.network_parameters(dim, len(blocks)) + sum(
+            spec.layer_parameters(_num_experts(block)) for block in blocks
+        )
+        units = width or max(1, round((added / len(blocks) - dim) / (2 * dim + 1)))
+        for block in blocks:
+            block.shared_expert = nn.Sequential(nn.Linear(dim, units), nn.ReLU(), nn.Linear(units, dim))
+            nn.init.zeros_(block.shared_expert[2].weight)
+            nn.init.zeros_(block.shared_expert[2].bias)
+            block.shared_expert.to(**_like(block))
+            _add(block, _shared(block.shared_expert))
+    return model
+
+
+def _hyper(layer: HyperLayer, network: HyperNetwork) -> Addition:
+    return lambda x_TD, selected_TE: layer(x_TD, selected_TE, network)
+
+
+def _shared(expert: nn.Module) -> Addition:
+    return lambda x_TD, selected_TE: expert(x_TD)
+
+
+def _add(block: nn.Module, addition: Addition) -> None:
+    """Let the block's output have the addition; which experts were selected is heard from its router, within one pass."""
+    heard: list[torch.Tensor] = []
+
+    def hear(router: nn.Module, arguments: Any, output: Any) -> None:
+        heard[:] = [_selected(output, _num_experts(block))]
+
+    def add(block: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x_TD = arguments[0].reshape(-1, arguments[0].shape[-1])
+        return output + addition(x_TD, heard.pop()).view(output.shape)
+
+    _router(block).register_forward_hook(hear)
+    block.register_forward_hook(add)
+
+
+def _selected(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
+    """Boolean (T, E), from what a router returns: (mask, probabilities, logits) in Switch, where a token that a full expert
+    refused has selected it all the same; (logits, gates, experts) elsewhere."""
+    first, _, last = output
+    chosen_TK = last.argmax(-1).reshape(-1, 1) if first.shape == last.shape else last.reshape(-1, last.shape[-1])
+    selected_TE = torch.zeros(len(chosen_TK), num_experts, dtype=torch.bool, device=last.device)
+    return selected_TE.scatter(1, chosen_TK, True)
+
+
+def _stacks(model: PreTrainedModel) -> list[Any]:
+    """Encoder and decoder, or the decoder alone; those that have experts."""
+    both = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
+    stacks = [stack for stack in both if any(True for _ in _blocks(stack))]
+    if not stacks:
+        raise ConfigError(
+            f"{type(model).__name__} has no mixture-of-experts layer that is known here: a module with `experts`, and `router` or `gate`"
+        )
+    return stacks
+
+
+def _blocks(stack: nn.Module) -> Iterator[Any]:
+    for module in stack.modules():
+        if hasattr(module, "experts") and (hasattr(module, "router") or hasattr(module, "gate")):
+            yield module
+
+
+def _router(block: Any) -> nn.Module:
+    router: nn.Module = block.router if hasattr(block, "router") else block.gate
+    return router
+
+
+def _matrix(block: Any) -> torch.Tensor:
+    router: Any = _router(block)
+    weight: torch.Tensor = router.classifier.weight if hasattr(router, "classifier") else router.weight
+    return weight
+
+
+def _num_experts(block: Any) -> int:
+    return len(_matrix(block))
+
+
+def _width(block: Any) -> int:
+    return _matrix(block).shape[1]
+
+
+def _like(block: Any) -> dict[str, Any]:
+    """Device and type of the block's experts."""
+    weight = next(block.experts.parameters())
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+def _refuse_twice(model: nn.Module, name: str) -> None:
+    if any(hasattr(block, name) for block in _blocks(model)):
+        raise ConfigError(f"this model has its {name.replace('_', ' ')}s already")
+
+
+def _load(model: PreTrainedModel, folder: Path) -> None:
+    tensors = Tensors(folder)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".hyper." in name or "hyper_network." in name:
+                written = name.replace(".mlp.", ".block_sparse_moe.")  # as transformers writes Mixtral's
+                stored = tensors[written if written in tensors else name]
+                if stored.shape != parameter.shape:
+                    raise CheckpointError(
+                        f"{folder}: {name} has shape {tuple(stored.shape)}, must be {tuple(parameter.shape)}"
+                    )
+                parameter.copy_(stored)
