@@ -1,14 +1,19 @@
 """Writes docs/reference/ from the code: `make docs`. A test fails when it is out of date."""
 
+import inspect
+import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 from pydantic import BaseModel
 
+from hmoe.additions import Hyper, ZeroExperts
 from hmoe.architecture import MoEConfig, WidthRule
 from hmoe.cli import app
 from hmoe.config import RunConfig
+from hmoe.routers import ExpertChoice, TopK, TopP
 from hmoe.section import Section
 
 FOLDER = Path(__file__).parent / "reference"
@@ -31,7 +36,11 @@ def config_page() -> str:
         if rows:
             lines += ["", f"## {prefix or 'top level'}", "", (section.__doc__ or "").strip(), ""]
             lines += ["| key | default | meaning |", "|---|---|---|", *rows]
-    lines += ["", "`model.moe.router` is `{name: top_k, k: 2}` or `{name: top_p, p: 0.6}`."]
+    lines += ["", "`model.moe.router` is one of the next three, by its `name`."]
+    for kind in (TopK, TopP, ExpertChoice):
+        lines += ["", *table_of("model.moe.router", kind, f" (name: {kind.name})")]
+    for name, other in (("zero", ZeroExperts), ("hyper", Hyper)):
+        lines += ["", *table_of(f"model.moe.{name}", other, "")]
     return "\n".join(lines) + "\n"
 
 
@@ -40,7 +49,21 @@ def rows_of(prefix: str, section: type[BaseModel]) -> Any:
         if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
             continue
         default = "required" if field.is_required() else f"`{field.default}`"
+        default = "`{name: top_k, k: 2}`" if name == "router" else default
         yield f"| `{prefix + '.' if prefix else ''}{name}` | {default} | {field.description or ''} |"
+
+
+def table_of(prefix: str, kind: Any, note: str) -> list[str]:
+    """Keys of a frozen dataclass, explained by the `Attributes` of its docstring."""
+    text = inspect.getdoc(kind) or ""
+    meaning = re.findall(r"^    ((?:\w+)(?:, \w+)*): (.+(?:\n {8}.+)*)", text, re.MULTILINE)
+    said = {name: " ".join(what.split()) for names, what in meaning for name in names.split(", ")}
+    rows = [
+        f"| `{prefix}.{field.name}` | `{field.default}` | {said.get(field.name, '')} |"
+        for field in fields(kind)
+        if field.name != "name"
+    ]
+    return [f"## {prefix}{note}", "", text.split("\n")[0], "", "| key | default | meaning |", "|---|---|---|", *rows]
 
 
 def cli_page() -> str:

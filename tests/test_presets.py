@@ -16,9 +16,11 @@ PAPER = ["dense-0.2b", "dense-1b"] + [
 ]
 SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
 
+OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rectify", "expert-choice"]
+
 
 def test_the_presets_are_these() -> None:
-    assert recipes.presets() == sorted(PAPER + SMALL)
+    assert recipes.presets() == sorted(PAPER + SMALL + [f"tiny-{name}" for name in OTHERS])
 
 
 @pytest.mark.parametrize("preset", PAPER)

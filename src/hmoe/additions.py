@@ -17,6 +17,7 @@ class ZeroExperts:
     (a1, a2) = softmax(W x) and a learned v.
 
     Attributes:
+        null, copy, constant: how many of each.
         true_gates: gates are renormalised over experts that compute (AdaMoE), not over all that were chosen.
         balance: weight of these experts in the load-balancing loss (MoE++'s tau: 0.75); below 1 they may be used more.
 

@@ -22,6 +22,7 @@ class TopK:
     """Each token goes to its k most probable experts (HMoE eq 8; the paper uses k=2).
 
     Attributes:
+        k: experts per token.
         renormalize: gates are divided by their sum over the experts that took the token; False leaves them raw (Switch, OLMoE).
         scores: softmax over all experts, or a sigmoid of each logit (DeepSeek-V3).
         gate_scale: gates are multiplied by this (DeepSeek-V3: 2.5).
@@ -153,8 +154,12 @@ class TopK:
 class TopP:
     """Each token goes to its most probable experts until their sum reaches p (HMoE eq 9-11; the paper uses 0.6).
 
-    The expert that crosses p is included, so there is always one; p = 1 selects all experts. `renormalize` (Huang et al.:
-    False) and `jitter` as in TopK.
+    The expert that crosses p is included, so there is always one; p = 1 selects all experts.
+
+    Attributes:
+        p: sum of probabilities to reach.
+        renormalize: gates are divided by their sum over the chosen experts; False leaves them raw (Huang et al. 2024).
+        jitter: as in TopK.
 
     Raises:
         ConfigError: if p is not in (0, 1].

@@ -51,7 +51,8 @@ def test_it_trains_resumes_to_the_same_bytes_and_evaluates(
         assert (sum(slots["rectified"]) > 0) == (kind == "rectified")
     else:
         assert "slots" not in whole[-1]
-    capsys.readouterr()
+    said = capsys.readouterr().out
+    assert ("slots of MoE layer 1: " in said) == (kind in ("rectified", "by width"))
     assert hmoe(["generate", str(tmp_path / "whole"), "It was", "--max-tokens", "3"]) == (
         2 if kind == "expert choice" else 0
     )

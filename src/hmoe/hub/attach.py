@@ -23,7 +23,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 Addition = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_TD, selected_TE) -> what is added, (T, D)
 
 
-def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | None = None) -> Model:
+def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | None = None) -> Model:
     """Add HyperExperts to every mixture-of-experts layer of a model, in place (Zhao et al. 2024).
 
     Encoder and decoder get a hypernetwork each. `save_pretrained` writes the new weights beside the old ones.
@@ -52,7 +52,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | None = 
             _add(block, _hyper(block.hyper, stack.hyper_network))
     model.config.hyper_experts = asdict(spec)
     if folder is not None:
-        _load(model, folder)
+        _load(model, Path(folder))
     return model
 
 

@@ -64,6 +64,7 @@ class Console:
         if "validation_loss" in row:
             bits = row["validation_bits_per_byte"]
             self.note(f"step {row['step']}: validation loss {row['validation_loss']:.4f}, {bits:.4f} bits per byte")
+            self._slots(row.get("slots"))
         if row.get("sample"):
             self.note(f"step {row['step']} writes: {row['sample']!r}")
         for warning in row.get("warnings", []):
@@ -82,6 +83,12 @@ class Console:
 
     def __exit__(self, *_: object) -> None:
         self._close()
+
+    def _slots(self, slots: dict[str, list[int]] | None) -> None:
+        """What capacities did in this step, a line per MoE layer."""
+        for layer, counts in enumerate(zip(*slots.values(), strict=True) if slots else ()):
+            said = ", ".join(f"{count:,} {name}" for name, count in zip(slots or (), counts, strict=True))
+            self.note(f"slots of MoE layer {layer}: {said}")
 
     def _close(self) -> None:
         if self._bar is not None:
