@@ -13,7 +13,7 @@ from tests.conftest import sentences, tiny
 from tests.train.helpers import run as train_run
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
-        ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
+        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
         ["bench", "step"], ["bench", "decode"], ["bench", "model"]]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -16,6 +16,7 @@ from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
 
+Checked = TypeVar("Checked", bound=BaseModel)
 _TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
@@ -36,13 +37,14 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
         ConfigError: naming the key, the value, what is allowed and the nearest valid key.
     """
     try:
-        tree = _resolve(recipe, overrides)
+        tree = resolve(recipe, overrides)
     except RecursionError:
         raise ConfigError(f"{recipe}: refers to itself") from None
     return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
 
 
-def _resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+def resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The recipe as plain values, what it inherits and overrides included, before it is checked."""
     return _overridden(_read(recipe, None, 0), overrides)
 
 
@@ -62,15 +64,24 @@ def with_model(recipe: str, model: ModelConfig, overrides: Sequence[str], data_p
         ConfigError: as `load`.
     """
     tree = _read(recipe, None, 0) | {"model": model.model_dump(mode="json")}
-    if tree["data"]["path"] == "corpus":
+    if tree["data"]["path"] == "corpus" != data_path:
         tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
     return check(_overridden(tree, overrides))
 
 
 def check(tree: Any) -> RunConfig:
     """Validate a tree of plain values."""
+    return _checked(RunConfig, tree)
+
+
+def check_model(tree: Any) -> ModelConfig:
+    """Validate what is under `model`."""
+    return _checked(ModelConfig, tree)
+
+
+def _checked(kind: type[Checked], tree: Any) -> Checked:
     try:
-        return RunConfig.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         lines = list(dict.fromkeys(problem_line(problem) for problem in error.errors(include_url=False)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

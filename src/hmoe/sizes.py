@@ -58,6 +58,12 @@ def equal(total: int, n: int) -> tuple[int, ...]:
     return _share(total, [Fraction(1)] * n, 1)
 
 
+def proportional(total: int, shares: Sequence[int], multiple: int = 1) -> tuple[int, ...]:
+    """Widths in proportion to ascending shares, such as measured ones; arguments and errors as in `arithmetic`."""
+    _check(total, len(shares), multiple)
+    return _share(total, [Fraction(share) for share in shares], multiple)
+
+
 def _ratio(ratio: float) -> Fraction:
     if not 1 <= ratio <= _LARGEST_RATIO:
         raise ConfigError(f"widths: ratio = {ratio}, must be from 1 (equal widths) to {_LARGEST_RATIO}")

@@ -64,10 +64,10 @@ def _text(
     opened = open_model(run, say)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
-    documents = _documents(text, text_field) if text else _validation(opened.run, opened.tokenizer)
+    read = documents(text, text_field) if text else validation(opened.run, opened.tokenizer)
     with Precision(opened.model, precision)():
         length = window or opened.context_length
-        domains = by_domain(opened.model, opened.tokenizer, documents, length, eval_line(), opened.begin)
+        domains = by_domain(opened.model, opened.tokenizer, read, length, eval_line(), opened.begin)
     numbers = {"step": opened.step, **_numbers(total(domains))}
     if as_json:
         show({**numbers, "domains": {name: _numbers(one) for name, one in domains.items()}}, as_json)
@@ -141,7 +141,8 @@ def _numbers(result: Any) -> dict[str, Any]:
     return {name: getattr(result, name) for name in names}
 
 
-def _documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
+def documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
+    """(domain, text) of files and folders."""
     from hmoe.data.readers import read, sources
 
     for source in sources([str(path) for path in paths]):
@@ -151,7 +152,7 @@ def _documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str,
             yield item.domain, item.text
 
 
-def _validation(config: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
+def validation(config: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
     """The run's own held-out documents, back as text."""
     from hmoe.data.corpus import open_corpus
     from hmoe.data.shards import open_index

@@ -1,4 +1,4 @@
-"""Verbs between run folders and Hugging Face folders: `hmoe export`, `hmoe import`."""
+"""Verbs between run folders and Hugging Face folders: `hmoe export`, `hmoe import`, `hmoe upcycle`."""
 
 import sys
 from pathlib import Path
@@ -64,3 +64,26 @@ def import_(
     typer.echo(f"{run}: {count:,} parameters at step 0")
     typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")
     typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
+
+
+@app.command("upcycle", context_settings=OVERRIDES)
+def upcycle(
+    context: typer.Context,
+    source: AnyModel,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
+    recipe: Annotated[str, typer.Option(help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
+                      "overrides: a.b=c or --a.b c.")],
+    text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's "
+                    "validation split.")] = None,
+    choice: Annotated[str, typer.Option(help="Which hidden units a narrower expert takes: importance (measured on the text), "
+                      "windows or random.")] = "importance",
+    tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")] = 8192,
+    width_budget: Annotated[int | None, typer.Option(min=1, help="Hidden units of a layer's experts in all, shared among them "
+                            "by measured importance; in place of the recipe's widths.")] = None,
+) -> None:  # fmt: skip
+    """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
+    from hmoe.cli.upcycle import Plan, make
+
+    make(
+        Plan(source, run, recipe, tuple(context.args), tuple(text or ()), choice, tokens, width_budget), say, typer.echo
+    )

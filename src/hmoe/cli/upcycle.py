@@ -1,0 +1,105 @@
+"""What `hmoe upcycle` does: open, measure, make, report, write."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hmoe.errors import ConfigError
+
+Say = Callable[[str], None]
+_LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The options of the verb."""
+
+    source: Path
+    run: Path
+    recipe: str
+    overrides: tuple[str, ...]
+    text: tuple[Path, ...]
+    choice: str
+    tokens: int
+    width_budget: int | None
+
+
+def make(plan: Plan, say: Say, echo: Say) -> None:
+    """Write the run folder; say how near the new model is to the old one."""
+    from hmoe.files import refuse_used
+    from hmoe.folders.adopt import beside
+    from hmoe.folders.open import open_model
+    from hmoe.folders.upcycle import batches, recipe_of
+    from hmoe.model.upcycle import Choice, inputs_of, upcycle
+    from hmoe.train.begin import begin
+    from hmoe.train.run_folder import RunFolder
+
+    refuse_used(plan.run)
+    choice = Choice(plan.choice)
+    opened = open_model(plan.source, say)
+    texts = list(_texts(plan, opened))
+    inputs = None
+    if texts:
+        inputs = inputs_of(
+            opened.model, batches(opened.tokenizer, texts, opened.context_length, plan.tokens, opened.begin)
+        )
+    widths = None if plan.width_budget is None else _widths(plan.width_budget, opened, inputs)
+    config = recipe_of(opened, plan.recipe, plan.overrides, widths)
+    model, errors = upcycle(opened.model, config.model, Choice(choice.kind, config.seed), inputs)
+    with RunFolder(plan.run, config) as folder:
+        begin(folder, config, model, opened.tokenizer)
+        for name, content in beside(plan.source, opened.tokenizer):
+            folder.write(name, content)
+    _report(plan, opened, model, errors, texts, echo)
+
+
+def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
+    """By measured importance; multiples of 8 if the budget is one, for the kernels."""
+    from hmoe.model.upcycle import importance, measured_widths
+
+    layers = opened.model.config.moe_layers
+    if inputs is None or not layers:
+        raise ConfigError("--width-budget: needs a model with experts, and a text to measure them on")
+    found = [importance(opened.model.blocks[i].ffn, inputs[i]) for i in layers]
+    return measured_widths(found, budget, 8 if budget % 8 == 0 else 1)
+
+
+def _texts(plan: Plan, opened: Any) -> Iterator[str]:
+    """As many as are measured on."""
+    from hmoe.cli.evaluate import documents, validation
+
+    if plan.text:
+        found = documents(list(plan.text), None)
+    elif opened.run is not None:
+        found = validation(opened.run, opened.tokenizer)
+    else:
+        return
+    tokens = 0
+    for _, text in found:
+        yield text
+        tokens += len(opened.tokenizer.encode([text])[0])
+        if tokens >= max(plan.tokens, _LARGEST_LOSS_TOKENS):
+            return
+
+
+def _report(plan: Plan, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
+    from hmoe.evaluate.perplexity import perplexity
+
+    total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
+    echo(f"{plan.run}: {total:,} parameters at step 0, of {before:,}")
+    moe = model.config.moe
+    echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
+    known = [error for error in errors if not math.isnan(error)]
+    if known:
+        echo(f"relative error of layers: mean {sum(known) / len(known):.4f}, largest {max(known):.4f}")
+    if texts:
+        losses = [
+            perplexity(one, opened.tokenizer, texts, opened.context_length).nats_per_token
+            for one in (opened.model, model)
+        ]
+        echo(f"loss on the text: {losses[0]:.4f} nats per token before, {losses[1]:.4f} after")
+    else:
+        echo("no text: neither losses nor errors were measured; give --text")
+    echo(f"train: hmoe train {plan.run}/config.yaml --run {plan.run}")

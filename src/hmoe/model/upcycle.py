@@ -1,0 +1,286 @@
+"""A trained model with other experts: dense -> mixture (Komatsuzaki et al. 2023), equal experts -> unequal, fewer or narrower ones.
+
+All is choosing hidden units: an expert of the new model takes some units of one source, the dense layer or an old expert, so
+that the new model starts as nearly the function of the old one. A wider expert repeats units with an output of zero.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hmoe.errors import ConfigError
+from hmoe.kernels import expert_ffn
+from hmoe.model.layers import SwiGLU
+from hmoe.model.moe import MoE
+from hmoe.model.router import route
+from hmoe.model.transformer import Transformer, build
+from hmoe.sizes import proportional
+
+if TYPE_CHECKING:
+    from hmoe.architecture import ModelConfig
+
+CHOICES = ("importance", "windows", "random")
+_MOST_SUBSETS = 2000  # of experts that are tried one by one (Lu et al. 2024)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which units a narrower expert takes.
+
+    Attributes:
+        kind: those of the largest importance, contiguous windows that go around, or random ones.
+        seed: of random units, and of what is new in the model.
+
+    Raises:
+        ConfigError: for another kind.
+    """
+
+    kind: str = "importance"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in CHOICES:
+            raise ConfigError(f"--choice {self.kind}: must be one of {', '.join(CHOICES)}")
+
+
+@torch.no_grad()
+def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """What the feed-forward part of each block reads (T, D), for tokens_BL of a text."""
+    seen: list[list[torch.Tensor]] = [[] for _ in model.blocks]
+    hooks = [
+        block.ffn.register_forward_pre_hook(lambda _, given, i=i: seen[i].append(given[0].flatten(0, 1)))  # type: ignore[union-attr]
+        for i, block in enumerate(model.blocks)
+    ]
+    try:
+        for tokens_BL in batches:
+            model.hidden(tokens_BL)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(parts) for parts in seen]
+
+
+@torch.no_grad()
+def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
+    """Of every hidden unit, a tensor per expert: mean over tokens of gate x |activation|, times the norm of its output row.
+
+    Tokens that do not come to an expert count 0, so that this is load x importance of the unit. A dense layer is one expert.
+    """
+    found = []
+    for _, gate_M, x_MD, weights in _sources(ffn, x_TD):
+        hidden_Mh = _hidden(x_MD, weights).abs() * gate_M[:, None]
+        found.append(hidden_Mh.sum(0) / max(len(x_TD), 1) * weights[2].norm(dim=1))
+    return found
+
+
+def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
+    """Ascending widths of sum `total`: how many of a layer's most important units lie in its least important expert, in the
+    next, ..., mean over layers; every expert keeps at least one multiple.
+
+    Raises:
+        ConfigError: if `total` cannot be shared so.
+    """
+    kept = torch.zeros(len(importances[0]), dtype=torch.int64)
+    for layer in importances:
+        owner_F = torch.repeat_interleave(torch.arange(len(kept)), torch.tensor([len(part) for part in layer]))
+        best = torch.argsort(torch.cat(layer), descending=True, stable=True)[:total]
+        kept += torch.bincount(owner_F[best.cpu()], minlength=len(kept)).sort().values
+    return proportional(total, kept.tolist(), multiple)
+
+
+@torch.no_grad()
+def upcycle(
+    source: Transformer, config: "ModelConfig", choice: Choice, inputs: Sequence[torch.Tensor] | None
+) -> tuple[Transformer, list[float]]:
+    """A model of `config` that begins as `source`, and the relative error of each of its MoE layers, by layer.
+
+    Args:
+        source: dense, or with experts.
+        config: of the new model; but for its experts like that of the source.
+        choice: which units a narrower expert takes.
+        inputs: of `inputs_of`; the importance of units, and the scale of a narrower expert's output (least squares), are
+            measured on them. Without them nothing is scaled, and no error is known.
+
+    Raises:
+        ConfigError: if the new model cannot begin as the old one.
+    """
+    if inputs is None and choice.kind == "importance":
+        raise ConfigError("--choice importance: is measured on a text; give --text, or --choice windows")
+    _check(source, config)
+    weight = source.embed.weight
+    model = build(config, choice.seed, weight.dtype).to(weight.device)
+    theirs = dict(source.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in theirs and parameter.shape == theirs[name].shape:
+            parameter.copy_(theirs[name])
+    errors = []
+    for number, (old, new) in enumerate(zip(source.blocks, model.blocks, strict=True)):
+        old_ffn: Any = old.ffn
+        new_ffn: Any = new.ffn
+        if not isinstance(new_ffn, MoE):
+            continue
+        x_TD = None if inputs is None else inputs[number]
+        _fill(new_ffn, old_ffn, choice, number, x_TD)
+        errors.append(math.nan if x_TD is None else _error(old_ffn, new_ffn, x_TD))
+    return model.eval(), errors
+
+
+def _check(source: Transformer, config: "ModelConfig") -> None:
+    moe = config.moe
+    assert moe is not None
+    before, after = set(source.config.moe_layers), set(config.moe_layers)
+    if before - after:
+        raise ConfigError(
+            f"layers {sorted(before - after)} have experts, they cannot become dense; remove moe.dense_layers"
+        )
+    sums_to_one = moe.router.name != "expert_choice" and moe.router.renormalize
+    sums_to_one = sums_to_one and getattr(moe.router, "gate_scale", 1) == 1
+    if not sums_to_one and not before:  # a router that was trained so may stay so
+        raise ConfigError(
+            f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; "
+            "renormalize: true"
+        )
+    if moe.zero is not None:
+        raise ConfigError("moe.zero: a new router would send tokens to experts that give nothing; leave it out")
+    if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
+        have = len(source.config.moe.expert_widths)
+        raise ConfigError(
+            f"widths: {len(moe.expert_widths)} experts from {have}; at most as many, experts are not split"
+        )
+
+
+def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:
+    """Weights of one layer."""
+    if new.shared is not None and getattr(old, "shared", None) is None:
+        new.shared.w_down.zero_()
+    scores = None if x_TD is None else importance(old, x_TD)
+    if isinstance(old, MoE):
+        order = _kept_experts(old, len(new.widths), scores, x_TD)
+        new.router.weight.copy_(old.router.weight[order])
+        if new.router.bias_E is not None and old.router.bias_E is not None:
+            new.router.bias_E.copy_(old.router.bias_E[order])
+        if new.hyper is not None and old.hyper is not None:
+            new.hyper.embedding.copy_(old.hyper.embedding[order])
+    else:
+        order = [0] * len(new.widths)
+    for i, (width, number) in enumerate(zip(new.widths, order, strict=True)):
+        weights = _weights(old, number)
+        score = None if scores is None else scores[number]
+        start = sum(new.widths[:i]) if not isinstance(old, MoE) else 0
+        generator = torch.Generator().manual_seed((choice.seed * 1_000_003 + layer) * 1_000_003 + i)
+        units, silent = _units(len(weights[0]), width, choice.kind, score, start, generator)
+        w_gate, w_up, w_down = (weight[units.to(weight.device)] for weight in weights)
+        w_down = w_down * (~silent).to(w_down)[:, None]
+        if x_TD is not None and width < len(weights[0]):
+            w_down = w_down * _scale(old, number, (w_gate, w_up, w_down), x_TD)
+        for place, value in zip(new.expert(i), (w_gate, w_up, w_down.T), strict=True):
+            place.copy_(value)
+
+
+def _units(
+    have: int, want: int, kind: str, score_F: torch.Tensor | None, start: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Units of the source, and which of them are repeated and so must stay silent."""
+    if want >= have:
+        units = torch.arange(want) % have
+        return units, torch.arange(want) >= have
+    if kind == "importance":
+        assert score_F is not None
+        units = torch.argsort(score_F.cpu(), descending=True, stable=True)[:want].sort().values
+    elif kind == "windows":
+        units = (start + torch.arange(want)) % have
+    else:
+        units = torch.randperm(have, generator=generator)[:want].sort().values
+    return units, torch.zeros(want, dtype=torch.bool)
+
+
+def _kept_experts(old: MoE, count: int, scores: list[torch.Tensor] | None, x_TD: torch.Tensor | None) -> list[int]:
+    """Experts of the old layer for the new ones, the least important first, as widths ascend.
+
+    Of fewer, those whose layer is nearest to the whole one on the text (Lu et al. 2024, 5.8), if there are not too many ways.
+    """
+    experts = range(len(old.widths))
+    if scores is None:
+        if count < len(old.widths):
+            raise ConfigError("fewer experts: which ones to keep is measured on a text; give --text")
+        return sorted(experts, key=lambda i: (old.widths[i], i))
+    mass = [float(score.sum()) for score in scores]
+    kept = sorted(experts, key=lambda i: (-mass[i], i))[:count]
+    assert x_TD is not None
+    if count < len(old.widths) and math.comb(len(old.widths), count) <= _MOST_SUBSETS:
+        subsets = itertools.combinations(experts, count)
+        kept = list(min(subsets, key=lambda subset: _subset_error(old, subset, x_TD)))
+    return sorted(kept, key=lambda i: (mass[i], i))
+
+
+def _subset_error(old: MoE, subset: Iterable[int], x_TD: torch.Tensor) -> float:
+    """Of the layer that routes among these experts only."""
+    logits_TE = nn.functional.linear(x_TD, old.router.weight)
+    out_E = torch.full_like(logits_TE[0], -1e9)
+    out_E[list(subset)] = 0
+    return float((_routed(old, x_TD, logits_TE + out_E) - _routed(old, x_TD, logits_TE)).norm())
+
+
+def _routed(old: MoE, x_TD: torch.Tensor, logits_TE: torch.Tensor) -> torch.Tensor:
+    routing = route(logits_TE.float(), old.router.spec, old.router.circumstances(x_TD.device))
+    weights = (old.w_gate, old.w_up, old.w_down)
+    counts_E = routing.num_tokens_E[: len(old.widths)]
+    return expert_ffn(x_TD, routing.token_N, routing.gate_N, counts_E, *weights, old.widths)
+
+
+def _scale(old: nn.Module, number: int, new: tuple[torch.Tensor, ...], x_TD: torch.Tensor) -> float:
+    """Factor for the new expert's output that brings it nearest to the old one's, on the tokens that come to it."""
+    for i, _, x_MD, weights in _sources(old, x_TD):
+        if i == number:
+            whole_MD, part_MD = _hidden(x_MD, weights) @ weights[2], _hidden(x_MD, new) @ new[2]
+            square = float((part_MD * part_MD).sum())
+            return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
+    return 1.0
+
+
+def _error(old: nn.Module, new: MoE, x_TD: torch.Tensor) -> float:
+    """|new - old| / |old| on the text."""
+    training, new.training = new.training, False
+    y_TD = old(x_TD)[0] if isinstance(old, MoE) else old(x_TD)
+    z_TD = new(x_TD)[0] if new.hyper is None or new.hyper_network is not None else _without_hyper(new, x_TD)
+    new.training = training
+    return float((z_TD - y_TD).norm() / y_TD.norm())
+
+
+def _without_hyper(new: MoE, x_TD: torch.Tensor) -> torch.Tensor:
+    hyper, new.hyper = new.hyper, None
+    y_TD: torch.Tensor = new(x_TD)[0]
+    new.hyper = hyper
+    return y_TD
+
+
+def _weights(ffn: nn.Module, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gate, up and down of an expert or of the dense layer, all as rows of hidden units."""
+    if isinstance(ffn, MoE):
+        w_gate, w_up, w_down = ffn.expert(number)
+        return w_gate, w_up, w_down.T
+    assert isinstance(ffn, SwiGLU)
+    return ffn.w_gate.data, ffn.w_up.data, ffn.w_down.data
+
+
+def _sources(
+    ffn: nn.Module, x_TD: torch.Tensor
+) -> Iterable[tuple[int, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]]:
+    """(number, gates, tokens, weights) of every expert; all tokens with gate 1 come to a dense layer."""
+    if not isinstance(ffn, MoE):
+        yield 0, torch.ones(len(x_TD), dtype=x_TD.dtype, device=x_TD.device), x_TD, _weights(ffn, 0)
+        return
+    routing = ffn(x_TD)[1]
+    counts = routing.num_tokens_E.tolist()
+    pairs = (torch.split(part, counts) for part in (routing.token_N, routing.gate_N))
+    for number, (token_M, gate_M) in enumerate(itertools.islice(zip(*pairs, strict=True), len(ffn.widths))):
+        yield number, gate_M.to(x_TD.dtype), x_TD[token_M], _weights(ffn, number)
+
+
+def _hidden(x_MD: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    return nn.functional.silu(x_MD @ weights[0].T) * (x_MD @ weights[1].T)
