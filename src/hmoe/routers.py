@@ -232,9 +232,9 @@ class ExpertChoice:
         """Training draws random numbers."""
         return self.jitter > 0
 
-    def num_experts(self, num_experts: int) -> tuple[int, int, int]:
+    def num_experts(self, num_experts: int) -> tuple[int, float, int]:
         """(fewest, expected, most) experts per token."""
-        return 0, max(1, min(num_experts, round(self.capacity_factor))), num_experts
+        return 0, min(num_experts, self.capacity_factor), num_experts
 
     def check(self, num_experts: int) -> None:
         """Raise ConfigError if this router cannot serve `num_experts` experts."""
@@ -258,8 +258,10 @@ def options(spec: Router) -> dict[str, Any]:
 def _whole(spec: Any, **least: int) -> None:
     for name, low in least.items():
         value = getattr(spec, name)
-        if value is not None and (type(value) is not int or value < low):
-            raise ConfigError(f"router.{name} = {value!r}, must be an integer of at least {low}")
+        if value is None and name not in {"k", "min_capacity"}:
+            continue
+        if type(value) is not int or not low <= value < 2**31:
+            raise ConfigError(f"router.{name} = {value!r}, must be an integer of at least {low}, below 2**31")
 
 
 def _real(spec: Any, **most: float) -> None:

@@ -1,5 +1,7 @@
 """HyperExperts attached to models of transformers."""
 
+import copy
+import pickle
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -189,3 +191,28 @@ def test_what_cannot_be_attached(tmp_path: Path) -> None:
     mixtral().save_pretrained(tmp_path / "plain")
     with pytest.raises(Exception, match="is missing"):
         attach_hyper(mixtral(), SMALL, tmp_path / "plain")
+
+
+def test_a_copy_uses_its_own_weights_and_pickles() -> None:
+    model = attach_hyper(mixtral(), SMALL)
+    for key, parameter in model.named_parameters():
+        if "hyper" in key:
+            torch.nn.init.normal_(parameter, std=0.5)
+    again = copy.deepcopy(model)
+    assert torch.equal(logits(again), logits(model))
+    with torch.no_grad():
+        for key, parameter in again.named_parameters():
+            if "hyper" in key:
+                parameter.zero_()
+    assert torch.equal(logits(again), logits(mixtral()))
+    assert not torch.equal(logits(again), logits(model))
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), logits(model))
+
+
+def test_a_failed_attachment_changes_nothing(tmp_path: Path) -> None:
+    model = mixtral()
+    with pytest.raises(Exception, match=r"no model\.safetensors"):
+        attach_hyper(model, SMALL, tmp_path)
+    assert torch.equal(logits(attach_hyper(model, ZERO)), logits(mixtral()))
+    with pytest.raises(ConfigError, match="width = 0"):
+        attach_shared(mixtral(), 0)

@@ -152,6 +152,13 @@ def test_zero_computation_experts_are_the_oracle(zero: hmoe.ZeroExperts, spec: A
         torch.testing.assert_close(moe.get_parameter(name).grad, expected, rtol=1e-10, atol=1e-11, msg=name)
 
 
+def test_no_tokens() -> None:
+    y, _ = layer(hmoe.TopK(1), zero=hmoe.ZeroExperts(1, 1, 2), shared=3, hyper=hmoe.Hyper(dim=3))(
+        torch.empty(0, DIM).double()
+    )
+    assert y.shape == (0, DIM)
+
+
 def test_gates_over_experts_that_compute() -> None:
     """AdaMoE: what null experts take is given to the others; a token with nothing else gets 0."""
     moe = layer(hmoe.TopK(3), zero=hmoe.ZeroExperts(null=3, true_gates=True))

@@ -5,20 +5,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hmoe import ConfigError
 from hmoe.model.likelihood import Candidate, score
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build, dropless
 from tests.model.test_transformer import config
 
 MODELS = {
     "top_k": build(config(kv_heads=2), 0, torch.float64),
     "top_p": build(config(moe={"widths": [5, 9, 4], "router": {"name": "top_p", "p": 0.6}}), 0, torch.float64),
 }
+ROUTER = {"name": "top_k", "k": 1, "capacity_factor": 0.5, "rectify": "fr+ir", "when": "fewer"}
+MODELS["capacity"] = build(config(moe={"widths": [5, 9, 4], "router": ROUTER}), 0, torch.float64)
 TOKENS = st.lists(st.integers(0, 28), min_size=1, max_size=6)
 
 
 def alone(model: Transformer, candidate: Candidate) -> tuple[float, bool]:
     tokens = list(candidate.tokens)
-    with torch.no_grad():
+    with torch.no_grad(), dropless(model):  # an answer's score must not depend on its rivals
         logits, _ = model(torch.tensor([tokens[:-1]]))
     rows = logits[0].log_softmax(-1)[-candidate.scored :]
     targets = torch.tensor(tokens[-candidate.scored :])
@@ -58,3 +61,9 @@ def _units(model: Transformer, begin: list[int], *branches: list[int]) -> list[f
             total.append(float(per_token[len(begin) :].sum()))  # type: ignore[index]
         total.append(float(per_token[: len(begin)].sum()))  # type: ignore[index]
     return total
+
+
+def test_experts_that_choose_score_nothing() -> None:
+    model = build(config(moe={"widths": [5, 9], "router": {"name": "expert_choice"}}), 0)
+    with pytest.raises(ConfigError, match="nor score an answer"):
+        score(model, [[Candidate([1, 2, 3], 1)]])

@@ -194,3 +194,17 @@ def test_a_group_of_one_expert_and_ties() -> None:
 def test_specs_that_cannot_work(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+def test_scores_that_underflow_are_no_nan() -> None:
+    logits = torch.full((3, 4), -240.0)
+    routing = route(logits, hmoe.TopK(2, scores="sigmoid"))
+    assert routing.gate_N.isfinite().all()
+    assert routing.probs_TE.isfinite().all()
+
+
+def test_a_bias_wants_a_count_for_each_expert() -> None:
+    layer = RouterLayer(6, WIDTHS, hmoe.TopK(1, bias_rate=0.5))
+    for router, counts in ((layer, 3), (RouterLayer(6, WIDTHS, hmoe.TopK(1)), 4)):
+        with pytest.raises(ConfigError, match="update_bias: "):
+            router.update_bias(torch.zeros(counts))

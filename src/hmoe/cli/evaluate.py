@@ -65,6 +65,11 @@ def _text(
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
     read = documents(text, text_field) if text else validation(opened.run, opened.tokenizer)
+    moe = opened.model.config.moe
+    if moe is not None and moe.router.name == "expert_choice":
+        say(
+            "experts choose among all tokens, later ones too: this perplexity knows what it predicts, and is no match for others"
+        )
     with Precision(opened.model, precision)():
         length = window or opened.context_length
         domains = by_domain(opened.model, opened.tokenizer, read, length, eval_line(), opened.begin)

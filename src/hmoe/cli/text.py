@@ -22,6 +22,7 @@ def generate(
     from hmoe.folders.open import open_model
     from hmoe.model.generate import Sampling
     from hmoe.model.generate import generate as generate_ids
+    from hmoe.model.transformer import check_causal
 
     how = Sampling(temperature, top_k, top_p)
     try:
@@ -29,6 +30,7 @@ def generate(
     except UnicodeEncodeError:
         raise ConfigError("prompt: is not valid UTF-8") from None
     opened = open_model(run, say)
+    check_causal(opened.model.config)
     tokenizer, length = opened.tokenizer, opened.context_length
     ids = [*opened.begin, *tokenizer.encode([prompt])[0]] or [tokenizer.separator]
     if len(ids) + max_tokens > length:

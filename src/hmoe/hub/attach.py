@@ -2,10 +2,10 @@
 
     model = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained("google/switch-base-8"))
 
-Known are Switch Transformers and all models whose layers hold `gate` and `experts` (Mixtral, Qwen3-MoE, OLMoE, ...).
+Known are Switch Transformers, Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,14 @@ from hmoe.errors import CheckpointError, ConfigError
 from hmoe.folders.weights import Tensors
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 
+KNOWN = (
+    "SwitchTransformersSparseMLP",
+    "MixtralSparseMoeBlock",
+    "Qwen2MoeSparseMoeBlock",
+    "Qwen3MoeSparseMoeBlock",
+    "OlmoeSparseMoeBlock",
+)
 Model = TypeVar("Model", bound=PreTrainedModel)
-Addition = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_TD, selected_TE) -> what is added, (T, D)
 
 
 def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | None = None) -> Model:
@@ -39,6 +45,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     """
     spec = spec or Hyper(**getattr(model.config, "hyper_experts", None) or {})
     _refuse_twice(model, "hyper")
+    stored = None if folder is None else Tensors(Path(folder))  # before the model is changed
     for stack in _stacks(model):
         blocks = list(_blocks(stack))
         dim = _width(blocks[0])
@@ -49,10 +56,12 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
             block.hyper = HyperLayer(_num_experts(block), spec, number)
             block.hyper.reset_parameters()
             block.hyper.to(**_like(block))
-            _add(block, _hyper(block.hyper, stack.hyper_network))
+            block.hyper_network = (stack.hyper_network,)  # in a tuple, so that it is the stack's parameter only
+            _router(block).register_forward_hook(_hear)
+            block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
-    if folder is not None:
-        _load(model, Path(folder))
+    if stored is not None:
+        _load(model, stored, str(folder))
     return model
 
 
@@ -64,8 +73,10 @@ def attach_shared(model: Model, width: int | None = None) -> Model:
         width: hidden units; None: as many parameters as `attach_hyper` with the paper's sizes would add.
 
     Raises:
-        ConfigError: for a model without such layers, or that has shared experts already.
+        ConfigError: for a model without such layers, that has shared experts already, or a width below 1.
     """
+    if width is not None and (type(width) is not int or width < 1):
+        raise ConfigError(f"attach_shared: width = {width}, must be an integer of at least 1")
     _refuse_twice(model, "shared_expert")
     for stack in _stacks(model):
         blocks = list(_blocks(stack))
@@ -79,31 +90,28 @@ def attach_shared(model: Model, width: int | None = None) -> Model:
             nn.init.zeros_(block.shared_expert[2].weight)
             nn.init.zeros_(block.shared_expert[2].bias)
             block.shared_expert.to(**_like(block))
-            _add(block, _shared(block.shared_expert))
+            block.register_forward_hook(_add_shared)
     return model
 
 
-def _hyper(layer: HyperLayer, network: HyperNetwork) -> Addition:
-    return lambda x_TD, selected_TE: layer(x_TD, selected_TE, network)
+def _hear(router: nn.Module, arguments: Any, output: Any) -> None:
+    """Keep what a router says until its block has ended."""
+    router.heard = output
 
 
-def _shared(expert: nn.Module) -> Addition:
-    return lambda x_TD, selected_TE: expert(x_TD)
+def _add_hyper(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    """Hooks know their block by what they are given, not by closure: a copy of the model uses its own modules."""
+    router: Any = _router(block)
+    selected_TE = _selected(router.heard, _num_experts(block))
+    router.heard = None
+    x_TD = arguments[0].reshape(-1, arguments[0].shape[-1])
+    added: torch.Tensor = block.hyper(x_TD, selected_TE, block.hyper_network[0])
+    return output + added.view(output.shape)
 
 
-def _add(block: nn.Module, addition: Addition) -> None:
-    """Let the block's output have the addition; which experts were selected is heard from its router, within one pass."""
-    heard: list[torch.Tensor] = []
-
-    def hear(router: nn.Module, arguments: Any, output: Any) -> None:
-        heard[:] = [_selected(output, _num_experts(block))]
-
-    def add(block: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        x_TD = arguments[0].reshape(-1, arguments[0].shape[-1])
-        return output + addition(x_TD, heard.pop()).view(output.shape)
-
-    _router(block).register_forward_hook(hear)
-    block.register_forward_hook(add)
+def _add_shared(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    added: torch.Tensor = block.shared_expert(arguments[0])
+    return output + added
 
 
 def _selected(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
@@ -121,14 +129,14 @@ def _stacks(model: PreTrainedModel) -> list[Any]:
     stacks = [stack for stack in both if any(True for _ in _blocks(stack))]
     if not stacks:
         raise ConfigError(
-            f"{type(model).__name__} has no mixture-of-experts layer that is known here: a module with `experts`, and `router` or `gate`"
+            f"{type(model).__name__} has no mixture-of-experts layer of a kind that is known: {', '.join(KNOWN)}"
         )
     return stacks
 
 
 def _blocks(stack: nn.Module) -> Iterator[Any]:
     for module in stack.modules():
-        if hasattr(module, "experts") and (hasattr(module, "router") or hasattr(module, "gate")):
+        if type(module).__name__ in KNOWN:
             yield module
 
 
@@ -162,8 +170,7 @@ def _refuse_twice(model: nn.Module, name: str) -> None:
         raise ConfigError(f"this model has its {name.replace('_', ' ')}s already")
 
 
-def _load(model: PreTrainedModel, folder: Path) -> None:
-    tensors = Tensors(folder)
+def _load(model: PreTrainedModel, tensors: Tensors, folder: str) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".hyper." in name or "hyper_network." in name:

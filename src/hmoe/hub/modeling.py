@@ -56,7 +56,7 @@ class _HuggingFaceContext:
     """Positions, mask and cache as transformers gives them."""
 
     top_p_T: torch.Tensor | None = None
-    noise_seed: int | None = None
+    noise_seed: int | torch.Tensor | None = None
 
     def __init__(
         self, config: HMoEConfig, position_ids: torch.Tensor, mask: Any, cache: Cache | None, options: dict[str, Any]
@@ -197,7 +197,7 @@ class HMoEModel(HMoEPreTrainedModel):
             context.cache = None  # recomputation would write to it twice
         found = []
         if self._noisy and self.training:
-            context.noise_seed = int(torch.randint(2**62, ()))
+            context.noise_seed = torch.randint(2**62, ())  # a tensor: a compiled pass must not be of one seed
         for layer in self.layers:
             x_BLD, logits_TE = layer(x_BLD, table, context, self.hyper_network)
             if logits_TE is not None:

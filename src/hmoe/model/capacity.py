@@ -15,6 +15,7 @@ from hmoe.routers import TopK
 SMALLEST = (
     1e-30  # sum of scores that gates are divided by: where all underflow, neither gates nor gradients may overflow
 )
+_NOWHERE = -(2**31)  # rank of experts that compute nothing
 UNLIMITED = 2**31  # slots of an expert that costs nothing
 
 
@@ -161,7 +162,7 @@ def ranks_of(
     if token_rank_T is None:
         token_rank_T = torch.arange(num_tokens, device=device) * ranks // max(num_tokens, 1)
     if expert_rank_E is None:
-        ranks_E = [i * ranks // computing if i < computing else -1 for i in range(len(widths))]
+        ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
         expert_rank_E = torch.tensor(ranks_E, device=device)
     for name, found, expected in (
         ("token_rank_T", token_rank_T, num_tokens),

@@ -8,7 +8,7 @@ import torch
 
 from hmoe.model.attention import Attended, Attention, scaled_dot_product
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.transformer import Transformer
+from hmoe.model.transformer import Transformer, check_causal, dropless
 
 _CHUNK_NUMBERS = 2**24  # logits that exist at one time
 
@@ -126,9 +126,17 @@ def _tree_mask(branch: list[int], device: torch.device) -> torch.Tensor | None:
 
 @torch.no_grad()
 def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
-    """Score the candidates of every group in one pass; what the candidates of a group begin with is read once."""
+    """Score the candidates of every group in one pass; what the candidates of a group begin with is read once.
+
+    A router's capacity is off, by which an answer's score would depend on its rivals.
+
+    Raises:
+        ConfigError: for a model that is not causal, whose score of a token would know the token.
+    """
+    check_causal(model.config)
     batch = _Groups(groups, model.embed.weight.device)
-    x_BLD, routings = model.hidden(batch.tokens_BL, batch)
+    with dropless(model):
+        x_BLD, routings = model.hidden(batch.tokens_BL, batch)
     rows = [row for group in batch.rows for candidate in group for row in candidate]
     targets = [t for group in groups for c in group for t in c.tokens[len(c.tokens) - c.scored :]]
     nll_T, greedy_T = _predictions(model, x_BLD[0], rows, targets)

@@ -140,12 +140,15 @@ class RouterLayer(nn.Module):
         Args:
             num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.load_E`).
         """
-        assert self.bias_E is not None
-        assert self.spec.name == "top_k"
-        load_E = num_tokens_E.to(self.bias_E.dtype)
+        if self.bias_E is None or self.spec.name != "top_k" or num_tokens_E.shape != self.bias_E.shape:
+            raise ConfigError(
+                f"update_bias: {tuple(num_tokens_E.shape)} counts for {len(self.widths)} experts, bias_rate = "
+                f"{getattr(self.spec, 'bias_rate', 0)}; needs a count per expert, and a router with bias_rate above 0"
+            )
+        load_E = num_tokens_E.double()
         if self.spec.bias_by == "compute":
             load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
-        self.bias_E.add_(torch.sign(load_E.mean() - load_E), alpha=self.spec.bias_rate)
+        self.bias_E.add_(torch.sign(load_E.mean() - load_E).to(self.bias_E.dtype), alpha=self.spec.bias_rate)
 
     def _check(self, hints: Hints) -> None:
         """By name: exported code may hold the class twice."""
@@ -164,13 +167,13 @@ class RouterLayer(nn.Module):
 
     def _noise(self, x_TD: torch.Tensor, hints: Hints) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert hints.noise_seed is not None
-        num_tokens, dim = x_TD.shape
-        draws = dim + len(self.widths)
-        u_TN = uniform(hints.noise_seed, (num_tokens, draws), x_TD.device).to(x_TD.dtype)
-        if self.spec.jitter:
-            x_TD = x_TD * (1 + self.spec.jitter * (2 * u_TN[:, :dim] - 1))
-        gumbel = getattr(self.spec, "gumbel", False)
-        return x_TD, -torch.log(-torch.log(u_TN[:, dim:])) if gumbel else None
+        jitter, gumbel = self.spec.jitter, getattr(self.spec, "gumbel", False)
+        columns = x_TD.shape[1] if jitter else 0
+        draws = columns + (len(self.widths) if gumbel else 0)
+        u_TN = uniform(hints.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
+        if jitter:
+            x_TD = x_TD * (1 + jitter * (2 * u_TN[:, :columns] - 1))
+        return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
     sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
     scores_TE = (torch.sigmoid if sigmoid else _softmax)(logits_TE + poison_T1)
-    probs_TE = scores_TE / scores_TE.sum(1, keepdim=True) if sigmoid else scores_TE
+    probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
     choice = _choose(scores_TE, logits_TE.detach(), spec, around)
     num_tokens_E = choice.chosen_TE.sum(0)
     token_N, expert_N, real_N = _pairs(choice.chosen_TE, num_tokens_E, spec)
@@ -231,7 +234,7 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
 def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
     """What gates are divided by."""
     if not around.true_gates:
-        return weight_TE.sum(1, keepdim=True)
+        return weight_TE.sum(1, keepdim=True).clamp(min=SMALLEST)
     assert around.widths is not None
     computing = sum(1 for width in around.widths if width)
     total_T1 = weight_TE[:, :computing].sum(1, keepdim=True)
@@ -252,7 +255,7 @@ def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around
         return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
     total_T1 = None
     if spec.renormalize:  # over those that were kept (GShard)
-        total_T1 = _total(kept.weight_TE, around).clamp(min=SMALLEST)
+        total_T1 = _total(kept.weight_TE, around)
     return _Choice(kept.chosen_TE, kept.weight_TE, total_T1, asked_E, kept.slots)
 
 

@@ -145,7 +145,7 @@ def check_causal(config: Any) -> None:
     if config.moe is not None and config.moe.router.name == "expert_choice":
         raise ConfigError(
             "router.name = expert_choice: experts choose among all tokens of a batch, later ones too, so this model cannot "
-            "generate; nearest choice: top_k"
+            "generate, nor score an answer that it does not see; nearest choice: top_k"
         )
 
 

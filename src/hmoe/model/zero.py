@@ -42,7 +42,9 @@ class ZeroLayer(nn.Module):
         y_TD = torch.zeros_like(x_TD)
         if self.value is not None and self.mix is not None:
             gate_TG = gate_TZ[:, self.spec.copy :]
-            mix_TG2 = F.linear(x_TD, self.mix.to(x_TD.dtype).flatten(0, 1)).view(len(x_TD), -1, 2).softmax(2)
+            mix_TG2 = (
+                F.linear(x_TD, self.mix.to(x_TD.dtype).flatten(0, 1)).view(len(x_TD), self.spec.constant, 2).softmax(2)
+            )
             share_T1 = share_T1 + (gate_TG * mix_TG2[:, :, 0]).sum(1, keepdim=True)
             y_TD = (gate_TG * mix_TG2[:, :, 1]) @ self.value.to(x_TD.dtype)
         return y_TD + share_T1 * x_TD

@@ -41,6 +41,7 @@ class Console:
             f"model: {_si(total)} parameters, {_si(active)} activated under uniform routing; {config.train.precision} on {device}; "
             f"{config.data.batch_tokens} tokens per step"
         )
+        self._writes = config.model.moe is None or config.model.moe.router.name != "expert_choice"
         if config.model.moe:
             self.note(
                 f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {config.model.moe.router.title}"
@@ -76,7 +77,8 @@ class Console:
         why = f"stopped by {signal_name}, the same command continues" if signal_name else "finished"
         self.note(f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}")
         if not signal_name:
-            self.note(f'try: hmoe generate {folder} "She was"; hmoe eval {folder}')
+            writes = f'hmoe generate {folder} "She was"; ' if self._writes else ""
+            self.note(f"try: {writes}hmoe eval {folder}")
 
     def __enter__(self) -> "Console":
         return self
