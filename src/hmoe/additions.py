@@ -1,5 +1,6 @@
 """What a layer may have beside routed experts, as frozen values without torch: zero-computation experts, HyperExperts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,7 +15,7 @@ class ZeroExperts:
     """Experts of width 0, which the router can choose like any other (MoE++, AdaMoE): the limit of small size.
 
     They come after the others, in this order: null give 0, copy give the input x, constant give a1 x + a2 v with
-    (a1, a2) = softmax(W x) and a learned v.
+    (a1, a2) = softmax(W x) and a learned v. They count among the E experts of an equal capacity, and have none themselves.
 
     Attributes:
         null, copy, constant: how many of each.
@@ -50,6 +51,8 @@ class ZeroExperts:
             raise ConfigError(
                 "zero: has no place with expert_choice, whose experts take tokens whether they compute or not"
             )
+        if self.true_gates and (getattr(router, "rectify", None) or not getattr(router, "renormalize", True)):
+            raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
         if getattr(router, "bias_by", "tokens") == "compute":
             raise ConfigError(
                 "zero: router.bias_by = compute would send every token to experts that cost nothing; tokens"
@@ -59,6 +62,11 @@ class ZeroExperts:
     def count(self) -> int:
         """How many there are."""
         return self.null + self.copy + self.constant
+
+
+def routed_widths(widths: Sequence[int], zero: ZeroExperts | None) -> tuple[int, ...]:
+    """Hidden units of everything that a router chooses from: zero-computation experts have none, and come last."""
+    return (*widths, *(0,) * (zero.count if zero else 0))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from hmoe import sizes
-from hmoe.additions import Hyper, ZeroExperts
+from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.rope import RopeScaling
 from hmoe.routers import Router, TopK
 from hmoe.section import Section
 
+LOSS_KEYS = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
 Coefficient = Annotated[float, Field(ge=0, le=1e6)]
 ExpertWidth = Annotated[int, Field(ge=1, le=10**7)]
 
@@ -86,13 +87,17 @@ class MoEConfig(Section):
     @property
     def routed_widths(self) -> tuple[int, ...]:
         """Hidden units of everything that the router chooses from: zero-computation experts have none."""
-        return self.expert_widths + (0,) * (self.zero.count if self.zero else 0)
+        return routed_widths(self.expert_widths, self.zero)
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":
         self.router.check(len(self.routed_widths))
         if self.zero is not None:
             self.zero.check(self.router)
+        if self.zero is not None and self.zero.balance != 1 and self.load_balance == 0:
+            raise ValueError("zero.balance has no effect while load_balance is 0; remove it")
+        if self.router.name == "expert_choice" and self.router.capacity_by == "equal":
+            self.no_effect("with experts that choose equally many tokens: it is constant", "load_balance")
         if self.parameter_penalty == 0:
             self.no_effect("while parameter_penalty is 0", "penalty_norm")
         if self.router_entropy == 0:

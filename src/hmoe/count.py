@@ -147,7 +147,9 @@ def plan(config: RunConfig) -> dict[str, Any]:
 
 def _saved_numbers(model: ModelConfig) -> float:
     """Numbers kept per token and block for the backward pass (kernels keep x and pre-activations only)."""
-    width = activated_width(model)[1] if model.moe else float(model.ffn or 0)
+    width = float(model.ffn or 0)
+    if model.moe:
+        width = activated_width(model)[1] + model.moe.shared + (model.moe.hyper.dim if model.moe.hyper else 0)
     attention = model.dim + 2 * (model.heads + model.num_kv_heads) * model.head_width
     return 2 * model.dim + attention + 2 * width
 

@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Literal
 from hmoe.errors import ConfigError
 
 _FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a router
+_CAPACITY = (  # keys of TopK that say what a capacity does
+    "eval_capacity_factor", "min_capacity", "capacity_by", "priority", "rectify", "when", "local_scale", "ranks",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,9 @@ class TopK:
                 f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: give both, keep_groups at most groups"
             )
         if self.capacity_factor is None:
-            names = ("eval_capacity_factor", "min_capacity", "capacity_by", "priority", "rectify")
-            _no_effect(self, "without capacity_factor", *names)
+            _no_effect(self, "without capacity_factor", *_CAPACITY)
+        if self.when == "all":
+            _no_effect(self, "with when = all: nobody else took the token", "local_scale")
         if self.rectify not in ("ir", "fr+ir"):
             _no_effect(self, "unless rectify is ir or fr+ir", "when", "local_scale", "ranks")
         if self.rectify:
@@ -121,10 +125,8 @@ class TopK:
 
     def dropless(self) -> "TopK":
         """The same without a capacity."""
-        names = ("capacity_factor", "eval_capacity_factor", "min_capacity", "capacity_by", "priority",
-                 "rectify", "when", "local_scale", "ranks")  # fmt: skip
         defaults = {field.name: field.default for field in fields(self)}
-        return replace(self, **{name: defaults[name] for name in names})  # type: ignore[arg-type]
+        return replace(self, capacity_factor=None, **{name: defaults[name] for name in _CAPACITY})  # type: ignore[arg-type]
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
         """(fewest, expected, most) experts per token, of `num_experts`; expected is before anything is dropped or added."""

@@ -14,6 +14,10 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     SwitchTransformersConfig,
@@ -58,7 +62,27 @@ def qwen3() -> Any:
     ).eval()  # fmt: skip
 
 
-MAKES = {"switch": switch, "mixtral": mixtral, "qwen3": qwen3}
+def qwen2() -> Any:
+    torch.manual_seed(3)
+    return Qwen2MoeForCausalLM(
+        Qwen2MoeConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=12, moe_intermediate_size=8, shared_expert_intermediate_size=8,
+            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=5, num_experts_per_tok=2,
+        )
+    ).eval()  # fmt: skip
+
+
+def olmoe() -> Any:
+    torch.manual_seed(3)
+    return OlmoeForCausalLM(
+        OlmoeConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_experts=5,
+            num_experts_per_tok=2,
+        )
+    ).eval()  # fmt: skip
+
+
+MAKES = {"switch": switch, "mixtral": mixtral, "qwen3": qwen3, "qwen2": qwen2, "olmoe": olmoe}
 
 
 def logits(model: Any) -> torch.Tensor:
@@ -174,6 +198,17 @@ def test_a_shared_expert_starts_at_nothing() -> None:
     assert torch.equal(logits(attach_shared(model, 7)), plain)
     logits(model).sum().backward()
     assert all(p.grad is not None for key, p in model.named_parameters() if "shared_expert" in key)
+
+
+def test_a_shared_expert_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = attach_shared(mixtral(), 5)
+    for key, parameter in model.named_parameters():
+        if "shared_expert" in key:
+            torch.nn.init.normal_(parameter, std=0.5)
+    assert not torch.equal(logits(model), logits(mixtral()))
+    model.save_pretrained(tmp_path)
+    again = attach_shared(MixtralForCausalLM.from_pretrained(tmp_path).eval(), folder=tmp_path)
+    assert torch.equal(logits(again), logits(model))
 
 
 def test_what_cannot_be_attached(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests import oracles
 from tests.model.test_transformer import config
 
 WIDTHS = (5, 16, 3, 24)
+TRUE = hmoe.ZeroExperts(null=1, true_gates=True)
 DIM = 12
 SPECS = [hmoe.TopK(1), hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopK(2, capacity_factor=0.6), hmoe.ExpertChoice(1.0)]
 
@@ -228,6 +229,20 @@ def test_layers_that_share_a_hypernetwork_differ_by_their_embedding() -> None:
         (lambda: hmoe.MoE(4, (3,), hmoe.ExpertChoice(), zero=hmoe.ZeroExperts(1)), "no place with expert_choice"),
         (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, bias_rate=0.1, bias_by="compute"), zero=hmoe.ZeroExperts(1)), "tokens"),
         (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1), shared=-1), "shared = -1"),
+        (
+            lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, renormalize=False), zero=TRUE),
+            "true_gates has no effect on gates that are raw",
+        ),
+        (lambda: hmoe.MoE(4, (3,), hmoe.TopP(0.5, renormalize=False), zero=TRUE), "true_gates has no effect"),
+        (
+            lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, capacity_factor=1.0, rectify="ir"), zero=TRUE),
+            "true_gates has no effect",
+        ),
+        (
+            lambda: recipes.load("tiny", ["model.moe.zero={copy: 1, balance: 0.5}"]),
+            "balance has no effect while load_balance",
+        ),
+        (lambda: recipes.load("tiny-expert-choice", ["model.moe.load_balance=0.1"]), "load_balance has no effect"),
     ],
 )
 def test_parts_that_cannot_work(make: Any, said: str) -> None:

@@ -155,7 +155,7 @@ def test_evaluation_has_its_own_factor() -> None:
 
 def test_first_choices_come_before_second_ones() -> None:
     order = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 2]])
-    kept = accept(order, torch.tensor([2, 2, 1]), None)
+    kept = accept(order, torch.tensor([2, 2, 1]), torch.arange(4))
     assert kept.tolist() == [[True, False], [True, False], [True, False], [True, True]]
     kept = accept(order, torch.tensor([1, 1, 1]), torch.tensor([3, 2, 1, 0]))  # the last token first
     assert kept.tolist() == [[False, False], [False, False], [True, False], [True, True]]
@@ -200,6 +200,10 @@ def test_capacity_compiles_as_one_graph(spec: hmoe.TopK) -> None:
         ({"capacity_factor": 1.0, "when": "any"}, "when has no effect unless rectify"),
         ({"capacity_factor": 1.0, "rectify": "fr", "ranks": 2}, "ranks has no effect unless rectify"),
         ({"capacity_factor": 1.0, "rectify": "ir", "renormalize": False}, "renormalize has no effect with rectify"),
+        (
+            {"capacity_factor": 1.0, "rectify": "ir", "local_scale": "k+1-r"},
+            "local_scale has no effect with when = all",
+        ),
         ({"capacity_factor": 1.0, "rectify": "both"}, "must be one of null, ir, fr, fr"),
         ({"capacity_factor": 1.0, "min_capacity": -1}, "min_capacity = -1"),
         ({"capacity_factor": True}, "capacity_factor = True"),

@@ -86,6 +86,19 @@ def test_importance_is_load_times_activation_times_output(moe: bool) -> None:
         torch.testing.assert_close(found[number], expected.detach(), rtol=1e-10, atol=1e-12)
 
 
+def test_what_is_measured_knows_no_noise_and_no_hyper_experts() -> None:
+    """Both would be asked for seeds, or for the model's hypernetwork, which one layer does not have."""
+    hyper = {"dim": 3, "init": "zero"}
+    source = trained(moe={"widths": [12, 12, 12], "hyper": hyper})
+    inputs = inputs_of(source, [tokens()])
+    router = {"name": "top_k", "k": 2, "jitter": 0.1, "gumbel": True}
+    model, errors = upcycle(
+        source, target({"widths": [12, 12, 12], "router": router, "hyper": hyper}), Choice(), inputs
+    )
+    assert max(errors) < 1e-12
+    torch.testing.assert_close(model(tokens())[0], source(tokens())[0], rtol=1e-9, atol=1e-9)
+
+
 def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() -> None:
     dense = trained(**DENSE)
     inputs = inputs_of(dense, [tokens()])

@@ -82,8 +82,7 @@ def upcycle(
                             "by measured importance; in place of the recipe's widths.")] = None,
 ) -> None:  # fmt: skip
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
-    from hmoe.cli.upcycle import Plan, make
+    from hmoe.cli.upcycle import Options, make
 
-    make(
-        Plan(source, run, recipe, tuple(context.args), tuple(text or ()), choice, tokens, width_budget), say, typer.echo
-    )
+    overrides = tuple(context.args)
+    make(Options(source, run, recipe, overrides, tuple(text or ()), choice, tokens, width_budget), say, typer.echo)

@@ -13,8 +13,8 @@ _LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and afte
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The options of the verb."""
+class Options:
+    """Of the verb."""
 
     source: Path
     run: Path
@@ -26,7 +26,7 @@ class Plan:
     width_budget: int | None
 
 
-def make(plan: Plan, say: Say, echo: Say) -> None:
+def make(options: Options, say: Say, echo: Say) -> None:
     """Write the run folder; say how near the new model is to the old one."""
     from hmoe.files import refuse_used
     from hmoe.folders.adopt import beside
@@ -36,23 +36,23 @@ def make(plan: Plan, say: Say, echo: Say) -> None:
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
 
-    refuse_used(plan.run)
-    choice = Choice(plan.choice)
-    opened = open_model(plan.source, say)
-    texts = list(_texts(plan, opened))
+    refuse_used(options.run)
+    Choice(options.choice)  # refused before anything is read
+    opened = open_model(options.source, say)
+    texts = list(_texts(options, opened))
     inputs = None
     if texts:
         inputs = inputs_of(
-            opened.model, batches(opened.tokenizer, texts, opened.context_length, plan.tokens, opened.begin)
+            opened.model, batches(opened.tokenizer, texts, opened.context_length, options.tokens, opened.begin)
         )
-    widths = None if plan.width_budget is None else _widths(plan.width_budget, opened, inputs)
-    config = recipe_of(opened, plan.recipe, plan.overrides, widths)
-    model, errors = upcycle(opened.model, config.model, Choice(choice.kind, config.seed), inputs)
-    with RunFolder(plan.run, config) as folder:
+    widths = None if options.width_budget is None else _widths(options.width_budget, opened, inputs)
+    config = recipe_of(opened, options.recipe, options.overrides, widths)
+    model, errors = upcycle(opened.model, config.model, Choice(options.choice, config.seed), inputs)
+    with RunFolder(options.run, config) as folder:
         begin(folder, config, model, opened.tokenizer)
-        for name, content in beside(plan.source, opened.tokenizer):
+        for name, content in beside(options.source, opened.tokenizer):
             folder.write(name, content)
-    _report(plan, opened, model, errors, texts, echo)
+    _report(options, opened, model, errors, texts, echo)
 
 
 def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
@@ -66,12 +66,12 @@ def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
     return measured_widths(found, budget, 8 if budget % 8 == 0 else 1)
 
 
-def _texts(plan: Plan, opened: Any) -> Iterator[str]:
+def _texts(options: Options, opened: Any) -> Iterator[str]:
     """As many as are measured on."""
     from hmoe.cli.evaluate import documents, validation
 
-    if plan.text:
-        found = documents(list(plan.text), None)
+    if options.text:
+        found = documents(list(options.text), None)
     elif opened.run is not None:
         found = validation(opened.run, opened.tokenizer)
     else:
@@ -80,15 +80,15 @@ def _texts(plan: Plan, opened: Any) -> Iterator[str]:
     for _, text in found:
         yield text
         tokens += len(opened.tokenizer.encode([text])[0])
-        if tokens >= max(plan.tokens, _LARGEST_LOSS_TOKENS):
+        if tokens >= max(options.tokens, _LARGEST_LOSS_TOKENS):
             return
 
 
-def _report(plan: Plan, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
+def _report(options: Options, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
     from hmoe.evaluate.perplexity import perplexity
 
     total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
-    echo(f"{plan.run}: {total:,} parameters at step 0, of {before:,}")
+    echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")
     moe = model.config.moe
     echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
     known = [error for error in errors if not math.isnan(error)]
@@ -102,4 +102,4 @@ def _report(plan: Plan, opened: Any, model: Any, errors: list[float], texts: lis
         echo(f"loss on the text: {losses[0]:.4f} nats per token before, {losses[1]:.4f} after")
     else:
         echo("no text: neither losses nor errors were measured; give --text")
-    echo(f"train: hmoe train {plan.run}/config.yaml --run {plan.run}")
+    echo(f"train: hmoe train {options.run}/config.yaml --run {options.run}")

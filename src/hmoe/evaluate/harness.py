@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hmoe.architecture import LOSS_KEYS
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.evaluate.outcome import Outcome
@@ -127,11 +128,8 @@ def evaluate(
 
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     """SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
-    moe, losses = (
-        model.config.moe,
-        {"load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale"},
-    )
-    shape = model.config.model_dump(mode="json", exclude={"context": True, "moe": {"widths", "router_z", *losses}})
+    moe = model.config.moe
+    shape = model.config.model_dump(mode="json", exclude={"context": True, "moe": {"widths", *LOSS_KEYS}})
     digest = hashlib.sha256(json.dumps([shape, moe and moe.expert_widths]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

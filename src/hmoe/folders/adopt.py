@@ -7,14 +7,13 @@ from pathlib import Path
 import torch
 
 from hmoe import recipes
+from hmoe.architecture import LOSS_KEYS
 from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.folders.families import model_config
 from hmoe.folders.open import chat_template, folder_tokenizer, read_json, read_model
 from hmoe.model.transformer import Transformer
-
-_LOSSES = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
 
 
 def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
@@ -31,7 +30,7 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
     model = model_config(raw, str(source / "config.json"))
     config = recipes.with_model(recipe, model, overrides, data_path=f"data/{source.resolve().name}")
     for key in recipes.changed_keys(config.model_copy(update={"model": model}), config):
-        if key.removeprefix("model.moe.") not in _LOSSES:
+        if key.removeprefix("model.moe.") not in LOSS_KEYS:
             raise ConfigError(
                 f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"
             )

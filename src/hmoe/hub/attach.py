@@ -61,23 +61,28 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
             block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
-        _load(model, stored, str(folder))
+        _load(model, stored, str(folder), ("hyper.", "hyper_network."))
     return model
 
 
-def attach_shared(model: Model, width: int | None = None) -> Model:
+def attach_shared(model: Model, width: int | None = None, folder: Path | str | None = None) -> Model:
     """Add to every mixture-of-experts layer an expert that serves all tokens: the baseline MoE-Share, in place.
 
     Args:
         model: of transformers.
-        width: hidden units; None: as many parameters as `attach_hyper` with the paper's sizes would add.
+        width: hidden units; None: those that the model was saved with, else as many parameters as `attach_hyper` with the
+            paper's sizes would add.
+        folder: as in `attach_hyper`.
 
     Raises:
         ConfigError: for a model without such layers, that has shared experts already, or a width below 1.
+        CheckpointError: if the folder does not hold them.
     """
     if width is not None and (type(width) is not int or width < 1):
         raise ConfigError(f"attach_shared: width = {width}, must be an integer of at least 1")
     _refuse_twice(model, "shared_expert")
+    width = width or getattr(model.config, "attached_shared_width", None)
+    stored = None if folder is None else Tensors(Path(folder))
     for stack in _stacks(model):
         blocks = list(_blocks(stack))
         dim, spec = _width(blocks[0]), Hyper()
@@ -91,6 +96,9 @@ def attach_shared(model: Model, width: int | None = None) -> Model:
             nn.init.zeros_(block.shared_expert[2].bias)
             block.shared_expert.to(**_like(block))
             block.register_forward_hook(_add_shared)
+    model.config.attached_shared_width = width
+    if stored is not None:
+        _load(model, stored, str(folder), ("shared_expert.",))
     return model
 
 
@@ -170,10 +178,10 @@ def _refuse_twice(model: nn.Module, name: str) -> None:
         raise ConfigError(f"this model has its {name.replace('_', ' ')}s already")
 
 
-def _load(model: PreTrainedModel, tensors: Tensors, folder: str) -> None:
+def _load(model: PreTrainedModel, tensors: Tensors, folder: str, parts: tuple[str, ...]) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".hyper." in name or "hyper_network." in name:
+            if any(part in name for part in parts):
                 written = name.replace(".mlp.", ".block_sparse_moe.")  # as transformers writes Mixtral's
                 stored = tensors[written if written in tensors else name]
                 if stored.shape != parameter.shape:

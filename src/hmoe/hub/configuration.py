@@ -2,16 +2,18 @@
 
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hmoe.additions import Hyper, ZeroExperts
+from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError
 from hmoe.rope import RopeScaling, from_hugging_face
 from hmoe.routers import NAMES, ExpertChoice, Router, TopK, TopP
 from hmoe.sizes import arithmetic
+
+Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,15 @@ class Experts:
     @property
     def routed_widths(self) -> tuple[int, ...]:
         """See MoEConfig."""
-        return self.expert_widths + (0,) * (self.zero.count if self.zero else 0)
+        return routed_widths(self.expert_widths, self.zero)
+
+
+def _made(kind: type[Spec], name: str, options: dict[str, Any]) -> Spec:
+    """A frozen spec from its options."""
+    try:
+        return kind(**options)
+    except TypeError as error:
+        raise ConfigError(f"{name} = {options}: {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from None
 
 
 @strict
@@ -131,8 +141,19 @@ class HMoEConfig(PreTrainedConfig):
         for name, known in (("penalty_norm", ("mean", "max", "raw")), ("entropy_scale", ("experts", "one"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r}, must be one of {', '.join(known)}")
+        self._validate_experts()
+
+    def _validate_experts(self) -> None:
+        if self.shared_expert_width < 0:
+            raise ValueError(f"shared_expert_width = {self.shared_expert_width}, must be at least 0")
         if self.expert_widths:
             self.router.check(len(self.moe.routed_widths))
+            if self.moe.zero is not None:
+                self.moe.zero.check(self.router)
+            return
+        for name in ("router_options", "shared_expert_width", "zero_experts", "hyper_experts"):
+            if getattr(self, name):
+                raise ValueError(f"{name} has no effect without experts (expert_widths = []); remove it")
 
     @property
     def num_experts(self) -> int:
@@ -150,15 +171,13 @@ class HMoEConfig(PreTrainedConfig):
     def router(self) -> Router:
         """The router's spec."""
         options = self.router_options or {}
-        try:
-            if self.router_type == "top_k":
-                return TopK(self.num_experts_per_tok, renormalize=self.norm_topk_prob, **options)
-            if self.router_type == "top_p":
-                return TopP(self.router_top_p, renormalize=self.norm_topk_prob, **options)
-            if self.router_type == "expert_choice":
-                return ExpertChoice(**options)
-        except TypeError as error:
-            raise ConfigError(f"router_options = {options}: {error}") from None
+        plain = {"renormalize": self.norm_topk_prob}
+        if self.router_type == "top_k":
+            return _made(TopK, "router_options", {"k": self.num_experts_per_tok, **plain, **options})
+        if self.router_type == "top_p":
+            return _made(TopP, "router_options", {"p": self.router_top_p, **plain, **options})
+        if self.router_type == "expert_choice":
+            return _made(ExpertChoice, "router_options", options)
         raise ConfigError(f"router_type = {self.router_type!r}, must be one of {', '.join(NAMES)}")
 
     @property
@@ -171,10 +190,11 @@ class HMoEConfig(PreTrainedConfig):
         """Experts, router and losses; None: a dense model."""
         if not self.expert_widths:
             return None
+        zero, hyper = self.zero_experts, self.hyper_experts
         return Experts(
             tuple(self.expert_widths), self.router, self.shared_expert_width,
-            ZeroExperts(**self.zero_experts) if self.zero_experts else None,
-            Hyper(**self.hyper_experts) if self.hyper_experts else None,
+            None if zero is None else _made(ZeroExperts, "zero_experts", zero),
+            None if hyper is None else _made(Hyper, "hyper_experts", hyper),
             self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,
             self.router_entropy_coef, self.entropy_scale, self.router_z_coef,
         )  # fmt: skip

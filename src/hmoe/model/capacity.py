@@ -4,7 +4,7 @@ Capacity concerns what an expert may hold, so it is a matter of one batch: wheth
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,11 +12,10 @@ import torch
 from hmoe.errors import ConfigError
 from hmoe.routers import TopK
 
-SMALLEST = (
-    1e-30  # sum of scores that gates are divided by: where all underflow, neither gates nor gradients may overflow
-)
+SMALLEST = 1e-30  # of what gates are divided by: where all scores underflow, gradients must not overflow
 _NOWHERE = -(2**31)  # rank of experts that compute nothing
 UNLIMITED = 2**31  # slots of an expert that costs nothing
+Ranks = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Slots(NamedTuple):
@@ -62,10 +61,9 @@ def limits(spec: TopK, num_tokens: int, widths: Sequence[int], training: bool) -
     ]
 
 
-def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, rank_T: torch.Tensor | None) -> torch.Tensor:
+def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
     """Boolean (T, K): choices that get a slot. All first choices come before all second ones; within a choice tokens come in
-    their order, or the lowest `rank_T` first."""
-    order_T = torch.arange(len(order_TK), device=order_TK.device) if rank_T is None else torch.argsort(rank_T)
+    the order `order_T`."""
     queue_N = order_TK[order_T].T.flatten()
     sorted_N, by_expert_N = torch.sort(queue_N, stable=True)
     begin_E = torch.searchsorted(sorted_N, torch.arange(len(capacity_E), device=sorted_N.device))
@@ -80,7 +78,7 @@ def keep(
     order_TK: torch.Tensor,
     spec: TopK,
     capacity_E: torch.Tensor,
-    ranks: tuple[torch.Tensor, torch.Tensor],
+    ranks: Ranks,
 ) -> Kept:
     """Drop what exceeds the capacity, and rectify.
 
@@ -89,19 +87,20 @@ def keep(
         order_TK: choices of each token, best first; k of them, or k + 1 to fill in.
         spec: of the router.
         capacity_E: tokens that each expert may take.
-        ranks: token_rank_T and expert_rank_E; only IR reads them.
+        ranks: gives token_rank_T and expert_rank_E; only IR asks.
     """
     fixed_TE = scores_TE.detach()
-    rank_T = None
     if spec.priority == "score":  # batch-prioritised: by the largest score, for every choice
-        rank_T = torch.argsort(torch.argsort(fixed_TE.amax(1), descending=True, stable=True))
-    kept_TK = accept(order_TK, capacity_E, rank_T)
+        order_T = torch.argsort(fixed_TE.amax(1), descending=True, stable=True)
+    else:
+        order_T = torch.arange(len(fixed_TE), device=fixed_TE.device)
+    kept_TK = accept(order_TK, capacity_E, order_T)
     kept_TE = torch.zeros_like(fixed_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
     accepted_T = kept_TK.sum(1)
     weight_TE, chosen_TE = scores_TE * kept_TE, kept_TE
     served_T = torch.zeros_like(accepted_T, dtype=torch.bool)
     if spec.rectify in ("ir", "fr+ir"):
-        times_TE = _local(fixed_TE, accepted_T, spec, ranks)
+        times_TE = _local(fixed_TE, accepted_T, spec, ranks())
         served_T = times_TE.any(1)
         chosen_TE, weight_TE = kept_TE | (times_TE > 0), weight_TE + scores_TE * times_TE
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hmoe.additions import Hyper, ZeroExperts
+from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
 from hmoe.model.hyper import HyperLayer, HyperNetwork, selected
@@ -70,7 +70,7 @@ class MoE(nn.Module):
             raise ConfigError(f"MoE: shared = {shared}, must be an integer of at least 0")
         self.dim = dim
         self.widths = tuple(widths)
-        self.routed_widths = self.widths + (0,) * (zero.count if zero else 0)
+        self.routed_widths = routed_widths(widths, zero)
         if zero is not None:
             zero.check(router)
         self.check_finite = True

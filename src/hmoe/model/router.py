@@ -1,5 +1,6 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -196,7 +197,8 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
         around = around._replace(widths=(1,) * logits_TE.shape[1])
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
     sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
-    scores_TE = (torch.sigmoid if sigmoid else _softmax)(logits_TE + poison_T1)
+    poisoned_TE = logits_TE + poison_T1
+    scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
     probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
     choice = _choose(scores_TE, logits_TE.detach(), spec, around)
     num_tokens_E = choice.chosen_TE.sum(0)
@@ -209,10 +211,6 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     if spec.name == "top_k" and spec.gate_scale != 1:
         gate_N = gate_N * spec.gate_scale
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, choice.asked_E, choice.slots)
-
-
-def _softmax(logits_TE: torch.Tensor) -> torch.Tensor:
-    return torch.softmax(logits_TE, dim=1)
 
 
 def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> _Choice:
@@ -244,18 +242,16 @@ def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
 def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
     """Top-k with capacity, perhaps rectified."""
     assert around.widths is not None
-    num_tokens = len(scores_TE)
+    num_tokens, device, hints = len(scores_TE), scores_TE.device, around.hints
     order_TK = ranked(value_TE, spec.choices)
-    slots_E = limits(spec, num_tokens, around.widths, around.training)
-    ranks = (around.hints.token_rank_T, around.hints.expert_rank_E)
-    ranks = ranks_of(spec, num_tokens, around.widths, scores_TE.device, ranks)
-    kept = keep(scores_TE, order_TK, spec, torch.tensor(slots_E, device=scores_TE.device), ranks)
+    slots_E = torch.tensor(limits(spec, num_tokens, around.widths, around.training), device=device)
+    given = (hints.token_rank_T, hints.expert_rank_E)
+    ranks = functools.partial(ranks_of, spec, num_tokens, around.widths, device, given)
+    kept = keep(scores_TE, order_TK, spec, slots_E, ranks)
     asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, order_TK[:, : spec.k], 1).sum(0)
     if spec.rectify:
         return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
-    total_T1 = None
-    if spec.renormalize:  # over those that were kept (GShard)
-        total_T1 = _total(kept.weight_TE, around)
+    total_T1 = _total(kept.weight_TE, around) if spec.renormalize else None  # over those that were kept (GShard)
     return _Choice(kept.chosen_TE, kept.weight_TE, total_T1, asked_E, kept.slots)
 
 

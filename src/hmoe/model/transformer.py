@@ -150,8 +150,15 @@ def check_causal(config: Any) -> None:
 
 
 @contextlib.contextmanager
-def dropless(model: nn.Module) -> Iterator[None]:
-    """For writing text: no capacities, which few tokens fill at once, and by which a text would depend on others."""
+def dropless(model: Any) -> Iterator[None]:
+    """For writing text: no capacities, which few tokens fill at once, and by which a text would depend on others.
+
+    Asked for every token, so it looks at the modules only where the config has a capacity.
+    """
+    moe = model.config.moe
+    if getattr(moe and moe.router, "capacity_factor", None) is None:
+        yield
+        return
     routers = [module for module in model.modules() if isinstance(module, RouterLayer) and module.spec.name == "top_k"]
     before = [router.spec for router in routers]
     try:

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -48,17 +48,26 @@ class Choice:
             raise ConfigError(f"--choice {self.kind}: must be one of {', '.join(CHOICES)}")
 
 
+class _Source(NamedTuple):
+    """Where an expert's units come from: gates and tokens (M, D) on which they are measured, and weights."""
+
+    gate_M: torch.Tensor
+    x_MD: torch.Tensor
+    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 @torch.no_grad()
 def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """What the feed-forward part of each block reads (T, D), for tokens_BL of a text."""
     seen: list[list[torch.Tensor]] = [[] for _ in model.blocks]
+    device = model.embed.weight.device
     hooks = [
         block.ffn.register_forward_pre_hook(lambda _, given, i=i: seen[i].append(given[0].flatten(0, 1)))  # type: ignore[union-attr]
         for i, block in enumerate(model.blocks)
     ]
     try:
         for tokens_BL in batches:
-            model.hidden(tokens_BL)
+            model.hidden(tokens_BL.to(device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -71,11 +80,7 @@ def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
 
     Tokens that do not come to an expert count 0, so that this is load x importance of the unit. A dense layer is one expert.
     """
-    found = []
-    for _, gate_M, x_MD, weights in _sources(ffn, x_TD):
-        hidden_Mh = _hidden(x_MD, weights).abs() * gate_M[:, None]
-        found.append(hidden_Mh.sum(0) / max(len(x_TD), 1) * weights[2].norm(dim=1))
-    return found
+    return [_importance(source) / max(len(x_TD), 1) for source in _sources(ffn, x_TD)]
 
 
 def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
@@ -113,7 +118,7 @@ def upcycle(
         raise ConfigError("--choice importance: is measured on a text; give --text, or --choice windows")
     _check(source, config)
     weight = source.embed.weight
-    model = build(config, choice.seed, weight.dtype).to(weight.device)
+    model = build(config, choice.seed, weight.dtype).to(weight.device).eval()
     theirs = dict(source.named_parameters())
     for name, parameter in model.named_parameters():
         if name in theirs and parameter.shape == theirs[name].shape:
@@ -127,7 +132,7 @@ def upcycle(
         x_TD = None if inputs is None else inputs[number]
         _fill(new_ffn, old_ffn, choice, number, x_TD)
         errors.append(math.nan if x_TD is None else _error(old_ffn, new_ffn, x_TD))
-    return model.eval(), errors
+    return model, errors
 
 
 def _check(source: Transformer, config: "ModelConfig") -> None:
@@ -158,7 +163,8 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
     """Weights of one layer."""
     if new.shared is not None and getattr(old, "shared", None) is None:
         new.shared.w_down.zero_()
-    scores = None if x_TD is None else importance(old, x_TD)
+    sources = None if x_TD is None else _sources(old, x_TD)
+    scores = None if sources is None else [_importance(source) for source in sources]
     if isinstance(old, MoE):
         order = _kept_experts(old, len(new.widths), scores, x_TD)
         new.router.weight.copy_(old.router.weight[order])
@@ -176,8 +182,8 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
         units, silent = _units(len(weights[0]), width, choice.kind, score, start, generator)
         w_gate, w_up, w_down = (weight[units.to(weight.device)] for weight in weights)
         w_down = w_down * (~silent).to(w_down)[:, None]
-        if x_TD is not None and width < len(weights[0]):
-            w_down = w_down * _scale(old, number, (w_gate, w_up, w_down), x_TD)
+        if sources is not None and width < len(weights[0]):
+            w_down = w_down * _scale(sources[number], (w_gate, w_up, w_down))
         for place, value in zip(new.expert(i), (w_gate, w_up, w_down.T), strict=True):
             place.copy_(value)
 
@@ -213,49 +219,54 @@ def _kept_experts(old: MoE, count: int, scores: list[torch.Tensor] | None, x_TD:
     kept = sorted(experts, key=lambda i: (-mass[i], i))[:count]
     assert x_TD is not None
     if count < len(old.widths) and math.comb(len(old.widths), count) <= _MOST_SUBSETS:
-        subsets = itertools.combinations(experts, count)
-        kept = list(min(subsets, key=lambda subset: _subset_error(old, subset, x_TD)))
+        logits_TE = old.router(x_TD).logits_TE
+        whole_TD = _routed(old, x_TD, logits_TE)
+
+        def error(subset: Iterable[int]) -> float:
+            out_E = torch.full_like(logits_TE[0], -1e9)
+            out_E[list(subset)] = 0
+            return float((_routed(old, x_TD, logits_TE + out_E) - whole_TD).norm())
+
+        kept = list(min(itertools.combinations(experts, count), key=error))
     return sorted(kept, key=lambda i: (mass[i], i))
 
 
-def _subset_error(old: MoE, subset: Iterable[int], x_TD: torch.Tensor) -> float:
-    """Of the layer that routes among these experts only."""
-    logits_TE = nn.functional.linear(x_TD, old.router.weight)
-    out_E = torch.full_like(logits_TE[0], -1e9)
-    out_E[list(subset)] = 0
-    return float((_routed(old, x_TD, logits_TE + out_E) - _routed(old, x_TD, logits_TE)).norm())
-
-
 def _routed(old: MoE, x_TD: torch.Tensor, logits_TE: torch.Tensor) -> torch.Tensor:
-    routing = route(logits_TE.float(), old.router.spec, old.router.circumstances(x_TD.device))
+    """The experts' part of a layer that routes by these logits."""
+    routing = route(logits_TE, old.router.spec, old.router.circumstances(x_TD.device))
     weights = (old.w_gate, old.w_up, old.w_down)
     counts_E = routing.num_tokens_E[: len(old.widths)]
-    return expert_ffn(x_TD, routing.token_N, routing.gate_N, counts_E, *weights, old.widths)
+    y_TD: torch.Tensor = expert_ffn(x_TD, routing.token_N, routing.gate_N, counts_E, *weights, old.widths)
+    return y_TD
 
 
-def _scale(old: nn.Module, number: int, new: tuple[torch.Tensor, ...], x_TD: torch.Tensor) -> float:
+def _importance(source: _Source) -> torch.Tensor:
+    """Of an expert's units, summed over tokens."""
+    hidden_Mh = _hidden(source.x_MD, source.weights).abs() * source.gate_M[:, None]
+    norm_h = torch.linalg.vector_norm(source.weights[2], dim=1)
+    return hidden_Mh.sum(0) * norm_h
+
+
+def _scale(source: _Source, new: tuple[torch.Tensor, ...]) -> float:
     """Factor for the new expert's output that brings it nearest to the old one's, on the tokens that come to it."""
-    for i, _, x_MD, weights in _sources(old, x_TD):
-        if i == number:
-            whole_MD, part_MD = _hidden(x_MD, weights) @ weights[2], _hidden(x_MD, new) @ new[2]
-            square = float((part_MD * part_MD).sum())
-            return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
-    return 1.0
+    whole_MD = _hidden(source.x_MD, source.weights) @ source.weights[2]
+    part_MD = _hidden(source.x_MD, new) @ new[2]
+    square = float((part_MD * part_MD).sum())
+    return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
 
 
 def _error(old: nn.Module, new: MoE, x_TD: torch.Tensor) -> float:
-    """|new - old| / |old| on the text."""
-    training, new.training = new.training, False
-    y_TD = old(x_TD)[0] if isinstance(old, MoE) else old(x_TD)
-    z_TD = new(x_TD)[0] if new.hyper is None or new.hyper_network is not None else _without_hyper(new, x_TD)
-    new.training = training
-    return float((z_TD - y_TD).norm() / y_TD.norm())
+    """|new - old| / |old| on the text, HyperExperts left out."""
+    y_TD = _without_hyper(old, x_TD) if isinstance(old, MoE) else old(x_TD)
+    return float((_without_hyper(new, x_TD) - y_TD).norm() / y_TD.norm())
 
 
-def _without_hyper(new: MoE, x_TD: torch.Tensor) -> torch.Tensor:
-    hyper, new.hyper = new.hyper, None
-    y_TD: torch.Tensor = new(x_TD)[0]
-    new.hyper = hyper
+def _without_hyper(moe: MoE, x_TD: torch.Tensor) -> torch.Tensor:
+    hyper, moe.hyper = moe.hyper, None
+    try:
+        y_TD: torch.Tensor = moe(x_TD)[0]
+    finally:
+        moe.hyper = hyper
     return y_TD
 
 
@@ -268,18 +279,17 @@ def _weights(ffn: nn.Module, number: int) -> tuple[torch.Tensor, torch.Tensor, t
     return ffn.w_gate.data, ffn.w_up.data, ffn.w_down.data
 
 
-def _sources(
-    ffn: nn.Module, x_TD: torch.Tensor
-) -> Iterable[tuple[int, torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]]]:
-    """(number, gates, tokens, weights) of every expert; all tokens with gate 1 come to a dense layer."""
+def _sources(ffn: nn.Module, x_TD: torch.Tensor) -> list[_Source]:
+    """The dense layer, or every expert with the tokens that come to it."""
     if not isinstance(ffn, MoE):
-        yield 0, torch.ones(len(x_TD), dtype=x_TD.dtype, device=x_TD.device), x_TD, _weights(ffn, 0)
-        return
-    routing = ffn(x_TD)[1]
+        return [_Source(x_TD.new_ones(len(x_TD)), x_TD, _weights(ffn, 0))]
+    routing = ffn.router(x_TD)
     counts = routing.num_tokens_E.tolist()
-    pairs = (torch.split(part, counts) for part in (routing.token_N, routing.gate_N))
-    for number, (token_M, gate_M) in enumerate(itertools.islice(zip(*pairs, strict=True), len(ffn.widths))):
-        yield number, gate_M.to(x_TD.dtype), x_TD[token_M], _weights(ffn, number)
+    pairs = zip(*(torch.split(part, counts) for part in (routing.token_N, routing.gate_N)), strict=True)
+    return [
+        _Source(gate_M.to(x_TD.dtype), x_TD[token_M], _weights(ffn, number))
+        for number, (token_M, gate_M) in enumerate(itertools.islice(pairs, len(ffn.widths)))
+    ]
 
 
 def _hidden(x_MD: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:

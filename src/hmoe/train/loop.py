@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from hmoe.data.batches import bytes_per_token, validation
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
+from hmoe.model.transformer import Transformer
 from hmoe.train.console import Console
 from hmoe.train.records import last_seconds
 from hmoe.train.run_folder import RunFolder
@@ -48,12 +50,10 @@ def _steps(session: Session, console: Console, saved: int) -> None:
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))
         done = session.progress() >= 1
-        session.model.eval()
         if done or _due(counts.step, every.eval_every):
             row |= _validate(session)
         if _due(counts.step, every.sample_every):
             row["sample"] = _sample(session)
-        session.model.train()
         if done or _due(counts.step, every.log_every) or row.keys() & {"warnings", "validation_loss", "sample"}:
             session.records.write(row)
         console.row(row, session.records, session.progress())
@@ -108,13 +108,26 @@ def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
+@contextlib.contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    """A router may have noise and another capacity in training."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
 def _validate(session: Session) -> dict[str, float]:
     """Validation loss in nats per token and bits per byte of text; {} without a validation split."""
     config, device = session.config, session.device
     inputs_BL, targets_BL = validation(session.index, config.data.sequence_length, config.train.eval_sequences)
     size = max(1, config.data.batch_sequences // config.data.micro_batches)  # as much as a training step holds
     total, tokens = 0.0, targets_BL.size
-    with torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+    with (
+        _evaluating(session.model),
+        torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
+    ):
         for first in range(0, len(inputs_BL), size):
             part = slice(first, first + size)
             inputs, targets = (torch.from_numpy(table[part]).to(device) for table in (inputs_BL, targets_BL))
@@ -132,7 +145,8 @@ def _sample(session: Session) -> str:
     prompt = tokenizer.encode([config.train.sample_prompt])[0] or [tokenizer.separator]
     how, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
-        new = generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer)
-        return tokenizer.decode(prompt + list(new))
+        with _evaluating(session.model):
+            new = list(generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer))
+        return tokenizer.decode(prompt + new)
     except NonFiniteError:
         return ""
