@@ -243,7 +243,7 @@ def _routed(old: MoE, x_TD: torch.Tensor, logits_TE: torch.Tensor) -> torch.Tens
 def _importance(source: _Source) -> torch.Tensor:
     """Of an expert's units, summed over tokens."""
     hidden_Mh = _hidden(source.x_MD, source.weights).abs() * source.gate_M[:, None]
-    norm_h = torch.linalg.vector_norm(source.weights[2], dim=1)
+    norm_h: torch.Tensor = torch.linalg.vector_norm(source.weights[2], dim=1)
     return hidden_Mh.sum(0) * norm_h
 
 
