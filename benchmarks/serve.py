@@ -32,6 +32,7 @@ class Numbers:
     """A tokenizer as large as the model's vocabulary, whose tokens are their numbers; its end of text is never wanted."""
 
     fingerprint, file_name, content, separator = "numbers", "", b"", 0
+    ends: tuple[int, ...] = (0,)
 
     def __init__(self, vocab: int) -> None:
         self.vocab_size = vocab
@@ -97,7 +98,7 @@ def main() -> None:
     here, there = multiprocessing.Pipe()
     context = args.prompt_tokens + args.new_tokens
     words = (args.preset, args.precision, context, args.clients, there)
-    server = multiprocessing.get_context("spawn").Process(target=run_server, args=words)
+    server = multiprocessing.get_context("spawn").Process(target=run_server, args=words, daemon=True)
     server.start()
     url, vocab = here.recv()
     rng = random.Random(0)

@@ -1,0 +1,37 @@
+"""The scripts of benchmarks/ run, small: nothing else calls them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(name: str, out: Path, *words: str) -> dict[str, Any]:
+    command = [sys.executable, str(BENCHMARKS / name), *words, "--out", str(out)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert found.returncode == 0, found.stderr[-2000:]
+    (written,) = out.glob("*.json")
+    result: dict[str, Any] = json.loads(written.read_text())
+    return result
+
+
+@pytest.mark.parametrize("stream", [[], ["--stream"]])
+def test_serve(tmp_path: Path, stream: list[str]) -> None:
+    small = ["--rounds", "1", "--clients", "2", "--requests", "1", "--prompt-tokens", "8", "--new-tokens", "6"]
+    result = run("serve.py", tmp_path, "--preset", "tiny", "--precision", "float32", *small, *stream)
+    assert result["tokens_per_second_many"] > 0
+    assert result["ratio"] == pytest.approx(result["tokens_per_second_many"] / result["tokens_per_second_one"])
+
+
+def test_neighbours(tmp_path: Path) -> None:
+    words = ["--flops", "2e10", "--seeds", "2", "--presets", "tiny", "tiny-rectify", "--runs", str(tmp_path / "runs")]
+    result = run("neighbours.py", tmp_path / "out", *words)
+    assert [row["preset"] for row in result["presets"]] == ["tiny", "tiny-rectify"]
+    for row in result["presets"]:
+        assert row["flops"] >= 2e10
+        assert row["validation_loss"] == pytest.approx(sum(row["seeds"]) / 2)
