@@ -190,6 +190,17 @@ def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) 
         assert recipes.check(yaml.safe_load(recipes.dump(config))) == config
 
 
+@pytest.mark.parametrize("key", ["\n", "a\nb", "\x1b[31m", "x" * 10_000])
+def test_a_key_of_any_characters_is_shown_in_one_line(key: str) -> None:
+    tree = yaml.safe_load(recipes.dump(recipes.load("tiny")[1]))
+    for place, value in ((tree["data"], {key: None}), (tree, None)):
+        changed = tree | ({"data": tree["data"] | {"weights": value}} if place is tree["data"] else {key: value})
+        with pytest.raises(ConfigError) as error:
+            recipes.check(changed)
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 500
+
+
 def test_a_bomb_of_aliases_is_refused_quickly(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
     path = tmp_path / "bomb.yaml"

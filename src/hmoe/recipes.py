@@ -197,7 +197,7 @@ def _merge(base: Any, new: Any) -> Any:
 
 def problem_line(problem: Any) -> str:
     """What pydantic found, as one line that names key, value and nearest choice."""
-    key = ".".join(str(part) for part in problem["loc"] if part not in _TAGS)
+    key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _TAGS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         if key in keys():
             return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}"
@@ -217,6 +217,10 @@ def problem_line(problem: Any) -> str:
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
         return f"{key}: {message}" if key else message
     return f"{key} = {_shown(problem['input'])}: {message}"
+
+
+def _named(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 80 else reprlib.repr(key)  # still one line
 
 
 def _shown(value: Any) -> str:
