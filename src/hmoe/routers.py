@@ -27,6 +27,8 @@ class TopK:
     Attributes:
         k: experts per token.
         renormalize: gates are divided by their sum over the experts that took the token; False leaves them raw (Switch, OLMoE).
+        straight_through: what gates are divided by is a constant to the gradient, so that with k = 1, where the gate is always
+            1, the router learns from the text too (Rectify-Router's baselines; `rectify` always does so).
         scores: softmax over all experts, or a sigmoid of each logit (DeepSeek-V3).
         gate_scale: gates are multiplied by this (DeepSeek-V3: 2.5).
         groups, keep_groups: experts lie in `groups` equal groups in their order; a token chooses from the `keep_groups` with
@@ -55,6 +57,7 @@ class TopK:
     k: int = 2
     _: KW_ONLY
     renormalize: bool = True
+    straight_through: bool = False
     scores: Literal["softmax", "sigmoid"] = "softmax"
     gate_scale: float = 1.0
     groups: int | None = None
@@ -92,7 +95,9 @@ class TopK:
         if self.rectify not in ("ir", "fr+ir"):
             _no_effect(self, "unless rectify is ir or fr+ir", "when", "local_scale", "ranks")
         if self.rectify:
-            _no_effect(self, "with rectify, whose gates sum to 1", "renormalize", "gate_scale")
+            _no_effect(self, "with rectify, whose gates sum to 1", "renormalize", "straight_through", "gate_scale")
+        if not self.renormalize:
+            _no_effect(self, "on raw gates, which are not divided", "straight_through")
         if not self.bias_rate:
             _no_effect(self, "while bias_rate is 0", "bias_by")
         if self.k == 1 and self.rectify not in ("fr", "fr+ir"):

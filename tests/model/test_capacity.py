@@ -133,6 +133,23 @@ def test_without_rectification_dropped_tokens_get_less_or_nothing(k: int, renorm
     assert routing.load_E.tolist() == [sum(i in row for row in choices) for i in range(4)]  # losses see what was asked
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_straight_through_gates_are_divided_by_a_constant(k: int) -> None:
+    """What Rectify-Router is compared with; without a capacity as with more than enough of it."""
+    assert compare(hmoe.TopK(k, capacity_factor=0.5, straight_through=True), 21)["dropped"] > 0
+    x, gradients = torch.randn(21, DIM, dtype=torch.float64), []
+    moe = layer(hmoe.TopK(k, capacity_factor=4.0, straight_through=True))
+    for spec in (moe.router.spec, hmoe.TopK(k, straight_through=True), hmoe.TopK(k)):
+        moe.router.spec = spec
+        moe.zero_grad()
+        (moe(x)[0] ** 2).sum().backward()
+        assert moe.router.weight.grad is not None
+        gradients.append(moe.router.weight.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-12)
+    assert (gradients[2] - gradients[1]).norm() > 0.01 * gradients[1].norm()
+    assert k > 1 or gradients[2].norm() < 1e-12  # the gate of a single expert is 1, whatever the router says
+
+
 def test_enough_capacity_drops_nothing_and_changes_nothing() -> None:
     x = torch.randn(30, DIM, dtype=torch.float64)
     moe = layer(hmoe.TopK(2, capacity_factor=4.0))
@@ -199,6 +216,8 @@ def test_capacity_compiles_as_one_graph(spec: hmoe.TopK) -> None:
         ({"capacity_factor": 0}, "capacity_factor = 0, must be above 0"),
         ({"capacity_factor": 1.0, "when": "any"}, "when has no effect unless rectify"),
         ({"capacity_factor": 1.0, "rectify": "fr", "ranks": 2}, "ranks has no effect unless rectify"),
+        ({"straight_through": True, "renormalize": False}, "straight_through has no effect on raw gates"),
+        ({"capacity_factor": 1.0, "rectify": "ir", "straight_through": True}, "straight_through has no effect with rect"),
         ({"capacity_factor": 1.0, "rectify": "ir", "renormalize": False}, "renormalize has no effect with rectify"),
         (
             {"capacity_factor": 1.0, "rectify": "ir", "local_scale": "k+1-r"},

@@ -35,6 +35,20 @@ def test_greedy_text_is_the_argmax_of_uncached_logits(model: Transformer) -> Non
     assert len(ids) == 12
 
 
+def test_writing_does_without_the_capacity_of_training() -> None:
+    """What a token becomes must not depend on how much of the text is read at once."""
+    router = {"name": "top_k", "k": 1, "capacity_factor": 0.5}
+    moe = {"widths": [8, 24, 16], "router": router}
+    model = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, moe=moe), 0, torch.float64)
+    free = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}}), 0)
+    free.double().load_state_dict(model.state_dict())
+    prompt = list(range(3, 27))
+    found, expected = (list(generate(one, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for one in (model, free))
+    assert found == expected
+    tokens = torch.tensor([prompt])
+    assert not torch.allclose(model(tokens)[0], free(tokens)[0])  # there it holds
+
+
 def test_a_seed_fixes_the_text_and_stop_ends_it(model: Transformer) -> None:
     first, again, other = (list(generate(model, [1], 40, Sampling(1.0), seed, Vocabulary())) for seed in (5, 5, 6))
     assert first == again != other

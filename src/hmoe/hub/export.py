@@ -126,7 +126,7 @@ def _not_mixtral(config: ModelConfig) -> str | None:
         return f"the router is {moe.router.title}, Mixtral's takes the same number of experts for every token"
     if not moe.router.renormalize:
         return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
-    for name in sorted(options(moe.router).keys() - {"k", "renormalize"}):
+    for name in sorted(options(moe.router).keys() - {"k", "renormalize", "straight_through"}):
         return f"router.{name} = {getattr(moe.router, name)}, which Mixtral's router does not know"
     for name in ("shared", "zero", "hyper"):
         if getattr(moe, name):

@@ -137,8 +137,13 @@ def rectified_gates(kept: Kept, spec: TopK) -> torch.Tensor:
     gate_TE = kept.weight_TE / total_T1.clamp(min=SMALLEST)
     if spec.choices > 1:
         return gate_TE
-    one_TE = kept.weight_TE - kept.weight_TE.detach() + kept.chosen_TE
+    one_TE = straight_through(kept.weight_TE, kept.chosen_TE)
     return torch.where(kept.accepted_T[:, None] > 0, one_TE, gate_TE)
+
+
+def straight_through(weight_TE: torch.Tensor, chosen_TE: torch.Tensor) -> torch.Tensor:
+    """Gates 1 with the gradient of raw ones (authors' code: moe_gate_st)."""
+    return weight_TE - weight_TE.detach() + chosen_TE
 
 
 def ranks_of(

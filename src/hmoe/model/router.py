@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates
+from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates, straight_through
 from hmoe.model.noise import uniform
 from hmoe.model.selection import expert_choice, largest, preference, ranked, top_p
-from hmoe.routers import Router, TopK
+from hmoe.routers import Router, TopK, TopP
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,24 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
         if spec.capacity(around.training) is not None:
             return _limited(scores_TE, value_TE, spec, around)
         chosen_TE = largest(value_TE, spec.k)
-    total_T1 = _total(scores_TE * chosen_TE, around) if spec.renormalize else None
-    return _Choice(chosen_TE, scores_TE, total_T1)
+    return _Choice(chosen_TE, *_gates(chosen_TE, scores_TE * chosen_TE, spec, around))
+
+
+def _gates(
+    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK | TopP, around: Circumstances
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weights, and what they are divided by."""
+    if not spec.renormalize:
+        return weight_TE, None
+    if not (spec.name == "top_k" and spec.straight_through):
+        return weight_TE, _total(weight_TE, around)
+    if spec.k == 1:
+        return straight_through(weight_TE, chosen_TE), None
+    return weight_TE, _total(weight_TE.detach(), around)
 
 
 def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
-    """What gates are divided by."""
+    """The sum over those that are chosen, and compute if only those count."""
     if not around.true_gates:
         return weight_TE.sum(1, keepdim=True).clamp(min=SMALLEST)
     assert around.widths is not None
@@ -251,8 +263,8 @@ def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around
     asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, order_TK[:, : spec.k], 1).sum(0)
     if spec.rectify:
         return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
-    total_T1 = _total(kept.weight_TE, around) if spec.renormalize else None  # over those that were kept (GShard)
-    return _Choice(kept.chosen_TE, kept.weight_TE, total_T1, asked_E, kept.slots)
+    weight_TE, total_T1 = _gates(kept.chosen_TE, kept.weight_TE, spec, around)  # over those that were kept (GShard)
+    return _Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots)
 
 
 def _pairs(
