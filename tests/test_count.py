@@ -69,6 +69,25 @@ def test_flops_agree_with_a_count_of_the_matrix_products() -> None:
     assert sum(counts.values()) - scores == 2 * products * tokens.numel()
 
 
+def test_what_stands_beside_the_experts_is_counted() -> None:
+    """By differences to the plain model: parameters a token uses, numbers kept for the backward pass, HyperExperts made."""
+    plain = plan(recipes.load("tiny")[1])
+    layers, dim, tokens = 2, 128, 4096
+    hyper = plan(recipes.load("tiny", ["model.moe.hyper={dim: 16, embedding: 32, hidden: 24, layer_embedding: 3}"])[1])
+    used = 2 * dim * 16 + dim + 16
+    assert hyper["activated_parameters"] - plain["activated_parameters"] == layers * used
+    made = 28 * layers * (32 * 24 + 24 * 24 + (24 + 3) * 24 + 24 * used)  # 28 pairs of 8 experts, in each micro-batch
+    assert hyper["flops_per_token"] - plain["flops_per_token"] == pytest.approx(
+        6 * (layers * used + made / tokens), abs=1
+    )
+    kept = hyper["memory_by_part_bytes"]["activations"] - plain["memory_by_part_bytes"]["activations"]
+    assert kept == layers * tokens * 4 * 2 * 16
+    shared = plan(recipes.load("tiny", ["model.moe.shared=24"])[1])
+    assert shared["activated_parameters"] - plain["activated_parameters"] == layers * 3 * dim * 24
+    kept = shared["memory_by_part_bytes"]["activations"] - plain["memory_by_part_bytes"]["activations"]
+    assert kept == layers * tokens * 4 * 2 * 24
+
+
 def test_tied_embedding_is_counted_once() -> None:
     config = recipes.load("tiny", ["model.tied=true"])[1]
     untied = recipes.load("tiny")[1]

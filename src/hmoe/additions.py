@@ -108,6 +108,11 @@ class Hyper:
         """Of one layer: its experts' embeddings and the map after their sum."""
         return num_experts * self.embedding + (self.embedding + 1) * self.hidden + (self.hidden + 1) * self.hidden
 
+    def generation_parameters(self, dim: int) -> int:
+        """Multiplied once per distinct selection and layer, to make its HyperExpert."""
+        before = self.embedding + self.hidden + self.hidden + self.layer_embedding
+        return self.hidden * (before + self.active_parameters(dim))
+
     def active_parameters(self, dim: int) -> int:
         """Of one HyperExpert: what a token is multiplied with."""
         return 2 * dim * self.dim + dim + self.dim

@@ -3,6 +3,7 @@
 Counted as in the paper (its Table 1 matches only so): input embedding and output head untied and both counted.
 """
 
+import math
 from typing import Any
 
 from hmoe.architecture import ModelConfig
@@ -67,7 +68,9 @@ def activated_width(model: ModelConfig) -> tuple[int, float, int]:
     return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
 
 
-def training_flops(model: ModelConfig, context: int, num_tokens: int, num_activated_units: int) -> int:
+def training_flops(
+    model: ModelConfig, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
+) -> int:
     """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
 
     Scores are 6 x layers x context x heads x head width per token; recomputation is not counted. A tied embedding
@@ -78,10 +81,13 @@ def training_flops(model: ModelConfig, context: int, num_tokens: int, num_activa
         context: sequence length in tokens.
         num_tokens: tokens trained on.
         num_activated_units: hidden units activated, summed over these tokens and over MoE layers.
+        num_selections: HyperExperts that were made, summed over micro-batches and MoE layers; each costs 6 x what its
+            hypernetwork multiplies.
     """
     multiplied = fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
     scores = model.layers * context * model.heads * model.head_width
-    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units)
+    made = num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
+    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + made)
 
 
 def flops_per_token(model: ModelConfig, context: int, width: float | None = None) -> float:
@@ -124,7 +130,7 @@ def plan(config: RunConfig) -> dict[str, Any]:
     """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory."""
     model, context = config.model, config.data.sequence_length
     least, expected, most = activated_width(model)
-    per_token = flops_per_token(model, context)
+    per_token = flops_per_token(model, context) + _hyper_flops_per_token(config)
     activated = activated_parameters(model, expected)
     tokens = _budget_tokens(config, per_token)
     memory = memory_by_part(config)
@@ -152,6 +158,18 @@ def _saved_numbers(model: ModelConfig) -> float:
         width = activated_width(model)[1] + model.moe.shared + (model.moe.hyper.dim if model.moe.hyper else 0)
     attention = model.dim + 2 * (model.heads + model.num_kv_heads) * model.head_width
     return 2 * model.dim + attention + 2 * width
+
+
+def _hyper_flops_per_token(config: RunConfig) -> float:
+    """Making HyperExperts for every selection that is possible, or one for each token if those are fewer: at most this."""
+    model = config.model
+    if model.moe is None or model.moe.hyper is None:
+        return 0.0
+    fewest, _, most = model.moe.router.num_experts(len(model.moe.routed_widths))
+    tokens = config.data.batch_tokens // config.data.micro_batches
+    possible = sum(math.comb(len(model.moe.routed_widths), chosen) for chosen in range(fewest, most + 1))
+    share = min(possible, tokens) / tokens
+    return 6.0 * model.moe.hyper.generation_parameters(model.dim) * len(model.moe_layers) * share
 
 
 def _budget_tokens(config: RunConfig, per_token: float) -> int | None:

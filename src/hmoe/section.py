@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 _SWITCHES = (
     "renormalize",
+    "straight_through",
     "gumbel",
     "true_gates",
     "truncate",

@@ -217,7 +217,10 @@ def test_capacity_compiles_as_one_graph(spec: hmoe.TopK) -> None:
         ({"capacity_factor": 1.0, "when": "any"}, "when has no effect unless rectify"),
         ({"capacity_factor": 1.0, "rectify": "fr", "ranks": 2}, "ranks has no effect unless rectify"),
         ({"straight_through": True, "renormalize": False}, "straight_through has no effect on raw gates"),
-        ({"capacity_factor": 1.0, "rectify": "ir", "straight_through": True}, "straight_through has no effect with rect"),
+        (
+            {"capacity_factor": 1.0, "rectify": "ir", "straight_through": True},
+            "straight_through has no effect with rect",
+        ),
         ({"capacity_factor": 1.0, "rectify": "ir", "renormalize": False}, "renormalize has no effect with rectify"),
         (
             {"capacity_factor": 1.0, "rectify": "ir", "local_scale": "k+1-r"},

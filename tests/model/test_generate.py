@@ -43,7 +43,9 @@ def test_writing_does_without_the_capacity_of_training() -> None:
     free = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}}), 0)
     free.double().load_state_dict(model.state_dict())
     prompt = list(range(3, 27))
-    found, expected = (list(generate(one, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for one in (model, free))
+    found, expected = (
+        list(generate(one, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for one in (model, free)
+    )
     assert found == expected
     tokens = torch.tensor([prompt])
     assert not torch.allclose(model(tokens)[0], free(tokens)[0])  # there it holds

@@ -66,6 +66,53 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
     assert sum(map(sum, record.pairs_LE)) == 128 * 2 * 2
 
 
+def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:
+    config, model, optimizer, batch = setup("model.moe.hyper={dim: 4, embedding: 5, hidden: 6}", "data.micro_batches=2")
+    made = []
+    network = model.hyper_network
+    assert network is not None
+    hook = network.register_forward_hook(lambda m, given, o: made.append(len(given[0])))  # type: ignore[func-returns-value]
+    record = train_step(model, optimizer, batch, config, 0)
+    hook.remove()
+    assert len(made) == 4
+    assert 1 < min(made) <= max(made) <= 28
+    hyper = config.model.moe.hyper  # type: ignore[union-attr]
+    assert hyper is not None
+    plain = 128 * flops_per_token(config.model, 32, record.mean_activated_width)
+    assert record.flops == pytest.approx(
+        plain + 6 * sum(made) * hyper.generation_parameters(model.config.dim), rel=1e-12
+    )
+
+
+def test_biases_move_once_per_step_by_what_was_asked_in_all_of_it() -> None:
+    router = "model.moe.router={name: top_k, k: 2, bias_rate: 0.125, capacity_factor: 0.5}"
+    config, model, optimizer, batch = setup(router, "data.micro_batches=2")
+    asked = [0.0, 0.0]
+    for half in np.split(batch[0], 2):
+        asked = [one + r.load_E for one, r in zip(asked, model(torch.from_numpy(half))[1], strict=True)]
+    train_step(model, optimizer, batch, config, 0)
+    for block, load_E in zip(model.blocks, asked, strict=True):
+        expected = 0.125 * torch.sign(load_E.double().mean() - load_E.double())  # type: ignore[attr-defined]
+        torch.testing.assert_close(block.ffn.router.bias_E.detach(), expected)  # type: ignore[union-attr]
+        assert len(set(expected.tolist())) > 1
+
+
+def test_noise_differs_between_micro_batches_steps_and_seeds_and_repeats() -> None:
+    def seeds(*overrides: str, step: int = 0) -> list[object]:
+        config, model, optimizer, batch = setup(
+            "model.moe.router={name: top_k, k: 2, jitter: 0.5}", "data.micro_batches=2", *overrides
+        )
+        found: list[object] = []
+        real = model.hidden
+        model.hidden = lambda tokens, context: (found.append(context.noise_seed), real(tokens, context))[1]  # type: ignore[method-assign, func-returns-value]
+        train_step(model, optimizer, batch, config, step)
+        return found
+
+    several = [*seeds(), *seeds(step=1), *seeds("seed=1")]
+    assert len(set(several)) == 6
+    assert seeds() == several[:2]
+
+
 def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     config, model, optimizer, batch = setup("optim.clip=1e-3")
     seen = []

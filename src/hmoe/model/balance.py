@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from hmoe.model.hyper import distinct, selected
 from hmoe.model.router import RouterLayer, Routing
 
 
@@ -16,20 +17,25 @@ class Tally(NamedTuple):
         pairs_LE: token-expert pairs that were computed.
         asked_LE: tokens that chose an expert, before anything was dropped.
         slots_SL: what capacities did (`capacity.Slots`); no rows without them.
+        selections_L: distinct sets of experts that a token selected, for each of which a HyperExpert was made.
     """
 
     pairs_LE: torch.Tensor
     asked_LE: torch.Tensor
     slots_SL: torch.Tensor
+    selections_L: torch.Tensor
 
 
-def tally(routings: Sequence[Routing]) -> Tally:
-    """Of one forward pass."""
+def tally(routings: Sequence[Routing], hyper: bool = False) -> Tally:
+    """Of one forward pass; distinct selections are counted only for a model with HyperExperts."""
     if not routings:
-        return Tally(*(torch.zeros(0, 0, dtype=torch.int64) for _ in range(3)))
+        none = torch.zeros(0, 0, dtype=torch.int64)
+        return Tally(none, none, none, none.flatten())
     slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
     pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.load_E for r in routings])
-    return Tally(pairs, asked, torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0))
+    selections = [len(distinct(selected(r))[0]) if hyper else 0 for r in routings]
+    stacked = torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0)
+    return Tally(pairs, asked, stacked, torch.tensor(selections))
 
 
 def balance(model: nn.Module, asked_LE: torch.Tensor) -> None:

@@ -69,10 +69,10 @@ def train_step(
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
         for name, value in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
-        tallies.append(tally(routings))
+        tallies.append(tally(routings, config.model.moe is not None and config.model.moe.hyper is not None))
     record.terms = {name: value.item() for name, value in sums.items()}
     total = Tally(*(torch.stack(counts).sum(0) for counts in zip(*tallies, strict=True)))
-    _count(record, total.pairs_LE.tolist(), config)
+    _count(record, total, config)
     record.slots = dict(zip(Slots._fields, total.slots_SL.tolist(), strict=False))
     _update(model, optimizer, record, config)
     if record.applied:
@@ -80,13 +80,15 @@ def train_step(
     return record
 
 
-def _count(record: StepRecord, pairs_LE: list[list[int]], config: RunConfig) -> None:
-    """FLOPs and parameters of the experts really activated."""
-    model = config.model
+def _count(record: StepRecord, total: Tally, config: RunConfig) -> None:
+    """FLOPs and parameters of the experts really activated, and of the HyperExperts really made."""
+    model, pairs_LE = config.model, total.pairs_LE.tolist()
     widths = model.moe.routed_widths if model.moe else ()
     units = sum(n * h for layer in pairs_LE for n, h in zip(layer, widths, strict=True))
     record.pairs_LE = pairs_LE
-    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units)
+    record.flops = training_flops(
+        model, config.data.sequence_length, record.tokens, units, int(total.selections_L.sum())
+    )
     if pairs_LE:
         record.mean_activated_width = units / record.tokens / len(pairs_LE)
         record.experts_per_token = sum(map(sum, pairs_LE)) / record.tokens / len(pairs_LE)

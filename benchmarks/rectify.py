@@ -1,0 +1,125 @@
+"""Does Rectify-Router help where its paper says so: experts made from a dense model, at capacity factor 1.0?
+
+A dense model is trained. Of it come 8 experts in every second layer, all copies of the dense layer, so that every method starts from
+the same function; then each trains the same number of steps at a small learning rate, as in the paper. Methods: the dense model
+trained on; top-1 with gates straight through (the paper's baseline), + IR, + FR, + both; top-2. A seed changes the dense model, the
+router and the order of samples. Finished runs are kept in --runs and not run again.
+
+    python benchmarks/rectify.py [--dense-steps 480] [--steps 480] [--seeds 3] [--lr 3e-4] [--runs runs/rectify] [--scratch]
+
+With --scratch nothing is upcycled: the same models from random weights.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from neighbours import interval
+
+from hmoe import recipes
+from hmoe.bench.measure import machine, save
+from hmoe.folders.open import open_model
+from hmoe.model.upcycle import Choice, upcycle
+from hmoe.train.begin import begin
+from hmoe.train.console import Console
+from hmoe.train.loop import train
+from hmoe.train.run_folder import RunFolder
+
+_FULL = {"k": 1, "capacity_factor": 1.0}
+METHODS: dict[str, dict[str, Any] | None] = {
+    "dense": None,
+    "top-1": _FULL | {"straight_through": True},
+    "top-1 + IR": _FULL | {"rectify": "ir"},
+    "top-1 + FR": _FULL | {"rectify": "fr", "priority": "score"},
+    "top-1 + FR + IR": _FULL | {"rectify": "fr+ir", "priority": "score", "when": "fewer"},
+    "top-2": {"k": 2, "capacity_factor": 1.0, "straight_through": True},
+}
+_COMMON = ["model.layers=4", "model.ffn=256", "data.batch_tokens=2048", "train.sample_every=0", "train.eval_every=0",
+           "train.save_every=1000000", "train.eval_sequences=512"]  # fmt: skip
+
+
+def recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float, balance: float) -> Any:
+    """Warm-up of a tenth of the steps, cosine to a tenth of the learning rate: the paper's shape."""
+    plan = [f"seed={seed}", f"train.steps={steps}", f"optim.lr={lr}", f"optim.warmup_steps={steps // 10}",
+            "optim.schedule=cosine", f"optim.schedule_steps={steps}"]  # fmt: skip
+    if router is None:
+        return recipes.load("tiny-dense", [*_COMMON, *plan])[1]
+    experts = ["model.moe.widths={shape: equal, total: 2048, experts: 8}", "model.moe.dense_layers=[0, 2]",
+               f"model.moe.router={json.dumps({'name': 'top_k', **router})}", f"model.moe.load_balance={balance}"]  # fmt: skip
+    return recipes.load("tiny-equal", [*_COMMON, *plan, *experts])[1]
+
+
+def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
+    """Last row of the metrics of a run, from the dense one or from random weights."""
+    metrics = folder / "metrics.jsonl"
+    if not (metrics.exists() and "validation_loss" in metrics.read_text()):
+        with RunFolder(folder, config) as opened, Console() as console:
+            if dense is not None:
+                source = open_model(dense, print)
+                model = source.model
+                if config.model.moe is not None:
+                    model = upcycle(source.model, config.model, Choice("windows", config.seed), None)[0]
+                begin(opened, config, model, source.tokenizer)
+            train(config, opened, console)
+    row: dict[str, Any] = json.loads(metrics.read_text().splitlines()[-1])
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dense-steps", type=int, default=480)
+    parser.add_argument("--steps", type=int, default=480)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--load-balance", type=float, default=1e-2)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--runs", type=Path, default=Path("runs/rectify"))
+    parser.add_argument("--scratch", action="store_true")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
+    for seed in range(arguments.seeds):
+        dense = arguments.runs / f"source-{seed}"
+        if arguments.scratch:
+            dense = None
+        else:
+            trained(recipe(None, seed, arguments.dense_steps, 3e-3, 0), dense, None)
+        for method, found in rows.items():
+            config = recipe(METHODS[method], seed, arguments.steps, arguments.lr, arguments.load_balance)
+            folder = (
+                arguments.runs
+                / f"{''.join(c for c in method if c.isalnum())}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
+            )
+            found.append(trained(config, folder, dense))
+            print(seed, method, found[-1]["validation_loss"], found[-1].get("slots"), flush=True)
+    print("method             validation loss      difference to top-1, seed by seed     dropped")
+    measured = []
+    for method, found in rows.items():
+        losses = [row["validation_loss"] for row in found]
+        base = [row["validation_loss"] for row in rows.get("top-1", found)]
+        mean, half = interval([one - other for one, other in zip(losses, base, strict=True)])
+        dropped = [sum(row["slots"]["dropped"]) for row in found if "slots" in row]
+        print(
+            f"{method:16s}   {statistics.mean(losses):.4f}   {mean:+.4f} ± {half:.4f}   {statistics.mean(dropped or [0]):.0f}"
+        )
+        measured.append(
+            {
+                "method": method,
+                "losses": losses,
+                "flops": found[-1]["flops"],
+                "slots": [row.get("slots") for row in found],
+            }
+        )
+    print(
+        save(
+            arguments.out,
+            "rectify",
+            {**{k: str(v) for k, v in vars(arguments).items()}, "machine": machine("cpu"), "methods": measured},
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
