@@ -6,11 +6,11 @@ import sys
 import typer
 
 from hmoe.bench.verbs import app as bench_app
-from hmoe.cli import data, evaluate, hub, serve, text, train
+from hmoe.cli import data, evaluate, finetune, hub, serve, text, train
 from hmoe.cli.base import app, say
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
-__all__ = ["app", "data", "evaluate", "hub", "run", "serve", "text", "train"]
+__all__ = ["app", "data", "evaluate", "finetune", "hub", "run", "serve", "text", "train"]
 
 app.add_typer(bench_app, name="bench")
 

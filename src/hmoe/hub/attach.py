@@ -2,7 +2,7 @@
 
     model = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained("google/switch-base-8"))
 
-Known are Switch Transformers, Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE.
+Known are Switch Transformers, Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, and GPT-2 after `duplicate_mlps`.
 """
 
 from collections.abc import Iterator
@@ -25,6 +25,7 @@ KNOWN = (
     "Qwen2MoeSparseMoeBlock",
     "Qwen3MoeSparseMoeBlock",
     "OlmoeSparseMoeBlock",
+    "DuplicatedMLP",
 )
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -46,7 +47,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     spec = spec or Hyper(**getattr(model.config, "hyper_experts", None) or {})
     _refuse_twice(model, "hyper")
     stored = None if folder is None else Tensors(Path(folder))  # before the model is changed
-    for stack in _stacks(model):
+    for stack in expert_stacks(model):
         blocks = list(_blocks(stack))
         dim = _width(blocks[0])
         network = HyperNetwork(dim, len(blocks), spec)
@@ -61,7 +62,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
             block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
-        _load(model, stored, str(folder), ("hyper.", "hyper_network."))
+        load_parts(model, stored, str(folder), ("hyper.", "hyper_network."))
     return model
 
 
@@ -83,7 +84,7 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
     _refuse_twice(model, "shared_expert")
     width = width or getattr(model.config, "attached_shared_width", None)
     stored = None if folder is None else Tensors(Path(folder))
-    for stack in _stacks(model):
+    for stack in expert_stacks(model):
         blocks = list(_blocks(stack))
         dim, spec = _width(blocks[0]), Hyper()
         added = spec.network_parameters(dim, len(blocks)) + sum(
@@ -98,7 +99,7 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
             block.register_forward_hook(_add_shared)
     model.config.attached_shared_width = width
     if stored is not None:
-        _load(model, stored, str(folder), ("shared_expert.",))
+        load_parts(model, stored, str(folder), ("shared_expert.",))
     return model
 
 
@@ -131,8 +132,12 @@ def _selected(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tenso
     return selected_TE.scatter(1, chosen_TK, True)
 
 
-def _stacks(model: PreTrainedModel) -> list[Any]:
-    """Encoder and decoder, or the decoder alone; those that have experts."""
+def expert_stacks(model: PreTrainedModel) -> list[Any]:
+    """Encoder and decoder, or the decoder alone; those that have experts.
+
+    Raises:
+        ConfigError: if none has experts of a kind that is known.
+    """
     both = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
     stacks = [stack for stack in both if any(True for _ in _blocks(stack))]
     if not stacks:
@@ -178,7 +183,12 @@ def _refuse_twice(model: nn.Module, name: str) -> None:
         raise ConfigError(f"this model has its {name.replace('_', ' ')}s already")
 
 
-def _load(model: PreTrainedModel, tensors: Tensors, folder: str, parts: tuple[str, ...]) -> None:
+def load_parts(model: PreTrainedModel, tensors: Tensors, folder: str, parts: tuple[str, ...]) -> None:
+    """Copy the parameters whose names have one of these parts.
+
+    Raises:
+        CheckpointError: if one is missing or has another shape.
+    """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if any(part in name for part in parts):

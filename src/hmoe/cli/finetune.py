@@ -1,0 +1,56 @@
+"""`hmoe finetune`: HyperMoE's fine-tuning recipes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.base import app, say
+from hmoe.errors import missing_extra
+
+
+@app.command("finetune")
+def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
+    task: Annotated[str, typer.Argument(help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; superglue-boolq, -cb, -copa, -multirc, "
+                    "-record, -rte, -wic, -wsc.fixed; squad, cnn_dailymail; wikitext2 (GPT-2).")],
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a Switch Transformers model (paper: google/switch-base-8), or "
+                     "of a GPT-2 for wikitext2, whose MLPs are duplicated into 8 experts.")],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for model and results.json; must not exist, or be empty.")],
+    method: Annotated[str, typer.Option(help="moe: as it is; share: one more expert, for all tokens, of as many parameters; "
+                      "hyper: HyperExperts.")] = "hyper",
+    data: Annotated[Path | None, typer.Option(help="Folder with files train and validation (.jsonl, .csv, .parquet, .arrow, .txt) in the "
+                    "task's own columns. Default: from the hub.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: 10; wikitext2: 20.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step. Default: 8; wikitext2: 4.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 1e-5; squad, cnn_dailymail: 3e-5.")] = None,
+    source_length: Annotated[int | None, typer.Option(help="Tokens read. Default: 256; squad: 384; others: 1024.")] = None,
+    train_examples: Annotated[int | None, typer.Option(min=1, help="Of the training split, the first ones. Default: all.")] = None,
+    eval_examples: Annotated[int | None, typer.Option(help="Scored after each epoch. Default: all; cnn_dailymail: 1600.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: 42.")] = None,
+) -> None:  # fmt: skip
+    """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or one of its baselines, and score it."""
+    from hmoe.files import refuse_used
+
+    refuse_used(out)
+    try:
+        from transformers.utils import logging
+
+        from hmoe.hub.finetune.run import Request, settings_of
+        from hmoe.hub.finetune.run import finetune as run
+        from hmoe.hub.finetune.tasks import find
+    except ImportError:
+        raise missing_extra("fine-tuning recipes", "finetune") from None
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    found = find(task)
+    settings = settings_of(
+        found, epochs=epochs, batch=batch, lr=lr, source_length=source_length, eval_examples=eval_examples, seed=seed
+    )
+    result = run(Request(found, model, method, data, settings, train_examples), out, say)
+    best = ", ".join(f"{name} {value:.2f}" for name, value in result["best"].items() if name != "epoch")
+    typer.echo(
+        f"{found.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"
+    )
+    typer.echo(f"{out}: model and results.json")

@@ -1,0 +1,69 @@
+"""Examples of a task, from the Hugging Face hub or from local files."""
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hmoe.errors import DataError, missing_extra
+from hmoe.hub.finetune.tasks import Example, Task
+
+_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+
+
+def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
+    """(training, validation) examples.
+
+    Args:
+        task: which.
+        folder: with a file `train` and one `validation`, each ending in .jsonl, .json, .csv, .parquet, .arrow or .txt, with the
+            task's own columns; None: the task's data set of the hub.
+
+    Raises:
+        DataError: for what cannot be read, or lacks a column.
+    """
+    try:
+        import datasets  # noqa: PLC0415 - optional extra
+    except ImportError:
+        raise missing_extra("fine-tuning recipes", "finetune") from None
+    datasets.disable_progress_bars()
+    found = []
+    for split in ("train", task.validation):
+        name, rows = _rows(datasets, task, folder, split)
+        missing = [column for column in task.columns if column not in rows.column_names]
+        if missing:
+            raise DataError(f"{name}: has no column {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}")
+        try:
+            examples = list(chain.from_iterable(task.examples(row) for row in rows))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise DataError(f"{name}: a row is not as {task.name} has them: {type(error).__name__}: {error}") from None
+        if not examples:
+            raise DataError(f"{name}: holds no example")
+        found.append(examples)
+    return found[0], found[1]
+
+
+def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[str, Any]:
+    name = f"{task.dataset} {task.subset or ''} {split}" if folder is None else ""
+    try:
+        if folder is None:
+            return name, datasets.load_dataset(task.dataset, task.subset, split=split)
+        path = _file(folder, split)
+        name = str(path)
+        return name, datasets.load_dataset(_KINDS[path.suffix], data_files={split: name}, split=split)
+    except DataError:
+        raise
+    except Exception as error:  # whatever a hub, a network or a parser raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        hint = "; without a network give --data FOLDER" if folder is None else ""
+        raise DataError(f"{name}: cannot be read ({why}){hint}") from None
+
+
+def _file(folder: Path, split: str) -> Path:
+    """`validation` also serves for a split with a longer name (MNLI's validation_matched)."""
+    names: Sequence[str] = dict.fromkeys([split, split.partition("_")[0]])  # type: ignore[assignment]
+    for name in names:
+        for ending in _KINDS:
+            if (folder / f"{name}{ending}").is_file():
+                return folder / f"{name}{ending}"
+    raise DataError(f"{folder}: no file {' or '.join(names)} with an ending of {', '.join(_KINDS)}")

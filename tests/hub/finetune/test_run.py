@@ -1,0 +1,232 @@
+"""Fine-tuning small models on small files in the tasks' own formats."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    DataCollatorForSeq2Seq,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    SwitchTransformersConfig,
+    SwitchTransformersForConditionalGeneration,
+)
+
+from hmoe import ConfigError, Hyper
+from hmoe.cli import run as hmoe
+from hmoe.hub import attach_hyper
+from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
+from hmoe.hub.finetune.run import Collator
+from tests.hub.finetune.test_tasks import ROWS, write
+
+WORDS = "good bad film story plot the a is was it very 0 1 2 sst2 sentence : summarize question context who me . ? cats purr".split()  # noqa: SIM905
+
+
+def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    fast.save_pretrained(folder)
+    return fast
+
+
+@pytest.fixture(scope="module")
+def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("switch")
+    vocab = len(tokenizer(folder))
+    torch.manual_seed(0)
+    config = SwitchTransformersConfig(
+        vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2,
+        num_sparse_decoder_layers=1, num_heads=4, num_experts=4, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    SwitchTransformersForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gpt2")
+    vocab = len(tokenizer(folder))
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=64)).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def reviews(count: int, seed: int) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    rows = []
+    for i in range(count):
+        words = rng.choices("film story plot the a is was it very".split(), k=5)  # noqa: SIM905
+        words.insert(rng.randrange(5), "good" if i % 2 else "bad")
+        rows.append({"sentence": " ".join(words), "label": i % 2, "idx": i})
+    return rows
+
+
+@pytest.mark.parametrize("method", ["moe", "share", "hyper"])
+def test_it_learns_what_can_be_learned(
+    method: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SST-2's format, where one word decides."""
+    write(tmp_path / "data", reviews(160, 0), "train")
+    write(tmp_path / "data", reviews(40, 1), "validation")
+    out = tmp_path / "out"
+    command = ["finetune", "sst2", str(switch), str(out), "--data", str(tmp_path / "data"), "--method", method]
+    assert hmoe([*command, "--epochs", "8", "--lr", "4e-3"]) == 0, capsys.readouterr().err
+    result = json.loads((out / "results.json").read_text())
+    assert len(result["epochs"]) == 8
+    assert result["best"]["accuracy"] == max(row["accuracy"] for row in result["epochs"]) > 90
+    assert "sst2 " + method in capsys.readouterr().out
+    plain = sum(p.numel() for p in SwitchTransformersForConditionalGeneration.from_pretrained(switch).parameters())
+    assert (result["parameters"] > plain) == (method != "moe")
+    if method == "hyper":
+        again = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained(out), folder=out)
+        assert sum(p.numel() for p in again.parameters()) == result["parameters"]
+    assert hmoe(command) == 2  # the folder is used
+    assert "out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["superglue-record", "squad", "cnn_dailymail", "superglue-multirc", "stsb"])
+def test_each_kind_of_task_runs(name: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = dict(ROWS[name][0])
+    if name == "squad":
+        row["context"] = "it was me . " * 120  # three windows
+    for split in ("train", "validation"):
+        write(tmp_path / "data", [row] * 3, split)
+    out = tmp_path / "out"
+    assert hmoe(["finetune", name, str(switch), str(out), "--data", str(tmp_path / "data"), "--epochs", "1"]) == 0
+    result = json.loads((out / "results.json").read_text())
+    sequences = {"superglue-record": 6, "squad": 6}
+    assert (result["train_sequences"], result["scored"]) == (sequences.get(name, 3), 3), capsys.readouterr().err
+    assert result["settings"]["beams"] == (6 if name == "cnn_dailymail" else 1)
+
+
+@pytest.mark.parametrize("method", ["moe", "share", "hyper"])
+def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_path: Path) -> None:
+    """WikiText-2's format: one column, a line per row."""
+    rng = random.Random(0)
+    for split, count in (("train", 60), ("validation", 12)):
+        rows = [
+            {"text": "the film was " + rng.choice(["good . it is", "bad . it was"]) + " the story"}
+            for _ in range(count)
+        ]
+        write(tmp_path / "data", rows, split)
+    words = f"--data {tmp_path / 'data'} --source-length 32 --epochs 16 --lr 1e-2 --method {method}".split()
+    assert hmoe(["finetune", "wikitext2", str(gpt2), str(tmp_path / "out"), *words]) == 0
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["best"]["perplexity"] == min(row["perplexity"] for row in result["epochs"]) < 3
+    model = duplicate_mlps(GPT2LMHeadModel.from_pretrained(tmp_path / "out"), folder=tmp_path / "out")
+    if method == "hyper":
+        attach_hyper(model, folder=tmp_path / "out")
+        assert sum(p.numel() for p in model.parameters()) == result["parameters"]
+
+
+def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:
+    model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
+    fast = PreTrainedTokenizerFast.from_pretrained(switch)
+    batch = Collator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
+    found = model(**batch)
+    auxiliary = found.encoder_aux_loss + found.decoder_aux_loss
+    z_loss = found.encoder_z_loss + found.decoder_z_loss
+    text = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), batch["labels"].flatten())
+    expected = text + model.router_aux_loss_coef * auxiliary + model.router_z_loss_coef * z_loss
+    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert auxiliary > 0
+
+
+def small() -> GPT2LMHeadModel:
+    torch.manual_seed(1)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_duplicated_mlps_are_at_first_the_same_function(k: int) -> None:
+    model, tokens = small(), torch.randint(0, 30, (2, 9))
+    before = model(tokens).logits
+    duplicate_mlps(model, experts=4, k=k)
+    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-5, atol=1e-6)
+    model.train()
+    torch.manual_seed(0)
+    with heard(model) as routers:
+        model(tokens)
+    assert len(routers) == 2
+    assert len(set(routers[0][2].flatten().tolist())) > 1  # noise spreads the tokens
+    for name, message in (("again", "duplicated already"), ("k", "k = 4, must be from 1 to below")):
+        with pytest.raises(ConfigError, match=message):
+            duplicate_mlps(model if name == "again" else small(), experts=4, k=4 if name == "k" else 1)
+
+
+def test_the_noisy_router_against_its_equations() -> None:
+    """Shazeer et al. 2017, eq 3-5 and 8-11, one token and expert at a time."""
+    model = duplicate_mlps(small(), experts=5, k=2).double().train()
+    router = model.transformer.h[0].mlp.router
+    torch.nn.init.normal_(router.weight)
+    torch.nn.init.normal_(router.noise)
+    x = torch.randn(7, 16, dtype=torch.float64)
+    torch.manual_seed(5)
+    load, gates, experts = (value.detach() for value in router(x))
+    weight, spread = router.weight.detach(), router.noise.detach()
+    torch.manual_seed(5)
+    noise = torch.randn(7, 5, dtype=torch.float64)
+    normal = torch.distributions.Normal(0.0, 1.0)
+    gate_sums = torch.zeros(5, dtype=torch.float64)
+    for t in range(7):
+        clean = [float(weight[i] @ x[t]) for i in range(5)]
+        std = [float(torch.log1p(torch.exp(spread[i] @ x[t]))) + 1e-2 for i in range(5)]
+        noisy = [c + n * s for c, n, s in zip(clean, noise[t].tolist(), std, strict=True)]
+        order = sorted(range(5), key=lambda i: -noisy[i])
+        assert experts[t].tolist() == order[:2]
+        weights = [float(torch.tensor(noisy).double().softmax(0)[i]) for i in order[:2]]
+        assert gates[t].tolist() == pytest.approx([w / sum(weights) for w in weights])
+        for i in range(5):
+            others = sorted((noisy[j] for j in range(5) if j != i), reverse=True)
+            expected = float(normal.cdf(torch.tensor((clean[i] - others[1]) / std[i], dtype=torch.float64)))
+            assert float(load[t, i]) == pytest.approx(expected, abs=1e-9)
+        for w, i in zip(weights, order[:2], strict=True):
+            gate_sums[i] += w / sum(weights)
+    expected = sum((v.var() / v.mean() ** 2).item() for v in (gate_sums, load.sum(0)))
+    assert balance_loss(load, gates, experts).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_hyperexperts_on_duplicated_mlps_start_on_the_same_function() -> None:
+    model, tokens = duplicate_mlps(small()), torch.randint(0, 30, (2, 9))
+    before = model(tokens).logits
+    attach_hyper(model, Hyper(dim=4, init="zero"))
+    assert torch.equal(model(tokens).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["colla"], 2, "task colla: unknown"),
+        (["sst2", "--method", "best"], 2, "method = best, must be one of moe, share, hyper"),
+        (["sst2", "--epochs", "0"], 2, "epochs = 0, must be at least 1"),
+        (["sst2", "--data", "nowhere"], 3, "nowhere: no file train"),
+    ],
+)
+def test_wrong_words_are_one_line(
+    words: list[str], code: int, message: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert hmoe(["finetune", words[0], str(switch), str(tmp_path / "out"), *words[1:]]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_models_that_do_not_fit_are_one_line(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / "data", reviews(4, 0), split)
+    data = ["--data", str(tmp_path / "data")]
+    assert hmoe(["finetune", "sst2", str(gpt2), str(tmp_path / "a"), *data]) == 4
+    assert "cannot be read as AutoModelForSeq2SeqLM" in capsys.readouterr().err
+    assert hmoe(["finetune", "sst2", str(tmp_path / "nothing"), str(tmp_path / "b"), *data]) == 4
+    assert "nothing: cannot be read" in capsys.readouterr().err
