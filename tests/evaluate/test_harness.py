@@ -14,7 +14,8 @@ from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError, DataError, NonFiniteError
 from hmoe.count import activated_parameters, parameters_by_part
-from hmoe.data.benchmarks import SIX, TASKS, fetch
+from hmoe.data.benchmark_splits import SIX, TASKS
+from hmoe.data.benchmarks import fetch
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate import harness, language_model, tasks
 from hmoe.evaluate.harness import About, Options, Reports, evaluate, fingerprint, training_record

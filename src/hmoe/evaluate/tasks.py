@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmarks import TASKS, Benchmarks, Task, open_benchmarks
+from hmoe.data.benchmark_splits import MORE, OWN, TASKS, Group, Task
+from hmoe.data.benchmarks import Benchmarks, open_benchmarks
 from hmoe.errors import ConfigError, DataError, missing_extra
 
 ALL = "all"
-_LOCAL = {task.name: task for task in TASKS}
+_PAPER = [task.name for task in TASKS]
+_HELPED = {*_PAPER, *OWN, *(task.name for task in MORE), "mmlu"}  # by a folder, where there is no network
 
 
 @dataclass(frozen=True)
@@ -23,9 +25,9 @@ class Selection:
     names: tuple[str, ...]
     benchmarks: Benchmarks | None
 
-    def local(self, name: str) -> Task | None:
+    def local(self, name: str) -> Task | Group | None:
         """The task of the benchmarks folder, None for one of the harness's own."""
-        return _LOCAL.get(name) if self.benchmarks else None
+        return self.benchmarks.tasks.get(name) if self.benchmarks else None
 
     def digest(self, name: str) -> str | None:
         """Of the data of a task in the folder."""
@@ -40,7 +42,7 @@ class Selection:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            hint = "; without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR" if name in _LOCAL else ""
+            hint = "; without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR" if name in _HELPED else ""
             raise DataError(f"{name}: the harness cannot load it ({why}){hint}") from None
         return loaded
 
@@ -53,23 +55,24 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
         DataError: if the folder is not one of `hmoe data benchmarks`, or has changed.
     """
     if not tasks:
-        raise ConfigError(f"no tasks; name some of {', '.join([*_LOCAL, ALL])}")
+        raise ConfigError(f"no tasks; name some of {', '.join([*_PAPER, ALL])}")
     _require_harness()
     opened = open_benchmarks(benchmarks) if benchmarks else None
-    names = tuple(dict.fromkeys(n for name in tasks for n in (_LOCAL if name == ALL else [name])))
-    if opened and not any(name in _LOCAL for name in names):
-        (nearest,) = difflib.get_close_matches(names[0], [*_LOCAL, ALL], 1, 0.0)
+    names = tuple(dict.fromkeys(n for name in tasks for n in (_PAPER if name == ALL else [name])))
+    held = opened.tasks if opened else {}
+    if opened and not any(name in held for name in names):
+        (nearest,) = difflib.get_close_matches(names[0], [*held, ALL], 1, 0.0)
         raise ConfigError(
             f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; nearest is {nearest}"
         )
-    others = [name for name in names if not (opened and name in _LOCAL)]
+    others = [name for name in names if name not in held]
     if others:
         say(f"looking up {', '.join(others)} among the harness's own tasks")
         with quiet():
             known = _manager(None).all_tasks
         for name in others:
             if name not in known:
-                near = difflib.get_close_matches(name, [*_LOCAL, ALL, *known], 1, 0.0)
+                near = difflib.get_close_matches(name, [*held, ALL, *known], 1, 0.0)
                 raise ConfigError(f"task {name}: unknown to lm-evaluation-harness; nearest is {near[0]}")
     return Selection(names, opened)
 
