@@ -64,8 +64,8 @@ def tiny(recipe: str) -> list[str]:
     moe = recipes.load(recipe)[1].model.moe
     if moe is None:
         return [*TINY, "model.ffn=48"]
-    experts = len(moe.expert_widths)
+    experts, dense = len(moe.expert_widths), ["model.moe.dense_layers=[0]", "model.ffn=48"] if moe.dense_layers else []
     if isinstance(moe.widths, tuple):
-        return [*TINY, f"model.moe.widths={[16] * experts}"]
+        return [*TINY, *dense, f"model.moe.widths={[16] * experts}"]
     multiple = [] if moe.widths.shape == "equal" else ["model.moe.widths.multiple=1"]
-    return [*TINY, f"model.moe.widths.total={16 * experts}", *multiple]
+    return [*TINY, *dense, f"model.moe.widths.total={16 * experts}", *multiple]

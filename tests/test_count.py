@@ -38,7 +38,8 @@ def test_counted_parameters_are_those_of_the_model(preset: str) -> None:
         built = Transformer(model)
     parts = parameters_by_part(model)
     assert sum(parts.values()) == sum(p.numel() for p in built.parameters())
-    experts = [m for b in built.blocks for n, m in b.ffn.named_parameters() if model.moe and n.startswith("w_")]
+    layers = [built.blocks[i].ffn for i in model.moe_layers]
+    experts = [m for ffn in layers for n, m in ffn.named_parameters() if n.startswith("w_")]
     assert parts["experts"] == sum(p.numel() for p in experts)
 
 

@@ -16,11 +16,30 @@ PAPER = ["dense-0.2b", "dense-1b"] + [
 ]
 SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
 
+RECTIFY = ["rectify-llama2-7b-8", "rectify-llama2-7b-32"]
 OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rectify", "expert-choice"]
 
 
 def test_the_presets_are_these() -> None:
-    assert recipes.presets() == sorted(PAPER + SMALL + [f"tiny-{name}" for name in OTHERS])
+    assert recipes.presets() == sorted(PAPER + SMALL + [f"tiny-{name}" for name in OTHERS] + RECTIFY)
+
+
+@pytest.mark.parametrize("preset", RECTIFY)
+def test_training_settings_of_the_rectify_router_paper(preset: str) -> None:
+    """Its section 4.1 and the authors' configuration files."""
+    config = recipes.load(preset)[1]
+    model, optim, data = config.model, config.optim, config.data
+    assert model.moe is not None
+    assert (model.moe_layers, model.moe.load_balance) == (tuple(range(1, 32, 2)), 0.01)
+    assert set(model.moe.expert_widths) == {model.ffn} == {11008}
+    assert len(model.moe.expert_widths) == int(preset.rpartition("-")[2])
+    router = model.moe.router
+    assert router.name == "top_k"
+    assert (router.k, router.capacity_factor, router.rectify, router.when) == (1, 1.0, "fr+ir", "fewer")
+    assert (optim.betas, optim.eps, optim.lr, optim.floor, optim.clip) == ((0.9, 0.95), 1e-8, 1e-5, None, 1.0)
+    assert (optim.schedule, optim.schedule_steps, optim.warmup_steps) == ("cosine", 10_000, 1000)
+    assert (data.sequence_length, data.batch_sequences, config.train.steps) == (2048, 256, 10_000)
+    assert plan(config)["activated_parameters"] == pytest.approx(6.738e9, rel=1e-3)  # LLaMA-2-7B's own
 
 
 @pytest.mark.parametrize("preset", PAPER)

@@ -161,6 +161,25 @@ def test_redpajama_layout_and_field_names(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_template_joins_fields(kind: str, tmp_path: Path) -> None:
+    """OpenOrca's columns."""
+    rows = [{"id": "1", "system_prompt": "", "question": "Why {x}?", "response": r"So \n {id}."}]
+    path = tmp_path / f"orca.{kind}"
+    if kind == "jsonl":
+        path.write_text(json.dumps(rows[0]) + "\n")
+    else:
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    template = r"{system_prompt}\n{question}\n\n{response}"
+    assert documents(path, text_field=template) == [Document("\nWhy {x}?\n\nSo \\n {id}.", "orca")]
+    (found,) = documents(path, text_field="{question} {answer}")
+    assert "orca." in str(found)
+    assert ":1: no field answer; has " in str(found)
+
+
 def test_named_sources_and_text_field(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "x", "text": "y", "domain": "own"}\n')

@@ -18,7 +18,8 @@ def prepare(
                       ".txt, .jsonl, .parquet, also .gz, .xz, .zst.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")] = "bpe:8192",
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records. Default: text, raw_content, content.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records, or a template of "
+                          "several: '{question}\\n{response}'. Default: text, raw_content, content.")] = None,
     validation: Annotated[float, typer.Option(help="Share of documents held out, chosen by their hash.")] = 0.01,
     weight: Annotated[list[str] | None, typer.Option(help="domain=NUMBER: sampling weight; repeatable. Default: by size.")] = None,
     max_bad: Annotated[int, typer.Option(help="Unusable documents to skip before giving up.")] = 0,

@@ -21,7 +21,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an option is an argument
     run: AnyModel,
     text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet file or folder; repeatable. "
                     "Default: the run's validation split.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records, or a template of several: "
+                          "'{question}\\n{response}'.")] = None,
     window: Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: that of the weights.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Benchmarks instead of text, separated by commas: piqa, hellaswag, boolq, "

@@ -16,6 +16,7 @@ _SUFFIX = re.compile(r"\.(txt|jsonl|json|parquet)(\.(gz|xz|zst))?$")
 _READ_BYTES = 1 << 20
 _TXT_DOCUMENT_BYTES = 1 << 14  # a longer .txt file is cut at empty lines into documents of about this size
 _TEXT_FIELDS = ("text", "raw_content", "content")  # RedPajama 1 and 2, code sets
+_FIELD = re.compile(r"\{(\w+)\}")  # in a template of several fields
 _DOMAIN_FIELDS = ("domain", "red_pajama_subset", "redpajama_set_name")  # also looked up in `meta`
 
 
@@ -70,6 +71,11 @@ def _wanted(path: Path, root: Path, leave_out: Path | None) -> bool:
 def read(source: Source, text_field: str | None) -> Iterator[Document | DataError]:
     """Documents of one file; an unusable one is an error object that names file and line.
 
+    Args:
+        source: the file.
+        text_field: field of a record that is its text, or a template such as "{question}\\n{response}"; None: text, raw_content or
+            content.
+
     Raises:
         DataError: if the file ends before its end or is damaged.
     """
@@ -95,12 +101,14 @@ def _document(record: Any, source: Source, text_field: str | None, line: int) ->
     where = f"{source.path}:{line}"
     if not isinstance(record, dict):
         return DataError(f"{where}: a record must be a JSON object, is {type(record).__name__}")
-    field = text_field or next((name for name in _TEXT_FIELDS if name in record), None)
-    if field is None or field not in record:
-        return DataError(f"{where}: no field {text_field or ' or '.join(_TEXT_FIELDS)}; has {', '.join(record)[:200]}")
-    text = record[field]
-    if not isinstance(text, str):
-        return DataError(f"{where}: field {field} must be text, is {type(text).__name__}")
+    field = text_field or next((name for name in _TEXT_FIELDS if name in record), " or ".join(_TEXT_FIELDS))
+    for name in _fields(field):
+        if name not in record:
+            return DataError(f"{where}: no field {name}; has {', '.join(record)[:200]}")
+        if not isinstance(record[name], str):
+            return DataError(f"{where}: field {name} must be text, is {type(record[name]).__name__}")
+    templates = _FIELD.search(field) is not None
+    text = _FIELD.sub(lambda found: record[found[1]], field.replace("\\n", "\n")) if templates else record[field]
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -110,6 +118,11 @@ def _document(record: Any, source: Source, text_field: str | None, line: int) ->
     names = (table.get(name) for table in (record, meta) for name in _DOMAIN_FIELDS)
     own = next((name for name in names if isinstance(name, str) and name), None)
     return Document(text, source.domain or own or source.folder_domain)
+
+
+def _fields(text_field: str) -> list[str]:
+    """Of a template, or the one field."""
+    return _FIELD.findall(text_field) or [text_field]
 
 
 def _read_txt(path: Path, text_field: str | None) -> Iterator[tuple[int, Any]]:
@@ -156,7 +169,7 @@ def _read_parquet(path: Path, text_field: str | None) -> Iterator[tuple[int, Any
         raise missing_extra("parquet files", "data") from None
     try:
         file = parquet.ParquetFile(path)
-        wanted = {text_field or "", "meta", *_TEXT_FIELDS, *_DOMAIN_FIELDS}
+        wanted = {*_fields(text_field or ""), "meta", *_TEXT_FIELDS, *_DOMAIN_FIELDS}
         columns = [name for name in file.schema_arrow.names if name in wanted]
         row = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns or None):

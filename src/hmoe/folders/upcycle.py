@@ -36,7 +36,9 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
     tree = given.model_dump(mode="json") | {"moe": moe, "ffn": given.ffn if moe.get("dense_layers") else None}
     model = recipes.check_model(tree)
     path = opened.run.data.path if opened.run else f"data/{opened.name}"
-    tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"] if opened.run and path == "corpus" else []
+    elsewhere = any(word.lstrip("-").startswith("data.path") for word in overrides)
+    own = opened.run is not None and path == "corpus" and not elsewhere
+    tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"] if own and opened.run else []
     config = recipes.with_model(recipe, model, [*tokenizer, *overrides], path)
     if _rest(config.model) != _rest(model):
         raise ConfigError(f"model: comes from {opened.name}; only model.moe, data, optim and train can be overridden")
