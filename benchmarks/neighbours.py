@@ -23,7 +23,7 @@ from hmoe.train.console import Console
 from hmoe.train.loop import train
 from hmoe.train.run_folder import RunFolder
 
-PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-deepseek",
+PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-adamoe", "tiny-deepseek",
            "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify", "tiny-expert-choice"]  # fmt: skip
 NOT_CAUSAL = {"tiny-expert-choice"}
 

@@ -17,7 +17,7 @@ PAPER = ["dense-0.2b", "dense-1b"] + [
 SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
 
 RECTIFY = ["rectify-llama2-7b-8", "rectify-llama2-7b-32"]
-OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rectify", "expert-choice"]
+OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rectify", "expert-choice", "adamoe"]
 
 
 def test_the_presets_are_these() -> None:

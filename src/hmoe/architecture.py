@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from hmoe import sizes
 from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.rope import RopeScaling
-from hmoe.routers import Router, TopK
+from hmoe.routers import Router, TopK, of_layer
 from hmoe.section import Section
 
 LOSS_KEYS = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
@@ -64,6 +64,10 @@ class MoEConfig(Section):
     zero: Annotated[ZeroExperts | None, Field(description="experts without hidden units; see `hmoe.ZeroExperts`")] = (
         None
     )
+    skip: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1)], ...],
+        Field(description="per MoE layer `router.skip`, as `hmoe upcycle --skip` measures it; []: router.skip for all"),
+    ] = ()
     hyper: Annotated[Hyper | None, Field(description="HyperExperts, see `hmoe.Hyper`")] = None
     dense_layers: Annotated[
         tuple[int, ...], Field(description="layers, from 0, with a dense FFN of width model.ffn")
@@ -162,6 +166,14 @@ class ModelConfig(Section):
             raise ValueError(f"moe.dense_layers = {list(dense)}: must be distinct layers from 0 to {self.layers - 1}")
         if self.moe is not None and len(dense) == self.layers:
             raise ValueError("moe.dense_layers names every layer; write `moe: null` for a dense model")
+        skip = () if self.moe is None else self.moe.skip
+        if skip and len(skip) != len(self.moe_layers):
+            raise ValueError(
+                f"moe.skip: {len(skip)} numbers, must be one for each of the {len(self.moe_layers)} MoE layers"
+            )
+        if self.moe is not None:
+            for place in range(len(skip)):
+                of_layer(self.moe.router, skip, place)
         needs_ffn = self.moe is None or bool(dense)
         if needs_ffn and self.ffn is None:
             raise ValueError("ffn: missing, dense layers need their width")

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
+from hmoe.router_checks import no_effect, one_of, real, switches, whole
 
 _FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a router
 _CAPACITY = (  # keys of TopK that say what a capacity does
@@ -47,6 +48,8 @@ class TopK:
         when: which tokens "ir" serves: those that "all" chosen experts refused, that "any" refused, that "fewer" than k took.
         local_scale: weight of the local expert, for R experts that took the token: k - R (paper) or k + 1 - R (authors' code).
         ranks: number of simulated ranks, experts and tokens in contiguous shares; None: one expert per rank.
+        skip: in evaluation mode an expert is left out whose score is below this share of the best one's (dynamic skipping, Lu et
+            al. 2024; they take the median on a text, see `hmoe upcycle --skip`); None: none is.
         jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter) (Switch).
         gumbel: in training choices after the first are drawn: Gumbel noise is added to their logits (DeepSpeed's top-2).
 
@@ -73,15 +76,17 @@ class TopK:
     when: Literal["all", "any", "fewer"] = "all"
     local_scale: Literal["k-r", "k+1-r"] = "k-r"
     ranks: int | None = None
+    skip: float | None = None
     jitter: float = 0.0
     gumbel: bool = False
     name: Literal["top_k"] = "top_k"
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        _whole(self, k=1, groups=1, keep_groups=1, min_capacity=0, ranks=1)
-        _real(self, gate_scale=1e6, bias_rate=1, capacity_factor=1e6, eval_capacity_factor=1e6, jitter=1)
-        _one_of(self, scores=("softmax", "sigmoid"), bias_by=("tokens", "compute"), capacity_by=("equal", "width"),
+        switches(self, "renormalize", "straight_through", "gumbel")
+        whole(self, k=1, groups=1, keep_groups=1, min_capacity=0, ranks=1)
+        real(self, gate_scale=1e6, bias_rate=1, capacity_factor=1e6, eval_capacity_factor=1e6, jitter=1, skip=1)
+        one_of(self, scores=("softmax", "sigmoid"), bias_by=("tokens", "compute"), capacity_by=("equal", "width"),
                 priority=("position", "score"), rectify=(None, "ir", "fr", "fr+ir"), when=("all", "any", "fewer"),
                 local_scale=("k-r", "k+1-r"))  # fmt: skip
         if (self.groups is None) != (self.keep_groups is None) or (self.keep_groups or 0) > (self.groups or 0):
@@ -89,19 +94,21 @@ class TopK:
                 f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: give both, keep_groups at most groups"
             )
         if self.capacity_factor is None:
-            _no_effect(self, "without capacity_factor", *_CAPACITY)
+            no_effect(self, "without capacity_factor", *_CAPACITY)
         if self.when == "all":
-            _no_effect(self, "with when = all: nobody else took the token", "local_scale")
+            no_effect(self, "with when = all: nobody else took the token", "local_scale")
         if self.rectify not in ("ir", "fr+ir"):
-            _no_effect(self, "unless rectify is ir or fr+ir", "when", "local_scale", "ranks")
+            no_effect(self, "unless rectify is ir or fr+ir", "when", "local_scale", "ranks")
         if self.rectify:
-            _no_effect(self, "with rectify, whose gates sum to 1", "renormalize", "straight_through", "gate_scale")
+            no_effect(self, "with rectify, whose gates sum to 1", "renormalize", "straight_through", "gate_scale")
         if not self.renormalize:
-            _no_effect(self, "on raw gates, which are not divided", "straight_through")
+            no_effect(self, "on raw gates, which are not divided", "straight_through")
         if not self.bias_rate:
-            _no_effect(self, "while bias_rate is 0", "bias_by")
+            no_effect(self, "while bias_rate is 0", "bias_by")
+        if self.skip is not None and (self.k == 1 or self.capacity_factor is not None):
+            no_effect(self, "with k = 1" if self.k == 1 else "with a capacity, which drops by itself", "skip")
         if self.k == 1 and self.rectify not in ("fr", "fr+ir"):
-            _no_effect(self, "with k = 1, there is no second choice", "gumbel")
+            no_effect(self, "with k = 1, there is no second choice", "gumbel")
 
     @property
     def title(self) -> str:
@@ -112,6 +119,7 @@ class TopK:
         parts += ["sigmoid scores"] if self.scores == "sigmoid" else []
         parts += [f"{self.keep_groups} of {self.groups} groups"] if self.groups else []
         parts += ["balanced by a bias"] if self.bias_rate else []
+        parts += ["weak ones skipped in evaluation"] if self.skip else []
         return ", ".join(parts)
 
     @property
@@ -137,7 +145,7 @@ class TopK:
         """(fewest, expected, most) experts per token, of `num_experts`; expected is before anything is dropped or added."""
         k = min(self.k, num_experts)
         if self.capacity_factor is None:
-            return k, k, k
+            return 1 if self.skip else k, k, k
         local = self.rectify in ("ir", "fr+ir")
         return int(local), k, min(self.choices + local, num_experts)
 
@@ -180,9 +188,10 @@ class TopP:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        if isinstance(self.p, bool) or not 0 < self.p <= 1:
-            raise ConfigError(f"router.p = {self.p}, must be in (0, 1]")
-        _real(self, jitter=1)
+        if isinstance(self.p, bool) or not isinstance(self.p, int | float) or not 0 < self.p <= 1:
+            raise ConfigError(f"router.p = {self.p!r}, must be in (0, 1]")
+        switches(self, "renormalize")
+        real(self, jitter=1)
 
     @property
     def title(self) -> str:
@@ -226,8 +235,8 @@ class ExpertChoice:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        _real(self, capacity_factor=1e6, jitter=1)
-        _one_of(self, capacity_by=("equal", "compute"))
+        real(self, capacity_factor=1e6, jitter=1)
+        one_of(self, capacity_by=("equal", "compute"))
 
     @property
     def title(self) -> str:
@@ -255,48 +264,21 @@ Router = TopK | TopP | ExpertChoice
 NAMES = ("top_k", "top_p", "expert_choice")
 
 
+def of_layer(spec: Router, skip: Sequence[float], place: int) -> Router:
+    """The router of the MoE layer with this number among them: with its own share of `TopK.skip`, if there are shares.
+
+    Raises:
+        ConfigError: if the router has no use for them.
+    """
+    if not skip:
+        return spec
+    if spec.name != "top_k" or spec.skip is not None:
+        raise ConfigError(f"moe.skip: the router is {spec.title}; must be top-k without a skip of its own")
+    return replace(spec, skip=skip[place])
+
+
 def options(spec: Router) -> dict[str, Any]:
     """What is not at its default, by name."""
     return {
         field.name: getattr(spec, field.name) for field in fields(spec) if getattr(spec, field.name) != field.default
     }
-
-
-def _whole(spec: Any, **least: int) -> None:
-    for name, low in least.items():
-        value = getattr(spec, name)
-        if value is None and name not in {"k", "min_capacity"}:
-            continue
-        if type(value) is not int or not low <= value < 2**31:
-            raise ConfigError(f"router.{name} = {value!r}, must be an integer of at least {low}, below 2**31")
-
-
-def _real(spec: Any, **most: float) -> None:
-    """jitter and bias_rate may be 0, factors may not."""
-    for name, high in most.items():
-        value, positive = getattr(spec, name), high > 1
-        if value is None:
-            continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 <= value <= high
-            or (positive and not value)
-        ):
-            raise ConfigError(
-                f"router.{name} = {value!r}, must be {'above' if positive else 'from'} 0 {'and at most' if positive else 'to'} {high:g}"
-            )
-
-
-def _one_of(spec: Any, **allowed: Sequence[Any]) -> None:
-    for name, values in allowed.items():
-        if getattr(spec, name) not in values:
-            shown = ", ".join("null" if value is None else value for value in values)
-            raise ConfigError(f"router.{name} = {getattr(spec, name)!r}, must be one of {shown}")
-
-
-def _no_effect(spec: Any, why: str, *names: str) -> None:
-    defaults = {field.name: field.default for field in fields(spec)}
-    for name in names:
-        if getattr(spec, name) != defaults[name]:
-            raise ConfigError(f"router.{name} has no effect {why}; remove it")

@@ -72,6 +72,39 @@ def test_experts_are_pruned_to_a_measured_budget(tmp_path: Path, capsys: pytest.
     assert after < before + 0.2
 
 
+def test_weak_experts_are_skipped_in_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_run(tmp_path / "run", recipe="tiny")
+    recipe = str(tmp_path / "run" / "config.yaml")
+    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "skip"), "--recipe", recipe, *TEXT, "--skip"]
+    assert hmoe(words) == 0
+    out = capsys.readouterr().out
+    assert "relative error of layers: mean 0.0000" in out  # widths as before: every expert stays what it is
+    before, after = losses(out)
+    assert after == pytest.approx(before, abs=0.5)
+    assert after != before
+    assert hmoe(["eval", str(tmp_path / "skip"), "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    assert hmoe(["export", str(tmp_path / "skip"), str(tmp_path / "hf")]) == 0
+    text = tmp_path / "text.txt"
+    text.write_text(sentences(0, 60))
+    found = []
+    for model in ("skip", "hf"):
+        capsys.readouterr()
+        assert hmoe(["eval", str(tmp_path / model), "--text", str(text), "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["nats_per_token"])
+    assert found[0] == found[1]  # the Hugging Face folder skips too
+    assert evaluated["step"] == 0
+    assert hmoe(["export", str(tmp_path / "skip"), str(tmp_path / "mixtral"), "--format", "mixtral"]) == 2
+    assert (
+        hmoe(["train", str(tmp_path / "skip" / "config.yaml"), "--run", str(tmp_path / "skip"), "train.steps=2"]) == 0
+    )
+    rows = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["experts_per_token"] == 2  # not in training
+    again = [*words[:2], str(tmp_path / "again"), "--recipe", str(tmp_path / "skip" / "config.yaml"), *TEXT, "--skip"]
+    assert hmoe(again) == 2
+    assert "skips experts already" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -216,6 +216,7 @@ def test_capacity_compiles_as_one_graph(spec: hmoe.TopK) -> None:
         ({"capacity_factor": 0}, "capacity_factor = 0, must be above 0"),
         ({"capacity_factor": 1.0, "when": "any"}, "when has no effect unless rectify"),
         ({"capacity_factor": 1.0, "rectify": "fr", "ranks": 2}, "ranks has no effect unless rectify"),
+        ({"gumbel": "no"}, "router.gumbel = 'no', must be true or false"),
         ({"straight_through": True, "renormalize": False}, "straight_through has no effect on raw gates"),
         (
             {"capacity_factor": 1.0, "rectify": "ir", "straight_through": True},

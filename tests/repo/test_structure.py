@@ -17,7 +17,7 @@ import hmoe
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
-    "errors": 0, "files": 0, "sizes": 0, "rope": 0, "routers": 0, "additions": 0, "section": 0,
+    "errors": 0, "files": 0, "sizes": 0, "rope": 0, "router_checks": 0, "routers": 0, "additions": 0, "section": 0,
     "architecture": 0, "config": 0, "recipes": 0, "count": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,

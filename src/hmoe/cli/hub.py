@@ -80,9 +80,13 @@ def upcycle(
     tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")] = 8192,
     width_budget: Annotated[int | None, typer.Option(min=1, help="Hidden units of a layer's experts in all, shared among them "
                             "by measured importance; in place of the recipe's widths.")] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="In evaluation and generation leave out experts much weaker than a token's best "
+                    "one: in each layer the weaker half of the last choices on the text.")] = False,
 ) -> None:  # fmt: skip
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
     from hmoe.cli.upcycle import Options, make
 
     overrides = tuple(context.args)
-    make(Options(source, run, recipe, overrides, tuple(text or ()), choice, tokens, width_budget), say, typer.echo)
+    make(
+        Options(source, run, recipe, overrides, tuple(text or ()), choice, tokens, width_budget, skip), say, typer.echo
+    )

@@ -24,6 +24,7 @@ class Options:
     choice: str
     tokens: int
     width_budget: int | None
+    skip: bool
 
 
 def make(options: Options, say: Say, echo: Say) -> None:
@@ -48,6 +49,9 @@ def make(options: Options, say: Say, echo: Say) -> None:
     widths = None if options.width_budget is None else _widths(options.width_budget, opened, inputs)
     config = recipe_of(opened, options.recipe, options.overrides, widths)
     model, errors = upcycle(opened.model, config.model, Choice(options.choice, config.seed), inputs)
+    if options.skip:
+        model = _skipping(model, inputs)
+        config = config.model_copy(update={"model": model.config})
     with RunFolder(options.run, config) as folder:
         begin(folder, config, model, opened.tokenizer)
         for name, content in beside(options.source, opened.tokenizer):
@@ -64,6 +68,14 @@ def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
         raise ConfigError("--width-budget: needs a model with experts, and a text to measure them on")
     found = [importance(opened.model.blocks[i].ffn, inputs[i]) for i in layers]
     return measured_widths(found, budget, 8 if budget % 8 == 0 else 1)
+
+
+def _skipping(model: Any, inputs: Any) -> Any:
+    from hmoe.model.skipping import median_shares, with_shares
+
+    if inputs is None:
+        raise ConfigError("--skip: which experts are weak is measured on a text; give --text")
+    return with_shares(model.eval(), median_shares(model, inputs))
 
 
 def _texts(options: Options, opened: Any) -> Iterator[str]:
@@ -91,6 +103,11 @@ def _report(options: Options, opened: Any, model: Any, errors: list[float], text
     echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")
     moe = model.config.moe
     echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
+    if moe.skip:
+        shares = ", ".join(f"{share:.3f}" for share in moe.skip)
+        echo(
+            f"in evaluation experts are skipped whose score is below this share of the best one's, per layer: {shares}"
+        )
     known = [error for error in errors if not math.isnan(error)]
     if known:
         echo(f"relative error of layers: mean {sum(known) / len(known):.4f}, largest {max(known):.4f}")

@@ -114,6 +114,7 @@ def _hmoe(raw: Raw) -> Raw:
     router |= {ours: raw[theirs] for ours, theirs in named.items()}
     moe = {
         "widths": raw["expert_widths"], "router": router, "shared": raw.get("shared_expert_width", 0),
+        "skip": raw.get("expert_skip") or [],
         "zero": raw.get("zero_experts"), "hyper": raw.get("hyper_experts"), "dense_layers": raw.get("dense_layers") or [],
         **{name: raw[f"{name}_coef"] for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z")},
     }  # fmt: skip

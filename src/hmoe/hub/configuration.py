@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError
 from hmoe.rope import RopeScaling, from_hugging_face
-from hmoe.routers import NAMES, ExpertChoice, Router, TopK, TopP
+from hmoe.routers import NAMES, ExpertChoice, Router, TopK, TopP, of_layer
 from hmoe.sizes import arithmetic
 
 Spec = TypeVar("Spec")
@@ -22,6 +22,7 @@ class Experts:
 
     expert_widths: tuple[int, ...]
     router: Router
+    skip: tuple[float, ...]
     shared: int
     zero: ZeroExperts | None
     hyper: Hyper | None
@@ -57,6 +58,7 @@ class HMoEConfig(PreTrainedConfig):
         router_type: top_k (num_experts_per_tok), top_p (router_top_p) or expert_choice, with router_options as in `hmoe.TopK`,
             `hmoe.TopP`, `hmoe.ExpertChoice`.
         shared_expert_width: hidden units of an expert that serves every token.
+        expert_skip: per MoE layer the share of the best expert's score below which others are left out in evaluation.
         zero_experts, hyper_experts: options of `hmoe.ZeroExperts` and `hmoe.Hyper`; None: there are none.
         norm_topk_prob: gates are renormalised over the chosen experts.
         qk_norm: RMSNorm of queries and keys, "head": over each head, "width": over all heads together.
@@ -87,6 +89,7 @@ class HMoEConfig(PreTrainedConfig):
     norm_topk_prob: bool = True
     router_options: dict[str, Any] | None = None
     shared_expert_width: int = 0
+    expert_skip: list[float] | None = None
     zero_experts: dict[str, Any] | None = None
     hyper_experts: dict[str, Any] | None = None
     load_balance_coef: float = 0.0
@@ -148,10 +151,16 @@ class HMoEConfig(PreTrainedConfig):
             raise ValueError(f"shared_expert_width = {self.shared_expert_width}, must be at least 0")
         if self.expert_widths:
             self.router.check(len(self.moe.routed_widths))
+            if self.moe.skip and len(self.moe.skip) != len(self.moe_layers):
+                raise ValueError(
+                    f"expert_skip has {len(self.moe.skip)} numbers, must have one for each of {len(self.moe_layers)} layers"
+                )
+            for place in range(len(self.moe.skip)):
+                of_layer(self.router, self.moe.skip, place)
             if self.moe.zero is not None:
                 self.moe.zero.check(self.router)
             return
-        for name in ("router_options", "shared_expert_width", "zero_experts", "hyper_experts"):
+        for name in ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts"):
             if getattr(self, name):
                 raise ValueError(f"{name} has no effect without experts (expert_widths = []); remove it")
 
@@ -192,7 +201,7 @@ class HMoEConfig(PreTrainedConfig):
             return None
         zero, hyper = self.zero_experts, self.hyper_experts
         return Experts(
-            tuple(self.expert_widths), self.router, self.shared_expert_width,
+            tuple(self.expert_widths), self.router, tuple(self.expert_skip or ()), self.shared_expert_width,
             None if zero is None else _made(ZeroExperts, "zero_experts", zero),
             None if hyper is None else _made(Hyper, "hyper_experts", hyper),
             self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,

@@ -128,7 +128,7 @@ def _not_mixtral(config: ModelConfig) -> str | None:
         return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
     for name in sorted(options(moe.router).keys() - {"k", "renormalize", "straight_through"}):
         return f"router.{name} = {getattr(moe.router, name)}, which Mixtral's router does not know"
-    for name in ("shared", "zero", "hyper"):
+    for name in ("shared", "zero", "hyper", "skip"):
         if getattr(moe, name):
             return f"moe.{name} is not part of Mixtral"
     if moe.dense_layers:
@@ -209,7 +209,7 @@ def _experts(config: ModelConfig) -> dict[str, Any]:
     losses = ("load_balance", "parameter_penalty", "router_entropy", "router_z")
     return {
         "expert_widths": list(moe.expert_widths), "router_type": router.name, **named, "router_options": rest or None,
-        "shared_expert_width": moe.shared, **beside,
+        "shared_expert_width": moe.shared, "expert_skip": list(moe.skip) or None, **beside,
         "dense_layers": list(moe.dense_layers), "dense_intermediate_size": config.ffn, "penalty_norm": moe.penalty_norm,
         "entropy_scale": moe.entropy_scale, **{f"{name}_coef": getattr(moe, name) for name in losses},
     }  # fmt: skip

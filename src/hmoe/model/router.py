@@ -12,7 +12,7 @@ from torch import nn
 from hmoe.errors import ConfigError
 from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates, straight_through
 from hmoe.model.noise import uniform
-from hmoe.model.selection import expert_choice, largest, preference, ranked, top_p
+from hmoe.model.selection import expert_choice, largest, preference, ranked, stronger, top_p
 from hmoe.routers import Router, TopK, TopP
 
 
@@ -225,6 +225,8 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
         if spec.capacity(around.training) is not None:
             return _limited(scores_TE, value_TE, spec, around)
         chosen_TE = largest(value_TE, spec.k)
+        if spec.skip and not around.training:
+            chosen_TE = stronger(chosen_TE, fixed_TE, spec.skip)
     return _Choice(chosen_TE, *_gates(chosen_TE, scores_TE * chosen_TE, spec, around))
 
 

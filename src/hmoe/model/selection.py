@@ -24,6 +24,12 @@ def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))
 
 
+def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float) -> torch.Tensor:
+    """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024)."""
+    best_T1 = scores_TE.masked_fill(~chosen_TE, -torch.inf).amax(1, keepdim=True)
+    return chosen_TE & ~(scores_TE < share * best_T1)  # negated, so that a row with NaN keeps its choices
+
+
 def ranked(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     """(T, k): the k largest of each row in descending order, lowest index first among equals."""
     value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)

@@ -16,6 +16,7 @@ from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, Routing
+from hmoe.routers import of_layer
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
     from hmoe.architecture import ModelConfig
@@ -39,7 +40,7 @@ class Block(nn.Module):
             assert config.moe is not None
             moe, place = config.moe, config.moe_layers.index(layer)
             self.ffn = MoE(
-                config.dim, moe.expert_widths, moe.router,
+                config.dim, moe.expert_widths, of_layer(moe.router, moe.skip, place),
                 hyper=moe.hyper, shared=moe.shared, zero=moe.zero, shared_network_layer=place,
             )  # fmt: skip
         else:

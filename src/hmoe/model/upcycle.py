@@ -166,7 +166,8 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
     sources = None if x_TD is None else _sources(old, x_TD)
     scores = None if sources is None else [_importance(source) for source in sources]
     if isinstance(old, MoE):
-        order = _kept_experts(old, len(new.widths), scores, x_TD)
+        same = new.widths == old.widths  # then each stays what it is
+        order = list(range(len(old.widths))) if same else _kept_experts(old, len(new.widths), scores, x_TD)
         new.router.weight.copy_(old.router.weight[order])
         if new.router.bias_E is not None and old.router.bias_E is not None:
             new.router.bias_E.copy_(old.router.bias_E[order])

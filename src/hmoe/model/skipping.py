@@ -1,0 +1,54 @@
+"""Dynamic expert skipping at inference, measured on a text (Lu et al. 2024, Not All Experts are Equal, section 3.3)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from hmoe.errors import ConfigError
+from hmoe.model.moe import MoE
+from hmoe.model.transformer import Transformer
+
+
+@torch.no_grad()
+def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
+    """Per MoE layer the median over tokens of (weakest chosen expert's score) / (best one's): with k = 2 the paper's beta, below
+    which half of all second experts are skipped.
+
+    Args:
+        model: with a top-k router, k of at least 2, without capacity.
+        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.model.upcycle.inputs_of`.
+
+    Raises:
+        ConfigError: for another router.
+    """
+    moe = model.config.moe
+    router = moe.router if moe is not None else None
+    if router is None or router.name != "top_k" or router.k < 2 or router.capacity_factor is not None:
+        found = "the model is dense" if router is None else f"the router is {router.title}"
+        raise ConfigError(f"skip: {found}; must be top-k with k of at least 2 and without a capacity")
+    if model.config.moe is not None and (model.config.moe.skip or router.skip is not None):
+        raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
+    ffns: list[Any] = [model.blocks[i].ffn for i in model.config.moe_layers]
+    return tuple(_median(ffn, inputs[i]) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
+
+
+def _median(ffn: nn.Module, x_TD: torch.Tensor) -> float:
+    assert isinstance(ffn, MoE)
+    routing = ffn.router(x_TD.to(ffn.router.weight.dtype))
+    score_N = routing.probs_TE[routing.token_N, routing.expert_N]
+    num_tokens = len(x_TD)
+    best_T = score_N.new_zeros(num_tokens).scatter_reduce(0, routing.token_N, score_N, "amax")
+    least_T = score_N.new_ones(num_tokens).scatter_reduce(0, routing.token_N, score_N, "amin")
+    return float((least_T / best_T).median())
+
+
+def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
+    """A model of the same weights that skips by these shares."""
+    config = model.config
+    assert config.moe is not None
+    skipping = config.model_copy(update={"moe": config.moe.model_copy(update={"skip": shares})})
+    with torch.device("meta"):
+        made = Transformer(skipping)
+    made.load_state_dict(model.state_dict(), assign=True)
+    return made.train(model.training)
