@@ -5,7 +5,7 @@ the same function; then each trains the same number of steps at a small learning
 trained on; top-1 with gates straight through (the paper's baseline), + IR, + FR, + both; top-2. A seed changes the dense model, the
 router and the order of samples. Finished runs are kept in --runs and not run again.
 
-    python benchmarks/rectify.py [--dense-steps 480] [--steps 480] [--seeds 3] [--lr 3e-4] [--runs runs/rectify] [--scratch]
+    python benchmarks/rectify.py [--dense-steps 480] [--steps 480] [--seeds 3] [--runs runs/rectify] [--scratch]
 
 With --scratch nothing is upcycled: the same models from random weights.
 """
@@ -67,58 +67,63 @@ def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
     return row
 
 
+def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:
+    """Of a run; what it depends on stands in its name."""
+    letters = "".join(letter for letter in method if letter.isalnum())
+    origin = "scratch" if arguments.scratch else "upcycled"
+    path: Path = (
+        arguments.runs / f"{origin}-{letters}-{arguments.steps}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
+    )
+    return path
+
+
+def summary(method: str, found: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    losses, plain = ([row["validation_loss"] for row in rows] for rows in (found, base))
+    mean, half = interval([one - other for one, other in zip(losses, plain, strict=True)])
+    slots = [row["slots"] for row in found if "slots" in row]
+    return {
+        "method": method, "validation_loss": statistics.mean(losses), "difference": mean, "interval": half, "seeds": losses,
+        "flops": statistics.mean(row["flops"] for row in found),
+        "slots_last_step": {name: statistics.mean(sum(one[name]) for one in slots) for name in (slots[0] if slots else {})},
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense-steps", type=int, default=480)
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, help="default: 3e-4, with --scratch 3e-3")
     parser.add_argument("--load-balance", type=float, default=1e-2)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--runs", type=Path, default=Path("runs/rectify"))
     parser.add_argument("--scratch", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in arguments.methods}
+    arguments.lr = arguments.lr or (3e-3 if arguments.scratch else 3e-4)
+    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in dict.fromkeys(["top-1", *arguments.methods])}
     for seed in range(arguments.seeds):
-        dense = arguments.runs / f"source-{seed}"
-        if arguments.scratch:
-            dense = None
-        else:
+        dense = None if arguments.scratch else arguments.runs / f"source-{arguments.dense_steps}-{seed}"
+        if dense is not None:
             trained(recipe(None, seed, arguments.dense_steps, 3e-3, 0), dense, None)
         for method, found in rows.items():
             config = recipe(METHODS[method], seed, arguments.steps, arguments.lr, arguments.load_balance)
-            folder = (
-                arguments.runs
-                / f"{''.join(c for c in method if c.isalnum())}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
-            )
-            found.append(trained(config, folder, dense))
-            print(seed, method, found[-1]["validation_loss"], found[-1].get("slots"), flush=True)
-    print("method             validation loss      difference to top-1, seed by seed     dropped")
-    measured = []
-    for method, found in rows.items():
-        losses = [row["validation_loss"] for row in found]
-        base = [row["validation_loss"] for row in rows.get("top-1", found)]
-        mean, half = interval([one - other for one, other in zip(losses, base, strict=True)])
-        dropped = [sum(row["slots"]["dropped"]) for row in found if "slots" in row]
+            found.append(trained(config, folder_of(arguments, method, seed), dense))
+    measured = [summary(method, found, rows["top-1"]) for method, found in rows.items()]
+    print("method             validation loss   difference to top-1   dropped of first choices in the last step")
+    for row in measured:
+        dropped = f"{row['slots_last_step']['dropped']:.0f}" if row["slots_last_step"] else ""
         print(
-            f"{method:16s}   {statistics.mean(losses):.4f}   {mean:+.4f} ± {half:.4f}   {statistics.mean(dropped or [0]):.0f}"
+            f"{row['method']:16s}   {row['validation_loss']:.4f}            {row['difference']:+.4f} ± {row['interval']:.4f}    {dropped}"
         )
-        measured.append(
-            {
-                "method": method,
-                "losses": losses,
-                "flops": found[-1]["flops"],
-                "slots": [row.get("slots") for row in found],
-            }
-        )
-    print(
-        save(
-            arguments.out,
-            "rectify",
-            {**{k: str(v) for k, v in vars(arguments).items()}, "machine": machine("cpu"), "methods": measured},
-        )
-    )
+    about = {
+        "scratch": arguments.scratch,
+        "steps": arguments.steps,
+        "lr": arguments.lr,
+        "load_balance": arguments.load_balance,
+    }
+    name = "rectify-scratch" if arguments.scratch else "rectify-upcycled"
+    print(save(arguments.out, name, {**about, "machine": machine("cpu"), "methods": measured}))
 
 
 if __name__ == "__main__":

@@ -35,3 +35,16 @@ def test_neighbours(tmp_path: Path) -> None:
     for row in result["presets"]:
         assert row["flops"] >= 2e10
         assert row["validation_loss"] == pytest.approx(sum(row["seeds"]) / 2)
+
+
+@pytest.mark.parametrize("origin", [[], ["--scratch"]])
+def test_rectify(tmp_path: Path, origin: list[str]) -> None:
+    small = ["--dense-steps", "2", "--steps", "2", "--seeds", "1", "--methods", "top-1", "top-1 + FR + IR"]
+    result = run("rectify.py", tmp_path / "out", *small, *origin, "--runs", str(tmp_path / "runs"))
+    plain, rectified = result["methods"]
+    assert plain["method"] == "top-1"
+    assert rectified["flops"] > plain["flops"]  # what was dropped is computed
+    assert plain["slots_last_step"]["rectified"] == 0 < rectified["slots_last_step"]["rectified"]
+    assert (
+        plain["difference"] == 0 != rectified["difference"] == rectified["validation_loss"] - plain["validation_loss"]
+    )

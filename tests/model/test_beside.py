@@ -215,6 +215,12 @@ def test_layers_that_share_a_hypernetwork_differ_by_their_embedding() -> None:
     assert [block.ffn.hyper.layer for block in model.blocks] == [0, 1]
     with pytest.raises(ConfigError, match="hyper_network is missing"):
         model.blocks[0].ffn(torch.randn(2, model.config.dim))
+    for alone, said in (
+        (hmoe.MoE(6, (5, 9), hyper=hmoe.Hyper(dim=3)), "of its own"),
+        (hmoe.MoE(6, (5, 9)), "no HyperExperts"),
+    ):
+        with pytest.raises(ConfigError, match=f"hyper_network has no effect, this layer has .*{said}"):
+            alone(torch.randn(2, 6), hyper_network=model.hyper_network)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,18 @@ def test_a_group_of_one_expert_and_ties() -> None:
     assert (value > -torch.inf).tolist() == [[True, True, False, False]] * 2
 
 
+def test_groups_are_kept_by_scores_not_by_logits() -> None:
+    logits = torch.tensor([[4.0, -9.0, 1.0, 1.0]])  # sums of two: logits -5 and 2, softmax scores 0.90 and 0.09
+    value = preference(logits.softmax(1), logits, hmoe.TopK(1, groups=2, keep_groups=1), None, None)
+    assert (value > -torch.inf).tolist() == [[True, True, False, False]]
+
+
+def test_scores_that_round_to_one_are_told_apart() -> None:
+    logits = torch.tensor([[20.0, 30.0, 25.0]])
+    assert torch.sigmoid(logits).tolist() == [[1.0, 1.0, 1.0]]
+    assert route(logits, hmoe.TopK(1, scores="sigmoid")).expert_N.tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -146,6 +146,9 @@ class MoE(nn.Module):
             y_TD = y_TD + self.zero(x_TD, routing)
         if self.shared is not None:
             y_TD = y_TD + self.shared(x_TD)
+        if network is not None and (self.hyper is None or self.hyper_network is not None):
+            has = "no HyperExperts" if self.hyper is None else "a hypernetwork of its own"
+            raise ConfigError(f"MoE: hyper_network has no effect, this layer has {has}; leave it out")
         if self.hyper is not None:
             network = self.hyper_network or network
             if network is None:

@@ -45,10 +45,10 @@ def preference(
 ) -> torch.Tensor:
     """What top-k takes the largest of; -infinity where a token may not go.
 
-    Plain, the logits, which tell apart what a softmax rounds to the same number. A sigmoid or a bias (DeepSeek-V3): scores +
-    bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the first choice.
+    Plain, the logits, which tell apart what a softmax or a sigmoid rounds to the same number. With groups or a bias (DeepSeek-V3)
+    scores + bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the first choice.
     """
-    value_TE = logits_TE if spec.scores == "softmax" and bias_E is None else scores_TE
+    value_TE = logits_TE if spec.groups is None and bias_E is None else scores_TE
     if bias_E is not None:
         value_TE = value_TE + bias_E
     if spec.groups is not None and spec.keep_groups is not None:
