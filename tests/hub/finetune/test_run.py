@@ -3,6 +3,7 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from hmoe import ConfigError, Hyper
 from hmoe.cli import run as hmoe
 from hmoe.hub import attach_hyper
 from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
+from hmoe.hub.finetune.answers import Answers, log_probs
 from hmoe.hub.finetune.run import Collator
+from hmoe.hub.finetune.tasks import Example, find
 from tests.hub.finetune.test_tasks import ROWS, write
 
 WORDS = "good bad film story plot the a is was it very 0 1 2 sst2 sentence : summarize question context who me . ? cats purr".split()  # noqa: SIM905
@@ -125,9 +128,32 @@ def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_pa
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["best"]["perplexity"] == min(row["perplexity"] for row in result["epochs"]) < 3
     model = duplicate_mlps(GPT2LMHeadModel.from_pretrained(tmp_path / "out"), folder=tmp_path / "out")
+    for block in model.transformer.h:  # gates of one expert are 1: routers have learned from their balance alone
+        assert block.mlp.router.weight.abs().max() > 0
+        assert block.mlp.router.noise.abs().max() > 0
     if method == "hyper":
         attach_hyper(model, folder=tmp_path / "out")
         assert sum(p.numel() for p in model.parameters()) == result["parameters"]
+
+
+def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, fast = find("squad"), PreTrainedTokenizerFast.from_pretrained(switch)
+    asked = [Example("question: who ? context: " + "it was me . " * 200, ("me",)), Example("question: a", ("bad",))]
+    score = Answers(task, asked, fast, task.settings)
+    assert [number for number, _ in score.windows].count(0) > 2
+    made = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
+    monkeypatch.setattr(score, "_generated", lambda model: iter(made))
+    assert score(None) == {"f1": 100, "exact_match": 100}
+
+
+def test_log_probabilities_are_summed_to_the_end_of_a_text(switch: Path) -> None:
+    model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
+    scores = tuple(torch.randn(2, model.config.vocab_size) for _ in range(3))
+    sequences = torch.tensor([[0, 5, 1, 0], [0, 6, 7, 1]])  # the first one ended a token earlier
+    found = log_probs(model, SimpleNamespace(sequences=sequences, scores=scores))
+    each = torch.stack(scores).log_softmax(-1)
+    expected = [float(each[0, 0, 5] + each[1, 0, 1]), float(each[0, 1, 6] + each[1, 1, 7] + each[2, 1, 1])]
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:

@@ -71,11 +71,11 @@ class Answers:
                 no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
             texts = self.tokenizer.batch_decode(made.sequences, skip_special_tokens=True)
-            for (number, _), text, log_prob in zip(part, texts, _log_probs(model, made), strict=True):
+            for (number, _), text, log_prob in zip(part, texts, log_probs(model, made), strict=True):
                 yield number, (log_prob, text.strip())
 
 
-def _log_probs(model: Any, made: Any) -> list[float]:
+def log_probs(model: Any, made: Any) -> list[float]:
     """Of each generated text."""
     if getattr(made, "sequences_scores", None) is not None:
         found: list[float] = made.sequences_scores.tolist()
