@@ -34,6 +34,7 @@ def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
 
     refuse_used(out)
     try:
+        import accelerate  # noqa: F401 - transformers asks for it only when it trains
         from transformers.utils import logging
 
         from hmoe.hub.finetune.run import Request, settings_of
@@ -53,4 +54,4 @@ def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
     typer.echo(
         f"{found.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"
     )
-    typer.echo(f"{out}: model and results.json")
+    typer.echo(f"{out}: the model of the last epoch, and results.json")

@@ -78,7 +78,7 @@ def duplicate_mlps(
         model: of transformers.
         experts: copies in each layer (paper: 8).
         k: experts of a token (paper: 1).
-        folder: where such a model was saved; its experts and routers are loaded. None: copies.
+        folder: where such a model was saved; its experts and routers are loaded, as many as it has. None: copies.
 
     Raises:
         ConfigError: for another model, one that is duplicated already, or k not below experts.
@@ -91,11 +91,16 @@ def duplicate_mlps(
     blocks = model.transformer.h
     if any(isinstance(block.mlp, DuplicatedMLP) for block in blocks):
         raise ConfigError("this model's MLPs are duplicated already")
+    saved = getattr(model.config, "duplicated_mlps", None)
+    if saved is not None and folder is None:
+        raise ConfigError("this model was saved with duplicated MLPs, which it lacks now; give the folder")
+    experts, k = (saved["experts"], saved["k"]) if saved else (experts, k)
     stored = None if folder is None else Tensors(Path(folder))
     for block in blocks:
         weight = next(block.mlp.parameters())
         made = DuplicatedMLP(block.mlp, model.config.n_embd, experts, k).train(block.mlp.training)
         block.mlp = made.to(weight.device, weight.dtype)
+    model.config.duplicated_mlps = {"experts": experts, "k": k}
     if stored is not None:
         load_parts(model, stored, str(folder), (".mlp.router.", ".mlp.experts."))
     return model

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +24,8 @@ from hmoe import ConfigError, Hyper
 from hmoe.cli import run as hmoe
 from hmoe.hub import attach_hyper
 from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.hub.finetune.answers import Answers, log_probs
-from hmoe.hub.finetune.run import Collator
+from hmoe.hub.finetune.answers import Answers, log_probs, windows
+from hmoe.hub.finetune.run import Collator, settings_of
 from hmoe.hub.finetune.tasks import Example, find
 from tests.hub.finetune.test_tasks import ROWS, write
 
@@ -94,6 +95,14 @@ def test_it_learns_what_can_be_learned(
     if method == "hyper":
         again = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained(out), folder=out)
         assert sum(p.numel() for p in again.parameters()) == result["parameters"]
+    more = ["finetune", "sst2", str(out), str(tmp_path / "more"), *command[4:], "--epochs", "1", "--lr", "1e-12"]
+    assert hmoe(more) == 0  # goes on with what was added
+    gone_on = json.loads((tmp_path / "more" / "results.json").read_text())
+    assert gone_on["best"]["accuracy"] == result["epochs"][-1]["accuracy"]
+    assert gone_on["parameters"] == result["parameters"]
+    if method != "moe":
+        assert hmoe([*more[:3], str(tmp_path / "other"), *more[4:], "--method", "moe"]) == 2
+        assert f"was fine-tuned with {method}" in capsys.readouterr().err
     assert hmoe(command) == 2  # the folder is used
     assert "out" in capsys.readouterr().err
 
@@ -108,7 +117,7 @@ def test_each_kind_of_task_runs(name: str, switch: Path, tmp_path: Path, capsys:
     out = tmp_path / "out"
     assert hmoe(["finetune", name, str(switch), str(out), "--data", str(tmp_path / "data"), "--epochs", "1"]) == 0
     result = json.loads((out / "results.json").read_text())
-    sequences = {"superglue-record": 6, "squad": 6}
+    sequences = {"superglue-record": 6}
     assert (result["train_sequences"], result["scored"]) == (sequences.get(name, 3), 3), capsys.readouterr().err
     assert result["settings"]["beams"] == (6 if name == "cnn_dailymail" else 1)
 
@@ -127,6 +136,22 @@ def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_pa
     assert hmoe(["finetune", "wikitext2", str(gpt2), str(tmp_path / "out"), *words]) == 0
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert result["best"]["perplexity"] == min(row["perplexity"] for row in result["epochs"]) < 3
+    more = [
+        "finetune",
+        "wikitext2",
+        str(tmp_path / "out"),
+        str(tmp_path / "more"),
+        *words,
+        "--lr",
+        "1e-12",
+        "--epochs",
+        "1",
+    ]
+    assert hmoe(more) == 0
+    gone_on = json.loads((tmp_path / "more" / "results.json").read_text())
+    assert gone_on["best"]["perplexity"] == pytest.approx(result["epochs"][-1]["perplexity"], rel=1e-3)
+    with pytest.raises(ConfigError, match="was saved with duplicated MLPs"):
+        duplicate_mlps(GPT2LMHeadModel.from_pretrained(tmp_path / "out"))
     model = duplicate_mlps(GPT2LMHeadModel.from_pretrained(tmp_path / "out"), folder=tmp_path / "out")
     for block in model.transformer.h:  # gates of one expert are 1: routers have learned from their balance alone
         assert block.mlp.router.weight.abs().max() > 0
@@ -144,6 +169,25 @@ def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkey
     made = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
     monkeypatch.setattr(score, "_generated", lambda model: iter(made))
     assert score(None) == {"f1": 100, "exact_match": 100}
+
+
+def test_every_window_has_the_question_and_all_of_the_context_is_read(switch: Path) -> None:
+    fast = PreTrainedTokenizerFast.from_pretrained(switch)
+    context = " ".join(random.Random(0).choices("good bad film story plot".split(), k=900))  # noqa: SIM905
+    settings = settings_of(find("squad"), source_length=100)
+    settings = replace(settings, stride=20)
+    made = windows(
+        Example(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
+    )
+    head = fast("question: who ? context:", add_special_tokens=False)["input_ids"]
+    bodies = []
+    for window in made:
+        assert len(window["input_ids"]) <= 100
+        assert window["input_ids"][: len(head)] == head
+        assert window["input_ids"][-1] == 1
+        bodies.append(window["input_ids"][len(head) : -1])
+    whole = bodies[0] + [token for body in bodies[1:] for token in body[20:]]
+    assert whole == fast(context, add_special_tokens=False)["input_ids"]
 
 
 def test_log_probabilities_are_summed_to_the_end_of_a_text(switch: Path) -> None:
@@ -235,7 +279,7 @@ def test_hyperexperts_on_duplicated_mlps_start_on_the_same_function() -> None:
     [
         (["colla"], 2, "task colla: unknown"),
         (["sst2", "--method", "best"], 2, "method = best, must be one of moe, share, hyper"),
-        (["sst2", "--epochs", "0"], 2, "epochs = 0, must be at least 1"),
+        (["sst2", "--epochs", "0"], 2, "epochs = 0, must be from 1"),
         (["sst2", "--data", "nowhere"], 3, "nowhere: no file train"),
     ],
 )
@@ -252,7 +296,28 @@ def test_models_that_do_not_fit_are_one_line(gpt2: Path, tmp_path: Path, capsys:
     for split in ("train", "validation"):
         write(tmp_path / "data", reviews(4, 0), split)
     data = ["--data", str(tmp_path / "data")]
-    assert hmoe(["finetune", "sst2", str(gpt2), str(tmp_path / "a"), *data]) == 4
-    assert "cannot be read as AutoModelForSeq2SeqLM" in capsys.readouterr().err
+    assert hmoe(["finetune", "sst2", str(gpt2), str(tmp_path / "a"), *data]) == 2
+    assert "is a gpt2 model; sst2 is for switch_transformers" in capsys.readouterr().err
     assert hmoe(["finetune", "sst2", str(tmp_path / "nothing"), str(tmp_path / "b"), *data]) == 4
     assert "nothing: cannot be read" in capsys.readouterr().err
+
+
+def test_texts_and_losses_that_cannot_be_used_are_one_line(
+    gpt2: Path, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / "data", [{"text": "the film was good . " * 30}] * 4, split)
+    words, broken = ["--data", str(tmp_path / "data"), "--method", "moe"], tmp_path / "broken"
+    model = GPT2LMHeadModel.from_pretrained(gpt2)
+    model.transformer.wpe.weight.data[3] = torch.nan
+    model.save_pretrained(broken)
+    PreTrainedTokenizerFast.from_pretrained(gpt2).save_pretrained(broken)
+    for number, (start, more, code, said) in enumerate((
+        (gpt2, [], 2, "source_length = 1024, must be at most the 64 tokens that"),
+        (switch, [], 2, "is a switch_transformers model; wikitext2 is for gpt2"),
+        (broken, ["--source-length", "32", "--epochs", "1"], 5, "wikitext2: the training loss is nan after epoch 1"),
+    )):  # fmt: skip
+        assert hmoe(["finetune", "wikitext2", str(start), str(tmp_path / str(number)), *words, *more]) == code
+        error = capsys.readouterr().err.splitlines()
+        assert said in error[-1]
+        assert not any("Traceback" in line for line in error)

@@ -34,9 +34,9 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[str, tuple[str, ...]]]]] = {
     "superglue-wic": ({"sentence1": "a bank", "sentence2": "the bank", "word": "bank", "label": 0},
                       [("superglue-wic sentence1: a bank sentence2: the bank word: bank", ("0",))]),
     "superglue-wsc.fixed": (
-        {"text": "Mark told Pete many lies about himself .", "span1_text": "Pete many", "span1_index": 2,
-         "span2_text": "himself", "span2_index": 6, "label": 0},
-        [("superglue-wsc.fixed text: Mark told * Pete many * lies about # himself # .", ("0",))]),
+        {"text": "Mark told Pete, the liar,\nmany lies about himself.", "span1_text": "Pete", "span1_index": 2,
+         "span2_text": "himself", "span2_index": 8, "label": 0},
+        [("superglue-wsc.fixed text: Mark told * Pete *, the liar,\nmany lies about # himself #.", ("0",))]),
     "superglue-multirc": (
         {"question": "Who <b>is</b> it?", "answer": "Me", "paragraph": "It<br>is me.", "label": 1,
          "idx": {"paragraph": 4, "question": 2, "answer": 0}},
@@ -77,7 +77,10 @@ def test_a_row_becomes_text(name: str, tmp_path: Path) -> None:
     [
         ([{"sentence": "a"}], "has no column label; cola needs sentence, label"),
         ([{"sentence": "a", "label": "yes"}], "a row is not as cola has them: ValueError"),
-        ([], "cannot be read|no example"),
+        ([{"sentence": "a", "label": -1}], "label = -1, must be an integer from 0 to 1"),
+        ([{"sentence": "a", "label": 0.5}], "label = 0.5, must be an integer"),
+        ([{"sentence": None, "label": 1}], "sentence = None, must be text"),
+        ([], "validation.jsonl: empty file"),
     ],
 )
 def test_files_that_do_not_fit_are_one_line(rows: list[dict[str, Any]], message: str, tmp_path: Path) -> None:
@@ -93,7 +96,9 @@ def test_files_that_do_not_fit_are_one_line(rows: list[dict[str, Any]], message:
 def test_what_is_unknown_or_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match="task colla: unknown; must be one of cola, sst2"):
         find("colla")
-    with pytest.raises(ConfigError, match="epochs = 0, must be at least 1"):
+    with pytest.raises(ConfigError, match="seed = 4294967296, must be from 0 to 4294967295"):
+        settings_of(find("cola"), seed=2**32)
+    with pytest.raises(ConfigError, match="epochs = 0, must be from 1"):
         settings_of(find("cola"), epochs=0)
     with pytest.raises(ConfigError, match="lr = 2, must be above 0 and below 1"):
         settings_of(find("cola"), lr=2)
@@ -130,3 +135,23 @@ def test_scores_by_hand() -> None:
     assert words == pytest.approx({"f1": 100 * (1 + 2 / 3 + 1) / 3, "exact_match": 200 / 3})
     rouge = scores.rouge(["the cat sat down"], examples("the cat sat up"))
     assert rouge == pytest.approx({"rouge1": 75, "rouge2": 200 / 3, "rougeL": 75})
+
+
+def test_lists_that_are_no_lists_are_told(tmp_path: Path) -> None:
+    for name, column, value in (
+        ("squad", "answers", {"text": "me", "answer_start": [0]}),
+        ("superglue-record", "answers", [1]),
+    ):
+        for split in ("train", "validation"):
+            write(tmp_path, [ROWS[name][0] | {column: value}], split)
+        with pytest.raises(DataError, match="must be a list of texts"):
+            load(find(name), tmp_path)
+    (tmp_path / "train.jsonl").write_text('{"sentence": "a", "label": 1')
+    with pytest.raises(DataError, match=r"train\.jsonl: cannot be read \((?!DatasetGenerationError)"):
+        load(find("cola"), tmp_path)
+
+
+def test_lines_of_a_text_keep_their_ends(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.txt").write_text(" = A = \n\nIt was.\n")
+    assert [example.source for example in load(find("wikitext2"), tmp_path)[0]] == [" = A = \n", "\n", "It was.\n"]

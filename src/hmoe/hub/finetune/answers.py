@@ -26,19 +26,29 @@ def sequences(task: Task, examples: Sequence[Example], tokenizer: Any, settings:
     for example in examples:
         for target in example.targets if task.all_targets else example.targets[:1]:
             labels = tokenizer(text_target=target, max_length=settings.target_length, truncation=True)["input_ids"]
-            rows += [{**window, "labels": labels} for window in _windows(example.source, tokenizer, settings)]
+            rows.append({**_cut(example.source, tokenizer, settings), "labels": labels})
     return rows
 
 
-def _windows(source: str, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """One, or, with a stride, as many as a long source needs."""
-    several = settings.stride is not None
-    read = tokenizer(source, max_length=settings.source_length, truncation=True, return_overflowing_tokens=several,
-                     stride=settings.stride or 0)  # fmt: skip
-    if not several:
-        return [{"input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}]
-    pairs = zip(read["input_ids"], read["attention_mask"], strict=True)
-    return [{"input_ids": ids, "attention_mask": mask} for ids, mask in pairs]
+def _cut(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+    read = tokenizer(source, max_length=settings.source_length, truncation=True)
+    return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}
+
+
+def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    """One, or, with a stride, as many as a long source needs; each begins with the example's head."""
+    whole = tokenizer(example.source)["input_ids"]
+    if settings.stride is None or len(whole) <= settings.source_length:
+        return [_cut(example.source, tokenizer, settings)]
+    end = tokenizer("")["input_ids"]  # what every text ends with
+    head, body = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in (example.head, example.source[len(example.head) :])
+    )
+    room = max(1, settings.source_length - len(head) - len(end))
+    starts = range(0, max(1, len(body) - settings.stride), max(1, room - settings.stride))
+    made = [[*head, *body[start : start + room], *end] for start in starts]
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in made]
 
 
 class Answers:
@@ -46,14 +56,18 @@ class Answers:
 
     def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> None:
         self.task, self.examples, self.tokenizer, self.settings = task, examples, tokenizer, settings
-        windows = [_windows(example.source, tokenizer, settings) for example in examples]
-        self.windows = [(number, window) for number, several in enumerate(windows) for window in several]
+        self.windows = [
+            (number, window)
+            for number, example in enumerate(examples)
+            for window in windows(example, tokenizer, settings)
+        ]
 
     def __call__(self, model: Any) -> dict[str, float]:
         """The task's scores."""
         best = [(-math.inf, "")] * len(self.examples)
         for number, found in self._generated(model):
             best[number] = max(best[number], found)
+        assert self.task.score is not None
         return self.task.score([text for _, text in best], self.examples)
 
     def quality(self, row: dict[str, float]) -> float:
@@ -107,7 +121,7 @@ class Perplexity:
         losses = [
             model(**{name: ids[None].to(model.device) for name, ids in block.items()}).loss for block in self.blocks
         ]
-        return {"perplexity": math.exp(torch.stack(losses).double().mean().item())}
+        return {"perplexity": float(torch.stack(losses).double().mean().exp())}
 
     def quality(self, row: dict[str, float]) -> float:
         """Less is better."""

@@ -1,5 +1,6 @@
 """Examples of a task, from the Hugging Face hub or from local files."""
 
+import logging
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -27,6 +28,7 @@ def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]
     except ImportError:
         raise missing_extra("fine-tuning recipes", "finetune") from None
     datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is said below
     found = []
     for split in ("train", task.validation):
         name, rows = _rows(datasets, task, folder, split)
@@ -44,17 +46,20 @@ def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]
 
 
 def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[str, Any]:
-    name = f"{task.dataset} {task.subset or ''} {split}" if folder is None else ""
+    path = None if folder is None else _file(folder, split)
+    name = f"{task.dataset} {task.subset or ''} {split}" if path is None else str(path)
+    if path is not None and path.stat().st_size == 0:
+        raise DataError(f"{name}: empty file")
     try:
-        if folder is None:
+        if path is None:
             return name, datasets.load_dataset(task.dataset, task.subset, split=split)
-        path = _file(folder, split)
-        name = str(path)
-        return name, datasets.load_dataset(_KINDS[path.suffix], data_files={split: name}, split=split)
-    except DataError:
-        raise
+        breaks = {"keep_linebreaks": True} if path.suffix == ".txt" else {}  # as the hub's WikiText has them
+        return name, datasets.load_dataset(_KINDS[path.suffix], data_files={split: name}, split=split, **breaks)
     except Exception as error:  # whatever a hub, a network or a parser raises
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        why = " ".join(f"{type(first).__name__}: {first}".split())[:300]
         hint = "; without a network give --data FOLDER" if folder is None else ""
         raise DataError(f"{name}: cannot be read ({why}){hint}") from None
 

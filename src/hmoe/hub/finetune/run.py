@@ -1,6 +1,7 @@
 """Fine-tune and score: a model of transformers + a method + a task -> scores after every epoch, and the model."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
@@ -20,13 +22,13 @@ from transformers import (
 )
 
 from hmoe.additions import Hyper
-from hmoe.errors import CheckpointError, ConfigError
+from hmoe.errors import CheckpointError, ConfigError, NonFiniteError
 from hmoe.files import write_atomic
 from hmoe.hub.attach import attach_hyper, attach_shared, expert_stacks
 from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
 from hmoe.hub.finetune.answers import Answers, Perplexity, Quality, blocks, sequences
 from hmoe.hub.finetune.data import load
-from hmoe.hub.finetune.tasks import LANGUAGE, Settings, Task
+from hmoe.hub.finetune.tasks import Settings, Task
 
 METHODS = ("moe", "share", "hyper")
 _BALANCE = 1e-2  # of the noisy router's loss (HyperMoE's GPT-2)
@@ -63,13 +65,14 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
         ConfigError: for a model or settings that do not fit.
         CheckpointError: for a model that cannot be read.
         DataError: for data that cannot be read.
+        NonFiniteError: if the loss or a score becomes NaN or infinite.
     """
     task, settings = request.task, request.settings or request.task.settings
     examples, validation = load(task, request.data)
     examples, validation = examples[: request.train_examples], validation[: settings.eval_examples]
     set_seed(settings.seed)
     model, tokenizer = _open(request)
-    if task.settings is LANGUAGE:
+    if task.score is None:
         features, collator = blocks(examples, tokenizer, settings), None
         score: Quality = Perplexity(validation, tokenizer, settings)
     else:
@@ -79,12 +82,12 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
         )
         score = Answers(task, validation, tokenizer, settings)
     say(f"{task.name}: {len(features):,} training sequences, {len(validation):,} to be scored")
-    history = _History(score, say)
+    history = _History(task, score, say)
     arguments = TrainingArguments(
         output_dir=str(out), num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch,
         learning_rate=settings.lr, weight_decay=settings.weight_decay, seed=settings.seed, eval_strategy="no",
         save_strategy="no", logging_strategy="epoch", report_to=[], disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_nan_inf_filter=False, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = _Trainer(model=model, args=arguments, train_dataset=features, data_collator=collator, callbacks=[history])
     trainer.remove_callback(PrinterCallback)  # the history says it
@@ -102,20 +105,34 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
 
 
 def _open(request: Request) -> tuple[Any, Any]:
-    language = request.task.settings is LANGUAGE
-    family = GPT2LMHeadModel if language else AutoModelForSeq2SeqLM
+    """Model and tokenizer; of a folder that was fine-tuned before, with what was added to it then."""
+    language, source = request.task.score is None, request.model
+    family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(request.model)
-        model = family.from_pretrained(request.model)
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type == kind:
+            tokenizer, model = AutoTokenizer.from_pretrained(source), family.from_pretrained(source)
     except Exception as error:  # whatever transformers, a hub or a network raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(f"{request.model}: cannot be read as {family.__name__} ({why})") from None
+        raise CheckpointError(f"{source}: cannot be read as {kind} ({why})") from None
+    if config.model_type != kind:
+        raise ConfigError(f"{source}: is a {config.model_type} model; {request.task.name} is for {kind}")
+    settings = request.settings or request.task.settings
+    if language and settings.source_length > config.n_positions:
+        raise ConfigError(
+            f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads"
+        )
+    marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}
+    before = next((method for method, mark in marks.items() if hasattr(config, mark)), None)
+    if before not in (None, request.method):
+        raise ConfigError(f"method = {request.method}: {source} was fine-tuned with {before}; nearest is {before}")
+    folder = source if before else None
     if language:
-        duplicate_mlps(model)
+        duplicate_mlps(model, folder=source if hasattr(config, "duplicated_mlps") else None)
     if request.method == "hyper":
-        attach_hyper(model, Hyper())
+        attach_hyper(model, None if before else Hyper(), folder)
     elif request.method == "share":
-        attach_shared(model)
+        attach_shared(model, folder=folder)
     expert_stacks(model)  # a model without experts is refused for the baseline too
     return model, tokenizer
 
@@ -149,8 +166,16 @@ class _Trainer(Trainer):  # type: ignore[misc]
 class _History(TrainerCallback):  # type: ignore[misc]
     """Scores after every epoch."""
 
-    def __init__(self, score: Quality, say: Say) -> None:
-        self.score, self.say, self.rows = score, say, list[dict[str, float]]()
+    def __init__(self, task: Task, score: Quality, say: Say) -> None:
+        self.task, self.score, self.say, self.rows = task, score, say, list[dict[str, float]]()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer."""
+        loss = (logs or {}).get("loss", 0.0)
+        if not math.isfinite(float(loss)):
+            raise NonFiniteError(
+                f"{self.task.name}: the training loss is {loss} after epoch {state.epoch:g}; lower --lr"
+            )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Called by the trainer."""
@@ -158,6 +183,10 @@ class _History(TrainerCallback):  # type: ignore[misc]
         with torch.no_grad():
             found = self.score(model)
         model.train()
+        if not all(map(math.isfinite, found.values())):
+            raise NonFiniteError(
+                f"{self.task.name}: a score is not finite after epoch {state.epoch:g}: {found}; lower --lr"
+            )
         self.rows.append({"epoch": round(state.epoch, 3), **found})
         self.say(f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
 
@@ -170,9 +199,9 @@ def settings_of(task: Task, **changes: Any) -> Settings:
     """
     given = {name: value for name, value in changes.items() if value is not None}
     for name, value in given.items():
-        least = 0 if name in ("lr", "seed") else 1
-        if not least <= value or (name == "lr" and not 0 < value < 1):
-            raise ConfigError(
-                f"{name} = {value}, must be {'above 0 and below 1' if name == 'lr' else f'at least {least}'}"
-            )
+        least, most = {"seed": (0, 2**32 - 1), "source_length": (2, 2**20)}.get(name, (1, 10**9))
+        if name == "lr" and not 0 < value < 1:
+            raise ConfigError(f"lr = {value}, must be above 0 and below 1")
+        if name != "lr" and not least <= value <= most:
+            raise ConfigError(f"{name} = {value}, must be from {least} to {most}")
     return replace(task.settings, **given)

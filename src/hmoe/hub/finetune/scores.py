@@ -81,11 +81,6 @@ def rouge(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str
     return {kind: 100 * sum(one[kind].fmeasure for one in found) / len(found) for kind in kinds}
 
 
-def nothing(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """Of a language model, whose score is its perplexity."""
-    return {}
-
-
 def _targets(examples: "Sequence[Example]") -> list[str]:
     return [example.targets[0] for example in examples]
 
