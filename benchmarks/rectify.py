@@ -70,7 +70,7 @@ def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
 def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:
     """Of a run; what it depends on stands in its name."""
     letters = "".join(letter for letter in method if letter.isalnum())
-    origin = "scratch" if arguments.scratch else "upcycled"
+    origin = "scratch" if arguments.scratch else f"upcycled-{arguments.dense_steps}"
     path: Path = (
         arguments.runs / f"{origin}-{letters}-{arguments.steps}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
     )
@@ -90,7 +90,7 @@ def summary(method: str, found: list[dict[str, Any]], base: list[dict[str, Any]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dense-steps", type=int, default=480)
+    parser.add_argument("--dense-steps", type=int, help="default: 480")
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lr", type=float, help="default: 3e-4, with --scratch 3e-3")
@@ -100,6 +100,9 @@ def main() -> None:
     parser.add_argument("--scratch", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
+    if arguments.scratch and arguments.dense_steps is not None:
+        parser.error("--dense-steps has no effect with --scratch")
+    arguments.dense_steps = arguments.dense_steps or 480
     arguments.lr = arguments.lr or (3e-3 if arguments.scratch else 3e-4)
     rows: dict[str, list[dict[str, Any]]] = {method: [] for method in dict.fromkeys(["top-1", *arguments.methods])}
     for seed in range(arguments.seeds):

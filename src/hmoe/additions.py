@@ -53,6 +53,8 @@ class ZeroExperts:
             )
         if self.true_gates and (getattr(router, "rectify", None) or not getattr(router, "renormalize", True)):
             raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
+        if getattr(router, "skip", None) is not None:
+            raise ConfigError("zero: router.skip would measure experts by one that gives nothing; remove one of them")
         if getattr(router, "bias_by", "tokens") == "compute":
             raise ConfigError(
                 "zero: router.bias_by = compute would send every token to experts that cost nothing; tokens"
@@ -98,6 +100,13 @@ class Hyper:
                 raise ConfigError(f"hyper.{name} = {value!r}, must be an integer from 1 to 65536")
         if self.init not in ("paper", "zero"):
             raise ConfigError(f"hyper.init = {self.init!r}, must be paper or zero")
+
+    def check(self, router: Router) -> None:
+        """Raise ConfigError for a router with which evaluation would select otherwise than training."""
+        if getattr(router, "skip", None) is not None:
+            raise ConfigError(
+                "hyper: router.skip would make HyperExperts of selections that training never saw; remove one of them"
+            )
 
     def network_parameters(self, dim: int, layers: int) -> int:
         """Of the hypernetwork that the layers share, for a model of width `dim`."""

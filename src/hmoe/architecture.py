@@ -98,6 +98,8 @@ class MoEConfig(Section):
         self.router.check(len(self.routed_widths))
         if self.zero is not None:
             self.zero.check(self.router)
+        if self.hyper is not None:
+            self.hyper.check(self.router)
         if self.zero is not None and self.zero.balance != 1 and self.load_balance == 0:
             raise ValueError("zero.balance has no effect while load_balance is 0; remove it")
         if self.router.name == "expert_choice" and self.router.capacity_by == "equal":
@@ -171,9 +173,14 @@ class ModelConfig(Section):
             raise ValueError(
                 f"moe.skip: {len(skip)} numbers, must be one for each of the {len(self.moe_layers)} MoE layers"
             )
+        if skip and not any(skip):
+            raise ValueError("moe.skip: only zeros have no effect; remove it")
         if self.moe is not None:
             for place in range(len(skip)):
-                of_layer(self.moe.router, skip, place)
+                router = of_layer(self.moe.router, skip, place)
+                for beside in (self.moe.zero, self.moe.hyper):
+                    if beside is not None:
+                        beside.check(router)
         needs_ffn = self.moe is None or bool(dense)
         if needs_ffn and self.ffn is None:
             raise ValueError("ffn: missing, dense layers need their width")

@@ -105,6 +105,8 @@ class TopK:
             no_effect(self, "on raw gates, which are not divided", "straight_through")
         if not self.bias_rate:
             no_effect(self, "while bias_rate is 0", "bias_by")
+        if self.skip == 0:
+            raise ConfigError("router.skip = 0 has no effect: no score is below 0; remove it")
         if self.skip is not None and (self.k == 1 or self.capacity_factor is not None):
             no_effect(self, "with k = 1" if self.k == 1 else "with a capacity, which drops by itself", "skip")
         if self.k == 1 and self.rectify not in ("fr", "fr+ir"):
@@ -142,10 +144,11 @@ class TopK:
         return replace(self, capacity_factor=None, **{name: defaults[name] for name in _CAPACITY})  # type: ignore[arg-type]
 
     def num_experts(self, num_experts: int) -> tuple[int, int, int]:
-        """(fewest, expected, most) experts per token, of `num_experts`; expected is before anything is dropped or added."""
+        """(fewest, expected, most) experts per token, of `num_experts`, in training; expected is before anything is dropped or
+        added."""
         k = min(self.k, num_experts)
         if self.capacity_factor is None:
-            return 1 if self.skip else k, k, k
+            return k, k, k
         local = self.rectify in ("ir", "fr+ir")
         return int(local), k, min(self.choices + local, num_experts)
 
@@ -270,7 +273,7 @@ def of_layer(spec: Router, skip: Sequence[float], place: int) -> Router:
     Raises:
         ConfigError: if the router has no use for them.
     """
-    if not skip:
+    if not skip or not skip[place]:
         return spec
     if spec.name != "top_k" or spec.skip is not None:
         raise ConfigError(f"moe.skip: the router is {spec.title}; must be top-k without a skip of its own")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hmoe import DataError
+from hmoe import ConfigError, DataError
 from hmoe.data.readers import Document, read, sources
 
 ROWS = [{"text": "one\n"}, {"text": "zwei é"}, {"text": "three\r\nlines\x00"}]
@@ -175,6 +175,11 @@ def test_a_template_joins_fields(kind: str, tmp_path: Path) -> None:
         parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     template = r"{system_prompt}\n{question}\n\n{response}"
     assert documents(path, text_field=template) == [Document("\nWhy {x}?\n\nSo \\n {id}.", "orca")]
+    with pytest.raises(ConfigError, match=r"a brace that is not part of a \{field\}"):
+        documents(path, text_field="{question} {{answer}")
+    text = tmp_path / "plain.txt"
+    text.write_text("as it is")
+    assert documents(text, text_field=template) == [Document("as it is", "plain")]  # a .txt file has no fields
     (found,) = documents(path, text_field="{question} {answer}")
     assert "orca." in str(found)
     assert ":1: no field answer; has " in str(found)

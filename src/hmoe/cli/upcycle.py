@@ -21,6 +21,7 @@ class Options:
     recipe: str
     overrides: tuple[str, ...]
     text: tuple[Path, ...]
+    text_field: str | None
     choice: str
     tokens: int
     width_budget: int | None
@@ -33,6 +34,7 @@ def make(options: Options, say: Say, echo: Say) -> None:
     from hmoe.folders.adopt import beside
     from hmoe.folders.open import open_model
     from hmoe.folders.upcycle import batches, recipe_of
+    from hmoe.model.skipping import median_shares, with_shares
     from hmoe.model.upcycle import Choice, inputs_of, upcycle
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
@@ -48,9 +50,12 @@ def make(options: Options, say: Say, echo: Say) -> None:
         )
     widths = None if options.width_budget is None else _widths(options.width_budget, opened, inputs)
     config = recipe_of(opened, options.recipe, options.overrides, widths)
+    if options.skip:
+        _check_skip(opened.model.config, config.model, inputs)
     model, errors = upcycle(opened.model, config.model, Choice(options.choice, config.seed), inputs)
     if options.skip:
-        model = _skipping(model, inputs)
+        assert inputs is not None  # checked
+        model = with_shares(model, median_shares(model.eval(), inputs))
         config = config.model_copy(update={"model": model.config})
     with RunFolder(options.run, config) as folder:
         begin(folder, config, model, opened.tokenizer)
@@ -70,20 +75,24 @@ def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
     return measured_widths(found, budget, 8 if budget % 8 == 0 else 1)
 
 
-def _skipping(model: Any, inputs: Any) -> Any:
-    from hmoe.model.skipping import median_shares, with_shares
+def _check_skip(before: Any, after: Any, inputs: Any) -> None:
+    from hmoe.model.skipping import check
 
     if inputs is None:
         raise ConfigError("--skip: which experts are weak is measured on a text; give --text")
-    return with_shares(model.eval(), median_shares(model, inputs))
+    if before.moe_layers != after.moe_layers:
+        raise ConfigError("--skip: the routers are new, so which experts they find weak says nothing; train first")
+    check(after)
 
 
 def _texts(options: Options, opened: Any) -> Iterator[str]:
     """As many as are measured on."""
     from hmoe.cli.evaluate import documents, validation
 
+    if options.text_field and not options.text:
+        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
     if options.text:
-        found = documents(list(options.text), None)
+        found = documents(list(options.text), options.text_field)
     elif opened.run is not None:
         found = validation(opened.run, opened.tokenizer)
     else:

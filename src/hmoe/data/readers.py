@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from hmoe.errors import DataError, missing_extra
+from hmoe.errors import ConfigError, DataError, missing_extra
 
 _SUFFIX = re.compile(r"\.(txt|jsonl|json|parquet)(\.(gz|xz|zst))?$")
 _READ_BYTES = 1 << 20
 _TXT_DOCUMENT_BYTES = 1 << 14  # a longer .txt file is cut at empty lines into documents of about this size
 _TEXT_FIELDS = ("text", "raw_content", "content")  # RedPajama 1 and 2, code sets
-_FIELD = re.compile(r"\{(\w+)\}")  # in a template of several fields
+_FIELD = re.compile(r"\{([^{}]+)\}")  # in a template of several fields
 _DOMAIN_FIELDS = ("domain", "red_pajama_subset", "redpajama_set_name")  # also looked up in `meta`
 
 
@@ -88,6 +88,7 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
         yield DataError(f"{path}: empty file")
         return
     records = {"txt": _read_txt, "parquet": _read_parquet}.get(match[1], _read_jsonl)
+    text_field = "text" if match[1] == "txt" else text_field  # it has no fields
     line = 0
     try:
         for line, record in records(path, text_field):
@@ -121,7 +122,14 @@ def _document(record: Any, source: Source, text_field: str | None, line: int) ->
 
 
 def _fields(text_field: str) -> list[str]:
-    """Of a template, or the one field."""
+    """Of a template, or the one field.
+
+    Raises:
+        ConfigError: for a brace that is not part of a field.
+    """
+    rest = _FIELD.sub("", text_field)
+    if "{" in rest or "}" in rest:
+        raise ConfigError(f"text field {text_field!r}: a brace that is not part of a {{field}}")
     return _FIELD.findall(text_field) or [text_field]
 
 

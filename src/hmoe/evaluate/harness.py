@@ -175,7 +175,7 @@ def _run(lm: Any, selection: Selection, name: str, options: Options) -> dict[str
     record["metrics"] = metrics.pop(own, {})
     documents = sum(len({r.doc_id for r in task.instances}) for task in loaded["tasks"].values())
     record |= {"documents": documents, "requests": sum(len(task.instances) for task in loaded["tasks"].values())}
-    record |= _chance(loaded["tasks"][own]) if own in loaded["tasks"] else {"chance": None, "majority_class": None}
+    record |= _chance(loaded["tasks"][own]) if own in loaded["tasks"] else _group_chance(loaded["tasks"])
     if metrics:
         record["subtasks"] = metrics
     return {**record, **_activated(lm)}
@@ -207,6 +207,16 @@ def _chance(task: Any) -> dict[str, float | None]:
     if len(set(choices)) == 1 < len(documents):
         majority = max(Counter(map(str, map(task.doc_to_target, documents))).values()) / len(documents)
     return {"chance": sum(1 / len(names) for names in choices) / len(documents), "majority_class": majority}
+
+
+def _group_chance(tasks: dict[str, Any]) -> dict[str, float | None]:
+    """Of a group, by documents; None unless every task has one."""
+    counts = {name: len({request.doc_id for request in task.instances}) for name, task in tasks.items()}
+    chances = {name: _chance(task)["chance"] for name, task in tasks.items()}
+    known = {name: chance for name, chance in chances.items() if chance is not None}
+    if not known or len(known) < len(tasks):
+        return {"chance": None, "majority_class": None}
+    return {"chance": sum(known[name] * counts[name] for name in known) / sum(counts.values()), "majority_class": None}
 
 
 def _activated(lm: Any) -> dict[str, Any]:

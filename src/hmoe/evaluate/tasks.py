@@ -42,8 +42,7 @@ class Selection:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
             why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            hint = "; without a network: `hmoe data benchmarks DIR`, then --benchmarks DIR" if name in _HELPED else ""
-            raise DataError(f"{name}: the harness cannot load it ({why}){hint}") from None
+            raise DataError(f"{name}: the harness cannot load it ({why}){'' if task else _hint(name)}") from None
         return loaded
 
 
@@ -60,6 +59,8 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     opened = open_benchmarks(benchmarks) if benchmarks else None
     names = tuple(dict.fromkeys(n for name in tasks for n in (_PAPER if name == ALL else [name])))
     held = opened.tasks if opened else {}
+    if opened and (lacking := [name for name in names if name in OWN and name not in held]):
+        raise ConfigError(f"task {lacking[0]}: not in {benchmarks}{_hint(lacking[0])}; or leave --benchmarks out")
     if opened and not any(name in held for name in names):
         (nearest,) = difflib.get_close_matches(names[0], [*held, ALL], 1, 0.0)
         raise ConfigError(
@@ -75,6 +76,14 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
                 near = difflib.get_close_matches(name, [*held, ALL, *known], 1, 0.0)
                 raise ConfigError(f"task {name}: unknown to lm-evaluation-harness; nearest is {near[0]}")
     return Selection(names, opened)
+
+
+def _hint(name: str) -> str:
+    """What helps where there is no network."""
+    if name not in _HELPED:
+        return ""
+    add = f" --add {name}=FILE.jsonl" if name in OWN else ""
+    return f"; without a network: `hmoe data benchmarks DIR{add}`, then --benchmarks DIR"
 
 
 @functools.lru_cache(maxsize=2)

@@ -202,7 +202,8 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
     choice = _choose(scores_TE, logits_TE.detach(), spec, around)
     num_tokens_E = choice.chosen_TE.sum(0)
-    token_N, expert_N, real_N = _pairs(choice.chosen_TE, num_tokens_E, spec)
+    skips = spec.name == "top_k" and spec.skip is not None and not around.training
+    token_N, expert_N, real_N = _pairs(choice.chosen_TE, num_tokens_E, spec, skips)
     gate_N = choice.weight_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
     if choice.total_T1 is not None:
         gate_N = gate_N / choice.total_T1.flatten().gather(0, token_N)
@@ -270,7 +271,7 @@ def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around
 
 
 def _pairs(
-    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router
+    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router, skips: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
@@ -280,6 +281,7 @@ def _pairs(
     """
     num_tokens, num_experts = chosen_TE.shape
     fewest, _, most = spec.num_experts(num_experts)
+    fewest = 1 if skips else fewest
     if not (torch.compiler.is_compiling() or (chosen_TE.is_cuda and fewest == most)):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None

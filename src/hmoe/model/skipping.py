@@ -1,6 +1,7 @@
 """Dynamic expert skipping at inference, measured on a text (Lu et al. 2024, Not All Experts are Equal, section 3.3)."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 
+if TYPE_CHECKING:
+    from hmoe.architecture import ModelConfig
+
 
 @torch.no_grad()
 def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
@@ -16,21 +20,30 @@ def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float
     which half of all second experts are skipped.
 
     Args:
-        model: with a top-k router, k of at least 2, without capacity.
-        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.model.upcycle.inputs_of`.
+        model: see `check`.
+        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.model.upcycle.inputs_of`; for a model that was
+            made from another, the other one's.
 
     Raises:
-        ConfigError: for another router.
+        ConfigError: see `check`.
     """
-    moe = model.config.moe
-    router = moe.router if moe is not None else None
-    if router is None or router.name != "top_k" or router.k < 2 or router.capacity_factor is not None:
-        found = "the model is dense" if router is None else f"the router is {router.title}"
-        raise ConfigError(f"skip: {found}; must be top-k with k of at least 2 and without a capacity")
-    if model.config.moe is not None and (model.config.moe.skip or router.skip is not None):
-        raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
+    check(model.config)
     ffns: list[Any] = [model.blocks[i].ffn for i in model.config.moe_layers]
     return tuple(_median(ffn, inputs[i]) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
+
+
+def check(config: "ModelConfig") -> None:
+    """Raise ConfigError unless the router is top-k with k of at least 2, without a capacity, and skips nothing yet."""
+    moe = config.moe
+    router = moe.router if moe is not None else None
+    if moe is None or router is None or router.name != "top_k" or router.k < 2 or router.capacity_factor is not None:
+        found = "the model is dense" if router is None else f"the router is {router.title}"
+        raise ConfigError(f"skip: {found}; must be top-k with k of at least 2 and without a capacity")
+    if moe.skip or router.skip is not None:
+        raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
+    for beside in (moe.zero, moe.hyper):
+        if beside is not None:
+            beside.check(replace(router, skip=1.0))
 
 
 def _median(ffn: nn.Module, x_TD: torch.Tensor) -> float:

@@ -315,9 +315,21 @@ def test_texts_and_losses_that_cannot_be_used_are_one_line(
     for number, (start, more, code, said) in enumerate((
         (gpt2, [], 2, "source_length = 1024, must be at most the 64 tokens that"),
         (switch, [], 2, "is a switch_transformers model; wikitext2 is for gpt2"),
-        (broken, ["--source-length", "32", "--epochs", "1"], 5, "wikitext2: the training loss is nan after epoch 1"),
+        (broken, ["--source-length", "32", "--epochs", "1"], 5, "wikitext2: a score is not finite after epoch 1"),
     )):  # fmt: skip
         assert hmoe(["finetune", "wikitext2", str(start), str(tmp_path / str(number)), *words, *more]) == code
         error = capsys.readouterr().err.splitlines()
         assert said in error[-1]
         assert not any("Traceback" in line for line in error)
+
+
+def test_a_loss_that_is_no_number_ends_it(switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
+    model.lm_head.weight.data[3] = torch.nan
+    model.save_pretrained(tmp_path / "broken")
+    PreTrainedTokenizerFast.from_pretrained(switch).save_pretrained(tmp_path / "broken")
+    for split in ("train", "validation"):
+        write(tmp_path / "data", reviews(4, 0), split)
+    words = ["sst2", str(tmp_path / "broken"), str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--epochs", "1"]
+    assert hmoe(["finetune", *words]) == 5
+    assert "sst2: the training loss is nan after epoch 1; lower --lr" in capsys.readouterr().err
