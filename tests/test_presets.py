@@ -26,7 +26,7 @@ def test_the_presets_are_these() -> None:
 
 @pytest.mark.parametrize("preset", RECTIFY)
 def test_training_settings_of_the_rectify_router_paper(preset: str) -> None:
-    """Its section 4.1 and the authors' configuration files."""
+    """As in the authors' configuration files."""
     config = recipes.load(preset)[1]
     model, optim, data = config.model, config.optim, config.data
     assert model.moe is not None

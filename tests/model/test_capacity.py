@@ -73,6 +73,7 @@ RULES: list[dict[str, Any]] = [
     {"rectify": "fr"},
     {"rectify": "fr+ir"},
     {"rectify": "fr+ir", "when": "any"},
+    {"rectify": "fr+ir", "when": "any", "local_scale": "k+1-r"},
     {"rectify": "fr+ir", "when": "fewer"},
     {"rectify": "fr+ir", "when": "fewer", "local_scale": "k+1-r"},
 ]
@@ -148,6 +149,14 @@ def test_straight_through_gates_are_divided_by_a_constant(k: int) -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-12)
     assert (gradients[2] - gradients[1]).norm() > 0.01 * gradients[1].norm()
     assert k > 1 or gradients[2].norm() < 1e-12  # the gate of a single expert is 1, whatever the router says
+
+
+def test_losses_balance_what_was_asked_not_what_was_taken() -> None:
+    moe, x = layer(hmoe.TopK(2, capacity_factor=0.5)), torch.randn(21, DIM, dtype=torch.float64)
+    routing = moe(x)[1]
+    choices = [oracles.chosen(row, 2) for row in (x @ moe.router.weight.T).detach()]
+    assert routing.num_tokens_E.sum() < 42
+    torch.testing.assert_close(hmoe.load_balance(routing), oracles.load_balance(choices, routing.probs_TE))
 
 
 def test_enough_capacity_drops_nothing_and_changes_nothing() -> None:

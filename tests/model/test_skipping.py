@@ -107,6 +107,8 @@ def test_what_cannot_skip_is_told() -> None:
         for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
             with pytest.raises(ValueError, match=said):
                 ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], **beside, **skips})
+    with pytest.raises(ConfigError, match=r"hyper: router\.skip"):
+        hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2, skip=0.5), hyper=hmoe.Hyper(dim=3))
     with pytest.raises(ValueError, match="only zeros have no effect"):
         ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8], "skip": [0, 0]})
     base = {"widths": [8, 8], "skip": [0.5]}

@@ -123,11 +123,20 @@ def test_windows_go_around_and_cover_the_layer() -> None:
 
 def test_a_narrower_expert_is_scaled_to_be_nearest() -> None:
     dense = trained(**DENSE)
+    for block in dense.blocks:
+        block.ffn.w_down.data.abs_()  # units that agree, so that some of them say less than all
+        block.ffn.w_gate.data.copy_(block.ffn.w_up.data)
     inputs = inputs_of(dense, [tokens()])
     model, (error, _) = upcycle(
         dense, target({"widths": [9], "router": {"name": "top_k", "k": 1}}), Choice("windows"), inputs
     )
     ffn = model.blocks[0].ffn
+    whole = dense.blocks[0].ffn
+    hidden = torch.nn.functional.silu(inputs[0] @ whole.w_gate[:9].T) * (inputs[0] @ whole.w_up[:9].T)
+    part, all_of_it = hidden @ whole.w_down[:9], whole(inputs[0])
+    expected = (part * all_of_it).sum() / (part * part).sum()
+    assert abs(expected - 1) > 0.1
+    torch.testing.assert_close(ffn.w_down.data, (whole.w_down[:9] * expected).data)
     for factor in (0.95, 1.05):
         ffn.w_down.data.mul_(factor)
         worse = (ffn(inputs[0])[0] - dense.blocks[0].ffn(inputs[0])).norm() / dense.blocks[0].ffn(inputs[0]).norm()

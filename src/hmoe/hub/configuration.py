@@ -155,10 +155,11 @@ class HMoEConfig(PreTrainedConfig):
                 raise ValueError(
                     f"expert_skip has {len(self.moe.skip)} numbers, must have one for each of {len(self.moe_layers)} layers"
                 )
-            for place in range(len(self.moe.skip)):
-                of_layer(self.router, self.moe.skip, place)
-            if self.moe.zero is not None:
-                self.moe.zero.check(self.router)
+            routers = [of_layer(self.router, self.moe.skip, place) for place in range(len(self.moe.skip))]
+            for beside in (self.moe.zero, self.moe.hyper):
+                for router in (self.router, *routers):
+                    if beside is not None:
+                        beside.check(router)
             return
         for name in ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts"):
             if getattr(self, name):

@@ -73,6 +73,8 @@ class MoE(nn.Module):
         self.routed_widths = routed_widths(widths, zero)
         if zero is not None:
             zero.check(router)
+        if hyper is not None:
+            hyper.check(router)
         self.check_finite = True
         self.backend: str | None = None
         self.router = RouterLayer(dim, self.routed_widths, router, zero is not None and zero.true_gates)

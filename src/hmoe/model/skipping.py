@@ -1,4 +1,4 @@
-"""Dynamic expert skipping at inference, measured on a text (Lu et al. 2024, Not All Experts are Equal, section 3.3)."""
+"""Dynamic expert skipping at inference, measured on a text (Lu et al. 2024, Not All Experts are Equal)."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any

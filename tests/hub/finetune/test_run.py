@@ -107,6 +107,15 @@ def test_it_learns_what_can_be_learned(
     assert "out" in capsys.readouterr().err
 
 
+def test_only_so_many_examples_are_trained_on_and_scored(switch: Path, tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        write(tmp_path / "data", reviews(20, 0), split)
+    words = f"--data {tmp_path / 'data'} --epochs 1 --train-examples 7 --eval-examples 3".split()
+    assert hmoe(["finetune", "sst2", str(switch), str(tmp_path / "out"), *words]) == 0
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (result["train_sequences"], result["scored"]) == (7, 3)
+
+
 @pytest.mark.parametrize("name", ["superglue-record", "squad", "cnn_dailymail", "superglue-multirc", "stsb"])
 def test_each_kind_of_task_runs(name: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = dict(ROWS[name][0])
