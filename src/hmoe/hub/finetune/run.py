@@ -89,7 +89,9 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
         save_strategy="no", logging_strategy="epoch", report_to=[], disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    trainer = _Trainer(model=model, args=arguments, train_dataset=features, data_collator=collator, callbacks=[history])
+    trainer = BalancedTrainer(
+        model=model, args=arguments, train_dataset=features, data_collator=collator, callbacks=[history]
+    )
     trainer.remove_callback(PrinterCallback)  # the history says it
     trainer.train()
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -148,12 +150,13 @@ class Collator:
         return {**self.inner(list(features)), "output_router_logits": True}
 
 
-class _Trainer(Trainer):  # type: ignore[misc]
+class BalancedTrainer(Trainer):  # type: ignore[misc]
     """Adds the balance of noisy routers, which are no part of the model's own loss."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        """The model's loss and 1e-2 times what the noisy routers' balance is."""
         with heard(model) as routers:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if routers:
