@@ -18,8 +18,9 @@ quickstart: $(READY)  ## train a small HMoE on the embedded corpus: about five m
 kernels: $(READY)  ## the optional C++ library for bfloat16 on this processor: seconds, needs a C++ compiler
 	$(BIN)/python -m hmoe.kernels.build
 
+# Two workers of one thread each: threads that wait for each other cost more than they bring on shapes this small.
 test: $(READY)  ## the whole suite but the slow proofs; property tests with fixed cases (pytest alone draws new ones)
-	$(BIN)/python -m pytest --hypothesis-profile ci
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
 	$(BIN)/python -m pytest -m slow -rA

@@ -25,6 +25,7 @@ CASES = {  # dim, widths, router, tokens
     "prime tokens": (80, (48, 96), TopK(1), 131),
     "narrow and wide": (48, (16, 2208, 864, 48), TopK(2), 17),
     "64 experts": (32, tuple(16 * (1 + i % 7) for i in range(64)), TopK(8), 37),
+    "515 tokens": (16, (16, 48, 32), TopK(2), 515),
     "4096 tokens": (16, (16, 48, 32), TopK(2), 4096),
 }
 ODD = {  # widths and dims that are no multiple of 16: not for Triton
@@ -128,7 +129,8 @@ def engine(name: str, request: pytest.FixtureRequest) -> str:
         libraries = request.getfixturevalue("native_libraries")
         if variant not in libraries:
             pytest.skip(f"no {variant} library here: {libraries['why']}")
-        manager = library(variant)
+        manager, threads = library(variant), torch.get_num_threads()
         manager.__enter__()
-        request.addfinalizer(lambda: manager.__exit__(None, None, None))
+        torch.set_num_threads(2)  # the suite runs with one; the library's own threads are part of what is tested
+        request.addfinalizer(lambda: (torch.set_num_threads(threads), manager.__exit__(None, None, None)))
     return backend

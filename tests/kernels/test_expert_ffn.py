@@ -33,27 +33,31 @@ PLACES = [
     *(pytest.param("cuda", name, marks=GPU) for name in ("reference", "loop")),
 ]
 DTYPES = ("float32", "float16", "bfloat16")
-LARGE = ("narrow and wide", "64 experts", "4096 tokens")  # half a minute each in the interpreter
+SLOW = "4096 tokens"  # the oracle's loops alone take seconds, the interpreter a minute
+LARGE = ("narrow and wide", "64 experts", "515 tokens")  # several seconds each in the interpreter
+
+
+def marks(case: str, slow: bool = False) -> tuple[pytest.MarkDecorator, ...]:
+    return (pytest.mark.slow,) if slow or case == SLOW else ()
 
 
 def low_precision() -> Iterator[object]:
     """(device, backend, dtype, case), with the marks that some of them carry."""
     for case in (*CASES, *ODD):
-        yield from (("cpu", name, "float32", case) for name in ("loop", "cpu"))
-        yield from (("cpu", name, "bfloat16", case) for name in ("loop", "cpu", *LIBRARIES))
-        yield "cpu", "loop", "float16", case
+        here = [(name, "float32") for name in ("loop", "cpu")]
+        here += [(name, "bfloat16") for name in ("loop", "cpu", *LIBRARIES)] + [("loop", "float16")]
+        yield from (pytest.param("cpu", name, dtype, case, marks=marks(case)) for name, dtype in here)
         backends = ("loop", "triton") if case in CASES else ("loop",)  # Triton refuses ODD, tested below
         yield from (pytest.param("cuda", name, dtype, case, marks=GPU) for name in backends for dtype in DTYPES)
     for case, dtype in itertools.product(CASES, DTYPES):
-        slow = case in LARGE and dtype != "float16"
-        yield pytest.param("cpu", "triton", dtype, case, marks=pytest.mark.slow if slow else ())
+        yield pytest.param("cpu", "triton", dtype, case, marks=marks(case, case in LARGE and dtype != "float16"))
 
 
 def interpreted(name: str, device: str) -> bool:
     return name == "triton" and device == "cpu"
 
 
-@pytest.mark.parametrize("case", [*CASES, *ODD])
+@pytest.mark.parametrize("case", [pytest.param(case, marks=marks(case)) for case in (*CASES, *ODD)])
 @pytest.mark.parametrize(("device", "name"), PLACES)
 def test_float64_is_the_oracle(name: str, device: str, case: str) -> None:
     values, routing, widths, grad, truth = known(case, device, 0, torch.float64)
@@ -102,8 +106,15 @@ def made(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
 
 
 def same(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    """Bit for bit, which is promised where all tensors lie in memory as before."""
     for name, a, b in zip(NAMES, first, second, strict=True):
         assert torch.equal(a, b), name
+
+
+def same_to_rounding(first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
+    """Where operands lie otherwise, libraries may sum in another order: a few roundings of the largest value."""
+    for name, a, b in zip(NAMES, first, second, strict=True):
+        assert (a - b).abs().max() <= 4 * torch.finfo(a.dtype).eps * b.abs().max(), name
 
 
 @pytest.mark.parametrize("case", ["top-p, one expert empty", "prime tokens", "few tokens"])
@@ -122,8 +133,8 @@ def test_non_contiguous_input_and_expanded_gradient(made: tuple[str, torch.dtype
     assert not strided[0].is_contiguous()
     grad = torch.ones((), dtype=made[1]).expand_as(values[0])
     expected = run(made[0], values, routing, widths, grad.contiguous())
-    same(run(made[0], strided, routing, widths, grad), expected)
-    same(run(made[0], transposed, routing, widths, grad), expected)
+    same_to_rounding(run(made[0], strided, routing, widths, grad), expected)
+    same_to_rounding(run(made[0], transposed, routing, widths, grad), expected)
 
 
 def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> None:
@@ -218,7 +229,7 @@ def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtyp
         ({"count": lambda v: v[:-1]}, "3 counts in num_tokens_E for 4 widths"),
         ({"gate": lambda v: v[:-1]}, "33 gates for 34 pairs"),
     ],
-    ids=str,
+    ids=["type of x", "shape of a weight", "type of tokens", "type of counts", "number of counts", "number of gates"],
 )
 def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object], said: str) -> None:
     values, routing, widths = arguments("mixed")
