@@ -167,6 +167,20 @@ def test_a_checkpoint_of_another_model_is_refused() -> None:
         checkpoint.restore(example(), model)
 
 
+def test_every_moment_is_restored_onto_its_parameters_device() -> None:
+    """Fused AdamW refuses a `step` on the CPU beside parameters on a GPU; `meta` stands for one."""
+    with torch.device("meta"):
+        model = torch.nn.Linear(5, 4)
+    parameters = {"weight": torch.zeros(4, 5), "bias": torch.zeros(4)}
+    moments = {f"{name}.{key}": torch.ones(()) if key == "step" else torch.zeros_like(value)
+               for name, value in parameters.items() for key in ("step", "exp_avg", "exp_avg_sq")}  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkpoint.restore(Checkpoint(1, parameters, moments, {"step": 1}), model, optimizer)
+    devices = {moment.device.type for state in optimizer.state.values() for moment in state.values()}
+    assert len(optimizer.state) == 2
+    assert devices == {"meta"}
+
+
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
         checkpoint.read_config(tmp_path)

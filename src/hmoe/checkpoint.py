@@ -186,8 +186,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         return
     for key, value in checkpoint.optimizer.items():
         name, _, moment = key.rpartition(".")
-        device = "cpu" if moment == "step" and not value.is_cuda else parameters[name].device
-        optimizer.state[parameters[name]][moment] = value.to(device)
+        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)  # fused AdamW: its `step` too
 
 
 def read_config(run: Path) -> RunConfig:

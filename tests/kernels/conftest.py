@@ -1,6 +1,9 @@
 """The C++ library in both variants, built once per session into the tests' own cache."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from hmoe.errors import ConfigError
 from hmoe.kernels import build, native
@@ -26,3 +29,11 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
         native.library.cache_clear()
     cases.LIBRARIES.update(found)
     return found
+
+
+@pytest.fixture(autouse=True)
+def _memory_that_nobody_wrote_is_nan() -> Iterator[None]:
+    """`torch.empty` gives NaN, and the largest integers: what a kernel leaves unwritten cannot look right by chance."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -286,8 +286,9 @@ def _pairs(
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None
     num_pairs = num_tokens * most
-    begin_E = num_tokens_E.cumsum(0) - num_tokens_E
-    place_TE = torch.where(chosen_TE, chosen_TE.cumsum(0) - 1 + begin_E, num_pairs)  # the last place is nobody's
+    # One flat scan, expert after expert: over the tokens of (T, E) a GPU scans each column with a single thread.
+    place_TE = (chosen_TE.T.reshape(-1).cumsum(0) - 1).view(num_experts, num_tokens).T
+    place_TE = torch.where(chosen_TE, place_TE, num_pairs)  # the last place is nobody's
     cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
     cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
     real_N = None

@@ -23,7 +23,7 @@ def _swiglu_backward(da, base, at, units, gate, pre_gate, pre_up, dgate, dup, ac
     return tl.sum(da * silu * u, 1)
 
 
-@tuned("down_backward")
+@tuned("down_backward", partly_written=("partial",))
 @triton.jit(do_not_specialize=["tune_rows", "tune_width", "num_pairs"])
 def down_backward_kernel(
     dy_TD,
@@ -122,9 +122,11 @@ def weight_kernel(
         at = depth[:, None] * h + units[None, :]
         a_at, b_at = a + pre + at, b + pre + at
         sum_a, sum_b = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
+        # One step ahead: rows whose index is loaded in the same step are copied two deep, whatever num_stages says.
+        ahead = tl.load(token_N + pair + depth, mask=depth < M, other=0).to(tl.int32)
         for m in range(0, M, BK):
-            real = m + depth < M
-            token = tl.load(token_N + pair + m + depth, mask=real, other=0).to(tl.int32)
+            real, following, token = m + depth < M, m + BK + depth, ahead
+            ahead = tl.load(token_N + pair + following, mask=following < M, other=0).to(tl.int32)
             row = tl.load(
                 rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0
             )
