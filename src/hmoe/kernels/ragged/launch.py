@@ -50,7 +50,7 @@ def _multiprocessors(device: torch.device) -> int:
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-class _Launcher:
+class Launcher:
     """What every launch of one layer has in common."""
 
     def __init__(self, layer: Layer) -> None:
@@ -114,7 +114,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     x_TD = layer.x_TD
     sorted_N, order_N = torch.sort(_owners(layer), stable=True)
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_N)
-    run = _Launcher(layer)
+    run = Launcher(layer)
     act, out_ND = x_TD.new_empty(room or room_bound(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     weights = (layer.w_gate_FD, layer.w_up_FD)
     run(up_kernel, x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
@@ -126,7 +126,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
-    run = _Launcher(layer)
+    run = Launcher(layer)
     dgate, dup, act = (torch.empty_like(saved.pre_gate) for _ in range(3))
     partial = gate_N.new_zeros(-(-max(layer.widths) // LEAST_BN), run.num_pairs, dtype=torch.float32)
     into = (dgate, dup, act, partial, run.num_pairs)

@@ -1,0 +1,116 @@
+"""Stage 2: every tile shape against float64 on the GPU, by the norm of the error; twice the same bits; the edges.
+
+`torch.empty` gives NaN here, so what a kernel leaves unwritten is seen.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+
+import hmoe
+from benchmarks.gpu.compiling import compile_all, tasks
+from benchmarks.gpu.layers import SIZES, Size, layer, tiny
+from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.shapes import KERNELS, candidates, forced, text
+from hmoe.kernels import expert_ffn
+from hmoe.kernels.layer import Layer
+from hmoe.kernels.ragged import tune
+
+NAMES = ("y", "dx", "dgate", "dw_gate", "dw_up", "dw_down")
+ALLOWED = {  # relative to the norm of the true values
+    torch.bfloat16: dict(zip(NAMES, (6e-3, 8e-3, 1e-2, 6e-3, 6e-3, 6e-3), strict=True)),
+    torch.float16: dict.fromkeys(NAMES, 1e-3),
+    torch.float32: dict.fromkeys(NAMES, 3e-6),
+}
+LAYERS = {
+    "0.4B T=1000": (SIZES["0.4B"]._replace(tokens=1000), False),
+    "0.4B T=131": (SIZES["0.4B"]._replace(tokens=131), False),
+    "64 experts T=500": (SIZES["64 experts"]._replace(tokens=500), False),
+    "one empty T=300": (Size(768, hmoe.arithmetic(12288, 8), 3, 300), True),
+}
+
+
+def cases(setting: Setting) -> Mapping[str, Case]:
+    """Compiling, then each layer and dtype, then the edges."""
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty
+    wanted = [task for dtype in ("bfloat16", "float16", "float32") for experts in (8, 64) for task in tasks(dtype, 768, experts)]
+    wanted += [*tasks("bfloat16", 784, 4), *tasks("bfloat16", 1008, 1, most=1)]
+    found: dict[str, Case] = {"compile": lambda: compile_all(setting, wanted)}
+    names = list(LAYERS)[1::2] if setting.dry else list(LAYERS)
+    for name in names:
+        for dtype in (torch.bfloat16, torch.float32) if setting.dry else ALLOWED:
+            for number in range(max(len(candidates(kind, dtype)) for kind in KERNELS)):
+                found[f"{name} {str(dtype)[6:]} shape {number}"] = functools.partial(_case, setting, name, dtype, number)
+    found["first call of a tuning key"] = functools.partial(_first_call, setting)
+    found["numel just below 2^31"] = functools.partial(_largest, setting)
+    return found
+
+
+def computed(given: Layer, grad: torch.Tensor, backend: str) -> list[torch.Tensor]:
+    """Output and gradients in the order of NAMES."""
+    x, gate, *weights = (t.detach().requires_grad_() for t in (given.x_TD, given.gate_N, *given[4:7]))
+    y = expert_ffn(x, given.token_N, gate, given.num_tokens_E, *weights, given.widths, backend)
+    y.backward(grad)
+    return [y.detach(), *(t.grad for t in (x, gate, *weights) if t.grad is not None)]
+
+
+@functools.lru_cache(maxsize=1)
+def _truth(name: str, dtype: torch.dtype, device: str) -> tuple[Layer, torch.Tensor, list[torch.Tensor]]:
+    size, empty = LAYERS[name]
+    given = layer(tiny(size) if device == "cpu" else size, dtype, device, empty=empty)
+    grad = torch.randn(given.x_TD.shape, device=device).to(dtype)
+    exact = Layer(*(t.double() if t.is_floating_point() else t for t in given[:7]), given.widths)
+    return given, grad, computed(exact, grad.double(), "reference")
+
+
+def _case(setting: Setting, name: str, dtype: torch.dtype, number: int) -> Found:
+    given, grad, truth = _truth(name, dtype, setting.device)
+    chosen = {kind: (shapes := candidates(kind, dtype, kind == "weights"))[number % len(shapes)] for kind in KERNELS}
+    with forced(chosen):
+        first, second = (computed(given, grad, "triton") for _ in range(2))
+    errors = {n: float((r.double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, first, truth, strict=True)}
+    slack = 4 if setting.dry else 1  # the interpreter cuts bfloat16 off instead of rounding it
+    wrong = [n for n, error in errors.items() if not error <= slack * ALLOWED[dtype][n]]
+    differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
+    shapes = {kind: text(shape) for kind, shape in chosen.items()}
+    line = " ".join(f"{n} {error:.1e}" for n, error in errors.items())
+    if wrong or differing:
+        raise AssertionError(f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {shapes}")
+    return line, {"errors": errors, "shapes": shapes}
+
+
+def _first_call(setting: Setting) -> Found:
+    """A model width that nothing was measured for: all shapes write into the same tensors, then the fastest."""
+    size = Size(784, (256, 512, 128, 384), 2, 300)
+    given = layer(tiny(size) if setting.dry else size, torch.bfloat16, setting.device)
+    grad = torch.randn_like(given.x_TD)
+    first, second = (computed(given, grad, "triton") for _ in range(2))
+    differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
+    if differing:
+        raise AssertionError(f"the first call differs from the second in {differing}")
+    best = {kind: str(kernel.best_config) for kind, kernel in KERNELS.items() if hasattr(kernel, "best_config")}
+    return "same bits as the second", best
+
+
+def _largest(setting: Setting) -> Found:
+    """Offsets near the end of 32 bits; a sample of tokens against float64."""
+    tokens, dim = (40, 32) if setting.dry else (2_130_000, 1008)
+    size = Size(dim, (16,), 1, tokens)
+    given = layer(size, torch.bfloat16, setting.device)
+    grad = torch.randn_like(given.x_TD)
+    torch.use_deterministic_algorithms(False)  # NaN into six tensors of 4 GB each is not needed here
+    shapes = {kind: (tune.INTERPRETER if setting.dry else tune.SHAPES[kind])[0] for kind in KERNELS}
+    with forced(shapes):
+        results = computed(given, grad, "triton")[:3]
+    sample = torch.cat([torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]).to(setting.device)
+    count = torch.tensor([len(sample)], device=setting.device)
+    pairs = (torch.arange(len(sample), device=setting.device), given.gate_N[sample].double(), count)
+    part = Layer(given.x_TD[sample].double(), *pairs, *(w.double() for w in given[4:7]), given.widths)  # type: ignore[arg-type]
+    truth = computed(part, grad[sample].double(), "reference")[:3]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    errors = {n: float((r[sample].double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, results, truth, strict=False)}
+    line = f"{tokens} x {dim}: " + " ".join(f"{n} {error:.1e}" for n, error in errors.items())
+    if not all(error < 3e-2 for error in errors.values()):
+        raise AssertionError(line)
+    return line, errors

@@ -1,0 +1,57 @@
+"""Stage 1: the kernel tests that need a GPU, in many processes, with the first tile shape of each kernel only."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from xml.etree import ElementTree
+
+from benchmarks.gpu.facts import ROOT
+from benchmarks.gpu.setting import Case, Found, Setting
+
+ENVIRONMENT = {"HMOE_FIRST_TILE_SHAPE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def cases(setting: Setting) -> Mapping[str, Case]:
+    """One: the suite; its output is kept in suite.log."""
+    return {"tests/kernels": lambda: _suite(setting)}
+
+
+def _suite(setting: Setting) -> Found:
+    report, log = setting.out / "suite.xml", setting.out / "suite.log"
+    choice = ["-k", "few and triton and float32", "tests/kernels/test_expert_ffn.py"] if setting.dry else ["tests/kernels"]
+    command = [sys.executable, "-m", "pytest", "-v", "-W", "default", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    if not setting.dry:
+        command += ["-m", "gpu"]
+        command += ["-n", "12"] if importlib.util.find_spec("xdist") else []
+        command += ["--timeout=50"] if importlib.util.find_spec("pytest_timeout") else []
+    with log.open("w") as file:
+        try:
+            subprocess.run(
+                [*command, *choice], cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
+                timeout=setting.left - 2, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            passed = log.read_text().count("PASSED")
+            raise TimeoutError(f"{passed} passed before the limit: {log.read_text()[-200:]}") from None
+    if not report.exists():
+        raise RuntimeError(log.read_text()[-1500:])
+    return _read(report)
+
+
+def _read(report: Path) -> Found:
+    tests, failures, seconds = 0, [], 0.0
+    for test in ElementTree.parse(report).iter("testcase"):
+        tests += 1
+        seconds += float(test.get("time", 0))
+        for kind in ("failure", "error"):
+            for found in test.findall(kind):
+                failures.append({
+                    "test": test.get("name"), "message": (found.get("message") or "")[:600], "text": (found.text or "")[-1500:],
+                })  # fmt: skip
+    report.unlink()
+    for failure in failures[:10]:
+        print(f"1   {failure['test']}: {' '.join(str(failure['message']).split())[:220]}", flush=True)
+    return f"{tests - len(failures)} of {tests} passed", {"tests": tests, "seconds": seconds, "failures": failures}

@@ -1,0 +1,107 @@
+"""Stage 6: training steps of the paper's presets: tokens/s, MFU, memory, the GPU's busy share, and waits for the device by line."""
+
+import collections
+import functools
+import importlib.util
+import statistics
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.kernels import best_shapes
+from benchmarks.gpu.layer_race import profile_line
+from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.shapes import forced
+from benchmarks.gpu.timing import profile
+
+PEAK = 989e12  # nominal bfloat16 of an H100 or H200
+PARTS = 4  # micro-batches of a step
+SEQUENCE = 4096
+TINY = ["model.dim=32", "model.layers=2", "model.heads=2", "model.vocab=300", "model.moe.widths={shape: equal, total: 64, experts: 4}"]
+
+
+def cases(setting: Setting) -> Mapping[str, Case]:
+    """Presets and micro-batches in the order of their worth; (a) as the preset is, (b) 32k tokens without checkpointing."""
+    if missing := [name for name in ("pydantic", "yaml") if not importlib.util.find_spec(name)]:
+        return {"trainer": lambda: (f"skipped: {missing[0]} is not installed", None)}
+    wanted = [("hmoe-0.4b-topk", 4096, True), ("hmoe-0.4b-topk", 32768, False), ("moe-0.4b-topk", 32768, False),
+              ("dense-0.2b", 32768, False), ("hmoe-3b-topk", 4096, True), ("moe-0.4b-topk", 4096, True), ("dense-0.2b", 4096, True)]  # fmt: skip
+    return {
+        f"{preset} {PARTS}x{tokens}{' checkpointing' if again else ''}": functools.partial(_case, setting, preset, tokens, again)
+        for preset, tokens, again in (wanted[:1] if setting.dry else wanted)
+    }
+
+
+class Training:
+    """A preset on random tokens."""
+
+    def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
+        from hmoe import recipes
+        from hmoe.model.transformer import build, set_check_finite
+        from hmoe.train.optim import adamw
+
+        length = 16 if setting.dry else SEQUENCE
+        tokens = 2 * length if setting.dry else tokens
+        changes = [f"data.sequence_length={length}", f"data.batch_tokens={PARTS * tokens}", f"data.micro_batches={PARTS}",
+                   f"train.activation_checkpointing={str(checkpointing).lower()}", *(TINY if setting.dry else [])]  # fmt: skip
+        self.config, self.setting, self.step = recipes.load(preset, changes)[1], setting, 0
+        self.model = build(self.config.model, 0, torch.float32, setting.device)
+        self.model.activation_checkpointing = checkpointing
+        set_check_finite(self.model, False)
+        self.optimizer = adamw(self.model, self.config.optim)
+        shape = (PARTS * tokens // length, length + 1)
+        table = np.random.default_rng(0).integers(self.config.model.vocab, size=shape, dtype=np.int64)
+        self.batch = (np.ascontiguousarray(table[:, :-1]), np.ascontiguousarray(table[:, 1:]))
+
+    def __call__(self) -> Any:
+        from hmoe.train.step import train_step
+
+        record = train_step(self.model, self.optimizer, self.batch, self.config, self.step)
+        self.step += 1
+        return record
+
+
+def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Found:
+    on_gpu, times, losses = not setting.dry, [], []
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with forced(best_shapes(setting, "3B uniform" if "3b" in preset else "0.4B uniform")):
+        training = Training(setting, preset, tokens, checkpointing)
+        for _ in range(2 if setting.dry else 3 if "3b" in preset else 6):
+            start = time.perf_counter()
+            record = training()
+            torch.cuda.synchronize() if on_gpu else None
+            times.append(time.perf_counter() - start)
+            losses.append(record.terms["loss"])
+        found: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
+        found["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
+        found["waits"] = _waits(training)
+        found["profile"] = profile(training, setting.device, 20)
+    second = statistics.median(times[-4:] if len(times) > 4 else times[-1:])
+    found |= {"tokens_per_second": record.tokens / second, "mfu": record.flops / second / PEAK}
+    waits = sum(found["waits"].values())
+    most = ", ".join(f"{place} {count}" for place, count in list(found["waits"].items())[:5])
+    return (
+        f"{1e3 * second:.0f} ms/step, {found['tokens_per_second']:.0f} tokens/s, MFU {found['mfu']:.1%}, {found['gigabytes']:.1f} GB, "
+        f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; {waits} waits: {most}; {profile_line(found['profile'], 6)}"
+    ), found
+
+
+def _waits(training: Training) -> dict[str, int]:
+    """Waits of one step for the device, by the line that asked for them."""
+    if training.setting.dry:
+        training()
+        return {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        training()
+        torch.cuda.set_sync_debug_mode("default")
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    return dict(collections.Counter(places).most_common())
