@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup quickstart kernels test test-slow test-gpu check fmt docs golden bench
+.PHONY: setup quickstart kernels test test-slow test-gpu gpu check fmt docs golden bench
 
 setup: $(READY)
 
@@ -26,7 +26,11 @@ test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quic
 	$(BIN)/python -m pytest -m slow -rA
 
 test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
-	PYTHONPATH=src $(PYTHON) -m pytest -W default -m gpu tests/kernels
+	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -m pytest -W default -m gpu tests/kernels
+
+STAGES ?=
+gpu:  ## the first ten minutes on a GPU: right? how fast? where does the time go? needs torch, triton, numpy and pytest
+	PYTHONPATH=src:$$PYTHONPATH PYTHONUNBUFFERED=1 $(PYTHON) -m benchmarks.gpu --stages "$(STAGES)"
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

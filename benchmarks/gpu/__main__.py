@@ -5,7 +5,7 @@
 Eight stages in turn, each a process with its own time limit, so that a failure or a hang costs only itself: 0 the machine's
 limits, 1 the tests that need a GPU, 2 every tile shape against float64, 3 memory and race checks, 4 every kernel and tile shape
 timed, 5 whole layers, 6 training steps, 7 training end to end. A line for each case as it ends, a table, and one JSON file in
-OUT (benchmarks/results if unset); 470 seconds in all, of which stage 4 gives way first. --dry-run: the same code on a CPU, tiny,
+OUT (benchmarks/results if unset), beside it gpu.log and suite.log with what the stages print to stderr; 470 seconds in all, of which stage 4 gives way first. --dry-run: the same code on a CPU, tiny,
 in Triton's interpreter. Needs torch, triton, numpy and pytest; stages 6 and 7 also pydantic and its companions.
 """
 
@@ -44,8 +44,17 @@ def run_stage(stage: int, seconds: float, arguments: argparse.Namespace) -> str:
         left = deadline - time.monotonic()
         if left < 1:
             return "no time"
-        words = ["--child", str(stage), "--seconds", str(left), "--out", str(arguments.out)] + ["--dry-run"] * arguments.dry_run
-        process = subprocess.Popen([sys.executable, "-m", "benchmarks.gpu", *words], cwd=ROOT, env=environment, start_new_session=True)
+        words = ["--child", str(stage), "--seconds", str(left), "--out", str(arguments.out)] + [
+            "--dry-run"
+        ] * arguments.dry_run
+        with (arguments.out / "gpu.log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.gpu", *words],
+                cwd=ROOT,
+                env=environment,
+                stderr=log,
+                start_new_session=True,
+            )
         try:
             code = process.wait(timeout=left)
         except subprocess.TimeoutExpired:
@@ -53,7 +62,11 @@ def run_stage(stage: int, seconds: float, arguments: argparse.Namespace) -> str:
         finally:
             _end_group(process)
         if code != 75:
-            return "ended" if code == 0 else f"exit code {code}"
+            return (
+                "ended"
+                if code == 0
+                else f"exit code {code}: {' '.join((arguments.out / 'gpu.log').read_text()[-300:].split())}"
+            )
     return "device lost six times"
 
 
@@ -90,9 +103,13 @@ def summary(ends: dict[int, tuple[str, float]], cases: list[dict[str, Any]]) -> 
     for stage, (end, seconds) in ends.items():
         states = [case["state"] for case in cases if case["stage"] == stage]
         counts = [states.count("done"), states.count("failed"), states.count("begun") + states.count("no time")]
-        lines.append(f"{stage} {STAGES[stage][0]:10s} {seconds:7.0f}  {counts[0]:4d} {counts[1]:6d} {counts[2]:4d}   {end}")
+        lines.append(
+            f"{stage} {STAGES[stage][0]:10s} {seconds:7.0f}  {counts[0]:4d} {counts[1]:6d} {counts[2]:4d}   {end}"
+        )
     wrong = [case for case in cases if case["state"] != "done"]
-    return lines + [f"{case['state'].upper()} {case['stage']} {case['case']}: {case['line'][:160]}" for case in wrong[:25]]
+    return lines + [
+        f"{case['state'].upper()} {case['stage']} {case['case']}: {case['line'][:160]}" for case in wrong[:25]
+    ]
 
 
 def parse() -> argparse.Namespace:
@@ -116,7 +133,8 @@ def main() -> int:
         return run_child(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     journal, start, ends = arguments.out / "gpu.jsonl", time.monotonic(), {}
-    journal.unlink(missing_ok=True)
+    for path in (journal, arguments.out / "gpu.log"):
+        path.unlink(missing_ok=True)
     for stage in arguments.stages:
         began = time.monotonic()
         seconds = limit(stage, arguments.stages, arguments.seconds - (began - start))
@@ -130,7 +148,12 @@ def main() -> int:
     path.write_text(json.dumps(content, indent=1) + "\n")
     journal.unlink(missing_ok=True)
     print(f"{time.monotonic() - start:.0f} s; written to {path}", flush=True)
-    return 1 if any(case["state"] in ("failed", "begun") for case in cases) or any(end != "ended" for end, _ in ends.values()) else 0
+    return (
+        1
+        if any(case["state"] in ("failed", "begun") for case in cases)
+        or any(end != "ended" for end, _ in ends.values())
+        else 0
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compiles kernels in many processes into Triton's cache folder, before anything is timed: a second or two each on one core.
 
-    python -m benchmarks.gpu.compiling NUMBER OF        the NUMBER-th part of what stdin lists as JSON
+python -m benchmarks.gpu.compiling NUMBER OF        the NUMBER-th part of what stdin lists as JSON
 """
 
 import json
@@ -54,7 +54,11 @@ def compile_one(task: Task) -> None:
     (config,) = tune.configs((tuple(task.shape),))  # type: ignore[arg-type]
     function = KERNELS[kind].fn
     constants = {"D": task.dim, "PADDED": task.padded, "UPCAST": False, **flags, **config.all_kwargs()}
-    types = {**dict.fromkeys(INTEGERS, torch.int64), **dict.fromkeys(FLOATS, torch.float32), **dict.fromkeys(SCALARS, 64)}
+    types = {
+        **dict.fromkeys(INTEGERS, torch.int64),
+        **dict.fromkeys(FLOATS, torch.float32),
+        **dict.fromkeys(SCALARS, 64),
+    }
     arguments = [types.get(name, getattr(torch, task.dtype)) for name in function.arg_names if name not in constants]
     function.warmup(*arguments, grid=(1,), **constants)
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -33,15 +34,23 @@ LAYERS = {
 
 def cases(setting: Setting) -> Mapping[str, Case]:
     """Compiling, then each layer and dtype, then the edges."""
+    warnings.simplefilter("ignore")  # of operations that are not deterministic
     torch.use_deterministic_algorithms(True, warn_only=True)  # fills torch.empty
-    wanted = [task for dtype in ("bfloat16", "float16", "float32") for experts in (8, 64) for task in tasks(dtype, 768, experts)]
+    wanted = [
+        task
+        for dtype in ("bfloat16", "float16", "float32")
+        for experts in (8, 64)
+        for task in tasks(dtype, 768, experts)
+    ]
     wanted += [*tasks("bfloat16", 784, 4), *tasks("bfloat16", 1008, 1, most=1)]
     found: dict[str, Case] = {"compile": lambda: compile_all(setting, wanted)}
     names = list(LAYERS)[1::2] if setting.dry else list(LAYERS)
     for name in names:
         for dtype in (torch.bfloat16, torch.float32) if setting.dry else ALLOWED:
             for number in range(max(len(candidates(kind, dtype)) for kind in KERNELS)):
-                found[f"{name} {str(dtype)[6:]} shape {number}"] = functools.partial(_case, setting, name, dtype, number)
+                found[f"{name} {str(dtype)[6:]} shape {number}"] = functools.partial(
+                    _case, setting, name, dtype, number
+                )
     found["first call of a tuning key"] = functools.partial(_first_call, setting)
     found["numel just below 2^31"] = functools.partial(_largest, setting)
     return found
@@ -103,13 +112,17 @@ def _largest(setting: Setting) -> Found:
     shapes = {kind: (tune.INTERPRETER if setting.dry else tune.SHAPES[kind])[0] for kind in KERNELS}
     with forced(shapes):
         results = computed(given, grad, "triton")[:3]
-    sample = torch.cat([torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]).to(setting.device)
+    sample = torch.cat([torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]).to(
+        setting.device
+    )
     count = torch.tensor([len(sample)], device=setting.device)
     pairs = (torch.arange(len(sample), device=setting.device), given.gate_N[sample].double(), count)
     part = Layer(given.x_TD[sample].double(), *pairs, *(w.double() for w in given[4:7]), given.widths)  # type: ignore[arg-type]
     truth = computed(part, grad[sample].double(), "reference")[:3]
     torch.use_deterministic_algorithms(True, warn_only=True)
-    errors = {n: float((r[sample].double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, results, truth, strict=False)}
+    errors = {
+        n: float((r[sample].double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, results, truth, strict=False)
+    }
     line = f"{tokens} x {dim}: " + " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if not all(error < 3e-2 for error in errors.values()):
         raise AssertionError(line)

@@ -72,15 +72,23 @@ def _case(setting: Setting, size: Size, skewed: bool) -> Found:
     peak, table, parts = product_rate((8192, 8192, 8192), setting), {}, []
     for name, one in launches(given).items():
         kind, flags = LAUNCHES[name]
-        rows = [_timed(setting, one, kind, shape) for shape in candidates(kind, torch.bfloat16, flags.get("TWO", False))]
+        rows = [
+            _timed(setting, one, kind, shape) for shape in candidates(kind, torch.bfloat16, flags.get("TWO", False))
+        ]
         _compare(one, kind, rows)
         table[name] = rows
         best = min(rows, key=lambda row: row.get("ms", float("inf")))
         if "ms" in best:
             rate = one.flops / best["ms"] / 1e9
             for row in rows:
-                row |= {"tflops": one.flops / row["ms"] / 1e9, "gigabytes_per_second": one.bytes / row["ms"] / 1e6} if "ms" in row else {}
-            parts.append(f"{name} {best['ms']:.2f} ms {rate:.0f} TF {rate / peak:.0%} {text(best['shape'])} (first {rows[0].get('ms', 0):.2f})")
+                row |= (
+                    {"tflops": one.flops / row["ms"] / 1e9, "gigabytes_per_second": one.bytes / row["ms"] / 1e6}
+                    if "ms" in row
+                    else {}
+                )
+            parts.append(
+                f"{name} {best['ms']:.2f} ms {rate:.0f} TF {rate / peak:.0%} {text(best['shape'])} (first {rows[0].get('ms', 0):.2f})"
+            )
         wrong = [f"{text(row['shape'])}: {row['error']}" for row in rows if "error" in row]
         parts += [f"{name} FAILED {wrong[0][:160]} ({len(wrong)})"] if wrong else []
     busiest = float(given.num_tokens_E.max() / given.num_tokens_E.double().mean())

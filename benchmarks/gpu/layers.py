@@ -28,10 +28,12 @@ SIZES = {
 def tiny(size: Size) -> Size:
     """The same kind of layer for the interpreter."""
     experts = min(len(size.widths), 4)
-    return Size(32, tuple(16 * (1 + number % 2) for number in range(experts)), min(size.k, 2), 9)
+    return Size(32, tuple(16 * (1 + 2 * (number % 2)) for number in range(experts)), min(size.k, 2), 9)
 
 
-def routed(size: Size, device: str, skewed: bool = False, empty: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def routed(
+    size: Size, device: str, skewed: bool = False, empty: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(token_N, gate_N, num_tokens_E): distinct experts per token; the busiest has three times the mean if skewed, one has none if empty."""
     experts = len(size.widths)
     generator = torch.Generator(device).manual_seed(0)
@@ -40,7 +42,9 @@ def routed(size: Size, device: str, skewed: bool = False, empty: bool = False) -
         weight_E[experts // 2] = 3.0 * experts / max(experts - 3, 1)
     if empty:
         weight_E[0] = 0
-    noise_TE = -torch.log(-torch.log(torch.rand(size.tokens, experts, device=device, generator=generator).clamp(1e-9, 1 - 1e-7)))
+    noise_TE = -torch.log(
+        -torch.log(torch.rand(size.tokens, experts, device=device, generator=generator).clamp(1e-9, 1 - 1e-7))
+    )
     best_TK = (noise_TE + weight_E.log()).topk(size.k, dim=1).indices
     chosen_TE = torch.zeros(size.tokens, experts, dtype=torch.bool, device=device).scatter(1, best_TK, True)
     expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)

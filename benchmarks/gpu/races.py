@@ -1,6 +1,6 @@
 """Stage 3: compute-sanitizer over two small layers: bytes that nobody owns, and races in shared memory.
 
-    python -m benchmarks.gpu.races        the two layers alone: what the tool watches
+python -m benchmarks.gpu.races        the two layers alone: what the tool watches
 """
 
 import os

@@ -21,8 +21,21 @@ def cases(setting: Setting) -> Mapping[str, Case]:
 
 def _suite(setting: Setting) -> Found:
     report, log = setting.out / "suite.xml", setting.out / "suite.log"
-    choice = ["-k", "few and triton and float32", "tests/kernels/test_expert_ffn.py"] if setting.dry else ["tests/kernels"]
-    command = [sys.executable, "-m", "pytest", "-v", "-W", "default", "--tb=short", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    choice = (
+        ["-k", "few and triton and float32", "tests/kernels/test_expert_ffn.py"] if setting.dry else ["tests/kernels"]
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-W",
+        "default",
+        "--tb=short",
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
     if not setting.dry:
         command += ["-m", "gpu"]
         command += ["-n", "12"] if importlib.util.find_spec("xdist") else []

@@ -22,7 +22,13 @@ from benchmarks.gpu.timing import profile
 PEAK = 989e12  # nominal bfloat16 of an H100 or H200
 PARTS = 4  # micro-batches of a step
 SEQUENCE = 4096
-TINY = ["model.dim=32", "model.layers=2", "model.heads=2", "model.vocab=300", "model.moe.widths={shape: equal, total: 64, experts: 4}"]
+TINY = [
+    "model.dim=32",
+    "model.layers=2",
+    "model.heads=2",
+    "model.vocab=300",
+    "model.moe.widths={shape: equal, total: 64, experts: 4}",
+]
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
@@ -32,7 +38,9 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     wanted = [("hmoe-0.4b-topk", 4096, True), ("hmoe-0.4b-topk", 32768, False), ("moe-0.4b-topk", 32768, False),
               ("dense-0.2b", 32768, False), ("hmoe-3b-topk", 4096, True), ("moe-0.4b-topk", 4096, True), ("dense-0.2b", 4096, True)]  # fmt: skip
     return {
-        f"{preset} {PARTS}x{tokens}{' checkpointing' if again else ''}": functools.partial(_case, setting, preset, tokens, again)
+        f"{preset} {PARTS}x{tokens}{' checkpointing' if again else ''}": functools.partial(
+            _case, setting, preset, tokens, again
+        )
         for preset, tokens, again in (wanted[:1] if setting.dry else wanted)
     }
 
@@ -42,7 +50,7 @@ class Training:
 
     def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
         from hmoe import recipes
-        from hmoe.model.transformer import build, set_check_finite
+        from hmoe.model.transformer import Transformer, set_check_finite
         from hmoe.train.optim import adamw
 
         length = 16 if setting.dry else SEQUENCE
@@ -50,7 +58,9 @@ class Training:
         changes = [f"data.sequence_length={length}", f"data.batch_tokens={PARTS * tokens}", f"data.micro_batches={PARTS}",
                    f"train.activation_checkpointing={str(checkpointing).lower()}", *(TINY if setting.dry else [])]  # fmt: skip
         self.config, self.setting, self.step = recipes.load(preset, changes)[1], setting, 0
-        self.model = build(self.config.model, 0, torch.float32, setting.device)
+        with torch.device("meta"):
+            model = Transformer(self.config.model)
+        self.model = draw_weights(model.to_empty(device=setting.device))
         self.model.activation_checkpointing = checkpointing
         set_check_finite(self.model, False)
         self.optimizer = adamw(self.model, self.config.optim)
@@ -64,6 +74,17 @@ class Training:
         record = train_step(self.model, self.optimizer, self.batch, self.config, self.step)
         self.step += 1
         return record
+
+
+def draw_weights(model: Any) -> Any:
+    """Random ones, drawn on the device: on a CPU, as `build` does, 3B parameters take half a minute."""
+    with torch.no_grad():
+        for value in model.buffers():
+            value.zero_()
+        for value in model.parameters():
+            value.normal_(std=value.shape[-1] ** -0.5) if value.dim() > 1 else value.fill_(1)
+        model.embed.weight.normal_(std=0.02)
+    return model
 
 
 def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Found:

@@ -31,8 +31,8 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
     return found
 
 
-@pytest.fixture(autouse=True)
-def _memory_that_nobody_wrote_is_nan() -> Iterator[None]:
+@pytest.fixture
+def unwritten_is_nan() -> Iterator[None]:
     """`torch.empty` gives NaN, and the largest integers: what a kernel leaves unwritten cannot look right by chance."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield

@@ -25,6 +25,7 @@ from tests.kernels.cases import (
     run,
 )
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 LIBRARIES = tuple(f"cpu+{variant}" for variant in LIBRARY_VARIANTS)
 PLAIN = ("reference", "loop", "cpu")
 GPU = pytest.mark.gpu

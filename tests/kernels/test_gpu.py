@@ -23,6 +23,7 @@ def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode(before)
 
 
+@pytest.mark.usefixtures("unwritten_is_nan")
 @pytest.mark.parametrize("case", ["mixed", "64 experts", "one expert takes everything", "top-p, one expert empty"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_triton_gives_the_same_bits_twice(dtype: torch.dtype, case: str) -> None:

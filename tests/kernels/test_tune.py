@@ -9,6 +9,7 @@ from hmoe import TopK
 from hmoe.kernels.ragged import backward, forward, tune
 from tests.kernels.cases import CASES, INTERPRETED, NAMES, known, largest_errors, low_gates, run
 
+pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 NARROW, WIDE = (16, 16, 32, 4, 1, 1), (16, 32, 32, 4, 1, 1)
 TUNED = (forward.up_kernel, forward.down_kernel, backward.down_backward_kernel, backward.weight_kernel)
 
@@ -44,7 +45,10 @@ def test_the_first_call_of_a_tuning_key_is_right(
     calls = measured(shapes)
     monkeypatch.setitem(CASES, "two experts", (16, (32, 16), TopK(2), 3))
     values, routing, widths, grad, truth = known("two experts", "cpu", 0, torch.float32)
-    for expected in (12, 0):  # two shapes of up, down, d x, down backward and both products of weight gradients; then none
+    for expected in (
+        12,
+        0,
+    ):  # two shapes of up, down, d x, down backward and both products of weight gradients; then none
         calls.clear()
         results = run("triton", low_gates(values, torch.float32), routing, widths, grad)
         assert len(calls) == expected
