@@ -29,8 +29,8 @@ test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
 	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -m pytest -W default -m gpu tests/kernels
 
 STAGES ?=
-gpu:  ## the first ten minutes on a GPU: right? how fast? where does the time go? needs torch, triton, numpy and pytest
-	PYTHONPATH=src:$$PYTHONPATH PYTHONUNBUFFERED=1 $(PYTHON) -m benchmarks.gpu --stages "$(STAGES)"
+gpu:  ## the first ten minutes on a GPU: right? how fast? where does the time go? STAGES=0,4 some, DRY_RUN=1 without a GPU
+	PYTHONPATH=src:$$PYTHONPATH PYTHONUNBUFFERED=1 $(PYTHON) -m benchmarks.gpu --stages "$(STAGES)" $(if $(DRY_RUN),--dry-run)
 
 check: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .

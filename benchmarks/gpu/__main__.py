@@ -5,11 +5,13 @@
 Eight stages in turn, each a process with its own time limit, so that a failure or a hang costs only itself: 0 the machine's
 limits, 1 the tests that need a GPU, 2 every tile shape against float64, 3 memory and race checks, 4 every kernel and tile shape
 timed, 5 whole layers, 6 training steps, 7 training end to end. A line for each case as it ends, a table, and one JSON file in
-OUT (benchmarks/results if unset), beside it gpu.log and suite.log with what the stages print to stderr; 470 seconds in all, of which stage 4 gives way first. --dry-run: the same code on a CPU, tiny,
-in Triton's interpreter. Needs torch, triton, numpy and pytest; stages 6 and 7 also pydantic and its companions.
+OUT (benchmarks/results if unset), beside it gpu.log and suite.log with what the stages print to stderr; 470 seconds in all, of
+which stage 4 gives way first. --dry-run: the same code on a CPU, tiny, in Triton's interpreter. Needs torch, triton, numpy and
+pytest; stages 6 and 7 also pydantic and its companions.
 """
 
 import argparse
+import contextlib
 import datetime
 import importlib
 import json
@@ -24,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 WHOLE = 470.0  # seconds
 STAGES: tuple[tuple[str, float], ...] = (  # module, seconds at most
-    ("facts", 30), ("suite", 80), ("correct", 90), ("races", 60), ("kernels", 110), ("layer_race", 60), ("trainer", 120), ("end_to_end", 50),
+    ("facts", 30), ("suite", 80), ("correct", 90), ("races", 60), ("kernels", 110), ("layer_race", 60), ("trainer", 120),
+    ("end_to_end", 50),
 )  # fmt: skip
 GIVES_WAY = 4  # this stage's limit is what those after it leave
 
@@ -72,10 +75,8 @@ def run_stage(stage: int, seconds: float, arguments: argparse.Namespace) -> str:
 
 def _end_group(process: "subprocess.Popen[bytes]") -> None:
     """The stage's process and all that it started."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

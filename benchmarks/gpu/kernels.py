@@ -52,7 +52,9 @@ def launches(given: Layer) -> dict[str, Launch]:
     weights, pairs = sum(given.widths) * width, run.num_pairs * width
     into = (dgate, dup, act, partial, run.num_pairs)
     calls: dict[str, tuple[tuple[Any, ...], torch.Tensor, int, float]] = {  # tensors, output, products, elements moved
-        "up": ((x, given.token_N, run.plan, given.w_gate_FD, given.w_up_FD, pre_gate, pre_up, act), act, 2, pairs + 2 * weights + 3 * units),
+        "up": (
+            (x, given.token_N, run.plan, given.w_gate_FD, given.w_up_FD, pre_gate, pre_up, act), act, 2, pairs + 2 * weights + 3 * units,
+        ),
         "down": ((act, given.w_down_FD, act, given.w_down_FD, run.plan, rows), rows, 1, units + weights + pairs),
         "down_backward": (
             (dy, given.token_N, given.gate_N, run.plan, given.w_down_FD, pre_gate, pre_up, *into), dup, 1, pairs + weights + 5 * units,
@@ -61,10 +63,12 @@ def launches(given: Layer) -> dict[str, Launch]:
         "weights_gate_up": ((dgate, dup, x, given.token_N, run.plan, dw[0], dw[1]), dw[0], 2, 2 * units + pairs + 2 * weights),
         "weights_down": ((act, act, dy, given.token_N, run.plan, dw[0], dw[0]), dw[0], 1, units + pairs + weights),
     }  # fmt: skip
-    return {
-        name: Launch(functools.partial(run, KERNELS[LAUNCHES[name][0]], *tensors, **LAUNCHES[name][1]), out, products * product, size * moved)
-        for name, (tensors, out, products, moved) in calls.items()
-    }  # fmt: skip
+    found = {}
+    for name, (tensors, out, products, moved) in calls.items():
+        kind, flags = LAUNCHES[name]
+        call = functools.partial(run, KERNELS[kind], *tensors, **flags)
+        found[name] = Launch(call, out, products * product, size * moved)
+    return found
 
 
 def _case(setting: Setting, size: Size, skewed: bool) -> Found:
@@ -77,17 +81,14 @@ def _case(setting: Setting, size: Size, skewed: bool) -> Found:
         ]
         _compare(one, kind, rows)
         table[name] = rows
-        best = min(rows, key=lambda row: row.get("ms", float("inf")))
-        if "ms" in best:
-            rate = one.flops / best["ms"] / 1e9
-            for row in rows:
-                row |= (
-                    {"tflops": one.flops / row["ms"] / 1e9, "gigabytes_per_second": one.bytes / row["ms"] / 1e6}
-                    if "ms" in row
-                    else {}
-                )
+        timed = [row for row in rows if "ms" in row]
+        for row in timed:
+            row["tflops"], row["gigabytes_per_second"] = one.flops / row["ms"] / 1e9, one.bytes / row["ms"] / 1e6
+        if timed:
+            best, first = min(timed, key=lambda row: row["ms"]), rows[0].get("ms", 0)
+            share = best["tflops"] / peak
             parts.append(
-                f"{name} {best['ms']:.2f} ms {rate:.0f} TF {rate / peak:.0%} {text(best['shape'])} (first {rows[0].get('ms', 0):.2f})"
+                f"{name} {best['ms']:.2f} ms {best['tflops']:.0f} TF {share:.0%} {text(best['shape'])} (first {first:.2f})"
             )
         wrong = [f"{text(row['shape'])}: {row['error']}" for row in rows if "error" in row]
         parts += [f"{name} FAILED {wrong[0][:160]} ({len(wrong)})"] if wrong else []

@@ -69,7 +69,8 @@ def _contenders(size: Size, device: str) -> dict[str, Callable[[], Contender]]:
 
     found: dict[str, Callable[[], Contender]] = {
         "dense": dense, "hmoe triton": lambda: ours(size.widths, "triton"), "experts triton": lambda: experts("triton"),
-        "hmoe loop": lambda: ours(size.widths, "loop"), "experts loop": lambda: experts("loop"), "hmoe equal": lambda: ours(equal, "triton"),
+        "hmoe loop": lambda: ours(size.widths, "loop"), "experts loop": lambda: experts("loop"),
+        "hmoe equal": lambda: ours(equal, "triton"),
     }  # fmt: skip
     return {**found, "grouped_mm": mixtral} if importlib.util.find_spec("transformers") and device == "cuda" else found
 

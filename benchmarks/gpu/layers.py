@@ -34,7 +34,7 @@ def tiny(size: Size) -> Size:
 def routed(
     size: Size, device: str, skewed: bool = False, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(token_N, gate_N, num_tokens_E): distinct experts per token; the busiest has three times the mean if skewed, one has none if empty."""
+    """(token_N, gate_N, num_tokens_E); the busiest expert has about three times the mean if skewed, the first nothing if empty."""
     experts = len(size.widths)
     generator = torch.Generator(device).manual_seed(0)
     weight_E = torch.ones(experts, device=device)

@@ -21,40 +21,29 @@ def cases(setting: Setting) -> Mapping[str, Case]:
 
 def _suite(setting: Setting) -> Found:
     report, log = setting.out / "suite.xml", setting.out / "suite.log"
-    choice = (
-        ["-k", "few and triton and float32", "tests/kernels/test_expert_ffn.py"] if setting.dry else ["tests/kernels"]
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-v",
-        "-W",
-        "default",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        f"--junitxml={report}",
-    ]
-    if not setting.dry:
-        command += ["-m", "gpu"]
+    command = [sys.executable, "-m", "pytest", "-vv", "-W", "default", "--tb=short", "-p", "no:cacheprovider"]
+    if setting.dry:
+        command += [f"--junitxml={report}", "-k", "first_shape_only", "tests/kernels/test_tune.py"]
+    else:
+        command += [f"--junitxml={report}", "-m", "gpu", "tests/kernels"]
         command += ["-n", "12"] if importlib.util.find_spec("xdist") else []
-        command += ["--timeout=50"] if importlib.util.find_spec("pytest_timeout") else []
+        command += ["--timeout=60"] if importlib.util.find_spec("pytest_timeout") else []
+    over = ""
     with log.open("w") as file:
         try:
             subprocess.run(
-                [*command, *choice], cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
+                command, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=file, stderr=subprocess.STDOUT,
                 timeout=setting.left - 2, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            passed = log.read_text().count("PASSED")
-            raise TimeoutError(f"{passed} passed before the limit: {log.read_text()[-200:]}") from None
-    if not report.exists():
-        raise RuntimeError(log.read_text()[-1500:])
-    return _read(report)
+            over = "time limit, "
+    if report.exists():
+        return _read(report, over)
+    text = log.read_text()
+    raise RuntimeError(f"{over}{text.count('PASSED')} passed, {text.count('FAILED')} failed; {text[-1500:]}")
 
 
-def _read(report: Path) -> Found:
+def _read(report: Path, over: str) -> Found:
     tests, failures, seconds = 0, [], 0.0
     for test in ElementTree.parse(report).iter("testcase"):
         tests += 1
@@ -67,4 +56,8 @@ def _read(report: Path) -> Found:
     report.unlink()
     for failure in failures[:10]:
         print(f"1   {failure['test']}: {' '.join(str(failure['message']).split())[:220]}", flush=True)
-    return f"{tests - len(failures)} of {tests} passed", {"tests": tests, "seconds": seconds, "failures": failures}
+    return f"{over}{tests - len(failures)} of {tests} passed", {
+        "tests": tests,
+        "seconds": seconds,
+        "failures": failures,
+    }

@@ -35,8 +35,9 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     """Presets and micro-batches in the order of their worth; (a) as the preset is, (b) 32k tokens without checkpointing."""
     if missing := [name for name in ("pydantic", "yaml") if not importlib.util.find_spec(name)]:
         return {"trainer": lambda: (f"skipped: {missing[0]} is not installed", None)}
-    wanted = [("hmoe-0.4b-topk", 4096, True), ("hmoe-0.4b-topk", 32768, False), ("moe-0.4b-topk", 32768, False),
-              ("dense-0.2b", 32768, False), ("hmoe-3b-topk", 4096, True), ("moe-0.4b-topk", 4096, True), ("dense-0.2b", 4096, True)]  # fmt: skip
+    topk, equal, dense, large = "hmoe-0.4b-topk", "moe-0.4b-topk", "dense-0.2b", "hmoe-3b-topk"
+    wanted = [(topk, 4096, True), (topk, 32768, False), (equal, 32768, False), (dense, 32768, False), (large, 4096, True),
+              (equal, 4096, True), (dense, 4096, True)]  # fmt: skip
     return {
         f"{preset} {PARTS}x{tokens}{' checkpointing' if again else ''}": functools.partial(
             _case, setting, preset, tokens, again
