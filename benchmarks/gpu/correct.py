@@ -86,7 +86,8 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, number: int) -> Found
     line = " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if wrong or differing:
         raise AssertionError(f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {shapes}")
-    return line, {"errors": errors, "shapes": shapes}
+    share, worst = max((error / ALLOWED[dtype][n], n) for n, error in errors.items())
+    return f"at worst {share:.0%} of what is allowed ({worst})", {"errors": errors, "shapes": shapes}
 
 
 def _first_call(setting: Setting) -> Found:

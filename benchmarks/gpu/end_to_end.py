@@ -17,6 +17,7 @@ SMALL = [
     "data.tokenizer=bytes", "data.sequence_length=64", "data.batch_tokens=512", "data.micro_batches=2", "train.log_every=1",
     "train.eval_every=0", "train.sample_every=0", "train.save_every=1000",
 ]  # fmt: skip
+MANY = ["model.moe.widths={shape: equal, total: 512, experts: 32}"]  # as many groups of experts as tiny-deepseek has
 UNEQUAL = ["model.moe.widths={shape: arithmetic, total: 256, experts: 4, multiple: 16}"]
 KINDS = {"top-p": "tiny-topp", "capacity": "tiny-gshard", "rectify": "tiny-rectify", "hyper": "tiny-hyper",
          "expert choice": "tiny-expert-choice", "null experts": "tiny-moepp", "bias": "tiny-deepseek"}  # fmt: skip
@@ -85,5 +86,6 @@ def _resumed(setting: Setting) -> Found:
 
 def _kind(setting: Setting, preset: str) -> Found:
     with tempfile.TemporaryDirectory() as folder:
-        losses = run(Path(folder), setting.device, 2, "bfloat16", preset=preset)
+        changes = MANY if preset == "tiny-deepseek" else []
+        losses = run(Path(folder), setting.device, 2, "bfloat16", *changes, preset=preset)
     return f"{preset}: losses {losses}", losses
