@@ -12,7 +12,7 @@ import torch
 import hmoe
 from benchmarks.gpu.compiling import compile_all, tasks
 from benchmarks.gpu.layers import SIZES, Size, layer, tiny
-from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.setting import Case, Found, Setting, WrongResultError
 from benchmarks.gpu.shapes import KERNELS, candidates, forced, text
 from hmoe.kernels import expert_ffn
 from hmoe.kernels.layer import Layer
@@ -85,7 +85,8 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, number: int) -> Found
     shapes = {kind: text(shape) for kind, shape in chosen.items()}
     line = " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if wrong or differing:
-        raise AssertionError(f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {shapes}")
+        what = f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {shapes}"
+        raise WrongResultError(what, {"errors": errors, "shapes": shapes, "differing": differing})
     share, worst = max((error / ALLOWED[dtype][n], n) for n, error in errors.items())
     return f"at worst {share:.0%} of what is allowed ({worst})", {"errors": errors, "shapes": shapes}
 
@@ -98,7 +99,7 @@ def _first_call(setting: Setting) -> Found:
     first, second = (computed(given, grad, "triton") for _ in range(2))
     differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
     if differing:
-        raise AssertionError(f"the first call differs from the second in {differing}")
+        raise WrongResultError(f"the first call differs from the second in {differing}", differing)
     best = {kind: str(kernel.best_config) for kind, kernel in KERNELS.items() if hasattr(kernel, "best_config")}
     return "same bits as the second", best
 
@@ -126,5 +127,5 @@ def _largest(setting: Setting) -> Found:
     }
     line = f"{tokens} x {dim}: " + " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if not all(error < 3e-2 for error in errors.values()):
-        raise AssertionError(line)
+        raise WrongResultError(line, errors)
     return line, errors

@@ -47,7 +47,7 @@ def routed(
     )
     best_TK = (noise_TE + weight_E.log()).topk(size.k, dim=1).indices
     chosen_TE = torch.zeros(size.tokens, experts, dtype=torch.bool, device=device).scatter(1, best_TK, True)
-    expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
+    expert_N, token_N = (column.contiguous() for column in chosen_TE.T.nonzero(as_tuple=True))  # kernels trust pointers
     gate_N = torch.rand(len(token_N), device=device, generator=generator) / size.k + 0.1
     return token_N, gate_N, torch.bincount(expert_N, minlength=experts)
 

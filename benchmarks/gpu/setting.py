@@ -14,6 +14,14 @@ LOST = 75  # exit code: the device can no longer be used by this process; anothe
 FATAL = ("CUDA error", "illegal memory access", "unspecified launch failure", "device-side assert")
 
 
+class WrongResultError(AssertionError):
+    """What a case found is wrong; `data` is kept as that of a case that is right."""
+
+    def __init__(self, line: str, data: Any) -> None:
+        super().__init__(line)
+        self.data = data
+
+
 @dataclass(frozen=True)
 class Setting:
     """Where and how long a stage runs; `dry`: on a CPU, tiny, in Triton's interpreter."""
@@ -73,7 +81,10 @@ def _failure(error: Exception) -> tuple[str, Any]:
     ours = [frame for frame in frames if "/hmoe/" in frame.filename or "/benchmarks/" in frame.filename] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
     message = " ".join(str(error).split())
-    return f"{type(error).__name__} at {place}: {message[:300]}", {"traceback": traceback.format_exc()[-8000:]}
+    return f"{type(error).__name__} at {place}: {message[:300]}", {
+        "traceback": traceback.format_exc()[-8000:],
+        "found": getattr(error, "data", None),
+    }
 
 
 def _record(setting: Setting, case: str, state: str, line: str, data: Any) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from benchmarks.gpu.facts import ROOT
-from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.setting import Case, Found, Setting, WrongResultError
 
 ENVIRONMENT = {"HMOE_FIRST_TILE_SHAPE": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
@@ -56,8 +56,8 @@ def _read(report: Path, over: str) -> Found:
     report.unlink()
     for failure in failures[:10]:
         print(f"1   {failure['test']}: {' '.join(str(failure['message']).split())[:220]}", flush=True)
-    return f"{over}{tests - len(failures)} of {tests} passed", {
-        "tests": tests,
-        "seconds": seconds,
-        "failures": failures,
-    }
+    line = f"{over}{tests - len(failures)} of {tests} passed"
+    data = {"tests": tests, "seconds": seconds, "failures": failures}
+    if failures or over:
+        raise WrongResultError(line, data)
+    return line, data

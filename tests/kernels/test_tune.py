@@ -64,6 +64,7 @@ def test_memory_that_nobody_wrote_is_nan_in_these_tests() -> None:
 
 def test_the_first_shape_only_leaves_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "INTERPRETED", False)
+    monkeypatch.setattr(tune, "FIRST_ONLY", False)
     assert tune.candidates("up") == (*tune.SHAPES["up"], *tune.FLOAT32)
     monkeypatch.setattr(tune, "FIRST_ONLY", True)
     assert tune.candidates("up") == (tune.SHAPES["up"][0], *tune.FLOAT32)
