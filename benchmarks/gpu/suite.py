@@ -25,7 +25,7 @@ def _suite(setting: Setting) -> Found:
     if setting.dry:
         command += [f"--junitxml={report}", "-k", "first_shape_only", "tests/kernels/test_tune.py"]
     else:
-        command += [f"--junitxml={report}", "-m", "gpu", "tests/kernels"]
+        command += [f"--junitxml={report}", "-m", "gpu and not slow", "tests/kernels"]
         command += ["-n", "12"] if importlib.util.find_spec("xdist") else []
         command += ["--timeout=60"] if importlib.util.find_spec("pytest_timeout") else []
     over = ""

@@ -49,7 +49,8 @@ def low_precision() -> Iterator[object]:
         here += [(name, "bfloat16") for name in ("loop", "cpu", *LIBRARIES)] + [("loop", "float16")]
         yield from (pytest.param("cpu", name, dtype, case, marks=marks(case)) for name, dtype in here)
         backends = ("loop", "triton") if case in CASES else ("loop",)  # Triton refuses ODD, tested below
-        yield from (pytest.param("cuda", name, dtype, case, marks=GPU) for name in backends for dtype in DTYPES)
+        there = itertools.product(backends, DTYPES)
+        yield from (pytest.param("cuda", name, dtype, case, marks=(GPU, *marks(case))) for name, dtype in there)
     for case, dtype in itertools.product(CASES, DTYPES):
         yield pytest.param("cpu", "triton", dtype, case, marks=marks(case, case in LARGE and dtype != "float16"))
 
