@@ -1,31 +1,15 @@
 """Batch n as a pure function of (seed, n): nothing to save, nothing that depends on ranks or workers."""
 
 import numpy as np
-import numpy.typing as npt
 
 from hmoe.config import DataConfig
 from hmoe.data.order import permute
-from hmoe.data.shards import Index, Shard
+from hmoe.data.packing import Pool, Tokens
+from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import ConfigError, DataError
 
 _BLOCK = 10_000  # samples over which domain weights are met exactly
-Tokens = npt.NDArray[np.int64]
-
-
-class _Pool:
-    """Sequences of some shards: windows of L + 1 tokens that overlap by one and stay inside a shard."""
-
-    def __init__(self, index: Index, shards: list[Shard], length: int) -> None:
-        self.index, self.shards, self.length = index, shards, length
-        self.stops = np.cumsum([max(0, shard.tokens - 1) // length for shard in shards])
-        self.size = int(self.stops[-1]) if shards else 0
-
-    def window(self, number: int) -> Tokens:
-        """L + 1 tokens."""
-        shard = int(np.searchsorted(self.stops, number, side="right"))
-        first = number - (int(self.stops[shard - 1]) if shard else 0)
-        tokens = self.index.tokens(self.shards[shard])
-        return tokens[first * self.length : (first + 1) * self.length + 1].astype(np.int64)
+_NAMED = 5  # domains that a line names
 
 
 class Batches:
@@ -34,26 +18,33 @@ class Batches:
     Every epoch visits each sequence of a domain once, in an order keyed by (seed, domain, epoch). With domain weights
     every 10,000 samples hold each domain in exact proportion; without, all domains are one pool.
 
+    Args:
+        index: of the data folder.
+        config: sequence length, batch size, weights.
+        seed: of the order.
+        packing: how shards are cut into sequences (see `hmoe.data.packing`); None: as new runs on this data have it.
+
     Raises:
         DataError: if a domain has fewer tokens than one sequence.
         ConfigError: for weights of unknown domains.
     """
 
-    def __init__(self, index: Index, config: DataConfig, seed: int) -> None:
-        self.config, self.seed = config, seed
+    def __init__(self, index: Index, config: DataConfig, seed: int, packing: str | None = None) -> None:
+        self.index, self.config, self.seed = index, config, seed
+        self.packing = packing or index.packing
         weights = config.weights or index.weights
         known = sorted({shard.domain for shard in index.of("train")})
         for domain in weights or {}:
             if domain not in known:
                 raise ConfigError(f"data.weights.{domain}: no such domain; the data has {', '.join(known)}")
         names = [name for name in sorted(weights) if weights[name] > 0] if weights else [""]
-        self.pools = [_Pool(index, index.of("train", name or None), config.sequence_length) for name in names]
+        length = config.sequence_length
+        self.pools = [Pool(index, index.of("train", name or None), length, self.packing) for name in names]
         for name, pool in zip(names, self.pools, strict=True):
             if pool.size == 0:
-                tokens = max((shard.tokens for shard in pool.shards), default=0)
                 raise DataError(
-                    f"{index.folder}: training split{f' of {name}' if name else ''} has shards of at most {tokens} tokens, "
-                    f"data.sequence_length = {config.sequence_length} needs {config.sequence_length + 1}"
+                    f"{index.folder}: training split{f' of {name}' if name else ''} has at most {pool.longest_tokens} tokens "
+                    f"in a row, data.sequence_length = {length} needs {length + 1}"
                 )
         share = np.cumsum([weights[name] for name in names]) if weights else np.ones(1)
         for name in names:
@@ -62,6 +53,7 @@ class Batches:
                     f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK} of the sum; raise it or set it to 0"
                 )
         self.names = names
+        self.undrawn = [name for name in known if weights and name not in names]  # domains without a weight
         self.stops = np.round(share / share[-1] * _BLOCK).astype(np.int64)
 
     def __getitem__(self, step: int) -> tuple[Tokens, Tokens]:
@@ -70,6 +62,23 @@ class Batches:
         rows = [self.pools[pool].window(window) for pool, window in self._choose(sample_B)]
         batch = np.stack(rows)
         return batch[:, :-1], batch[:, 1:]
+
+    def describe_reach(self) -> str:
+        """A line that counts the training tokens that no batch can hold; "" where every token is reached."""
+        total = sum(shard.tokens for shard in self.index.of("train"))
+        undrawn = sum(shard.tokens for shard in self.index.of("train") if shard.domain in self.undrawn)
+        rest = sum(pool.unreached_tokens for pool in self.pools)
+        where = "shards" if self.packing == WITHIN else "domains" if len(self.pools) > 1 else "the data"
+        parts = [f"{rest:,} at the end of {where}"] if rest else []
+        if undrawn:
+            more = f" and {len(self.undrawn) - _NAMED} more" if len(self.undrawn) > _NAMED else ""
+            parts.append(f"{undrawn:,} in domains without a weight ({', '.join(self.undrawn[:_NAMED])}{more})")
+        if not parts:
+            return ""
+        return (
+            f"{rest + undrawn:,} of {total:,} training tokens are in no sequence of {self.config.sequence_length}: "
+            + ", ".join(parts)
+        )
 
     def _choose(self, sample_B: Tokens) -> list[tuple[int, int]]:
         """(pool, window) of each sample number."""
@@ -91,17 +100,20 @@ class Batches:
         )
 
 
-def validation(index: Index, length: int, num_sequences: int) -> tuple[Tokens, Tokens]:
+def validation(
+    index: Index, length: int, num_sequences: int, packing: str | None = None
+) -> tuple[Tokens, Tokens]:
     """(tokens_BL, targets_BL) of the same up to `num_sequences` validation sequences every time, spread over the split.
 
-    A split shorter than one sequence gives one shorter sequence, an empty one none.
+    A split shorter than one sequence gives one shorter sequence, an empty one none. `packing` is the run's.
     """
     shards = [shard for shard in index.of("valid") if shard.tokens > 1]
     if not shards:
         return np.zeros((0, length), np.int64), np.zeros((0, length), np.int64)
-    pool = _Pool(index, shards, length)
+    packing = packing or index.packing
+    pool = Pool(index, shards, length, packing)
     if pool.size == 0:
-        pool = _Pool(index, shards, max(shard.tokens for shard in shards) - 1)
+        pool = Pool(index, shards, pool.longest_tokens - 1, packing)
     numbers = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
     windows = np.stack([pool.window(int(number)) for number in numbers])
     return windows[:, :-1], windows[:, 1:]

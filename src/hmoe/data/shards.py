@@ -15,6 +15,11 @@ from hmoe.files import sha256, write_atomic
 
 FORMAT = 1
 
+# How the shards of a pool are cut into sequences.
+ACROSS = "across shards"  # a pool is one stream: only its last tokens, fewer than a sequence, are out of reach
+WITHIN = "within shards"  # windows end with their shard; of runs begun before ACROSS, and of the embedded corpus
+PACKINGS = (ACROSS, WITHIN)
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -36,7 +41,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What a data folder holds; `fingerprint` changes when any token, weight or the tokenizer does."""
+    """What a data folder holds; `fingerprint` changes when any token, weight or the tokenizer does.
+
+    Attributes:
+        skipped_documents: unusable ones, which `max_bad` allowed.
+        empty_documents: ones without text.
+        packing: how new runs cut it into sequences (see `hmoe.data.packing`).
+    """
 
     folder: Path
     dtype: str
@@ -48,10 +59,26 @@ class Index:
     request: dict[str, Any]
     shards: tuple[Shard, ...]
     fingerprint: str
+    empty_documents: int = 0
+    packing: str = ACROSS
 
     def of(self, split: str, domain: str | None = None) -> list[Shard]:
         """Shards of a split, in order."""
         return [s for s in self.shards if s.split == split and domain in (None, s.domain)]
+
+    def tokens_of(self, split: str) -> int:
+        """Number of token ids of a split."""
+        return sum(shard.tokens for shard in self.of(split))
+
+    def describe_split(self) -> str:
+        """A warning if more is held out than trained on, else ""."""
+        train, valid = self.tokens_of("train"), self.tokens_of("valid")
+        if valid <= train:
+            return ""
+        return (
+            f"more is held out ({valid:,} tokens) than is left to train on ({train:,}): documents are held out whole, and "
+            "here few are long; prepare again with another share for validation, or with the long documents cut"
+        )
 
     def verify(self) -> None:
         """Check every shard's SHA-256.
@@ -124,7 +151,13 @@ def open_index(folder: Path) -> Index:
             raise DataError(
                 f"{file}: {state}, index.json says {shard.tokens * width} bytes; delete {folder} and prepare again"
             )
-    return Index(folder=folder, shards=shards, fingerprint=_fingerprint(fields, tree["shards"]), **fields)
+    return Index(
+        folder=folder,
+        shards=shards,
+        fingerprint=_fingerprint(fields, tree["shards"]),
+        empty_documents=tree.get("empty_documents", 0),  # not counted by earlier versions
+        **fields,
+    )
 
 
 def _fingerprint(fields: dict[str, Any], shards: list[dict[str, Any]]) -> str:

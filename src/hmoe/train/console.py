@@ -52,6 +52,13 @@ class Console:
             self._bar.start()
             self._bar.add_task("train", total=1.0, line="")
 
+    def data(self, index: Any, batches: Any) -> None:
+        """Say which training tokens no sequence holds, and warn where most of the data is held out."""
+        if unreached := batches.describe_reach():
+            self.note(f"data: {unreached}")
+        if unbalanced := index.describe_split():
+            self.warn(unbalanced)
+
     def row(self, row: dict[str, Any], records: Any, progress: float) -> None:
         """Show one step."""
         if not self._began[1]:

@@ -38,6 +38,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
     session = open_session(config, folder, restored, console)
     with contextlib.closing(session.records):
         console.start(config, session.device)
+        console.data(session.index, session.batches)
         _steps(session, console, saved=-1 if restored is None else restored.step)
         console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
 
@@ -121,7 +122,9 @@ def _evaluating(model: Transformer) -> Iterator[None]:
 def _validate(session: Session) -> dict[str, float]:
     """Validation loss in nats per token and bits per byte of text; {} without a validation split."""
     config, device = session.config, session.device
-    inputs_BL, targets_BL = validation(session.index, config.data.sequence_length, config.train.eval_sequences)
+    inputs_BL, targets_BL = validation(
+        session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
+    )
     size = max(1, config.data.batch_sequences // config.data.micro_batches)  # as much as a training step holds
     total, tokens = 0.0, targets_BL.size
     with (

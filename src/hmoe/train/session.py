@@ -12,9 +12,9 @@ from hmoe.config import RunConfig
 from hmoe.count import memory_by_part
 from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
-from hmoe.data.shards import Index, open_index
+from hmoe.data.shards import PACKINGS, WITHIN, Index, open_index
 from hmoe.data.tokenizer import Tokenizer, load
-from hmoe.errors import ConfigError, DataError
+from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
 from hmoe.train.optim import adamw
@@ -59,6 +59,7 @@ class Session:
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "environment": environment(),
+            "packing": self.batches.packing,
         }
         captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
         checkpoint.save(self.path, captured, self.config.train.keep)
@@ -96,7 +97,7 @@ def open_session(
     if tokenizer.file_name:
         folder.write(tokenizer.file_name, tokenizer.content)
     device = _device(config)
-    batches = Batches(index, config.data, config.seed)
+    batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     model = build(config.model, config.seed, dtype, device)
     model.activation_checkpointing = config.train.activation_checkpointing
@@ -160,6 +161,18 @@ def _check_data(restored: checkpoint.Checkpoint, index: Index, tokenizer: Tokeni
             )
     elif restored.state["data"] != index.fingerprint:
         raise DataError(f"{index.folder}: the data changed since step {restored.step} was saved; choose another --run")
+
+
+def _packing(restored: checkpoint.Checkpoint | None) -> str | None:
+    """How a resumed run cuts its data into sequences; None: as new runs do."""
+    if restored is None or restored.state["data"] is None:
+        return None
+    packing: str = restored.state.get("packing", WITHIN)  # which runs begun by earlier versions do not record
+    if packing not in PACKINGS:
+        raise CheckpointError(
+            f"checkpoint of step {restored.step}: packing = {packing!r}, this version knows {', '.join(PACKINGS)}"
+        )
+    return packing
 
 
 def _compare_environment(restored: checkpoint.Checkpoint, console: Console) -> None:
