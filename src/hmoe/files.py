@@ -6,6 +6,13 @@ from pathlib import Path
 
 from hmoe.errors import ConfigError
 
+_MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+
 
 def fsync(path: Path) -> None:
     """Flush a file or a directory to disk."""
@@ -40,3 +47,16 @@ def sha256(path: Path) -> str:
     """Hex SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def describe_encoding(head: bytes) -> str | None:
+    """Name of the encoding, other than UTF-8, that the first bytes of a text show: UTF-16 or UTF-32."""
+    for mark, name in _MARKS:
+        if head.startswith(mark):
+            return name
+    # Without a mark: in UTF-16 text of any European language every second byte is zero.
+    even, odd = head[:4096:2].count(0), head[1:4096:2].count(0)
+    half = min(len(head), 4096) // 2
+    if half >= 2 and max(even, odd) / half > 0.7 and min(even, odd) < 0.3 * half:
+        return "UTF-16BE" if even > odd else "UTF-16LE"
+    return "UTF-32" if half >= 4 and 1.4 * half < even + odd < 1.6 * half else None

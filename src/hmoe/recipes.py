@@ -15,9 +15,11 @@ from hmoe import routers
 from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
+from hmoe.files import describe_encoding
 
 Checked = TypeVar("Checked", bound=BaseModel)
 _TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
+_WEIGHTS = "data.weights."  # before the name of a domain
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
 
@@ -51,7 +53,9 @@ def resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
 def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     for key, value in _parse(overrides):
         change = value
-        for part in reversed(key.split(".")):
+        # A domain's name is one part, whatever it holds: data.weights.c4.en.
+        parts = [*_WEIGHTS[:-1].split("."), key.removeprefix(_WEIGHTS)] if key.startswith(_WEIGHTS) else key.split(".")
+        for part in reversed(parts):
             change = {part: change}
         tree = _merge(tree, change)
     return tree
@@ -135,7 +139,12 @@ def _yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > 1 << 20:
             raise ConfigError(f"{path}: larger than 1 MiB, not a recipe")
-        return _tree(path.read_text(encoding="utf-8"), str(path))
+        content = path.read_bytes()
+        if (encoding := describe_encoding(content)) is not None:
+            raise ConfigError(
+                f"{path}: is {encoding}, a recipe must be UTF-8; convert it: iconv -f {encoding} -t UTF-8"
+            )
+        return _tree(content.decode(), str(path))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -169,14 +178,17 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     words = iter(overrides)
     for word in words:
         dashed = word.startswith("--")
-        key, equals, text = word.removeprefix("--").partition("=")
+        word_key = word.removeprefix("--")
+        # A domain's name may hold "=", a weight does not.
+        key, equals, text = word_key.rpartition("=") if word_key.startswith(_WEIGHTS) else word_key.partition("=")
+        key = key if equals else word_key
         if not equals:
             text = next(words, "") if dashed else ""
         if not key or not (equals or (dashed and text)):
             raise ConfigError(
                 f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)} (options: --help)"
             )
-        if key not in keys() and not key.startswith("data.weights."):
+        if key not in keys() and not (key.startswith(_WEIGHTS) and key != _WEIGHTS):
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
         try:
             yield key, yaml.load(text, _Loader)

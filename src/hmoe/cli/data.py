@@ -15,29 +15,35 @@ app.add_typer(data_app, name="data")
 @data_app.command("prepare")
 def prepare(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files or folders, or domain=PATH: "
-                      ".txt, .jsonl, .parquet, also .gz, .xz, .zst.")],
+                      ".txt, .jsonl, .ndjson, .json, .parquet, also .gz, .xz, .zst, .bz2.")],
     out: Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")],
     tokenizer: Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")] = "bpe:8192",
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records, or a template of "
-                          "several: '{question}\\n{response}'. Default: text, raw_content, content.")] = None,
+    separator: Annotated[str | None, typer.Option(help="Token after every document. Default: the tokenizer's end-of-text token.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records (doc.text: text below doc), or a "
+                          "template of several: '{question}\\n{response}'. Default: text, raw_content, content.")] = None,
     validation: Annotated[float, typer.Option(help="Share of documents held out, chosen by their hash.")] = 0.01,
     weight: Annotated[list[str] | None, typer.Option(help="domain=NUMBER: sampling weight; repeatable. Default: by size.")] = None,
     max_bad: Annotated[int, typer.Option(help="Unusable documents to skip before giving up.")] = 0,
 ) -> None:  # fmt: skip
     """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
+    from hmoe.data.batches import describe_weights
     from hmoe.data.prepare import Request
     from hmoe.data.prepare import prepare as prepare_data
     from hmoe.train.console import data_line
 
-    request = Request(inputs, tokenizer, text_field, validation, _weights(weight), max_bad)
-    index = prepare_data(request, out, data_line())
-    tokens = {split: sum(shard.tokens for shard in index.of(split)) for split in ("train", "valid")}
+    request = Request(inputs, tokenizer, text_field, validation, _weights(weight), max_bad, separator=separator)
+    index = prepare_data(request, out, data_line(), say=say)
+    tokens = {split: index.tokens_of(split) for split in ("train", "valid")}
+    empty = f", {index.empty_documents:,} empty documents left out" if index.empty_documents else ""
     typer.echo(
         f"{out}: {tokens['train']:,} training tokens, {tokens['valid']:,} held out, vocabulary {index.vocab_size}, "
-        f"{index.skipped_documents} documents skipped"
+        f"{index.skipped_documents} documents skipped{empty}"
     )
     if not tokens["valid"]:
         say("no document was held out, so training will not report validation loss; see --validation")
+    for line in (index.describe_split(), describe_weights(index)):
+        if line:
+            say(line)
 
 
 @data_app.command("benchmarks")
@@ -78,6 +84,8 @@ def _weights(items: list[str] | None) -> dict[str, float] | None:
     weights = {}
     for item in items or []:
         domain, equals, number = item.rpartition("=")
+        if domain in weights:
+            raise ConfigError(f"--weight {item}: {domain} is given twice")
         try:
             weights[domain] = float(number)
         except ValueError:

@@ -150,9 +150,10 @@ def _numbers(result: Any) -> dict[str, Any]:
 
 def documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
     """(domain, text) of files and folders."""
-    from hmoe.data.readers import read, sources
+    from hmoe.data.inputs import sources
+    from hmoe.data.readers import read
 
-    for source in sources([str(path) for path in paths]):
+    for source in sources([str(path) for path in paths], say=say):
         for item in read(source, text_field):
             if isinstance(item, HMoEError):
                 raise item

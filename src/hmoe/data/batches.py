@@ -100,9 +100,22 @@ class Batches:
         )
 
 
-def validation(
-    index: Index, length: int, num_sequences: int, packing: str | None = None
-) -> tuple[Tokens, Tokens]:
+def describe_weights(index: Index) -> str:
+    """What the weights of a data folder leave out, and the longest sequence that they allow; "" without weights."""
+    if not index.weights:
+        return ""
+    tokens: dict[str, int] = {}
+    for shard in index.of("train"):
+        tokens[shard.domain] = tokens.get(shard.domain, 0) + shard.tokens
+    drawn = [name for name in tokens if index.weights.get(name)]
+    shortest = min(drawn, key=tokens.__getitem__, default="")
+    rest = sum(tokens.values()) - sum(tokens[name] for name in drawn)
+    undrawn = f"; {rest:,} tokens are in domains without a weight, which are never drawn" if rest else ""
+    longest = tokens.get(shortest, 1) - 1
+    return f"sequences may be up to {longest:,} tokens long: {shortest} is the shortest domain with a weight{undrawn}"
+
+
+def validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> tuple[Tokens, Tokens]:
     """(tokens_BL, targets_BL) of the same up to `num_sequences` validation sequences every time, spread over the split.
 
     A split shorter than one sequence gives one shorter sequence, an empty one none. `packing` is the run's.

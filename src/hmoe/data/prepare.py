@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmoe.config import bpe_size
-from hmoe.data.readers import Source, read, sources
+from hmoe.data.inputs import Source, sources
+from hmoe.data.long_text import cut_text
+from hmoe.data.readers import read
 from hmoe.data.segment import START, Item, Position, Segment, hash64
 from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
+from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError, DataError, RunBusyError
 from hmoe.files import write_atomic
 
+_RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
+_NAMED = 3  # skipped documents that are named
 _BPE_SAMPLE_BYTES = 64 << 20
 _SCAN_BYTES = 256 << 20  # inputs up to this size are scanned so that at least one document is held out
 
@@ -38,6 +43,7 @@ class Request:
         weights: sampling weight per domain; None samples in proportion to size.
         max_bad: unusable documents to skip before giving up.
         segment_bytes: text bytes after which new shards begin.
+        separator: token that is put after every document, for a tokenizer.json that does not name its own.
     """
 
     inputs: Sequence[str]
@@ -47,15 +53,21 @@ class Request:
     weights: dict[str, float] | None = None
     max_bad: int = 0
     segment_bytes: int = 256 << 20
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1")
+        bpe_size(self.tokenizer)
         if self.max_bad < 0 or self.segment_bytes < 1:
             raise ConfigError(
                 f"max_bad = {self.max_bad}, segment_bytes = {self.segment_bytes}: must not be negative or 0"
             )
-        bpe_size(self.tokenizer)
+        weights = self.weights
+        if weights is not None and not (any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())):
+            raise ConfigError(f"weights = {weights}: must be from 0 to 1e12, one of them above 0")
+        if self.separator is not None and (self.tokenizer == "bytes" or bpe_size(self.tokenizer) is not None):
+            raise ConfigError(f"separator = {self.separator!r}: has no effect with {self.tokenizer}, which has its own")
 
 
 class Progress(NamedTuple):
@@ -71,16 +83,22 @@ class Progress(NamedTuple):
 Report = Callable[[Progress], None]
 
 
-def prepare(request: Request, out: Path, report: Report = lambda progress: None, wait: bool = False) -> Index:
+def prepare(
+    request: Request,
+    out: Path,
+    report: Report = lambda progress: None,
+    wait: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Index:
     """Write shards, tokenizer and index.json to `out`; continue where an earlier, killed call stopped.
 
-    With `wait`, another process that is preparing `out` is waited for.
+    With `wait`, another process that is preparing `out` is waited for. `say` is told what is left out or skipped.
 
     Raises:
         DataError: for bad input (file and line named), or if `out` holds something else.
         RunBusyError: if another process is preparing `out`.
     """
-    files = sources(list(request.inputs), leave_out=out)
+    files = sources(list(request.inputs), leave_out=out, say=say)
     key = _key(request, files)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "index.json").exists():  # it appears by one rename, so this needs no lock
@@ -91,7 +109,7 @@ def prepare(request: Request, out: Path, report: Report = lambda progress: None,
         except OSError:
             raise RunBusyError(f"{out}: another process is preparing this folder") from None
         if not (out / "index.json").exists():
-            _run(request, files, key, out, report)
+            _run(request, files, key, out, report, say)
     return _finished(out, key)
 
 
@@ -104,7 +122,9 @@ def _finished(out: Path, key: dict[str, Any]) -> Index:
     return index
 
 
-def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, report: Report) -> None:
+def _run(
+    request: Request, files: list[Source], key: dict[str, Any], out: Path, report: Report, say: Callable[[str], None]
+) -> None:
     progress = _load_progress(out, key)
     tokenizer = _tokenizer(request, files, out, report)
     threshold = progress["threshold"]
@@ -112,7 +132,7 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
         threshold = _validation_threshold(request, files, report)
     shards = [Shard(**shard) for shard in progress["shards"]]
     position, segment = Position(*progress["position"]), progress["segment"]
-    items = _items(files, request, position)
+    items = _items(files, request, position, say=say)
     done = False
     while not done:
         writer = Segment(out, segment, tokenizer, threshold)
@@ -120,6 +140,7 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
         shards += writer.publish()
         position, segment = writer.position or position, segment + 1
         state = {
+            "rule": _RULE,
             "key": key,
             "threshold": threshold,
             "position": position,
@@ -137,6 +158,7 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
         "separator": tokenizer.separator,
         "weights": request.weights,
         "skipped_documents": position.skipped,
+        "empty_documents": position.empty,
         "request": key,
     }
     write_index(out, fields, shards)
@@ -144,10 +166,14 @@ def _run(request: Request, files: list[Source], key: dict[str, Any], out: Path, 
 
 
 def _items(
-    files: list[Source], request: Request, start: Position, report: Report = lambda progress: None
+    files: list[Source],
+    request: Request,
+    start: Position,
+    report: Report = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Iterator[Item]:
     """Documents from `start` on; `report` is told of files only, for passes that write nothing."""
-    skipped = start.skipped
+    skipped, empty = start.skipped, start.empty
     for number in range(start.file, len(files)):
         report(Progress(number + 1, len(files), 0, 0, 0))
         for record, item in enumerate(read(files[number], request.text_field), 1):
@@ -157,9 +183,12 @@ def _items(
                 skipped += 1
                 if skipped > request.max_bad:
                     raise item
-                continue
-            if item.text:
-                yield Item(item, Position(number, record, skipped))
+                if skipped <= _NAMED:
+                    say(f"skipped: {item}")
+            elif not item.text:
+                empty += 1
+            else:
+                yield Item(item, Position(number, record, skipped, empty))
 
 
 def _validation_threshold(request: Request, files: list[Source], report: Report) -> int:
@@ -176,23 +205,23 @@ def _tokenizer(request: Request, files: list[Source], out: Path, report: Report)
         return ByteTokenizer()
     size = bpe_size(request.tokenizer)
     if size is None:
-        tokenizer = load(request.tokenizer)
+        tokenizer = load(request.tokenizer, request.separator)
     elif (out / "tokenizer.json").exists():
         return load(out)
     else:
         tokenizer = train_bpe(_bpe_sample(request, files, report), size)
-    if tokenizer.file_name:
-        write_atomic(out / tokenizer.file_name, tokenizer.content)
+    write_tokenizer(out, tokenizer)
     return tokenizer
 
 
 def _bpe_sample(request: Request, files: list[Source], report: Report) -> Iterator[str]:
-    """All documents, or of a large input those whose hash falls into a sample of about 64 MB."""
+    """All documents, long ones in pieces, or of a large input those whose hash falls into a sample of about 64 MB."""
     share = _BPE_SAMPLE_BYTES / max(sum(f.path.stat().st_size for f in files), 1)
     for item in _items(files, request, START, report):
-        # The hash's low bits: its high bits choose the validation split.
-        if share >= 1 or hash64(item.document.text.encode()) % 2**32 < share * 2**32:
-            yield item.document.text
+        for piece, _ in cut_text(item.document.text, None):
+            # The hash's low bits: its high bits choose the validation split.
+            if share >= 1 or hash64(piece.encode()) % 2**32 < share * 2**32:
+                yield piece
 
 
 def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +231,14 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
         foreign = sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".progress.json.tmp"))
         if foreign:
             raise DataError(f"{out}: is not empty (holds {foreign[0]}); choose another --out")
-        start: dict[str, Any] = {"key": key, "threshold": None, "position": START, "segment": 0, "shards": []}
+        start: dict[str, Any] = {
+            "rule": _RULE,
+            "key": key,
+            "threshold": None,
+            "position": START,
+            "segment": 0,
+            "shards": [],
+        }
         write_atomic(file, json.dumps(start).encode())
     for litter in out.glob(".*.tmp"):
         litter.unlink()
@@ -211,6 +247,8 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
         same = state["key"] == key
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{file}: damaged; delete {out} and prepare again") from None
+    if state.get("rule") != _RULE:
+        raise DataError(f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again")
     if not same:
         raise DataError(f"{out}: was begun with other inputs or options; choose another --out or delete it")
     return state
@@ -219,15 +257,21 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
 def _key(request: Request, files: list[Source]) -> dict[str, Any]:
     """What the shards depend on: options, and of every input file its name, size, and a hash of its two ends."""
     options = {k: v for k, v in dataclasses.asdict(request).items() if k not in ("inputs", "weights")}
+    if request.separator is None:
+        del options["separator"]  # which earlier versions do not have
     named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size, _mark(s.path)] for s in files]
     if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
-        options["tokenizer"] = load(request.tokenizer).fingerprint
+        options["tokenizer"] = load(request.tokenizer, request.separator).fingerprint
     return {**options, "weights": request.weights, "files": named}
 
 
 def _mark(path: Path) -> str:
     """A hash of the first and last 64 KiB: reading terabytes whole to start would be too slow."""
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
         head = file.read(1 << 16)
         file.seek(max(0, path.stat().st_size - (1 << 16)))
         return hashlib.sha256(head + file.read()).hexdigest()[:16]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hmoe.data.long_text import encode_texts
 from hmoe.data.readers import Document
 from hmoe.data.shards import Shard, token_dtype
 from hmoe.data.tokenizer import Tokenizer
@@ -15,18 +16,20 @@ from hmoe.errors import DataError
 from hmoe.files import fsync, sha256
 
 MAX_DOMAINS = 1000
-_BATCH_BYTES = 4 << 20  # text handed to the tokenizer at once, which spreads it over the cores
+_BATCH_BYTES = 4 << 20  # text between looks at whether the segment is full
+_WAITING_TOKENS = 1 << 20  # kept in memory before they are written
 
 
 class Position(NamedTuple):
-    """Where the next segment starts, and how many documents were skipped before it."""
+    """Where the next segment starts, and how many documents before it were skipped, and how many had no text."""
 
     file: int
     record: int
     skipped: int
+    empty: int
 
 
-START = Position(0, 0, 0)
+START = Position(0, 0, 0, 0)
 
 
 class Item(NamedTuple):
@@ -75,17 +78,30 @@ class Segment:
         return shards
 
     def _write(self, batch: list[Item]) -> None:
-        ids = self.tokenizer.encode([item.document.text for item in batch])
+        places = [self._count(item.document) for item in batch]
         tokens: dict[tuple[str, str], list[int]] = {}
-        for item, document_ids in zip(batch, ids, strict=True):
-            text = item.document.text.encode()
-            where = ("valid" if hash64(text) < self.threshold else "train", item.document.domain)
-            tokens.setdefault(where, []).extend([*document_ids, self.tokenizer.separator])
-            counts = self.counts.setdefault(where, [0, 0, 0])
-            counts[0] += len(document_ids) + 1
-            counts[1] += 1
-            counts[2] += len(text)
-            self.position = item.after
+        num_waiting = 0
+        for number, ids, last in encode_texts(self.tokenizer, [item.document.text for item in batch]):
+            content = [*ids, self.tokenizer.separator] if last else ids
+            tokens.setdefault(places[number], []).extend(content)
+            self.counts[places[number]][0] += len(content)
+            num_waiting += len(content)
+            if num_waiting >= _WAITING_TOKENS:
+                self._append(tokens)
+                tokens, num_waiting = {}, 0
+        self._append(tokens)
+        self.position = batch[-1].after if batch else self.position
+
+    def _count(self, document: Document) -> tuple[str, str]:
+        """Count a document but for its tokens; return its split and domain."""
+        text = document.text.encode()
+        where = ("valid" if hash64(text) < self.threshold else "train", document.domain)
+        counts = self.counts.setdefault(where, [0, 0, 0])
+        counts[1] += 1
+        counts[2] += len(text)
+        return where
+
+    def _append(self, tokens: dict[tuple[str, str], list[int]]) -> None:
         for where, content in tokens.items():
             path = self.files.setdefault(where, self._path(*where))
             try:
@@ -99,7 +115,7 @@ class Segment:
     def _path(self, split: str, domain: str) -> Path:
         # Names are made safe, and told apart by a hash where that changed them.
         safe = re.sub(r"[^A-Za-z0-9_-]+", "_", domain)[:60]
-        safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode()).hexdigest()[:6]}"
+        safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
         return self.out / f".{split}-{safe}-{self.number:05d}.bin.tmp"
 
 

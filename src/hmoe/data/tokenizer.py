@@ -94,7 +94,9 @@ class HuggingFaceTokenizer:
         names = [separator] if separator else list(_END_TOKENS)
         ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
         if not ids:
-            raise DataError(f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}")
+            raise DataError(
+                f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}; name one as separator"
+            )
         self.separator = ids[0]
         self.ends = (self.separator, *(i for i in ends if i != self.separator and 0 <= i < self.vocab_size))
         added = self._tokenizer.get_added_tokens_decoder()
@@ -162,11 +164,12 @@ class SentencePieceTokenizer:
         return _sentencepiece_bytes(self._model.id_to_piece(token))
 
 
-def load(path: str | Path) -> Tokenizer:
+def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     """A tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
 
     A folder without either, made with the byte tokenizer, gives that. Beside a tokenizer.json, `tokenizer_config.json`
     may name the end-of-text token, and generation_config.json or config.json others that end a text.
+    `separator` names the end-of-text token in their place.
 
     Raises:
         DataError: if it cannot be read.
@@ -174,16 +177,20 @@ def load(path: str | Path) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
-        if not files:
+        if not files and separator is None:
             return ByteTokenizer()
+        if not files:
+            raise DataError(f"{path}: holds no tokenizer.json, which a separator could be named for")
         path = files[0]
     try:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    if path.suffix == ".model" and separator is not None:
+        raise DataError(f"{path}: separator = {separator!r}: a SentencePiece model has its own")
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path))
-    end = _end_token(path.with_name("tokenizer_config.json"))
+    end = separator or _end_token(path.with_name("tokenizer_config.json"))
     return HuggingFaceTokenizer(content, str(path), end, _end_ids(path.parent))
 
 

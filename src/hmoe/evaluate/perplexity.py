@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
 from hmoe.model.likelihood import text_nll
@@ -86,7 +87,7 @@ def by_domain(
     before = begin[-1] if begin else tokenizer.separator
     count = tokens = 0
     for domain, text in documents:
-        ids = tokenizer.encode([text])[0]
+        ids = encode_text(tokenizer, text)
         if not ids:
             continue
         nats = text_nll(model, [before, *ids], window)

@@ -7,6 +7,7 @@ import torch
 from hmoe import recipes
 from hmoe.architecture import ModelConfig
 from hmoe.config import RunConfig
+from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.folders.open import Opened
@@ -55,7 +56,7 @@ def batches(
     """tokens_BL of one sequence each, `most` tokens in all at most, to measure on."""
     done = 0
     for text in texts:
-        ids = [*begin, *tokenizer.encode([text])[0]]
+        ids = [*begin, *encode_text(tokenizer, text)]
         for start in range(0, len(ids), length):
             piece = ids[start : start + min(length, most - done)]
             if piece:

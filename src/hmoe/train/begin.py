@@ -4,6 +4,7 @@ from hmoe import checkpoint
 from hmoe.checkpoint import Checkpoint
 from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
+from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.train.run_folder import RunFolder
@@ -18,8 +19,7 @@ def begin(folder: RunFolder, config: RunConfig, model: Transformer, tokenizer: T
     """
     if any((folder.path / "checkpoints").glob("step-*")):
         raise ConfigError(f"{folder.path}: holds a run already; choose another folder")
-    if tokenizer.file_name:
-        folder.write(tokenizer.file_name, tokenizer.content)
+    write_tokenizer(folder.path, tokenizer)
     state = {
         "step": 0,
         "counts": vars(Counts()),

@@ -13,7 +13,8 @@ from hmoe.count import memory_by_part
 from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
 from hmoe.data.shards import PACKINGS, WITHIN, Index, open_index
-from hmoe.data.tokenizer import Tokenizer, load
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
@@ -94,8 +95,7 @@ def open_session(
     if restored is not None:
         _check_data(restored, index, tokenizer)
         _compare_environment(restored, console)
-    if tokenizer.file_name:
-        folder.write(tokenizer.file_name, tokenizer.content)
+    write_tokenizer(folder.path, tokenizer)
     device = _device(config)
     batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
@@ -128,12 +128,7 @@ def _open_data(config: RunConfig, console: Console) -> tuple[Index, Tokenizer]:
         )
     if config.data.verify:
         index.verify()
-    tokenizer = load(index.folder)
-    if tokenizer.fingerprint != index.tokenizer_fingerprint:
-        raise DataError(
-            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; delete {index.folder} and prepare again"
-        )
-    return index, tokenizer
+    return index, data_tokenizer(index)
 
 
 def _device(config: RunConfig) -> str:

@@ -1,0 +1,161 @@
+"""Bytes and lines of plain and compressed files, in flat memory; content that is not UTF-8 text is named with a hint."""
+
+import bz2
+import codecs
+import gzip
+import lzma
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hmoe.errors import DataError, missing_extra
+from hmoe.files import describe_encoding
+
+_READ_BYTES = 1 << 20
+_HEAD_BYTES = 4096  # that are looked at
+_ZSTD_BYTES = 1 << 16  # compressed, of which a step may make thousands of times as many
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMPRESSIONS = {  # what files of each begin with, by the ending of their names; zstd may begin with a frame to skip
+    ".gz": rb"\x1f\x8b",
+    ".xz": rb"\xfd7zXZ\x00",
+    ".bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
+    ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
+}
+_NO_TEXT = {b"PAR1\x15": "a parquet file, and its name must end so", b"PK\x03\x04": "a zip archive; unpack it"}
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Lines with their ends (only \\n ends a line), however long the file is.
+
+    Raises:
+        DataError: if it is in another encoding or compression than its name says.
+    """
+    parts: list[bytes] = []
+    for chunk in read_chunks(path):
+        *ended, rest = chunk.split(b"\n")
+        for piece in ended:
+            yield b"".join([*parts, piece, b"\n"])
+            parts.clear()
+        parts.append(rest)
+    if last := b"".join(parts):
+        yield last
+
+
+def read_line_parts(path: Path, longest: int) -> Iterator[tuple[int, int, bytes]]:
+    """(line, column, content) of every line; one longer than `longest` bytes comes in parts, cut after white space if it has any.
+
+    Raises:
+        DataError: as `read_lines`.
+    """
+    number, column, buffer = 1, 1, b""
+    for chunk in read_chunks(path):
+        buffer, start = buffer + chunk, 0
+        while True:
+            stop = buffer.find(b"\n", start, start + longest) + 1
+            ended = stop > 0
+            if not ended:
+                if len(buffer) - start < longest:
+                    break
+                stop = _last_break(buffer, start, start + longest)
+            yield number, column, buffer[start:stop]
+            number, column = (number + 1, 1) if ended else (number, column + stop - start)
+            start = stop
+        buffer = buffer[start:]
+    if buffer:
+        yield number, column, buffer
+
+
+def _last_break(buffer: bytes, start: int, stop: int) -> int:
+    """Where a part that ends before `stop` may end: after white space, else between two characters."""
+    if (space := max(buffer.rfind(mark, start, stop) for mark in (b" ", b"\t", b"\r"))) >= start:
+        return space + 1
+    end = stop
+    while end > stop - 4 and end < len(buffer) and buffer[end] & 0xC0 == 0x80:  # inside a character
+        end -= 1
+    return end
+
+
+def read_chunks(path: Path) -> Iterator[bytes]:
+    """Content in pieces, without a byte order mark.
+
+    Raises:
+        DataError: as `read_lines`.
+    """
+    chunks, head = _decompress(path), b""
+    # A frame or a member may be empty, or shorter than a byte order mark.
+    while len(head) < _HEAD_BYTES and (chunk := next(chunks, b"")):
+        head += chunk
+    _check_beginning(path, head)
+    yield head.removeprefix(BYTE_ORDER_MARK)
+    yield from chunks
+
+
+def decode_line(raw: bytes, path: Path, number: int, first_column: int = 1) -> str:
+    """A line, or a part of one that begins at `first_column`, as text.
+
+    Raises:
+        DataError: for bytes that are not UTF-8, naming line and column.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {first_column + error.start}; "
+            "convert other encodings, such as Latin-1: iconv -f LATIN1 -t UTF-8"
+        ) from None
+
+
+def _check_beginning(path: Path, head: bytes) -> None:
+    if (encoding := describe_encoding(head)) is not None:
+        raise DataError(f"{path}: is {encoding}, must be UTF-8; convert it: iconv -f {encoding} -t UTF-8")
+    for beginning, kind in _NO_TEXT.items():
+        if head.startswith(beginning):
+            raise DataError(f"{path}: is {kind}")
+
+
+def _decompress(path: Path) -> Iterator[bytes]:
+    """Content in pieces that are not empty."""
+    compression = _detect_compression(path)
+    if compression == ".zst":
+        with path.open("rb") as file:
+            yield from filter(None, _zstd_chunks(file))
+        return
+    opened: Any = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}.get(compression, open)
+    with opened(path, "rb") as file:
+        while chunk := file.read(_READ_BYTES):
+            yield chunk
+
+
+def _detect_compression(path: Path) -> str:
+    """By what the file holds: programs that fetch files unpack some of them and keep the name. "" if it is plain."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    for ending, beginning in _COMPRESSIONS.items():
+        if re.match(beginning, head, re.DOTALL):
+            return ending
+    ending = path.suffix.lower().replace(".zstd", ".zst")
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return ending if ending in _COMPRESSIONS else ""  # damaged, which its reader names
+    return ""
+
+
+def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Frames one after another; the library's own stream reader ends silently in a truncated frame, this does not."""
+    try:
+        import zstandard  # noqa: PLC0415 - optional extra
+    except ImportError:
+        raise missing_extra(".zst files", "data") from None
+    frame, data = None, b""
+    while data or (data := file.read(_ZSTD_BYTES)):
+        frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        try:
+            yield frame.decompress(data)
+        except zstandard.ZstdError as error:
+            raise OSError(f"zstd: {error}") from None
+        data = frame.unused_data if frame.eof else b""
+        frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("zstd frame ends early")

@@ -1,0 +1,80 @@
+"""Long texts in pieces, so that memory does not grow with a document; their ids are those of the whole text.
+
+A tokenizer's working memory is some two hundred times its input. A text is therefore cut, about every 131,072 characters, between
+two kinds of characters (letters or digits, and others) at a place where encoding the neighbourhood in two parts gives the same ids as
+encoding it whole. No token of bytes, or of a byte-level BPE (GPT-2's, LLaMA-3's, Qwen's), reaches over such a place, so the ids are
+those of the whole text; for other tokenizers this is as certain as the 256 characters on both sides make it. Where 64 places fail, the
+text is cut at the last of them, and the ids there are those of two texts.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from hmoe.data.tokenizer import Tokenizer
+
+PIECE_CHARS = 1 << 17
+_NEIGHBOURHOOD_CHARS = 256  # on each side of a cut
+_SEARCH_CHARS = 1 << 14  # before the end of a piece, in which places are looked for
+_TRIES = 64
+_CALL_CHARS = 1 << 20  # handed to the tokenizer at once, which spreads the pieces over the cores
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[int, list[int], bool]]:
+    """(number of the text, ids, whether these are its last) in order; the ids of a long text come in several parts."""
+    pieces: list[str] = []
+    labels: list[tuple[int, bool]] = []
+    size = 0
+    for number, text in enumerate(texts):
+        for piece, last in cut_text(text, tokenizer):
+            pieces.append(piece)
+            labels.append((number, last))
+            size += len(piece)
+            if size >= _CALL_CHARS:
+                yield from _encode(tokenizer, pieces, labels)
+                pieces, labels, size = [], [], 0
+    yield from _encode(tokenizer, pieces, labels)
+
+
+def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of one text, however long."""
+    return [token for _, ids, _ in encode_texts(tokenizer, [text]) for token in ids]
+
+
+def cut_text(text: str, tokenizer: Tokenizer | None) -> Iterator[tuple[str, bool]]:
+    """(piece, whether it is the last) of a text; without a tokenizer cut where GPT-2's pre-tokenizer certainly does."""
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        stop, next_start = _find_cut(text, start + PIECE_CHARS, tokenizer)
+        yield text[start:stop], False
+        start = next_start
+    yield text[start:], True
+
+
+def _encode(
+    tokenizer: Tokenizer, pieces: list[str], labels: list[tuple[int, bool]]
+) -> Iterator[tuple[int, list[int], bool]]:
+    if pieces:
+        for (number, last), ids in zip(labels, tokenizer.encode(pieces), strict=True):
+            yield number, ids, last
+
+
+def _find_cut(text: str, limit: int, tokenizer: Tokenizer | None) -> tuple[int, int]:
+    """(end of a piece, start of the next): the last place up to `limit` at which the ids are those of the whole text."""
+    changes = (
+        place for place in range(limit, limit - _SEARCH_CHARS, -1) if text[place - 1].isalnum() != text[place].isalnum()
+    )
+    last_change = None
+    for place, _ in zip(changes, range(_TRIES), strict=False):
+        last_change = last_change or place
+        for next_start in (place, place + 1) if text[place] == " " else (place,):
+            if _is_neutral(text, place, next_start, tokenizer):
+                return place, next_start
+    return (last_change or limit,) * 2
+
+
+def _is_neutral(text: str, stop: int, start: int, tokenizer: Tokenizer | None) -> bool:
+    """Whether text[:stop] and text[start:] have the ids of the whole; a space in between may be the tokenizer's own."""
+    if tokenizer is None:
+        return text[stop] == " " and start == stop and not text[stop + 1 : stop + 2].isspace()
+    left, right = text[stop - _NEIGHBOURHOOD_CHARS : stop], text[start : start + _NEIGHBOURHOOD_CHARS]
+    whole, *parts = tokenizer.encode([left + text[stop:start] + right, left, right])
+    return whole == parts[0] + parts[1]

@@ -1,0 +1,52 @@
+"""A tokenizer in a folder, so that `hmoe.data.tokenizer.load` gives the same one again, its separator included."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer as HuggingFace
+
+from hmoe.data.shards import Index
+from hmoe.data.tokenizer import Tokenizer, load
+from hmoe.errors import DataError
+from hmoe.files import write_atomic
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write the tokenizer's file; also the name of its separator, where the file alone would give another one or none."""
+    if not tokenizer.file_name:
+        return
+    write_atomic(folder / tokenizer.file_name, tokenizer.content)
+    try:
+        separator = load(folder).separator
+    except DataError:
+        separator = -1
+    if separator == tokenizer.separator:
+        return
+    file = folder / "tokenizer_config.json"
+    try:
+        settings = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        settings = {}
+    settings = settings if isinstance(settings, dict) else {}
+    settings["eos_token"] = _token(tokenizer, tokenizer.separator)
+    write_atomic(file, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def data_tokenizer(index: Index) -> Tokenizer:
+    """The tokenizer of a data folder, with the separator that its shards have.
+
+    Raises:
+        DataError: if it is not the one that made the shards.
+    """
+    tokenizer = load(index.folder)
+    if tokenizer.fingerprint != index.tokenizer_fingerprint:
+        raise DataError(
+            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; delete {index.folder} and prepare again"
+        )
+    # Earlier versions kept the name of a separator nowhere, only its id.
+    differs = tokenizer.file_name == "tokenizer.json" and tokenizer.separator != index.separator
+    return load(index.folder, _token(tokenizer, index.separator)) if differs else tokenizer
+
+
+def _token(tokenizer: Tokenizer, token: int) -> str:
+    return str(HuggingFace.from_str(tokenizer.content.decode()).id_to_token(token))
