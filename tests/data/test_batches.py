@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hmoe.config import DataConfig
 from hmoe.data.batches import Batches, bytes_per_token, validation
 from hmoe.data.order import permute
 from hmoe.data.prepare import Request, prepare
-from hmoe.data.shards import Index
+from hmoe.data.shards import WITHIN, Index
 
 
 def config(**changes: object) -> DataConfig:
@@ -73,8 +74,59 @@ def test_order_does_not_depend_on_the_batch_size(index: Index) -> None:
     )
 
 
-def test_windows_stay_inside_a_shard_and_cover_it(index: Index) -> None:
-    pool = Batches(index, config(), 0).pools[0]
+def test_windows_cross_shards_and_domains_and_cover_all_tokens(index: Index) -> None:
+    """Window n holds tokens n * L to n * L + L of all shards laid end to end."""
+    batches = Batches(index, config(), 0)
+    stream = np.concatenate([index.tokens(shard) for shard in index.of("train")]).astype(np.int64)
+    (pool,) = batches.pools
+    assert len(index.of("train")) > 2
+    assert pool.size == (len(stream) - 1) // 16
+    for number in range(pool.size):
+        assert np.array_equal(pool.window(number), stream[16 * number : 16 * number + 17])
+    rest = len(stream) - 16 * pool.size - 1
+    assert 0 < rest < 16
+    said = f"{rest} of {len(stream):,} training tokens are in no sequence of 16: {rest} at the end of the data"
+    assert batches.describe_reach() == said
+
+
+def test_weighted_domains_are_streams_of_their_own(index: Index) -> None:
+    batches = Batches(index, config(weights={"prose": 1.0}), 0)
+    stream = np.concatenate([index.tokens(shard) for shard in index.of("train", "prose")])
+    (pool,) = batches.pools
+    assert pool.size == (len(stream) - 1) // 16
+    assert np.array_equal(pool.window(pool.size - 1), stream[16 * (pool.size - 1) :][:17])
+    code = sum(shard.tokens for shard in index.of("train", "code"))
+    assert f"{code:,} in domains without a weight (code)" in batches.describe_reach()
+
+
+def digest(*arrays: np.ndarray) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).astype("<i8").tobytes() for array in arrays)).hexdigest()
+
+
+def test_runs_begun_by_earlier_versions_keep_their_shards_and_their_order(index: Index) -> None:
+    """Recorded with the version whose windows ended with their shard."""
+    assert index.fingerprint == "c7c73c53c568ed18b96cd1d69215e38057aa39f9ecb5c19ee79a2a200025b83e"
+    for weights, expected in (
+        (None, "d60c2c819e7b3b03ab8a315685c019d414b16f7218346554e766aae0ed0fcd60"),
+        ({"prose": 3.0, "code": 1.0}, "a0012c02dad30478f39ac457d956a54a52913703124d159439a0923d6310b0d8"),
+    ):
+        batches = Batches(index, config(weights=weights), 3, WITHIN)
+        assert digest(*(array for step in range(12) for array in batches[step])) == expected
+        assert (
+            digest(*(array for step in range(12) for array in Batches(index, config(weights=weights), 3)[step]))
+            != expected
+        )
+    held_out = "61efbcb1be940aef530371cc7ac331f03cda72e378e42c554137fd8786e7a09d"
+    assert digest(validation(index, 16, 9, WITHIN)[0]) == held_out
+    shorter = "0850321dee0589ad7bfc8cebbcdb7639d3f8be1562787edc7c67975ec7a3a072"
+    assert digest(validation(index, 100_000, 9, WITHIN)[0]) == shorter
+
+
+def test_windows_of_the_earlier_rule_stay_inside_a_shard(index: Index) -> None:
+    batches = Batches(index, config(), 0, WITHIN)
+    pool = batches.pools[0]
+    lost = sum((s.tokens - 1) % 16 for s in index.of("train"))
+    assert f"{lost:,} at the end of shards" in batches.describe_reach()
     assert pool.size == sum((s.tokens - 1) // 16 for s in index.of("train"))
     first = index.tokens(index.of("train")[0])
     assert np.array_equal(pool.window(0), first[:17])
@@ -105,7 +157,7 @@ def test_weights_of_the_data_folder_are_the_default(corpus_jsonl: Path, tmp_path
 def test_validation_is_fixed_and_spread(index: Index) -> None:
     (few, targets), (many, _) = validation(index, 16, 5), validation(index, 16, 10**6)
     assert few.shape == (5, 16)
-    assert len(many) == sum((s.tokens - 1) // 16 for s in index.of("valid"))
+    assert len(many) == (sum(s.tokens for s in index.of("valid")) - 1) // 16
     assert np.array_equal(few, validation(index, 16, 5)[0])
     assert np.array_equal(few[:, 1:], targets[:, :-1])
     assert np.array_equal(few, many[:: len(many) // 5][:5]) or len(many) % 5
@@ -114,7 +166,7 @@ def test_validation_is_fixed_and_spread(index: Index) -> None:
 
 
 def test_a_validation_split_shorter_than_a_sequence_still_counts(index: Index) -> None:
-    assert validation(index, 10**6, 8)[0].shape == (1, max(s.tokens for s in index.of("valid")) - 1)
+    assert validation(index, 10**6, 8)[0].shape == (1, sum(s.tokens for s in index.of("valid")) - 1)
 
 
 def test_impossible_requests_are_named(index: Index) -> None:

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 import lzma
@@ -28,7 +29,7 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
-PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
+PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd, ".bz2": bz2.compress, ".zstd": zstd}
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -38,7 +39,7 @@ def test_jsonl_in_every_compression(tmp_path: Path, suffix: str) -> None:
     assert texts(path) == [row["text"] for row in ROWS]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst", ".bz2"])
 def test_truncated_compression_is_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.jsonl{suffix}"
     path.write_bytes(PACK[suffix](LINES * 1000)[:-9])
@@ -124,7 +125,8 @@ def test_invalid_utf8_in_txt_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\nb\xe9d\nfine\n")
     errors = [str(item) for item in documents(path) if isinstance(item, DataError)]
-    assert errors == [f"{path}:2: invalid UTF-8: byte 0xe9 at column 2"]
+    assert [error.partition(";")[0] for error in errors] == [f"{path}:2: invalid UTF-8: byte 0xe9 at column 2"]
+    assert "iconv -f LATIN1" in errors[0]
 
 
 def test_parquet_with_its_rows_counted(tmp_path: Path) -> None:
@@ -200,4 +202,5 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
         sources([str(tmp_path)])
     odd = tmp_path / "a.pdf"
     odd.write_bytes(b"x")
-    assert "unknown kind" in str(documents(odd)[0])
+    with pytest.raises(DataError, match="unknown kind"):
+        documents(odd)

@@ -153,11 +153,16 @@ def documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, 
     from hmoe.data.inputs import sources
     from hmoe.data.readers import read
 
+    empty = 0
     for source in sources([str(path) for path in paths], say=say):
         for item in read(source, text_field):
             if isinstance(item, HMoEError):
                 raise item
-            yield item.domain, item.text
+            empty += not item.text
+            if item.text:
+                yield item.domain, item.text
+    if empty:
+        say(f"left out {empty:,} empty documents")
 
 
 def validation(config: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.data.benchmark_splits import MMLU, MORE, OWN, SIX, TASKS, Group, Task, pyarrow
+from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
 from hmoe.files import cache_folder, sha256, write_atomic
 
@@ -155,10 +156,14 @@ def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
             raise ConfigError(f"task {name}: files can be brought for {', '.join(OWN)}; the others come by themselves")
         if not path.is_file():
             raise DataError(f"{path}: {'is a folder, must be a file' if path.is_dir() else 'no such file'}")
-        rows = [
-            _document(f"{path}:{number}", line, OWN[name])
-            for number, line in enumerate(path.read_bytes().splitlines(), 1)
-        ]
+        try:
+            rows = [
+                _document(f"{path}:{number}", decode_line(line, path, number), OWN[name])
+                for number, line in enumerate(read_lines(path), 1)
+                if line.strip()
+            ]
+        except DAMAGED as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
         if not rows:
             raise DataError(f"{path}: holds no document")
         (file,) = OWN[name].files().values()
@@ -166,10 +171,10 @@ def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
     return found
 
 
-def _document(where: str, line: bytes, task: Task) -> bytes:
+def _document(where: str, line: str, task: Task) -> bytes:
     """A line of a user's file as it is written."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line)
         body = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from None

@@ -5,6 +5,7 @@ import codecs
 import gzip
 import lzma
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 from hmoe.errors import DataError, missing_extra
 from hmoe.files import describe_encoding
 
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a file that ends early or was changed raises
 _READ_BYTES = 1 << 20
 _HEAD_BYTES = 4096  # that are looked at
 _ZSTD_BYTES = 1 << 16  # compressed, of which a step may make thousands of times as many

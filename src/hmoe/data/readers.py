@@ -1,15 +1,13 @@
 """Documents of txt, jsonl and parquet files, plain or compressed, in a fixed order and in flat memory."""
 
 import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmoe.data.inputs import KINDS, SUFFIX, Source, sources
-from hmoe.data.lines import BYTE_ORDER_MARK, decode_line, read_line_parts, read_lines
+from hmoe.data.lines import BYTE_ORDER_MARK, DAMAGED, decode_line, read_line_parts, read_lines
 from hmoe.data.parquet_rows import read_rows
 from hmoe.errors import ConfigError, DataError
 
@@ -57,7 +55,7 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
     try:
         for line, record in _records(source, kind, text_field):
             yield record if isinstance(record, DataError) else _document(record, source, text_field, line)
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         # Not one bad document but all that follow it, so it is not skipped and counted.
         raise DataError(f"{path}:{line + 1}: cannot be read on, truncated or damaged: {error}") from None
     if line == 0:

@@ -7,7 +7,7 @@ import torch
 
 from hmoe.config import RunConfig
 from hmoe.count import activated_parameters, loss_chunk, training_flops
-from hmoe.data.batches import Tokens
+from hmoe.data.packing import Tokens
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally

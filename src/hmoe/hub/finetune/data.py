@@ -68,7 +68,9 @@ def _file(folder: Path, split: str) -> Path:
     """`validation` also serves for a split with a longer name (MNLI's validation_matched)."""
     names: Sequence[str] = dict.fromkeys([split, split.partition("_")[0]])  # type: ignore[assignment]
     for name in names:
-        for ending in _KINDS:
-            if (folder / f"{name}{ending}").is_file():
-                return folder / f"{name}{ending}"
+        files = [folder / f"{name}{ending}" for ending in _KINDS if (folder / f"{name}{ending}").is_file()]
+        if len(files) > 1:
+            raise DataError(f"{folder}: holds {' and '.join(file.name for file in files)}; keep one of them")
+        if files:
+            return files[0]
     raise DataError(f"{folder}: no file {' or '.join(names)} with an ending of {', '.join(_KINDS)}")
