@@ -135,9 +135,10 @@ def _read_txt(path: Path) -> Iterator[tuple[int, Any]]:
             continue
         parts.append(part)
         size += len(raw)
-        if (size >= _TXT_DOCUMENT_BYTES and not part.strip()) or size >= _LONGEST_TXT_BYTES:
+        ended = raw.endswith(b"\n")  # else it is a part of a long line
+        if (size >= _TXT_DOCUMENT_BYTES and not part.strip()) or size >= _LONGEST_TXT_BYTES or not ended:
             yield start, {"text": "".join(parts)}
-            start, parts, size = number + raw.endswith(b"\n"), [], 0
+            start, parts, size = number + ended, [], 0
     if parts:
         yield start, {"text": "".join(parts)}
 

@@ -1,0 +1,87 @@
+"""Which files a folder gives, and that nothing in it is passed over without a word."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hmoe import DataError
+from hmoe.data.inputs import sources
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x\n")
+
+
+def names(root: Path, said: list[str] | None = None, leave_out: Path | None = None) -> list[str]:
+    lines: list[str] = [] if said is None else said
+    return [str(s.path.relative_to(root)) for s in sources([str(root)], leave_out, lines.append)]
+
+
+def test_endings_in_any_case_and_of_every_compression(tmp_path: Path) -> None:
+    files = ["A.TXT", "B.Jsonl.GZ", "c.ndjson", "d.json.zstd", "e.PARQUET", "f.jsonl.bz2", "g.txt.xz", "h.ndjson.zst"]
+    write(tmp_path, *files)
+    said: list[str] = []
+    assert names(tmp_path, said) == sorted(files)
+    assert said == []
+    assert sources([str(tmp_path / "B.Jsonl.GZ")])[0].folder_domain == "B"
+
+
+def test_what_is_left_out_is_counted_and_named_with_its_reason(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", ".hidden.txt", ".git/b.txt", "c.pdf", "out/d.txt")
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "absent.txt")
+    said: list[str] = []
+    assert names(tmp_path, said, tmp_path / "out") == ["a.txt"]
+    (line,) = said
+    assert line.startswith("left out 5: ")
+    for entry in (".git (hidden)", ".hidden.txt (hidden)", "c.pdf (unknown kind)", "nothing.txt (a link to nothing)"):
+        assert f"{tmp_path / entry}" in line
+    assert "out (the output)" in line
+    (tmp_path / "e.csv").write_text("x")
+    assert "left out 6: " in (names(tmp_path, said, tmp_path / "out"), said[-1])[1]
+    assert said[-1].endswith(" and 1 more")
+    write(tmp_path / "only", "a.csv")
+    with pytest.raises(DataError, match=r"holds no \.txt.*a\.csv \(unknown kind\)"):
+        sources([str(tmp_path / "only")])
+
+
+def test_linked_folders_and_files_are_read_once_and_circles_end(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    write(root, "books/a.txt")
+    write(outside, "b.txt", "deep/c.txt")
+    (root / "linked").symlink_to(outside)
+    (root / "books" / "file.txt").symlink_to(outside / "b.txt")
+    (outside / "back").symlink_to(root)
+    (root / "abooks").symlink_to(root / "books")  # before the folder it links to: that keeps its name
+    (root / "self").symlink_to("self")
+    said: list[str] = []
+    assert names(root, said) == ["books/a.txt", "books/file.txt", "linked/b.txt", "linked/deep/c.txt"]
+    assert said[0].count("links to a folder that is read already") == 2
+    assert "self (a link to nothing)" in said[0]
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a.txt", "locked/b.txt")
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    said: list[str] = []
+    assert names(tmp_path, said) == ["a.txt"]
+    assert "locked (cannot be read: Permission denied)" in said[0]
+
+
+def test_a_file_that_was_named_is_read_or_refused(tmp_path: Path) -> None:
+    write(tmp_path, "a.csv", "b=c.txt")
+    with pytest.raises(DataError, match=r"a\.csv: unknown kind; must end in \.txt, \.jsonl, \.ndjson"):
+        sources([str(tmp_path / "a.csv")])
+    assert sources([str(tmp_path / "b=c.txt")])[0].domain is None
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt: not a file"):
+        sources([str(tmp_path / "pipe.txt")])
