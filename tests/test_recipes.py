@@ -219,3 +219,32 @@ def test_long_random_text_never_breaks_the_override_parser() -> None:
             recipes.load("tiny", [word])
         except ConfigError as error:
             assert len(str(error)) < 600
+
+
+@pytest.mark.parametrize(
+    ("words", "domain"),
+    [
+        (["data.weights.cc.2019=0.5"], "cc.2019"),
+        (["--data.weights.cc.2019", "0.5"], "cc.2019"),
+        (["--data.weights.a=b=0.5"], "a=b"),
+        (["data.weights.null=0.5"], "null"),
+        (['data.weights.it\'s "x" y=0.5'], 'it\'s "x" y'),
+    ],
+)
+def test_a_domain_of_any_name_can_be_weighted(words: list[str], domain: str) -> None:
+    assert recipes.load("tiny", words)[1].data.weights == {domain: 0.5}
+
+
+def test_a_weight_of_no_domain_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"data\.weights\.: unknown key"):
+        recipes.load("tiny", ["data.weights.=0.5"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32"])
+def test_a_recipe_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_bytes("base: tiny\n".encode(encoding))
+    with pytest.raises(ConfigError, match=rf"r\.yaml: is {encoding[:6].upper()}.*, a recipe must be UTF-8; .*iconv"):
+        recipes.load(str(path))
+    path.write_bytes("base: tiny\n".encode("utf-8-sig"))
+    assert recipes.load(str(path))[1] == recipes.load("tiny")[1]

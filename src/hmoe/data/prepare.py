@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmoe.config import bpe_size
+from hmoe.data.documents import START, Documents, Position
 from hmoe.data.inputs import Source, sources
 from hmoe.data.long_text import cut_text
-from hmoe.data.readers import read
-from hmoe.data.segment import START, Item, Position, Segment, hash64
+from hmoe.data.segment import Segment, hash64
 from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 from hmoe.data.tokenizer_folder import write_tokenizer
@@ -26,7 +26,6 @@ from hmoe.errors import ConfigError, DataError, RunBusyError
 from hmoe.files import write_atomic
 
 _RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
-_NAMED = 3  # skipped documents that are named
 _BPE_SAMPLE_BYTES = 64 << 20
 _SCAN_BYTES = 256 << 20  # inputs up to this size are scanned so that at least one document is held out
 
@@ -132,13 +131,16 @@ def _run(
         threshold = _validation_threshold(request, files, report)
     shards = [Shard(**shard) for shard in progress["shards"]]
     position, segment = Position(*progress["position"]), progress["segment"]
-    items = _items(files, request, position, say=say)
+    documents = Documents(files, request.text_field, request.max_bad, position, say=say)
+    items = iter(documents)
     done = False
     while not done:
         writer = Segment(out, segment, tokenizer, threshold)
         done = writer.fill(items, request.segment_bytes, partial(_report, report, writer, files, shards))
         shards += writer.publish()
-        position, segment = writer.position or position, segment + 1
+        # At the end the documents that were skipped after the last one count too.
+        position = documents.position if done else writer.position or position
+        segment += 1
         state = {
             "rule": _RULE,
             "key": key,
@@ -165,30 +167,15 @@ def _run(
     (out / "progress.json").unlink()
 
 
-def _items(
-    files: list[Source],
-    request: Request,
-    start: Position,
-    report: Report = lambda progress: None,
-    say: Callable[[str], None] = lambda line: None,
-) -> Iterator[Item]:
-    """Documents from `start` on; `report` is told of files only, for passes that write nothing."""
-    skipped, empty = start.skipped, start.empty
-    for number in range(start.file, len(files)):
-        report(Progress(number + 1, len(files), 0, 0, 0))
-        for record, item in enumerate(read(files[number], request.text_field), 1):
-            if number == start.file and record <= start.record:
-                continue
-            if isinstance(item, DataError):
-                skipped += 1
-                if skipped > request.max_bad:
-                    raise item
-                if skipped <= _NAMED:
-                    say(f"skipped: {item}")
-            elif not item.text:
-                empty += 1
-            else:
-                yield Item(item, Position(number, record, skipped, empty))
+def _read_once(files: list[Source], request: Request, report: Report) -> Documents:
+    """All documents, for a pass that writes nothing; `report` is told of files only."""
+    total = len(files)
+    return Documents(
+        files,
+        request.text_field,
+        request.max_bad,
+        begin_file=lambda number: report(Progress(number + 1, total, 0, 0, 0)),
+    )
 
 
 def _validation_threshold(request: Request, files: list[Source], report: Report) -> int:
@@ -196,7 +183,7 @@ def _validation_threshold(request: Request, files: list[Source], report: Report)
     threshold = int(request.validation * 2**64)
     if not request.validation or sum(f.path.stat().st_size for f in files) > _SCAN_BYTES:
         return threshold
-    hashes = {hash64(item.document.text.encode()) for item in _items(files, request, START, report)}
+    hashes = {hash64(item.document.text.encode()) for item in _read_once(files, request, report)}
     return threshold if len(hashes) < 2 else max(threshold, min(hashes) + 1)
 
 
@@ -217,7 +204,7 @@ def _tokenizer(request: Request, files: list[Source], out: Path, report: Report)
 def _bpe_sample(request: Request, files: list[Source], report: Report) -> Iterator[str]:
     """All documents, long ones in pieces, or of a large input those whose hash falls into a sample of about 64 MB."""
     share = _BPE_SAMPLE_BYTES / max(sum(f.path.stat().st_size for f in files), 1)
-    for item in _items(files, request, START, report):
+    for item in _read_once(files, request, report):
         for piece, _ in cut_text(item.document.text, None):
             # The hash's low bits: its high bits choose the validation split.
             if share >= 1 or hash64(piece.encode()) % 2**32 < share * 2**32:

@@ -4,10 +4,10 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from hmoe.data.documents import Item, Position
 from hmoe.data.long_text import encode_texts
 from hmoe.data.readers import Document
 from hmoe.data.shards import Shard, token_dtype
@@ -18,25 +18,6 @@ from hmoe.files import fsync, sha256
 MAX_DOMAINS = 1000
 _BATCH_BYTES = 4 << 20  # text between looks at whether the segment is full
 _WAITING_TOKENS = 1 << 20  # kept in memory before they are written
-
-
-class Position(NamedTuple):
-    """Where the next segment starts, and how many documents before it were skipped, and how many had no text."""
-
-    file: int
-    record: int
-    skipped: int
-    empty: int
-
-
-START = Position(0, 0, 0, 0)
-
-
-class Item(NamedTuple):
-    """A document and the position after it."""
-
-    document: Document
-    after: Position
 
 
 class Segment:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as HuggingFace
 from hmoe.data.shards import Index
 from hmoe.data.tokenizer import Tokenizer, load
 from hmoe.errors import DataError
-from hmoe.files import write_atomic
+from hmoe.files import sha256, write_atomic
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -28,7 +28,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     except (OSError, ValueError):
         settings = {}
     settings = settings if isinstance(settings, dict) else {}
-    settings["eos_token"] = _token(tokenizer, tokenizer.separator)
+    settings["eos_token"] = _token(tokenizer.content, tokenizer.separator)
     write_atomic(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
@@ -38,15 +38,16 @@ def data_tokenizer(index: Index) -> Tokenizer:
     Raises:
         DataError: if it is not the one that made the shards.
     """
-    tokenizer = load(index.folder)
+    file = index.folder / "tokenizer.json"
+    own = file.is_file() and sha256(file) == index.tokenizer_fingerprint
+    # By its id, because earlier versions did not keep a name that came from elsewhere.
+    tokenizer = load(index.folder, _token(file.read_bytes(), index.separator) if own else None)
     if tokenizer.fingerprint != index.tokenizer_fingerprint:
         raise DataError(
             f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; delete {index.folder} and prepare again"
         )
-    # Earlier versions kept the name of a separator nowhere, only its id.
-    differs = tokenizer.file_name == "tokenizer.json" and tokenizer.separator != index.separator
-    return load(index.folder, _token(tokenizer, index.separator)) if differs else tokenizer
+    return tokenizer
 
 
-def _token(tokenizer: Tokenizer, token: int) -> str:
-    return str(HuggingFace.from_str(tokenizer.content.decode()).id_to_token(token))
+def _token(content: bytes, token: int) -> str:
+    return str(HuggingFace.from_str(content.decode()).id_to_token(token))
