@@ -88,6 +88,7 @@ def _check_skip(before: Any, after: Any, inputs: Any) -> None:
 def _texts(options: Options, opened: Any) -> Iterator[str]:
     """As many as are measured on."""
     from hmoe.cli.evaluate import documents, validation
+    from hmoe.data.long_text import encode_text
 
     if options.text_field and not options.text:
         raise ConfigError("--text-field has no effect without --text; remove it or name a text")
@@ -100,7 +101,7 @@ def _texts(options: Options, opened: Any) -> Iterator[str]:
     tokens = 0
     for _, text in found:
         yield text
-        tokens += len(opened.tokenizer.encode([text])[0])
+        tokens += len(encode_text(opened.tokenizer, text))
         if tokens >= max(options.tokens, _LARGEST_LOSS_TOKENS):
             return
 
