@@ -108,3 +108,15 @@ def test_a_text_of_one_line_is_many_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")
     *_, error = read(Source(tmp_path / "a.txt", None, "d"), None)
     assert f"a.txt:1: invalid UTF-8: byte 0xff at column {len(text) + 1}" in str(error)
+
+
+def test_brought_benchmark_files_are_read_as_texts_are(tmp_path: Path) -> None:
+    from hmoe.data.benchmarks import OWN, _brought
+
+    row = json.dumps(dict.fromkeys(OWN["wic"].columns, 0)).encode() + b"\n"
+    (tmp_path / "a.jsonl").write_bytes(gzip.compress(MARK + row + b"\n" + row))
+    ((rows, content),) = _brought({"wic": tmp_path / "a.jsonl"}).values()
+    assert (rows, content) == (2, row * 2)
+    (tmp_path / "a.jsonl").write_bytes(row.decode().encode("utf-16"))
+    with pytest.raises(DataError, match=r"a\.jsonl: is UTF-16, must be UTF-8"):
+        _brought({"wic": tmp_path / "a.jsonl"})

@@ -9,7 +9,7 @@ import pytest
 from hmoe import ConfigError
 from hmoe.errors import DataError
 from hmoe.hub.finetune import scores
-from hmoe.hub.finetune.data import load
+from hmoe.hub.finetune.data import _file, load
 from hmoe.hub.finetune.run import settings_of
 from hmoe.hub.finetune.tasks import TASKS, Example, find
 
@@ -155,3 +155,11 @@ def test_lines_of_a_text_keep_their_ends(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / f"{split}.txt").write_text(" = A = \n\nIt was.\n")
     assert [example.source for example in load(find("wikitext2"), tmp_path)[0]] == [" = A = \n", "\n", "It was.\n"]
+
+
+def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").touch()
+    assert _file(tmp_path, "train") == tmp_path / "train.csv"
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(DataError, match=r"holds train\.jsonl and train\.csv; keep one of them"):
+        _file(tmp_path, "train")
