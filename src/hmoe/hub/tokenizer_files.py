@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from hmoe.data.tokenizer import ByteTokenizer, byte_letters
+from hmoe.data.byte_letters import byte_letters
+from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.folders.open import Opened
 
 _SEPARATOR = "<|endoftext|>"

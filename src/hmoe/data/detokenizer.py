@@ -1,0 +1,58 @@
+"""Tokens -> text as they come, such that the pieces join to what decoding all of them gives."""
+
+import os
+from collections.abc import Callable, Sequence
+
+_INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character, or not one yet
+
+
+class Detokenizer:
+    """The text that follows a context, one token after the other.
+
+    Only the last tokens are decoded again when one comes, as vLLM and `tokenizers.decoders.DecodeStream` do. That class is not
+    used because it raises where a byte makes the bytes before it invalid, and knows neither SentencePiece models nor bytes.
+
+    Args:
+        decode: text of ids.
+        is_open: whether the text of a token may change with the tokens after it.
+        context: ids before the first token; their text is not repeated.
+
+    Attributes:
+        settled: text that later tokens cannot change.
+        tail: text after that, as it is if no further token comes.
+    """
+
+    def __init__(
+        self, decode: Callable[[list[int]], str], is_open: Callable[[int], bool], context: Sequence[int] = ()
+    ) -> None:
+        self._decode, self._is_open = decode, is_open
+        self._window = list(context)  # decoded together: [tokens of `_before`][tokens of the tail]
+        self._num_before = len(self._window)
+        self._before = decode(self._window)
+        self.settled, self.tail = "", ""
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return self.settled + self.tail
+
+    def add(self, token: int) -> None:
+        """Append a token."""
+        self._window.append(token)
+        decoded = self._decode(self._window)
+        # A context that ends within a character is completed by the text that follows.
+        shared = self._before if decoded.startswith(self._before) else os.path.commonprefix([self._before, decoded])
+        self.tail = decoded[len(shared) :]
+        if self.tail and not self.tail.endswith(_INCOMPLETE) and not self._is_open(token):
+            self.settled, self.tail = self.settled + self.tail, ""
+            self._window = self._window[self._num_before :]
+            self._num_before = len(self._window)
+            self._before = self._decode(self._window)
+
+    def end(self) -> None:
+        """No token follows."""
+        self.settled, self.tail = self.text, ""
+
+    def readable(self) -> str:
+        """All text so far but an incomplete character at its end."""
+        return self.settled + self.tail.rstrip(_INCOMPLETE)

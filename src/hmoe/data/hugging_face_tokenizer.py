@@ -1,0 +1,202 @@
+"""A Hugging Face tokenizer.json as a Tokenizer: whatever its model, decoder and stored settings are."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+from tokenizers import Tokenizer as HuggingFace
+from tokenizers import models
+
+from hmoe.data.byte_letters import byte_letters
+from hmoe.data.control_tokens import hide_control_tokens
+from hmoe.data.detokenizer import Detokenizer
+from hmoe.data.post_processor import read_frame
+from hmoe.errors import DataError
+
+SEPARATOR = "<|endoftext|>"
+_END_TOKENS = ("</s>", SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
+# Words and letters that a vocabulary has, and such as it lacks unless it has bytes or an unknown token.
+_PROBES = ("a", "the", " ", "0", "zqxjkv", "98171", "\u05e9\u05dc", "\u6f22", "\U0001f600", "\ue123", "\u00eb!")
+_NEUTRAL = "\ue000"  # no decoder does anything to it
+_BYTE_OF = byte_letters()
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`; the separator is its end-of-text token.
+
+    Args:
+        content: of the file.
+        where: its path, for errors.
+        separator: text of the end-of-text token; None: looked for.
+        ends: further ids that end a text.
+        add_bos: what tokenizer_config.json says: the token to put before every text, "" for none; None: the
+            post-processor's own.
+
+    Raises:
+        DataError: if it is no tokenizer, has no end-of-text token, or cannot encode every text.
+    """
+
+    file_name = "tokenizer.json"
+
+    def __init__(
+        self,
+        content: bytes,
+        where: str,
+        separator: str | None = None,
+        ends: Sequence[int] = (),
+        add_bos: str | None = None,
+    ) -> None:
+        self._where = where
+        with self._errors("not a Hugging Face tokenizer"):
+            self._tokenizer = _load_plain(content)
+            definition = json.loads(content)
+        self.content = content
+        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # ids may have holes
+        names = [separator] if separator else list(_END_TOKENS)
+        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if not ids:
+            raise DataError(
+                f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}; name one as separator"
+            )
+        self.separator = ids[0]
+        self.ends = (self.separator, *(i for i in ends if i != self.separator and 0 <= i < self.vocab_size))
+        self.unknown = self._unknown_token(definition["model"])
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.specials = {token.content: i for i, token in added.items() if token.special}
+        self._control = {*self.specials.values(), *self.ends} - {self.unknown}
+        self._decoders = list(_flat_decoders(definition.get("decoder")))
+        before, self.after = read_frame(self._tokenizer, self._check_encoding())
+        if add_bos is not None:
+            before = tuple(i for i in [self._tokenizer.token_to_id(add_bos)] if i is not None)
+        self.begin = tuple(token for token in before if token != self.separator)
+        self._control.update(self.begin)
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """See Tokenizer."""
+        encodings = self._encode(self._tokenizer, texts)
+        typed = [place for place, ids in enumerate(encodings) if not self._control.isdisjoint(ids)]
+        if typed:
+            again = self._encode(self._without_control, [texts[place] for place in typed])
+            for place, ids in zip(typed, again, strict=True):
+                encodings[place] = ids
+        return encodings
+
+    def decode(self, ids: list[int]) -> str:
+        """See Tokenizer."""
+        return self.decode_batch([ids])[0]
+
+    def decode_batch(self, batch: list[list[int]]) -> list[str]:
+        """Text of each list of ids, over all cores."""
+        plain = [[i for i in ids if i not in self._control] for ids in batch]
+        with self._errors("cannot decode"):
+            texts: list[str] = self._tokenizer.decode_batch(plain, skip_special_tokens=False)
+        return texts
+
+    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+        """See Tokenizer."""
+        return Detokenizer(self.decode, self._is_open, context)
+
+    def normalize(self, text: str) -> str:
+        """The text as the tokenizer's own normalizer leaves it."""
+        normalizer = self._tokenizer.normalizer
+        with self._errors("cannot normalize"):
+            return text if normalizer is None else str(normalizer.normalize_str(text))
+
+    def token_bytes(self, token: int) -> bytes:
+        """See Tokenizer."""
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None or token in self._control:
+            return b""
+        kinds = {decoder["type"] for decoder in self._decoders}
+        if "ByteLevel" in kinds and all(letter in _BYTE_OF for letter in piece):
+            return bytes(_BYTE_OF[letter] for letter in piece)
+        if "ByteFallback" in kinds and _is_byte(piece):
+            return bytes([int(piece[3:5], 16)])
+        within, alone = self._decode_pieces(_NEUTRAL, piece, _NEUTRAL), self._decode_pieces(_NEUTRAL, _NEUTRAL)
+        return within[len(_NEUTRAL) : len(within) - len(alone) + len(_NEUTRAL)].encode()
+
+    def _decode_pieces(self, *pieces: str) -> str:
+        with self._errors("cannot decode"):
+            decoder = self._tokenizer.decoder
+            return " ".join(pieces) if decoder is None else str(decoder.decode(list(pieces)))
+
+    def _encode(self, tokenizer: HuggingFace, texts: list[str]) -> list[list[int]]:
+        with self._errors("cannot encode every text"):
+            return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _without_control(self) -> HuggingFace:
+        """For the few texts in which control tokens are typed."""
+        names = [self._tokenizer.id_to_token(token) for token in sorted(self._control)]
+        with self._errors("cannot encode every text"):
+            return _load_plain(hide_control_tokens(self.content, names))
+
+    def _unknown_token(self, model: dict[str, Any]) -> int | None:
+        """The id of text that the vocabulary lacks; it must not end texts."""
+        unknown: int | None = model.get("unk_id")
+        if unknown is None and model.get("unk_token") is not None:
+            unknown = self._tokenizer.token_to_id(model["unk_token"])
+        if unknown not in self.ends:
+            return unknown
+        if isinstance(self._tokenizer.model, models.BPE):  # a byte-level one has no use for it
+            self._tokenizer.model.unk_token = None
+            return None
+        raise DataError(f"{self._where}: unknown text would become {self._tokenizer.id_to_token(unknown)}, which ends texts")
+
+    def _check_encoding(self) -> str:
+        """A text that has tokens; DataError if there is none, or if a text cannot be encoded."""
+        vocabulary = sorted(self._tokenizer.get_vocab().values())
+        with self._errors("cannot decode"):
+            own = (self._tokenizer.decode([i]) for i in vocabulary[:1000] if i not in self._control)
+            texts = [*_PROBES, *own]
+        encodings = self._encode(self._tokenizer, texts)
+        for text, ids in zip(texts, encodings, strict=True):
+            if ids and self._control.isdisjoint(ids):
+                return text
+        raise DataError(f"{self._where}: gives no token for any text; its vocabulary has {len(vocabulary)} tokens")
+
+    def _is_open(self, token: int) -> bool:
+        """A run of bytes is decoded as a whole; a replacement of several characters may span tokens."""
+        fused = False
+        for decoder in self._decoders:
+            if decoder["type"] == "ByteFallback" and _is_byte(self._tokenizer.id_to_token(token) or ""):
+                return True
+            if fused and decoder["type"] == "Replace" and len(decoder["pattern"].get("String", "  ")) > 1:
+                return True
+            fused |= decoder["type"] in ("Fuse", "ByteLevel")
+        return False
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        """Whatever the library raises, as one line."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, MemoryError, DataError):
+            raise
+        except BaseException as error:  # bare Exception, and panics of Rust, which are no Exception
+            raise DataError(f"{self._where}: {what}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _load_plain(content: bytes) -> HuggingFace:
+    """Without the stored settings that are for batches of fixed length, or for training with noise."""
+    tokenizer = HuggingFace.from_str(content.decode())
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
+def _flat_decoders(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    for inner in decoder.get("decoders", [decoder]) if decoder else []:
+        yield from _flat_decoders(inner) if inner["type"] == "Sequence" else [inner]
+
+
+def _is_byte(piece: str) -> bool:
+    return re.fullmatch("<0x[0-9A-Fa-f]{2}>", piece) is not None
