@@ -11,6 +11,7 @@ import asyncio
 import multiprocessing
 import random
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 
 from hmoe import recipes
 from hmoe.bench.measure import machine, median, save
+from hmoe.data.detokenizer import Detokenizer
 from hmoe.model.transformer import build
 from hmoe.serve.ask import Limits
 from hmoe.serve.guard import GuardLimits
@@ -43,6 +45,9 @@ class Numbers:
 
     def decode(self, ids: list[int]) -> str:
         return "".join(f" {i}" for i in ids if i)
+
+    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+        return Detokenizer(self.decode, lambda token: False, context)
 
     def token_bytes(self, token: int) -> bytes:
         return f" {token}".encode() if token else b""

@@ -204,8 +204,8 @@ def read_config(run: Path) -> RunConfig:
         raise ConfigError(f"{file}: damaged: {error}") from None
 
 
-def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, int]:
-    """Config, trained model, tokenizer and step of a run folder; changes nothing in it.
+def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
+    """Config, trained model, tokenizer and the checkpoint's state of a run folder; changes nothing in it.
 
     Raises:
         CheckpointError: if there is no trustworthy checkpoint.
@@ -221,7 +221,12 @@ def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, in
         model = Transformer(config.model).to(next(iter(checkpoint.model.values())).dtype)
     model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     restore(checkpoint, model)
-    return config, model.eval(), tokenizer, checkpoint.step
+    return config, model.eval(), tokenizer, checkpoint.state
+
+
+def published(run: Path) -> list[Path]:
+    """Folders of a run's checkpoints, newest first."""
+    return [_path(run, step) for step in _steps(run)]
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -39,8 +39,8 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
     timing = [json.loads(line) for line in (tmp_path / "r" / "timing.jsonl").read_text().splitlines()]
     assert [row["step"] for row in timing] == [1, 2, 3, 4, 5, 6]
-    config, model, tokenizer, step = open_run(tmp_path / "r", print)
-    assert (step, tokenizer.vocab_size, config.train.steps) == (6, 257, 6)
+    config, model, tokenizer, state = open_run(tmp_path / "r", print)
+    assert (state["step"], tokenizer.vocab_size, config.train.steps) == (6, 257, 6)
     assert sum(p.numel() for p in model.parameters()) > 0
 
 

@@ -31,7 +31,10 @@ def prepare(
     from hmoe.data.prepare import prepare as prepare_data
     from hmoe.train.console import data_line
 
-    request = Request(inputs, tokenizer, text_field, validation, _weights(weight), max_bad, separator=separator)
+    begin, lines = _begin(tokenizer, separator)
+    request = Request(
+        inputs, tokenizer, text_field, validation, _weights(weight), max_bad, separator=separator, begin=begin
+    )
     index = prepare_data(request, out, data_line(), say=say)
     tokens = {split: index.tokens_of(split) for split in ("train", "valid")}
     empty = f", {index.empty_documents:,} empty documents left out" if index.empty_documents else ""
@@ -39,6 +42,9 @@ def prepare(
         f"{out}: {tokens['train']:,} training tokens, {tokens['valid']:,} held out, vocabulary {index.vocab_size}, "
         f"{index.skipped_documents} documents skipped{empty}"
     )
+    for line in (*lines, index.losses.describe() if index.losses else ""):
+        if line:
+            say(line)
     if not tokens["valid"]:
         say("no document was held out, so training will not report validation loss; see --validation")
     for line in (index.describe_split(), describe_weights(index)):
@@ -66,6 +72,30 @@ def benchmarks(
     typer.echo(
         f"{folder}: complete. The data sets are their authors', under their own licences: fetched here, not redistributed."
     )
+
+
+def _begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, list[str]]:
+    """Tokens before every document where a file or folder says them, and what should be said of it."""
+    from hmoe.config import bpe_size
+    from hmoe.data.tokenizer import load
+
+    if name == "bytes" or bpe_size(name) is not None:
+        return None, []
+    tokenizer = load(name, separator)
+    texts = {token: text for text, token in tokenizer.specials.items()}
+    begin = tokenizer.begin
+    if Path(name).is_dir():
+        from hmoe.folders.beginning import begin_of_folder
+
+        begin = begin_of_folder(Path(name), tokenizer)
+    lines = []
+    if begin:
+        lines.append(
+            f"every document begins with {' '.join(texts.get(token, str(token)) for token in begin)}, as {name} says"
+        )
+    if after := [texts.get(token, str(token)) for token in tokenizer.after if token != tokenizer.separator]:
+        lines.append(f"{name} puts {' '.join(after)} after a text; documents end with the end-of-text token alone")
+    return begin, lines
 
 
 def _own(items: list[str]) -> dict[str, Path]:

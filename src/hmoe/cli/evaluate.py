@@ -177,5 +177,5 @@ def validation(config: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
     for shard in index.of("valid"):
         ids, start = index.tokens(shard), 0
         for stop in (ids == index.separator).nonzero()[0].tolist():
-            yield shard.domain, tokenizer.decode(ids[start:stop].tolist())
+            yield shard.domain, tokenizer.decode(ids[start + len(index.begin) : stop].tolist())
             start = stop + 1

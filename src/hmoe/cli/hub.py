@@ -57,7 +57,7 @@ def import_(
     from hmoe.train.run_folder import RunFolder
 
     with RunFolder(run, config) as folder:
-        begin(folder, config, model, tokenizer)
+        begin(folder, config, model, tokenizer, tokenizer.begin)
         for name, content in beside(source, tokenizer):
             folder.write(name, content)
     count = sum(parameter.numel() for parameter in model.parameters())

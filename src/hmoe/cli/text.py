@@ -35,12 +35,10 @@ def generate(
     ids = [*opened.begin, *tokenizer.encode([prompt])[0]] or [tokenizer.separator]
     if len(ids) + max_tokens > length:
         say(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}")
-    shown = tokenizer.decode(ids)  # not always the prompt: some tokenizers normalise
-    typer.echo(shown, nl=False)
+    detokenizer, shown = tokenizer.detokenizer(ids), 0
+    typer.echo(tokenizer.decode(ids), nl=False)  # not always the prompt: some tokenizers normalise
     for token in generate_ids(opened.model, ids, max_tokens, how, seed, tokenizer):
-        ids = [*ids, token]
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):  # wait for the rest of a character
-            typer.echo(text[len(shown) :], nl=False)
-            shown = text
-    typer.echo(tokenizer.decode(ids)[len(shown) :])
+        detokenizer.add(token)
+        typer.echo(detokenizer.settled[shown:], nl=False)
+        shown = len(detokenizer.settled)
+    typer.echo(detokenizer.text[shown:])

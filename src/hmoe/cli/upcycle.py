@@ -58,7 +58,7 @@ def make(options: Options, say: Say, echo: Say) -> None:
         model = with_shares(model, median_shares(model.eval(), inputs))
         config = config.model_copy(update={"model": model.config})
     with RunFolder(options.run, config) as folder:
-        begin(folder, config, model, opened.tokenizer)
+        begin(folder, config, model, opened.tokenizer, opened.begin)
         for name, content in beside(options.source, opened.tokenizer):
             folder.write(name, content)
     _report(options, opened, model, errors, texts, echo)
@@ -123,7 +123,7 @@ def _report(options: Options, opened: Any, model: Any, errors: list[float], text
         echo(f"relative error of layers: mean {sum(known) / len(known):.4f}, largest {max(known):.4f}")
     if texts:
         losses = [
-            perplexity(one, opened.tokenizer, texts, opened.context_length).nats_per_token
+            perplexity(one, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
             for one in (opened.model, model)
         ]
         echo(f"loss on the text: {losses[0]:.4f} nats per token before, {losses[1]:.4f} after")

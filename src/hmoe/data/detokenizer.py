@@ -1,7 +1,7 @@
 """Tokens -> text as they come, such that the pieces join to what decoding all of them gives."""
 
-import os
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 
 _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character, or not one yet
 
@@ -27,8 +27,10 @@ class Detokenizer:
     ) -> None:
         self._decode, self._is_open = decode, is_open
         self._window = list(context)  # decoded together: [tokens of `_before`][tokens of the tail]
-        self._num_before = len(self._window)
         self._before = decode(self._window)
+        if self._before.endswith(_INCOMPLETE):  # its text is told as it is; what follows cannot complete it
+            self._window, self._before = [], ""
+        self._num_before = len(self._window)
         self.settled, self.tail = "", ""
 
     @property
@@ -40,9 +42,13 @@ class Detokenizer:
         """Append a token."""
         self._window.append(token)
         decoded = self._decode(self._window)
-        # A context that ends within a character is completed by the text that follows.
-        shared = self._before if decoded.startswith(self._before) else os.path.commonprefix([self._before, decoded])
-        self.tail = decoded[len(shared) :]
+        if decoded == self._before + self.tail:
+            return  # no text of its own, such as a control token, which leaves open what is open
+        # Bytes of the context may be no characters together with bytes that follow.
+        pairs = zip(self._before, decoded, strict=False)
+        kept = decoded.startswith(self._before)
+        num_shared = len(self._before) if kept else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.tail = decoded[num_shared:]
         if self.tail and not self.tail.endswith(_INCOMPLETE) and not self._is_open(token):
             self.settled, self.tail = self.settled + self.tail, ""
             self._window = self._window[self._num_before :]

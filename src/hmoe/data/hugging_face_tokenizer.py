@@ -14,14 +14,14 @@ from tokenizers import models
 from hmoe.data.byte_letters import byte_letters
 from hmoe.data.control_tokens import hide_control_tokens
 from hmoe.data.detokenizer import Detokenizer
-from hmoe.data.post_processor import read_frame
+from hmoe.data.post_processor import read_frame, write_frame
 from hmoe.errors import DataError
 
 SEPARATOR = "<|endoftext|>"
 _END_TOKENS = ("</s>", SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 # Words and letters that a vocabulary has, and such as it lacks unless it has bytes or an unknown token.
 _PROBES = ("a", "the", " ", "0", "zqxjkv", "98171", "\u05e9\u05dc", "\u6f22", "\U0001f600", "\ue123", "\u00eb!")
-_NEUTRAL = "\ue000"  # no decoder does anything to it
+_BEFORE, _AFTER = "\ue000", "\ue001"  # pieces to which no decoder does anything; two, as CTC drops repetitions
 _BYTE_OF = byte_letters()
 
 
@@ -70,7 +70,9 @@ class HuggingFaceTokenizer:
         self.specials = {token.content: i for i, token in added.items() if token.special}
         self._control = {*self.specials.values(), *self.ends} - {self.unknown}
         self._decoders = list(_flat_decoders(definition.get("decoder")))
-        before, self.after = read_frame(self._tokenizer, self._check_encoding())
+        self._is_fitted = any(definition.get(name) for name in ("truncation", "padding"))
+        self._frame = read_frame(self._tokenizer, self._check_encoding())
+        before, self.after = self._frame
         if add_bos is not None:
             before = tuple(i for i in [self._tokenizer.token_to_id(add_bos)] if i is not None)
         self.begin = tuple(token for token in before if token != self.separator)
@@ -94,8 +96,8 @@ class HuggingFaceTokenizer:
         """Text of each list of ids, over all cores."""
         plain = [[i for i in ids if i not in self._control] for ids in batch]
         with self._errors("cannot decode"):
-            texts: list[str] = self._tokenizer.decode_batch(plain, skip_special_tokens=False)
-        return texts
+            texts = iter(self._tokenizer.decode_batch([ids for ids in plain if ids], skip_special_tokens=False))
+        return [next(texts) if ids else "" for ids in plain]  # of no ids some decoders panic
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
         """See Tokenizer."""
@@ -107,6 +109,12 @@ class HuggingFaceTokenizer:
         with self._errors("cannot normalize"):
             return text if normalizer is None else str(normalizer.normalize_str(text))
 
+    def content_with_begin(self, begin: Sequence[int]) -> bytes:
+        """Its definition, such that it puts `begin` before every text and nothing after it; as it is if it does so already."""
+        if self._frame == (tuple(begin), ()) and not self._is_fitted:
+            return self.content
+        return write_frame(self.content, begin)
+
     def token_bytes(self, token: int) -> bytes:
         """See Tokenizer."""
         piece = self._tokenizer.id_to_token(token)
@@ -117,8 +125,8 @@ class HuggingFaceTokenizer:
             return bytes(_BYTE_OF[letter] for letter in piece)
         if "ByteFallback" in kinds and _is_byte(piece):
             return bytes([int(piece[3:5], 16)])
-        within, alone = self._decode_pieces(_NEUTRAL, piece, _NEUTRAL), self._decode_pieces(_NEUTRAL, _NEUTRAL)
-        return within[len(_NEUTRAL) : len(within) - len(alone) + len(_NEUTRAL)].encode()
+        within, without = self._decode_pieces(_BEFORE, piece, _AFTER), self._decode_pieces(_BEFORE, _AFTER)
+        return within.removesuffix(without.removeprefix(_BEFORE)).removeprefix(_BEFORE).encode()
 
     def _decode_pieces(self, *pieces: str) -> str:
         with self._errors("cannot decode"):
@@ -146,19 +154,23 @@ class HuggingFaceTokenizer:
         if isinstance(self._tokenizer.model, models.BPE):  # a byte-level one has no use for it
             self._tokenizer.model.unk_token = None
             return None
-        raise DataError(f"{self._where}: unknown text would become {self._tokenizer.id_to_token(unknown)}, which ends texts")
+        raise DataError(
+            f"{self._where}: unknown text would become {self._tokenizer.id_to_token(unknown)}, which ends texts"
+        )
 
     def _check_encoding(self) -> str:
         """A text that has tokens; DataError if there is none, or if a text cannot be encoded."""
-        vocabulary = sorted(self._tokenizer.get_vocab().values())
-        with self._errors("cannot decode"):
-            own = (self._tokenizer.decode([i]) for i in vocabulary[:1000] if i not in self._control)
-            texts = [*_PROBES, *own]
-        encodings = self._encode(self._tokenizer, texts)
-        for text, ids in zip(texts, encodings, strict=True):
-            if ids and self._control.isdisjoint(ids):
-                return text
-        raise DataError(f"{self._where}: gives no token for any text; its vocabulary has {len(vocabulary)} tokens")
+        tokens = [token for token in self._tokenizer.get_vocab().values() if token not in self._control]
+        encodings = self._encode(self._tokenizer, list(_PROBES))
+        texts = [text for text, ids in zip(_PROBES, encodings, strict=True) if ids and self._control.isdisjoint(ids)]
+        if not texts:  # the first letters may not be in a small vocabulary
+            own = self.decode_batch([[token] for token in sorted(tokens)[:1000]])
+            texts = [text for text, ids in zip(own, self._encode(self._tokenizer, own), strict=True) if ids]
+        if not texts:
+            raise DataError(
+                f"{self._where}: gives no token for any text; it has {len(tokens)} tokens besides control tokens"
+            )
+        return texts[0]
 
     def _is_open(self, token: int) -> bool:
         """A run of bytes is decoded as a whole; a replacement of several characters may span tokens."""

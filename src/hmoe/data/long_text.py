@@ -7,10 +7,11 @@ those of the whole text; for other tokenizers this is as certain as the 256 char
 text is cut at the last of them, and the ids there are those of two texts.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hmoe.data.tokenizer import Tokenizer
 
+Encode = Callable[[list[str]], list[list[int]]]
 PIECE_CHARS = 1 << 17
 _NEIGHBOURHOOD_CHARS = 256  # on each side of a cut
 _SEARCH_CHARS = 1 << 14  # before the end of a piece, in which places are looked for
@@ -18,8 +19,14 @@ _TRIES = 64
 _CALL_CHARS = 1 << 20  # handed to the tokenizer at once, which spreads the pieces over the cores
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[int, list[int], bool]]:
-    """(number of the text, ids, whether these are its last) in order; the ids of a long text come in several parts."""
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str], encode: Encode | None = None
+) -> Iterator[tuple[int, list[int], bool]]:
+    """(number of the text, ids, whether these are its last) in order; the ids of a long text come in several parts.
+
+    `encode` is called for the pieces, once each, in place of the tokenizer's own.
+    """
+    encode = encode or tokenizer.encode
     pieces: list[str] = []
     labels: list[tuple[int, bool]] = []
     size = 0
@@ -29,9 +36,9 @@ def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[i
             labels.append((number, last))
             size += len(piece)
             if size >= _CALL_CHARS:
-                yield from _encode(tokenizer, pieces, labels)
+                yield from _encode(encode, pieces, labels)
                 pieces, labels, size = [], [], 0
-    yield from _encode(tokenizer, pieces, labels)
+    yield from _encode(encode, pieces, labels)
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -49,11 +56,9 @@ def cut_text(text: str, tokenizer: Tokenizer | None) -> Iterator[tuple[str, bool
     yield text[start:], True
 
 
-def _encode(
-    tokenizer: Tokenizer, pieces: list[str], labels: list[tuple[int, bool]]
-) -> Iterator[tuple[int, list[int], bool]]:
+def _encode(encode: Encode, pieces: list[str], labels: list[tuple[int, bool]]) -> Iterator[tuple[int, list[int], bool]]:
     if pieces:
-        for (number, last), ids in zip(labels, tokenizer.encode(pieces), strict=True):
+        for (number, last), ids in zip(labels, encode(pieces), strict=True):
             yield number, ids, last
 
 

@@ -18,7 +18,7 @@ def write_frame(content: bytes, begin: Sequence[int]) -> bytes:
     """The tokenizer.json such that AutoTokenizer gives `begin` and a text's tokens: nothing else, neither cut nor padded."""
     tree = json.loads(content)
     name_of = HuggingFace.from_str(content.decode()).id_to_token
-    kept = [part for part in _parts(tree["post_processor"]) if part["type"] == "ByteLevel"]  # it moves offsets only
+    kept = [part for part in _parts(tree.get("post_processor")) if part["type"] == "ByteLevel"]  # it moves offsets only
     if begin:
         kept.append(_template([(name_of(token), token) for token in begin]))
     whole = {"type": "Sequence", "processors": kept} if len(kept) > 1 else next(iter(kept), None)

@@ -18,6 +18,7 @@ from hmoe.config import bpe_size
 from hmoe.data.documents import START, Documents, Position
 from hmoe.data.inputs import Source, sources
 from hmoe.data.long_text import cut_text
+from hmoe.data.losses import Losses
 from hmoe.data.segment import Segment, hash64
 from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
@@ -43,6 +44,7 @@ class Request:
         max_bad: unusable documents to skip before giving up.
         segment_bytes: text bytes after which new shards begin.
         separator: token that is put after every document, for a tokenizer.json that does not name its own.
+        begin: tokens before every document; None: those that the tokenizer's own post-processor puts there.
     """
 
     inputs: Sequence[str]
@@ -53,6 +55,7 @@ class Request:
     max_bad: int = 0
     segment_bytes: int = 256 << 20
     separator: str | None = None
+    begin: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
@@ -67,6 +70,10 @@ class Request:
             raise ConfigError(f"weights = {weights}: must be from 0 to 1e12, one of them above 0")
         if self.separator is not None and (self.tokenizer == "bytes" or bpe_size(self.tokenizer) is not None):
             raise ConfigError(f"separator = {self.separator!r}: has no effect with {self.tokenizer}, which has its own")
+
+    def begin_of(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        """Tokens before every document."""
+        return tokenizer.begin if self.begin is None else self.begin
 
 
 class Progress(NamedTuple):
@@ -131,22 +138,24 @@ def _run(
         threshold = _validation_threshold(request, files, report)
     shards = [Shard(**shard) for shard in progress["shards"]]
     position, segment = Position(*progress["position"]), progress["segment"]
+    begin, losses = request.begin_of(tokenizer), Losses(**progress.get("losses", {}))
     documents = Documents(files, request.text_field, request.max_bad, position, say=say)
     items = iter(documents)
     done = False
     while not done:
-        writer = Segment(out, segment, tokenizer, threshold)
+        writer = Segment(out, segment, tokenizer, threshold, begin)
         done = writer.fill(items, request.segment_bytes, partial(_report, report, writer, files, shards))
         shards += writer.publish()
         # At the end the documents that were skipped after the last one count too.
         position = documents.position if done else writer.position or position
-        segment += 1
+        segment, losses = segment + 1, losses + writer.losses
         state = {
             "rule": _RULE,
             "key": key,
             "threshold": threshold,
             "position": position,
             "segment": segment,
+            "losses": dataclasses.asdict(losses),
             "shards": [dataclasses.asdict(shard) for shard in shards],
         }
         write_atomic(out / "progress.json", json.dumps(state).encode())
@@ -162,6 +171,8 @@ def _run(
         "skipped_documents": position.skipped,
         "empty_documents": position.empty,
         "request": key,
+        **({"begin": list(begin)} if begin else {}),
+        **({"losses": dataclasses.asdict(losses)} if losses.describe() else {}),
     }
     write_index(out, fields, shards)
     (out / "progress.json").unlink()
@@ -243,12 +254,13 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
 
 def _key(request: Request, files: list[Source]) -> dict[str, Any]:
     """What the shards depend on: options, and of every input file its name, size, and a hash of its two ends."""
-    options = {k: v for k, v in dataclasses.asdict(request).items() if k not in ("inputs", "weights")}
-    if request.separator is None:
-        del options["separator"]  # which earlier versions do not have
+    left_out = {"inputs", "weights", "begin"} | ({"separator"} if request.separator is None else set())  # as earlier versions
+    options = {k: v for k, v in dataclasses.asdict(request).items() if k not in left_out}
     named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size, _mark(s.path)] for s in files]
     if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
-        options["tokenizer"] = load(request.tokenizer, request.separator).fingerprint
+        tokenizer = load(request.tokenizer, request.separator)
+        begin = request.begin_of(tokenizer)
+        options |= {"tokenizer": tokenizer.fingerprint} | ({"begin": list(begin)} if begin else {})
     return {**options, "weights": request.weights, "files": named}
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hmoe.data.documents import Item, Position
 from hmoe.data.long_text import encode_texts
+from hmoe.data.losses import CheckedTokenizer, Losses
 from hmoe.data.readers import Document
 from hmoe.data.shards import Shard, token_dtype
 from hmoe.data.tokenizer import Tokenizer
@@ -21,14 +22,20 @@ _WAITING_TOKENS = 1 << 20  # kept in memory before they are written
 
 
 class Segment:
-    """Shards of one stretch of input, one per split and domain, written as the documents come."""
+    """Shards of one stretch of input, one per split and domain, written as the documents come; `losses`: of their texts."""
 
-    def __init__(self, out: Path, number: int, tokenizer: Tokenizer, threshold: int) -> None:
+    def __init__(self, out: Path, number: int, tokenizer: Tokenizer, threshold: int, begin: Sequence[int] = ()) -> None:
         self.out, self.number, self.tokenizer, self.threshold = out, number, tokenizer, threshold
+        self.begin, self.checked = begin, CheckedTokenizer(tokenizer)
         self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
         self.files: dict[tuple[str, str], Path] = {}
         self.position: Position | None = None
         self.dtype = token_dtype(tokenizer.vocab_size)
+
+    @property
+    def losses(self) -> Losses:
+        """What the tokenizer lost of the texts so far."""
+        return self.checked.losses
 
     def fill(self, items: Iterator[Item], segment_bytes: int, report: Callable[[], None]) -> bool:
         """Take documents until the segment is full; True when the input ended."""
@@ -61,9 +68,12 @@ class Segment:
     def _write(self, batch: list[Item]) -> None:
         places = [self._count(item.document) for item in batch]
         tokens: dict[tuple[str, str], list[int]] = {}
-        num_waiting = 0
-        for number, ids, last in encode_texts(self.tokenizer, [item.document.text for item in batch]):
-            content = [*ids, self.tokenizer.separator] if last else ids
+        num_waiting, continued = 0, False
+        for number, ids, last in encode_texts(
+            self.tokenizer, [item.document.text for item in batch], self.checked.encode
+        ):
+            content = [*(() if continued else self.begin), *ids, *([self.tokenizer.separator] if last else ())]
+            continued = not last
             tokens.setdefault(places[number], []).extend(content)
             self.counts[places[number]][0] += len(content)
             num_waiting += len(content)

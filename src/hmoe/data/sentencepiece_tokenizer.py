@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from hmoe.data.control_tokens import as_control_piece
 from hmoe.data.detokenizer import Detokenizer
 from hmoe.errors import DataError, missing_extra
 
@@ -24,20 +23,14 @@ class SentencePieceTokenizer:
             raise missing_extra("SentencePiece tokenizers", "data") from None
         try:
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
-            end = self._model.eos_id()
-            if end >= 0 and end in self._model.encode(self._model.id_to_piece(end)):  # defined by the user as text
-                changed = as_control_piece(content, self._model.id_to_piece(end))
-                if changed is None:
-                    raise DataError(f"{where}: its end-of-text token {self._model.id_to_piece(end)!r} is ordinary text")
-                self._model = sentencepiece.SentencePieceProcessor(model_proto=changed)
         except RuntimeError as error:
             raise DataError(f"{where}: not a SentencePiece model: {' '.join(str(error).split())[:200]}") from None
-        if end < 0:
+        if self._model.eos_id() < 0:  # a piece of that name which users defined counts as text
             raise DataError(f"{where}: the SentencePiece model has no end-of-text token to separate documents")
         self.content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()
-        self.separator = end
+        self.separator = self._model.eos_id()
         self.unknown: int | None = self._model.unk_id()
         self.ends: tuple[int, ...] = (self.separator,)
         controls = filter(self._model.is_control, range(self.vocab_size))

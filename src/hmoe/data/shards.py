@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hmoe.data.losses import Losses
 from hmoe.errors import DataError
 from hmoe.files import sha256, write_atomic
 
@@ -47,6 +48,8 @@ class Index:
         skipped_documents: unusable ones, which `max_bad` allowed.
         empty_documents: ones without text.
         packing: how new runs cut it into sequences (see `hmoe.data.packing`).
+        begin: tokens that every document begins with, such as LLaMA's <s>; none in data of earlier versions.
+        losses: what the tokenizer lost of the text, see `hmoe.data.losses`; None: nothing that was noticed.
     """
 
     folder: Path
@@ -61,6 +64,8 @@ class Index:
     fingerprint: str
     empty_documents: int = 0
     packing: str = ACROSS
+    begin: tuple[int, ...] = ()
+    losses: Losses | None = None
 
     def of(self, split: str, domain: str | None = None) -> list[Shard]:
         """Shards of a split, in order."""
@@ -140,6 +145,8 @@ def open_index(folder: Path) -> Index:
         shards = tuple(Shard(**shard) for shard in tree["shards"])
         names = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
         fields = {name: tree[name] for name in names}
+        begin = tuple(map(int, tree.get("begin", ())))
+        losses = Losses(**tree["losses"]) if "losses" in tree else None
         width = np.dtype(fields["dtype"]).itemsize
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error!r}; delete {folder} and prepare again") from None
@@ -154,8 +161,10 @@ def open_index(folder: Path) -> Index:
     return Index(
         folder=folder,
         shards=shards,
-        fingerprint=_fingerprint(fields, tree["shards"]),
+        fingerprint=_fingerprint(fields | ({"begin": list(begin)} if begin else {}), tree["shards"]),
         empty_documents=tree.get("empty_documents", 0),  # not counted by earlier versions
+        begin=begin,
+        losses=losses,
         **fields,
     )
 

@@ -17,7 +17,19 @@ from hmoe.errors import DataError
 _BYTES = 256
 
 
-class Tokenizer(Protocol):
+class Decoding(Protocol):
+    """What writes tokens as text."""
+
+    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
+        """Decodes tokens as they come after `context`; the pieces join to what `decode` gives."""
+        ...
+
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of one token within a text, perhaps a part of a character; empty for control tokens and holes."""
+        ...
+
+
+class Tokenizer(Decoding, Protocol):
     """What the rest of the package knows of a tokenizer.
 
     Attributes:
@@ -56,16 +68,8 @@ class Tokenizer(Protocol):
         """Text of each list of ids."""
         ...
 
-    def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
-        """Decodes tokens as they come after `context`; the pieces join to what `decode` gives."""
-        ...
-
     def normalize(self, text: str) -> str:
         """What the tokenizer makes of a text before it cuts it: lower case, for one."""
-        ...
-
-    def token_bytes(self, token: int) -> bytes:
-        """UTF-8 of one token within a text, perhaps a part of a character; empty for control tokens and holes."""
         ...
 
 

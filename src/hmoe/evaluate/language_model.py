@@ -159,14 +159,13 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         temperature = how.get("temperature", 1.0 if how["do_sample"] else 0.0)
         sampling = Sampling(temperature, how.get("top_k", 0), how.get("top_p", 1.0))
-        begin, new, text = self._words.decode(ids), list[int](), ""
+        detokenizer = self._words.detokenizer(ids)
         with self._precision():
             for token in generate(self.model, ids, new_tokens, sampling, how.get("seed", 0), self._words):
-                new.append(token)
-                text = self._words.decode([*ids, *new])[len(begin) :]
-                if any(stop and stop in text for stop in stops):
+                detokenizer.add(token)
+                if any(stop and stop in detokenizer.text for stop in stops):
                     break
-        return str(postprocess_generated_text(text, stops, None))
+        return str(postprocess_generated_text(detokenizer.text, stops, None))
 
     def _encode_pairs(self, texts: Iterable[tuple[str, str]]) -> list[Pair]:
         """As TemplateLM splits one pair after another, but every text is encoded once, and all together."""

@@ -56,7 +56,12 @@ class Perplexity:
 
 
 def perplexity(
-    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], window: int, report: Report = _silent
+    model: Transformer,
+    tokenizer: Tokenizer,
+    texts: Iterable[str],
+    window: int,
+    report: Report = _silent,
+    begin: Sequence[int] = (),
 ) -> Perplexity:
     """Perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
 
@@ -65,7 +70,7 @@ def perplexity(
     Raises:
         DataError: if there is no text.
     """
-    return total(by_domain(model, tokenizer, (("", text) for text in texts), window, report))
+    return total(by_domain(model, tokenizer, (("", text) for text in texts), window, report, begin))
 
 
 def by_domain(
@@ -78,19 +83,19 @@ def by_domain(
 ) -> dict[str, Perplexity]:
     """Perplexity of (domain, text) documents per domain, in the order in which domains first come.
 
-    A text's first token is predicted from the last of `begin`, the tokens the model knows before every text, or from the separator.
+    A text's first token is predicted from `begin`, the tokens that every text of the model begins with, or from the separator.
 
     Raises:
         DataError: if there is no text.
     """
     found: dict[str, Perplexity] = {}
-    before = begin[-1] if begin else tokenizer.separator
+    before = list(begin) or [tokenizer.separator]
     count = tokens = 0
     for domain, text in documents:
         ids = encode_text(tokenizer, text)
         if not ids:
             continue
-        nats = text_nll(model, [before, *ids], window)
+        nats = text_nll(model, [*before, *ids], window, len(before))
         one = Perplexity(1, len(ids), len(text.encode()), nats)
         found[domain] = found.get(domain, Perplexity()) + one
         count, tokens = count + 1, tokens + one.tokens

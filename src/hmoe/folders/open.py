@@ -14,6 +14,7 @@ from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
 from hmoe.folders import families
+from hmoe.folders.beginning import run_begin
 from hmoe.folders.weights import Tensors, fill, hugging_face_name
 from hmoe.model.transformer import Transformer
 
@@ -31,8 +32,7 @@ class Opened:
         step: training steps taken, None where the folder does not say.
         chat_template: the folder's Jinja template for conversations, if it has one.
         run: recipe of the run, None for a Hugging Face folder.
-        begin: tokens that the model knows before every text, such as LLaMA's <s>. None for a run trained here, whose
-            documents are only separated.
+        begin: tokens that every text of the model begins with, such as LLaMA's <s>; recorded in a run's checkpoints.
     """
 
     model: Transformer
@@ -53,8 +53,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
     """
     name = path.resolve().name
     if (path / "config.yaml").is_file():
-        config, model, tokenizer, step = open_run(path, say)
-        begin = tuple(tokenizers.begin_tokens(tokenizer)) if step == 0 else ()  # at step 0 it is as it was imported
+        config, model, tokenizer, state = open_run(path, say)
+        step, begin = state["step"], run_begin(state, tokenizer)
         template = chat_template(path)
         length = config.model.context or config.data.sequence_length
         return Opened(model, tokenizer, length, name, step, template, config, begin)
@@ -69,9 +69,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
     if tokenizer.vocab_size > model.config.vocab:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-    begin = tuple(tokenizers.begin_tokens(tokenizer))
     assert model.config.context is not None  # every family says
-    return Opened(model.eval(), tokenizer, model.config.context, name, None, chat_template(path), None, begin)
+    return Opened(model.eval(), tokenizer, model.config.context, name, None, chat_template(path), None, tokenizer.begin)
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:

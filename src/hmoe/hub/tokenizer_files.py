@@ -1,4 +1,4 @@
-"""A tokenizer as the files that AutoTokenizer reads; its definition is kept byte for byte."""
+"""A tokenizer as the files that AutoTokenizer reads, such that a text begins as the model's texts do."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from hmoe.data.byte_letters import byte_letters
+from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.folders.open import Opened
 
@@ -15,14 +16,18 @@ _SEPARATOR = "<|endoftext|>"
 def write(opened: Opened, folder: Path) -> None:
     """tokenizer.json (or tokenizer.model), tokenizer_config.json, and the chat template if there is one."""
     tokenizer = opened.tokenizer
-    content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
     name = tokenizer.file_name or "tokenizer.json"
+    content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        content = tokenizer.content_with_begin(opened.begin)
     (folder / name).write_bytes(content)
     config: dict[str, object] = {"model_max_length": opened.context_length, "clean_up_tokenization_spaces": False}
     if name == "tokenizer.json":
         name_of = Tokenizer.from_str(content.decode()).id_to_token
         begin, end = name_of([*opened.begin, tokenizer.separator][0]), name_of(tokenizer.separator)
         config |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end}
+        if len(opened.begin) < 2:  # of several, tokenizer.json alone can tell
+            config["add_bos_token"] = bool(opened.begin)
     else:
         config |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

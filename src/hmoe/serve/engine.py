@@ -59,7 +59,7 @@ class Engine:
         if scaling is not None and scaling.kind == "dynamic":  # else the longest sequence would turn all others
             self.capacity = min(self.capacity, scaling.original_length or self.capacity)
         self._vocab, self._last_drawn = model.config.vocab, min(tokenizer.vocab_size, model.config.vocab) - 1
-        self._token_bytes, self.top_p = tokenizer.token_bytes, threshold(model)
+        self._tokenizer, self.top_p = tokenizer, threshold(model)
         self._active: list[Running] = []  # by slot; those that decode come first
         self._waiting: deque[Running] = deque()
         self._open = 0
@@ -113,7 +113,7 @@ class Engine:
         """
         for ask in asks:
             self._check(ask)
-        job = Job(asks, deliver, time.monotonic() + seconds, self._token_bytes)
+        job = Job(asks, deliver, time.monotonic() + seconds, self._tokenizer)
         with self._wake:
             if self._closed:
                 raise ClosedError("the server is shutting down")

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import torch
 
+from hmoe.data.tokenizer import Decoding
 from hmoe.model.router import Routing
 from hmoe.model.transformer import Transformer
 from hmoe.routers import TopP
@@ -21,15 +22,11 @@ _NOT_FINITE = Failure(500, "not_finite", "the model's output for this request is
 Hidden = tuple[torch.Tensor, list[float], list[float]]  # (T, D), and per token the hidden units and experts activated
 
 
-class Vocabulary(Protocol):
+class Vocabulary(Decoding, Protocol):
     """What the engine asks of a tokenizer."""
 
     vocab_size: int
     ends: tuple[int, ...]
-
-    def token_bytes(self, token: int) -> bytes:
-        """Bytes of one token."""
-        ...
 
 
 def threshold(model: Transformer) -> float | None:

@@ -2,16 +2,19 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable
 from collections.abc import Sequence as Series
 from dataclasses import replace
 from functools import cached_property
 
 import torch
 
+from hmoe.data.tokenizer import Decoding
+from hmoe.errors import HMoEError
 from hmoe.serve.ask import Ask, Deliver, Entry, Event, Failure, Finish, Used
 from hmoe.serve.slots import Part
 from hmoe.serve.writer import Writer
+
+_CONTEXT_TOKENS = 256  # before the answer, without which its first token may have another text
 
 
 class Job:
@@ -22,11 +25,9 @@ class Job:
         left: sequences that the engine still holds.
     """
 
-    def __init__(
-        self, asks: Series[Ask], deliver: Deliver, deadline: float, token_bytes: Callable[[int], bytes]
-    ) -> None:
+    def __init__(self, asks: Series[Ask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
         self.deliver, self.deadline = deliver, deadline
-        self.sequences = [Running(ask, index, self, token_bytes) for index, ask in enumerate(asks)]
+        self.sequences = [Running(ask, index, self, tokenizer) for index, ask in enumerate(asks)]
         self.left = len(self.sequences)
         self._cancelled = threading.Event()
 
@@ -51,7 +52,7 @@ class Running:
         failure: what it ended with, if not well.
     """
 
-    def __init__(self, ask: Ask, index: int, job: Job, token_bytes: Callable[[int], bytes]) -> None:
+    def __init__(self, ask: Ask, index: int, job: Job, tokenizer: Decoding) -> None:
         self.ask, self.index, self.job = ask, index, job
         self.slot, self.cached = -1, 0
         self._last: Event | None = None
@@ -59,7 +60,7 @@ class Running:
         self.ids: list[int] = []
         self.counts: Counter[int] = Counter()
         self.used = Used(prompt_tokens=len(ask.prompt))
-        self._writer = Writer(token_bytes, ask.stops)
+        self._writer = Writer(tokenizer.detokenizer(ask.prompt[-_CONTEXT_TOKENS:]), ask.stops)
         self._shown = 0
         self._entries: list[Entry] = []
         self._prompt_entries: list[Entry] = [Entry(ask.prompt[0], None, ())] if ask.echo else []
@@ -102,7 +103,12 @@ class Running:
         self.used.new_tokens += 1
         if entry is not None:
             self._entries.append(replace(entry, offset=len(self._writer.text)))
-        if token in ends or self._writer.add(token):
+        try:
+            stopped = token in ends or self._writer.add(token)
+        except HMoEError as error:
+            self.fail(Failure(500, "tokenizer_error", str(error)))
+            return
+        if stopped:
             self.finish("stop")
         elif len(self.ids) >= self.ask.max_tokens:
             self.finish("length")

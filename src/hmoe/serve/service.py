@@ -166,7 +166,7 @@ class Service:
         shown = []
         if request.echo:
             for one, ids in zip(request.prompt, prompts, strict=True):
-                text = one if isinstance(one, str) else b"".join(map(self.names.bytes_of, ids)).decode(errors="replace")
+                text = one if isinstance(one, str) else self.served.tokenizer.decode(ids)
                 shown += [(text, ids)] * (request.n or 1)
         shape = Shape(self.served.name, self.names, request.logprobs is not None, shown)
         return self._submit(asks, Exchange(shape, sum(map(len, prompts))))

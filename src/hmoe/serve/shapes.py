@@ -9,7 +9,6 @@ from hmoe.architecture import ModelConfig
 from hmoe.count import activated_parameters
 from hmoe.serve.ask import Entry, Event, Used
 from hmoe.serve.passes import Vocabulary
-from hmoe.serve.writer import Writer
 
 _LEAST = -9999.0  # JSON has no infinity
 
@@ -57,10 +56,10 @@ class Names:
 
     def offsets(self, tokens: Sequence[int]) -> list[int]:
         """Where each token's text begins."""
-        writer, offsets = Writer(self._tokenizer.token_bytes, ()), []
+        detokenizer, offsets = self._tokenizer.detokenizer(), []
         for token in tokens:
-            offsets.append(len(writer.text))
-            writer.add(token)
+            offsets.append(len(detokenizer.readable()))
+            detokenizer.add(token)
         return offsets
 
 

@@ -1,5 +1,7 @@
 """A run at step 0 with given weights, which `hmoe train` continues: how imported and upcycled models begin."""
 
+from collections.abc import Sequence
+
 from hmoe import checkpoint
 from hmoe.checkpoint import Checkpoint
 from hmoe.config import RunConfig
@@ -11,8 +13,12 @@ from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, environment
 
 
-def begin(folder: RunFolder, config: RunConfig, model: Transformer, tokenizer: Tokenizer) -> None:
+def begin(
+    folder: RunFolder, config: RunConfig, model: Transformer, tokenizer: Tokenizer, begin_tokens: Sequence[int]
+) -> None:
     """Write the checkpoint of step 0; AdamW starts without moments, the data is chosen when training starts.
+
+    `begin_tokens` are those that every text of the model begins with; the data must have the same.
 
     Raises:
         ConfigError: if the folder holds a run already.
@@ -26,6 +32,7 @@ def begin(folder: RunFolder, config: RunConfig, model: Transformer, tokenizer: T
         "watch": None,
         "data": None,
         "tokenizer": tokenizer.fingerprint,
+        "begin": list(begin_tokens),
         "environment": environment(),
     }
     weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}

@@ -145,7 +145,8 @@ def _validate(session: Session) -> dict[str, float]:
 def _sample(session: Session) -> str:
     """A continuation of the sample prompt, fixed by (seed, step)."""
     config, tokenizer = session.config, session.tokenizer
-    prompt = tokenizer.encode([config.train.sample_prompt])[0] or [tokenizer.separator]
+    begin = session.index.begin
+    prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]
     how, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
         with _evaluating(session.model):

@@ -1,6 +1,7 @@
 """Everything a training run holds while it runs: opened, checked, resumed, and saved again."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hmoe.data.shards import PACKINGS, WITHIN, Index, open_index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
+from hmoe.folders.beginning import run_begin
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
 from hmoe.train.optim import adamw
@@ -59,6 +61,7 @@ class Session:
             "watch": self.watch.state(),
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
+            "begin": list(self.index.begin),
             "environment": environment(),
             "packing": self.batches.packing,
         }
@@ -154,8 +157,19 @@ def _check_data(restored: checkpoint.Checkpoint, index: Index, tokenizer: Tokeni
             raise DataError(
                 f"{index.folder}: was not prepared with the tokenizer of the model; prepare it with --tokenizer and the run folder"
             )
+        begin = run_begin(restored.state, tokenizer)
+        if begin != index.begin:
+            raise DataError(
+                f"{index.folder}: documents begin with {_names(index.begin, tokenizer)}, texts of the model with "
+                f"{_names(begin, tokenizer)}; prepare again into another folder, with --tokenizer and the run folder"
+            )
     elif restored.state["data"] != index.fingerprint:
         raise DataError(f"{index.folder}: the data changed since step {restored.step} was saved; choose another --run")
+
+
+def _names(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    texts = {token: text for text, token in tokenizer.specials.items()}
+    return " ".join(texts.get(token, f"token {token}") for token in tokens) or "no token of their own"
 
 
 def _packing(restored: checkpoint.Checkpoint | None) -> str | None:

@@ -1,0 +1,30 @@
+"""The tokens that every text of a run begins with, such as LLaMA's <s>: one fact, recorded in its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hmoe import checkpoint
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import CheckpointError
+
+
+def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The recorded tokens of a checkpoint's state.
+
+    Earlier versions recorded none: what they imported began as its tokenizer says, what they trained began with nothing.
+    """
+    if "begin" in state:
+        return tuple(state["begin"])
+    return tokenizer.begin if state["step"] == 0 else ()
+
+
+def begin_of_folder(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Of a run folder's newest checkpoint that verifies; elsewhere the tokenizer's own."""
+    for folder in checkpoint.published(path):
+        try:
+            checkpoint.verify(folder)
+            return run_begin(json.loads((folder / "state.json").read_bytes()), tokenizer)
+        except (CheckpointError, OSError, ValueError):
+            continue
+    return tokenizer.begin
