@@ -68,8 +68,8 @@ class HuggingFaceTokenizer:
         self.unknown = self._unknown_token(definition["model"])
         added = self._tokenizer.get_added_tokens_decoder()
         self.specials = {token.content: i for i, token in added.items() if token.special}
-        self._control = {*self.specials.values(), *self.ends} - {self.unknown}
         self._decoders = list(_flat_decoders(definition.get("decoder")))
+        self._control: set[int] = {*self.specials.values(), *self.ends} - {self.unknown}
         self._is_fitted = any(definition.get(name) for name in ("truncation", "padding"))
         self._frame = read_frame(self._tokenizer, self._check_encoding())
         before, self.after = self._frame
@@ -77,6 +77,8 @@ class HuggingFaceTokenizer:
             before = tuple(i for i in [self._tokenizer.token_to_id(add_bos)] if i is not None)
         self.begin = tuple(token for token in before if token != self.separator)
         self._control.update(self.begin)
+        # Those of them that the file does not flag as special are control tokens too.
+        self.specials |= {str(self._tokenizer.id_to_token(token)): token for token in (*self.ends, *self.begin)}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """See Tokenizer."""
@@ -140,7 +142,7 @@ class HuggingFaceTokenizer:
     @cached_property
     def _without_control(self) -> HuggingFace:
         """For the few texts in which control tokens are typed."""
-        names = [self._tokenizer.id_to_token(token) for token in sorted(self._control)]
+        names = [str(self._tokenizer.id_to_token(token)) for token in sorted(self._control)]
         with self._errors("cannot encode every text"):
             return _load_plain(hide_control_tokens(self.content, names))
 

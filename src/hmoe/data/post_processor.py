@@ -20,7 +20,7 @@ def write_frame(content: bytes, begin: Sequence[int]) -> bytes:
     name_of = HuggingFace.from_str(content.decode()).id_to_token
     kept = [part for part in _parts(tree.get("post_processor")) if part["type"] == "ByteLevel"]  # it moves offsets only
     if begin:
-        kept.append(_template([(name_of(token), token) for token in begin]))
+        kept.append(_template([(str(name_of(token)), token) for token in begin]))
     whole = {"type": "Sequence", "processors": kept} if len(kept) > 1 else next(iter(kept), None)
     tree |= {"post_processor": whole, "truncation": None, "padding": None}
     return (json.dumps(tree, ensure_ascii=False, indent=2) + "\n").encode()

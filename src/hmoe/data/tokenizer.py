@@ -190,7 +190,7 @@ def _end_ids(folder: Path) -> list[int]:
     """Every `eos_token_id` that a Hugging Face folder names."""
     for name in ("generation_config.json", "config.json"):
         value = _read_object(folder / name).get("eos_token_id")
-        ids = value if isinstance(value, list) else [value]
+        ids: list[Any] = value if isinstance(value, list) else [value]
         if ids and all(type(i) is int for i in ids):
             return ids
     return []

@@ -1,0 +1,103 @@
+"""What texts begin with follows the tokenizer's own post-processor, and is recorded in the data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, processors
+from tokenizers.processors import TemplateProcessing
+
+from hmoe import DataError
+from hmoe.cli import run as hmoe
+from hmoe.data.prepare import Request, prepare
+from hmoe.data.shards import open_index
+from hmoe.data.tokenizer import begin_tokens, load
+from tests.data import kinds
+
+
+def template(single: str) -> TemplateProcessing:
+    return TemplateProcessing(single=single, special_tokens=[("<unk>", 0), ("<s>", 1), ("</s>", 2)])
+
+
+@pytest.mark.parametrize(
+    ("processor", "begin", "after"),
+    [
+        (template("<s> $A"), [1], ()),
+        (template("<s> <unk> $A </s>"), [1, 0], (2,)),
+        (template("$A <unk>"), [], (0,)),
+        (template("</s> $A"), [], ()),  # the separator stands before every text anyway
+        (processors.BertProcessing(("</s>", 2), ("<s>", 1)), [1], (2,)),
+        (processors.Sequence([processors.ByteLevel(), template("<s> $A")]), [1], ()),
+        (processors.ByteLevel(), [], ()),
+    ],
+)
+def test_begin_is_what_the_post_processor_puts_before_a_text(
+    processor: Any, begin: list[int], after: tuple[int, ...], tmp_path: Path
+) -> None:
+    tokenizer = kinds.byte_level(begin=False)
+    tokenizer.post_processor = processor
+    tokenizer.enable_padding(length=24, pad_id=0)
+    tokenizer.enable_truncation(2)
+    loaded = load(kinds.write(tokenizer, tmp_path))
+    assert begin_tokens(loaded) == begin
+    assert loaded.after == after
+    assert len(loaded.encode(["the bird"])[0]) == 8
+
+
+@pytest.mark.parametrize(("add", "begin"), [(True, (1,)), (False, ()), (None, (1,))])
+def test_tokenizer_config_decides_as_it_does_for_transformers(
+    add: bool | None, begin: tuple[int, ...], tmp_path: Path
+) -> None:
+    kinds.write(kinds.byte_level(begin=add is None), tmp_path)
+    config = {"bos_token": {"content": "<s>"}} | ({} if add is None else {"add_bos_token": add})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load(tmp_path).begin == begin
+
+
+def prepared(tokenizer: Tokenizer, folder: Path, **options: Any) -> Any:
+    text = folder / "text.jsonl"
+    text.write_text('{"text": "the bird"}\n{"text": "the </s>"}\n')
+    request = Request([str(text)], str(kinds.write(tokenizer, folder)), validation=0, **options)
+    return prepare(request, folder / "data")
+
+
+def test_every_document_begins_as_the_tokenizer_says(tmp_path: Path) -> None:
+    index, tokenizer = prepared(kinds.byte_level(), tmp_path), load(tmp_path)
+    documents = tokenizer.encode(["the bird", "the </s>"])
+    assert index.tokens(index.shards[0]).tolist() == [1, *documents[0], 2, 1, *documents[1], 2]
+    assert index.begin == open_index(tmp_path / "data").begin == (1,)
+    assert index.shards[0].tokens == sum(map(len, documents)) + 4
+    with pytest.raises(DataError, match="other inputs or options"):
+        prepared(kinds.byte_level(), tmp_path, begin=())
+
+
+def test_data_without_a_record_begins_with_nothing_and_keeps_its_fingerprint(tmp_path: Path) -> None:
+    index, file = prepared(kinds.byte_level(), tmp_path, begin=()), tmp_path / "data" / "index.json"
+    assert index.begin == ()
+    assert not {"begin", "losses"} & json.loads(file.read_text()).keys()
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"begin": [1]}))
+    assert open_index(tmp_path / "data").fingerprint != index.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("make", "text", "said"),
+    [
+        (kinds.forgetful_bpe, "the \u6f22 bird", "loses text: 1 of 2 texts"),
+        (kinds.word_level, "the fish", "1 tokens in all stand for unknown text"),
+        (kinds.word_piece, "The  bird", "changes spaces or letters: 1 of 2 texts"),
+        (kinds.byte_level, "The \u6f22\n </s>", ""),
+        (kinds.llama, " The \u6f22\n </s>", ""),
+    ],
+)
+def test_what_the_tokenizer_loses_is_said(
+    make: Any, text: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the bird", text)))
+    tokenizer = str(kinds.write(make(), tmp_path))
+    command = ["data", "prepare", str(tmp_path / "text.jsonl"), "--tokenizer", tokenizer, "--validation", "0"]
+    for _ in range(2):  # a finished folder says it again
+        assert hmoe([*command, "--out", str(tmp_path / "data")]) == 0
+        told = [line for line in capfd.readouterr().err.splitlines() if "the tokenizer " in line]
+        assert len(told) == bool(said)
+        assert said in "".join(told)
