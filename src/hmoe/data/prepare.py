@@ -254,7 +254,9 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
 
 def _key(request: Request, files: list[Source]) -> dict[str, Any]:
     """What the shards depend on: options, and of every input file its name, size, and a hash of its two ends."""
-    left_out = {"inputs", "weights", "begin"} | ({"separator"} if request.separator is None else set())  # as earlier versions
+    left_out = {"inputs", "weights", "begin"} | (
+        {"separator"} if request.separator is None else set()
+    )  # as earlier versions
     options = {k: v for k, v in dataclasses.asdict(request).items() if k not in left_out}
     named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size, _mark(s.path)] for s in files]
     if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
