@@ -16,7 +16,15 @@ _THEIRS = {  # Hugging Face's name -> ours
     "high_freq_factor": "high_freq_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
     "attention_factor": "attention_factor", "truncate": "truncate",
 }  # fmt: skip
-_WITHOUT_EFFECT = {"partial_rotary_factor": 1.0}  # values that change nothing
+_HARMLESS = {  # values that change nothing of what is not computed here
+    "partial_rotary_factor": (1.0,), "mscale": (None,), "mscale_all_dim": (None,), "short_factor": (None,),
+    "long_factor": (None,), "mrope_section": (None,),
+}  # fmt: skip
+_REQUIRED = {  # kind -> Hugging Face's keys without which it says nothing
+    "linear": ("factor",), "dynamic": ("factor",), "yarn": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}  # fmt: skip
+_FREQUENCY_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # llama3's, as Llama 3.1 has them
 
 
 @dataclass(frozen=True)
@@ -49,20 +57,23 @@ class RopeScaling:
     __pydantic_config__: ClassVar = _FORBID_EXTRA
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "dynamic", "yarn", "llama3"):
-            raise ConfigError(f"rope_scaling.kind = {self.kind!r}, must be one of linear, dynamic, yarn, llama3")
-        if not 1 <= self.factor <= 1e6:
-            raise ConfigError(f"rope_scaling.factor = {self.factor}, must be from 1 to 1e6")
+        if self.kind not in tuple(_REQUIRED):
+            raise ConfigError(f"rope_scaling.kind = {self.kind!r}, must be one of {', '.join(_REQUIRED)}")
+        if not _is_number(self.factor) or not 1 <= self.factor <= 1e6:
+            raise ConfigError(f"rope_scaling.factor = {self.factor!r}, must be a number from 1 to 1e6")
         if self.kind == "linear" and self.original_length is not None:
             raise ConfigError("rope_scaling.original_length has no effect with linear scaling; remove it")
-        if self.kind != "linear" and not (self.original_length and self.original_length > 0):
+        if self.kind != "linear" and self.original_length is None:
             raise ConfigError(f"rope_scaling.original_length: missing, {self.kind} scaling needs it")
-        for name, kind in _OF_ONE_KIND.items():
-            value = getattr(self, name)
-            if value is not None and kind != self.kind:
-                raise ConfigError(f"rope_scaling.{name} has no effect with {self.kind} scaling; remove it")
-            if value is not None and not 0 < value <= 1e6 and name != "truncate":
-                raise ConfigError(f"rope_scaling.{name} = {value}, must be above 0 and at most 1e6")
+        if self.kind != "linear" and (type(self.original_length) is not int or not 0 < self.original_length <= 2**30):
+            raise ConfigError(
+                f"rope_scaling.original_length = {self.original_length!r}, must be an integer from 1 to 2**30"
+            )
+        self._check_kind_options()
+        if self.kind == "llama3":
+            for name, default in _FREQUENCY_FACTORS.items():  # written out, as other software needs them
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, default)
         for low, high, defaults in (
             ("low_freq_factor", "high_freq_factor", (1, 4)),
             ("beta_slow", "beta_fast", (1, 32)),
@@ -71,34 +82,52 @@ class RopeScaling:
             if ends[0] >= ends[1]:
                 raise ConfigError(f"rope_scaling.{low} = {ends[0]}, must be below {high} = {ends[1]}")
 
+    def _check_kind_options(self) -> None:
+        if not isinstance(self.truncate, bool | None):
+            raise ConfigError(f"rope_scaling.truncate = {self.truncate!r}, must be true or false")
+        for name, kind in _OF_ONE_KIND.items():
+            value = getattr(self, name)
+            if value is not None and kind != self.kind:
+                raise ConfigError(f"rope_scaling.{name} has no effect with {self.kind} scaling; remove it")
+            if value is not None and name != "truncate" and not (_is_number(value) and 0 < value <= 1e6):
+                raise ConfigError(f"rope_scaling.{name} = {value!r}, must be a number above 0 and at most 1e6")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
 
 def from_hugging_face(parameters: dict[str, Any], max_length: int) -> RopeScaling | None:
     """Their `rope_parameters` (or the older `rope_scaling`), None for plain positions.
 
     Raises:
-        ConfigError: for a kind or a key that is not computed here.
+        ConfigError: for a kind or a key that is not computed here, or one that is missing.
     """
-    values = {key: value for key, value in parameters.items() if key not in ("rope_theta", "rope_type", "type")}
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    for key, value in values.items():
-        if key not in _THEIRS and value is not None and _WITHOUT_EFFECT.get(key) != value:
+    for key, value in parameters.items():
+        if key not in (*_THEIRS, "rope_theta", "rope_type", "type") and value not in _HARMLESS.get(key, ()):
             raise ConfigError(
                 f"rope_parameters.{key} = {value!r}: is not computed here; known are {', '.join(_THEIRS)}"
             )
     if kind == "default":
         return None
-    ours = {_THEIRS[key]: value for key, value in values.items() if key in _THEIRS}
+    if not isinstance(kind, str) or kind not in _REQUIRED:
+        raise ConfigError(f"rope_parameters.rope_type = {kind!r}, must be default, or one of {', '.join(_REQUIRED)}")
+    for key in _REQUIRED[kind]:
+        if parameters.get(key) is None:
+            raise ConfigError(f"rope_parameters.{key}: missing, {kind} positions need it")
+    if parameters.get("truncate", True) is None:
+        raise ConfigError("rope_parameters.truncate = None, must be true or false")
+    ours = {_THEIRS[key]: value for key, value in parameters.items() if key in _THEIRS}
     if kind == "linear":
         ours.pop("original_length", None)
-    elif kind == "dynamic":
-        ours["original_length"] = max_length
     else:
         ours.setdefault("original_length", max_length)
-    return RopeScaling(kind, **ours)
+    return RopeScaling(kind, **ours)  # type: ignore[arg-type]
 
 
 def to_hugging_face(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
-    """`rope_parameters` that `from_hugging_face` reads back, where the maximum length of dynamic scaling is its original one."""
+    """`rope_parameters` that `from_hugging_face` reads back; transformers' own dynamic scaling counts from the maximum length."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
     values = {theirs: getattr(scaling, ours) for theirs, ours in _THEIRS.items()}

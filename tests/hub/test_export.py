@@ -155,7 +155,7 @@ def test_the_cost_of_padding() -> None:
         ("dense", "the model is dense"),
         ("tied, wide heads, QK-norm, yarn", "queries and keys are normalised"),
         ("rectified", r"router\.capacity_factor = 1\.0"),
-        ("bias, groups", r"router\.bias_rate = 0\.1"),
+        ("bias, groups", r"router\.gate_scale = 2\.5"),
         ("everything beside", r"moe\.shared is not part of Mixtral"),
     ],
 )

@@ -11,8 +11,7 @@ from hmoe.architecture import LOSS_KEYS
 from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
-from hmoe.folders.families import model_config
-from hmoe.folders.open import chat_template, folder_tokenizer, read_json, read_model
+from hmoe.folders.open import chat_template, describe_folder, folder_tokenizer, read_json, read_model
 from hmoe.model.transformer import Transformer
 
 
@@ -27,7 +26,7 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
     if not (source / "config.json").is_file():
         raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
     raw = read_json(source / "config.json")
-    model = model_config(raw, str(source / "config.json"))
+    model, _ = describe_folder(source, raw)
     config = recipes.with_model(recipe, model, overrides, data_path=f"data/{source.resolve().name}")
     for key in recipes.changed_keys(config.model_copy(update={"model": model}), config):
         if key.removeprefix("model.moe.") not in LOSS_KEYS:

@@ -1,26 +1,26 @@
 """`config.json` of the families that our decoder can be: Mixtral, Qwen3-MoE, OLMoE, dense LLaMA, Mistral and Qwen3, and our own."""
 
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import ValidationError
 
-from hmoe import recipes
+from hmoe import recipes, sizes
 from hmoe.architecture import ModelConfig
 from hmoe.errors import ConfigError
+from hmoe.folders.config_keys import ROPE_THETA, Raw, check_window, read_keys
 from hmoe.rope import from_hugging_face
 
-Raw = dict[str, Any]
-_NEUTRAL: dict[str, tuple[Any, ...]] = {  # values under which a key that we do not compute changes nothing
-    "hidden_act": ("silu", "swish", None), "attention_bias": (False, None), "mlp_bias": (False, None), "bias": (False, None),
-    "clip_qkv": (None,), "partial_rotary_factor": (1.0, None), "logit_scale": (1.0, None),
-    "attention_multiplier": (None,), "residual_multiplier": (1.0, None), "shared_expert_intermediate_size": (None, 0),
-    "num_shared_experts": (None, 0), "n_shared_experts": (None, 0), "quantization_config": (None,),
+_THEIRS = {  # ours -> Hugging Face's, for errors
+    "context": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
+    "vocab": "vocab_size", "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+    "ffn": "intermediate_size",
 }  # fmt: skip
+
+_MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelConfig; lists are made before it looks
 
 
 def model_config(raw: Raw, where: str) -> ModelConfig:
-    """What a `config.json` describes, as our model.
+    """What a `config.json` describes, as our model, read as transformers reads it.
 
     Raises:
         ConfigError: for another family, or a feature that our decoder does not have, naming it.
@@ -28,98 +28,109 @@ def model_config(raw: Raw, where: str) -> ModelConfig:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"{where}: model_type = {family!r}, must be one of {', '.join(FAMILIES)}")
-    for key, allowed in _NEUTRAL.items():
-        if raw.get(key) not in allowed:
-            raise ConfigError(
-                f"{where}: {key} = {raw[key]!r} is not part of our decoder; only {allowed[0]!r} can be imported"
-            )
     try:
-        return ModelConfig.model_validate(_common(raw) | FAMILIES[family](raw))
+        values = read_keys(raw, family)
+        check_window(raw, values, family)
+        return ModelConfig.model_validate(_common(raw, values, family) | FAMILIES[family](values))
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        raise ConfigError(f"{where}: {recipes.problem_line(problem)}") from None
+        place = tuple(_THEIRS.get(str(part), part) for part in problem["loc"])
+        raise ConfigError(f"{where}: {recipes.problem_line({**problem, 'loc': place})}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, ConfigError):
-            raise ConfigError(f"{where}: {error}") from None
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
 
 
-def _common(raw: Raw) -> Raw:
-    """What all families share; `rope_parameters` is transformers 5's, `rope_theta` and `rope_scaling` the older form."""
-    window, length = raw.get("sliding_window"), int(raw.get("max_position_embeddings", 2048))
-    if window is not None and raw.get("use_sliding_window", True) and window < length:
-        raise ConfigError(f"sliding_window = {window} is not part of our decoder; only null can be imported")
-    rope = raw.get("rope_parameters") or {"rope_theta": raw.get("rope_theta"), **(raw.get("rope_scaling") or {})}
-    heads = raw["num_attention_heads"]
-    scaling = from_hugging_face(rope, length)
+def _common(raw: Raw, values: Raw, family: str) -> Raw:
+    """What all families share."""
+    length, heads = values["max_position_embeddings"], values["num_attention_heads"]
+    rope = _rope_parameters(raw, family)
     return {
-        "context": length, "dim": raw["hidden_size"], "layers": raw["num_hidden_layers"], "heads": heads, "vocab": raw["vocab_size"],
-        "kv_heads": raw.get("num_key_value_heads") or heads, "head_dim": raw.get("head_dim"),
-        "tied": raw.get("tie_word_embeddings", False), "norm_eps": raw["rms_norm_eps"], "rope_scaling": scaling,
-        "rope_theta": rope.get("rope_theta") or _DEFAULT_THETA.get(raw["model_type"], 10_000.0),
+        "context": length, "dim": values["hidden_size"], "layers": values["num_hidden_layers"], "vocab": values["vocab_size"],
+        "heads": heads, "kv_heads": heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
+        "head_dim": values["head_dim"], "tied": values["tie_word_embeddings"], "norm_eps": values["rms_norm_eps"],
+        "rope_scaling": from_hugging_face(rope, length), "rope_theta": rope["rope_theta"],
     }  # fmt: skip
 
 
-_DEFAULT_THETA = {"mixtral": 1_000_000.0}
+def _rope_parameters(raw: Raw, family: str) -> Raw:
+    """The settings of rotary positions from every place where transformers looks, in its order of preference.
+
+    `rope_scaling` (the older form) takes the place of all of `rope_parameters`; what stands inside counts before what stands
+    beside it, but for the original length of llama3 and yarn.
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(raw.get(name), dict | None):
+            raise ConfigError(f"{name} = {raw[name]!r}, must be an object or null")
+    rope = dict(raw.get("rope_scaling") or raw.get("rope_parameters") or {})
+    rope.setdefault("rope_theta", raw.get("rope_theta", ROPE_THETA.get(family, 10_000.0)))
+    if type(rope["rope_theta"]) not in (int, float):
+        raise ConfigError(f"rope_theta = {rope['rope_theta']!r}, must be a number")
+    if raw.get("partial_rotary_factor") is not None:
+        rope.setdefault("partial_rotary_factor", raw["partial_rotary_factor"])
+    kind, original = rope.get("rope_type", rope.get("type")), "original_max_position_embeddings"
+    if kind in ("llama3", "yarn") and original in raw:
+        rope[original] = raw[original]
+    if kind == "dynamic" and family != "hmoe":
+        rope.pop(original, None)  # it counts from max_position_embeddings
+    return rope
 
 
-def _dense(raw: Raw) -> Raw:
-    return {"ffn": raw["intermediate_size"]}
+def _dense(values: Raw) -> Raw:
+    return {"ffn": values["intermediate_size"]}
 
 
-def _qwen3(raw: Raw) -> Raw:
-    return {"ffn": raw["intermediate_size"], "qk_norm": "head"}
+def _qwen3(values: Raw) -> Raw:
+    return {"ffn": values["intermediate_size"], "qk_norm": "head"}
 
 
-def _equal_experts(raw: Raw, experts: int, width: int, renormalize: bool, coefficient: str) -> Raw:
-    router = {"name": "top_k", "k": raw["num_experts_per_tok"], "renormalize": renormalize}
-    return {"widths": [width] * experts, "router": router, "load_balance": raw.get(coefficient, 0.0)}
+def _equal_experts(values: Raw, experts: int, width: int, renormalize: bool) -> Raw:
+    if experts > _MOST_EXPERTS:
+        raise ConfigError(f"num_experts = {experts}, must be at most {_MOST_EXPERTS}")
+    router = {"name": "top_k", "k": values["num_experts_per_tok"], "renormalize": renormalize}
+    return {"widths": [width] * experts, "router": router, "load_balance": values["router_aux_loss_coef"]}
 
 
-def _experts(raw: Raw) -> int:
-    """Transformers writes one name or the other, by version."""
-    return int(raw["num_experts"] if "num_experts" in raw else raw["num_local_experts"])
+def _mixtral(values: Raw) -> Raw:
+    return {"moe": _equal_experts(values, values["num_local_experts"], values["intermediate_size"], True)}
 
 
-def _mixtral(raw: Raw) -> Raw:
-    return {"moe": _equal_experts(raw, _experts(raw), raw["intermediate_size"], True, "router_aux_loss_coef")}
-
-
-def _olmoe(raw: Raw) -> Raw:
-    moe = _equal_experts(
-        raw, _experts(raw), raw["intermediate_size"], raw.get("norm_topk_prob", False), "router_aux_loss_coef"
-    )
+def _olmoe(values: Raw) -> Raw:
+    moe = _equal_experts(values, values["num_experts"], values["intermediate_size"], values["norm_topk_prob"])
     return {"moe": moe, "qk_norm": "width"}
 
 
-def _qwen3_moe(raw: Raw) -> Raw:
-    only, step = raw.get("mlp_only_layers") or [], raw.get("decoder_sparse_step", 1)
-    dense = [i for i in range(raw["num_hidden_layers"]) if i in only or (i + 1) % step]
-    if len(dense) == raw["num_hidden_layers"] or not _experts(raw):
-        return _qwen3(raw)
-    moe = _equal_experts(
-        raw, _experts(raw), raw["moe_intermediate_size"], raw.get("norm_topk_prob", False), "router_aux_loss_coef"
-    )
-    ffn = {"ffn": raw["intermediate_size"]} if dense else {}
+def _qwen3_moe(values: Raw) -> Raw:
+    only, step, layers = values["mlp_only_layers"] or [], values["decoder_sparse_step"], values["num_hidden_layers"]
+    if step < 1:
+        raise ConfigError(f"decoder_sparse_step = {step}, must be at least 1")
+    dense = [i for i in range(min(layers, _MOST_LAYERS)) if i in only or (i + 1) % step]
+    if len(dense) == layers or not values["num_experts"]:
+        return _qwen3(values)
+    moe = _equal_experts(values, values["num_experts"], values["moe_intermediate_size"], values["norm_topk_prob"])
+    ffn = {"ffn": values["intermediate_size"]} if dense else {}
     return {"moe": moe | {"dense_layers": dense}, "qk_norm": "head", **ffn}
 
 
-def _hmoe(raw: Raw) -> Raw:
-    own: Raw = {"qk_norm": raw.get("qk_norm"), "ffn": raw.get("dense_intermediate_size")}
-    if not raw["expert_widths"]:
+def _hmoe(values: Raw) -> Raw:
+    widths = (
+        sizes.arithmetic(16 * values["hidden_size"], 8) if values["expert_widths"] is None else values["expert_widths"]
+    )
+    own: Raw = {"qk_norm": values["qk_norm"], "ffn": values["dense_intermediate_size"]}
+    if not widths:
         return own
-    router = {"name": raw["router_type"], **(raw.get("router_options") or {})}
-    named = {"top_k": {"k": "num_experts_per_tok"}, "top_p": {"p": "router_top_p"}}.get(raw["router_type"], {})
+    named = {"top_k": {"k": "num_experts_per_tok"}, "top_p": {"p": "router_top_p"}}.get(values["router_type"], {})
     named |= {"renormalize": "norm_topk_prob"} if named else {}
-    router |= {ours: raw[theirs] for ours, theirs in named.items()}
+    router = {ours: values[key] for ours, key in named.items()} | (values["router_options"] or {})
+    router["name"] = values["router_type"]
     moe = {
-        "widths": raw["expert_widths"], "router": router, "shared": raw.get("shared_expert_width", 0),
-        "skip": raw.get("expert_skip") or [],
-        "zero": raw.get("zero_experts"), "hyper": raw.get("hyper_experts"), "dense_layers": raw.get("dense_layers") or [],
-        **{name: raw[f"{name}_coef"] for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z")},
+        "widths": widths, "router": router, "shared": values["shared_expert_width"], "skip": values["expert_skip"] or [],
+        "zero": values["zero_experts"], "hyper": values["hyper_experts"], "dense_layers": values["dense_layers"] or [],
+        **{name: values[f"{name}_coef"] for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z")},
     }  # fmt: skip
-    moe |= {"penalty_norm": raw["penalty_norm"]} if raw["parameter_penalty_coef"] else {}
-    moe |= {"entropy_scale": raw["entropy_scale"]} if raw["router_entropy_coef"] else {}
+    moe |= {"penalty_norm": values["penalty_norm"]} if values["parameter_penalty_coef"] else {}
+    moe |= {"entropy_scale": values["entropy_scale"]} if values["router_entropy_coef"] else {}
     return own | {"moe": moe}
 
 

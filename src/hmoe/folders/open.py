@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
+from hmoe.architecture import ModelConfig
 from hmoe.checkpoint import open_run
 from hmoe.config import RunConfig
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import ConfigError, DataError
+from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.folders import families
 from hmoe.folders.beginning import run_begin
-from hmoe.folders.weights import Tensors, fill, hugging_face_name
+from hmoe.folders.config_keys import absent_sizes, named_dtype
+from hmoe.folders.weights import Tensors, fill, hugging_face_name, is_head_apart
 from hmoe.model.transformer import Transformer
 
 _LARGEST_JSON = 1 << 26  # bytes
@@ -74,15 +76,29 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
-    """The model of a Hugging Face folder on the CPU, in the type it is stored in or in `dtype`."""
-    config = families.model_config(raw, str(folder / "config.json"))
-    tensors = Tensors(folder)
-    stored = tensors[hugging_face_name("embed.weight")].dtype
+    """The model of a Hugging Face folder on the CPU, in the type that it names, else is stored in, or in `dtype`."""
+    config, tensors = describe_folder(folder, raw)
+    stored = named_dtype(raw, str(folder / "config.json"))
+    if dtype is None:
+        dtype = tensors[hugging_face_name("embed.weight")].dtype if stored is None else getattr(torch, stored)
     with torch.device("meta"):
-        model = Transformer(config).to(dtype or stored)
-    model.to_empty(device="cpu")
-    fill(model, tensors, raw["model_type"], str(folder))
+        model = Transformer(config).to(dtype)
+    model.to_empty(device="cpu")  # aligned in memory, as stored tensors are not
+    try:
+        fill(model, tensors, raw["model_type"], str(folder))
+    except CheckpointError as error:
+        absent = absent_sizes(raw, raw["model_type"])
+        hint = f"; config.json lacks {', '.join(absent)}, taken as transformers' default" if absent else ""
+        raise CheckpointError(f"{error}{hint}") from None
     return model
+
+
+def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Tensors]:
+    """What the model of a Hugging Face folder is, from its config.json and the tensors that it stores."""
+    config, tensors = families.model_config(raw, str(folder / "config.json")), Tensors(folder)
+    if config.tied and is_head_apart(tensors):
+        config = config.model_copy(update={"tied": False})
+    return config, tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -94,13 +110,22 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise ConfigError(f"{path}: larger than {_LARGEST_JSON} bytes")
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
     except ConfigError:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: must be a JSON object")
+    return tree
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree and tree[key] != value:
+            raise ValueError(f"{key} stands there twice, as {tree[key]!r:.80} and as {value!r:.80}")
+        tree[key] = value
     return tree
 
 

@@ -23,6 +23,7 @@ _OUTSIDE = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
+_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PROJECTIONS = {"w_gate": ("gate_proj", "w1"), "w_up": ("up_proj", "w3"), "w_down": ("down_proj", "w2")}
 
 
@@ -41,20 +42,40 @@ class Tensors:
             self._home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+        self._stored_as: dict[str, str] = {}
         self.unread = {name for name in self._home if not name.endswith(".inv_freq")}
 
     def __contains__(self, name: str) -> bool:
         return name in self._home
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Know a tensor, if it is stored, by another name."""
+        if name in self._home:
+            self._stored_as[new_name] = name
+            self._home[new_name] = self._home[name]
+            self.unread.add(new_name)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name not in self._home:
             raise CheckpointError(f"{self._folder}: tensor {name} is missing")
         self.unread.discard(name)
         try:
-            tensor: torch.Tensor = self._home[name].get_tensor(name)
+            tensor: torch.Tensor = self._home[name].get_tensor(self._stored_as.get(name, name))
         except SafetensorError as error:
             raise CheckpointError(f"{self._folder}: {name} cannot be read: {error}") from None
+        if tensor.dtype not in _TYPES:  # numbers of a quantised model mean nothing without their scales
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in _TYPES)
+            stored = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self._folder}: tensor {name} is stored as {stored}, must be one of {allowed}")
         return tensor
+
+
+def is_head_apart(tensors: Tensors) -> bool:
+    """Whether a head other than the embedding is stored: whatever the tied flag says, transformers then uses both."""
+    embedding, head = (_OUTSIDE[name] for name in ("embed.weight", "head.weight"))
+    if embedding not in tensors or head not in tensors:
+        return False
+    return not torch.equal(tensors[embedding], tensors[head])
 
 
 def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:
@@ -64,6 +85,8 @@ def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:
         CheckpointError: for a tensor that is missing, superfluous or of another shape.
     """
     source = _own if family == "hmoe" else _llama
+    if model.config.tied and _OUTSIDE["embed.weight"] not in tensors:
+        tensors.rename(_OUTSIDE["head.weight"], _OUTSIDE["embed.weight"])  # one matrix, stored under its other name
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parts = list(source(model, name, tensors))

@@ -24,6 +24,13 @@ from hmoe.rope import to_hugging_face
 from hmoe.routers import TopK, options
 
 FORMATS = ("hmoe", "mixtral")
+_IN_TRAINING_ONLY = (
+    "straight_through",
+    "jitter",
+    "gumbel",
+    "bias_rate",
+    "bias_by",
+)  # a bias that is not zero is looked for apart
 
 
 @dataclass(frozen=True)
@@ -94,14 +101,14 @@ def mixtral(opened: Opened) -> MixtralForCausalLM:
         ConfigError: for what Mixtral cannot say.
     """
     model = opened.model
-    why = _not_mixtral(model.config)
+    why = _not_mixtral(model.config) or _bias_in_use(model)
     if why:
         raise ConfigError(f"--format mixtral: {why}; nearest choice: --format hmoe")
     assert model.config.moe is not None
     assert isinstance(model.config.moe.router, TopK)
     widths = model.config.moe.expert_widths
     config = MixtralConfig(
-        **{key: value for key, value in _shape(opened).items() if key != "qk_norm"}, **_special_tokens(opened),
+        **_mixtral_shape(opened), **_special_tokens(opened),
         intermediate_size=padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=model.config.moe.router.k,
         router_aux_loss_coef=model.config.moe.load_balance, sliding_window=None,
     )  # fmt: skip
@@ -126,7 +133,7 @@ def _not_mixtral(config: ModelConfig) -> str | None:
         return f"the router is {moe.router.title}, Mixtral's takes the same number of experts for every token"
     if not moe.router.renormalize:
         return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
-    for name in sorted(options(moe.router).keys() - {"k", "renormalize", "straight_through"}):
+    for name in sorted(options(moe.router).keys() - _without_effect(moe.router, len(moe.expert_widths))):
         return f"router.{name} = {getattr(moe.router, name)}, which Mixtral's router does not know"
     for name in ("shared", "zero", "hyper", "skip"):
         if getattr(moe, name):
@@ -135,6 +142,34 @@ def _not_mixtral(config: ModelConfig) -> str | None:
         return f"layers {list(moe.dense_layers)} are dense, Mixtral has experts in every layer"
     if config.qk_norm:
         return "queries and keys are normalised, which Mixtral does not do"
+    return None
+
+
+def _without_effect(router: TopK, num_experts: int) -> set[str]:
+    """Options of a router under which a trained model chooses and weighs experts as Mixtral does."""
+    names = {"k", "renormalize", *_IN_TRAINING_ONLY}
+    if router.keep_groups == router.groups:  # all of them
+        names |= {"groups", "keep_groups"}
+    factor = router.capacity(training=False)
+    if factor is not None and router.capacity_by == "equal" and not router.rectify and factor * router.k >= num_experts:
+        names |= {
+            "capacity_factor",
+            "eval_capacity_factor",
+            "min_capacity",
+            "priority",
+        }  # every expert has room for all tokens
+    return names
+
+
+def _bias_in_use(model: Transformer) -> str | None:
+    """A bias that is still zero, as of a model that was not trained yet, moves no choice."""
+    for number in model.config.moe_layers:
+        block = model.blocks[number]
+        assert isinstance(block, Block)
+        assert isinstance(block.ffn, MoE)
+        bias = block.ffn.router.bias_E
+        if bias is not None and bool(bias.any()):
+            return f"router.bias_rate: layer {number} chooses by a bias, which Mixtral's router does not have"
     return None
 
 
@@ -180,15 +215,22 @@ def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.T
 
 
 def _shape(opened: Opened) -> dict[str, Any]:
-    config, length = opened.model.config, opened.context_length
-    if config.rope_scaling is not None and config.rope_scaling.kind == "dynamic":
-        length = config.rope_scaling.original_length or length  # from which dynamic scaling counts
+    config = opened.model.config
     return {
         "vocab_size": config.vocab, "hidden_size": config.dim, "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads, "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_width,
-        "qk_norm": config.qk_norm, "max_position_embeddings": length, "rms_norm_eps": config.norm_eps,
+        "qk_norm": config.qk_norm, "max_position_embeddings": opened.context_length, "rms_norm_eps": config.norm_eps,
         "rope_parameters": to_hugging_face(config.rope_scaling, config.rope_theta), "tie_word_embeddings": config.tied,
     }  # fmt: skip
+
+
+def _mixtral_shape(opened: Opened) -> dict[str, Any]:
+    shape = {key: value for key, value in _shape(opened).items() if key != "qk_norm"}
+    scaling = opened.model.config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":  # counts from the maximum length there
+        shape["max_position_embeddings"] = scaling.original_length
+        del shape["rope_parameters"]["original_max_position_embeddings"]
+    return shape
 
 
 def _special_tokens(opened: Opened) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hmoe.model.attention import Attended, Attention, Context
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.losses import auxiliary, weighted
+from hmoe.model.memory import align_memory
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
@@ -115,6 +116,13 @@ class HMoEPreTrainedModel(PreTrainedModel):
         "hidden_states": OutputRecorder(HMoEDecoderLayer, index=0),
         "attentions": OutputRecorder(Attention, index=1),
     }
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in every model of transformers; weights on the CPU are copied out of the file into aligned memory."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -29,6 +29,7 @@ from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
 from hmoe.hub.finetune.answers import Answers, Perplexity, Quality, blocks, sequences
 from hmoe.hub.finetune.data import load
 from hmoe.hub.finetune.tasks import Settings, Task
+from hmoe.model.memory import align_memory
 
 METHODS = ("moe", "share", "hyper")
 _BALANCE = 1e-2  # of the noisy router's loss (HyperMoE's GPT-2)
@@ -119,6 +120,7 @@ def _open(request: Request) -> tuple[Any, Any]:
         raise CheckpointError(f"{source}: cannot be read as {kind} ({why})") from None
     if config.model_type != kind:
         raise ConfigError(f"{source}: is a {config.model_type} model; {request.task.name} is for {kind}")
+    align_memory(model)
     settings = request.settings or request.task.settings
     if language and settings.source_length > config.n_positions:
         raise ConfigError(
