@@ -66,6 +66,7 @@ _NULL = {  # keys that may be null, without the families that refuse it
     "sliding_window": (), "layer_types": (), "mlp_only_layers": (), "clip_qkv": (), "qk_norm": (), "expert_widths": (),
     "dense_layers": (), "dense_intermediate_size": (), "router_options": (), "expert_skip": (), "zero_experts": (),
     "hyper_experts": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (), "attention_dropout": (),
+    "pretraining_tp": (),
 }  # fmt: skip
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (bool,): ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob"),
@@ -80,9 +81,10 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
 }  # fmt: skip
 _CHECKED = {  # keys without effect on the model whose kind is looked at all the same
     "bos_token_id": (int,), "eos_token_id": (int, list), "pad_token_id": (int,), "initializer_range": (int, float),
-    "attention_dropout": (int, float), "use_cache": (bool,), "output_router_logits": (bool,),
+    "attention_dropout": (int, float), "use_cache": (bool,), "output_router_logits": (bool,), "pretraining_tp": (int,),
 }  # fmt: skip
 _KIND_OF = _CHECKED | {key: kinds for kinds, keys in _KINDS.items() for key in keys}  # all others are integers
+_MAY_BE_ZERO = ("num_experts", "max_window_layers", "shared_expert_width")
 _NAME_OF = {
     int: "an integer",
     float: "a number",
@@ -97,21 +99,13 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {  # values of keys that we do not compu
     "clip_qkv": (None,), "logit_scale": (1.0, None), "residual_multiplier": (1.0, None), "embedding_multiplier": (1.0, None),
     "shared_expert_intermediate_size": (0, None), "num_shared_experts": (0, None), "n_shared_experts": (0, None),
     "is_causal": (True,), "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "pruned_heads": ({}, None),
-    "quantization_config": (None,),
+    "quantization_config": (None,), "rope_interleaved": (False, None),
 }  # fmt: skip
 _ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
-_ELSEWHERE = (
-    *_ROPE,
-    "sliding_window",
-    "layer_types",
-)  # checked whatever the family, by `check_window` and with the positions
+_ELSEWHERE = (*_ROPE, "sliding_window", "layer_types")  # checked for every family
 _NOT_A_SIZE = (
-    "max_position_embeddings",
-    "sliding_window",
-    "max_window_layers",
-    "num_experts_per_tok",
-    "decoder_sparse_step",
-)
+    "max_position_embeddings", "sliding_window", "max_window_layers", "num_experts_per_tok", "decoder_sparse_step",
+)  # fmt: skip
 _WITHOUT_EFFECT = frozenset(
     """
     model_type transformers_version architectures auto_map dtype torch_dtype name_or_path _name_or_path _commit_hash
@@ -132,6 +126,7 @@ _WITHOUT_EFFECT = frozenset(
     sequence_bias token_healing guidance_scale watermarking_config num_return_sequences output_scores output_logits
     prompt_lookup_num_tokens max_matching_ngram_size assistant_confidence_threshold num_assistant_tokens
     num_assistant_tokens_schedule assistant_early_exit assistant_lookbehind target_lookbehind low_memory
+    max_sequence_length is_llama_config
     unsloth_version unsloth_fixed unsloth_optimized model_name license transformers.js_config neftune_noise_alpha
 """.split()  # noqa: SIM905 - readable
 )  # metadata, training, generation
@@ -168,11 +163,12 @@ def named_dtype(raw: Raw, where: str) -> str | None:
     return None
 
 
-def absent_sizes(raw: Raw, family: str) -> list[str]:
-    """Keys that say a tensor's size, which this `config.json` lacks."""
+def hint_absent(raw: Raw, family: str) -> str:
+    """End of an error's line that names what this `config.json` does not say of the sizes, '' if it says all."""
     names = {ours: key for key, ours in _OTHER_NAME.get(family, {}).items()}
-    sizes = [key for key in DEFAULTS[family] if key not in _KIND_OF and key not in _NOT_A_SIZE]
-    return [key for key in sizes if key not in raw and names.get(key) not in raw]
+    sizes = [key for key, size in DEFAULTS[family].items() if size and key not in _KIND_OF and key not in _NOT_A_SIZE]
+    absent = [key for key in sizes if key not in raw and names.get(key) not in raw]
+    return f"; config.json lacks {', '.join(absent)}, taken as transformers' default" if absent else ""
 
 
 def check_window(raw: Raw, values: Raw, family: str) -> None:
@@ -202,9 +198,12 @@ def check_window(raw: Raw, values: Raw, family: str) -> None:
 def _check_kind(key: str, name: str, value: Any, family: str) -> None:
     kinds = _KIND_OF.get(name, (int,))
     null = name in _NULL and family not in _NULL[name]
-    if (value is None and null) or type(value) in kinds:
+    least = (
+        0 if kinds == (int, float) or name in _MAY_BE_ZERO else 1 if kinds == (int,) and name not in _CHECKED else None
+    )
+    if (value is None and null) or (type(value) in kinds and (least is None or least <= value < 2**31)):
         return
-    allowed = _NAME_OF[kinds[-1]] + (" or null" if null else "")
+    allowed = _NAME_OF[kinds[-1]] + ("" if least is None else f" of at least {least}") + (" or null" if null else "")
     raise ConfigError(f"{key} = {reprlib.repr(value)}, must be {allowed}")
 
 

@@ -1,5 +1,6 @@
 """`config.json` of the families that our decoder can be: Mixtral, Qwen3-MoE, OLMoE, dense LLaMA, Mistral and Qwen3, and our own."""
 
+import re
 from collections.abc import Callable
 
 from pydantic import ValidationError
@@ -7,14 +8,16 @@ from pydantic import ValidationError
 from hmoe import recipes, sizes
 from hmoe.architecture import ModelConfig
 from hmoe.errors import ConfigError
-from hmoe.folders.config_keys import ROPE_THETA, Raw, check_window, read_keys
+from hmoe.folders.config_keys import ROPE_THETA, Raw, check_window, hint_absent, read_keys
 from hmoe.rope import from_hugging_face
 
 _THEIRS = {  # ours -> Hugging Face's, for errors
     "context": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
     "vocab": "vocab_size", "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
-    "ffn": "intermediate_size",
+    "ffn": "intermediate_size", "router.k": "num_experts_per_tok",
+    "rope_scaling.original_length": "rope_parameters.original_max_position_embeddings",
 }  # fmt: skip
+_OURS = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _THEIRS))})(?= = |: | / )|(?<= / )heads")
 
 _MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelConfig; lists are made before it looks
 
@@ -33,13 +36,16 @@ def model_config(raw: Raw, where: str) -> ModelConfig:
         check_window(raw, values, family)
         return ModelConfig.model_validate(_common(raw, values, family) | FAMILIES[family](values))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = tuple(_THEIRS.get(str(part), part) for part in problem["loc"])
-        raise ConfigError(f"{where}: {recipes.problem_line({**problem, 'loc': place})}") from None
+        line = recipes.problem_line(error.errors(include_url=False)[0])
+        raise ConfigError(f"{where}: {_in_their_names(line)}{hint_absent(raw, family)}") from None
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {_in_their_names(str(error))}{hint_absent(raw, family)}") from None
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
+
+
+def _in_their_names(line: str) -> str:
+    return _OURS.sub(lambda name: _THEIRS[name[0]], line)
 
 
 def _common(raw: Raw, values: Raw, family: str) -> Raw:

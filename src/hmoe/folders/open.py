@@ -16,7 +16,7 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.folders import families
 from hmoe.folders.beginning import run_begin
-from hmoe.folders.config_keys import absent_sizes, named_dtype
+from hmoe.folders.config_keys import hint_absent, named_dtype
 from hmoe.folders.weights import Tensors, fill, hugging_face_name, is_head_apart
 from hmoe.model.transformer import Transformer
 
@@ -87,9 +87,7 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
     try:
         fill(model, tensors, raw["model_type"], str(folder))
     except CheckpointError as error:
-        absent = absent_sizes(raw, raw["model_type"])
-        hint = f"; config.json lacks {', '.join(absent)}, taken as transformers' default" if absent else ""
-        raise CheckpointError(f"{error}{hint}") from None
+        raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
     return model
 
 
