@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from hmoe import ConfigError
 from hmoe.folders.open import open_model
-from hmoe.hub import HMoEForCausalLM
+from hmoe.hub import HMoEForCausalLM, card
 from hmoe.hub.export import Export, export, mixtral
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block
 from tests.hub.helpers import model as hub_model
-from tests.hub.test_export import opened, recipes_equal, say, tokens
+from tests.hub.test_export import MODELS, opened, recipes_equal, say, tokens
 
 ROPES: dict[str, dict[str, Any]] = {  # with nothing but what each kind needs
     "linear": {"kind": "linear", "factor": 2.0},
@@ -85,6 +85,17 @@ def test_what_counts_when_a_model_reads_forbids_it(router: dict[str, Any], said:
     with pytest.raises(ConfigError) as caught:
         mixtral(model)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("rectified", "depends on its batch"), ("experts choose", "later ones and other texts"), ("top-k", None)],
+)
+def test_the_card_says_when_results_depend_on_the_batch(kind: str, said: str | None, tmp_path: Path) -> None:
+    text = card.text(opened(**MODELS[kind]), tmp_path, "hmoe", False)
+    assert [words for words in ("depends on its batch", "later ones and other texts") if words in text] == (
+        [said] if said else []
+    )
 
 
 def set_bias(blocks: torch.nn.ModuleList, value: float) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from hmoe.count import activated_parameters, activated_width, parameters_by_part
 from hmoe.folders.metrics import metrics_at
 from hmoe.folders.open import Opened
+from hmoe.routers import ExpertChoice, Router, TopK
 
 _HEAD = """---
 library_name: transformers
@@ -18,6 +19,15 @@ tags:
 # {name}
 """
 _PADDED = "The experts are padded with zeros to the widest one, so that whatever knows Mixtral computes exactly the same function."
+_CAPACITY = (
+    "**The result for a text depends on its batch**: experts have a capacity, and which tokens are dropped or sent on depends "
+    "on all tokens of the forward pass, other texts included. Compare figures at the same batch size and length; "
+    "`generate` switches the capacity off."
+)
+_READS_AHEAD = (
+    "**Experts choose their tokens among all of the forward pass, later ones and other texts included**: results depend on the "
+    "batch, losses are not comparable with those of causal models, and the model cannot generate."
+)
 _MEASURED = {  # key of metrics.jsonl -> what it is
     "step": "training steps",
     "tokens": "training tokens",
@@ -36,6 +46,8 @@ def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
     lines += ["", *_shares(opened, last), "## Use", "", "```python", _use(form, with_code), "```", ""]
     if form == "mixtral":
         lines += [_PADDED, ""]
+    elif opened.model.config.moe is not None:
+        lines += _batch_dependence(opened.model.config.moe.router)
     return "\n".join(lines)
 
 
@@ -47,6 +59,15 @@ def _what(opened: Opened) -> str:
         "A decoder language model whose experts differ in size (HMoE, [arXiv:2408.10681](https://arxiv.org/abs/2408.10681)), "
         "written by hmoe."
     )
+
+
+def _batch_dependence(router: Router) -> list[str]:
+    """What to know of a router whose choice for a token depends on the other tokens."""
+    if isinstance(router, ExpertChoice):
+        return [_READS_AHEAD, ""]
+    if isinstance(router, TopK) and router.capacity(training=False) is not None:
+        return [_CAPACITY, ""]
+    return []
 
 
 def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
