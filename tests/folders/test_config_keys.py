@@ -17,6 +17,7 @@ from hmoe.folders.families import model_config
 from hmoe.hub import HMoEConfig
 from hmoe.model.rotary import rotary
 from tests.folders.test_families import MODELS
+from tests.hub.helpers import config as small_hmoe
 
 FAMILIES = {
     name.replace("-", "_"): MODELS[name] for name in ("mixtral", "qwen3-moe", "olmoe", "llama", "mistral", "qwen3")
@@ -27,7 +28,7 @@ WRONG = (None, "4", 1.5, [1], -1)
 
 def described(family: str) -> dict[str, Any]:
     """config.json as transformers writes it."""
-    tree = FAMILIES[family]().to_dict()
+    tree = (small_hmoe() if family == "hmoe" else FAMILIES[family]()).to_dict()
     tree["rope_parameters"] = {"rope_type": "default", "rope_theta": 500.0}
     return tree
 
@@ -146,6 +147,10 @@ def test_every_key_deleted_moved_or_of_a_wrong_kind(family: str) -> None:
         ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 16}, "sliding_window = 16"),
         ("mixtral", {"sliding_window": 16, "use_sliding_window": False}, "sliding_window = 16"),
         ("mixtral", {"num_local_experts": 10**9}, "num_experts = 1000000000"),
+        ("hmoe", {"original_max_position_embeddings": 16}, "original_max_position_embeddings = 16"),
+        ("hmoe", {"router_options": {"name": "top_p"}}, "router_options.name"),
+        ("hmoe", {"expert_widths": [], "dense_intermediate_size": 9, "shared_expert_width": 4}, "shared_expert_width has no effect"),
+        ("hmoe", {"penalty_norm": "median", "parameter_penalty_coef": 0.0}, "penalty_norm = 'median'"),
     ],
 )  # fmt: skip
 def test_what_is_refused_names_the_key(family: str, changes: dict[str, Any], said: str) -> None:

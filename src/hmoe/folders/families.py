@@ -76,6 +76,8 @@ def _rope_parameters(raw: Raw, family: str) -> Raw:
     if raw.get("partial_rotary_factor") is not None:
         rope.setdefault("partial_rotary_factor", raw["partial_rotary_factor"])
     kind, original = rope.get("rope_type", rope.get("type")), "original_max_position_embeddings"
+    if family == "hmoe" and original in raw:
+        raise ConfigError(f"{original} = {raw[original]!r}: stands in rope_parameters, not beside it")
     if kind in ("llama3", "yarn") and original in raw:
         rope[original] = raw[original]
     if kind == "dynamic" and family != "hmoe":
@@ -124,8 +126,16 @@ def _hmoe(values: Raw) -> Raw:
         sizes.arithmetic(16 * values["hidden_size"], 8) if values["expert_widths"] is None else values["expert_widths"]
     )
     own: Raw = {"qk_norm": values["qk_norm"], "ffn": values["dense_intermediate_size"]}
+    for name, known in (("penalty_norm", ("mean", "max", "raw")), ("entropy_scale", ("experts", "one"))):
+        if values[name] not in known:
+            raise ConfigError(f"{name} = {values[name]!r}, must be one of {', '.join(known)}")
     if not widths:
+        for name in ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts"):
+            if values[name]:
+                raise ConfigError(f"{name} has no effect without experts (expert_widths = []); remove it")
         return own
+    if "name" in (values["router_options"] or {}):
+        raise ConfigError("router_options.name: the router's kind is router_type")
     named = {"top_k": {"k": "num_experts_per_tok"}, "top_p": {"p": "router_top_p"}}.get(values["router_type"], {})
     named |= {"renormalize": "norm_topk_prob"} if named else {}
     router = {ours: values[key] for ours, key in named.items()} | (values["router_options"] or {})
