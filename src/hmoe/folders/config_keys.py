@@ -82,6 +82,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
 _CHECKED = {  # keys without effect on the model whose kind is looked at all the same
     "bos_token_id": (int,), "eos_token_id": (int, list), "pad_token_id": (int,), "initializer_range": (int, float),
     "attention_dropout": (int, float), "use_cache": (bool,), "output_router_logits": (bool,), "pretraining_tp": (int,),
+    "router_jitter_noise": (int, float),
 }  # fmt: skip
 _KIND_OF = _CHECKED | {key: kinds for kinds, keys in _KINDS.items() for key in keys}  # all others are integers
 _MAY_BE_ZERO = ("num_experts", "max_window_layers", "shared_expert_width")
