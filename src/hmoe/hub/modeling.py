@@ -109,6 +109,7 @@ class HMoEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["HMoEDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
+    _keep_in_fp32_modules_strict = {"bias_E"}  # of a router that balances by it; see `RouterLayer`
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True

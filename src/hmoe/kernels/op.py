@@ -83,6 +83,19 @@ def _(dy_TD: torch.Tensor, *arguments: Any) -> FiveTensors:
     return layer.x_TD.new_empty(layer.x_TD.shape), torch.empty_like(layer.gate_N), dw_gate, dw_up, dw_down
 
 
+def _refuse_second(ctx: Any, *_: Any) -> None:
+    raise RuntimeError(
+        f"second derivatives of expert_ffn: computed by backend = 'reference' only, this is {ctx.backend!r}; set MoE.backend"
+    )
+
+
+def _keep_backend(ctx: Any, inputs: tuple[Any, ...], output: FiveTensors) -> None:
+    ctx.backend = inputs[-1]
+
+
+backward_op.register_autograd(_refuse_second, setup_context=_keep_backend)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
     *tensors, widths, _, backend = inputs
     ctx.save_for_backward(*tensors, *output[1:])

@@ -4,37 +4,51 @@ from typing import Any
 
 import torch
 
+from hmoe.errors import ConfigError
+from hmoe.model.no_gradient import refuse_gradient
+
+_SECOND = (
+    "second derivatives of hmoe.model.cross_entropy: not computed, its gradients are made in the forward pass; "
+    "use torch.nn.functional.cross_entropy(x @ w.T, target)"
+)
+
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Gradients are made in the forward pass, chunk by chunk, while the chunk's logits exist."""
 
     @staticmethod
-    def forward(ctx: Any, x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int
+    ) -> torch.Tensor:
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         need_x, need_w = ctx.needs_input_grad[:2]
         dx_TD = torch.empty_like(x_TD) if need_x else None
         dw_VD = torch.zeros(w_VD.shape, dtype=dtype, device=w_VD.device) if need_w else None
         nll = torch.zeros((), dtype=dtype, device=x_TD.device)
+        ignored_T1 = (target_T == ignore_index)[:, None]
+        target_T1 = target_T[:, None].masked_fill(ignored_T1, 0)  # any token will do, what comes of it is 0
+        num_counted = (~ignored_T1).sum(dtype=dtype)  # a tensor: asking for the number would wait for the device
         for start in range(0, len(x_TD), chunk):
-            x_MD, target_M1 = x_TD[start : start + chunk], target_T[start : start + chunk, None]
+            part = slice(start, start + chunk)
+            x_MD, target_M1, ignored_M1 = x_TD[part], target_T1[part], ignored_T1[part]
             logits_MV = (x_MD @ w_VD.T).to(dtype)
             logits_MV -= logits_MV.amax(1, keepdim=True)
             target_logit_M1 = logits_MV.gather(1, target_M1)
             exp_MV = logits_MV.exp_()  # from here on in the logits' own memory
             sum_M1 = exp_MV.sum(1, keepdim=True)
-            nll += (sum_M1.log() - target_logit_M1).sum()
+            nll += (sum_M1.log() - target_logit_M1).masked_fill(ignored_M1, 0).sum()
             if not (need_x or need_w):
                 continue
-            d_MV = exp_MV.mul_(1 / (sum_M1 * len(x_TD)))
-            d_MV.scatter_add_(1, target_M1, torch.full_like(sum_M1, -1 / len(x_TD)))
-            d_MV = d_MV.to(x_TD.dtype)
+            d_MV = exp_MV.mul_(1 / (sum_M1 * num_counted))
+            d_MV.scatter_add_(1, target_M1, (-1 / num_counted).expand_as(sum_M1))
+            d_MV = d_MV.masked_fill_(ignored_M1, 0).to(x_TD.dtype)
             if dx_TD is not None:
-                torch.mm(d_MV, w_VD, out=dx_TD[start : start + chunk])
+                torch.mm(d_MV, w_VD, out=dx_TD[part])
             if dw_VD is not None:
                 dw_VD += d_MV.T @ x_MD
         ctx.save_for_backward(dx_TD, dw_VD)
         ctx.w_dtype = w_VD.dtype
-        return nll / max(len(x_TD), 1)
+        return nll / (num_counted if len(x_TD) else 1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -42,22 +56,51 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         scale = grad_outputs[0]
         dx_TD = None if dx_TD is None else dx_TD * scale.to(dx_TD.dtype)
         dw_VD = None if dw_VD is None else (dw_VD * scale).to(ctx.w_dtype)
-        return dx_TD, dw_VD, None, None
+        if torch.is_grad_enabled():  # create_graph=True: somebody means to differentiate them
+            dx_TD, dw_VD = (None if d is None else refuse_gradient(d, _SECOND) for d in (dx_TD, dw_VD))
+        return dx_TD, dw_VD, None, None, None
 
 
-def cross_entropy(x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Mean over tokens of -log softmax(x w^T)[target], in nats.
+def cross_entropy(
+    x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int = -100
+) -> torch.Tensor:
+    """Mean over tokens of -log softmax(x w^T)[target], in nats; NaN if every token is ignored, as in PyTorch.
 
     Args:
         x_TD: outputs of the last norm.
         w_VD: output head.
         target_T: next tokens.
         chunk: tokens whose logits exist at one time.
+        ignore_index: a token with this target counts nothing.
+
+    Raises:
+        ConfigError: for arguments that do not fit together; on a CPU for a target that is no row of the head, too (a GPU would
+            have to be waited for, it ends with a device-side assertion).
     """
+    _check(x_TD, w_VD, target_T, chunk, ignore_index)
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     with torch.autocast(device, enabled=False):
-        loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index)  # type: ignore[no-untyped-call]
     return loss
+
+
+def _check(x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int) -> None:
+    shapes = f"x is {tuple(x_TD.shape)}, w is {tuple(w_VD.shape)}, target is {tuple(target_T.shape)}"
+    if x_TD.dim() != 2 or w_VD.dim() != 2 or x_TD.shape[1] != w_VD.shape[1] or target_T.shape != x_TD.shape[:1]:
+        raise ConfigError(f"cross_entropy: {shapes}; must be (tokens, dim), (vocabulary, dim) and (tokens,)")
+    if target_T.dtype != torch.int64:
+        raise ConfigError(f"cross_entropy: target is {target_T.dtype}, must be torch.int64")
+    if chunk < 1:
+        raise ConfigError(f"cross_entropy: chunk = {chunk}, must be at least 1")
+    if torch.compiler.is_compiling() or target_T.device.type != "cpu":
+        return
+    wrong_T = ((target_T < 0) | (target_T >= len(w_VD))) & (target_T != ignore_index)
+    if wrong_T.any():
+        first = int(wrong_T.nonzero()[0])
+        raise ConfigError(
+            f"cross_entropy: target {int(target_T[first])} of token {first}, must be from 0 to {len(w_VD) - 1}, "
+            f"or {ignore_index} to be ignored"
+        )

@@ -10,6 +10,7 @@ from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
 from hmoe.model.hyper import HyperLayer, HyperNetwork, selected
 from hmoe.model.layers import SwiGLU
+from hmoe.model.no_gradient import guard_reentrant
 from hmoe.model.router import Hints, RouterLayer, Routing
 from hmoe.model.zero import ZeroLayer
 from hmoe.routers import NAMES, Router, TopK
@@ -138,7 +139,8 @@ class MoE(nn.Module):
         with torch.autocast(device, enabled=False):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             y_TD = expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
-        return self._beside(x_TD, y_TD, routing, hyper_network).view(x.shape), routing
+        y_TD = self._beside(x_TD, y_TD, routing, hyper_network)
+        return y_TD.view(x.shape), guard_reentrant(routing) if self.training else routing
 
     def _beside(
         self, x_TD: torch.Tensor, y_TD: torch.Tensor, routing: Routing, network: HyperNetwork | None

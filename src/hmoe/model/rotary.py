@@ -70,7 +70,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        return _rotate(grad_outputs[0], cos, -sin), None, None
+        return _Rotate.apply(grad_outputs[0], cos, -sin), None, None  # type: ignore[no-untyped-call] # differentiable again
 
 
 def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

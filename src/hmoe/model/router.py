@@ -1,9 +1,9 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -91,12 +91,17 @@ class Circumstances(NamedTuple):
     true_gates: bool = False
 
 
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 class RouterLayer(nn.Module):
     """One linear map to expert logits, then the selection of `spec`; runs in float32 or better.
 
     Attributes:
         weight: (E, D).
-        bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`.
+        bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`. Stays float32 (float64 in a float64
+            module) whatever the module is converted to.
     """
 
     def __init__(self, dim: int, widths: Sequence[int] | int, spec: Router, true_gates: bool = False) -> None:
@@ -106,7 +111,8 @@ class RouterLayer(nn.Module):
         self.spec, self.true_gates = spec, true_gates
         self.weight = nn.Parameter(torch.empty(len(self.widths), dim))
         balanced = getattr(spec, "bias_rate", 0) > 0
-        self.bias_E = nn.Parameter(torch.zeros(len(self.widths)), requires_grad=False) if balanced else None
+        bias_E = torch.zeros(len(self.widths), dtype=_precise(torch.get_default_dtype()))
+        self.bias_E = nn.Parameter(bias_E, requires_grad=False) if balanced else None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Small logits, so that routing starts near uniform."""
@@ -134,6 +140,25 @@ class RouterLayer(nn.Module):
         bias_E = None if self.bias_E is None else self.bias_E.to(device)
         return Circumstances(self.widths, bias_E, training=self.training, true_gates=self.true_gates)
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Move or convert the module; the bias stays float32 or better, whose small steps bfloat16 would swallow."""
+        kept = self.bias_E
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            if tensor is not kept or moved.dtype == _precise(moved.dtype):
+                return moved
+            return tensor.to(device=moved.device, dtype=_precise(moved.dtype))
+
+        super()._apply(convert, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Take weights; a bias that was stored or assigned in bfloat16 becomes float32."""
+        super()._load_from_state_dict(*arguments)
+        if self.bias_E is not None:
+            self.bias_E.data = self.bias_E.data.to(_precise(self.bias_E.dtype))
+
     @torch.no_grad()
     def update_bias(self, num_tokens_E: torch.Tensor) -> None:
         """Move each expert's bias by `bias_rate` against its load (Wang et al. 2408.15664); call once per training step.
@@ -149,7 +174,8 @@ class RouterLayer(nn.Module):
         load_E = num_tokens_E.double()
         if self.spec.bias_by == "compute":
             load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
-        self.bias_E.add_(torch.sign(load_E.mean() - load_E).to(self.bias_E.dtype), alpha=self.spec.bias_rate)
+        step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
+        self.bias_E.add_(step_E, alpha=self.spec.bias_rate)
 
     def _check(self, hints: Hints) -> None:
         """By name: exported code may hold the class twice."""

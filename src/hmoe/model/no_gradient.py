@@ -1,0 +1,61 @@
+"""Values whose gradient would be wrong without a word: they say so when a backward pass reaches them."""
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.autograd.function import FunctionCtx
+
+if TYPE_CHECKING:
+    from hmoe.model.router import Routing
+
+_REENTRANT = (
+    "the gradient of this Routing was lost: a layer under reentrant activation checkpointing (use_reentrant=True) returns values "
+    "that the backward pass never comes back to, so losses of them would teach the router nothing; use_reentrant=False"
+)
+
+
+class _Refusal(torch.autograd.Function):
+    """The same numbers; the backward pass ends here, with an error."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, reason: str) -> torch.Tensor:
+        ctx.reason = reason
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        raise RuntimeError(ctx.reason)
+
+
+def refuse_gradient(tensor: torch.Tensor, reason: str) -> torch.Tensor:
+    """The same numbers, of which a derivative raises RuntimeError with this reason."""
+    with torch.enable_grad():
+        refusing: torch.Tensor = _Refusal.apply(tensor.detach().requires_grad_(), reason)  # type: ignore[no-untyped-call]
+    return refusing
+
+
+def guard_reentrant(routing: "Routing") -> "Routing":
+    """A routing that refuses to be differentiated where its gradient is lost: in the first pass of reentrant checkpointing.
+
+    That pass runs without gradients inside the forward of an autograd function, whose outputs get theirs from a second pass; of a
+    Routing, which is no tensor, nobody knows.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _inside_autograd_function():
+        return routing
+    names = ("gate_N", "logits_TE", "probs_TE")
+    return replace(routing, **{name: refuse_gradient(getattr(routing, name), _REENTRANT) for name in names})
+
+
+def _inside_autograd_function() -> bool:
+    """Whether a caller is an autograd function's forward, of whichever library: its first argument is the context."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_argcount:
+            context = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(context, FunctionCtx):
+                return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
