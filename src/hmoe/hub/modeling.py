@@ -57,6 +57,7 @@ class _HuggingFaceContext:
     """Positions, mask and cache as transformers gives them."""
 
     top_p_T: torch.Tensor | None = None
+    real_T: torch.Tensor | None = None
     noise_seed: int | torch.Tensor | None = None
 
     def __init__(
@@ -150,6 +151,7 @@ class HMoEModel(HMoEPreTrainedModel):
         hyper = None if structure.moe is None else structure.moe.hyper
         self.hyper_network = None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
         self._noisy = structure.moe is not None and structure.moe.router.noisy
+        self._limited = structure.moe is not None and getattr(structure.moe.router, "capacity_factor", None) is not None
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
@@ -192,6 +194,8 @@ class HMoEModel(HMoEPreTrainedModel):
             **{_CACHE: cache},
         )
         context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
+        if self._limited:
+            context.real_T = _real_tokens(attention_mask, x_BLD)
         x_BLD, router_logits = self._through_layers(x_BLD, context)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
@@ -212,6 +216,13 @@ class HMoEModel(HMoEPreTrainedModel):
             if logits_TE is not None:
                 found.append(logits_TE)
         return x_BLD, tuple(found)
+
+
+def _real_tokens(attention_mask: torch.Tensor | None, x_BLD: torch.Tensor) -> torch.Tensor | None:
+    """Which tokens (B*L) a padding mask keeps; None without one. After a cache it covers the tokens before, too."""
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
+        return None
+    return attention_mask[:, -x_BLD.shape[1] :].expand(len(x_BLD), -1).to(x_BLD.device).bool().flatten()
 
 
 class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):

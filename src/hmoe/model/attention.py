@@ -18,10 +18,12 @@ class Context(Protocol):
     Attributes:
         top_p_T: threshold of the top-p router for each of the B*L tokens; None: the router's own.
         noise_seed: of the router's random numbers in a training step; None: none are drawn.
+        real_T: which of the B*L tokens are not padding; None: all.
     """
 
     top_p_T: torch.Tensor | None
     noise_seed: int | None
+    real_T: torch.Tensor | None
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         """Positions (B or 1, L) of the tokens in their sequences."""
@@ -48,6 +50,7 @@ class Sequences:
     """Whole sequences, each token sees itself and what is before it: training, and scoring without a cache."""
 
     top_p_T: torch.Tensor | None = None
+    real_T: torch.Tensor | None = None
 
     def __init__(self, noise_seed: int | None = None) -> None:
         self.noise_seed = noise_seed
@@ -70,6 +73,7 @@ class KVCache:
     """
 
     top_p_T: torch.Tensor | None = None
+    real_T: torch.Tensor | None = None
     noise_seed: int | None = None
 
     def __init__(self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:

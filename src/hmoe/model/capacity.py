@@ -3,11 +3,11 @@
 Capacity concerns what an expert may hold, so it is a matter of one batch: whether a token is dropped depends on the others.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
 from hmoe.routers import TopK
@@ -49,16 +49,20 @@ class Kept(NamedTuple):
     slots: Slots
 
 
-def limits(spec: TopK, num_tokens: int, widths: Sequence[int], training: bool) -> list[int]:
-    """Tokens that each expert may take; experts of width 0 cost nothing and have no limit."""
+def limits(spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], training: bool) -> torch.Tensor:
+    """Tokens that each expert may take (E,), int64; experts of width 0 cost nothing and have no limit.
+
+    The number of tokens is a tensor where the batch has padding: asking for it would wait for the device.
+    """
     factor = spec.capacity(training)
     assert factor is not None
-    wanted = factor * spec.k * num_tokens
-    shares = [width / sum(widths) if spec.capacity_by == "width" else 1 / len(widths) for width in widths]
-    return [
-        max(spec.min_capacity, math.ceil(wanted * share - 1e-9)) if width else UNLIMITED
-        for share, width in zip(shares, widths, strict=True)
-    ]
+    if not isinstance(num_tokens, torch.Tensor):
+        num_tokens = torch.full((), num_tokens)
+    width_E = torch.tensor(widths, dtype=torch.float64, device=num_tokens.device)
+    share_E = width_E / sum(widths) if spec.capacity_by == "width" else torch.full_like(width_E, 1 / len(widths))
+    wanted = factor * spec.k * num_tokens.double()
+    slots_E = torch.ceil(wanted * share_E - 1e-9).long().clamp(min=spec.min_capacity)
+    return slots_E.masked_fill(width_E == 0, UNLIMITED)
 
 
 def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
@@ -79,6 +83,7 @@ def keep(
     spec: TopK,
     capacity_E: torch.Tensor,
     ranks: Ranks,
+    real_T: torch.Tensor | None = None,
 ) -> Kept:
     """Drop what exceeds the capacity, and rectify.
 
@@ -88,29 +93,41 @@ def keep(
         spec: of the router.
         capacity_E: tokens that each expert may take.
         ranks: gives token_rank_T and expert_rank_E; only IR asks.
+        real_T: False for padding, which no expert takes; None: there is none.
     """
     fixed_TE = scores_TE.detach()
     if spec.priority == "score":  # batch-prioritised: by the largest score, for every choice
         order_T = torch.argsort(fixed_TE.amax(1), descending=True, stable=True)
     else:
         order_T = torch.arange(len(fixed_TE), device=fixed_TE.device)
-    kept_TK = accept(order_TK, capacity_E, order_T)
+    kept_TK = accept(*_without_padding(order_TK, capacity_E, real_T), order_T)
     kept_TE = torch.zeros_like(fixed_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
     accepted_T = kept_TK.sum(1)
     weight_TE, chosen_TE = scores_TE * kept_TE, kept_TE
     served_T = torch.zeros_like(accepted_T, dtype=torch.bool)
     if spec.rectify in ("ir", "fr+ir"):
         times_TE = _local(fixed_TE, accepted_T, spec, ranks())
+        times_TE = times_TE if real_T is None else times_TE * real_T[:, None]
         served_T = times_TE.any(1)
         chosen_TE, weight_TE = kept_TE | (times_TE > 0), weight_TE + scores_TE * times_TE
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
+    refused_TK = ~kept_TK[:, : spec.k]
     slots = Slots(
-        dropped=(~kept_TK[:, : spec.k]).sum(),
+        dropped=(refused_TK if real_T is None else refused_TK & real_T[:, None]).sum(),
         filled=kept_TK[:, spec.k :].sum(),
         rectified=served_T.sum(),
         padded=free_E.sum(),
     )
     return Kept(chosen_TE, weight_TE, accepted_T, slots)
+
+
+def _without_padding(
+    order_TK: torch.Tensor, capacity_E: torch.Tensor, real_T: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choices and slots where padding asks for one more expert, which has no slot."""
+    if real_T is None:
+        return order_TK, capacity_E
+    return order_TK.masked_fill(~real_T[:, None], len(capacity_E)), F.pad(capacity_E, (0, 1))
 
 
 def _local(
@@ -152,6 +169,7 @@ def ranks_of(
     widths: Sequence[int],
     device: torch.device,
     given: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    real_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ranks of tokens and experts: those given, else contiguous shares on `spec.ranks` simulated ranks.
 
@@ -163,8 +181,10 @@ def ranks_of(
     computing = sum(1 for width in widths if width)
     ranks = spec.ranks or computing
     token_rank_T, expert_rank_E = given
-    if token_rank_T is None:
+    if token_rank_T is None and real_T is None:
         token_rank_T = torch.arange(num_tokens, device=device) * ranks // max(num_tokens, 1)
+    elif token_rank_T is None:  # shares of the tokens that are not padding
+        token_rank_T = (real_T.cumsum(0) - 1).clamp(min=0) * ranks // real_T.sum().clamp(min=1)
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
         expert_rank_E = torch.tensor(ranks_E, device=device)

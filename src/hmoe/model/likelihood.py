@@ -76,6 +76,7 @@ class _Groups:
 
     top_p_T: torch.Tensor | None = None
     noise_seed: int | None = None
+    real_T: torch.Tensor | None = None
 
     def __init__(self, groups: Sequence[Sequence[Candidate]], device: torch.device) -> None:
         tokens: list[int] = []

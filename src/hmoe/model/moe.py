@@ -109,6 +109,7 @@ class MoE(nn.Module):
         token_rank_T: torch.Tensor | None = None,
         expert_rank_E: torch.Tensor | None = None,
         noise_seed: int | torch.Tensor | None = None,
+        real_T: torch.Tensor | None = None,
         hyper_network: HyperNetwork | None = None,
     ) -> tuple[torch.Tensor, Routing]:
         """x (..., D) -> (y (..., D), Routing of the flattened tokens).
@@ -119,6 +120,7 @@ class MoE(nn.Module):
                 in one batch.
             token_rank_T, expert_rank_E: ranks that tokens and experts live on, for a router that rectifies.
             noise_seed: for a router with noise, in training: an integer that changes with step and layer.
+            real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose experts choose.
             hyper_network: that of the model, for a layer without its own.
 
         Raises:
@@ -128,7 +130,7 @@ class MoE(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed))
+        routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T))
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
         weights = (self.w_gate, self.w_up, self.w_down)

@@ -63,12 +63,15 @@ class Hints(NamedTuple):
         top_p_T: threshold of a top-p router for each token.
         token_rank_T, expert_rank_E: rank where each token and expert lives, for `rectify`; None: simulated.
         noise_seed: of the random numbers of one training step and layer.
+        real_T: False for padding, which takes no slot where experts have a limit; None: no token is. Other routers route padding
+            like any token, which changes nothing for the others.
     """
 
     top_p_T: torch.Tensor | None = None
     token_rank_T: torch.Tensor | None = None
     expert_rank_E: torch.Tensor | None = None
     noise_seed: int | torch.Tensor | None = None
+    real_T: torch.Tensor | None = None
 
 
 class Circumstances(NamedTuple):
@@ -126,7 +129,7 @@ class RouterLayer(nn.Module):
         Raises:
             ConfigError: for hints that this router cannot use, and in training for noise without a seed.
         """
-        self._check(hints)
+        self._check(hints, len(x_TD))
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD, gumbel_TE = x_TD.to(dtype), None
@@ -177,7 +180,7 @@ class RouterLayer(nn.Module):
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
         self.bias_E.add_(step_E, alpha=self.spec.bias_rate)
 
-    def _check(self, hints: Hints) -> None:
+    def _check(self, hints: Hints, num_tokens: int) -> None:
         """By name: exported code may hold the class twice."""
         if hints.top_p_T is not None and self.spec.name != "top_p":
             raise ConfigError(
@@ -186,6 +189,11 @@ class RouterLayer(nn.Module):
         rectifies = getattr(self.spec, "rectify", None) in ("ir", "fr+ir")
         if not rectifies and not (hints.token_rank_T is None and hints.expert_rank_E is None):
             raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
+        real_T = hints.real_T
+        if real_T is not None and (real_T.dtype != torch.bool or real_T.shape != (num_tokens,)):
+            raise ConfigError(
+                f"real_T: {real_T.dtype} of shape {tuple(real_T.shape)}, must be torch.bool of shape ({num_tokens},)"
+            )
         if self.training and self.spec.noisy and hints.noise_seed is None:
             raise ConfigError(
                 "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); give an integer that "
@@ -244,7 +252,7 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
     assert around.widths is not None
     fixed_TE = scores_TE.detach()
     if spec.name == "expert_choice":
-        return _Choice(expert_choice(logits_TE, fixed_TE, spec, around.widths), scores_TE, None)
+        return _Choice(expert_choice(fixed_TE, spec, around.widths, around.hints.real_T), scores_TE, None)
     if spec.name == "top_p":
         chosen_TE = top_p(fixed_TE, logits_TE, spec, around.hints.top_p_T)
     else:
@@ -283,13 +291,17 @@ def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
 def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
     """Top-k with capacity, perhaps rectified."""
     assert around.widths is not None
-    num_tokens, device, hints = len(scores_TE), scores_TE.device, around.hints
+    device, hints = scores_TE.device, around.hints
+    real_T = hints.real_T
     order_TK = ranked(value_TE, spec.choices)
-    slots_E = torch.tensor(limits(spec, num_tokens, around.widths, around.training), device=device)
+    num_tokens = len(scores_TE) if real_T is None else real_T.sum()
+    slots_E = limits(spec, num_tokens, around.widths, around.training).to(device)
     given = (hints.token_rank_T, hints.expert_rank_E)
-    ranks = functools.partial(ranks_of, spec, num_tokens, around.widths, device, given)
-    kept = keep(scores_TE, order_TK, spec, slots_E, ranks)
-    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, order_TK[:, : spec.k], 1).sum(0)
+    ranks = functools.partial(ranks_of, spec, len(scores_TE), around.widths, device, given, real_T)
+    kept = keep(scores_TE, order_TK, spec, slots_E, ranks, real_T)
+    first_TK = order_TK[:, : spec.k]
+    asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
+    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)
     if spec.rectify:
         return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
     weight_TE, total_T1 = _gates(kept.chosen_TE, kept.weight_TE, spec, around)  # over those that were kept (GShard)

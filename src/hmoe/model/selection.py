@@ -1,6 +1,5 @@
 """Scores -> which experts serve which token, before any limit: top-k, in groups and with a bias; top-p; expert choice."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -81,14 +80,21 @@ def top_p(
 
 
 def expert_choice(
-    logits_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int]
+    probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int], real_T: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022)."""
-    num_tokens, num_experts = logits_TE.shape
-    limits = [spec.capacity_factor * num_tokens / num_experts] * num_experts
+    """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022).
+
+    Padding, where `real_T` is False, is not chosen and does not count for the capacity.
+    """
+    num_tokens, num_experts = probs_TE.shape
+    real_tokens = torch.full((), num_tokens) if real_T is None else real_T.sum()
+    limit_E = (spec.capacity_factor * real_tokens.double() / num_experts).expand(num_experts)
     if spec.capacity_by == "compute":
-        limits = [limit * sum(widths) / num_experts / width for limit, width in zip(limits, widths, strict=True)]
-    capacity_E = torch.tensor([math.ceil(limit - 1e-9) for limit in limits], device=logits_TE.device)
+        limit_E = limit_E * sum(widths) / num_experts / torch.tensor(widths, device=limit_E.device)
+    capacity_E = torch.ceil(limit_E - 1e-9).to(probs_TE.device)
+    if real_T is not None:
+        probs_TE = probs_TE.masked_fill(~real_T[:, None], -torch.inf)  # last, also behind probabilities of 0
     order_TE = torch.argsort(probs_TE, dim=0, descending=True, stable=True)
-    place_TE = torch.arange(num_tokens, device=logits_TE.device)[:, None].expand_as(order_TE)
-    return torch.zeros_like(order_TE).scatter(0, order_TE, place_TE) < capacity_E
+    place_TE = torch.arange(num_tokens, device=probs_TE.device)[:, None].expand_as(order_TE)
+    chosen_TE = torch.zeros_like(order_TE).scatter(0, order_TE, place_TE) < capacity_E
+    return chosen_TE if real_T is None else chosen_TE & real_T[:, None]

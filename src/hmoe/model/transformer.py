@@ -55,7 +55,9 @@ class Block(nn.Module):
         normed_BLD, routing = self.ffn_norm(x_BLD), None
         if self.sparse:
             seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
-            y_BLD, routing = self.ffn(normed_BLD, context.top_p_T, noise_seed=seed, hyper_network=network)
+            y_BLD, routing = self.ffn(
+                normed_BLD, context.top_p_T, noise_seed=seed, real_T=context.real_T, hyper_network=network
+            )
         else:
             y_BLD = self.ffn(normed_BLD)
         return x_BLD + y_BLD, routing

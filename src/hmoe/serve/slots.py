@@ -44,6 +44,7 @@ class Step:
     """A `Context`: the first `decoding` parts are one token each, of slots 0, 1, ..., and are attended together."""
 
     noise_seed: int | None = None
+    real_T: torch.Tensor | None = None
 
     def __init__(self, slots: Slots, parts: Series[Part], decoding: int, top_p: float | None) -> None:
         self._kv, device = slots.kv, slots.kv.device
