@@ -53,8 +53,6 @@ class ZeroExperts:
             )
         if self.true_gates and (getattr(router, "rectify", None) or not getattr(router, "renormalize", True)):
             raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
-        if getattr(router, "skip", None) is not None:
-            raise ConfigError("zero: router.skip would measure experts by one that gives nothing; remove one of them")
         if getattr(router, "bias_by", "tokens") == "compute":
             raise ConfigError(
                 "zero: router.bias_by = compute would send every token to experts that cost nothing; tokens"

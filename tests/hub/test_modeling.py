@@ -49,7 +49,9 @@ def test_auxiliary_losses_count_the_tokens_that_the_mask_keeps() -> None:
     torch.testing.assert_close(found, alone)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "rectified"])  # a capacity is shared by a batch: below
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind != "rectified"]
+)  # a capacity is shared by a batch: below
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_padded_batch_gives_the_logits_of_each_sequence_alone(kind: str, implementation: str) -> None:
     made = model(**KINDS[kind])

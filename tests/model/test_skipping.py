@@ -83,7 +83,8 @@ def test_the_median_share_of_each_layer_skips_half_of_the_last_choices() -> None
             ratios.append(second / best)
         assert share == pytest.approx(sorted(ratios)[200])
     skipping = with_shares(made, shares)
-    routings = skipping(tokens)[1]
+    with torch.no_grad():  # as it was measured: the last bit decides whether the median token skips
+        routings = skipping(tokens)[1]
     assert int(routings[0].num_tokens_E.sum()) == 2 * 401 - 200
     assert made(tokens)[1][0].num_tokens_E.sum() == 2 * 401
     assert dict(skipping.named_parameters()).keys() == dict(made.named_parameters()).keys()
@@ -103,10 +104,9 @@ def test_what_cannot_skip_is_told() -> None:
                           (with_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             median_shares(made, inputs)
-    for beside, said in (({"hyper": {"dim": 3}}, "hyper: router.skip"), ({"zero": {"null": 1}}, "zero: router.skip")):
-        for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
-            with pytest.raises(ValueError, match=said):
-                ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], **beside, **skips})
+    for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
+        with pytest.raises(ValueError, match=r"hyper: router\.skip"):
+            ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], "hyper": {"dim": 3}, **skips})
     with pytest.raises(ConfigError, match=r"hyper: router\.skip"):
         hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2, skip=0.5), hyper=hmoe.Hyper(dim=3))
     with pytest.raises(ValueError, match="only zeros have no effect"):

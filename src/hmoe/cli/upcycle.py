@@ -108,10 +108,13 @@ def _texts(options: Options, opened: Any) -> Iterator[str]:
 
 def _report(options: Options, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
     from hmoe.evaluate.perplexity import perplexity
+    from hmoe.model.upcycle import lost_parts
 
     total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
     echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")
     moe = model.config.moe
+    for part in lost_parts(opened.model, model.config):
+        echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
     echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
     if moe.skip:
         shares = ", ".join(f"{share:.3f}" for share in moe.skip)

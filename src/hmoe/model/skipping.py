@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
     """Per MoE layer the median over tokens of (weakest chosen expert's score) / (best one's): with k = 2 the paper's beta, below
-    which half of all second experts are skipped.
+    which half of all second experts are skipped. Tokens with fewer than two experts that compute do not count.
 
     Args:
         model: see `check`.
@@ -29,7 +29,7 @@ def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float
     """
     check(model.config)
     ffns: list[Any] = [model.blocks[i].ffn for i in model.config.moe_layers]
-    return tuple(_median(ffn, inputs[i]) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
+    return tuple(_median(ffn, inputs[i], i) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
 
 
 def check(config: "ModelConfig") -> None:
@@ -41,19 +41,24 @@ def check(config: "ModelConfig") -> None:
         raise ConfigError(f"skip: {found}; must be top-k with k of at least 2 and without a capacity")
     if moe.skip or router.skip is not None:
         raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
-    for beside in (moe.zero, moe.hyper):
-        if beside is not None:
-            beside.check(replace(router, skip=1.0))
+    if moe.hyper is not None:
+        moe.hyper.check(replace(router, skip=1.0))
 
 
-def _median(ffn: nn.Module, x_TD: torch.Tensor) -> float:
+def _median(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
+    """Over tokens with two experts that compute, or more: zero-computation experts are never skipped."""
     assert isinstance(ffn, MoE)
     routing = ffn.router(x_TD.to(ffn.router.weight.dtype))
-    score_N = routing.probs_TE[routing.token_N, routing.expert_N]
+    used = int(routing.num_tokens_E[: len(ffn.widths)].sum())
+    token_N, expert_N = routing.token_N[:used], routing.expert_N[:used]
+    score_N = routing.probs_TE[token_N, expert_N]
     num_tokens = len(x_TD)
-    best_T = score_N.new_zeros(num_tokens).scatter_reduce(0, routing.token_N, score_N, "amax")
-    least_T = score_N.new_ones(num_tokens).scatter_reduce(0, routing.token_N, score_N, "amin")
-    return float((least_T / best_T).median())
+    best_T = score_N.new_zeros(num_tokens).scatter_reduce(0, token_N, score_N, "amax")
+    least_T = score_N.new_ones(num_tokens).scatter_reduce(0, token_N, score_N, "amin")
+    several_T = torch.bincount(token_N, minlength=num_tokens) > 1
+    if not several_T.any():
+        raise ConfigError(f"skip: in layer {layer} no token of the text has two experts that compute; nothing to skip")
+    return float((least_T / best_T)[several_T].median())
 
 
 def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.kernels import expert_ffn
+from hmoe.model.kept_experts import check_parts, choose_experts, list_lost_parts, write_router
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
-from hmoe.model.router import route
 from hmoe.model.transformer import Transformer, build
 from hmoe.sizes import proportional
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from hmoe.architecture import ModelConfig
 
 CHOICES = ("importance", "windows", "random")
-_MOST_SUBSETS = 2000  # of experts that are tried one by one (Lu et al. 2024)
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,16 @@ def upcycle(
             continue
         x_TD = None if inputs is None else inputs[number]
         _fill(new_ffn, old_ffn, choice, number, x_TD)
-        errors.append(math.nan if x_TD is None else _error(old_ffn, new_ffn, x_TD))
+        errors.append(
+            math.nan if x_TD is None else _error(_output(source, old_ffn, x_TD), _output(model, new_ffn, x_TD))
+        )
     return model, errors
+
+
+def lost_parts(source: Transformer, config: "ModelConfig") -> list[str]:
+    """Parts of the source that a model of this config lacks, each with its parameters; their effect is in the errors."""
+    parameters = {name: parameter.numel() for name, parameter in source.named_parameters()}
+    return list_lost_parts(parameters, source.config, config)
 
 
 def _check(source: Transformer, config: "ModelConfig") -> None:
@@ -150,8 +156,7 @@ def _check(source: Transformer, config: "ModelConfig") -> None:
             f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; "
             "renormalize: true"
         )
-    if moe.zero is not None:
-        raise ConfigError("moe.zero: a new router would send tokens to experts that give nothing; leave it out")
+    check_parts(source.config, config)
     if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
         have = len(source.config.moe.expert_widths)
         raise ConfigError(
@@ -167,12 +172,9 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
     scores = None if sources is None else [_importance(source) for source in sources]
     if isinstance(old, MoE):
         same = new.widths == old.widths  # then each stays what it is
-        order = list(range(len(old.widths))) if same else _kept_experts(old, len(new.widths), scores, x_TD)
-        new.router.weight.copy_(old.router.weight[order])
-        if new.router.bias_E is not None and old.router.bias_E is not None:
-            new.router.bias_E.copy_(old.router.bias_E[order])
-        if new.hyper is not None and old.hyper is not None:
-            new.hyper.embedding.copy_(old.hyper.embedding[order])
+        mass = None if scores is None else [float(score.sum()) for score in scores]
+        order = list(range(len(old.widths))) if same else choose_experts(new, old, mass, x_TD)
+        write_router(new, old, order)
     else:
         order = [0] * len(new.widths)
     for i, (width, number) in enumerate(zip(new.widths, order, strict=True)):
@@ -206,41 +208,6 @@ def _units(
     return units, torch.zeros(want, dtype=torch.bool)
 
 
-def _kept_experts(old: MoE, count: int, scores: list[torch.Tensor] | None, x_TD: torch.Tensor | None) -> list[int]:
-    """Experts of the old layer for the new ones, the least important first, as widths ascend.
-
-    Of fewer, those whose layer is nearest to the whole one on the text (Lu et al. 2024, 5.8), if there are not too many ways.
-    """
-    experts = range(len(old.widths))
-    if scores is None:
-        if count < len(old.widths):
-            raise ConfigError("fewer experts: which ones to keep is measured on a text; give --text")
-        return sorted(experts, key=lambda i: (old.widths[i], i))
-    mass = [float(score.sum()) for score in scores]
-    kept = sorted(experts, key=lambda i: (-mass[i], i))[:count]
-    assert x_TD is not None
-    if count < len(old.widths) and math.comb(len(old.widths), count) <= _MOST_SUBSETS:
-        logits_TE = old.router(x_TD).logits_TE
-        whole_TD = _routed(old, x_TD, logits_TE)
-
-        def error(subset: Iterable[int]) -> float:
-            out_E = torch.full_like(logits_TE[0], -1e9)
-            out_E[list(subset)] = 0
-            return float((_routed(old, x_TD, logits_TE + out_E) - whole_TD).norm())
-
-        kept = list(min(itertools.combinations(experts, count), key=error))
-    return sorted(kept, key=lambda i: (mass[i], i))
-
-
-def _routed(old: MoE, x_TD: torch.Tensor, logits_TE: torch.Tensor) -> torch.Tensor:
-    """The experts' part of a layer that routes by these logits."""
-    routing = route(logits_TE, old.router.spec, old.router.circumstances(x_TD.device))
-    weights = (old.w_gate, old.w_up, old.w_down)
-    counts_E = routing.num_tokens_E[: len(old.widths)]
-    y_TD: torch.Tensor = expert_ffn(x_TD, routing.token_N, routing.gate_N, counts_E, *weights, old.widths)
-    return y_TD
-
-
 def _importance(source: _Source) -> torch.Tensor:
     """Of an expert's units, summed over tokens."""
     hidden_Mh = _hidden(source.x_MD, source.weights).abs() * source.gate_M[:, None]
@@ -256,19 +223,18 @@ def _scale(source: _Source, new: tuple[torch.Tensor, ...]) -> float:
     return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
 
 
-def _error(old: nn.Module, new: MoE, x_TD: torch.Tensor) -> float:
-    """|new - old| / |old| on the text, HyperExperts left out."""
-    y_TD = _without_hyper(old, x_TD) if isinstance(old, MoE) else old(x_TD)
-    return float((_without_hyper(new, x_TD) - y_TD).norm() / y_TD.norm())
+def _error(old_TD: torch.Tensor, new_TD: torch.Tensor) -> float:
+    """|new - old| / |old|."""
+    return float((new_TD - old_TD).norm() / old_TD.norm())
 
 
-def _without_hyper(moe: MoE, x_TD: torch.Tensor) -> torch.Tensor:
-    hyper, moe.hyper = moe.hyper, None
-    try:
-        y_TD: torch.Tensor = moe(x_TD)[0]
-    finally:
-        moe.hyper = hyper
-    return y_TD
+def _output(model: Transformer, ffn: nn.Module, x_TD: torch.Tensor) -> torch.Tensor:
+    """What a layer of a model gives, whatever it has beside its experts."""
+    if isinstance(ffn, MoE):
+        moe_TD: torch.Tensor = ffn(x_TD, hyper_network=model.hyper_network)[0]
+        return moe_TD
+    dense_TD: torch.Tensor = ffn(x_TD)
+    return dense_TD
 
 
 def _weights(ffn: nn.Module, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
