@@ -8,7 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from hmoe import sizes
 from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.rope import RopeScaling
-from hmoe.routers import Router, TopK, of_layer
+from hmoe.routers import Router, TopK, describe_constant_gates, of_layer
 from hmoe.section import Section
 
 LOSS_KEYS = ("load_balance", "parameter_penalty", "penalty_norm", "router_entropy", "entropy_scale", "router_z")
@@ -92,6 +92,11 @@ class MoEConfig(Section):
     def routed_widths(self) -> tuple[int, ...]:
         """Hidden units of everything that the router chooses from: zero-computation experts have none."""
         return routed_widths(self.expert_widths, self.zero)
+
+    @property
+    def note(self) -> str | None:
+        """What should be said before training with this router, or None."""
+        return describe_constant_gates(self.router, len(self.routed_widths))
 
     @model_validator(mode="after")
     def _check(self) -> "MoEConfig":

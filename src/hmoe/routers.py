@@ -26,7 +26,8 @@ class TopK:
     """Each token goes to its k most probable experts (HMoE eq 8; the paper uses k=2).
 
     Attributes:
-        k: experts per token.
+        k: experts per token. With k = 1 and renormalised gates the gate is always 1: the text gives the router no gradient, unless
+            straight_through is true or renormalize is false.
         renormalize: gates are divided by their sum over the experts that took the token; False leaves them raw (Switch, OLMoE).
         straight_through: what gates are divided by is a constant to the gradient, so that with k = 1, where the gate is always
             1, the router learns from the text too (Rectify-Router's baselines; `rectify` always does so).
@@ -124,6 +125,11 @@ class TopK:
         parts += ["weak ones skipped in evaluation"] if self.skip else []
         return ", ".join(parts)
 
+    def constant_gates(self, num_experts: int) -> bool:
+        """Each token's only gate is divided by itself: the text gives the router no gradient, whatever the experts do."""
+        straight = self.straight_through or self.rectify is not None
+        return self.k == 1 and num_experts > 1 and self.renormalize and not straight
+
     @property
     def choices(self) -> int:
         """Experts that a token asks for: k, and one more to fill in."""
@@ -196,6 +202,10 @@ class TopP:
         switches(self, "renormalize")
         real(self, jitter=1)
 
+    def constant_gates(self, num_experts: int) -> bool:
+        """As in TopK: the best of E probabilities is at least 1 / E, so that up to this p no token gets a second expert."""
+        return self.renormalize and 1 < num_experts <= 1 / self.p
+
     @property
     def title(self) -> str:
         """For people."""
@@ -241,6 +251,10 @@ class ExpertChoice:
         real(self, capacity_factor=1e6, jitter=1)
         one_of(self, capacity_by=("equal", "compute"))
 
+    def constant_gates(self, num_experts: int) -> bool:
+        """Never: gates are raw."""
+        return False
+
     @property
     def title(self) -> str:
         """For people."""
@@ -278,6 +292,21 @@ def of_layer(spec: Router, skip: Sequence[float], place: int) -> Router:
     if spec.name != "top_k" or spec.skip is not None:
         raise ConfigError(f"moe.skip: the router is {spec.title}; must be top-k without a skip of its own")
     return replace(spec, skip=skip[place])
+
+
+def describe_constant_gates(spec: Router, num_experts: int) -> str | None:
+    """What to tell of a router whose gates are constants, None of others."""
+    if not spec.constant_gates(num_experts):
+        return None
+    ways = (
+        "router.straight_through = true or router.renormalize = false"
+        if spec.name == "top_k"
+        else (f"router.p above {1 / num_experts:.3g} or router.renormalize = false")
+    )
+    return (
+        f"router {spec.title} of {num_experts}: a token's one gate is renormalised to a constant, so the text gives the router no "
+        f"gradient, only balance losses move it; {ways} lets it learn from the text"
+    )
 
 
 def options(spec: Router) -> dict[str, Any]:

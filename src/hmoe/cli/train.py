@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from hmoe import __version__, recipes
-from hmoe.cli.base import OVERRIDES, Recipe, app, show
+from hmoe.cli.base import OVERRIDES, Recipe, app, say, show
 
 _EXTRAS = {  # extra -> what it brings
     "data": ("pyarrow", "zstandard", "sentencepiece"),
@@ -94,6 +94,8 @@ def _print_plan(config: Any, as_json: bool) -> None:
     from hmoe.count import plan
 
     numbers = plan(config)
+    if config.model.moe is not None and config.model.moe.note:
+        say(f"warning: {config.model.moe.note}")
     if as_json:
         show(numbers, as_json)
         return

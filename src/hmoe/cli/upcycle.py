@@ -116,6 +116,8 @@ def _report(options: Options, opened: Any, model: Any, errors: list[float], text
     for part in lost_parts(opened.model, model.config):
         echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
     echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
+    if moe.note:
+        echo(f"warning: {moe.note}")
     if moe.skip:
         shares = ", ".join(f"{share:.3f}" for share in moe.skip)
         echo(

@@ -23,6 +23,8 @@ _LEAST_NOISE = 1e-2  # standard deviation added to the learned one
 class NoisyRouter(nn.Module):
     """Noisy top-k (Shazeer et al. 2017), with gates as HyperMoE's: softmax over all experts, renormalised over the chosen ones.
 
+    With k = 1, as in the paper, the gate is 1 and the text gives the router no gradient: the balance alone moves it.
+
     Attributes:
         weight, noise: (E, D); zero at first, so that noise alone chooses.
     """

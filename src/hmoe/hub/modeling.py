@@ -12,7 +12,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
@@ -29,6 +29,7 @@ from hmoe.model.router import RouterLayer, route
 from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
 from hmoe.model.zero import ZeroLayer
 
+logger = logging.get_logger(__name__)
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
 _CACHE = "cache" if _RENAMED else "past_key_values"
 
@@ -233,6 +234,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def __init__(self, config: HMoEConfig) -> None:
         super().__init__(config)
         self.model = HMoEModel(config)
+        self._note = config.structure.moe and config.structure.moe.note
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -260,6 +262,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         `aux_loss` is their sum. Where a trainer accumulates gradients and tells `num_items_in_batch`, the loss is this batch's
         part of the step's, and so is what `aux_loss` adds to it.
         """
+        if labels is not None and self.training and self._note and not torch.compiler.is_compiling():
+            logger.warning_once(self._note)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,

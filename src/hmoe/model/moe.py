@@ -1,5 +1,6 @@
 """The mixture of experts whose widths differ: router + experts, usable alone in anybody's model."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -13,7 +14,7 @@ from hmoe.model.layers import SwiGLU
 from hmoe.model.no_gradient import guard_reentrant
 from hmoe.model.router import Hints, RouterLayer, Routing
 from hmoe.model.zero import ZeroLayer
-from hmoe.routers import NAMES, Router, TopK
+from hmoe.routers import NAMES, Router, TopK, describe_constant_gates
 
 
 class MoE(nn.Module):
@@ -35,6 +36,8 @@ class MoE(nn.Module):
         shared, zero, hyper, hyper_network: modules of what is beside the experts, or None. In a model whose layers share one
             hypernetwork, that is given to `forward`.
         backend: name of the backend that computes the experts (`hmoe.kernels.NAMES`), or None for the fastest known.
+
+    A router whose gates are constants (top-1, renormalised) is announced by a UserWarning.
 
     Raises:
         ConfigError: for widths below 1, a router that asks for more experts than there are, or parts that do not fit together.
@@ -69,6 +72,9 @@ class MoE(nn.Module):
             raise ConfigError(f"MoE: router = {router!r}, must be a router spec such as hmoe.TopK(2)")
         if type(shared) is not int or shared < 0:
             raise ConfigError(f"MoE: shared = {shared}, must be an integer of at least 0")
+        note = describe_constant_gates(router, len(routed_widths(widths, zero)))
+        if note is not None and shared_network_layer is None:  # of a whole model whoever trains it is told once
+            warnings.warn(note, stacklevel=2)
         self.dim = dim
         self.widths = tuple(widths)
         self.routed_widths = routed_widths(widths, zero)

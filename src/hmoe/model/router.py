@@ -261,7 +261,7 @@ def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, arou
             return _limited(scores_TE, value_TE, spec, around)
         chosen_TE = largest(value_TE, spec.k)
         if spec.skip and not around.training:
-            chosen_TE = stronger(chosen_TE, fixed_TE, spec.skip, around.widths)
+            chosen_TE = stronger(chosen_TE, fixed_TE, spec.skip, sum(1 for width in around.widths if width))
     return _Choice(chosen_TE, *_gates(chosen_TE, scores_TE * chosen_TE, spec, around))
 
 

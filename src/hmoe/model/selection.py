@@ -23,12 +23,12 @@ def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))
 
 
-def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, widths: Sequence[int]) -> torch.Tensor:
+def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int) -> torch.Tensor:
     """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
 
-    Only experts that compute are compared and skipped: skipping one of width 0 would save nothing.
+    Only the first `computing` experts are compared and skipped: skipping one of width 0 would save nothing.
     """
-    compared_TE = chosen_TE & (torch.tensor(widths, device=chosen_TE.device) > 0)
+    compared_TE = chosen_TE & (torch.arange(chosen_TE.shape[1], device=chosen_TE.device) < computing)
     best_T1 = scores_TE.masked_fill(~compared_TE, -torch.inf).amax(1, keepdim=True)
     # A quotient as where the share was measured (`skipping`), lest rounding skip the median token; negated, so that a row with
     # NaN keeps its choices.

@@ -46,6 +46,8 @@ class Console:
             self.note(
                 f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {config.model.moe.router.title}"
             )
+            if config.model.moe.note:
+                self.warn(config.model.moe.note)
         self._began = (time.perf_counter(), 0.0)
         if self._rich.is_terminal:
             self._bar = Progress(BarColumn(24), TextColumn("{task.fields[line]}"), console=self._rich, transient=True)

@@ -82,6 +82,11 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
             Collator(DataCollatorForSeq2Seq(tokenizer, model)),
         )
         score = Answers(task, validation, tokenizer, settings)
+    if getattr(model.config, "duplicated_mlps", {"k": 0})["k"] == 1:
+        say(
+            "warning: the routers are top-1 with renormalised gates, as the paper's: the text gives them no gradient, only their "
+            "balance loss moves them"
+        )
     say(f"{task.name}: {len(features):,} training sequences, {len(validation):,} to be scored")
     history = _History(task, score, say)
     arguments = TrainingArguments(
