@@ -218,9 +218,18 @@ def test_what_cannot_be_attached(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no mixture-of-experts layer"):
         attach_hyper(dense)
     model = attach_hyper(mixtral(), SMALL)
-    with pytest.raises(ConfigError, match="already"):
+    with pytest.raises(ConfigError, match="this model has HyperExperts already"):
         attach_hyper(model)
     model.save_pretrained(tmp_path)
+    for attach in (attach_hyper, attach_shared):  # the trained ones would be lost without a word
+        again = MixtralForCausalLM.from_pretrained(tmp_path)
+        with pytest.raises(ConfigError, match="saved with HyperExperts, which it lacks now"):
+            attach(again)
+        assert not any(hasattr(module, "hyper") for module in again.modules())
+    shared = attach_shared(mixtral(), 5)
+    shared.save_pretrained(tmp_path / "shared")
+    with pytest.raises(ConfigError, match="saved with shared experts, which it lacks now"):
+        attach_shared(MixtralForCausalLM.from_pretrained(tmp_path / "shared"))
     with pytest.raises(Exception, match="has shape"):
         attach_hyper(mixtral(), Hyper(dim=6, embedding=6, hidden=7, layer_embedding=3), tmp_path)
     mixtral().save_pretrained(tmp_path / "plain")

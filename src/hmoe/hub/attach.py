@@ -8,7 +8,7 @@ Known are Switch Transformers, Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, and GPT-2 a
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +27,20 @@ KNOWN = (
     "OlmoeSparseMoeBlock",
     "DuplicatedMLP",
 )
+
+
+class _Part(NamedTuple):
+    """What can be attached: how people call it, where the config tells of it, what attaches it."""
+
+    title: str
+    mark: str
+    call: str
+
+
+_PARTS = {  # by the module's name in a block
+    "hyper": _Part("HyperExperts", "hyper_experts", "attach_hyper"),
+    "shared_expert": _Part("shared experts", "attached_shared_width", "attach_shared"),
+}
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -41,11 +55,13 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
         folder: where the model was loaded from, if its HyperExperts were saved there; None: they start anew.
 
     Raises:
-        ConfigError: for a model without such layers, or that has HyperExperts already.
+        ConfigError: for a model without such layers, that has HyperExperts already, or, without `folder`, that was saved with
+            such parts and lacks them now.
         CheckpointError: if the folder does not hold them.
     """
     spec = spec or Hyper(**getattr(model.config, "hyper_experts", None) or {})
     _refuse_twice(model, "hyper")
+    _refuse_lost(model, folder)
     stored = None if folder is None else Tensors(Path(folder))  # before the model is changed
     for stack in expert_stacks(model):
         blocks = list(_blocks(stack))
@@ -76,12 +92,14 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
         folder: as in `attach_hyper`.
 
     Raises:
-        ConfigError: for a model without such layers, that has shared experts already, or a width below 1.
+        ConfigError: for a model without such layers, that has shared experts already, or, without `folder`, was saved with
+            such parts and lacks them now; for a width below 1.
         CheckpointError: if the folder does not hold them.
     """
     if width is not None and (type(width) is not int or width < 1):
         raise ConfigError(f"attach_shared: width = {width}, must be an integer of at least 1")
     _refuse_twice(model, "shared_expert")
+    _refuse_lost(model, folder)
     width = width or getattr(model.config, "attached_shared_width", None)
     stored = None if folder is None else Tensors(Path(folder))
     for stack in expert_stacks(model):
@@ -180,7 +198,19 @@ def _like(block: Any) -> dict[str, Any]:
 
 def _refuse_twice(model: nn.Module, name: str) -> None:
     if any(hasattr(block, name) for block in _blocks(model)):
-        raise ConfigError(f"this model has its {name.replace('_', ' ')}s already")
+        raise ConfigError(f"this model has {_PARTS[name].title} already")
+
+
+def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
+    """Raise ConfigError where parts would start anew in a model that was saved with trained ones, which loading left behind."""
+    if folder is not None:
+        return
+    for name, part in _PARTS.items():
+        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in _blocks(model)):
+            raise ConfigError(
+                f"this model was saved with {part.title}, which it lacks now; {part.call}(model, folder=...) loads them, "
+                f"or delete config.{part.mark} to go on without"
+            )
 
 
 def load_parts(model: PreTrainedModel, tensors: Tensors, folder: str, parts: tuple[str, ...]) -> None:

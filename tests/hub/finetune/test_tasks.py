@@ -76,7 +76,7 @@ def test_a_row_becomes_text(name: str, tmp_path: Path) -> None:
     ("rows", "message"),
     [
         ([{"sentence": "a"}], "has no column label; cola needs sentence, label"),
-        ([{"sentence": "a", "label": "yes"}], "a row is not as cola has them: ValueError"),
+        ([{"sentence": "a", "label": "yes"}], "jsonl: row 1 is not as cola has them: ValueError"),
         ([{"sentence": "a", "label": -1}], "label = -1, must be an integer from 0 to 1"),
         ([{"sentence": "a", "label": 0.5}], "label = 0.5, must be an integer"),
         ([{"sentence": None, "label": 1}], "sentence = None, must be text"),

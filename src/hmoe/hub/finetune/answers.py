@@ -36,19 +36,42 @@ def _cut(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
 
 
 def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """One, or, with a stride, as many as a long source needs; each begins with the example's head."""
+    """One, or, with a stride, as many as a long source needs to be read to its end; each begins with the example's head.
+
+    Windows share `stride` tokens, or half of what fits beside the head, if the stride does not fit. Of a head that leaves no room
+    the first half of the source length is kept (`count_cut_heads`).
+    """
     whole = tokenizer(example.source)["input_ids"]
     if settings.stride is None or len(whole) <= settings.source_length:
         return [_cut(example.source, tokenizer, settings)]
     end = tokenizer("")["input_ids"]  # what every text ends with
-    head, body = (
-        tokenizer(text, add_special_tokens=False)["input_ids"]
-        for text in (example.head, example.source[len(example.head) :])
-    )
+    head = _plain_tokens(example.head, tokenizer)
+    body = _plain_tokens(example.source[len(example.head) :], tokenizer)
+    if not _has_room(head, end, settings):
+        head = head[: max(0, settings.source_length // 2 - len(end))]
     room = max(1, settings.source_length - len(head) - len(end))
-    starts = range(0, max(1, len(body) - settings.stride), max(1, room - settings.stride))
-    made = [[*head, *body[start : start + room], *end] for start in starts]
-    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in made]
+    shared = settings.stride if settings.stride < room else room // 2
+    starts = range(0, max(1, len(body) - shared), room - shared)
+    rows = [[*head, *body[start : start + room], *end] for start in starts]
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+
+
+def _plain_tokens(text: str, tokenizer: Any) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def _has_room(head: Sequence[int], end: Sequence[int], settings: Settings) -> bool:
+    return len(head) + len(end) < settings.source_length
+
+
+def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> int:
+    """Questions so long that windows of `source_length` tokens have no room for a token of the context beside them."""
+    if settings.stride is None:
+        return 0
+    end = tokenizer("")["input_ids"]
+    heads = {example.head for example in examples if example.head}
+    return sum(not _has_room(_plain_tokens(head, tokenizer), end, settings) for head in heads)
 
 
 class Answers:

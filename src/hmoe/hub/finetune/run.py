@@ -26,7 +26,7 @@ from hmoe.errors import CheckpointError, ConfigError, NonFiniteError
 from hmoe.files import write_atomic
 from hmoe.hub.attach import attach_hyper, attach_shared, expert_stacks
 from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.hub.finetune.answers import Answers, Perplexity, Quality, blocks, sequences
+from hmoe.hub.finetune.answers import Answers, Perplexity, Quality, blocks, count_cut_heads, sequences
 from hmoe.hub.finetune.data import load
 from hmoe.hub.finetune.tasks import Settings, Task
 from hmoe.model.memory import align_memory
@@ -82,6 +82,12 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
             Collator(DataCollatorForSeq2Seq(tokenizer, model)),
         )
         score = Answers(task, validation, tokenizer, settings)
+        cut = count_cut_heads(validation, tokenizer, settings)
+        if cut:
+            say(
+                f"warning: {cut:,} distinct questions leave no room for a context in source_length = {settings.source_length} tokens and "
+                "are cut; raise --source-length"
+            )
     if getattr(model.config, "duplicated_mlps", {"k": 0})["k"] == 1:
         say(
             "warning: the routers are top-1 with renormalised gates, as the paper's: the text gives them no gradient, only their "

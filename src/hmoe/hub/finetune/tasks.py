@@ -129,7 +129,10 @@ def _same(*columns: str) -> dict[str, str]:
 def _similarity(row: Row) -> Iterator[Example]:
     """STS-B: a number from 0 to 5, rounded to a fifth, as in T5."""
     source = f"stsb sentence1: {_words(row, 'sentence1')} sentence2: {_words(row, 'sentence2')}"
-    yield Example(source, (f"{round(float(row['label']) * 5) / 5:.1f}",))
+    score = float(row["label"])
+    if not 0 <= score <= 5:
+        raise ValueError(f"label = {row['label']!r}, must be a number from 0 to 5")
+    yield Example(source, (f"{round(score * 5) / 5:.1f}",))
 
 
 def _multirc(row: Row) -> Iterator[Example]:
