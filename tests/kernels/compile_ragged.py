@@ -30,7 +30,7 @@ INTEGERS = {
     "count_E": "*i64",
     "width_E": "*i64",
 }
-SCALARS = {"tune_rows": "i32", "tune_width": "i32", "num_pairs": "i32"}
+SCALARS = {"tune_rows": "i32", "tune_width": "i32", "num_pairs": "i32", "num_tokens": "i32"}
 FLOATS = {"gate_N": "*fp32", "partial": "*fp32"}
 UNALIGNED = set(SCALARS)  # everything else is a pointer that PyTorch aligns to 16 bytes
 

@@ -230,6 +230,8 @@ def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtyp
         ({"count": lambda v: v.int()}, "num_tokens_E is torch.int32"),
         ({"count": lambda v: v[:-1]}, "3 counts in num_tokens_E for 4 widths"),
         ({"gate": lambda v: v[:-1]}, "33 gates for 34 pairs"),
+        ({"count": lambda v: v[:, None]}, r"num_tokens_E has shape \(4, 1\), must have 1 axes"),
+        ({"x": lambda v: v.to("meta")}, "token_N is on cpu, must be on meta as x is"),
     ],
     ids=["type of x", "shape of a weight", "type of tokens", "type of counts", "number of counts", "number of gates"],
 )
@@ -244,6 +246,22 @@ def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object],
         expert_ffn(*tensors.values(), widths)
 
 
+@pytest.mark.parametrize(
+    "name", ["reference", "loop", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)]
+)
+@pytest.mark.parametrize("grad", [False, True])
+def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) -> None:
+    values, routing, widths = arguments("mixed")
+    x, gate, *weights = (value.float().requires_grad_(grad) for value in values)
+    for change, said in (
+        ([-1, 0, 0, 0], r"num_tokens_E\[0\] = -1, must be from 0 to the number of tokens, 17"),
+        ([0, 18, 0, 0], r"num_tokens_E\[1\] = 18, must be from 0"),
+        ([17, 17, 1, 0], "num_tokens_E sums to 35, must be at most the pairs in token_N, 34"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            expert_ffn(x, routing.token_N, gate, torch.tensor(change), *weights, widths, name)
+
+
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("change", ["token too large", "token negative", "more counts than pairs"])
 def test_the_library_does_not_follow_wild_indices(name: str, change: str, request: pytest.FixtureRequest) -> None:
@@ -256,7 +274,7 @@ def test_the_library_does_not_follow_wild_indices(name: str, change: str, reques
     else:
         token[5] = 131 if change == "token too large" else -1
     with pytest.raises(
-        ConfigError, match="token_N must be tokens from 0 to 130, and num_tokens_E sum to at most 131 pairs"
+        ConfigError, match=r"token_N must be tokens from 0 to 130|must be from 0 to the number of tokens, 131"
     ):
         expert_ffn(x, token, gate, count, *weights, widths, backend)
 

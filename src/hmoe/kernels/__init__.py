@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hmoe.errors import ConfigError
-from hmoe.kernels.choice import NAMES, check, resolve
+from hmoe.kernels.choice import NAMES, check, check_counts, resolve
 from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
@@ -51,7 +51,8 @@ def expert_ffn(
         y_TD, in the dtype of x.
 
     Raises:
-        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors that do not fit together.
+        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors or counts that do not fit
+            together.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
     check(layer)
@@ -62,6 +63,8 @@ def expert_ffn(
         y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, backend or "")[0]
         return y_TD
     name = resolve(backend, layer)
+    if _get_current_dispatch_mode() is None:  # else they may be fake, without values
+        check_counts(layer, name)
     if name == "reference":
         return expert_ffn_reference(*layer)
     if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in layer[:7]):

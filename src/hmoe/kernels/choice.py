@@ -27,6 +27,12 @@ def backend(name: str) -> Backend:
 def check(layer: Layer) -> None:
     """Raise ConfigError for tensors that do not fit together: the fast backends trust pointers."""
     x_TD, rows = layer.x_TD, sum(layer.widths)
+    for name, tensor in zip(layer._fields, layer[:7], strict=False):
+        axes = 2 if name in ("x_TD", "w_gate_FD", "w_up_FD", "w_down_FD") else 1
+        if tensor.dim() != axes:
+            raise ConfigError(f"expert_ffn: {name} has shape {tuple(tensor.shape)}, must have {axes} axes")
+        if tensor.device != x_TD.device:
+            raise ConfigError(f"expert_ffn: {name} is on {tensor.device}, must be on {x_TD.device} as x is")
     for name in ("w_gate_FD", "w_up_FD", "w_down_FD"):
         weight = getattr(layer, name)
         if weight.dtype != x_TD.dtype:
@@ -47,6 +53,26 @@ def check(layer: Layer) -> None:
         )
     if layer.gate_N.shape != layer.token_N.shape:
         raise ConfigError(f"expert_ffn: {len(layer.gate_N)} gates for {len(layer.token_N)} pairs")
+
+
+def check_counts(layer: Layer, name: str) -> None:
+    """Raise ConfigError for counts that cannot be: negative, more than tokens, or more than pairs in sum.
+
+    The Triton backend never waits for the counts; there the first kernel asserts the same on the device.
+    """
+    if name == "triton" and layer.num_tokens_E.device.type != "cpu":
+        return
+    counts, num_tokens, num_pairs = layer.num_tokens_E.tolist(), len(layer.x_TD), len(layer.token_N)
+    for expert, count in enumerate(counts):
+        if not 0 <= count <= num_tokens:
+            raise ConfigError(
+                f"expert_ffn: num_tokens_E[{expert}] = {count}, must be from 0 to the number of tokens, {num_tokens}: at most one "
+                "pair of a token and an expert"
+            )
+    if sum(counts) > num_pairs:
+        raise ConfigError(
+            f"expert_ffn: num_tokens_E sums to {sum(counts)}, must be at most the pairs in token_N, {num_pairs}"
+        )
 
 
 def refusal(name: str, layer: Layer) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hmoe.kernels.choice import backend as backend_named
-from hmoe.kernels.choice import resolve
+from hmoe.kernels.choice import check_counts, resolve
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, contiguous
 
 FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -20,6 +20,8 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _resolved(name: str, layer: Layer) -> Backend:
     found = resolve(name, layer)
+    if not name:  # from a compiled graph; otherwise the door has looked
+        check_counts(layer, found)
     return backend_named("loop" if found == "reference" else found)  # the definition is no operator
 
 

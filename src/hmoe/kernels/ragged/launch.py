@@ -59,7 +59,8 @@ class Launcher:
         self.padded = max(triton.next_power_of_2(experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         width_E = _on_device(tuple(layer.widths), self.x_TD.device)
-        plan_kernel[(1,)](layer.num_tokens_E, width_E, self.plan, experts, self.padded)
+        sizes = (self.num_pairs, len(self.x_TD))
+        plan_kernel[(1,)](layer.num_tokens_E, width_E, self.plan, *sizes, experts, self.padded)
         self.tune = {
             "tune_rows": triton.next_power_of_2(max(self.num_pairs // experts, 1)),
             "tune_width": triton.next_power_of_2(sum(layer.widths) // experts),

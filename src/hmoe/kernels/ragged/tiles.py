@@ -22,13 +22,17 @@ WIDTH = tl.constexpr(6)  # hidden units
 ROWS_OF_PLAN = 7
 
 
-@triton.jit
-def plan_kernel(count_E, width_E, plan, E: tl.constexpr, PADDED: tl.constexpr):
-    """All offsets of a layer, from the counts on the device; one program."""
+@triton.jit(debug=True, do_not_specialize=["num_pairs", "num_tokens"])  # debug: assertions are compiled in
+def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, PADDED: tl.constexpr):
+    """All offsets of a layer, from the counts on the device, which are checked here, where nobody waits; one program."""
     lane = tl.arange(0, PADDED)
     real = lane < E
     pairs = tl.load(count_E + lane, mask=real, other=0).to(tl.int64)
     width = tl.load(width_E + lane, mask=real, other=0).to(tl.int64)
+    tl.device_assert(
+        (pairs >= 0) & (pairs <= num_tokens), "expert_ffn: num_tokens_E must be from 0 to the number of tokens"
+    )
+    tl.device_assert(tl.sum(pairs, 0) <= num_pairs, "expert_ffn: num_tokens_E must sum to at most the pairs in token_N")
     tl.store(plan + PAIR * PADDED + lane, tl.cumsum(pairs, 0) - pairs)
     tl.store(plan + UNIT * PADDED + lane, tl.cumsum(width, 0) - width)
     tl.store(plan + PRE * PADDED + lane, tl.cumsum(pairs * width, 0) - pairs * width)
