@@ -38,12 +38,17 @@ def one(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
     return row | {"parameters": sum(parameters_by_part(config.model).values())}
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half of its 95% interval."""
+def interval(values: list[float]) -> tuple[float, float | None]:
+    """Mean and half of its 95% interval; one value has none."""
     mean, count = statistics.mean(values), len(values)
     if count < 2:
-        return mean, math.nan
+        return mean, None
     return mean, float(student.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+
+
+def show_half(half: float | None) -> str:
+    """Half of an interval as a column of a table."""
+    return "(one seed)" if half is None else f"± {half:.4f}"
 
 
 def summary(preset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -76,7 +81,7 @@ def main() -> None:
         dropped = "" if row["dropped_last_step"] is None else f"{row['dropped_last_step']:.0f}"
         note = "  not causal: no match" if row["preset"] in NOT_CAUSAL else ""
         print(
-            f"{row['preset']:18s}  {row['validation_loss']:.4f} ± {row['interval']:.4f}  {row['parameters']:>13,}  "
+            f"{row['preset']:18s}  {row['validation_loss']:.4f} {show_half(row['interval'])}  {row['parameters']:>13,}  "
             f"{row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  {dropped:>8s}{note}"
         )
     measured = {"flops": arguments.flops, "machine": machine("cpu"), "presets": found}

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from neighbours import interval
+from neighbours import interval, show_half
 
 from hmoe import recipes
 from hmoe.bench.measure import machine, save
@@ -117,7 +117,7 @@ def main() -> None:
     for row in measured:
         dropped = f"{row['slots_last_step']['dropped']:.0f}" if row["slots_last_step"] else ""
         print(
-            f"{row['method']:16s}   {row['validation_loss']:.4f}            {row['difference']:+.4f} ± {row['interval']:.4f}    {dropped}"
+            f"{row['method']:16s}   {row['validation_loss']:.4f}            {row['difference']:+.4f} {show_half(row['interval'])}    {dropped}"
         )
     about = {
         "scratch": arguments.scratch,

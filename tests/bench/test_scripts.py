@@ -15,7 +15,9 @@ def run(name: str, out: Path, *words: str) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARKS / name), *words, "--out", str(out)]
     found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert found.returncode == 0, found.stderr[-2000:]
+    assert "nan" not in found.stdout
     (written,) = out.glob("*.json")
+    assert "NaN" not in written.read_text()  # no JSON
     result: dict[str, Any] = json.loads(written.read_text())
     return result
 
