@@ -116,9 +116,8 @@ def main() -> None:
     print("method             validation loss   difference to top-1   dropped of first choices in the last step")
     for row in measured:
         dropped = f"{row['slots_last_step']['dropped']:.0f}" if row["slots_last_step"] else ""
-        print(
-            f"{row['method']:16s}   {row['validation_loss']:.4f}            {row['difference']:+.4f} {show_half(row['interval'])}    {dropped}"
-        )
+        difference = f"{row['difference']:+.4f} {show_half(row['interval'])}"
+        print(f"{row['method']:16s}   {row['validation_loss']:.4f}            {difference:20s}    {dropped}")
     about = {
         "scratch": arguments.scratch,
         "steps": arguments.steps,

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import hmoe
 from hmoe import ConfigError, TopK, TopP
 from hmoe.model.router import Circumstances, Hints, RouterLayer, route
 from tests import oracles
@@ -159,3 +162,53 @@ def test_the_width_that_a_token_activates() -> None:
     for spec in (TopK(2), TopP(0.6)):
         expected = [float(sum((3, 5, 7, 11)[i] for i in taken)) for taken in sets(logits, spec)]
         assert route(logits, spec).width_T((3, 5, 7, 11)).tolist() == expected
+
+
+@pytest.mark.parametrize("p", [5e-324, 7e-46, 1e-30])
+def test_a_p_that_float32_rounds_to_nothing_keeps_the_best(p: float) -> None:
+    logits = torch.randn(9, 5)
+    routing = route(logits, TopP(p))
+    assert routing.expert_N[torch.argsort(routing.token_N)].tolist() == logits.argmax(1).tolist()
+    assert (routing.gate_N == 1).all()
+    tied = route(torch.zeros(3, 5), TopP(p))
+    assert tied.expert_N.tolist() == [0, 0, 0]
+    moe = hmoe.MoE(6, [4, 4], TopP(0.6))
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        assert moe(torch.randn(4, 6), torch.full((4,), p, dtype=dtype))[1].num_tokens_E.sum() == 4
+
+
+def test_the_bias_keeps_its_precision_in_any_module() -> None:
+    def layer() -> hmoe.MoE:
+        return hmoe.MoE(8, [4] * 4, TopK(2, bias_rate=1e-3))
+
+    low = layer().bfloat16()
+    for _ in range(300):
+        low.router.update_bias(torch.tensor([9, 1, 1, 1]))
+    assert low.router.bias_E is not None
+    assert low.router.bias_E.tolist() == pytest.approx([-0.3, 0.3, 0.3, 0.3], abs=1e-5)
+    bits = low.router.bias_E.clone()
+    for module in (
+        low.half(),
+        low.to(torch.bfloat16),
+        low.to("cpu", torch.float16),
+        low.type(torch.bfloat16),
+        copy.deepcopy(low),
+    ):
+        assert torch.equal(module.router.bias_E, bits)
+        assert module.router.weight.dtype != torch.float32
+    again = layer().bfloat16()
+    again.load_state_dict(low.state_dict())
+    assert torch.equal(again.router.bias_E, bits)  # type: ignore[arg-type]
+    again.load_state_dict({name: value.bfloat16() for name, value in low.state_dict().items()}, assign=True)
+    assert again.router.bias_E is not None
+    assert again.router.bias_E.dtype == torch.float32
+    with torch.device("meta"):
+        empty = layer().bfloat16().to_empty(device="cpu")
+    assert empty.router.bias_E.dtype == torch.float32
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        assert layer().router.bias_E.dtype == torch.float32  # type: ignore[union-attr]
+    finally:
+        torch.set_default_dtype(before)
+    assert low.double().router.bias_E.dtype == torch.float64
