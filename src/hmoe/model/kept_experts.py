@@ -55,7 +55,7 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
         return sorted(experts, key=lambda i: (old.widths[i], i))
     by_mass = sorted(experts, key=lambda i: (mass[i], i))
     if count == len(old.widths) or math.comb(len(old.widths), count) > _MOST_SUBSETS:
-        return by_mass[len(by_mass) - count :]
+        return _arrange(by_mass[len(by_mass) - count :], new.widths)
     whole_TD = _mixture(old, old, old.router(x_TD), x_TD, experts)
 
     def error(order: Sequence[int]) -> float:
@@ -64,7 +64,18 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
 
     place = {expert: i for i, expert in enumerate(by_mass)}
     subsets = (sorted(subset, key=place.__getitem__) for subset in itertools.combinations(experts, count))
-    return min(subsets, key=error)
+    return min((_arrange(subset, new.widths) for subset in subsets), key=error)
+
+
+def _arrange(order: Sequence[int], widths: Sequence[int]) -> list[int]:
+    """Experts from the least important one to their places, as widths ascend; those of one width stay in their old order, so that
+    groups and ranks, which go by it, change as little as may be."""
+    arranged = list(order)
+    for width in set(widths):
+        places = [i for i, other in enumerate(widths) if other == width]
+        for i, expert in zip(places, sorted(arranged[i] for i in places), strict=True):
+            arranged[i] = expert
+    return arranged
 
 
 def _mixture(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
