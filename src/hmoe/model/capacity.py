@@ -181,10 +181,11 @@ def ranks_of(
     computing = sum(1 for width in widths if width)
     ranks = spec.ranks or computing
     token_rank_T, expert_rank_E = given
-    if token_rank_T is None and real_T is None:
-        token_rank_T = torch.arange(num_tokens, device=device) * ranks // max(num_tokens, 1)
-    elif token_rank_T is None:  # shares of the tokens that are not padding
-        token_rank_T = (real_T.cumsum(0) - 1).clamp(min=0) * ranks // real_T.sum().clamp(min=1)
+    if token_rank_T is None:
+        if real_T is None:
+            token_rank_T = torch.arange(num_tokens, device=device) * ranks // max(num_tokens, 1)
+        else:  # shares of the tokens that are not padding
+            token_rank_T = (real_T.cumsum(0) - 1).clamp(min=0) * ranks // real_T.sum().clamp(min=1)
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
         expert_rank_E = torch.tensor(ranks_E, device=device)

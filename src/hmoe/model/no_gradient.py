@@ -44,8 +44,10 @@ def guard_reentrant(routing: "Routing") -> "Routing":
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or not _inside_autograd_function():
         return routing
-    names = ("gate_N", "logits_TE", "probs_TE")
-    return replace(routing, **{name: refuse_gradient(getattr(routing, name), _REENTRANT) for name in names})
+    gate_N, logits_TE, probs_TE = (
+        refuse_gradient(tensor, _REENTRANT) for tensor in (routing.gate_N, routing.logits_TE, routing.probs_TE)
+    )
+    return replace(routing, gate_N=gate_N, logits_TE=logits_TE, probs_TE=probs_TE)
 
 
 def _inside_autograd_function() -> bool:
