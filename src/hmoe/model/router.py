@@ -12,6 +12,7 @@ from torch import nn
 from hmoe.errors import ConfigError
 from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates, straight_through
 from hmoe.model.noise import uniform
+from hmoe.model.pairs import list_pairs
 from hmoe.model.selection import expert_choice, largest, preference, ranked, stronger, top_p
 from hmoe.routers import Router, TopK, TopP
 
@@ -94,6 +95,9 @@ class Circumstances(NamedTuple):
     true_gates: bool = False
 
 
+_IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
+
+
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -140,6 +144,8 @@ class RouterLayer(nn.Module):
 
     def circumstances(self, device: torch.device) -> Circumstances:
         """What a choice of this router depends on, without hints and noise."""
+        if self.bias_E is not None and self.bias_E.dtype != _precise(self.bias_E.dtype):
+            raise ConfigError(f"bias_E: was made {self.bias_E.dtype}, must stay torch.float32; {_IGNORE}")
         bias_E = None if self.bias_E is None else self.bias_E.to(device)
         return Circumstances(self.widths, bias_E, training=self.training, true_gates=self.true_gates)
 
@@ -174,6 +180,8 @@ class RouterLayer(nn.Module):
                 f"update_bias: {tuple(num_tokens_E.shape)} counts for {len(self.widths)} experts, bias_rate = "
                 f"{getattr(self.spec, 'bias_rate', 0)}; needs a count per expert, and a router with bias_rate above 0"
             )
+        if hasattr(self.bias_E, "full_tensor"):
+            raise ConfigError(f"update_bias: the bias is sharded, every device must hold it whole; {_IGNORE}")
         load_E = num_tokens_E.double()
         if self.spec.bias_by == "compute":
             load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
@@ -237,7 +245,7 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     choice = _choose(scores_TE, logits_TE.detach(), spec, around)
     num_tokens_E = choice.chosen_TE.sum(0)
     skips = spec.name == "top_k" and spec.skip is not None and not around.training
-    token_N, expert_N, real_N = _pairs(choice.chosen_TE, num_tokens_E, spec, skips)
+    token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, skips)
     gate_N = choice.weight_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
     if choice.total_T1 is not None:
         gate_N = gate_N / choice.total_T1.flatten().gather(0, token_N)
@@ -306,31 +314,3 @@ def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around
         return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
     weight_TE, total_T1 = _gates(kept.chosen_TE, kept.weight_TE, spec, around)  # over those that were kept (GShard)
     return _Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots)
-
-
-def _pairs(
-    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router, skips: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
-
-    Their number must not be asked of the device under torch.compile, nor, to spare a synchronisation, on a GPU where
-    plain top-k knows it. Other routers, compiled, have room for the most they can choose; those beyond the counts are not
-    real.
-    """
-    num_tokens, num_experts = chosen_TE.shape
-    fewest, _, most = spec.num_experts(num_experts)
-    fewest = 1 if skips else fewest
-    if not (torch.compiler.is_compiling() or (chosen_TE.is_cuda and fewest == most)):
-        expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
-        return token_N, expert_N, None
-    num_pairs = num_tokens * most
-    # One flat scan, expert after expert: over the tokens of (T, E) a GPU scans each column with a single thread.
-    place_TE = (chosen_TE.T.reshape(-1).cumsum(0) - 1).view(num_experts, num_tokens).T
-    place_TE = torch.where(chosen_TE, place_TE, num_pairs)  # the last place is nobody's
-    cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
-    cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
-    real_N = None
-    if fewest != most:
-        real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
-        cell_N = cell_N.masked_fill(~real_N, 0)
-    return cell_N // num_experts, cell_N % num_experts, real_N

@@ -1,0 +1,33 @@
+"""Which experts serve which token, as a table of booleans -> token-expert pairs sorted by expert."""
+
+import torch
+
+from hmoe.routers import Router
+
+
+def list_pairs(
+    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router, skips: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
+
+    Their number must not be asked of the device under torch.compile, nor, to spare a synchronisation, on a GPU where
+    plain top-k knows it. Other routers, compiled, have room for the most they can choose; those beyond the counts are not
+    real.
+    """
+    num_tokens, num_experts = chosen_TE.shape
+    fewest, _, most = spec.num_experts(num_experts)
+    fewest = 1 if skips else fewest
+    if not (torch.compiler.is_compiling() or (chosen_TE.is_cuda and fewest == most)):
+        expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
+        return token_N, expert_N, None
+    num_pairs = num_tokens * most
+    # One flat scan, expert after expert: over the tokens of (T, E) a GPU scans each column with a single thread.
+    place_TE = (chosen_TE.T.reshape(-1).cumsum(0) - 1).view(num_experts, num_tokens).T
+    place_TE = torch.where(chosen_TE, place_TE, num_pairs)  # the last place is nobody's
+    cell_TE = torch.arange(chosen_TE.numel(), device=chosen_TE.device)
+    cell_N = cell_TE.new_zeros(num_pairs + 1).scatter(0, place_TE.flatten(), cell_TE)[:num_pairs]
+    real_N = None
+    if fewest != most:
+        real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
+        cell_N = cell_N.masked_fill(~real_N, 0)
+    return cell_N // num_experts, cell_N % num_experts, real_N
