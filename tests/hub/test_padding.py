@@ -58,3 +58,17 @@ def test_a_mask_that_does_not_fit_the_tokens_is_told() -> None:
     assert int(routing.load_E.sum()) == 2
     assert routing.slots is not None
     assert int(routing.slots.padded) + int(routing.num_tokens_E.sum()) == 2  # a slot for each half of two tokens
+
+
+def test_a_router_that_the_text_gives_no_gradient_is_announced_when_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmoe.hub import modeling
+
+    told: list[str] = []
+    monkeypatch.setattr(modeling.logger, "warning_once", told.append)
+    for built, number in ((model(num_experts_per_tok=1), 1), (model(), 0)):
+        ids, before = tokens(), len(told)
+        built(ids, labels=ids)  # evaluation
+        assert len(told) == before
+        built.train()(ids, labels=ids)
+        assert len(told) == before + number
+    assert "straight_through = true or router.renormalize = false" in told[0]

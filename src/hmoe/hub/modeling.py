@@ -28,6 +28,7 @@ from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
 from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
 from hmoe.model.zero import ZeroLayer
+from hmoe.routers import describe_constant_gates
 
 logger = logging.get_logger(__name__)
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
@@ -234,7 +235,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def __init__(self, config: HMoEConfig) -> None:
         super().__init__(config)
         self.model = HMoEModel(config)
-        self._note = config.structure.moe and config.structure.moe.note
+        moe = config.structure.moe
+        self._note = None if moe is None else describe_constant_gates(moe.router, len(moe.routed_widths))
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
