@@ -216,7 +216,6 @@ def test_a_compiled_training_pass_is_one_graph_with_its_auxiliary_losses() -> No
         ({"shared_expert_width": -1}, "shared_expert_width = -1"),
         ({"hyper_experts": {"foo": 1}}, "hyper_experts = .*foo"),
         ({"hyper_experts": {"dim": 3}, "expert_skip": [0.5, 0.5]}, "hyper: router.skip"),
-        ({"zero_experts": {"null": 1}, "router_options": {"skip": 0.5}}, "zero: router.skip"),
         ({"expert_skip": [0.5]}, "expert_skip has 1 numbers"),
         ({"router_options": {"foo": 1}}, "router_options = .*foo"),
         ({"router_type": "expert_choice", "zero_experts": {"null": 1}}, "no place with expert_choice"),
