@@ -7,6 +7,7 @@ import torch
 
 from hmoe import CheckpointError, ConfigError, checkpoint
 from hmoe.checkpoint import Checkpoint
+from hmoe.folders.run import open_run
 
 STATE = {"step": 3, "counts": {"tokens": 7}}
 
@@ -183,7 +184,7 @@ def test_every_moment_is_restored_onto_its_parameters_device() -> None:
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
-        checkpoint.read_config(tmp_path)
+        open_run(tmp_path, nothing)
 
 
 def test_the_package_never_imports_pickle() -> None:

@@ -148,9 +148,9 @@ def test_every_documented_key_is_an_override() -> None:
 
 def test_only_budgets_logging_and_saving_may_change_on_resume() -> None:
     old = recipes.load("tiny")[1]
-    assert recipes.changed_keys(old, recipes.load("tiny", ["train.steps=9", "train.save_every=3"])[1]) == []
-    assert recipes.changed_keys(old, recipes.load("tiny", ["optim.lr=1"])[1]) == ["optim.lr"]
-    assert "model.moe.widths" in str(recipes.changed_keys(old, recipes.load("tiny", ["model.moe.widths=[8,8]"])[1]))
+    assert recipes.changed_values(old, recipes.load("tiny", ["train.steps=9", "train.save_every=3"])[1]) == {}
+    assert recipes.changed_values(old, recipes.load("tiny", ["optim.lr=1"])[1]) == {"optim.lr": (old.optim.lr, 1.0)}
+    assert "model.moe.widths" in str(recipes.changed_values(old, recipes.load("tiny", ["model.moe.widths=[8,8]"])[1]))
 
 
 SCALARS = st.one_of(

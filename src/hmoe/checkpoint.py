@@ -16,21 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hmoe import recipes
-from hmoe.config import RunConfig
-from hmoe.data import tokenizer as tokenizers
-from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import CheckpointError, ConfigError
-from hmoe.files import fsync, sha256
-from hmoe.model.transformer import Transformer
+from hmoe.errors import CheckpointError
+from hmoe.files import fsync
+from hmoe.manifest import (
+    FILES,
+    MANIFEST,
+    checkpoint_folder,
+    encode_json,
+    list_checkpoints,
+    list_steps,
+    raise_shortage,
+    verify,
+    write_manifest,
+)
 
-_FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-_MANIFEST = "MANIFEST.json"
 Tensors = dict[str, torch.Tensor]
 Say = Callable[[str], None]
 
@@ -52,7 +55,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         CheckpointError: if it cannot be written; earlier checkpoints are untouched and nothing is left behind.
     """
     folder = run / "checkpoints"
-    final = _path(run, checkpoint.step)
+    final = checkpoint_folder(run, checkpoint.step)
     if final.exists():
         raise CheckpointError(f"{final}: exists already and is never rewritten")
     temporary = folder / f".{final.name}.tmp"
@@ -72,9 +75,9 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f"{final}: cannot be written: {error} (needs about {needed} bytes, {free} bytes free); earlier ones are intact"
         ) from None
     verify(final)
-    for old in _steps(run)[keep:]:
+    for old in list_steps(run)[keep:]:
         hidden = folder / f".step-{old:08d}.old"  # a kill while deleting must not leave half a checkpoint
-        _path(run, old).rename(hidden)
+        checkpoint_folder(run, old).rename(hidden)
         shutil.rmtree(hidden)
     return final
 
@@ -88,39 +91,19 @@ def latest(run: Path, quarantine: bool, say: Say, optimizer: bool = True) -> Che
     Raises:
         CheckpointError: if checkpoints were written and none can be trusted.
     """
-    reasons = [f"{path}: set aside as corrupt earlier" for path in sorted((run / "checkpoints").glob("*.corrupt*"))]
-    for step in _steps(run):
+    folder = run / "checkpoints"
+    reasons = [f"{folder / name}: set aside as corrupt earlier" for name in list_checkpoints(run) if ".corrupt" in name]
+    for step in list_steps(run):
         try:
-            return read(_path(run, step), optimizer)
+            return read(checkpoint_folder(run, step), optimizer)
         except CheckpointError as error:
             reasons.append(str(error))
             say(f"{error}; falling back to the checkpoint before it")
             if quarantine:
-                _set_aside(_path(run, step))
+                _set_aside(checkpoint_folder(run, step))
     if reasons:
         raise CheckpointError(f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again with another --run")
     return None
-
-
-def verify(folder: Path) -> str:
-    """Check every byte of a checkpoint; returns the digest of its logical state.
-
-    Raises:
-        CheckpointError: naming the file and the reason.
-    """
-    try:
-        manifest = _read_manifest(folder)
-        found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave those
-        if found != sorted([*_FILES, _MANIFEST]):
-            raise CheckpointError(
-                f"{folder}: holds {', '.join(found)}; must hold exactly {', '.join([*_FILES, _MANIFEST])}"
-            )
-        for name in _FILES:
-            if sha256(folder / name) != manifest["files"][name]["sha256"]:
-                raise CheckpointError(f"{folder / name}: SHA-256 differs from the manifest")
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read: {error}") from None
-    return str(manifest["digest"])
 
 
 def read(folder: Path, optimizer: bool = True) -> Checkpoint:
@@ -133,15 +116,17 @@ def read(folder: Path, optimizer: bool = True) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_bytes())
         checkpoint = Checkpoint(
-            state["step"], load_file(folder / _FILES[0]), load_file(folder / _FILES[1]) if optimizer else {}, state
+            state["step"], load_file(folder / FILES[0]), load_file(folder / FILES[1]) if optimizer else {}, state
         )
-        if folder.name != _path(folder, checkpoint.step).name:
+        if folder.name != checkpoint_folder(folder, checkpoint.step).name:
             raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
         if optimizer and digest(checkpoint) != expected:
             raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if isinstance(error, OSError):
+            raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
     return checkpoint
 
@@ -189,85 +174,14 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)  # fused AdamW: its `step` too
 
 
-def read_config(run: Path) -> RunConfig:
-    """The config of a run folder.
-
-    Raises:
-        ConfigError: if the folder is not a run folder.
-    """
-    file = run / "config.yaml"
-    try:
-        return recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except OSError:
-        raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE` makes one") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file}: damaged: {error}") from None
-
-
-def open_run(run: Path, say: Say) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
-    """Config, trained model, tokenizer and the checkpoint's state of a run folder; changes nothing in it.
-
-    Raises:
-        CheckpointError: if there is no trustworthy checkpoint.
-    """
-    config = read_config(run)
-    checkpoint = latest(run, quarantine=False, say=say, optimizer=False)
-    if checkpoint is None:
-        raise CheckpointError(f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps")
-    tokenizer = tokenizers.load(run)
-    if tokenizer.fingerprint != checkpoint.state["tokenizer"]:
-        raise CheckpointError(f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with")
-    with torch.device("meta"):
-        model = Transformer(config.model).to(next(iter(checkpoint.model.values())).dtype)
-    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
-    restore(checkpoint, model)
-    return config, model.eval(), tokenizer, checkpoint.state
-
-
-def published(run: Path) -> list[Path]:
-    """Folders of a run's checkpoints, newest first."""
-    return [_path(run, step) for step in _steps(run)]
-
-
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    save_file({n: t.contiguous() for n, t in checkpoint.model.items()}, folder / _FILES[0])
-    save_file({n: t.contiguous() for n, t in checkpoint.optimizer.items()}, folder / _FILES[1])
-    (folder / "state.json").write_bytes(_json(checkpoint.state))
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in _FILES}
-    manifest = {"digest": digest(checkpoint), "files": files}
-    # The manifest's own hash makes a flip in it visible too.
-    manifest["manifest_sha256"] = hashlib.sha256(_json(manifest)).hexdigest()
-    (folder / _MANIFEST).write_bytes(_json(manifest))
-    for name in (*_FILES, _MANIFEST):
+    save_file({n: t.contiguous() for n, t in checkpoint.model.items()}, folder / FILES[0])
+    save_file({n: t.contiguous() for n, t in checkpoint.optimizer.items()}, folder / FILES[1])
+    (folder / "state.json").write_bytes(encode_json(checkpoint.state))
+    write_manifest(folder, digest(checkpoint))
+    for name in (*FILES, MANIFEST):
         fsync(folder / name)
     fsync(folder)
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    content = (folder / _MANIFEST).read_bytes()
-    try:
-        manifest: dict[str, Any] = json.loads(content)
-        own = manifest.pop("manifest_sha256")
-        whole = _json({**manifest, "manifest_sha256": own}) == content
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{folder / _MANIFEST}: damaged") from None
-    if not whole or own != hashlib.sha256(_json(manifest)).hexdigest():
-        raise CheckpointError(f"{folder / _MANIFEST}: damaged, its own SHA-256 differs")
-    return manifest
-
-
-def _json(tree: dict[str, Any]) -> bytes:
-    return (json.dumps(tree, sort_keys=True, indent=1) + "\n").encode()
-
-
-def _path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:08d}"
-
-
-def _steps(run: Path) -> list[int]:
-    """Steps of the published checkpoints, newest first."""
-    names = [path.name.removeprefix("step-") for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
-    return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
 def _set_aside(folder: Path) -> None:

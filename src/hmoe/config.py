@@ -184,7 +184,10 @@ class RunConfig(Section):
         return self
 
 
-# Keys of `train` that may change when a run is resumed: budgets, logging and save_every.
+# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save, and where
+# things lie. The data and the kind of device are bound by what the checkpoint records of them, not by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
-_LOGGING = ("log_every", "eval_every", "eval_sequences", "sample_every", "sample_prompt", "sample_tokens")
-RESUMABLE = frozenset(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep"))
+_LOGGING = ("log_every", "eval_every", "eval_sequences", "sample_every", "sample_prompt", "sample_tokens", "dead_after")
+RESUMABLE = frozenset(
+    ("data.path", "data.verify", *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")))
+)

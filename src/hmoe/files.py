@@ -37,9 +37,13 @@ def refuse_used(folder: Path) -> None:
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one rename, both flushed to disk."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    fsync(temporary)
-    temporary.replace(path)
+    try:
+        temporary.write_bytes(content)
+        fsync(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
     fsync(path.parent)
 
 

@@ -70,12 +70,12 @@ def with_model(recipe: str, model: ModelConfig, overrides: Sequence[str], data_p
     tree = _read(recipe, None, 0) | {"model": model.model_dump(mode="json")}
     if tree["data"]["path"] == "corpus" != data_path:
         tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
-    return check(_overridden(tree, overrides))
+    return check(tree, overrides)
 
 
-def check(tree: Any) -> RunConfig:
-    """Validate a tree of plain values."""
-    return _checked(RunConfig, tree)
+def check(tree: Any, overrides: Sequence[str] = ()) -> RunConfig:
+    """Validate a tree of plain values, overrides applied."""
+    return _checked(RunConfig, _overridden(tree, overrides))
 
 
 def check_model(tree: Any) -> ModelConfig:
@@ -98,11 +98,20 @@ def dump(config: RunConfig) -> str:
     return text
 
 
-def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted keys that differ and may not differ when a run is resumed."""
+def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value)."""
     before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
-    keys = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
-    return sorted(keys - RESUMABLE)
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    return {key: (before.get(key), after.get(key)) for key in sorted(changed - RESUMABLE)}
+
+
+def with_absolute_data(config: RunConfig) -> RunConfig:
+    """The config with a data.path that leads to the same folder from every working directory."""
+    if config.data.path == "corpus":
+        return config
+    path = str(Path(config.data.path).absolute())
+    data = config.data.model_copy(update={"path": path})
+    return config.model_copy(update={"data": data})
 
 
 def keys() -> list[str]:
@@ -116,8 +125,8 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
     path = Path(recipe)
     path = folder / path if folder is not None and not path.is_absolute() else path
     if recipe.endswith((".yaml", ".yml")):
-        tree = _yaml(path)
         folder = path.parent
+        tree = _resolve_data_path(_yaml(path), folder)
     else:
         shipped = resources.files("hmoe.presets") / f"{recipe}.yaml"
         if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
@@ -133,6 +142,19 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
         raise ConfigError(f"base = {base!r}: must be a preset name or a .yaml path")
     merged: dict[str, Any] = _merge(_read(base, folder, depth + 1), tree)
     return merged
+
+
+def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A relative data.path of a file is relative to that file, as `base:` is."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree  # refused when it is checked
+    path = data.get("path")
+    if not isinstance(path, str) or path in ("", "corpus") or "\0" in path or Path(path).is_absolute():
+        return tree
+    if not (folder / path).exists() and Path(path).exists():
+        return tree  # it was relative to the working directory before; a recipe that relies on it still works
+    return tree | {"data": data | {"path": str((folder / path).absolute())}}
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -341,4 +341,4 @@ def test_the_model_of_an_import_comes_from_the_folder(tmp_path: Path, capsys: py
     assert found.model.moe is not None
     assert found.model.moe.parameter_penalty == 0.2
     assert found.optim.lr == 1e-5
-    assert found.data.path == "data/hf"
+    assert found.data.path == str(Path.cwd() / "data" / "hf")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hmoe import CheckpointError, ConfigError, DataError, NonFiniteError, RunBusyError, recipes
-from hmoe.checkpoint import open_run
+from hmoe.folders.run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import call, command, digests, one_thread, rows, run
 
@@ -115,7 +115,7 @@ def test_changed_data_is_refused(tmp_path: Path, corpus_jsonl: Path) -> None:
     run(tmp_path / "r", *data)
     shutil.rmtree(tmp_path / "d")
     prepare(Request([str(corpus_jsonl)], "bytes", validation=0.2), tmp_path / "d")
-    with pytest.raises(DataError, match="data changed since step 6"):
+    with pytest.raises(DataError, match="the data changed since the run was saved"):
         run(tmp_path / "r", *data, "train.steps=8")
 
 

@@ -3,7 +3,8 @@ from typing import Any
 
 import pytest
 
-from hmoe.train.records import Records, last_seconds
+from hmoe.folders.logs import seconds_at
+from hmoe.train.records import Records
 
 
 class Board:
@@ -29,7 +30,7 @@ def test_every_number_goes_to_the_board_shares_per_layer_and_expert(
 ) -> None:
     board = Board()
     monkeypatch.setattr("hmoe.train.records._tensorboard", lambda folder, step: board)
-    records = Records(tmp_path, 0)
+    records = Records(tmp_path, 0, 1, print)
     records.write(row(1))
     records.close()
     assert ("loss", 2.5, 1) in board.scalars
@@ -40,17 +41,17 @@ def test_every_number_goes_to_the_board_shares_per_layer_and_expert(
 
 
 def test_logs_are_cut_back_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
-    records = Records(tmp_path, 0)
+    records = Records(tmp_path, 0, 1, print)
     for step in (1, 2, 3):
         records.begin()
         records.tick(10)
         records.write(row(step))
     records.close()
-    spent = last_seconds(tmp_path)
+    spent = seconds_at(tmp_path, 3)
     assert spent > 0
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    again = Records(tmp_path, 2)
+    again = Records(tmp_path, 2, 1, print)
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
     assert 0 < again.seconds < spent
     again.write(row(3))
@@ -59,7 +60,7 @@ def test_logs_are_cut_back_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
 
 
 def test_the_time_of_a_saved_step_is_always_written(tmp_path: Path) -> None:
-    records = Records(tmp_path, 0)
+    records = Records(tmp_path, 0, 1, print)
     records.tick(10)
     records.flush(5)
     records.flush(5)

@@ -15,7 +15,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-Recipe = Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c.")]
+Recipe = Annotated[str, typer.Argument(help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.")]
 AnyModel = Annotated[
     Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
 ]

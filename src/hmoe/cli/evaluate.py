@@ -66,7 +66,7 @@ def _text(
     opened = open_model(run, say)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
-    read = documents(text, text_field) if text else validation(opened.run, opened.tokenizer)
+    read = documents(text, text_field) if text else validation(opened, run)
     moe = opened.model.config.moe
     if moe is not None and moe.router.name == "expert_choice":
         say(
@@ -165,17 +165,20 @@ def documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, 
         say(f"left out {empty:,} empty documents")
 
 
-def validation(config: Any, tokenizer: Any) -> Iterator[tuple[str, str]]:
+def validation(opened: Any, run: Path) -> Iterator[tuple[str, str]]:
     """The run's own held-out documents, back as text."""
-    from hmoe.data.corpus import open_corpus
-    from hmoe.data.shards import open_index
+    from hmoe.data.open import open_data
 
-    corpus = config.data.path == "corpus"
-    index = open_corpus(config.corpus_tokenizer) if corpus else open_index(Path(config.data.path))
+    try:
+        index = open_data(opened.run, opened.data, opened.tokenizer.fingerprint)
+    except DataError as error:
+        raise DataError(
+            f"{error}; `hmoe train {run} data.path=NEW` says where it lies now, or name a text with --text"
+        ) from None
     if not index.of("valid"):
         raise DataError(f"{index.folder}: no validation split; name a text with --text")
     for shard in index.of("valid"):
         ids, start = index.tokens(shard), 0
         for stop in (ids == index.separator).nonzero()[0].tolist():
-            yield shard.domain, tokenizer.decode(ids[start + len(index.begin) : stop].tolist())
+            yield shard.domain, opened.tokenizer.decode(ids[start + len(index.begin) : stop].tolist())
             start = stop + 1

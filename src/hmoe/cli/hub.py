@@ -57,9 +57,7 @@ def import_(
     from hmoe.train.run_folder import RunFolder
 
     with RunFolder(run, config) as folder:
-        begin(folder, config, model, tokenizer, tokenizer.begin)
-        for name, content in beside(source, tokenizer):
-            folder.write(name, content)
+        begin(folder, config, model, tokenizer, tokenizer.begin, beside(source, tokenizer))
     count = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{run}: {count:,} parameters at step 0")
     typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")

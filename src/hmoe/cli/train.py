@@ -7,6 +7,8 @@ import typer
 
 from hmoe import __version__, recipes
 from hmoe.cli.base import OVERRIDES, Recipe, app, say, show
+from hmoe.config import RunConfig
+from hmoe.folders.binding import CONFIG, is_run, load_from_run
 
 _EXTRAS = {  # extra -> what it brings
     "data": ("pyarrow", "zstandard", "sentencepiece"),
@@ -22,21 +24,23 @@ def train(
     context: typer.Context,
     recipe: Recipe,
     run: Annotated[
-        Path | None, typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>.")
+        Path | None,
+        typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")
     ] = False,
 ) -> None:
     """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
-    name, config = recipes.load(recipe, context.args)
+    name, config = _load(recipe, context.args)
     if dry_run:
         typer.echo(recipes.dump(config))
         _print_plan(config, as_json=False)
         return
     from hmoe.train.run_folder import RunFolder
 
-    with RunFolder(run or Path("runs") / name, config) as folder:  # refuses a busy folder before torch is imported
+    default = Path(recipe) if _run_of(recipe) == Path(recipe) else Path("runs") / name
+    with RunFolder(run or default, config) as folder:  # refuses a busy folder before torch is imported
         from hmoe.train.console import Console
         from hmoe.train.loop import train as train_loop
 
@@ -53,13 +57,13 @@ def plan(
     ] = False,
 ) -> None:
     """Parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
-    _print_plan(recipes.load(recipe, context.args)[1], as_json)
+    _print_plan(_load(recipe, context.args)[1], as_json)
 
 
 @app.command(context_settings=OVERRIDES)
 def config(context: typer.Context, recipe: Recipe) -> None:
     """Print a recipe in full as YAML, every default included."""
-    typer.echo(recipes.dump(recipes.load(recipe, context.args)[1]), nl=False)
+    typer.echo(recipes.dump(_load(recipe, context.args)[1]), nl=False)
 
 
 @app.command()
@@ -88,6 +92,21 @@ def info() -> None:
             f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
         )
     show(numbers, as_json=False)
+
+
+def _load(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
+    """(name, config) of a recipe, or of a run folder or its config.yaml, which are compared with their checkpoint."""
+    run = _run_of(recipe)
+    if run is None:
+        return recipes.load(recipe, overrides)
+    return Path(recipe).stem, load_from_run(run, overrides, say)
+
+
+def _run_of(recipe: str) -> Path | None:
+    """The run folder that a recipe names, itself or by its config.yaml; the name of a preset is that preset."""
+    path = Path(recipe)
+    run = path.parent if path.name == CONFIG else path
+    return run if recipe not in ("", *recipes.presets()) and "\0" not in recipe and is_run(run) else None
 
 
 def _print_plan(config: Any, as_json: bool) -> None:

@@ -58,9 +58,7 @@ def make(options: Options, say: Say, echo: Say) -> None:
         model = with_shares(model, median_shares(model.eval(), inputs))
         config = config.model_copy(update={"model": model.config})
     with RunFolder(options.run, config) as folder:
-        begin(folder, config, model, opened.tokenizer, opened.begin)
-        for name, content in beside(options.source, opened.tokenizer):
-            folder.write(name, content)
+        begin(folder, config, model, opened.tokenizer, opened.begin, beside(options.source, opened.tokenizer))
     _report(options, opened, model, errors, texts, echo)
 
 
@@ -95,7 +93,7 @@ def _texts(options: Options, opened: Any) -> Iterator[str]:
     if options.text:
         found = documents(list(options.text), options.text_field)
     elif opened.run is not None:
-        found = validation(opened.run, opened.tokenizer)
+        found = validation(opened, options.source)
     else:
         return
     tokens = 0

@@ -28,7 +28,7 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
     raw = read_json(source / "config.json")
     model, _ = describe_folder(source, raw)
     config = recipes.with_model(recipe, model, overrides, data_path=f"data/{source.resolve().name}")
-    for key in recipes.changed_keys(config.model_copy(update={"model": model}), config):
+    for key in recipes.changed_values(config.model_copy(update={"model": model}), config):
         if key.removeprefix("model.moe.") not in LOSS_KEYS:
             raise ConfigError(
                 f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"

@@ -1,12 +1,10 @@
 """The tokens that every text of a run begins with, such as LLaMA's <s>: one fact, recorded in its checkpoints."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from hmoe import checkpoint
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import CheckpointError
+from hmoe.manifest import newest_state
 
 
 def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -20,11 +18,6 @@ def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def begin_of_folder(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Of a run folder's newest checkpoint that verifies; elsewhere the tokenizer's own."""
-    for folder in checkpoint.published(path):
-        try:
-            checkpoint.verify(folder)
-            return run_begin(json.loads((folder / "state.json").read_bytes()), tokenizer)
-        except (CheckpointError, OSError, ValueError):
-            continue
-    return tokenizer.begin
+    """Of a run folder's newest checkpoint whose state verifies; elsewhere the tokenizer's own."""
+    state = newest_state(path)
+    return tokenizer.begin if state is None else run_begin(state, tokenizer)

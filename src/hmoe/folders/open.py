@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from hmoe.architecture import ModelConfig
-from hmoe.checkpoint import open_run
 from hmoe.config import RunConfig
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.folders import families
 from hmoe.folders.beginning import run_begin
+from hmoe.folders.binding import is_run
 from hmoe.folders.config_keys import hint_absent, named_dtype
+from hmoe.folders.run import open_run
 from hmoe.folders.weights import Tensors, fill, hugging_face_name, is_head_apart
 from hmoe.model.transformer import Transformer
 
@@ -35,6 +36,7 @@ class Opened:
         chat_template: the folder's Jinja template for conversations, if it has one.
         run: recipe of the run, None for a Hugging Face folder.
         begin: tokens that every text of the model begins with, such as LLaMA's <s>; recorded in a run's checkpoints.
+        data: fingerprint of the data that a run was trained on, None before it was and for a Hugging Face folder.
     """
 
     model: Transformer
@@ -45,6 +47,7 @@ class Opened:
     chat_template: str | None = None
     run: RunConfig | None = None
     begin: tuple[int, ...] = ()
+    data: str | None = None
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> Opened:
@@ -54,12 +57,12 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
     name = path.resolve().name
-    if (path / "config.yaml").is_file():
+    if is_run(path):
         config, model, tokenizer, state = open_run(path, say)
         step, begin = state["step"], run_begin(state, tokenizer)
         template = chat_template(path)
         length = config.model.context or config.data.sequence_length
-        return Opened(model, tokenizer, length, name, step, template, config, begin)
+        return Opened(model, tokenizer, length, name, step, template, config, begin, state["data"])
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "

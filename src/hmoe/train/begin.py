@@ -1,6 +1,6 @@
 """A run at step 0 with given weights, which `hmoe train` continues: how imported and upcycled models begin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from hmoe import checkpoint
 from hmoe.checkpoint import Checkpoint
@@ -8,23 +8,33 @@ from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError
+from hmoe.folders.binding import bound_part, side_digests
+from hmoe.manifest import list_steps
 from hmoe.model.transformer import Transformer
 from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, environment
 
 
 def begin(
-    folder: RunFolder, config: RunConfig, model: Transformer, tokenizer: Tokenizer, begin_tokens: Sequence[int]
+    folder: RunFolder,
+    config: RunConfig,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    begin_tokens: Sequence[int],
+    side_files: Iterable[tuple[str, bytes]] = (),
 ) -> None:
     """Write the checkpoint of step 0; AdamW starts without moments, the data is chosen when training starts.
 
-    `begin_tokens` are those that every text of the model begins with; the data must have the same.
+    `begin_tokens` are those that every text of the model begins with; the data must have the same. Side files are
+    (name, content) of what an imported model brings beside its tokenizer; the checkpoint binds them.
 
     Raises:
         ConfigError: if the folder holds a run already.
     """
-    if any((folder.path / "checkpoints").glob("step-*")):
+    if list_steps(folder.path):
         raise ConfigError(f"{folder.path}: holds a run already; choose another folder")
+    for name, content in side_files:
+        folder.write(name, content)
     write_tokenizer(folder.path, tokenizer)
     state = {
         "step": 0,
@@ -33,7 +43,10 @@ def begin(
         "data": None,
         "tokenizer": tokenizer.fingerprint,
         "begin": list(begin_tokens),
+        "config": bound_part(config),
+        "side_files": side_digests(folder.path),
         "environment": environment(),
     }
     weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     checkpoint.save(folder.path, Checkpoint(0, weights, {}, state), config.train.keep)
+    folder.write_config(config)  # last: a folder that has it has the weights too, and is never trained from random ones

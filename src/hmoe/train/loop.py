@@ -10,12 +10,13 @@ import torch
 from hmoe import checkpoint
 from hmoe.config import RunConfig
 from hmoe.data.batches import bytes_per_token, validation
+from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
+from hmoe.folders.logs import seconds_at
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
 from hmoe.model.transformer import Transformer
 from hmoe.train.console import Console
-from hmoe.train.records import last_seconds
 from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, Session, open_session, progress
 from hmoe.train.step import StepRecord, train_step
@@ -32,10 +33,17 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
     restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
-    if restored is not None and progress(config, Counts(**restored.state["counts"]), last_seconds(folder.path)) >= 1:
-        console.note(f"finished already: step {restored.step}; a larger budget continues it")
-        return
+    if restored is not None:
+        folder.check_config(config, restored.state, console.warn)
+        seconds = seconds_at(folder.path, restored.step)
+        if progress(config, Counts(**restored.state["counts"]), seconds) >= 1:
+            if folder.leads_elsewhere(config):
+                open_data(config, restored.state["data"], restored.state["tokenizer"])
+            folder.write_config(config)
+            console.note(f"finished already: step {restored.step}; a larger budget continues it")
+            return
     session = open_session(config, folder, restored, console)
+    folder.write_config(config)  # not before the data is known to be the run's
     with contextlib.closing(session.records):
         console.start(config, session.device)
         console.data(session.index, session.batches)

@@ -2,22 +2,28 @@
 
 import importlib.util
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hmoe.train.run_folder import Log
+from hmoe.folders.logs import METRICS, TIMING, Row, Seal, check_seals, seconds_at
+from hmoe.train.log import Log
 
 _SMOOTHING = 0.9  # of tokens per second
+Say = Callable[[str], None]
 
 
 class Records:
-    """The logs of a run, cut back to `step`; `seconds` is the training time up to there and on from there."""
+    """The logs of a run, cut back to `step`; `seconds` is the training time up to there and on from there.
 
-    def __init__(self, folder: Path, step: int) -> None:
-        self._metrics, self._timing = Log(folder / "metrics.jsonl"), Log(folder / "timing.jsonl")
-        self._metrics.cut_back(step)
-        self.seconds = float(self._timing.cut_back(step).get("seconds", 0.0))
+    `say` is told of rows that were changed or lost.
+    """
+
+    def __init__(self, folder: Path, step: int, log_every: int, say: Say) -> None:
+        self._metrics, self._timing = Log(folder / METRICS), Log(folder / TIMING)
+        metrics, timing = self._metrics.cut_back(step), self._timing.cut_back(step)
+        self._seal = _checked_seal(folder, metrics, timing, (step, log_every), say)
+        self.seconds = seconds_at(folder, step)
         self.tokens_per_second = 0.0
         self._last = self._begun = time.perf_counter()
         self._timed_step = step
@@ -38,7 +44,7 @@ class Records:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one row to each log."""
-        self._metrics.write(row)
+        self._seal.add_metrics(self._metrics.write(row))
         timing = self._write_timing(row["step"])
         if self._board is not None:
             for name, value in _scalars({**row, **timing}):
@@ -54,7 +60,7 @@ class Records:
     def _write_timing(self, step: int) -> dict[str, Any]:
         self._timed_step = step
         timing = {"step": step, "seconds": self.seconds, "tokens_per_second": self.tokens_per_second}
-        self._timing.write(timing)
+        self._timing.write(self._seal.sealed(timing))
         return timing
 
     def close(self) -> None:
@@ -64,9 +70,21 @@ class Records:
                 log.close()
 
 
-def last_seconds(folder: Path) -> float:
-    """Training time of a run so far."""
-    return float(Log(folder / "timing.jsonl").last().get("seconds", 0.0))
+def _checked_seal(folder: Path, metrics: list[Row], timing: list[Row], restored: tuple[int, int], say: Say) -> Seal:
+    """The seal to go on with, after saying what is wrong with the rows up to the restored step."""
+    step, log_every = restored
+    seal, problem = check_seals(folder, metrics, timing)
+    timed = timing[-1][1]["step"] if timing else 0
+    if timed != step:  # the row of a saved step is always written
+        say(f"{folder / TIMING}: its row of step {step} is missing; the seconds since step {timed} are not counted")
+    if not any("seal" in row for _, row in timing):  # nothing says how many rows there were
+        due, steps = range(log_every, step + 1, log_every), {row["step"] for _, row in metrics}
+        missing = sum(each not in steps for each in due)
+        if missing:
+            problem = f"{folder / METRICS}: {missing} of {len(due)} rows are missing that train.log_every = {log_every} writes"
+    if problem is not None:
+        say(f"{problem}; training goes on from the checkpoint, which does not depend on them")
+    return seal
 
 
 def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,18 +1,17 @@
-"""The run folder: one writer, one config, logs that are cut back to the restored step. No torch."""
+"""The run folder: one writer, one config. No torch."""
 
 import fcntl
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
-
-import yaml
+from typing import Any
 
 from hmoe import recipes
 from hmoe.config import RunConfig
-from hmoe.errors import CheckpointError, ConfigError, RunBusyError
-from hmoe.files import fsync, write_atomic
+from hmoe.errors import ConfigError, RunBusyError
+from hmoe.files import write_atomic
+from hmoe.folders.binding import CONFIG, check_resumed
+from hmoe.manifest import newest_state
 
 
 class RunFolder:
@@ -27,12 +26,14 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("a+", encoding="utf-8")
+            self._lock = (path / ".lock").open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise ConfigError(f"{path}: cannot be a run folder: {error.strerror}") from None
         try:
             self._take_lock()
-            self._check_config(config)
+            state = newest_state(path)
+            if state is not None:  # refused here already, before torch is imported and tensors are read
+                check_resumed(path, state, config, lambda _: None)
         except Exception:
             self._lock.close()
             raise
@@ -47,89 +48,36 @@ class RunFolder:
         """Replace a file of the folder."""
         write_atomic(self.path / name, content)
 
+    def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Compare a recipe with the checkpoint that it continues.
+
+        Raises:
+            ConfigError: if it differs in a key that may not, naming it.
+        """
+        check_resumed(self.path, state, config, say)
+
+    def leads_elsewhere(self, config: RunConfig) -> bool:
+        """Whether a recipe's data.path is not the one that config.yaml keeps."""
+        try:
+            kept = recipes.load(str(self.path / CONFIG))[1]
+        except ConfigError:
+            return True
+        return recipes.with_absolute_data(kept).data.path != recipes.with_absolute_data(config).data.path
+
+    def write_config(self, config: RunConfig) -> None:
+        """Keep the recipe as config.yaml, with a data.path that leads to the data from everywhere."""
+        content = recipes.dump(recipes.with_absolute_data(config)).encode()
+        file = self.path / CONFIG
+        if not file.is_file() or file.read_bytes() != content:
+            self.write(CONFIG, content)
+
     def _take_lock(self) -> None:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "?"
             raise RunBusyError(f"{self.path}: process {holder} is training in this folder") from None
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
-
-    def _check_config(self, config: RunConfig) -> None:
-        file = self.path / "config.yaml"
-        steps = {path.name for path in (self.path / "checkpoints").glob("step-*")}
-        if steps and file.exists():  # nothing is bound by a start that failed
-            try:
-                old = recipes.check(yaml.safe_load(file.read_text(encoding="utf-8")))
-            except (yaml.YAMLError, ConfigError, UnicodeDecodeError) as error:
-                raise ConfigError(f"{file}: damaged ({error}); start again with another --run") from None
-            changed = recipes.changed_keys(old, config)
-            if steps == {"step-00000000"}:  # given weights, nothing trained yet: they bind the model only
-                changed = [key for key in changed if key.startswith("model.")]
-            if changed:
-                raise ConfigError(
-                    f"{changed[0]}: differs from {file} (changed keys: {', '.join(changed)}); a resumed run may change only "
-                    "budgets, logging and train.save_every; choose another --run"
-                )
-        content = recipes.dump(config).encode()
-        if not file.exists() or file.read_bytes() != content:
-            self.write("config.yaml", content)
-
-
-class Log:
-    """A file of JSON lines, each with a `step`, whose lines after a given step can be taken back."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: TextIO | None = None
-
-    def cut_back(self, step: int) -> dict[str, Any]:
-        """Drop lines after `step` and a torn last line; return the last line kept, {} if none."""
-        kept = [(line, row) for line, row in self._rows() if row["step"] <= step]
-        write_atomic(self.path, b"".join(line for line, _ in kept))
-        self._file = self.path.open("a", encoding="utf-8")
-        return kept[-1][1] if kept else {}
-
-    def last(self) -> dict[str, Any]:
-        """The last whole line, {} if none."""
-        rows = list(self._rows())
-        return rows[-1][1] if rows else {}
-
-    def _rows(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
-        """Whole lines; a torn one can only be the last."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        before = 0
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-                whole = line.endswith(b"\n") and type(row["step"]) is int and row["step"] > before
-            except (ValueError, KeyError, TypeError):
-                whole = False
-            if whole:
-                before = row["step"]
-                yield line, row
-            elif number < len(lines):
-                raise CheckpointError(
-                    f"{self.path}:{number}: damaged line; mend it, or move the file away to lose its rows"
-                )
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one line."""
-        assert self._file is not None, "cut_back opens the log"
-        try:
-            self._file.write(json.dumps(row, allow_nan=False) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be written: {error.strerror}") from None
-
-    def flush(self) -> None:
-        """Make all lines durable, before the checkpoint that relies on them."""
-        fsync(self.path)
-
-    def close(self) -> None:
-        """No more lines."""
-        if self._file is not None:
-            self._file.close()

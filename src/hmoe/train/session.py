@@ -12,12 +12,13 @@ from hmoe import checkpoint
 from hmoe.config import RunConfig
 from hmoe.count import memory_by_part
 from hmoe.data.batches import Batches
-from hmoe.data.corpus import open_corpus
-from hmoe.data.shards import PACKINGS, WITHIN, Index, open_index
+from hmoe.data.open import open_data
+from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.folders.beginning import run_begin
+from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
 from hmoe.train.optim import adamw
@@ -52,6 +53,7 @@ class Session:
     counts: Counts
     watch: Watch
     records: Records
+    side_files: dict[str, str]
 
     def save(self) -> int:
         """Publish a checkpoint of this step; returns the step."""
@@ -62,8 +64,10 @@ class Session:
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "begin": list(self.index.begin),
-            "environment": environment(),
+            "environment": environment(self.device),
             "packing": self.batches.packing,
+            "config": bound_part(self.config),
+            "side_files": self.side_files,
         }
         captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
         checkpoint.save(self.path, captured, self.config.train.keep)
@@ -94,12 +98,14 @@ def open_session(
     Raises:
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    index, tokenizer = _open_data(config, console)
-    if restored is not None:
-        _check_data(restored, index, tokenizer)
-        _compare_environment(restored, console)
-    write_tokenizer(folder.path, tokenizer)
+    state = None if restored is None else restored.state
     device = _device(config)
+    if state is not None:
+        _compare_environment(state, config, device, console)
+    index, tokenizer = _open_data(config, state, console)
+    if state is not None and state["data"] is None:
+        _check_begin(state, index, tokenizer)
+    write_tokenizer(folder.path, tokenizer)
     batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     model = build(config.model, config.seed, dtype, device)
@@ -114,16 +120,16 @@ def open_session(
     moe = config.model.moe
     shape = (len(config.model.moe_layers), len(moe.routed_widths) if moe else 0)
     watch = Watch(shape, config.train.dead_after, watch_state)
-    records = Records(folder.path, counts.step)
-    return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records)
+    records = Records(folder.path, counts.step, config.train.log_every, console.warn)
+    side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
+    return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
+                   side_files)  # fmt: skip
 
 
-def _open_data(config: RunConfig, console: Console) -> tuple[Index, Tokenizer]:
+def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console) -> tuple[Index, Tokenizer]:
     if config.data.path == "corpus":
         console.note(f"data: the embedded corpus, tokenizer {config.corpus_tokenizer}")
-        index = open_corpus(config.corpus_tokenizer)
-    else:
-        index = open_index(Path(config.data.path))
+    index = open_data(config) if state is None else open_data(config, state["data"], state["tokenizer"])
     if index.vocab_size > config.model.vocab:
         raise ConfigError(
             f"model.vocab = {config.model.vocab}: the data's tokenizer has {index.vocab_size} tokens; "
@@ -150,21 +156,39 @@ def _device(config: RunConfig) -> str:
     return device
 
 
-def _check_data(restored: checkpoint.Checkpoint, index: Index, tokenizer: Tokenizer) -> None:
-    """A run goes on with the data it began with; one that begins with given weights (`data` is null), with its tokenizer."""
-    if restored.state["data"] is None:
-        if restored.state["tokenizer"] != tokenizer.fingerprint:
-            raise DataError(
-                f"{index.folder}: was not prepared with the tokenizer of the model; prepare it with --tokenizer and the run folder"
+def _compare_environment(state: dict[str, Any], config: RunConfig, device: str, console: Console) -> None:
+    """Refuse another kind of device; say what else may change bits."""
+    for name, now in environment(device).items():
+        before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
+        if before == now:
+            continue
+        if name == "device":
+            raise ConfigError(
+                f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
+                f"device changes bits; use {before} or choose another --run"
             )
-        begin = run_begin(restored.state, tokenizer)
-        if begin != index.begin:
-            raise DataError(
-                f"{index.folder}: documents begin with {_names(index.begin, tokenizer)}, texts of the model with "
-                f"{_names(begin, tokenizer)}; prepare again into another folder, with --tokenizer and the run folder"
-            )
-    elif restored.state["data"] != index.fingerprint:
-        raise DataError(f"{index.folder}: the data changed since step {restored.step} was saved; choose another --run")
+        console.warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
+
+
+def environment(device: str | None = None) -> dict[str, Any]:
+    """What else than the config the bits depend on; no device where weights are only written."""
+    kind = {} if device is None else {"device": device}
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **kind}
+
+
+def _side_files(run: Path) -> dict[str, str]:
+    """What binds a new run beside its tokenizer: the file that names its separator, which was just written."""
+    return {name: digest for name, digest in side_digests(run).items() if name == TOKENIZER_SIDE}
+
+
+def _check_begin(state: dict[str, Any], index: Index, tokenizer: Tokenizer) -> None:
+    """A run that begins with given weights (`data` is null) needs data whose documents begin as its texts do."""
+    begin = run_begin(state, tokenizer)
+    if begin != index.begin:
+        raise DataError(
+            f"{index.folder}: documents begin with {_names(index.begin, tokenizer)}, texts of the model with "
+            f"{_names(begin, tokenizer)}; prepare again into another folder, with --tokenizer and the run folder"
+        )
 
 
 def _names(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
@@ -182,15 +206,3 @@ def _packing(restored: checkpoint.Checkpoint | None) -> str | None:
             f"checkpoint of step {restored.step}: packing = {packing!r}, this version knows {', '.join(PACKINGS)}"
         )
     return packing
-
-
-def _compare_environment(restored: checkpoint.Checkpoint, console: Console) -> None:
-    for name, now in environment().items():
-        before = restored.state["environment"][name]
-        if before != now:
-            console.warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
-
-
-def environment() -> dict[str, Any]:
-    """What else than the config the bits depend on."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
