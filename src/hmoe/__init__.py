@@ -4,9 +4,12 @@ Names resolve on first use (PEP 562), so `import hmoe` needs nothing but Python 
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as typing has it, whose import alone takes as long as Python's start
 
 if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
+    from typing import Any
+
     from hmoe.additions import Hyper, ZeroExperts
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
     from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
@@ -66,7 +69,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'hmoe' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -1,21 +1,30 @@
 """`python -m hmoe` and the `hmoe` command."""
 
-import io
+import signal
 import sys
+
+from hmoe.interrupts import INTERRUPTS, interrupted_code
 
 
 def main() -> None:
-    """Run the command line; a training run listens for signals before anything slow is imported."""
-    if sys.argv[1:2] == ["train"]:
+    """Run the command line; signals are listened for before anything slow is imported."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["train"]:
         from hmoe.train.stop import STOP  # noqa: PLC0415
 
         STOP.install()
+    else:
+        INTERRUPTS.install(interrupted_code(arguments))
+    from hmoe.streams import prepare_streams  # noqa: PLC0415
+
+    prepare_streams()
     from hmoe.cli import run  # noqa: PLC0415
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows ?
-    sys.exit(run(sys.argv[1:]))
+    code = run(arguments)
+    if INTERRUPTS.came:
+        INTERRUPTS.end()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python's own end shows tracebacks
+    sys.exit(code)
 
 
 if __name__ == "__main__":

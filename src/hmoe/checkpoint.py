@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hmoe.errors import CheckpointError
-from hmoe.files import fsync
+from hmoe.files import fsync, utf8_name
 from hmoe.manifest import (
     FILES,
     MANIFEST,
@@ -116,7 +116,7 @@ def read(folder: Path, optimizer: bool = True) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_bytes())
         checkpoint = Checkpoint(
-            state["step"], load_file(folder / FILES[0]), load_file(folder / FILES[1]) if optimizer else {}, state
+            state["step"], _load(folder / FILES[0]), _load(folder / FILES[1]) if optimizer else {}, state
         )
         if folder.name != checkpoint_folder(folder, checkpoint.step).name:
             raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
@@ -172,6 +172,11 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
     for key, value in checkpoint.optimizer.items():
         name, _, moment = key.rpartition(".")
         optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)  # fused AdamW: its `step` too
+
+
+def _load(file: Path) -> Tensors:
+    with utf8_name(file) as name:
+        return load_file(name)
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -1,8 +1,11 @@
 """Writing files so that a crash leaves the old content or the new, never a part."""
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from hmoe.errors import ConfigError
 
@@ -64,3 +67,38 @@ def describe_encoding(head: bytes) -> str | None:
     if half >= 2 and max(even, odd) / half > 0.7 and min(even, odd) < 0.3 * half:
         return "UTF-16BE" if even > odd else "UTF-16LE"
     return "UTF-32" if half >= 4 and 1.4 * half < even + odd < 1.6 * half else None
+
+
+def lock_file(file: IO[Any], wait: bool = False) -> bool:
+    """Lock an open file until it is closed or the process ends; False if another process holds it.
+
+    Raises:
+        ConfigError: on a system or a file system that has no such locks.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none
+    except ImportError:
+        raise ConfigError(
+            "this system cannot lock files (Python has no fcntl): hmoe runs on Linux and macOS; on Windows use WSL"
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise ConfigError(f"{file.name}: cannot be locked: {error.strerror}") from None
+    return True
+
+
+@contextlib.contextmanager
+def utf8_name(path: Path) -> Iterator[str]:
+    """A name of an existing file that libraries written in Rust take: theirs must be UTF-8, a file's need not be."""
+    name = str(path)
+    if not any("\ud800" <= c <= "\udfff" for c in name):
+        yield name
+        return
+    number = os.open(path, os.O_RDONLY)
+    try:
+        yield f"/dev/fd/{number}"
+    finally:
+        os.close(number)

@@ -17,7 +17,8 @@ import hmoe
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
-    "errors": 0, "files": 0, "sizes": 0, "rope": 0, "router_checks": 0, "routers": 0, "additions": 0, "section": 0,
+    "errors": 0, "files": 0, "interrupts": 0, "streams": 0,
+    "sizes": 0, "rope": 0, "router_checks": 0, "routers": 0, "additions": 0, "section": 0,
     "architecture": 0, "config": 0, "recipes": 0, "manifest": 0, "count": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,
@@ -30,6 +31,8 @@ SIBLINGS_APART = {1, 4, 5}
 TORCH_FREE = {
     "errors",
     "files",
+    "interrupts",
+    "streams",
     "sizes",
     "rope",
     "routers",

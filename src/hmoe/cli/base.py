@@ -32,8 +32,8 @@ def precision_dtype(name: str) -> Any:
 
 def say(text: str) -> None:
     """One line on stderr."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())  # whatever a path or a key holds
-    print(f"hmoe: {line}", file=sys.stderr, flush=True)
+    shown = "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c if c.isprintable() else " " for c in text)
+    print(f"hmoe: {' '.join(shown.split())}", file=sys.stderr, flush=True)  # whatever a path or a key holds
 
 
 def show(numbers: dict[str, Any], as_json: bool) -> None:

@@ -1,6 +1,8 @@
 """Verbs that keep a model in memory: `hmoe serve`, `hmoe chat`."""
 
+import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -83,8 +85,6 @@ def chat(  # noqa: PLR0913, PLR0917
     precision: Precision = None,
 ) -> None:  # fmt: skip
     """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
-    import sys
-
     from hmoe.model.generate import Sampling
     from hmoe.serve.ask import Ask, Limits
     from hmoe.serve.chat import Conversation
@@ -102,18 +102,19 @@ def chat(  # noqa: PLR0913, PLR0917
             raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
         ask = Ask((), max_tokens or max(1, engine.capacity // 4), how, seed, top_p_experts=top_p_experts)
         conversation = Chat(engine, layout, ask, system, say)
-        talk(conversation, _lines(sys.stdin.isatty()), lambda piece: typer.echo(piece, nl=False), say)
+        talk(conversation, _lines(), lambda piece: typer.echo(piece, nl=False), say)
 
 
-def _lines(terminal: bool) -> Iterator[str]:
-    """Lines of the input, asked for only in a terminal."""
-    import sys
-
-    if not terminal:
+def _lines() -> Iterator[str]:
+    """Lines of the input, asked for only in a terminal; none where there is no input."""
+    if sys.stdin is None:
+        return
+    if not sys.stdin.isatty():
         sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         yield from sys.stdin
         return
-    import readline  # noqa: F401 - editing and history of input()
+    with contextlib.suppress(ImportError):  # editing and history of input(); not every Python has it
+        import readline  # noqa: F401
 
     while True:
         try:

@@ -1,5 +1,6 @@
 """Verbs that take a recipe, and `hmoe info`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,14 +10,6 @@ from hmoe import __version__, recipes
 from hmoe.cli.base import OVERRIDES, Recipe, app, say, show
 from hmoe.config import RunConfig
 from hmoe.folders.binding import CONFIG, is_run, load_from_run
-
-_EXTRAS = {  # extra -> what it brings
-    "data": ("pyarrow", "zstandard", "sentencepiece"),
-    "hf": ("transformers",),
-    "eval": ("lm_eval", "pyarrow"),
-    "serve": ("fastapi", "uvicorn", "jinja2"),
-    "track": ("tensorboard",),
-}
 
 
 @app.command(context_settings=OVERRIDES)
@@ -86,11 +79,7 @@ def info() -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     numbers["gpu"] = ", ".join(gpus) or "none"
     numbers["triton"] = importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
-    for extra, modules in _EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        numbers[f"extra [{extra}]"] = (
-            f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
-        )
+    numbers |= {f"extra [{extra}]": _describe_extra(extra) for extra in _extras("hmoe")}
     show(numbers, as_json=False)
 
 
@@ -107,6 +96,45 @@ def _run_of(recipe: str) -> Path | None:
     path = Path(recipe)
     run = path.parent if path.name == CONFIG else path
     return run if recipe not in ("", *recipes.presets()) and "\0" not in recipe and is_run(run) else None
+
+
+def _extras(distribution: str) -> list[str]:
+    """As pyproject.toml names them; none where hmoe runs without having been installed."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        return metadata(distribution).get_all("Provides-Extra") or []
+    except PackageNotFoundError:
+        return []
+
+
+def _describe_extra(extra: str) -> str:
+    """`installed`, or what is missing and how to install it."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    missing = []
+    for name in _packages_of(extra):
+        try:
+            version(name)
+        except PackageNotFoundError:
+            missing.append(name)
+    return f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
+
+
+def _packages_of(extra: str) -> list[str]:
+    """What an extra brings, extras of hmoe's that it names included."""
+    from importlib.metadata import requires
+
+    names: dict[str, None] = {}
+    for line in requires("hmoe") or []:
+        need, _, condition = line.partition(";")
+        if not re.search(f"extra == ['\"]{re.escape(extra)}['\"]", condition):
+            continue
+        name, _, more = need.partition("[")
+        own = more.partition("]")[0].split(",") if name.strip() == "hmoe" else []
+        inner = [package for part in own for package in _packages_of(part.strip())]
+        names |= dict.fromkeys(inner or re.findall(r"^[\w.-]+", need))
+    return list(names)
 
 
 def _print_plan(config: Any, as_json: bool) -> None:

@@ -5,7 +5,6 @@ names and renamed, then `progress.json` says where the next segment starts; only
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError, DataError, RunBusyError
-from hmoe.files import write_atomic
+from hmoe.files import lock_file, write_atomic
 
 _RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
 _BPE_SAMPLE_BYTES = 64 << 20
@@ -110,10 +109,8 @@ def prepare(
     if (out / "index.json").exists():  # it appears by one rename, so this needs no lock
         return _finished(out, key)
     with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
-            raise RunBusyError(f"{out}: another process is preparing this folder") from None
+        if not lock_file(lock, wait):
+            raise RunBusyError(f"{out}: another process is preparing this folder")
         if not (out / "index.json").exists():
             _run(request, files, key, out, report, say)
     return _finished(out, key)

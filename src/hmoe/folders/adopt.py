@@ -27,7 +27,8 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
         raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
     raw = read_json(source / "config.json")
     model, _ = describe_folder(source, raw)
-    config = recipes.with_model(recipe, model, overrides, data_path=f"data/{source.resolve().name}")
+    name = source.resolve().name.encode(errors="replace").decode()  # a recipe is UTF-8, a folder's name need not be
+    config = recipes.with_model(recipe, model, overrides, data_path=f"data/{name}")
     for key in recipes.changed_values(config.model_copy(update={"model": model}), config):
         if key.removeprefix("model.moe.") not in LOSS_KEYS:
             raise ConfigError(

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hmoe.errors import CheckpointError
+from hmoe.files import utf8_name
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 
@@ -38,7 +39,7 @@ class Tensors:
         self._folder = folder
         files = _files(folder)
         try:
-            opened: list[Any] = [safe_open(file, "pt") for file in files]
+            opened = [_open(file) for file in files]
             self._home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: cannot be read: {error}") from None
@@ -76,6 +77,11 @@ def is_head_apart(tensors: Tensors) -> bool:
     if embedding not in tensors or head not in tensors:
         return False
     return not torch.equal(tensors[embedding], tensors[head])
+
+
+def _open(file: Path) -> Any:
+    with utf8_name(file) as name:
+        return safe_open(name, "pt")
 
 
 def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:

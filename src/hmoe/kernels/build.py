@@ -1,5 +1,6 @@
 """`python -m hmoe.kernels.build`: compile the optional C++ library for this processor into the cache folder."""
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from collections.abc import Sequence
 
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.kernels import native
+
+_ABOUT = "Compile the optional C++ kernels for this processor into the cache folder; takes seconds and a C++ compiler."
 
 
 def build(extra: Sequence[str] = ()) -> None:
@@ -38,8 +41,13 @@ def build(extra: Sequence[str] = ()) -> None:
         )
 
 
-def main() -> int:
+def main(arguments: Sequence[str]) -> int:
     """Build and say so in one line; the exit code as in `hmoe.errors`."""
+    parser = argparse.ArgumentParser(prog="python -m hmoe.kernels.build", description=_ABOUT)
+    unknown = parser.parse_known_args(arguments)[1]  # -h and --help end here
+    if unknown:
+        print(f"hmoe: error: {unknown[0]}: unknown argument; {parser.prog} takes none but --help", file=sys.stderr)
+        return ConfigError.exit_code
     try:
         build()
     except HMoEError as error:
@@ -53,4 +61,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,5 @@
 """The run folder: one writer, one config. No torch."""
 
-import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from hmoe import recipes
 from hmoe.config import RunConfig
 from hmoe.errors import ConfigError, RunBusyError
-from hmoe.files import write_atomic
+from hmoe.files import lock_file, write_atomic
 from hmoe.folders.binding import CONFIG, check_resumed
 from hmoe.manifest import newest_state
 
@@ -72,12 +71,10 @@ class RunFolder:
             self.write(CONFIG, content)
 
     def _take_lock(self) -> None:
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(self._lock):
             self._lock.seek(0)
             holder = self._lock.read().strip() or "?"
-            raise RunBusyError(f"{self.path}: process {holder} is training in this folder") from None
+            raise RunBusyError(f"{self.path}: process {holder} is training in this folder")
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()

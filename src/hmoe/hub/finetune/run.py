@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,10 +70,10 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
         NonFiniteError: if the loss or a score becomes NaN or infinite.
     """
     task, settings = request.task, request.settings or request.task.settings
+    set_seed(settings.seed)
+    model, tokenizer = _open(request)  # before data, which may come over the network
     examples, validation = load(task, request.data)
     examples, validation = examples[: request.train_examples], validation[: settings.eval_examples]
-    set_seed(settings.seed)
-    model, tokenizer = _open(request)
     if task.score is None:
         features, collator = blocks(examples, tokenizer, settings), None
         score: Quality = Perplexity(validation, tokenizer, settings)
@@ -122,13 +123,15 @@ def _open(request: Request) -> tuple[Any, Any]:
     """Model and tokenizer; of a folder that was fine-tuned before, with what was added to it then."""
     language, source = request.task.score is None, request.model
     family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
+    _check_place(source)
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type == kind:
             tokenizer, model = AutoTokenizer.from_pretrained(source), family.from_pretrained(source)
     except Exception as error:  # whatever transformers, a hub or a network raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise CheckpointError(f"{source}: cannot be read as {kind} ({why})") from None
+        place = "" if Path(source).is_dir() else "no folder here, and from the hub it "
+        raise CheckpointError(f"{source}: {place}cannot be read as {kind} ({why})") from None
     if config.model_type != kind:
         raise ConfigError(f"{source}: is a {config.model_type} model; {request.task.name} is for {kind}")
     align_memory(model)
@@ -150,6 +153,20 @@ def _open(request: Request) -> tuple[Any, Any]:
         attach_shared(model, folder=folder)
     expert_stacks(model)  # a model without experts is refused for the baseline too
     return model, tokenizer
+
+
+def _check_place(source: str) -> None:
+    """What can be no name of the hub must be a folder with a model.
+
+    Raises:
+        ConfigError: naming what is wrong with it.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ConfigError(f"{source}: a folder without a config.json, not a model of transformers")
+    if not path.is_dir() and (path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)):
+        what = "is a file" if path.exists() else "no such folder"
+        raise ConfigError(f"{source}: {what}; must be a folder, or a name of the hub such as google/switch-base-8")
 
 
 class Collator:

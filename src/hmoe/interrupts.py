@@ -1,0 +1,75 @@
+"""Ctrl-C ends a verb with one line and an exit code, wherever it comes. Standard library only: installed before all else."""
+
+import os
+import signal
+import sys
+
+TYPE_CHECKING = False  # as typing has it
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any
+
+_ENDS_WELL = ("serve", "chat")  # verbs that run until they are interrupted
+_IMPORT_FRAMES = "<frozen importlib"
+
+
+def interrupted_code(arguments: list[str]) -> int:
+    """The exit code of a command line that was interrupted."""
+    return 0 if arguments[:1] and arguments[0] in _ENDS_WELL else 130
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt on SIGINT, except where Python or a library would lose it or turn it into something else.
+
+    Those places are imports (a C extension answers with an ImportError of its own) and callbacks (Python prints a traceback
+    and goes on): there the process ends at once.
+
+    Attributes:
+        came: a signal has come.
+        exit_code: of the process then.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self.exit_code = 0
+
+    def install(self, exit_code: int) -> None:
+        """Listen from now on, unless whoever started the process has it ignore the signal."""
+        self.exit_code = exit_code
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            return
+        signal.signal(signal.SIGINT, self._handle)
+        sys.unraisablehook = self._end_if_lost
+
+    def end(self) -> None:
+        """End the process without Python's own end, which threads inside PyTorch would turn into an abort."""
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError, RuntimeError):
+                continue  # closed, full, or being written when the signal came
+        os._exit(self.exit_code)
+
+    def _handle(self, number: int, frame: "FrameType | None") -> None:
+        self.came = True
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(_IMPORT_FRAMES):
+                self._say_and_end()
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    def _end_if_lost(self, lost: "Any") -> None:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
+            self._say_and_end()
+        sys.__unraisablehook__(lost)
+
+    def _say_and_end(self) -> None:
+        if self.exit_code:
+            try:
+                os.write(2, b"hmoe: interrupted\n")
+            except OSError:
+                pass
+        self.end()
+
+
+INTERRUPTS = Interrupts()
