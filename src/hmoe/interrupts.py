@@ -65,7 +65,7 @@ class Interrupts:
 
     def _say_and_end(self) -> None:
         if self.exit_code:
-            try:
+            try:  # noqa: SIM105 - contextlib is slow to import
                 os.write(2, b"hmoe: interrupted\n")
             except OSError:
                 pass

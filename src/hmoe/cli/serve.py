@@ -59,7 +59,9 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
         opened = _open(path, precision)
         context = context or opened.context_length
         limits = Limits(max_batch, max_queue, context, prefill_tokens)
-        served = Served(opened.model, opened.tokenizer, name or opened.name, opened.chat_template, opened.begin)
+        served = Served(
+            opened.model, opened.tokenizer, name or opened.name, opened.chat_template, opened.begin, opened.folder
+        )
         service = Service(served, limits, max_tokens or context, timeout)
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             say("anybody who reaches this address may use the model; --api-key asks for a key")
@@ -96,7 +98,7 @@ def chat(  # noqa: PLR0913, PLR0917
         raise ConfigError(f"--top-p-experts {top_p_experts}: must be in (0, 1]")
     opened = _open(path, precision)
     context = context or opened.context_length
-    layout = Conversation(opened.tokenizer, opened.chat_template, opened.begin)
+    layout = Conversation(opened.tokenizer, opened.chat_template, opened.begin, opened.folder)
     with Engine(opened.model, opened.tokenizer, Limits(1, 0, context)) as engine:
         if top_p_experts is not None and engine.top_p is None:
             raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")

@@ -11,7 +11,14 @@ from hmoe.architecture import LOSS_KEYS
 from hmoe.config import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
-from hmoe.folders.open import chat_template, describe_folder, folder_tokenizer, read_json, read_model
+from hmoe.folders.open import (
+    chat_template,
+    describe_folder,
+    folder_tokenizer,
+    read_json,
+    read_model,
+    template_files,
+)
 from hmoe.model.transformer import Transformer
 
 
@@ -39,9 +46,12 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
 
 
 def beside(source: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of what else the run keeps: the chat template, and the tokens that end a text."""
-    template = chat_template(source)
-    if template is not None:
-        yield "chat_template.jinja", template.encode()
+    """(name, content) of what else the run keeps: chat templates, the names of special tokens, the tokens that end a text."""
+    for name, text in template_files(source, chat_template(source)):
+        yield name, text.encode()
+    if (source / "tokenizer_config.json").is_file():
+        named = read_json(source / "tokenizer_config.json")
+        named.pop("chat_template", None)
+        yield "tokenizer_config.json", (json.dumps(named, indent=1) + "\n").encode()
     if len(tokenizer.ends) > 1:
         yield "generation_config.json", (json.dumps({"eos_token_id": list(tokenizer.ends)}) + "\n").encode()

@@ -1,7 +1,8 @@
 """A run folder or a Hugging Face folder -> the model, its tokenizer, and what else evaluating and serving need."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ class Opened:
         run: recipe of the run, None for a Hugging Face folder.
         begin: tokens that every text of the model begins with, such as LLaMA's <s>; recorded in a run's checkpoints.
         data: fingerprint of the data that a run was trained on, None before it was and for a Hugging Face folder.
+        folder: where it was opened.
     """
 
     model: Transformer
@@ -48,6 +50,7 @@ class Opened:
     run: RunConfig | None = None
     begin: tuple[int, ...] = ()
     data: str | None = None
+    folder: Path | None = None
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> Opened:
@@ -62,7 +65,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
         step, begin = state["step"], run_begin(state, tokenizer)
         template = chat_template(path)
         length = config.model.context or config.data.sequence_length
-        return Opened(model, tokenizer, length, name, step, template, config, begin, state["data"])
+        return Opened(model, tokenizer, length, name, step, template, config, begin, state["data"], path)
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
@@ -75,7 +78,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     assert model.config.context is not None  # every family says
-    return Opened(model.eval(), tokenizer, model.config.context, name, None, chat_template(path), None, tokenizer.begin)
+    length, template = model.config.context, chat_template(path)
+    return Opened(model.eval(), tokenizer, length, name, None, template, None, tokenizer.begin, None, path)
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
@@ -139,20 +143,48 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
 
 
 def chat_template(folder: Path) -> str | None:
-    """From chat_template.jinja, or the older place in tokenizer_config.json; of several the one named default.
+    """Of several the one named default.
 
     Raises:
         ConfigError: if it cannot be read.
     """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+    return chat_templates(folder).get("default")
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """By name, as transformers finds them: chat_template.jinja and additional_chat_templates/, else tokenizer_config.json.
+
+    Raises:
+        ConfigError: if one cannot be read.
+    """
+    files = {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if (folder / "chat_template.jinja").is_file():
+        files["default"] = folder / "chat_template.jinja"
+    templates = {}
+    for name, file in files.items():
         try:
-            return file.read_text(encoding="utf-8")
+            templates[name] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}") from None
     config = folder / "tokenizer_config.json"
-    template = read_json(config).get("chat_template") if config.is_file() else None
-    if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    if templates or not config.is_file():
+        return templates
+    template = read_json(config).get("chat_template")
+    named = [row for row in template if isinstance(row, dict)] if isinstance(template, list) else []
+    rows = [(row.get("name"), row.get("template")) for row in named] or [("default", template)]
+    return {name: text for name, text in rows if isinstance(name, str) and isinstance(text, str)}
+
+
+def template_files(folder: Path | None, default: str | None) -> Iterator[tuple[str, str]]:
+    """(file name, content) of the templates of a folder, as transformers writes them.
+
+    Raises:
+        ConfigError: for a name that no file can have.
+    """
+    if default is not None:
+        yield "chat_template.jinja", default
+    for name, text in (chat_templates(folder) if folder is not None else {}).items():
+        if not re.fullmatch(r"[\w][\w.-]*", name):
+            raise ConfigError(f"{folder}: a chat template named {name!r}; must be letters, digits, '_', '-' and '.'")
+        if name != "default":
+            yield f"additional_chat_templates/{name}.jinja", text

@@ -68,6 +68,8 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
     model = hugging_face(opened) if how.form == "hmoe" else mixtral(opened)
     if how.dtype is not None:
         model = model.to(how.dtype)
+    # not in config.json, where a padding token has no gradient: this one separates documents
+    model.generation_config.pad_token_id = opened.tokenizer.separator
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -3,14 +3,11 @@
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
-from hmoe.data.byte_letters import byte_letters
 from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from hmoe.data.tokenizer import ByteTokenizer
-from hmoe.folders.open import Opened
-
-_SEPARATOR = "<|endoftext|>"
+from hmoe.folders.hf_tokenizer import ROLES, bytes_tokenizer, role_names
+from hmoe.folders.open import Opened, read_json, template_files
 
 
 def write(opened: Opened, folder: Path) -> None:
@@ -23,23 +20,28 @@ def write(opened: Opened, folder: Path) -> None:
     (folder / name).write_bytes(content)
     config: dict[str, object] = {"model_max_length": opened.context_length, "clean_up_tokenization_spaces": False}
     if name == "tokenizer.json":
-        name_of = Tokenizer.from_str(content.decode()).id_to_token
-        begin, end = name_of([*opened.begin, tokenizer.separator][0]), name_of(tokenizer.separator)
-        config |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end}
+        definition = Tokenizer.from_str(content.decode())
+        config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+        config |= role_names(definition, tokenizer.separator, opened.begin) | _own_roles(opened, definition)
         if len(opened.begin) < 2:  # of several, tokenizer.json alone can tell
             config["add_bos_token"] = bool(opened.begin)
     else:
-        config |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}
+        pad = next(text for text, token in tokenizer.specials.items() if token == tokenizer.separator)
+        config |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "pad_token": pad}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    if opened.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(opened.chat_template, encoding="utf-8")
+    for file, text in template_files(opened.folder, opened.chat_template):
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(text, encoding="utf-8")
 
 
-def bytes_tokenizer() -> bytes:
-    """The byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes in order."""
-    tokenizer = Tokenizer(models.BPE(vocab=byte_letters(), merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(_SEPARATOR, special=True)])
-    assert tokenizer.token_to_id(_SEPARATOR) == ByteTokenizer.separator
-    return tokenizer.to_str().encode()
+def _own_roles(opened: Opened, definition: Tokenizer) -> dict[str, object]:
+    """Names that the model's folder gives to tokens of its vocabulary, for chat templates; what begins and ends a text is known."""
+    file = opened.folder / "tokenizer_config.json" if opened.folder is not None else None
+    named = read_json(file) if file is not None and file.is_file() else {}
+    texts = {
+        role: named.get(role) for role in ROLES if role != "eos_token" and not (role == "bos_token" and opened.begin)
+    }
+    texts = {role: text.get("content") if isinstance(text, dict) else text for role, text in texts.items()}
+    return {
+        role: text for role, text in texts.items() if isinstance(text, str) and definition.token_to_id(text) is not None
+    }

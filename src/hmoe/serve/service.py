@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hmoe.data.tokenizer import Tokenizer
@@ -33,6 +34,7 @@ class Served:
         name: by which requests name it.
         chat_template: Jinja, or None for plain lines.
         begin: tokens before every text that is not given as tokens, such as LLaMA's <s>.
+        folder: where the model was read, for the special tokens that its template names.
     """
 
     model: Transformer
@@ -40,6 +42,7 @@ class Served:
     name: str
     chat_template: str | None = None
     begin: Sequence[int] = ()
+    folder: Path | None = None
 
 
 class Exchange:
@@ -116,7 +119,7 @@ class Service:
 
     def __init__(self, served: Served, limits: Limits, max_tokens: int, seconds: float) -> None:
         self.served, self.max_tokens, self.seconds = served, max_tokens, seconds
-        self.conversation = Conversation(served.tokenizer, served.chat_template, served.begin)
+        self.conversation = Conversation(served.tokenizer, served.chat_template, served.begin, served.folder)
         self.names = Names(served.tokenizer, served.tokenizer.specials)
         self.engine = Engine(served.model, served.tokenizer, limits)
         self.created = int(time.time())

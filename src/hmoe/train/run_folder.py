@@ -44,7 +44,8 @@ class RunFolder:
         self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file of the folder."""
+        """Replace a file of the folder, or of a folder in it."""
+        (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, content)
 
     def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> None:

@@ -1,0 +1,59 @@
+"""The tokenizer of a folder as transformers has it, which knows the special tokens by their roles and encodes chats."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from hmoe.data import tokenizer as tokenizers
+from hmoe.data.byte_letters import byte_letters
+from hmoe.data.tokenizer import ByteTokenizer
+from hmoe.errors import ConfigError, missing_extra
+
+_SEPARATOR = "<|endoftext|>"
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None) -> Any:
+    """Of the folder where it has the files that AutoTokenizer reads, else of the tokenizer's own definition.
+
+    Raises:
+        ConfigError: if it cannot be made, or if transformers is missing.
+    """
+    try:
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - optional extra, slow
+    except ImportError:
+        raise missing_extra("chat templates", "serve") from None
+    try:
+        if folder is not None and (folder / "tokenizer_config.json").is_file():
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        if tokenizer.file_name == "tokenizer.model":
+            from transformers import LlamaTokenizer  # noqa: PLC0415
+
+            return LlamaTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever transformers raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(f"{folder}: transformers cannot read its tokenizer for the chat template ({why})") from None
+    content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
+    definition = Tokenizer.from_str(content.decode())
+    return PreTrainedTokenizerFast(tokenizer_object=definition, **role_names(definition, tokenizer.separator, begin))
+
+
+def role_names(definition: Tokenizer, separator: int, begin: Sequence[int]) -> dict[str, str]:
+    """What transformers calls the tokens that begin and end a text; for a model trained here, both separate documents.
+
+    The separator is the padding too: there must be one for batches, and a vocabulary cannot grow.
+    """
+    ids = {"bos_token": [*begin, separator][0], "eos_token": separator, "pad_token": separator}
+    return {role: definition.id_to_token(token) for role, token in ids.items()}
+
+
+def bytes_tokenizer() -> bytes:
+    """The byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes in order."""
+    tokenizer = Tokenizer(models.BPE(vocab=byte_letters(), merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(_SEPARATOR, special=True)])
+    assert tokenizer.token_to_id(_SEPARATOR) == ByteTokenizer.separator
+    return tokenizer.to_str().encode()
