@@ -245,7 +245,8 @@ REFUSED = [
     ({"prompt": [-1]}, "prompt", "from 0 to 256"),
     ({"prompt": [2**70]}, "prompt", "from 0 to 256"),
     ({"prompt": "a" * CONTEXT}, "prompt", f"{CONTEXT} tokens"),
-    ({"stop": ["a"] * 5}, "stop", "up to 4"),
+    ({"stop": ["a"] * 65}, "stop", "up to 64"),
+    ({"stop": ["a" * 1024] * 5}, "stop", "4096 characters in all"),
     ({"stop": ""}, "stop", "1 to 1024 characters"),
     ({"logit_bias": {"300": 1}}, "logit_bias", "from 0 to 256"),
     ({"logit_bias": {"a": 1}}, "logit_bias", "keys must be token ids"),
@@ -303,6 +304,12 @@ def test_neutral_values_of_fields_are_accepted(live: Live) -> None:
             "response_format": {"type": "text"}, "metadata": {"a": "b"}, "temperature": None, "stop": None, "n": None,
             "logit_bias": None, "stream": False, "stream_options": None}  # fmt: skip
     assert live.post("/v1/chat/completions", body).status_code == 200
+
+
+def test_pages_of_other_origins_may_not_ask_unless_let_in(live: Live) -> None:
+    asks = {"Origin": "http://page:1", "Access-Control-Request-Method": "GET"}
+    assert live._client.options("/v1/models", headers=asks).status_code == 405
+    assert "access-control-allow-origin" not in live.get("/health", Origin="http://page:1").headers
 
 
 def test_another_model_is_404(client: openai.OpenAI) -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - templates
 """Chat prompts are those of transformers: the tokens of `Conversation` against apply_chat_template of the same folder."""
 
 import json

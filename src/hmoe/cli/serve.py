@@ -33,6 +33,8 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")] = None,
+    allow_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Web page whose browser may ask, such as "
+                            "http://localhost:3000; * for any; repeatable. Default: none but the server's own.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the model in requests. Default: the folder's.")] = None,
     context: Context = None,
     max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Sequences computed at a time; each has memory for the context.")] = 8,
@@ -46,6 +48,7 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
 ) -> None:  # fmt: skip
     """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
     try:
+        from hmoe.serve.origins import check_origins
         from hmoe.serve.server import ConnectionLimits, Server, listen
     except ImportError:
         raise missing_extra("the server's routes", "serve") from None
@@ -55,6 +58,7 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
 
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
+    origins = check_origins(allow_origin or ())
     with listen(host, port) as listening:  # before the model is read, which may take long
         opened = _open(path, precision)
         context = context or opened.context_length
@@ -65,7 +69,10 @@ def serve(  # noqa: PLR0913, PLR0917 - an option is an argument
         service = Service(served, limits, max_tokens or context, timeout)
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             say("anybody who reaches this address may use the model; --api-key asks for a key")
-        guard, connections = GuardLimits(max_body_bytes, api_key=api_key), ConnectionLimits(max_connections)
+        guard, connections = (
+            GuardLimits(max_body_bytes, api_key=api_key, origins=origins),
+            ConnectionLimits(max_connections),
+        )
         server = Server(
             service, guard, connections, lambda url: typer.echo(f"hmoe: {served.name} is served at {url}/v1")
         )

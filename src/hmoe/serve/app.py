@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hmoe.serve.guard import Guard, GuardLimits
 from hmoe.serve.metrics import Metrics
+from hmoe.serve.origins import Origins
 from hmoe.serve.refusal import Refusal, to_json
 from hmoe.serve.schema import ChatRequest, CompletionRequest, parse
 from hmoe.serve.schema import Request as Asked
@@ -109,7 +110,7 @@ async def answer(request: Request, exchange: Exchange, asked: Asked, service: Se
     return json_response(whole | exchange.numbers(service.served))
 
 
-def create_app(service: Service, limits: GuardLimits, connections: Callable[[], int]) -> Guard:
+def create_app(service: Service, limits: GuardLimits, connections: Callable[[], int]) -> ASGIApp:
     """The application: routes behind their guard.
 
     Args:
@@ -160,7 +161,8 @@ def create_app(service: Service, limits: GuardLimits, connections: Callable[[], 
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     handle_errors(app)
-    return Guard(app, limits, metrics)
+    guard = Guard(app, limits, metrics)
+    return Origins(guard, limits.origins) if limits.origins else guard
 
 
 def handle_errors(app: FastAPI) -> None:

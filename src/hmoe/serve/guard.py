@@ -26,11 +26,13 @@ class GuardLimits:
         body_bytes: of a request's body.
         body_seconds: in which the body must have come.
         api_key: demanded by every route except /health; None: no key.
+        origins: of web pages that browsers may let ask; "*" is any.
     """
 
     body_bytes: int = 1 << 20
     body_seconds: float = 30.0
     api_key: str | None = None
+    origins: tuple[str, ...] = ()
 
 
 class Guard:

@@ -1,17 +1,16 @@
-"""Requests as OpenAI's clients send them, checked strictly: whatever would have no effect is refused by its name."""
+"""Requests as OpenAI's clients send them, checked strictly: what would not have the effect it asks for is refused by its name."""
 
-import difflib
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
+from hmoe.serve import neutral
 from hmoe.serve.refusal import Refusal
 
 MAX_SEQUENCES = 128  # prompts x n of one request
-_MAX_STOPS, _MAX_STOP_CHARACTERS, _MAX_BIASES = 4, 1024, 1024
-_NAMED = "; nearest field: {}"
+_MAX_STOPS, _MAX_STOP_CHARACTERS, _MAX_BIASES = 64, 1024, 1024
+_MAX_ALL_STOPS_CHARACTERS = 4096  # what a step of the engine compares with
 
 Prompt = str | list[int]
 
@@ -41,6 +40,8 @@ def _stops(value: Any) -> tuple[str, ...]:
         raise ValueError(f"must be a text or a list of up to {_MAX_STOPS} texts")
     if not all(0 < len(stop) <= _MAX_STOP_CHARACTERS for stop in stops):
         raise ValueError(f"each must have 1 to {_MAX_STOP_CHARACTERS} characters")
+    if sum(map(len, stops)) > _MAX_ALL_STOPS_CHARACTERS:
+        raise ValueError(f"must have at most {_MAX_ALL_STOPS_CHARACTERS} characters in all")
     return tuple(stops)
 
 
@@ -59,33 +60,37 @@ def _biases(value: Any) -> dict[int, float]:
     return biases
 
 
-def _content(value: Any) -> str:
-    """A text, or the texts of parts joined."""
-    if isinstance(value, str):
+def _content(value: Any) -> Any:
+    """A text, or a list of parts with texts."""
+    if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
         raise ValueError("must be a text or a list of text parts")
+    parts = []
     for part in value:
-        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text":
-            raise ValueError('parts must be {"type": "text", "text": ...}; this model reads text only')
-        if not isinstance(part["text"], str):
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind != "text":
+            raise ValueError(
+                f'a part of type {str(kind)[:40]!r} is not supported; must be "text": this model reads text only'
+            )
+        kept = neutral.drop_neutral(part, neutral.PART)
+        unknown = sorted(kept.keys() - {"type", "text"})
+        if unknown:
+            raise ValueError(f"{unknown[0][:64]}: is not supported in a part; leave it out")
+        if not isinstance(kept.get("text"), str):
             raise ValueError("the text of a part must be a text")
-    return "".join(part["text"] for part in value)
+        parts.append(kept)
+    return parts
 
 
-def _only(*allowed: Any) -> Callable[[Any], Any]:
-    """A field that clients send and that may hold nothing but its neutral value."""
-
-    def check(value: Any) -> Any:
-        if not any(type(value) is type(one) and value == one for one in allowed):
-            raise ValueError("is not supported by this server; leave it out")
-        return value
-
-    return check
+def _role(value: Any) -> Any:
+    if value in ("tool", "function"):
+        raise ValueError(
+            f"{value!r} is not supported by this server, which calls no tools; must be 'system', 'developer', 'user' or 'assistant'"
+        )
+    return value
 
 
-Off = Annotated[Any, BeforeValidator(_only(None, False))]
-Absent = Annotated[Any, BeforeValidator(_only(None, []))]
 Label = Annotated[str, Field(max_length=1024)]
 Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
@@ -95,12 +100,19 @@ class StreamOptions(BaseModel):
 
     model_config = Strict
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class Request(BaseModel):
-    """What both kinds of requests have in common."""
+    """What both kinds of requests have in common.
+
+    Attributes:
+        neutral: values of further fields that change nothing.
+    """
 
     model_config = Strict
+    neutral: ClassVar = neutral.SAMPLING
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -116,10 +128,19 @@ class Request(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Label | None = None
+    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = None
+    safety_identifier: Label | None = None
+    prompt_cache_key: Label | None = None
+    prompt_cache_retention: Label | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, content: Any) -> Any:
+        return neutral.drop_neutral(content, cls.neutral) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "Request":
-        if self.stream_options is not None and not self.stream:
+        if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ValueError("stream_options: only with stream = true")
         return self
 
@@ -132,11 +153,11 @@ class Request(BaseModel):
 class CompletionRequest(Request):
     """POST /v1/completions."""
 
+    neutral: ClassVar = neutral.SAMPLING | neutral.COMPLETION
     prompt: Annotated[list[Prompt], FailFast(), BeforeValidator(_prompts)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     best_of: int | None = None
-    suffix: Annotated[Any, BeforeValidator(_only(None))] = None
 
     @model_validator(mode="after")
     def _check(self) -> "CompletionRequest":
@@ -152,30 +173,29 @@ class Message(BaseModel):
     """A turn of a conversation."""
 
     model_config = Strict
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_content)]
+    neutral: ClassVar = neutral.MESSAGE
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
+    content: Annotated[str | list[dict[str, str]] | None, BeforeValidator(_content)]
     name: Annotated[str, Field(max_length=64)] | None = None
-    refusal: Off = None
-    annotations: Absent = None
-    audio: Off = None
-    function_call: Off = None
-    tool_calls: Absent = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_neutral(cls, content: Any) -> Any:
+        """An assistant that said nothing has no content."""
+        if not isinstance(content, dict):
+            return content
+        silent = {"content": None} if content.get("role") == "assistant" and "content" in content else {}
+        return silent | neutral.drop_neutral(content, cls.neutral)
 
 
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
+    neutral: ClassVar = neutral.SAMPLING | neutral.CHAT
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: Annotated[Any, BeforeValidator(_only(None, {"type": "text"}))] = None
-    tools: Absent = None
-    tool_choice: Annotated[Any, BeforeValidator(_only(None, "none"))] = None
-    store: Off = None
-    metadata: Annotated[dict[str, Label], Field(max_length=16)] | None = None
-    safety_identifier: Label | None = None
-    prompt_cache_key: Label | None = None
 
     @model_validator(mode="after")
     def _check(self) -> "ChatRequest":
@@ -241,8 +261,8 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
     places = [str(place)[:64] for place in first["loc"]]
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(places[-1], kind.model_fields, n=1) if len(places) == 1 else []
-        message = "is not supported by this server; leave it out" + (_NAMED.format(near[0]) if near else "")
+        level = {"messages": Message, "stream_options": StreamOptions}.get(places[0], kind) if places[1:] else kind
+        message = neutral.explain_unknown(places[-1], getattr(level, "neutral", {}), list(level.model_fields))
         return Refusal(400, f"{'.'.join(places)}: {message}", places[0], "unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
     if places:

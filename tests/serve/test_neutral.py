@@ -1,0 +1,126 @@
+"""Values that change nothing are taken whatever client sends them; any other value of those fields is refused by its name."""
+
+import json
+from typing import Any
+
+import pytest
+
+from hmoe.errors import ConfigError
+from hmoe.serve.neutral import CHAT, COMPLETION, SAMPLING
+from hmoe.serve.origins import check_origins
+from hmoe.serve.refusal import Refusal
+from hmoe.serve.schema import ChatRequest, CompletionRequest, parse
+from tests.serve.helpers import Live
+
+BODIES: dict[type, dict[str, Any]] = {
+    CompletionRequest: {"prompt": "x"},
+    ChatRequest: {"messages": [{"role": "user", "content": "x"}]},
+}
+TABLES = {CompletionRequest: SAMPLING | COMPLETION, ChatRequest: SAMPLING | CHAT}
+USED = {"top_k", "logit_bias", "logprobs", "top_logprobs"}  # fields of ours that have a further neutral value
+
+
+def read(kind: Any, **fields: Any) -> Any:
+    return parse(kind, json.dumps({**BODIES[kind], **fields}).encode())
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_a_neutral_value_gives_the_request_without_it(kind: Any) -> None:
+    plain = read(kind)
+    for name, values in TABLES[kind].items():
+        for value in (*values, None):
+            assert read(kind, **{name: value}) == plain, (name, value)
+    assert read(kind, min_p=0.0, repetition_penalty=1.0, some_future_field=None) == plain
+
+
+@pytest.mark.parametrize("kind", BODIES)
+def test_any_other_value_is_refused_by_its_name(kind: Any) -> None:
+    for name in TABLES[kind].keys() - USED:
+        with pytest.raises(Refusal, match=f"^{name}: is not supported") as refused:
+            read(kind, **{name: "something else"})
+        assert refused.value.param == name
+    for name, value in (("min_p", False), ("ignore_eos", 0), ("repetition_penalty", True), ("stop_token_ids", [0])):
+        with pytest.raises(Refusal, match=f"^{name}: is not supported"):
+            read(kind, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [("max_tokenz", "max_tokens"), ("temprature", "temperature"), ("n_predict", "max_tokens"), ("stop_sequences", "stop"),
+     ("reasoning_effort", None), ("presence", None), ("options", None)],
+)  # fmt: skip
+def test_the_nearest_field_is_near_or_not_named(field: str, nearest: str | None) -> None:
+    with pytest.raises(Refusal) as refused:
+        read(CompletionRequest, **{field: 3})
+    assert refused.value.message.partition("nearest field: ")[2] == (nearest or "")
+
+
+def test_reasoning_effort_is_told_what_is_taken() -> None:
+    with pytest.raises(Refusal, match="which takes 'none' only"):
+        read(ChatRequest, reasoning_effort="low")
+
+
+def test_histories_with_tools_are_refused_by_name_and_silence_is_taken() -> None:
+    user, silent = {"role": "user", "content": "x"}, {"role": "assistant", "content": None}
+    for turn in ({**silent, "tool_calls": [{"id": "c"}]}, {**silent, "function_call": {"name": "f"}},
+                 {"role": "tool", "tool_call_id": "c", "content": "4"}, {"role": "function", "content": "4"}):  # fmt: skip
+        with pytest.raises(Refusal, match=r"tool|function"):
+            read(ChatRequest, messages=[user, turn])
+    said = read(ChatRequest, messages=[user, {**silent, "tool_calls": [], "refusal": None, "audio": None}, user])
+    assert [message.content for message in said.messages] == ["x", None, "x"]
+    with pytest.raises(Refusal, match=r"messages\.0\.content: Field required"):
+        read(ChatRequest, messages=[{"role": "user", "content": None}])
+    with pytest.raises(Refusal, match="'image_url' is not supported"):
+        read(ChatRequest, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}])
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+    assert read(ChatRequest, messages=[{"role": "user", "content": [part]}]).messages[0].content == [
+        {"type": "text", "text": "a"}
+    ]
+
+
+def test_as_many_stops_as_lm_evals_tasks_send() -> None:
+    assert len(read(CompletionRequest, stop=[f"\n{i}" for i in range(64)]).stop) == 64
+
+
+def test_stream_options_that_ask_for_nothing_need_no_stream() -> None:
+    for options in ({}, {"include_usage": False}, {"include_obfuscation": False}):
+        read(ChatRequest, stream_options=options)
+
+
+@pytest.mark.parametrize(
+    "origin", ["*", "http://localhost:3000", "https://a.example", "chrome-extension://abc", "http://[::1]:80"]
+)
+def test_origins_as_browsers_send_them(origin: str) -> None:
+    assert check_origins([origin]) == (origin,)
+
+
+@pytest.mark.parametrize("origin", ["http://a/", "a.example", "http://A.example", "", "http://a:1/x?y"])
+def test_other_origins_are_refused_with_one_that_is_taken(origin: str) -> None:
+    with pytest.raises(ConfigError, match="nearest is ") as refused:
+        check_origins([origin])
+    assert check_origins([str(refused.value).rpartition("nearest is ")[2]])
+
+
+def test_a_page_of_an_allowed_origin_may_ask() -> None:
+    page, allow = {"Origin": "http://page:1"}, "access-control-allow-origin"
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    with Live(origins=("http://page:1",), api_key="k") as live:
+        key = {**page, "Authorization": "Bearer k"}
+        before = live._client.options("/v1/chat/completions", headers={**page, **asks})
+        assert (before.status_code, before.headers[allow]) == (200, "http://page:1")
+        assert "authorization" in before.headers["access-control-allow-headers"]
+        answers = [
+            live.post("/v1/completions", {"prompt": "x", "max_tokens": 1, "stream": stream}, **key)
+            for stream in (False, True)
+        ]
+        answers += [
+            live.post("/v1/completions", {}, **key),
+            live.post("/v1/completions", {}, **page),
+            live.get("/none", **key),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 400, 401, 404]
+        assert {answer.headers[allow] for answer in answers} == {"http://page:1"}
+        other = live._client.options("/v1/models", headers={"Origin": "http://other", **asks})
+        assert (other.status_code, allow in other.headers) == (400, False)
+        assert "http://other" in other.json()["error"]["message"]
+        assert allow not in live.post("/v1/completions", {}, Origin="http://other").headers
