@@ -164,7 +164,7 @@ class ModelConfig(Section):
             )
         if self.head_width % 2:
             raise ValueError(
-                f"head width = {self.head_width}: must be even (rotary pairs); nearest is {self.head_width + 1}"
+                f"head width = {self.head_width}: must be even (rotary pairs); nearest is head_dim = {self.head_width + 1}"
             )
         if self.heads % self.num_kv_heads:
             raise ValueError(f"kv_heads = {self.kv_heads}: must divide heads = {self.heads}")

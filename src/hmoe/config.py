@@ -59,7 +59,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.batch_tokens % self.sequence_length:
-            nearest = max(1, round(self.batch_tokens / self.sequence_length)) * self.sequence_length
+            unit = self.sequence_length * self.micro_batches
+            nearest = max(1, round(self.batch_tokens / unit)) * unit
             raise ValueError(
                 f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length; nearest is {nearest}"
             )

@@ -16,10 +16,12 @@ from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
 from hmoe.files import describe_encoding
+from hmoe.section import annotation_parts
 
 Checked = TypeVar("Checked", bound=BaseModel)
 _TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
 _WEIGHTS = "data.weights."  # before the name of a domain
+_ROUTER = "model.moe.router."  # its kind decides which keys there are
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
 
@@ -210,7 +212,8 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
             raise ConfigError(
                 f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)} (options: --help)"
             )
-        if key not in keys() and not (key.startswith(_WEIGHTS) and key != _WEIGHTS):
+        open_ended = any(key.startswith(prefix) and key != prefix for prefix in (_WEIGHTS, _ROUTER))
+        if key not in keys() and not open_ended:
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
         try:
             yield key, yaml.load(text, _Loader)
@@ -233,9 +236,11 @@ def problem_line(problem: Any) -> str:
     """What pydantic found, as one line that names key, value and nearest choice."""
     key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _TAGS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        allowed = _kind_names(problem["loc"])
         if key in keys():
-            return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}"
-        return f"{key}: unknown key; nearest is {_nearest(key)}"
+            takes = f"; it takes {', '.join(allowed)}" if allowed else ""
+            return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}{takes}"
+        return f"{key}: unknown key; nearest is {_nearest(key, allowed)}"
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"].startswith("union_tag"):
@@ -264,27 +269,31 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _nearest(key: str) -> str:
-    return difflib.get_close_matches(key, keys(), 1, 0)[0]
+def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
+    """The same name in another section, else the likest in its own section, of those that are allowed there, or anywhere."""
+    section, _, name = key.rpartition(".")
+    same = [known for known in keys() if known.rpartition(".")[2] == name]
+    near = [known for known in keys() if section and known.rpartition(".")[0] == section]
+    near = [known for known in near if not allowed or known.rpartition(".")[2] in allowed]
+    return difflib.get_close_matches(key, near if allowed else same or near or keys(), 1, 0)[0]
+
+
+def _kind_names(loc: Sequence[Any]) -> list[str]:
+    """Names of the fields of the kind of router that a problem is about, if it is about one."""
+    kinds: tuple[Any, ...] = routers.Router.__args__
+    return [field.name for kind in kinds if kind.name in loc for field in fields(kind) if field.name != "name"]
 
 
 def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield prefix + name
-        for kind in _parts(field.annotation):
+        for kind in annotation_parts(field.annotation):
             if is_dataclass(kind):
                 yield from (f"{prefix}{name}.{key.name}" for key in fields(kind))
             elif isinstance(kind, type) and issubclass(kind, BaseModel):
                 yield from _known(kind, f"{prefix}{name}.")
     if "weights" in section.model_fields:
         yield f"{prefix}weights.DOMAIN"
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and what it is made of."""
-    yield annotation
-    for part in getattr(annotation, "__args__", ()):
-        yield from _parts(part)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

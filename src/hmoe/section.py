@@ -1,5 +1,7 @@
 """What all sections of a recipe have in common: frozen, checked, and nothing is silently ignored."""
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -11,6 +13,17 @@ _SWITCHES = (
     "true_gates",
     "truncate",
 )  # true or false within a router, zero experts, a rope scaling
+
+
+def annotation_parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and what it is made of."""
+    yield annotation
+    for part in getattr(annotation, "__args__", ()):
+        yield from annotation_parts(part)
+
+
+def _field_names(annotation: Any) -> set[str]:
+    return {field.name for part in annotation_parts(annotation) if is_dataclass(part) for field in fields(part)}
 
 
 class Section(BaseModel):
@@ -25,7 +38,8 @@ class Section(BaseModel):
             return value  # sections check their own
         inner = value if isinstance(value, list | tuple) else (value,)
         if isinstance(value, dict):
-            inner = [one for key, one in value.items() if key not in _SWITCHES]
+            known = _field_names(cls.model_fields[info.field_name].annotation)  # any other is refused as unknown
+            inner = [number for key, number in value.items() if key not in _SWITCHES and key in (known or value)]
         if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in inner):
             raise ValueError("must not be true or false")
         return value

@@ -57,6 +57,6 @@ def _forgiving(stream: Any, number: int) -> Any:
         return OutputStream(open(number, "wb", closefd=False), "utf-8", "replace")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    how = {"line_buffering": stream.line_buffering or number == 2, "write_through": stream.write_through}
-    encoding = stream.encoding
-    return OutputStream(stream.detach(), encoding, "replace", **how)  # left attached, the old stream would close it
+    encoding, by_line, at_once = stream.encoding, stream.line_buffering or number == 2, stream.write_through
+    # left attached, the old stream would close it
+    return OutputStream(stream.detach(), encoding, "replace", line_buffering=by_line, write_through=at_once)

@@ -40,7 +40,7 @@ def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int]
     return PreTrainedTokenizerFast(tokenizer_object=definition, **role_names(definition, tokenizer.separator, begin))
 
 
-def role_names(definition: Tokenizer, separator: int, begin: Sequence[int]) -> dict[str, str]:
+def role_names(definition: Tokenizer, separator: int, begin: Sequence[int]) -> dict[str, str | None]:
     """What transformers calls the tokens that begin and end a text; for a model trained here, both separate documents.
 
     The separator is the padding too: there must be one for batches, and a vocabulary cannot grow.

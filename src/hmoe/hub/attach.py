@@ -198,7 +198,7 @@ def _like(block: Any) -> dict[str, Any]:
 
 def _refuse_twice(model: nn.Module, name: str) -> None:
     if any(hasattr(block, name) for block in _blocks(model)):
-        raise ConfigError(f"this model has {_PARTS[name].title} already")
+        raise ConfigError(f"this model has {_PARTS[name].title} already; attach them once, or load the model anew")
 
 
 def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:

@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -38,7 +39,9 @@ class Origins(CORSMiddleware):
     """Answers a browser's question before a request, and marks the answers, errors too, that its page may read."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        newer = {name: on for name, on in _NEWER.items() if name in inspect.signature(CORSMiddleware).parameters}
+        newer: dict[str, Any] = {
+            name: on for name, on in _NEWER.items() if name in inspect.signature(CORSMiddleware).parameters
+        }
         super().__init__(
             app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("Retry-After",), **newer
         )  # fmt: skip

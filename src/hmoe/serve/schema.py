@@ -261,7 +261,8 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
     places = [str(place)[:64] for place in first["loc"]]
     if first["type"] == "extra_forbidden":
-        level = {"messages": Message, "stream_options": StreamOptions}.get(places[0], kind) if places[1:] else kind
+        levels: dict[str, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
+        level = levels.get(places[0], kind) if places[1:] else kind
         message = neutral.explain_unknown(places[-1], getattr(level, "neutral", {}), list(level.model_fields))
         return Refusal(400, f"{'.'.join(places)}: {message}", places[0], "unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
