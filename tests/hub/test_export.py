@@ -193,6 +193,13 @@ def test_bytes_are_the_same_bytes_under_autotokenizer(tmp_path: Path) -> None:
     assert theirs.decode(list(text.encode())) == text
     assert theirs.eos_token_id == ByteTokenizer.separator
     assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
+    assert theirs(["a", "bc"], padding=True)["input_ids"][0].count(ByteTokenizer.separator) == 1
+    assert (
+        json.loads((tmp_path / "out" / "generation_config.json").read_text())["pad_token_id"] == ByteTokenizer.separator
+    )
+    assert "pad_token_id" not in {
+        k for k, v in json.loads((tmp_path / "out" / "config.json").read_text()).items() if v is not None
+    }
     again = open_model(tmp_path / "out", say)
     assert again.tokenizer.encode([text]) == [list(text.encode())]
     assert again.tokenizer.separator == 256
@@ -212,6 +219,10 @@ def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(
     first, ends = tokenizer.token_to_id("<s>"), [0, tokenizer.token_to_id("<|eot|>")]
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "bos_token_id": first}))
     (source / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}")
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "rag.jinja").write_text("{{ unk_token }}")
+    named = json.loads((source / "tokenizer_config.json").read_text())
+    (source / "tokenizer_config.json").write_text(json.dumps({**named, "bos_token": "<s>", "unk_token": "<|eot|>"}))
     run, again = tmp_path / "run", tmp_path / "again"
     assert hmoe(["import", str(source), str(run), "data.sequence_length=32", "data.batch_tokens=128"]) == 0
     assert hmoe(["export", str(run), str(again)]) == 0
@@ -223,7 +234,11 @@ def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(
         assert found.context_length == 64
     written = json.loads((again / "config.json").read_text())
     assert (written["bos_token_id"], written["eos_token_id"]) == (first, ends)
-    assert AutoTokenizer.from_pretrained(again).bos_token == "<s>"
+    theirs = AutoTokenizer.from_pretrained(again)
+    assert (theirs.bos_token, theirs.unk_token) == ("<s>", "<|eot|>")
+    assert (
+        theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, chat_template="rag") == "<|eot|>"
+    )
     assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == ends
 
 

@@ -23,8 +23,11 @@ def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int]
     """
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: PLC0415 - optional extra, slow
+        from transformers.utils import logging  # noqa: PLC0415
     except ImportError:
         raise missing_extra("chat templates", "serve") from None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it warns that it does not know hmoe's models
     try:
         if folder is not None and (folder / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -35,6 +38,8 @@ def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int]
     except Exception as error:  # whatever transformers raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ConfigError(f"{folder}: transformers cannot read its tokenizer for the chat template ({why})") from None
+    finally:
+        logging.set_verbosity(verbosity)
     content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
     definition = Tokenizer.from_str(content.decode())
     return PreTrainedTokenizerFast(tokenizer_object=definition, **role_names(definition, tokenizer.separator, begin))

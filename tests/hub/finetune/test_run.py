@@ -21,12 +21,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from hmoe import ConfigError, Hyper
+from hmoe import CheckpointError, ConfigError, Hyper
 from hmoe.cli import run as hmoe
 from hmoe.hub import attach_hyper
 from hmoe.hub.duplicate import balance_loss, duplicate_mlps, heard
 from hmoe.hub.finetune.answers import Answers, log_probs, windows
-from hmoe.hub.finetune.run import BalancedTrainer, Collator, settings_of
+from hmoe.hub.finetune.run import BalancedTrainer, Collator, Request, finetune, settings_of
 from hmoe.hub.finetune.tasks import Example, find
 from tests.hub.finetune.test_tasks import ROWS, write
 
@@ -355,3 +355,15 @@ def test_a_loss_that_is_no_number_ends_it(switch: Path, tmp_path: Path, capsys: 
     words = ["sst2", str(tmp_path / "broken"), str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--epochs", "1"]
     assert hmoe(["finetune", *words]) == 5
     assert "sst2: the training loss is nan after epoch 1; lower --lr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["/nowhere/x", "./x", "a/b/c", "a b", "HERE", "HERE/file"])
+def test_what_is_no_model_is_told_before_data_and_network(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setattr("hmoe.hub.finetune.run.load", None)
+    monkeypatch.setattr("hmoe.hub.finetune.run.AutoConfig", None)
+    request = Request(find("sst2"), place.replace("HERE", str(tmp_path)))
+    with pytest.raises(CheckpointError, match=r"no such folder|is a file|without a config\.json"):
+        finetune(request, tmp_path / "out")

@@ -159,14 +159,16 @@ def _check_place(source: str) -> None:
     """What can be no name of the hub must be a folder with a model.
 
     Raises:
-        ConfigError: naming what is wrong with it.
+        CheckpointError: naming what is wrong with it.
     """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ConfigError(f"{source}: a folder without a config.json, not a model of transformers")
+        raise CheckpointError(f"{source}: cannot be read: a folder without a config.json")
     if not path.is_dir() and (path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)):
         what = "is a file" if path.exists() else "no such folder"
-        raise ConfigError(f"{source}: {what}; must be a folder, or a name of the hub such as google/switch-base-8")
+        raise CheckpointError(
+            f"{source}: cannot be read: {what}; must be a folder, or a name of the hub such as google/switch-base-8"
+        )
 
 
 class Collator:
