@@ -16,6 +16,11 @@ WORDS = (
 )
 
 
+def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
+    """Ids are the same in every worker: bytes may hold the time, functions show their address."""
+    return argname if isinstance(val, bytes) or callable(val) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The embedded corpus is prepared into the tests' own cache folder, once for all workers and child processes."""

@@ -233,7 +233,6 @@ def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtyp
         ({"count": lambda v: v[:, None]}, r"num_tokens_E has shape \(4, 1\), must have 1 axes"),
         ({"x": lambda v: v.to("meta")}, "token_N is on cpu, must be on meta as x is"),
     ],
-    ids=["type of x", "shape of a weight", "type of tokens", "type of counts", "number of counts", "number of gates"],
 )
 def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object], said: str) -> None:
     values, routing, widths = arguments("mixed")

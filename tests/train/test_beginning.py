@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from hmoe.checkpoint import open_run
+from hmoe.folders.run import open_run
 from hmoe.cli import run as hmoe
 from hmoe.data.prepare import Request, prepare
 from hmoe.folders.beginning import begin_of_folder, run_begin

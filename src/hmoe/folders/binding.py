@@ -14,6 +14,7 @@ from hmoe.manifest import list_steps, newest_state
 
 CONFIG = "config.yaml"
 LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a checkpoint is left
+MORE_TEMPLATES = "additional_chat_templates"  # transformers' folder of named ones
 TOKENIZER_SIDE = "tokenizer_config.json"
 SIDE_FILES = (
     TOKENIZER_SIDE,
@@ -145,7 +146,8 @@ def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
 
 def side_digests(run: Path) -> dict[str, str]:
     """SHA-256 of what a run folder keeps beside its tokenizer."""
-    return {name: sha256(run / name) for name in SIDE_FILES if (run / name).is_file()}
+    more = sorted(str(path.relative_to(run)) for path in (run / MORE_TEMPLATES).glob("*.jinja"))
+    return {name: sha256(run / name) for name in (*SIDE_FILES, *more) if (run / name).is_file()}
 
 
 def check_side_files(run: Path, state: State, say: Say) -> None:
