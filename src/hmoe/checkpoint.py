@@ -171,7 +171,8 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         return
     for key, value in checkpoint.optimizer.items():
         name, _, moment = key.rpartition(".")
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device)  # fused AdamW: its `step` too
+        # Onto the parameter's device, which fused AdamW wants of its `step` too; copied, since files do not align tensors.
+        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device, copy=True)
 
 
 def _load(file: Path) -> Tensors:
