@@ -15,6 +15,13 @@ from tests.train.helpers import run as train_run
 TEXT = ["--tokens", "600"]
 
 
+@pytest.fixture
+def some_text(tmp_path: Path) -> list[str]:
+    """A file of 6,000 bytes in place of the run's own text, of which 65,536 tokens would be read."""
+    (tmp_path / "some.txt").write_text(sentences(0, 130)[:6000])
+    return [*TEXT, "--text", str(tmp_path / "some.txt")]
+
+
 def losses(out: str) -> tuple[float, float]:
     found = re.search(r"loss on the text: ([\d.]+) nats per token before, ([\d.]+) after", out)
     assert found is not None
@@ -60,9 +67,11 @@ def test_a_llama_folder_becomes_experts_in_every_second_layer(
     assert "no text: neither losses nor errors were measured" in capsys.readouterr().out
 
 
-def test_experts_are_pruned_to_a_measured_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_experts_are_pruned_to_a_measured_budget(
+    tmp_path: Path, some_text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     train_run(tmp_path / "run", recipe="tiny-equal")
-    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "less"), "--recipe", "tiny-equal", *TEXT]
+    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "less"), "--recipe", "tiny-equal", *some_text]
     assert hmoe([*words, "--width-budget", "96", "train.sample_every=0"]) == 0
     before, after = losses(capsys.readouterr().out)
     moe = open_model(tmp_path / "less", lambda text: None).model.config.moe
@@ -72,10 +81,12 @@ def test_experts_are_pruned_to_a_measured_budget(tmp_path: Path, capsys: pytest.
     assert after < before + 0.2
 
 
-def test_weak_experts_are_skipped_in_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_weak_experts_are_skipped_in_evaluation(
+    tmp_path: Path, some_text: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     train_run(tmp_path / "run", recipe="tiny")
     recipe = str(tmp_path / "run" / "config.yaml")
-    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "skip"), "--recipe", recipe, *TEXT, "--skip"]
+    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "skip"), "--recipe", recipe, *some_text, "--skip"]
     assert hmoe(words) == 0
     out = capsys.readouterr().out
     assert "relative error of layers: mean 0.0000" in out  # widths as before: every expert stays what it is
@@ -100,7 +111,14 @@ def test_weak_experts_are_skipped_in_evaluation(tmp_path: Path, capsys: pytest.C
     )
     rows = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["experts_per_token"] == 2  # not in training
-    again = [*words[:2], str(tmp_path / "again"), "--recipe", str(tmp_path / "skip" / "config.yaml"), *TEXT, "--skip"]
+    again = [
+        *words[:2],
+        str(tmp_path / "again"),
+        "--recipe",
+        str(tmp_path / "skip" / "config.yaml"),
+        *some_text,
+        "--skip",
+    ]
     assert hmoe(again) == 2
     assert "skips experts already" in capsys.readouterr().err
 
