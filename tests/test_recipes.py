@@ -248,3 +248,18 @@ def test_a_recipe_in_another_encoding_is_named(tmp_path: Path, encoding: str) ->
         recipes.load(str(path))
     path.write_bytes("base: tiny\n".encode("utf-8-sig"))
     assert recipes.load(str(path))[1] == recipes.load("tiny")[1]
+
+
+def test_a_domain_may_look_like_a_number_or_a_truth_value(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("base: tiny\ndata:\n  weights: {2019: 1, cc.2020: 2, no: 3, 2021-01-01: 4}\n")
+    weights = recipes.load(str(recipe))[1].data.weights
+    assert weights == {"2019": 1, "cc.2020": 2, "no": 3, "2021-01-01": 4}
+    assert recipes.load("tiny", ["data.weights={2019: 1}"])[1].data.weights == {"2019": 1}
+
+
+def test_a_recipe_in_latin_1_gets_a_hint(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes("base: tiny\n# größe\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"recipe.yaml:2: invalid UTF-8: byte 0xf6; .*iconv -f LATIN1"):
+        recipes.load(str(recipe))

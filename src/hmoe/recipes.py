@@ -169,7 +169,13 @@ def _yaml(path: Path) -> dict[str, Any]:
                 f"{path}: is {encoding}, a recipe must be UTF-8; convert it: iconv -f {encoding} -t UTF-8"
             )
         return _tree(content.decode(), str(path))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}:{line}: invalid UTF-8: byte {content[error.start]:#04x}; "
+            "convert other encodings, such as Latin-1: iconv -f LATIN1 -t UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
@@ -177,7 +183,10 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently take the last; `null:` is a kind of expert."""
+    """Refuses a key that is written twice, of which YAML would silently take the last; keys are names, as they are written.
+
+    `null` is a kind of expert, and 2019 or `no` may be a domain.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -185,7 +194,8 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is written twice")
         found = super().construct_mapping(node, deep)
-        return {"null" if key is None else key: value for key, value in found.items()}
+        written = {self.construct_object(key): key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        return {"null" if key is None else written.get(key, key): value for key, value in found.items()}
 
 
 def _tree(text: str, where: str) -> dict[str, Any]:
@@ -193,7 +203,7 @@ def _tree(text: str, where: str) -> dict[str, Any]:
         tree = yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+    if not isinstance(tree, dict) or not all(isinstance(key, str) and not key[:1].isdigit() for key in tree):
         raise ConfigError(f"{where}: must be a mapping with the sections seed, model, data, optim, train")
     return tree
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from tokenizers import Tokenizer, processors
 from tokenizers.processors import TemplateProcessing
 
@@ -13,7 +14,9 @@ from hmoe.cli import run as hmoe
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import open_index
 from hmoe.data.tokenizer import begin_tokens, load
+from tests.conftest import sentences
 from tests.data import kinds
+from tests.data.test_tokenizer import sentencepiece_model
 
 
 def template(single: str) -> TemplateProcessing:
@@ -26,10 +29,10 @@ def template(single: str) -> TemplateProcessing:
         (template("<s> $A"), [1], ()),
         (template("<s> <unk> $A </s>"), [1, 0], (2,)),
         (template("$A <unk>"), [], (0,)),
-        (template("</s> $A"), [], ()),  # the separator stands before every text anyway
         (processors.BertProcessing(("</s>", 2), ("<s>", 1)), [1], (2,)),
         (processors.Sequence([processors.ByteLevel(), template("<s> $A")]), [1], ()),
         (processors.ByteLevel(), [], ()),
+        (template("</s> $A"), [2], ()),  # the separator itself
     ],
 )
 def test_begin_is_what_the_post_processor_puts_before_a_text(
@@ -45,14 +48,17 @@ def test_begin_is_what_the_post_processor_puts_before_a_text(
     assert len(loaded.encode(["the bird"])[0]) == 8
 
 
-@pytest.mark.parametrize(("add", "begin"), [(True, (1,)), (False, ()), (None, (1,))])
-def test_tokenizer_config_decides_as_it_does_for_transformers(
-    add: bool | None, begin: tuple[int, ...], tmp_path: Path
-) -> None:
-    kinds.write(kinds.byte_level(begin=add is None), tmp_path)
-    config = {"bos_token": {"content": "<s>"}} | ({} if add is None else {"add_bos_token": add})
+@pytest.mark.parametrize("add", [True, False])
+@pytest.mark.parametrize("begin", [True, False])
+def test_the_post_processor_decides_as_it_does_for_transformers(add: bool, begin: bool, tmp_path: Path) -> None:
+    """Whatever add_bos_token says, which transformers 5 does not read beside a tokenizer.json."""
+    kinds.write(kinds.byte_level(begin=begin), tmp_path)
+    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert load(tmp_path).begin == begin
+    tokenizer = load(tmp_path)
+    assert tokenizer.begin == ((1,) if begin else ())
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)("the bird")["input_ids"]
+    assert theirs == [*tokenizer.begin, *tokenizer.encode(["the bird"])[0]]
 
 
 def prepared(tokenizer: Tokenizer, folder: Path, **options: Any) -> Any:
@@ -101,3 +107,36 @@ def test_what_the_tokenizer_loses_is_said(
         told = [line for line in capfd.readouterr().err.splitlines() if "the tokenizer " in line]
         assert len(told) == bool(said)
         assert said in "".join(told)
+
+
+def test_a_sentencepiece_folder_begins_as_it_says(tmp_path: Path) -> None:
+    """The model cannot say it; what it lacks has no text."""
+    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(sentences(1, 200)))
+    assert load(tmp_path).begin == ()
+    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    tokenizer = load(tmp_path)
+    assert [tokenizer.specials["<s>"]] == list(tokenizer.begin)
+    [ids] = tokenizer.encode(["the bird"])
+    assert tokenizer.decode([*ids, tokenizer.vocab_size]) == "the bird"
+
+
+def test_a_folder_of_another_format_is_not_one_of_bytes(tmp_path: Path) -> None:
+    assert not load(tmp_path).file_name
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=r"holds vocab\.json but no tokenizer\.json.*save_pretrained"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("separator", ["<s", ""])
+def test_a_separator_that_is_not_in_the_vocabulary_is_refused(separator: str, tmp_path: Path) -> None:
+    file = kinds.write(kinds.byte_level(), tmp_path)
+    with pytest.raises(DataError, match=f"token '{separator}': not in the vocabulary; nearest is <"):
+        load(file, separator)
+
+
+def test_documents_may_begin_with_the_separator(tmp_path: Path) -> None:
+    byte_level = kinds.byte_level(begin=False)
+    byte_level.post_processor = template("</s> $A")
+    index, tokenizer = prepared(byte_level, tmp_path), load(tmp_path)
+    documents = tokenizer.encode(["the bird", "the </s>"])
+    assert index.tokens(index.shards[0]).tolist() == [2, *documents[0], 2, 2, *documents[1], 2]

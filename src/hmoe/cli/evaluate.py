@@ -178,7 +178,9 @@ def validation(opened: Any, run: Path) -> Iterator[tuple[str, str]]:
     if not index.of("valid"):
         raise DataError(f"{index.folder}: no validation split; name a text with --text")
     for shard in index.of("valid"):
-        ids, start = index.tokens(shard), 0
+        ids, start = index.tokens(shard), len(index.begin)
         for stop in (ids == index.separator).nonzero()[0].tolist():
-            yield shard.domain, opened.tokenizer.decode(ids[start + len(index.begin) : stop].tolist())
-            start = stop + 1
+            if stop < start:
+                continue  # of what documents begin with, which may be the separator itself
+            yield shard.domain, opened.tokenizer.decode(ids[start:stop].tolist())
+            start = stop + 1 + len(index.begin)

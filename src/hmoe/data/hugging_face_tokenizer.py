@@ -1,5 +1,6 @@
 """A Hugging Face tokenizer.json as a Tokenizer: whatever its model, decoder and stored settings are."""
 
+import difflib
 import hashlib
 import json
 import re
@@ -33,8 +34,6 @@ class HuggingFaceTokenizer:
         where: its path, for errors.
         separator: text of the end-of-text token; None: looked for.
         ends: further ids that end a text.
-        add_bos: what tokenizer_config.json says: the token to put before every text, "" for none; None: the
-            post-processor's own.
 
     Raises:
         DataError: if it is no tokenizer, has no end-of-text token, or cannot encode every text.
@@ -48,7 +47,6 @@ class HuggingFaceTokenizer:
         where: str,
         separator: str | None = None,
         ends: Sequence[int] = (),
-        add_bos: str | None = None,
     ) -> None:
         self._where = where
         with self._errors("not a Hugging Face tokenizer"):
@@ -57,13 +55,7 @@ class HuggingFaceTokenizer:
         self.content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # ids may have holes
-        names = [separator] if separator else list(_END_TOKENS)
-        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
-        if not ids:
-            raise DataError(
-                f"{where}: no end-of-text token to separate documents; looked for {', '.join(names)}; name one as separator"
-            )
-        self.separator = ids[0]
+        self.separator = self._find_separator(_END_TOKENS if separator is None else [separator])
         self.ends = (self.separator, *(i for i in ends if i != self.separator and 0 <= i < self.vocab_size))
         self.unknown = self._unknown_token(definition["model"])
         added = self._tokenizer.get_added_tokens_decoder()
@@ -72,10 +64,7 @@ class HuggingFaceTokenizer:
         self._control: set[int] = {*self.specials.values(), *self.ends} - {self.unknown}
         self._is_fitted = any(definition.get(name) for name in ("truncation", "padding"))
         self._frame = read_frame(self._tokenizer, self._check_encoding())
-        before, self.after = self._frame
-        if add_bos is not None:
-            before = tuple(i for i in [self._tokenizer.token_to_id(add_bos)] if i is not None)
-        self.begin = tuple(token for token in before if token != self.separator)
+        self.begin, self.after = self._frame
         self._control.update(self.begin)
         # Those of them that the file does not flag as special are control tokens too.
         self.specials |= {str(self._tokenizer.id_to_token(token)): token for token in (*self.ends, *self.begin)}
@@ -145,6 +134,20 @@ class HuggingFaceTokenizer:
         names = [str(self._tokenizer.id_to_token(token)) for token in sorted(self._control)]
         with self._errors("cannot encode every text"):
             return _load_plain(hide_control_tokens(self.content, names))
+
+    def _find_separator(self, names: Sequence[str]) -> int:
+        """The first of them that the vocabulary has."""
+        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        if ids:
+            return ids[0]
+        if len(names) > 1:
+            raise DataError(
+                f"{self._where}: no end-of-text token to separate documents; looked for {', '.join(names)}; name one as separator"
+            )
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        near = difflib.get_close_matches(names[0], special or list(self._tokenizer.get_vocab()), 1, 0)
+        hint = f"; nearest is {near[0]}" if near else ""
+        raise DataError(f"{self._where}: end-of-text token {names[0]!r}: not in the vocabulary{hint}")
 
     def _unknown_token(self, model: dict[str, Any]) -> int | None:
         """The id of text that the vocabulary lacks; it must not end texts."""

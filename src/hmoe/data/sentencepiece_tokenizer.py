@@ -10,13 +10,15 @@ from hmoe.errors import DataError, missing_extra
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model such as LLaMA-2's `tokenizer.model`; its control pieces never come from a text."""
+    """A SentencePiece model such as LLaMA-2's `tokenizer.model`; its control pieces never come from a text.
+
+    The model itself puts nothing before a text; `add_bos` says that its users did, as tokenizer_config.json may.
+    """
 
     file_name = "tokenizer.model"
-    begin: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
-    def __init__(self, content: bytes, where: str) -> None:
+    def __init__(self, content: bytes, where: str, add_bos: bool = False) -> None:
         try:
             import sentencepiece  # noqa: PLC0415 - optional extra
         except ImportError:
@@ -31,6 +33,7 @@ class SentencePieceTokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()
         self.separator = self._model.eos_id()
+        self.begin: tuple[int, ...] = (self._model.bos_id(),) if add_bos and self._model.bos_id() >= 0 else ()
         self.unknown: int | None = self._model.unk_id()
         self.ends: tuple[int, ...] = (self.separator,)
         controls = filter(self._model.is_control, range(self.vocab_size))
@@ -43,7 +46,7 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """See Tokenizer."""
-        text: str = self._model.decode([i for i in ids if i != self.separator])
+        text: str = self._model.decode([i for i in ids if i != self.separator and i < self.vocab_size])
         return text
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:

@@ -15,6 +15,9 @@ from hmoe.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from hmoe.errors import DataError
 
 _BYTES = 256
+# Tokenizers that are not read; a folder with one of them was not made with bytes.
+_OTHER_FORMATS = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "tiktoken.model")
+_CONVERT = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
 
 
 class Decoding(Protocol):
@@ -116,8 +119,9 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     """A tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
 
     A folder without either, made with the byte tokenizer, gives that. Beside a tokenizer.json, `tokenizer_config.json`
-    may name the end-of-text token and say whether a token goes before every text, and generation_config.json or
-    config.json others that end a text. `separator` names the end-of-text token in their place.
+    may name the end-of-text token, and generation_config.json or config.json others that end a text; `separator` names the
+    end-of-text token in their place. What goes before a text is for the tokenizer.json alone to say, as in transformers 5;
+    a `.model` cannot say it, so there `add_bos_token` does.
 
     Raises:
         DataError: if it cannot be read.
@@ -125,10 +129,12 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     path = Path(path)
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
-        if not files and separator is None:
-            return ByteTokenizer()
-        if not files:
+        if not files and separator is not None:
             raise DataError(f"{path}: holds no tokenizer.json, which a separator could be named for")
+        if foreign := [name for name in _OTHER_FORMATS if not files and (path / name).is_file()]:
+            raise DataError(f"{path}: holds {foreign[0]} but no tokenizer.json, which transformers writes: {_CONVERT}")
+        if not files:
+            return ByteTokenizer()
         path = files[0]
     try:
         content = path.read_bytes()
@@ -136,11 +142,11 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".model" and separator is not None:
         raise DataError(f"{path}: separator = {separator!r}: a SentencePiece model has its own")
-    if path.suffix == ".model":
-        return SentencePieceTokenizer(content, str(path))
     config = _read_object(path.with_name("tokenizer_config.json"))
-    end = separator or _token(config, "eos_token")
-    return HuggingFaceTokenizer(content, str(path), end, _end_ids(path.parent), _bos(config))
+    if path.suffix == ".model":
+        return SentencePieceTokenizer(content, str(path), config.get("add_bos_token") is True)
+    end = separator if separator is not None else _token(config, "eos_token") or None
+    return HuggingFaceTokenizer(content, str(path), end, _end_ids(path.parent))
 
 
 def begin_tokens(tokenizer: Tokenizer) -> list[int]:
@@ -177,13 +183,6 @@ def _token(config: dict[str, Any], name: str) -> str | None:
     token = config.get(name)
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
-
-
-def _bos(config: dict[str, Any]) -> str | None:
-    """The token that goes before every text, "" for none; None where tokenizer_config.json leaves it to tokenizer.json."""
-    if not isinstance(config.get("add_bos_token"), bool):
-        return None
-    return _token(config, "bos_token") or "" if config["add_bos_token"] else ""
 
 
 def _end_ids(folder: Path) -> list[int]:

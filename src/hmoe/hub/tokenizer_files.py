@@ -27,7 +27,7 @@ def write(opened: Opened, folder: Path) -> None:
             config["add_bos_token"] = bool(opened.begin)
     else:
         pad = next(text for text, token in tokenizer.specials.items() if token == tokenizer.separator)
-        config |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False, "pad_token": pad}
+        config |= {"tokenizer_class": "LlamaTokenizer", "add_bos_token": bool(opened.begin), "pad_token": pad}
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
     for file, text in template_files(opened.folder, opened.chat_template):
         (folder / file).parent.mkdir(exist_ok=True)
