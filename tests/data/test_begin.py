@@ -74,7 +74,7 @@ def test_every_document_begins_as_the_tokenizer_says(tmp_path: Path) -> None:
     assert index.tokens(index.shards[0]).tolist() == [1, *documents[0], 2, 1, *documents[1], 2]
     assert index.begin == open_index(tmp_path / "data").begin == (1,)
     assert index.shards[0].tokens == sum(map(len, documents)) + 4
-    with pytest.raises(DataError, match="other inputs or options"):
+    with pytest.raises(DataError, match=r"other inputs or options \(begin\)"):
         prepared(kinds.byte_level(), tmp_path, begin=())
 
 

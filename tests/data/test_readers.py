@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.data.readers import Document, read, sources
+from hmoe.data.readers import Document, Source, read, sources
 
 ROWS = [{"text": "one\n"}, {"text": "zwei é"}, {"text": "three\r\nlines\x00"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -204,3 +204,10 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
     odd.write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):
         documents(odd)
+
+
+def test_an_empty_text_field_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a"}\n')
+    with pytest.raises(ConfigError, match="text field is empty"):
+        list(read(Source(file, None, "a"), ""))

@@ -119,7 +119,9 @@ def prepare(
 def _finished(out: Path, key: dict[str, Any]) -> Index:
     index = open_index(out)
     if index.request != key:
-        raise DataError(f"{out}: already holds data of other inputs or options; choose another --out")
+        raise DataError(
+            f"{out}: already holds data of other inputs or options ({_differing(key, index.request)}); choose another --out"
+        )
     index.verify()
     (out / "progress.json").unlink(missing_ok=True)  # killed between the last two steps
     return index
@@ -245,7 +247,10 @@ def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
     if state.get("rule") != _RULE:
         raise DataError(f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again")
     if not same:
-        raise DataError(f"{out}: was begun with other inputs or options; choose another --out or delete it")
+        differing = _differing(key, state["key"])
+        raise DataError(
+            f"{out}: was begun with other inputs or options ({differing}); choose another --out or delete it"
+        )
     return state
 
 
@@ -261,6 +266,11 @@ def _key(request: Request, files: list[Source]) -> dict[str, Any]:
         begin = request.begin_of(tokenizer)
         options |= {"tokenizer": tokenizer.fingerprint} | ({"begin": list(begin)} if begin else {})
     return {**options, "weights": request.weights, "files": named}
+
+
+def _differing(key: dict[str, Any], other: dict[str, Any]) -> str:
+    """Names of the options that two keys have unlike; `begin` is what the tokenizer puts before every document."""
+    return ", ".join(sorted(name for name in key.keys() | other.keys() if key.get(name) != other.get(name)))
 
 
 def _mark(path: Path) -> str:

@@ -38,8 +38,11 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
 
     Raises:
         DataError: if the file ends before its end or is damaged, or is not what its name says.
+        ConfigError: for an empty text field.
     """
     path = source.path
+    if text_field == "":
+        raise ConfigError("text field is empty, must name a field; leave it out for text, raw_content or content")
     match = SUFFIX.search(path.name)
     if match is None:
         raise DataError(f"{path}: unknown kind; must end in {KINDS}")
