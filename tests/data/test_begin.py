@@ -130,7 +130,7 @@ def test_a_folder_of_another_format_is_not_one_of_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", ["<s", ""])
 def test_a_separator_that_is_not_in_the_vocabulary_is_refused(separator: str, tmp_path: Path) -> None:
     file = kinds.write(kinds.byte_level(), tmp_path)
-    with pytest.raises(DataError, match=f"token '{separator}': not in the vocabulary; nearest is <"):
+    with pytest.raises(DataError, match=f"no end-of-text token '{separator}' in the vocabulary; nearest is <"):
         load(file, separator)
 
 

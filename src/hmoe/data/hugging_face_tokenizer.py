@@ -147,7 +147,9 @@ class HuggingFaceTokenizer:
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         near = difflib.get_close_matches(names[0], special or list(self._tokenizer.get_vocab()), 1, 0)
         hint = f"; nearest is {near[0]}" if near else ""
-        raise DataError(f"{self._where}: end-of-text token {names[0]!r}: not in the vocabulary{hint}")
+        raise DataError(
+            f"{self._where}: no end-of-text token {names[0]!r} in the vocabulary{hint}; name one as separator"
+        )
 
     def _unknown_token(self, model: dict[str, Any]) -> int | None:
         """The id of text that the vocabulary lacks; it must not end texts."""
