@@ -124,3 +124,15 @@ def test_a_page_of_an_allowed_origin_may_ask() -> None:
         assert (other.status_code, allow in other.headers) == (400, False)
         assert "http://other" in other.json()["error"]["message"]
         assert allow not in live.post("/v1/completions", {}, Origin="http://other").headers
+
+
+def test_an_assistant_that_called_tools_is_refused_for_the_call() -> None:
+    turn = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]}
+    with pytest.raises(Refusal, match=r"^messages\.0\.tool_calls: is not supported"):
+        read(ChatRequest, messages=[turn])
+
+
+@pytest.mark.parametrize("origin", ["http://*.x.com", "http://a,http://b"])
+def test_an_origin_that_no_browser_sends_is_refused(origin: str) -> None:
+    with pytest.raises(ConfigError, match="must be"):
+        check_origins([origin])

@@ -30,18 +30,25 @@ SAMPLING: dict[str, tuple[Any, ...]] = {
     "prompt_logprobs": (False,), "n_probs": (0,), "post_sampling_probs": (False,), "return_tokens": (False,), "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,), "return_hidden_states": (False,), "timings_per_token": (False,), "return_full_text": (False,),
     "details": (False,), "decoder_input_details": (False,), "watermark": (False,), "response_fields": ([],),
+    "guided_json": ({}, ""), "guided_regex": ("",), "guided_choice": ([],), "guided_grammar": ("",), "response_format": ({"type": "text"},),
     # how text is read and written: an answer holds no special tokens, whatever is asked
     "skip_special_tokens": (True,), "spaces_between_special_tokens": _BOTH, "truncate_prompt_tokens": (-1,), "n_indent": (0,),
     # where and when
     "cache_prompt": _BOTH, "id_slot": (-1,), "slot_id": (-1,), "lora": ([],), "image_data": ([],), "priority": (0,), "store": (False,),
     "service_tier": ("auto", "default"), "logit_bias": ([],),
 }  # fmt: skip
-COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": ("",), "logprobs": (False,), "add_special_tokens": (True,)}
+COMPLETION: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "logprobs": (False,),
+    "add_special_tokens": (True,),
+    "top_logprobs": (0,),
+}
 CHAT: dict[str, tuple[Any, ...]] = {
-    "echo": (False,), "best_of": (1,), "add_special_tokens": (False,), "add_generation_prompt": (True,), "continue_final_message": (False,),
+    "echo": (False,), "best_of": (1,), "suffix": ("",), "add_special_tokens": (False,), "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
     "top_logprobs": (0,), "documents": ([],), "chat_template_kwargs": ({},), "mm_processor_kwargs": ({},),
     "tools": ([],), "tool_choice": ("none", "auto"), "parallel_tool_calls": _BOTH, "functions": ([],), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "verbosity": ("medium",), "reasoning_effort": ("none",),
+    "modalities": (["text"],), "verbosity": ("medium",), "reasoning_effort": ("none",),
     "include_reasoning": (True,), "separate_reasoning": (True,), "stream_reasoning": (True,), "thinking": ({"type": "disabled"},),
 }  # fmt: skip
 MESSAGE: dict[str, tuple[Any, ...]] = {
@@ -55,6 +62,7 @@ PART: dict[str, tuple[Any, ...]] = {"annotations": ([],), "cache_control": ({"ty
 
 _SAME_AS = {
     "n_predict": "max_tokens", "max_new_tokens": "max_tokens", "max_length": "max_tokens", "max_output_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
     "stop_sequences": "stop", "stop_strings": "stop", "random_seed": "seed", "do_sample": "temperature", "num_return_sequences": "n",
     "input": "prompt", "inputs": "prompt",
 }  # fmt: skip

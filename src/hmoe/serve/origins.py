@@ -25,9 +25,11 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
         ConfigError: naming the one that no browser sends.
     """
     for origin in origins:
-        if origin == "*" or re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:A-Z]+)(:[0-9]{1,5})?", origin):
+        if origin == "*" or re.fullmatch(
+            r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:,*A-Z]+)(:[0-9]{1,5})?", origin
+        ):
             continue
-        near = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s]+)", origin)
+        near = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,]+)", origin)
         nearest = near[1].lower() if near else f"http://{origin.split('/')[0] or 'localhost:3000'}"
         raise ConfigError(
             f"--allow-origin {origin}: must be * or scheme://host[:port] without a path; nearest is {nearest}"

@@ -83,6 +83,9 @@ def _content(value: Any) -> Any:
     return parts
 
 
+_SILENT = {"content", "tool_calls", "function_call"}
+
+
 def _role(value: Any) -> Any:
     if value in ("tool", "function"):
         raise ValueError(
@@ -181,10 +184,10 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, content: Any) -> Any:
-        """An assistant that said nothing has no content."""
+        """An assistant that said nothing has no content; one that called tools need not, and is refused for the call."""
         if not isinstance(content, dict):
             return content
-        silent = {"content": None} if content.get("role") == "assistant" and "content" in content else {}
+        silent = {"content": None} if content.get("role") == "assistant" and content.keys() & _SILENT else {}
         return silent | neutral.drop_neutral(content, cls.neutral)
 
 
