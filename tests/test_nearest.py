@@ -7,6 +7,7 @@ import pytest
 from hmoe import ConfigError, recipes
 from hmoe.cli import run
 from hmoe.config import RunConfig
+from hmoe.key_names import OTHER_NAMES
 
 CHOICE = ["model.moe.router.name=expert_choice", "train.sample_every=0"]
 
@@ -83,3 +84,14 @@ def test_the_nearest_verb_exists(words: list[str], nearest: str | None, capsys: 
     assert verb, said
     assert nearest in (None, verb[1] or verb[2])
     assert run([*words[:-1], verb[1] or verb[2], "--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [("optim.learning_rate", "optim.lr"), ("train.batch_size", "data.batch_tokens"), ("model.moe.num_experts", "model.moe.widths")],
+)  # fmt: skip
+def test_names_of_other_trainers_lead_to_ours(wrong: str, nearest: str) -> None:
+    assert f"{wrong}: unknown key; nearest is {nearest} " in message([f"{wrong}=3"])
+    known = recipes.keys()
+    assert set(OTHER_NAMES.values()) <= set(known)
+    assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in known}

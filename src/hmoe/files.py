@@ -90,11 +90,16 @@ def lock_file(file: IO[Any], wait: bool = False) -> bool:
     return True
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a name can be written as text; bytes of other encodings are half characters in Python."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(path))
+
+
 @contextlib.contextmanager
 def utf8_name(path: Path) -> Iterator[str]:
     """A name of an existing file that libraries written in Rust take: theirs must be UTF-8, a file's need not be."""
     name = str(path)
-    if not any("\ud800" <= c <= "\udfff" for c in name):
+    if is_utf8(path):
         yield name
         return
     number = os.open(path, os.O_RDONLY)

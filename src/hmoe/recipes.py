@@ -1,6 +1,7 @@
 """A recipe (preset name or YAML file) plus overrides -> RunConfig, with one-line errors that name the key."""
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -15,7 +16,8 @@ from hmoe import routers
 from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
-from hmoe.files import describe_encoding
+from hmoe.files import describe_encoding, is_utf8
+from hmoe.key_names import OTHER_NAMES
 from hmoe.section import annotation_parts
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -111,8 +113,10 @@ def with_absolute_data(config: RunConfig) -> RunConfig:
     """The config with a data.path that leads to the same folder from every working directory."""
     if config.data.path == "corpus":
         return config
-    path = str(Path(config.data.path).absolute())
-    data = config.data.model_copy(update={"path": path})
+    path = Path(config.data.path).absolute()
+    if not is_utf8(path):  # a recipe cannot hold it: it stays relative to the working directory
+        return config
+    data = config.data.model_copy(update={"path": str(path)})
     return config.model_copy(update={"data": data})
 
 
@@ -156,7 +160,8 @@ def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
         return tree
     if not (folder / path).exists() and Path(path).exists():
         return tree  # it was relative to the working directory before; a recipe that relies on it still works
-    return tree | {"data": data | {"path": str((folder / path).absolute())}}
+    full = (folder / path).absolute()
+    return tree | {"data": data | {"path": str(full) if is_utf8(full) else os.path.relpath(full)}}
 
 
 def _yaml(path: Path) -> dict[str, Any]:
@@ -282,6 +287,8 @@ def _shown(value: Any) -> str:
 def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
     """The same name in another section, else the likest in its own section, of those that are allowed there, or anywhere."""
     section, _, name = key.rpartition(".")
+    if not allowed and name in OTHER_NAMES:
+        return OTHER_NAMES[name]
     same = [known for known in keys() if known.rpartition(".")[2] == name]
     near = [known for known in keys() if section and known.rpartition(".")[0] == section]
     near = [known for known in near if not allowed or known.rpartition(".")[2] in allowed]

@@ -82,3 +82,15 @@ def test_a_recipes_relative_path_is_relative_to_its_file(tmp_path: Path, monkeyp
     assert path("proj/before.yaml") == tmp_path / "proj" / "data"
     Path("proj/corpus.yaml").write_text("base: tiny\ndata: {path: corpus}\n")
     assert path("proj/corpus.yaml") == Path("corpus")
+
+
+def test_data_in_a_folder_whose_name_is_not_utf8(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latin = folders / "caf\udce9"
+    latin.mkdir()
+    (folders / "a").rename(latin / "a")
+    monkeypatch.chdir(latin)
+    assert hmoe(["train", "../r", "data.path=a", "train.steps=2"]) == 0
+    assert hmoe(["train", "../r", "train.steps=3"]) == 0
+    assert hmoe(["eval", "../r"]) == 0
+    Path("recipe.yaml").write_text("base: tiny\ndata: {path: a}\n")
+    assert recipes.load(str(latin / "recipe.yaml"))[1].data.path == "a"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
     "errors": 0, "files": 0, "interrupts": 0, "streams": 0,
-    "sizes": 0, "rope": 0, "router_checks": 0, "routers": 0, "additions": 0, "section": 0,
+    "sizes": 0, "rope": 0, "router_checks": 0, "key_names": 0, "routers": 0, "additions": 0, "section": 0,
     "architecture": 0, "config": 0, "recipes": 0, "manifest": 0, "count": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,
@@ -38,6 +38,7 @@ TORCH_FREE = {
     "routers",
     "additions",
     "section",
+    "key_names",
     "architecture",
     "config",
     "recipes",
