@@ -10,9 +10,13 @@ import pytest
 from hmoe import ConfigError, RunBusyError, recipes
 from hmoe.cli import run as hmoe
 from hmoe.config import RESUMABLE, RunConfig
+from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from hmoe.folders import binding
+from hmoe.folders.hf_tokenizer import bytes_tokenizer
 from hmoe.folders.run import open_run
+from hmoe.train.console import Console
 from hmoe.train.run_folder import RunFolder
+from hmoe.train.session import _keep_tokenizer
 from tests.conftest import tiny
 from tests.train.helpers import digests, run
 
@@ -213,3 +217,22 @@ def test_a_lock_of_any_bytes_is_taken(copied: Path) -> None:
     (copied / ".lock").write_bytes(b"\xff7\n")
     with RunFolder(copied, config_of()), pytest.raises(RunBusyError, match="is training"):
         RunFolder(copied, config_of())
+
+
+def test_training_a_finished_run_tells_of_damaged_logs(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = copied / "metrics.jsonl"
+    log.write_bytes(log.read_bytes().replace(b'"tokens"', b'"tokans"', 1))
+    assert hmoe(["train", str(copied)]) == 0
+    out = capsys.readouterr().out
+    assert "metrics.jsonl or timing.jsonl: changed since step" in out
+    assert "finished already" in out
+
+
+def test_a_damaged_tokenizer_is_written_again_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = HuggingFaceTokenizer(bytes_tokenizer(), "", "<|endoftext|>")
+    for resumed, told in ((False, 0), (True, 0), (True, 1)):
+        if told:
+            (tmp_path / "tokenizer.json").write_bytes(tokenizer.content[:-1])
+        _keep_tokenizer(tmp_path, tokenizer, resumed, Console())
+        assert capsys.readouterr().out.count("is lost or damaged, written again from the data") == told
+        assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer.content

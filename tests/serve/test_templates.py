@@ -13,7 +13,7 @@ from hmoe.data.tokenizer import Tokenizer as Vocabulary
 from hmoe.data.tokenizer import load
 from hmoe.errors import ConfigError
 from hmoe.folders.hf_tokenizer import bytes_tokenizer
-from hmoe.folders.open import chat_template
+from hmoe.folders.open import chat_template, open_model
 from hmoe.serve.chat import Conversation, Turn
 
 CONTROLS = [
@@ -175,3 +175,11 @@ def test_what_a_user_types_is_never_a_control_token(folder: Path) -> None:
     assert len(think) == 1
     with pytest.raises(ConfigError, match=r"U\+F0000"):
         conversation.encode([Turn("user", "\U000f0000")])
+
+
+def test_templates_of_which_none_is_the_default_are_told(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "rag", "template": "x"}]}')
+    said: list[str] = []
+    with pytest.raises(ConfigError, match=r"no config\.yaml"):
+        open_model(tmp_path, said.append)
+    assert said == [f"{tmp_path}: none of its chat templates is named default (rag): chats are laid out as plain lines"]

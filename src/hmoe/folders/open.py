@@ -60,6 +60,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> Opened:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
     name = path.resolve().name
+    _check_templates(path, say)
     if is_run(path):
         config, model, tokenizer, state = open_run(path, say)
         step, begin = state["step"], run_begin(state, tokenizer)
@@ -149,6 +150,14 @@ def chat_template(folder: Path) -> str | None:
         ConfigError: if it cannot be read.
     """
     return chat_templates(folder).get("default")
+
+
+def _check_templates(folder: Path, say: Callable[[str], None]) -> None:
+    names = sorted(chat_templates(folder))
+    if names and "default" not in names:
+        say(
+            f"{folder}: none of its chat templates is named default ({', '.join(names)}): chats are laid out as plain lines"
+        )
 
 
 def chat_templates(folder: Path) -> dict[str, str]:

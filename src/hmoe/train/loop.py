@@ -12,7 +12,7 @@ from hmoe.config import RunConfig
 from hmoe.data.batches import bytes_per_token, validation
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
-from hmoe.folders.logs import seconds_at
+from hmoe.folders.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
 from hmoe.model.transformer import Transformer
@@ -40,6 +40,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
             if folder.leads_elsewhere(config):
                 open_data(config, restored.state["data"], restored.state["tokenizer"])
             folder.write_config(config)
+            _check_logs(folder, restored.step, console)
             console.note(f"finished already: step {restored.step}; a larger budget continues it")
             return
     session = open_session(config, folder, restored, console)
@@ -49,6 +50,14 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
         console.data(session.index, session.batches)
         _steps(session, console, saved=-1 if restored is None else restored.step)
         console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
+
+
+def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
+    """Say whether the logs of a finished run are those that were written."""
+    rows = ([row for row in read_rows(folder.path / name) if row[1]["step"] <= step] for name in (METRICS, TIMING))
+    problem = check_seals(folder.path, *rows)[1]
+    if problem is not None:
+        console.warn(f"{problem}; the checkpoint does not depend on them")
 
 
 def _steps(session: Session, console: Console, saved: int) -> None:

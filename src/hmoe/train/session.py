@@ -17,6 +17,7 @@ from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
+from hmoe.files import sha256
 from hmoe.folders.beginning import run_begin
 from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
 from hmoe.model.transformer import Transformer, build, set_check_finite
@@ -105,7 +106,7 @@ def open_session(
     index, tokenizer = _open_data(config, state, console)
     if state is not None and state["data"] is None:
         _check_begin(state, index, tokenizer)
-    write_tokenizer(folder.path, tokenizer)
+    _keep_tokenizer(folder.path, tokenizer, state is not None, console)
     batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     model = build(config.model, config.seed, dtype, device)
@@ -174,6 +175,14 @@ def environment(device: str | None = None) -> dict[str, Any]:
     """What else than the config the bits depend on; no device where weights are only written."""
     kind = {} if device is None else {"device": device}
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), **kind}
+
+
+def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Console) -> None:
+    """Write the tokenizer into the run; say so where a run that goes on has lost its own."""
+    file = run / tokenizer.file_name
+    if resumed and tokenizer.file_name and not (file.is_file() and sha256(file) == tokenizer.fingerprint):
+        console.warn(f"{file}: is lost or damaged, written again from the data")
+    write_tokenizer(run, tokenizer)
 
 
 def _side_files(run: Path) -> dict[str, str]:
