@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
+from hmoe import ConfigError
 from tests.hub.helpers import model, tokens
 
 LIMITED: dict[str, dict[str, Any]] = {
@@ -44,6 +46,19 @@ def test_a_padded_sequence_is_the_sequence_alone(kind: str, side: str) -> None:
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-4, atol=1e-3, msg=name)
     without_mask = built(whole, position_ids=masks["position_ids"]).logits[:, text]
     assert not torch.allclose(without_mask, alone, rtol=1e-3, atol=1e-3)
+
+
+def test_the_mask_of_a_cache_of_fixed_size_covers_tokens_to_come() -> None:
+    built, ids = model(**LIMITED["capacity"]).eval(), tokens(1, 8)
+    mask = torch.zeros(1, 16, dtype=torch.int64)
+    mask[:, :8] = 1
+    with torch.no_grad():
+        cached = built(
+            ids, attention_mask=mask, cache=StaticCache(config=built.config, max_cache_len=16), use_cache=True
+        )
+        torch.testing.assert_close(cached.logits, built(ids).logits, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ConfigError, match="attention_mask: covers 7 tokens, must cover 8"):
+            built(ids, attention_mask=mask[:, :7])
 
 
 def test_a_mask_that_does_not_fit_the_tokens_is_told() -> None:

@@ -81,6 +81,26 @@ def test_second_derivatives_are_right_or_refused_in_one_line() -> None:
             assert "\n" not in str(error.value)
 
 
+def test_second_derivatives_of_cross_entropy_are_no_zeros_to_whom_asks_for_them_alone() -> None:
+    x, weight, factor = torch.randn(3, 8), torch.randn(5, 8, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    asked: list[Callable[[], object]] = [
+        lambda: torch.autograd.functional.hessian(loss, x),
+        lambda: torch.autograd.functional.hvp(loss, x, torch.ones_like(x)),
+        lambda: torch.autograd.grad(first.sum(), weight, allow_unused=True),
+        lambda: torch.autograd.grad(first.sum(), factor, allow_unused=True),
+        lambda: (first.square().sum() + weight.sum()).backward(inputs=[weight]),
+    ]
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return factor * cross_entropy(x, weight, torch.tensor([0, -100, 4]), 2)
+
+    x.requires_grad_()
+    for ask in asked:
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivatives of hmoe"):
+            ask()
+
+
 @pytest.mark.parametrize(
     ("spec", "experts", "told"),
     [

@@ -221,3 +221,17 @@ def test_a_bias_that_was_cast_behind_the_modules_back_is_refused() -> None:
     layer.bias_E.data = layer.bias_E.data.bfloat16()
     with pytest.raises(ConfigError, match=r"bias_E: was made torch\.bfloat16, must stay torch\.float32; with FSDP2"):
         layer(torch.randn(3, 6))
+
+
+@pytest.mark.parametrize(
+    ("top_p_T", "told"),
+    [
+        (torch.tensor([0.5, float("nan"), 0.5]), r"top_p_T: nan of token 1, must be from 0 to 1"),
+        (torch.tensor([0.5, 0.5, 1.5]), r"top_p_T: 1\.5 of token 2"),
+        (torch.tensor(0.5), r"top_p_T: its shape is \(\), must be \(3,\)"),
+    ],
+)
+def test_a_threshold_that_is_none_is_refused(top_p_T: torch.Tensor, told: str) -> None:
+    moe = hmoe.MoE(4, [3, 5], hmoe.TopP(0.5))
+    with pytest.raises(hmoe.ConfigError, match=told):
+        moe(torch.randn(3, 4), top_p_T=top_p_T)

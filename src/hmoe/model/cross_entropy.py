@@ -18,7 +18,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int
+        ctx: Any,
+        x_TD: torch.Tensor,
+        w_VD: torch.Tensor,
+        target_T: torch.Tensor,
+        chunk: int,
+        ignore_index: int,
+        *sources: torch.Tensor,
     ) -> torch.Tensor:
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         need_x, need_w = ctx.needs_input_grad[:2]
@@ -46,19 +52,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(d_MV, w_VD, out=dx_TD[part])
             if dw_VD is not None:
                 dw_VD += d_MV.T @ x_MD
-        ctx.save_for_backward(dx_TD, dw_VD)
+        ctx.save_for_backward(dx_TD, dw_VD, *sources)
         ctx.w_dtype = w_VD.dtype
         return nll / (num_counted if len(x_TD) else 1)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        dx_TD, dw_VD = ctx.saved_tensors
+        dx_TD, dw_VD, *sources = ctx.saved_tensors
         scale = grad_outputs[0]
         dx_TD = None if dx_TD is None else dx_TD * scale.to(dx_TD.dtype)
         dw_VD = None if dw_VD is None else (dw_VD * scale).to(ctx.w_dtype)
         if torch.is_grad_enabled():  # create_graph=True: somebody means to differentiate them
-            dx_TD, dw_VD = (None if d is None else refuse_gradient(d, _SECOND) for d in (dx_TD, dw_VD))
-        return dx_TD, dw_VD, None, None, None
+            dx_TD, dw_VD = (None if d is None else refuse_gradient(d, _SECOND, scale, *sources) for d in (dx_TD, dw_VD))
+        return dx_TD, dw_VD, None, None, None, None, None
 
 
 def cross_entropy(
@@ -82,8 +88,9 @@ def cross_entropy(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
+    sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory
     with torch.autocast(device, enabled=False):
-        loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index)  # type: ignore[no-untyped-call]
+        loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index, *sources)  # type: ignore[no-untyped-call]
     return loss
 
 

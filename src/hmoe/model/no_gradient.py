@@ -20,7 +20,7 @@ class _Refusal(torch.autograd.Function):
     """The same numbers; the backward pass ends here, with an error."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: torch.Tensor, reason: str) -> torch.Tensor:
+    def forward(ctx: Any, tensor: torch.Tensor, reason: str, *sources: torch.Tensor) -> torch.Tensor:
         ctx.reason = reason
         return tensor.view_as(tensor)
 
@@ -29,10 +29,13 @@ class _Refusal(torch.autograd.Function):
         raise RuntimeError(ctx.reason)
 
 
-def refuse_gradient(tensor: torch.Tensor, reason: str) -> torch.Tensor:
-    """The same numbers, of which a derivative raises RuntimeError with this reason."""
+def refuse_gradient(tensor: torch.Tensor, reason: str, *sources: torch.Tensor) -> torch.Tensor:
+    """The same numbers, of which a derivative raises RuntimeError with this reason.
+
+    `sources` are what they were computed from: without a way back to them, who asks for their derivative alone would get zero.
+    """
     with torch.enable_grad():
-        refusing: torch.Tensor = _Refusal.apply(tensor.detach().requires_grad_(), reason)  # type: ignore[no-untyped-call]
+        refusing: torch.Tensor = _Refusal.apply(tensor.detach().requires_grad_(), reason, *sources)  # type: ignore[no-untyped-call]
     return refusing
 
 
