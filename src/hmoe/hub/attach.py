@@ -18,6 +18,7 @@ from hmoe.additions import Hyper
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.folders.weights import Tensors
 from hmoe.model.hyper import HyperLayer, HyperNetwork
+from hmoe.model.memory import align_memory
 
 KNOWN = (
     "SwitchTransformersSparseMLP",
@@ -47,7 +48,8 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | None = None) -> Model:
     """Add HyperExperts to every mixture-of-experts layer of a model, in place (Zhao et al. 2024).
 
-    Encoder and decoder get a hypernetwork each. `save_pretrained` writes the new weights beside the old ones.
+    Encoder and decoder get a hypernetwork each. `save_pretrained` writes the new weights beside the old ones. Weights that lie
+    askew in memory, as transformers loads them, are copied to aligned memory.
 
     Args:
         model: of transformers.
@@ -79,6 +81,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
         load_parts(model, stored, str(folder), ("hyper.", "hyper_network."))
+    align_memory(model)
     return model
 
 
@@ -118,6 +121,7 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
     model.config.attached_shared_width = width
     if stored is not None:
         load_parts(model, stored, str(folder), ("shared_expert.",))
+    align_memory(model)
     return model
 
 

@@ -16,6 +16,7 @@ from transformers import GPT2LMHeadModel
 from hmoe.errors import ConfigError
 from hmoe.folders.weights import Tensors
 from hmoe.hub.attach import load_parts
+from hmoe.model.memory import align_memory
 
 _LEAST_NOISE = 1e-2  # standard deviation added to the learned one
 
@@ -105,6 +106,7 @@ def duplicate_mlps(
     model.config.duplicated_mlps = {"experts": experts, "k": k}
     if stored is not None:
         load_parts(model, stored, str(folder), (".mlp.router.", ".mlp.experts."))
+    align_memory(model)
     return model
 
 

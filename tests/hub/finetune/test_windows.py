@@ -1,6 +1,7 @@
 """Windows of a long SQuAD context cover it, whatever the lengths; its official nested files are read, and faults have a place."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,19 @@ def test_a_malformed_row_has_its_number(tmp_path: Path) -> None:
         match=r"train\.jsonl: row 3 is not as stsb has them: ValueError: label = 5\.5, must be a number from 0 to 5",
     ):
         load(find("stsb"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "ending", "text", "told"),
+    [
+        ("mrpc", "jsonl", '{"sentence1": "a"}\n\n{bad\n', "line 3 is not a JSON object: '{bad'"),
+        ("squad", "jsonl", '{"paragraphs": []}\n{"paragraphs"\n', "line 2 is not a JSON object"),
+        ("mrpc", "csv", "sentence1,sentence2,label\na,b,1\na,b\n", "row 2 is not as mrpc has them"),
+    ],
+)
+def test_a_line_that_no_parser_reads_has_its_number(
+    task: str, ending: str, text: str, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / f"train.{ending}").write_text(text)
+    with pytest.raises(DataError, match=re.escape(told)):
+        load(find(task), tmp_path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import DataError, missing_extra
+from hmoe.hub.finetune.json_lines import describe_broken_line
 from hmoe.hub.finetune.squad import is_nested, read_nested
 from hmoe.hub.finetune.tasks import Example, Row, Task
 
@@ -67,6 +68,9 @@ def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) 
         breaks = {"keep_linebreaks": True} if path.suffix == ".txt" else {}  # as the hub's WikiText has them
         return datasets.load_dataset(_KINDS[path.suffix], data_files={split: name}, split=split, **breaks)
     except Exception as error:  # whatever a hub, a network or a parser raises
+        broken = None if path is None else describe_broken_line(path)
+        if broken is not None:
+            raise DataError(f"{name}: cannot be read ({broken})") from None
         first: BaseException = error
         while first.__cause__ is not None:
             first = first.__cause__

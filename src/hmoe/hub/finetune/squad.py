@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import DataError
+from hmoe.hub.finetune.json_lines import describe_broken_line
 
 _HEAD_BYTES = 1 << 20  # in which the first article begins
 
@@ -50,7 +51,8 @@ def _articles(path: Path) -> list[Any]:
                 raise
             return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+        broken = None if isinstance(error, OSError) else describe_broken_line(path)
+        raise DataError(f"{path}: cannot be read ({broken or f'{type(error).__name__}: {error}'})") from None
     if isinstance(whole, dict) and "data" in whole:
         whole = whole["data"]
     return whole if isinstance(whole, list) else [whole]

@@ -116,8 +116,9 @@ def _words(row: Row, column: str) -> str:
 
 
 def _label(row: Row, classes: int) -> str:
-    label = row["label"]
-    if isinstance(label, float) or int(label) not in range(classes):
+    label = row["label"]  # a table with a gap in this column holds its integers as 1.0
+    whole = not isinstance(label, float) or label.is_integer()
+    if not whole or int(label) not in range(classes):
         raise ValueError(f"label = {label!r}, must be an integer from 0 to {classes - 1}")
     return str(int(label))
 
