@@ -18,6 +18,7 @@ from hmoe.model.kept_experts import check_parts, choose_experts, list_lost_parts
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
+from hmoe.routers import Router
 from hmoe.sizes import proportional
 
 if TYPE_CHECKING:
@@ -149,12 +150,10 @@ def _check(source: Transformer, config: "ModelConfig") -> None:
         raise ConfigError(
             f"layers {sorted(before - after)} have experts, they cannot become dense; remove moe.dense_layers"
         )
-    sums_to_one = moe.router.name != "expert_choice" and moe.router.renormalize
-    sums_to_one = sums_to_one and getattr(moe.router, "gate_scale", 1) == 1
-    if not sums_to_one and not before:  # a router that was trained so may stay so
+    remedy = _remedy(moe.router)
+    if remedy and not before:  # a router that was trained so may stay so
         raise ConfigError(
-            f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; "
-            "renormalize: true"
+            f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; {remedy}"
         )
     check_parts(source.config, config)
     if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
@@ -162,6 +161,16 @@ def _check(source: Transformer, config: "ModelConfig") -> None:
         raise ConfigError(
             f"widths: {len(moe.expert_widths)} experts from {have}; at most as many, experts are not split"
         )
+
+
+def _remedy(router: Router) -> str:
+    """What makes a router's gates sum to 1, '' if they do."""
+    if router.name == "expert_choice":
+        return "nearest choice: model.moe.router={name: top_k}"
+    wrong = [] if router.renormalize else ["model.moe.router.renormalize=true"]
+    if router.name == "top_k" and router.gate_scale != 1:
+        wrong.append("model.moe.router.gate_scale=1")
+    return "nearest choice: " + " ".join(wrong) if wrong else ""
 
 
 def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:
