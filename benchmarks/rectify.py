@@ -61,7 +61,7 @@ def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
                 model = source.model
                 if config.model.moe is not None:
                     model = upcycle(source.model, config.model, Choice("windows", config.seed), None)[0]
-                begin(opened, config, model, source.tokenizer)
+                begin(opened, config, model, source.tokenizer, source.begin)
             train(config, opened, console)
     row: dict[str, Any] = json.loads(metrics.read_text().splitlines()[-1])
     return row
