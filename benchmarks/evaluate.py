@@ -84,7 +84,7 @@ def main() -> None:
         requests = requests_of(name, args.benchmarks, args.limit)
         form, size = fastest(models, tokenizers, args.window, requests)
         stock = HFLM(models[form], tokenizer=tokenizers[form], device="cpu", batch_size=size, max_length=args.window)
-        ours = LanguageModel(opened.model, opened.tokenizer, args.window)
+        ours = LanguageModel(opened.model, opened.tokenizer, args.window, begin=opened.begin)
         rows = []
         for number in range(args.rounds + 1):  # the first is for warmth
             pair = {id(lm): timed(lm, requests) for lm in ((ours, stock) if number % 2 else (stock, ours))}
