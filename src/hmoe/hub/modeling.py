@@ -17,8 +17,8 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from hmoe.errors import ConfigError
 from hmoe.hub.configuration import HMoEConfig
+from hmoe.hub.padding import real_tokens
 from hmoe.model.attention import Attended, Attention, Context
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
@@ -198,7 +198,7 @@ class HMoEModel(HMoEPreTrainedModel):
         )
         context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
         if self._limited:
-            context.real_T = _real_tokens(attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length())
+            context.real_T = real_tokens(attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length())
         x_BLD, router_logits = self._through_layers(x_BLD, context)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
@@ -219,22 +219,6 @@ class HMoEModel(HMoEPreTrainedModel):
             if logits_TE is not None:
                 found.append(logits_TE)
         return x_BLD, tuple(found)
-
-
-def _real_tokens(
-    attention_mask: torch.Tensor | None, x_BLD: torch.Tensor, past: int | torch.Tensor
-) -> torch.Tensor | None:
-    """Which tokens (B*L) a padding mask keeps; None without one.
-
-    The mask covers the tokens before, which are in the cache, too, and with a cache of fixed size may cover those to come.
-    """
-    if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
-        return None
-    length, covered = x_BLD.shape[1], attention_mask.shape[1]
-    if isinstance(past, int) and covered < past + length:
-        raise ConfigError(f"attention_mask: covers {covered} tokens, must cover {past + length} (in the cache: {past})")
-    place_L = torch.arange(length, device=attention_mask.device) + past
-    return attention_mask[:, place_L].expand(len(x_BLD), -1).to(x_BLD.device).bool().flatten()
 
 
 class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):

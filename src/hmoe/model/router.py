@@ -13,7 +13,7 @@ from hmoe.errors import ConfigError
 from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates, straight_through
 from hmoe.model.noise import uniform
 from hmoe.model.pairs import list_pairs
-from hmoe.model.selection import expert_choice, largest, preference, ranked, stronger, top_p
+from hmoe.model.selection import check_thresholds, expert_choice, largest, preference, ranked, stronger, top_p
 from hmoe.routers import Router, TopK, TopP
 
 
@@ -195,7 +195,7 @@ class RouterLayer(nn.Module):
                 f"top_p_T: the router is {self.spec.title}, which has no threshold; nearest choice: a top-p model"
             )
         if hints.top_p_T is not None:
-            _check_thresholds(hints.top_p_T, num_tokens)
+            check_thresholds(hints.top_p_T, num_tokens)
         rectifies = getattr(self.spec, "rectify", None) in ("ir", "fr+ir")
         if not rectifies and not (hints.token_rank_T is None and hints.expert_rank_E is None):
             raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
@@ -219,18 +219,6 @@ class RouterLayer(nn.Module):
         if jitter:
             x_TD = x_TD * (1 + jitter * (2 * u_TN[:, :columns] - 1))
         return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
-
-
-def _check_thresholds(top_p_T: torch.Tensor, num_tokens: int) -> None:
-    """Values on the CPU only: a GPU would have to be waited for."""
-    if top_p_T.shape != (num_tokens,):
-        raise ConfigError(f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each")
-    if torch.compiler.is_compiling() or top_p_T.device.type != "cpu":
-        return
-    wrong_T = ~((top_p_T >= 0) & (top_p_T <= 1))
-    if wrong_T.any():
-        first = int(wrong_T.nonzero()[0])
-        raise ConfigError(f"top_p_T: {float(top_p_T[first])} of token {first}, must be from 0 to 1")
 
 
 @dataclass(frozen=True)

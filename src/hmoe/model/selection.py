@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from hmoe.errors import ConfigError
 from hmoe.routers import ExpertChoice, TopK, TopP
 
 
@@ -83,6 +84,19 @@ def top_p(
     if top_p_T is not None:
         keep_TE = keep_TE | (top_p_T == 1)[:, None]
     return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
+
+
+def check_thresholds(top_p_T: torch.Tensor, num_tokens: int) -> None:
+    """Raise ConfigError unless there is one for each token, from 0 to 1; values are seen on the CPU only, a GPU would have to be waited
+    for."""
+    if top_p_T.shape != (num_tokens,):
+        raise ConfigError(f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each")
+    if torch.compiler.is_compiling() or top_p_T.device.type != "cpu":
+        return
+    wrong_T = ~((top_p_T >= 0) & (top_p_T <= 1))
+    if wrong_T.any():
+        first = int(wrong_T.nonzero()[0])
+        raise ConfigError(f"top_p_T: {float(top_p_T[first])} of token {first}, must be from 0 to 1")
 
 
 def expert_choice(
