@@ -76,7 +76,8 @@ def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path, capsys: pyt
     text = capsys.readouterr().out
     (tmp_path / "r.yaml").write_text(text)
     config = recipes.load(str(tmp_path / "r.yaml"))[1]
-    assert config == recipes.load("hmoe-3b-topp", ["optim.lr=3e-4", "seed=5"])[1]
+    data = f"data.path={tmp_path / 'data' / 'redpajama'}"  # relative to the file
+    assert config == recipes.load("hmoe-3b-topp", ["optim.lr=3e-4", "seed=5", data])[1]
     assert yaml.safe_load(text)["optim"]["lr"] == 3e-4
 
 
