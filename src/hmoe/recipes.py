@@ -16,8 +16,9 @@ from hmoe import routers
 from hmoe.architecture import ModelConfig
 from hmoe.config import RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
-from hmoe.files import describe_encoding, is_utf8
+from hmoe.files import is_utf8
 from hmoe.key_names import OTHER_NAMES
+from hmoe.recipe_file import NamesLoader, parse_tree, read_tree
 from hmoe.section import annotation_parts
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -132,7 +133,7 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
     path = folder / path if folder is not None and not path.is_absolute() else path
     if recipe.endswith((".yaml", ".yml")):
         folder = path.parent
-        tree = _resolve_data_path(_yaml(path), folder)
+        tree = _resolve_data_path(read_tree(path), folder)
     else:
         shipped = resources.files("hmoe.presets") / f"{recipe}.yaml"
         if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
@@ -140,7 +141,7 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
             raise ConfigError(
                 f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})"
             )
-        tree = _tree(shipped.read_text(encoding="utf-8"), recipe)
+        tree = parse_tree(shipped.read_text(encoding="utf-8"), recipe)
     base = tree.pop("base", None)
     if base is None:
         return tree
@@ -164,55 +165,6 @@ def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     return tree | {"data": data | {"path": str(full) if is_utf8(full) else os.path.relpath(full)}}
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > 1 << 20:
-            raise ConfigError(f"{path}: larger than 1 MiB, not a recipe")
-        content = path.read_bytes()
-        if (encoding := describe_encoding(content)) is not None:
-            raise ConfigError(
-                f"{path}: is {encoding}, a recipe must be UTF-8; convert it: iconv -f {encoding} -t UTF-8"
-            )
-        return _tree(content.decode(), str(path))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            f"{path}:{line}: invalid UTF-8: byte {content[error.start]:#04x}; "
-            "convert other encodings, such as Latin-1: iconv -f LATIN1 -t UTF-8"
-        ) from None
-    except (OSError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently take the last; keys are names, as they are written.
-
-    `null` is a kind of expert, and 2019 or `no` may be a domain.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"key {twice!r} is written twice")
-        found = super().construct_mapping(node, deep)
-        written = {self.construct_object(key): key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-        return {"null" if key is None else written.get(key, key): value for key, value in found.items()}
-
-
-def _tree(text: str, where: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(tree, dict) or not all(isinstance(key, str) and not key[:1].isdigit() for key in tree):
-        raise ConfigError(f"{where}: must be a mapping with the sections seed, model, data, optim, train")
-    return tree
-
-
 def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
     words = iter(overrides)
     for word in words:
@@ -231,7 +183,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if key not in keys() and not open_ended:
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
         try:
-            yield key, yaml.load(text, _Loader)
+            yield key, yaml.load(text, NamesLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise ConfigError(
                 f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}"

@@ -223,7 +223,11 @@ def test_a_chat_template_is_read_in_every_form(tmp_path: Path) -> None:
     forms = [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]
     for form, expected in (("plain", "plain"), (forms, "yes"), (forms[:1], None), (7, None)):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": form}))
-        assert open_model(tmp_path, say).chat_template == expected
+        said: list[str] = []
+        assert open_model(tmp_path, said.append).chat_template == expected
+        assert [("none of its chat templates is named default" in line) for line in said] == [True] * (
+            form == forms[:1]
+        )
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"chat_template\.jinja: cannot be read"):
         open_model(tmp_path, say)

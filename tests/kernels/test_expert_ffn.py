@@ -35,7 +35,7 @@ PLACES = [
 ]
 DTYPES = ("float32", "float16", "bfloat16")
 SLOW = "4096 tokens"  # the oracle's loops alone take seconds, the interpreter a minute
-LARGE = ("narrow and wide", "64 experts", "515 tokens")  # several seconds each in the interpreter
+LARGE = ("narrow and wide", "64 experts", "515 tokens")  # many seconds each in the interpreter
 
 
 def marks(case: str, slow: bool = False) -> tuple[pytest.MarkDecorator, ...]:
@@ -52,7 +52,9 @@ def low_precision() -> Iterator[object]:
         there = itertools.product(backends, DTYPES)
         yield from (pytest.param("cuda", name, dtype, case, marks=(GPU, *marks(case))) for name, dtype in there)
     for case, dtype in itertools.product(CASES, DTYPES):
-        yield pytest.param("cpu", "triton", dtype, case, marks=marks(case, case in LARGE and dtype != "float16"))
+        yield pytest.param(
+            "cpu", "triton", dtype, case, marks=marks(case, case in LARGE or (dtype == "bfloat16" and case != "mixed"))
+        )
 
 
 def interpreted(name: str, device: str) -> bool:

@@ -105,7 +105,7 @@ def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
         if name:
             (tmp_path / name[1]).write_text(recipe)
     (tmp_path / "novels").mkdir()
-    (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 2000)
+    (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 1000)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for block in blocks(page.read_text(), "sh"):
         result = subprocess.run(

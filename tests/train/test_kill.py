@@ -18,7 +18,7 @@ def campaign(mode: str, folder: Path, number: int) -> str:
 
 
 def test_killed_at_file_system_calls(tmp_path: Path) -> None:
-    assert campaign("points", tmp_path, 16).endswith(" 0 with other bytes\n")
+    assert campaign("points", tmp_path, 40).endswith(" 0 with other bytes\n")
 
 
 @pytest.mark.slow
