@@ -263,7 +263,10 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
         assert torch.equal(low, ours.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("kind", ["top-k", "top-p", "rectified", "everything beside"])
+@pytest.mark.parametrize(
+    "kind",
+    ["top-k", "everything beside", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("top-p", "rectified"))],
+)
 def test_code_loads_where_hmoe_is_not_installed(kind: str, tmp_path: Path) -> None:
     model, ids = opened(**MODELS[kind]), tokens()
     export(model, tmp_path, tmp_path / "out", Export(with_code=True))
