@@ -15,19 +15,12 @@ import torch
 
 from benchmarks.gpu.facts import ROOT
 from benchmarks.gpu.setting import Found, Setting
-from benchmarks.gpu.shapes import KERNELS, candidates
-from hmoe.kernels.ragged import tune
+from benchmarks.gpu.shapes import candidates
+from hmoe.kernels.ragged.launch import KERNELS
+from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape
 
 INTEGERS, FLOATS = ("token_N", "plan"), ("gate_N", "partial")
-SCALARS = ("tune_rows", "tune_width", "num_pairs")
-LAUNCHES: dict[str, tuple[str, dict[str, bool]]] = {  # name -> kernel, flags
-    "up": ("up", {"KEEP": True}),
-    "down": ("down", {"TWO": False}),
-    "down_backward": ("down_backward", {}),
-    "dx": ("down", {"TWO": True}),
-    "weights_gate_up": ("weights", {"TWO": True}),
-    "weights_down": ("weights", {"TWO": False}),
-}
+KEPT = {"up": {"KEEP": True}}  # what a launch is told beside its own flags
 
 
 class Task(NamedTuple):
@@ -43,21 +36,20 @@ class Task(NamedTuple):
 def tasks(dtype: str, dim: int, experts: int, most: int | None = None) -> Iterator[Task]:
     """The candidates, at most so many, of all launches for a model width and number of experts."""
     padded = max(2, 1 << (experts - 1).bit_length())
-    for launch, (kind, flags) in LAUNCHES.items():
-        for shape in candidates(kind, getattr(torch, dtype), flags.get("TWO", False))[:most]:
+    for launch in LAUNCHES:
+        for shape in candidates(launch, getattr(torch, dtype))[:most]:
             yield Task(launch, dtype, dim, padded, shape)
 
 
 def compile_one(task: Task) -> None:
     """As a launch would, into the same cache."""
-    kind, flags = LAUNCHES[task.launch]
-    (config,) = tune.configs((tuple(task.shape),))  # type: ignore[arg-type]
-    function = KERNELS[kind].fn
-    constants = {"D": task.dim, "PADDED": task.padded, "UPCAST": False, **flags, **config.all_kwargs()}
+    function, flags = KERNELS[task.launch]
+    options = TileShape(*task.shape).options
+    constants = {"D": task.dim, "PADDED": task.padded, "UPCAST": False, **flags, **KEPT.get(task.launch, {}), **options}
     types = {
         **dict.fromkeys(INTEGERS, torch.int64),
         **dict.fromkeys(FLOATS, torch.float32),
-        **dict.fromkeys(SCALARS, 64),
+        "num_pairs": 64,
     }
     arguments = [types.get(name, getattr(torch, task.dtype)) for name in function.arg_names if name not in constants]
     function.warmup(*arguments, grid=(1,), **constants)

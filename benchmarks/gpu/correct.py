@@ -13,10 +13,10 @@ import hmoe
 from benchmarks.gpu.compiling import compile_all, tasks
 from benchmarks.gpu.layers import SIZES, Size, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting, WrongResultError
-from benchmarks.gpu.shapes import KERNELS, candidates, forced, text
+from benchmarks.gpu.shapes import candidates, text
 from hmoe.kernels import expert_ffn
 from hmoe.kernels.layer import Layer
-from hmoe.kernels.ragged import tune
+from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, forced
 
 NAMES = ("y", "dx", "dgate", "dw_gate", "dw_up", "dw_down")
 ALLOWED = {  # relative to the norm of the true values
@@ -47,11 +47,11 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     names = list(LAYERS)[1::2] if setting.dry else list(LAYERS)
     for name in names:
         for dtype in (torch.bfloat16, torch.float32) if setting.dry else ALLOWED:
-            for number in range(max(len(candidates(kind, dtype)) for kind in KERNELS)):
+            for number in range(max(len(candidates(launch, dtype)) for launch in LAUNCHES)):
                 found[f"{name} {str(dtype)[6:]} shape {number}"] = functools.partial(
                     _case, setting, name, dtype, number
                 )
-    found["first call of a tuning key"] = functools.partial(_first_call, setting)
+    found["first call of a model width"] = functools.partial(_first_call, setting)
     found["numel just below 2^31"] = functools.partial(_largest, setting)
     return found
 
@@ -75,24 +75,27 @@ def _truth(name: str, dtype: torch.dtype, device: str) -> tuple[Layer, torch.Ten
 
 def _case(setting: Setting, name: str, dtype: torch.dtype, number: int) -> Found:
     given, grad, truth = _truth(name, dtype, setting.device)
-    chosen = {kind: (shapes := candidates(kind, dtype, kind == "weights"))[number % len(shapes)] for kind in KERNELS}
+    chosen: dict[str, TileShape] = {}
+    for launch in LAUNCHES:
+        shapes = candidates(launch, dtype)
+        chosen[launch] = shapes[number % len(shapes)]
     with forced(chosen):
         first, second = (computed(given, grad, "triton") for _ in range(2))
     errors = {n: float((r.double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, first, truth, strict=True)}
     slack = 4 if setting.dry else 1  # the interpreter cuts bfloat16 off instead of rounding it
     wrong = [n for n, error in errors.items() if not error <= slack * ALLOWED[dtype][n]]
     differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
-    shapes = {kind: text(shape) for kind, shape in chosen.items()}
+    names = {launch: text(shape) for launch, shape in chosen.items()}
     line = " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if wrong or differing:
-        what = f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {shapes}"
-        raise WrongResultError(what, {"errors": errors, "shapes": shapes, "differing": differing})
+        what = f"wrong: {wrong}, not the same bits twice: {differing}; {line}; {names}"
+        raise WrongResultError(what, {"errors": errors, "shapes": names, "differing": differing})
     share, worst = max((error / ALLOWED[dtype][n], n) for n, error in errors.items())
-    return f"at worst {share:.0%} of what is allowed ({worst})", {"errors": errors, "shapes": shapes}
+    return f"at worst {share:.0%} of what is allowed ({worst})", {"errors": errors, "shapes": names}
 
 
 def _first_call(setting: Setting) -> Found:
-    """A model width that nothing was measured for: all shapes write into the same tensors, then the fastest."""
+    """A model width that nothing was compiled for."""
     size = Size(784, (256, 512, 128, 384), 2, 300)
     given = layer(tiny(size) if setting.dry else size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
@@ -100,8 +103,7 @@ def _first_call(setting: Setting) -> Found:
     differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
     if differing:
         raise WrongResultError(f"the first call differs from the second in {differing}", differing)
-    best = {kind: str(kernel.best_config) for kind, kernel in KERNELS.items() if hasattr(kernel, "best_config")}
-    return "same bits as the second", best
+    return "same bits as the second", None
 
 
 def _largest(setting: Setting) -> Found:
@@ -111,9 +113,7 @@ def _largest(setting: Setting) -> Found:
     given = layer(size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
     torch.use_deterministic_algorithms(False)  # NaN into six tensors of 4 GB each is not needed here
-    shapes = {kind: (tune.INTERPRETER if setting.dry else tune.SHAPES[kind])[0] for kind in KERNELS}
-    with forced(shapes):
-        results = computed(given, grad, "triton")[:3]
+    results = computed(given, grad, "triton")[:3]
     sample = torch.cat([torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]).to(
         setting.device
     )

@@ -7,10 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 import hmoe
-from benchmarks.gpu.kernels import best_shapes
 from benchmarks.gpu.layers import SIZES, Size, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.shapes import forced
 from benchmarks.gpu.timing import milliseconds, profile
 from hmoe.bench.others import OTHERS
 from hmoe.kernels import expert_ffn
@@ -85,26 +83,24 @@ def _race(setting: Setting, name: str) -> Found:
     size = _size(setting, name)
     x, grad = (torch.randn(size.tokens, size.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
-    shapes = best_shapes(setting, f"{name} uniform")
     rows: dict[str, dict[str, object]] = {}
-    with forced(shapes):
-        for label, make in _contenders(size, setting.device).items():
-            try:
-                forward, leaves = make()
-                with torch.no_grad():
-                    rows[label] = {"forward": milliseconds(functools.partial(forward, x.detach()), setting.device)}
-                rows[label]["both"] = milliseconds(functools.partial(_both, forward, leaves, x, grad), setting.device)
-            except Exception as error:
-                if "CUDA error" in str(error):
-                    raise
-                rows[label] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+    for label, make in _contenders(size, setting.device).items():
+        try:
+            forward, leaves = make()
+            with torch.no_grad():
+                rows[label] = {"forward": milliseconds(functools.partial(forward, x.detach()), setting.device)}
+            rows[label]["both"] = milliseconds(functools.partial(_both, forward, leaves, x, grad), setting.device)
+        except Exception as error:
+            if "CUDA error" in str(error):
+                raise
+            rows[label] = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     line = " | ".join(
         f"{label} FAILED {str(row['error'])[:120]}"
         if "error" in row
         else f"{label} {row['forward']:.2f} {row['both']:.2f}"
         for label, row in rows.items()
     )
-    return f"ms forward, both: {line}", {"rows": rows, "shapes": shapes}
+    return f"ms forward, both: {line}", {"rows": rows}
 
 
 def _profile(setting: Setting) -> Found:
@@ -112,10 +108,9 @@ def _profile(setting: Setting) -> Found:
     moe = _moe(size, size.widths, "triton", setting.device)
     x, grad = (torch.randn(size.tokens, size.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
-    with forced(best_shapes(setting, "0.4B uniform")):
-        run = functools.partial(_both, lambda x: moe(x)[0], list(moe.parameters()), x, grad)
-        run()
-        found = profile(run, setting.device, 15)
+    run = functools.partial(_both, lambda x: moe(x)[0], list(moe.parameters()), x, grad)
+    run()
+    found = profile(run, setting.device, 15)
     return profile_line(found, 8), found
 
 

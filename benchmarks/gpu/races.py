@@ -20,7 +20,7 @@ SMALL = (
     Size(32, (16, 48, 96, 32), 2, 17),
     Size(32, tuple(16 * (1 + number % 7) for number in range(64)), 8, 37),
 )
-ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "HMOE_FIRST_TILE_SHAPE": "1"}
+ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:

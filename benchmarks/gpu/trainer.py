@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.kernels import best_shapes
 from benchmarks.gpu.layer_race import profile_line
 from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.shapes import forced
 from benchmarks.gpu.timing import profile
 
 PEAK = 989e12  # nominal bfloat16 of an H100 or H200
@@ -93,18 +91,17 @@ def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Fo
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    with forced(best_shapes(setting, "3B uniform" if "3b" in preset else "0.4B uniform")):
-        training = Training(setting, preset, tokens, checkpointing)
-        for _ in range(2 if setting.dry else 3 if "3b" in preset else 6):
-            start = time.perf_counter()
-            record = training()
-            torch.cuda.synchronize() if on_gpu else None
-            times.append(time.perf_counter() - start)
-            losses.append(record.terms["loss"])
-        found: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
-        found["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
-        found["waits"] = _waits(training)
-        found["profile"] = profile(training, setting.device, 20)
+    training = Training(setting, preset, tokens, checkpointing)
+    for _ in range(2 if setting.dry else 3 if "3b" in preset else 6):
+        start = time.perf_counter()
+        record = training()
+        torch.cuda.synchronize() if on_gpu else None
+        times.append(time.perf_counter() - start)
+        losses.append(record.terms["loss"])
+    found: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
+    found["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
+    found["waits"] = _waits(training)
+    found["profile"] = profile(training, setting.device, 20)
     second = statistics.median(times[-4:] if len(times) > 4 else times[-1:])
     found |= {"tokens_per_second": record.tokens / second, "mfu": record.flops / second / PEAK}
     waits = sum(found["waits"].values())

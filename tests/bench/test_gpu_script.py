@@ -16,6 +16,7 @@ from benchmarks.gpu import __main__ as command  # noqa: E402
 from benchmarks.gpu import facts, kernels, races  # noqa: E402
 from benchmarks.gpu.layers import Size  # noqa: E402
 from benchmarks.gpu.setting import LOST, Case, Found, Setting, records, run_cases  # noqa: E402
+from hmoe.kernels.ragged.shapes import LAUNCHES  # noqa: E402
 
 
 @pytest.fixture
@@ -92,22 +93,8 @@ def test_every_launch_is_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kernels, "tiny", lambda size: Size(16, (16,), 1, 1))
     found = kernels.cases(setting)["0.4B uniform"]()
     rows = found[1]["launches"]
-    assert set(rows) == set(kernels.LAUNCHES)
+    assert set(rows) == set(LAUNCHES)
     assert all(row["ms"] > 0 and row["tflops"] > 0 for table in rows.values() for row in table)
-
-
-def test_the_fastest_shapes_over_all_launches_of_a_kernel_are_kept(setting: Setting) -> None:
-    shapes = {"up": [[1, 2], [3, 4]], "down": [[5, 6], [7, 8]]}
-    table = {
-        "up": [{"shape": [1, 2], "ms": 2.0}, {"shape": [3, 4], "ms": 1.0}],
-        "down": [{"shape": [5, 6], "ms": 1.0}, {"shape": [7, 8], "ms": 2.0}],
-        "dx": [{"shape": [5, 6], "ms": 5.0}, {"shape": [7, 8], "ms": 3.0}],
-    }
-    line = {"stage": 4, "case": "0.4B uniform", "state": "done", "line": "", "data": {"launches": table}}
-    setting.journal.write_text(json.dumps(line) + "\n")
-    best = kernels.best_shapes(setting, "0.4B uniform")
-    assert best["up"] == tuple(shapes["up"][1])
-    assert best["down"] == tuple(shapes["down"][1])  # 2 + 3 is less than 1 + 5
 
 
 def test_the_sanitizer_is_asked_for_only_where_there_is_a_gpu(setting: Setting) -> None:

@@ -27,7 +27,7 @@ def of(kernel: str, found: dict[str, dict[str, int]]) -> list[dict[str, int]]:
 
 @pytest.fixture(scope="module")
 def hopper() -> dict[str, dict[str, int]]:
-    return facts("--capability", "90", "--all")
+    return facts("--capability", "90")
 
 
 def test_on_hopper_every_tile_shape_multiplies_with_wgmma_copies_asynchronously_and_spills_nothing(
@@ -40,20 +40,23 @@ def test_on_hopper_every_tile_shape_multiplies_with_wgmma_copies_asynchronously_
             assert numbers["wgmma"] > 0, name
             assert numbers["cp_async_16"] > 0, name
             assert numbers["scalar_loads"] == 0, f"{name} loads numbers one by one: {numbers}"
-    assert all(len(of(kernel, hopper)) >= 3 for kernel in MATRIX_KERNELS)
+    assert all(len(of(kernel, hopper)) >= 2 for kernel in MATRIX_KERNELS)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_on_ampere_every_kernel_has_a_tile_shape_that_spills_nothing(dtype: str) -> None:
-    found = facts("--capability", "80", "--all", "--dtype", dtype)
-    for kernel in MATRIX_KERNELS:
-        good = [n for n in of(kernel, found) if n["STACK"] == 0 and n["mma"] > 0 and n["cp_async_16"] > 0]
-        assert good, f"{kernel}: {of(kernel, found)}"
-        assert all(n["shared"] <= 163 * 1024 for n in of(kernel, found))
+def test_the_portable_shapes_spill_nothing_on_ampere_and_fit_every_gpu_since(dtype: str) -> None:
+    for name, numbers in facts("--capability", "80", "--table", "portable", "--dtype", dtype).items():
+        assert numbers["STACK"] == numbers["LOCAL"] == 0, f"{name} spills: {numbers}"
+        assert numbers["shared"] <= 99 * 1024, name
+        if name.split()[0] in MATRIX_KERNELS:
+            assert numbers["mma"] > 0, name
+            assert numbers["cp_async_16"] > 0, name
 
 
 def test_float32_compiles_for_checks() -> None:
-    assert set(MATRIX_KERNELS) <= {name.split()[0] for name in facts("--dtype", "fp32")}
+    found = facts("--dtype", "fp32")
+    assert set(MATRIX_KERNELS) <= {name.split()[0] for name in found}
+    assert all(numbers["STACK"] == numbers["LOCAL"] == 0 for numbers in found.values()), found
 
 
 def test_the_facts_are_read_from_what_was_compiled(hopper: dict[str, dict[str, int]]) -> None:

@@ -12,10 +12,6 @@ from hmoe.kernels.layer import Backend, Layer
 HOMES = {"loop": "hmoe.kernels.loop", "cpu": "hmoe.kernels.cpu", "triton": "hmoe.kernels.ragged.launch"}
 NAMES = ("reference", *HOMES)
 
-# On a GPU the loop of library GEMMs waits for the counts and launches some twenty kernels per expert, both passes, but runs
-# near the peak where each product is large: from an analysis of launch times (docs/log.md), not measured on a GPU yet.
-FEW_EXPERTS, LARGE_ROWS, LARGE_WIDTH = 8, 8192, 2048
-
 
 @functools.cache
 def backend(name: str) -> Backend:
@@ -89,16 +85,18 @@ def choose(layer: Layer) -> str:
         return "reference"
     if device == "cpu":
         return "cpu"
+    # Measured on one GPU (docs/log.md): the kernels are ahead of the loop for few large experts too, which waits for the counts.
     low = dtype in (torch.bfloat16, torch.float16)
-    if device == "cuda" and low and not _few_and_large(layer) and refusal("triton", layer) is None:
-        return "triton"
-    return "loop"
+    return "triton" if device == "cuda" and low and refusal("triton", layer) is None else "loop"
 
 
-def _few_and_large(layer: Layer) -> bool:
-    experts = len(layer.widths)
-    rows, width = len(layer.token_N) // experts, sum(layer.widths) // experts
-    return experts <= FEW_EXPERTS and rows >= LARGE_ROWS and width >= LARGE_WIDTH
+def describe_tiles() -> str:
+    """Which tile shapes the kernels of this machine's GPU use; "" where Triton's are not used."""
+    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+        return ""
+    from hmoe.kernels.ragged import shapes  # noqa: PLC0415 - needs Triton
+
+    return shapes.describe(torch.device("cuda", torch.cuda.current_device()))
 
 
 def resolve(name: str | None, layer: Layer) -> str:

@@ -3,8 +3,7 @@
 import triton
 import triton.language as tl
 
-from hmoe.kernels.ragged.tiles import BY_PAIRS, BY_WIDTH, halves, locate, multiply, row_and_column, sizes
-from hmoe.kernels.ragged.tune import tuned
+from hmoe.kernels.ragged.tiles import BY_PAIRS, BY_WIDTH, WORK, halves, locate, multiply, row_and_column, sizes
 
 
 @triton.jit
@@ -23,8 +22,7 @@ def _swiglu_backward(da, base, at, units, gate, pre_gate, pre_up, dgate, dup, ac
     return tl.sum(da * silu * u, 1)
 
 
-@tuned("down_backward", partly_written=("partial",))
-@triton.jit(do_not_specialize=["tune_rows", "tune_width", "num_pairs"])
+@triton.jit(do_not_specialize=["num_pairs"])
 def down_backward_kernel(
     dy_TD,
     token_N,
@@ -38,8 +36,6 @@ def down_backward_kernel(
     act,
     partial,
     num_pairs,
-    tune_rows,
-    tune_width,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     UPCAST: tl.constexpr,
@@ -47,7 +43,6 @@ def down_backward_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    WAVES: tl.constexpr,
 ):
     """From dy: d gate, d up, gate * activation, and per tile of units a partial d (routing gate) of each pair.
 
@@ -89,8 +84,7 @@ def down_backward_kernel(
         tl.store(partial + n.to(tl.int64) * num_pairs + pair + rows, sum_, mask=real)
 
 
-@tuned("weights", "TWO")
-@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+@triton.jit
 def weight_kernel(
     a,
     b,
@@ -99,8 +93,6 @@ def weight_kernel(
     plan,
     dw_a_FD,
     dw_b_FD,
-    tune_rows,
-    tune_width,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     TWO: tl.constexpr,
@@ -109,12 +101,16 @@ def weight_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    WAVES: tl.constexpr,
 ):
-    """dw = a^T rows, and with the same rows b^T rows if TWO; the depth is the expert's pairs, zeros where it has none."""
+    """dw = a^T rows, and with the same rows b^T rows if TWO; the depth is the expert's pairs, zeros where it has none.
+
+    Programs take the next tile when they are free: tiles are few and long, of busy experts several times as long as of others.
+    """
     _, width = sizes(plan, BY_PAIRS, PADDED)
     ends = tl.cumsum(tl.cdiv(width, BM) * tl.cdiv(D, BN), 0)
-    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+    taken = plan + WORK * PADDED + TWO
+    number = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
+    while number < tl.max(ends, 0):
         tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_PAIRS, PADDED)
         i, j = row_and_column(tile, tl.cdiv(h, BM), tl.cdiv(D, BN), GROUP)
         units, column, depth = i * BM + tl.arange(0, BM), j * BN + tl.arange(0, BN), tl.arange(0, BK)
@@ -142,3 +138,4 @@ def weight_kernel(
         tl.store(dw_a_FD + base + to, sum_a, mask=mask)
         if TWO:
             tl.store(dw_b_FD + base + to, sum_b, mask=mask)
+        number = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)

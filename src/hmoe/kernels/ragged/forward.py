@@ -3,8 +3,18 @@
 import triton
 import triton.language as tl
 
-from hmoe.kernels.ragged.tiles import BY_WIDTH, halves, locate, multiply, row_and_column, sizes
-from hmoe.kernels.ragged.tune import tuned
+from hmoe.kernels.ragged.tiles import (
+    BY_WIDTH,
+    PAIR,
+    PAIRS,
+    halves,
+    locate,
+    multiply,
+    nth,
+    rounds,
+    row_and_column,
+    sizes,
+)
 
 
 @triton.jit
@@ -18,8 +28,7 @@ def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: 
     tl.store(act + base + at, gate * tl.sigmoid(gate) * up, mask=mask)
 
 
-@tuned("up", "KEEP")
-@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+@triton.jit
 def up_kernel(
     x_TD,
     token_N,
@@ -29,8 +38,6 @@ def up_kernel(
     pre_gate,
     pre_up,
     act,
-    tune_rows,
-    tune_width,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     KEEP: tl.constexpr,
@@ -39,7 +46,6 @@ def up_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    WAVES: tl.constexpr,
 ):
     """act = silu(x Wg^T) * (x Wu^T) for every pair; rows of x are gathered as they are loaded."""
     pairs, width = sizes(plan, BY_WIDTH, PADDED)
@@ -88,8 +94,7 @@ def _add_product(
     return sum_
 
 
-@tuned("down", "TWO")
-@triton.jit(do_not_specialize=["tune_rows", "tune_width"])
+@triton.jit
 def down_kernel(
     a,
     w_FD,
@@ -97,8 +102,6 @@ def down_kernel(
     v_FD,
     plan,
     out_ND,
-    tune_rows,
-    tune_width,
     D: tl.constexpr,
     PADDED: tl.constexpr,
     TWO: tl.constexpr,
@@ -107,13 +110,12 @@ def down_kernel(
     BN: tl.constexpr,
     BK: tl.constexpr,
     GROUP: tl.constexpr,
-    WAVES: tl.constexpr,
 ):
     """out = a W for every pair, or a W + b V if TWO (then it is d x); the depth is the expert's own width."""
     pairs, _ = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(D, BN), 0)
-    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
-        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+    for turn in range(rounds(tl.max(ends, 0))):
+        tile, M, h, pair, unit, pre = locate(plan, ends, nth(turn), BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(D, BN), GROUP)
         row, column, depth = tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real, inside_D = m * BM + row < M, column < D
@@ -129,13 +131,35 @@ def down_kernel(
 
 
 @triton.jit
-def combine_kernel(rows_ND, gate_N, order_N, start_T, y_TD, D: tl.constexpr, BD: tl.constexpr, GATED: tl.constexpr):
-    """y_t = sum of the token's rows, times their gates if GATED: any number of rows, always in the same order."""
-    token = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BD)
+def place_kernel(token_N, plan, place_TE, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """place_TE[t, e] = the pair of token t and expert e; the others stay as they are. One program per expert and BLOCK pairs."""
+    expert, rows = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pair = tl.load(plan + PAIR * PADDED + expert) + rows
+    real = rows < tl.load(plan + PAIRS * PADDED + expert)
+    token = tl.load(token_N + pair, mask=real, other=0)
+    tl.store(place_TE + token * E + expert, pair.to(tl.int32), mask=real)
+
+
+@triton.jit
+def combine_kernel(
+    rows_ND,
+    gate_N,
+    place_TE,
+    y_TD,
+    D: tl.constexpr,
+    BD: tl.constexpr,
+    E: tl.constexpr,
+    PADDED: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """y_t = sum of the token's rows, times their gates if GATED: any number of rows, in the order of the experts."""
+    token, lane, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED), tl.arange(0, BD)
+    place = tl.load(place_TE + token * E + lane, mask=lane < E, other=-1)
+    chosen = (place >= 0).to(tl.int32)
+    rank = tl.cumsum(chosen, 0) - chosen
     sum_ = tl.zeros((BD,), tl.float32)
-    for i in range(tl.load(start_T + token), tl.load(start_T + token + 1)):
-        pair = tl.load(order_N + i)
+    for i in range(tl.sum(chosen, 0)):
+        pair = tl.sum(tl.where((rank == i) & (place >= 0), place, 0), 0).to(tl.int64)
         row = tl.load(rows_ND + pair * D + column, mask=column < D, other=0.0).to(tl.float32)
         sum_ += row * tl.load(gate_N + pair).to(tl.float32) if GATED else row
     tl.store(y_TD + token * D + column, sum_, mask=column < D)

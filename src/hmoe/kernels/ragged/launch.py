@@ -8,11 +8,12 @@ from typing import Any
 import torch
 import triton
 
+from hmoe.errors import ConfigError
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
-from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, up_kernel
+from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
+from hmoe.kernels.ragged.shapes import TileShape, choose_shape
 from hmoe.kernels.ragged.tiles import INTERPRETED, ROWS_OF_PLAN, plan_kernel
-from hmoe.kernels.ragged.tune import LEAST_BN
 
 MULTIPLE = 16  # of model width and expert widths: 16-byte copies of any type
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -41,7 +42,16 @@ def _device_fits(x_TD: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _on_device(widths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Widths as a tensor; kept, because copying to the device every time would wait for it."""
+    """Widths as a tensor; kept, because copying to the device every time would wait for it.
+
+    Raises:
+        ConfigError: if a CUDA graph is being captured, which a copy from the host would end.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise ConfigError(
+            "expert_ffn: the first call of a layer copies its widths to the GPU and loads kernels, which a CUDA graph cannot "
+            "capture; call it once, forward and backward, before the capture"
+        )
     return torch.tensor(widths, device=device)
 
 
@@ -50,52 +60,62 @@ def _multiprocessors(device: torch.device) -> int:
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
+KERNELS: dict[str, tuple[Any, dict[str, bool]]] = {  # launch -> kernel, what it is told to do
+    "up": (up_kernel, {}),
+    "down": (down_kernel, {"TWO": False}),
+    "dx": (down_kernel, {"TWO": True}),
+    "down_backward": (down_backward_kernel, {}),
+    "weights_gate_up": (weight_kernel, {"TWO": True}),
+    "weights_down": (weight_kernel, {"TWO": False}),
+}
+_PLACED = 256  # pairs that a program places
+
+
 class Launcher:
-    """What every launch of one layer has in common."""
+    """What every launch of one layer has in common.
+
+    Attributes:
+        plan: offsets and order of the experts, on the device.
+    """
 
     def __init__(self, layer: Layer) -> None:
-        self.x_TD, self.num_pairs = layer.x_TD, len(layer.token_N)
-        experts = len(layer.widths)
-        self.padded = max(triton.next_power_of_2(experts), 2)
+        self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
+        self.experts = len(layer.widths)
+        self.padded = max(triton.next_power_of_2(self.experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
-        width_E = _on_device(tuple(layer.widths), self.x_TD.device)
+        self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])
+        self.begin()
+
+    def begin(self) -> None:
+        """Plan the layer, and count no tile as taken."""
+        width_E = _on_device(tuple(self.layer.widths), self.x_TD.device)
         sizes = (self.num_pairs, len(self.x_TD))
-        plan_kernel[(1,)](layer.num_tokens_E, width_E, self.plan, *sizes, experts, self.padded)
-        self.tune = {
-            "tune_rows": triton.next_power_of_2(max(self.num_pairs // experts, 1)),
-            "tune_width": triton.next_power_of_2(sum(layer.widths) // experts),
-        }
+        plan_kernel[(1,)](self.layer.num_tokens_E, width_E, self.plan, *sizes, self.experts, self.padded)
 
-    def __call__(self, kernel: Any, *tensors: torch.Tensor | int, **flags: bool) -> None:
+    def shape(self, launch: str) -> TileShape:
+        """The tile shape of a launch."""
+        return choose_shape(launch, self.sizes, self.x_TD.dtype, self.x_TD.device)
+
+    def __call__(self, launch: str, *tensors: torch.Tensor | int, **flags: bool) -> None:
         """Persistent programs: as many as fit at a time."""
-        grid: Callable[[dict[str, Any]], tuple[int]] = lambda meta: (  # noqa: E731
-            _multiprocessors(self.x_TD.device) * meta["WAVES"],
-        )
+        (kernel, more), shape = KERNELS[launch], self.shape(launch)
         upcast = INTERPRETED and self.x_TD.dtype == torch.bfloat16
-        dim = self.x_TD.shape[1]
-        kernel[grid](*tensors, **self.tune, D=dim, PADDED=self.padded, UPCAST=upcast, **flags)
+        constants = {"D": self.sizes[2], "PADDED": self.padded, "UPCAST": upcast, **more, **flags, **shape.options}
+        kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
 
-    def combine(
-        self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None, order_N: torch.Tensor, start_T: torch.Tensor
-    ) -> torch.Tensor:
+    def combine(self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None) -> torch.Tensor:
         """Each token's sum of its rows, times their gates unless None."""
-        y_TD = torch.empty_like(self.x_TD)
-        if len(y_TD):
-            dim, gates = y_TD.shape[1], order_N if gate_N is None else gate_N
-            block = triton.next_power_of_2(dim)
-            combine_kernel[(len(y_TD),)](rows_ND, gates, order_N, start_T, y_TD, dim, block, GATED=gate_N is not None)
+        y_TD, experts, dim = torch.empty_like(self.x_TD), self.experts, self.sizes[2]
+        if not len(y_TD):
+            return y_TD
+        place_TE = torch.full((len(y_TD), experts), -1, dtype=torch.int32, device=y_TD.device)
+        blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)  # a token comes to an expert at most once
+        if blocks:
+            place_kernel[(experts, blocks)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
+        gates, block = rows_ND if gate_N is None else gate_N, triton.next_power_of_2(dim)
+        sizes = (dim, block, experts, self.padded)
+        combine_kernel[(len(y_TD),)](rows_ND, gates, place_TE, y_TD, *sizes, GATED=gate_N is not None)
         return y_TD
-
-
-def _owners(layer: Layer) -> torch.Tensor:
-    """Token of each pair; pairs beyond the counts belong to a token behind the last."""
-    real_N = torch.arange(len(layer.token_N), device=layer.token_N.device) < layer.num_tokens_E.sum()
-    return torch.where(real_N, layer.token_N, len(layer.x_TD))
-
-
-def _starts(layer: Layer, sorted_N: torch.Tensor) -> torch.Tensor:
-    """Where each token's pairs start among the pairs grouped by token, and where the last token's end."""
-    return torch.searchsorted(sorted_N, torch.arange(len(layer.x_TD) + 1, device=sorted_N.device))
 
 
 def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -113,14 +133,13 @@ def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """See `layer.Backend`."""
     x_TD = layer.x_TD
-    sorted_N, order_N = torch.sort(_owners(layer), stable=True)
-    saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_N)
+    saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N))
     run = Launcher(layer)
     act, out_ND = x_TD.new_empty(room or room_bound(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     weights = (layer.w_gate_FD, layer.w_up_FD)
-    run(up_kernel, x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
-    run(down_kernel, act, layer.w_down_FD, act, layer.w_down_FD, run.plan, out_ND, TWO=False)
-    return run.combine(out_ND, layer.gate_N, order_N, _starts(layer, sorted_N)), saved
+    run("up", x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
+    run("down", act, layer.w_down_FD, act, layer.w_down_FD, run.plan, out_ND)
+    return run.combine(out_ND, layer.gate_N), saved
 
 
 @_on_the_tensors_device
@@ -129,17 +148,19 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     run = Launcher(layer)
     dgate, dup, act = (torch.empty_like(saved.pre_gate) for _ in range(3))
-    partial = gate_N.new_zeros(-(-max(layer.widths) // LEAST_BN), run.num_pairs, dtype=torch.float32)
+    # A narrow expert has fewer tiles of units than the widest: what it leaves is 0.
+    tiles = triton.cdiv(max(layer.widths), run.shape("down_backward").columns)
+    partial = gate_N.new_zeros(tiles, run.num_pairs, dtype=torch.float32)
     into = (dgate, dup, act, partial, run.num_pairs)
-    run(down_backward_kernel, dy_TD, token_N, gate_N, run.plan, layer.w_down_FD, saved.pre_gate, saved.pre_up, *into)
+    run("down_backward", dy_TD, token_N, gate_N, run.plan, layer.w_down_FD, saved.pre_gate, saved.pre_up, *into)
     dx_ND = x_TD.new_empty(run.num_pairs, x_TD.shape[1])
-    run(down_kernel, dgate, layer.w_gate_FD, dup, layer.w_up_FD, run.plan, dx_ND, TWO=True)
-    dx_TD = run.combine(dx_ND, None, saved.order_N, _starts(layer, _owners(layer)[saved.order_N]))
+    run("dx", dgate, layer.w_gate_FD, dup, layer.w_up_FD, run.plan, dx_ND)
+    dx_TD = run.combine(dx_ND, None)
     size = layer.w_gate_FD.shape if weights else (0,)
     dw_gate, dw_up, dw_down = (layer.w_gate_FD.new_empty(size) for _ in range(3))
     if weights:
-        run(weight_kernel, dgate, dup, x_TD, token_N, run.plan, dw_gate, dw_up, TWO=True)
-        run(weight_kernel, act, act, dy_TD, token_N, run.plan, dw_down, dw_down, TWO=False)
+        run("weights_gate_up", dgate, dup, x_TD, token_N, run.plan, dw_gate, dw_up)
+        run("weights_down", act, act, dy_TD, token_N, run.plan, dw_down, dw_down)
     return Gradients(dx_TD, partial.sum(0).to(gate_N.dtype), dw_gate, dw_up, dw_down)
 
 

@@ -19,7 +19,8 @@ BY_WIDTH = tl.constexpr(3)  # experts, widest first
 BY_PAIRS = tl.constexpr(4)  # experts, busiest first
 PAIRS = tl.constexpr(5)  # number of pairs
 WIDTH = tl.constexpr(6)  # hidden units
-ROWS_OF_PLAN = 7
+WORK = tl.constexpr(7)  # tiles that were taken, of launches that count them
+ROWS_OF_PLAN = 8
 
 
 @triton.jit(debug=True, do_not_specialize=["num_pairs", "num_tokens"])  # debug: assertions are compiled in
@@ -42,6 +43,7 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
     tl.store(plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED)
     tl.store(plan + PAIRS * PADDED + lane, pairs)
     tl.store(plan + WIDTH * PADDED + lane, width)
+    tl.store(plan + WORK * PADDED + lane, pairs * 0)
 
 
 @triton.jit
@@ -49,6 +51,22 @@ def sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
     """(pairs, width) of all experts in an order of the plan."""
     expert = tl.load(plan + ORDER * PADDED + tl.arange(0, PADDED))
     return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(tl.int32)
+
+
+@triton.jit
+def rounds(tiles):
+    """How many tiles this program computes when programs take them in turn, every other time in reverse (see `nth`)."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    full = tiles // programs
+    place = tl.where(full % 2 == 0, program, programs - 1 - program)
+    return full + (place < tiles % programs).to(tl.int32)
+
+
+@triton.jit
+def nth(turn):
+    """The tile of a turn. Tiles come longest first: who had the longest of one turn has the shortest of the next."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    return turn * programs + tl.where(turn % 2 == 0, program, programs - 1 - program)
 
 
 @triton.jit
@@ -82,7 +100,13 @@ def halves(tile, BM: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def multiply(a, b, sum_, UPCAST: tl.constexpr):
-    """sum_ + a @ b in float32; UPCAST because the interpreter multiplies the bits of bfloat16 (triton issue 11584)."""
+    """sum_ + a @ b in float32; UPCAST because the interpreter multiplies the bits of bfloat16 (triton issue 11584).
+
+    Of float32 numbers each step is summed alone and then added, so that errors grow with the number of steps, not with the depth;
+    subtracted, since the compiler would make one long sum of an addition.
+    """
+    if a.dtype == tl.float32:
+        return sum_ - tl.dot(-a, b, input_precision="ieee")
     if UPCAST:
         a = a.to(tl.float32)
         b = b.to(tl.float32)

@@ -1,0 +1,177 @@
+"""Tile shapes: which one each launch uses, from a table that was measured once, so that a training step never measures.
+
+The choice depends on the device's kind, on the launch, and on sizes that the host knows without asking the device. So the same
+layer on the same kind of GPU sums in the same order, in every process. `hmoe bench tiles` measures other shapes and writes a
+file of the fastest; HMOE_TILE_SHAPES=FILE uses it in place of the table's, and a run records which were used.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from hmoe.errors import ConfigError
+from hmoe.kernels.ragged.tiles import INTERPRETED
+
+VARIABLE = "HMOE_TILE_SHAPES"
+GROUP = 8  # rows of tiles that share operands in the cache
+
+
+class TileShape(NamedTuple):
+    """What one program computes at a time: rows x columns, in steps of the depth.
+
+    Attributes:
+        rows, columns, depth: of a tile; powers of two.
+        warps, stages: threads / 32, and steps of the depth that are copied ahead.
+        programs: per multiprocessor.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    programs: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Arguments of a launch."""
+        tile = {"BM": self.rows, "BN": self.columns, "BK": self.depth, "GROUP": GROUP}
+        return {**tile, "num_warps": self.warps, "num_stages": self.stages}
+
+
+Sizes = dict[str, TileShape]  # by size of the layer: few, narrow, wide
+Table = dict[str, Sizes]  # by launch
+
+LAUNCHES = ("up", "down", "dx", "down_backward", "weights_gate_up", "weights_down")
+SIZES = ("few", "narrow", "wide")
+FEW_ROWS, SLIM, NARROW_WIDTH = 128, 256, 512
+
+_128x128 = TileShape(128, 128, 64, 8, 3, 1)
+_64x64 = TileShape(64, 64, 64, 4, 3, 2)
+_32_DEEP = TileShape(64, 64, 32, 4, 2, 2)
+
+
+def _sizes(few: TileShape, narrow: TileShape, wide: TileShape) -> Sizes:
+    return dict(zip(SIZES, (few, narrow, wide), strict=True))
+
+
+# The fastest on an H200 (benchmarks/results/gpu-run-2026-11-27.json, stage 4) for the 0.4B, 3B and 64-expert layers; `few` by
+# reasoning: fewer rows of padding. All spill no register (tests/kernels/test_ragged_compile.py).
+HOPPER: Table = {
+    "up": _sizes(_64x64, TileShape(128, 64, 64, 4, 3, 2), TileShape(128, 128, 64, 8, 4, 1)),
+    "down": _sizes(_64x64, TileShape(128, 256, 64, 8, 3, 1), TileShape(128, 256, 64, 8, 3, 1)),
+    "dx": _sizes(_64x64, TileShape(128, 256, 64, 8, 3, 1), TileShape(128, 256, 64, 8, 3, 1)),
+    "down_backward": _sizes(_64x64, TileShape(128, 64, 64, 4, 4, 2), _128x128),
+    "weights_gate_up": _sizes(_64x64, TileShape(64, 128, 64, 4, 3, 2), _128x128),
+    "weights_down": _sizes(_64x64, TileShape(128, 128, 64, 4, 3, 2), TileShape(128, 128, 64, 4, 3, 2)),
+}
+# For GPUs that nothing was measured on: small enough for 99 KB of shared memory, no spilled register on sm_80.
+PORTABLE: Table = {launch: _sizes(_64x64, _64x64, _64x64) for launch in LAUNCHES}
+# For checks; two products at a time need twice the registers.
+FLOAT32: Table = {
+    launch: dict.fromkeys(SIZES, TileShape(32, 32, 32, 4, 2, 2) if launch in ("up", "weights_gate_up") else _32_DEEP)
+    for launch in LAUNCHES
+}
+# The interpreter pays per tile, not per number.
+INTERPRETER: Table = {launch: dict.fromkeys(SIZES, TileShape(32, 64, 64, 4, 1, 1)) for launch in LAUNCHES}
+TABLES = {"hopper": HOPPER, "portable": PORTABLE, "interpreter": INTERPRETER}
+_HOPPER_BYTES = 227 * 1024  # of shared memory that a block may use
+
+_forced: dict[str, TileShape] = {}
+
+
+def size_of(launch: str, rows: int, width: int, dim: int) -> str:
+    """Which column of a table holds.
+
+    Args:
+        launch: one of LAUNCHES.
+        rows: token-expert pairs per expert, on average.
+        width: of an expert, on average.
+        dim: of the model; the columns of a tile of `down` and `dx` are its.
+    """
+    if rows < FEW_ROWS or (launch in ("down", "dx") and dim < SLIM):
+        return "few"
+    return "narrow" if width < NARROW_WIDTH else "wide"
+
+
+def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> TileShape:
+    """The tile shape of a launch; `sizes` are (rows, width, dim) of `size_of`."""
+    if launch in _forced:
+        return _forced[launch]
+    size = size_of(launch, *sizes)
+    if dtype == torch.float32 and not INTERPRETED:
+        return FLOAT32[launch][size]
+    return _own_shapes().get(launch, {}).get(size) or TABLES[table_name(device)][launch][size]
+
+
+@functools.cache
+def table_name(device: torch.device) -> str:
+    """Hopper's table holds where a block may use as much shared memory; elsewhere the portable one does."""
+    if INTERPRETED:
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    return "hopper" if properties.shared_memory_per_block_optin >= _HOPPER_BYTES else "portable"
+
+
+def describe(device: torch.device) -> str:
+    """Name and digest of the table in use: other shapes sum in another order, so bits may differ."""
+    table = {launch: {**TABLES[table_name(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES}
+    digest = hashlib.sha256(json.dumps([table, FLOAT32], sort_keys=True).encode()).hexdigest()[:8]
+    return f"{table_name(device)} {digest}"
+
+
+@contextmanager
+def forced(shapes: Mapping[str, TileShape]) -> Iterator[None]:
+    """These launches use these shapes, whatever the sizes."""
+    before = dict(_forced)
+    _forced.update(shapes)
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+@functools.cache
+def _own_shapes() -> Table:
+    """What HMOE_TILE_SHAPES names."""
+    file = os.environ.get(VARIABLE)
+    return read_table(Path(file)) if file else {}
+
+
+def read_table(file: Path) -> Table:
+    """Shapes that `hmoe bench tiles` wrote.
+
+    Raises:
+        ConfigError: for a file that is missing or no such table.
+    """
+    try:
+        content = json.loads(file.read_text())["tiles"]
+        return {launch: {size: _checked(shape) for size, shape in row.items()} for launch, row in _known(content)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{VARIABLE} = {file}: {error or type(error).__name__}; must be a file written by `hmoe bench tiles`"
+        ) from None
+
+
+def _known(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str, dict[str, list[int]]]]:
+    for launch, row in content.items():
+        if launch not in LAUNCHES or not set(row) <= set(SIZES):
+            raise ValueError(
+                f"{launch}: {', '.join(row)}: launches are {', '.join(LAUNCHES)}, sizes {', '.join(SIZES)}"
+            )
+        yield launch, row
+
+
+def _checked(shape: list[int]) -> TileShape:
+    fitting = len(shape) == len(TileShape._fields) and all(type(number) is int and number > 0 for number in shape)
+    if not fitting or any(number & (number - 1) for number in shape[:4]) or min(shape[:3]) < 16:
+        raise ValueError(f"{shape}: must be rows, columns, depth (powers of two from 16), warps, stages, programs")
+    return TileShape(*shape)
