@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
     from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
     from hmoe.model.moe import MoE
-    from hmoe.model.router import Routing
+    from hmoe.model.routing import Routing
     from hmoe.routers import ExpertChoice, TopK, TopP
     from hmoe.sizes import arithmetic, equal, geometric, hybrid
 
@@ -29,7 +29,7 @@ _HOME = {
     "Hyper": "hmoe.additions",
     "MoE": "hmoe.model.moe",
     "NonFiniteError": "hmoe.errors",
-    "Routing": "hmoe.model.router",
+    "Routing": "hmoe.model.routing",
     "RunBusyError": "hmoe.errors",
     "TopK": "hmoe.routers",
     "TopP": "hmoe.routers",

@@ -10,7 +10,8 @@ import torch
 
 from hmoe import TopK, TopP
 from hmoe.kernels import expert_ffn, native
-from hmoe.model.router import Routing, route
+from hmoe.model.router import route
+from hmoe.model.routing import Routing
 from tests import oracles
 
 CASES = {  # dim, widths, router, tokens

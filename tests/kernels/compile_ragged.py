@@ -20,13 +20,19 @@ from triton.compiler import ASTSource
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.forward import combine_kernel, place_kernel
 from hmoe.kernels.ragged.launch import KERNELS
+from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
+from hmoe.kernels.select import block_size
 
 TYPES = {  # of arguments that are not in the precision of the layer
-    **dict.fromkeys(("token_N", "plan", "count_E", "width_E"), "*i64"),
-    **dict.fromkeys(("num_pairs", "num_tokens"), "i32"),
-    **dict.fromkeys(("gate_N", "partial"), "*fp32"),
-    "place_TE": "*i32",
+    **dict.fromkeys(("token_N", "expert_N", "plan", "count_E", "width_E", "num_tokens_E"), "*i64"),
+    **dict.fromkeys(("num_pairs", "num_tokens", "blocks"), "i32"),
+    **dict.fromkeys(
+        ("gate_N", "partial", "logits_TE", "bias_E", "probs_TE", "dprobs_TE", "dgate_N", "dlogits_TE"), "*fp32"
+    ),
+    **dict.fromkeys(("place_TE", "count_EB", "begin_EB"), "*i32"),
+    **dict.fromkeys(("p", "scale"), "fp32"),
+    "chosen_TE": "*i8",
 }
 KEPT = {"up": {"KEEP": True}}  # flags that a launch is given beside its own
 PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {  # kernels without tile shapes
@@ -34,6 +40,15 @@ PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {  # kernels without tile shapes
     "place": (place_kernel, {"E": 8, "PADDED": 8, "BLOCK": 256}),
     "combine": (combine_kernel, {"D": 768, "BD": 1024, "E": 8, "PADDED": 8, "GATED": True}),
 }
+for experts in (8, 64, 1024):  # of a router
+    held = {"E": experts, "PADDED": experts, "BLOCK": block_size(experts)}
+    scores = {"SIGMOID": False, "RENORMALIZE": True}
+    for k in (2, 0):
+        flags = {"K": k, "SIGMOID": False, "BIASED": True, "GIVEN": False}
+        PLAIN[f"choose {k} of {experts}"] = (choose_kernel, {**held, **flags})
+    PLAIN[f"pairs {experts}"] = (pairs_kernel, {**held, **scores})
+    PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
+PLAIN["begin"] = (begin_kernel, {"CHUNK": 1024})
 
 
 def compiled(kernel: Any, constants: dict[str, Any], dtype: str, capability: int, options: dict[str, int]) -> Any:

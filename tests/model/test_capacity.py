@@ -188,15 +188,20 @@ def test_first_choices_come_before_second_ones() -> None:
 
 
 def test_limits() -> None:
-    assert limits(hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True).tolist() == [10] * 4
-    assert limits(hmoe.TopK(1, capacity_factor=1.0, min_capacity=4), 8, (1, 1, 1, 1), True).tolist() == [4] * 4
-    assert limits(hmoe.TopK(1, capacity_factor=1.0, capacity_by="width"), 100, (9, 11, 30), True).tolist() == [
+    assert limits(hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True, torch.device("cpu")).tolist() == [10] * 4
+    assert (
+        limits(hmoe.TopK(1, capacity_factor=1.0, min_capacity=4), 8, (1, 1, 1, 1), True, torch.device("cpu")).tolist()
+        == [4] * 4
+    )
+    assert limits(
+        hmoe.TopK(1, capacity_factor=1.0, capacity_by="width"), 100, (9, 11, 30), True, torch.device("cpu")
+    ).tolist() == [
         18,
         22,
         60,
     ]
     assert (
-        limits(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True).tolist() == [2] * 7
+        limits(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True, torch.device("cpu")).tolist() == [2] * 7
     )  # 2.0000000000000004 in floats
 
 

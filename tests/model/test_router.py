@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import hmoe
 from hmoe import ConfigError, TopK, TopP
-from hmoe.model.router import Circumstances, Hints, RouterLayer, route
+from hmoe.model.router import RouterLayer, route
+from hmoe.model.routing import Circumstances, Hints
 from tests import oracles
 
 LOGITS = st.floats(-30, 30, width=32)

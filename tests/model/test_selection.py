@@ -9,7 +9,8 @@ import hmoe
 from hmoe import ConfigError
 from hmoe.model.balance import balance, tally
 from hmoe.model.noise import uniform
-from hmoe.model.router import Circumstances, RouterLayer, route
+from hmoe.model.router import RouterLayer, route
+from hmoe.model.routing import Circumstances
 from hmoe.model.selection import preference
 from hmoe.model.transformer import build
 from tests import oracles

@@ -55,7 +55,8 @@ def test_one_graph_and_the_same_numbers_when_compiled() -> None:
 
 
 def test_nan_is_no_reason_to_skip() -> None:
-    from hmoe.model.router import Circumstances, route
+    from hmoe.model.router import route
+    from hmoe.model.routing import Circumstances
 
     logits = torch.tensor([[0.0, torch.nan, 2.0], [3.0, 1.0, 0.0]])
     routing = route(logits, hmoe.TopK(2, skip=0.9), Circumstances(training=False))

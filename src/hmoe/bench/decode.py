@@ -18,7 +18,7 @@ from hmoe.bench.layer import Shape, check_dtypes, known_shape
 from hmoe.bench.measure import check_device, interleaved, machine, median, read_bandwidth, save
 from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
-from hmoe.model.router import Routing
+from hmoe.model.routing import Routing
 
 LAYERS = 12
 

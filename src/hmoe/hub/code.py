@@ -17,7 +17,7 @@ _AUTO = {
     "AutoModelForCausalLM": "modeling_hmoe.HMoEForCausalLM",
 }
 _COMPILES = "_can_compile_fullgraph = True"
-_DOOR = '''"""The expert computation: its definition in plain PyTorch. The package has faster ones."""
+_DOOR = '''"""The expert computation: its definition in plain PyTorch. The package has faster ones, also of the router."""
 
 from hmoe.kernels.reference import expert_ffn_reference
 
@@ -25,6 +25,14 @@ from hmoe.kernels.reference import expert_ffn_reference
 def expert_ffn(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, widths, backend=None):
     """See `expert_ffn_reference`."""
     return expert_ffn_reference(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, widths)
+
+
+def Rule(*fields):
+    """A rule for kernels, which there are none of here."""
+
+
+def select_experts(logits_TE, bias_E, rule, chosen_TE):
+    """None: the router is computed by its definition."""
 '''
 
 

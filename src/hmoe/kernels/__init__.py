@@ -1,5 +1,7 @@
 """The one door to the expert computation; which backend runs is chosen in `choice.py` and nowhere else.
 
+Beside it `select_experts`, the routers that Triton computes (`select.py`).
+
 | backend | what it is | for |
 |---|---|---|
 | `reference` | the definition, plain autograd | any device and dtype; float64 |
@@ -20,8 +22,9 @@ from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
+from hmoe.kernels.select import Rule, Selection, select_experts
 
-__all__ = ["NAMES", "expert_ffn"]
+__all__ = ["NAMES", "Rule", "Selection", "expert_ffn", "select_experts"]
 
 
 def expert_ffn(

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from hmoe.model.hyper import distinct, selected
-from hmoe.model.router import RouterLayer, Routing
+from hmoe.model.router import RouterLayer
+from hmoe.model.routing import Routing
 
 
 class Tally(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
+from hmoe.model.waiting import constant
 from hmoe.routers import TopK
 
 SMALLEST = 1e-30  # of what gates are divided by: where all scores underflow, gradients must not overflow
@@ -35,21 +36,30 @@ class Slots(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Which experts serve a token, and with what weight.
+    """Which experts serve a token.
 
     Attributes:
         chosen_TE: those that took it, and the local one that rectifies.
-        weight_TE: weights before they are divided; those of a rectified token count the local expert as often as it stands in.
+        kept_TE: those that took it.
+        times_TE: how many times the local one stands in; None: nothing is rectified.
         accepted_T: choices that were accepted.
     """
 
     chosen_TE: torch.Tensor
-    weight_TE: torch.Tensor
+    kept_TE: torch.Tensor
+    times_TE: torch.Tensor | None
     accepted_T: torch.Tensor
     slots: Slots
 
+    def weigh(self, scores_TE: torch.Tensor) -> torch.Tensor:
+        """Weights before they are divided, which carry the scores' gradient."""
+        weight_TE = scores_TE * self.kept_TE
+        return weight_TE if self.times_TE is None else weight_TE + scores_TE * self.times_TE
 
-def limits(spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], training: bool) -> torch.Tensor:
+
+def limits(
+    spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], training: bool, device: torch.device
+) -> torch.Tensor:
     """Tokens that each expert may take (E,), int64; experts of width 0 cost nothing and have no limit.
 
     The number of tokens is a tensor where the batch has padding: asking for it would wait for the device.
@@ -57,8 +67,8 @@ def limits(spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], tr
     factor = spec.capacity(training)
     assert factor is not None
     if not isinstance(num_tokens, torch.Tensor):
-        num_tokens = torch.full((), num_tokens)
-    width_E = torch.tensor(widths, dtype=torch.float64, device=num_tokens.device)
+        num_tokens = torch.full((), num_tokens, device=device)
+    width_E = constant(tuple(widths), torch.float64, device)
     share_E = width_E / sum(widths) if spec.capacity_by == "width" else torch.full_like(width_E, 1 / len(widths))
     wanted = factor * spec.k * num_tokens.double()
     slots_E = torch.ceil(wanted * share_E - 1e-9).long().clamp(min=spec.min_capacity)
@@ -88,28 +98,27 @@ def keep(
     """Drop what exceeds the capacity, and rectify.
 
     Args:
-        scores_TE: router scores; weights carry their gradient.
+        scores_TE: router scores.
         order_TK: choices of each token, best first; k of them, or k + 1 to fill in.
         spec: of the router.
         capacity_E: tokens that each expert may take.
         ranks: gives token_rank_T and expert_rank_E; only IR asks.
         real_T: False for padding, which no expert takes; None: there is none.
     """
-    fixed_TE = scores_TE.detach()
     if spec.priority == "score":  # batch-prioritised: by the largest score, for every choice
-        order_T = torch.argsort(fixed_TE.amax(1), descending=True, stable=True)
+        order_T = torch.argsort(scores_TE.amax(1), descending=True, stable=True)
     else:
-        order_T = torch.arange(len(fixed_TE), device=fixed_TE.device)
+        order_T = torch.arange(len(scores_TE), device=scores_TE.device)
     kept_TK = accept(*_without_padding(order_TK, capacity_E, real_T), order_T)
-    kept_TE = torch.zeros_like(fixed_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
+    kept_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
     accepted_T = kept_TK.sum(1)
-    weight_TE, chosen_TE = scores_TE * kept_TE, kept_TE
+    chosen_TE, times_TE = kept_TE, None
     served_T = torch.zeros_like(accepted_T, dtype=torch.bool)
     if spec.rectify in ("ir", "fr+ir"):
-        times_TE = _local(fixed_TE, accepted_T, spec, ranks())
+        times_TE = _local(scores_TE, accepted_T, spec, ranks())
         times_TE = times_TE if real_T is None else times_TE * real_T[:, None]
         served_T = times_TE.any(1)
-        chosen_TE, weight_TE = kept_TE | (times_TE > 0), weight_TE + scores_TE * times_TE
+        chosen_TE = kept_TE | (times_TE > 0)
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
     refused_TK = ~kept_TK[:, : spec.k]
     slots = Slots(
@@ -118,7 +127,7 @@ def keep(
         rectified=served_T.sum(),
         padded=free_E.sum(),
     )
-    return Kept(chosen_TE, weight_TE, accepted_T, slots)
+    return Kept(chosen_TE, kept_TE, times_TE, accepted_T, slots)
 
 
 def _without_padding(
@@ -145,16 +154,16 @@ def _local(
     return torch.zeros_like(scores_TE).scatter(1, best_T1, times_T[:, None].to(scores_TE.dtype))
 
 
-def rectified_gates(kept: Kept, spec: TopK) -> torch.Tensor:
+def rectified_gates(weight_TE: torch.Tensor, kept: Kept, spec: TopK) -> torch.Tensor:
     """(T, E): gates that sum to 1, whose denominator is a constant to the gradient (straight through; paper A5).
 
     With k = 1 and no filling an accepted token's gate is p - constant(p) + 1, as in the authors' code.
     """
-    total_T1 = kept.weight_TE.detach().sum(1, keepdim=True)
-    gate_TE = kept.weight_TE / total_T1.clamp(min=SMALLEST)
+    total_T1 = weight_TE.detach().sum(1, keepdim=True)
+    gate_TE = weight_TE / total_T1.clamp(min=SMALLEST)
     if spec.choices > 1:
         return gate_TE
-    one_TE = straight_through(kept.weight_TE, kept.chosen_TE)
+    one_TE = straight_through(weight_TE, kept.chosen_TE)
     return torch.where(kept.accepted_T[:, None] > 0, one_TE, gate_TE)
 
 
@@ -188,7 +197,7 @@ def ranks_of(
             token_rank_T = (real_T.cumsum(0) - 1).clamp(min=0) * ranks // real_T.sum().clamp(min=1)
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
-        expert_rank_E = torch.tensor(ranks_E, device=device)
+        expert_rank_E = constant(tuple(ranks_E), torch.int64, device)
     for name, found, expected in (
         ("token_rank_T", token_rank_T, num_tokens),
         ("expert_rank_E", expert_rank_E, len(widths)),

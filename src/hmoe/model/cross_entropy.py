@@ -6,6 +6,8 @@ import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.no_gradient import refuse_gradient
+from hmoe.model.precision import autocast_dtype, without_autocast
+from hmoe.model.waiting import would_wait
 
 _SECOND = (
     "second derivatives of hmoe.model.cross_entropy: not computed, its gradients are made in the forward pass; "
@@ -84,12 +86,11 @@ def cross_entropy(
             have to be waited for, it ends with a device-side assertion).
     """
     _check(x_TD, w_VD, target_T, chunk, ignore_index)
-    device = x_TD.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(x_TD.device)
+    if dtype is not None:
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory
-    with torch.autocast(device, enabled=False):
+    with without_autocast(x_TD.device):
         loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index, *sources)  # type: ignore[no-untyped-call]
     return loss
 
@@ -102,7 +103,7 @@ def _check(x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk
         raise ConfigError(f"cross_entropy: target is {target_T.dtype}, must be torch.int64")
     if chunk < 1:
         raise ConfigError(f"cross_entropy: chunk = {chunk}, must be at least 1")
-    if torch.compiler.is_compiling() or target_T.device.type != "cpu":
+    if would_wait(target_T):
         return
     wrong_T = ((target_T < 0) | (target_T >= len(w_VD))) & (target_T != ignore_index)
     if wrong_T.any():

@@ -13,7 +13,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from hmoe.additions import Hyper
-    from hmoe.model.router import Routing
+    from hmoe.model.routing import Routing
 
 
 class HyperWeights(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.moe import MoE
-from hmoe.model.router import Routing
+from hmoe.model.routing import Routing
 
 if TYPE_CHECKING:
     from hmoe.architecture import ModelConfig

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from hmoe.errors import ConfigError
-from hmoe.model.router import Routing
+from hmoe.model.routing import Routing
 
 if TYPE_CHECKING:  # any object with these attributes will do
     from hmoe.architecture import MoEConfig

@@ -9,10 +9,13 @@ from torch import nn
 from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
+from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperLayer, HyperNetwork, selected
 from hmoe.model.layers import SwiGLU
 from hmoe.model.no_gradient import guard_reentrant
-from hmoe.model.router import Hints, RouterLayer, Routing
+from hmoe.model.precision import autocast_dtype, without_autocast
+from hmoe.model.router import RouterLayer
+from hmoe.model.routing import Hints, Routing
 from hmoe.model.zero import ZeroLayer
 from hmoe.routers import NAMES, Router, TopK, describe_constant_gates
 
@@ -22,6 +25,9 @@ class MoE(nn.Module):
 
     Optionally beside them: a shared expert that serves every token (DeepSeekMoE), experts without hidden units that the router
     may choose (MoE++), HyperExperts made from the experts that were not chosen (HyperMoE).
+
+    In float16 numbers end at 65,504: an expert whose units exceed it gives infinite or NaN outputs, as plain PyTorch does; there is
+    no loss scaling here. bfloat16 has float32's range.
 
     The three weight matrices are rows of hidden units, expert after expert; the down projection is transposed, so a
     hidden unit is one row in each and an expert is a row range.
@@ -117,6 +123,7 @@ class MoE(nn.Module):
         noise_seed: int | torch.Tensor | None = None,
         real_T: torch.Tensor | None = None,
         hyper_network: HyperNetwork | None = None,
+        decisions: Decisions | None = None,
     ) -> tuple[torch.Tensor, Routing]:
         """x (..., D) -> (y (..., D), Routing of the flattened tokens).
 
@@ -128,6 +135,7 @@ class MoE(nn.Module):
             noise_seed: for a router with noise, in training: an integer that changes with step and layer.
             real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose experts choose.
             hyper_network: that of the model, for a layer without its own.
+            decisions: which experts were chosen in an earlier pass over x, for one that repeats it (activation checkpointing).
 
         Raises:
             ConfigError: if the last axis is not `dim`, or the router cannot use what it is given.
@@ -136,15 +144,14 @@ class MoE(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T))
+        routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions))
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
         weights = (self.w_gate, self.w_up, self.w_down)
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
+        dtype = autocast_dtype(x.device)
+        if dtype is not None:
             x_TD, weights = x_TD.to(dtype), tuple(w.to(dtype) for w in weights)  # type: ignore[assignment]
-        with torch.autocast(device, enabled=False):
+        with without_autocast(x.device):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             y_TD = expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
         y_TD = self._beside(x_TD, y_TD, routing, hyper_network)

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import FunctionCtx
 
 if TYPE_CHECKING:
-    from hmoe.model.router import Routing
+    from hmoe.model.routing import Routing
 
 _REENTRANT = (
     "the gradient of this Routing was lost: a layer under reentrant activation checkpointing (use_reentrant=True) returns values "

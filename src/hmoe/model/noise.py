@@ -11,8 +11,11 @@ def uniform(seed: int | torch.Tensor, shape: tuple[int, ...], device: torch.devi
     for size in shape:
         numbers *= size
     z = torch.arange(1, numbers + 1, device=device) * _GAMMA
-    seed = seed if isinstance(seed, torch.Tensor) else seed % 2**63
-    z = _mixed(z + _mixed(torch.as_tensor(seed, dtype=torch.int64, device=device) * _GAMMA))
+    if not isinstance(seed, torch.Tensor):
+        seed = torch.full(
+            (), seed % 2**63, dtype=torch.int64, device=device
+        )  # made there: a copy from the host would wait
+    z = _mixed(z + _mixed(seed.to(device, torch.int64) * _GAMMA))
     return ((_shifted(z, 11).double() + 0.5) * 2.0**-53).view(shape)
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from hmoe.model.waiting import would_wait
 from hmoe.routers import Router
 
 
@@ -10,14 +11,14 @@ def list_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
-    Their number must not be asked of the device under torch.compile, nor, to spare a synchronisation, on a GPU where
-    plain top-k knows it. Other routers, compiled, have room for the most they can choose; those beyond the counts are not
-    real.
+    Their number is not asked for where that would wait: under torch.compile, in training, and where plain top-k knows it. Routers
+    that do not know it then have room for the most they can choose; pairs beyond the counts are not real.
     """
     num_tokens, num_experts = chosen_TE.shape
     fewest, _, most = spec.num_experts(num_experts)
     fewest = 1 if skips else fewest
-    if not (torch.compiler.is_compiling() or (chosen_TE.is_cuda and fewest == most)):
+    known = fewest == most or torch.compiler.is_compiling() or torch.is_grad_enabled()
+    if not (would_wait(chosen_TE) and known):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None
     num_pairs = num_tokens * most
@@ -31,3 +32,9 @@ def list_pairs(
         real_N = torch.arange(num_pairs, device=chosen_TE.device) < num_tokens_E.sum()
         cell_N = cell_N.masked_fill(~real_N, 0)
     return cell_N // num_experts, cell_N % num_experts, real_N
+
+
+def cut_pairs(pairs: tuple[torch.Tensor, ...], num_tokens_E: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The real ones of what was given room for the most; waits for the device."""
+    num_pairs = int(num_tokens_E.sum())
+    return tuple(of_pairs[:num_pairs] for of_pairs in pairs)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hmoe.model.precision import autocast_dtype
 from hmoe.rope import RopeScaling
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (B or 1, 1, L, C/2)
@@ -25,8 +26,7 @@ def rotary(
     if scaling is not None and scaling.kind != "dynamic":
         frequency, magnitude = _stretched(frequency, head_width, theta, scaling)
     angles = positions_BL[:, None, :, None].to(dtype) * frequency
-    device = like.device.type
-    final = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
+    final = autocast_dtype(like.device) or like.dtype
     return (angles.cos() * magnitude).to(final), (angles.sin() * magnitude).to(final)
 
 

@@ -3,97 +3,23 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model.capacity import SMALLEST, Slots, keep, limits, ranks_of, rectified_gates, straight_through
+from hmoe.kernels import Rule, select_experts
+from hmoe.model.capacity import SMALLEST, Kept, Slots, keep, limits, ranks_of, rectified_gates, straight_through
+from hmoe.model.decisions import decide
 from hmoe.model.noise import uniform
-from hmoe.model.pairs import list_pairs
+from hmoe.model.pairs import cut_pairs, list_pairs
+from hmoe.model.precision import without_autocast
+from hmoe.model.routing import Circumstances, Hints, Routing
 from hmoe.model.selection import check_thresholds, expert_choice, largest, preference, ranked, stronger, top_p
+from hmoe.model.waiting import constant, would_wait
 from hmoe.routers import Router, TopK, TopP
-
-
-@dataclass(frozen=True)
-class Routing:
-    """Token-expert pairs sorted by expert (within an expert by token), and what the losses need.
-
-    Attributes:
-        token_N: token of each pair. A compiled router whose number of pairs is not known beforehand appends pairs that are not
-            real (token 0, gate 0), so that their number is fixed; num_tokens_E.sum() are real.
-        expert_N: expert of each pair.
-        gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1 unless the router leaves them raw.
-        logits_TE: router logits.
-        probs_TE: softmax of the logits over all experts (HMoE eq 7), or sigmoid scores divided by their sum.
-        num_tokens_E: number of pairs of each expert, int64.
-        asked_E: tokens that chose each expert before anything was dropped or rectified; None: num_tokens_E.
-        slots: what a capacity did, None without one.
-    """
-
-    token_N: torch.Tensor
-    expert_N: torch.Tensor
-    gate_N: torch.Tensor
-    logits_TE: torch.Tensor
-    probs_TE: torch.Tensor
-    num_tokens_E: torch.Tensor
-    asked_E: torch.Tensor | None = None
-    slots: Slots | None = None
-
-    @property
-    def load_E(self) -> torch.Tensor:
-        """Tokens that chose each expert, whether or not a capacity then refused them: what losses balance."""
-        return self.num_tokens_E if self.asked_E is None else self.asked_E
-
-    def width_T(self, widths: Sequence[int]) -> torch.Tensor:
-        """Hidden units that each token activated, float64."""
-        width_N = torch.tensor(widths, dtype=torch.float64, device=self.expert_N.device)[self.expert_N]
-        real_N = torch.arange(len(width_N), device=width_N.device) < self.num_tokens_E.sum()
-        width_N = width_N.masked_fill(~real_N, 0)
-        return torch.zeros(len(self.probs_TE), dtype=torch.float64, device=width_N.device).index_add(
-            0, self.token_N, width_N
-        )
-
-
-class Hints(NamedTuple):
-    """What a router may be told of the tokens beside their content.
-
-    Attributes:
-        top_p_T: threshold of a top-p router for each token.
-        token_rank_T, expert_rank_E: rank where each token and expert lives, for `rectify`; None: simulated.
-        noise_seed: of the random numbers of one training step and layer.
-        real_T: False for padding, which takes no slot where experts have a limit; None: no token is. Other routers route padding
-            like any token, which changes nothing for the others.
-    """
-
-    top_p_T: torch.Tensor | None = None
-    token_rank_T: torch.Tensor | None = None
-    expert_rank_E: torch.Tensor | None = None
-    noise_seed: int | torch.Tensor | None = None
-    real_T: torch.Tensor | None = None
-
-
-class Circumstances(NamedTuple):
-    """What a choice depends on beside logits and spec.
-
-    Attributes:
-        widths: hidden units of each expert; 0: it computes nothing. None: all alike.
-        bias_E: added to the scores for choosing.
-        gumbel_TE: noise of all choices but the first.
-        hints: see there.
-        training: which capacity factor holds.
-        true_gates: gates are renormalised over experts that compute.
-    """
-
-    widths: Sequence[int] | None = None
-    bias_E: torch.Tensor | None = None
-    gumbel_TE: torch.Tensor | None = None
-    hints: Hints = Hints()
-    training: bool = True
-    true_gates: bool = False
-
 
 _IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
 
@@ -135,7 +61,7 @@ class RouterLayer(nn.Module):
         """
         self._check(hints, len(x_TD))
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with without_autocast(x_TD.device):
             x_TD, gumbel_TE = x_TD.to(dtype), None
             if self.training and self.spec.noisy:
                 x_TD, gumbel_TE = self._noise(x_TD, hints)
@@ -184,7 +110,7 @@ class RouterLayer(nn.Module):
             raise ConfigError(f"update_bias: the bias is sharded, every device must hold it whole; {_IGNORE}")
         load_E = num_tokens_E.double()
         if self.spec.bias_by == "compute":
-            load_E = load_E * load_E.new_tensor(self.widths) * (len(self.widths) / sum(self.widths))
+            load_E = load_E * constant(self.widths, load_E.dtype, load_E.device) * (len(self.widths) / sum(self.widths))
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
         self.bias_E.add_(step_E, alpha=self.spec.bias_rate)
 
@@ -239,6 +165,9 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     """
     if around.widths is None:
         around = around._replace(widths=(1,) * logits_TE.shape[1])
+    fused = _select(logits_TE, spec, around)
+    if fused is not None:
+        return fused
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
     sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
     poisoned_TE = logits_TE + poison_T1
@@ -248,9 +177,7 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     num_tokens_E = choice.chosen_TE.sum(0)
     skips = spec.name == "top_k" and spec.skip is not None and not around.training
     token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, skips)
-    gate_N = choice.weight_TE.flatten().gather(0, token_N * len(num_tokens_E) + expert_N)
-    if choice.total_T1 is not None:
-        gate_N = gate_N / choice.total_T1.flatten().gather(0, token_N)
+    gate_N = _gates_of_pairs(choice, token_N, token_N * len(num_tokens_E) + expert_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
     if spec.name == "top_k" and spec.gate_scale != 1:
@@ -258,21 +185,70 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, choice.asked_E, choice.slots)
 
 
-def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> _Choice:
-    assert around.widths is not None
-    fixed_TE = scores_TE.detach()
-    if spec.name == "expert_choice":
-        return _Choice(expert_choice(fixed_TE, spec, around.widths, around.hints.real_T), scores_TE, None)
+def _gates_of_pairs(choice: _Choice, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
+    """On a GPU divided before they are picked: the gradient of picking a token's sum adds up in no fixed order from three on."""
+    if choice.total_T1 is None:
+        return choice.weight_TE.flatten().gather(0, cell_N)
+    if would_wait(token_N):
+        return (choice.weight_TE / choice.total_T1).flatten().gather(0, cell_N)
+    return choice.weight_TE.flatten().gather(0, cell_N) / choice.total_T1.flatten().gather(0, token_N)
+
+
+def _select(logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> Routing | None:
+    """By the kernels, where there are some for this router and device."""
+    rule = _rule(spec, around)
+    if rule is None:
+        return None
+    decisions = around.hints.decisions
+    given_TE = None if decisions is None else decisions.recall()
+    selection = select_experts(logits_TE, around.bias_E, rule, given_TE)
+    if selection is None:
+        return None
+    if decisions is not None and given_TE is None:
+        decisions.keep(selection.chosen_TE)
+    pairs = (selection.token_N, selection.expert_N, selection.gate_N)
+    if not rule.k and not torch.is_grad_enabled():
+        pairs = cut_pairs(pairs, selection.num_tokens_E)
+    return Routing(*pairs, logits_TE, selection.probs_TE, selection.num_tokens_E)
+
+
+def _rule(spec: Router, around: Circumstances) -> Rule | None:
+    """What the kernels are told; None for routers that they do not compute."""
+    if around.gumbel_TE is not None or around.true_gates or not around.widths:
+        return None
     if spec.name == "top_p":
-        chosen_TE = top_p(fixed_TE, logits_TE, spec, around.hints.top_p_T)
-    else:
-        value_TE = preference(fixed_TE, logits_TE, spec, around.bias_E, around.gumbel_TE)
-        if spec.capacity(around.training) is not None:
-            return _limited(scores_TE, value_TE, spec, around)
-        chosen_TE = largest(value_TE, spec.k)
-        if spec.skip and not around.training:
-            chosen_TE = stronger(chosen_TE, fixed_TE, spec.skip, sum(1 for width in around.widths if width))
+        if around.hints.top_p_T is not None:
+            return None
+        every = len(around.widths) if spec.p == 1 else 0  # sums of probabilities round to 1 before the last expert
+        return Rule(every, spec.p, False, spec.renormalize, 1.0)
+    if spec.name != "top_k" or spec.groups is not None or spec.straight_through:
+        return None
+    if spec.capacity(around.training) is not None or (spec.skip and not around.training):
+        return None
+    return Rule(spec.k, 0.0, spec.scores == "sigmoid", spec.renormalize, spec.gate_scale)
+
+
+def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> _Choice:
+    fixed_TE = scores_TE.detach()
+    if spec.name == "top_k" and spec.capacity(around.training) is not None:
+        return _limited(scores_TE, logits_TE, spec, around)
+    chosen_TE = decide(around.hints.decisions, lambda: _chosen(fixed_TE, logits_TE, spec, around))
+    if spec.name == "expert_choice":
+        return _Choice(chosen_TE, scores_TE, None)
     return _Choice(chosen_TE, *_gates(chosen_TE, scores_TE * chosen_TE, spec, around))
+
+
+def _chosen(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> torch.Tensor:
+    """Boolean (T, E), without limits."""
+    assert around.widths is not None
+    if spec.name == "expert_choice":
+        return expert_choice(scores_TE, spec, around.widths, around.hints.real_T)
+    if spec.name == "top_p":
+        return top_p(scores_TE, logits_TE, spec, around.hints.top_p_T)
+    chosen_TE = largest(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
+    if spec.skip and not around.training:
+        chosen_TE = stronger(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
+    return chosen_TE
 
 
 def _gates(
@@ -298,21 +274,31 @@ def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
     return torch.where(total_T1 == 0, 1, total_T1)  # nothing but null experts
 
 
-def _limited(scores_TE: torch.Tensor, value_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
+def _limited(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
     """Top-k with capacity, perhaps rectified."""
+    fixed_TE = scores_TE.detach()
+    kept, asked_E = decide(around.hints.decisions, lambda: _kept(fixed_TE, logits_TE, spec, around))
+    weight_TE = kept.weigh(scores_TE)
+    if spec.rectify:
+        return _Choice(kept.chosen_TE, rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
+    weight_TE, total_T1 = _gates(kept.chosen_TE, weight_TE, spec, around)  # over those that were kept (GShard)
+    return _Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots)
+
+
+def _kept(
+    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances
+) -> tuple[Kept, torch.Tensor]:
+    """What the experts take of what is asked of them, and how often each is asked."""
     assert around.widths is not None
     device, hints = scores_TE.device, around.hints
     real_T = hints.real_T
-    order_TK = ranked(value_TE, spec.choices)
+    order_TK = ranked(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices)
     num_tokens = len(scores_TE) if real_T is None else real_T.sum()
-    slots_E = limits(spec, num_tokens, around.widths, around.training).to(device)
+    slots_E = limits(spec, num_tokens, around.widths, around.training, device)
     given = (hints.token_rank_T, hints.expert_rank_E)
     ranks = functools.partial(ranks_of, spec, len(scores_TE), around.widths, device, given, real_T)
     kept = keep(scores_TE, order_TK, spec, slots_E, ranks, real_T)
     first_TK = order_TK[:, : spec.k]
     asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
     asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)
-    if spec.rectify:
-        return _Choice(kept.chosen_TE, rectified_gates(kept, spec), None, asked_E, kept.slots)
-    weight_TE, total_T1 = _gates(kept.chosen_TE, kept.weight_TE, spec, around)  # over those that were kept (GShard)
-    return _Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots)
+    return kept, asked_E

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
+from hmoe.model.waiting import constant, would_wait
 from hmoe.routers import ExpertChoice, TopK, TopP
 
 
@@ -17,7 +18,7 @@ def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)  # a row with NaN has k choices too
     kth_T1 = value_TE.topk(k, dim=1).values[:, -1:]
     reach_TE = value_TE >= kth_T1
-    if not (torch.compiler.is_compiling() or reach_TE.is_cuda) and int(reach_TE.sum()) == k * len(reach_TE):
+    if not would_wait(reach_TE) and int(reach_TE.sum()) == k * len(reach_TE):
         return reach_TE  # no ties: nearly always, and worth asking where it costs no synchronisation
     above_TE = value_TE > kth_T1
     equal_TE = reach_TE & ~above_TE
@@ -91,7 +92,7 @@ def check_thresholds(top_p_T: torch.Tensor, num_tokens: int) -> None:
     for."""
     if top_p_T.shape != (num_tokens,):
         raise ConfigError(f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each")
-    if torch.compiler.is_compiling() or top_p_T.device.type != "cpu":
+    if would_wait(top_p_T):
         return
     wrong_T = ~((top_p_T >= 0) & (top_p_T <= 1))
     if wrong_T.any():
@@ -107,11 +108,12 @@ def expert_choice(
     Padding, where `real_T` is False, is not chosen and does not count for the capacity.
     """
     num_tokens, num_experts = probs_TE.shape
-    real_tokens = torch.full((), num_tokens) if real_T is None else real_T.sum()
+    device = probs_TE.device
+    real_tokens = torch.full((), num_tokens, device=device) if real_T is None else real_T.sum()
     limit_E = (spec.capacity_factor * real_tokens.double() / num_experts).expand(num_experts)
     if spec.capacity_by == "compute":
-        limit_E = limit_E * sum(widths) / num_experts / torch.tensor(widths, device=limit_E.device)
-    capacity_E = torch.ceil(limit_E - 1e-9).to(probs_TE.device)
+        limit_E = limit_E * sum(widths) / num_experts / constant(tuple(widths), torch.int64, device)
+    capacity_E = torch.ceil(limit_E - 1e-9)
     if real_T is not None:
         probs_TE = probs_TE.masked_fill(~real_T[:, None], -torch.inf)  # last, also behind probabilities of 0
     order_TE = torch.argsort(probs_TE, dim=0, descending=True, stable=True)

@@ -11,11 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hmoe.errors import ConfigError
 from hmoe.model.attention import Attention, Context, KVCache, Sequences
+from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
-from hmoe.model.router import RouterLayer, Routing
+from hmoe.model.router import RouterLayer
+from hmoe.model.routing import Routing
 from hmoe.routers import of_layer
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
@@ -48,15 +50,28 @@ class Block(nn.Module):
             self.ffn = SwiGLU(config.dim, config.ffn)
 
     def forward(
-        self, x_BLD: torch.Tensor, rotary: Rotary, context: Context, network: HyperNetwork | None = None
+        self,
+        x_BLD: torch.Tensor,
+        rotary: Rotary,
+        context: Context,
+        network: HyperNetwork | None = None,
+        decisions: Decisions | None = None,
     ) -> tuple[torch.Tensor, Routing | None]:
-        """One block; the routing is None where the ffn is dense. `network` is the hypernetwork that the layers share."""
+        """One block; the routing is None where the ffn is dense.
+
+        `network` is the hypernetwork that the layers share; `decisions` are of an earlier pass over the same tokens.
+        """
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
         normed_BLD, routing = self.ffn_norm(x_BLD), None
         if self.sparse:
             seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
             y_BLD, routing = self.ffn(
-                normed_BLD, context.top_p_T, noise_seed=seed, real_T=context.real_T, hyper_network=network
+                normed_BLD,
+                context.top_p_T,
+                noise_seed=seed,
+                real_T=context.real_T,
+                hyper_network=network,
+                decisions=decisions,
             )
         else:
             y_BLD = self.ffn(normed_BLD)
@@ -111,8 +126,7 @@ class Transformer(nn.Module):
         routings = []
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                arguments = (x_BLD, table, context, self.hyper_network)
-                x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False)
+                x_BLD, routing = _checkpointed(block, x_BLD, table, context, self.hyper_network)
             else:
                 x_BLD, routing = block(x_BLD, table, context, self.hyper_network)
             if routing is not None:
@@ -141,6 +155,26 @@ def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, 
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
     return model.to(device)
+
+
+def _checkpointed(block: nn.Module, *arguments: Any) -> tuple[torch.Tensor, Routing | None]:
+    """A block that is computed again in the backward pass, by the routing of the first one.
+
+    A compiled block computes the same twice, with as many pairs.
+    """
+    if block._compiled_call_impl is not None:
+        run: Any = block
+    else:
+        decisions = Decisions()
+
+        def run(*again: Any) -> Any:
+            decisions.begin()
+            return block(*again, decisions)
+
+    result: tuple[torch.Tensor, Routing | None] = checkpoint(
+        run, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
+    return result
 
 
 def check_causal(config: Any) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 if TYPE_CHECKING:
     from hmoe.additions import ZeroExperts
-    from hmoe.model.router import Routing
+    from hmoe.model.routing import Routing
 
 
 class ZeroLayer(nn.Module):

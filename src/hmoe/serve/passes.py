@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from hmoe.data.tokenizer import Decoding
-from hmoe.model.router import Routing
+from hmoe.model.routing import Routing
 from hmoe.model.transformer import Transformer
 from hmoe.routers import TopP
 from hmoe.serve.ask import Entry, Failure

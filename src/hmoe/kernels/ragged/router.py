@@ -1,0 +1,66 @@
+"""Launches the router's kernels; see `hmoe.kernels.select`."""
+
+import contextlib
+
+import torch
+import triton
+
+from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
+from hmoe.kernels.select import Outputs, Rule, block_size
+
+_CHUNK = 1024  # blocks of tokens that are added up at a time
+
+
+def select(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, given_TE: torch.Tensor | None, rule: Rule) -> Outputs:
+    """Three launches: choose, count, list."""
+    num_tokens, num_experts = logits_TE.shape
+    block = block_size(num_experts)
+    blocks, padded = triton.cdiv(num_tokens, block), max(2, triton.next_power_of_2(num_experts))
+    probs_TE, room = torch.empty_like(logits_TE), num_tokens * (rule.k or num_experts)
+    chosen_TE = logits_TE.new_empty(logits_TE.shape, dtype=torch.int8) if given_TE is None else given_TE.clone()
+    begin_EB = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
+    # Top-k fills its pairs; of top-p's room what lies beyond the counts must be a token and a gate of 0.
+    new = logits_TE.new_empty if rule.k else logits_TE.new_zeros
+    token_N, expert_N = (new(room, dtype=torch.int64) for _ in range(2))
+    gate_N, num_tokens_E = new(room), logits_TE.new_empty(num_experts, dtype=torch.int64)
+    sizes = (num_experts, padded, block)
+    with _device_of(logits_TE):
+        if blocks:
+            bias = logits_TE if bias_E is None else bias_E
+            flags = {"SIGMOID": rule.sigmoid, "BIASED": bias_E is not None, "GIVEN": given_TE is not None}
+            tensors = (logits_TE, bias, probs_TE, chosen_TE, begin_EB)
+            choose_kernel[(blocks,)](*tensors, num_tokens, blocks, rule.p, *sizes, rule.k, **flags)
+        begin_kernel[(num_experts,)](begin_EB, num_tokens_E, blocks, _CHUNK)
+        if blocks:
+            into = (token_N, expert_N, gate_N, num_tokens, blocks, rule.scale)
+            flags = {"SIGMOID": rule.sigmoid, "RENORMALIZE": rule.renormalize}
+            pairs_kernel[(blocks,)](logits_TE, chosen_TE, num_tokens_E, begin_EB, *into, *sizes, **flags)
+    return probs_TE, gate_N, token_N, expert_N, num_tokens_E, chosen_TE, begin_EB
+
+
+def select_backward(
+    dprobs_TE: torch.Tensor | None,
+    dgate_N: torch.Tensor | None,
+    saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    rule: Rule,
+) -> torch.Tensor:
+    """One launch; saved are logits_TE, chosen_TE, num_tokens_E and begin_EB."""
+    logits_TE, begin_EB = saved[0], saved[3]
+    dlogits_TE = torch.empty_like(logits_TE)
+    num_tokens, num_experts = logits_TE.shape
+    blocks, block = begin_EB.shape[1], block_size(num_experts)
+    dprobs = logits_TE if dprobs_TE is None else dprobs_TE.contiguous()
+    dgate = logits_TE if dgate_N is None else dgate_N.contiguous()
+    sizes = (num_experts, max(2, triton.next_power_of_2(num_experts)), block)
+    flags = {"PROBS": dprobs_TE is not None, "GATES": dgate_N is not None}
+    if blocks:
+        with _device_of(logits_TE):
+            select_backward_kernel[(blocks,)](
+                dprobs, dgate, *saved, dlogits_TE, num_tokens, blocks, rule.scale, *sizes, rule.sigmoid, rule.renormalize, **flags
+            )  # fmt: skip
+    return dlogits_TE
+
+
+def _device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

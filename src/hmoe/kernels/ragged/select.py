@@ -1,0 +1,197 @@
+"""Triton kernels of a router: logits -> chosen experts, gates and pairs sorted by expert, and back; no size reaches the host.
+
+A program holds some tokens and all experts. Pairs are placed by counting: per block of tokens, then over the blocks of an expert,
+then within a block, so their order is that of expert and token whatever ran first.
+"""
+
+import triton
+import triton.language as tl
+
+SMALLEST = tl.constexpr(1e-30)  # of what gates are divided by, as in `hmoe.model.capacity`
+
+
+@triton.jit
+def _load_scores(logits_TE, at, real, SIGMOID: tl.constexpr):
+    """(logits, scores, whether all are finite): the softmax of a row, or the sigmoid of each; NaN in rows that are not finite."""
+    z = tl.load(logits_TE + at, mask=real, other=0.0)
+    finite = tl.min((~real | (tl.abs(z) < float("inf"))).to(tl.int32), 1) == 1  # NaN compares false
+    if SIGMOID:
+        score = tl.sigmoid(z)
+    else:
+        known = tl.where(finite[:, None], z, 0.0)
+        exp = tl.where(real, tl.exp(known - tl.max(tl.where(real, known, -float("inf")), 1)[:, None]), 0.0)
+        score = exp / tl.maximum(tl.sum(exp, 1), SMALLEST)[:, None]
+    score = tl.where(finite[:, None], score, float("nan"))
+    return z, tl.where(real, score, 0.0)
+
+
+@triton.jit
+def _first_largest(value, free, lane, PADDED: tl.constexpr):
+    """The lane of the largest free value of each row, the lowest among equals."""
+    best = tl.max(tl.where(free, value, -float("inf")), 1)
+    return tl.min(tl.where(free & (value == best[:, None]), lane[None, :], PADDED), 1)
+
+
+@triton.jit
+def _choose(value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+    """Boolean: the K largest of each row, or if K is 0 the largest until their scores reach p."""
+    chosen = tl.zeros((BLOCK, PADDED), tl.int32)
+    if K > 0:
+        for _ in range(K):
+            free = (lane < E)[None, :] & (chosen == 0)
+            first = _first_largest(value, free, lane, PADDED)
+            chosen += (lane[None, :] == first[:, None]).to(tl.int32)
+    else:
+        seen, larger = tl.zeros((BLOCK, PADDED), tl.int32), tl.zeros((BLOCK,), tl.float32)
+        for i in range(E):
+            first = _first_largest(value, (lane < E)[None, :] & (seen == 0), lane, PADDED)
+            here = (lane[None, :] == first[:, None]).to(tl.int32)
+            keep = (larger < p) | (i == 0)  # the largest without comparing, and the one that crosses p
+            chosen += here * keep.to(tl.int32)[:, None]
+            seen += here
+            larger += tl.sum(tl.where(here == 1, score, 0.0), 1)
+    return chosen
+
+
+@triton.jit(do_not_specialize=["num_tokens", "p", "blocks"])
+def choose_kernel(
+    logits_TE,
+    bias_E,
+    probs_TE,
+    chosen_TE,
+    count_EB,
+    num_tokens,
+    blocks,
+    p,
+    E: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    K: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    BIASED: tl.constexpr,
+    GIVEN: tl.constexpr,
+):
+    """Probabilities, the choice of each token, or a given one counted, and the tokens of each expert in this block."""
+    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
+    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    z, score = _load_scores(logits_TE, at, real, SIGMOID)
+    probs = score
+    if SIGMOID:
+        probs = score / tl.maximum(tl.sum(score, 1), SMALLEST)[:, None]
+    tl.store(probs_TE + at, probs, mask=real)
+    if GIVEN:
+        chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
+    else:
+        value = z
+        if BIASED:
+            value = score + tl.load(bias_E + lane, mask=lane < E, other=0.0)[None, :]
+        value = tl.where(value != value, float("inf"), value)  # noqa: PLR0124 - a row with NaN has choices too
+        chosen = _choose(value, score, lane, p, E, PADDED, BLOCK, K)
+        tl.store(chosen_TE + at, chosen.to(tl.int8), mask=real)
+    count = tl.sum(tl.where(real, chosen, 0), 0)
+    tl.store(count_EB + lane * blocks + tl.program_id(0), count, mask=lane < E)
+
+
+@triton.jit(do_not_specialize=["blocks"])
+def begin_kernel(count_EB, num_tokens_E, blocks, CHUNK: tl.constexpr):
+    """Counts of an expert's blocks become where each begins within the expert; one program per expert."""
+    row, total = count_EB + tl.program_id(0) * blocks, tl.zeros((), tl.int32)
+    for first in range(0, blocks, CHUNK):
+        block = first + tl.arange(0, CHUNK)
+        count = tl.load(row + block, mask=block < blocks, other=0)
+        tl.store(row + block, total + tl.cumsum(count, 0) - count, mask=block < blocks)
+        total += tl.sum(count, 0)
+    tl.store(num_tokens_E + tl.program_id(0), total.to(tl.int64))
+
+
+@triton.jit
+def _places(num_tokens_E, begin_EB, chosen, lane, blocks, E: tl.constexpr):
+    """Where the pair of each chosen token and expert lies among the pairs sorted by expert."""
+    count = tl.load(num_tokens_E + lane, mask=lane < E, other=0)
+    begin = tl.cumsum(count, 0) - count + tl.load(begin_EB + lane * blocks + tl.program_id(0), mask=lane < E, other=0)
+    return begin[None, :] + tl.cumsum(chosen, 0) - chosen
+
+
+@triton.jit(do_not_specialize=["num_tokens", "blocks", "scale"])
+def pairs_kernel(
+    logits_TE,
+    chosen_TE,
+    num_tokens_E,
+    begin_EB,
+    token_N,
+    expert_N,
+    gate_N,
+    num_tokens,
+    blocks,
+    scale,
+    E: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+):
+    """Token, expert and gate of every pair."""
+    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
+    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
+    _, score = _load_scores(logits_TE, at, real, SIGMOID)
+    gate = score * chosen.to(tl.float32)
+    if RENORMALIZE:
+        total = tl.sum(gate, 1)
+        gate = gate / tl.where(total < SMALLEST, SMALLEST, total)[:, None]  # NaN stays
+    place = _places(num_tokens_E, begin_EB, chosen, lane, blocks, E)
+    tl.store(token_N + place, (token[:, None] + lane[None, :] * 0).to(tl.int64), mask=chosen == 1)
+    tl.store(expert_N + place, (token[:, None] * 0 + lane[None, :]).to(tl.int64), mask=chosen == 1)
+    tl.store(gate_N + place, gate * scale, mask=chosen == 1)
+
+
+@triton.jit(do_not_specialize=["num_tokens", "blocks", "scale"])
+def select_backward_kernel(
+    dprobs_TE,
+    dgate_N,
+    logits_TE,
+    chosen_TE,
+    num_tokens_E,
+    begin_EB,
+    dlogits_TE,
+    num_tokens,
+    blocks,
+    scale,
+    E: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SIGMOID: tl.constexpr,
+    RENORMALIZE: tl.constexpr,
+    PROBS: tl.constexpr,
+    GATES: tl.constexpr,
+):
+    """d logits from those of the probabilities (if PROBS) and of the gates (if GATES)."""
+    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
+    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    _, score = _load_scores(logits_TE, at, real, SIGMOID)
+    dscore = tl.zeros((BLOCK, PADDED), tl.float32)
+    if GATES:
+        chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
+        place = _places(num_tokens_E, begin_EB, chosen, lane, blocks, E)
+        dgate = tl.load(dgate_N + place, mask=chosen == 1, other=0.0) * scale
+        if RENORMALIZE:
+            total = tl.sum(tl.where(chosen == 1, score, 0.0), 1)
+            small = total < SMALLEST  # then the divisor is a constant
+            inner = tl.sum(dgate * tl.where(chosen == 1, score, 0.0), 1) / tl.where(small, 1.0, total)
+            total = tl.where(small, SMALLEST, total)
+            dscore = tl.where(chosen == 1, dgate - tl.where(small, 0.0, inner)[:, None], 0.0) / total[:, None]
+        else:
+            dscore = dgate
+    if PROBS:
+        dprobs = tl.load(dprobs_TE + at, mask=real, other=0.0)
+        if SIGMOID:
+            total = tl.maximum(tl.sum(score, 1), SMALLEST)
+            dscore += (dprobs - (tl.sum(dprobs * score, 1) / total)[:, None]) / total[:, None]
+        else:
+            dscore += dprobs
+    mean = tl.sum(tl.where(real, dscore * score, 0.0), 1)[:, None]
+    dlogits = dscore * score * (1 - score) if SIGMOID else score * (dscore - mean)
+    tl.store(dlogits_TE + at, dlogits, mask=real)
