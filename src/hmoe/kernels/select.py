@@ -81,7 +81,7 @@ Outputs = tuple[
 def block_size(num_experts: int) -> int:
     """Tokens that a program holds: with all experts of each, what fits into registers."""
     padded = max(2, 1 << (num_experts - 1).bit_length())
-    return max(1, min(64, 1024 // padded))
+    return max(1, min(64, 512 // padded))
 
 
 @torch.library.custom_op("hmoe::select_experts", mutates_args=())
