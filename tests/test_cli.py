@@ -46,10 +46,10 @@ def test_nothing_heavy_is_imported_for_it(words: list[str]) -> None:
 def test_too_little_memory_is_one_line(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(config: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("hmoe.count.plan", fail)
+    monkeypatch.setattr("hmoe.plan.plan", fail)
     assert run(["plan", "tiny"]) == 2
     assert capsys.readouterr().err.startswith("hmoe: error: not enough memory")
 

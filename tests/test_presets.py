@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import recipes
-from hmoe.count import plan
+from hmoe.plan import plan
 from tests.train.helpers import run
 
 PAPER = ["dense-0.2b", "dense-1b"] + [

@@ -13,6 +13,7 @@ from hmoe.errors import ConfigError
 from hmoe.section import Section
 
 BYTE_VOCAB = 257  # 256 bytes and the separator
+MOST_MICRO_BATCHES = 2**20
 Count = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -43,8 +44,13 @@ class DataConfig(Section):
     sequence_length: Annotated[int, Field(ge=1, le=2**22, description="tokens per sequence")]
     batch_tokens: Annotated[Count, Field(description="tokens per optimiser step")]
     micro_batches: Annotated[
-        int, Field(ge=1, le=2**20, description="parts of a batch; router statistics are per part")
-    ] = 1
+        int | None,
+        Field(
+            ge=1,
+            le=MOST_MICRO_BATCHES,
+            description="parts of a batch; router statistics are per part; null: chosen from the device's memory when the run begins",
+        ),
+    ] = None
     weights: Annotated[
         dict[str, Annotated[float, Field(ge=0, le=1e12)]] | None,
         Field(description="sampling weight per domain; null: as prepared"),
@@ -56,15 +62,28 @@ class DataConfig(Section):
         """Sequences per optimiser step."""
         return self.batch_tokens // self.sequence_length
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Parts of a batch, once they are chosen.
+
+        Raises:
+            ConfigError: if micro_batches is unset; `hmoe.memory.choose_unset` chooses it for a device.
+        """
+        if self.micro_batches is None:
+            raise ConfigError(
+                "data.micro_batches: not chosen yet; give it, or let hmoe.memory.choose_unset(config, device)"
+            )
+        return self.micro_batches
+
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.batch_tokens % self.sequence_length:
-            unit = self.sequence_length * self.micro_batches
+            unit = self.sequence_length * (self.micro_batches or 1)
             nearest = max(1, round(self.batch_tokens / unit)) * unit
             raise ValueError(
                 f"batch_tokens = {self.batch_tokens}: must be a multiple of sequence_length; nearest is {nearest}"
             )
-        if self.batch_sequences % self.micro_batches:
+        if self.batch_sequences % (self.micro_batches or 1):
             raise ValueError(
                 f"micro_batches = {self.micro_batches}: must divide the {self.batch_sequences} sequences of a batch"
             )
@@ -133,7 +152,12 @@ class TrainConfig(Section):
     precision: Annotated[
         Literal["float32", "bfloat16", "float64"], Field(description="bfloat16: autocast with float32 weights")
     ] = "float32"
-    activation_checkpointing: Annotated[bool, Field(description="recompute each block in the backward pass")] = False
+    activation_checkpointing: Annotated[
+        bool | None,
+        Field(
+            description="recompute each block in the backward pass; null: chosen from the device's memory when the run begins"
+        ),
+    ] = None
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda where there is one")] = "auto"
     save_every: Annotated[Count, Field(description="steps between checkpoints; one is always written at the end")] = 100
     keep: Annotated[int, Field(ge=2, le=10**6, description="newest checkpoints to keep")] = 2
@@ -146,6 +170,19 @@ class TrainConfig(Section):
     dead_after: Annotated[
         Count, Field(description="steps without a token after which an expert is announced as dead")
     ] = 100
+
+    @property
+    def recomputes_blocks(self) -> bool:
+        """Whether activations are checkpointed, once that is chosen.
+
+        Raises:
+            ConfigError: if activation_checkpointing is unset; `hmoe.memory.choose_unset` chooses it for a device.
+        """
+        if self.activation_checkpointing is None:
+            raise ConfigError(
+                "train.activation_checkpointing: not chosen yet; give it, or let hmoe.memory.choose_unset(config, device)"
+            )
+        return self.activation_checkpointing
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
@@ -185,6 +222,8 @@ class RunConfig(Section):
         return self
 
 
+# Keys that a recipe may leave unset: the run chooses them when it begins, and they are its own from then on.
+CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
 # Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save, and where
 # things lie. The data and the kind of device are bound by what the checkpoint records of them, not by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")

@@ -1,13 +1,9 @@
-"""Parameters, FLOPs and bytes of a run, from its config alone: no tensor is ever made.
+"""Parameters and FLOPs of a model, from its config alone: no tensor is ever made.
 
 Counted as in the paper (its Table 1 matches only so): input embedding and output head untied and both counted.
 """
 
-import math
-from typing import Any
-
 from hmoe.architecture import ModelConfig
-from hmoe.config import RunConfig
 
 
 def parameters_by_part(model: ModelConfig) -> dict[str, int]:
@@ -96,102 +92,10 @@ def flops_per_token(model: ModelConfig, context: int, width: float | None = None
     return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width
 
 
-def memory_by_part(config: RunConfig) -> dict[str, int]:
-    """Bytes of a training step on one device, by part.
+def loss_chunk(vocab: int, kind: str) -> int:
+    """Tokens whose logits exist at one time in the training loss, on a kind of device (cpu, cuda).
 
-    Weights, gradients and both AdamW moments in float32 (float64 doubles them). Activations are an estimate for one
-    micro-batch under a uniform router; with activation checkpointing one block's, plus the input of each block.
+    At least 512, which keeps the GEMMs efficient. On a CPU else about 2**21 numbers, which stay in its cache (64 MB of
+    float32 with a vocabulary of 32,000); on a GPU 8,192 tokens, but no more than 2**28 numbers, a GB.
     """
-    model, data = config.model, config.data
-    total = sum(parameters_by_part(model).values())
-    weight = 8 if config.train.precision == "float64" else 4
-    compute = {"float32": 4, "bfloat16": 2, "float64": 8}[config.train.precision]
-    tokens = data.batch_tokens // data.micro_batches
-    block = round(tokens * (compute * _saved_numbers(model) + weight * 2 * model.dim))
-    checkpoint = config.train.activation_checkpointing
-    kept = block + model.layers * tokens * model.dim * weight if checkpoint else model.layers * block
-    chunk = min(tokens, loss_chunk(model.vocab))
-    return {
-        "parameters": weight * total,
-        "gradients": weight * total,
-        "optimizer": 2 * weight * total,
-        "activations": kept,
-        "loss": 2 * chunk * model.vocab * weight + 2 * tokens * model.dim * weight,
-    }
-
-
-def loss_chunk(vocab: int) -> int:
-    """Tokens whose logits exist at one time in the training loss: at least 512, which keeps the GEMMs efficient, else
-    about 2**21 numbers, which stay in a CPU's cache (64 MB of float32 with a vocabulary of 32,000)."""
-    return max(512, 2**21 // vocab)
-
-
-def plan(config: RunConfig) -> dict[str, Any]:
-    """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory."""
-    model, context = config.model, config.data.sequence_length
-    least, expected, most = activated_width(model)
-    per_token = flops_per_token(model, context) + _hyper_flops_per_token(config)
-    activated = activated_parameters(model, expected)
-    tokens = _budget_tokens(config, per_token)
-    memory = memory_by_part(config)
-    return {
-        "total_parameters": sum(parameters_by_part(model).values()),
-        "activated_parameters": round(activated),
-        "activated_parameters_range": [round(activated_parameters(model, width)) for width in (least, most)],
-        "activated_assumption": _assumption(model),
-        "parameters_by_part": parameters_by_part(model),
-        "expert_widths": list(model.moe.expert_widths) if model.moe else [],
-        "flops_per_token": round(per_token),
-        "flops_per_token_6nd": round(6 * activated),
-        "budget_tokens": tokens,
-        "budget_steps": None if tokens is None else -(-tokens // config.data.batch_tokens),
-        "budget_flops": None if tokens is None else round(tokens * per_token),
-        "memory_bytes": sum(memory.values()),
-        "memory_by_part_bytes": memory,
-    }
-
-
-def _saved_numbers(model: ModelConfig) -> float:
-    """Numbers kept per token and block for the backward pass (kernels keep x and pre-activations only)."""
-    width = float(model.ffn or 0)
-    if model.moe:
-        width = activated_width(model)[1] + model.moe.shared + (model.moe.hyper.dim if model.moe.hyper else 0)
-    attention = model.dim + 2 * (model.heads + model.num_kv_heads) * model.head_width
-    return 2 * model.dim + attention + 2 * width
-
-
-def _hyper_flops_per_token(config: RunConfig) -> float:
-    """Making HyperExperts for every selection that is possible, or one for each token if those are fewer: at most this."""
-    model = config.model
-    if model.moe is None or model.moe.hyper is None:
-        return 0.0
-    fewest, _, most = model.moe.router.num_experts(len(model.moe.routed_widths))
-    tokens = config.data.batch_tokens // config.data.micro_batches
-    possible = sum(math.comb(len(model.moe.routed_widths), chosen) for chosen in range(fewest, most + 1))
-    share = min(possible, tokens) / tokens
-    return 6.0 * model.moe.hyper.generation_parameters(model.dim) * len(model.moe_layers) * share
-
-
-def _budget_tokens(config: RunConfig, per_token: float) -> int | None:
-    """Tokens until the first of the recipe's budgets; None if only seconds bound it."""
-    train = config.train
-    limits = [
-        train.steps and train.steps * config.data.batch_tokens,
-        train.tokens,
-        train.flops and int(train.flops / per_token),
-    ]
-    return min((limit for limit in limits if limit), default=None)
-
-
-def _assumption(model: ModelConfig) -> str:
-    if model.moe is None:
-        return "dense: every parameter"
-    if model.moe.router.name == "top_k":
-        dropless = model.moe.router.capacity_factor is None
-        return f"top-{model.moe.router.k}, every expert equally likely" + (
-            "" if dropless else ", nothing dropped or added"
-        )
-    _, expected, _ = model.moe.router.num_experts(len(model.moe.routed_widths))
-    if model.moe.router.name == "expert_choice":
-        return f"expert choice, {model.moe.router.capacity_factor:g} experts per token in the mean"
-    return f"top-p {model.moe.router.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"
+    return max(512, 2**21 // vocab) if kind == "cpu" else min(8192, max(512, 2**28 // vocab))

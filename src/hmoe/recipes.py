@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from hmoe import routers
 from hmoe.architecture import ModelConfig
-from hmoe.config import RESUMABLE, RunConfig
+from hmoe.config import CHOSEN, RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
 from hmoe.files import is_utf8
 from hmoe.key_names import OTHER_NAMES
@@ -104,9 +104,13 @@ def dump(config: RunConfig) -> str:
 
 
 def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value)."""
+    """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value).
+
+    What a run chooses by itself differs only where both give it.
+    """
     before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    changed -= {key for key in CHOSEN if None in (before[key], after[key])}
     return {key: (before.get(key), after.get(key)) for key in sorted(changed - RESUMABLE)}
 
 

@@ -40,7 +40,8 @@ class Section(BaseModel):
         if isinstance(value, dict):
             known = _field_names(cls.model_fields[info.field_name].annotation)  # any other is refused as unknown
             inner = [number for key, number in value.items() if key not in _SWITCHES and key in (known or value)]
-        if cls.model_fields[info.field_name].annotation is not bool and any(isinstance(one, bool) for one in inner):
+        switch = bool in annotation_parts(cls.model_fields[info.field_name].annotation)
+        if not switch and any(isinstance(one, bool) for one in inner):
             raise ValueError("must not be true or false")
         return value
 

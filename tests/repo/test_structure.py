@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
     "errors": 0, "files": 0, "interrupts": 0, "streams": 0,
     "sizes": 0, "rope": 0, "router_checks": 0, "key_names": 0, "routers": 0, "additions": 0, "section": 0,
-    "architecture": 0, "config": 0, "recipe_file": 0, "recipes": 0, "manifest": 0, "count": 0, "presets": 0,
+    "architecture": 0, "config": 0, "recipe_file": 0, "recipes": 0, "manifest": 0, "count": 0, "memory": 0, "plan": 0, "presets": 0,
     "data": 1, "kernels": 1,
     "model": 2,
     "checkpoint": 3, "folders": 3,
@@ -45,6 +45,8 @@ TORCH_FREE = {
     "recipes",
     "manifest",
     "count",
+    "memory",
+    "plan",
     "presets",
     "data",
 }

@@ -18,6 +18,7 @@ from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
+from hmoe.memory import choose_unset, read_host
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary
@@ -30,7 +31,7 @@ class Training:
     """A preset in training on the embedded corpus, one step at a time."""
 
     def __init__(self, name: str, precision: str) -> None:
-        self.config = recipes.load(name, [f"train.precision={precision}"])[1]
+        self.config = choose_unset(recipes.load(name, [f"train.precision={precision}"])[1], read_host())
         if self.config.data.path != "corpus":
             raise ConfigError(
                 f"preset = {name}: the step is measured on presets of the embedded corpus; nearest choice: quickstart"
@@ -51,8 +52,8 @@ class Training:
 def parts(training: Training) -> dict[str, Run]:
     """Each part of a step alone: forward and backward for all layers and micro-batches."""
     config, model = training.config, training.model
-    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.micro_batches
-    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.micro_batches
+    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
+    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.num_micro_batches
     shape = (sequences, config.data.sequence_length, config.model.dim)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     table = rotary(torch.arange(shape[1])[None], config.model.head_width, config.model.rope_theta, None, torch.zeros(1))
@@ -71,12 +72,12 @@ def parts(training: Training) -> dict[str, Run]:
         return run
 
     target = torch.randint(config.model.vocab, shape[:2]).flatten()
-    chunk = loss_chunk(config.model.vocab)
+    chunk = loss_chunk(config.model.vocab, model.embed.weight.device.type)
     found = {
         "attention": backward(lambda x: block.attention(x, table, SEQUENCES)[0], times),
         "norms and residuals": backward(lambda x: block.ffn_norm(x + block.attention_norm(x)), times),
         "head and loss": backward(
-            lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk), config.data.micro_batches
+            lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk), config.data.num_micro_batches
         ),
         "optimiser": lambda: _update(training),
     }

@@ -42,5 +42,10 @@ def show(numbers: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(numbers))
         return
     for name, value in numbers.items():
-        shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else value
-        typer.echo(f"{name:28s} {shown}")
+        typer.echo(f"{name:28s} {_format(value)}")
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else str(value)

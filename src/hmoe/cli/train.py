@@ -48,9 +48,13 @@ def plan(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")
     ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(metavar="GB", min=0.001, max=1e6, help="Plan for a GPU with this memory, not for this machine."),
+    ] = None,
 ) -> None:
     """Parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
-    _print_plan(_load(recipe, context.args)[1], as_json)
+    _print_plan(_load(recipe, context.args)[1], as_json, memory)
 
 
 @app.command(context_settings=OVERRIDES)
@@ -137,10 +141,19 @@ def _packages_of(extra: str) -> list[str]:
     return list(names)
 
 
-def _print_plan(config: Any, as_json: bool) -> None:
-    from hmoe.count import plan
+def _print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -> None:
+    from hmoe.memory import Device, read_host
+    from hmoe.plan import plan
 
-    numbers = plan(config)
+    host = read_host().memory_bytes
+    on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
+    device = Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9))
+    numbers = plan(config, device)
+    if memory is None:
+        where = " although it is for a GPU" if on_gpu else ""
+        numbers["memory_assumed"] = f"this machine's{where}; --memory GB plans for a GPU"
+    else:
+        numbers["memory_assumed"] = f"as given, of a {'GPU' if on_gpu else 'CPU'}"
     if config.model.moe is not None and config.model.moe.note:
         say(f"warning: {config.model.moe.note}")
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe import recipes
-from hmoe.config import RESUMABLE, RunConfig
+from hmoe.config import CHOSEN, RESUMABLE, RunConfig
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.files import sha256
 from hmoe.manifest import list_steps, newest_state
@@ -54,6 +54,19 @@ def recorded_config(state: State) -> RunConfig | None:
         raise CheckpointError(f"{_name(state)}: its config does not fit this version of hmoe: {error}") from None
 
 
+def take_chosen(config: RunConfig, state: State) -> RunConfig:
+    """The config with what it leaves unset as the run chose it when it began, on whatever device that was."""
+    recorded = recorded_config(state)
+    if recorded is None or state["data"] is None:  # not begun: nothing is chosen yet
+        return config
+    for key in CHOSEN:
+        section, _, name = key.partition(".")
+        ours, chosen = getattr(config, section), getattr(getattr(recorded, section), name)
+        if getattr(ours, name) is None:
+            config = config.model_copy(update={section: ours.model_copy(update={name: chosen})})
+    return config
+
+
 def check_bound(state: State, config: RunConfig, where: str, advice: str, say: Say) -> None:
     """Compare a config with the one that a checkpoint holds.
 
@@ -93,11 +106,14 @@ def read_config(run: Path, state: State, say: Say) -> RunConfig:
     if recorded is None:
         say(f"{_name(state)} of {run} was written before checkpoints held their config: {file} is not checked")
     check_bound(state, config, str(file), _advice(file), say)
-    return config
+    return take_chosen(config, state)
 
 
-def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> None:
+def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunConfig:
     """Compare the recipe that is to continue a run with its checkpoint, and say what is wrong with its config.yaml.
+
+    Returns:
+        The recipe, with what it leaves unset as the run chose it.
 
     Raises:
         ConfigError: if the recipe differs in a key that binds, naming it.
@@ -110,7 +126,7 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> None:
             raise ConfigError(_irreplaceable(error, state)) from None
         check_bound(state, config, "the recipe", advice, say)
         say(f"{_lost(error)}: written again from this recipe, which agrees with {_name(state)}")
-        return
+        return take_chosen(config, state)
     if "config" not in state:  # config.yaml is the only witness
         say(f"{_name(state)} was written before checkpoints held their config: compared with {run / CONFIG}")
         state = {**state, "config": bound_part(written)}
@@ -119,6 +135,7 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> None:
         check_bound(state, written, str(run / CONFIG), "written again", lambda _: None)
     except ConfigError as error:
         say(str(error))
+    return take_chosen(config, state)
 
 
 def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
@@ -141,7 +158,7 @@ def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
         )
         return recipes.check(state["config"], overrides)
     check_bound(state, written, str(file), _advice(file), lambda _: None)
-    return recipes.load(str(file), overrides)[1]
+    return take_chosen(recipes.load(str(file), overrides)[1], state)
 
 
 def side_digests(run: Path) -> dict[str, str]:

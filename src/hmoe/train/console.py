@@ -11,7 +11,7 @@ from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TextColumn
 
 from hmoe.config import RunConfig
-from hmoe.count import plan
+from hmoe.plan import plan
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines
 

@@ -34,7 +34,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
     """
     restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
     if restored is not None:
-        folder.check_config(config, restored.state, console.warn)
+        config = folder.check_config(config, restored.state, console.warn)
         seconds = seconds_at(folder.path, restored.step)
         if progress(config, Counts(**restored.state["counts"]), seconds) >= 1:
             if folder.leads_elsewhere(config):
@@ -44,9 +44,9 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
             console.note(f"finished already: step {restored.step}; a larger budget continues it")
             return
     session = open_session(config, folder, restored, console)
-    folder.write_config(config)  # not before the data is known to be the run's
+    folder.write_config(session.config)  # not before the data is known to be the run's
     with contextlib.closing(session.records):
-        console.start(config, session.device)
+        console.start(session.config, session.device)
         console.data(session.index, session.batches)
         _steps(session, console, saved=-1 if restored is None else restored.step)
         console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
@@ -142,7 +142,7 @@ def _validate(session: Session) -> dict[str, float]:
     inputs_BL, targets_BL = validation(
         session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
     )
-    size = max(1, config.data.batch_sequences // config.data.micro_batches)  # as much as a training step holds
+    size = max(1, config.data.batch_sequences // config.data.num_micro_batches)  # as much as a training step holds
     total, tokens = 0.0, targets_BL.size
     with (
         _evaluating(session.model),

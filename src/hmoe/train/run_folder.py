@@ -48,13 +48,13 @@ class RunFolder:
         (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, content)
 
-    def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Compare a recipe with the checkpoint that it continues.
+    def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> RunConfig:
+        """Compare a recipe with the checkpoint that it continues; return it with what the run chose where it is unset.
 
         Raises:
             ConfigError: if it differs in a key that may not, naming it.
         """
-        check_resumed(self.path, state, config, say)
+        return check_resumed(self.path, state, config, say)
 
     def leads_elsewhere(self, config: RunConfig) -> bool:
         """Whether a recipe's data.path is not the one that config.yaml keeps."""

@@ -1,6 +1,5 @@
 """Everything a training run holds while it runs: opened, checked, resumed, and saved again."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ import torch
 
 from hmoe import checkpoint
 from hmoe.config import RunConfig
-from hmoe.count import memory_by_part
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
 from hmoe.data.shards import PACKINGS, WITHIN, Index
@@ -20,6 +18,7 @@ from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.files import sha256
 from hmoe.folders.beginning import run_begin
 from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
+from hmoe.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
 from hmoe.train.optim import adamw
@@ -100,7 +99,8 @@ def open_session(
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
     state = None if restored is None else restored.state
-    device = _device(config)
+    place = _find_device(config)
+    config, device = _fit_config(config, place, console), place.kind
     if state is not None:
         _compare_environment(state, config, device, console)
     index, tokenizer = _open_data(config, state, console)
@@ -110,7 +110,7 @@ def open_session(
     batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     model = build(config.model, config.seed, dtype, device)
-    model.activation_checkpointing = config.train.activation_checkpointing
+    model.activation_checkpointing = config.train.recomputes_blocks
     set_check_finite(model, False)  # train_step tests loss and gradients
     optimizer = adamw(model, config.optim)
     counts, watch_state = Counts(), None
@@ -141,20 +141,37 @@ def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console
     return index, data_tokenizer(index)
 
 
-def _device(config: RunConfig) -> str:
+def _find_device(config: RunConfig) -> Device:
     wanted = config.train.device
-    device = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
+    kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device = cuda: this PyTorch sees no CUDA device; use cpu or auto")
-    needed = sum(memory_by_part(config).values())
-    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    has = torch.cuda.mem_get_info()[1] if device == "cuda" else host
-    if needed > has:
-        raise ConfigError(
-            f"the run needs about {needed / 1e9:.1f} GB on {device}, which has {has / 1e9:.1f} GB; see `hmoe plan`, "
-            "then lower model sizes, raise data.micro_batches or set train.activation_checkpointing"
+    # All of it, not what is free now: equal devices choose equally.
+    return Device(kind, torch.cuda.mem_get_info()[1]) if kind == "cuda" else read_host()
+
+
+def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfig:
+    """The config with what it leaves unset chosen for the device, and said.
+
+    Raises:
+        ConfigError: if the device has too little memory.
+    """
+    chosen = choose_unset(config, device)
+    needed = count_memory(chosen, device.kind)
+    if needed > device.memory_bytes:
+        ways = ["raise data.micro_batches"] * (config.data.micro_batches not in (None, config.data.batch_sequences))
+        ways += ["set train.activation_checkpointing"] * (config.train.activation_checkpointing is False)
+        advice = " or ".join(
+            [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
         )
-    return device
+        raise ConfigError(
+            f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, which has {device.memory_bytes / 1e9:.1f} GB; "
+            f"see `hmoe plan`, then {advice}"
+        )
+    usual = device.kind == "cpu" and chosen.data.micro_batches == 1 and not chosen.train.activation_checkpointing
+    if chosen != config and not usual:
+        console.note(describe_choice(chosen, device))
+    return chosen
 
 
 def _compare_environment(state: dict[str, Any], config: RunConfig, device: str, console: Console) -> None:

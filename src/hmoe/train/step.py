@@ -56,13 +56,13 @@ def train_step(
     device = model.embed.weight.device
     sums: dict[str, torch.Tensor] = {}
     tallies: list[Tally] = []
-    parts = config.data.micro_batches
+    parts = config.data.num_micro_batches
     for part, (tokens_BL, targets_BL) in enumerate(zip(*(np.split(table, parts) for table in batch), strict=True)):
         context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
             x_BLD, routings = model.hidden(torch.from_numpy(tokens_BL).to(device), context)
             target_T = torch.from_numpy(targets_BL).to(device).reshape(-1)
-            chunk = loss_chunk(config.model.vocab)
+            chunk = loss_chunk(config.model.vocab, device.type)
             loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
         terms = {"loss": loss, **losses.auxiliary(routings, config.model.moe)}
         terms["loss_total"] = loss + losses.weighted(terms, config.model.moe)
