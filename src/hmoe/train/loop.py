@@ -17,6 +17,7 @@ from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
 from hmoe.model.transformer import Transformer
 from hmoe.train.console import Console
+from hmoe.train.feed import Feed, place
 from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, Session, open_session, progress
 from hmoe.train.step import StepRecord, train_step
@@ -48,7 +49,8 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
     with contextlib.closing(session.records):
         console.start(session.config, session.device)
         console.data(session.index, session.batches)
-        _steps(session, console, saved=-1 if restored is None else restored.step)
+        with contextlib.closing(Feed(session.batches, session.device)) as feed:
+            _steps(session, feed, console, saved=-1 if restored is None else restored.step)
         console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
 
 
@@ -60,11 +62,11 @@ def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
         console.warn(f"{problem}; the checkpoint does not depend on them")
 
 
-def _steps(session: Session, console: Console, saved: int) -> None:
+def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     config, counts, every = session.config, session.counts, session.config.train
     while not STOP and session.progress() < 1:
         session.records.begin()
-        record = train_step(session.model, session.optimizer, session.batches[counts.step], config, counts.step)
+        record = train_step(session.model, session.optimizer, feed.take(counts.step), config, counts.step)
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))
         done = session.progress() >= 1
@@ -144,15 +146,17 @@ def _validate(session: Session) -> dict[str, float]:
     )
     size = max(1, config.data.batch_sequences // config.data.num_micro_batches)  # as much as a training step holds
     total, tokens = 0.0, targets_BL.size
+    if not tokens:
+        return {}
+    placed = place((inputs_BL, targets_BL), torch.device(device))
     with (
         _evaluating(session.model),
         torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
     ):
         for first in range(0, len(inputs_BL), size):
-            part = slice(first, first + size)
-            inputs, targets = (torch.from_numpy(table[part]).to(device) for table in (inputs_BL, targets_BL))
+            inputs, targets = (table[first : first + size] for table in placed)
             total += mean_nll(session.model, inputs, targets) * targets.numel()
-    if not tokens or not math.isfinite(total):
+    if not math.isfinite(total):
         return {}
     nats = total / tokens
     bits = nats / math.log(2) / bytes_per_token(session.index, "valid")

@@ -1,5 +1,6 @@
 """One optimiser step: micro-batches -> losses -> gradients -> update, unless something is not finite."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,13 +8,13 @@ import torch
 
 from hmoe.config import RunConfig
 from hmoe.count import activated_parameters, loss_chunk, training_flops
-from hmoe.data.packing import Tokens
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally
 from hmoe.model.capacity import Slots
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.transformer import Transformer
+from hmoe.train.feed import Batch, split
 from hmoe.train.optim import learning_rate
 
 _PRIME = 1_000_003  # seeds of steps and micro-batches must differ
@@ -45,23 +46,23 @@ class StepRecord:
 
 
 def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batch: tuple[Tokens, Tokens], config: RunConfig, step: int
+    model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig, step: int
 ) -> StepRecord:
     """Accumulate gradients over the micro-batches and update the weights; skip the update if anything is not finite.
 
     Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers.
     """
     lr = learning_rate(step, config.optim)
-    record = StepRecord(lr=lr, tokens=batch[0].size)
+    record = StepRecord(lr=lr, tokens=math.prod(batch[0].shape))
     device = model.embed.weight.device
     sums: dict[str, torch.Tensor] = {}
     tallies: list[Tally] = []
     parts = config.data.num_micro_batches
-    for part, (tokens_BL, targets_BL) in enumerate(zip(*(np.split(table, parts) for table in batch), strict=True)):
+    for part, (tokens_BL, targets_BL) in enumerate(split(batch, parts, device)):
         context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
-            x_BLD, routings = model.hidden(torch.from_numpy(tokens_BL).to(device), context)
-            target_T = torch.from_numpy(targets_BL).to(device).reshape(-1)
+            x_BLD, routings = model.hidden(tokens_BL, context)
+            target_T = targets_BL.reshape(-1)
             chunk = loss_chunk(config.model.vocab, device.type)
             loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
         terms = {"loss": loss, **losses.auxiliary(routings, config.model.moe)}
