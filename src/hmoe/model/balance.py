@@ -34,9 +34,11 @@ def tally(routings: Sequence[Routing], hyper: bool = False) -> Tally:
         return Tally(none, none, none, none.flatten())
     slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
     pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.load_E for r in routings])
-    selections = [len(distinct(selected(r))[0]) if hyper else 0 for r in routings]
+    selections = pairs.new_zeros(len(routings))
+    if hyper:  # how many there are is known to the host only after a wait
+        selections = pairs.new_tensor([len(distinct(selected(r))[0]) for r in routings])
     stacked = torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0)
-    return Tally(pairs, asked, stacked, torch.tensor(selections))
+    return Tally(pairs, asked, stacked, selections)
 
 
 def balance(model: nn.Module, asked_LE: torch.Tensor) -> None:

@@ -1,9 +1,10 @@
 """One optimiser step: micro-batches -> losses -> gradients -> update, unless something is not finite."""
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from hmoe.config import RunConfig
@@ -13,6 +14,7 @@ from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally
 from hmoe.model.capacity import Slots
 from hmoe.model.cross_entropy import cross_entropy
+from hmoe.model.precision import mixed_precision
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import Batch, split
 from hmoe.train.optim import learning_rate
@@ -52,55 +54,76 @@ def train_step(
 
     Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers.
     """
-    lr = learning_rate(step, config.optim)
-    record = StepRecord(lr=lr, tokens=math.prod(batch[0].shape))
-    device = model.embed.weight.device
-    sums: dict[str, torch.Tensor] = {}
-    tallies: list[Tally] = []
+    record = StepRecord(lr=learning_rate(step, config.optim), tokens=math.prod(batch[0].shape))
+    device, moe = model.embed.weight.device, config.model.moe
+    sums, tallies = torch.zeros(()), []
     parts = config.data.num_micro_batches
     for part, (tokens_BL, targets_BL) in enumerate(split(batch, parts, device)):
         context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bfloat16"):
+        with mixed_precision(device, config.train.precision == "bfloat16"):
             x_BLD, routings = model.hidden(tokens_BL, context)
-            target_T = targets_BL.reshape(-1)
             chunk = loss_chunk(config.model.vocab, device.type)
-            loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, target_T, chunk)
-        terms = {"loss": loss, **losses.auxiliary(routings, config.model.moe)}
-        terms["loss_total"] = loss + losses.weighted(terms, config.model.moe)
+            loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, targets_BL.reshape(-1), chunk)
+        terms = {"loss": loss, **losses.auxiliary(routings, moe)}
+        terms["loss_total"] = loss + losses.weighted(terms, moe)
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
-        for name, value in terms.items():
-            sums[name] = sums.get(name, torch.zeros_like(value)) + value.detach() / parts
-        tallies.append(tally(routings, config.model.moe is not None and config.model.moe.hyper is not None))
-    record.terms = {name: value.item() for name, value in sums.items()}
+        values = torch.stack([value.detach() for value in terms.values()]) / parts
+        sums = (torch.zeros_like(values) if part == 0 else sums) + values
+        tallies.append(tally(routings, moe is not None and moe.hyper is not None))
     total = Tally(*(torch.stack(counts).sum(0) for counts in zip(*tallies, strict=True)))
-    _count(record, total, config)
-    record.slots = dict(zip(Slots._fields, total.slots_SL.tolist(), strict=False))
-    _update(model, optimizer, record, config)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    numbers = read_numbers((sums, norm, total.pairs_LE, total.slots_SL, total.selections_L))
+    record.terms = dict(zip(terms, numbers[0], strict=True))
+    record.grad_norm = numbers[1][0]
+    _count(record, numbers[2:], config)
+    _update(parameters, optimizer, norm, record, config)
     if record.applied:
         balance(model, total.asked_LE)
     return record
 
 
-def _count(record: StepRecord, total: Tally, config: RunConfig) -> None:
-    """FLOPs and parameters of the experts really activated, and of the HyperExperts really made."""
-    model, pairs_LE = config.model, total.pairs_LE.tolist()
+def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
+    """Their numbers, each tensor's flattened; the one place of a step where the host waits for the device.
+
+    As float64, which holds counts below 2**53 and every float32 exactly.
+    """
+    numbers = torch.cat([tensor.detach().double().flatten() for tensor in tensors]).tolist()
+    ends = list(itertools.accumulate(tensor.numel() for tensor in tensors))
+    return [numbers[end - tensor.numel() : end] for end, tensor in zip(ends, tensors, strict=True)]
+
+
+def _count(record: StepRecord, numbers: Sequence[Sequence[float]], config: RunConfig) -> None:
+    """FLOPs and parameters of the experts really activated, and of the HyperExperts really made.
+
+    `numbers` are those of `Tally`: pairs, slots, selections.
+    """
+    model, (pairs, slots, selections) = config.model, ([int(n) for n in part] for part in numbers)
     widths = model.moe.routed_widths if model.moe else ()
-    units = sum(n * h for layer in pairs_LE for n, h in zip(layer, widths, strict=True))
-    record.pairs_LE = pairs_LE
-    record.flops = training_flops(
-        model, config.data.sequence_length, record.tokens, units, int(total.selections_L.sum())
-    )
-    if pairs_LE:
-        record.mean_activated_width = units / record.tokens / len(pairs_LE)
-        record.experts_per_token = sum(map(sum, pairs_LE)) / record.tokens / len(pairs_LE)
+    record.pairs_LE = _rows(pairs, len(widths))
+    record.slots = dict(zip(Slots._fields, _rows(slots, len(record.pairs_LE)), strict=False))
+    units = sum(n * h for layer in record.pairs_LE for n, h in zip(layer, widths, strict=True))
+    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units, sum(selections))
+    if record.pairs_LE:
+        record.mean_activated_width = units / record.tokens / len(record.pairs_LE)
+        record.experts_per_token = sum(pairs) / record.tokens / len(record.pairs_LE)
     record.activated_parameters = activated_parameters(model, record.mean_activated_width)
 
 
-def _update(model: Transformer, optimizer: torch.optim.Optimizer, record: StepRecord, config: RunConfig) -> None:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    record.grad_norm = norm.item()
-    record.applied = bool(np.isfinite([record.terms["loss_total"], record.grad_norm]).all())
+def _rows(numbers: Sequence[int], length: int) -> list[list[int]]:
+    """Rows of so many numbers."""
+    return [list(numbers[first : first + length]) for first in range(0, len(numbers), length)] if length else []
+
+
+def _update(
+    parameters: Sequence[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    norm: torch.Tensor,
+    record: StepRecord,
+    config: RunConfig,
+) -> None:
+    """Clip and step, unless loss or gradients are not finite."""
+    record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
         if config.optim.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip, norm)
