@@ -12,7 +12,7 @@ import json
 import math
 from pathlib import Path
 
-from hmoe.bench.layer import SHAPES, Shape
+from hmoe.bench.shapes import SHAPES, Shape
 
 SIZE = 2  # bytes of bfloat16
 

@@ -6,14 +6,16 @@
 import functools
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
 import hmoe
 from benchmarks.gpu.compiling import compile_all, tasks
-from benchmarks.gpu.layers import SIZES, Size, layer, tiny
+from benchmarks.gpu.layers import SIZES, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting, WrongResultError
 from benchmarks.gpu.shapes import candidates, text
+from hmoe.bench.shapes import Shape
 from hmoe.kernels import expert_ffn
 from hmoe.kernels.layer import Layer
 from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, forced
@@ -25,10 +27,10 @@ ALLOWED = {  # relative to the norm of the true values
     torch.float32: dict.fromkeys(NAMES, 3e-6),
 }
 LAYERS = {
-    "0.4B T=1000": (SIZES["0.4B"]._replace(tokens=1000), False),
-    "0.4B T=131": (SIZES["0.4B"]._replace(tokens=131), False),
-    "64 experts T=500": (SIZES["64 experts"]._replace(tokens=500), False),
-    "one empty T=300": (Size(768, hmoe.arithmetic(12288, 8), 3, 300), True),
+    "0.4B T=1000": (replace(SIZES["0.4B"], tokens=1000), False),
+    "0.4B T=131": (replace(SIZES["0.4B"], tokens=131), False),
+    "64 experts T=500": (replace(SIZES["64 experts"], tokens=500), False),
+    "one empty T=300": (Shape(768, hmoe.arithmetic(12288, 8), 3, 300), True),
 }
 
 
@@ -96,7 +98,7 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, number: int) -> Found
 
 def _first_call(setting: Setting) -> Found:
     """A model width that nothing was compiled for."""
-    size = Size(784, (256, 512, 128, 384), 2, 300)
+    size = Shape(784, (256, 512, 128, 384), 2, 300)
     given = layer(tiny(size) if setting.dry else size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
     first, second = (computed(given, grad, "triton") for _ in range(2))
@@ -109,7 +111,7 @@ def _first_call(setting: Setting) -> Found:
 def _largest(setting: Setting) -> Found:
     """Offsets near the end of 32 bits; a sample of tokens against float64."""
     tokens, dim = (40, 32) if setting.dry else (2_130_000, 1008)
-    size = Size(dim, (16,), 1, tokens)
+    size = Shape(dim, (16,), 1, tokens)
     given = layer(size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
     torch.use_deterministic_algorithms(False)  # NaN into six tensors of 4 GB each is not needed here

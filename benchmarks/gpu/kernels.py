@@ -7,10 +7,11 @@ import torch
 
 from benchmarks.gpu.compiling import compile_all, tasks
 from benchmarks.gpu.facts import product_rate
-from benchmarks.gpu.layers import SIZES, Size, layer, tiny
+from benchmarks.gpu.layers import SIZES, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting
 from benchmarks.gpu.shapes import candidates, text
 from benchmarks.gpu.timing import kernel_milliseconds
+from hmoe.bench.shapes import Shape
 from hmoe.bench.tiles import list_launches, time_shapes
 from hmoe.kernels.ragged.launch import Launcher
 from hmoe.kernels.ragged.shapes import TileShape
@@ -28,7 +29,7 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     return found
 
 
-def _case(setting: Setting, size: Size, skewed: bool) -> Found:
+def _case(setting: Setting, size: Shape, skewed: bool) -> Found:
     given = layer(size, torch.bfloat16, setting.device, skewed)
     peak, table, parts = product_rate((8192, 8192, 8192), setting), {}, []
     timer = functools.partial(kernel_milliseconds, device=setting.device)

@@ -6,16 +6,16 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-import hmoe
-from benchmarks.gpu.layers import SIZES, Size, layer, tiny
+from benchmarks.gpu.layers import SIZES, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.timing import milliseconds, profile
-from hmoe.bench.others import OTHERS
+from benchmarks.gpu.timing import milliseconds
+from hmoe.bench.contenders import make_contender
+from hmoe.bench.profile import profile
+from hmoe.bench.shapes import Shape
 from hmoe.kernels import expert_ffn
-from hmoe.model.layers import SwiGLU
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
-Contender = tuple[Forward, list[torch.Tensor]]  # and its leaves, whose gradients must not add up
+Leaves = list[torch.Tensor]  # whose gradients must not add up
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
@@ -26,65 +26,59 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     return {first: found[first], "profile 0.4B": lambda: _profile(setting), **{name: found[name] for name in others}}
 
 
-def _size(setting: Setting, name: str) -> Size:
+def _shape(setting: Setting, name: str) -> Shape:
     return tiny(SIZES[name]) if setting.dry else SIZES[name]
 
 
-def _moe(size: Size, widths: tuple[int, ...], backend: str, device: str) -> hmoe.MoE:
-    moe = hmoe.MoE(size.dim, widths, hmoe.TopK(size.k)).to(device, torch.bfloat16)
-    moe.check_finite, moe.backend = False, backend
-    torch.nn.init.normal_(moe.router.weight, std=size.dim**-0.5)
-    return moe
+def _make(name: str, shape: Shape, device: str, backend: str | None = None) -> tuple[Forward, Leaves]:
+    contender = make_contender(name, shape, torch.bfloat16, device)
+    if backend:
+        contender.module.backend = backend
+    if contender.router is not None:
+        torch.nn.init.normal_(contender.router, std=shape.dim**-0.5)
+    return contender.forward, list(contender.module.parameters())
 
 
-def _contenders(size: Size, device: str) -> dict[str, Callable[[], Contender]]:
+def _make_experts(backend: str, shape: Shape, device: str) -> tuple[Forward, Leaves]:
+    given = layer(shape, torch.bfloat16, device)
+    leaves = [t.requires_grad_() for t in (given.gate_N, *given[4:7])]
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return expert_ffn(x, given.token_N, leaves[0], given.num_tokens_E, *leaves[1:], given.widths, backend)
+
+    return run, leaves
+
+
+def _contenders(shape: Shape, device: str) -> dict[str, Callable[[], tuple[Forward, Leaves]]]:
     """Made one at a time: they need not fit into memory together."""
-    mean = sum(size.widths) // len(size.widths)
-    equal = (mean,) * len(size.widths)
 
-    def dense() -> Contender:
-        module = SwiGLU(size.dim, size.k * mean).to(device, torch.bfloat16)
-        module.reset_parameters()
-        return module, list(module.parameters())
+    def ours(name: str, backend: str | None = None) -> Callable[[], tuple[Forward, Leaves]]:
+        return lambda: _make(name, shape, device, backend)
 
-    def ours(widths: tuple[int, ...], backend: str) -> Contender:
-        moe = _moe(size, widths, backend, device)
-        return lambda x: moe(x)[0], list(moe.parameters())
+    def experts(backend: str) -> Callable[[], tuple[Forward, Leaves]]:
+        return lambda: _make_experts(backend, shape, device)
 
-    def experts(backend: str) -> Contender:
-        given = layer(size, torch.bfloat16, device)
-        leaves = [t.requires_grad_() for t in (given.gate_N, *given[4:7])]
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            return expert_ffn(x, given.token_N, leaves[0], given.num_tokens_E, *leaves[1:], given.widths, backend)
-
-        return run, leaves
-
-    def mixtral() -> Contender:
-        make = OTHERS["transformers grouped_mm"][1]
-        module, _, run = make(size.dim, mean, len(size.widths), size.k, device, torch.bfloat16)
-        return run, list(module.parameters())
-
-    found: dict[str, Callable[[], Contender]] = {
-        "dense": dense, "hmoe triton": lambda: ours(size.widths, "triton"), "experts triton": lambda: experts("triton"),
-        "hmoe loop": lambda: ours(size.widths, "loop"), "experts loop": lambda: experts("loop"),
-        "hmoe equal": lambda: ours(equal, "triton"),
+    contenders = {
+        "dense": ours("dense"), "hmoe triton": ours("hmoe triton"), "experts triton": experts("triton"),
+        "hmoe loop": ours("hmoe loop"), "experts loop": experts("loop"), "hmoe equal": ours("hmoe equal", "triton"),
     }  # fmt: skip
-    return {**found, "grouped_mm": mixtral} if importlib.util.find_spec("transformers") and device == "cuda" else found
+    if importlib.util.find_spec("transformers") and device == "cuda":
+        contenders["grouped_mm"] = ours("transformers grouped_mm")
+    return contenders
 
 
-def _both(forward: Forward, leaves: list[torch.Tensor], x: torch.Tensor, grad: torch.Tensor) -> None:
+def _both(forward: Forward, leaves: Leaves, x: torch.Tensor, grad: torch.Tensor) -> None:
     for leaf in (x, *leaves):
         leaf.grad = None
     forward(x).backward(grad)
 
 
 def _race(setting: Setting, name: str) -> Found:
-    size = _size(setting, name)
-    x, grad = (torch.randn(size.tokens, size.dim, device=setting.device).bfloat16() for _ in range(2))
+    shape = _shape(setting, name)
+    x, grad = (torch.randn(shape.tokens, shape.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
     rows: dict[str, dict[str, object]] = {}
-    for label, make in _contenders(size, setting.device).items():
+    for label, make in _contenders(shape, setting.device).items():
         try:
             forward, leaves = make()
             with torch.no_grad():
@@ -104,11 +98,11 @@ def _race(setting: Setting, name: str) -> Found:
 
 
 def _profile(setting: Setting) -> Found:
-    size = _size(setting, "0.4B")
-    moe = _moe(size, size.widths, "triton", setting.device)
-    x, grad = (torch.randn(size.tokens, size.dim, device=setting.device).bfloat16() for _ in range(2))
+    shape = _shape(setting, "0.4B")
+    forward, leaves = _make("hmoe triton", shape, setting.device)
+    x, grad = (torch.randn(shape.tokens, shape.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
-    run = functools.partial(_both, lambda x: moe(x)[0], list(moe.parameters()), x, grad)
+    run = functools.partial(_both, forward, leaves, x, grad)
     run()
     found = profile(run, setting.device, 15)
     return profile_line(found, 8), found

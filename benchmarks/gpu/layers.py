@@ -1,38 +1,26 @@
 """Layers to compute, without a router: uniform or skewed loads, random gates, in any precision."""
 
-from typing import NamedTuple
-
 import torch
 
-import hmoe
+from hmoe.bench.shapes import SHAPES, Shape
 from hmoe.kernels.layer import Layer
 
-
-class Size(NamedTuple):
-    """A layer and its batch."""
-
-    dim: int
-    widths: tuple[int, ...]
-    k: int
-    tokens: int
-
-
 SIZES = {
-    "0.4B": Size(768, hmoe.arithmetic(12288, 8), 2, 32768),
-    "3B": Size(1024, hmoe.arithmetic(32768, 8), 2, 32768),
-    "64 experts": Size(768, hmoe.arithmetic(12288, 64, ratio=3, multiple=32), 8, 32768),
-    "0.4B short": Size(768, hmoe.arithmetic(12288, 8), 2, 4096),
+    "0.4B": SHAPES["0.4B-long"],
+    "3B": SHAPES["3B-long"],
+    "64 experts": SHAPES["64-experts-long"],
+    "0.4B short": SHAPES["0.4B"],
 }
 
 
-def tiny(size: Size) -> Size:
+def tiny(size: Shape) -> Shape:
     """The same kind of layer for the interpreter."""
     experts = min(len(size.widths), 4)
-    return Size(32, tuple(16 * (1 + 2 * (number % 2)) for number in range(experts)), min(size.k, 2), 9)
+    return Shape(32, tuple(16 * (1 + 2 * (number % 2)) for number in range(experts)), min(size.k, 2), 9)
 
 
 def routed(
-    size: Size, device: str, skewed: bool = False, empty: bool = False
+    size: Shape, device: str, skewed: bool = False, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(token_N, gate_N, num_tokens_E); the busiest expert has about three times the mean if skewed, the first nothing if empty."""
     experts = len(size.widths)
@@ -52,7 +40,7 @@ def routed(
     return token_N, gate_N, torch.bincount(expert_N, minlength=experts)
 
 
-def layer(size: Size, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
+def layer(size: Shape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
     """Random tokens and weights that `dtype` holds exactly."""
     generator = torch.Generator(device).manual_seed(1)
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.gpu.facts import ROOT
-from benchmarks.gpu.layers import Size, layer
+from benchmarks.gpu.layers import layer
 from benchmarks.gpu.setting import Case, Found, Setting
+from hmoe.bench.shapes import Shape
 
 SMALL = (
-    Size(32, (16, 48, 96, 32), 2, 17),
-    Size(32, tuple(16 * (1 + number % 7) for number in range(64)), 8, 37),
+    Shape(32, (16, 48, 96, 32), 2, 17),
+    Shape(32, tuple(16 * (1 + number % 7) for number in range(64)), 8, 37),
 )
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 

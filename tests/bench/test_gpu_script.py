@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from hmoe.bench.shapes import Shape
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.gpu import __main__ as command  # noqa: E402
 from benchmarks.gpu import facts, kernels, races  # noqa: E402
-from benchmarks.gpu.layers import Size  # noqa: E402
 from benchmarks.gpu.setting import LOST, Case, Found, Setting, records, run_cases  # noqa: E402
 from hmoe.kernels.ragged.shapes import LAUNCHES  # noqa: E402
 
@@ -90,7 +91,7 @@ def test_stage_four_gives_way_and_no_stage_exceeds_what_is_left() -> None:
 
 
 def test_every_launch_is_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "tiny", lambda size: Size(16, (16,), 1, 1))
+    monkeypatch.setattr(kernels, "tiny", lambda size: Shape(16, (16,), 1, 1))
     found = kernels.cases(setting)["0.4B uniform"]()
     rows = found[1]["launches"]
     assert set(rows) == set(LAUNCHES)

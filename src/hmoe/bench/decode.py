@@ -1,21 +1,33 @@
 """How near is a layer that serves one token to the time of reading its activated weights from memory?
 
-Twelve layers in turn, so that their weights come from memory and not from a cache.
+Twelve layers in turn, so that their weights come from memory and not from a cache. On a GPU the times are those of CUDA events with
+the launches queued ahead; "wall us" is by the clock, from an idle GPU, and shows what Python costs.
 
     hmoe bench decode, or where only PyTorch is installed: python -m hmoe.bench.decode
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hmoe
-from hmoe.bench.layer import Shape, check_dtypes, known_shape
-from hmoe.bench.measure import check_device, interleaved, machine, median, read_bandwidth, save
+from hmoe.bench.measure import (
+    RESULTS,
+    Options,
+    describe_timing,
+    interleaved,
+    machine,
+    median_seconds,
+    median_wall,
+    place_name,
+    read_bandwidth,
+    save,
+)
+from hmoe.bench.shapes import Shape, check_dtypes, known_shape
 from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
 from hmoe.model.routing import Routing
@@ -38,14 +50,15 @@ def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: in
             "experts, loop": lambda: [_experts(layer, x, r, "loop") for layer, r in zip(layers, routings, strict=True)],
             "layer": lambda: [layer(x) for layer in layers],
         }
-        times = interleaved(runs, rounds, warm=3, device=device)
+        times = interleaved(runs, rounds, warm=3, device=device, queued=True)
     used = sum(h for r in routings for h, n in zip(shape.widths, r.num_tokens_E.tolist(), strict=True) if n)
     read = 3 * used * shape.dim * dtype.itemsize / read_bandwidth(device)
-    share, loop = read / median(times["experts"]), median(times["experts, loop"]) / median(times["experts"])
+    us = {run: 1e6 * median_seconds(timings) / LAYERS for run, timings in times.items()}
+    wall = {run: 1e6 * median_wall(timings) / LAYERS for run, timings in times.items() if device == "cuda"}
     return {
         "shape": name, **vars(shape), "tokens": tokens, "dtype": str(dtype)[6:], "memory_read_us": 1e6 * read / LAYERS,
-        **{f"{run} us": 1e6 * median(t) / LAYERS for run, t in times.items()},
-        "share_of_memory_read_limit": share, "ratio_to_loop": loop,
+        **{f"{run} us": time for run, time in us.items()}, **{f"{run} wall us": time for run, time in wall.items()},
+        "share_of_memory_read_limit": 1e6 * read / LAYERS / us["experts"], "ratio_to_loop": us["experts, loop"] / us["experts"],
     }  # fmt: skip
 
 
@@ -54,29 +67,29 @@ def _experts(layer: hmoe.MoE, x_TD: torch.Tensor, routing: Routing, backend: str
     return expert_ffn(x_TD, *pairs, layer.w_gate, layer.w_up, layer.w_down, layer.widths, backend)
 
 
-def bench(
-    shapes: Sequence[str] | None, dtypes: Sequence[str], device: str, rounds: int, tokens: int, threads: int | None, out: Path,
-    say: Callable[[str], None] = print,
-) -> Path:  # fmt: skip
+def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: Options) -> Path:
     """Measure, print and write; the result's path."""
-    check_device(device)
+    device = options.device
+    options.prepare()
     check_dtypes(dtypes)
-    if threads:
-        torch.set_num_threads(threads)
     rows = []
-    say(
-        f"{'shape':12s} {'dtype':9s} {'read us':>8s} {'experts us':>10s} {'of limit':>8s} {'loop us':>9s} {'whole layer us':>14s}"
+    wall = f" {'wall us':>9s}" if device == "cuda" else ""
+    options.say(
+        f"{'shape':12s} {'dtype':9s} {'read us':>8s} {'experts us':>10s} {'of limit':>8s} {'loop us':>9s} {'whole layer us':>14s}{wall}"
     )
     for name in shapes or ("0.4B", "64-experts"):
         for dtype in dtypes:
-            row = measure(name, known_shape(name), getattr(torch, dtype), device, rounds, tokens)
+            row = measure(name, known_shape(name), getattr(torch, dtype), device, options.rounds, tokens)
             rows.append(row)
-            say(
+            wall = f" {row['layer wall us']:9.0f}" if "layer wall us" in row else ""
+            options.say(
                 f"{name:12s} {dtype:9s} {row['memory_read_us']:8.0f} {row['experts us']:10.0f} {row['share_of_memory_read_limit']:8.2f} "
-                f"{row['experts, loop us']:9.0f} {row['layer us']:14.0f}"
+                f"{row['experts, loop us']:9.0f} {row['layer us']:14.0f}{wall}"
             )
-    place = "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
-    return save(out, f"decode-{place}-{tokens}tokens", {"machine": machine(device), "layers": LAYERS, "rows": rows})
+    content = {
+        "machine": machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS, "rows": rows,
+    }  # fmt: skip
+    return save(options.out, f"decode-{place_name(device)}-{tokens}tokens", content)
 
 
 def main() -> int:
@@ -84,10 +97,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
     a = parser.parse_args()
     try:
-        path = bench(None, ["bfloat16"], a.device, a.rounds, 1, None, a.out)
+        path = bench(None, ["bfloat16"], 1, Options(a.device, a.rounds, out=a.out))
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -1,14 +1,16 @@
 """Times, limits of the machine, and the file a measurement is kept in."""
 
 import datetime
+import functools
 import importlib.metadata
 import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,42 +19,145 @@ from hmoe.errors import ConfigError
 from hmoe.kernels import native
 
 Run = Callable[[], object]
+RESULTS = Path("benchmarks/results")
+FLUSH_BYTES = 1 << 28  # more than the L2 cache of any GPU
+SLEEP_CYCLES = 2e9  # a second of `torch.cuda._sleep`, or a little more: no GPU's clock is faster
+MOST_SLEEP_SECONDS = 0.05  # a call whose launches take longer has more of them than the GPU's queue holds
 
 
-def synchronize(device: str) -> None:
-    """Wait for what was launched."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+class Timing(NamedTuple):
+    """How long one call took: `seconds` by CUDA events, on a CPU by the clock; `wall_seconds` always by the clock."""
+
+    seconds: float
+    wall_seconds: float
 
 
-def seconds(run: Run, device: str) -> float:
-    """Wall time of one call."""
-    synchronize(device)
+@dataclass(frozen=True)
+class Options:
+    """How all of `hmoe bench` measures.
+
+    Attributes:
+        device: cpu or cuda.
+        rounds: of which the median is taken.
+        threads: of the CPU; None leaves PyTorch's number.
+        out: folder of the result.
+        say: prints a line.
+    """
+
+    device: str = "cpu"
+    rounds: int = 15
+    threads: int | None = None
+    out: Path = RESULTS
+    say: Callable[[str], None] = print
+
+    def prepare(self) -> None:
+        """Check the device and set the threads."""
+        check_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)
+
+
+class Span:
+    """The GPU's time between entering and leaving, by a pair of events."""
+
+    def __enter__(self) -> "Span":
+        self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.begin.record()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.record()
+
+    def seconds(self) -> float:
+        """Known once the GPU was waited for."""
+        elapsed: float = self.begin.elapsed_time(self.end)
+        return elapsed / 1e3
+
+
+def time_call(run: Run, device: str, queued: bool = False) -> Timing:
+    """Time one call; on a GPU from an idle device and an L2 cache that holds nothing of it, the waiting outside the events.
+
+    Args:
+        run: the call.
+        device: cpu or cuda.
+        queued: on a GPU call twice. The first gives `wall_seconds`; the launches of the second are queued while the GPU
+            sleeps, so that `seconds` is the GPU's own work without waiting for Python.
+    """
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        elapsed = time.perf_counter() - start
+        return Timing(elapsed, elapsed)
+    timing = _time_on_gpu(run, 0.0)
+    if queued:
+        timing = Timing(_time_on_gpu(run, timing.wall_seconds).seconds, timing.wall_seconds)
+    return timing
+
+
+def _time_on_gpu(run: Run, sleep_seconds: float) -> Timing:
+    _flush_buffer().zero_()
+    torch.cuda.synchronize()
+    hold_queue(sleep_seconds)
     start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
+    with Span() as span:
+        run()
+    torch.cuda.synchronize()
+    return Timing(span.seconds(), time.perf_counter() - start)
+
+
+def hold_queue(seconds: float) -> None:
+    """Let the GPU sleep, so that what is launched meanwhile waits in its queue."""
+    if seconds:
+        torch.cuda._sleep(int(SLEEP_CYCLES * min(seconds, MOST_SLEEP_SECONDS)))  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _flush_buffer() -> torch.Tensor:
+    return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+
+def describe_timing(device: str, queued: bool = False) -> str:
+    """What the figures of a result are times of."""
+    if device == "cpu":
+        return "wall clock"
+    start = "launches queued ahead" if queued else "from an idle GPU"
+    return f"CUDA events, {start}, L2 flushed before each call; wall: clock, from an idle GPU"
 
 
 def interleaved(
-    runs: Mapping[str, Run], rounds: int, warm: int, device: str, before: Run = lambda: None
-) -> dict[str, list[float]]:
-    """Seconds of every run in every round; one after the other, so that all meet the same noise, and each in every place."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
+    runs: Mapping[str, Run], rounds: int, warm: int, device: str,
+    before: Run = lambda: None, after: Run = lambda: None, queued: bool = False,
+) -> dict[str, list[Timing]]:  # fmt: skip
+    """Time every run in every round; one after the other, so that all meet the same noise, and each in every place.
+
+    `before` and `after` are called around each round, never while the clock runs.
+    """
+    times: dict[str, list[Timing]] = {name: [] for name in runs}
     for number in range(warm + rounds):
         before()
         names = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
         for name in names:
-            elapsed = seconds(runs[name], device)
+            timing = time_call(runs[name], device, queued)
             if number >= warm:
-                times[name].append(elapsed)
+                times[name].append(timing)
+        after()
     return times
+
+
+def median_seconds(timings: Iterable[Timing]) -> float:
+    """Median of `seconds`."""
+    return median(timing.seconds for timing in timings)
+
+
+def median_wall(timings: Iterable[Timing]) -> float:
+    """Median of `wall_seconds`."""
+    return median(timing.wall_seconds for timing in timings)
 
 
 def best(run: Run, device: str, tries: int = 7) -> float:
     """Fastest of some calls, in seconds: a limit is what the machine can do, not what it does on average."""
     run()
-    return min(seconds(run, device) for _ in range(tries))
+    return min(time_call(run, device, queued=True).seconds for _ in range(tries))
 
 
 def peak_flops(dtype: torch.dtype, device: str) -> float:
@@ -74,6 +179,11 @@ def check_device(device: str) -> None:
         raise ConfigError(f"--device {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch sees no GPU; nearest choice: cpu")
+
+
+def place_name(device: str) -> str:
+    """Where figures come from, as in the names of their files."""
+    return "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
 
 
 def machine(device: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 Mixtral has as many experts of the same total width and chooses as many, so total and activated parameters are equal.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,24 @@ import torch
 
 from hmoe import recipes
 from hmoe.architecture import ModelConfig
-from hmoe.bench.measure import Run, interleaved, machine, median, save
+from hmoe.bench.measure import (
+    Options,
+    Run,
+    describe_timing,
+    interleaved,
+    machine,
+    median_seconds,
+    median_wall,
+    place_name,
+    save,
+)
 from hmoe.count import activated_parameters, activated_width, parameters_by_part
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.routers import TopK
 
-IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts on a CPU
+IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts
 
 
 class _Vocabulary:
@@ -30,22 +39,22 @@ class _Vocabulary:
         self.vocab_size = vocab_size
 
 
-def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int) -> dict[str, Run]:
+def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int, device: str) -> dict[str, Run]:
     """Name -> reading the prompt, or writing `new` tokens after its first 16."""
-    model = build(config, 0).to(dtype).eval().requires_grad_(False)
+    model = build(config, 0).to(device, dtype).eval().requires_grad_(False)
     set_check_finite(model, False)
     begin, words = prompt[:16], _Vocabulary(config.vocab)
 
     def read() -> None:
-        x_BLD, _ = model.hidden(torch.tensor([prompt]), model.new_cache(1, len(prompt)))
+        x_BLD, _ = model.hidden(torch.tensor([prompt], device=device), model.new_cache(1, len(prompt)))
         _ = x_BLD[0, -1] @ model.head_weight.T
 
     runs: dict[str, Run] = {
         "hmoe read": torch.inference_mode()(read),
         "hmoe write": lambda: list(generate(model, begin, new, Sampling(0), 0, words)),
     }
-    theirs = _mixtral(config, dtype)
-    ids, first = torch.tensor([prompt]), torch.tensor([begin])
+    mixtral = _mixtral(config, dtype).to(device)
+    ids, first = torch.tensor([prompt], device=device), torch.tensor([begin], device=device)
     options = {
         "attention_mask": torch.ones_like(first),
         "max_new_tokens": new,
@@ -53,19 +62,19 @@ def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int) 
         "do_sample": False,
     }
 
-    def theirs_read(name: str) -> None:
-        theirs.set_experts_implementation(name)
+    def mixtral_read(name: str) -> None:
+        mixtral.set_experts_implementation(name)
         with torch.inference_mode():
-            theirs(ids, use_cache=True, logits_to_keep=1)
+            mixtral(ids, use_cache=True, logits_to_keep=1)
 
-    def theirs_write(name: str) -> None:
-        theirs.set_experts_implementation(name)
-        theirs.generate(first, **options)
+    def mixtral_write(name: str) -> None:
+        mixtral.set_experts_implementation(name)
+        mixtral.generate(first, **options)
 
     for name in IMPLEMENTATIONS:
         if name != "batched_mm":  # it copies an expert's weights for every token: a hundred times as slow in reading
-            runs[f"transformers {name} read"] = lambda name=name: theirs_read(name)  # type: ignore[misc]
-        runs[f"transformers {name} write"] = lambda name=name: theirs_write(name)  # type: ignore[misc]
+            runs[f"transformers {name} read"] = lambda name=name: mixtral_read(name)  # type: ignore[misc]
+        runs[f"transformers {name} write"] = lambda name=name: mixtral_write(name)  # type: ignore[misc]
     return runs
 
 
@@ -85,27 +94,33 @@ def _mixtral(config: ModelConfig, dtype: torch.dtype) -> Any:
     return MixtralForCausalLM._from_config(shape, dtype=dtype).eval().requires_grad_(False)
 
 
-def bench(
-    preset: str, dtype: str, prompt: int, new: int, rounds: int, threads: int | None, out: Path, say: Callable[[str], None]
-) -> Path:  # fmt: skip
+def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> Path:
     """Measure, print and write; the result's path."""
-    if threads:
-        torch.set_num_threads(threads)
-    config = recipes.load(preset)[1].model
+    options.prepare()
+    device, config = options.device, recipes.load(preset)[1].model
     tokens = torch.randint(config.vocab, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
-    times = interleaved(_runs(config, getattr(torch, dtype), tokens, new), rounds, warm=1, device="cpu")
-    rate = {name: (prompt if name.endswith("read") else new) / median(found) for name, found in times.items()}
+    runs = _runs(config, getattr(torch, dtype), tokens, new, device)
+    times = interleaved(runs, options.rounds, warm=1, device=device)
+    num_tokens = {name: prompt if name.endswith("read") else new for name in times}
+    rate = {name: num_tokens[name] / median_seconds(timings) for name, timings in times.items()}
     ratio = {}
     for part in ("read", "write"):
         best = max(value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part))
         ratio[part] = rate[f"hmoe {part}"] / best
     for name, value in rate.items():
-        say(f"{name:32s} {value:10.1f} tokens/s")
-    say(f"hmoe is {ratio['read']:.2f} times as fast in reading, {ratio['write']:.2f} in writing, as transformers' best")
+        options.say(f"{name:32s} {value:10.1f} tokens/s")
+    options.say(
+        f"hmoe is {ratio['read']:.2f} times as fast in reading, {ratio['write']:.2f} in writing, as transformers' best"
+    )
     width = activated_width(config)[1]
     content = {
-        "machine": machine("cpu"), "preset": preset, "dtype": dtype, "prompt_tokens": prompt, "new_tokens": new,
-        "parameters": sum(parameters_by_part(config).values()), "activated_parameters": round(activated_parameters(config, width)),
-        "tokens_per_second": rate, "ratio_to_best_of_transformers": ratio, "seconds": times,
+        "machine": machine(device), "timing": describe_timing(device), "preset": preset, "dtype": dtype, "prompt_tokens": prompt,
+        "new_tokens": new, "parameters": sum(parameters_by_part(config).values()),
+        "activated_parameters": round(activated_parameters(config, width)),
+        "tokens_per_second": rate, "ratio_to_best_of_transformers": ratio,
+        "seconds": {name: [t.seconds for t in timings] for name, timings in times.items()},
     }  # fmt: skip
-    return save(out, f"model-{preset}-{dtype}-{torch.get_num_threads()}threads", content)
+    if device == "cuda":
+        content["ms"] = {name: 1e3 * median_seconds(timings) for name, timings in times.items()}
+        content["wall_ms"] = {name: 1e3 * median_wall(timings) for name, timings in times.items()}
+    return save(options.out, f"model-{preset}-{dtype}-{place_name(device).removeprefix('cpu-')}", content)

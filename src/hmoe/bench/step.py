@@ -1,21 +1,33 @@
 """A whole training step of unequal experts against equal ones, and where its time goes.
 
-A preset and its `-equal` and `-dense` siblings, tokens per second, interleaved in one process, medians; then each part of a
+A recipe and its equal and dense siblings, tokens per second, interleaved in one process, medians; then each part of a
 step by itself (forward and backward, at the shapes of the step), and what is left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
 from hmoe import recipes
-from hmoe.bench.measure import Run, interleaved, machine, median, save
+from hmoe.bench.measure import (
+    Options,
+    Run,
+    Timing,
+    describe_timing,
+    interleaved,
+    machine,
+    median,
+    median_seconds,
+    median_wall,
+    place_name,
+    save,
+)
 from hmoe.config import RunConfig
 from hmoe.count import loss_chunk
 from hmoe.data.batches import Batches
-from hmoe.data.corpus import open_corpus
+from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.memory import choose_unset, read_host
@@ -26,21 +38,19 @@ from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
 from hmoe.train.optim import adamw
 from hmoe.train.step import train_step
 
+DENSE = {"0.4b": "dense-0.2b", "3b": "dense-1b"}  # of the paper's sizes
+
 
 class Training:
-    """A preset in training on the embedded corpus, one step at a time."""
+    """A recipe in training, one step at a time."""
 
-    def __init__(self, name: str, precision: str) -> None:
-        self.config = choose_unset(recipes.load(name, [f"train.precision={precision}"])[1], read_host())
-        if self.config.data.path != "corpus":
-            raise ConfigError(
-                f"preset = {name}: the step is measured on presets of the embedded corpus; nearest choice: quickstart"
-            )
-        index = open_corpus(f"bpe:{self.config.model.vocab}")
-        self.batches = Batches(index, self.config.data, 0)
-        self.model = build(self.config.model, 0)
+    def __init__(self, config: RunConfig, device: str) -> None:
+        self.config, self.device = config, device
+        self.batches = Batches(open_data(config), config.data, config.seed)
+        self.model = build(config.model, config.seed, device=device)
+        self.model.activation_checkpointing = config.train.recomputes_blocks
         set_check_finite(self.model, False)
-        self.optimizer = adamw(self.model, self.config.optim)
+        self.optimizer = adamw(self.model, config.optim)
         self.number, self.flops = 0, 0
 
     def __call__(self) -> None:
@@ -49,30 +59,60 @@ class Training:
         self.number += 1
 
 
+def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, device: str) -> tuple[str, RunConfig]:
+    """Name and config of a recipe whose step can be measured here.
+
+    Raises:
+        ConfigError: for data that is not here, a precision or a device that is not measured.
+    """
+    name, config = recipes.load(recipe, [*overrides, *([f"train.precision={precision}"] if precision else [])])
+    if config.train.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"train.precision = {config.train.precision}: must be float32 or bfloat16 here")
+    if precision and any(word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides):
+        raise ConfigError(f"train.precision: --precision {precision} says it too; leave one out")
+    if config.train.device not in ("auto", device):
+        raise ConfigError(f"train.device = {config.train.device}: --device is {device}; give --device only")
+    if config.data.path != "corpus" and not (Path(config.data.path) / "index.json").is_file():
+        raise ConfigError(
+            f"{recipe}: its data, {config.data.path}, is not here; add data.path=corpus data.tokenizer=bytes to measure it on the "
+            "embedded corpus; nearest choice: quickstart"
+        )
+    return name, config
+
+
+def siblings(preset: str) -> dict[str, str]:
+    """The preset's `equal` and `dense` siblings, where it has them."""
+    names = {kind: f"{preset}-{kind}" for kind in ("equal", "dense")}
+    if preset.startswith("hmoe-"):
+        names = {"equal": preset.removeprefix("h"), "dense": DENSE.get(preset.split("-")[1], "")}
+    return {kind: name for kind, name in names.items() if name in recipes.presets()}
+
+
 def parts(training: Training) -> dict[str, Run]:
     """Each part of a step alone: forward and backward for all layers and micro-batches."""
-    config, model = training.config, training.model
-    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
-    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.num_micro_batches
+    config, model, device = training.config, training.model, training.device
+    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.micro_batches
+    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.micro_batches
     shape = (sequences, config.data.sequence_length, config.model.dim)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
-    table = rotary(torch.arange(shape[1])[None], config.model.head_width, config.model.rope_theta, None, torch.zeros(1))
+    like, positions = torch.zeros(1, device=device), torch.arange(shape[1], device=device)[None]
+    table = rotary(positions, config.model.head_width, config.model.rope_theta, None, like)
 
     def backward(
         function: Callable[[torch.Tensor], torch.Tensor], repeats: int, dtype: torch.dtype = torch.float32
     ) -> Run:
         def run() -> None:
             for _ in range(repeats):
-                x = torch.randn(shape).to(dtype).requires_grad_()
-                with torch.autocast("cpu", torch.bfloat16, enabled=low == torch.bfloat16):
+                x = torch.randn(shape, device=device).to(dtype).requires_grad_()
+                with torch.autocast(device, torch.bfloat16, enabled=low == torch.bfloat16):
                     y = function(x)
                 torch.autograd.backward(y, torch.ones_like(y))
             model.zero_grad()
 
         return run
 
-    target = torch.randint(config.model.vocab, shape[:2]).flatten()
-    chunk = loss_chunk(config.model.vocab, model.embed.weight.device.type)
+    target = torch.randint(config.model.vocab, shape[:2], device=device).flatten()
+    chunk = loss_chunk(config.model.vocab)
     found = {
         "attention": backward(lambda x: block.attention(x, table, SEQUENCES)[0], times),
         "norms and residuals": backward(lambda x: block.ffn_norm(x + block.attention_norm(x)), times),
@@ -84,7 +124,7 @@ def parts(training: Training) -> dict[str, Run]:
     ffn = block.ffn
     if isinstance(ffn, MoE):
         tokens = shape[0] * shape[1]
-        routing = ffn.router(torch.randn(tokens, shape[2]))
+        routing = ffn.router(torch.randn(tokens, shape[2], device=device))
         pairs = (routing.token_N, routing.gate_N.detach(), routing.num_tokens_E)
 
         def experts(x: torch.Tensor) -> torch.Tensor:
@@ -106,47 +146,67 @@ def _update(training: Training) -> None:
     training.optimizer.step()
 
 
-def bench(
-    preset: str,
-    precisions: Sequence[str],
-    rounds: int,
-    threads: int | None,
-    out: Path,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Measure, print and write; the result's path."""
-    if threads:
-        torch.set_num_threads(threads)
-    rows = []
-    for precision in precisions:
-        runs = {name: Training(name, precision) for name in (preset, *siblings(preset))}
-        times = interleaved(dict(runs), rounds, warm=3, device="cpu")
-        reference = times.get(f"{preset}-equal", times[preset])
-        for name, run in runs.items():
-            ratio = median(own / theirs for own, theirs in zip(reference, times[name], strict=True))
-            row = _row(name, precision, run.config, median(times[name]), run.flops, ratio)
-            rows.append(row)
-            say(f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts")
-        alone = {name: median(t) for name, t in interleaved(parts(runs[preset]), max(rounds // 3, 3), 1, "cpu").items()}
-        whole = median(times[preset])
-        shares = {name: time / whole for name, time in sorted(alone.items(), key=lambda item: -item[1])}
-        shares["what is left"] = 1 - sum(shares.values())
-        rows.append({"preset": preset, "precision": precision, "shares_of_a_step": shares})
-        say(f"{preset} {precision}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    return save(
-        out,
-        f"step-{preset}-{torch.get_num_threads()}threads",
-        {"machine": machine("cpu"), "rounds": rounds, "rows": rows},
-    )
+def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alone: bool, options: Options) -> Path:
+    """Measure, print and write; the result's path. Without precisions: the recipe's own.
+
+    Raises:
+        ConfigError: as `load_recipe`.
+    """
+    options.prepare()
+    device, rows = options.device, []
+    others = {} if alone else _comparable(recipe, overrides, options)
+    for precision in precisions or (None,):
+        name, config = load_recipe(recipe, overrides, precision, device)
+        runs = {name: Training(config, device)}
+        for other in others.values():
+            runs[other] = Training(load_recipe(other, overrides, precision, device)[1], device)
+        rows += _measure(runs, others.get("equal", name), options)
+    content = {
+        "machine": machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
+        "overrides": list(overrides),
+    }  # fmt: skip
+    return save(options.out, f"step-{name}-{place_name(device).removeprefix('cpu-')}", content)
 
 
-def siblings(preset: str) -> list[str]:
-    """The preset's equal and dense siblings, where it has them."""
-    return [name for name in (f"{preset}-equal", f"{preset}-dense") if name in recipes.presets()]
+def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict[str, str]:
+    """Siblings, unless overrides change the feed-forward layers: in a sibling they would mean something else, or nothing."""
+    names = siblings(recipe)
+    plain, changed = (recipes.load(recipe, words)[1].model for words in ((), overrides))
+    if names and (plain.moe, plain.ffn) != (changed.moe, changed.ffn):
+        options.say(
+            f"alone: an override changes the experts, so {' and '.join(names.values())} would not be comparable"
+        )
+        return {}
+    return names
 
 
-def _row(name: str, precision: str, config: RunConfig, time: float, flops: int, ratio: float) -> dict[str, Any]:
+def _measure(runs: Mapping[str, Training], equal: str, options: Options) -> list[dict[str, Any]]:
+    """Rows of one precision: every training, then the parts of the first."""
+    preset, first = next(iter(runs.items()))
+    device, precision, rows = options.device, first.config.train.precision, []
+    times = interleaved(dict(runs), options.rounds, warm=3, device=device)
+    for name, run in runs.items():
+        ratio = median(a.seconds / b.seconds for a, b in zip(times[equal], times[name], strict=True))
+        row = _row(name, run, times[name], ratio)
+        rows.append(row)
+        options.say(f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts")
+    alone = interleaved(parts(first), max(options.rounds // 3, 3), warm=1, device=device)
+    seconds = {name: median_seconds(timings) for name, timings in alone.items()}
+    whole = median_seconds(times[preset])
+    shares = {name: time / whole for name, time in sorted(seconds.items(), key=lambda item: -item[1])}
+    shares["what is left"] = 1 - sum(shares.values())
+    row = {"preset": preset, "precision": precision, "shares_of_a_step": shares}
+    if device == "cuda":
+        row["ms"] = {name: 1e3 * time for name, time in seconds.items()}
+        row["wall_ms"] = {name: 1e3 * median_wall(timings) for name, timings in alone.items()}
+    options.say(f"{preset} {precision}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    return [*rows, row]
+
+
+def _row(name: str, run: Training, timings: Sequence[Timing], ratio: float) -> dict[str, Any]:
+    time, config = median_seconds(timings), run.config
+    wall = {"ms": 1e3 * time, "wall_ms": 1e3 * median_wall(timings)} if run.device == "cuda" else {}
     return {
-        "preset": name, "precision": precision, "tokens_per_second": config.data.batch_tokens / time,
-        "ratio_to_equal": ratio, "gflops_per_second": flops / time / 1e9,
+        "preset": name, "precision": config.train.precision, "tokens_per_second": config.data.batch_tokens / time,
+        "ratio_to_equal": ratio, "gflops_per_second": run.flops / time / 1e9, **wall,
     }  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Any
 
 import typer
 
-from hmoe.bench.verbs import app as bench_app
 from hmoe.cli import data, evaluate, finetune, hub, serve, text, train
 from hmoe.cli.base import app, say
+from hmoe.cli.bench import app as bench_app
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 from hmoe.interrupts import INTERRUPTS, interrupted_code
 

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.base import OVERRIDES
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
 
 Dtypes = Annotated[
     list[str] | None, typer.Option("--dtype", help="bfloat16, float16 or float32; repeatable. Default: bfloat16.")
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is timed by events and by the clock.")]
 Rounds = Annotated[int, typer.Option(min=3, max=10_000, help="Rounds of which the median is taken.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: PyTorch's.")]
 Out = Annotated[Path, typer.Option(help="Folder for the dated JSON file.")]
@@ -24,28 +26,37 @@ def layer(
     widths: Annotated[str | None, typer.Option(help="Its expert widths: 864,1056,...")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Its experts per token. Default: 2.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Its tokens. Default: 4096.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="hmoe, hmoe equal, hmoe loop, hmoe eager loop, transformers eager, "
-                       "transformers grouped_mm, ScatterMoE, SonicMoE, MegaBlocks; repeatable. Default: all that are installed.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="hmoe, hmoe equal, hmoe triton, hmoe loop, hmoe eager loop, "
+                       "transformers eager, transformers grouped_mm, ScatterMoE, SonicMoE, MegaBlocks; repeatable. Default: all that can "
+                       "run here.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="On cuda: launches and longest kernels of the first of them.")] = False,
     dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
 ) -> None:  # fmt: skip
     """The MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
-    from hmoe.bench.layer import bench, own_shape
+    from hmoe.bench.layer import bench
+    from hmoe.bench.measure import Options
+    from hmoe.bench.shapes import own_shape
 
     wanted = own_shape(shape, dim, widths, top_k, tokens)
-    path = bench(wanted, dtype or ["bfloat16"], device, rounds, against, threads, out, typer.echo)
-    typer.echo(f"written to {path}")
+    options = Options(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench(wanted, dtype or ['bfloat16'], against, profile, options)}")
 
 
-@app.command("step")
+@app.command("step", context_settings=OVERRIDES)
 def step(
-    preset: Annotated[str, typer.Argument(help="A preset on the embedded corpus.")] = "quickstart",
-    precision: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: float32.")] = None,
-    rounds: Rounds = 12, threads: Threads = None, out: Out = RESULTS,
+    context: typer.Context,
+    recipe: Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c. The paper's presets "
+                      "need data.path=corpus data.tokenizer=bytes where their data is not at hand.")] = "quickstart",
+    precision: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")] = None,
+    alone: Annotated[bool, typer.Option("--alone", help="Without the equal and dense siblings.")] = False,
+    device: Device = "cpu", rounds: Rounds = 12, threads: Threads = None, out: Out = RESULTS,
 ) -> None:  # fmt: skip
     """A training step of unequal experts against equal ones and dense, and where its time goes."""
+    from hmoe.bench.measure import Options
     from hmoe.bench.step import bench
 
-    typer.echo(f"written to {bench(preset, precision or ['float32'], rounds, threads, out, typer.echo)}")
+    options = Options(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench(recipe, context.args, precision or [], alone, options)}")
 
 
 @app.command("decode")
@@ -56,8 +67,10 @@ def decode(
 ) -> None:  # fmt: skip
     """A layer that serves one token, against the time of reading its activated weights from memory."""
     from hmoe.bench.decode import bench
+    from hmoe.bench.measure import Options
 
-    typer.echo(f"written to {bench(shape, dtype or ['bfloat16'], device, rounds, tokens, threads, out, typer.echo)}")
+    options = Options(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench(shape, dtype or ['bfloat16'], tokens, options)}")
 
 
 @app.command("model")
@@ -66,16 +79,17 @@ def model(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
     prompt: Annotated[int, typer.Option(min=16, help="Tokens read at once.")] = 512,
     new: Annotated[int, typer.Option(min=1, help="Tokens written one by one, after 16.")] = 32,
-    rounds: Rounds = 5, threads: Threads = None, out: Out = RESULTS,
+    device: Device = "cpu", rounds: Rounds = 5, threads: Threads = None, out: Out = RESULTS,
 ) -> None:  # fmt: skip
     """A whole model, one sequence: reading a prompt and writing tokens, beside transformers' Mixtral of equal parameters."""
-    from hmoe.bench.layer import check_dtypes
+    from hmoe.bench.measure import Options
     from hmoe.bench.model import bench
+    from hmoe.bench.shapes import check_dtypes
     from hmoe.errors import missing_extra
 
     check_dtypes([dtype])
     try:
-        path = bench(preset, dtype, prompt, new, rounds, threads, out, typer.echo)
+        path = bench(preset, dtype, prompt, new, Options(device, rounds, threads, out, typer.echo))
     except ImportError:
         raise missing_extra("transformers' models", "hf") from None
     typer.echo(f"written to {path}")
