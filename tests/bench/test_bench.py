@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmoe.bench import layer, measure
+from hmoe.bench import layer, measure, step
 from hmoe.cli import run
 from hmoe.errors import HMoEError
 
@@ -29,6 +29,7 @@ def test_layer_races_every_contender_and_writes_it_down(tmp_path: Path, capsys: 
     assert f"written to {path}" in out
     content = json.loads(path.read_text())
     assert {"processor", "threads", "torch", "date", "kernels"} <= set(content["machine"])
+    assert "hmoe triton" in [line["contender"] for line in content["left_out"]]
     names = [
         "dense",
         "hmoe",
@@ -106,6 +107,24 @@ def test_step_compares_siblings_and_says_where_the_time_goes(
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_a_papers_preset_is_measured_on_the_corpus_with_its_siblings() -> None:
+    overrides = ["data.path=corpus", "data.tokenizer=bytes", "data.sequence_length=64", "data.batch_tokens=128",
+                 "data.micro_batches=1"]  # fmt: skip
+    name, config = step.load_recipe("hmoe-0.4b-topk", overrides, None, "cuda")
+    assert (name, config.data.batch_tokens, config.train.precision) == ("hmoe-0.4b-topk", 128, "bfloat16")
+    siblings = {"equal": "moe-0.4b-topk", "dense": "dense-0.2b"}
+    assert step._comparable(name, overrides, measure.Options()) == siblings == step.siblings(name)
+    assert step.siblings("tiny") == {"equal": "tiny-equal", "dense": "tiny-dense"}
+    assert step.siblings("hmoe-16b-topk") == {"equal": "moe-16b-topk"}
+    assert step.siblings("my.yaml") == step.siblings("dense-1b") == {}
+
+
+def test_other_experts_are_measured_alone() -> None:
+    lines: list[str] = []
+    assert step._comparable("tiny", ["model.moe.router.k=1"], measure.Options(say=lines.append)) == {}
+    assert lines == ["alone: an override changes the experts, so tiny-equal and tiny-dense would not be comparable"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -120,13 +139,21 @@ def test_step_compares_siblings_and_says_where_the_time_goes(
         (["layer", "--shape", "huge"], "--shape huge: must be one of 0.4B"),
         (["layer", "--against", "hmo"], "--against hmo: must be one of hmoe"),
         (["layer", "--against", "MegaBlocks"], "--against MegaBlocks: megablocks is not installed"),
+        (["layer", "--against", "hmoe triton"], "--against hmoe triton: the Triton kernels run on a GPU"),
+        (["layer", "--profile"], "--profile: counts the kernels of a GPU, with --device cuda"),
         (["layer", "--dtype", "int8"], "--dtype int8: must be bfloat16"),
         (["layer", "--device", "tpu"], "--device tpu: must be cpu or cuda"),
         (["layer", "--rounds", "1"], "greater than or equal to 3"),
         (["decode", "--shape", "huge"], "--shape huge"),
         (["decode", "--dtype", "int8"], "--dtype int8"),
         (["step", "hmoe-3b-topk"], "embedded corpus; nearest choice: quickstart"),
+        (["step", "hmoe-3b-topk"], "data.path=corpus data.tokenizer=bytes"),
         (["step", "tiny", "--precision", "int8"], "train.precision"),
+        (["step", "tiny", "train.precision=float64"], "train.precision = float64: must be float32 or bfloat16"),
+        (["step", "tiny", "--train.precision", "float32", "--precision", "float32"], "--precision float32 says it too"),
+        (["step", "tiny", "train.device=cuda"], "train.device = cuda: --device is cpu"),
+        (["step", "tiny", "--alnoe"], "alnoe"),
+        (["step", "tiny", "data.batch_tokens=100"], "batch_tokens = 100"),
     ],
 )
 def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,8 @@ def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> P
     """Measure, print and write; the result's path."""
     options.prepare()
     device, config = options.device, recipes.load(preset)[1].model
-    tokens = torch.randint(config.vocab, (prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    generator = torch.Generator("cpu").manual_seed(0)  # the same prompt on every device
+    tokens = torch.randint(config.vocab, (prompt,), generator=generator, device="cpu").tolist()
     runs = _runs(config, getattr(torch, dtype), tokens, new, device)
     times = interleaved(runs, options.rounds, warm=1, device=device)
     num_tokens = {name: prompt if name.endswith("read") else new for name in times}
