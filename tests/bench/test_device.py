@@ -124,9 +124,27 @@ def test_a_call_is_timed_by_events_and_by_the_clock(gpu: FakeGpu) -> None:
 
 
 def test_queued_launches_wait_behind_a_sleep_and_the_clock_does_not(gpu: FakeGpu) -> None:
-    measure.time_call(lambda: gpu.log.append("call"), "cuda", queued=True)
-    once = ["begin", "call", "end", "sync"]
-    assert gpu.log == ["sync", *once, "sync", "sleep", *once]
+    hooks = {"before": lambda: gpu.log.append("before"), "after": lambda: gpu.log.append("after")}
+    measure.interleaved({"a": lambda: gpu.log.append("call")}, 1, 0, "cuda", **hooks, queued=True)
+    call = ["begin", "call", "end", "sync"]
+    assert gpu.log == ["before", "sync", *call, "before", "sync", "sleep", *call, "after"]
+
+
+def test_gradients_of_a_call_do_not_add_to_those_of_another(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*arguments: Any) -> contenders.Contender:
+        contender = contenders.make_contender(*arguments)
+        forward, module = contender.forward, contender.module
+
+        def checked(x: torch.Tensor) -> torch.Tensor:
+            assert all(tensor.grad is None for tensor in (x, *module.parameters()))
+            return forward(x)
+
+        contender.forward = checked
+        return contender
+
+    monkeypatch.setattr(layer, "make_contender", make)
+    racing = layer.race(Shape(32, (16, 48), 1, 8), torch.float32, "cuda", True, 3, ["hmoe loop"])
+    assert all(p.grad is not None for p in racing["hmoe loop"].module.parameters())
 
 
 def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(gpu: FakeGpu, tmp_path: Path) -> None:

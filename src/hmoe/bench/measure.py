@@ -74,35 +74,29 @@ class Span:
         return elapsed / 1e3
 
 
-def time_call(run: Run, device: str, queued: bool = False) -> Timing:
+def time_call(run: Run, device: str, ahead_seconds: float = 0.0) -> Timing:
     """Time one call; on a GPU from an idle device and an L2 cache that holds nothing of it, the waiting outside the events.
 
     Args:
         run: the call.
         device: cpu or cuda.
-        queued: on a GPU call twice. The first gives `wall_seconds`; the launches of the second are queued while the GPU
-            sleeps, so that `seconds` is the GPU's own work without waiting for Python.
+        ahead_seconds: how long the GPU sleeps first, while launches queue up: `seconds` is then its own work without waiting
+            for Python, and the wall time means nothing.
     """
     if device == "cpu":
         start = time.perf_counter()
         run()
         elapsed = time.perf_counter() - start
         return Timing(elapsed, elapsed)
-    timing = _time_on_gpu(run, 0.0)
-    if queued:
-        timing = Timing(_time_on_gpu(run, timing.wall_seconds).seconds, timing.wall_seconds)
-    return timing
-
-
-def _time_on_gpu(run: Run, sleep_seconds: float) -> Timing:
     _flush_buffer().zero_()
     torch.cuda.synchronize()
-    hold_queue(sleep_seconds)
+    hold_queue(ahead_seconds)
     start = time.perf_counter()
     with Span() as span:
         run()
     torch.cuda.synchronize()
-    return Timing(span.seconds(), time.perf_counter() - start)
+    elapsed = time.perf_counter() - start
+    return Timing(span.seconds(), elapsed)
 
 
 def hold_queue(seconds: float) -> None:
@@ -130,17 +124,27 @@ def interleaved(
 ) -> dict[str, list[Timing]]:  # fmt: skip
     """Time every run in every round; one after the other, so that all meet the same noise, and each in every place.
 
-    `before` and `after` are called around each round, never while the clock runs.
+    Args:
+        runs: by name.
+        rounds, warm: those that count, and those before them.
+        device: cpu or cuda.
+        before, after: called around every round, never while the clock runs.
+        queued: on a GPU every round goes twice, `before` each: `wall_seconds` is from an idle GPU, then `seconds` with the
+            launches queued ahead.
     """
     times: dict[str, list[Timing]] = {name: [] for name in runs}
     for number in range(warm + rounds):
-        before()
         names = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
-        for name in names:
-            timing = time_call(runs[name], device, queued)
-            if number >= warm:
-                times[name].append(timing)
+        before()
+        timings = {name: time_call(runs[name], device) for name in names}
+        if queued and device == "cuda":
+            before()
+            for name in names:
+                wall = timings[name].wall_seconds
+                timings[name] = Timing(time_call(runs[name], device, ahead_seconds=wall).seconds, wall)
         after()
+        for name in names if number >= warm else ():
+            times[name].append(timings[name])
     return times
 
 
@@ -157,7 +161,7 @@ def median_wall(timings: Iterable[Timing]) -> float:
 def best(run: Run, device: str, tries: int = 7) -> float:
     """Fastest of some calls, in seconds: a limit is what the machine can do, not what it does on average."""
     run()
-    return min(time_call(run, device, queued=True).seconds for _ in range(tries))
+    return min(time_call(run, device, ahead_seconds=0.005).seconds for _ in range(tries))
 
 
 def peak_flops(dtype: torch.dtype, device: str) -> float:
