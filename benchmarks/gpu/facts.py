@@ -9,7 +9,7 @@ import torch
 import triton
 
 from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.timing import kernel_milliseconds
+from hmoe.bench.measure import kernel_milliseconds
 
 ROOT = Path(__file__).parents[2]
 PRODUCTS = {  # [a, b] x [b, c] of one 0.4B expert of mean width with 8192 rows: up, down, weight gradient

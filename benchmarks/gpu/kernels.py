@@ -10,7 +10,7 @@ from benchmarks.gpu.facts import product_rate
 from benchmarks.gpu.layers import SIZES, layer, tiny
 from benchmarks.gpu.setting import Case, Found, Setting
 from benchmarks.gpu.shapes import candidates, text
-from benchmarks.gpu.timing import kernel_milliseconds
+from hmoe.bench.measure import kernel_milliseconds
 from hmoe.bench.shapes import Shape
 from hmoe.bench.tiles import list_launches, time_shapes
 from hmoe.kernels.ragged.launch import Launcher

@@ -130,6 +130,11 @@ def test_queued_launches_wait_behind_a_sleep_and_the_clock_does_not(gpu: FakeGpu
     assert gpu.log == ["before", "sync", *call, "before", "sync", "sleep", *call, "after"]
 
 
+def test_a_kernel_is_timed_again_and_again_behind_one_sleep(gpu: FakeGpu) -> None:
+    assert measure.kernel_milliseconds(lambda: gpu.log.append("call"), "cuda", repeats=2) == EVENT_MS
+    assert gpu.log == [*["call"] * 3, "sync", "sleep", *["begin", "call", "end"] * 2, "sync"]
+
+
 def test_gradients_of_a_call_do_not_add_to_those_of_another(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     def make(*arguments: Any) -> contenders.Contender:
         contender = contenders.make_contender(*arguments)

@@ -110,6 +110,26 @@ def _flush_buffer() -> torch.Tensor:
     return torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
 
+def kernel_milliseconds(run: Run, device: str, repeats: int = 20) -> float:
+    """Median of single calls, each a launch; the queue is filled behind a sleeping kernel, so no launch is waited for.
+
+    The L2 cache is not flushed: the calls are queued one behind the other.
+    """
+    if device == "cpu":
+        return 1e3 * time_call(run, device).seconds
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    hold_queue(0.005)
+    spans = []
+    for _ in range(repeats):
+        with Span() as span:
+            run()
+        spans.append(span)
+    torch.cuda.synchronize()
+    return 1e3 * median(span.seconds() for span in spans)
+
+
 def describe_timing(device: str, queued: bool = False) -> str:
     """What the figures of a result are times of."""
     if device == "cpu":

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 import hmoe
-from hmoe.bench.layer import Shape
 from hmoe.bench.measure import machine, save
+from hmoe.bench.shapes import Shape
 from hmoe.errors import ConfigError
 from hmoe.kernels.layer import Layer, room_bound
 from hmoe.kernels.ragged.launch import Launcher, refusal
