@@ -89,6 +89,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     cuda: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True, "Event": Event, "synchronize": lambda: fake.log.append("sync"),
         "_sleep": lambda cycles: fake.log.append("sleep"), "get_device_name": lambda: "Some GPU",
+        "mem_get_info": lambda: (1 << 35, 1 << 36),
     }  # fmt: skip
     for name, stub in cuda.items():
         monkeypatch.setattr(torch.cuda, name, stub)
@@ -185,6 +186,7 @@ SMALL = [
     "--data.batch_tokens",
     "128",
     "data.micro_batches=2",
+    "train.activation_checkpointing=true",
     "model.dim=32",
     "model.heads=2",
 ]
@@ -199,6 +201,7 @@ def test_step_on_the_device_with_overrides(gpu: FakeGpu, tmp_path: Path) -> None
     assert [row["preset"] for row in rows] == ["tiny", "tiny-equal", "tiny-dense"]
     assert all(row["ms"] == EVENT_MS != row["wall_ms"] > 0 for row in rows)
     assert rows[0]["tokens_per_second"] == pytest.approx(128 / (EVENT_MS / 1e3))  # of the overridden batch
+    assert all(row["micro_batches"] == 2 and row["activation_checkpointing"] is True for row in rows)
     assert set(parts["ms"]) == set(parts["wall_ms"]) == set(parts["shares_of_a_step"]) - {"what is left"}
     assert content["overrides"] == SMALL
 

@@ -30,7 +30,7 @@ from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
-from hmoe.memory import choose_unset, read_host
+from hmoe.memory import Device, choose_unset, read_host
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary
@@ -91,8 +91,8 @@ def siblings(preset: str) -> dict[str, str]:
 def parts(training: Training) -> dict[str, Run]:
     """Each part of a step alone: forward and backward for all layers and micro-batches."""
     config, model, device = training.config, training.model, training.device
-    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.micro_batches
-    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.micro_batches
+    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
+    sequences = config.data.batch_tokens // config.data.sequence_length // config.data.num_micro_batches
     shape = (sequences, config.data.sequence_length, config.model.dim)
     low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
     like, positions = torch.zeros(1, device=device), torch.arange(shape[1], device=device)[None]
@@ -112,7 +112,7 @@ def parts(training: Training) -> dict[str, Run]:
         return run
 
     target = torch.randint(config.model.vocab, shape[:2], device=device).flatten()
-    chunk = loss_chunk(config.model.vocab)
+    chunk = loss_chunk(config.model.vocab, device)
     found = {
         "attention": backward(lambda x: block.attention(x, table, SEQUENCES)[0], times),
         "norms and residuals": backward(lambda x: block.ffn_norm(x + block.attention_norm(x)), times),
@@ -155,17 +155,24 @@ def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alon
     options.prepare()
     device, rows = options.device, []
     others = {} if alone else _comparable(recipe, overrides, options)
+    share = _share_memory(device, 1 + len(others))
     for precision in precisions or (None,):
         name, config = load_recipe(recipe, overrides, precision, device)
-        runs = {name: Training(config, device)}
+        runs = {name: Training(choose_unset(config, share), device)}
         for other in others.values():
-            runs[other] = Training(load_recipe(other, overrides, precision, device)[1], device)
+            runs[other] = Training(choose_unset(load_recipe(other, overrides, precision, device)[1], share), device)
         rows += _measure(runs, others.get("equal", name), options)
     content = {
         "machine": machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
         "overrides": list(overrides),
     }  # fmt: skip
     return save(options.out, f"step-{name}-{place_name(device).removeprefix('cpu-')}", content)
+
+
+def _share_memory(device: str, trainings: int) -> Device:
+    """What each of the trainings may fill: they are in memory together, so unset micro-batches are chosen for a part of it."""
+    whole = torch.cuda.mem_get_info()[1] if device == "cuda" else read_host().memory_bytes
+    return Device(device, whole // trainings)
 
 
 def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict[str, str]:
@@ -208,5 +215,6 @@ def _row(name: str, run: Training, timings: Sequence[Timing], ratio: float) -> d
     wall = {"ms": 1e3 * time, "wall_ms": 1e3 * median_wall(timings)} if run.device == "cuda" else {}
     return {
         "preset": name, "precision": config.train.precision, "tokens_per_second": config.data.batch_tokens / time,
-        "ratio_to_equal": ratio, "gflops_per_second": run.flops / time / 1e9, **wall,
+        "ratio_to_equal": ratio, "gflops_per_second": run.flops / time / 1e9, "micro_batches": config.data.num_micro_batches,
+        "activation_checkpointing": config.train.recomputes_blocks, **wall,
     }  # fmt: skip
