@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.usefixtures("unwritten_is_nan"), pytest.mark.parametri
 @pytest.fixture(autouse=True)
 def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels compute what they can of float32; the definition computes float64."""
-    monkeypatch.setattr(select, "fuses", lambda logits_TE: logits_TE.dtype == torch.float32)
+    monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: logits_TE.dtype == torch.float32)
 
 
 def around(name: str, experts: int, device: str) -> Circumstances:

@@ -12,7 +12,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmoe import kernels, recipes
-from hmoe.kernels import select
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.train import step as training
 from tests.conftest import tiny
@@ -102,7 +101,7 @@ def run(preset: str, *overrides: str) -> Watch:
 def test_a_step_waits_for_the_device_once(
     preset: str, again: str, fused: bool, reads: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "fuses", lambda logits_TE: fused)
+    monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: fused)
     watch = run(preset, f"train.activation_checkpointing={again}")
     assert watch.waits == []
     assert len(reads) == 2, "one reading in each of two steps"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 import hmoe
-from hmoe.bench.measure import machine, save
+from hmoe.bench.measure import kernel_milliseconds, machine, save
 from hmoe.bench.shapes import Shape
 from hmoe.errors import ConfigError
 from hmoe.kernels.layer import Layer, room_bound
@@ -105,19 +105,24 @@ def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer:
     return rows
 
 
-def bench(shape: Shape, dtype: str, timer: Timer, out: Path, say: Callable[[str], None] = print) -> Path:
+def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = print) -> Path:
     """Measure, print and write; the result's path.
 
     Raises:
-        ConfigError: where the Triton backend cannot compute the layer.
+        ConfigError: without a GPU, or where the Triton backend cannot compute the layer.
     """
-    layer = _layer(shape, getattr(torch, dtype))
+    if not torch.cuda.is_available():
+        raise ConfigError("bench tiles: PyTorch sees no NVIDIA GPU, and tile shapes can be measured nowhere else")
+    if dtype not in ("bfloat16", "float16"):
+        raise ConfigError(f"--dtype {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks")
+    layer = _draw_layer(shape, getattr(torch, dtype))
     reason = refusal(layer)
     if reason:
         raise ConfigError(f"bench tiles: {reason}")
     tiles: dict[str, dict[str, list[int]]] = {}
     table: dict[str, list[dict[str, Any]]] = {}
-    sizes = (len(layer.token_N) // len(shape.widths), sum(shape.widths) // len(shape.widths), shape.dim)
+    sizes = Launcher(layer).sizes
+    timer = functools.partial(kernel_milliseconds, device="cuda")
     for launch, call in list_launches(layer).items():
         table[launch] = rows = time_shapes(launch, call, candidates(launch), timer)
         for line in _lines(launch, rows):
@@ -131,13 +136,14 @@ def bench(shape: Shape, dtype: str, timer: Timer, out: Path, say: Callable[[str]
     return path
 
 
-def _layer(shape: Shape, dtype: torch.dtype) -> Layer:
+def _draw_layer(shape: Shape, dtype: torch.dtype) -> Layer:
     moe = hmoe.MoE(shape.dim, shape.widths, hmoe.TopK(shape.k)).to("cuda", dtype)
     x_TD = torch.randn(shape.tokens, shape.dim, device="cuda").to(dtype)
     with torch.no_grad():
         routing = moe.router(x_TD)
-    weights = (w.detach() for w in (moe.w_gate, moe.w_up, moe.w_down))
-    return Layer(x_TD, routing.token_N, routing.gate_N, routing.num_tokens_E, *weights, shape.widths)
+    w_gate, w_up, w_down = (w.detach() for w in (moe.w_gate, moe.w_up, moe.w_down))
+    pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E)
+    return Layer(x_TD, *pairs, w_gate, w_up, w_down, shape.widths)
 
 
 def _lines(launch: str, rows: list[dict[str, Any]]) -> Iterator[str]:

@@ -93,3 +93,20 @@ def model(
     except ImportError:
         raise missing_extra("transformers' models", "hf") from None
     typer.echo(f"written to {path}")
+
+
+@app.command("tiles")
+def tiles(
+    shape: Annotated[str, typer.Option(help="A layer's shape by name.")] = "0.4B-long",
+    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
+    out: Out = RESULTS,
+) -> None:
+    """On an NVIDIA GPU: every tile shape of every kernel; writes the fastest for HMOE_TILE_SHAPES, which nothing uses unasked."""
+    from hmoe.bench.shapes import known_shape
+    from hmoe.errors import ConfigError
+
+    try:
+        from hmoe.bench.tiles import bench
+    except ImportError:
+        raise ConfigError("bench tiles: triton is not installed: pip install triton") from None
+    typer.echo(f"written to {bench(known_shape(shape), dtype, out, typer.echo)}")

@@ -31,8 +31,12 @@ def Rule(*fields):
     """A rule for kernels, which there are none of here."""
 
 
-def select_experts(logits_TE, bias_E, rule, chosen_TE):
-    """None: the router is computed by its definition."""
+def fuses_router(logits_TE):
+    """Never: the router is computed by its definition."""
+    return False
+
+
+select_experts = None
 '''
 
 

@@ -22,9 +22,9 @@ from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
-from hmoe.kernels.select import Rule, Selection, select_experts
+from hmoe.kernels.select import Rule, Selection, fuses_router, select_experts
 
-__all__ = ["NAMES", "Rule", "Selection", "expert_ffn", "select_experts"]
+__all__ = ["NAMES", "Rule", "Selection", "expert_ffn", "fuses_router", "select_experts"]
 
 
 def expert_ffn(

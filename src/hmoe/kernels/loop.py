@@ -58,9 +58,8 @@ def combine(
     if not rows:
         return torch.zeros_like(x_TD)
     order_N = order_N[: experts[-1].pairs.stop]
-    counts_T = torch.bincount(token_N[order_N], minlength=len(x_TD))
+    starts_T = torch.searchsorted(token_N[order_N], torch.arange(len(x_TD), device=token_N.device))
     weights = gate_N[order_N].to(rows_PD.dtype) if gated else None
-    starts_T = counts_T.cumsum(0) - counts_T
     return F.embedding_bag(torch.cat(rows)[order_N], rows_PD, starts_T, mode="sum", per_sample_weights=weights)
 
 

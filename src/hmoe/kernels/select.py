@@ -1,6 +1,6 @@
 """The router's selection as one operator on GPUs: `hmoe::select_experts`, three launches forward and one backward.
 
-The definition is `hmoe.model.router.route`; this computes the plain routers, top-k and top-p, and returns None for all else.
+The definition is `hmoe.model.router.route`; this computes the plain routers, top-k and top-p.
 """
 
 import importlib.util
@@ -44,7 +44,7 @@ class Selection(NamedTuple):
     chosen_TE: torch.Tensor
 
 
-def fuses(logits_TE: torch.Tensor) -> bool:
+def fuses_router(logits_TE: torch.Tensor) -> bool:
     """Whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition itself."""
     return (
         logits_TE.is_cuda
@@ -58,8 +58,8 @@ def fuses(logits_TE: torch.Tensor) -> bool:
 
 def select_experts(
     logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: Rule, chosen_TE: torch.Tensor | None
-) -> Selection | None:
-    """Choose experts, weigh them and list the pairs; None where the definition is to be used.
+) -> Selection:
+    """Choose experts, weigh them and list the pairs, by the kernels.
 
     Args:
         logits_TE: of the router.
@@ -67,8 +67,6 @@ def select_experts(
         rule: how.
         chosen_TE: a choice that is made already.
     """
-    if not fuses(logits_TE):
-        return None
     outputs = select_op(logits_TE.contiguous(), bias_E, chosen_TE, *rule)
     return Selection(*outputs[:6])
 

@@ -2,8 +2,10 @@
 
 import torch
 
-from hmoe.model.waiting import would_wait
+from hmoe.model.waiting import may_wait, would_wait
 from hmoe.routers import Router
+
+T = torch.Tensor
 
 
 def list_pairs(
@@ -11,14 +13,13 @@ def list_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
-    Their number is not asked for where that would wait: under torch.compile, in training, and where plain top-k knows it. Routers
-    that do not know it then have room for the most they can choose; pairs beyond the counts are not real.
+    Their number is not asked for where plain top-k knows it, or where the host may not wait: then there is room for the most that
+    can be chosen, and pairs beyond the counts are not real.
     """
     num_tokens, num_experts = chosen_TE.shape
     fewest, _, most = spec.num_experts(num_experts)
     fewest = 1 if skips else fewest
-    known = fewest == most or torch.compiler.is_compiling() or torch.is_grad_enabled()
-    if not (would_wait(chosen_TE) and known):
+    if not would_wait(chosen_TE) or (fewest != most and may_wait(chosen_TE)):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None
     num_pairs = num_tokens * most
@@ -34,7 +35,8 @@ def list_pairs(
     return cell_N // num_experts, cell_N % num_experts, real_N
 
 
-def cut_pairs(pairs: tuple[torch.Tensor, ...], num_tokens_E: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def cut_pairs(pairs: tuple[T, T, T], num_tokens_E: T) -> tuple[T, T, T]:
     """The real ones of what was given room for the most; waits for the device."""
     num_pairs = int(num_tokens_E.sum())
-    return tuple(of_pairs[:num_pairs] for of_pairs in pairs)
+    token_N, expert_N, gate_N = (of_pairs[:num_pairs] for of_pairs in pairs)
+    return token_N, expert_N, gate_N

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.kernels import Rule, select_experts
+from hmoe.kernels import Rule, fuses_router, select_experts
 from hmoe.model.capacity import SMALLEST, Kept, Slots, keep, limits, ranks_of, rectified_gates, straight_through
 from hmoe.model.decisions import decide
 from hmoe.model.noise import uniform
@@ -18,7 +18,7 @@ from hmoe.model.pairs import cut_pairs, list_pairs
 from hmoe.model.precision import without_autocast
 from hmoe.model.routing import Circumstances, Hints, Routing
 from hmoe.model.selection import check_thresholds, expert_choice, largest, preference, ranked, stronger, top_p
-from hmoe.model.waiting import constant, would_wait
+from hmoe.model.waiting import constant, may_wait, would_wait
 from hmoe.routers import Router, TopK, TopP
 
 _IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
@@ -197,17 +197,15 @@ def _gates_of_pairs(choice: _Choice, token_N: torch.Tensor, cell_N: torch.Tensor
 def _select(logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> Routing | None:
     """By the kernels, where there are some for this router and device."""
     rule = _rule(spec, around)
-    if rule is None:
+    if rule is None or not fuses_router(logits_TE):
         return None
     decisions = around.hints.decisions
     given_TE = None if decisions is None else decisions.recall()
     selection = select_experts(logits_TE, around.bias_E, rule, given_TE)
-    if selection is None:
-        return None
     if decisions is not None and given_TE is None:
         decisions.keep(selection.chosen_TE)
     pairs = (selection.token_N, selection.expert_N, selection.gate_N)
-    if not rule.k and not torch.is_grad_enabled():
+    if not rule.k and may_wait(logits_TE):
         pairs = cut_pairs(pairs, selection.num_tokens_E)
     return Routing(*pairs, logits_TE, selection.probs_TE, selection.num_tokens_E)
 

@@ -12,6 +12,12 @@ def would_wait(tensor: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or tensor.device.type != "cpu"
 
 
+def may_wait(tensor: torch.Tensor) -> bool:
+    """Whether the price may be paid: not while training, where it would be paid in every layer, nor while a CUDA graph is captured."""
+    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or torch.is_grad_enabled() or capturing)
+
+
 def constant(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Numbers that never change as a tensor, which nobody may write into; copied to the device once, since a copy waits."""
     if torch.compiler.is_compiling() or any(

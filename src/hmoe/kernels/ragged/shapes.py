@@ -117,7 +117,8 @@ def table_name(device: torch.device) -> str:
     if INTERPRETED:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
-    return "hopper" if properties.shared_memory_per_block_optin >= _HOPPER_BYTES else "portable"
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)  # which PyTorch does not have on every platform
+    return "hopper" if shared >= _HOPPER_BYTES else "portable"
 
 
 def describe(device: torch.device) -> str:
