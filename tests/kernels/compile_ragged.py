@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.forward import combine_kernel, place_kernel
 from hmoe.kernels.ragged.launch import KERNELS
+from hmoe.kernels.ragged.rotation import ROWS, rotate_kernel
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
 from hmoe.kernels.select import block_size
@@ -48,6 +49,9 @@ for experts in (8, 64, 1024):  # of a router
         PLAIN[f"choose {k} of {experts}"] = (choose_kernel, {**held, **flags})
     PLAIN[f"pairs {experts}"] = (pairs_kernel, {**held, **scores})
     PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
+SIZES = ("num_rows", "heads", "length", "x_b", "x_h", "x_l", "out_b", "out_h", "out_l", "table_b")
+TYPES |= dict.fromkeys(SIZES, "i32")
+PLAIN["rotate"] = (rotate_kernel, {"HALF": 32, "PADDED": 32, "ROWS": ROWS})
 PLAIN["begin"] = (begin_kernel, {"CHUNK": 1024})
 
 

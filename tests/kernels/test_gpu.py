@@ -33,17 +33,73 @@ def test_triton_gives_the_same_bits_twice(dtype: torch.dtype, case: str) -> None
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_a_top_k_layer_never_waits_for_the_device(request: pytest.FixtureRequest) -> None:
-    moe = hmoe.MoE(64, (16, 48, 160, 32), hmoe.TopK(2)).cuda().bfloat16()
-    moe.check_finite, moe.backend = False, "triton"
+SPECS = [
+    hmoe.TopK(2),
+    hmoe.TopP(0.6),
+    hmoe.TopK(2, capacity_factor=1.0),
+    hmoe.TopK(3, scores="sigmoid", bias_rate=1e-3),
+]
+
+
+def layer(spec: hmoe.TopK | hmoe.TopP) -> tuple[hmoe.MoE, torch.Tensor, torch.Tensor]:
+    moe = hmoe.MoE(64, (16, 48, 160, 32), spec).cuda().bfloat16()
+    moe.check_finite = False
+    torch.nn.init.normal_(moe.router.weight, std=0.1)
     x, grad = (torch.randn(513, 64, device="cuda").bfloat16() for _ in range(2))
-    moe(x.requires_grad_())[0].backward(grad)  # compiles, and measures tile shapes
+    return moe, x.requires_grad_(), grad
+
+
+def gradients(moe: hmoe.MoE, x: torch.Tensor, grad: torch.Tensor) -> list[torch.Tensor]:
+    x.grad = None
+    moe.zero_grad()
+    y, routing = moe(x)
+    torch.autograd.backward([y, hmoe.router_z(routing) + hmoe.parameter_penalty(routing, moe.widths)], [grad, None])
+    return [y.detach(), *(p.grad.clone() for p in (x, *moe.parameters()) if p.grad is not None)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_layer_in_training_never_waits_for_the_device(
+    spec: hmoe.TopK | hmoe.TopP, request: pytest.FixtureRequest
+) -> None:
+    moe, x, grad = layer(spec)
+    gradients(moe, x, grad)  # compiles, and copies what never changes
     request.getfixturevalue("no_synchronisation")
-    moe(x)[0].backward(grad)
+    gradients(moe, x, grad)
     assert x.grad is not None
 
 
-def test_triton_is_chosen_for_low_precision_and_many_experts() -> None:
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_layer_gives_the_same_bits_twice(spec: hmoe.TopK | hmoe.TopP) -> None:
+    moe, x, grad = layer(spec)
+    first, second = gradients(moe, x, grad), gradients(moe, x, grad)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("spec", [hmoe.TopK(2), hmoe.TopP(0.6)], ids=str)
+def test_a_cuda_graph_holds_a_layer_after_a_first_call(spec: hmoe.TopK | hmoe.TopP) -> None:
+    moe, x, grad = layer(spec)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            expected = gradients(moe, x, grad)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients(moe, x, grad)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(expected, captured, strict=True))
+
+
+def test_a_capture_before_the_first_call_is_refused_in_a_line() -> None:
+    moe = hmoe.MoE(64, (16, 48, 176, 32), hmoe.TopK(2)).cuda().bfloat16()
+    moe.check_finite = False
+    x = torch.randn(17, 64, device="cuda").bfloat16()
+    with pytest.raises(hmoe.ConfigError, match="call it once"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        moe(x)
+
+
+def test_triton_is_chosen_for_low_precision() -> None:
     for dtype, expected in (
         (torch.bfloat16, "triton"),
         (torch.float16, "triton"),
@@ -55,7 +111,7 @@ def test_triton_is_chosen_for_low_precision_and_many_experts() -> None:
         assert choice.choose(Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)) == expected
 
 
-@pytest.mark.parametrize("spec", [hmoe.TopK(2), hmoe.TopP(0.6)], ids=str)
+@pytest.mark.parametrize("spec", SPECS[:2], ids=str)
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.filterwarnings("ignore")
 def test_it_compiles_whole(spec: hmoe.TopK | hmoe.TopP, backend: str) -> None:

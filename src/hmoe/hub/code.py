@@ -36,7 +36,12 @@ def fuses_router(logits_TE):
     return False
 
 
-select_experts = None
+def fuses_rotation(x_BHLC):
+    """Never, as above."""
+    return False
+
+
+select_experts = rotate_pairs = None
 '''
 
 

@@ -1,6 +1,6 @@
 """The one door to the expert computation; which backend runs is chosen in `choice.py` and nowhere else.
 
-Beside it `select_experts`, the routers that Triton computes (`select.py`).
+Beside it, for GPUs: `select_experts`, the routers that Triton computes, and `rotate_pairs`, rotary positions.
 
 | backend | what it is | for |
 |---|---|---|
@@ -22,9 +22,19 @@ from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
+from hmoe.kernels.rotation import fuses_rotation, rotate_pairs
 from hmoe.kernels.select import Rule, Selection, fuses_router, select_experts
 
-__all__ = ["NAMES", "Rule", "Selection", "expert_ffn", "fuses_router", "select_experts"]
+__all__ = [
+    "NAMES",
+    "Rule",
+    "Selection",
+    "expert_ffn",
+    "fuses_rotation",
+    "fuses_router",
+    "rotate_pairs",
+    "select_experts",
+]
 
 
 def expert_ffn(

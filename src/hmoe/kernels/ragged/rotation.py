@@ -1,0 +1,61 @@
+"""Triton kernel of rotary positions: queries or keys read once and written once."""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+ROWS = 16  # heads at positions that a program rotates
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def rotate_kernel(
+    x_BHLC,
+    cos,
+    sin,
+    out_BHLC,
+    num_rows,
+    heads,
+    length,
+    x_b,
+    x_h,
+    x_l,
+    out_b,
+    out_h,
+    out_l,
+    table_b,
+    HALF: tl.constexpr,
+    PADDED: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """(a, b) -> (a cos - b sin, b cos + a sin) for the pairs (i, i + C/2) of every head at every position."""
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
+    real = (row < num_rows)[:, None] & (column < HALF)
+    head, place = row % heads, row // heads
+    position, batch = place % length, (place // length).to(tl.int64)
+    x_at = (batch * x_b + head * x_h + position * x_l)[:, None] + column
+    out_at = (batch * out_b + head * out_h + position * out_l)[:, None] + column
+    table_at = (batch * table_b + position * HALF)[:, None] + column
+    c = tl.load(cos + table_at, mask=real, other=0.0).to(tl.float32)
+    s = tl.load(sin + table_at, mask=real, other=0.0).to(tl.float32)
+    a = tl.load(x_BHLC + x_at, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(x_BHLC + x_at + HALF, mask=real, other=0.0).to(tl.float32)
+    tl.store(out_BHLC + out_at, a * c - b * s, mask=real)
+    tl.store(out_BHLC + out_at + HALF, b * c + a * s, mask=real)
+
+
+def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """See `hmoe.kernels.rotation.rotate_pairs`."""
+    x_BHLC = x_BHLC if x_BHLC.stride(-1) == 1 else x_BHLC.contiguous()
+    cos, sin, out_BHLC = cos.contiguous(), sin.contiguous(), torch.empty_like(x_BHLC)
+    batch, heads, length, width = x_BHLC.shape
+    rows, half = batch * heads * length, width // 2
+    strides = (*x_BHLC.stride()[:3], *out_BHLC.stride()[:3], length * half if len(cos) > 1 else 0)
+    device = torch.cuda.device(x_BHLC.device) if x_BHLC.is_cuda else contextlib.nullcontext()
+    if rows:
+        with device:
+            grid = (triton.cdiv(rows, ROWS),)
+            sizes = (rows, heads, length, *strides, half, triton.next_power_of_2(half), ROWS)
+            rotate_kernel[grid](x_BHLC, cos, sin, out_BHLC, *sizes)
+    return out_BHLC
