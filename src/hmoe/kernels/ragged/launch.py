@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from hmoe.errors import ConfigError
+from hmoe.kernels.capture import check_first_call
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
@@ -42,16 +42,7 @@ def _device_fits(x_TD: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _on_device(widths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Widths as a tensor; kept, because copying to the device every time would wait for it.
-
-    Raises:
-        ConfigError: if a CUDA graph is being captured, which a copy from the host would end.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise ConfigError(
-            "expert_ffn: the first call of a layer copies its widths to the GPU and loads kernels, which a CUDA graph cannot "
-            "capture; call it once, forward and backward, before the capture"
-        )
+    """Widths as a tensor; kept, because copying to the device every time would wait for it."""
     return torch.tensor(widths, device=device)
 
 
@@ -81,6 +72,7 @@ class Launcher:
     def __init__(self, layer: Layer) -> None:
         self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
         self.experts = len(layer.widths)
+        check_first_call("expert_ffn", (layer.widths, layer.x_TD.dtype), layer.x_TD.device)
         self.padded = max(triton.next_power_of_2(self.experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])

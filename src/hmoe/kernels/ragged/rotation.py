@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hmoe.kernels.capture import check_first_call
+
 ROWS = 16  # heads at positions that a program rotates
 
 
@@ -50,6 +52,7 @@ def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     x_BHLC = x_BHLC if x_BHLC.stride(-1) == 1 else x_BHLC.contiguous()
     cos, sin, out_BHLC = cos.contiguous(), sin.contiguous(), torch.empty_like(x_BHLC)
     batch, heads, length, width = x_BHLC.shape
+    check_first_call("rotary positions", (width, x_BHLC.dtype), x_BHLC.device)
     rows, half = batch * heads * length, width // 2
     strides = (*x_BHLC.stride()[:3], *out_BHLC.stride()[:3], length * half if len(cos) > 1 else 0)
     device = torch.cuda.device(x_BHLC.device) if x_BHLC.is_cuda else contextlib.nullcontext()

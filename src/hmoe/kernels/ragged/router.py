@@ -5,6 +5,7 @@ import contextlib
 import torch
 import triton
 
+from hmoe.kernels.capture import check_first_call
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.select import Outputs, Rule, block_size
 
@@ -14,6 +15,7 @@ _CHUNK = 1024  # blocks of tokens that are added up at a time
 def select(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, given_TE: torch.Tensor | None, rule: Rule) -> Outputs:
     """Three launches: choose, count, list."""
     num_tokens, num_experts = logits_TE.shape
+    check_first_call("router", (num_experts, rule), logits_TE.device)
     block = block_size(num_experts)
     blocks, padded = triton.cdiv(num_tokens, block), max(2, triton.next_power_of_2(num_experts))
     probs_TE, room = torch.empty_like(logits_TE), num_tokens * (rule.k or num_experts)
