@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.forward import combine_kernel, place_kernel
 from hmoe.kernels.ragged.launch import KERNELS
+from hmoe.kernels.ragged.loss import BLOCK, loss_kernel
 from hmoe.kernels.ragged.rotation import ROWS, rotate_kernel
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
@@ -51,6 +52,8 @@ for experts in (8, 64, 1024):  # of a router
     PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
 SIZES = ("num_rows", "heads", "length", "x_b", "x_h", "x_l", "out_b", "out_h", "out_l", "table_b")
 TYPES |= dict.fromkeys(SIZES, "i32")
+TYPES |= {"target_M": "*i64", "count": "*fp32", "nll_M": "*fp32", "ignore_index": "i32"}
+PLAIN["loss"] = (loss_kernel, {"V": 32000, "BLOCK": BLOCK, "BACK": True})
 PLAIN["rotate"] = (rotate_kernel, {"HALF": 32, "PADDED": 32, "ROWS": ROWS})
 PLAIN["begin"] = (begin_kernel, {"CHUNK": 1024})
 

@@ -31,17 +31,13 @@ def Rule(*fields):
     """A rule for kernels, which there are none of here."""
 
 
-def fuses_router(logits_TE):
-    """Never: the router is computed by its definition."""
+def fuses_router(tensor):
+    """Never: without the package's kernels everything is computed by its definition."""
     return False
 
 
-def fuses_rotation(x_BHLC):
-    """Never, as above."""
-    return False
-
-
-select_experts = rotate_pairs = None
+fuses_rotation = fuses_loss = fuses_router
+select_experts = rotate_pairs = softmax_loss = None
 '''
 
 

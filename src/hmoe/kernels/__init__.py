@@ -1,6 +1,6 @@
 """The one door to the expert computation; which backend runs is chosen in `choice.py` and nowhere else.
 
-Beside it, for GPUs: `select_experts`, the routers that Triton computes, and `rotate_pairs`, rotary positions.
+Beside it, for GPUs: `select_experts`, the routers that Triton computes; `rotate_pairs`, rotary positions; `softmax_loss`.
 
 | backend | what it is | for |
 |---|---|---|
@@ -20,6 +20,7 @@ from hmoe.errors import ConfigError
 from hmoe.kernels.choice import NAMES, check, check_counts, resolve
 from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
+from hmoe.kernels.loss import fuses_loss, softmax_loss
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 from hmoe.kernels.rotation import fuses_rotation, rotate_pairs
@@ -30,10 +31,12 @@ __all__ = [
     "Rule",
     "Selection",
     "expert_ffn",
+    "fuses_loss",
     "fuses_rotation",
     "fuses_router",
     "rotate_pairs",
     "select_experts",
+    "softmax_loss",
 ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from hmoe.errors import ConfigError
+from hmoe.kernels import fuses_loss, softmax_loss
 from hmoe.model.no_gradient import refuse_gradient
 from hmoe.model.precision import autocast_dtype, without_autocast
 from hmoe.model.waiting import would_wait
@@ -38,18 +39,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         num_counted = (~ignored_T1).sum(dtype=dtype)  # a tensor: asking for the number would wait for the device
         for start in range(0, len(x_TD), chunk):
             part = slice(start, start + chunk)
-            x_MD, target_M1, ignored_M1 = x_TD[part], target_T1[part], ignored_T1[part]
-            logits_MV = (x_MD @ w_VD.T).to(dtype)
-            logits_MV -= logits_MV.amax(1, keepdim=True)
-            target_logit_M1 = logits_MV.gather(1, target_M1)
-            exp_MV = logits_MV.exp_()  # from here on in the logits' own memory
-            sum_M1 = exp_MV.sum(1, keepdim=True)
-            nll += (sum_M1.log() - target_logit_M1).masked_fill(ignored_M1, 0).sum()
-            if not (need_x or need_w):
+            x_MD, back = x_TD[part], need_x or need_w
+            d_MV = x_MD @ w_VD.T  # logits, in whose memory their derivative is made
+            if fuses_loss(d_MV):
+                nll += softmax_loss(d_MV, target_T[part], num_counted, ignore_index, back).sum()
+            else:
+                d_MV = d_MV.to(dtype)
+                nll += _loss(d_MV, target_T1[part], ignored_T1[part], num_counted, back).sum()
+                d_MV = d_MV.to(x_TD.dtype) if back else d_MV
+            if not back:
                 continue
-            d_MV = exp_MV.mul_(1 / (sum_M1 * num_counted))
-            d_MV.scatter_add_(1, target_M1, (-1 / num_counted).expand_as(sum_M1))
-            d_MV = d_MV.masked_fill_(ignored_M1, 0).to(x_TD.dtype)
             if dx_TD is not None:
                 torch.mm(d_MV, w_VD, out=dx_TD[part])
             if dw_VD is not None:
@@ -67,6 +66,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True: somebody means to differentiate them
             dx_TD, dw_VD = (None if d is None else refuse_gradient(d, _SECOND, scale, *sources) for d in (dx_TD, dw_VD))
         return dx_TD, dw_VD, None, None, None, None, None
+
+
+def _loss(
+    logits_MV: torch.Tensor, target_M1: torch.Tensor, ignored_M1: torch.Tensor, count: torch.Tensor, back: bool
+) -> torch.Tensor:
+    """-log softmax of the targets; if `back`, the logits are overwritten by the derivative of their sum / count."""
+    logits_MV -= logits_MV.amax(1, keepdim=True)
+    target_logit_M1 = logits_MV.gather(1, target_M1)
+    exp_MV = logits_MV.exp_()
+    sum_M1 = exp_MV.sum(1, keepdim=True)
+    if back:
+        exp_MV.mul_(1 / (sum_M1 * count)).scatter_add_(1, target_M1, (-1 / count).expand_as(sum_M1))
+        exp_MV.masked_fill_(ignored_M1, 0)
+    return (sum_M1.log() - target_logit_M1).masked_fill(ignored_M1, 0)
 
 
 def cross_entropy(
