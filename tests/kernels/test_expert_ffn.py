@@ -319,3 +319,13 @@ def test_padding_is_little_and_makes_shapes_recur() -> None:
 
 def test_backends_are_all_here() -> None:
     assert BACKENDS == ("reference", "loop", "cpu", "triton")
+
+
+@pytest.mark.parametrize("name", ["reference", "loop", "triton"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the interpreter
+def test_a_unit_beyond_float16_is_seen_in_the_output(name: str) -> None:
+    """gate x up = 300 x 300 is above 65,504: infinite or NaN as in plain PyTorch, never a finite wrong number."""
+    x, weight = torch.full((2, 16), 1.0).half(), torch.full((16, 16), 300 / 16).half()
+    pairs = (torch.arange(2), torch.ones(2), torch.tensor([2]))
+    y = expert_ffn(x, *pairs, weight, weight, torch.eye(16).half(), (16,), name)
+    assert not y.isfinite().any()

@@ -46,7 +46,7 @@ def test_low_precision_rounds_once(device: str) -> None:
 
 
 def test_the_gradient_is_rotated_back(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotary, "fuses_rotation", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(rotary, "fuses", lambda x: x.dtype == torch.float32)
     table_ = table(1, 5, 4, device)
     x = torch.randn(2, 3, 5, 8, device=device, requires_grad=True)
     twin = x.detach().double().requires_grad_()

@@ -31,12 +31,12 @@ def Rule(*fields):
     """A rule for kernels, which there are none of here."""
 
 
-def fuses_router(tensor):
+def fuses(tensor):
     """Never: without the package's kernels everything is computed by its definition."""
     return False
 
 
-fuses_rotation = fuses_loss = fuses_router
+fuses_router = fuses
 select_experts = rotate_pairs = softmax_loss = None
 '''
 

@@ -19,11 +19,12 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from hmoe.errors import ConfigError
 from hmoe.kernels.choice import NAMES, check, check_counts, resolve
 from hmoe.kernels.choice import backend as backend_named
+from hmoe.kernels.device import fuses
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
-from hmoe.kernels.loss import fuses_loss, softmax_loss
+from hmoe.kernels.loss import softmax_loss
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
-from hmoe.kernels.rotation import fuses_rotation, rotate_pairs
+from hmoe.kernels.rotation import rotate_pairs
 from hmoe.kernels.select import Rule, Selection, fuses_router, select_experts
 
 __all__ = [
@@ -31,8 +32,7 @@ __all__ = [
     "Rule",
     "Selection",
     "expert_ffn",
-    "fuses_loss",
-    "fuses_rotation",
+    "fuses",
     "fuses_router",
     "rotate_pairs",
     "select_experts",

@@ -2,11 +2,11 @@
 
 import functools
 import importlib
-import importlib.util
 
 import torch
 
 from hmoe.errors import ConfigError
+from hmoe.kernels.device import has_triton
 from hmoe.kernels.layer import Backend, Layer
 
 HOMES = {"loop": "hmoe.kernels.loop", "cpu": "hmoe.kernels.cpu", "triton": "hmoe.kernels.ragged.launch"}
@@ -73,7 +73,7 @@ def check_counts(layer: Layer, name: str) -> None:
 
 def refusal(name: str, layer: Layer) -> str | None:
     """Why the backend cannot compute this layer, or None."""
-    if name == "triton" and importlib.util.find_spec("triton") is None:
+    if name == "triton" and not has_triton():
         return "triton is not installed: pip install triton"
     return backend(name).refusal(layer)
 
@@ -92,7 +92,7 @@ def choose(layer: Layer) -> str:
 
 def describe_tiles() -> str:
     """Which tile shapes the kernels of this machine's GPU use; "" where Triton's are not used."""
-    if not torch.cuda.is_available() or importlib.util.find_spec("triton") is None:
+    if not torch.cuda.is_available() or not has_triton():
         return ""
     from hmoe.kernels.ragged import shapes  # noqa: PLC0415 - needs Triton
 

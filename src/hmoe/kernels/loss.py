@@ -1,18 +1,6 @@
 """The language-model loss of a chunk of logits on GPUs; the definition is in `hmoe.model.cross_entropy`."""
 
-import importlib.util
-
 import torch
-
-
-def fuses_loss(logits_MV: torch.Tensor) -> bool:
-    """Whether the kernel computes this loss: on a GPU, in a type that it computes."""
-    return (
-        logits_MV.is_cuda
-        and logits_MV.dtype in (torch.bfloat16, torch.float16, torch.float32)
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(logits_MV.device) >= (8, 0)
-    )
 
 
 def softmax_loss(

@@ -3,10 +3,11 @@
 The definition is `hmoe.model.router.route`; this computes the plain routers, top-k and top-p.
 """
 
-import importlib.util
 from typing import Any, NamedTuple
 
 import torch
+
+from hmoe.kernels.device import runs_triton
 
 MOST_EXPERTS = 1024  # one program holds a vector over experts
 
@@ -46,14 +47,8 @@ class Selection(NamedTuple):
 
 def fuses_router(logits_TE: torch.Tensor) -> bool:
     """Whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition itself."""
-    return (
-        logits_TE.is_cuda
-        and logits_TE.dtype == torch.float32
-        and 0 < logits_TE.shape[1] <= MOST_EXPERTS
-        and not torch.compiler.is_compiling()
-        and importlib.util.find_spec("triton") is not None
-        and torch.cuda.get_device_capability(logits_TE.device) >= (8, 0)
-    )
+    plain = logits_TE.dtype == torch.float32 and 0 < logits_TE.shape[1] <= MOST_EXPERTS
+    return plain and not torch.compiler.is_compiling() and runs_triton(logits_TE.device)
 
 
 def select_experts(

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from hmoe.errors import ConfigError
-from hmoe.kernels import fuses_loss, softmax_loss
+from hmoe.kernels import fuses, softmax_loss
 from hmoe.model.no_gradient import refuse_gradient
 from hmoe.model.precision import autocast_dtype, without_autocast
 from hmoe.model.waiting import would_wait
@@ -41,7 +41,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             x_MD, back = x_TD[part], need_x or need_w
             d_MV = x_MD @ w_VD.T  # logits, in whose memory their derivative is made
-            if fuses_loss(d_MV):
+            if fuses(d_MV):
                 nll += softmax_loss(d_MV, target_T[part], num_counted, ignore_index, back).sum()
             else:
                 d_MV = d_MV.to(dtype)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hmoe.kernels import fuses_rotation, rotate_pairs
+from hmoe.kernels import fuses, rotate_pairs
 from hmoe.model.precision import autocast_dtype
 from hmoe.rope import RopeScaling
 
@@ -75,7 +75,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    if fuses_rotation(x_BHLC):
+    if fuses(x_BHLC):
         return rotate_pairs(x_BHLC, cos, sin)
     out_BHLC = torch.empty_like(x_BHLC)
     first, second = x_BHLC.chunk(2, dim=-1)
@@ -88,7 +88,7 @@ def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
     """Rotate queries or keys by the angles of their positions."""
     cos, sin = (part.to(x_BHLC.dtype) for part in table)
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or fuses_rotation(x_BHLC)):
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or fuses(x_BHLC)):
         # a compiler fuses passes itself and cannot write into parts of a tensor; one token is a matter of fewer operations
         first, second = x_BHLC.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -9,6 +9,7 @@ import torch
 import triton
 
 from hmoe.kernels.capture import check_first_call
+from hmoe.kernels.device import runs_triton
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
@@ -37,7 +38,7 @@ def refusal(layer: Layer) -> str | None:
 
 
 def _device_fits(x_TD: torch.Tensor) -> bool:
-    return INTERPRETED or (x_TD.is_cuda and torch.cuda.get_device_capability(x_TD.device) >= (8, 0))
+    return INTERPRETED or runs_triton(x_TD.device)
 
 
 @functools.lru_cache(maxsize=64)
