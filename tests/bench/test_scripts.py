@@ -52,3 +52,18 @@ def test_rectify(tmp_path: Path, origin: list[str]) -> None:
     assert (
         plain["difference"] == 0 != rectified["difference"] == rectified["validation_loss"] - plain["validation_loss"]
     )
+
+
+def test_waves(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import waves
+    finally:
+        sys.path.pop(0)
+    assert waves.longest([4, 3, 2, 1], 2) == (6, 5, 5)  # 4 + 2; 4 + 1; 4 + 1
+    waves.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(waves.LAYERS) * 2 * 5
+    for line in lines[1:]:
+        in_turn, and_back, free = map(float, line.split()[-3:])
+        assert 1 <= free <= and_back <= in_turn
