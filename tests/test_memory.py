@@ -96,18 +96,17 @@ def test_nobody_reads_what_is_not_chosen_yet() -> None:
 
 
 def test_a_gpu_has_room_for_all_experts_that_a_token_can_choose() -> None:
-    activations = {
-        (preset, kind): memory_by_part(
-            load(preset, "data.micro_batches=640", "train.activation_checkpointing=false"), kind
-        )["activations"]
-        for preset in ("hmoe-0.4b-topk", "hmoe-0.4b-topp")
-        for kind in ("cpu", "cuda")
-    }
-    units = {key: round((value - activations["hmoe-0.4b-topk", "cpu"]) / (12 * 4096 * 2 * 2)) + 3072 for key, value in
-             activations.items()}  # fmt: skip
-    assert units["hmoe-0.4b-topk", "cuda"] == 2016 + 2208
-    assert units["hmoe-0.4b-topp", "cpu"] == 5 * 12288 // 8
-    assert units["hmoe-0.4b-topp", "cuda"] == 12288
+    """By differences to equal experts, of which a token chooses two."""
+
+    def units_beyond_equal(preset: str, kind: str) -> int:
+        given = ["data.micro_batches=640", "train.activation_checkpointing=false"]
+        ours, equal = (memory_by_part(load(name, *given), kind)["activations"] for name in (preset, "moe-0.4b-topk"))
+        return round((ours - equal) / (12 * 4096 * 2 * 2))
+
+    assert units_beyond_equal("hmoe-0.4b-topk", "cpu") == 0
+    assert units_beyond_equal("hmoe-0.4b-topk", "cuda") == 2016 + 2208 - 2 * 1536
+    assert units_beyond_equal("hmoe-0.4b-topp", "cpu") == (5 - 2) * 1536
+    assert units_beyond_equal("hmoe-0.4b-topp", "cuda") == (8 - 2) * 1536
 
 
 @pytest.mark.parametrize(

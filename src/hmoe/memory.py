@@ -87,9 +87,9 @@ def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
     parts = parameters_by_part(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
-    kinds = [sparse for sparse in (True, False) if any((i in model.moe_layers) == sparse for i in range(model.layers))]
-    saved = {sparse: round(tokens * _count_saved(model, sparse, size, kind)) for sparse in kinds}
-    all_layers = sum(saved[i in model.moe_layers] for i in range(model.layers))
+    sparse = [layer in model.moe_layers for layer in range(model.layers)]
+    saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)}
+    kept = sum(saved[is_sparse] for is_sparse in sparse)
     inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers
     converted = block if train.recomputes_blocks else model.layers * block
@@ -99,7 +99,7 @@ def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
         "gradients": weight * total,
         "optimizer": 2 * weight * total,
         "copies": size.compute * converted * size.converts + (weight + size.compute) * block,
-        "activations": max(saved.values()) + inputs if train.recomputes_blocks else all_layers,
+        "activations": max(saved.values()) + inputs if train.recomputes_blocks else kept,
         "loss": 2 * chunk * model.vocab * weight + (weight + 2 * size.compute) * model.vocab * model.dim
         + 2 * tokens * model.dim * weight,
     }  # fmt: skip
@@ -124,7 +124,7 @@ def _count_saved(model: ModelConfig, sparse: bool, size: _Bytes, kind: str) -> f
     """
     queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
     attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)  # q, k, v and the output
-    stream = 2 * model.dim * size.weight
+    stream = (4 if kind == "cpu" else 2) * model.dim * size.weight  # on a CPU norms keep what they scale, too
     attention = attended * size.compute + model.dim * (3 * size.compute if size.converts else size.weight)
     if not sparse:
         inputs = 2 * size.compute if size.converts else size.weight
