@@ -187,7 +187,7 @@ def test_a_run_folder_is_a_recipe_that_continues_itself(copied: Path, capsys: py
 
 
 def test_another_kind_of_device_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmoe.train.session.environment", lambda device: {"device": f"not {device}"})
+    monkeypatch.setattr("hmoe.train.environment.describe_environment", lambda device: {"device": f"not {device}"})
     with pytest.raises(ConfigError, match=r"train\.device = cpu: is not cpu here, the run was trained on cpu"):
         run(copied, "train.steps=4", *MINI)
 

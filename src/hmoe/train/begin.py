@@ -11,8 +11,9 @@ from hmoe.errors import ConfigError
 from hmoe.folders.binding import bound_part, side_digests
 from hmoe.manifest import list_steps
 from hmoe.model.transformer import Transformer
+from hmoe.train.environment import describe_environment
 from hmoe.train.run_folder import RunFolder
-from hmoe.train.session import Counts, environment
+from hmoe.train.session import Counts
 
 
 def begin(
@@ -45,7 +46,7 @@ def begin(
         "begin": list(begin_tokens),
         "config": bound_part(config),
         "side_files": side_digests(folder.path),
-        "environment": environment(),
+        "environment": describe_environment(),
     }
     weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
     checkpoint.save(folder.path, Checkpoint(0, weights, {}, state), config.train.keep)

@@ -21,6 +21,7 @@ from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
 from hmoe.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.console import Console
+from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.optim import adamw
 from hmoe.train.records import Records
 from hmoe.train.run_folder import RunFolder
@@ -64,7 +65,7 @@ class Session:
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "begin": list(self.index.begin),
-            "environment": environment(self.device),
+            "environment": describe_environment(self.device),
             "packing": self.batches.packing,
             "config": bound_part(self.config),
             "side_files": self.side_files,
@@ -102,7 +103,7 @@ def open_session(
     place = _find_device(config)
     config, device = _fit_config(config, place, console), place.kind
     if state is not None:
-        _compare_environment(state, config, device, console)
+        compare_environment(state, config, device, console.warn)
     index, tokenizer = _open_data(config, state, console)
     if state is not None and state["data"] is None:
         _check_begin(state, index, tokenizer)
@@ -172,26 +173,6 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
     if chosen != config and not usual:
         console.note(describe_choice(chosen, device))
     return chosen
-
-
-def _compare_environment(state: dict[str, Any], config: RunConfig, device: str, console: Console) -> None:
-    """Refuse another kind of device; say what else may change bits."""
-    for name, now in environment(device).items():
-        before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
-        if before == now:
-            continue
-        if name == "device":
-            raise ConfigError(
-                f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
-                f"device changes bits; use {before} or choose another --run"
-            )
-        console.warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
-
-
-def environment(device: str | None = None) -> dict[str, Any]:
-    """What else than the config the bits depend on; no device where weights are only written."""
-    kind = {} if device is None else {"device": device}
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(), **kind}
 
 
 def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Console) -> None:

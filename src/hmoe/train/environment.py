@@ -1,0 +1,63 @@
+"""What else than its config the bits of a run depend on; a checkpoint records it, and a resumed run says what changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hmoe.config import RunConfig
+from hmoe.errors import ConfigError
+from hmoe.kernels import choice
+
+
+def describe_environment(device: str | None = None) -> dict[str, Any]:
+    """Versions, threads and what the device can do, equal on equal machines; no device where weights are only written."""
+    common = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if device is None:
+        return common
+    return {**common, "device": device, **(_describe_cpu() if device == "cpu" else _describe_gpu())}
+
+
+def compare_environment(state: dict[str, Any], config: RunConfig, device: str, warn: Callable[[str], None]) -> None:
+    """Say what changed since a checkpoint was written and may change bits, a line each.
+
+    Raises:
+        ConfigError: if it is the kind of device.
+    """
+    for name, now in describe_environment(device).items():
+        before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
+        if before == now:
+            continue
+        if name == "device":
+            raise ConfigError(
+                f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
+                f"device changes bits; use {before} or choose another --run"
+            )
+        warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
+
+
+def _describe_cpu() -> dict[str, Any]:
+    """Libraries choose their kernels by these."""
+    return {
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+        "cpu_amx": bool(torch.cpu._is_amx_tile_supported()),
+    }
+
+
+def _describe_gpu() -> dict[str, Any]:
+    """Two GPUs of one capability may have other multiprocessors, and a library other kernels for them."""
+    properties = torch.cuda.get_device_properties()
+    return {
+        "gpu": properties.name,
+        "gpu_capability": f"{properties.major}.{properties.minor}",
+        "gpu_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
+        "cuda": torch.version.cuda,
+        "tiles": _describe_tiles(),
+    }
+
+
+def _describe_tiles() -> str:
+    """Name of the table of tile shapes that the kernels use, "" where they have none."""
+    describe: Callable[[], str] = getattr(choice, "describe_tiles", str)
+    return describe()
