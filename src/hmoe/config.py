@@ -158,6 +158,9 @@ class TrainConfig(Section):
             description="recompute each block in the backward pass; null: chosen from the device's memory when the run begins"
         ),
     ] = None
+    compile: Annotated[
+        bool, Field(description="torch.compile each block; changes bits, the first step takes a minute")
+    ] = False
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda where there is one")] = "auto"
     save_every: Annotated[Count, Field(description="steps between checkpoints; one is always written at the end")] = 100
     keep: Annotated[int, Field(ge=2, le=10**6, description="newest checkpoints to keep")] = 2
@@ -218,6 +221,13 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.sample_every = {self.train.sample_every}: a model with model.moe.router.name = expert_choice cannot "
                 "generate text; nearest is 0"
+            )
+        if self.train.compile and moe is not None and (moe.router.noisy or moe.hyper):
+            why = (
+                "router that draws random numbers" if moe.router.noisy else "model with HyperExperts (model.moe.hyper)"
+            )
+            raise ValueError(
+                f"train.compile = true: a {why} would be compiled anew for every micro-batch; nearest is false"
             )
         return self
 

@@ -15,7 +15,7 @@ from hmoe.errors import NonFiniteError
 from hmoe.folders.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
-from hmoe.model.transformer import Transformer
+from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place
 from hmoe.train.run_folder import RunFolder
@@ -66,7 +66,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     config, counts, every = session.config, session.counts, session.config.train
     while not STOP and session.progress() < 1:
         session.records.begin()
-        record = train_step(session.model, session.optimizer, feed.take(counts.step), config, counts.step)
+        batch = feed.take(counts.step)
+        with explain_failure(config):
+            record = train_step(session.model, session.optimizer, batch, config, counts.step)
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))
         done = session.progress() >= 1
@@ -129,13 +131,14 @@ def _due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluating(model: Transformer) -> Iterator[None]:
-    """A router may have noise and another capacity in training."""
-    model.eval()
+def _evaluating(session: Session) -> Iterator[None]:
+    """A router may have noise and another capacity in training, and blocks are compiled for its shapes."""
+    session.model.eval()
     try:
-        yield
+        with run_eagerly(session.config):
+            yield
     finally:
-        model.train()
+        session.model.train()
 
 
 def _validate(session: Session) -> dict[str, float]:
@@ -150,7 +153,7 @@ def _validate(session: Session) -> dict[str, float]:
         return {}
     placed = place((inputs_BL, targets_BL), torch.device(device))
     with (
-        _evaluating(session.model),
+        _evaluating(session),
         torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
     ):
         for first in range(0, len(inputs_BL), size):
@@ -170,7 +173,7 @@ def _sample(session: Session) -> str:
     prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]
     how, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
-        with _evaluating(session.model):
+        with _evaluating(session):
             new = list(generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer))
         return tokenizer.decode(prompt + new)
     except NonFiniteError:

@@ -20,6 +20,7 @@ from hmoe.folders.beginning import run_begin
 from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
 from hmoe.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.model.transformer import Transformer, build, set_check_finite
+from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.optim import adamw
@@ -112,6 +113,8 @@ def open_session(
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     model = build(config.model, config.seed, dtype, device)
     model.activation_checkpointing = config.train.recomputes_blocks
+    if config.train.compile:
+        compile_blocks(model)
     set_check_finite(model, False)  # train_step tests loss and gradients
     optimizer = adamw(model, config.optim)
     counts, watch_state = Counts(), None
@@ -169,7 +172,8 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
             f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, which has {device.memory_bytes / 1e9:.1f} GB; "
             f"see `hmoe plan`, then {advice}"
         )
-    usual = device.kind == "cpu" and chosen.data.micro_batches == 1 and not chosen.train.activation_checkpointing
+    plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))  # as ever on a CPU
+    usual = device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
     if chosen != config and not usual:
         console.note(describe_choice(chosen, device))
     return chosen
