@@ -53,11 +53,5 @@ def _describe_gpu() -> dict[str, Any]:
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),
         "cuda": torch.version.cuda,
-        "tiles": _describe_tiles(),
+        "tiles": choice.describe_tiles(),
     }
-
-
-def _describe_tiles() -> str:
-    """Name of the table of tile shapes that the kernels use, "" where they have none."""
-    describe: Callable[[], str] = getattr(choice, "describe_tiles", str)
-    return describe()
