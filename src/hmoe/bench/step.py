@@ -35,6 +35,7 @@ from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary
 from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
+from hmoe.train.compiled import compile_blocks
 from hmoe.train.optim import adamw
 from hmoe.train.step import train_step
 
@@ -50,6 +51,8 @@ class Training:
         self.model = build(config.model, config.seed, device=device)
         self.model.activation_checkpointing = config.train.recomputes_blocks
         set_check_finite(self.model, False)
+        if self.config.train.compile:
+            compile_blocks(self.model)
         self.optimizer = adamw(self.model, config.optim)
         self.number, self.flops = 0, 0
 
