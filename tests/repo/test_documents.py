@@ -1,9 +1,13 @@
 """What the README and the guides say is run, or compared with the code."""
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -97,8 +101,22 @@ def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", *between_libraries, "-c", code], check=True, cwd=tmp_path)
 
 
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Path]:
+    """A folder with a `hmoe` that starts in no time and whose embedded corpus is short: see command_server.py."""
+    with tempfile.TemporaryDirectory(prefix="hmoe-") as folder:
+        words = [sys.executable, "-m", "tests.repo.command_server", folder]
+        server = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield Path(folder)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGKILL)  # what a failed test left, too
+        server.communicate()
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "sh")], ids=lambda p: p.stem)
-def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
+def test_shell_snippets_run(page: Path, tmp_path: Path, commands: Path) -> None:
     """In a folder that holds the page's YAML files, each named in a comment in its first line."""
     for recipe in blocks(page.read_text(), "yaml"):
         name = re.match(r"# ([\w.-]+\.yaml)", recipe)
@@ -106,7 +124,7 @@ def test_shell_snippets_run(page: Path, tmp_path: Path) -> None:
             (tmp_path / name[1]).write_text(recipe)
     (tmp_path / "novels").mkdir()
     (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 1000)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     for block in blocks(page.read_text(), "sh"):
         result = subprocess.run(
             ["bash", "-euc", block],

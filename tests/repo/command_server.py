@@ -1,0 +1,117 @@
+"""`hmoe` commands without the seconds of imports: one process that imported everything, and a child of it for each.
+
+    python -m tests.repo.command_server FOLDER
+
+writes FOLDER/hmoe, to be put first on PATH. That script passes its arguments, folder, environment and streams to the process
+here, which forks: the child is a `hmoe` like any other, but that its modules are there already and its corpus is short.
+Where `import hmoe.x` costs time or fails is not seen here; tests/test_cli.py and the README's commands in `.ci/run` are for that.
+"""
+
+import contextlib
+import json
+import lzma
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+CLIENT = """
+import json, os, signal, socket, sys
+asked = socket.socket(socket.AF_UNIX)
+asked.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
+words = json.dumps([["hmoe", *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
+socket.send_fds(asked, [len(words).to_bytes(8, "big")], [0, 1, 2])
+asked.sendall(words)
+child = int.from_bytes(asked.recv(8), "big")
+for name in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(name, lambda number, _: os.kill(child, number))
+sys.exit(int.from_bytes(asked.recv(1), "big"))
+"""
+BOOKS_SHARE = 8  # one of so many documents of the embedded corpus is in the short one
+
+
+def import_everything() -> None:
+    import hmoe.data.prepare
+    import hmoe.evaluate.perplexity
+    import hmoe.hub.export
+    import hmoe.hub.modeling
+    import hmoe.serve.engine
+    import hmoe.train.loop  # noqa: F401
+
+
+def shorten_corpus(folder: Path) -> None:
+    """An eighth of the embedded corpus: commands that read all of it cost seconds, and show no more."""
+    from hmoe.data import corpus
+
+    with lzma.open(Path(corpus.__file__).parent / "austen.jsonl.xz", "rt") as whole:
+        lines = whole.readlines()
+    with lzma.open(folder / "austen.jsonl.xz", "wt") as short:
+        short.writelines(lines[::BOOKS_SHARE])
+
+    class Files:
+        """What importlib.resources is to the corpus."""
+
+        files = staticmethod(lambda package: folder)
+        as_file = staticmethod(contextlib.nullcontext)
+
+    corpus.resources = Files  # type: ignore[assignment]
+
+
+def run_command(words: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
+    """In a child: never returns."""
+    from hmoe.__main__ import main
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+    sys.stdin = open(0, closefd=False)  # those of the process here remember what kind of file they were
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.argv = words
+    main()
+
+
+def answer(asked: socket.socket) -> None:
+    """Start what is asked for, and tell its process and at last its exit code."""
+    size, streams, _, _ = socket.recv_fds(asked, 8, 3)
+    words = b""
+    while len(words) < int.from_bytes(size, "big"):
+        words += asked.recv(1 << 16)
+    child = os.fork()
+    if child == 0:
+        asked.close()
+        run_command(*json.loads(words), streams)
+    for stream in streams:
+        os.close(stream)
+    asked.sendall(child.to_bytes(8, "big"))
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    with contextlib.suppress(BrokenPipeError):  # nobody may wait for the end
+        asked.sendall((code if code >= 0 else 128 - code).to_bytes(1, "big"))
+
+
+def serve(folder: Path) -> None:
+    import_everything()
+    shorten_corpus(folder)
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(str(folder / "socket"))
+    listening.listen()
+    (folder / "client.py").write_text(CLIENT)
+    (folder / "hmoe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{folder}/client.py" "$@"\n')
+    (folder / "hmoe").chmod(0o755)
+    print("ready", flush=True)
+    while True:
+        asked, _ = listening.accept()
+        if os.fork() == 0:
+            listening.close()
+            answer(asked)
+            os._exit(0)
+        asked.close()
+        with contextlib.suppress(ChildProcessError):  # none left
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+if __name__ == "__main__":
+    serve(Path(sys.argv[1]))
