@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+OLD_TRITON := .triton36/.ready
 
-.PHONY: setup quickstart kernels test test-slow test-gpu gpu check fmt docs golden bench
+.PHONY: setup quickstart kernels test test-slow test-triton test-gpu gpu check fmt docs golden bench
 
 setup: $(READY)
 
@@ -20,10 +21,19 @@ kernels: $(READY)  ## the optional C++ library for bfloat16 on this processor: s
 
 # Two workers of one thread each: threads that wait for each other cost more than they bring on shapes this small.
 test: $(READY)  ## the whole suite but the slow proofs; property tests with fixed cases (pytest alone draws new ones)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 --dist worksteal
 
 test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
 	$(BIN)/python -m pytest -m slow -rA
+
+$(OLD_TRITON):
+	$(BIN)/python -m pip install --quiet --target .triton36 --upgrade --no-deps "triton==3.6.0" "numpy<2.4"
+	touch $(OLD_TRITON)
+
+# Half precision against the oracle is left to `make test`: the interpreter's arithmetic is numpy's in either Triton.
+test-triton: $(READY) $(OLD_TRITON)  ## kernels compiled and interpreted with the Triton of PyTorch 2.11 for CUDA
+	PYTHONPATH=$(CURDIR)/.triton36:src HMOE_EXPECT_TRITON=3.6 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile ci \
+	  --numprocesses 2 --dist worksteal -m "triton and not slow and not gpu" -k "not cpu-triton-float16" tests/kernels
 
 test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
 	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -m pytest -W default -m gpu tests/kernels

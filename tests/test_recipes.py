@@ -1,7 +1,10 @@
+import copy
+import functools
 import random
 import string
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -168,10 +171,16 @@ VALUES = st.recursive(
 )
 
 
+@functools.cache
+def tiny_tree() -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load(recipes.dump(recipes.load("tiny")[1]))
+    return tree
+
+
 @given(st.dictionaries(st.sampled_from([*recipes.keys(), "model.nope"]), VALUES, min_size=1, max_size=4))
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) -> None:
-    tree = yaml.safe_load(recipes.dump(recipes.load("tiny")[1]))
+    tree = copy.deepcopy(tiny_tree())
     for key, value in changes.items():
         node = tree
         *parents, last = key.split(".")

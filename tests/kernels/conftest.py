@@ -1,6 +1,7 @@
 """The C++ library in both variants, built once per session into the tests' own cache."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,21 @@ import torch
 from hmoe.errors import ConfigError
 from hmoe.kernels import build, native
 from tests.kernels import cases
+
+WITHOUT_TRITON = ("test_cpu.py", "test_op.py")
+OTHER_BACKENDS = ("reference", "loop", "cpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks `triton`, for `make test-triton`: all tests of this folder, new ones too, but those that name another backend."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_TRITON:
+            values = dict(item.callspec.params) if hasattr(item, "callspec") else {}
+            values.pop("device", None)
+            named = [value[0] if isinstance(value, tuple) and value else value for value in values.values()]
+            if not any(isinstance(name, str) and name.partition("+")[0] in OTHER_BACKENDS for name in named):
+                item.add_marker("triton")
 
 
 @pytest.fixture(scope="session")

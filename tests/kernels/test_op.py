@@ -83,7 +83,7 @@ def test_a_whole_model_compiles_whole() -> None:
     model = build(config(kv_heads=2), 0)
     tokens = torch.randint(0, 29, (2, 7))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for shape in ((2, 7), (3, 7), (3, 11), (1, 5)):
+    for shape in ((2, 7), (3, 11), (5, 4)):  # compiled for the first, then for all
         some = torch.randint(0, 29, shape)
         torch.testing.assert_close(compiled(some)[0], model(some)[0], rtol=1e-5, atol=1e-5)
 
