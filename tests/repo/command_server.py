@@ -11,7 +11,6 @@ import contextlib
 import json
 import lzma
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -67,8 +66,8 @@ def run_command(words: list[str], folder: str, environment: dict[str, str], stre
     os.environ.update(environment)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
-    sys.stdin = open(0, closefd=False)  # those of the process here remember what kind of file they were
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the old ones remember what kind of file they were
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.argv = words
     main()
 
