@@ -28,7 +28,9 @@ def test_from_a_dense_model_to_benchmarks(experts: int, tmp_path: Path, capsys: 
     small = [f"model.moe.widths.total={48 * experts}", "model.moe.dense_layers=[0, 2]", f"data.path={data}",
              "data.sequence_length=32", "data.batch_tokens=256", "data.micro_batches=2",
              "optim.warmup_steps=2", "train.steps=4", "train.precision=float32"]  # fmt: skip
-    upcycle = ["upcycle", str(dense), str(run), "--recipe", f"rectify-llama2-7b-{experts}", "--tokens", "600", *small]
+    text = ["--text", str(tmp_path / "some.txt"), "--tokens", "600"]  # of the run's own 65,536 tokens would be read
+    (tmp_path / "some.txt").write_text(sentences(0, 60)[:3000])
+    upcycle = ["upcycle", str(dense), str(run), "--recipe", f"rectify-llama2-7b-{experts}", *text, *small]
     assert hmoe(upcycle) == 0
     said = capsys.readouterr().out
     before, after = (float(word) for word in said.split("text: ")[1].replace(" nats per token before,", "").split()[:2])
