@@ -267,7 +267,7 @@ def test_the_definition_is_not_for_graphs() -> None:
         (torch.bfloat16, 64, 64, None, "triton"),
         (torch.float16, 8, 64, None, "triton"),
         (torch.bfloat16, 64, 64, "no GPU of that kind", "loop"),
-        (torch.bfloat16, 8, 32768, None, "loop"),
+        (torch.bfloat16, 8, 32768, None, "triton"),
         (torch.float32, 64, 64, None, "loop"),
         (torch.float64, 64, 64, None, "reference"),
     ],
