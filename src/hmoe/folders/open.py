@@ -20,6 +20,7 @@ from hmoe.folders.binding import is_run
 from hmoe.folders.config_keys import hint_absent, named_dtype
 from hmoe.folders.run import open_run
 from hmoe.folders.weights import Tensors, fill, hugging_face_name, is_head_apart
+from hmoe.model.meta import on_meta
 from hmoe.model.transformer import Transformer
 
 _LARGEST_JSON = 1 << 26  # bytes
@@ -89,7 +90,7 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
     stored = named_dtype(raw, str(folder / "config.json"))
     if dtype is None:
         dtype = tensors[hugging_face_name("embed.weight")].dtype if stored is None else getattr(torch, stored)
-    with torch.device("meta"):
+    with on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu")  # aligned in memory, as stored tensors are not
     try:

@@ -12,6 +12,7 @@ from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.folders.binding import check_side_files, is_run, read_config
+from hmoe.model.meta import on_meta
 from hmoe.model.transformer import Transformer
 
 
@@ -32,7 +33,7 @@ def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transfor
     if tokenizer.fingerprint != newest.state["tokenizer"]:
         raise CheckpointError(f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with")
     check_side_files(run, newest.state, say)
-    with torch.device("meta"):
+    with on_meta():
         model = Transformer(config.model).to(next(iter(newest.model.values())).dtype)
     model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
     checkpoint.restore(newest, model)

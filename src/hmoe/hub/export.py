@@ -18,6 +18,7 @@ from hmoe.folders.weights import hugging_face_name
 from hmoe.hub import card, code, tokenizer_files
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.hub.modeling import HMoEForCausalLM
+from hmoe.model.meta import on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
 from hmoe.rope import to_hugging_face
@@ -207,7 +208,7 @@ def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.
 def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.Tensor]) -> Any:
     """A model of that class whose parameters are these tensors."""
     config.dtype = next(iter(state.values())).dtype
-    with torch.device("meta"):
+    with on_meta():
         model = kind(config)
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]

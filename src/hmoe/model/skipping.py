@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
+from hmoe.model.meta import on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 
@@ -66,7 +67,7 @@ def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
     config = model.config
     assert config.moe is not None
     skipping = config.model_copy(update={"moe": config.moe.model_copy(update={"skip": shares})})
-    with torch.device("meta"):
+    with on_meta():
         made = Transformer(skipping)
     made.load_state_dict(model.state_dict(), assign=True)
     return made.train(model.training)

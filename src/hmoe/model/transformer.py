@@ -14,6 +14,7 @@ from hmoe.model.attention import Attention, Context, KVCache, Sequences
 from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
+from hmoe.model.meta import on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer
@@ -151,7 +152,7 @@ class Transformer(nn.Module):
 
 def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """A model with random weights that depend on the seed only."""
-    with torch.device("meta"):
+    with on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
     return model.to(device)
