@@ -114,7 +114,7 @@ def test_launches_of_a_layer_are_less_than_half_of_what_they_were(
     inner = sum(within[name] for name in launches.operators)
     per_layer = (launches.count + inner) / LAYERS
     assert launches.operators.count("expert_ffn_backward") == LAYERS
-    assert per_layer <= REVIEWED / 2, (launches.count, within)
+    assert per_layer <= min(REVIEWED / 2, 60), (launches.count, within)
     assert sum(within.values()) <= 40, within
 
 
