@@ -14,8 +14,9 @@ def would_wait(tensor: torch.Tensor) -> bool:
 
 def may_wait(tensor: torch.Tensor) -> bool:
     """Whether the price may be paid: not while training, where it would be paid in every layer, nor while a CUDA graph is captured."""
-    capturing = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-    return not (torch.compiler.is_compiling() or torch.is_grad_enabled() or capturing)
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # first: a compiler cannot trace the question below
+        return False
+    return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def constant(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
