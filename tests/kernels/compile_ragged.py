@@ -55,6 +55,7 @@ TYPES |= dict.fromkeys(SIZES, "i32")
 TYPES |= {"target_M": "*i64", "count": "*fp32", "nll_M": "*fp32", "ignore_index": "i32"}
 PLAIN["loss"] = (loss_kernel, {"V": 32000, "BLOCK": BLOCK, "BACK": True})
 PLAIN["rotate"] = (rotate_kernel, {"HALF": 32, "PADDED": 32, "ROWS": ROWS})
+SCALAR = r"ld\.global(?:\.\w+)*\.b16"
 PLAIN["begin"] = (begin_kernel, {"CHUNK": 1024})
 
 
@@ -88,7 +89,8 @@ def facts(result: Any) -> dict[str, int]:
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "cp_async_16": len(re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*, 0x10", ptx)),
-        "scalar_loads": len(re.findall(r"ld\.global(?:\.\w+)*\.b16", ptx)),
+        "scalar_loads": len(re.findall(SCALAR, ptx)),
+        "late_loads": len(re.findall(SCALAR, ptx.rpartition("bar.sync")[2])),  # after the last barrier
     }
 
 

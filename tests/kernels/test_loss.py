@@ -44,6 +44,14 @@ def test_rows_with_infinities_and_nan(device: str) -> None:
     assert not nll[1:].isfinite().any()
 
 
+def test_a_target_that_is_no_row_of_the_head_ends_in_an_assertion(device: str) -> None:
+    if device == "cuda":
+        pytest.skip("nothing on the device works after an assertion")
+    for wrong in (-1, 5):
+        with pytest.raises(RuntimeError, match="no row of the head"):
+            softmax_loss(torch.zeros(2, 5), torch.tensor([0, wrong]), torch.ones(()), -100, False)
+
+
 def test_without_a_derivative_the_logits_stay(device: str) -> None:
     logits, target = torch.randn(4, 9, device=device), torch.tensor([0, 8, -100, 3], device=device)
     before = logits.clone()

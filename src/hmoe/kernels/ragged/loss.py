@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from hmoe.kernels.capture import check_first_call
+
 BLOCK = 4096  # logits that a program holds
 
 
@@ -17,6 +19,8 @@ def loss_kernel(
     row = logits_MV + tl.program_id(0).to(tl.int64) * V
     target = tl.load(target_M + tl.program_id(0))
     counted = target != ignore_index
+    # Before the barriers of the sums: after them another warp may already have written the derivative there.
+    at_target = tl.load(row + tl.where(counted, target, 0)).to(tl.float32)
     largest, total = tl.full((), -float("inf"), tl.float32), tl.zeros((), tl.float32)
     for first in range(0, V, BLOCK):
         column = first + tl.arange(0, BLOCK)
@@ -26,7 +30,6 @@ def loss_kernel(
         total = total * tl.exp(largest - base) + tl.sum(tl.exp(z - base), 0)
         largest = here
     base = tl.where(largest == -float("inf"), 0.0, largest)
-    at_target = tl.load(row + tl.where(counted, target, 0)).to(tl.float32)
     tl.store(nll_M + tl.program_id(0), tl.where(counted, tl.log(total) + base - at_target, 0.0))
     if BACK:
         scale = tl.where(counted, 1 / tl.load(count), 0.0)
@@ -43,7 +46,12 @@ def launch(
     """See `hmoe.kernels.loss.softmax_loss`."""
     num_tokens, vocab = logits_MV.shape
     nll_M = torch.empty(num_tokens, dtype=torch.float32, device=logits_MV.device)
+    check_first_call("cross_entropy", (vocab, logits_MV.dtype, back), logits_MV.device)
     if num_tokens:
+        known_M = (target_M >= 0) & (target_M < vocab) | (target_M == ignore_index)
+        torch._assert_async(
+            known_M.all(), "cross_entropy: a target is no row of the head"
+        )  # on the device, nobody waits
         with torch.cuda.device(logits_MV.device) if logits_MV.is_cuda else contextlib.nullcontext():
             block = min(BLOCK, triton.next_power_of_2(vocab))
             loss_kernel[(num_tokens,)](logits_MV, target_M, count, nll_M, ignore_index, vocab, block, back)
