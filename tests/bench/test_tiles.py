@@ -58,6 +58,17 @@ def test_every_shape_is_a_row_and_what_differs_is_told(layer: Layer, monkeypatch
     assert rows[1]["error"].startswith("differs from the first shape")
 
 
+def test_what_a_shape_leaves_unwritten_is_not_what_the_one_before_wrote(layer: Layer) -> None:
+    call, turns = tiles.list_launches(layer)["weights_down"], [True, False]
+
+    def write_once(run: Callable[[], object]) -> float:
+        return float(run() is None) if turns.pop(0) else 1.0
+
+    rows = tiles.time_shapes("weights_down", call, (SMALL, LARGE), write_once)
+    assert "ms" in rows[0]
+    assert rows[1]["error"].startswith("differs from the first shape")
+
+
 def test_a_shape_that_does_not_run_costs_only_itself(layer: Layer) -> None:
     call = tiles.list_launches(layer)["down"]
     impossible = TileShape(16, 24, 16, 4, 1, 1)  # no power of two

@@ -101,6 +101,8 @@ def test_a_file_of_ones_own_replaces_shapes_and_is_told(own_file: Path, monkeypa
         ('{"tiles": {"up": {"wide": [64, 64, 64, 4, 3]}}}', "must be rows, columns, depth"),
         ('{"tiles": {"up": {"wide": [64, 48, 64, 4, 3, 2]}}}', "powers of two from 16"),
         ('{"tiles": {"up": {"wide": [64, 64, 64, 4, 0, 2]}}}', "must be rows, columns, depth"),
+        ('{"tiles": {"up": {"wide": [64, 1048576, 64, 4, 3, 2]}}}', "from 16 to 512"),
+        ('{"tiles": {"up": {"wide": [64, 64, 64, 64, 3, 2]}}}', "warps (1 to 32"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_in_a_line(own_file: Path, content: str | None, words: str) -> None:

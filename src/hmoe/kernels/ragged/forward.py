@@ -132,8 +132,8 @@ def down_kernel(
 
 @triton.jit
 def place_kernel(token_N, plan, place_TE, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """place_TE[t, e] = the pair of token t and expert e; the others stay as they are. One program per expert and BLOCK pairs."""
-    expert, rows = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    """place_TE[t, e] = the pair of token t and expert e; the others stay as they are. One program per BLOCK pairs and expert."""
+    expert, rows = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     pair = tl.load(plan + PAIR * PADDED + expert) + rows
     real = rows < tl.load(plan + PAIRS * PADDED + expert)
     token = tl.load(token_N + pair, mask=real, other=0)

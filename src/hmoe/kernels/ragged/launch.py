@@ -25,6 +25,7 @@ def refusal(layer: Layer) -> str | None:
     """See `layer.Backend`."""
     x_TD = layer.x_TD
     odd = [size for size in (x_TD.shape[1], *layer.widths) if size % MULTIPLE]
+    largest = max(layer.widths, default=0) * x_TD.shape[1]
     reasons = {
         f"it needs a GPU of compute capability 8.0 or newer, the tensors are on {x_TD.device.type}": not _device_fits(
             x_TD
@@ -33,6 +34,7 @@ def refusal(layer: Layer) -> str | None:
         f"the model width and all widths must be multiples of {MULTIPLE}, {odd[0] if odd else 0} is not": bool(odd),
         f"{len(layer.widths)} experts are more than {MOST_EXPERTS}": len(layer.widths) > MOST_EXPERTS,
         f"{x_TD.numel()} elements of x are too many for 32-bit offsets": x_TD.numel() >= 2**31,
+        f"{largest} weights of one projection of an expert are too many for 32-bit offsets": largest >= 2**31,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
@@ -41,7 +43,7 @@ def _device_fits(x_TD: torch.Tensor) -> bool:
     return INTERPRETED or runs_triton(x_TD.device)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=1024)  # a CUDA graph reads them for as long as it lives
 def _on_device(widths: tuple[int, ...], device: torch.device) -> torch.Tensor:
     """Widths as a tensor; kept, because copying to the device every time would wait for it."""
     return torch.tensor(widths, device=device)
@@ -104,7 +106,7 @@ class Launcher:
         place_TE = torch.full((len(y_TD), experts), -1, dtype=torch.int32, device=y_TD.device)
         blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)  # a token comes to an expert at most once
         if blocks:
-            place_kernel[(experts, blocks)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
+            place_kernel[(blocks, experts)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
         gates, block = rows_ND if gate_N is None else gate_N, triton.next_power_of_2(dim)
         sizes = (dim, block, experts, self.padded)
         combine_kernel[(len(y_TD),)](rows_ND, gates, place_TE, y_TD, *sizes, GATED=gate_N is not None)

@@ -83,6 +83,7 @@ FLOAT32: Table = {
 INTERPRETER: Table = {launch: dict.fromkeys(SIZES, TileShape(32, 64, 64, 4, 1, 1)) for launch in LAUNCHES}
 TABLES = {"hopper": HOPPER, "portable": PORTABLE, "interpreter": INTERPRETER}
 _HOPPER_BYTES = 227 * 1024  # of shared memory that a block may use
+_LONGEST, _MOST_WARPS = 512, 32  # of a side of a tile; of a program, 1024 threads
 
 _forced: dict[str, TileShape] = {}
 
@@ -173,6 +174,14 @@ def _known(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str, dict
 
 def _checked(shape: list[int]) -> TileShape:
     fitting = len(shape) == len(TileShape._fields) and all(type(number) is int and number > 0 for number in shape)
-    if not fitting or any(number & (number - 1) for number in shape[:4]) or min(shape[:3]) < 16:
-        raise ValueError(f"{shape}: must be rows, columns, depth (powers of two from 16), warps, stages, programs")
+    if not fitting or any(number & (number - 1) for number in shape[:4]) or min(shape[:3]) < 16 or not _small(shape):
+        raise ValueError(
+            f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST}), warps (1 to {_MOST_WARPS}, a power of "
+            "two), stages, programs (from 1)"
+        )
     return TileShape(*shape)
+
+
+def _small(shape: list[int]) -> bool:
+    """Whether a compiler takes it at all; whether it fits the GPU is known when it is launched."""
+    return max(shape[:3]) <= _LONGEST and shape[3] <= _MOST_WARPS
