@@ -13,7 +13,7 @@ from hmoe.kernels.device import runs_triton
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
-from hmoe.kernels.ragged.shapes import TileShape, choose_shape
+from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, choose_shape, size_of
 from hmoe.kernels.ragged.tiles import INTERPRETED, ROWS_OF_PLAN, plan_kernel
 
 MULTIPLE = 16  # of model width and expert widths: 16-byte copies of any type
@@ -72,13 +72,15 @@ class Launcher:
         plan: offsets and order of the experts, on the device.
     """
 
-    def __init__(self, layer: Layer) -> None:
+    def __init__(self, layer: Layer, *way: str | bool) -> None:
+        """Plan a layer; `way` is what a pass is told beside it, since other kernels are loaded for another one."""
         self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
         self.experts = len(layer.widths)
-        check_first_call("expert_ffn", (layer.widths, layer.x_TD.dtype), layer.x_TD.device)
         self.padded = max(triton.next_power_of_2(self.experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])
+        tiles = tuple(size_of(launch, *self.sizes) for launch in LAUNCHES)
+        check_first_call("expert_ffn", (way, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device)
         self.begin()
 
     def begin(self) -> None:
@@ -129,7 +131,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """See `layer.Backend`."""
     x_TD = layer.x_TD
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N))
-    run = Launcher(layer)
+    run = Launcher(layer, "forward", room > 0)
     act, out_ND = x_TD.new_empty(room or room_bound(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     weights = (layer.w_gate_FD, layer.w_up_FD)
     run("up", x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
@@ -141,7 +143,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """See `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
-    run = Launcher(layer)
+    run = Launcher(layer, "backward", weights)
     dgate, dup, act = (torch.empty_like(saved.pre_gate) for _ in range(3))
     # A narrow expert has fewer tiles of units than the widest: what it leaves is 0.
     tiles = triton.cdiv(max(layer.widths), run.shape("down_backward").columns)

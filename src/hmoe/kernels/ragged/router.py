@@ -15,7 +15,8 @@ _CHUNK = 1024  # blocks of tokens that are added up at a time
 def select(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, given_TE: torch.Tensor | None, rule: Rule) -> Outputs:
     """Three launches: choose, count, list."""
     num_tokens, num_experts = logits_TE.shape
-    check_first_call("router", (num_experts, rule), logits_TE.device)
+    way = (num_experts, rule, bias_E is None, given_TE is None)
+    check_first_call("router", ("forward", *way), logits_TE.device)
     block = block_size(num_experts)
     blocks, padded = triton.cdiv(num_tokens, block), max(2, triton.next_power_of_2(num_experts))
     probs_TE, room = torch.empty_like(logits_TE), num_tokens * (rule.k or num_experts)
@@ -55,6 +56,7 @@ def select_backward(
     dgate = logits_TE if dgate_N is None else dgate_N.contiguous()
     sizes = (num_experts, max(2, triton.next_power_of_2(num_experts)), block)
     flags = {"PROBS": dprobs_TE is not None, "GATES": dgate_N is not None}
+    check_first_call("router", ("backward", num_experts, rule, *flags.values()), logits_TE.device)
     if blocks:
         with _device_of(logits_TE):
             select_backward_kernel[(blocks,)](
