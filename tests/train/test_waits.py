@@ -17,7 +17,10 @@ from hmoe.train import step as training
 from tests.conftest import tiny
 
 META = torch.device("meta")
-WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "masked_select", "_unique2", "unique_dim", "item")
+WAITS = (
+    "_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
+    "repeat_interleave", "equal", "item",
+)  # fmt: skip
 
 
 class Watch(TorchDispatchMode):
