@@ -3,14 +3,16 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from hmoe import ConfigError, TopK
-from hmoe.kernels.ragged import shapes
+from hmoe.kernels.ragged import launch, shapes
 from hmoe.kernels.ragged.shapes import LAUNCHES, SIZES, TileShape, choose_shape, forced, size_of
-from tests.kernels.cases import CASES, INTERPRETED, NAMES, known, largest_errors, low_gates, run
+from tests.kernels.cases import CASES, INTERPRETED, NAMES, arguments, known, largest_errors, low_gates, run
 
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 NARROW, WIDE = TileShape(16, 16, 32, 4, 1, 1), TileShape(16, 32, 32, 4, 1, 2)
@@ -112,3 +114,17 @@ def test_a_file_that_is_no_table_is_refused_in_a_line(own_file: Path, content: s
         choose_shape("up", (16, 64, 64), torch.bfloat16, CPU)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_shape_that_does_not_fit_the_gpu_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Kernel:
+        def __getitem__(self, grid: object) -> Any:
+            def run(*tensors: object, **constants: object) -> None:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+
+            return run
+
+    monkeypatch.setitem(launch.KERNELS, "up", (Kernel(), {}))
+    values, routing, widths = arguments("one token")
+    with pytest.raises(ConfigError, match=r"tile shape \[.*\] of up does not fit this GPU .*HMOE_TILE_SHAPES"):
+        run("triton", low_gates(values, torch.float32), routing, widths, values[0])

@@ -1,5 +1,6 @@
 """Whether Triton's kernels run on a device; asked for every layer, so the answers are kept."""
 
+import contextlib
 import functools
 import importlib.util
 
@@ -16,8 +17,14 @@ def has_triton() -> bool:
 
 @functools.cache
 def runs_triton(device: torch.device) -> bool:
-    """Whether this is a GPU that the kernels are for, and Triton is there."""
-    return device.type == "cuda" and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST
+    """Whether this is an NVIDIA GPU that the kernels are for, and Triton is there."""
+    nvidia = device.type == "cuda" and torch.version.hip is None
+    return nvidia and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """A region that launches on the tensor's device: Triton takes the current one, which need not be that."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def fuses(tensor: torch.Tensor) -> bool:

@@ -1,19 +1,20 @@
 """The `triton` backend: allocates, and launches the ragged kernels in order. No size of the routing reaches the host."""
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
+from triton.runtime.errors import OutOfResources
 
+from hmoe.errors import ConfigError
 from hmoe.kernels.capture import check_first_call
-from hmoe.kernels.device import runs_triton
+from hmoe.kernels.device import on_device_of, runs_triton
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
-from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, choose_shape, size_of
+from hmoe.kernels.ragged.shapes import LAUNCHES, VARIABLE, TileShape, choose_shape, size_of
 from hmoe.kernels.ragged.tiles import INTERPRETED, ROWS_OF_PLAN, plan_kernel
 
 MULTIPLE = 16  # of model width and expert widths: 16-byte copies of any type
@@ -98,7 +99,13 @@ class Launcher:
         (kernel, more), shape = KERNELS[launch], self.shape(launch)
         upcast = INTERPRETED and self.x_TD.dtype == torch.bfloat16
         constants = {"D": self.sizes[2], "PADDED": self.padded, "UPCAST": upcast, **more, **flags, **shape.options}
-        kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
+        try:
+            kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
+        except OutOfResources as error:
+            raise ConfigError(
+                f"expert_ffn: tile shape {list(shape)} of {launch} does not fit this GPU ({error}); take it out of the file that "
+                f"{VARIABLE} names, or let the table choose"
+            ) from None
 
     def combine(self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None) -> torch.Tensor:
         """Each token's sum of its rows, times their gates unless None."""
@@ -120,7 +127,7 @@ def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(layer: Layer, *arguments: Any) -> Any:
-        with torch.cuda.device(layer.x_TD.device) if layer.x_TD.is_cuda else contextlib.nullcontext():
+        with on_device_of(layer.x_TD):
             return function(layer, *arguments)
 
     return run

@@ -1,12 +1,11 @@
 """Triton kernel of the language-model loss: logits read twice, their derivative written where they were."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
 from hmoe.kernels.capture import check_first_call
+from hmoe.kernels.device import on_device_of
 
 BLOCK = 4096  # logits that a program holds
 
@@ -52,7 +51,7 @@ def launch(
         torch._assert_async(
             known_M.all(), "cross_entropy: a target is no row of the head"
         )  # on the device, nobody waits
-        with torch.cuda.device(logits_MV.device) if logits_MV.is_cuda else contextlib.nullcontext():
+        with on_device_of(logits_MV):
             block = min(BLOCK, triton.next_power_of_2(vocab))
             loss_kernel[(num_tokens,)](logits_MV, target_M, count, nll_M, ignore_index, vocab, block, back)
     return nll_M

@@ -1,12 +1,11 @@
 """Triton kernel of rotary positions: queries or keys read once and written once."""
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
 from hmoe.kernels.capture import check_first_call
+from hmoe.kernels.device import on_device_of
 
 ROWS = 16  # heads at positions that a program rotates
 
@@ -55,9 +54,8 @@ def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     check_first_call("rotary positions", (width, x_BHLC.dtype), x_BHLC.device)
     rows, half = batch * heads * length, width // 2
     strides = (*x_BHLC.stride()[:3], *out_BHLC.stride()[:3], length * half if len(cos) > 1 else 0)
-    device = torch.cuda.device(x_BHLC.device) if x_BHLC.is_cuda else contextlib.nullcontext()
     if rows:
-        with device:
+        with on_device_of(x_BHLC):
             grid = (triton.cdiv(rows, ROWS),)
             sizes = (rows, heads, length, *strides, half, triton.next_power_of_2(half), ROWS)
             rotate_kernel[grid](x_BHLC, cos, sin, out_BHLC, *sizes)

@@ -1,11 +1,10 @@
 """Launches the router's kernels; see `hmoe.kernels.select`."""
 
-import contextlib
-
 import torch
 import triton
 
 from hmoe.kernels.capture import check_first_call
+from hmoe.kernels.device import on_device_of
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.select import Outputs, Rule, block_size
 
@@ -27,7 +26,7 @@ def select(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, given_TE: torch
     token_N, expert_N = (new(room, dtype=torch.int64) for _ in range(2))
     gate_N, num_tokens_E = new(room), logits_TE.new_empty(num_experts, dtype=torch.int64)
     sizes = (num_experts, padded, block)
-    with _device_of(logits_TE):
+    with on_device_of(logits_TE):
         if blocks:
             bias = logits_TE if bias_E is None else bias_E
             flags = {"SIGMOID": rule.sigmoid, "BIASED": bias_E is not None, "GIVEN": given_TE is not None}
@@ -58,13 +57,8 @@ def select_backward(
     flags = {"PROBS": dprobs_TE is not None, "GATES": dgate_N is not None}
     check_first_call("router", ("backward", num_experts, rule, *flags.values()), logits_TE.device)
     if blocks:
-        with _device_of(logits_TE):
+        with on_device_of(logits_TE):
             select_backward_kernel[(blocks,)](
                 dprobs, dgate, *saved, dlogits_TE, num_tokens, blocks, rule.scale, *sizes, rule.sigmoid, rule.renormalize, **flags
             )  # fmt: skip
     return dlogits_TE
-
-
-def _device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be that of the tensors."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

@@ -36,7 +36,9 @@ def _first_largest(value, free, lane, PADDED: tl.constexpr):
 def _choose(value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
     """Boolean: the K largest of each row, or if K is 0 the largest until their scores reach p."""
     chosen = tl.zeros((BLOCK, PADDED), tl.int32)
-    if K > 0:
+    if K == E:
+        chosen += (lane < E).to(tl.int32)[None, :]
+    elif K > 0:
         for _ in range(K):
             free = (lane < E)[None, :] & (chosen == 0)
             first = _first_largest(value, free, lane, PADDED)
