@@ -177,3 +177,20 @@ def test_a_whole_model_beside_transformers(tmp_path: Path, capsys: pytest.Captur
         assert content["ratio_to_best_of_transformers"][part] == pytest.approx(rates[f"hmoe {part}"] / best)
     assert run(["bench", "model", "hmoe-0.4b-topp", *words]) == 2
     assert "needs a preset with top-k experts" in capsys.readouterr().err
+
+
+def test_bfloat16_is_the_default_only_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old processor emulates it, a thousand times slower."""
+    for hardware, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=hardware: has)
+        assert measure.default_dtype("cpu") == expected
+        assert measure.default_dtype("cuda") == "bfloat16"
+
+
+def test_the_machines_limit_is_taken_from_a_product_that_it_can_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(measure, "best", lambda run, device: sizes.append(len(run.args[0])) or 1.0)
+    for seconds, size in ((0.001, 2048), (1.0, 512)):
+        monkeypatch.setattr(measure, "time_call", lambda run, device, s=seconds: measure.Timing(s, s))
+        assert measure.peak_flops(torch.float32, "cpu") == 2 * size**3
+        assert sizes.pop() == size

@@ -18,6 +18,7 @@ import hmoe
 from hmoe.bench.measure import (
     RESULTS,
     Options,
+    default_dtype,
     describe_timing,
     interleaved,
     machine,
@@ -100,7 +101,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     a = parser.parse_args()
     try:
-        path = bench(None, ["bfloat16"], 1, Options(a.device, a.rounds, out=a.out))
+        path = bench(None, [default_dtype(a.device)], 1, Options(a.device, a.rounds, out=a.out))
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code

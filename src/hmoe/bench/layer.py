@@ -20,6 +20,7 @@ from hmoe.bench.contenders import CONTENDERS, Contender, check_contenders, make_
 from hmoe.bench.measure import (
     RESULTS,
     Options,
+    default_dtype,
     describe_timing,
     interleaved,
     machine,
@@ -258,7 +259,7 @@ def main() -> int:
     parser.add_argument("--widths", help="864,1056,...")
     parser.add_argument("--top-k", type=int)
     parser.add_argument("--tokens", type=int)
-    parser.add_argument("--dtype", nargs="+", default=["bfloat16"])
+    parser.add_argument("--dtype", nargs="+")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--against", nargs="+", choices=CONTENDERS)
@@ -268,7 +269,13 @@ def main() -> int:
     a = parser.parse_args()
     try:
         wanted = own_shape(a.shape, a.dim, a.widths, a.top_k, a.tokens)
-        path = bench(wanted, a.dtype, a.against, a.profile, Options(a.device, a.rounds, a.threads, a.out))
+        path = bench(
+            wanted,
+            a.dtype or [default_dtype(a.device)],
+            a.against,
+            a.profile,
+            Options(a.device, a.rounds, a.threads, a.out),
+        )
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code

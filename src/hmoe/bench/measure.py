@@ -19,6 +19,7 @@ from hmoe.errors import ConfigError
 from hmoe.kernels import native
 
 Run = Callable[[], object]
+_LONG = 0.5  # seconds of one product
 RESULTS = Path("benchmarks/results")
 FLUSH_BYTES = 1 << 28  # more than the L2 cache of any GPU
 SLEEP_CYCLES = 2e9  # a second of `torch.cuda._sleep`, or a little more: no GPU's clock is faster
@@ -184,11 +185,21 @@ def best(run: Run, device: str, tries: int = 7) -> float:
     return min(time_call(run, device, ahead_seconds=0.005).seconds for _ in range(tries))
 
 
+def default_dtype(device: str) -> str:
+    """Bfloat16 where the hardware multiplies it; an old processor, which emulates it, is a thousand times slower so."""
+    hardware = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if hardware else "float32"
+
+
 def peak_flops(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the library's best large matrix product."""
-    size = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / best(lambda: a @ b, device)
+    """FLOP/s of the library's best large matrix product; of a smaller one where a large one takes seconds."""
+    size, largest = (8192, 8192) if device == "cuda" else (512, 2048)
+    while True:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = functools.partial(torch.mm, a, b)
+        if size == largest or 8 * time_call(product, device).seconds > _LONG:
+            return 2 * size**3 / best(product, device)
+        size *= 2
 
 
 def read_bandwidth(device: str) -> float:

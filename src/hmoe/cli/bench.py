@@ -10,7 +10,12 @@ from hmoe.cli.base import OVERRIDES
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
 
 Dtypes = Annotated[
-    list[str] | None, typer.Option("--dtype", help="bfloat16, float16 or float32; repeatable. Default: bfloat16.")
+    list[str] | None,
+    typer.Option(
+        "--dtype",
+        help="bfloat16, float16 or float32; repeatable. Default: bfloat16 where the "
+        "hardware multiplies it, else float32.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is timed by events and by the clock.")]
 Rounds = Annotated[int, typer.Option(min=3, max=10_000, help="Rounds of which the median is taken.")]
@@ -34,12 +39,12 @@ def layer(
 ) -> None:  # fmt: skip
     """The MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
     from hmoe.bench.layer import bench
-    from hmoe.bench.measure import Options
+    from hmoe.bench.measure import Options, default_dtype
     from hmoe.bench.shapes import own_shape
 
     wanted = own_shape(shape, dim, widths, top_k, tokens)
     options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(wanted, dtype or ['bfloat16'], against, profile, options)}")
+    typer.echo(f"written to {bench(wanted, dtype or [default_dtype(device)], against, profile, options)}")
 
 
 @app.command("step", context_settings=OVERRIDES)
@@ -67,29 +72,31 @@ def decode(
 ) -> None:  # fmt: skip
     """A layer that serves one token, against the time of reading its activated weights from memory."""
     from hmoe.bench.decode import bench
-    from hmoe.bench.measure import Options
+    from hmoe.bench.measure import Options, default_dtype
 
     options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(shape, dtype or ['bfloat16'], tokens, options)}")
+    typer.echo(f"written to {bench(shape, dtype or [default_dtype(device)], tokens, options)}")
 
 
 @app.command("model")
 def model(
     preset: Annotated[str, typer.Argument(help="A preset with top-k experts in every layer.")] = "hmoe-0.4b-topk",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: bfloat16 where the hardware multiplies it, "
+                     "else float32.")] = None,
     prompt: Annotated[int, typer.Option(min=16, help="Tokens read at once.")] = 512,
     new: Annotated[int, typer.Option(min=1, help="Tokens written one by one, after 16.")] = 32,
     device: Device = "cpu", rounds: Rounds = 5, threads: Threads = None, out: Out = RESULTS,
 ) -> None:  # fmt: skip
     """A whole model, one sequence: reading a prompt and writing tokens, beside transformers' Mixtral of equal parameters."""
-    from hmoe.bench.measure import Options
+    from hmoe.bench.measure import Options, default_dtype
     from hmoe.bench.model import bench
     from hmoe.bench.shapes import check_dtypes
     from hmoe.errors import missing_extra
 
-    check_dtypes([dtype])
+    chosen = dtype or default_dtype(device)
+    check_dtypes([chosen])
     try:
-        path = bench(preset, dtype, prompt, new, Options(device, rounds, threads, out, typer.echo))
+        path = bench(preset, chosen, prompt, new, Options(device, rounds, threads, out, typer.echo))
     except ImportError:
         raise missing_extra("transformers' models", "hf") from None
     typer.echo(f"written to {path}")
