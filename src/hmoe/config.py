@@ -64,16 +64,8 @@ class DataConfig(Section):
 
     @property
     def num_micro_batches(self) -> int:
-        """Parts of a batch, once they are chosen.
-
-        Raises:
-            ConfigError: if micro_batches is unset; `hmoe.memory.choose_unset` chooses it for a device.
-        """
-        if self.micro_batches is None:
-            raise ConfigError(
-                "data.micro_batches: not chosen yet; give it, or let hmoe.memory.choose_unset(config, device)"
-            )
-        return self.micro_batches
+        """Parts of a batch: one where nothing was chosen (`hmoe.memory.choose_unset` does, when a run begins)."""
+        return self.micro_batches or 1
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -176,16 +168,8 @@ class TrainConfig(Section):
 
     @property
     def recomputes_blocks(self) -> bool:
-        """Whether activations are checkpointed, once that is chosen.
-
-        Raises:
-            ConfigError: if activation_checkpointing is unset; `hmoe.memory.choose_unset` chooses it for a device.
-        """
-        if self.activation_checkpointing is None:
-            raise ConfigError(
-                "train.activation_checkpointing: not chosen yet; give it, or let hmoe.memory.choose_unset(config, device)"
-            )
-        return self.activation_checkpointing
+        """Whether activations are checkpointed: no where nothing was chosen (`hmoe.memory.choose_unset`)."""
+        return bool(self.activation_checkpointing)
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
