@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu.layer_race import profile_line
 from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.timing import profile
+from hmoe.bench.profile import profile
 
 PEAK = 989e12  # nominal bfloat16 of an H100 or H200
 PARTS = 4  # micro-batches of a step

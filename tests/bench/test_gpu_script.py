@@ -1,5 +1,6 @@
 """`make gpu` without a GPU: the same code, tiny, in the interpreter; what fails or hangs costs only itself."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from hmoe.bench.shapes import Shape
 
@@ -100,3 +102,19 @@ def test_every_launch_is_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch
 
 def test_the_sanitizer_is_asked_for_only_where_there_is_a_gpu(setting: Setting) -> None:
     assert races.cases(setting)["memcheck"]()[0].startswith("skipped")
+
+
+@pytest.mark.parametrize("stage", range(len(command.STAGES)), ids=[name for name, _ in command.STAGES])
+def test_every_stage_lists_its_cases(stage: int, tmp_path: Path) -> None:
+    module = importlib.import_module(f"benchmarks.gpu.{command.STAGES[stage][0]}")
+    try:
+        assert module.cases(Setting(stage, True, 60.0, tmp_path, time.monotonic()))
+    finally:
+        torch.use_deterministic_algorithms(False)  # stage 2 wants NaN in torch.empty
+
+
+def test_a_training_step_is_measured(setting: Setting) -> None:
+    cases = importlib.import_module("benchmarks.gpu.trainer").cases(setting)
+    line, found = next(iter(cases.values()))()
+    assert found["tokens_per_second"] > 0
+    assert "waits" in line
