@@ -24,7 +24,7 @@ test: $(READY)  ## the whole suite but the slow proofs; property tests with fixe
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --hypothesis-profile ci --numprocesses 2 --dist worksteal
 
 test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
-	$(BIN)/python -m pytest -m slow -rA
+	$(BIN)/python -m pytest -m "slow and not gpu" -rA
 
 $(OLD_TRITON):
 	$(BIN)/python -m pip install --quiet --target .triton36 --upgrade --no-deps "triton==3.6.0" "numpy<2.4"
