@@ -11,6 +11,14 @@ SMALLEST = tl.constexpr(1e-30)  # of what gates are divided by, as in `hmoe.mode
 
 
 @triton.jit
+def _cells(num_tokens, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
+    """Of this program: its tokens, the experts, which pairs of both there are, and where they lie in a (T, E) table."""
+    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
+    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
+    return token, lane, real, token[:, None].to(tl.int64) * E + lane[None, :]
+
+
+@triton.jit
 def _load_scores(logits_TE, at, real, SIGMOID: tl.constexpr):
     """(logits, scores, whether all are finite): the softmax of a row, or the sigmoid of each; NaN in rows that are not finite."""
     z = tl.load(logits_TE + at, mask=real, other=0.0)
@@ -74,9 +82,7 @@ def choose_kernel(
     GIVEN: tl.constexpr,
 ):
     """Probabilities, the choice of each token, or a given one counted, and the tokens of each expert in this block."""
-    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
-    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
-    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    _token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     z, score = _load_scores(logits_TE, at, real, SIGMOID)
     probs = score
     if SIGMOID:
@@ -134,9 +140,7 @@ def pairs_kernel(
     RENORMALIZE: tl.constexpr,
 ):
     """Token, expert and gate of every pair."""
-    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
-    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
-    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
     _, score = _load_scores(logits_TE, at, real, SIGMOID)
     gate = score * chosen.to(tl.float32)
@@ -170,9 +174,7 @@ def select_backward_kernel(
     GATES: tl.constexpr,
 ):
     """d logits from those of the probabilities (if PROBS) and of the gates (if GATES)."""
-    token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
-    real = (token < num_tokens)[:, None] & (lane < E)[None, :]
-    at = token[:, None].to(tl.int64) * E + lane[None, :]
+    _token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     _, score = _load_scores(logits_TE, at, real, SIGMOID)
     dscore = tl.zeros((BLOCK, PADDED), tl.float32)
     if GATES:
