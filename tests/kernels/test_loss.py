@@ -40,7 +40,7 @@ def test_rows_with_infinities_and_nan(device: str) -> None:
     rows = [[-inf, -inf, 1.0, 2.0], [-inf] * 4, [0.0, torch.nan, 0.0, 0.0], [inf, 0.0, 0.0, 0.0]]
     logits, target = torch.tensor(rows, device=device), torch.tensor([2, 2, 0, 1], device=device)
     nll = softmax_loss(logits.clone(), target, torch.ones((), device=device), -100, False)
-    assert nll[0] == pytest.approx(F.cross_entropy(logits[:1], target[:1]).item())
+    assert nll[0].item() == pytest.approx(F.cross_entropy(logits[:1], target[:1]).item())
     assert not nll[1:].isfinite().any()
 
 

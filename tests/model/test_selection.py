@@ -105,7 +105,7 @@ def test_biases_balance_a_skewed_router_in_a_model() -> None:
     tokens = torch.randint(0, 11, (8, 30))
     shares = []
     for _ in range(150):
-        counts = tally(model(tokens)[1])
+        counts = tally(model(tokens)[1], tokens.device)
         shares.append(counts.pairs_LE.double() / counts.pairs_LE.sum(1, keepdim=True))
         balance(model, counts.asked_LE)
     assert shares[0].max() > 0.45

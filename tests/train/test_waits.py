@@ -72,6 +72,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
         counts.append(1)
+        assert {tensor.device.type for tensor in tensors} == {"meta"}, "one copy reads them all: they must lie together"
         return [[1.0] * tensor.numel() for tensor in tensors]
 
     monkeypatch.setattr(training, "read_numbers", read_numbers)

@@ -27,10 +27,10 @@ class Tally(NamedTuple):
     selections_L: torch.Tensor
 
 
-def tally(routings: Sequence[Routing], hyper: bool = False) -> Tally:
-    """Of one forward pass; distinct selections are counted only for a model with HyperExperts."""
+def tally(routings: Sequence[Routing], device: torch.device, hyper: bool = False) -> Tally:
+    """Of one forward pass on a device; distinct selections are counted only for a model with HyperExperts."""
     if not routings:
-        none = torch.zeros(0, 0, dtype=torch.int64)
+        none = torch.zeros(0, 0, dtype=torch.int64, device=device)
         return Tally(none, none, none, none.flatten())
     slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
     pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.load_E for r in routings])

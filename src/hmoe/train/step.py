@@ -70,7 +70,7 @@ def train_step(
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
         values = torch.stack([value.detach() for value in terms.values()]) / parts
         sums = (torch.zeros_like(values) if part == 0 else sums) + values
-        tallies.append(tally(routings, moe is not None and moe.hyper is not None))
+        tallies.append(tally(routings, device, moe is not None and moe.hyper is not None))
     total = Tally(*(torch.stack(counts).sum(0) for counts in zip(*tallies, strict=True)))
     parameters = [p for p in model.parameters() if p.requires_grad]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
