@@ -22,8 +22,8 @@ import hmoe.hub
 from hmoe.bench.measure import machine, median, save
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.evaluate.tasks import quiet, select
-from hmoe.folders.open import open_model
 from hmoe.hub.export import Export, export
+from hmoe.runs.open import open_model
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 Answers = list[tuple[float, bool]]

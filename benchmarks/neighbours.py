@@ -16,9 +16,9 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from hmoe import recipes
 from hmoe.bench.measure import machine, save
-from hmoe.count import parameters_by_part
+from hmoe.config import recipes
+from hmoe.config.counts import parameters_by_part
 from hmoe.train.console import Console
 from hmoe.train.loop import train
 from hmoe.train.run_folder import RunFolder

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import yaml
 
-from hmoe import recipes
+from hmoe.config import recipes
 
 matplotlib.use("svg")
 matplotlib.rcParams.update(

@@ -18,10 +18,10 @@ from typing import Any
 
 from neighbours import interval, show_half
 
-from hmoe import recipes
 from hmoe.bench.measure import machine, save
-from hmoe.folders.open import open_model
-from hmoe.model.upcycle import Choice, upcycle
+from hmoe.config import recipes
+from hmoe.runs.open import open_model
+from hmoe.surgery.upcycle import Choice, upcycle
 from hmoe.train.begin import begin
 from hmoe.train.console import Console
 from hmoe.train.loop import train

@@ -20,8 +20,8 @@ from typing import Any
 import httpx
 import torch
 
-from hmoe import recipes
 from hmoe.bench.measure import machine, median, save
+from hmoe.config import recipes
 from hmoe.data.detokenizer import Detokenizer
 from hmoe.model.transformer import build
 from hmoe.serve.ask import Limits

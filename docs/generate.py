@@ -9,12 +9,12 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
-from hmoe.additions import Hyper, ZeroExperts
-from hmoe.architecture import MoEConfig, WidthRule
-from hmoe.cli import app
-from hmoe.config import RunConfig
-from hmoe.routers import ExpertChoice, TopK, TopP
-from hmoe.section import Section
+from hmoe.cli.main import app
+from hmoe.config.model import MoEConfig, WidthRule
+from hmoe.config.run import RunConfig
+from hmoe.config.section import Section
+from hmoe.specs.experts import Hyper, ZeroExperts
+from hmoe.specs.routers import ExpertChoice, TopK, TopP
 
 FOLDER = Path(__file__).parent / "reference"
 

@@ -67,7 +67,7 @@ TINY = [  # overrides that shrink any preset to one that trains in milliseconds
 
 def tiny(recipe: str) -> list[str]:
     """TINY, with widths that fit the recipe's kind."""
-    from hmoe import recipes
+    from hmoe.config import recipes
 
     moe = recipes.load(recipe)[1].model.moe
     if moe is None:

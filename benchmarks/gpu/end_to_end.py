@@ -41,7 +41,7 @@ def cases(setting: Setting) -> Mapping[str, Case]:
 
 def run(folder: Path, device: str, steps: int, precision: str, *changes: str, preset: str = "tiny") -> list[float]:
     """Loss of every step of a run that begins or goes on in a folder."""
-    from hmoe import recipes
+    from hmoe.config import recipes
     from hmoe.train.console import Console
     from hmoe.train.loop import train
     from hmoe.train.run_folder import RunFolder

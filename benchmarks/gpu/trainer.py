@@ -48,7 +48,7 @@ class Training:
     """A preset on random tokens."""
 
     def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
-        from hmoe import recipes
+        from hmoe.config import recipes
         from hmoe.model.transformer import Transformer, set_check_finite
         from hmoe.train.optim import adamw
 

@@ -10,13 +10,13 @@ TYPE_CHECKING = False  # as typing has it, whose import alone takes as long as P
 if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from typing import Any
 
-    from hmoe.additions import Hyper, ZeroExperts
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
     from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
     from hmoe.model.moe import MoE
     from hmoe.model.routing import Routing
-    from hmoe.routers import ExpertChoice, TopK, TopP
-    from hmoe.sizes import arithmetic, equal, geometric, hybrid
+    from hmoe.specs.experts import Hyper, ZeroExperts
+    from hmoe.specs.routers import ExpertChoice, TopK, TopP
+    from hmoe.specs.widths import arithmetic, equal, geometric, hybrid
 
 __version__ = "0.1.0"
 
@@ -24,20 +24,20 @@ _HOME = {
     "CheckpointError": "hmoe.errors",
     "ConfigError": "hmoe.errors",
     "DataError": "hmoe.errors",
-    "ExpertChoice": "hmoe.routers",
+    "ExpertChoice": "hmoe.specs.routers",
     "HMoEError": "hmoe.errors",
-    "Hyper": "hmoe.additions",
+    "Hyper": "hmoe.specs.experts",
     "MoE": "hmoe.model.moe",
     "NonFiniteError": "hmoe.errors",
     "Routing": "hmoe.model.routing",
     "RunBusyError": "hmoe.errors",
-    "TopK": "hmoe.routers",
-    "TopP": "hmoe.routers",
-    "ZeroExperts": "hmoe.additions",
-    "arithmetic": "hmoe.sizes",
-    "equal": "hmoe.sizes",
-    "geometric": "hmoe.sizes",
-    "hybrid": "hmoe.sizes",
+    "TopK": "hmoe.specs.routers",
+    "TopP": "hmoe.specs.routers",
+    "ZeroExperts": "hmoe.specs.experts",
+    "arithmetic": "hmoe.specs.widths",
+    "equal": "hmoe.specs.widths",
+    "geometric": "hmoe.specs.widths",
+    "hybrid": "hmoe.specs.widths",
     "load_balance": "hmoe.model.losses",
     "parameter_penalty": "hmoe.model.losses",
     "router_entropy": "hmoe.model.losses",

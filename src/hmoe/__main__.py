@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from hmoe.interrupts import INTERRUPTS, interrupted_code
+from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
 
 
 def main() -> None:
@@ -15,10 +15,10 @@ def main() -> None:
         STOP.install()
     else:
         INTERRUPTS.install(interrupted_code(arguments))
-    from hmoe.streams import prepare_streams  # noqa: PLC0415
+    from hmoe.cli.streams import prepare_streams  # noqa: PLC0415
 
     prepare_streams()
-    from hmoe.cli import run  # noqa: PLC0415
+    from hmoe.cli.main import run  # noqa: PLC0415
 
     code = run(arguments)
     if INTERRUPTS.came:

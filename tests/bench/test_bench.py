@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hmoe.bench import layer, measure, step
-from hmoe.cli import run
+from hmoe.cli.main import run
 from hmoe.errors import HMoEError
 
 

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from hmoe.bench import contenders, layer, measure, model
 from hmoe.bench.shapes import Shape
-from hmoe.cli import run
+from hmoe.cli.main import run
 from hmoe.errors import ConfigError, HMoEError
 
 FACTORIES = {"randn", "rand", "zeros", "ones", "empty", "full", "tensor", "arange", "randint"}

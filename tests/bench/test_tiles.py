@@ -10,7 +10,7 @@ import torch
 import hmoe
 from hmoe.bench import tiles
 from hmoe.bench.shapes import Shape
-from hmoe.cli import run as run_verb
+from hmoe.cli.main import run as run_verb
 from hmoe.kernels.layer import Layer
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, read_table

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hmoe import ConfigError, DataError
-from hmoe.config import DataConfig
+from hmoe.config.run import DataConfig
 from hmoe.data.batches import Batches, bytes_per_token, validation
 from hmoe.data.order import permute
 from hmoe.data.prepare import Request, prepare

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, processors
 from tokenizers.processors import TemplateProcessing
 
 from hmoe import DataError
-from hmoe.cli import run as hmoe
+from hmoe.cli.main import run as hmoe
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import open_index
 from hmoe.data.tokenizer import begin_tokens, load

@@ -10,7 +10,7 @@ from hmoe import DataError
 from hmoe.data import benchmarks
 from hmoe.data.benchmark_splits import SIX, TASKS
 from hmoe.data.benchmarks import fetch, open_benchmarks
-from hmoe.files import cache_folder, write_atomic
+from hmoe.storage import cache_folder, write_atomic
 from tests.data import wheel
 
 Made = tuple[Path, str]

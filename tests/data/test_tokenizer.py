@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.config import bpe_size
+from hmoe.config.run import bpe_size
 from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load, train_bpe
 from tests.conftest import sentences
 

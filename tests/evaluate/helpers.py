@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.data.benchmarks import fetch
 from hmoe.data.tokenizer import Tokenizer, train_bpe
 from hmoe.model.transformer import Transformer, build

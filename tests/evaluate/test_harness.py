@@ -13,7 +13,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError, DataError, NonFiniteError
-from hmoe.count import activated_parameters, parameters_by_part
+from hmoe.config.counts import activated_parameters, parameters_by_part
 from hmoe.data.benchmark_splits import SIX, TASKS
 from hmoe.data.benchmarks import fetch
 from hmoe.data.tokenizer import ByteTokenizer

@@ -14,8 +14,8 @@ from hmoe import ConfigError, DataError
 from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_tokens
 from hmoe.evaluate import language_model
 from hmoe.evaluate.language_model import LanguageModel
-from hmoe.folders.open import Opened, open_model
 from hmoe.model.likelihood import Candidate, score
+from hmoe.runs.open import Opened, open_model
 from tests.conftest import sentences
 from tests.evaluate.helpers import ROUTERS, model, words
 from tests.evaluate.independent import log_likelihood

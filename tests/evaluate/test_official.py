@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli import run
+from hmoe.cli.main import run
 from hmoe.data.benchmark_splits import TASKS
 from hmoe.evaluate.harness import Options, evaluate
 from hmoe.evaluate.language_model import LanguageModel
-from hmoe.folders.open import open_model
+from hmoe.runs.open import open_model
 from tests.evaluate.independent import accuracies, questions
 
 ROWS = {

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hmoe import DataError
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate.perplexity import by_domain, perplexity, total
 from hmoe.model.transformer import build

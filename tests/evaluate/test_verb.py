@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hmoe.cli import run
+from hmoe.cli.main import run
 from hmoe.data import benchmarks as data
 from hmoe.evaluate.perplexity import perplexity
-from hmoe.folders.open import open_model
+from hmoe.runs.open import open_model
 from tests.conftest import sentences, tiny
 from tests.data import wheel
 from tests.evaluate.helpers import folder
@@ -186,7 +186,7 @@ def test_benchmarks_are_made_by_the_verb(
 @pytest.mark.parametrize("missing", ["lm_eval"])
 def test_a_missing_extra_is_one_line(trained: Path, benchmarks: Path, missing: str) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None; from hmoe.cli import run; "
+        f"import sys; sys.modules[{missing!r}] = None; from hmoe.cli.main import run; "
         f"sys.exit(run(['eval', {str(trained)!r}, '--tasks', 'piqa', '--benchmarks', {str(benchmarks)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

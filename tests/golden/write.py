@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from hmoe import recipes
+from hmoe.config import recipes
 from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
 from hmoe.model.transformer import build, set_check_finite

@@ -15,13 +15,14 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
 
-from hmoe import ConfigError, recipes
-from hmoe.cli import run as hmoe
+from hmoe import ConfigError
+from hmoe.cli.main import run as hmoe
+from hmoe.config import recipes
 from hmoe.data.tokenizer import ByteTokenizer, train_bpe
-from hmoe.folders.open import Opened, open_model
 from hmoe.hub import HMoEForCausalLM
 from hmoe.hub.export import Export, export, padding_factor
 from hmoe.model.transformer import build
+from hmoe.runs.open import Opened, open_model
 from tests.conftest import sentences
 from tests.model.test_transformer import config
 from tests.train.helpers import run as train_run

@@ -16,7 +16,7 @@ from tests.hub.helpers import KINDS, config, model, tokens
 
 def ours(made: HMoEForCausalLM) -> Transformer:
     """The trainer's model with the same weights."""
-    from hmoe.folders.weights import hugging_face_name
+    from hmoe.runs.weights import hugging_face_name
 
     transformer = Transformer(made.config.structure)
     state = made.state_dict()

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import hmoe
-from hmoe import ConfigError, recipes
-from hmoe.config import RunConfig
-from hmoe.count import parameters_by_part
+from hmoe import ConfigError
+from hmoe.config import recipes
+from hmoe.config.counts import parameters_by_part
+from hmoe.config.run import RunConfig
 from hmoe.model.hyper import HyperNetwork, distinct, selected
 from hmoe.model.transformer import build
 from tests import oracles

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmoe import recipes
+from hmoe.config import recipes
 from hmoe.model.attention import Sequences
 from hmoe.model.decisions import Decisions, decide
 from hmoe.model.router import RouterLayer

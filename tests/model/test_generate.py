@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hmoe import ConfigError, NonFiniteError
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.model.generate import Sampling, generate, sample
 from hmoe.model.likelihood import mean_nll, text_nll
 from hmoe.model.transformer import Transformer, build

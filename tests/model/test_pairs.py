@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmoe import ExpertChoice, TopK, TopP
 from hmoe.model.router import route
-from hmoe.routers import Router
+from hmoe.specs.routers import Router
 
 
 class Scans(TorchDispatchMode):

@@ -5,7 +5,7 @@ import torch
 
 from hmoe import ConfigError
 from hmoe.model.rotary import rotary, rotate
-from hmoe.rope import RopeScaling
+from hmoe.specs.rope import RopeScaling
 from tests import oracles
 
 CASES = [

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hmoe import recipes
-from hmoe.architecture import ModelConfig
+from hmoe.config import recipes
+from hmoe.config.model import ModelConfig
 from hmoe.model.attention import Sequences
 from hmoe.model.layers import Projection
 from hmoe.model.moe import MoE

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from hmoe import recipes
-from hmoe.cli import app
+from hmoe.cli.main import app
+from hmoe.config import recipes
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -17,39 +17,20 @@ import hmoe
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
-    "errors": 0, "files": 0, "interrupts": 0, "streams": 0,
-    "sizes": 0, "rope": 0, "router_checks": 0, "key_names": 0, "routers": 0, "additions": 0, "section": 0,
-    "architecture": 0, "config": 0, "recipe_file": 0, "recipes": 0, "manifest": 0, "count": 0, "memory": 0, "plan": 0, "presets": 0,
-    "data": 1, "kernels": 1,
-    "model": 2,
-    "checkpoint": 3, "folders": 3,
-    "train": 4, "evaluate": 4,
-    "hub": 5, "serve": 5, "bench": 5,
-    "cli": 6, "__main__": 7,
+    "errors": 0, "storage": 0,
+    "specs": 1,
+    "config": 2,
+    "data": 3, "kernels": 3,
+    "model": 4,
+    "checkpoint": 5,
+    "runs": 6,
+    "train": 7, "evaluate": 7, "surgery": 7,
+    "adapt": 8, "serve": 8, "bench": 8,
+    "hub": 9,
+    "cli": 10, "__main__": 11,
 }  # fmt: skip
-SIBLINGS_APART = {1, 4, 5}
-TORCH_FREE = {
-    "errors",
-    "files",
-    "interrupts",
-    "streams",
-    "sizes",
-    "rope",
-    "routers",
-    "additions",
-    "section",
-    "key_names",
-    "architecture",
-    "config",
-    "recipe_file",
-    "recipes",
-    "manifest",
-    "count",
-    "memory",
-    "plan",
-    "presets",
-    "data",
-}
+SIBLINGS_APART = {3, 7, 8}
+TORCH_FREE = {"errors", "storage", "specs", "config", "data"}
 TORCH_ONLY = {"kernels", "model"}  # these must work where pydantic, typer, yaml and numpy's friends are missing
 NOT_FOR_TORCH_ONLY = {"pydantic", "typer", "yaml", "rich", "tokenizers", "safetensors", "numpy", "transformers"}
 

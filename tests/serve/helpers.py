@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import torch
 
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.model.transformer import Transformer, build
 from hmoe.serve.ask import Ask, Entry, Event, Failure, Limits, Used

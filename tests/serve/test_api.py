@@ -7,7 +7,7 @@ import openai
 import pytest
 import torch
 
-from hmoe.count import activated_parameters
+from hmoe.config.counts import activated_parameters
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import Candidate, score
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Live, model

@@ -3,7 +3,7 @@ from tokenizers import Tokenizer
 
 from hmoe import ConfigError
 from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load, train_bpe
-from hmoe.folders.hf_tokenizer import bytes_tokenizer
+from hmoe.runs.hf_tokenizer import bytes_tokenizer
 from hmoe.serve.ask import Ask, Limits
 from hmoe.serve.chat import Conversation, Turn
 from hmoe.serve.engine import Engine

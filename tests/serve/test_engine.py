@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import Candidate, score
 from hmoe.model.transformer import Transformer

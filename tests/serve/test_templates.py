@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 from hmoe.data.tokenizer import Tokenizer as Vocabulary
 from hmoe.data.tokenizer import load
 from hmoe.errors import ConfigError
-from hmoe.folders.hf_tokenizer import bytes_tokenizer
-from hmoe.folders.open import chat_template, open_model
+from hmoe.runs.hf_tokenizer import bytes_tokenizer
+from hmoe.runs.open import chat_template, open_model
 from hmoe.serve.chat import Conversation, Turn
 
 CONTROLS = [

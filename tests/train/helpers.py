@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hmoe import recipes
+from hmoe.config import recipes
 from hmoe.train.console import Console
 from hmoe.train.loop import train
 from hmoe.train.run_folder import RunFolder

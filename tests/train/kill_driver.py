@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from hmoe import recipes
+from hmoe.config import recipes
 from hmoe.data.corpus import open_corpus
 from hmoe.train.console import Console
 from hmoe.train.loop import train

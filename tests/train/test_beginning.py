@@ -7,11 +7,11 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from hmoe.cli import run as hmoe
+from hmoe.cli.main import run as hmoe
 from hmoe.data.prepare import Request, prepare
-from hmoe.folders.beginning import begin_of_folder, run_begin
-from hmoe.folders.open import Opened, open_model
-from hmoe.folders.run import open_run
+from hmoe.runs.beginning import begin_of_folder, run_begin
+from hmoe.runs.open import Opened, open_model
+from hmoe.runs.run import open_run
 from tests.conftest import sentences, tiny
 from tests.data import kinds
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hmoe import ConfigError, recipes
-from hmoe.folders.run import open_run
-from hmoe.memory import Device, choose_unset, count_memory
+from hmoe import ConfigError
+from hmoe.config import recipes
+from hmoe.config.memory import Device, choose_unset, count_memory
+from hmoe.runs.run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import digests, run
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hmoe import ConfigError, recipes
-from hmoe.config import RunConfig
+from hmoe import ConfigError
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.train.compiled import compile_blocks, explain_failure
 from hmoe.train.optim import adamw

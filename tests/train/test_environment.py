@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from hmoe import ConfigError, recipes
+from hmoe import ConfigError
+from hmoe.config import recipes
 from hmoe.kernels import choice
 from hmoe.train.environment import compare_environment, describe_environment
 

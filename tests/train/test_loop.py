@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmoe import CheckpointError, ConfigError, DataError, NonFiniteError, RunBusyError, recipes
-from hmoe.folders.run import open_run
+from hmoe import CheckpointError, ConfigError, DataError, NonFiniteError, RunBusyError
+from hmoe.config import recipes
+from hmoe.runs.run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import call, command, digests, one_thread, rows, run
 

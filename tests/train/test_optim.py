@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hmoe.config import OptimConfig
+from hmoe.config.run import OptimConfig
 from hmoe.model.transformer import build
 from hmoe.train.optim import adamw, learning_rate
 from tests.model.test_transformer import config as model_config

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hmoe import CheckpointError, checkpoint
+from hmoe import CheckpointError
+from hmoe.checkpoint import store as checkpoint
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import ACROSS, WITHIN
 from hmoe.train import session

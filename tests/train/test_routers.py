@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from hmoe import recipes
-from hmoe.cli import run as hmoe
-from hmoe.folders.open import open_model
+from hmoe.cli.main import run as hmoe
+from hmoe.config import recipes
+from hmoe.runs.open import open_model
 from tests.train.helpers import run as train_run
 
 KINDS: dict[str, list[str]] = {

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from hmoe import recipes
-from hmoe.config import RunConfig
-from hmoe.count import flops_per_token
+from hmoe.config import recipes
+from hmoe.config.counts import flops_per_token
+from hmoe.config.run import RunConfig
 from hmoe.model.losses import load_balance, parameter_penalty
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.optim import adamw

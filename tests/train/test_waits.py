@@ -11,7 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hmoe import kernels, recipes
+from hmoe import kernels
+from hmoe.config import recipes
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.train import step as training
 from tests.conftest import tiny

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from hmoe import recipes
-from hmoe.architecture import ModelConfig
 from hmoe.bench.measure import (
     Options,
     Run,
@@ -21,11 +19,13 @@ from hmoe.bench.measure import (
     place_name,
     save,
 )
-from hmoe.count import activated_parameters, activated_width, parameters_by_part
+from hmoe.config import recipes
+from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
+from hmoe.config.model import ModelConfig
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.transformer import build, set_check_finite
-from hmoe.routers import TopK
+from hmoe.specs.routers import TopK
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts
 

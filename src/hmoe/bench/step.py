@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 
-from hmoe import recipes
 from hmoe.bench.measure import (
     Options,
     Run,
@@ -24,13 +23,14 @@ from hmoe.bench.measure import (
     place_name,
     save,
 )
-from hmoe.config import RunConfig
-from hmoe.count import loss_chunk
+from hmoe.config import recipes
+from hmoe.config.counts import loss_chunk
+from hmoe.config.memory import Device, choose_unset, read_host
+from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
-from hmoe.memory import Device, choose_unset, read_host
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary

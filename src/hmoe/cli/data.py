@@ -76,7 +76,7 @@ def benchmarks(
 
 def _begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, list[str]]:
     """Tokens before every document where a file or folder says them, and what should be said of it."""
-    from hmoe.config import bpe_size
+    from hmoe.config.run import bpe_size
     from hmoe.data.tokenizer import load
 
     if name == "bytes" or bpe_size(name) is not None:
@@ -85,7 +85,7 @@ def _begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, li
     texts = {token: text for text, token in tokenizer.specials.items()}
     begin = tokenizer.begin
     if Path(name).is_dir():
-        from hmoe.folders.beginning import begin_of_folder
+        from hmoe.runs.beginning import begin_of_folder
 
         begin = begin_of_folder(Path(name), tokenizer)
     lines = []

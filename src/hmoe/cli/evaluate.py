@@ -58,7 +58,7 @@ def _text(
 ) -> None:
     from hmoe.evaluate.perplexity import by_domain, total
     from hmoe.evaluate.precision import Precision
-    from hmoe.folders.open import open_model
+    from hmoe.runs.open import open_model
     from hmoe.train.console import eval_line
 
     if text_field and not text:
@@ -96,7 +96,7 @@ def _tasks(
     from hmoe.evaluate.precision import check
     from hmoe.evaluate.table import table
     from hmoe.evaluate.tasks import select
-    from hmoe.folders.open import open_model
+    from hmoe.runs.open import open_model
 
     check(how.get("precision"))
     selection = select(names, benchmarks, say)  # before a large model is read

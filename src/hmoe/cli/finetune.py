@@ -30,16 +30,16 @@ def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
     seed: Annotated[int | None, typer.Option(help="Default: 42.")] = None,
 ) -> None:  # fmt: skip
     """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or one of its baselines, and score it."""
-    from hmoe.files import refuse_used
+    from hmoe.storage import refuse_used
 
     refuse_used(out)
     try:
         import accelerate  # noqa: F401 - transformers asks for it only when it trains
         from transformers.utils import logging
 
-        from hmoe.hub.finetune.run import Request, settings_of
-        from hmoe.hub.finetune.run import finetune as run
-        from hmoe.hub.finetune.tasks import find
+        from hmoe.adapt.finetune.run import Request, settings_of
+        from hmoe.adapt.finetune.run import finetune as run
+        from hmoe.adapt.finetune.tasks import find
     except ImportError:
         raise missing_extra("fine-tuning recipes", "finetune") from None
     logging.set_verbosity_error()

@@ -30,7 +30,7 @@ def export(
         from hmoe.hub.export import export as write
     except ImportError:
         raise missing_extra("Hugging Face folders", "hf") from None
-    from hmoe.folders.open import open_model
+    from hmoe.runs.open import open_model
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -48,8 +48,8 @@ def import_(
     recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
 ) -> None:  # fmt: skip
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
-    from hmoe.files import refuse_used
-    from hmoe.folders.adopt import adopt, beside
+    from hmoe.runs.adopt import adopt, beside
+    from hmoe.storage import refuse_used
 
     refuse_used(run)
     config, model, tokenizer = adopt(source, recipe, context.args)

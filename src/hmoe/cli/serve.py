@@ -13,7 +13,7 @@ from hmoe.cli.base import AnyModel, app, say
 from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from hmoe.folders.open import Opened
+    from hmoe.runs.open import Opened
 
 Precision = Annotated[
     Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and keys. Default: as the weights are stored.")
@@ -140,7 +140,7 @@ def _open(path: Path, precision: str | None) -> "Opened":
 
     import torch
 
-    from hmoe.folders.open import open_model
+    from hmoe.runs.open import open_model
 
     def load() -> "Opened":
         opened = open_model(path, say)

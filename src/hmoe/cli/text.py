@@ -19,10 +19,10 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a prompt, written out as it is drawn."""
-    from hmoe.folders.open import open_model
     from hmoe.model.generate import Sampling
     from hmoe.model.generate import generate as generate_ids
     from hmoe.model.transformer import check_causal
+    from hmoe.runs.open import open_model
 
     how = Sampling(temperature, top_k, top_p)
     try:

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from hmoe import __version__, recipes
+from hmoe import __version__
 from hmoe.cli.base import OVERRIDES, Recipe, app, say, show
-from hmoe.config import RunConfig
-from hmoe.folders.binding import CONFIG, is_run, load_from_run
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
+from hmoe.runs.binding import CONFIG, is_run, load_from_run
 
 
 @app.command(context_settings=OVERRIDES)
@@ -142,8 +143,8 @@ def _packages_of(extra: str) -> list[str]:
 
 
 def _print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -> None:
-    from hmoe.memory import Device, read_host
-    from hmoe.plan import plan
+    from hmoe.config.memory import Device, read_host
+    from hmoe.config.plan import plan
 
     host = read_host().memory_bytes
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)

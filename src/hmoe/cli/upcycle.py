@@ -30,12 +30,12 @@ class Options:
 
 def make(options: Options, say: Say, echo: Say) -> None:
     """Write the run folder; say how near the new model is to the old one."""
-    from hmoe.files import refuse_used
-    from hmoe.folders.adopt import beside
-    from hmoe.folders.open import open_model
-    from hmoe.folders.upcycle import batches, recipe_of
-    from hmoe.model.skipping import median_shares, with_shares
-    from hmoe.model.upcycle import Choice, inputs_of, upcycle
+    from hmoe.runs.adopt import beside
+    from hmoe.runs.open import open_model
+    from hmoe.runs.upcycle import batches, recipe_of
+    from hmoe.storage import refuse_used
+    from hmoe.surgery.skipping import median_shares, with_shares
+    from hmoe.surgery.upcycle import Choice, inputs_of, upcycle
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
 
@@ -64,7 +64,7 @@ def make(options: Options, say: Say, echo: Say) -> None:
 
 def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
     """By measured importance; multiples of 8 if the budget is one, for the kernels."""
-    from hmoe.model.upcycle import importance, measured_widths
+    from hmoe.surgery.upcycle import importance, measured_widths
 
     layers = opened.model.config.moe_layers
     if inputs is None or not layers:
@@ -74,7 +74,7 @@ def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
 
 
 def _check_skip(before: Any, after: Any, inputs: Any) -> None:
-    from hmoe.model.skipping import check
+    from hmoe.surgery.skipping import check
 
     if inputs is None:
         raise ConfigError("--skip: which experts are weak is measured on a text; give --text")
@@ -106,7 +106,7 @@ def _texts(options: Options, opened: Any) -> Iterator[str]:
 
 def _report(options: Options, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
     from hmoe.evaluate.perplexity import perplexity
-    from hmoe.model.upcycle import lost_parts
+    from hmoe.surgery.upcycle import lost_parts
 
     total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
     echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")

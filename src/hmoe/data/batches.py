@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hmoe.config import DataConfig
+from hmoe.config.run import DataConfig
 from hmoe.data.order import permute
 from hmoe.data.packing import Pool, Tokens
 from hmoe.data.shards import WITHIN, Index

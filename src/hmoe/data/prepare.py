@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hmoe.config import bpe_size
+from hmoe.config.run import bpe_size
 from hmoe.data.documents import START, Documents, Position
 from hmoe.data.inputs import Source, sources
 from hmoe.data.long_text import cut_text
@@ -23,7 +23,7 @@ from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError, DataError, RunBusyError
-from hmoe.files import lock_file, write_atomic
+from hmoe.storage import lock_file, write_atomic
 
 _RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
 _BPE_SAMPLE_BYTES = 64 << 20

@@ -14,7 +14,7 @@ from hmoe.data.readers import Document
 from hmoe.data.shards import Shard, token_dtype
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
-from hmoe.files import fsync, sha256
+from hmoe.storage import fsync, sha256
 
 MAX_DOMAINS = 1000
 _BATCH_BYTES = 4 << 20  # text between looks at whether the segment is full

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from hmoe.data.losses import Losses
 from hmoe.errors import DataError
-from hmoe.files import sha256, write_atomic
+from hmoe.storage import sha256, write_atomic
 
 FORMAT = 1
 

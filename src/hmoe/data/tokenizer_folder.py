@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as HuggingFace
 from hmoe.data.shards import Index
 from hmoe.data.tokenizer import Tokenizer, load
 from hmoe.errors import DataError
-from hmoe.files import sha256, write_atomic
+from hmoe.storage import sha256, write_atomic
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:

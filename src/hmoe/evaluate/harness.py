@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmoe.architecture import LOSS_KEYS
+from hmoe.config.model import LOSS_KEYS
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.evaluate.outcome import Outcome
 from hmoe.evaluate.precision import Precision
 from hmoe.evaluate.table import activated, summary
 from hmoe.evaluate.tasks import Selection, quiet, select
-from hmoe.folders.metrics import metrics_at
 from hmoe.model.transformer import Transformer
+from hmoe.runs.metrics import metrics_at
 
 _BATCH_TOKENS = 4096
 _SEED = 1234  # the harness's own, for what it draws: examples of few-shot prompts

@@ -10,7 +10,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError
 from hmoe.evaluate.table import table
-from hmoe.files import write_atomic
+from hmoe.storage import write_atomic
 
 FORMAT = 1
 _KEYS = {"task", "data", "metrics", "documents", "requests", "chance", "majority_class", "tokens", "activated_units"}

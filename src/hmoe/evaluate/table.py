@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-from hmoe.architecture import ModelConfig
-from hmoe.count import activated_parameters, parameters_by_part
+from hmoe.config.counts import activated_parameters, parameters_by_part
+from hmoe.config.model import ModelConfig
 from hmoe.data.benchmark_splits import SIX, TASKS
 
 METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy it prints

@@ -2,7 +2,7 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from hmoe.hub.attach import attach_hyper, attach_shared
+from hmoe.adapt.attach import attach_hyper, attach_shared
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.hub.modeling import HMoEForCausalLM, HMoEModel
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from hmoe.count import activated_parameters, activated_width, parameters_by_part
-from hmoe.folders.metrics import metrics_at
-from hmoe.folders.open import Opened
-from hmoe.routers import ExpertChoice, Router, TopK
+from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
+from hmoe.runs.metrics import metrics_at
+from hmoe.runs.open import Opened
+from hmoe.specs.routers import ExpertChoice, Router, TopK
 
 _HEAD = """---
 library_name: transformers

@@ -7,18 +7,18 @@ from typing import Any, TypeVar
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError
-from hmoe.rope import RopeScaling, from_hugging_face
-from hmoe.routers import NAMES, ExpertChoice, Router, TopK, TopP, of_layer
-from hmoe.sizes import arithmetic
+from hmoe.specs.experts import Hyper, ZeroExperts, routed_widths
+from hmoe.specs.rope import RopeScaling, from_hugging_face
+from hmoe.specs.routers import NAMES, ExpertChoice, Router, TopK, TopP, of_layer
+from hmoe.specs.widths import arithmetic
 
 Spec = TypeVar("Spec")
 
 
 @dataclass(frozen=True)
 class Experts:
-    """`hmoe.architecture.MoEConfig` without pydantic; a class that torch.compile can trace."""
+    """`hmoe.config.model.MoEConfig` without pydantic; a class that torch.compile can trace."""
 
     expert_widths: tuple[int, ...]
     router: Router
@@ -211,7 +211,7 @@ class HMoEConfig(PreTrainedConfig):
 
     @property
     def structure(self) -> Any:
-        """The same under the names that `hmoe.model` knows (`hmoe.architecture.ModelConfig`), without pydantic."""
+        """The same under the names that `hmoe.model` knows (`hmoe.config.model.ModelConfig`), without pydantic."""
         return SimpleNamespace(
             dim=self.hidden_size, layers=self.num_hidden_layers, heads=self.num_attention_heads,
             num_kv_heads=self.num_key_value_heads, head_width=self.head_dim, qk_norm=self.qk_norm, vocab=self.vocab_size,

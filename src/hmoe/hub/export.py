@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from hmoe.architecture import ModelConfig
+from hmoe.config.model import ModelConfig
 from hmoe.errors import ConfigError
-from hmoe.files import refuse_used
-from hmoe.folders.open import Opened
-from hmoe.folders.weights import hugging_face_name
 from hmoe.hub import card, code, tokenizer_files
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.hub.modeling import HMoEForCausalLM
 from hmoe.model.meta import on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
-from hmoe.rope import to_hugging_face
-from hmoe.routers import TopK, options
+from hmoe.runs.open import Opened
+from hmoe.runs.weights import hugging_face_name
+from hmoe.specs.rope import to_hugging_face
+from hmoe.specs.routers import TopK, options
+from hmoe.storage import refuse_used
 
 FORMATS = ("hmoe", "mixtral")
 _IN_TRAINING_ONLY = (

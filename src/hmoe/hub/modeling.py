@@ -29,7 +29,7 @@ from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
 from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
 from hmoe.model.zero import ZeroLayer
-from hmoe.routers import describe_constant_gates
+from hmoe.specs.routers import describe_constant_gates
 
 logger = logging.get_logger(__name__)
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24

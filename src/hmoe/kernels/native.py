@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from hmoe.errors import ConfigError
-from hmoe.files import cache_folder
 from hmoe.kernels.layer import Gradients, Layer, Saved
+from hmoe.storage import cache_folder
 
 SOURCES = Path(__file__).parent / "native"
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
 from hmoe.model.waiting import constant
-from hmoe.routers import TopK
+from hmoe.specs.routers import TopK
 
 SMALLEST = 1e-30  # of what gates are divided by: where all scores underflow, gradients must not overflow
 _NOWHERE = -(2**31)  # rank of experts that compute nothing

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
-    from hmoe.additions import Hyper
     from hmoe.model.routing import Routing
+    from hmoe.specs.experts import Hyper
 
 
 class HyperWeights(NamedTuple):

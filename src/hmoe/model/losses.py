@@ -15,7 +15,7 @@ from hmoe.model.routing import Routing
 from hmoe.model.waiting import constant, would_wait
 
 if TYPE_CHECKING:  # any object with these attributes will do
-    from hmoe.architecture import MoEConfig
+    from hmoe.config.model import MoEConfig
 
 
 def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor | float = 1.0) -> torch.Tensor:

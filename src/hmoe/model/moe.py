@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from hmoe.additions import Hyper, ZeroExperts, routed_widths
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
 from hmoe.model.decisions import Decisions
@@ -17,7 +16,8 @@ from hmoe.model.precision import autocast_dtype, without_autocast
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Hints, Routing
 from hmoe.model.zero import ZeroLayer
-from hmoe.routers import NAMES, Router, TopK, describe_constant_gates
+from hmoe.specs.experts import Hyper, ZeroExperts, routed_widths
+from hmoe.specs.routers import NAMES, Router, TopK, describe_constant_gates
 
 
 class MoE(nn.Module):

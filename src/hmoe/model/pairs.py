@@ -3,7 +3,7 @@
 import torch
 
 from hmoe.model.waiting import may_wait, would_wait
-from hmoe.routers import Router
+from hmoe.specs.routers import Router
 
 T = torch.Tensor
 

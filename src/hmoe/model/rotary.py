@@ -7,7 +7,7 @@ import torch
 
 from hmoe.kernels import fuses, rotate_pairs
 from hmoe.model.precision import autocast_dtype
-from hmoe.rope import RopeScaling
+from hmoe.specs.rope import RopeScaling
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (B or 1, 1, L, C/2)
 

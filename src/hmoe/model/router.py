@@ -19,7 +19,7 @@ from hmoe.model.precision import without_autocast
 from hmoe.model.routing import Circumstances, Hints, Routing
 from hmoe.model.selection import check_thresholds, expert_choice, largest, preference, ranked, stronger, top_p
 from hmoe.model.waiting import constant, may_wait, would_wait
-from hmoe.routers import Router, TopK, TopP
+from hmoe.specs.routers import Router, TopK, TopP
 
 _IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
 from hmoe.model.waiting import constant, would_wait
-from hmoe.routers import ExpertChoice, TopK, TopP
+from hmoe.specs.routers import ExpertChoice, TopK, TopP
 
 
 def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:

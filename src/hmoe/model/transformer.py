@@ -19,10 +19,10 @@ from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Routing
-from hmoe.routers import of_layer
+from hmoe.specs.routers import of_layer
 
 if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
-    from hmoe.architecture import ModelConfig
+    from hmoe.config.model import ModelConfig
 
 SEQUENCES = Sequences()
 

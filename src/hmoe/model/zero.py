@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
-    from hmoe.additions import ZeroExperts
     from hmoe.model.routing import Routing
+    from hmoe.specs.experts import ZeroExperts
 
 
 class ZeroLayer(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, missing_extra
-from hmoe.folders.hf_tokenizer import transformers_tokenizer
+from hmoe.runs.hf_tokenizer import transformers_tokenizer
 
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 _MARKS = "\U000f0000\U000f0001"  # by which transformers tells control tokens that a user typed from the template's own

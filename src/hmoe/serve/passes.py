@@ -9,11 +9,11 @@ import torch
 from hmoe.data.tokenizer import Decoding
 from hmoe.model.routing import Routing
 from hmoe.model.transformer import Transformer
-from hmoe.routers import TopP
 from hmoe.serve.ask import Entry, Failure
 from hmoe.serve.draw import adjust, draw, tell
 from hmoe.serve.sequence import Running
 from hmoe.serve.slots import Part, Slots, Step
+from hmoe.specs.routers import TopP
 
 _LOG = logging.getLogger("hmoe.serve")
 _RAISED = Failure(500, "model_error", "the model failed on this request; others are not affected")

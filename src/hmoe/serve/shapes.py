@@ -5,8 +5,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from hmoe.architecture import ModelConfig
-from hmoe.count import activated_parameters
+from hmoe.config.counts import activated_parameters
+from hmoe.config.model import ModelConfig
 from hmoe.serve.ask import Entry, Event, Used
 from hmoe.serve.passes import Vocabulary
 

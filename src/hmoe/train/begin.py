@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from hmoe import checkpoint
-from hmoe.checkpoint import Checkpoint
-from hmoe.config import RunConfig
+from hmoe.checkpoint import store as checkpoint
+from hmoe.checkpoint.manifest import list_steps
+from hmoe.checkpoint.store import Checkpoint
+from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError
-from hmoe.folders.binding import bound_part, side_digests
-from hmoe.manifest import list_steps
 from hmoe.model.transformer import Transformer
+from hmoe.runs.binding import bound_part, side_digests
 from hmoe.train.environment import describe_environment
 from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from hmoe.config import RunConfig
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 

@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console as Rich
 from rich.progress import BarColumn, Progress, TextColumn
 
-from hmoe.config import RunConfig
-from hmoe.plan import plan
+from hmoe.config.plan import plan
+from hmoe.config.run import RunConfig
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines
 

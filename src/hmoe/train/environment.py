@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from hmoe.config import RunConfig
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.kernels import choice
 

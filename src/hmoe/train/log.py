@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hmoe.errors import CheckpointError
-from hmoe.files import fsync, write_atomic
-from hmoe.folders.logs import Row, read_rows
+from hmoe.runs.logs import Row, read_rows
+from hmoe.storage import fsync, write_atomic
 
 
 class Log:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from hmoe import checkpoint
-from hmoe.config import RunConfig
+from hmoe.checkpoint import store as checkpoint
+from hmoe.config.run import RunConfig
 from hmoe.data.batches import bytes_per_token, validation
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
-from hmoe.folders.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
+from hmoe.runs.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place

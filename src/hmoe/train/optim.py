@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from hmoe.config import OptimConfig
+from hmoe.config.run import OptimConfig
 from hmoe.model.layers import RMSNorm
 from hmoe.model.router import RouterLayer
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hmoe.folders.logs import METRICS, TIMING, Row, Seal, check_seals, seconds_at
+from hmoe.runs.logs import METRICS, TIMING, Row, Seal, check_seals, seconds_at
 from hmoe.train.log import Log
 
 _SMOOTHING = 0.9  # of tokens per second

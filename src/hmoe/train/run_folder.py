@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hmoe import recipes
-from hmoe.config import RunConfig
+from hmoe.checkpoint.manifest import newest_state
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, RunBusyError
-from hmoe.files import lock_file, write_atomic
-from hmoe.folders.binding import CONFIG, check_resumed
-from hmoe.manifest import newest_state
+from hmoe.runs.binding import CONFIG, check_resumed
+from hmoe.storage import lock_file, write_atomic
 
 
 class RunFolder:

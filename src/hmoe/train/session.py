@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from hmoe import checkpoint
-from hmoe.config import RunConfig
+from hmoe.checkpoint import store as checkpoint
+from hmoe.config.memory import Device, choose_unset, count_memory, describe_choice, read_host
+from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
 from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
-from hmoe.files import sha256
-from hmoe.folders.beginning import run_begin
-from hmoe.folders.binding import TOKENIZER_SIDE, bound_part, side_digests
-from hmoe.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.model.transformer import Transformer, build, set_check_finite
+from hmoe.runs.beginning import run_begin
+from hmoe.runs.binding import TOKENIZER_SIDE, bound_part, side_digests
+from hmoe.storage import sha256
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hmoe.config import RunConfig
-from hmoe.count import activated_parameters, loss_chunk, training_flops
+from hmoe.config.counts import activated_parameters, loss_chunk, training_flops
+from hmoe.config.run import RunConfig
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally

@@ -7,7 +7,7 @@ from importlib import resources
 from hmoe.data.prepare import Report, Request, prepare
 from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import DataError
-from hmoe.files import cache_folder, sha256
+from hmoe.storage import cache_folder, sha256
 
 
 def open_corpus(tokenizer: str, report: Report = lambda progress: None) -> Index:

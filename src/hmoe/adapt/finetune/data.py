@@ -1,0 +1,91 @@
+"""Examples of a task, from the Hugging Face hub or from local files."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmoe.adapt.finetune.json_lines import describe_broken_line
+from hmoe.adapt.finetune.squad import is_nested, read_nested
+from hmoe.adapt.finetune.tasks import Example, Row, Task
+from hmoe.errors import DataError, missing_extra
+
+_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+
+
+def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
+    """(training, validation) examples.
+
+    Args:
+        task: which.
+        folder: with a file `train` and one `validation`, each ending in .jsonl, .json, .csv, .parquet, .arrow or .txt, with the
+            task's own columns, for SQuAD also its official nested JSON; None: the task's data set of the hub.
+
+    Raises:
+        DataError: for what cannot be read, or lacks a column; a row that is not as it must be is named by its number.
+    """
+    try:
+        import datasets  # noqa: PLC0415 - optional extra
+    except ImportError:
+        raise missing_extra("fine-tuning recipes", "finetune") from None
+    datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is said below
+    found = []
+    for split in ("train", task.validation):
+        examples: list[Example] = []
+        name, rows = _rows(datasets, task, folder, split)
+        for place, row in rows:
+            try:
+                examples += task.examples(row)
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+                why = f"{type(error).__name__}: {error}"
+                raise DataError(f"{name}: {place} is not as {task.name} has them: {why}") from None
+        if not examples:
+            raise DataError(f"{name}: holds no example")
+        found.append(examples)
+    return found[0], found[1]
+
+
+def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
+    """Where they are from, and the rows, each with its place: "row 1" is the first one, without a header."""
+    path = None if folder is None else _file(folder, split)
+    name = f"{task.dataset} {task.subset or ''} {split}" if path is None else str(path)
+    if path is not None and path.stat().st_size == 0:
+        raise DataError(f"{name}: empty file")
+    if path is not None and task.name == "squad" and is_nested(path):
+        return name, read_nested(path)
+    table = _table(datasets, task, path, split, name)
+    missing = [column for column in task.columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"{name}: has no column {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}")
+    return name, ((f"row {number}", row) for number, row in enumerate(table, 1))
+
+
+def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) -> Any:
+    try:
+        if path is None:
+            return datasets.load_dataset(task.dataset, task.subset, split=split)
+        breaks = {"keep_linebreaks": True} if path.suffix == ".txt" else {}  # as the hub's WikiText has them
+        return datasets.load_dataset(_KINDS[path.suffix], data_files={split: name}, split=split, **breaks)
+    except Exception as error:  # whatever a hub, a network or a parser raises
+        broken = None if path is None else describe_broken_line(path)
+        if broken is not None:
+            raise DataError(f"{name}: cannot be read ({broken})") from None
+        first: BaseException = error
+        while first.__cause__ is not None:
+            first = first.__cause__
+        why = " ".join(f"{type(first).__name__}: {first}".split())[:300]
+        hint = "; without a network give --data FOLDER" if path is None else ""
+        raise DataError(f"{name}: cannot be read ({why}){hint}") from None
+
+
+def _file(folder: Path, split: str) -> Path:
+    """`validation` also serves for a split with a longer name (MNLI's validation_matched)."""
+    names: Sequence[str] = dict.fromkeys([split, split.partition("_")[0]])  # type: ignore[assignment]
+    for name in names:
+        files = [folder / f"{name}{ending}" for ending in _KINDS if (folder / f"{name}{ending}").is_file()]
+        if len(files) > 1:
+            raise DataError(f"{folder}: holds {' and '.join(file.name for file in files)}; keep one of them")
+        if files:
+            return files[0]
+    raise DataError(f"{folder}: no file {' or '.join(names)} with an ending of {', '.join(_KINDS)}")

@@ -1,0 +1,224 @@
+"""GLUE, SuperGLUE, SQuAD, CNN/DailyMail and WikiText-2 in the text-to-text form of HyperMoE's scripts, as data.
+
+A source is the task's name, then fields with their labels: "mrpc sentence1: ... sentence2: ...". A class is its number as text.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from hmoe.adapt.finetune import scores
+from hmoe.errors import ConfigError
+
+Row = Mapping[str, Any]
+
+
+class Example(NamedTuple):
+    """One question.
+
+    Attributes:
+        source: what the model reads.
+        targets: any of these is right; a model is trained on each of them (ReCoRD) or on the first (SQuAD).
+        group: of questions that are scored together (MultiRC).
+        head: what the source begins with, and every window of a long one (SQuAD's question).
+    """
+
+    source: str
+    targets: tuple[str, ...]
+    group: str = ""
+    head: str = ""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How HyperMoE's scripts fine-tune; source and target lengths are in tokens.
+
+    Attributes:
+        stride: tokens that windows of a long source share when it is answered; None: it is cut off, as in training.
+        beams, min_length, no_repeat_ngram: of generation.
+        eval_examples: scored after each epoch; None: all.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    epochs: int = 10
+    batch: int = 8
+    source_length: int = 256
+    target_length: int = 128
+    stride: int | None = None
+    beams: int = 1
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    eval_examples: int | None = None
+    seed: int = 42
+
+
+GLUE = Settings(lr=1e-5, weight_decay=0.1, target_length=8)
+QA = Settings(lr=3e-5, source_length=384, target_length=30, stride=128)
+SUMMARY = Settings(lr=3e-5, weight_decay=0.1, source_length=1024, target_length=60, beams=6, min_length=10,
+                   no_repeat_ngram=3, eval_examples=1600)  # fmt: skip
+LANGUAGE = Settings(lr=1e-5, epochs=20, batch=4, source_length=1024)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes:
+        name: as users call it.
+        dataset, subset: of the Hugging Face hub.
+        columns: that a local file must have.
+        examples: of a row.
+        score: predictions, examples -> numbers by name, the first one is the task's; None: a text, scored by its perplexity.
+        settings: the paper's.
+        validation: split that is scored.
+        all_targets: train on each target, not on the first.
+    """
+
+    name: str
+    dataset: str
+    subset: str | None
+    columns: tuple[str, ...]
+    examples: Callable[[Row], Iterator[Example]]
+    score: scores.Score | None
+    settings: Settings = GLUE
+    validation: str = "validation"
+    all_targets: bool = False
+
+
+def find(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        ConfigError: naming those there are.
+    """
+    if name not in TASKS:
+        raise ConfigError(f"task {name}: unknown; must be one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def _classes(
+    name: str, dataset: str, subset: str, fields: dict[str, str], score: scores.Score, classes: int = 2, **more: Any
+) -> Task:
+    def examples(row: Row) -> Iterator[Example]:
+        words = [f"{label}: {_words(row, column)}" for label, column in fields.items()]
+        yield Example(" ".join([name, *words]), (_label(row, classes),))
+
+    return Task(name, dataset, subset, (*fields.values(), "label"), examples, score, **more)
+
+
+def _words(row: Row, column: str) -> str:
+    text = row[column]
+    if not isinstance(text, str):
+        raise ValueError(f"{column} = {text!r}, must be text")
+    return text
+
+
+def _label(row: Row, classes: int) -> str:
+    label = row["label"]  # a table with a gap in this column holds its integers as 1.0
+    whole = not isinstance(label, float) or label.is_integer()
+    if not whole or int(label) not in range(classes):
+        raise ValueError(f"label = {label!r}, must be an integer from 0 to {classes - 1}")
+    return str(int(label))
+
+
+def _same(*columns: str) -> dict[str, str]:
+    return {column: column for column in columns}
+
+
+def _similarity(row: Row) -> Iterator[Example]:
+    """STS-B: a number from 0 to 5, rounded to a fifth, as in T5."""
+    source = f"stsb sentence1: {_words(row, 'sentence1')} sentence2: {_words(row, 'sentence2')}"
+    score = float(row["label"])
+    if not 0 <= score <= 5:
+        raise ValueError(f"label = {row['label']!r}, must be a number from 0 to 5")
+    yield Example(source, (f"{round(score * 5) / 5:.1f}",))
+
+
+def _multirc(row: Row) -> Iterator[Example]:
+    question, answer, paragraph = (_plain(_words(row, column)) for column in ("question", "answer", "paragraph"))
+    source = f"superglue-multirc question: {question} answer: {answer} paragraph: {paragraph}"
+    index = row["idx"]
+    yield Example(source, (_label(row, 2),), f"{int(index['paragraph'])}.{int(index['question'])}")
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"</?b>", "", text.replace("<br>", " "))
+
+
+def _record(row: Row) -> Iterator[Example]:
+    """Highlights become sentences; a row has as many right answers as it lists."""
+    passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", _words(row, "passage"))
+    passage = passage.replace("\n@highlight\n", ". ")
+    query, entities = _words(row, "query"), ", ".join(_texts(row["entities"], "entities"))
+    source = f"superglue-record query: {query} entities: {entities} passage: {passage}"
+    yield Example(source, _texts(row["answers"], "answers") or ("<unk>",))
+
+
+def _texts(values: Any, column: str) -> tuple[str, ...]:
+    """Distinct ones, in order."""
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{column} = {values!r}, must be a list of texts")
+    return tuple(dict.fromkeys(values))
+
+
+def _wsc(row: Row) -> Iterator[Example]:
+    """The noun between asterisks, the pronoun between number signs, as in T5."""
+    text = _words(row, "text")
+    shift = 2 * (row["span1_index"] < row["span2_index"])  # by the two marks that the first span gets
+    for mark, name, more in (("*", "span1", 0), ("#", "span2", shift)):
+        before, span = rf"((?:\S+\s){{{int(row[f'{name}_index']) + more}}})", re.escape(_words(row, f"{name}_text"))
+        text = re.sub(f"^{before}({span})", rf"\1{mark} \2 {mark}", text, count=1)
+    yield Example(f"superglue-wsc.fixed text: {text}", (_label(row, 2),))
+
+
+def _squad(row: Row) -> Iterator[Example]:
+    head = f"question: {_words(row, 'question').strip()} context:"
+    answers = _texts(row["answers"]["text"], "answers.text") or ("",)
+    yield Example(f"{head} {_words(row, 'context').strip()}", answers, head=head)
+
+
+def _summary(row: Row) -> Iterator[Example]:
+    yield Example(f"summarize: {_words(row, 'article')}", (_words(row, "highlights"),))
+
+
+def _text(row: Row) -> Iterator[Example]:
+    yield Example(_words(row, "text"), ())
+
+
+def _glue(subset: str, columns: tuple[str, ...], score: scores.Score = scores.accuracy, **more: Any) -> Task:
+    return _classes(subset, "nyu-mll/glue", subset, _same(*columns), score, **more)
+
+
+def _superglue(subset: str, fields: dict[str, str], score: scores.Score = scores.accuracy, **more: Any) -> Task:
+    return _classes(f"superglue-{subset}", "aps/super_glue", subset, fields, score, **more)
+
+
+_PAIR, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
+_STS = _glue("stsb", _PAIR, scores.correlations)
+TASKS = {task.name: task for task in (
+    _glue("cola", ("sentence",), scores.matthews),
+    _glue("sst2", ("sentence",)),
+    _glue("mrpc", _PAIR, scores.f1_and_accuracy),
+    _classes("qqp", "nyu-mll/glue", "qqp", _same("question1", "question2"), scores.f1_and_accuracy),
+    replace(_STS, examples=_similarity),
+    _glue("mnli", _NLI, classes=3, validation="validation_matched"),
+    _glue("qnli", ("question", "sentence")),
+    _glue("rte", _PAIR),
+    _glue("wnli", _PAIR),
+    _superglue("boolq", _same("question", "passage")),
+    _superglue("cb", _same(*_NLI), scores.macro_f1_and_accuracy, classes=3),
+    _superglue("copa", _same("premise", "choice1", "choice2")),
+    _superglue("rte", _same(*_NLI)),
+    _superglue("wic", _same("sentence1", "sentence2", "word")),
+    Task("superglue-wsc.fixed", "aps/super_glue", "wsc.fixed", ("text", "span1_index", "span1_text", "span2_index",
+         "span2_text", "label"), _wsc, scores.accuracy),
+    Task("superglue-multirc", "aps/super_glue", "multirc", ("question", "answer", "paragraph", "idx", "label"), _multirc,
+         scores.grouped),
+    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, scores.squad,
+         replace(GLUE, target_length=30), all_targets=True),
+    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, scores.squad, QA),
+    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, scores.rouge, SUMMARY),
+    Task("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
+)}  # fmt: skip

@@ -1,0 +1,101 @@
+"""Parameters and FLOPs of a model, from its config alone: no tensor is ever made.
+
+Counted as in the paper (its Table 1 matches only so): input embedding and output head untied and both counted.
+"""
+
+from hmoe.config.model import ModelConfig
+
+
+def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+    """Parameters of each part; `experts` is all experts of all layers."""
+    d, q_width, kv_width = model.dim, model.heads * model.head_width, model.num_kv_heads * model.head_width
+    qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
+    num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
+    widths = model.moe.expert_widths if model.moe else ()
+    beside = _beside(model)
+    return {
+        "embedding": model.vocab * d,
+        "head": 0 if model.tied else model.vocab * d,
+        "attention": model.layers * 2 * d * (q_width + kv_width),
+        "norms": (2 * model.layers + 1) * d + model.layers * qk_norms,
+        "router": num_moe * beside["router"],
+        "experts": num_moe * 3 * d * sum(widths),
+        "ffn": num_dense * 3 * d * (model.ffn or 0),
+        "shared": num_moe * beside["shared"],
+        "zero": num_moe * beside["zero"],
+        "hyper": beside["hyper"],
+    }
+
+
+def _beside(model: ModelConfig) -> dict[str, int]:
+    """Parameters of a MoE layer that are not its experts'; those of HyperExperts are all layers' together."""
+    moe, d = model.moe, model.dim
+    if moe is None:
+        return {"router": 0, "shared": 0, "zero": 0, "hyper": 0}
+    experts, num_moe = len(moe.routed_widths), len(model.moe_layers)
+    balanced = moe.router.name == "top_k" and moe.router.bias_rate > 0
+    hyper = moe.hyper.network_parameters(d, num_moe) + num_moe * moe.hyper.layer_parameters(experts) if moe.hyper else 0
+    return {
+        "router": d * experts + experts * balanced,
+        "shared": 3 * d * moe.shared,
+        "zero": 3 * d * moe.zero.constant if moe.zero else 0,
+        "hyper": hyper,
+    }
+
+
+def fixed_parameters(model: ModelConfig) -> int:
+    """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
+    parts = parameters_by_part(model)
+    generated = 0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
+    return sum(parts.values()) - parts["experts"] - parts["hyper"] + len(model.moe_layers) * generated
+
+
+def activated_parameters(model: ModelConfig, width: float) -> float:
+    """Parameters that a token uses when its experts have `width` hidden units in all, mean over MoE layers."""
+    return fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
+
+
+def activated_width(model: ModelConfig) -> tuple[int, float, int]:
+    """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
+    if model.moe is None:
+        return 0, 0.0, 0
+    widths = sorted(model.moe.routed_widths)
+    fewest, expected, most = model.moe.router.num_experts(len(widths))
+    return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
+
+
+def training_flops(
+    model: ModelConfig, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
+) -> int:
+    """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
+
+    Scores are 6 x layers x context x heads x head width per token; recomputation is not counted. A tied embedding
+    is the output head and is counted.
+
+    Args:
+        model: the model.
+        context: sequence length in tokens.
+        num_tokens: tokens trained on.
+        num_activated_units: hidden units activated, summed over these tokens and over MoE layers.
+        num_selections: HyperExperts that were made, summed over micro-batches and MoE layers; each costs 6 x what its
+            hypernetwork multiplies.
+    """
+    multiplied = fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
+    scores = model.layers * context * model.heads * model.head_width
+    made = num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
+    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + made)
+
+
+def flops_per_token(model: ModelConfig, context: int, width: float | None = None) -> float:
+    """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
+    width = activated_width(model)[1] if width is None else width
+    return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width
+
+
+def loss_chunk(vocab: int, kind: str) -> int:
+    """Tokens whose logits exist at one time in the training loss, on a kind of device (cpu, cuda).
+
+    At least 512, which keeps the GEMMs efficient. On a CPU else about 2**21 numbers, which stay in its cache (64 MB of
+    float32 with a vocabulary of 32,000); on a GPU 8,192 tokens, but no more than 2**28 numbers, a GB.
+    """
+    return max(512, 2**21 // vocab) if kind == "cpu" else min(8192, max(512, 2**28 // vocab))

@@ -1,0 +1,164 @@
+"""What a training step needs of its device's memory, and how a batch is cut so that it fits. No torch."""
+
+import os
+from typing import NamedTuple
+
+from hmoe.config.counts import activated_width, loss_chunk, parameters_by_part
+from hmoe.config.model import ModelConfig
+from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
+
+SHARE = (
+    0.85  # of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments
+)
+ENOUGH_TOKENS = 32_768  # a GPU works no faster with larger micro-batches
+FEWEST_TOKENS = 8_192  # with smaller ones it waits for the host, which costs more than computing blocks twice
+_ROUTER_NUMBERS = 10  # that a router keeps per token and expert: logits, scores, choices, places
+
+
+class Device(NamedTuple):
+    """What is known of a device before anything is on it: cpu or cuda, and all its memory."""
+
+    kind: str
+    memory_bytes: int
+
+
+def read_host() -> Device:
+    """The CPU of this machine."""
+    return Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def choose_unset(config: RunConfig, device: Device) -> RunConfig:
+    """The config with data.micro_batches and train.activation_checkpointing chosen for a device where they are unset.
+
+    On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory, else the largest
+    that does. Activations are checkpointed only where otherwise a micro-batch would have less than FEWEST_TOKENS, and then
+    has more. It depends on the kind of device and its memory alone, so equal devices choose equally; router statistics are
+    per micro-batch, so the choice is a part of the run.
+
+    On a CPU: one micro-batch without checkpointing where that fits into the memory, else the largest that fits into SHARE of
+    it, without checkpointing unless no size does: small products keep a CPU busy.
+
+    Where nothing fits the smallest choice is returned; who trains it looks at `count_memory`.
+    """
+    if config.data.micro_batches is not None and config.train.activation_checkpointing is not None:
+        return config
+    on_cpu = device.kind == "cpu"
+    if on_cpu:
+        plain = _with(config, config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
+        if count_memory(plain, device.kind) <= device.memory_bytes:
+            return plain
+    sizes = [config.data.micro_batches] if config.data.micro_batches else _divisors(config, on_cpu)
+    given = config.train.activation_checkpointing
+    choices = []
+    for recompute in (False, True) if given is None else (given,):
+        candidates = (_with(config, size, recompute) for size in sizes)
+        choices += [next((c for c in candidates if count_memory(c, device.kind) <= SHARE * device.memory_bytes), None)]
+    without, again = choices[0], choices[-1]
+    if without is None or again is None:
+        return without or again or _with(config, sizes[-1], given is not False)
+    few = config.data.batch_tokens // without.data.num_micro_batches < (0 if on_cpu else FEWEST_TOKENS)
+    return again if few and again.data.num_micro_batches < without.data.num_micro_batches else without
+
+
+def describe_choice(config: RunConfig, device: Device) -> str:
+    """What was chosen, and what it needs of the device's memory, on one line."""
+    parts, needed = config.data.num_micro_batches, count_memory(config, device.kind)
+    recomputing = "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
+    return (
+        f"micro-batches: {parts} of {config.data.batch_tokens // parts:,} tokens, {recomputing}: "
+        f"{needed / 1e9:.1f} of {device.memory_bytes / 1e9:.1f} GB"
+    )
+
+
+def count_memory(config: RunConfig, kind: str) -> int:
+    """Bytes of a training step in all, see `memory_by_part`."""
+    return sum(memory_by_part(config, kind).values())
+
+
+def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
+    """Bytes of a training step on a kind of device (cpu, cuda), by part; micro-batches and checkpointing must be chosen.
+
+    Weights, gradients and both AdamW moments in float32 (float64 doubles them). Activations are an estimate for one
+    micro-batch, on a CPU under a uniform router; with activation checkpointing one block's, plus the input of each block.
+    Copies are the weights that a forward pass has converted to bfloat16, and one block's gradients before they are added.
+    """
+    model, train = config.model, config.train
+    weight = 8 if train.precision == "float64" else 4
+    size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
+    parts = parameters_by_part(model)
+    total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
+    sparse = [layer in model.moe_layers for layer in range(model.layers)]
+    saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)}
+    kept = sum(saved[is_sparse] for is_sparse in sparse)
+    inputs = model.layers * tokens * model.dim * weight
+    block = (total - parts["embedding"] - parts["head"]) // model.layers
+    converted = block if train.recomputes_blocks else model.layers * block
+    chunk = min(tokens, loss_chunk(model.vocab, kind))
+    return {
+        "parameters": weight * total,
+        "gradients": weight * total,
+        "optimizer": 2 * weight * total,
+        "copies": size.compute * converted * size.converts + (weight + size.compute) * block,
+        "activations": max(saved.values()) + inputs if train.recomputes_blocks else kept,
+        "loss": 2 * chunk * model.vocab * weight + (weight + 2 * size.compute) * model.vocab * model.dim
+        + 2 * tokens * model.dim * weight,
+    }  # fmt: skip
+
+
+class _Bytes(NamedTuple):
+    """Of a number: of the weights and the residual stream, and of what products take."""
+
+    weight: int
+    compute: int
+
+    @property
+    def converts(self) -> bool:
+        """Whether autocast makes copies of what products take."""
+        return self.compute < self.weight
+
+
+def _count_saved(model: ModelConfig, sparse: bool, size: _Bytes, kind: str) -> float:
+    """Bytes kept per token and block for the backward pass (kernels keep x and pre-activations only).
+
+    Autocast converts the input anew for every product that takes it; without it all keep the norm's output.
+    """
+    queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
+    attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)  # q, k, v and the output
+    stream = (4 if kind == "cpu" else 2) * model.dim * size.weight  # on a CPU norms keep what they scale, too
+    attention = attended * size.compute + model.dim * (3 * size.compute if size.converts else size.weight)
+    if not sparse:
+        inputs = 2 * size.compute if size.converts else size.weight
+        return stream + attention + model.dim * inputs + 4 * (model.ffn or 0) * size.compute
+    moe = model.moe
+    assert moe is not None
+    inputs = size.weight + size.compute * size.converts  # the router takes what the norm gives
+    hidden = 2 * _room(model, kind) + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+    router = _ROUTER_NUMBERS * 4 * len(moe.routed_widths)
+    return stream + attention + model.dim * inputs + hidden * size.compute + router
+
+
+def _room(model: ModelConfig, kind: str) -> float:
+    """Hidden units per token and MoE layer that memory is taken for.
+
+    On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as a token can
+    choose (`hmoe.kernels.layer.room_bound`).
+    """
+    _, expected, most = activated_width(model)
+    assert model.moe is not None
+    if model.moe.router.name == "expert_choice":  # as many tokens of each expert as were agreed
+        return expected
+    return expected if kind == "cpu" else most
+
+
+def _divisors(config: RunConfig, on_cpu: bool) -> list[int]:
+    """Numbers of micro-batches to try, ascending: the first has ENOUGH_TOKENS on a GPU, the whole batch on a CPU."""
+    sequences, tokens = config.data.batch_sequences, config.data.batch_tokens
+    sizes = [n for n in range(1, min(sequences, MOST_MICRO_BATCHES) + 1) if sequences % n == 0]
+    enough = [n for n in sizes if n == 1 or tokens // n >= ENOUGH_TOKENS]
+    return sizes if on_cpu else sizes[len(enough) - 1 :]
+
+
+def _with(config: RunConfig, micro_batches: int, recompute: bool) -> RunConfig:
+    data = config.data.model_copy(update={"micro_batches": micro_batches})
+    train = config.train.model_copy(update={"activation_checkpointing": recompute})
+    return config.model_copy(update={"data": data, "train": train})

@@ -1,0 +1,79 @@
+"""What `hmoe plan` tells of a recipe before anything is trained. No torch."""
+
+import math
+from typing import Any
+
+from hmoe.config.counts import activated_parameters, activated_width, flops_per_token, parameters_by_part
+from hmoe.config.memory import Device, choose_unset, memory_by_part, read_host
+from hmoe.config.model import ModelConfig
+from hmoe.config.run import RunConfig
+
+
+def plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
+    """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device; None: this machine's CPU."""
+    device = device or read_host()
+    config = choose_unset(config, device)
+    model, context = config.model, config.data.sequence_length
+    least, expected, most = activated_width(model)
+    per_token = flops_per_token(model, context) + _hyper_flops_per_token(config)
+    activated = activated_parameters(model, expected)
+    tokens = _budget_tokens(config, per_token)
+    memory = memory_by_part(config, device.kind)
+    return {
+        "total_parameters": sum(parameters_by_part(model).values()),
+        "activated_parameters": round(activated),
+        "activated_parameters_range": [round(activated_parameters(model, width)) for width in (least, most)],
+        "activated_assumption": _assumption(model),
+        "parameters_by_part": parameters_by_part(model),
+        "expert_widths": list(model.moe.expert_widths) if model.moe else [],
+        "flops_per_token": round(per_token),
+        "flops_per_token_6nd": round(6 * activated),
+        "budget_tokens": tokens,
+        "budget_steps": None if tokens is None else -(-tokens // config.data.batch_tokens),
+        "budget_flops": None if tokens is None else round(tokens * per_token),
+        "micro_batches": config.data.num_micro_batches,
+        "micro_batch_tokens": config.data.batch_tokens // config.data.num_micro_batches,
+        "activation_checkpointing": config.train.recomputes_blocks,
+        "device": device.kind,
+        "device_memory_bytes": device.memory_bytes,
+        "fits": sum(memory.values()) <= device.memory_bytes,
+        "memory_bytes": sum(memory.values()),
+        "memory_by_part_bytes": memory,
+    }
+
+
+def _hyper_flops_per_token(config: RunConfig) -> float:
+    """Making HyperExperts for every selection that is possible, or one for each token if those are fewer: at most this."""
+    model = config.model
+    if model.moe is None or model.moe.hyper is None:
+        return 0.0
+    fewest, _, most = model.moe.router.num_experts(len(model.moe.routed_widths))
+    tokens = config.data.batch_tokens // config.data.num_micro_batches
+    possible = sum(math.comb(len(model.moe.routed_widths), chosen) for chosen in range(fewest, most + 1))
+    share = min(possible, tokens) / tokens
+    return 6.0 * model.moe.hyper.generation_parameters(model.dim) * len(model.moe_layers) * share
+
+
+def _budget_tokens(config: RunConfig, per_token: float) -> int | None:
+    """Tokens until the first of the recipe's budgets; None if only seconds bound it."""
+    train = config.train
+    limits = [
+        train.steps and train.steps * config.data.batch_tokens,
+        train.tokens,
+        train.flops and int(train.flops / per_token),
+    ]
+    return min((limit for limit in limits if limit), default=None)
+
+
+def _assumption(model: ModelConfig) -> str:
+    if model.moe is None:
+        return "dense: every parameter"
+    if model.moe.router.name == "top_k":
+        dropless = model.moe.router.capacity_factor is None
+        return f"top-{model.moe.router.k}, every expert equally likely" + (
+            "" if dropless else ", nothing dropped or added"
+        )
+    _, expected, _ = model.moe.router.num_experts(len(model.moe.routed_widths))
+    if model.moe.router.name == "expert_choice":
+        return f"expert choice, {model.moe.router.capacity_factor:g} experts per token in the mean"
+    return f"top-p {model.moe.router.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"

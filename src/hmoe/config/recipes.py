@@ -1,0 +1,277 @@
+"""A recipe (preset name or YAML file) plus overrides -> RunConfig, with one-line errors that name the key."""
+
+import difflib
+import os
+import reprlib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from hmoe.config.key_names import OTHER_NAMES
+from hmoe.config.model import ModelConfig
+from hmoe.config.recipe_file import NamesLoader, parse_tree, read_tree
+from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
+from hmoe.config.section import annotation_parts
+from hmoe.errors import ConfigError
+from hmoe.specs import routers
+from hmoe.storage import is_utf8
+
+Checked = TypeVar("Checked", bound=BaseModel)
+_TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
+_WEIGHTS = "data.weights."  # before the name of a domain
+_ROUTER = "model.moe.router."  # its kind decides which keys there are
+_KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
+
+
+def presets() -> list[str]:
+    """Names of the presets that are shipped."""
+    files = resources.files("hmoe.config.presets").iterdir()
+    return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml") and not f.name.startswith("_"))
+
+
+def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
+    """Read a preset name or a YAML path, apply `a.b=c` / `--a.b c` overrides.
+
+    Returns:
+        (recipe name, checked config)
+
+    Raises:
+        ConfigError: naming the key, the value, what is allowed and the nearest valid key.
+    """
+    try:
+        tree = resolve(recipe, overrides)
+    except RecursionError:
+        raise ConfigError(f"{recipe}: refers to itself") from None
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
+
+
+def resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """The recipe as plain values, what it inherits and overrides included, before it is checked."""
+    return _overridden(_read(recipe, None, 0), overrides)
+
+
+def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    for key, value in _parse(overrides):
+        change = value
+        # A domain's name is one part, whatever it holds: data.weights.c4.en.
+        parts = [*_WEIGHTS[:-1].split("."), key.removeprefix(_WEIGHTS)] if key.startswith(_WEIGHTS) else key.split(".")
+        for part in reversed(parts):
+            change = {part: change}
+        tree = _merge(tree, change)
+    return tree
+
+
+def with_model(recipe: str, model: ModelConfig, overrides: Sequence[str], data_path: str) -> RunConfig:
+    """A recipe whose model is replaced by a given one, and the embedded corpus, which has its own tokenizer, by `data_path`.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    tree = _read(recipe, None, 0) | {"model": model.model_dump(mode="json")}
+    if tree["data"]["path"] == "corpus" != data_path:
+        tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
+    return check(tree, overrides)
+
+
+def check(tree: Any, overrides: Sequence[str] = ()) -> RunConfig:
+    """Validate a tree of plain values, overrides applied."""
+    return _checked(RunConfig, _overridden(tree, overrides))
+
+
+def check_model(tree: Any) -> ModelConfig:
+    """Validate what is under `model`."""
+    return _checked(ModelConfig, tree)
+
+
+def _checked(kind: type[Checked], tree: Any) -> Checked:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        lines = list(dict.fromkeys(problem_line(problem) for problem in error.errors(include_url=False)))
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise ConfigError(lines[0] + more) from None
+
+
+def dump(config: RunConfig) -> str:
+    """YAML that `load` reads back to an equal config."""
+    text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+    return text
+
+
+def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value).
+
+    What a run chooses by itself differs only where both give it.
+    """
+    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
+    changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    changed -= {key for key in CHOSEN if None in (before[key], after[key])}
+    return {key: (before.get(key), after.get(key)) for key in sorted(changed - RESUMABLE)}
+
+
+def with_absolute_data(config: RunConfig) -> RunConfig:
+    """The config with a data.path that leads to the same folder from every working directory."""
+    if config.data.path == "corpus":
+        return config
+    path = Path(config.data.path).absolute()
+    if not is_utf8(path):  # a recipe cannot hold it: it stays relative to the working directory
+        return config
+    data = config.data.model_copy(update={"path": str(path)})
+    return config.model_copy(update={"data": data})
+
+
+def keys() -> list[str]:
+    """Every dotted key that a recipe may hold."""
+    return sorted(set(_known(RunConfig, "")))
+
+
+def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
+    if depth > 8:
+        raise ConfigError(f"base: {recipe}: more than 8 recipes inherit from each other; is there a circle?")
+    path = Path(recipe)
+    path = folder / path if folder is not None and not path.is_absolute() else path
+    if recipe.endswith((".yaml", ".yml")):
+        folder = path.parent
+        tree = _resolve_data_path(read_tree(path), folder)
+    else:
+        shipped = resources.files("hmoe.config.presets") / f"{recipe}.yaml"
+        if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
+            nearest = difflib.get_close_matches(recipe, presets(), 1, 0)
+            raise ConfigError(
+                f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})"
+            )
+        tree = parse_tree(shipped.read_text(encoding="utf-8"), recipe)
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"base = {base!r}: must be a preset name or a .yaml path")
+    merged: dict[str, Any] = _merge(_read(base, folder, depth + 1), tree)
+    return merged
+
+
+def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A relative data.path of a file is relative to that file, as `base:` is."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return tree  # refused when it is checked
+    path = data.get("path")
+    if not isinstance(path, str) or path in ("", "corpus") or "\0" in path or Path(path).is_absolute():
+        return tree
+    if not (folder / path).exists() and Path(path).exists():
+        return tree  # it was relative to the working directory before; a recipe that relies on it still works
+    full = (folder / path).absolute()
+    return tree | {"data": data | {"path": str(full) if is_utf8(full) else os.path.relpath(full)}}
+
+
+def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    words = iter(overrides)
+    for word in words:
+        dashed = word.startswith("--")
+        word_key = word.removeprefix("--")
+        # A domain's name may hold "=", a weight does not.
+        key, equals, text = word_key.rpartition("=") if word_key.startswith(_WEIGHTS) else word_key.partition("=")
+        key = key if equals else word_key
+        if not equals:
+            text = next(words, "") if dashed else ""
+        if not key or not (equals or (dashed and text)):
+            raise ConfigError(
+                f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)} (options: --help)"
+            )
+        open_ended = any(key.startswith(prefix) and key != prefix for prefix in (_WEIGHTS, _ROUTER))
+        if key not in keys() and not open_ended:
+            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
+        try:
+            yield key, yaml.load(text, NamesLoader)
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise ConfigError(
+                f"{key} = {text[:80]!r}: not a YAML value: {' '.join(str(error).split())[:120]}"
+            ) from None
+
+
+def _merge(base: Any, new: Any) -> Any:
+    if not (isinstance(base, dict) and isinstance(new, dict)):
+        return new
+    for kind, kept in _KINDS.items():
+        if kind in new and base.get(kind, new[kind]) != new[kind]:
+            base = {key: base[key] for key in kept if key in base}
+    return base | {key: _merge(base.get(key), value) for key, value in new.items()}
+
+
+def problem_line(problem: Any) -> str:
+    """What pydantic found, as one line that names key, value and nearest choice."""
+    key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _TAGS)
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        allowed = _kind_names(problem["loc"])
+        if key in keys():
+            takes = f"; it takes {', '.join(allowed)}" if allowed else ""
+            return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}{takes}"
+        return f"{key}: unknown key; nearest is {_nearest(key, allowed)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing"
+    if problem["type"].startswith("union_tag"):
+        return f"{key} = {_shown(problem['input'])}: name must be one of {', '.join(routers.NAMES)}"
+    if problem["type"] == "tuple_type" and key.endswith("widths"):
+        return f"{key} = {_shown(problem['input'])}: must be a list of hidden units or a rule {{shape, total, experts}}"
+    message = (
+        problem["msg"]
+        .removeprefix("Value error, ")
+        .replace("Input should be", "must be")
+        .replace("Input should", "must")
+    )
+    if problem["type"] == "value_error" and isinstance(problem["input"], dict):
+        return f"{key}: {message}" if key else message
+    return f"{key} = {_shown(problem['input'])}: {message}"
+
+
+def _named(key: str) -> str:
+    return key if key.isprintable() and len(key) <= 80 else reprlib.repr(key)  # still one line
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+
+
+def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
+    """The same name in another section, else the likest in its own section, of those that are allowed there, or anywhere."""
+    section, _, name = key.rpartition(".")
+    if not allowed and name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    same = [known for known in keys() if known.rpartition(".")[2] == name]
+    near = [known for known in keys() if section and known.rpartition(".")[0] == section]
+    near = [known for known in near if not allowed or known.rpartition(".")[2] in allowed]
+    return difflib.get_close_matches(key, near if allowed else same or near or keys(), 1, 0)[0]
+
+
+def _kind_names(loc: Sequence[Any]) -> list[str]:
+    """Names of the fields of the kind of router that a problem is about, if it is about one."""
+    kinds: tuple[Any, ...] = routers.Router.__args__
+    return [field.name for kind in kinds if kind.name in loc for field in fields(kind) if field.name != "name"]
+
+
+def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        for kind in annotation_parts(field.annotation):
+            if is_dataclass(kind):
+                yield from (f"{prefix}{name}.{key.name}" for key in fields(kind))
+            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _known(kind, f"{prefix}{name}.")
+    if "weights" in section.model_fields:
+        yield f"{prefix}weights.DOMAIN"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,199 @@
+"""What binds a run folder: the config in its checkpoint, with which config.yaml and every recipe are compared. No torch."""
+
+import json
+import reprlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from hmoe.checkpoint.manifest import list_steps, newest_state
+from hmoe.config import recipes
+from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
+from hmoe.errors import CheckpointError, ConfigError
+from hmoe.storage import sha256
+
+CONFIG = "config.yaml"
+LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a checkpoint is left
+MORE_TEMPLATES = "additional_chat_templates"  # transformers' folder of named ones
+TOKENIZER_SIDE = "tokenizer_config.json"
+SIDE_FILES = (
+    TOKENIZER_SIDE,
+    "chat_template.jinja",
+    "generation_config.json",
+)  # prompts and the ends of texts depend on them
+Say = Callable[[str], None]
+State = dict[str, Any]
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is one that `hmoe train` or `hmoe import` made, even if its config.yaml is lost."""
+    return (path / CONFIG).is_file() or bool(list_steps(path))
+
+
+def bound_part(config: RunConfig) -> dict[str, Any]:
+    """What a checkpoint holds of its config: every key but those that may differ when the run is resumed.
+
+    The embedded corpus is a name, not a place, so it stays.
+    """
+    tree = config.model_dump(mode="json")
+    for key in RESUMABLE - ({"data.path"} if config.data.path == "corpus" else set()):
+        section, _, name = key.partition(".")
+        del tree[section][name]
+    return tree
+
+
+def recorded_config(state: State) -> RunConfig | None:
+    """The config that a checkpoint holds, with stand-ins for what may differ; None if it was written before it held one."""
+    if "config" not in state:
+        return None
+    tree = state["config"]
+    data, train = {"path": LOST_PATH, **tree["data"]}, {**tree["train"], "steps": max(1, state["step"])}
+    try:
+        return recipes.check({**tree, "data": data, "train": train})
+    except ConfigError as error:
+        raise CheckpointError(f"{_name(state)}: its config does not fit this version of hmoe: {error}") from None
+
+
+def take_chosen(config: RunConfig, state: State) -> RunConfig:
+    """The config with what it leaves unset as the run chose it when it began, on whatever device that was."""
+    recorded = recorded_config(state)
+    if recorded is None or state["data"] is None:  # not begun: nothing is chosen yet
+        return config
+    for key in CHOSEN:
+        section, _, name = key.partition(".")
+        ours, chosen = getattr(config, section), getattr(getattr(recorded, section), name)
+        if getattr(ours, name) is None:
+            config = config.model_copy(update={section: ours.model_copy(update={name: chosen})})
+    return config
+
+
+def check_bound(state: State, config: RunConfig, where: str, advice: str, say: Say) -> None:
+    """Compare a config with the one that a checkpoint holds.
+
+    Before training has begun only the model is bound; what else differs is said.
+
+    Raises:
+        ConfigError: naming the key and both values.
+    """
+    recorded = recorded_config(state)
+    changed = {} if recorded is None else recipes.changed_values(recorded, config)
+    begun = state["data"] is not None
+    for key, (old, new) in changed.items():
+        values = f"{_shown(new)} in {where}, {_shown(old)} in the checkpoint"
+        if begun or key.startswith("model."):
+            others = f" (changed keys: {', '.join(changed)})" if len(changed) > 1 else ""
+            raise ConfigError(f"{key}: differs from {_name(state)}: {values}{others}; {advice}")
+        say(f"{key}: {values}; training has not begun, so the former is used")
+
+
+def read_config(run: Path, state: State, say: Say) -> RunConfig:
+    """The config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost or damaged.
+
+    Raises:
+        ConfigError: if config.yaml was changed in a key that binds, or is lost and the checkpoint holds none.
+    """
+    file = run / CONFIG
+    recorded = recorded_config(state)
+    try:
+        config = recipes.load(str(file))[1]
+    except ConfigError as error:
+        if recorded is None:
+            raise ConfigError(_irreplaceable(error, state)) from None
+        say(
+            f"{_lost(error)}: its recipe is read from {_name(state)}, without budgets and data.path, which only the file held"
+        )
+        return recorded
+    if recorded is None:
+        say(f"{_name(state)} of {run} was written before checkpoints held their config: {file} is not checked")
+    check_bound(state, config, str(file), _advice(file), say)
+    return take_chosen(config, state)
+
+
+def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunConfig:
+    """Compare the recipe that is to continue a run with its checkpoint, and say what is wrong with its config.yaml.
+
+    Returns:
+        The recipe, with what it leaves unset as the run chose it.
+
+    Raises:
+        ConfigError: if the recipe differs in a key that binds, naming it.
+    """
+    advice = "a resumed run may change only budgets, logging, train.save_every, and where data and device are; choose another --run"
+    try:
+        written = recipes.load(str(run / CONFIG))[1]
+    except ConfigError as error:
+        if "config" not in state:
+            raise ConfigError(_irreplaceable(error, state)) from None
+        check_bound(state, config, "the recipe", advice, say)
+        say(f"{_lost(error)}: written again from this recipe, which agrees with {_name(state)}")
+        return take_chosen(config, state)
+    if "config" not in state:  # config.yaml is the only witness
+        say(f"{_name(state)} was written before checkpoints held their config: compared with {run / CONFIG}")
+        state = {**state, "config": bound_part(written)}
+    check_bound(state, config, "the recipe", advice, say)
+    try:
+        check_bound(state, written, str(run / CONFIG), "written again", lambda _: None)
+    except ConfigError as error:
+        say(str(error))
+    return take_chosen(config, state)
+
+
+def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
+    """The config of a run folder as a recipe: of the file, or of its newest checkpoint where the file is lost.
+
+    Raises:
+        ConfigError: if nothing holds it, if the file was changed in a key that binds, or an override does not fit.
+    """
+    file, state = run / CONFIG, newest_state(run)
+    if state is None:
+        return recipes.load(str(file), overrides)[1]
+    recorded = recorded_config(state)
+    try:
+        written = recipes.load(str(file))[1]
+    except ConfigError as error:
+        if recorded is None:
+            raise ConfigError(_irreplaceable(error, state)) from None
+        say(
+            f"{_lost(error)}: its recipe is read from {_name(state)}; budgets and data.path, which only the file held, must be given"
+        )
+        return recipes.check(state["config"], overrides)
+    check_bound(state, written, str(file), _advice(file), lambda _: None)
+    return take_chosen(recipes.load(str(file), overrides)[1], state)
+
+
+def side_digests(run: Path) -> dict[str, str]:
+    """SHA-256 of what a run folder keeps beside its tokenizer."""
+    more = sorted(str(path.relative_to(run)) for path in (run / MORE_TEMPLATES).glob("*.jinja"))
+    return {name: sha256(run / name) for name in (*SIDE_FILES, *more) if (run / name).is_file()}
+
+
+def check_side_files(run: Path, state: State, say: Say) -> None:
+    """Say which files beside the tokenizer are no longer those that the run began with."""
+    found = side_digests(run)
+    for name, digest in state.get("side_files", {}).items():
+        if found.get(name) != digest:
+            change = "was changed since" if name in found else "is missing, but was kept when"
+            say(f"{run / name}: {change} the run began; prompts or the ends of texts may differ")
+
+
+def _name(state: State) -> str:
+    return f"the checkpoint of step {state['step']}"
+
+
+def _shown(value: Any) -> str:
+    return reprlib.repr(value) if isinstance(value, str) else json.dumps(value)[:80]
+
+
+def _advice(file: Path) -> str:
+    return f"set it back, or remove {file}: then the checkpoint's config is read"
+
+
+def _lost(error: ConfigError) -> str:
+    return f"{error}; the run's {CONFIG} is lost or damaged"
+
+
+def _irreplaceable(error: ConfigError, state: State) -> str:
+    return (
+        f"{error}; {_name(state)} was written before checkpoints held their config, so put the file back, "
+        "or write it with `hmoe config RECIPE`"
+    )

@@ -1,0 +1,57 @@
+"""A Hugging Face folder + a recipe for the rest -> everything a run at step 0 needs."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from hmoe.config import recipes
+from hmoe.config.model import LOSS_KEYS
+from hmoe.config.run import RunConfig
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import ConfigError
+from hmoe.model.transformer import Transformer
+from hmoe.runs.open import (
+    chat_template,
+    describe_folder,
+    folder_tokenizer,
+    read_json,
+    read_model,
+    template_files,
+)
+
+
+def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
+    """The recipe with the folder's model in it, the model itself in training precision, and its tokenizer.
+
+    Overrides may change the keys under data, optim and train, and the auxiliary losses.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: naming what cannot be used.
+    """
+    if not (source / "config.json").is_file():
+        raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
+    raw = read_json(source / "config.json")
+    model, _ = describe_folder(source, raw)
+    name = source.resolve().name.encode(errors="replace").decode()  # a recipe is UTF-8, a folder's name need not be
+    config = recipes.with_model(recipe, model, overrides, data_path=f"data/{name}")
+    for key in recipes.changed_values(config.model_copy(update={"model": model}), config):
+        if key.removeprefix("model.moe.") not in LOSS_KEYS:
+            raise ConfigError(
+                f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"
+            )
+    dtype = torch.float64 if config.train.precision == "float64" else torch.float32
+    return config, read_model(source, raw, dtype), folder_tokenizer(source)
+
+
+def beside(source: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of what else the run keeps: chat templates, the names of special tokens, the tokens that end a text."""
+    for name, text in template_files(source, chat_template(source)):
+        yield name, text.encode()
+    if (source / "tokenizer_config.json").is_file():
+        named = read_json(source / "tokenizer_config.json")
+        named.pop("chat_template", None)
+        yield "tokenizer_config.json", (json.dumps(named, indent=1) + "\n").encode()
+    if len(tokenizer.ends) > 1:
+        yield "generation_config.json", (json.dumps({"eos_token_id": list(tokenizer.ends)}) + "\n").encode()

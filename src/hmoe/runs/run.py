@@ -1,0 +1,40 @@
+"""A run folder -> its config, trained model and tokenizer, each compared with what the checkpoint says of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmoe.checkpoint import store as checkpoint
+from hmoe.config.run import RunConfig
+from hmoe.data import tokenizer as tokenizers
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import CheckpointError, ConfigError
+from hmoe.model.meta import on_meta
+from hmoe.model.transformer import Transformer
+from hmoe.runs.binding import check_side_files, is_run, read_config
+
+
+def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
+    """Config, trained model, tokenizer and the checkpoint's state of a run folder; changes nothing in it.
+
+    Raises:
+        ConfigError: if it is no run folder, or its config.yaml is not that of the checkpoint.
+        CheckpointError: if there is no trustworthy checkpoint.
+    """
+    if not is_run(run):
+        raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE` makes one")
+    newest = checkpoint.latest(run, quarantine=False, say=say, optimizer=False)
+    if newest is None:
+        raise CheckpointError(f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps")
+    config = read_config(run, newest.state, say)
+    tokenizer = tokenizers.load(run)
+    if tokenizer.fingerprint != newest.state["tokenizer"]:
+        raise CheckpointError(f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with")
+    check_side_files(run, newest.state, say)
+    with on_meta():
+        model = Transformer(config.model).to(next(iter(newest.model.values())).dtype)
+    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
+    checkpoint.restore(newest, model)
+    return config, model.eval(), tokenizer, newest.state

@@ -1,0 +1,173 @@
+"""Safetensors of a Hugging Face folder -> the parameters of our model, one tensor at a time."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hmoe.errors import CheckpointError
+from hmoe.model.moe import MoE
+from hmoe.model.transformer import Transformer
+from hmoe.storage import utf8_name
+
+_LLAMA = {  # ours within a block -> LLaMA's
+    "attention_norm.weight": "input_layernorm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    **{f"attention.{x}_proj.weight": f"self_attn.{x}_proj.weight" for x in "qkvo"},
+    **{f"attention.{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
+}
+_OUTSIDE = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_PROJECTIONS = {"w_gate": ("gate_proj", "w1"), "w_up": ("up_proj", "w3"), "w_down": ("down_proj", "w2")}
+
+
+class Tensors:
+    """The tensors of a folder by name, read when asked for; remembers which were not.
+
+    Raises:
+        CheckpointError: where there is no safetensors file, or it cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        files = _files(folder)
+        try:
+            opened = [_open(file) for file in files]
+            self._home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+        self._stored_as: dict[str, str] = {}
+        self.unread = {name for name in self._home if not name.endswith(".inv_freq")}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._home
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Know a tensor, if it is stored, by another name."""
+        if name in self._home:
+            self._stored_as[new_name] = name
+            self._home[new_name] = self._home[name]
+            self.unread.add(new_name)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._home:
+            raise CheckpointError(f"{self._folder}: tensor {name} is missing")
+        self.unread.discard(name)
+        try:
+            tensor: torch.Tensor = self._home[name].get_tensor(self._stored_as.get(name, name))
+        except SafetensorError as error:
+            raise CheckpointError(f"{self._folder}: {name} cannot be read: {error}") from None
+        if tensor.dtype not in _TYPES:  # numbers of a quantised model mean nothing without their scales
+            allowed = ", ".join(str(kind).removeprefix("torch.") for kind in _TYPES)
+            stored = str(tensor.dtype).removeprefix("torch.")
+            raise CheckpointError(f"{self._folder}: tensor {name} is stored as {stored}, must be one of {allowed}")
+        return tensor
+
+
+def is_head_apart(tensors: Tensors) -> bool:
+    """Whether a head other than the embedding is stored: whatever the tied flag says, transformers then uses both."""
+    embedding, head = (_OUTSIDE[name] for name in ("embed.weight", "head.weight"))
+    if embedding not in tensors or head not in tensors:
+        return False
+    return not torch.equal(tensors[embedding], tensors[head])
+
+
+def _open(file: Path) -> Any:
+    with utf8_name(file) as name:
+        return safe_open(name, "pt")
+
+
+def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:
+    """Copy every parameter of the model from the folder, and check that the folder holds nothing else.
+
+    Raises:
+        CheckpointError: for a tensor that is missing, superfluous or of another shape.
+    """
+    source = _own if family == "hmoe" else _llama
+    if model.config.tied and _OUTSIDE["embed.weight"] not in tensors:
+        tensors.rename(_OUTSIDE["head.weight"], _OUTSIDE["embed.weight"])  # one matrix, stored under its other name
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parts = list(source(model, name, tensors))
+            rows = sum(len(part) for part in parts)
+            if rows != len(parameter) or any(part.shape[1:] != parameter.shape[1:] for part in parts):
+                shape = (rows, *parts[0].shape[1:])
+                raise CheckpointError(f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}")
+            for part, place in zip(parts, parameter.split([len(part) for part in parts]), strict=True):  # type: ignore[no-untyped-call]
+                place.copy_(part)
+    if model.config.tied:
+        tensors.unread.discard("lm_head.weight")
+    if tensors.unread:
+        raise CheckpointError(
+            f"{where}: {len(tensors.unread)} tensors have no place in the model, such as {min(tensors.unread)}"
+        )
+
+
+def _own(model: Transformer, name: str, tensors: Tensors) -> Iterator[torch.Tensor]:
+    yield tensors[hugging_face_name(name)]
+
+
+def hugging_face_name(name: str) -> str:
+    """Our parameter's name in HMoEForCausalLM."""
+    return _OUTSIDE.get(name) or "model." + name.replace("blocks.", "layers.", 1)
+
+
+def _llama(model: Transformer, name: str, tensors: Tensors) -> Iterator[torch.Tensor]:
+    """One parameter of ours from those of the LLaMA family: experts are stacked row by row, w_down is transposed."""
+    if name in _OUTSIDE:
+        yield tensors[_OUTSIDE[name]]
+        return
+    _, number, inner = name.split(".", 2)
+    layer = f"model.layers.{number}."
+    if inner in _LLAMA:
+        yield tensors[layer + _LLAMA[inner]]
+        return
+    ffn = model.blocks[int(number)].ffn
+    part = inner.removeprefix("ffn.")
+    sparse = layer + ("block_sparse_moe." if f"{layer}block_sparse_moe.gate.weight" in tensors else "mlp.")
+    if part == "router.weight":
+        yield tensors[f"{sparse}gate.weight"]
+        return
+    turn: Callable[[torch.Tensor], torch.Tensor] = (lambda w: w.T) if part == "w_down" else (lambda w: w)
+    if not isinstance(ffn, MoE):
+        yield turn(tensors[f"{layer}mlp.{_PROJECTIONS[part][0]}.weight"])
+    elif f"{sparse}experts.gate_up_proj" in tensors:
+        yield from _fused(tensors, f"{sparse}experts.", part)
+    else:
+        style = 1 if f"{sparse}experts.0.w1.weight" in tensors else 0
+        for expert in range(len(ffn.widths)):
+            yield turn(tensors[f"{sparse}experts.{expert}.{_PROJECTIONS[part][style]}.weight"])
+
+
+def _fused(tensors: Tensors, experts: str, part: str) -> Iterator[torch.Tensor]:
+    """From gate_up_proj (E, 2h, D) and down_proj (E, D, h), transformers 5's own layout in memory."""
+    if part == "w_down":
+        yield from (one.T for one in tensors[f"{experts}down_proj"])
+    else:
+        yield from (one.chunk(2)[part == "w_up"] for one in tensors[f"{experts}gate_up_proj"])
+
+
+def _files(folder: Path) -> list[Path]:
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        other = [path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+        hint = f"; {other[0]} is a pickle, which could run code: convert it to safetensors" if other else ""
+        raise CheckpointError(f"{folder}: no model.safetensors{hint}")
+    try:
+        named: Any = json.loads(index.read_bytes())["weight_map"].values()
+        names = sorted(set(named))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        raise CheckpointError(f"{index}: damaged") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: names {name!r}, must be .safetensors files of its own folder")
+    return [folder / name for name in names]

@@ -1,0 +1,1 @@
+"""What the parts of a model are, as frozen values that need neither torch nor pydantic."""

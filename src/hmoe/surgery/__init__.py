@@ -1,0 +1,1 @@
+"""Trained models made into other ones: experts copied, cut, dropped or skipped."""
