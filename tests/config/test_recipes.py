@@ -63,7 +63,7 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("model.dim=-3", "model.dim = -3: must be greater than or equal to 2"),
+        ("model.dim=-3", "model.dim = -3, must be an integer from 2 to 65536"),
         ("model.dimm=3", "model.dimm: unknown key; nearest is model.dim"),
         ("modle.dim=3", "modle.dim: unknown key; nearest is model.dim"),
         ("model.dim=true", "model.dim = True: must not be true or false"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.data.benchmarks import fetch
 from hmoe.data.tokenizer import Tokenizer, train_bpe
 from hmoe.model.transformer import Transformer, build
@@ -28,7 +28,7 @@ def words() -> Tokenizer:
 def model(moe: dict[str, Any] | None, dtype: torch.dtype = torch.float64) -> Transformer:
     """Weights large enough that answers differ."""
     shape = {"dim": 24, "layers": 2, "heads": 2, "vocab": 300, "ffn": None if moe else 40, "moe": moe}
-    made = build(ModelConfig.model_validate(shape), 0, dtype)
+    made = build(check_model(shape), 0, dtype)
     with torch.no_grad():
         made.head_weight.mul_(3)
     return made.eval()

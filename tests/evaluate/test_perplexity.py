@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from hmoe import DataError
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate.perplexity import by_domain, perplexity, total
 from hmoe.model.transformer import build
 
-CONFIG = ModelConfig.model_validate(
+CONFIG = check_model(
     {"dim": 16, "layers": 1, "heads": 2, "vocab": 257, "moe": {"widths": [8, 24], "router": {"name": "top_k", "k": 1}}}
 )
 

@@ -114,7 +114,7 @@ def recipes_equal(a: Opened, b: Opened) -> bool:
     """The same architecture; a head width, key/value heads and a context that are the default are written out."""
     left, right = a.model.config, b.model.config
     same = {"head_dim": right.head_width, "kv_heads": right.num_kv_heads, "context": b.context_length}
-    return left == right.model_copy(update=same)
+    return left == replace(right, **same)
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,6 @@ def test_launches_of_a_layer_are_less_than_half_of_what_they_were(
 
 
 def hmoe_config() -> Any:
-    from hmoe.config.model import MoEConfig
+    from hmoe.specs.model import MoESpec
 
-    return MoEConfig(widths=list(WIDTHS), router={"name": "top_k", "k": 2}, parameter_penalty=0.1)  # type: ignore[arg-type]
+    return MoESpec(widths=tuple(WIDTHS), router=hmoe.TopK(2), parameter_penalty=0.1)

@@ -232,7 +232,7 @@ def test_layers_that_share_a_hypernetwork_differ_by_their_embedding() -> None:
         (lambda: hmoe.ZeroExperts(copy=1, true_gates=True), "null experts only"),
         (lambda: hmoe.ZeroExperts(1, balance=2), "from 0 to 1"),
         (lambda: hmoe.Hyper(dim=0), "hyper.dim = 0"),
-        (lambda: hmoe.Hyper(init="ones"), "must be paper or zero"),  # type: ignore[arg-type]
+        (lambda: hmoe.Hyper(init="ones"), "must be one of paper, zero"),  # type: ignore[arg-type]
         (lambda: hmoe.MoE(4, (3,), hmoe.ExpertChoice(), zero=hmoe.ZeroExperts(1)), "no place with expert_choice"),
         (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, bias_rate=0.1, bias_by="compute"), zero=hmoe.ZeroExperts(1)), "tokens"),
         (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1), shared=-1), "shared = -1"),

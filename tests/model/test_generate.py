@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hmoe import ConfigError, NonFiniteError
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.model.generate import Sampling, generate, sample
 from hmoe.model.likelihood import mean_nll, text_nll
 from hmoe.model.transformer import Transformer, build
@@ -16,7 +16,7 @@ class Vocabulary:
 @pytest.fixture
 def model() -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_p", "p": 0.6}}
-    return build(ModelConfig(dim=16, layers=3, heads=4, kv_heads=2, vocab=31, moe=moe), 0, torch.float64)
+    return build(check_model(dict(dim=16, layers=3, heads=4, kv_heads=2, vocab=31, moe=moe)), 0, torch.float64)
 
 
 def test_cached_logits_are_the_uncached_ones(model: Transformer) -> None:
@@ -39,8 +39,10 @@ def test_writing_does_without_the_capacity_of_training() -> None:
     """What a token becomes must not depend on how much of the text is read at once."""
     router = {"name": "top_k", "k": 1, "capacity_factor": 0.5}
     moe = {"widths": [8, 24, 16], "router": router}
-    model = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, moe=moe), 0, torch.float64)
-    free = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}}), 0)
+    model = build(check_model(dict(dim=16, layers=3, heads=4, vocab=31, moe=moe)), 0, torch.float64)
+    free = build(
+        check_model(dict(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}})), 0
+    )
     free.double().load_state_dict(model.state_dict())
     prompt = list(range(3, 27))
     found, expected = (

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmoe import ExpertChoice, TopK, TopP
 from hmoe.model.router import route
-from hmoe.specs.routers import Router
+from hmoe.specs.routers.base import RouterSpec
 
 
 class Scans(TorchDispatchMode):
@@ -26,7 +26,7 @@ class Scans(TorchDispatchMode):
 
 @pytest.mark.parametrize("spec", [TopK(1), TopK(3), TopP(0.6), ExpertChoice(2.0)], ids=lambda spec: spec.name)
 def test_they_are_those_that_nonzero_finds_and_no_scan_runs_over_the_tokens(
-    spec: Router, monkeypatch: pytest.MonkeyPatch
+    spec: RouterSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans = Scans()
     for tokens in (0, 1, 9, 130):

@@ -10,8 +10,8 @@ from hmoe import ConfigError
 from hmoe.model.balance import balance, tally
 from hmoe.model.noise import uniform
 from hmoe.model.router import RouterLayer, route
+from hmoe.model.routers.top_k import preference
 from hmoe.model.routing import Circumstances
-from hmoe.model.selection import preference
 from hmoe.model.transformer import build
 from tests import oracles
 from tests.model.test_transformer import config

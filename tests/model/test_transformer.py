@@ -2,15 +2,16 @@ import pytest
 import torch
 
 from hmoe.config import recipes
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.model.attention import Sequences
 from hmoe.model.layers import Projection
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
+from hmoe.specs.model import ModelSpec
 from tests import oracles
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes: object) -> ModelSpec:
     base = {
         "dim": 16,
         "layers": 2,
@@ -18,7 +19,7 @@ def config(**changes: object) -> ModelConfig:
         "vocab": 29,
         "moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2}},
     }
-    return ModelConfig.model_validate({**base, **changes})
+    return check_model({**base, **changes})
 
 
 def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:

@@ -11,11 +11,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hmoe import ConfigError
-from hmoe.config.model import ModelConfig
 from hmoe.hub import HMoEConfig
 from hmoe.model.rotary import rotary
 from hmoe.runs.config_keys import DEFAULTS, ROPE_THETA
 from hmoe.runs.families import model_config
+from hmoe.specs.model import ModelSpec
 from tests.hub.helpers import config as small_hmoe
 from tests.runs.test_families import MODELS
 
@@ -62,7 +62,7 @@ def experts(config: PreTrainedConfig, width: int, renormalize: bool) -> dict[str
 def read_here(raw: dict[str, Any]) -> dict[str, Any] | str:
     """The same from our reading, or why it was refused."""
     try:
-        model: ModelConfig = model_config(raw, "config.json")
+        model: ModelSpec = model_config(raw, "config.json")
     except ConfigError as error:
         assert "\n" not in str(error)
         assert "Error:" not in str(error)

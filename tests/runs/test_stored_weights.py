@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from hmoe.runs.adopt import adopt
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hmoe import CheckpointError, ConfigError
+from hmoe.runs.import_hf import adopt
 from hmoe.runs.open import read_json, read_model
 from tests.runs.test_families import MODELS, write
 

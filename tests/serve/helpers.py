@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import httpx
 import torch
 
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.model.transformer import Transformer, build
 from hmoe.serve.ask import Ask, Entry, Event, Failure, Limits, Used
 from hmoe.serve.engine import Engine
+from hmoe.specs.model import ModelSpec
 
 TOKENIZER = ByteTokenizer()
 TOP_K = {"name": "top_k", "k": 2}
@@ -24,12 +25,12 @@ TOP_P = {"name": "top_p", "p": 0.6}
 CONTEXT = 96
 
 
-def config(**changes: object) -> ModelConfig:
+def config(**changes: object) -> ModelSpec:
     base = {
         "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "vocab": 300,
         "moe": {"widths": [16, 48, 32, 24], "router": TOP_K},
     }  # fmt: skip
-    return ModelConfig.model_validate({**base, **changes})
+    return check_model({**base, **changes})
 
 
 def model(router: dict[str, object] | None = None, **changes: object) -> Transformer:

@@ -7,7 +7,7 @@ import torch
 
 import hmoe
 from hmoe import ConfigError
-from hmoe.config.model import ModelConfig
+from hmoe.config.recipes import check_model
 from hmoe.model.transformer import Transformer, build
 from hmoe.surgery.skipping import median_shares, with_shares
 from hmoe.surgery.upcycle import inputs_of
@@ -66,7 +66,7 @@ def test_nan_is_no_reason_to_skip() -> None:
 
 def model(**router: Any) -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_k", "k": 2, **router}, "dense_layers": [1]}
-    made = build(ModelConfig(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe), 0, torch.float64)
+    made = build(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
     for block in (made.blocks[0], made.blocks[2]):
         torch.nn.init.normal_(block.ffn.router.weight)  # type: ignore[union-attr, arg-type]
     return made.eval()
@@ -107,13 +107,15 @@ def test_what_cannot_skip_is_told() -> None:
             median_shares(made, inputs)
     for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
         with pytest.raises(ValueError, match=r"hyper: router\.skip"):
-            ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], "hyper": {"dim": 3}, **skips})
+            check_model(
+                dict(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], "hyper": {"dim": 3}, **skips})
+            )
     with pytest.raises(ConfigError, match=r"hyper: router\.skip"):
         hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2, skip=0.5), hyper=hmoe.Hyper(dim=3))
     with pytest.raises(ValueError, match="only zeros have no effect"):
-        ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8], "skip": [0, 0]})
+        check_model(dict(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8], "skip": [0, 0]}))
     base = {"widths": [8, 8], "skip": [0.5]}
     with pytest.raises(ValueError, match=r"moe\.skip: 1 numbers, must be one for each of the 2 MoE layers"):
-        ModelConfig(dim=16, layers=2, heads=4, vocab=31, moe=base)
+        check_model(dict(dim=16, layers=2, heads=4, vocab=31, moe=base))
     with pytest.raises(ValueError, match=r"moe\.skip: the router is top-p 0\.6; must be top-k"):
-        ModelConfig(dim=16, layers=1, heads=4, vocab=31, moe=base | {"router": {"name": "top_p"}})
+        check_model(dict(dim=16, layers=1, heads=4, vocab=31, moe=base | {"router": {"name": "top_p"}}))

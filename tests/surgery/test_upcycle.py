@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.config.model import ModelConfig
 from hmoe.model.transformer import Transformer, build
+from hmoe.specs.model import ModelSpec
 from hmoe.surgery.upcycle import Choice, importance, inputs_of, measured_widths, upcycle
 from tests import oracles
 from tests.model.test_transformer import config
@@ -31,7 +31,7 @@ def tokens() -> torch.Tensor:
     return torch.randint(0, 29, (4, 40), generator=torch.Generator().manual_seed(5))
 
 
-def target(moe: dict[str, Any], **changes: Any) -> ModelConfig:
+def target(moe: dict[str, Any], **changes: Any) -> ModelSpec:
     return config(moe=moe, **changes)
 
 

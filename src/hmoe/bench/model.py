@@ -21,11 +21,10 @@ from hmoe.bench.measure import (
 )
 from hmoe.config import recipes
 from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
-from hmoe.config.model import ModelConfig
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.transformer import build, set_check_finite
-from hmoe.specs.routers import TopK
+from hmoe.specs.model import ModelSpec
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts
 
@@ -39,7 +38,7 @@ class _Vocabulary:
         self.vocab_size = vocab_size
 
 
-def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int, device: str) -> dict[str, Run]:
+def _runs(config: ModelSpec, dtype: torch.dtype, prompt: list[int], new: int, device: str) -> dict[str, Run]:
     """Name -> reading the prompt, or writing `new` tokens after its first 16."""
     model = build(config, 0).to(device, dtype).eval().requires_grad_(False)
     set_check_finite(model, False)
@@ -78,17 +77,18 @@ def _runs(config: ModelConfig, dtype: torch.dtype, prompt: list[int], new: int, 
     return runs
 
 
-def _mixtral(config: ModelConfig, dtype: torch.dtype) -> Any:
+def _mixtral(config: ModelSpec, dtype: torch.dtype) -> Any:
     from transformers import MixtralConfig, MixtralForCausalLM  # noqa: PLC0415 - optional
 
     moe = config.moe
-    if moe is None or not isinstance(moe.router, TopK) or moe.dense_layers:
+    _, _, most = (0, 0, 0) if moe is None else moe.router.count_experts_per_token(len(moe.expert_widths))
+    if moe is None or moe.router.describe_mixtral_fault(len(moe.expert_widths)) or moe.dense_layers:
         raise ConfigError("bench model: needs a preset with top-k experts in every layer, such as hmoe-0.4b-topk")
     experts = len(moe.expert_widths)
     shape = MixtralConfig(
         vocab_size=config.vocab, hidden_size=config.dim, intermediate_size=sum(moe.expert_widths) // experts,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.num_kv_heads,
-        num_local_experts=experts, num_experts_per_tok=moe.router.k, sliding_window=None, eos_token_id=None, bos_token_id=None,
+        num_local_experts=experts, num_experts_per_tok=most, sliding_window=None, eos_token_id=None, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
     return MixtralForCausalLM._from_config(shape, dtype=dtype).eval().requires_grad_(False)

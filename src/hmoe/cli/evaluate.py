@@ -67,8 +67,7 @@ def _text(
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
     read = documents(text, text_field) if text else validation(opened, run)
-    moe = opened.model.config.moe
-    if moe is not None and moe.router.name == "expert_choice":
+    if not opened.model.config.causal:
         say(
             "experts choose among all tokens, later ones too: this perplexity knows what it predicts, and is no match for others"
         )

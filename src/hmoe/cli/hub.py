@@ -48,7 +48,7 @@ def import_(
     recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
 ) -> None:  # fmt: skip
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
-    from hmoe.runs.adopt import adopt, beside
+    from hmoe.runs.import_hf import adopt, beside
     from hmoe.storage import refuse_used
 
     refuse_used(run)

@@ -155,8 +155,8 @@ def _print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -
         numbers["memory_assumed"] = f"this machine's{where}; --memory GB plans for a GPU"
     else:
         numbers["memory_assumed"] = f"as given, of a {'GPU' if on_gpu else 'CPU'}"
-    if config.model.moe is not None and config.model.moe.note:
-        say(f"warning: {config.model.moe.note}")
+    if config.model.moe is not None and config.model.moe.warning:
+        say(f"warning: {config.model.moe.warning}")
     if as_json:
         show(numbers, as_json)
         return

@@ -30,10 +30,10 @@ class Options:
 
 def make(options: Options, say: Say, echo: Say) -> None:
     """Write the run folder; say how near the new model is to the old one."""
-    from hmoe.runs.adopt import beside
+    from hmoe.runs.import_hf import beside
     from hmoe.runs.open import open_model
-    from hmoe.runs.upcycle import batches, recipe_of
     from hmoe.storage import refuse_used
+    from hmoe.surgery.inputs import batches, recipe_of
     from hmoe.surgery.skipping import median_shares, with_shares
     from hmoe.surgery.upcycle import Choice, inputs_of, upcycle
     from hmoe.train.begin import begin
@@ -114,8 +114,8 @@ def _report(options: Options, opened: Any, model: Any, errors: list[float], text
     for part in lost_parts(opened.model, model.config):
         echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
     echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
-    if moe.note:
-        echo(f"warning: {moe.note}")
+    if moe.warning:
+        echo(f"warning: {moe.warning}")
     if moe.skip:
         shares = ", ".join(f"{share:.3f}" for share in moe.skip)
         echo(

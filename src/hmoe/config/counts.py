@@ -3,10 +3,10 @@
 Counted as in the paper (its Table 1 matches only so): input embedding and output head untied and both counted.
 """
 
-from hmoe.config.model import ModelConfig
+from hmoe.specs.model import ModelSpec
 
 
-def parameters_by_part(model: ModelConfig) -> dict[str, int]:
+def parameters_by_part(model: ModelSpec) -> dict[str, int]:
     """Parameters of each part; `experts` is all experts of all layers."""
     d, q_width, kv_width = model.dim, model.heads * model.head_width, model.num_kv_heads * model.head_width
     qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
@@ -27,13 +27,13 @@ def parameters_by_part(model: ModelConfig) -> dict[str, int]:
     }
 
 
-def _beside(model: ModelConfig) -> dict[str, int]:
+def _beside(model: ModelSpec) -> dict[str, int]:
     """Parameters of a MoE layer that are not its experts'; those of HyperExperts are all layers' together."""
     moe, d = model.moe, model.dim
     if moe is None:
         return {"router": 0, "shared": 0, "zero": 0, "hyper": 0}
     experts, num_moe = len(moe.routed_widths), len(model.moe_layers)
-    balanced = moe.router.name == "top_k" and moe.router.bias_rate > 0
+    balanced = moe.router.bias_update is not None
     hyper = moe.hyper.network_parameters(d, num_moe) + num_moe * moe.hyper.layer_parameters(experts) if moe.hyper else 0
     return {
         "router": d * experts + experts * balanced,
@@ -43,29 +43,29 @@ def _beside(model: ModelConfig) -> dict[str, int]:
     }
 
 
-def fixed_parameters(model: ModelConfig) -> int:
+def fixed_parameters(model: ModelSpec) -> int:
     """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
     parts = parameters_by_part(model)
     generated = 0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
     return sum(parts.values()) - parts["experts"] - parts["hyper"] + len(model.moe_layers) * generated
 
 
-def activated_parameters(model: ModelConfig, width: float) -> float:
+def activated_parameters(model: ModelSpec, width: float) -> float:
     """Parameters that a token uses when its experts have `width` hidden units in all, mean over MoE layers."""
     return fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
 
 
-def activated_width(model: ModelConfig) -> tuple[int, float, int]:
+def activated_width(model: ModelSpec) -> tuple[int, float, int]:
     """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
     if model.moe is None:
         return 0, 0.0, 0
     widths = sorted(model.moe.routed_widths)
-    fewest, expected, most = model.moe.router.num_experts(len(widths))
+    fewest, expected, most = model.moe.router.count_experts_per_token(len(widths))
     return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
 
 
 def training_flops(
-    model: ModelConfig, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
+    model: ModelSpec, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
 ) -> int:
     """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
 
@@ -86,7 +86,7 @@ def training_flops(
     return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + made)
 
 
-def flops_per_token(model: ModelConfig, context: int, width: float | None = None) -> float:
+def flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:
     """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
     width = activated_width(model)[1] if width is None else width
     return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width

@@ -4,8 +4,8 @@ import os
 from typing import NamedTuple
 
 from hmoe.config.counts import activated_width, loss_chunk, parameters_by_part
-from hmoe.config.model import ModelConfig
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
+from hmoe.specs.model import ModelSpec
 
 SHARE = (
     0.85  # of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments
@@ -117,7 +117,7 @@ class _Bytes(NamedTuple):
         return self.compute < self.weight
 
 
-def _count_saved(model: ModelConfig, sparse: bool, size: _Bytes, kind: str) -> float:
+def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> float:
     """Bytes kept per token and block for the backward pass (kernels keep x and pre-activations only).
 
     Autocast converts the input anew for every product that takes it; without it all keep the norm's output.
@@ -137,7 +137,7 @@ def _count_saved(model: ModelConfig, sparse: bool, size: _Bytes, kind: str) -> f
     return stream + attention + model.dim * inputs + hidden * size.compute + router
 
 
-def _room(model: ModelConfig, kind: str) -> float:
+def _room(model: ModelSpec, kind: str) -> float:
     """Hidden units per token and MoE layer that memory is taken for.
 
     On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as a token can
@@ -145,7 +145,7 @@ def _room(model: ModelConfig, kind: str) -> float:
     """
     _, expected, most = activated_width(model)
     assert model.moe is not None
-    if model.moe.router.name == "expert_choice":  # as many tokens of each expert as were agreed
+    if model.moe.router.takes_agreed_tokens:
         return expected
     return expected if kind == "cpu" else most
 

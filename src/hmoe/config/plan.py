@@ -5,8 +5,8 @@ from typing import Any
 
 from hmoe.config.counts import activated_parameters, activated_width, flops_per_token, parameters_by_part
 from hmoe.config.memory import Device, choose_unset, memory_by_part, read_host
-from hmoe.config.model import ModelConfig
 from hmoe.config.run import RunConfig
+from hmoe.specs.model import ModelSpec
 
 
 def plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _hyper_flops_per_token(config: RunConfig) -> float:
     model = config.model
     if model.moe is None or model.moe.hyper is None:
         return 0.0
-    fewest, _, most = model.moe.router.num_experts(len(model.moe.routed_widths))
+    fewest, _, most = model.moe.router.count_experts_per_token(len(model.moe.routed_widths))
     tokens = config.data.batch_tokens // config.data.num_micro_batches
     possible = sum(math.comb(len(model.moe.routed_widths), chosen) for chosen in range(fewest, most + 1))
     share = min(possible, tokens) / tokens
@@ -65,15 +65,7 @@ def _budget_tokens(config: RunConfig, per_token: float) -> int | None:
     return min((limit for limit in limits if limit), default=None)
 
 
-def _assumption(model: ModelConfig) -> str:
+def _assumption(model: ModelSpec) -> str:
     if model.moe is None:
         return "dense: every parameter"
-    if model.moe.router.name == "top_k":
-        dropless = model.moe.router.capacity_factor is None
-        return f"top-{model.moe.router.k}, every expert equally likely" + (
-            "" if dropless else ", nothing dropped or added"
-        )
-    _, expected, _ = model.moe.router.num_experts(len(model.moe.routed_widths))
-    if model.moe.router.name == "expert_choice":
-        return f"expert choice, {model.moe.router.capacity_factor:g} experts per token in the mean"
-    return f"top-p {model.moe.router.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"
+    return model.moe.router.describe_assumption(len(model.moe.routed_widths))

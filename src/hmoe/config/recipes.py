@@ -1,7 +1,9 @@
 """A recipe (preset name or YAML file) plus overrides -> RunConfig, with one-line errors that name the key."""
 
 import difflib
+import functools
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,19 +12,30 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from hmoe.config.key_names import OTHER_NAMES
-from hmoe.config.model import ModelConfig
 from hmoe.config.recipe_file import NamesLoader, parse_tree, read_tree
 from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
 from hmoe.config.section import annotation_parts
 from hmoe.errors import ConfigError
-from hmoe.specs import routers
+from hmoe.specs.extensions import hint_extensions, load_extensions
+from hmoe.specs.fields import get_field_types
+from hmoe.specs.model import ModelSpec
+from hmoe.specs.plain import to_plain
+from hmoe.specs.routers import ROUTERS
+from hmoe.specs.routers.base import RouterSpec
 from hmoe.storage import is_utf8
 
-Checked = TypeVar("Checked", bound=BaseModel)
-_TAGS = {"rule", "list", *routers.NAMES}  # what pydantic inserts into a key where it chose between kinds
+Checked = TypeVar("Checked")
+_CHOICES = {
+    "rule",
+    "list",
+}  # beside the kinds of routers: what pydantic inserts into a key where it chose between kinds
+_PLACES = {  # of specs in a recipe; they know their own section only
+    "model": "model", "moe": "model.moe", "router": "model.moe.router", "zero": "model.moe.zero", "hyper": "model.moe.hyper",
+    "widths": "model.moe.widths", "rope_scaling": "model.rope_scaling",
+}  # fmt: skip
 _WEIGHTS = "data.weights."  # before the name of a domain
 _ROUTER = "model.moe.router."  # its kind decides which keys there are
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
@@ -66,13 +79,13 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return tree
 
 
-def with_model(recipe: str, model: ModelConfig, overrides: Sequence[str], data_path: str) -> RunConfig:
+def with_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_path: str) -> RunConfig:
     """A recipe whose model is replaced by a given one, and the embedded corpus, which has its own tokenizer, by `data_path`.
 
     Raises:
         ConfigError: as `load`.
     """
-    tree = _read(recipe, None, 0) | {"model": model.model_dump(mode="json")}
+    tree = _read(recipe, None, 0) | {"model": to_plain(model)}
     if tree["data"]["path"] == "corpus" != data_path:
         tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
     return check(tree, overrides)
@@ -83,18 +96,27 @@ def check(tree: Any, overrides: Sequence[str] = ()) -> RunConfig:
     return _checked(RunConfig, _overridden(tree, overrides))
 
 
-def check_model(tree: Any) -> ModelConfig:
+def check_model(tree: Any) -> ModelSpec:
     """Validate what is under `model`."""
-    return _checked(ModelConfig, tree)
+    return _checked(ModelSpec, tree)
 
 
 def _checked(kind: type[Checked], tree: Any) -> Checked:
+    load_extensions()
     try:
-        return kind.model_validate(tree)
+        return _parser(kind, tuple(ROUTERS.items())).validate_python(tree)
     except ValidationError as error:
         lines = list(dict.fromkeys(problem_line(problem) for problem in error.errors(include_url=False)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(lines[0] + more) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _parser(kind: type[Checked], routers: Any) -> TypeAdapter[Checked]:
+    """pydantic's parser of a kind; another one once further routers are known, which are part of its schema."""
+    if issubclass(kind, BaseModel):
+        kind.model_rebuild(force=True)
+    return TypeAdapter(kind)
 
 
 def dump(config: RunConfig) -> str:
@@ -205,7 +227,7 @@ def _merge(base: Any, new: Any) -> Any:
 
 def problem_line(problem: Any) -> str:
     """What pydantic found, as one line that names key, value and nearest choice."""
-    key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _TAGS)
+    key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _CHOICES and part not in ROUTERS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _kind_names(problem["loc"])
         if key in keys():
@@ -215,7 +237,7 @@ def problem_line(problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key}: missing"
     if problem["type"].startswith("union_tag"):
-        return f"{key} = {_shown(problem['input'])}: name must be one of {', '.join(routers.NAMES)}"
+        return f"{key} = {_shown(problem['input'])}: name must be one of {', '.join(ROUTERS)}; {hint_extensions()}"
     if problem["type"] == "tuple_type" and key.endswith("widths"):
         return f"{key} = {_shown(problem['input'])}: must be a list of hidden units or a rule {{shape, total, experts}}"
     message = (
@@ -225,8 +247,14 @@ def problem_line(problem: Any) -> str:
         .replace("Input should", "must")
     )
     if problem["type"] == "value_error" and isinstance(problem["input"], dict):
-        return f"{key}: {message}" if key else message
+        return _placed(message) or (f"{key}: {message}" if key else message)
     return f"{key} = {_shown(problem['input'])}: {message}"
+
+
+def _placed(message: str) -> str | None:
+    """The complaint of a spec with the place of its section in a recipe; None if it is not one of a spec."""
+    section, rest = re.match(r"(\w*)(.*)", message, re.DOTALL).groups()  # type: ignore[union-attr]
+    return f"{_PLACES[section]}{rest}" if section in _PLACES and rest[:1] in (".", ":") else None
 
 
 def _named(key: str) -> str:
@@ -253,19 +281,21 @@ def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
 
 def _kind_names(loc: Sequence[Any]) -> list[str]:
     """Names of the fields of the kind of router that a problem is about, if it is about one."""
-    kinds: tuple[Any, ...] = routers.Router.__args__
-    return [field.name for kind in kinds if kind.name in loc for field in fields(kind) if field.name != "name"]
+    kinds: list[Any] = [kind for name, kind in ROUTERS.items() if name in loc]
+    return [field.name for kind in kinds for field in fields(kind) if field.name != "name"]
 
 
-def _known(section: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in section.model_fields.items():
+def _known(section: Any, prefix: str) -> Iterator[str]:
+    """Dotted keys of a section, or of a spec."""
+    is_spec = is_dataclass(section)
+    types = get_field_types(section) if is_spec else {n: f.annotation for n, f in section.model_fields.items()}
+    for name, annotation in types.items():
         yield prefix + name
-        for kind in annotation_parts(field.annotation):
-            if is_dataclass(kind):
-                yield from (f"{prefix}{name}.{key.name}" for key in fields(kind))
-            elif isinstance(kind, type) and issubclass(kind, BaseModel):
+        parts = list(annotation_parts(annotation))
+        for kind in [*parts, *(ROUTERS.values() if RouterSpec in parts else ())]:
+            if is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 yield from _known(kind, f"{prefix}{name}.")
-    if "weights" in section.model_fields:
+    if "weights" in types:
         yield f"{prefix}weights.DOMAIN"
 
 

@@ -6,11 +6,12 @@ A recipe is YAML with these sections; `base: PRESET` inherits. `hmoe config PRES
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, model_validator
 
-from hmoe.config.model import ModelConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
+from hmoe.specs.model import ModelSpec
+from hmoe.specs.plain import to_plain
 
 BYTE_VOCAB = 257  # 256 bytes and the separator
 MOST_MICRO_BATCHES = 2**20
@@ -182,7 +183,7 @@ class RunConfig(Section):
     """Everything a run depends on; two runs of equal RunConfig on one machine end with equal bits."""
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="of weights, sample order and text samples")] = 0
-    model: ModelConfig
+    model: Annotated[ModelSpec, PlainSerializer(to_plain)]
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
@@ -201,14 +202,16 @@ class RunConfig(Section):
                     f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"
                 )
         moe = self.model.moe
-        if moe is not None and moe.router.name == "expert_choice" and self.train.sample_every:
+        if not self.model.causal and self.train.sample_every:
             raise ValueError(
                 f"train.sample_every = {self.train.sample_every}: a model with model.moe.router.name = expert_choice cannot "
                 "generate text; nearest is 0"
             )
-        if self.train.compile and moe is not None and (moe.router.noisy or moe.hyper):
+        if self.train.compile and moe is not None and (moe.router.needs_noise or moe.hyper):
             why = (
-                "router that draws random numbers" if moe.router.noisy else "model with HyperExperts (model.moe.hyper)"
+                "router that draws random numbers"
+                if moe.router.needs_noise
+                else "model with HyperExperts (model.moe.hyper)"
             )
             raise ValueError(
                 f"train.compile = true: a {why} would be compiled anew for every micro-batch; nearest is false"

@@ -1,18 +1,11 @@
 """What all sections of a recipe have in common: frozen, checked, and nothing is silently ignored."""
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
-_SWITCHES = (
-    "renormalize",
-    "straight_through",
-    "gumbel",
-    "true_gates",
-    "truncate",
-)  # true or false within a router, zero experts, a rope scaling
+from hmoe.specs.fields import refuse_bool
 
 
 def annotation_parts(annotation: Any) -> Iterator[Any]:
@@ -20,10 +13,6 @@ def annotation_parts(annotation: Any) -> Iterator[Any]:
     yield annotation
     for part in getattr(annotation, "__args__", ()):
         yield from annotation_parts(part)
-
-
-def _field_names(annotation: Any) -> set[str]:
-    return {field.name for part in annotation_parts(annotation) if is_dataclass(part) for field in fields(part)}
 
 
 class Section(BaseModel):
@@ -36,14 +25,8 @@ class Section(BaseModel):
     def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
         if info.field_name in ("model", "moe", "data", "optim", "train"):
             return value  # sections check their own
-        inner = value if isinstance(value, list | tuple) else (value,)
-        if isinstance(value, dict):
-            known = _field_names(cls.model_fields[info.field_name].annotation)  # any other is refused as unknown
-            inner = [number for key, number in value.items() if key not in _SWITCHES and key in (known or value)]
         switch = bool in annotation_parts(cls.model_fields[info.field_name].annotation)
-        if not switch and any(isinstance(one, bool) for one in inner):
-            raise ValueError("must not be true or false")
-        return value
+        return value if switch else refuse_bool(value)
 
     def no_effect(self, why: str, *names: str) -> None:
         """Raise if one of `names` was given a value that would be silently ignored."""

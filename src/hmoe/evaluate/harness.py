@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hmoe.config.model import LOSS_KEYS
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.evaluate.outcome import Outcome
@@ -22,6 +21,8 @@ from hmoe.evaluate.table import activated, summary
 from hmoe.evaluate.tasks import Selection, quiet, select
 from hmoe.model.transformer import Transformer
 from hmoe.runs.metrics import metrics_at
+from hmoe.specs.losses import list_loss_keys
+from hmoe.specs.plain import to_plain
 
 _BATCH_TOKENS = 4096
 _SEED = 1234  # the harness's own, for what it draws: examples of few-shot prompts
@@ -129,7 +130,11 @@ def evaluate(
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     """SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
     moe = model.config.moe
-    shape = model.config.model_dump(mode="json", exclude={"context": True, "moe": {"widths", *LOSS_KEYS}})
+    shape = {name: value for name, value in to_plain(model.config).items() if name != "context"}
+    if moe is not None:
+        shape["moe"] = {
+            name: value for name, value in shape["moe"].items() if name not in ("widths", *list_loss_keys())
+        }
     digest = hashlib.sha256(json.dumps([shape, moe and moe.expert_widths]).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -4,14 +4,14 @@ import math
 from typing import Any
 
 from hmoe.config.counts import activated_parameters, parameters_by_part
-from hmoe.config.model import ModelConfig
 from hmoe.data.benchmark_splits import SIX, TASKS
+from hmoe.specs.model import ModelSpec
 
 METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy it prints
 _PAPER = [task.name for task in TASKS]
 
 
-def summary(head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelConfig) -> dict[str, Any]:
+def summary(head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelSpec) -> dict[str, Any]:
     """The result of an evaluation: `head`, what the tasks' tokens activated, the average of the six, every task."""
     tokens, units = (sum(record[name] for record in records.values()) for name in ("tokens", "activated_units"))
     return {
@@ -24,7 +24,7 @@ def summary(head: dict[str, Any], records: dict[str, dict[str, Any]], model: Mod
     }
 
 
-def activated(model: ModelConfig, tokens: int, units: float) -> dict[str, float | None]:
+def activated(model: ModelSpec, tokens: int, units: float) -> dict[str, float | None]:
     """What a token activated: hidden units per MoE layer, their share of all (the paper's Table 3), parameters.
 
     Args:

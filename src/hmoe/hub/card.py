@@ -6,7 +6,7 @@ from typing import Any
 from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
 from hmoe.runs.metrics import metrics_at
 from hmoe.runs.open import Opened
-from hmoe.specs.routers import ExpertChoice, Router, TopK
+from hmoe.specs.routers.base import RouterSpec
 
 _HEAD = """---
 library_name: transformers
@@ -61,13 +61,11 @@ def _what(opened: Opened) -> str:
     )
 
 
-def _batch_dependence(router: Router) -> list[str]:
+def _batch_dependence(router: RouterSpec) -> list[str]:
     """What to know of a router whose choice for a token depends on the other tokens."""
-    if isinstance(router, ExpertChoice):
+    if not router.causal:
         return [_READS_AHEAD, ""]
-    if isinstance(router, TopK) and router.capacity(training=False) is not None:
-        return [_CAPACITY, ""]
-    return []
+    return [_CAPACITY, ""] if router.batch_dependent else []
 
 
 def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
@@ -86,8 +84,8 @@ def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
     return facts | {said: _number(last[name]) for name, said in _MEASURED.items() if last.get(name) is not None}
 
 
-def _router(router: Any) -> str:
-    return f"{router.title}, {'renormalised gates' if getattr(router, 'renormalize', False) else 'raw gates'}"
+def _router(router: RouterSpec) -> str:
+    return f"{router.title}, {'renormalised gates' if router.renormalize else 'raw gates'}"
 
 
 def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:

@@ -1,50 +1,15 @@
 """`config.json` of a heterogeneous mixture of experts, under Hugging Face's names where there are such."""
 
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from hmoe.errors import ConfigError
-from hmoe.specs.experts import Hyper, ZeroExperts, routed_widths
-from hmoe.specs.rope import RopeScaling, from_hugging_face
-from hmoe.specs.routers import NAMES, ExpertChoice, Router, TopK, TopP, of_layer
+from hmoe.specs.hugging_face import DEFAULTS, read_model
+from hmoe.specs.model import ModelSpec, MoESpec
+from hmoe.specs.routers.base import RouterSpec
 from hmoe.specs.widths import arithmetic
-
-Spec = TypeVar("Spec")
-
-
-@dataclass(frozen=True)
-class Experts:
-    """`hmoe.config.model.MoEConfig` without pydantic; a class that torch.compile can trace."""
-
-    expert_widths: tuple[int, ...]
-    router: Router
-    skip: tuple[float, ...]
-    shared: int
-    zero: ZeroExperts | None
-    hyper: Hyper | None
-    load_balance: float
-    parameter_penalty: float
-    penalty_norm: str
-    router_entropy: float
-    entropy_scale: str
-    router_z: float
-
-    @property
-    def routed_widths(self) -> tuple[int, ...]:
-        """See MoEConfig."""
-        return routed_widths(self.expert_widths, self.zero)
-
-
-def _made(kind: type[Spec], name: str, options: dict[str, Any]) -> Spec:
-    """A frozen spec from its options."""
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise ConfigError(f"{name} = {options}: {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from None
 
 
 @strict
@@ -65,6 +30,7 @@ class HMoEConfig(PreTrainedConfig):
         load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE eq 3, 4, 5 and
             ST-MoE's), added to the loss when output_router_logits is set, as transformers does.
         penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
+        other_loss_coefs: of losses that `hmoe.register_loss` added, by name.
 
     Raises:
         ValueError: for values that do not fit together.
@@ -98,6 +64,7 @@ class HMoEConfig(PreTrainedConfig):
     router_entropy_coef: float = 0.0
     entropy_scale: str = "experts"
     router_z_coef: float = 0.0
+    other_loss_coefs: dict[str, float] | None = None
     output_router_logits: bool = False
     max_position_embeddings: int = 4096
     rope_parameters: dict[str, Any] | None = None
@@ -122,48 +89,10 @@ class HMoEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
-        """What a model of these values needs; called by transformers."""
-        assert self.num_key_value_heads is not None
-        assert self.head_dim is not None
-        if self.head_dim < 2 or self.head_dim % 2:
-            raise ValueError(f"head_dim = {self.head_dim}, must be even and at least 2 (rotary pairs)")
+        """Raise ValueError for values that make no model; called by transformers."""
         if any(type(width) is not int or width < 1 for width in self.expert_widths):
-            raise ValueError(f"expert_widths = {self.expert_widths}, must be integers of at least 1")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads = {self.num_key_value_heads} must divide num_attention_heads = {self.num_attention_heads}"
-            )
-        if self.qk_norm not in (None, "head", "width"):
-            raise ValueError(f"qk_norm = {self.qk_norm!r}, must be null, head or width")
-        if any(not 0 <= layer < self.num_hidden_layers for layer in self.dense_layers):
-            raise ValueError(f"dense_layers = {self.dense_layers}, must be from 0 to {self.num_hidden_layers - 1}")
-        if len(self.moe_layers) < self.num_hidden_layers and self.dense_intermediate_size is None:
-            raise ValueError("dense_intermediate_size: missing, dense layers need their width")
-        if len(self.moe_layers) == self.num_hidden_layers and self.dense_intermediate_size is not None:
-            raise ValueError("dense_intermediate_size has no effect when every layer has experts; remove it")
-        for name, known in (("penalty_norm", ("mean", "max", "raw")), ("entropy_scale", ("experts", "one"))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} = {getattr(self, name)!r}, must be one of {', '.join(known)}")
-        self._validate_experts()
-
-    def _validate_experts(self) -> None:
-        if self.shared_expert_width < 0:
-            raise ValueError(f"shared_expert_width = {self.shared_expert_width}, must be at least 0")
-        if self.expert_widths:
-            self.router.check(len(self.moe.routed_widths))
-            if self.moe.skip and len(self.moe.skip) != len(self.moe_layers):
-                raise ValueError(
-                    f"expert_skip has {len(self.moe.skip)} numbers, must have one for each of {len(self.moe_layers)} layers"
-                )
-            routers = [of_layer(self.router, self.moe.skip, place) for place in range(len(self.moe.skip))]
-            for beside in (self.moe.zero, self.moe.hyper):
-                for router in (self.router, *routers):
-                    if beside is not None:
-                        beside.check(router)
-            return
-        for name in ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts"):
-            if getattr(self, name):
-                raise ValueError(f"{name} has no effect without experts (expert_widths = []); remove it")
+            raise ConfigError(f"expert_widths = {self.expert_widths}, must be integers of at least 1")
+        _ = self.structure
 
     @property
     def num_experts(self) -> int:
@@ -173,49 +102,20 @@ class HMoEConfig(PreTrainedConfig):
     @property
     def moe_layers(self) -> tuple[int, ...]:
         """Layers with experts."""
-        if not self.expert_widths:
-            return ()
-        return tuple(i for i in range(self.num_hidden_layers) if i not in self.dense_layers)
+        return self.structure.moe_layers
 
     @property
-    def router(self) -> Router:
-        """The router's spec."""
-        options = self.router_options or {}
-        plain = {"renormalize": self.norm_topk_prob}
-        if self.router_type == "top_k":
-            return _made(TopK, "router_options", {"k": self.num_experts_per_tok, **plain, **options})
-        if self.router_type == "top_p":
-            return _made(TopP, "router_options", {"p": self.router_top_p, **plain, **options})
-        if self.router_type == "expert_choice":
-            return _made(ExpertChoice, "router_options", options)
-        raise ConfigError(f"router_type = {self.router_type!r}, must be one of {', '.join(NAMES)}")
+    def router(self) -> RouterSpec | None:
+        """How experts are chosen; None: a dense model."""
+        return None if self.moe is None else self.moe.router
 
     @property
-    def rope_scaling_spec(self) -> RopeScaling | None:
-        """Stretched rotary positions, None for plain ones."""
-        return from_hugging_face(self.rope_parameters or {}, self.max_position_embeddings)
-
-    @property
-    def moe(self) -> Any:
+    def moe(self) -> MoESpec | None:
         """Experts, router and losses; None: a dense model."""
-        if not self.expert_widths:
-            return None
-        zero, hyper = self.zero_experts, self.hyper_experts
-        return Experts(
-            tuple(self.expert_widths), self.router, tuple(self.expert_skip or ()), self.shared_expert_width,
-            None if zero is None else _made(ZeroExperts, "zero_experts", zero),
-            None if hyper is None else _made(Hyper, "hyper_experts", hyper),
-            self.load_balance_coef, self.parameter_penalty_coef, self.penalty_norm,
-            self.router_entropy_coef, self.entropy_scale, self.router_z_coef,
-        )  # fmt: skip
+        return self.structure.moe
 
     @property
-    def structure(self) -> Any:
-        """The same under the names that `hmoe.model` knows (`hmoe.config.model.ModelConfig`), without pydantic."""
-        return SimpleNamespace(
-            dim=self.hidden_size, layers=self.num_hidden_layers, heads=self.num_attention_heads,
-            num_kv_heads=self.num_key_value_heads, head_width=self.head_dim, qk_norm=self.qk_norm, vocab=self.vocab_size,
-            ffn=self.dense_intermediate_size, tied=self.tie_word_embeddings, norm_eps=self.rms_norm_eps, moe=self.moe,
-            moe_layers=self.moe_layers, rope_theta=(self.rope_parameters or {}).get("rope_theta", 10_000.0),
-            rope_scaling=self.rope_scaling_spec,
-        )  # fmt: skip
+    def structure(self) -> ModelSpec:
+        """The model that this configuration describes."""
+        keys = {key: getattr(self, key) for key in DEFAULTS}
+        return read_model(keys | {"rope_parameters": self.rope_parameters})

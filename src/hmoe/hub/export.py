@@ -3,14 +3,13 @@
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from hmoe.config.model import ModelConfig
 from hmoe.errors import ConfigError
 from hmoe.hub import card, code, tokenizer_files
 from hmoe.hub.configuration import HMoEConfig
@@ -20,18 +19,15 @@ from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
 from hmoe.runs.open import Opened
 from hmoe.runs.weights import hugging_face_name
-from hmoe.specs.rope import to_hugging_face
-from hmoe.specs.routers import TopK, options
+from hmoe.specs.hugging_face import write_keys
+from hmoe.specs.model import ModelSpec
 from hmoe.storage import refuse_used
 
 FORMATS = ("hmoe", "mixtral")
-_IN_TRAINING_ONLY = (
-    "straight_through",
-    "jitter",
-    "gumbel",
-    "bias_rate",
-    "bias_by",
-)  # a bias that is not zero is looked for apart
+_OF_MIXTRAL = (  # keys of our config.json that say the same in Mixtral's
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
 def hugging_face(opened: Opened) -> HMoEForCausalLM:
     """The same weights (shared, not copied) in the Hugging Face class."""
     model = opened.model
-    config = HMoEConfig(**_shape(opened), **_experts(model.config), **_special_tokens(opened))
+    config = HMoEConfig(**write_keys(model.config, opened.context_length), **_special_tokens(opened))
     state = {hugging_face_name(name): parameter.detach() for name, parameter in model.named_parameters()}
     made: HMoEForCausalLM = _assigned(HMoEForCausalLM, config, state)
     return made
@@ -108,11 +104,11 @@ def mixtral(opened: Opened) -> MixtralForCausalLM:
     if why:
         raise ConfigError(f"--format mixtral: {why}; nearest choice: --format hmoe")
     assert model.config.moe is not None
-    assert isinstance(model.config.moe.router, TopK)
     widths = model.config.moe.expert_widths
+    _, _, most = model.config.moe.router.count_experts_per_token(len(widths))
     config = MixtralConfig(
         **_mixtral_shape(opened), **_special_tokens(opened),
-        intermediate_size=padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=model.config.moe.router.k,
+        intermediate_size=padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=most,
         router_aux_loss_coef=model.config.moe.load_balance, sliding_window=None,
     )  # fmt: skip
     return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, padded_width(widths))))
@@ -128,16 +124,13 @@ def padding_factor(widths: tuple[int, ...]) -> float:
     return len(widths) * padded_width(widths) / sum(widths)
 
 
-def _not_mixtral(config: ModelConfig) -> str | None:
+def _not_mixtral(config: ModelSpec) -> str | None:
     moe = config.moe
     if moe is None:
         return "the model is dense, Mixtral has experts in every layer"
-    if not isinstance(moe.router, TopK):
-        return f"the router is {moe.router.title}, Mixtral's takes the same number of experts for every token"
-    if not moe.router.renormalize:
-        return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
-    for name in sorted(options(moe.router).keys() - _without_effect(moe.router, len(moe.expert_widths))):
-        return f"router.{name} = {getattr(moe.router, name)}, which Mixtral's router does not know"
+    fault = moe.router.describe_mixtral_fault(len(moe.expert_widths))
+    if fault is not None:
+        return fault
     for name in ("shared", "zero", "hyper", "skip"):
         if getattr(moe, name):
             return f"moe.{name} is not part of Mixtral"
@@ -146,22 +139,6 @@ def _not_mixtral(config: ModelConfig) -> str | None:
     if config.qk_norm:
         return "queries and keys are normalised, which Mixtral does not do"
     return None
-
-
-def _without_effect(router: TopK, num_experts: int) -> set[str]:
-    """Options of a router under which a trained model chooses and weighs experts as Mixtral does."""
-    names = {"k", "renormalize", *_IN_TRAINING_ONLY}
-    if router.keep_groups == router.groups:  # all of them
-        names |= {"groups", "keep_groups"}
-    factor = router.capacity(training=False)
-    if factor is not None and router.capacity_by == "equal" and not router.rectify and factor * router.k >= num_experts:
-        names |= {
-            "capacity_factor",
-            "eval_capacity_factor",
-            "min_capacity",
-            "priority",
-        }  # every expert has room for all tokens
-    return names
 
 
 def _bias_in_use(model: Transformer) -> str | None:
@@ -217,18 +194,9 @@ def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.T
     return model.eval()
 
 
-def _shape(opened: Opened) -> dict[str, Any]:
-    config = opened.model.config
-    return {
-        "vocab_size": config.vocab, "hidden_size": config.dim, "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads, "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_width,
-        "qk_norm": config.qk_norm, "max_position_embeddings": opened.context_length, "rms_norm_eps": config.norm_eps,
-        "rope_parameters": to_hugging_face(config.rope_scaling, config.rope_theta), "tie_word_embeddings": config.tied,
-    }  # fmt: skip
-
-
 def _mixtral_shape(opened: Opened) -> dict[str, Any]:
-    shape = {key: value for key, value in _shape(opened).items() if key != "qk_norm"}
+    keys = write_keys(opened.model.config, opened.context_length)
+    shape = {key: keys[key] for key in _OF_MIXTRAL}
     scaling = opened.model.config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":  # counts from the maximum length there
         shape["max_position_embeddings"] = scaling.original_length
@@ -241,23 +209,6 @@ def _special_tokens(opened: Opened) -> dict[str, Any]:
     ends = list(opened.tokenizer.ends)
     begin = [*opened.begin, opened.tokenizer.separator]
     return {"bos_token_id": begin[0], "eos_token_id": ends if len(ends) > 1 else ends[0]}
-
-
-def _experts(config: ModelConfig) -> dict[str, Any]:
-    moe = config.moe
-    if moe is None:
-        return {"expert_widths": [], "dense_intermediate_size": config.ffn, "parameter_penalty_coef": 0.0}
-    router, plain = moe.router, {"k": "num_experts_per_tok", "p": "router_top_p", "renormalize": "norm_topk_prob"}
-    named = {theirs: getattr(router, ours) for ours, theirs in plain.items() if hasattr(router, ours)}
-    rest = {name: value for name, value in options(router).items() if name not in plain}
-    beside = {"hyper_experts": moe.hyper and asdict(moe.hyper), "zero_experts": moe.zero and asdict(moe.zero)}
-    losses = ("load_balance", "parameter_penalty", "router_entropy", "router_z")
-    return {
-        "expert_widths": list(moe.expert_widths), "router_type": router.name, **named, "router_options": rest or None,
-        "shared_expert_width": moe.shared, "expert_skip": list(moe.skip) or None, **beside,
-        "dense_layers": list(moe.dense_layers), "dense_intermediate_size": config.ffn, "penalty_norm": moe.penalty_norm,
-        "entropy_scale": moe.entropy_scale, **{f"{name}_coef": getattr(moe, name) for name in losses},
-    }  # fmt: skip
 
 
 def _said(opened: Opened, model: PreTrainedModel, folder: Path, how: Export) -> list[str]:

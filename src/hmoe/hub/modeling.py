@@ -29,7 +29,6 @@ from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer, route
 from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
 from hmoe.model.zero import ZeroLayer
-from hmoe.specs.routers import describe_constant_gates
 
 logger = logging.get_logger(__name__)
 _RENAMED = "cache" in MoeModelOutputWithPast.__dataclass_fields__  # past_key_values until transformers 5.24
@@ -153,8 +152,8 @@ class HMoEModel(HMoEPreTrainedModel):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         hyper = None if structure.moe is None else structure.moe.hyper
         self.hyper_network = None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
-        self._noisy = structure.moe is not None and structure.moe.router.noisy
-        self._limited = structure.moe is not None and getattr(structure.moe.router, "capacity_factor", None) is not None
+        self._noisy = structure.moe is not None and structure.moe.router.needs_noise
+        self._limited = structure.moe is not None and structure.moe.router.has_capacity
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
@@ -230,7 +229,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = HMoEModel(config)
         moe = config.structure.moe
-        self._note = None if moe is None else describe_constant_gates(moe.router, len(moe.routed_widths))
+        self._note = None if moe is None else moe.warning
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

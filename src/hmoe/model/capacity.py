@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
 from hmoe.model.waiting import constant
-from hmoe.specs.routers import TopK
+from hmoe.specs.routers.top_k import TopK
 
 SMALLEST = 1e-30  # of what gates are divided by: where all scores underflow, gradients must not overflow
 _NOWHERE = -(2**31)  # rank of experts that compute nothing
@@ -64,7 +64,7 @@ def limits(
 
     The number of tokens is a tensor where the batch has padding: asking for it would wait for the device.
     """
-    factor = spec.capacity(training)
+    factor = spec.get_capacity(training)
     assert factor is not None
     if not isinstance(num_tokens, torch.Tensor):
         num_tokens = torch.full((), num_tokens, device=device)
@@ -114,7 +114,7 @@ def keep(
     accepted_T = kept_TK.sum(1)
     chosen_TE, times_TE = kept_TE, None
     served_T = torch.zeros_like(accepted_T, dtype=torch.bool)
-    if spec.rectify in ("ir", "fr+ir"):
+    if spec.uses_ranks:
         times_TE = _local(scores_TE, accepted_T, spec, ranks())
         times_TE = times_TE if real_T is None else times_TE * real_T[:, None]
         served_T = times_TE.any(1)

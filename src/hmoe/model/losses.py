@@ -6,16 +6,13 @@ tensors with further axes in front too, layers for example, and then give a loss
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
 from hmoe.model.waiting import constant, would_wait
-
-if TYPE_CHECKING:  # any object with these attributes will do
-    from hmoe.config.model import MoEConfig
+from hmoe.specs.model import MoESpec
 
 
 def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor | float = 1.0) -> torch.Tensor:
@@ -80,7 +77,7 @@ def router_z(routing: Routing) -> torch.Tensor:
     return torch.logsumexp(routing.logits_TE, dim=-1).square().sum(-1) / max(routing.logits_TE.shape[-2], 1)
 
 
-def auxiliary(routings: Sequence[Routing], moe: "MoEConfig | None") -> dict[str, torch.Tensor]:
+def auxiliary(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:
     """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching.
 
     On a GPU all layers at once: the numbers are small, and every launch costs as much as a large one.
@@ -109,7 +106,7 @@ def _stack(routings: Sequence[Routing]) -> Routing:
     return replace(routings[0], logits_TE=logits, probs_TE=probs, asked_E=load)
 
 
-def weighted(terms: dict[str, torch.Tensor], moe: "MoEConfig | None") -> torch.Tensor | float:
+def weighted(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
     """Sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
     for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z"):

@@ -1,5 +1,6 @@
 """The mixture of experts whose widths differ: router + experts, usable alone in anybody's model."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 
@@ -16,8 +17,10 @@ from hmoe.model.precision import autocast_dtype, without_autocast
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Hints, Routing
 from hmoe.model.zero import ZeroLayer
-from hmoe.specs.experts import Hyper, ZeroExperts, routed_widths
-from hmoe.specs.routers import NAMES, Router, TopK, describe_constant_gates
+from hmoe.specs.experts import Hyper, ZeroExperts
+from hmoe.specs.model import MoESpec
+from hmoe.specs.routers import TopK
+from hmoe.specs.routers.base import RouterSpec
 
 
 class MoE(nn.Module):
@@ -53,12 +56,14 @@ class MoE(nn.Module):
         self,
         dim: int,
         widths: Sequence[int],
-        router: Router = TopK(),  # noqa: B008 - frozen
+        router: RouterSpec = TopK(),  # noqa: B008 - frozen
         *,
         hyper: Hyper | None = None,
         shared: int = 0,
         zero: ZeroExperts | None = None,
         shared_network_layer: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         """Make the layer.
 
@@ -70,36 +75,41 @@ class MoE(nn.Module):
             shared: hidden units of a shared expert; 0: none.
             zero: zero-computation experts, which the router can choose too.
             shared_network_layer: index of this layer in a model whose layers share a hypernetwork; None: it has its own.
+            dtype: of the parameters; a router's bias stays float32 or better. None: PyTorch's default.
+            device: of the parameters. None: PyTorch's default.
         """
         super().__init__()
-        if not widths or any(type(size) is not int or size < 1 for size in (dim, *widths)):
-            raise ConfigError(f"MoE: dim = {dim}, widths = {list(widths)}; all must be integers of at least 1")
-        if getattr(router, "name", None) not in NAMES:  # by name: exported code may hold the class twice
-            raise ConfigError(f"MoE: router = {router!r}, must be a router spec such as hmoe.TopK(2)")
-        if type(shared) is not int or shared < 0:
-            raise ConfigError(f"MoE: shared = {shared}, must be an integer of at least 0")
-        note = describe_constant_gates(router, len(routed_widths(widths, zero)))
-        if note is not None and shared_network_layer is None:  # of a whole model whoever trains it is told once
-            warnings.warn(note, stacklevel=2)
-        self.dim = dim
-        self.widths = tuple(widths)
-        self.routed_widths = routed_widths(widths, zero)
-        if zero is not None:
-            zero.check(router)
-        if hyper is not None:
-            hyper.check(router)
+        if type(dim) is not int or dim < 1:
+            raise ConfigError(f"MoE: dim = {dim!r}, must be an integer of at least 1")
+        spec = MoESpec(widths=tuple(widths), router=router, hyper=hyper, shared=shared, zero=zero)
+        if spec.warning is not None and shared_network_layer is None:  # of a whole model whoever trains it is told once
+            warnings.warn(spec.warning, stacklevel=2)
+        self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
         self.backend: str | None = None
-        self.router = RouterLayer(dim, self.routed_widths, router, zero is not None and zero.true_gates)
+        with torch.device(device) if device is not None else contextlib.nullcontext():
+            self._make_parts(spec, shared_network_layer)
+        if dtype is not None:
+            self.to(dtype)
+        self.reset_parameters()
+
+    @classmethod
+    def from_spec(cls, dim: int, spec: MoESpec, place: int) -> "MoE":
+        """Make the MoE layer of this number among those of a model, whose layers share a hypernetwork if there is one."""
+        router, extras = spec.get_router(place), {"hyper": spec.hyper, "shared": spec.shared, "zero": spec.zero}
+        return cls(dim, spec.expert_widths, router, **extras, shared_network_layer=place)  # type: ignore[arg-type]
+
+    def _make_parts(self, spec: MoESpec, shared_network_layer: int | None) -> None:
+        dim, hyper, zero = self.dim, spec.hyper, spec.zero
+        self.router = RouterLayer(dim, self.routed_widths, spec.router, zero is not None and zero.true_gates)
         self.w_gate = nn.Parameter(torch.empty(sum(self.widths), dim))
         self.w_up = nn.Parameter(torch.empty(sum(self.widths), dim))
         self.w_down = nn.Parameter(torch.empty(sum(self.widths), dim))
-        self.shared = SwiGLU(dim, shared) if shared else None
+        self.shared = SwiGLU(dim, spec.shared) if spec.shared else None
         self.zero = ZeroLayer(dim, zero, len(self.widths)) if zero else None
         self.hyper = HyperLayer(len(self.routed_widths), hyper, shared_network_layer or 0) if hyper else None
         own = hyper if shared_network_layer is None else None
         self.hyper_network = HyperNetwork(dim, 1, own) if own else None
-        self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -147,17 +157,29 @@ class MoE(nn.Module):
         routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions))
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
-        weights = (self.w_gate, self.w_up, self.w_down)
         dtype = autocast_dtype(x.device)
-        if dtype is not None:
-            x_TD, weights = x_TD.to(dtype), tuple(w.to(dtype) for w in weights)  # type: ignore[assignment]
-        with without_autocast(x.device):
-            pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
-            y_TD = expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
-        y_TD = self._beside(x_TD, y_TD, routing, hyper_network)
+        x_TD = x_TD if dtype is None else x_TD.to(dtype)
+        y_TD = self._add_extras(x_TD, self.run_experts(x_TD, routing), routing, hyper_network)
         return y_TD.view(x.shape), guard_reentrant(routing) if self.training else routing
 
-    def _beside(
+    @property
+    def local_experts(self) -> range:
+        """Experts whose rows of the weights live in this process: all of them."""
+        return range(len(self.widths))
+
+    def run_experts(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
+        """Return the sum of each token's routed experts times their gates (T, D), in the type of x.
+
+        The one place between routing and kernels: whoever holds experts elsewhere replaces it.
+        """
+        # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
+        dtype = autocast_dtype(x_TD.device)
+        weights = tuple(w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down))
+        with without_autocast(x_TD.device):
+            pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
+            return expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
+
+    def _add_extras(
         self, x_TD: torch.Tensor, y_TD: torch.Tensor, routing: Routing, network: HyperNetwork | None
     ) -> torch.Tensor:
         """Add what the other parts of the layer give."""

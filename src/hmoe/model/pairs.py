@@ -3,13 +3,13 @@
 import torch
 
 from hmoe.model.waiting import may_wait, would_wait
-from hmoe.specs.routers import Router
+from hmoe.specs.routers.base import RouterSpec
 
 T = torch.Tensor
 
 
 def list_pairs(
-    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: Router, skips: bool
+    chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: RouterSpec, training: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
@@ -17,8 +17,7 @@ def list_pairs(
     can be chosen, and pairs beyond the counts are not real.
     """
     num_tokens, num_experts = chosen_TE.shape
-    fewest, _, most = spec.num_experts(num_experts)
-    fewest = 1 if skips else fewest
+    fewest, _, most = spec.count_experts_per_token(num_experts, training)
     if not would_wait(chosen_TE) or (fewest != most and may_wait(chosen_TE)):
         expert_N, token_N = chosen_TE.T.nonzero(as_tuple=True)
         return token_N, expert_N, None

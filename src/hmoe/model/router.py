@@ -1,8 +1,6 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
-import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -10,16 +8,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.kernels import Rule, fuses_router, select_experts
-from hmoe.model.capacity import SMALLEST, Kept, Slots, keep, limits, ranks_of, rectified_gates, straight_through
+from hmoe.kernels import fuses_router, select_experts
+from hmoe.model.capacity import SMALLEST
 from hmoe.model.decisions import decide
 from hmoe.model.noise import uniform
 from hmoe.model.pairs import cut_pairs, list_pairs
 from hmoe.model.precision import without_autocast
+from hmoe.model.routers import METHODS
+from hmoe.model.routers.base import Choice
+from hmoe.model.routers.top_p import check_thresholds
 from hmoe.model.routing import Circumstances, Hints, Routing
-from hmoe.model.selection import check_thresholds, expert_choice, largest, preference, ranked, stronger, top_p
 from hmoe.model.waiting import constant, may_wait, would_wait
-from hmoe.specs.routers import Router, TopK, TopP
+from hmoe.specs.routers.base import RouterSpec
 
 _IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
 
@@ -37,15 +37,14 @@ class RouterLayer(nn.Module):
             module) whatever the module is converted to.
     """
 
-    def __init__(self, dim: int, widths: Sequence[int] | int, spec: Router, true_gates: bool = False) -> None:
+    def __init__(self, dim: int, widths: Sequence[int] | int, spec: RouterSpec, true_gates: bool = False) -> None:
         super().__init__()
         self.widths = (1,) * widths if isinstance(widths, int) else tuple(widths)
-        spec.check(len(self.widths))
+        spec.check_experts(len(self.widths))
         self.spec, self.true_gates = spec, true_gates
         self.weight = nn.Parameter(torch.empty(len(self.widths), dim))
-        balanced = getattr(spec, "bias_rate", 0) > 0
         bias_E = torch.zeros(len(self.widths), dtype=_precise(torch.get_default_dtype()))
-        self.bias_E = nn.Parameter(bias_E, requires_grad=False) if balanced else None
+        self.bias_E = nn.Parameter(bias_E, requires_grad=False) if spec.bias_update is not None else None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Small logits, so that routing starts near uniform."""
@@ -63,7 +62,7 @@ class RouterLayer(nn.Module):
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with without_autocast(x_TD.device):
             x_TD, gumbel_TE = x_TD.to(dtype), None
-            if self.training and self.spec.noisy:
+            if self.training and self.spec.needs_noise:
                 x_TD, gumbel_TE = self._noise(x_TD, hints)
             around = self.circumstances(x_TD.device)._replace(gumbel_TE=gumbel_TE, hints=hints)
             return route(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
@@ -101,36 +100,36 @@ class RouterLayer(nn.Module):
         Args:
             num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.load_E`).
         """
-        if self.bias_E is None or self.spec.name != "top_k" or num_tokens_E.shape != self.bias_E.shape:
+        update = self.spec.bias_update
+        if self.bias_E is None or update is None or num_tokens_E.shape != self.bias_E.shape:
             raise ConfigError(
                 f"update_bias: {tuple(num_tokens_E.shape)} counts for {len(self.widths)} experts, bias_rate = "
-                f"{getattr(self.spec, 'bias_rate', 0)}; needs a count per expert, and a router with bias_rate above 0"
+                f"{update.rate if update else 0}; needs a count per expert, and a router with bias_rate above 0"
             )
         if hasattr(self.bias_E, "full_tensor"):
             raise ConfigError(f"update_bias: the bias is sharded, every device must hold it whole; {_IGNORE}")
         load_E = num_tokens_E.double()
-        if self.spec.bias_by == "compute":
+        if update.by_compute:
             load_E = load_E * constant(self.widths, load_E.dtype, load_E.device) * (len(self.widths) / sum(self.widths))
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
-        self.bias_E.add_(step_E, alpha=self.spec.bias_rate)
+        self.bias_E.add_(step_E, alpha=update.rate)
 
     def _check(self, hints: Hints, num_tokens: int) -> None:
-        """By name: exported code may hold the class twice."""
-        if hints.top_p_T is not None and self.spec.name != "top_p":
+        """Raise ConfigError for inputs that this router cannot use."""
+        if hints.top_p_T is not None and self.spec.threshold is None:
             raise ConfigError(
                 f"top_p_T: the router is {self.spec.title}, which has no threshold; nearest choice: a top-p model"
             )
         if hints.top_p_T is not None:
             check_thresholds(hints.top_p_T, num_tokens)
-        rectifies = getattr(self.spec, "rectify", None) in ("ir", "fr+ir")
-        if not rectifies and not (hints.token_rank_T is None and hints.expert_rank_E is None):
+        if not self.spec.uses_ranks and not (hints.token_rank_T is None and hints.expert_rank_E is None):
             raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
         real_T = hints.real_T
         if real_T is not None and (real_T.dtype != torch.bool or real_T.shape != (num_tokens,)):
             raise ConfigError(
                 f"real_T: {real_T.dtype} of shape {tuple(real_T.shape)}, must be torch.bool of shape ({num_tokens},)"
             )
-        if self.training and self.spec.noisy and hints.noise_seed is None:
+        if self.training and self.spec.needs_noise and hints.noise_seed is None:
             raise ConfigError(
                 "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); give an integer that "
                 "changes with step and layer, or call eval()"
@@ -138,7 +137,7 @@ class RouterLayer(nn.Module):
 
     def _noise(self, x_TD: torch.Tensor, hints: Hints) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert hints.noise_seed is not None
-        jitter, gumbel = self.spec.jitter, getattr(self.spec, "gumbel", False)
+        jitter, gumbel = self.spec.noise
         columns = x_TD.shape[1] if jitter else 0
         draws = columns + (len(self.widths) if gumbel else 0)
         u_TN = uniform(hints.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
@@ -147,18 +146,7 @@ class RouterLayer(nn.Module):
         return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Gates are weight_TE, divided by total_T1 if that is given."""
-
-    chosen_TE: torch.Tensor
-    weight_TE: torch.Tensor
-    total_T1: torch.Tensor | None
-    asked_E: torch.Tensor | None = None
-    slots: Slots | None = None
-
-
-def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circumstances()) -> Routing:  # noqa: B008 - frozen
+def route(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances = Circumstances()) -> Routing:  # noqa: B008 - frozen
     """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
@@ -168,24 +156,26 @@ def route(logits_TE: torch.Tensor, spec: Router, around: Circumstances = Circums
     fused = _select(logits_TE, spec, around)
     if fused is not None:
         return fused
+    method = METHODS[spec.name]
     poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
-    sigmoid = getattr(spec, "scores", "softmax") == "sigmoid"
+    sigmoid = spec.score_function == "sigmoid"
     poisoned_TE = logits_TE + poison_T1
     scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
     probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
-    choice = _choose(scores_TE, logits_TE.detach(), spec, around)
+    fixed_TE = scores_TE.detach()
+    decision = decide(around.hints.decisions, lambda: method.choose(fixed_TE, logits_TE.detach(), spec, around))
+    choice = method.weigh(decision, scores_TE, spec, around)
     num_tokens_E = choice.chosen_TE.sum(0)
-    skips = spec.name == "top_k" and spec.skip is not None and not around.training
-    token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, skips)
+    token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, around.training)
     gate_N = _gates_of_pairs(choice, token_N, token_N * len(num_tokens_E) + expert_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
-    if spec.name == "top_k" and spec.gate_scale != 1:
-        gate_N = gate_N * spec.gate_scale
+    if choice.scale != 1:
+        gate_N = gate_N * choice.scale
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, choice.asked_E, choice.slots)
 
 
-def _gates_of_pairs(choice: _Choice, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
+def _gates_of_pairs(choice: Choice, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
     """On a GPU divided before they are picked: the gradient of picking a token's sum adds up in no fixed order from three on."""
     if choice.total_T1 is None:
         return choice.weight_TE.flatten().gather(0, cell_N)
@@ -194,9 +184,11 @@ def _gates_of_pairs(choice: _Choice, token_N: torch.Tensor, cell_N: torch.Tensor
     return choice.weight_TE.flatten().gather(0, cell_N) / choice.total_T1.flatten().gather(0, token_N)
 
 
-def _select(logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> Routing | None:
+def _select(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances) -> Routing | None:
     """By the kernels, where there are some for this router and device."""
-    rule = _rule(spec, around)
+    if around.gumbel_TE is not None or around.true_gates or not around.widths:
+        return None
+    rule = METHODS[spec.name].make_rule(spec, around)
     if rule is None or not fuses_router(logits_TE):
         return None
     decisions = around.hints.decisions
@@ -208,95 +200,3 @@ def _select(logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> Rou
     if not rule.k and may_wait(logits_TE):
         pairs = cut_pairs(pairs, selection.num_tokens_E)
     return Routing(*pairs, logits_TE, selection.probs_TE, selection.num_tokens_E)
-
-
-def _rule(spec: Router, around: Circumstances) -> Rule | None:
-    """What the kernels are told; None for routers that they do not compute."""
-    if around.gumbel_TE is not None or around.true_gates or not around.widths:
-        return None
-    if spec.name == "top_p":
-        if around.hints.top_p_T is not None:
-            return None
-        every = len(around.widths) if spec.p == 1 else 0  # sums of probabilities round to 1 before the last expert
-        return Rule(every, spec.p, False, spec.renormalize, 1.0)
-    if spec.name != "top_k" or spec.groups is not None or spec.straight_through:
-        return None
-    if spec.capacity(around.training) is not None or (spec.skip and not around.training):
-        return None
-    return Rule(spec.k, 0.0, spec.scores == "sigmoid", spec.renormalize, spec.gate_scale)
-
-
-def _choose(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> _Choice:
-    fixed_TE = scores_TE.detach()
-    if spec.name == "top_k" and spec.capacity(around.training) is not None:
-        return _limited(scores_TE, logits_TE, spec, around)
-    chosen_TE = decide(around.hints.decisions, lambda: _chosen(fixed_TE, logits_TE, spec, around))
-    if spec.name == "expert_choice":
-        return _Choice(chosen_TE, scores_TE, None)
-    return _Choice(chosen_TE, *_gates(chosen_TE, scores_TE * chosen_TE, spec, around))
-
-
-def _chosen(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: Router, around: Circumstances) -> torch.Tensor:
-    """Boolean (T, E), without limits."""
-    assert around.widths is not None
-    if spec.name == "expert_choice":
-        return expert_choice(scores_TE, spec, around.widths, around.hints.real_T)
-    if spec.name == "top_p":
-        return top_p(scores_TE, logits_TE, spec, around.hints.top_p_T)
-    chosen_TE = largest(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
-    if spec.skip and not around.training:
-        chosen_TE = stronger(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
-    return chosen_TE
-
-
-def _gates(
-    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK | TopP, around: Circumstances
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Weights, and what they are divided by."""
-    if not spec.renormalize:
-        return weight_TE, None
-    if not (spec.name == "top_k" and spec.straight_through):
-        return weight_TE, _total(weight_TE, around)
-    if spec.k == 1:
-        return straight_through(weight_TE, chosen_TE), None
-    return weight_TE, _total(weight_TE.detach(), around)
-
-
-def _total(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
-    """The sum over those that are chosen, and compute if only those count."""
-    if not around.true_gates:
-        return weight_TE.sum(1, keepdim=True).clamp(min=SMALLEST)
-    assert around.widths is not None
-    computing = sum(1 for width in around.widths if width)
-    total_T1 = weight_TE[:, :computing].sum(1, keepdim=True)
-    return torch.where(total_T1 == 0, 1, total_T1)  # nothing but null experts
-
-
-def _limited(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances) -> _Choice:
-    """Top-k with capacity, perhaps rectified."""
-    fixed_TE = scores_TE.detach()
-    kept, asked_E = decide(around.hints.decisions, lambda: _kept(fixed_TE, logits_TE, spec, around))
-    weight_TE = kept.weigh(scores_TE)
-    if spec.rectify:
-        return _Choice(kept.chosen_TE, rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
-    weight_TE, total_T1 = _gates(kept.chosen_TE, weight_TE, spec, around)  # over those that were kept (GShard)
-    return _Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots)
-
-
-def _kept(
-    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances
-) -> tuple[Kept, torch.Tensor]:
-    """What the experts take of what is asked of them, and how often each is asked."""
-    assert around.widths is not None
-    device, hints = scores_TE.device, around.hints
-    real_T = hints.real_T
-    order_TK = ranked(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices)
-    num_tokens = len(scores_TE) if real_T is None else real_T.sum()
-    slots_E = limits(spec, num_tokens, around.widths, around.training, device)
-    given = (hints.token_rank_T, hints.expert_rank_E)
-    ranks = functools.partial(ranks_of, spec, len(scores_TE), around.widths, device, given, real_T)
-    kept = keep(scores_TE, order_TK, spec, slots_E, ranks, real_T)
-    first_TK = order_TK[:, : spec.k]
-    asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
-    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)
-    return kept, asked_E

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +19,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Routing
-from hmoe.specs.routers import of_layer
-
-if TYPE_CHECKING:  # GPU machines may lack pydantic; any object with these attributes will do
-    from hmoe.config.model import ModelConfig
+from hmoe.specs.model import ModelSpec
 
 SEQUENCES = Sequences()
 
@@ -30,7 +27,7 @@ SEQUENCES = Sequences()
 class Block(nn.Module):
     """x + attention(norm(x)), then x + ffn(norm(x)); the ffn is dense or a mixture of experts."""
 
-    def __init__(self, config: "ModelConfig", layer: int) -> None:
+    def __init__(self, config: ModelSpec, layer: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(
@@ -41,11 +38,7 @@ class Block(nn.Module):
         self.sparse = config.moe is not None and layer in config.moe_layers  # not by type: adapters wrap modules
         if self.sparse:
             assert config.moe is not None
-            moe, place = config.moe, config.moe_layers.index(layer)
-            self.ffn = MoE(
-                config.dim, moe.expert_widths, of_layer(moe.router, moe.skip, place),
-                hyper=moe.hyper, shared=moe.shared, zero=moe.zero, shared_network_layer=place,
-            )  # fmt: skip
+            self.ffn = MoE.from_spec(config.dim, config.moe, config.moe_layers.index(layer))
         else:
             assert config.ffn is not None  # checked by the config
             self.ffn = SwiGLU(config.dim, config.ffn)
@@ -88,7 +81,7 @@ class Transformer(nn.Module):
         activation_checkpointing: recompute each block in the backward pass.
     """
 
-    def __init__(self, config: "ModelConfig") -> None:
+    def __init__(self, config: ModelSpec) -> None:
         super().__init__()
         self.config = config
         self.activation_checkpointing = False
@@ -150,7 +143,7 @@ class Transformer(nn.Module):
         return KVCache(self.config.layers, shape, capacity, self.embed.weight.detach())
 
 
-def build(config: "ModelConfig", seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
+def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """A model with random weights that depend on the seed only."""
     with on_meta():
         model = Transformer(config).to(dtype)
@@ -180,9 +173,9 @@ def _checkpointed(block: nn.Module, *arguments: Any) -> tuple[torch.Tensor, Rout
 
 def check_causal(config: Any) -> None:
     """Raise ConfigError if a token's experts depend on tokens after it: such a model cannot generate."""
-    if config.moe is not None and config.moe.router.name == "expert_choice":
+    if config.moe is not None and not config.moe.router.causal:
         raise ConfigError(
-            "router.name = expert_choice: experts choose among all tokens of a batch, later ones too, so this model cannot "
+            f"router.name = {config.moe.router.name}: experts choose among all tokens of a batch, later ones too, so this model cannot "
             "generate, nor score an answer that it does not see; nearest choice: top_k"
         )
 
@@ -194,15 +187,14 @@ def dropless(model: Any) -> Iterator[None]:
     Asked for every token, so it looks at the modules only where the config has a capacity.
     """
     moe = model.config.moe
-    if getattr(moe and moe.router, "capacity_factor", None) is None:
+    if moe is None or not moe.router.has_capacity:
         yield
         return
-    routers = [module for module in model.modules() if isinstance(module, RouterLayer) and module.spec.name == "top_k"]
+    routers = [module for module in model.modules() if isinstance(module, RouterLayer)]
     before = [router.spec for router in routers]
     try:
         for router in routers:
-            assert router.spec.name == "top_k"
-            router.spec = router.spec.dropless()
+            router.spec = router.spec.without_capacity()
         yield
     finally:
         for router, spec in zip(routers, before, strict=True):

@@ -9,6 +9,7 @@ import reprlib
 from typing import Any
 
 from hmoe.errors import ConfigError
+from hmoe.specs import hugging_face
 
 Raw = dict[str, Any]
 DTYPES = ("float64", "float32", "bfloat16", "float16")
@@ -43,14 +44,7 @@ DEFAULTS: dict[str, Raw] = {  # family -> what the model is computed from
         50304, 2048, 2048, 16, 16, None, 4096, 1e-5, attention_bias=False, clip_qkv=None, num_experts=64,
         num_experts_per_tok=8, norm_topk_prob=False, router_aux_loss_coef=0.01,
     ),
-    "hmoe": {
-        "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": None,
-        "head_dim": None, "qk_norm": None, "expert_widths": None, "dense_layers": None, "dense_intermediate_size": None,
-        "router_type": "top_k", "num_experts_per_tok": 2, "router_top_p": 0.6, "norm_topk_prob": True, "router_options": None,
-        "shared_expert_width": 0, "expert_skip": None, "zero_experts": None, "hyper_experts": None, "load_balance_coef": 0.0,
-        "parameter_penalty_coef": 0.1, "penalty_norm": "mean", "router_entropy_coef": 0.0, "entropy_scale": "experts",
-        "router_z_coef": 0.0, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
-    },
+    "hmoe": hugging_face.DEFAULTS,
 }  # fmt: skip
 ROPE_THETA = {"mixtral": 1_000_000.0}  # all others 10,000
 # The configuration class stores the number of experts under one name; given under the other name too, that one counts.
@@ -65,7 +59,7 @@ _NULL = {  # keys that may be null, without the families that refuse it
     "num_key_value_heads": ("mixtral", "qwen3_moe", "mistral"), "head_dim": ("qwen3", "qwen3_moe", "olmoe"),
     "sliding_window": (), "layer_types": (), "mlp_only_layers": (), "clip_qkv": (), "qk_norm": (), "expert_widths": (),
     "dense_layers": (), "dense_intermediate_size": (), "router_options": (), "expert_skip": (), "zero_experts": (),
-    "hyper_experts": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (), "attention_dropout": (),
+    "hyper_experts": (), "other_loss_coefs": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (), "attention_dropout": (),
     "pretraining_tp": (),
 }  # fmt: skip
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
@@ -77,7 +71,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     ),
     (str,): ("hidden_act", "qk_norm", "router_type", "penalty_norm", "entropy_scale"),
     (list,): ("layer_types", "mlp_only_layers", "dense_layers", "expert_widths", "expert_skip"),
-    (dict,): ("router_options", "zero_experts", "hyper_experts"),
+    (dict,): ("router_options", "zero_experts", "hyper_experts", "other_loss_coefs"),
 }  # fmt: skip
 _CHECKED = {  # keys without effect on the model whose kind is looked at all the same
     "bos_token_id": (int,), "eos_token_id": (int, list), "pad_token_id": (int,), "initializer_range": (int, float),

@@ -1,29 +1,20 @@
 """`config.json` of the families that our decoder can be: Mixtral, Qwen3-MoE, OLMoE, dense LLaMA, Mistral and Qwen3, and our own."""
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from pydantic import ValidationError
-
-from hmoe.config import recipes
-from hmoe.config.model import ModelConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.config_keys import ROPE_THETA, Raw, check_window, hint_absent, read_keys
-from hmoe.specs import widths as sizes
+from hmoe.specs import hugging_face
+from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import from_hugging_face
+from hmoe.specs.routers import TopK
 
-_THEIRS = {  # ours -> Hugging Face's, for errors
-    "context": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-    "vocab": "vocab_size", "kv_heads": "num_key_value_heads", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
-    "ffn": "intermediate_size", "router.k": "num_experts_per_tok",
-    "rope_scaling.original_length": "rope_parameters.original_max_position_embeddings",
-}  # fmt: skip
-_OURS = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _THEIRS))})(?= = |: | / )|(?<= / )heads")
+_THEIRS = hugging_face.OUR_KEYS | {"ffn": "intermediate_size"}  # ours -> Hugging Face's, for errors
 
-_MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelConfig; lists are made before it looks
+_MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelSpec; lists are made before it looks
 
 
-def model_config(raw: Raw, where: str) -> ModelConfig:
+def model_config(raw: Raw, where: str) -> ModelSpec:
     """What a `config.json` describes, as our model, read as transformers reads it.
 
     Raises:
@@ -32,21 +23,17 @@ def model_config(raw: Raw, where: str) -> ModelConfig:
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"{where}: model_type = {family!r}, must be one of {', '.join(FAMILIES)}")
+    names = hugging_face.OUR_KEYS if family == "hmoe" else _THEIRS
     try:
         values = read_keys(raw, family)
         check_window(raw, values, family)
-        return ModelConfig.model_validate(_common(raw, values, family) | FAMILIES[family](values))
-    except ValidationError as error:
-        line = recipes.problem_line(error.errors(include_url=False)[0])
-        raise ConfigError(f"{where}: {_in_their_names(line)}{hint_absent(raw, family)}") from None
+        return ModelSpec(**_common(raw, values, family), **FAMILIES[family](values))
     except ConfigError as error:
-        raise ConfigError(f"{where}: {_in_their_names(str(error))}{hint_absent(raw, family)}") from None
+        raise ConfigError(
+            f"{where}: {hugging_face.use_their_names(str(error), names)}{hint_absent(raw, family)}"
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"{where}: {type(error).__name__}: {error}") from None
-
-
-def _in_their_names(line: str) -> str:
-    return _OURS.sub(lambda name: _THEIRS[name[0]], line)
 
 
 def _common(raw: Raw, values: Raw, family: str) -> Raw:
@@ -94,11 +81,15 @@ def _qwen3(values: Raw) -> Raw:
     return {"ffn": values["intermediate_size"], "qk_norm": "head"}
 
 
-def _equal_experts(values: Raw, experts: int, width: int, renormalize: bool) -> Raw:
+def _equal_experts(
+    values: Raw, experts: int, width: int, renormalize: bool, dense_layers: Sequence[int] = ()
+) -> MoESpec:
     if experts > _MOST_EXPERTS:
         raise ConfigError(f"num_experts = {experts}, must be at most {_MOST_EXPERTS}")
-    router = {"name": "top_k", "k": values["num_experts_per_tok"], "renormalize": renormalize}
-    return {"widths": [width] * experts, "router": router, "load_balance": values["router_aux_loss_coef"]}
+    return MoESpec(
+        widths=(width,) * experts, router=TopK(values["num_experts_per_tok"], renormalize=renormalize),
+        load_balance=values["router_aux_loss_coef"], dense_layers=tuple(dense_layers),
+    )  # fmt: skip
 
 
 def _mixtral(values: Raw) -> Raw:
@@ -117,38 +108,19 @@ def _qwen3_moe(values: Raw) -> Raw:
     dense = [i for i in range(min(layers, _MOST_LAYERS)) if i in only or (i + 1) % step]
     if len(dense) == layers or not values["num_experts"]:
         return _qwen3(values)
-    moe = _equal_experts(values, values["num_experts"], values["moe_intermediate_size"], values["norm_topk_prob"])
+    moe = _equal_experts(
+        values, values["num_experts"], values["moe_intermediate_size"], values["norm_topk_prob"], dense
+    )
     ffn = {"ffn": values["intermediate_size"]} if dense else {}
-    return {"moe": moe | {"dense_layers": dense}, "qk_norm": "head", **ffn}
+    return {"moe": moe, "qk_norm": "head", **ffn}
 
 
 def _hmoe(values: Raw) -> Raw:
-    widths = (
-        sizes.arithmetic(16 * values["hidden_size"], 8) if values["expert_widths"] is None else values["expert_widths"]
-    )
-    own: Raw = {"qk_norm": values["qk_norm"], "ffn": values["dense_intermediate_size"]}
-    for name, known in (("penalty_norm", ("mean", "max", "raw")), ("entropy_scale", ("experts", "one"))):
-        if values[name] not in known:
-            raise ConfigError(f"{name} = {values[name]!r}, must be one of {', '.join(known)}")
-    if not widths:
-        for name in ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts"):
-            if values[name]:
-                raise ConfigError(f"{name} has no effect without experts (expert_widths = []); remove it")
-        return own
-    if "name" in (values["router_options"] or {}):
-        raise ConfigError("router_options.name: the router's kind is router_type")
-    named = {"top_k": {"k": "num_experts_per_tok"}, "top_p": {"p": "router_top_p"}}.get(values["router_type"], {})
-    named |= {"renormalize": "norm_topk_prob"} if named else {}
-    router = {ours: values[key] for ours, key in named.items()} | (values["router_options"] or {})
-    router["name"] = values["router_type"]
-    moe = {
-        "widths": widths, "router": router, "shared": values["shared_expert_width"], "skip": values["expert_skip"] or [],
-        "zero": values["zero_experts"], "hyper": values["hyper_experts"], "dense_layers": values["dense_layers"] or [],
-        **{name: values[f"{name}_coef"] for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z")},
-    }  # fmt: skip
-    moe |= {"penalty_norm": values["penalty_norm"]} if values["parameter_penalty_coef"] else {}
-    moe |= {"entropy_scale": values["entropy_scale"]} if values["router_entropy_coef"] else {}
-    return own | {"moe": moe}
+    return {
+        "qk_norm": values["qk_norm"],
+        "ffn": values["dense_intermediate_size"],
+        "moe": hugging_face.read_moe(values),
+    }
 
 
 FAMILIES: dict[str, Callable[[Raw], Raw]] = {

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from hmoe.config import recipes
-from hmoe.config.model import LOSS_KEYS
 from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
@@ -20,6 +19,7 @@ from hmoe.runs.open import (
     read_model,
     template_files,
 )
+from hmoe.specs.losses import list_loss_keys
 
 
 def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
@@ -37,7 +37,7 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
     name = source.resolve().name.encode(errors="replace").decode()  # a recipe is UTF-8, a folder's name need not be
     config = recipes.with_model(recipe, model, overrides, data_path=f"data/{name}")
     for key in recipes.changed_values(config.model_copy(update={"model": model}), config):
-        if key.removeprefix("model.moe.") not in LOSS_KEYS:
+        if key.removeprefix("model.moe.") not in list_loss_keys():
             raise ConfigError(
                 f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"
             )

@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hmoe.config.model import ModelConfig
 from hmoe.config.run import RunConfig
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
@@ -22,6 +21,7 @@ from hmoe.runs.binding import is_run
 from hmoe.runs.config_keys import hint_absent, named_dtype
 from hmoe.runs.run import open_run
 from hmoe.runs.weights import Tensors, fill, hugging_face_name, is_head_apart
+from hmoe.specs.model import ModelSpec
 
 _LARGEST_JSON = 1 << 26  # bytes
 
@@ -100,11 +100,11 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
     return model
 
 
-def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelConfig, Tensors]:
+def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, Tensors]:
     """What the model of a Hugging Face folder is, from its config.json and the tensors that it stores."""
     config, tensors = families.model_config(raw, str(folder / "config.json")), Tensors(folder)
     if config.tied and is_head_apart(tensors):
-        config = config.model_copy(update={"tied": False})
+        config = replace(config, tied=False)
     return config, tensors
 
 

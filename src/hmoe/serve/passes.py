@@ -13,7 +13,6 @@ from hmoe.serve.ask import Entry, Failure
 from hmoe.serve.draw import adjust, draw, tell
 from hmoe.serve.sequence import Running
 from hmoe.serve.slots import Part, Slots, Step
-from hmoe.specs.routers import TopP
 
 _LOG = logging.getLogger("hmoe.serve")
 _RAISED = Failure(500, "model_error", "the model failed on this request; others are not affected")
@@ -32,7 +31,7 @@ class Vocabulary(Decoding, Protocol):
 def threshold(model: Transformer) -> float | None:
     """Of the model's top-p router, or None."""
     moe = model.config.moe
-    return moe.router.p if moe is not None and isinstance(moe.router, TopP) else None
+    return None if moe is None else moe.router.threshold
 
 
 class Passes:

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.config.counts import activated_parameters
-from hmoe.config.model import ModelConfig
 from hmoe.serve.ask import Entry, Event, Used
 from hmoe.serve.passes import Vocabulary
+from hmoe.specs.model import ModelSpec
 
 _LEAST = -9999.0  # JSON has no infinity
 
 
-def activated(config: ModelConfig, used: Used) -> dict[str, float]:
+def activated(config: ModelSpec, used: Used) -> dict[str, float]:
     """What the tokens of a request activated, mean over tokens and MoE layers."""
     cells = used.rows * len(config.moe_layers)
     units = used.units / cells if cells else 0.0

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from hmoe.errors import ConfigError
-from hmoe.specs.routers import Router
-
-_FORBID_EXTRA = {"extra": "forbid"}
+from hmoe.specs.fields import Real, Spec, Whole
+from hmoe.specs.routers.base import RouterSpec
 
 
 @dataclass(frozen=True)
-class ZeroExperts:
+class ZeroExperts(Spec):
     """Experts of width 0, which the router can choose like any other (MoE++, AdaMoE): the limit of small size.
 
     They come after the others, in this order: null give 0, copy give the input x, constant give a1 x + a2 v with
@@ -26,37 +25,23 @@ class ZeroExperts:
         ConfigError: for values out of range.
     """
 
-    null: int = 0
-    copy: int = 0
-    constant: int = 0
+    null: Annotated[int, Whole(0, 4096)] = 0
+    copy: Annotated[int, Whole(0, 4096)] = 0
+    constant: Annotated[int, Whole(0, 4096)] = 0
     true_gates: bool = False
-    balance: float = 1.0
-    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    balance: Annotated[float, Real(1, zero=True)] = 1.0
+    section: ClassVar[str] = "zero"
 
-    def __post_init__(self) -> None:
-        for name in ("null", "copy", "constant"):
-            value = getattr(self, name)
-            if type(value) is not int or not 0 <= value <= 4096:
-                raise ConfigError(f"zero.{name} = {value!r}, must be an integer from 0 to 4096")
+    def check_fields(self) -> None:
+        """See `Spec`."""
         if not self.count:
             raise ConfigError("zero: null, copy and constant are all 0; leave zero out")
-        if isinstance(self.balance, bool) or not 0 <= self.balance <= 1:
-            raise ConfigError(f"zero.balance = {self.balance}, must be from 0 to 1")
         if self.true_gates and self.count > self.null:
             raise ConfigError("zero.true_gates: would leave copy and constant experts without gates; null experts only")
 
-    def check(self, router: Router) -> None:
+    def check_router(self, router: RouterSpec) -> None:
         """Raise ConfigError for a router that cannot choose them sensibly."""
-        if router.name == "expert_choice":
-            raise ConfigError(
-                "zero: has no place with expert_choice, whose experts take tokens whether they compute or not"
-            )
-        if self.true_gates and (getattr(router, "rectify", None) or not getattr(router, "renormalize", True)):
-            raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
-        if getattr(router, "bias_by", "tokens") == "compute":
-            raise ConfigError(
-                "zero: router.bias_by = compute would send every token to experts that cost nothing; tokens"
-            )
+        router.check_zero_experts(self.true_gates)
 
     @property
     def count(self) -> int:
@@ -64,13 +49,13 @@ class ZeroExperts:
         return self.null + self.copy + self.constant
 
 
-def routed_widths(widths: Sequence[int], zero: ZeroExperts | None) -> tuple[int, ...]:
-    """Hidden units of everything that a router chooses from: zero-computation experts have none, and come last."""
+def append_zero_widths(widths: Sequence[int], zero: ZeroExperts | None) -> tuple[int, ...]:
+    """Return the hidden units of everything that a router chooses from: zero-computation experts have none, and come last."""
     return (*widths, *(0,) * (zero.count if zero else 0))
 
 
 @dataclass(frozen=True)
-class Hyper:
+class Hyper(Spec):
     """HyperExperts (Zhao et al. 2024): a small network per token, generated from the experts that it did not select.
 
     Attributes:
@@ -84,24 +69,16 @@ class Hyper:
         ConfigError: for values out of range.
     """
 
-    dim: int = 64
-    embedding: int = 128
-    hidden: int = 128
-    layer_embedding: int = 10
+    dim: Annotated[int, Whole(1, 65536)] = 64
+    embedding: Annotated[int, Whole(1, 65536)] = 128
+    hidden: Annotated[int, Whole(1, 65536)] = 128
+    layer_embedding: Annotated[int, Whole(1, 65536)] = 10
     init: Literal["paper", "zero"] = "paper"
-    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    section: ClassVar[str] = "hyper"
 
-    def __post_init__(self) -> None:
-        for name in ("dim", "embedding", "hidden", "layer_embedding"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= 65536:
-                raise ConfigError(f"hyper.{name} = {value!r}, must be an integer from 1 to 65536")
-        if self.init not in ("paper", "zero"):
-            raise ConfigError(f"hyper.init = {self.init!r}, must be paper or zero")
-
-    def check(self, router: Router) -> None:
+    def check_router(self, router: RouterSpec) -> None:
         """Raise ConfigError for a router with which evaluation would select otherwise than training."""
-        if getattr(router, "skip", None) is not None:
+        if router.skips:
             raise ConfigError(
                 "hyper: router.skip would make HyperExperts of selections that training never saw; remove one of them"
             )

@@ -1,11 +1,11 @@
 """How rotary positions are stretched beyond the trained length, as frozen values without torch; the maths is in `hmoe.model.rotary`."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
+from hmoe.specs.fields import Range, Spec
 
-_FORBID_EXTRA = {"extra": "forbid"}  # read by pydantic when a recipe names a scaling
 _OF_ONE_KIND = {  # what is read by one kind only
     "low_freq_factor": "llama3", "high_freq_factor": "llama3", "beta_fast": "yarn", "beta_slow": "yarn",
     "attention_factor": "yarn", "truncate": "yarn",
@@ -28,7 +28,7 @@ _FREQUENCY_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # llama3
 
 
 @dataclass(frozen=True)
-class RopeScaling:
+class RopeScaling(Spec):
     """One of the four ways that Hugging Face's LLaMA family uses, under its names.
 
     Attributes:
@@ -46,19 +46,18 @@ class RopeScaling:
     """
 
     kind: Literal["linear", "dynamic", "yarn", "llama3"]
-    factor: float
-    original_length: int | None = None
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    beta_fast: float | None = None
-    beta_slow: float | None = None
-    attention_factor: float | None = None
+    factor: Annotated[float, Range()]
+    original_length: Annotated[int | None, Range()] = None
+    low_freq_factor: Annotated[float | None, Range()] = None
+    high_freq_factor: Annotated[float | None, Range()] = None
+    beta_fast: Annotated[float | None, Range()] = None
+    beta_slow: Annotated[float | None, Range()] = None
+    attention_factor: Annotated[float | None, Range()] = None
     truncate: bool | None = None
-    __pydantic_config__: ClassVar = _FORBID_EXTRA
+    section: ClassVar[str] = "rope_scaling"
 
-    def __post_init__(self) -> None:
-        if self.kind not in tuple(_REQUIRED):
-            raise ConfigError(f"rope_scaling.kind = {self.kind!r}, must be one of {', '.join(_REQUIRED)}")
+    def check_fields(self) -> None:
+        """See `Spec`; what a field may be depends on the kind."""
         if not _is_number(self.factor) or not 1 <= self.factor <= 1e6:
             raise ConfigError(f"rope_scaling.factor = {self.factor!r}, must be a number from 1 to 1e6")
         if self.kind == "linear" and self.original_length is not None:
@@ -83,8 +82,6 @@ class RopeScaling:
                 raise ConfigError(f"rope_scaling.{low} = {ends[0]}, must be below {high} = {ends[1]}")
 
     def _check_kind_options(self) -> None:
-        if not isinstance(self.truncate, bool | None):
-            raise ConfigError(f"rope_scaling.truncate = {self.truncate!r}, must be true or false")
         for name, kind in _OF_ONE_KIND.items():
             value = getattr(self, name)
             if value is not None and kind != self.kind:

@@ -3,10 +3,14 @@
 Every function returns widths in ascending order whose sum is exactly `total`.
 """
 
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from typing import Annotated, Any, ClassVar, Literal
 
 from hmoe.errors import ConfigError
+from hmoe.specs.fields import Range, Spec, Whole
 
 # Exact fractions keep 23/9 from becoming 2.5555555555555554: the paper's widths come out as integers.
 _DENOMINATOR = 10**9
@@ -62,6 +66,48 @@ def proportional(total: int, shares: Sequence[int], multiple: int = 1) -> tuple[
     """Widths in proportion to ascending shares, such as measured ones; arguments and errors as in `arithmetic`."""
     _check(total, len(shares), multiple)
     return _share(total, [Fraction(share) for share in shares], multiple)
+
+
+@dataclass(frozen=True)
+class WidthRule(Spec):
+    """Expert widths by a rule, as a recipe gives them.
+
+    Attributes:
+        shape: which of the functions in `hmoe.specs.widths`.
+        total: hidden units of all experts of a layer together.
+        experts: number of experts.
+        ratio: largest / smallest width; arithmetic 23/9, geometric 128.
+        multiple: every width is a multiple of this.
+
+    Raises:
+        ConfigError: if `total` cannot be shared so.
+    """
+
+    shape: Literal["arithmetic", "geometric", "hybrid", "equal"]
+    total: Annotated[int, Whole(1, 10**8)]
+    experts: Annotated[int, Whole(1, 4096)]
+    ratio: Annotated[float | None, Range()] = None
+    multiple: Annotated[int, Whole(1, 4096)] = 1
+    section: ClassVar[str] = "widths"
+
+    def check_fields(self) -> None:
+        """See `Spec`."""
+        if self.shape in ("hybrid", "equal"):
+            self.refuse_unused(f"with {self.shape} widths", "ratio")
+        if self.shape == "equal":
+            self.refuse_unused("with equal widths", "multiple")
+        self.expand()
+
+    @functools.lru_cache(maxsize=256)  # noqa: B019 - a frozen value; read several times per training step
+    def expand(self) -> tuple[int, ...]:
+        """Return the widths, ascending, of exact sum `total`."""
+        if self.shape == "equal":
+            return equal(self.total, self.experts)
+        if self.shape == "hybrid":
+            return hybrid(self.total, self.experts, self.multiple)
+        options: dict[str, Any] = {} if self.ratio is None else {"ratio": self.ratio}
+        rule = arithmetic if self.shape == "arithmetic" else geometric
+        return rule(self.total, self.experts, multiple=self.multiple, **options)
 
 
 def _ratio(ratio: float) -> Fraction:

@@ -1,16 +1,18 @@
 """A model of any folder + a recipe that says what its experts become -> the recipe of the new run."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from hmoe.config import recipes
-from hmoe.config.model import ModelConfig
 from hmoe.config.run import RunConfig
 from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.runs.open import Opened
+from hmoe.specs.model import ModelSpec
+from hmoe.specs.plain import to_plain
 
 
 def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Sequence[int] | None = None) -> RunConfig:
@@ -34,7 +36,7 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
     given = opened.model.config
     if widths is not None:
         moe = {**moe, "widths": list(widths)}
-    tree = given.model_dump(mode="json") | {"moe": moe, "ffn": given.ffn if moe.get("dense_layers") else None}
+    tree = to_plain(given) | {"moe": moe, "ffn": given.ffn if moe.get("dense_layers") else None}
     model = recipes.check_model(tree)
     path = opened.run.data.path if opened.run else f"data/{opened.name}"
     elsewhere = any(word.lstrip("-").startswith("data.path") for word in overrides)
@@ -46,8 +48,8 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
     return config if widths is None else config.model_copy(update={"model": model})
 
 
-def _rest(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"moe": None, "ffn": None})
+def _rest(model: ModelSpec) -> dict[str, Any]:
+    return {name: value for name, value in to_plain(model).items() if name not in ("moe", "ffn")}
 
 
 def batches(

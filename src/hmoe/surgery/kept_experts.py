@@ -13,7 +13,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.routing import Routing
 
 if TYPE_CHECKING:
-    from hmoe.config.model import ModelConfig
+    from hmoe.specs.model import ModelSpec
 
 _MOST_SUBSETS = 2000  # of experts that are tried one by one
 _SIZES = ("dim", "embedding", "hidden", "layer_embedding")  # of HyperExperts
@@ -89,7 +89,7 @@ def _mixture(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: 
     return y_TD if layer.zero is None else y_TD + layer.zero(x_TD, routing)
 
 
-def check_parts(source: "ModelConfig", config: "ModelConfig") -> None:
+def check_parts(source: "ModelSpec", config: "ModelSpec") -> None:
     """Raise ConfigError for parts beside the experts that can neither be taken over whole, nor left out, nor begin anew."""
     before, after = source.moe, config.moe
     assert after is not None
@@ -118,7 +118,7 @@ def _sizes(hyper: object) -> dict[str, int] | None:
     return None if hyper is None else {name: getattr(hyper, name) for name in _SIZES}
 
 
-def list_lost_parts(parameters: dict[str, int], source: "ModelConfig", config: "ModelConfig") -> list[str]:
+def list_lost_parts(parameters: dict[str, int], source: "ModelSpec", config: "ModelSpec") -> list[str]:
     """Parts of the source that the new model lacks, each with what it counted.
 
     Args:
@@ -129,7 +129,7 @@ def list_lost_parts(parameters: dict[str, int], source: "ModelConfig", config: "
     before, after = source.moe, config.moe
     if before is None or after is None:
         return []
-    balanced, balances = (getattr(moe.router, "bias_rate", 0) > 0 for moe in (before, after))
+    balanced, balances = (moe.router.bias_update is not None for moe in (before, after))
     lost = []
     for title, has, stays, parts in (
         ("HyperExperts", before.hyper, after.hyper, (".hyper.", "hyper_network.")),

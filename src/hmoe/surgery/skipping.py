@@ -12,7 +12,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 
 if TYPE_CHECKING:
-    from hmoe.config.model import ModelConfig
+    from hmoe.specs.model import ModelSpec
 
 
 @torch.no_grad()
@@ -33,17 +33,16 @@ def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float
     return tuple(_median(ffn, inputs[i], i) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
 
 
-def check(config: "ModelConfig") -> None:
+def check(config: "ModelSpec") -> None:
     """Raise ConfigError unless the router is top-k with k of at least 2, without a capacity, and skips nothing yet."""
     moe = config.moe
-    router = moe.router if moe is not None else None
-    if moe is None or router is None or router.name != "top_k" or router.k < 2 or router.capacity_factor is not None:
-        found = "the model is dense" if router is None else f"the router is {router.title}"
-        raise ConfigError(f"skip: {found}; must be top-k with k of at least 2 and without a capacity")
-    if moe.skip or router.skip is not None:
+    if moe is None:
+        raise ConfigError("skip: the model is dense; must be top-k with k of at least 2 and without a capacity")
+    moe.router.check_skip()
+    if moe.skip:
         raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
     if moe.hyper is not None:
-        moe.hyper.check(replace(router, skip=1.0))
+        moe.hyper.check_router(moe.router.with_skip(1.0))
 
 
 def _median(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
@@ -66,7 +65,7 @@ def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
     """A model of the same weights that skips by these shares."""
     config = model.config
     assert config.moe is not None
-    skipping = config.model_copy(update={"moe": config.moe.model_copy(update={"skip": shares})})
+    skipping = replace(config, moe=replace(config.moe, skip=shares))
     with on_meta():
         made = Transformer(skipping)
     made.load_state_dict(model.state_dict(), assign=True)

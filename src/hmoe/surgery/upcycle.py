@@ -17,12 +17,11 @@ from hmoe.errors import ConfigError
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
-from hmoe.specs.routers import Router
 from hmoe.specs.widths import proportional
 from hmoe.surgery.kept_experts import check_parts, choose_experts, list_lost_parts, write_router
 
 if TYPE_CHECKING:
-    from hmoe.config.model import ModelConfig
+    from hmoe.specs.model import ModelSpec
 
 CHOICES = ("importance", "windows", "random")
 
@@ -99,7 +98,7 @@ def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multi
 
 @torch.no_grad()
 def upcycle(
-    source: Transformer, config: "ModelConfig", choice: Choice, inputs: Sequence[torch.Tensor] | None
+    source: Transformer, config: "ModelSpec", choice: Choice, inputs: Sequence[torch.Tensor] | None
 ) -> tuple[Transformer, list[float]]:
     """A model of `config` that begins as `source`, and the relative error of each of its MoE layers, by layer.
 
@@ -136,13 +135,13 @@ def upcycle(
     return model, errors
 
 
-def lost_parts(source: Transformer, config: "ModelConfig") -> list[str]:
+def lost_parts(source: Transformer, config: "ModelSpec") -> list[str]:
     """Parts of the source that a model of this config lacks, each with its parameters; their effect is in the errors."""
     parameters = {name: parameter.numel() for name, parameter in source.named_parameters()}
     return list_lost_parts(parameters, source.config, config)
 
 
-def _check(source: Transformer, config: "ModelConfig") -> None:
+def _check(source: Transformer, config: "ModelSpec") -> None:
     moe = config.moe
     assert moe is not None
     before, after = set(source.config.moe_layers), set(config.moe_layers)
@@ -150,10 +149,10 @@ def _check(source: Transformer, config: "ModelConfig") -> None:
         raise ConfigError(
             f"layers {sorted(before - after)} have experts, they cannot become dense; remove moe.dense_layers"
         )
-    remedy = _remedy(moe.router)
-    if remedy and not before:  # a router that was trained so may stay so
+    if not moe.router.gates_sum_to_one and not before:  # a router that was trained so may stay so
         raise ConfigError(
-            f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; {remedy}"
+            f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; "
+            f"nearest choice: {moe.router.sum_to_one_remedy}"
         )
     check_parts(source.config, config)
     if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
@@ -161,16 +160,6 @@ def _check(source: Transformer, config: "ModelConfig") -> None:
         raise ConfigError(
             f"widths: {len(moe.expert_widths)} experts from {have}; at most as many, experts are not split"
         )
-
-
-def _remedy(router: Router) -> str:
-    """What makes a router's gates sum to 1, '' if they do."""
-    if router.name == "expert_choice":
-        return "nearest choice: model.moe.router={name: top_k}"
-    wrong = [] if router.renormalize else ["model.moe.router.renormalize=true"]
-    if router.name == "top_k" and router.gate_scale != 1:
-        wrong.append("model.moe.router.gate_scale=1")
-    return "nearest choice: " + " ".join(wrong) if wrong else ""
 
 
 def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:

@@ -41,13 +41,13 @@ class Console:
             f"model: {_si(total)} parameters, {_si(active)} activated under uniform routing; {config.train.precision} on {device}; "
             f"{config.data.batch_tokens} tokens per step"
         )
-        self._writes = config.model.moe is None or config.model.moe.router.name != "expert_choice"
+        self._writes = config.model.causal
         if config.model.moe:
             self.note(
                 f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {config.model.moe.router.title}"
             )
-            if config.model.moe.note:
-                self.warn(config.model.moe.note)
+            if config.model.moe.warning:
+                self.warn(config.model.moe.warning)
         self._began = (time.perf_counter(), 0.0)
         if self._rich.is_terminal:
             self._bar = Progress(BarColumn(24), TextColumn("{task.fields[line]}"), console=self._rich, transient=True)

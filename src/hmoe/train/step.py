@@ -58,7 +58,7 @@ def train_step(
     device, moe = model.embed.weight.device, config.model.moe
     sums, tallies = torch.zeros(()), []
     parts = config.data.num_micro_batches
-    noisy = moe is not None and moe.router.noisy  # a compiled block would be compiled again for every seed
+    noisy = moe is not None and moe.router.needs_noise  # a compiled block would be compiled again for every seed
     for part, (tokens_BL, targets_BL) in enumerate(split(batch, parts, device)):
         context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part if noisy else None)
         with mixed_precision(device, config.train.precision == "bfloat16"):

@@ -1,0 +1,123 @@
+"""Top-k: the k best experts of each token, in groups, with a bias, with noise, within a capacity (HMoE eq 8).
+
+Its options are in `hmoe.specs.routers.top_k`.
+"""
+
+import functools
+
+import torch
+
+from hmoe.kernels import Rule
+from hmoe.model.capacity import Kept, keep, limits, ranks_of, rectified_gates, straight_through
+from hmoe.model.routers.base import Choice, RouterMethod, sum_weights
+from hmoe.model.routers.order import largest, ranked
+from hmoe.model.routing import Circumstances
+from hmoe.specs.routers.top_k import TopK
+
+Decision = torch.Tensor | tuple[Kept, torch.Tensor]  # boolean (T, E); with a capacity what is kept, and what was asked
+
+
+def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances) -> Decision:
+    """Choose the k largest of each token, or what a capacity leaves of them."""
+    if spec.get_capacity(around.training) is not None:
+        return _keep_within_capacity(scores_TE, logits_TE, spec, around)
+    assert around.widths is not None
+    chosen_TE = largest(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
+    if spec.skip and not around.training:
+        chosen_TE = stronger(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
+    return chosen_TE
+
+
+def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, around: Circumstances) -> Choice:
+    """Weigh the chosen experts by their scores, over those that were kept (GShard)."""
+    if isinstance(decision, torch.Tensor):
+        weight_TE, total_T1 = _divide(decision, scores_TE * decision, spec, around)
+        return Choice(decision, weight_TE, total_T1, scale=spec.gate_scale)
+    kept, asked_E = decision
+    weight_TE = kept.weigh(scores_TE)
+    if spec.rectify:
+        return Choice(kept.chosen_TE, rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
+    weight_TE, total_T1 = _divide(kept.chosen_TE, weight_TE, spec, around)
+    return Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots, spec.gate_scale)
+
+
+def make_top_k_rule(spec: TopK, around: Circumstances) -> Rule | None:
+    """Tell the kernels of plain top-k; groups, capacities and constant divisors are computed by the definition."""
+    if spec.groups is not None or spec.straight_through or spec.get_capacity(around.training) is not None:
+        return None
+    if spec.skip and not around.training:
+        return None
+    return Rule(spec.k, 0.0, spec.scores == "sigmoid", spec.renormalize, spec.gate_scale)
+
+
+def preference(
+    scores_TE: torch.Tensor,
+    logits_TE: torch.Tensor,
+    spec: TopK,
+    bias_E: torch.Tensor | None,
+    gumbel_TE: torch.Tensor | None,
+) -> torch.Tensor:
+    """What top-k takes the largest of; -infinity where a token may not go.
+
+    Plain, the logits, which tell apart what a softmax or a sigmoid rounds to the same number. With groups or a bias (DeepSeek-V3)
+    scores + bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the first choice.
+    """
+    value_TE = logits_TE if spec.groups is None and bias_E is None else scores_TE
+    if bias_E is not None:
+        value_TE = value_TE + bias_E
+    if spec.groups is not None and spec.keep_groups is not None:
+        grouped_TGM = value_TE.view(len(value_TE), spec.groups, value_TE.shape[1] // spec.groups)
+        best_TG = grouped_TGM.topk(min(2, grouped_TGM.shape[2]), dim=2).values.sum(2)
+        keep_TG = largest(best_TG, spec.keep_groups)
+        value_TE = grouped_TGM.masked_fill(~keep_TG[:, :, None], -torch.inf).flatten(1)
+    if gumbel_TE is None:
+        return value_TE
+    first_TE = largest(value_TE, 1)
+    return (value_TE + gumbel_TE).masked_fill(first_TE, torch.inf)
+
+
+def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int) -> torch.Tensor:
+    """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
+
+    Only the first `computing` experts are compared and skipped: skipping one of width 0 would save nothing.
+    """
+    compared_TE = chosen_TE & (torch.arange(chosen_TE.shape[1], device=chosen_TE.device) < computing)
+    best_T1 = scores_TE.masked_fill(~compared_TE, -torch.inf).amax(1, keepdim=True)
+    # A quotient as where the share was measured (`skipping`), lest rounding skip the median token; negated, so that a row with
+    # NaN keeps its choices.
+    return chosen_TE & ~(compared_TE & (scores_TE / best_T1 < share))
+
+
+def _divide(
+    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK, around: Circumstances
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return weights, and what they are divided by."""
+    if not spec.renormalize:
+        return weight_TE, None
+    if not spec.straight_through:
+        return weight_TE, sum_weights(weight_TE, around)
+    if spec.k == 1:
+        return straight_through(weight_TE, chosen_TE), None
+    return weight_TE, sum_weights(weight_TE.detach(), around)
+
+
+def _keep_within_capacity(
+    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances
+) -> tuple[Kept, torch.Tensor]:
+    """Return what the experts take of what is asked of them, and how often each is asked."""
+    assert around.widths is not None
+    device, hints = scores_TE.device, around.hints
+    real_T = hints.real_T
+    order_TK = ranked(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices)
+    num_tokens = len(scores_TE) if real_T is None else real_T.sum()
+    slots_E = limits(spec, num_tokens, around.widths, around.training, device)
+    given = (hints.token_rank_T, hints.expert_rank_E)
+    ranks = functools.partial(ranks_of, spec, len(scores_TE), around.widths, device, given, real_T)
+    kept = keep(scores_TE, order_TK, spec, slots_E, ranks, real_T)
+    first_TK = order_TK[:, : spec.k]
+    asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
+    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)
+    return kept, asked_E
+
+
+TOP_K = RouterMethod(choose_top_k, weigh_top_k, make_top_k_rule)

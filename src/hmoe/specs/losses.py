@@ -1,0 +1,60 @@
+"""Auxiliary losses of a MoE layer by name: what recipes, logs and exported folders know of them.
+
+Their functions are in `hmoe.model.losses`; `hmoe.register_loss` adds one from outside this package.
+"""
+
+from dataclasses import dataclass
+
+from hmoe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LossSpec:
+    """One auxiliary loss.
+
+    Attributes:
+        name: key of its coefficient under `model.moe`, and of its values in metrics.jsonl.
+        summary: what it is, for documents.
+        option: key under `model.moe` of a variant of it; None: it has none.
+        built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
+    """
+
+    name: str
+    summary: str
+    option: str | None = None
+    built_in: bool = True
+
+    @property
+    def hf_key(self) -> str:
+        """Key of its coefficient in a Hugging Face config.json."""
+        return f"{self.name}_coef"
+
+
+LOSSES: dict[str, LossSpec] = {
+    loss.name: loss
+    for loss in (
+        LossSpec("load_balance", "HMoE eq 3; the paper's equal experts: 1e-2"),
+        LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm"),
+        LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
+        LossSpec("router_z", "mean squared logsumexp of router logits"),
+    )
+}
+
+
+def list_loss_keys() -> tuple[str, ...]:
+    """Return every key under `model.moe` that is about an auxiliary loss."""
+    keys = [key for loss in LOSSES.values() if loss.built_in for key in (loss.name, loss.option) if key]
+    return (*keys, "losses")
+
+
+def add_loss(name: str, summary: str) -> None:
+    """Make a loss known by its name, for recipes and exported folders; `hmoe.register_loss` does so with its function.
+
+    Raises:
+        ConfigError: for a name that is taken, or no name that a recipe can hold.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ConfigError(f"register_loss: name = {name!r}, must be letters, digits and '_', such as my_loss")
+    if name in LOSSES and LOSSES[name].built_in:
+        raise ConfigError(f"register_loss: name = {name!r} is taken by a loss of this package")
+    LOSSES[name] = LossSpec(name, summary, built_in=False)
