@@ -50,7 +50,7 @@ class Training:
     def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
         from hmoe.config import recipes
         from hmoe.model.transformer import Transformer, set_check_finite
-        from hmoe.train.optim import adamw
+        from hmoe.train.optimizer import adamw
 
         length = 16 if setting.dry else SEQUENCE
         tokens = 2 * length if setting.dry else tokens

@@ -7,7 +7,7 @@ from hmoe.config import recipes
 from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
 from hmoe.model.transformer import build, set_check_finite
-from hmoe.train.optim import adamw
+from hmoe.train.optimizer import adamw
 from hmoe.train.step import train_step
 from tests.conftest import tiny
 

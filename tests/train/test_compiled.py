@@ -11,7 +11,7 @@ from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.train.compiled import compile_blocks, explain_failure
-from hmoe.train.optim import adamw
+from hmoe.train.optimizer import adamw
 from hmoe.train.step import train_step
 from tests.conftest import tiny
 from tests.train.helpers import run

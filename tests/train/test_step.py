@@ -7,7 +7,7 @@ from hmoe.config.counts import flops_per_token
 from hmoe.config.run import RunConfig
 from hmoe.model.losses import load_balance, parameter_penalty
 from hmoe.model.transformer import Transformer, build, set_check_finite
-from hmoe.train.optim import adamw
+from hmoe.train.optimizer import adamw
 from hmoe.train.step import train_step
 from tests.conftest import tiny
 

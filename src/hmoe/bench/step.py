@@ -36,7 +36,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary
 from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
 from hmoe.train.compiled import compile_blocks
-from hmoe.train.optim import adamw
+from hmoe.train.optimizer import adamw
 from hmoe.train.step import train_step
 
 DENSE = {"0.4b": "dense-0.2b", "3b": "dense-1b"}  # of the paper's sizes

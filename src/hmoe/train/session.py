@@ -23,10 +23,10 @@ from hmoe.storage import sha256
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment
-from hmoe.train.optim import adamw
+from hmoe.train.expert_alarm import Watch
+from hmoe.train.optimizer import adamw
 from hmoe.train.records import Records
 from hmoe.train.run_folder import RunFolder
-from hmoe.train.watch import Watch
 
 
 @dataclass

@@ -17,7 +17,7 @@ from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.precision import mixed_precision
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import Batch, split
-from hmoe.train.optim import learning_rate
+from hmoe.train.optimizer import learning_rate
 
 _PRIME = 1_000_003  # seeds of steps and micro-batches must differ
 

@@ -3,7 +3,7 @@ import torch
 
 from hmoe.config.run import OptimConfig
 from hmoe.model.transformer import build
-from hmoe.train.optim import adamw, learning_rate
+from hmoe.train.optimizer import adamw, learning_rate
 from tests.model.test_transformer import config as model_config
 
 

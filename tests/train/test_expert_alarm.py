@@ -1,4 +1,4 @@
-from hmoe.train.watch import Watch
+from hmoe.train.expert_alarm import Watch
 
 WIDTHS = (8, 16, 24, 32)
 
