@@ -4,7 +4,6 @@ import pytest
 
 from hmoe.cli.main import run
 from hmoe.config import recipes
-from hmoe.config.counts import loss_chunk
 from hmoe.config.memory import (
     ENOUGH_TOKENS,
     FEWEST_TOKENS,
@@ -16,6 +15,7 @@ from hmoe.config.memory import (
     memory_by_part,
 )
 from hmoe.config.run import RunConfig
+from hmoe.specs.chunk import loss_chunk
 
 UNSET = ["data.micro_batches=null", "train.activation_checkpointing=null"]
 

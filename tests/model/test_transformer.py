@@ -69,6 +69,21 @@ def test_logits_are_the_oracle(changes: dict[str, object]) -> None:
     assert len(routings) == len(model.config.moe_layers)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_with_targets_forward_gives_the_loss_of_its_logits(tied: bool) -> None:
+    model = build(config(tied=tied), 0, torch.float64)
+    tokens, targets = torch.randint(0, 29, (2, 3, 7)).unbind(0)
+    logits, routings = model(tokens)
+    loss, again = model(tokens, targets)
+    expected = oracles.cross_entropy(logits.flatten(0, 1), targets.flatten().tolist())
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a.expert_N, b.expert_N) for a, b in zip(routings, again, strict=True))
+    parameters = list(model.parameters())
+    gradients = (torch.autograd.grad(value, parameters) for value in (loss, expected))
+    for gradient, truth in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-10, atol=1e-12)
+
+
 def test_future_tokens_do_not_matter() -> None:
     model = build(config(), 0, torch.float64)
     a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 9, 9]])

@@ -11,6 +11,7 @@ import torch
 
 from hmoe import CheckpointError, ConfigError, DataError, NonFiniteError, RunBusyError
 from hmoe.config import recipes
+from hmoe.model import transformer
 from hmoe.runs.run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import call, command, digests, one_thread, rows, run
@@ -130,7 +131,6 @@ def test_a_run_read_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_a_stop_right_after_a_resume_saves_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "r", "train.steps=4")
     before = digests(tmp_path / "r")
-    monkeypatch.setattr("hmoe.train.loop.STOP", "SIGTERM")
     monkeypatch.setattr("hmoe.train.console.Console.end", lambda *_: None)
     monkeypatch.setattr("hmoe.train.loop.STOP", type("Stopped", (), {"signal_name": "SIGTERM"})())
     run(tmp_path / "r")
@@ -174,7 +174,7 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
 
 def test_five_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tmp_path / "r", "train.steps=4")
-    monkeypatch.setattr("hmoe.train.step.cross_entropy", lambda x, *_: (x * float("nan")).sum())
+    monkeypatch.setattr("hmoe.model.transformer.cross_entropy", lambda x, *_: (x * float("nan")).sum())
     with pytest.raises(NonFiniteError, match="5 steps in a row"):
         run(tmp_path / "r", "train.steps=20")
     checkpoints = sorted((tmp_path / "r" / "checkpoints").glob("step-*"))
@@ -188,16 +188,14 @@ def test_five_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, mon
 
 
 def test_one_bad_step_is_the_run_that_skips_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hmoe.train.step as step_module
-
-    real, calls = step_module.cross_entropy, 0
+    real, calls = transformer.cross_entropy, 0
 
     def sometimes(*arguments: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return real(*arguments) * (float("nan") if calls in (5, 6) else 1)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(step_module, "cross_entropy", sometimes)
+    monkeypatch.setattr(transformer, "cross_entropy", sometimes)
     table = run(tmp_path / "r")
     assert [row["skipped"] for row in table] == [0, 0, 1, 1, 1, 1]
     assert "update skipped" in table[2]["warnings"][0]

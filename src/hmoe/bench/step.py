@@ -24,7 +24,6 @@ from hmoe.bench.measure import (
     save,
 )
 from hmoe.config import recipes
-from hmoe.config.counts import loss_chunk
 from hmoe.config.memory import Device, choose_unset, read_host
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
@@ -35,6 +34,7 @@ from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import rotary
 from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
+from hmoe.specs.chunk import loss_chunk
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.optimizer import adamw
 from hmoe.train.step import train_step

@@ -90,12 +90,3 @@ def flops_per_token(model: ModelSpec, context: int, width: float | None = None) 
     """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
     width = activated_width(model)[1] if width is None else width
     return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width
-
-
-def loss_chunk(vocab: int, kind: str) -> int:
-    """Tokens whose logits exist at one time in the training loss, on a kind of device (cpu, cuda).
-
-    At least 512, which keeps the GEMMs efficient. On a CPU else about 2**21 numbers, which stay in its cache (64 MB of
-    float32 with a vocabulary of 32,000); on a GPU 8,192 tokens, but no more than 2**28 numbers, a GB.
-    """
-    return max(512, 2**21 // vocab) if kind == "cpu" else min(8192, max(512, 2**28 // vocab))

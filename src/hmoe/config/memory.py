@@ -3,8 +3,9 @@
 import os
 from typing import NamedTuple
 
-from hmoe.config.counts import activated_width, loss_chunk, parameters_by_part
+from hmoe.config.counts import activated_width, parameters_by_part
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
+from hmoe.specs.chunk import loss_chunk
 from hmoe.specs.model import ModelSpec
 
 SHARE = (

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hmoe.errors import ConfigError
 from hmoe.model.attention import Attention, Context, KVCache, Sequences
+from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
@@ -19,6 +20,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.rotary import Rotary, rotary
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Routing
+from hmoe.specs.chunk import loss_chunk
 from hmoe.specs.model import ModelSpec
 
 SEQUENCES = Sequences()
@@ -127,10 +129,19 @@ class Transformer(nn.Module):
                 routings.append(routing)
         return self.norm(x_BLD), routings
 
-    def forward(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
-        """Next-token logits (B, L, V), and one Routing per MoE layer."""
+    def forward(
+        self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor | None = None, context: Context = SEQUENCES
+    ) -> tuple[torch.Tensor, list[Routing]]:
+        """Return next-token logits (B, L, V), or with targets the language-model loss, and one Routing per MoE layer.
+
+        The loss is the mean over tokens in nats, a scalar; the logits of all tokens never exist at one time then.
+        """
+        # The loss is computed in here, not by the caller: the hooks of sharded weights (FSDP2) gather the head for this call.
         x_BLD, routings = self.hidden(tokens_BL, context)
-        return nn.functional.linear(x_BLD, self.head_weight), routings
+        if targets_BL is None:
+            return nn.functional.linear(x_BLD, self.head_weight), routings
+        chunk = loss_chunk(self.config.vocab, x_BLD.device.type)
+        return cross_entropy(x_BLD.flatten(0, 1), self.head_weight, targets_BL.reshape(-1), chunk), routings
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty key/value cache for `batch` sequences of up to `capacity` tokens.

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hmoe.config.counts import activated_parameters, loss_chunk, training_flops
+from hmoe.config.counts import activated_parameters, training_flops
 from hmoe.config.run import RunConfig
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally
 from hmoe.model.capacity import Slots
-from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.precision import mixed_precision
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import Batch, split
@@ -62,9 +61,7 @@ def train_step(
     for part, (tokens_BL, targets_BL) in enumerate(split(batch, parts, device)):
         context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part if noisy else None)
         with mixed_precision(device, config.train.precision == "bfloat16"):
-            x_BLD, routings = model.hidden(tokens_BL, context)
-            chunk = loss_chunk(config.model.vocab, device.type)
-            loss = cross_entropy(x_BLD.flatten(0, 1), model.head_weight, targets_BL.reshape(-1), chunk)
+            loss, routings = model(tokens_BL, targets_BL, context)
         terms = {"loss": loss, **losses.auxiliary(routings, moe)}
         terms["loss_total"] = loss + losses.weighted(terms, moe)
         (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
