@@ -49,6 +49,7 @@ class Training:
 
     def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
         from hmoe.config import recipes
+        from hmoe.data.batches import cut_batch
         from hmoe.model.transformer import Transformer, set_check_finite
         from hmoe.train.optimizer import adamw
 
@@ -65,12 +66,12 @@ class Training:
         self.optimizer = adamw(self.model, self.config.optim)
         shape = (PARTS * tokens // length, length + 1)
         table = np.random.default_rng(0).integers(self.config.model.vocab, size=shape, dtype=np.int64)
-        self.batch = (np.ascontiguousarray(table[:, :-1]), np.ascontiguousarray(table[:, 1:]))
+        self.parts = cut_batch(np.ascontiguousarray(table[:, :-1]), np.ascontiguousarray(table[:, 1:]), PARTS)
 
     def __call__(self) -> Any:
         from hmoe.train.step import train_step
 
-        record = train_step(self.model, self.optimizer, self.batch, self.config, self.step)
+        record = train_step(self.model, self.optimizer, self.parts, self.config, self.step)
         self.step += 1
         return record
 

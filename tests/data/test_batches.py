@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hmoe import ConfigError, DataError
 from hmoe.config.run import DataConfig
-from hmoe.data.batches import Batches, bytes_per_token, validation
+from hmoe.data.batches import Batches, bytes_per_token, cut_batch, validation
 from hmoe.data.order import permute
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import WITHIN, Index
@@ -55,6 +55,27 @@ def test_targets_are_one_ahead_and_batches_are_functions_of_the_step(index: Inde
         assert np.array_equal(x[:, 1:], y[:, :-1])
         assert all(np.array_equal(p, q) for p, q in zip((x, y), b[step], strict=True))
     assert not np.array_equal(Batches(index, config(), 4)[0][0], a[0][0])
+
+
+def test_parts_are_the_batch_whoever_takes_them(index: Index) -> None:
+    """Whole, or each process its own: the same micro-batches with the same numbers."""
+    batches = Batches(index, config(batch_tokens=128, micro_batches=4), 3)
+    for step in (0, 9):
+        parts = batches.parts(step)
+        assert [part.index for part in parts] == [0, 1, 2, 3]
+        of_ranks = [part for rank in (1, 0) for part in batches.parts(step, range(rank, 4, 2))]
+        for others in (cut_batch(*batches[step], 4), sorted(of_ranks, key=lambda part: part.index)):
+            for part, other in zip(parts, others, strict=True):
+                assert part.index == other.index
+                assert all(np.array_equal(a, b) for a, b in zip(part[1:], other[1:], strict=True))
+    assert batches.parts(0, []) == []
+
+
+def test_a_batch_is_cut_into_equal_parts_only() -> None:
+    table = np.zeros((4, 2), np.int64)
+    assert len(cut_batch(table, table, 2)) == 2
+    with pytest.raises(ValueError, match="cannot reshape"):
+        cut_batch(table, table, 3)
 
 
 def test_an_epoch_visits_every_sequence_once_then_reshuffles(index: Index) -> None:

@@ -34,7 +34,7 @@ def losses(name: str) -> list[float]:
     model = build(config.model, config.seed, torch.float64)
     set_check_finite(model, False)
     optimizer = adamw(model, config.optim)
-    return [train_step(model, optimizer, batches[i], config, i).terms["loss_total"] for i in range(STEPS)]
+    return [train_step(model, optimizer, batches.parts(i), config, i).terms["loss_total"] for i in range(STEPS)]
 
 
 def main() -> None:

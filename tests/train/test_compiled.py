@@ -9,6 +9,7 @@ import pytest
 from hmoe import ConfigError
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
+from hmoe.data.batches import cut_batch
 from hmoe.model.transformer import build, set_check_finite
 from hmoe.train.compiled import compile_blocks, explain_failure
 from hmoe.train.optimizer import adamw
@@ -48,7 +49,7 @@ def losses(config: RunConfig, backend: str | None) -> list[float]:
     optimizer, rng = adamw(model, config.optim), np.random.default_rng(0)
     batches = [rng.integers(0, 300, (2, 4, 32)) for _ in range(2)]
     return [
-        train_step(model, optimizer, (batch[0], batch[1]), config, i).terms["loss_total"]
+        train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, i).terms["loss_total"]
         for i, batch in enumerate(batches)
     ]
 

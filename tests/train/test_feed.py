@@ -7,27 +7,28 @@ import pytest
 import torch
 
 from hmoe import DataError
-from hmoe.train import feed
-from hmoe.train.feed import Batch, Feed
-from tests.train.test_step import setup, train_step
+from hmoe.data.batches import MicroBatch, cut_batch
+from hmoe.train.feed import Feed, place_parts
+from hmoe.train.step import train_step
+from tests.train.test_step import setup
 
-Pair = tuple[np.ndarray, np.ndarray]
+META = torch.device("meta")
 
 
 class Source:
-    """Batches that are told by their numbers; step 3 cannot be read."""
+    """Batches of two parts that are told by their numbers; step 3 cannot be read."""
 
     def __init__(self) -> None:
         self.read: list[int] = []
         self.threads: set[str] = set()
 
-    def __getitem__(self, step: int) -> Pair:
+    def parts(self, step: int) -> list[MicroBatch[np.ndarray]]:
         if step == 3:
             raise DataError("shard: lost")
         self.read.append(step)
         self.threads.add(threading.current_thread().name)
         table = np.full((2, 5), step)
-        return table[:, :-1], table[:, 1:] + 1
+        return cut_batch(table[:, :-1], table[:, 1:] + 1, 2)
 
 
 @pytest.fixture
@@ -41,17 +42,21 @@ def pinned(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 @pytest.fixture
 def gpu_feed(pinned: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> Feed:
     """A feed that believes in a GPU, whose memory is the CPU's."""
-    made = Feed(Source(), "cuda")
-    made._device = "cpu"
-    return made
+    feed = Feed(Source(), "cuda")
+    feed._device = torch.device("cpu")
+    return feed
 
 
 def test_a_cpu_gets_the_source_s_arrays_and_no_thread() -> None:
     before = threading.active_count()
     source = Source()
     plain = Feed(source, "cpu")
-    assert all(isinstance(table, np.ndarray) for table in plain.take(0))
-    assert source.read == [0]
+    arrays = source.parts(7)
+    source.parts = lambda step: arrays  # type: ignore[method-assign]
+    for part, array in zip(plain.take(7), arrays, strict=True):
+        assert part.index == array.index
+        assert part.tokens_BL.data_ptr() == array.tokens_BL.ctypes.data, "nothing is copied"
+    assert source.read == [7]
     assert threading.active_count() == before
     plain.close()
 
@@ -60,19 +65,20 @@ def test_the_next_batch_is_made_ready_by_one_other_thread(gpu_feed: Feed, pinned
     source = gpu_feed._source
     assert isinstance(source, Source)
     for step in (0, 1, 2):
-        tokens, targets = gpu_feed.take(step)
-        assert tokens.tolist() == [[step] * 4] * 2
-        assert targets.tolist() == [[step + 1] * 4] * 2
+        parts = gpu_feed.take(step)
+        assert [part.index for part in parts] == [0, 1]
+        assert [part.tokens_BL.tolist() for part in parts] == [[[step] * 4]] * 2
+        assert [part.targets_BL.tolist() for part in parts] == [[[step + 1] * 4]] * 2
         assert step in source.read
     assert source.read == [0, 1, 2]  # each once, though step 1 and 2 were begun before they were asked for
     assert threading.current_thread().name not in source.threads
     assert len(source.threads) == 1
-    assert [table.shape for table in pinned] == [(2, 2, 4)] * 3
+    assert [table.shape for table in pinned] == [(2, 2, 1, 4)] * 3
     gpu_feed.close()
 
 
 def test_another_step_than_the_next_may_be_asked_for(gpu_feed: Feed) -> None:
-    assert [int(gpu_feed.take(step)[0][0, 0]) for step in (7, 0, 0)] == [7, 0, 0]
+    assert [int(gpu_feed.take(step)[0].tokens_BL[0, 0]) for step in (7, 0, 0)] == [7, 0, 0]
     gpu_feed.close()
 
 
@@ -94,19 +100,18 @@ def test_closing_ends_the_thread(gpu_feed: Feed) -> None:
 
 
 def test_arrays_and_tensors_are_one_batch() -> None:
-    batch: Pair = setup()[3]
-    losses = []
-    for form in (batch, tuple(torch.from_numpy(table) for table in batch)):
+    arrays = setup()[3]
+    terms = []
+    for batch in (arrays, tuple(torch.from_numpy(table) for table in arrays)):
         config, model, optimizer, _ = setup()
-        losses.append(train_step(model, optimizer, form, config, 0).terms)  # type: ignore[arg-type]
-    assert losses[0] == losses[1]
+        terms.append(train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, 0).terms)
+    assert terms[0] == terms[1]
 
 
 def test_arrays_go_to_a_gpu_in_one_copy(pinned: list[torch.Tensor]) -> None:
-    batch: Batch = (np.arange(8).reshape(4, 2), np.arange(8, 16).reshape(4, 2))
-    parts = list(feed.split(batch, 2, torch.device("meta")))
-    assert [tuple(table.shape) for part in parts for table in part] == [(2, 2)] * 4
-    assert all(table.is_meta for part in parts for table in part)
-    assert [table.flatten().tolist() for table in pinned] == [list(range(16))]
-    with pytest.raises(RuntimeError, match="is invalid for input of size"):
-        list(feed.split(batch, 3, torch.device("cpu")))
+    parts = cut_batch(np.arange(8).reshape(4, 2), np.arange(8, 16).reshape(4, 2), 2)[::-1]
+    placed = place_parts(parts, META)
+    assert [part.index for part in placed] == [1, 0]
+    assert [tuple(table.shape) for part in placed for table in part[1:]] == [(2, 2)] * 4
+    assert all(table.is_meta for part in placed for table in part[1:])
+    assert [table.flatten().tolist() for table in pinned] == [[4, 5, 6, 7, 12, 13, 14, 15, 0, 1, 2, 3, 8, 9, 10, 11]]

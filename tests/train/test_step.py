@@ -5,10 +5,11 @@ import torch
 from hmoe.config import recipes
 from hmoe.config.counts import flops_per_token
 from hmoe.config.run import RunConfig
+from hmoe.data.batches import cut_batch
 from hmoe.model.losses import load_balance, parameter_penalty
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.train.optimizer import adamw
-from hmoe.train.step import train_step
+from hmoe.train.step import StepRecord, train_step
 from tests.conftest import tiny
 
 
@@ -23,11 +24,22 @@ def setup(
     return config, model, adamw(model, config.optim), (batch[0], batch[1])
 
 
+def take_step(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[np.ndarray, np.ndarray],
+    config: RunConfig,
+    step: int,
+) -> StepRecord:
+    """Train one step on a whole batch."""
+    return train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, step)
+
+
 def test_the_total_is_the_sum_of_its_terms_and_their_gradients_arrive() -> None:
     config, model, optimizer, batch = setup(
         "model.moe.router_entropy=0.03", "model.moe.load_balance=0.5", "data.micro_batches=1"
     )
-    record = train_step(model, optimizer, batch, config, 0)
+    record = take_step(model, optimizer, batch, config, 0)
     terms = record.terms
     expected = (
         terms["loss"] + 0.1 * terms["parameter_penalty"] + 0.5 * terms["load_balance"] + 0.03 * terms["router_entropy"]
@@ -49,13 +61,13 @@ def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     norms = []
     for parts in (1, 2, 4):
         config, model, optimizer, batch = setup(f"data.micro_batches={parts}", recipe="tiny-dense")
-        norms.append(train_step(model, optimizer, batch, config, 0).grad_norm)
+        norms.append(take_step(model, optimizer, batch, config, 0).grad_norm)
     assert norms == pytest.approx([norms[0]] * 3, rel=1e-12)
 
 
 def test_activated_flops_are_those_of_the_experts_chosen() -> None:
     config, model, optimizer, batch = setup()
-    record = train_step(model, optimizer, batch, config, 0)
+    record = take_step(model, optimizer, batch, config, 0)
     widths = config.model.moe.expert_widths  # type: ignore[union-attr]
     units = sum(n * w for layer in record.pairs_LE for n, w in zip(layer, widths, strict=True))
     assert record.mean_activated_width == units / 128 / 2
@@ -72,7 +84,7 @@ def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:
     network = model.hyper_network
     assert network is not None
     hook = network.register_forward_hook(lambda m, given, o: made.append(len(given[0])))  # type: ignore[func-returns-value]
-    record = train_step(model, optimizer, batch, config, 0)
+    record = take_step(model, optimizer, batch, config, 0)
     hook.remove()
     assert len(made) == 4
     assert 1 < min(made) <= max(made) <= 28
@@ -90,7 +102,7 @@ def test_biases_move_once_per_step_by_what_was_asked_in_all_of_it() -> None:
     asked = [0.0, 0.0]
     for half in np.split(batch[0], 2):
         asked = [one + r.load_E for one, r in zip(asked, model(torch.from_numpy(half))[1], strict=True)]
-    train_step(model, optimizer, batch, config, 0)
+    take_step(model, optimizer, batch, config, 0)
     for block, load_E in zip(model.blocks, asked, strict=True):
         expected = 0.125 * torch.sign(load_E.double().mean() - load_E.double())  # type: ignore[attr-defined]
         torch.testing.assert_close(block.ffn.router.bias_E.detach(), expected)  # type: ignore[union-attr]
@@ -105,7 +117,7 @@ def test_noise_differs_between_micro_batches_steps_and_seeds_and_repeats() -> No
         found: list[object] = []
         real = model.hidden
         model.hidden = lambda tokens, context: (found.append(context.noise_seed), real(tokens, context))[1]  # type: ignore[method-assign, func-returns-value]
-        train_step(model, optimizer, batch, config, step)
+        take_step(model, optimizer, batch, config, step)
         return found
 
     several = [*seeds(), *seeds(step=1), *seeds("seed=1")]
@@ -119,7 +131,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
     real = torch.optim.AdamW.step
     norm = lambda: torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]).item()  # type: ignore[misc]  # noqa: E731
     optimizer.step = lambda: (seen.append(norm()), real(optimizer))  # type: ignore[method-assign, assignment, func-returns-value, arg-type]
-    record = train_step(model, optimizer, batch, config, 0)
+    record = take_step(model, optimizer, batch, config, 0)
     assert seen[0] == pytest.approx(1e-3, rel=1e-3)
     assert record.grad_norm > 1e-2
 
@@ -128,19 +140,19 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_step_that_is_not_finite_changes_nothing(poison: str, value: float) -> None:
     config, model, optimizer, batch = setup()
-    train_step(model, optimizer, batch, config, 0)
+    take_step(model, optimizer, batch, config, 0)
     before = [p.detach().clone() for p in model.parameters()]
     moments = [s["exp_avg"].clone() for s in optimizer.state.values()]
     if poison == "loss":
         hook = model.norm.register_forward_hook(lambda m, i, o: o * value)
     else:
         hook = model.blocks[0].attention.q_proj.weight.register_hook(lambda g: g * value)  # type: ignore[assignment]
-    record = train_step(model, optimizer, batch, config, 1)
+    record = take_step(model, optimizer, batch, config, 1)
     hook.remove()
     assert not record.applied
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(torch.equal(a, s["exp_avg"]) for a, s in zip(moments, optimizer.state.values(), strict=True))
-    assert train_step(model, optimizer, batch, config, 2).applied
+    assert take_step(model, optimizer, batch, config, 2).applied
 
 
 def test_bfloat16_keeps_float32_weights_and_trains() -> None:
@@ -149,6 +161,6 @@ def test_bfloat16_keeps_float32_weights_and_trains() -> None:
     set_check_finite(model, False)
     optimizer = adamw(model, config.optim)
     _, _, _, batch = setup()
-    losses = [train_step(model, optimizer, batch, config, 30 + step).terms["loss"] for step in range(15)]
+    losses = [take_step(model, optimizer, batch, config, 30 + step).terms["loss"] for step in range(15)]
     assert losses[-1] < losses[0] - 0.5
     assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -58,7 +58,8 @@ class Training:
 
     def __call__(self) -> None:
         """One step."""
-        self.flops = train_step(self.model, self.optimizer, self.batches[self.number], self.config, self.number).flops
+        parts = self.batches.parts(self.number)
+        self.flops = train_step(self.model, self.optimizer, parts, self.config, self.number).flops
         self.number += 1
 
 

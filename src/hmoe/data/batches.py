@@ -1,5 +1,8 @@
 """Batch n as a pure function of (seed, n): nothing to save, nothing that depends on ranks or workers."""
 
+from collections.abc import Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
 import numpy as np
 
 from hmoe.config.run import DataConfig
@@ -12,8 +15,31 @@ _BLOCK = 10_000  # samples over which domain weights are met exactly
 _NAMED = 5  # domains that a line names
 
 
+Table = TypeVar("Table")  # a NumPy array, or a tensor once it is on the way to a device
+
+
+class MicroBatch(NamedTuple, Generic[Table]):
+    """One canonical part of a step's batch: what a gradient is accumulated over, and router statistics are taken of.
+
+    Attributes:
+        index: which part of the step it is, from 0; random numbers of a step depend on it, never on a process.
+        tokens_BL: inputs.
+        targets_BL: the same one token ahead.
+    """
+
+    index: int
+    tokens_BL: Table
+    targets_BL: Table
+
+
+def cut_batch(tokens_BL: Any, targets_BL: Any, num_parts: int) -> list[MicroBatch[Any]]:
+    """Return the parts of a batch of arrays or tensors, as views; `num_parts` must divide its sequences."""
+    tables = (table_BL.reshape(num_parts, -1, table_BL.shape[1]) for table_BL in (tokens_BL, targets_BL))
+    return [MicroBatch(index, *part) for index, part in enumerate(zip(*tables, strict=True))]
+
+
 class Batches:
-    """Training batches: `batches[step]` is (tokens_BL, targets_BL), the targets one token ahead.
+    """Training batches: `batches[step]` is (tokens_BL, targets_BL), `batches.parts(step)` the same in micro-batches.
 
     Every epoch visits each sequence of a domain once, in an order keyed by (seed, domain, epoch). With domain weights
     every 10,000 samples hold each domain in exact proportion; without, all domains are one pool.
@@ -58,10 +84,19 @@ class Batches:
 
     def __getitem__(self, step: int) -> tuple[Tokens, Tokens]:
         size = self.config.batch_sequences
-        sample_B = np.arange(step * size, (step + 1) * size)
-        rows = [self.pools[pool].window(window) for pool, window in self._choose(sample_B)]
-        batch = np.stack(rows)
-        return batch[:, :-1], batch[:, 1:]
+        return self._read(np.arange(step * size, (step + 1) * size))
+
+    def parts(self, step: int, indices: Sequence[int] | None = None) -> list[MicroBatch[Tokens]]:
+        """Return the canonical micro-batches of a step, `config.num_micro_batches` of them; only those of `indices` are read.
+
+        How many there are, and what is in each, does not depend on the number of processes: a process takes some of them.
+        """
+        num_parts, size = self.config.num_micro_batches, self.config.batch_sequences
+        sample_PB = np.arange(step * size, (step + 1) * size).reshape(num_parts, -1)
+        return [
+            MicroBatch(index, *self._read(sample_PB[index]))
+            for index in (range(num_parts) if indices is None else indices)
+        ]
 
     def describe_reach(self) -> str:
         """A line that counts the training tokens that no batch can hold; "" where every token is reached."""
@@ -79,6 +114,12 @@ class Batches:
             f"{rest + undrawn:,} of {total:,} training tokens are in no sequence of {self.config.sequence_length}: "
             + ", ".join(parts)
         )
+
+    def _read(self, sample_B: Tokens) -> tuple[Tokens, Tokens]:
+        """(tokens_BL, targets_BL) of sample numbers."""
+        rows = [self.pools[pool].window(window) for pool, window in self._choose(sample_B)]
+        batch = np.stack(rows)
+        return batch[:, :-1], batch[:, 1:]
 
     def _choose(self, sample_B: Tokens) -> list[tuple[int, int]]:
         """(pool, window) of each sample number."""

@@ -1,69 +1,79 @@
-"""Batches on their way to the device: on a GPU one copy a step, made ready while the step before is computed."""
+"""Micro-batches on their way to the device: on a GPU one copy a step, made ready while the step before is computed."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
+from hmoe.data.batches import MicroBatch
 from hmoe.data.packing import Tokens
-
-Batch = tuple[Tokens, Tokens] | tuple[torch.Tensor, torch.Tensor]  # tokens and targets (B, L)
 
 
 class Source(Protocol):
-    """Batch n as a pure function of n, such as `hmoe.data.batches.Batches`."""
+    """The micro-batches of step n as a pure function of n, such as `hmoe.data.batches.Batches`."""
 
-    def __getitem__(self, step: int) -> tuple[Tokens, Tokens]: ...
+    def parts(self, step: int) -> Sequence[MicroBatch[Tokens]]:
+        """Return the micro-batches of a step that this process computes, in host memory."""
+        ...
 
 
 class Feed:
-    """Batches of a run's steps. On a CPU they are the source's arrays, and no thread is started.
+    """Micro-batches of a run's steps. On a CPU they lie in the source's arrays, and no thread is started.
 
-    On a GPU a thread of its own reads the next step's batch into pinned memory while the GPU computes this one. Whatever goes
-    wrong there is raised by the step that needs the batch.
+    On a GPU a thread of its own reads the next step's parts into pinned memory while the GPU computes this one. Whatever goes
+    wrong there is raised by the step that needs them.
     """
 
     def __init__(self, source: Source, device: str) -> None:
-        self._source, self._device = source, device
+        self._source, self._device = source, torch.device(device)
         self._reader = None if device == "cpu" else ThreadPoolExecutor(1, "hmoe-feed")
-        self._ahead: dict[int, Future[torch.Tensor]] = {}
+        self._ahead: dict[int, Future[_Pinned]] = {}
 
-    def take(self, step: int) -> Batch:
-        """The batch of a step; that of the next one is begun."""
+    def take(self, step: int) -> list[MicroBatch[torch.Tensor]]:
+        """Return the parts of a step on the device, and begin to read those of the next one."""
         if self._reader is None:
-            return self._source[step]
+            return place_parts(self._source.parts(step), self._device)
         current = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
-        tokens_BL, targets_BL = current.result().to(self._device, non_blocking=True).unbind(0)
-        return tokens_BL, targets_BL
+        return current.result().copy(self._device)
 
     def close(self) -> None:
-        """End the thread; a batch that nobody asks for any more is dropped."""
+        """End the thread; parts that nobody asks for any more are dropped."""
         if self._reader is not None:
             self._reader.shutdown(wait=True, cancel_futures=True)
 
-    def _read(self, step: int) -> torch.Tensor:
-        return pin(self._source[step])
+    def _read(self, step: int) -> "_Pinned":
+        return _pin(self._source.parts(step))
 
 
-def pin(batch: tuple[Tokens, Tokens]) -> torch.Tensor:
-    """Tokens and targets as one table (2, B, L) in memory that a GPU copies from while the host goes on."""
-    return torch.stack([torch.from_numpy(table) for table in batch]).pin_memory()
+class _Pinned(NamedTuple):
+    """Parts of a step as one table (parts, 2, B, L) in memory that a GPU copies from while the host goes on."""
+
+    indices: list[int]
+    table: torch.Tensor
+
+    def copy(self, device: torch.device) -> list[MicroBatch[torch.Tensor]]:
+        """Return the parts on the device, by one copy, which nobody waits for."""
+        placed = self.table.to(device, non_blocking=True).unbind(0)
+        return [MicroBatch(index, *tables.unbind(0)) for index, tables in zip(self.indices, placed, strict=True)]
 
 
-def place(batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch on the device, wherever it is now."""
-    tables = [table for table in batch if not isinstance(table, torch.Tensor)]
-    if not tables:
-        tokens_BL, targets_BL = (torch.as_tensor(table, device=device) for table in batch)
-    elif device.type == "cpu":
-        tokens_BL, targets_BL = (torch.from_numpy(table) for table in tables)
-    else:
-        tokens_BL, targets_BL = pin((tables[0], tables[1])).to(device, non_blocking=True).unbind(0)
-    return tokens_BL, targets_BL
+def _pin(parts: Sequence[MicroBatch[Tokens]]) -> _Pinned:
+    tables = [torch.from_numpy(table_BL) for part in parts for table_BL in (part.tokens_BL, part.targets_BL)]
+    return _Pinned([part.index for part in parts], torch.stack(tables).unflatten(0, (-1, 2)).pin_memory())
 
 
-def split(batch: Batch, parts: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Micro-batches (tokens_BL, targets_BL) of a batch whose sequences `parts` divides, on the device."""
-    return zip(*(table.view(parts, -1, table.shape[1]).unbind(0) for table in place(batch, device)), strict=True)
+def place_parts(
+    parts: Sequence[MicroBatch[Tokens]] | Sequence[MicroBatch[torch.Tensor]], device: torch.device
+) -> list[MicroBatch[torch.Tensor]]:
+    """Return micro-batches on the device, wherever they are now: arrays in host memory, or tensors."""
+    on_host = [part for part in parts if not isinstance(part.tokens_BL, torch.Tensor)]
+    if on_host and device.type != "cpu":
+        return _pin(on_host).copy(device)
+    return [
+        MicroBatch(
+            part.index, *(torch.as_tensor(table_BL, device=device) for table_BL in (part.tokens_BL, part.targets_BL))
+        )
+        for part in parts
+    ]

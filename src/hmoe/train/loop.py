@@ -9,7 +9,7 @@ import torch
 
 from hmoe.checkpoint import store as checkpoint
 from hmoe.config.run import RunConfig
-from hmoe.data.batches import bytes_per_token, validation
+from hmoe.data.batches import MicroBatch, bytes_per_token, validation
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
@@ -17,7 +17,7 @@ from hmoe.model.likelihood import mean_nll
 from hmoe.runs.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
-from hmoe.train.feed import Feed, place
+from hmoe.train.feed import Feed, place_parts
 from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, Session, open_session, progress
 from hmoe.train.step import StepRecord, train_step
@@ -66,9 +66,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     config, counts, every = session.config, session.counts, session.config.train
     while not STOP and session.progress() < 1:
         session.records.begin()
-        batch = feed.take(counts.step)
+        parts = feed.take(counts.step)
         with explain_failure(config):
-            record = train_step(session.model, session.optimizer, batch, config, counts.step)
+            record = train_step(session.model, session.optimizer, parts, config, counts.step)
         session.records.tick(record.tokens)
         row = _row(session, record, _account(session, record))
         done = session.progress() >= 1
@@ -151,14 +151,15 @@ def _validate(session: Session) -> dict[str, float]:
     total, tokens = 0.0, targets_BL.size
     if not tokens:
         return {}
-    placed = place((inputs_BL, targets_BL), torch.device(device))
+    (placed,) = place_parts([MicroBatch(0, inputs_BL, targets_BL)], torch.device(device))
     with (
         _evaluating(session),
         torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
     ):
         for first in range(0, len(inputs_BL), size):
-            inputs, targets = (table[first : first + size] for table in placed)
-            total += mean_nll(session.model, inputs, targets) * targets.numel()
+            some = slice(first, first + size)
+            nll = mean_nll(session.model, placed.tokens_BL[some], placed.targets_BL[some])
+            total += nll * placed.targets_BL[some].numel()
     if not math.isfinite(total):
         return {}
     nats = total / tokens

@@ -4,19 +4,22 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 from hmoe.config.counts import activated_parameters, training_flops
 from hmoe.config.run import RunConfig
+from hmoe.data.batches import MicroBatch
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally
 from hmoe.model.capacity import Slots
 from hmoe.model.precision import mixed_precision
 from hmoe.model.transformer import Transformer
-from hmoe.train.feed import Batch, split
+from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import learning_rate
+from hmoe.train.processes import ONE_PROCESS, Processes
 
 _PRIME = 1_000_003  # seeds of steps and micro-batches must differ
 
@@ -47,38 +50,65 @@ class StepRecord:
 
 
 def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, batch: Batch, config: RunConfig, step: int
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    parts: Sequence[MicroBatch[Any]],
+    config: RunConfig,
+    step: int,
+    processes: Processes = ONE_PROCESS,
 ) -> StepRecord:
     """Accumulate gradients over the micro-batches and update the weights; skip the update if anything is not finite.
 
     Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers.
+
+    Args:
+        model: to be trained; its parameters may be sharded from outside (FSDP2), which then also adds up the gradients.
+        optimizer: of the model's parameters.
+        parts: canonical micro-batches of the step that this process computes (`Batches.parts`); arrays or tensors.
+        config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
+        step: steps before this one; learning rate and random numbers depend on it.
+        processes: all that compute this step.
     """
-    record = StepRecord(lr=learning_rate(step, config.optim), tokens=math.prod(batch[0].shape))
-    device, moe = model.embed.weight.device, config.model.moe
-    sums, tallies = torch.zeros(()), []
-    parts = config.data.num_micro_batches
-    noisy = moe is not None and moe.router.needs_noise  # a compiled block would be compiled again for every seed
-    for part, (tokens_BL, targets_BL) in enumerate(split(batch, parts, device)):
-        context = Sequences(noise_seed=(config.seed * _PRIME + step) * _PRIME + part if noisy else None)
-        with mixed_precision(device, config.train.precision == "bfloat16"):
-            loss, routings = model(tokens_BL, targets_BL, context)
-        terms = {"loss": loss, **losses.auxiliary(routings, moe)}
-        terms["loss_total"] = loss + losses.weighted(terms, moe)
-        (terms["loss_total"] / parts).backward()  # type: ignore[no-untyped-call]
-        values = torch.stack([value.detach() for value in terms.values()]) / parts
-        sums = (torch.zeros_like(values) if part == 0 else sums) + values
-        tallies.append(tally(routings, device, moe is not None and moe.hyper is not None))
-    total = Tally(*(torch.stack(counts).sum(0) for counts in zip(*tallies, strict=True)))
+    placed = place_parts(parts, model.embed.weight.device)
+    num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
+    record = StepRecord(lr=learning_rate(step, config.optim), tokens=num_tokens)
+    passes = [_accumulate(model, part, config, step) for part in placed]
+    names = passes[0].terms.keys()
+    rows = [torch.stack(list(one_pass.terms.values())) / config.data.num_micro_batches for one_pass in passes]
+    sums = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
+    counts = zip(*(one_pass.tally for one_pass in passes), strict=True)
+    total = Tally(*(processes.add(torch.stack(tables).sum(0)) for tables in counts))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     numbers = read_numbers((sums, norm, total.pairs_LE, total.slots_SL, total.selections_L))
-    record.terms = dict(zip(terms, numbers[0], strict=True))
+    record.terms = dict(zip(names, numbers[0], strict=True))
     record.grad_norm = numbers[1][0]
     _count(record, numbers[2:], config)
     _update(parameters, optimizer, norm, record, config)
     if record.applied:
         balance(model, total.asked_LE)
     return record
+
+
+class _Pass(NamedTuple):
+    """What is kept of one micro-batch: its losses without their graphs, and what was counted."""
+
+    terms: dict[str, torch.Tensor]
+    tally: Tally
+
+
+def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
+    """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
+    device, moe = part.tokens_BL.device, config.model.moe
+    noisy = moe is not None and moe.router.needs_noise  # a compiled block would be compiled again for every seed
+    seed = (config.seed * _PRIME + step) * _PRIME + part.index if noisy else None
+    with mixed_precision(device, config.train.precision == "bfloat16"):
+        loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
+    terms = {"loss": loss, **losses.auxiliary(routings, moe)}
+    terms["loss_total"] = loss + losses.weighted(terms, moe)
+    (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
+    counts = tally(routings, device, moe is not None and moe.hyper is not None)
+    return _Pass({name: value.detach() for name, value in terms.items()}, counts)
 
 
 def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:

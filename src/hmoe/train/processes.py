@@ -1,0 +1,33 @@
+"""What a training step asks of the processes that train one model together; here there is one, which answers for itself."""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+
+
+class Processes(Protocol):
+    """The processes of a training step, each of which computes some of its micro-batches."""
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over the processes, the same in each of them."""
+        ...
+
+    def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of all gradients as a plain scalar, also where a process holds only a part of each."""
+        ...
+
+
+class OneProcess:
+    """A process that trains alone."""
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the tensor itself."""
+        return tensor
+
+    def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return the norm of the gradients, a scalar on their device."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+
+ONE_PROCESS = OneProcess()
