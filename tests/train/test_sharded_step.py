@@ -1,0 +1,154 @@
+"""A training step of sharded weights (FSDP2) is the step of whole ones: the seams hold, though the package knows no other process.
+
+Everything that several processes need is applied here, from outside: `fully_shard`, which micro-batches a rank takes, and sums
+over the ranks. Gradients differ by rounding, because the ranks' parts are added up in another order.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
+from hmoe.data.batches import cut_batch
+from hmoe.model.transformer import Transformer, build, set_check_finite
+from hmoe.train.optimizer import adamw
+from hmoe.train.processes import ONE_PROCESS, Processes
+from hmoe.train.step import StepRecord, train_step
+from tests.conftest import tiny
+
+BIASED = "model.moe.router={name: top_k, k: 2, bias_rate: 0.01, capacity_factor: 1.0, jitter: 0.1}"
+CASES = {
+    "tiny": ("tiny", []),
+    "top-p": ("tiny-topp", ["model.moe.load_balance=0.01", "train.activation_checkpointing=true"]),
+    "bias, capacity, noise": ("tiny", [BIASED]),
+    "HyperExperts": ("tiny-hyper", []),
+    "tied embeddings": ("tiny", ["model.tied=true"]),
+    "shared and zero experts": ("tiny-moepp", ["model.moe.shared=24"]),
+    "dense": ("tiny-dense", []),
+}
+STEPS = 2
+
+
+class Ranks:
+    """All ranks of a mesh, whose sharded gradients are DTensors."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.group = mesh.get_group()
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
+        return whole(torch.nn.utils.get_total_norm(gradients))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor, gathered if each rank holds a part."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def load(name: str) -> RunConfig:
+    recipe, overrides = CASES[name]
+    return recipes.load(recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides])[1]
+
+
+def steps(config: RunConfig, model: Transformer, indices: range, processes: Processes) -> list[dict[str, Any]]:
+    """Records and clipped gradients of some steps on random tokens, of which this process computes the parts `indices`."""
+    set_check_finite(model, False)
+    model.activation_checkpointing = config.train.recomputes_blocks
+    optimizer, generator, results = adamw(model, config.optim), torch.Generator().manual_seed(1), []
+    for step in range(STEPS):
+        batch = torch.randint(0, config.model.vocab, (2, 4, 32), generator=generator)
+        parts = [cut_batch(*batch, config.data.num_micro_batches)[index] for index in indices]
+        gradients: dict[str, torch.Tensor] = {}
+        hook = optimizer.register_step_pre_hook(lambda *_, kept=gradients: keep_gradients(model, kept))
+        record = train_step(model, optimizer, parts, config, step, processes)
+        hook.remove()
+        results.append({"record": record, "gradients": gradients})
+    return results
+
+
+def keep_gradients(model: Transformer, kept: dict[str, torch.Tensor]) -> None:
+    kept |= {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def shard(model: Transformer, mesh: DeviceMesh) -> None:
+    """Shard every block, then what is left."""
+    unsharded = {parameter for parameter in model.parameters() if not parameter.requires_grad}  # biases of routers
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=mesh, ignored_params=unsharded)
+        assert isinstance(module, FSDPModule)
+        # Gradients are added, not averaged: each loss is divided by the micro-batches of all ranks already.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
+    """Records, gradients and biases of a case whose micro-batches are shared out among the ranks of a mesh."""
+    config = load(name)
+    model = build(config.model, config.seed)
+    shard(model, mesh)
+    rank, parts = mesh.get_local_rank(), config.data.num_micro_batches // mesh.size()
+    results = steps(config, model, range(rank * parts, (rank + 1) * parts), Ranks(mesh))
+    biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert not any(isinstance(bias, DTensor) for bias in biases)
+    return [*results, {"biases": biases}]
+
+
+def run_rank(rank: int, folder: str) -> None:
+    """Train every case by one rank, and by two; the first rank writes what came of it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("both", "alone"))
+    results = {
+        ranks: {name: train_sharded(name, mesh[axis]) for name in CASES} for ranks, axis in ((1, "alone"), (2, "both"))
+    }
+    if rank == 0:
+        torch.save(results, f"{folder}/results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
+    """What every case gives on one rank and on two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=2)
+    results: dict[int, dict[str, list[dict[str, Any]]]] = torch.load(folder / "results.pt", weights_only=False)
+    return results
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sharded_steps_are_the_plain_ones(name: str, sharded: dict[int, dict[str, list[dict[str, Any]]]]) -> None:
+    config = load(name)
+    model = build(config.model, config.seed)
+    plain = steps(config, model, range(4), ONE_PROCESS)
+    for ranks in (1, 2):
+        *results, last = sharded[ranks][name]
+        for step, (result, expected) in enumerate(zip(results, plain, strict=True)):
+            compare(result["record"], expected["record"])
+            assert result["gradients"].keys() == expected["gradients"].keys()
+            largest = max(gradient.abs().max() for gradient in expected["gradients"].values())
+            for key, gradient in expected["gradients"].items():
+                error = (result["gradients"][key] - gradient).abs().max()
+                assert error <= (1e-6 if step == 0 else 1e-4) * largest, (ranks, step, key)
+        biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        assert all(torch.equal(bias, other) for bias, other in zip(biases, last["biases"], strict=True))
+        assert len(biases) == (2 if name.startswith("bias") else 0)
+
+
+def compare(record: StepRecord, expected: StepRecord) -> None:
+    """Counts are equal, real numbers but for rounding."""
+    assert record.applied
+    assert record.terms == pytest.approx(expected.terms, rel=1e-5)
+    assert record.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    for field in ("lr", "tokens", "flops", "pairs_LE", "slots", "activated_parameters", "experts_per_token"):
+        assert getattr(record, field) == getattr(expected, field), field
