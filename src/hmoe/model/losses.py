@@ -1,41 +1,38 @@
-"""Auxiliary losses of one MoE layer. The trainer takes their mean over layers, then multiplies by the coefficient.
+"""Auxiliary losses of routers, each a function of `RouterStatistics` and thin for one layer's `Routing`.
 
-The small functions take numbers that may already be reduced over devices; those named in `hmoe.*` are their local form. All take
-tensors with further axes in front too, layers for example, and then give a loss for each.
+Statistics of several layers, with an axis Z in front, give a loss for each; the trainer takes their mean over layers, then
+multiplies by the coefficient. Statistics may be reduced over micro-batches and processes before: losses do not know.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
-from hmoe.model.waiting import constant, would_wait
-from hmoe.specs.model import MoESpec
+from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
+from hmoe.model.waiting import constant
 
-
-def penalty(share_E: torch.Tensor, prob_E: torch.Tensor, weight_E: torch.Tensor | float = 1.0) -> torch.Tensor:
-    """E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with the experts' relative widths."""
-    return prob_E.shape[-1] * (share_E * weight_E * prob_E).sum(-1)
-
-
-def shares(routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-    """(T_i, P_i): share of tokens that selected expert i, not divided by k, and its mean probability.
-
-    A selection counts whether or not a capacity then refused it.
-    """
-    num_tokens = max(routing.probs_TE.shape[-2], 1)  # no tokens: shares, probabilities and losses are 0
-    return routing.load_E.to(routing.probs_TE.dtype) / num_tokens, routing.probs_TE.sum(-2) / num_tokens
+if TYPE_CHECKING:  # any object with these attributes will do
+    from hmoe.config.model import MoEConfig
 
 
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
     """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the mean number of experts per token.
 
-    `weights` of the experts multiply their terms: MoE++ weighs zero-computation experts less.
+    T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights` of the experts
+    multiply their terms: MoE++ weighs zero-computation experts less.
     """
-    share_E, prob_E = shares(routing)
-    return penalty(share_E, prob_E, 1.0 if weights is None else constant(tuple(weights), prob_E.dtype, prob_E.device))
+    return balance_loss(measure_router(routing, logits=False), weights)
+
+
+def balance_loss(statistics: RouterStatistics, weights: Sequence[float] | None = None) -> torch.Tensor:
+    """Return the load-balancing loss of `load_balance`, from statistics."""
+    if weights is None:
+        return _penalise(statistics, 1.0)
+    prob_sum_E = statistics.prob_sum_E
+    return _penalise(statistics, constant(tuple(weights), prob_sum_E.dtype, prob_sum_E.device))
 
 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
@@ -47,14 +44,19 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
     Raises:
         ConfigError: for another norm, or if there is not one width per expert.
     """
-    if len(widths) != routing.probs_TE.shape[-1]:
-        raise ConfigError(f"parameter_penalty: {len(widths)} widths for {routing.probs_TE.shape[-1]} experts")
+    return penalty_loss(measure_router(routing, logits=False), widths, norm)
+
+
+def penalty_loss(statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
+    """Return the parameter-penalty loss of `parameter_penalty`, from statistics; raises the same."""
+    prob_sum_E = statistics.prob_sum_E
+    if len(widths) != prob_sum_E.shape[-1]:
+        raise ConfigError(f"parameter_penalty: {len(widths)} widths for {prob_sum_E.shape[-1]} experts")
     computing = sum(1 for width in widths if width)  # zero-computation experts have width 0 and cost nothing
     scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
-    share_E, prob_E = shares(routing)
-    return penalty(share_E, prob_E, constant(tuple(widths), prob_E.dtype, prob_E.device) / scales[norm])
+    return _penalise(statistics, constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm])
 
 
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
@@ -65,49 +67,56 @@ def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
     Raises:
         ConfigError: for another scale.
     """
-    scales = {"experts": routing.logits_TE.shape[-1], "one": 1}
+    return entropy_loss(measure_router(routing), scale)
+
+
+def entropy_loss(statistics: RouterStatistics, scale: str = "experts") -> torch.Tensor:
+    """Return the router-entropy loss of `router_entropy`, from statistics; raises the same."""
+    scales = {"experts": statistics.prob_sum_E.shape[-1], "one": 1}
     if scale not in scales:
         raise ConfigError(f"entropy scale = {scale!r}, must be one of experts, one")
-    log_probs_TE = torch.log_softmax(routing.logits_TE, dim=-1)  # P log P through log_softmax is 0 at P = 0, not NaN
-    return -scales[scale] * (log_probs_TE.exp() * log_probs_TE).sum((-2, -1)) / max(log_probs_TE.shape[-2], 1)
+    assert statistics.entropy_sum is not None
+    return scales[scale] * statistics.entropy_sum / statistics.divisor
 
 
 def router_z(routing: Routing) -> torch.Tensor:
     """Router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
-    return torch.logsumexp(routing.logits_TE, dim=-1).square().sum(-1) / max(routing.logits_TE.shape[-2], 1)
+    return z_loss(measure_router(routing))
 
 
-def auxiliary(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:
-    """Every auxiliary loss, mean over layers; those with coefficient 0 are still worth watching.
+def z_loss(statistics: RouterStatistics) -> torch.Tensor:
+    """Return the router z-loss of `router_z`, from statistics."""
+    assert statistics.z_sum is not None
+    return statistics.z_sum / statistics.divisor
 
-    On a GPU all layers at once: the numbers are small, and every launch costs as much as a large one.
-    """
-    if moe is None:
-        return {}
-    if would_wait(routings[0].probs_TE):
-        routings = [_stack(routings)]
+
+def _penalise(statistics: RouterStatistics, weight_E: torch.Tensor | float) -> torch.Tensor:
+    """Return E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with the experts' relative widths."""
+    prob_E = statistics.prob_E
+    return prob_E.shape[-1] * (statistics.share_E * weight_E * prob_E).sum(-1)
+
+
+def auxiliary(routings: Sequence[Routing], moe: "MoEConfig | None") -> dict[str, torch.Tensor]:
+    """Return every auxiliary loss of one forward pass, mean over layers; a dense model has none."""
+    return {} if moe is None else mean_losses(measure_routers(routings), moe)
+
+
+def mean_losses(statistics: RouterStatistics, moe: "MoEConfig") -> dict[str, torch.Tensor]:
+    """Return the mean over layers of every auxiliary loss; those with coefficient 0 are still worth watching."""
     widths, weights = moe.routed_widths, None
     if moe.zero is not None and moe.zero.balance != 1:
         weights = [1.0 if width else moe.zero.balance for width in widths]
-    per_layer = {
-        "load_balance": [load_balance(r, weights) for r in routings],
-        "parameter_penalty": [parameter_penalty(r, widths, moe.penalty_norm) for r in routings],
-        "router_entropy": [router_entropy(r, moe.entropy_scale) for r in routings],
-        "router_z": [router_z(r) for r in routings],
+    losses_Z = {
+        "load_balance": balance_loss(statistics, weights),
+        "parameter_penalty": penalty_loss(statistics, widths, moe.penalty_norm),
+        "router_entropy": entropy_loss(statistics, moe.entropy_scale),
+        "router_z": z_loss(statistics),
     }
-    return {name: torch.stack(values).mean() for name, values in per_layer.items()}
+    return {name: loss_Z.mean() for name, loss_Z in losses_Z.items()}
 
 
-def _stack(routings: Sequence[Routing]) -> Routing:
-    """What losses read of several layers, with one more axis in front."""
-    logits, probs, load = (
-        torch.stack([getattr(routing, name) for routing in routings]) for name in ("logits_TE", "probs_TE", "load_E")
-    )
-    return replace(routings[0], logits_TE=logits, probs_TE=probs, asked_E=load)
-
-
-def weighted(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
-    """Sum of the auxiliary losses among `terms`, each times its coefficient."""
+def weighted(terms: dict[str, torch.Tensor], moe: "MoEConfig | None") -> torch.Tensor | float:
+    """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
     for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z"):
         coefficient = getattr(moe, name, 0.0)
