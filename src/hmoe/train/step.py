@@ -16,6 +16,7 @@ from hmoe.model.attention import Sequences
 from hmoe.model.balance import Tally, balance, tally
 from hmoe.model.capacity import Slots
 from hmoe.model.precision import mixed_precision
+from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import learning_rate
@@ -104,7 +105,8 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
     seed = (config.seed * _PRIME + step) * _PRIME + part.index if noisy else None
     with mixed_precision(device, config.train.precision == "bfloat16"):
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
-    terms = {"loss": loss, **losses.auxiliary(routings, moe)}
+    # Statistics are those of this micro-batch, whoever computes it, so a run does not depend on the number of processes.
+    terms = {"loss": loss, **({} if moe is None else losses.mean_losses(measure_routers(routings), moe))}
     terms["loss_total"] = loss + losses.weighted(terms, moe)
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = tally(routings, device, moe is not None and moe.hyper is not None)
