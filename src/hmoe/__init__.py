@@ -11,11 +11,16 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from typing import Any
 
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
-    from hmoe.model.losses import load_balance, parameter_penalty, router_entropy, router_z
+    from hmoe.model.losses import load_balance, parameter_penalty, register_loss, router_entropy, router_z
     from hmoe.model.moe import MoE
+    from hmoe.model.routers import register_router
+    from hmoe.model.routers.base import RouterMethod
     from hmoe.model.routing import Routing
     from hmoe.specs.experts import Hyper, ZeroExperts
-    from hmoe.specs.routers import ExpertChoice, TopK, TopP
+    from hmoe.specs.routers.base import RouterSpec
+    from hmoe.specs.routers.expert_choice import ExpertChoice
+    from hmoe.specs.routers.top_k import TopK
+    from hmoe.specs.routers.top_p import TopP
     from hmoe.specs.widths import arithmetic, equal, geometric, hybrid
 
 __version__ = "0.1.0"
@@ -24,15 +29,17 @@ _HOME = {
     "CheckpointError": "hmoe.errors",
     "ConfigError": "hmoe.errors",
     "DataError": "hmoe.errors",
-    "ExpertChoice": "hmoe.specs.routers",
+    "ExpertChoice": "hmoe.specs.routers.expert_choice",
     "HMoEError": "hmoe.errors",
     "Hyper": "hmoe.specs.experts",
     "MoE": "hmoe.model.moe",
     "NonFiniteError": "hmoe.errors",
+    "RouterMethod": "hmoe.model.routers.base",
+    "RouterSpec": "hmoe.specs.routers.base",
     "Routing": "hmoe.model.routing",
     "RunBusyError": "hmoe.errors",
-    "TopK": "hmoe.specs.routers",
-    "TopP": "hmoe.specs.routers",
+    "TopK": "hmoe.specs.routers.top_k",
+    "TopP": "hmoe.specs.routers.top_p",
     "ZeroExperts": "hmoe.specs.experts",
     "arithmetic": "hmoe.specs.widths",
     "equal": "hmoe.specs.widths",
@@ -40,6 +47,8 @@ _HOME = {
     "hybrid": "hmoe.specs.widths",
     "load_balance": "hmoe.model.losses",
     "parameter_penalty": "hmoe.model.losses",
+    "register_loss": "hmoe.model.losses",
+    "register_router": "hmoe.model.routers",
     "router_entropy": "hmoe.model.losses",
     "router_z": "hmoe.model.losses",
 }
@@ -53,6 +62,8 @@ __all__ = [
     "Hyper",
     "MoE",
     "NonFiniteError",
+    "RouterMethod",
+    "RouterSpec",
     "Routing",
     "RunBusyError",
     "TopK",
@@ -64,6 +75,8 @@ __all__ = [
     "hybrid",
     "load_balance",
     "parameter_penalty",
+    "register_loss",
+    "register_router",
     "router_entropy",
     "router_z",
 ]

@@ -10,11 +10,11 @@ from hmoe.model.statistics import RouterStatistics, measure_router, measure_rout
 
 WIDTHS = (3, 5, 8, 16, 0)
 LOSSES: dict[str, Callable[[RouterStatistics], torch.Tensor]] = {
-    "balance": losses.balance_loss,
-    "weighed balance": lambda s: losses.balance_loss(s, [1, 1, 1, 1, 0.5]),
-    "penalty": lambda s: losses.penalty_loss(s, WIDTHS),
-    "entropy": losses.entropy_loss,
-    "z": losses.z_loss,
+    "balance": losses.compute_load_balance,
+    "weighed balance": lambda s: losses.compute_load_balance(s, [1, 1, 1, 1, 0.5]),
+    "penalty": lambda s: losses.compute_parameter_penalty(s, WIDTHS),
+    "entropy": losses.compute_router_entropy,
+    "z": losses.compute_router_z,
 }
 SPECS = [hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopK(2, scores="sigmoid")]
 
@@ -55,8 +55,8 @@ def test_losses_of_parts_are_not_the_whole_s() -> None:
     """Why statistics are added and not losses: shares and probabilities are multiplied."""
     logits_TE = logits(16)
     whole, *halves = (measure_router(route(part, SPECS[0])) for part in (logits_TE, logits_TE[:8], logits_TE[8:]))
-    mean = sum(losses.balance_loss(half) for half in halves) / 2
-    assert abs(mean - losses.balance_loss(whole)) > 1e-3
+    mean = sum(losses.compute_load_balance(half) for half in halves) / 2
+    assert abs(mean - losses.compute_load_balance(whole)) > 1e-3
 
 
 @pytest.mark.parametrize("waits", [False, True], ids=["layer by layer", "all layers at once"])

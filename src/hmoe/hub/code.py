@@ -10,6 +10,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import hmoe
+from hmoe.errors import ConfigError
+from hmoe.model.losses import LOSS_FUNCTIONS
+from hmoe.specs.routers import ROUTERS
+
 _NAMES = {"hmoe.hub.configuration": "configuration_hmoe", "hmoe.hub.modeling": "modeling_hmoe"}
 _AUTO = {
     "AutoConfig": "configuration_hmoe.HMoEConfig",
@@ -55,7 +60,8 @@ def write(folder: Path) -> None:
 
 def _closure() -> Iterator[tuple[str, str]]:
     """(module, rewritten source) of the two entry files and of everything they import from this package."""
-    waiting, seen = list(_NAMES), set(_NAMES)
+    entries = [*_NAMES, *_extensions()]
+    waiting, seen = list(entries), set(entries)
     while waiting:
         module = waiting.pop()
         text, needed = _rewritten(_DOOR if module == "hmoe.kernels" else _source(module))
@@ -65,7 +71,16 @@ def _closure() -> Iterator[tuple[str, str]]:
         if module == "hmoe.hub.modeling":
             assert text.count(_COMPILES) == 1
             text = text.replace(_COMPILES, _COMPILES.replace("True", "False"))  # the definition loops
+        if module == "hmoe.hub.configuration":
+            # They register what they define; transformers copies modules that are imported in this form only.
+            text += "".join(f"from .{_flat(module)} import {name}\n" for module, name in _extensions().items())
         yield module, text
+
+
+def _extensions() -> dict[str, str]:
+    """Modules from outside this package that register a router or a loss -> a name that each defines."""
+    definitions = [*ROUTERS.values(), *LOSS_FUNCTIONS.values()]
+    return {each.__module__: each.__name__ for each in definitions if each.__module__.split(".")[0] != "hmoe"}
 
 
 def _source(module: str) -> str:
@@ -83,13 +98,17 @@ def _rewritten(source: str) -> tuple[str, set[str]]:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             lines[begin:end] = []
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "hmoe":
-            assert node.module is not None
-            needed.add(node.module)
-            names = ", ".join(
-                alias.name if alias.asname is None else f"{alias.name} as {alias.asname}" for alias in node.names
-            )
-            lines[begin:end] = [f"from .{_flat(node.module)} import {names}\n"]
+            names = [(_home(node.module or "", alias.name), alias) for alias in node.names]
+            needed |= {home for home, _ in names}
+            lines[begin:end] = [f"from .{_flat(home)} import {ast.unparse(alias)}\n" for home, alias in names]
+        elif isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "hmoe" for alias in node.names):
+            raise ConfigError(f"{ast.unparse(node)}: cannot be exported; write `from hmoe import NAME`")
     return "".join(lines), needed
+
+
+def _home(module: str, name: str) -> str:
+    """The module that defines a name: names of `hmoe` itself are found where they are at home."""
+    return hmoe._HOME[name] if module == "hmoe" else module
 
 
 def _flat(module: str) -> str:

@@ -4,8 +4,7 @@ Statistics of several layers, with an axis Z in front, give a loss for each; the
 multiplies by the coefficient. Statistics may be reduced over micro-batches and processes before: losses do not know.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,9 +12,12 @@ from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.model.waiting import constant
+from hmoe.specs.losses import LOSSES, add_loss
+from hmoe.specs.model import MoESpec
 
-if TYPE_CHECKING:  # any object with these attributes will do
-    from hmoe.config.model import MoEConfig
+LossFunction = Callable[
+    [RouterStatistics, MoESpec], torch.Tensor
+]  # of statistics with an axis Z in front: a loss for each layer
 
 
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
@@ -24,10 +26,10 @@ def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> to
     T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights` of the experts
     multiply their terms: MoE++ weighs zero-computation experts less.
     """
-    return balance_loss(measure_router(routing, logits=False), weights)
+    return compute_load_balance(measure_router(routing, logits=False), weights)
 
 
-def balance_loss(statistics: RouterStatistics, weights: Sequence[float] | None = None) -> torch.Tensor:
+def compute_load_balance(statistics: RouterStatistics, weights: Sequence[float] | None = None) -> torch.Tensor:
     """Return the load-balancing loss of `load_balance`, from statistics."""
     if weights is None:
         return _penalise(statistics, 1.0)
@@ -44,10 +46,10 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
     Raises:
         ConfigError: for another norm, or if there is not one width per expert.
     """
-    return penalty_loss(measure_router(routing, logits=False), widths, norm)
+    return compute_parameter_penalty(measure_router(routing, logits=False), widths, norm)
 
 
-def penalty_loss(statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
+def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
     """Return the parameter-penalty loss of `parameter_penalty`, from statistics; raises the same."""
     prob_sum_E = statistics.prob_sum_E
     if len(widths) != prob_sum_E.shape[-1]:
@@ -67,10 +69,10 @@ def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
     Raises:
         ConfigError: for another scale.
     """
-    return entropy_loss(measure_router(routing), scale)
+    return compute_router_entropy(measure_router(routing), scale)
 
 
-def entropy_loss(statistics: RouterStatistics, scale: str = "experts") -> torch.Tensor:
+def compute_router_entropy(statistics: RouterStatistics, scale: str = "experts") -> torch.Tensor:
     """Return the router-entropy loss of `router_entropy`, from statistics; raises the same."""
     scales = {"experts": statistics.prob_sum_E.shape[-1], "one": 1}
     if scale not in scales:
@@ -81,10 +83,10 @@ def entropy_loss(statistics: RouterStatistics, scale: str = "experts") -> torch.
 
 def router_z(routing: Routing) -> torch.Tensor:
     """Router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
-    return z_loss(measure_router(routing))
+    return compute_router_z(measure_router(routing))
 
 
-def z_loss(statistics: RouterStatistics) -> torch.Tensor:
+def compute_router_z(statistics: RouterStatistics) -> torch.Tensor:
     """Return the router z-loss of `router_z`, from statistics."""
     assert statistics.z_sum is not None
     return statistics.z_sum / statistics.divisor
@@ -96,30 +98,50 @@ def _penalise(statistics: RouterStatistics, weight_E: torch.Tensor | float) -> t
     return prob_E.shape[-1] * (statistics.share_E * weight_E * prob_E).sum(-1)
 
 
-def auxiliary(routings: Sequence[Routing], moe: "MoEConfig | None") -> dict[str, torch.Tensor]:
+LOSS_FUNCTIONS: dict[str, LossFunction] = {  # by the names of `hmoe.specs.losses.LOSSES`
+    "load_balance": lambda statistics, moe: compute_load_balance(statistics, moe.balance_weights),
+    "parameter_penalty": lambda statistics, moe: compute_parameter_penalty(
+        statistics, moe.routed_widths, moe.penalty_norm
+    ),
+    "router_entropy": lambda statistics, moe: compute_router_entropy(statistics, moe.entropy_scale),
+    "router_z": lambda statistics, moe: compute_router_z(statistics),
+}
+
+
+def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
+    """Add an auxiliary loss: a recipe gives its coefficient under `model.moe.losses`, and it is logged, exported and trained like ours.
+
+    Args:
+        name: what recipes and metrics.jsonl call it.
+        function: (statistics, spec of the experts) -> the loss; the statistics have an axis of MoE layers in front, and so has what
+            it returns.
+        summary: what it is, in a few words.
+
+    Raises:
+        ConfigError: for a name that is taken or that a recipe cannot hold.
+    """
+    if not callable(function):
+        raise ConfigError(f"register_loss: function = {function!r}, must be a function of RouterStatistics and MoESpec")
+    add_loss(name, summary)
+    LOSS_FUNCTIONS[name] = function
+
+
+def auxiliary(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:
     """Return every auxiliary loss of one forward pass, mean over layers; a dense model has none."""
-    return {} if moe is None else mean_losses(measure_routers(routings), moe)
+    return {} if moe is None else average_losses(measure_routers(routings), moe)
 
 
-def mean_losses(statistics: RouterStatistics, moe: "MoEConfig") -> dict[str, torch.Tensor]:
-    """Return the mean over layers of every auxiliary loss; those with coefficient 0 are still worth watching."""
-    widths, weights = moe.routed_widths, None
-    if moe.zero is not None and moe.zero.balance != 1:
-        weights = [1.0 if width else moe.zero.balance for width in widths]
-    losses_Z = {
-        "load_balance": balance_loss(statistics, weights),
-        "parameter_penalty": penalty_loss(statistics, widths, moe.penalty_norm),
-        "router_entropy": entropy_loss(statistics, moe.entropy_scale),
-        "router_z": z_loss(statistics),
-    }
-    return {name: loss_Z.mean() for name, loss_Z in losses_Z.items()}
+def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torch.Tensor]:
+    """Return the mean over layers of our losses, which are worth watching at coefficient 0 too, and of those that the spec names."""
+    names = [loss.name for loss in LOSSES.values() if loss.built_in or loss.name in moe.losses]
+    return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 
 
-def weighted(terms: dict[str, torch.Tensor], moe: "MoEConfig | None") -> torch.Tensor | float:
+def weighted(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
     """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
-    for name in ("load_balance", "parameter_penalty", "router_entropy", "router_z"):
-        coefficient = getattr(moe, name, 0.0)
+    for name in [] if moe is None else LOSSES:
+        coefficient = moe.get_coefficient(name)
         if coefficient:
             total = total + coefficient * terms[name]
     return total

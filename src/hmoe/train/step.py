@@ -106,7 +106,7 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
     with mixed_precision(device, config.train.precision == "bfloat16"):
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
     # Statistics are those of this micro-batch, whoever computes it, so a run does not depend on the number of processes.
-    terms = {"loss": loss, **({} if moe is None else losses.mean_losses(measure_routers(routings), moe))}
+    terms = {"loss": loss, **({} if moe is None else losses.average_losses(measure_routers(routings), moe))}
     terms["loss_total"] = loss + losses.weighted(terms, moe)
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = tally(routings, device, moe is not None and moe.hyper is not None)
