@@ -66,8 +66,7 @@ WORDS = [
 def extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module with a router and a loss, which the environment names."""
     (tmp_path / "share_router.py").write_text(EXTENSION)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("HMOE_EXTENSIONS", "share_router")
+    monkeypatch.setenv("HMOE_EXTENSIONS", str(tmp_path / "share_router.py"))
     yield str(tmp_path)
     sys.modules.pop("share_router", None)
     for table in (ROUTERS, METHODS):
@@ -146,5 +145,5 @@ def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(hmoe.ConfigError, match=message):
             hmoe.register_loss(name, print)
     monkeypatch.setenv("HMOE_EXTENSIONS", "no_such_module")
-    with pytest.raises(hmoe.ConfigError, match="HMOE_EXTENSIONS: module no_such_module cannot be imported"):
+    with pytest.raises(hmoe.ConfigError, match="HMOE_EXTENSIONS: no_such_module cannot be imported"):
         recipes.load("tiny")

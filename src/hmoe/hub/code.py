@@ -5,7 +5,7 @@ becomes `hmoe_model_moe.py`, imports follow. The kernels become their definition
 """
 
 import ast
-import importlib.util
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,10 +84,9 @@ def _extensions() -> dict[str, str]:
 
 
 def _source(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).read_text(encoding="utf-8")
+    source = importlib.import_module(module).__file__
+    assert source is not None
+    return Path(source).read_text(encoding="utf-8")
 
 
 def _rewritten(source: str) -> tuple[str, set[str]]:
