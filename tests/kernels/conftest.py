@@ -10,7 +10,7 @@ from hmoe.errors import ConfigError
 from hmoe.kernels import build, native
 from tests.kernels import cases
 
-WITHOUT_TRITON = ("test_cpu.py", "test_op.py")
+WITHOUT_TRITON = ("test_native.py", "test_op.py")
 OTHER_BACKENDS = ("reference", "loop", "cpu")
 
 

@@ -1,4 +1,4 @@
-"""The optional C++ library for bfloat16 on x86-64 (`native/`), called through ctypes: found, loaded, described.
+"""The optional C++ library for bfloat16 on x86-64 (`cpp/`), called through ctypes: found, loaded, described.
 
 `python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is a hash of the
 sources and of this processor, so a library of another version or another machine is not found.
@@ -17,7 +17,7 @@ from hmoe.errors import ConfigError
 from hmoe.kernels.layer import Gradients, Layer, Saved
 from hmoe.storage import cache_folder
 
-SOURCES = Path(__file__).parent / "native"
+SOURCES = Path(__file__).parent / "cpp"
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
 COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-O3", "-std=c++17", "-march=native", "-fopenmp", "-shared", "-fPIC")
@@ -25,7 +25,7 @@ OUT_OF_MEMORY = 1  # what the library returns; 2: arguments that point outside o
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` of native/expert_ffn.cpp."""
+    """`Layer` of cpp/expert_ffn.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")),
