@@ -32,7 +32,7 @@ TYPES = {  # of arguments that are not in the precision of the layer
     **dict.fromkeys(
         ("gate_N", "partial", "logits_TE", "bias_E", "probs_TE", "dprobs_TE", "dgate_N", "dlogits_TE"), "*fp32"
     ),
-    **dict.fromkeys(("place_TE", "count_EB", "begin_EB"), "*i32"),
+    **dict.fromkeys(("place_TE", "block_count", "block_begin"), "*i32"),
     **dict.fromkeys(("p", "scale"), "fp32"),
     "chosen_TE": "*i8",
 }
@@ -52,7 +52,7 @@ for experts in (8, 64, 1024):  # of a router
     PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
 SIZES = ("num_rows", "heads", "length", "x_b", "x_h", "x_l", "out_b", "out_h", "out_l", "table_b")
 TYPES |= dict.fromkeys(SIZES, "i32")
-TYPES |= {"target_M": "*i64", "count": "*fp32", "nll_M": "*fp32", "ignore_index": "i32"}
+TYPES |= {"target_T": "*i64", "count": "*fp32", "nll_T": "*fp32", "ignore_index": "i32"}
 PLAIN["loss"] = (loss_kernel, {"V": 32000, "BLOCK": BLOCK, "BACK": True})
 PLAIN["rotate"] = (rotate_kernel, {"HALF": 32, "PADDED": 32, "ROWS": ROWS})
 SCALAR = r"ld\.global(?:\.\w+)*\.b16"

@@ -1,6 +1,7 @@
 """The one door to the expert computation; which backend runs is chosen in `choice.py` and nowhere else.
 
-Beside it, for GPUs: `select_experts`, the routers that Triton computes; `rotate_pairs`, rotary positions; `softmax_loss`.
+For GPUs there are also `select_experts`, the routers that Triton computes; `rotate_pairs`, rotary positions;
+and `softmax_loss`, the language-model loss.
 
 | backend | what it is | for |
 |---|---|---|
@@ -17,8 +18,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hmoe.errors import ConfigError
+from hmoe.kernels import choice
 from hmoe.kernels.choice import NAMES, check, check_counts, resolve
-from hmoe.kernels.choice import backend as backend_named
 from hmoe.kernels.device import fuses
 from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
 from hmoe.kernels.loss import softmax_loss
@@ -55,8 +56,8 @@ def expert_ffn(
 
     Args:
         x_TD: tokens.
-        token_N: token of each token-expert pair, pairs sorted by expert, at most one pair of a token and an expert. Pairs
-            beyond the counts are ignored, so that a shape can stay the same when the counts change.
+        token_N: token of each token-expert pair, pairs sorted by expert, at most one pair of a token and an
+            expert. Pairs beyond the counts are ignored, so that a shape can stay the same when the counts change.
         gate_N: gate of each pair.
         num_tokens_E: pairs of each expert.
         w_gate_FD, w_up_FD, w_down_FD: rows of hidden units, expert after expert; the down projection is transposed.
@@ -67,35 +68,43 @@ def expert_ffn(
         y_TD, in the dtype of x.
 
     Raises:
-        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors or counts that do not fit
-            together.
+        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors or counts
+            that do not fit together.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
     check(layer)
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD))
+    differentiable = (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD)
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     if torch.compiler.is_compiling():
         if backend == "reference":
             raise ConfigError("backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop")
+        # The counts are symbols here, so the room is a bound, and the backend is chosen when the graph runs.
         y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, backend or "")[0]
         return y_TD
     name = resolve(backend, layer)
-    if _get_current_dispatch_mode() is None:  # else they may be fake, without values
+    if _get_current_dispatch_mode() is None:  # under a mode, tensors may be fake: their counts have no values
         check_counts(layer, name)
     if name == "reference":
         return expert_ffn_reference(*layer)
-    if forward_ad._current_level >= 0 and any(_has_tangent(t) for t in layer[:7]):
+    # An operator would drop a tangent without a word, and the derivative would silently be zero.
+    if forward_ad._current_level >= 0 and any(_has_tangent(tensor) for tensor in layer[:7]):
         raise ConfigError(f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}")
-    if not needs_grad and _nothing_watches(layer):
-        return backend_named(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
-    at_hand = num_tokens_E.device.type == "cpu"  # else reading the counts would wait for the device
-    room = 0 if not needs_grad else exact_room(backend_named(name), layer) if at_hand else room_bound(layer)
-    y_TD = forward_op(*layer, room, name)[0]
+    if not needs_grad and _can_skip_operator(layer):
+        return choice.backend(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
+    y_TD = forward_op(*layer, _choose_room(layer, name) if needs_grad else 0, name)[0]
     return y_TD
 
 
-def _nothing_watches(layer: Layer) -> bool:
-    """Whether the operator may be left out: it costs 50 us, a tenth of a layer that serves one token."""
-    plain = all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in layer[:7])
+def _choose_room(layer: Layer, name: str) -> int:
+    """Elements of one pre-activation that the forward pass gets memory for."""
+    # Counts on a GPU are not asked for: the host would wait for the device, and a bound costs memory only.
+    on_cpu = layer.num_tokens_E.device.type == "cpu"
+    return exact_room(choice.backend(name), layer) if on_cpu else room_bound(layer)
+
+
+def _can_skip_operator(layer: Layer) -> bool:
+    """Whether nothing looks at the operator, so that its 50 us, a tenth of a layer that serves a token, are saved."""
+    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in layer[:7])
     return plain and _get_current_dispatch_mode() is None
 
 

@@ -13,8 +13,8 @@ from hmoe.kernels import native
 _ABOUT = "Compile the optional C++ kernels for this processor into the cache folder; takes seconds and a C++ compiler."
 
 
-def build(extra: Sequence[str] = ()) -> None:
-    """Compile with some extra flags; takes seconds.
+def build(extra_flags: Sequence[str] = ()) -> None:
+    """Compile the library into the cache folder, with some more compiler flags; takes seconds.
 
     Raises:
         ConfigError: if this machine cannot use the library, or has no compiler.
@@ -27,8 +27,10 @@ def build(extra: Sequence[str] = ()) -> None:
         raise ConfigError(f"no C++ compiler found, looked for {', '.join(native.COMPILERS)}")
     path = native.library_path()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two builds at a time do not meet
-    command = [compiler, *native.FLAGS, *extra, str(native.SOURCES / "expert_ffn.cpp"), "-o", str(temporary)]
+    # Two builds at a time must not write to one file, and a library that is half written must not be loaded.
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    sources = str(native.SOURCES / "expert_ffn.cpp")
+    command = [compiler, *native.FLAGS, *extra_flags, sources, "-o", str(temporary)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         errors = [line for line in result.stderr.splitlines() if "error" in line]
@@ -42,11 +44,11 @@ def build(extra: Sequence[str] = ()) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Build and say so in one line; the exit code as in `hmoe.errors`."""
+    """Build the library, say so in one line, and return the exit code as in `hmoe.errors`."""
     parser = argparse.ArgumentParser(prog="python -m hmoe.kernels.build", description=_ABOUT)
     unknown = parser.parse_known_args(arguments)[1]  # -h and --help end here
     if unknown:
-        print(f"hmoe: error: {unknown[0]}: unknown argument; {parser.prog} takes none but --help", file=sys.stderr)
+        print(f"hmoe: error: {unknown[0]}: unknown argument; {parser.prog} takes none", file=sys.stderr)
         return ConfigError.exit_code
     try:
         build()

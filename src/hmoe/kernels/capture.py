@@ -8,15 +8,15 @@ import torch
 from hmoe.errors import ConfigError
 
 
+# The cache is the memory of earlier calls: a call that raised is not kept, so it is checked again.
 @functools.lru_cache(maxsize=1024)
-def check_first_call(what: str, sizes: Hashable, device: torch.device) -> None:
-    """Nothing, but at the first call with these sizes.
+def check_first_call(caller: str, sizes: Hashable, device: torch.device) -> None:
+    """Raise ConfigError if a CUDA graph is being captured during the first call with these sizes.
 
-    Raises:
-        ConfigError: if a CUDA graph is being captured at the first call, which copies constants to the GPU and loads kernels.
+    A first call copies constants to the GPU and loads kernels, which cannot be captured. Later calls are free.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise ConfigError(
-            f"{what}: its first call copies constants to the GPU and loads kernels, which a CUDA graph cannot capture; call the "
+            f"{caller}: its first call copies constants to the GPU and loads kernels, which a CUDA graph cannot capture; call the "
             "layer once, forward and backward, before the capture"
         )

@@ -15,14 +15,14 @@ NAMES = ("reference", *HOMES)
 
 @functools.cache
 def backend(name: str) -> Backend:
-    """The backend of that name; imported when first asked for, since Triton may be missing and takes time."""
-    found: Backend = importlib.import_module(HOMES[name]).BACKEND
-    return found
+    """Return the backend of that name; it is imported when first asked for, since Triton may be missing and is slow."""
+    module_backend: Backend = importlib.import_module(HOMES[name]).BACKEND
+    return module_backend
 
 
 def check(layer: Layer) -> None:
     """Raise ConfigError for tensors that do not fit together: the fast backends trust pointers."""
-    x_TD, rows = layer.x_TD, sum(layer.widths)
+    x_TD, num_units = layer.x_TD, sum(layer.widths)
     for name, tensor in zip(layer._fields, layer[:7], strict=False):
         axes = 2 if name in ("x_TD", "w_gate_FD", "w_up_FD", "w_down_FD") else 1
         if tensor.dim() != axes:
@@ -35,10 +35,10 @@ def check(layer: Layer) -> None:
             raise ConfigError(
                 f"expert_ffn: {name} is {weight.dtype}, must be {x_TD.dtype} as x is; convert one, or use autocast"
             )
-        if weight.shape[0] != rows or weight.shape[1] != x_TD.shape[1]:
-            wanted = (rows, x_TD.shape[1])
+        if weight.shape[0] != num_units or weight.shape[1] != x_TD.shape[1]:
+            expected = (num_units, x_TD.shape[1])
             raise ConfigError(
-                f"expert_ffn: {name} is {tuple(weight.shape)}, must be {wanted}: the widths' sum, x's width"
+                f"expert_ffn: {name} is {tuple(weight.shape)}, must be {expected}: the widths' sum, x's width"
             )
     for name in ("token_N", "num_tokens_E"):
         if getattr(layer, name).dtype != torch.int64:
@@ -72,26 +72,27 @@ def check_counts(layer: Layer, name: str) -> None:
 
 
 def refusal(name: str, layer: Layer) -> str | None:
-    """Why the backend cannot compute this layer, or None."""
-    if name == "triton" and not has_triton():
+    """Return why the backend of that name cannot compute this layer, or None."""
+    if name == "triton" and not has_triton():  # importing the backend would fail
         return "triton is not installed: pip install triton"
     return backend(name).refusal(layer)
 
 
 def choose(layer: Layer) -> str:
-    """The backend for these tensors; float64 goes to the definition."""
+    """Return the name of the backend for these tensors; float64 goes to the definition."""
     device, dtype = layer.x_TD.device.type, layer.x_TD.dtype
     if dtype == torch.float64:
         return "reference"
     if device == "cpu":
         return "cpu"
-    # Measured on one GPU (docs/log.md): the kernels are ahead of the loop for few large experts too, which waits for the counts.
+    # Measured on one GPU (docs/log.md): the kernels are ahead of the loop for few large experts too, since the loop
+    # waits for the counts. Float32 stays with the loop: there the kernels use no tensor cores, and are for checks.
     low = dtype in (torch.bfloat16, torch.float16)
     return "triton" if device == "cuda" and low and refusal("triton", layer) is None else "loop"
 
 
 def describe_tiles() -> str:
-    """Which tile shapes the kernels of this machine's GPU use; "" where Triton's are not used."""
+    """Describe which tile shapes the kernels of this machine's GPU use; "" where Triton's are not used."""
     if not torch.cuda.is_available() or not has_triton():
         return ""
     from hmoe.kernels.ragged import shapes  # noqa: PLC0415 - needs Triton
@@ -100,10 +101,10 @@ def describe_tiles() -> str:
 
 
 def resolve(name: str | None, layer: Layer) -> str:
-    """The name of the backend that computes the layer.
+    """Return the name of the backend that computes the layer: the one asked for, or the one chosen for the tensors.
 
     Raises:
-        ConfigError: for an unknown name, or one that cannot.
+        ConfigError: for an unknown name, or one that cannot compute these tensors.
     """
     if not name:
         return choose(layer)

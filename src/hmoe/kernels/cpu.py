@@ -7,25 +7,26 @@ from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
 
 
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
-    """See `layer.Backend`."""
+    """Compute a layer's output by the library or the loop; arguments as in `layer.Backend`."""
     run = native.forward if native.usable(layer.x_TD) else loop.forward
     return run(layer, room)
 
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
-    """See `layer.Backend`."""
+    """Compute a layer's gradients by what computed its output; arguments as in `layer.Backend`."""
     run = native.backward if native.usable(layer.x_TD) else loop.backward
     return run(layer, saved, dy_TD, weights)
 
 
 def refusal(layer: Layer) -> str | None:
-    """See `layer.Backend`."""
+    """Return why the CPU backend cannot compute this layer, or None."""
     device = layer.x_TD.device.type
     return None if device == "cpu" else f"it is for the CPU, the tensors are on {device}"
 
 
 def rows_kept(x_TD: torch.Tensor, num_pairs: int) -> int:
-    """The C++ library pads nothing that it keeps."""
+    """Return how many rows of pre-activations are kept for an expert with so many pairs."""
+    # The library pads in its own scratch memory only; the loop also keeps its padding.
     return num_pairs if native.usable(x_TD) else loop.rows_kept(x_TD, num_pairs)
 
 

@@ -6,28 +6,29 @@ import importlib.util
 
 import torch
 
-OLDEST = (8, 0)  # compute capability: Ampere
+OLDEST = (8, 0)  # compute capability: Ampere, the first that copies to shared memory asynchronously
 
 
 @functools.cache
 def has_triton() -> bool:
-    """Whether Triton is installed."""
+    """Return whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache
 def runs_triton(device: torch.device) -> bool:
-    """Whether this is an NVIDIA GPU that the kernels are for, and Triton is there."""
-    nvidia = device.type == "cuda" and torch.version.hip is None
+    """Return whether this is an NVIDIA GPU that the kernels are for, and Triton is there."""
+    nvidia = device.type == "cuda" and torch.version.hip is None  # AMD's GPUs call themselves cuda too
     return nvidia and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """A region that launches on the tensor's device: Triton takes the current one, which need not be that."""
+    """Return a context that launches on the tensor's device: Triton takes the current one, which may be another."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def fuses(tensor: torch.Tensor) -> bool:
-    """Whether a small kernel of ours takes the place of several operations on this tensor; a compiler fuses them itself."""
+    """Return whether one of our kernels takes the place of several operations on this tensor."""
     low = tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)
+    # A compiler fuses the operations itself.
     return low and not torch.compiler.is_compiling() and runs_triton(tensor.device)

@@ -7,7 +7,7 @@ import torch
 
 
 class Layer(NamedTuple):
-    """Arguments of `hmoe.kernels.expert_ffn`, contiguous."""
+    """Arguments of `hmoe.kernels.expert_ffn`, contiguous when a backend gets them."""
 
     x_TD: torch.Tensor
     token_N: torch.Tensor
@@ -20,20 +20,21 @@ class Layer(NamedTuple):
 
 
 def contiguous(tensors: Sequence[torch.Tensor], widths: Sequence[int]) -> Layer:
-    """A layer whose tensors are laid out as the backends expect."""
+    """Make a layer whose tensors are contiguous, as the backends expect."""
     x, token, gate, count, w_gate, w_up, w_down = (t.contiguous() for t in tensors)
     return Layer(x, token, gate, count, w_gate, w_up, w_down, tuple(widths))
 
 
 class Saved(NamedTuple):
-    """What the backward pass needs beside the arguments.
+    """What the backward pass needs in addition to the arguments.
 
     Attributes:
-        pre_gate, pre_up: outputs of the gate and up projections, flat, expert after expert, [rows][units]; room for
-            them is asked for by the door. Empty when no backward pass will come.
+        pre_gate, pre_up: outputs of the gate and up projections, flat, expert after expert, [rows][units]; the
+            door says how much room they get. Empty when no backward pass will come.
         order_N: pairs grouped by token.
     """
 
+    # Each expert has an own number of rows and of units, so no letters of a shape fit the first two.
     pre_gate: torch.Tensor
     pre_up: torch.Tensor
     order_N: torch.Tensor
@@ -53,7 +54,8 @@ class Backend(NamedTuple):
     """One way to compute a layer.
 
     Attributes:
-        forward: (layer, room) -> (y_TD, Saved); room 0: no backward pass will come.
+        forward: (layer, room) -> (y_TD, Saved); room is the elements of each pre-activation in `Saved`, 0 where no
+            backward pass will come.
         backward: (layer, saved, dy_TD, whether the weights' gradients are wanted) -> Gradients.
         refusal: (layer) -> why it cannot compute this layer, or None.
         rows: (x_TD, pairs of an expert) -> rows of pre-activations it keeps for them.
@@ -66,19 +68,19 @@ class Backend(NamedTuple):
 
 
 def exact_room(backend: Backend, layer: Layer) -> int:
-    """Elements of one pre-activation, from the counts; waits for the device that holds them."""
+    """Return the elements of one pre-activation, from the counts; waits for the device that holds them."""
     counts = layer.num_tokens_E.tolist()
     return sum(backend.rows(layer.x_TD, n) * h for n, h in zip(counts, layer.widths, strict=True) if n)
 
 
 def room_bound(layer: Layer) -> int:
-    """At most that many, from shapes alone: the widest experts take as many tokens as there are.
+    """Return what `exact_room` cannot exceed, from shapes alone: the counts may be on a device, or symbolic.
 
-    Counts are on the device, or symbolic under torch.compile. A token comes to an expert at most once. On a CPU the loop
-    may pad an expert's rows by an eighth or to 32 (`loop.bucket`).
+    A token comes to an expert at most once, so at worst the widest experts take as many tokens as there are.
     """
-    num_tokens, left, bound = len(layer.x_TD), len(layer.token_N), 0
+    num_tokens, pairs_left, bound = len(layer.x_TD), len(layer.token_N), 0
     for width in sorted(layer.widths, reverse=True):
-        rows = min(num_tokens, left)
-        bound, left = bound + rows * width, left - rows
+        rows = min(num_tokens, pairs_left)
+        bound, pairs_left = bound + rows * width, pairs_left - rows
+    # On a CPU the loop may pad an expert's rows by an eighth, or to 32 (`loop.bucket`).
     return bound if layer.x_TD.device.type != "cpu" else bound + bound // 8 + 32 * sum(layer.widths)

@@ -2,6 +2,10 @@
 
 Saves x, the two pre-activations and indices only. On CPU in bfloat16 each expert's rows are padded with zeros to a
 bucket, because oneDNN builds a new kernel for every row count it has not seen, which costs milliseconds per GEMM.
+
+    pairs:            [expert 0][expert 1]...          sorted by expert
+    padded rows:      [expert 0 |0 0][expert 1 |0]...  each expert's pairs, then zeros up to its bucket
+    pre-activations:  [rows of expert 0 x its units][rows of expert 1 x its units]...
 """
 
 from collections.abc import Sequence
@@ -14,13 +18,16 @@ from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
 
 
 def bucket(rows: int) -> int:
-    """Smallest number >= rows that is a multiple of 32 with at most 4 significant bits (<= 12% above 256, 4% on average)."""
+    """Return the smallest number >= rows that is a multiple of 32 and has at most 4 significant bits.
+
+    That is at most 12% more above 256 rows, 4% on average.
+    """
     step = max(32, 1 << max(0, rows.bit_length() - 4))
     return -(-rows // step) * step
 
 
 def rows_kept(x_TD: torch.Tensor, num_pairs: int) -> int:
-    """Rows computed for an expert: its pairs, or their bucket where shapes should recur."""
+    """Return the rows computed for an expert: its pairs, or their bucket where shapes should recur."""
     return bucket(num_pairs) if x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 else num_pairs
 
 
@@ -37,37 +44,47 @@ class Expert(NamedTuple):
 
 
 def busy_experts(layer: Layer) -> list[Expert]:
-    """Experts that have pairs; reads the counts, so it waits for the device."""
+    """List the experts that have pairs; reads the counts, so it waits for the device."""
     experts, pair, row, unit, pre = [], 0, 0, 0, 0
     for count, width in zip(layer.num_tokens_E.tolist(), layer.widths, strict=True):
         rows = rows_kept(layer.x_TD, count) if count else 0
-        after = pair + count, row + rows, unit + width, pre + rows * width
+        ends = pair + count, row + rows, unit + width, pre + rows * width
         if count:
-            pieces = slice(pair, after[0]), slice(row, after[1]), slice(unit, after[2]), slice(pre, after[3])
-            experts.append(Expert(*pieces, count, rows, width))
-        pair, row, unit, pre = after
+            slices = slice(pair, ends[0]), slice(row, ends[1]), slice(unit, ends[2]), slice(pre, ends[3])
+            experts.append(Expert(*slices, count, rows, width))
+        pair, row, unit, pre = ends
     return experts
 
 
 def combine(
-    layer: Layer, experts: Sequence[Expert], order_N: torch.Tensor, rows_PD: torch.Tensor, gated: bool
+    layer: Layer, experts: Sequence[Expert], order_N: torch.Tensor, rows_MD: torch.Tensor, gated: bool
 ) -> torch.Tensor:
-    """Sum of each token's rows, times their gates if `gated`: `embedding_bag` is 5 times faster than `index_add_`."""
+    """Return each token's sum of its rows (T, D), times their gates if `gated`.
+
+    Args:
+        layer: the layer.
+        experts: its busy experts.
+        order_N: pairs grouped by token.
+        rows_MD: rows of all busy experts with their padding.
+        gated: whether each row is multiplied by its pair's gate.
+    """
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
-    rows = [torch.arange(e.rows.start, e.rows.start + e.num_pairs, device=token_N.device) for e in experts]
-    if not rows:
+    row_of_pair = [torch.arange(e.rows.start, e.rows.start + e.num_pairs, device=token_N.device) for e in experts]
+    if not row_of_pair:
         return torch.zeros_like(x_TD)
-    order_N = order_N[: experts[-1].pairs.stop]
+    order_N = order_N[: experts[-1].pairs.stop]  # without the pairs beyond the counts
     starts_T = torch.searchsorted(token_N[order_N], torch.arange(len(x_TD), device=token_N.device))
-    weights = gate_N[order_N].to(rows_PD.dtype) if gated else None
-    return F.embedding_bag(torch.cat(rows)[order_N], rows_PD, starts_T, mode="sum", per_sample_weights=weights)
+    weights = gate_N[order_N].to(rows_MD.dtype) if gated else None
+    # A bag is a token, its entries are the token's rows; 5 times faster than `index_add_`.
+    return F.embedding_bag(torch.cat(row_of_pair)[order_N], rows_MD, starts_T, mode="sum", per_sample_weights=weights)
 
 
 def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
-    """Pairs grouped by token, by expert within a token; pairs beyond the counts stay at the end."""
-    used = experts[-1].pairs.stop if experts else 0
+    """Return the pairs grouped by token (N,), by expert within a token; pairs beyond the counts stay at the end."""
+    num_used = experts[-1].pairs.stop if experts else 0
     order_N = torch.arange(len(layer.token_N), device=layer.token_N.device)
-    order_N[:used] = torch.argsort(layer.token_N[:used], stable=True)
+    # Stable: pairs come sorted by expert, so each token's sum is taken in the order of the experts.
+    order_N[:num_used] = torch.argsort(layer.token_N[:num_used], stable=True)
     return order_N
 
 
@@ -78,43 +95,47 @@ class _Scratch:
         self._hidden = [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
         self._rows = [like.new_empty(max(e.num_rows for e in experts), dim) for _ in range(2)] if experts else []
 
-    def hidden(self, number: int, e: Expert) -> torch.Tensor:
-        """(rows, units) of an expert, in the numbered buffer."""
-        return self._hidden[number][: e.num_rows * e.width].view(e.num_rows, e.width)
+    def hidden(self, index: int, e: Expert) -> torch.Tensor:
+        """Return the buffer of that index as (rows, units) of an expert."""
+        return self._hidden[index][: e.num_rows * e.width].view(e.num_rows, e.width)
 
-    def gather(self, number: int, x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tensor:
-        """Rows of x for an expert, in the numbered buffer; rows beyond its pairs are zero."""
-        out_MD = self._rows[number][: e.num_rows]
+    def gather(self, index: int, x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tensor:
+        """Copy an expert's rows of x into the buffer of that index (M, D); rows beyond its pairs are zero."""
+        out_MD = self._rows[index][: e.num_rows]
         torch.index_select(x_TD, 0, token_N[e.pairs], out=out_MD[: e.num_pairs])
-        out_MD[e.num_pairs :].zero_()
+        out_MD[e.num_pairs :].zero_()  # the expert before may have left rows here
         return out_MD
 
 
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
-    """See `layer.Backend`."""
+    """Compute a layer's output expert by expert; arguments as in `layer.Backend`."""
     x_TD, token_N = layer.x_TD, layer.token_N
     experts = busy_experts(layer)
-    out_PD = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
+    # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
+    padded_out = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_by_token(layer, experts))
     scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
         x_MD, a_Mh = scratch.gather(0, x_TD, token_N, e), scratch.hidden(0, e)
+        # Pre-activations are computed where they are kept; without a backward pass they need no place of their own.
         kept = [pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2]] if room else []
         g_Mh, u_Mh = kept or (scratch.hidden(1, e), scratch.hidden(2, e))
         torch.mm(x_MD, layer.w_gate_FD[e.units].T, out=g_Mh)
         torch.mm(x_MD, layer.w_up_FD[e.units].T, out=u_Mh)
         torch.ops.aten.silu.out(g_Mh, out=a_Mh)
-        torch.mm(a_Mh.mul_(u_Mh), layer.w_down_FD[e.units], out=out_PD[e.rows])
-    return combine(layer, experts, saved.order_N, out_PD, gated=True), saved
+        torch.mm(a_Mh.mul_(u_Mh), layer.w_down_FD[e.units], out=padded_out[e.rows])
+    return combine(layer, experts, saved.order_N, padded_out, gated=True), saved
 
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
-    """See `layer.Backend`."""
+    """Compute a layer's gradients expert by expert; arguments as in `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     experts = busy_experts(layer)
-    dx_PD = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
+    # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
+    padded_dx = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     dgate_N = torch.zeros_like(gate_N)
     size = layer.w_gate_FD.shape if weights else (0,)
+    # Zeros: an expert without pairs is never visited, and its gradient is 0.
     dw_gate_FD, dw_up_FD, dw_down_FD = (layer.w_gate_FD.new_zeros(size) for _ in range(3))
     scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
@@ -126,9 +147,10 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
         torch.mul(torch.ops.aten.silu.out(g_Mh, out=silu_Mh), u_Mh, out=a_Mh)
         # d gate = <d output, expert output> = <d a, a>: the expert's output need not be kept.
         dgate_N[e.pairs] = (da_Mh[: e.num_pairs] * a_Mh[: e.num_pairs]).sum(1, dtype=gate_N.dtype)
-        da_Mh.mul_(gate_M1)
+        da_Mh.mul_(gate_M1)  # only now: d gate above takes d a without the gate
         if weights:
             torch.mm(a_Mh.T, dy_MD.mul_(gate_M1), out=dw_down_FD[e.units])
+        # From here on the buffers are used again: a_Mh holds the derivative of g_Mh, da_Mh that of u_Mh.
         torch.mul(da_Mh, u_Mh, out=a_Mh)
         dg_Mh = torch.ops.aten.silu_backward.grad_input(a_Mh, g_Mh, grad_input=a_Mh)
         du_Mh = da_Mh.mul_(silu_Mh)
@@ -136,10 +158,10 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
             x_MD = scratch.gather(1, x_TD, token_N, e)
             torch.mm(dg_Mh.T, x_MD, out=dw_gate_FD[e.units])
             torch.mm(du_Mh.T, x_MD, out=dw_up_FD[e.units])
-        dx_MD = dx_PD[e.rows]
+        dx_MD = padded_dx[e.rows]
         torch.mm(dg_Mh, layer.w_gate_FD[e.units], out=dx_MD)
         dx_MD.addmm_(du_Mh, layer.w_up_FD[e.units])
-    dx_TD = combine(layer, experts, saved.order_N, dx_PD, gated=False)
+    dx_TD = combine(layer, experts, saved.order_N, padded_dx, gated=False)
     return Gradients(dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD)
 
 

@@ -4,12 +4,18 @@ import torch
 
 
 def softmax_loss(
-    logits_MV: torch.Tensor, target_M: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
+    logits_TV: torch.Tensor, target_T: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
 ) -> torch.Tensor:
-    """-log softmax(logits)[target] of each row, float32; 0 where the target is `ignore_index`.
+    """Return -log softmax(logits)[target] of each token (T,), in float32; 0 where the target is `ignore_index`.
 
-    If `back`, the logits are overwritten by the derivative of the rows' sum divided by `count`, a tensor with one number.
+    Args:
+        logits_TV: of a chunk of tokens. If `back`, they are overwritten by the derivative of the tokens' sum
+            divided by `count`.
+        target_T: the right row of the vocabulary for each token.
+        count: a tensor with one number, which is not read on the host.
+        ignore_index: target of the tokens that count nothing.
+        back: whether the derivative is wanted.
     """
     from hmoe.kernels.ragged.loss import launch  # noqa: PLC0415 - needs Triton
 
-    return launch(logits_MV, target_M.contiguous(), count, ignore_index, back)
+    return launch(logits_TV, target_T.contiguous(), count, ignore_index, back)

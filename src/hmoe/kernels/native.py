@@ -1,7 +1,7 @@
-"""The optional C++ library for bfloat16 on x86-64 (`cpp/`), called through ctypes: found, loaded, described.
+"""The optional C++ library for bfloat16 on x86-64 (`cpp/`), called through ctypes.
 
-`python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is a hash of the
-sources and of this processor, so a library of another version or another machine is not found.
+`python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is a hash
+of the sources and of this processor, so a library of another version or another machine is not used.
 """
 
 import ctypes
@@ -25,7 +25,7 @@ OUT_OF_MEMORY = 1  # what the library returns; 2: arguments that point outside o
 
 
 class _Layer(ctypes.Structure):
-    """`Layer` of cpp/expert_ffn.cpp."""
+    """The same fields in the same order as `Layer` of cpp/expert_ffn.cpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")),
@@ -35,7 +35,7 @@ class _Layer(ctypes.Structure):
 
 
 def features() -> set[str]:
-    """Instruction sets of this processor, as Linux names them."""
+    """Return the instruction sets of this processor, as Linux names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -44,7 +44,7 @@ def features() -> set[str]:
 
 
 def obstacle() -> str | None:
-    """Why the library can do nothing for this machine, or None."""
+    """Return why the library can do nothing for this machine, or None."""
     missing = [name for name in NEEDED if name not in features()]
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return f"it is for Linux on x86-64, this is {platform.system()} on {platform.machine()}"
@@ -52,7 +52,7 @@ def obstacle() -> str | None:
 
 
 def library_path() -> Path:
-    """Where the library of these sources and this processor lies once built."""
+    """Return where the library of these sources and this processor lies once built."""
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
     key = hashlib.sha256(sources + " ".join([*FLAGS, *sorted(features())]).encode()).hexdigest()[:16]
     return cache_folder() / f"kernels-{key}.so"
@@ -60,55 +60,57 @@ def library_path() -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The library, or None where it was not built; looked for once per process."""
+    """Return the library, or None where it was not built; looked for once per process."""
     path = library_path()
     return load(path) if obstacle() is None and path.exists() else None
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """A built library; None if it is damaged, may not be executed, or Linux does not grant it the tile registers."""
+    """Load a built library; None if it is damaged, may not be executed, or Linux does not grant the tile registers."""
     try:
-        found = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except OSError:
         return None
-    found.hmoe_instructions.restype = ctypes.c_char_p
-    return None if found.hmoe_start() else found
+    loaded.hmoe_instructions.restype = ctypes.c_char_p
+    return None if loaded.hmoe_start() else loaded
 
 
 def describe() -> str:
-    """One line for `hmoe info`: whether it is there, and what it would bring."""
+    """Describe in one line, for `hmoe info`, whether the library is there and what it would bring."""
     if obstacle():
         return f"not for this machine: {obstacle()}"
-    found = library()
-    if found is not None:
-        return f"built ({found.hmoe_instructions().decode()})"
+    loaded = library()
+    if loaded is not None:
+        return f"built ({loaded.hmoe_instructions().decode()})"
     compiler = "" if any(map(shutil.which, COMPILERS)) else f", which needs a C++ compiler ({COMPILERS[0]})"
     return f"not built: bfloat16 layers were 1.5 to 3 times faster (docs/log.md) after python -m hmoe.kernels.build{compiler}"
 
 
 def usable(x_TD: torch.Tensor) -> bool:
-    """Whether the library is there and computes tensors like x."""
+    """Return whether the library is there and computes tensors like x."""
     return x_TD.dtype == torch.bfloat16 and library() is not None
 
 
-def _call(name: str, layer: Layer, saved: Saved, *more: torch.Tensor | None) -> None:
+def _call(name: str, layer: Layer, saved: Saved, *outputs: torch.Tensor | None) -> None:
+    """Call a function of the library; the arguments' order is that of cpp/expert_ffn.cpp."""
+    # Bound to names, because a pointer does not keep its tensor alive until the call returns.
     gate_N, width_E = layer.gate_N.float(), torch.tensor(layer.widths, dtype=torch.int64, device="cpu")
     kept = len(saved.pre_gate) > 0
     pointers = (
         layer.token_N, layer.num_tokens_E, width_E, gate_N, layer.x_TD, layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD,
         saved.pre_gate if kept else None, saved.pre_up if kept else None, saved.order_N,
     )  # fmt: skip
-    tokens, dim = layer.x_TD.shape
-    sizes = (tokens, dim, len(layer.widths), torch.get_num_threads())
+    num_tokens, dim = layer.x_TD.shape
+    sizes = (num_tokens, dim, len(layer.widths), torch.get_num_threads())
     bounds = (len(layer.token_N), len(layer.w_gate_FD), len(saved.pre_gate))
     argument = _Layer(*sizes, *bounds, *map(_pointer, pointers))
-    failure = getattr(library(), name)(ctypes.byref(argument), *map(_pointer, more))
+    failure = getattr(library(), name)(ctypes.byref(argument), *map(_pointer, outputs))
     if failure == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: no memory for {len(layer.token_N)} token-expert pairs")
     if failure:
         raise ConfigError(
-            f"expert_ffn: token_N must be tokens from 0 to {tokens - 1}, and num_tokens_E sum to at most {len(layer.token_N)} pairs "
-            "with at most one pair of a token and an expert"
+            f"expert_ffn: token_N must be tokens from 0 to {num_tokens - 1}, and num_tokens_E sum to at most {len(layer.token_N)} "
+            "pairs with at most one pair of a token and an expert"
         )
 
 
@@ -117,7 +119,7 @@ def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
 
 
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
-    """See `layer.Backend`."""
+    """Compute a layer's output by the C++ library; arguments as in `layer.Backend`."""
     y_TD = torch.empty_like(layer.x_TD)
     saved = Saved(layer.x_TD.new_empty(room), layer.x_TD.new_empty(room), torch.empty_like(layer.token_N))
     _call("hmoe_forward", layer, saved, y_TD)
@@ -125,11 +127,12 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 
 
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
-    """See `layer.Backend`."""
+    """Compute a layer's gradients by the C++ library; arguments as in `layer.Backend`."""
     if not len(saved.pre_gate) and bool(layer.num_tokens_E.any()):
         raise ConfigError(
             "expert_ffn: room = 0 in the forward pass kept no pre-activations, a backward pass needs them"
         )
+    # Zeros, since the library writes nothing beyond the counts; float32, the only type of gates that it knows.
     dgate_N = torch.zeros_like(layer.gate_N, dtype=torch.float32)
     dx_TD = torch.empty_like(layer.x_TD)
     all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)

@@ -1,8 +1,8 @@
-"""The custom operators `hmoe::expert_ffn` and its backward: what torch.compile, FSDP2 and activation checkpointing see.
+"""The custom operators `hmoe::expert_ffn` and its backward: what torch.compile, FSDP2 and checkpointing see.
 
-Both have fake implementations from shapes alone, so a compiled graph holds them whole; the room for the pre-activations is
-an argument, so the graph's shapes are those of the run. The backend's name is one too; empty, it is chosen when the
-operator runs, since a graph is traced without the tensors that decide.
+Both have fake implementations from shapes alone, so a compiled graph holds them whole; the room for the
+pre-activations is an argument, so the graph's shapes are those of the run. The backend's name is one too; empty, it
+is chosen when the operator runs, since a graph is traced without the tensors that decide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
-from hmoe.kernels.choice import backend as backend_named
-from hmoe.kernels.choice import check_counts, resolve
+from hmoe.kernels import choice
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, contiguous
 
 FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+FourTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _resolved(name: str, layer: Layer) -> Backend:
-    found = resolve(name, layer)
-    if not name:  # from a compiled graph; otherwise the door has looked
-        check_counts(layer, found)
-    return backend_named("loop" if found == "reference" else found)  # the definition is no operator
+def _find_backend(name: str, layer: Layer) -> Backend:
+    """Return the backend that the operator's argument names, or chooses if empty."""
+    resolved = choice.resolve(name, layer)
+    if not name:  # from a compiled graph; otherwise the door has checked the counts
+        choice.check_counts(layer, resolved)
+    return choice.backend("loop" if resolved == "reference" else resolved)  # the definition is no operator
 
 
 @torch.library.custom_op("hmoe::expert_ffn", mutates_args=())
@@ -37,16 +37,19 @@ def forward_op(
     widths: Sequence[int],
     room: int,
     backend: str,
-) -> Outputs:
-    """(y_TD, pre_gate, pre_up, order_N); arguments as in `hmoe.kernels.expert_ffn`, room and backend as in `layer.py`."""
+) -> FourTensors:
+    """Compute (y_TD, pre_gate, pre_up, order_N) of a layer; pre-activations have `room` elements.
+
+    Arguments as in `hmoe.kernels.expert_ffn`; `backend` is empty where the operator shall choose.
+    """
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
     layer = contiguous(tensors, widths)
-    y_TD, saved = _resolved(backend, layer).forward(layer, room)
+    y_TD, saved = _find_backend(backend, layer).forward(layer, room)
     return y_TD, *saved
 
 
 @forward_op.register_fake
-def _(*arguments: Any) -> Outputs:
+def _(*arguments: Any) -> FourTensors:
     layer, room = Layer(*arguments[:8]), arguments[8]
     x_TD = layer.x_TD
     return x_TD.new_empty(x_TD.shape), x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N)
@@ -69,12 +72,12 @@ def backward_op(
     weights: bool,
     backend: str,
 ) -> FiveTensors:
-    """Gradients; those of the weights are empty unless `weights`."""
+    """Compute (dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD); the last three are empty unless `weights`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
     layer = contiguous(tensors, widths)
     saved = Saved(pre_gate, pre_up, order_N)
-    got = _resolved(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights)
-    return got.dx_TD, got.dgate_N, got.dw_gate_FD, got.dw_up_FD, got.dw_down_FD
+    gradients = _find_backend(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights)
+    return gradients.dx_TD, gradients.dgate_N, gradients.dw_gate_FD, gradients.dw_up_FD, gradients.dw_down_FD
 
 
 @backward_op.register_fake
@@ -98,26 +101,30 @@ def _keep_backend(ctx: Any, inputs: tuple[Any, ...], output: FiveTensors) -> Non
 backward_op.register_autograd(_refuse_second, setup_context=_keep_backend)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: FourTensors) -> None:
     *tensors, widths, _, backend = inputs
     ctx.save_for_backward(*tensors, *output[1:])
     ctx.widths, ctx.backend = widths, backend
-    ctx.set_materialize_grads(False)  # else every backward makes zeros for the outputs that nobody differentiates
+    # Else every backward pass makes zeros for the three outputs that nobody differentiates.
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, dy_TD: torch.Tensor | None, *_: Any) -> tuple[torch.Tensor | None, ...]:
     if dy_TD is None:
         return (None,) * 10
     *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
-    need = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
-    weights = need["w_gate_FD"] or need["w_up_FD"] or need["w_down_FD"]
-    got = Gradients(*backward_op(dy_TD, *tensors, ctx.widths, pre_gate, pre_up, order_N, weights, ctx.backend))
-    return got.dx_TD, None, got.dgate_N, None, *_wanted(got, need), None, None, None
+    needed = dict(zip(Layer._fields, ctx.needs_input_grad, strict=False))
+    # All weights or none: no backend has a way to compute some of them.
+    weights = needed["w_gate_FD"] or needed["w_up_FD"] or needed["w_down_FD"]
+    saved = (pre_gate, pre_up, order_N)
+    gradients = Gradients(*backward_op(dy_TD, *tensors, ctx.widths, *saved, weights, ctx.backend))
+    # In the order of the operator's arguments: token_N, num_tokens_E, widths, room and backend have none.
+    return gradients.dx_TD, None, gradients.dgate_N, None, *_select_weights(gradients, needed), None, None, None
 
 
-def _wanted(got: Gradients, need: Mapping[str, bool]) -> list[torch.Tensor | None]:
+def _select_weights(gradients: Gradients, needed: Mapping[str, bool]) -> list[torch.Tensor | None]:
     names = ("w_gate_FD", "w_up_FD", "w_down_FD")
-    return [getattr(got, f"d{name}") if need[name] else None for name in names]
+    return [getattr(gradients, f"d{name}") if needed[name] else None for name in names]
 
 
 forward_op.register_autograd(_backward, setup_context=_save)

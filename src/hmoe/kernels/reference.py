@@ -16,9 +16,10 @@ def expert_ffn_reference(
     w_down_FD: torch.Tensor,
     widths: Sequence[int],
 ) -> torch.Tensor:
-    """Arguments and result as in `hmoe.kernels.expert_ffn`."""
+    """Sum over a token's experts of gate x SwiGLU expert; arguments and result as in `hmoe.kernels.expert_ffn`."""
     counts = num_tokens_E.tolist()
     y_TD = torch.zeros_like(x_TD)
+    # What lies beyond the counts is room of a compiled graph and belongs to no expert.
     pairs = (torch.split(of_pairs[: sum(counts)], counts) for of_pairs in (token_N, gate_N))
     weights = (torch.split(w_FD, list(widths)) for w_FD in (w_gate_FD, w_up_FD, w_down_FD))
     experts = zip(*pairs, *weights, strict=True)

@@ -13,11 +13,11 @@ MOST_EXPERTS = 1024  # one program holds a vector over experts
 
 
 class Rule(NamedTuple):
-    """How a plain router chooses and weighs.
+    """How a plain router chooses experts and weighs them.
 
     Attributes:
         k: experts per token; 0: the largest until their probabilities reach p.
-        p: see there.
+        p: the probability to reach where k is 0; otherwise not used.
         sigmoid: scores are sigmoids of the logits, else their softmax.
         renormalize: gates are divided by their sum.
         scale: multiplies gates.
@@ -31,7 +31,9 @@ class Rule(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What a router gives; see `hmoe.model.routing.Routing`. Pairs beyond the counts have token 0 and gate 0.
+    """What a router gives; the fields are those of `hmoe.model.routing.Routing`.
+
+    Pairs are sorted by expert, then by token; those beyond the counts have token 0 and gate 0.
 
     Attributes:
         chosen_TE: 1 where an expert was chosen, int8: for a recomputation, which must choose the same.
@@ -46,7 +48,7 @@ class Selection(NamedTuple):
 
 
 def fuses_router(logits_TE: torch.Tensor) -> bool:
-    """Whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition itself."""
+    """Return whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition itself."""
     plain = logits_TE.dtype == torch.float32 and 0 < logits_TE.shape[1] <= MOST_EXPERTS
     return plain and not torch.compiler.is_compiling() and runs_triton(logits_TE.device)
 
@@ -57,22 +59,23 @@ def select_experts(
     """Choose experts, weigh them and list the pairs, by the kernels.
 
     Args:
-        logits_TE: of the router.
-        bias_E: added to the scores for choosing; None: logits are compared.
-        rule: how.
-        chosen_TE: a choice that is made already.
+        logits_TE: the router's logits, float32.
+        bias_E: added to the scores for choosing, not to the gates; None: logits are compared.
+        rule: how experts are chosen and weighed.
+        chosen_TE: a choice made before (int8), which is kept; None: choose.
     """
     outputs = select_op(logits_TE.contiguous(), bias_E, chosen_TE, *rule)
     return Selection(*outputs[:6])
 
 
-Outputs = tuple[
+# The fields of `Selection`, then where each block of tokens begins within an expert's pairs, (experts, blocks).
+SelectionOutputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]  # of Selection, then where the blocks of tokens begin within an expert
+]
 
 
 def block_size(num_experts: int) -> int:
-    """Tokens that a program holds: with all experts of each, what fits into registers."""
+    """Return the tokens that a program holds: together with all experts of each they must fit into registers."""
     padded = max(2, 1 << (num_experts - 1).bit_length())
     return max(1, min(64, 512 // padded))
 
@@ -81,27 +84,36 @@ def block_size(num_experts: int) -> int:
 def select_op(
     logits_TE: torch.Tensor,
     bias_E: torch.Tensor | None,
-    given_TE: torch.Tensor | None,
+    chosen_before_TE: torch.Tensor | None,
     k: int,
     p: float,
     sigmoid: bool,
     renormalize: bool,
     scale: float,
-) -> Outputs:
-    """See `select_experts`."""
+) -> SelectionOutputs:
+    """Compute the selection; arguments as in `select_experts`, with the fields of its rule one by one."""
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
-    return router.select(logits_TE, bias_E, given_TE, Rule(k, p, sigmoid, renormalize, scale))
+    return router.select(logits_TE, bias_E, chosen_before_TE, Rule(k, p, sigmoid, renormalize, scale))
 
 
 @select_op.register_fake
-def _(logits_TE: torch.Tensor, bias_E: Any, given_TE: Any, k: int, *rule: Any) -> Outputs:
+def _(logits_TE: torch.Tensor, bias_E: Any, chosen_before_TE: Any, k: int, *rule: Any) -> SelectionOutputs:
     num_tokens, num_experts = logits_TE.shape
+    # Top-p may choose all experts: how many it does choose is known on the device only.
     room, blocks = num_tokens * (k or num_experts), -(-num_tokens // block_size(num_experts))
     token_N, expert_N, num_tokens_E = (logits_TE.new_empty(n, dtype=torch.int64) for n in (room, room, num_experts))
     chosen_TE = logits_TE.new_empty(logits_TE.shape, dtype=torch.int8)
-    begin_EB = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
-    return torch.empty_like(logits_TE), logits_TE.new_empty(room), token_N, expert_N, num_tokens_E, chosen_TE, begin_EB
+    block_begin = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
+    return (
+        torch.empty_like(logits_TE),
+        logits_TE.new_empty(room),
+        token_N,
+        expert_N,
+        num_tokens_E,
+        chosen_TE,
+        block_begin,
+    )
 
 
 @torch.library.custom_op("hmoe::select_experts_backward", mutates_args=())
@@ -111,16 +123,16 @@ def select_backward_op(
     logits_TE: torch.Tensor,
     chosen_TE: torch.Tensor,
     num_tokens_E: torch.Tensor,
-    begin_EB: torch.Tensor,
+    block_begin: torch.Tensor,
     sigmoid: bool,
     renormalize: bool,
     scale: float,
 ) -> torch.Tensor:
-    """d logits; the choice is a constant."""
+    """Compute the derivative of the logits (T, E) from those of probabilities and gates; the choice is a constant."""
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
     rule = Rule(0, 0.0, sigmoid, renormalize, scale)
-    return router.select_backward(dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, begin_EB), rule)
+    return router.select_backward(dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, block_begin), rule)
 
 
 @select_backward_op.register_fake
@@ -137,9 +149,10 @@ def _refuse_second(ctx: Any, *_: Any) -> None:
 select_backward_op.register_autograd(_refuse_second)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    ctx.save_for_backward(inputs[0], output[5], output[4], output[6])
-    ctx.rule = inputs[5:]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: SelectionOutputs) -> None:
+    logits_TE, num_tokens_E, chosen_TE, block_begin = inputs[0], *output[4:]
+    ctx.save_for_backward(logits_TE, chosen_TE, num_tokens_E, block_begin)
+    ctx.rule = inputs[5:]  # without k and p: the choice is saved
     ctx.set_materialize_grads(False)
 
 

@@ -8,7 +8,7 @@ from hmoe.kernels.ragged.tiles import BY_PAIRS, BY_WIDTH, WORK, halves, locate, 
 
 @triton.jit
 def _swiglu_backward(da, base, at, units, gate, pre_gate, pre_up, dgate, dup, act, real, h):
-    """Writes d gate, d up and gate * activation of some columns; returns the row sums of da * activation."""
+    """Write d gate, d up and gate * activation of some columns; return the row sums of da * activation."""
     mask = real[:, None] & (units < h)[None, :]
     at += units[None, :]
     g = tl.load(pre_gate + base + at, mask=mask, other=0.0).to(tl.float32)
@@ -44,20 +44,21 @@ def down_backward_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """From dy: d gate, d up, gate * activation, and per tile of units a partial d (routing gate) of each pair.
+    """Compute from dy: d gate, d up, gate * activation, and a partial d (routing gate) per pair and tile of units.
 
     Partial sums lie in [tile of BN units][pair] and are added up in order: the same bits for the same tile shape.
     """
     pairs, width = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
-    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
-        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+    for index in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
         rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real = rows < M
         token = tl.load(token_N + pair + rows, mask=real, other=0).to(tl.int32)
         gate = tl.load(gate_N + pair + rows, mask=real, other=0.0).to(tl.float32)
         dy_at = dy_TD + token[:, None] * D + depth[None, :]
+        # Units beyond the last read the last one's weights, which needs no mask; nothing of them is stored.
         w_at = w_down_FD + unit * D + (tl.minimum(units, h - 1)[None, :] * D + depth[:, None])
         da = tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
@@ -102,16 +103,17 @@ def weight_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """dw = a^T rows, and with the same rows b^T rows if TWO; the depth is the expert's pairs, zeros where it has none.
+    """Compute dw = a^T rows, and with the same rows b^T rows if TWO.
 
-    Programs take the next tile when they are free: tiles are few and long, of busy experts several times as long as of others.
+    The depth is the expert's pairs; an expert without pairs gets zeros. Programs take the next tile when they are
+    free: tiles are few and long, and those of busy experts are several times as long as those of others.
     """
     _, width = sizes(plan, BY_PAIRS, PADDED)
     ends = tl.cumsum(tl.cdiv(width, BM) * tl.cdiv(D, BN), 0)
-    taken = plan + WORK * PADDED + TWO
-    number = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
-    while number < tl.max(ends, 0):
-        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_PAIRS, PADDED)
+    taken = plan + WORK * PADDED + TWO  # two launches of this kernel share a plan, each with a counter of its own
+    index = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
+    while index < tl.max(ends, 0):
+        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_PAIRS, PADDED)
         i, j = row_and_column(tile, tl.cdiv(h, BM), tl.cdiv(D, BN), GROUP)
         units, column, depth = i * BM + tl.arange(0, BM), j * BN + tl.arange(0, BN), tl.arange(0, BK)
         inside_h, inside_D = units < h, column < D
@@ -138,4 +140,4 @@ def weight_kernel(
         tl.store(dw_a_FD + base + to, sum_a, mask=mask)
         if TWO:
             tl.store(dw_b_FD + base + to, sum_b, mask=mask)
-        number = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
+        index = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)

@@ -19,6 +19,7 @@ from hmoe.kernels.ragged.tiles import (
 
 @triton.jit
 def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: tl.constexpr, BN: tl.constexpr):
+    """Store silu(gate) * up of some columns, and gate and up themselves if KEEP; `left` is the columns there are."""
     column = start + tl.arange(0, BN)
     at += column[None, :]
     mask = real[:, None] & (column < left)[None, :]
@@ -47,16 +48,17 @@ def up_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """act = silu(x Wg^T) * (x Wu^T) for every pair; rows of x are gathered as they are loaded."""
+    """Compute act = silu(x Wg^T) * (x Wu^T) for every pair; rows of x are gathered as they are loaded."""
     pairs, width = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
-    for number in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
-        tile, M, h, pair, unit, pre = locate(plan, ends, number, BY_WIDTH, PADDED)
+    for index in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
+        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
         rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         token = tl.load(token_N + pair + rows, mask=rows < M, other=0).to(tl.int32)
         # Large offsets are added to the pointer, tiles of offsets stay 32 bits wide: 64 would not fit into registers.
         x_at = token[:, None] * D + depth[None, :]
+        # Units beyond the last read the last one's weights, which needs no mask; nothing of them is stored.
         w_at = tl.minimum(units, h - 1)[None, :] * D + depth[:, None]
         gate_from, up_from = w_gate_FD + unit * D, w_up_FD + unit * D
         gate, up = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
@@ -72,6 +74,7 @@ def up_kernel(
             up = multiply(x, w_up, up, UPCAST)
         base, real = pre + (m * BM).to(tl.int64) * h, rows < M
         at = tl.arange(0, BM)[:, None] * h + n * BN
+        # In halves, so that fewer registers are live at a time.
         gate_left, gate_right = halves(gate, BM, BN)
         up_left, up_right = halves(up, BM, BN)
         _swiglu(gate_left, up_left, base, at, 0, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
@@ -82,7 +85,7 @@ def up_kernel(
 def _add_product(
     sum_, a_at, w_at, h, inside_D, D: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, UPCAST: tl.constexpr
 ):
-    """sum_ + rows of an activation times rows of a weight, over the h units of one expert."""
+    """Return sum_ + rows of an activation times rows of a weight, over the h units of one expert."""
     depth = tl.arange(0, BK)
     for k in range(0, h, BK):
         inside = k + depth < h
@@ -111,7 +114,7 @@ def down_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """out = a W for every pair, or a W + b V if TWO (then it is d x); the depth is the expert's own width."""
+    """Compute out = a W for every pair, or a W + b V if TWO (then it is d x); the depth is the expert's own width."""
     pairs, _ = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(D, BN), 0)
     for turn in range(rounds(tl.max(ends, 0))):
@@ -120,6 +123,7 @@ def down_kernel(
         row, column, depth = tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real, inside_D = m * BM + row < M, column < D
         base = pre + (m * BM).to(tl.int64) * h
+        # Rows beyond the last read row 0 of the tile: those after the last expert would lie outside of the memory.
         a_at = tl.where(real, row, 0)[:, None] * h + depth[None, :]
         w_at = depth[:, None] * D + column[None, :]
         sum_ = tl.zeros((BM, BN), tl.float32)
@@ -132,7 +136,10 @@ def down_kernel(
 
 @triton.jit
 def place_kernel(token_N, plan, place_TE, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """place_TE[t, e] = the pair of token t and expert e; the others stay as they are. One program per BLOCK pairs and expert."""
+    """Write the pair of token t and expert e to place_TE[t, e]; the other places stay as they are.
+
+    One program per BLOCK pairs and expert.
+    """
     expert, rows = tl.program_id(1), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     pair = tl.load(plan + PAIR * PADDED + expert) + rows
     real = rows < tl.load(plan + PAIRS * PADDED + expert)
@@ -152,12 +159,16 @@ def combine_kernel(
     PADDED: tl.constexpr,
     GATED: tl.constexpr,
 ):
-    """y_t = sum of the token's rows, times their gates if GATED: any number of rows, in the order of the experts."""
+    """Compute y_t = sum of the token's rows, times their gates if GATED, in the order of the experts.
+
+    One program per token, which may have any number of rows.
+    """
     token, lane, column = tl.program_id(0).to(tl.int64), tl.arange(0, PADDED), tl.arange(0, BD)
     place = tl.load(place_TE + token * E + lane, mask=lane < E, other=-1)
     chosen = (place >= 0).to(tl.int32)
     rank = tl.cumsum(chosen, 0) - chosen
     sum_ = tl.zeros((BD,), tl.float32)
+    # Only the chosen experts are walked through; the order is fixed, so the same bits come out every time.
     for i in range(tl.sum(chosen, 0)):
         pair = tl.sum(tl.where((rank == i) & (place >= 0), place, 0), 0).to(tl.int64)
         row = tl.load(rows_ND + pair * D + column, mask=column < D, other=0.0).to(tl.float32)

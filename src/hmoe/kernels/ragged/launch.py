@@ -23,7 +23,7 @@ MOST_EXPERTS = 1024  # one program holds a vector over experts
 
 
 def refusal(layer: Layer) -> str | None:
-    """See `layer.Backend`."""
+    """Return why the Triton kernels cannot compute this layer, or None."""
     x_TD = layer.x_TD
     odd = [size for size in (x_TD.shape[1], *layer.widths) if size % MULTIPLE]
     largest = max(layer.widths, default=0) * x_TD.shape[1]
@@ -46,7 +46,7 @@ def _device_fits(x_TD: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=1024)  # a CUDA graph reads them for as long as it lives
 def _on_device(widths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Widths as a tensor; kept, because copying to the device every time would wait for it."""
+    """Return widths as a tensor on the device; kept, because copying them every time would wait for the device."""
     return torch.tensor(widths, device=device)
 
 
@@ -55,7 +55,7 @@ def _multiprocessors(device: torch.device) -> int:
     return 2 if INTERPRETED else torch.cuda.get_device_properties(device).multi_processor_count
 
 
-KERNELS: dict[str, tuple[Any, dict[str, bool]]] = {  # launch -> kernel, what it is told to do
+KERNELS: dict[str, tuple[Any, dict[str, bool]]] = {  # launch -> kernel, flags that choose its variant
     "up": (up_kernel, {}),
     "down": (down_kernel, {"TWO": False}),
     "dx": (down_kernel, {"TWO": True}),
@@ -67,38 +67,45 @@ _PLACED = 256  # pairs that a program places
 
 
 class Launcher:
-    """What every launch of one layer has in common.
+    """Launches the kernels of one layer, and holds what they share.
 
     Attributes:
         plan: offsets and order of the experts, on the device.
+        sizes: pairs per expert and width of an expert, on average, and model width: what the tile shapes depend on.
     """
 
-    def __init__(self, layer: Layer, *way: str | bool) -> None:
-        """Plan a layer; `way` is what a pass is told beside it, since other kernels are loaded for another one."""
+    def __init__(self, layer: Layer, *variant: str | bool) -> None:
+        """Plan a layer; `variant` tells a pass from others that load other kernels, for the check of the first call."""
         self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
         self.experts = len(layer.widths)
-        self.padded = max(triton.next_power_of_2(self.experts), 2)
+        self.padded = max(triton.next_power_of_2(self.experts), 2)  # a row of the plan holds two counters of tiles
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])
         tiles = tuple(size_of(launch, *self.sizes) for launch in LAUNCHES)
-        check_first_call("expert_ffn", (way, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device)
+        check_first_call(
+            "expert_ffn", (variant, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device
+        )
         self.begin()
 
     def begin(self) -> None:
-        """Plan the layer, and count no tile as taken."""
+        """Write the plan of the layer, in which no tile is taken yet."""
         width_E = _on_device(tuple(self.layer.widths), self.x_TD.device)
         sizes = (self.num_pairs, len(self.x_TD))
         plan_kernel[(1,)](self.layer.num_tokens_E, width_E, self.plan, *sizes, self.experts, self.padded)
 
     def shape(self, launch: str) -> TileShape:
-        """The tile shape of a launch."""
+        """Return the tile shape of a launch."""
         return choose_shape(launch, self.sizes, self.x_TD.dtype, self.x_TD.device)
 
     def __call__(self, launch: str, *tensors: torch.Tensor | int, **flags: bool) -> None:
-        """Persistent programs: as many as fit at a time."""
-        (kernel, more), shape = KERNELS[launch], self.shape(launch)
+        """Launch a kernel with as many programs as fit on the device at a time, which share its tiles.
+
+        Raises:
+            ConfigError: if the tile shape needs more shared memory or registers than the GPU has.
+        """
+        (kernel, variant), shape = KERNELS[launch], self.shape(launch)
         upcast = INTERPRETED and self.x_TD.dtype == torch.bfloat16
-        constants = {"D": self.sizes[2], "PADDED": self.padded, "UPCAST": upcast, **more, **flags, **shape.options}
+        constants = {"D": self.sizes[2], "PADDED": self.padded, "UPCAST": upcast, **variant, **flags, **shape.options}
         try:
             kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
         except OutOfResources as error:
@@ -108,14 +115,16 @@ class Launcher:
             ) from None
 
     def combine(self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None) -> torch.Tensor:
-        """Each token's sum of its rows, times their gates unless None."""
+        """Return each token's sum of its rows (T, D), times their gates unless None."""
         y_TD, experts, dim = torch.empty_like(self.x_TD), self.experts, self.sizes[2]
         if not len(y_TD):
             return y_TD
+        # A table of places in place of a sort: no number of pairs per token has to be known.
         place_TE = torch.full((len(y_TD), experts), -1, dtype=torch.int32, device=y_TD.device)
         blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)  # a token comes to an expert at most once
         if blocks:
             place_kernel[(blocks, experts)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
+        # Without gates any tensor may stand for them, since the kernel does not read it.
         gates, block = rows_ND if gate_N is None else gate_N, triton.next_power_of_2(dim)
         sizes = (dim, block, experts, self.padded)
         combine_kernel[(len(y_TD),)](rows_ND, gates, place_TE, y_TD, *sizes, GATED=gate_N is not None)
@@ -123,7 +132,7 @@ class Launcher:
 
 
 def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device, which need not be that of the tensors."""
+    """Make a function of a layer launch on the layer's device, whichever is the current one."""
 
     @functools.wraps(function)
     def run(layer: Layer, *arguments: Any) -> Any:
@@ -135,10 +144,11 @@ def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_on_the_tensors_device
 def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
-    """See `layer.Backend`."""
+    """Compute a layer's output by the ragged kernels; arguments as in `layer.Backend`."""
     x_TD = layer.x_TD
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N))
     run = Launcher(layer, "forward", room > 0)
+    # The activation needs room also where nothing is kept; how much exactly is known on the device only.
     act, out_ND = x_TD.new_empty(room or room_bound(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     weights = (layer.w_gate_FD, layer.w_up_FD)
     run("up", x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
@@ -148,11 +158,11 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 
 @_on_the_tensors_device
 def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
-    """See `layer.Backend`."""
+    """Compute a layer's gradients by the ragged kernels; arguments as in `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     run = Launcher(layer, "backward", weights)
     dgate, dup, act = (torch.empty_like(saved.pre_gate) for _ in range(3))
-    # A narrow expert has fewer tiles of units than the widest: what it leaves is 0.
+    # Zeros: a narrow expert has fewer tiles of units than the widest, and leaves the rest of its rows unwritten.
     tiles = triton.cdiv(max(layer.widths), run.shape("down_backward").columns)
     partial = gate_N.new_zeros(tiles, run.num_pairs, dtype=torch.float32)
     into = (dgate, dup, act, partial, run.num_pairs)
@@ -163,6 +173,7 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     size = layer.w_gate_FD.shape if weights else (0,)
     dw_gate, dw_up, dw_down = (layer.w_gate_FD.new_empty(size) for _ in range(3))
     if weights:
+        # d gate and d up have x in common, so one launch reads its rows once for both.
         run("weights_gate_up", dgate, dup, x_TD, token_N, run.plan, dw_gate, dw_up)
         run("weights_down", act, act, dy_TD, token_N, run.plan, dw_down, dw_down)
     return Gradients(dx_TD, partial.sum(0).to(gate_N.dtype), dw_gate, dw_up, dw_down)

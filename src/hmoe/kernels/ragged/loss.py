@@ -12,14 +12,18 @@ BLOCK = 4096  # logits that a program holds
 
 @triton.jit(do_not_specialize=["ignore_index"])
 def loss_kernel(
-    logits_MV, target_M, count, nll_M, ignore_index, V: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr
+    logits_TV, target_T, count, nll_T, ignore_index, V: tl.constexpr, BLOCK: tl.constexpr, BACK: tl.constexpr
 ):
-    """-log softmax(logits)[target] of a row, 0 where the target is ignored; if BACK its derivative / count, in the logits' place."""
-    row = logits_MV + tl.program_id(0).to(tl.int64) * V
-    target = tl.load(target_M + tl.program_id(0))
+    """Compute -log softmax(logits)[target] of a token, 0 where the target is ignored; one program per token.
+
+    If BACK, the logits are overwritten by its derivative / count.
+    """
+    row = logits_TV + tl.program_id(0).to(tl.int64) * V
+    target = tl.load(target_T + tl.program_id(0))
     counted = target != ignore_index
     # Before the barriers of the sums: after them another warp may already have written the derivative there.
     at_target = tl.load(row + tl.where(counted, target, 0)).to(tl.float32)
+    # The largest and the sum in one pass: when a larger one comes, the sum so far is scaled to it.
     largest, total = tl.full((), -float("inf"), tl.float32), tl.zeros((), tl.float32)
     for first in range(0, V, BLOCK):
         column = first + tl.arange(0, BLOCK)
@@ -29,7 +33,7 @@ def loss_kernel(
         total = total * tl.exp(largest - base) + tl.sum(tl.exp(z - base), 0)
         largest = here
     base = tl.where(largest == -float("inf"), 0.0, largest)
-    tl.store(nll_M + tl.program_id(0), tl.where(counted, tl.log(total) + base - at_target, 0.0))
+    tl.store(nll_T + tl.program_id(0), tl.where(counted, tl.log(total) + base - at_target, 0.0))
     if BACK:
         scale = tl.where(counted, 1 / tl.load(count), 0.0)
         for first in range(0, V, BLOCK):
@@ -40,18 +44,17 @@ def loss_kernel(
 
 
 def launch(
-    logits_MV: torch.Tensor, target_M: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
+    logits_TV: torch.Tensor, target_T: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
 ) -> torch.Tensor:
-    """See `hmoe.kernels.loss.softmax_loss`."""
-    num_tokens, vocab = logits_MV.shape
-    nll_M = torch.empty(num_tokens, dtype=torch.float32, device=logits_MV.device)
-    check_first_call("cross_entropy", (vocab, logits_MV.dtype, back), logits_MV.device)
+    """Launch the kernel of the loss on its tensors' device; arguments as in `hmoe.kernels.loss.softmax_loss`."""
+    num_tokens, vocab = logits_TV.shape
+    nll_T = torch.empty(num_tokens, dtype=torch.float32, device=logits_TV.device)
+    check_first_call("cross_entropy", (vocab, logits_TV.dtype, back), logits_TV.device)
     if num_tokens:
-        known_M = (target_M >= 0) & (target_M < vocab) | (target_M == ignore_index)
-        torch._assert_async(
-            known_M.all(), "cross_entropy: a target is no row of the head"
-        )  # on the device, nobody waits
-        with on_device_of(logits_MV):
+        known_T = (target_T >= 0) & (target_T < vocab) | (target_T == ignore_index)
+        # On the device, where nobody waits: the kernel would read outside of the logits.
+        torch._assert_async(known_T.all(), "cross_entropy: a target is no row of the head")
+        with on_device_of(logits_TV):
             block = min(BLOCK, triton.next_power_of_2(vocab))
-            loss_kernel[(num_tokens,)](logits_MV, target_M, count, nll_M, ignore_index, vocab, block, back)
-    return nll_M
+            loss_kernel[(num_tokens,)](logits_TV, target_T, count, nll_T, ignore_index, vocab, block, back)
+    return nll_T

@@ -30,11 +30,15 @@ def rotate_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """(a, b) -> (a cos - b sin, b cos + a sin) for the pairs (i, i + C/2) of every head at every position."""
+    """Map (a, b) to (a cos - b sin, b cos + a sin) for the pairs (i, i + C/2) of every head at every position.
+
+    A row is a head at a position: [sequence][position][head].
+    """
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)[None, :]
     real = (row < num_rows)[:, None] & (column < HALF)
     head, place = row % heads, row // heads
     position, batch = place % length, (place // length).to(tl.int64)
+    # Input and output have strides of their own: attention gives its heads transposed.
     x_at = (batch * x_b + head * x_h + position * x_l)[:, None] + column
     out_at = (batch * out_b + head * out_h + position * out_l)[:, None] + column
     table_at = (batch * table_b + position * HALF)[:, None] + column
@@ -47,12 +51,14 @@ def rotate_kernel(
 
 
 def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """See `hmoe.kernels.rotation.rotate_pairs`."""
+    """Launch the kernel of rotary positions; arguments as in `hmoe.kernels.rotation.rotate_pairs`."""
+    # The kernel knows the strides of all axes but the last.
     x_BHLC = x_BHLC if x_BHLC.stride(-1) == 1 else x_BHLC.contiguous()
     cos, sin, out_BHLC = cos.contiguous(), sin.contiguous(), torch.empty_like(x_BHLC)
     batch, heads, length, width = x_BHLC.shape
     check_first_call("rotary positions", (width, x_BHLC.dtype), x_BHLC.device)
     rows, half = batch * heads * length, width // 2
+    # A table of one sequence serves all: its stride over sequences is 0.
     strides = (*x_BHLC.stride()[:3], *out_BHLC.stride()[:3], length * half if len(cos) > 1 else 0)
     if rows:
         with on_device_of(x_BHLC):

@@ -1,7 +1,11 @@
-"""Triton kernels of a router: logits -> chosen experts, gates and pairs sorted by expert, and back; no size reaches the host.
+"""Triton kernels of a router: logits -> chosen experts, gates and pairs sorted by expert, and back.
 
-A program holds some tokens and all experts. Pairs are placed by counting: per block of tokens, then over the blocks of an expert,
-then within a block, so their order is that of expert and token whatever ran first.
+No size reaches the host. A program holds a block of tokens and all experts. Pairs are placed by counting: per block,
+then over the blocks of an expert, then within a block, so their order is that of expert and token whatever ran first.
+
+    pairs:        [expert 0][expert 1]...               where an expert begins: sum of the counts before it
+    expert 0:     [block 0][block 1]...                 where a block begins: `block_begin`, (experts, blocks)
+    block 0:      [first token that chose it][next]...  where a token's pair is: those before it in the block
 """
 
 import triton
@@ -12,7 +16,7 @@ SMALLEST = tl.constexpr(1e-30)  # of what gates are divided by, as in `hmoe.mode
 
 @triton.jit
 def _cells(num_tokens, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """Of this program: its tokens, the experts, which pairs of both there are, and where they lie in a (T, E) table."""
+    """Return this program's tokens, the experts, which pairs of both exist, and where they lie in a (T, E) table."""
     token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     real = (token < num_tokens)[:, None] & (lane < E)[None, :]
     return token, lane, real, token[:, None].to(tl.int64) * E + lane[None, :]
@@ -20,12 +24,16 @@ def _cells(num_tokens, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexp
 
 @triton.jit
 def _load_scores(logits_TE, at, real, SIGMOID: tl.constexpr):
-    """(logits, scores, whether all are finite): the softmax of a row, or the sigmoid of each; NaN in rows that are not finite."""
+    """Load the logits, and compute scores from them: the softmax of a row, or the sigmoid of each.
+
+    Scores are NaN in rows that are not finite.
+    """
     z = tl.load(logits_TE + at, mask=real, other=0.0)
     finite = tl.min((~real | (tl.abs(z) < float("inf"))).to(tl.int32), 1) == 1  # NaN compares false
     if SIGMOID:
         score = tl.sigmoid(z)
     else:
+        # Rows that are not finite are computed as zeros here, and become NaN below.
         known = tl.where(finite[:, None], z, 0.0)
         exp = tl.where(real, tl.exp(known - tl.max(tl.where(real, known, -float("inf")), 1)[:, None]), 0.0)
         score = exp / tl.maximum(tl.sum(exp, 1), SMALLEST)[:, None]
@@ -35,14 +43,14 @@ def _load_scores(logits_TE, at, real, SIGMOID: tl.constexpr):
 
 @triton.jit
 def _first_largest(value, free, lane, PADDED: tl.constexpr):
-    """The lane of the largest free value of each row, the lowest among equals."""
+    """Return the lane of the largest free value of each row, the lowest among equals."""
     best = tl.max(tl.where(free, value, -float("inf")), 1)
     return tl.min(tl.where(free & (value == best[:, None]), lane[None, :], PADDED), 1)
 
 
 @triton.jit
 def _choose(value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """Boolean: the K largest of each row, or if K is 0 the largest until their scores reach p."""
+    """Return 1 for the K largest values of each row, or if K is 0 for the largest until their scores reach p; else 0."""
     chosen = tl.zeros((BLOCK, PADDED), tl.int32)
     if K == E:
         chosen += (lane < E).to(tl.int32)[None, :]
@@ -69,7 +77,7 @@ def choose_kernel(
     bias_E,
     probs_TE,
     chosen_TE,
-    count_EB,
+    block_count,
     num_tokens,
     blocks,
     p,
@@ -81,7 +89,7 @@ def choose_kernel(
     BIASED: tl.constexpr,
     GIVEN: tl.constexpr,
 ):
-    """Probabilities, the choice of each token, or a given one counted, and the tokens of each expert in this block."""
+    """Compute probabilities, choose experts for each token unless GIVEN, and count each expert's tokens in the block."""
     _token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     z, score = _load_scores(logits_TE, at, real, SIGMOID)
     probs = score
@@ -98,13 +106,13 @@ def choose_kernel(
         chosen = _choose(value, score, lane, p, E, PADDED, BLOCK, K)
         tl.store(chosen_TE + at, chosen.to(tl.int8), mask=real)
     count = tl.sum(tl.where(real, chosen, 0), 0)
-    tl.store(count_EB + lane * blocks + tl.program_id(0), count, mask=lane < E)
+    tl.store(block_count + lane * blocks + tl.program_id(0), count, mask=lane < E)
 
 
 @triton.jit(do_not_specialize=["blocks"])
-def begin_kernel(count_EB, num_tokens_E, blocks, CHUNK: tl.constexpr):
-    """Counts of an expert's blocks become where each begins within the expert; one program per expert."""
-    row, total = count_EB + tl.program_id(0) * blocks, tl.zeros((), tl.int32)
+def begin_kernel(block_count, num_tokens_E, blocks, CHUNK: tl.constexpr):
+    """Replace the counts of an expert's blocks by where each begins within the expert; one program per expert."""
+    row, total = block_count + tl.program_id(0) * blocks, tl.zeros((), tl.int32)
     for first in range(0, blocks, CHUNK):
         block = first + tl.arange(0, CHUNK)
         count = tl.load(row + block, mask=block < blocks, other=0)
@@ -114,10 +122,12 @@ def begin_kernel(count_EB, num_tokens_E, blocks, CHUNK: tl.constexpr):
 
 
 @triton.jit
-def _places(num_tokens_E, begin_EB, chosen, lane, blocks, E: tl.constexpr):
-    """Where the pair of each chosen token and expert lies among the pairs sorted by expert."""
+def _places(num_tokens_E, block_begin, chosen, lane, blocks, E: tl.constexpr):
+    """Return where the pair of each chosen token and expert lies among the pairs sorted by expert."""
     count = tl.load(num_tokens_E + lane, mask=lane < E, other=0)
-    begin = tl.cumsum(count, 0) - count + tl.load(begin_EB + lane * blocks + tl.program_id(0), mask=lane < E, other=0)
+    begin = (
+        tl.cumsum(count, 0) - count + tl.load(block_begin + lane * blocks + tl.program_id(0), mask=lane < E, other=0)
+    )
     return begin[None, :] + tl.cumsum(chosen, 0) - chosen
 
 
@@ -126,7 +136,7 @@ def pairs_kernel(
     logits_TE,
     chosen_TE,
     num_tokens_E,
-    begin_EB,
+    block_begin,
     token_N,
     expert_N,
     gate_N,
@@ -139,7 +149,7 @@ def pairs_kernel(
     SIGMOID: tl.constexpr,
     RENORMALIZE: tl.constexpr,
 ):
-    """Token, expert and gate of every pair."""
+    """Write token, expert and gate of every pair of this block to its place."""
     token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
     _, score = _load_scores(logits_TE, at, real, SIGMOID)
@@ -147,7 +157,7 @@ def pairs_kernel(
     if RENORMALIZE:
         total = tl.sum(gate, 1)
         gate = gate / tl.where(total < SMALLEST, SMALLEST, total)[:, None]  # NaN stays
-    place = _places(num_tokens_E, begin_EB, chosen, lane, blocks, E)
+    place = _places(num_tokens_E, block_begin, chosen, lane, blocks, E)
     tl.store(token_N + place, (token[:, None] + lane[None, :] * 0).to(tl.int64), mask=chosen == 1)
     tl.store(expert_N + place, (token[:, None] * 0 + lane[None, :]).to(tl.int64), mask=chosen == 1)
     tl.store(gate_N + place, gate * scale, mask=chosen == 1)
@@ -160,7 +170,7 @@ def select_backward_kernel(
     logits_TE,
     chosen_TE,
     num_tokens_E,
-    begin_EB,
+    block_begin,
     dlogits_TE,
     num_tokens,
     blocks,
@@ -173,13 +183,13 @@ def select_backward_kernel(
     PROBS: tl.constexpr,
     GATES: tl.constexpr,
 ):
-    """d logits from those of the probabilities (if PROBS) and of the gates (if GATES)."""
+    """Compute d logits from those of the probabilities (if PROBS) and of the gates (if GATES)."""
     _token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     _, score = _load_scores(logits_TE, at, real, SIGMOID)
     dscore = tl.zeros((BLOCK, PADDED), tl.float32)
     if GATES:
         chosen = tl.load(chosen_TE + at, mask=real, other=0).to(tl.int32)
-        place = _places(num_tokens_E, begin_EB, chosen, lane, blocks, E)
+        place = _places(num_tokens_E, block_begin, chosen, lane, blocks, E)
         dgate = tl.load(dgate_N + place, mask=chosen == 1, other=0.0) * scale
         if RENORMALIZE:
             total = tl.sum(tl.where(chosen == 1, score, 0.0), 1)

@@ -1,8 +1,9 @@
-"""Tile shapes: which one each launch uses, from a table that was measured once, so that a training step never measures.
+"""Tile shapes: which one each launch uses, from a table that was measured once: a training step never measures.
 
-The choice depends on the device's kind, on the launch, and on sizes that the host knows without asking the device. So the same
-layer on the same kind of GPU sums in the same order, in every process. `hmoe bench tiles` measures other shapes and writes a
-file of the fastest; HMOE_TILE_SHAPES=FILE uses it in place of the table's, and a run records which were used.
+The choice depends on the device's kind, on the launch, and on sizes that the host knows without asking the device. So
+the same layer on the same kind of GPU sums in the same order, in every process. `hmoe bench tiles` measures other
+shapes and writes a file of the fastest; HMOE_TILE_SHAPES=FILE uses it in place of the table's, and a run records
+which were used.
 """
 
 import functools
@@ -27,9 +28,9 @@ class TileShape(NamedTuple):
     """What one program computes at a time: rows x columns, in steps of the depth.
 
     Attributes:
-        rows, columns, depth: of a tile; powers of two.
-        warps, stages: threads / 32, and steps of the depth that are copied ahead.
-        programs: per multiprocessor.
+        rows, columns, depth: sides of a tile and length of a step; powers of two.
+        warps, stages: threads / 32 of a program, and steps of the depth that are copied ahead.
+        programs: how many are started per multiprocessor.
     """
 
     rows: int
@@ -41,7 +42,7 @@ class TileShape(NamedTuple):
 
     @property
     def options(self) -> dict[str, int]:
-        """Arguments of a launch."""
+        """The constants and options that a launch is given."""
         tile = {"BM": self.rows, "BN": self.columns, "BK": self.depth, "GROUP": GROUP}
         return {**tile, "num_warps": self.warps, "num_stages": self.stages}
 
@@ -79,23 +80,23 @@ FLOAT32: Table = {
     launch: dict.fromkeys(SIZES, TileShape(32, 32, 32, 4, 2, 2) if launch in ("up", "weights_gate_up") else _32_DEEP)
     for launch in LAUNCHES
 }
-# The interpreter pays per tile, not per number.
+# The interpreter pays per tile, however large it is.
 INTERPRETER: Table = {launch: dict.fromkeys(SIZES, TileShape(32, 64, 64, 4, 1, 1)) for launch in LAUNCHES}
 TABLES = {"hopper": HOPPER, "portable": PORTABLE, "interpreter": INTERPRETER}
-_HOPPER_BYTES = 227 * 1024  # of shared memory that a block may use
-_LONGEST, _MOST_WARPS = 512, 32  # of a side of a tile; of a program, 1024 threads
+_HOPPER_BYTES = 227 * 1024  # shared memory that a block of threads may use
+_LONGEST_SIDE, _MOST_WARPS = 512, 32  # what a compiler takes; 32 warps are the 1024 threads that a block may have
 
 _forced: dict[str, TileShape] = {}
 
 
 def size_of(launch: str, rows: int, width: int, dim: int) -> str:
-    """Which column of a table holds.
+    """Return which of SIZES a launch of a layer has: the column of a table that is used.
 
     Args:
         launch: one of LAUNCHES.
         rows: token-expert pairs per expert, on average.
-        width: of an expert, on average.
-        dim: of the model; the columns of a tile of `down` and `dx` are its.
+        width: hidden units of an expert, on average.
+        dim: model width, over which the columns of `down` and `dx` go.
     """
     if rows < FEW_ROWS or (launch in ("down", "dx") and dim < SLIM):
         return "few"
@@ -103,7 +104,7 @@ def size_of(launch: str, rows: int, width: int, dim: int) -> str:
 
 
 def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> TileShape:
-    """The tile shape of a launch; `sizes` are (rows, width, dim) of `size_of`."""
+    """Return the tile shape of a launch; `sizes` are (rows, width, dim) as in `size_of`."""
     if launch in _forced:
         return _forced[launch]
     size = size_of(launch, *sizes)
@@ -114,7 +115,7 @@ def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, d
 
 @functools.cache
 def table_name(device: torch.device) -> str:
-    """Hopper's table holds where a block may use as much shared memory; elsewhere the portable one does."""
+    """Return the name of the device's table: Hopper's where a block may use as much shared memory, else the portable."""
     if INTERPRETED:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
@@ -123,7 +124,10 @@ def table_name(device: torch.device) -> str:
 
 
 def describe(device: torch.device) -> str:
-    """Name and digest of the table in use: other shapes sum in another order, so bits may differ."""
+    """Return name and digest of the table in use, for a run's record.
+
+    Other shapes sum in another order, so bits may differ between runs with different digests.
+    """
     table = {launch: {**TABLES[table_name(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES}
     digest = hashlib.sha256(json.dumps([table, FLOAT32], sort_keys=True).encode()).hexdigest()[:8]
     return f"{table_name(device)} {digest}"
@@ -131,7 +135,7 @@ def describe(device: torch.device) -> str:
 
 @contextmanager
 def forced(shapes: Mapping[str, TileShape]) -> Iterator[None]:
-    """These launches use these shapes, whatever the sizes."""
+    """Make these launches use these shapes within the context, whatever the sizes."""
     before = dict(_forced)
     _forced.update(shapes)
     try:
@@ -143,27 +147,29 @@ def forced(shapes: Mapping[str, TileShape]) -> Iterator[None]:
 
 @functools.cache
 def _own_shapes() -> Table:
-    """What HMOE_TILE_SHAPES names."""
+    """Read the table that HMOE_TILE_SHAPES names; empty where it is not set."""
     file = os.environ.get(VARIABLE)
     return read_table(Path(file)) if file else {}
 
 
 def read_table(file: Path) -> Table:
-    """Shapes that `hmoe bench tiles` wrote.
+    """Read the tile shapes that `hmoe bench tiles` wrote.
 
     Raises:
         ConfigError: for a file that is missing or no such table.
     """
     try:
         content = json.loads(file.read_text())["tiles"]
-        return {launch: {size: _checked(shape) for size, shape in row.items()} for launch, row in _known(content)}
+        return {
+            launch: {size: _check_shape(shape) for size, shape in row.items()} for launch, row in _check_rows(content)
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{VARIABLE} = {file}: {error or type(error).__name__}; must be a file written by `hmoe bench tiles`"
         ) from None
 
 
-def _known(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str, dict[str, list[int]]]]:
+def _check_rows(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str, dict[str, list[int]]]]:
     for launch, row in content.items():
         if launch not in LAUNCHES or not set(row) <= set(SIZES):
             raise ValueError(
@@ -172,16 +178,16 @@ def _known(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str, dict
         yield launch, row
 
 
-def _checked(shape: list[int]) -> TileShape:
-    fitting = len(shape) == len(TileShape._fields) and all(type(number) is int and number > 0 for number in shape)
-    if not fitting or any(number & (number - 1) for number in shape[:4]) or min(shape[:3]) < 16 or not _small(shape):
+def _check_shape(shape: list[int]) -> TileShape:
+    fitting = len(shape) == len(TileShape._fields) and all(type(value) is int and value > 0 for value in shape)
+    if not fitting or any(value & (value - 1) for value in shape[:4]) or min(shape[:3]) < 16 or not _compiles(shape):
         raise ValueError(
-            f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST}), warps (1 to {_MOST_WARPS}, a power of "
+            f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST_SIDE}), warps (1 to {_MOST_WARPS}, a power of "
             "two), stages, programs (from 1)"
         )
     return TileShape(*shape)
 
 
-def _small(shape: list[int]) -> bool:
-    """Whether a compiler takes it at all; whether it fits the GPU is known when it is launched."""
-    return max(shape[:3]) <= _LONGEST and shape[3] <= _MOST_WARPS
+def _compiles(shape: list[int]) -> bool:
+    # Whether it also fits the GPU is known when it is launched.
+    return max(shape[:3]) <= _LONGEST_SIDE and shape[3] <= _MOST_WARPS

@@ -2,6 +2,9 @@
 
 Persistent programs walk through the tiles of all experts; a tile's expert is found by comparing its number with the
 running sums of tiles, so nothing about the routing is ever known to the host.
+
+    tiles:  [widest expert: 0 1 2 3 4 5][next: 6 7 8 9]...      running sums (`ends`): 6 10 ...
+    tile 7: `ends` <= 7 holds once, so it is tile 1 of the second expert in this order
 """
 
 import os
@@ -11,13 +14,13 @@ import triton.language as tl
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-# rows of the plan, each a vector over experts, padded with empty experts to a power of two
+# Rows of the plan, each a vector over experts, padded with empty experts to a power of two.
 PAIR = tl.constexpr(0)  # first pair
 UNIT = tl.constexpr(1)  # first hidden unit
 PRE = tl.constexpr(2)  # first pre-activation
 BY_WIDTH = tl.constexpr(3)  # experts, widest first
 BY_PAIRS = tl.constexpr(4)  # experts, busiest first
-PAIRS = tl.constexpr(5)  # number of pairs
+PAIRS = tl.constexpr(5)  # how many pairs
 WIDTH = tl.constexpr(6)  # hidden units
 WORK = tl.constexpr(7)  # tiles that were taken, of launches that count them
 ROWS_OF_PLAN = 8
@@ -25,7 +28,10 @@ ROWS_OF_PLAN = 8
 
 @triton.jit(debug=True, do_not_specialize=["num_pairs", "num_tokens"])  # debug: assertions are compiled in
 def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, PADDED: tl.constexpr):
-    """All offsets of a layer, from the counts on the device, which are checked here, where nobody waits; one program."""
+    """Write all offsets of a layer into its plan, from the counts on the device; one program.
+
+    The counts are checked here, where nobody waits for them.
+    """
     lane = tl.arange(0, PADDED)
     real = lane < E
     pairs = tl.load(count_E + lane, mask=real, other=0).to(tl.int64)
@@ -37,7 +43,8 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
     tl.store(plan + PAIR * PADDED + lane, tl.cumsum(pairs, 0) - pairs)
     tl.store(plan + UNIT * PADDED + lane, tl.cumsum(width, 0) - width)
     tl.store(plan + PRE * PADDED + lane, tl.cumsum(pairs * width, 0) - pairs * width)
-    # Tiles of the widest (busiest) experts take longest, so they come first; the lane in the key makes it unique.
+    # Tiles of the widest (busiest) experts take longest, so they come first. The lane in the key makes it unique, and
+    # is taken out of it again after the sort: Triton sorts values, not indices.
     back = PADDED - 1 - lane
     tl.store(plan + BY_WIDTH * PADDED + lane, PADDED - 1 - tl.sort(width * PADDED + back, descending=True) % PADDED)
     tl.store(plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED)
@@ -48,14 +55,14 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
 
 @triton.jit
 def sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
-    """(pairs, width) of all experts in an order of the plan."""
+    """Load (pairs, width) of all experts in an order of the plan."""
     expert = tl.load(plan + ORDER * PADDED + tl.arange(0, PADDED))
     return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(tl.int32)
 
 
 @triton.jit
 def rounds(tiles):
-    """How many tiles this program computes when programs take them in turn, every other time in reverse (see `nth`)."""
+    """Return how many tiles this program computes, when programs take them in the turns of `nth`."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     full = tiles // programs
     place = tl.where(full % 2 == 0, program, programs - 1 - program)
@@ -64,18 +71,19 @@ def rounds(tiles):
 
 @triton.jit
 def nth(turn):
-    """The tile of a turn. Tiles come longest first: who had the longest of one turn has the shortest of the next."""
+    """Return the tile that this program computes in a turn; every other turn goes through the programs in reverse."""
     program, programs = tl.program_id(0), tl.num_programs(0)
+    # Tiles come longest first: the program with the longest of one turn gets the shortest of the next.
     return turn * programs + tl.where(turn % 2 == 0, program, programs - 1 - program)
 
 
 @triton.jit
 def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
-    """Of a tile: (number within its expert, the expert's pairs, width, first pair, first unit, first pre-activation)."""
+    """Return (tile within its expert, the expert's pairs, width, first pair, first unit, first pre-activation)."""
     before = ends <= tile
     expert = tl.load(plan + ORDER * PADDED + tl.sum(before.to(tl.int32), 0))
     pairs = tl.load(plan + PAIRS * PADDED + expert).to(tl.int32)
-    # Widths are multiples of 16 (checked at the door); said here so that loads become 16-byte copies.
+    # Widths are multiples of 16 (checked at the door); the compiler is told, so that loads become 16-byte copies.
     width = tl.multiple_of(tl.load(plan + WIDTH * PADDED + expert).to(tl.int32), 16)
     pair = tl.load(plan + PAIR * PADDED + expert)
     unit = tl.multiple_of(tl.load(plan + UNIT * PADDED + expert), 16)
@@ -85,7 +93,7 @@ def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def row_and_column(tile, num_rows, num_columns, GROUP: tl.constexpr):
-    """Tiles in groups of GROUP rows, so that neighbours share operands in the cache."""
+    """Return the row and column of a tile; tiles go in groups of GROUP rows, so neighbours share cached operands."""
     span = GROUP * num_columns
     first = tile // span * GROUP
     height = tl.minimum(num_rows - first, GROUP)
@@ -94,18 +102,19 @@ def row_and_column(tile, num_rows, num_columns, GROUP: tl.constexpr):
 
 @triton.jit
 def halves(tile, BM: tl.constexpr, BN: tl.constexpr):
-    """The left and right half of a tile's columns: what follows on a part needs fewer registers."""
+    """Split a tile's columns into a left and a right half: what follows on a part needs fewer registers."""
     return tl.split(tl.permute(tl.reshape(tile, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
 @triton.jit
 def multiply(a, b, sum_, UPCAST: tl.constexpr):
-    """sum_ + a @ b in float32; UPCAST because the interpreter multiplies the bits of bfloat16 (triton issue 11584).
+    """Return sum_ + a @ b in float32.
 
-    Of float32 numbers each step is summed alone and then added, so that errors grow with the number of steps, not with the depth;
-    subtracted, since the compiler would make one long sum of an addition.
+    UPCAST is for the interpreter, which multiplies the bits of bfloat16 as they are (triton issue 11584).
     """
     if a.dtype == tl.float32:
+        # Each step is summed alone and then added, so that errors grow with the number of steps, not with the depth.
+        # It is subtracted, since the compiler would make one long sum of an addition.
         return sum_ - tl.dot(-a, b, input_precision="ieee")
     if UPCAST:
         a = a.to(tl.float32)
