@@ -57,10 +57,12 @@ def expert_ffn(
     Args:
         x_TD: tokens.
         token_N: token of each token-expert pair, pairs sorted by expert, at most one pair of a token and an
-            expert. Pairs beyond the counts are ignored, so that a shape can stay the same when the counts change.
+            expert. Pairs beyond the counts are ignored, so that a shape can stay the same when the counts
+            change.
         gate_N: gate of each pair.
         num_tokens_E: pairs of each expert.
-        w_gate_FD, w_up_FD, w_down_FD: rows of hidden units, expert after expert; the down projection is transposed.
+        w_gate_FD, w_up_FD, w_down_FD: rows of hidden units, expert after expert; the down projection is
+            transposed.
         widths: hidden units of each expert; sums to F.
         backend: one of NAMES, or None for the fastest that is exact enough for the dtype.
 
@@ -68,8 +70,8 @@ def expert_ffn(
         y_TD, in the dtype of x.
 
     Raises:
-        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors or counts
-            that do not fit together.
+        ConfigError: for an unknown backend or one that cannot compute these tensors, and for tensors or
+            counts that do not fit together.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
     check(layer)
@@ -103,7 +105,7 @@ def _choose_room(layer: Layer, name: str) -> int:
 
 
 def _can_skip_operator(layer: Layer) -> bool:
-    """Whether nothing looks at the operator, so that its 50 us, a tenth of a layer that serves a token, are saved."""
+    """Return whether nothing looks at the operator: it costs 50 us, a tenth of a layer serving a token."""
     plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in layer[:7])
     return plain and _get_current_dispatch_mode() is None
 

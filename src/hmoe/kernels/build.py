@@ -1,4 +1,4 @@
-"""`python -m hmoe.kernels.build`: compile the optional C++ library for this processor into the cache folder."""
+"""`python -m hmoe.kernels.build`: compile the optional C++ library into the cache folder."""
 
 import argparse
 import os

@@ -13,7 +13,7 @@ from hmoe.errors import ConfigError
 def check_first_call(caller: str, sizes: Hashable, device: torch.device) -> None:
     """Raise ConfigError if a CUDA graph is being captured during the first call with these sizes.
 
-    A first call copies constants to the GPU and loads kernels, which cannot be captured. Later calls are free.
+    A first call copies constants to the GPU and loads kernels, which cannot be captured.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise ConfigError(

@@ -15,7 +15,7 @@ NAMES = ("reference", *HOMES)
 
 @functools.cache
 def backend(name: str) -> Backend:
-    """Return the backend of that name; it is imported when first asked for, since Triton may be missing and is slow."""
+    """Return the backend of that name, imported at the first call: Triton may be missing, and takes time."""
     module_backend: Backend = importlib.import_module(HOMES[name]).BACKEND
     return module_backend
 
@@ -85,8 +85,9 @@ def choose(layer: Layer) -> str:
         return "reference"
     if device == "cpu":
         return "cpu"
-    # Measured on one GPU (docs/log.md): the kernels are ahead of the loop for few large experts too, since the loop
-    # waits for the counts. Float32 stays with the loop: there the kernels use no tensor cores, and are for checks.
+    # Measured on one GPU (docs/log.md): the kernels are ahead of the loop for few large experts too, since
+    # the loop waits for the counts. Float32 stays with the loop: there the kernels use no tensor cores, and
+    # are for checks.
     low = dtype in (torch.bfloat16, torch.float16)
     return "triton" if device == "cuda" and low and refusal("triton", layer) is None else "loop"
 
@@ -101,7 +102,7 @@ def describe_tiles() -> str:
 
 
 def resolve(name: str | None, layer: Layer) -> str:
-    """Return the name of the backend that computes the layer: the one asked for, or the one chosen for the tensors.
+    """Return the name of the backend that computes the layer: the one asked for, else the one chosen.
 
     Raises:
         ConfigError: for an unknown name, or one that cannot compute these tensors.

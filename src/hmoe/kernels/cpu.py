@@ -1,4 +1,4 @@
-"""The CPU backend: the C++ library where it was built and computes the dtype, else the loop of library GEMMs."""
+"""The CPU backend: the C++ library where it was built and knows the dtype, else the loop of library GEMMs."""
 
 import torch
 

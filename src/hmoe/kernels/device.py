@@ -23,7 +23,7 @@ def runs_triton(device: torch.device) -> bool:
 
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Return a context that launches on the tensor's device: Triton takes the current one, which may be another."""
+    """Return a context whose launches go to the tensor's device: Triton takes the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 

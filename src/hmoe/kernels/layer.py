@@ -29,8 +29,8 @@ class Saved(NamedTuple):
     """What the backward pass needs in addition to the arguments.
 
     Attributes:
-        pre_gate, pre_up: outputs of the gate and up projections, flat, expert after expert, [rows][units]; the
-            door says how much room they get. Empty when no backward pass will come.
+        pre_gate, pre_up: outputs of the gate and up projections, flat, expert after expert, [rows][units];
+            the door says how much room they get. Empty when no backward pass will come.
         order_N: pairs grouped by token.
     """
 
@@ -54,8 +54,8 @@ class Backend(NamedTuple):
     """One way to compute a layer.
 
     Attributes:
-        forward: (layer, room) -> (y_TD, Saved); room is the elements of each pre-activation in `Saved`, 0 where no
-            backward pass will come.
+        forward: (layer, room) -> (y_TD, Saved); room is the elements of each pre-activation in `Saved`, 0
+            where no backward pass will come.
         backward: (layer, saved, dy_TD, whether the weights' gradients are wanted) -> Gradients.
         refusal: (layer) -> why it cannot compute this layer, or None.
         rows: (x_TD, pairs of an expert) -> rows of pre-activations it keeps for them.

@@ -1,7 +1,8 @@
 """Experts one after another through library GEMMs, with a hand-written backward pass; any device and dtype.
 
-Saves x, the two pre-activations and indices only. On CPU in bfloat16 each expert's rows are padded with zeros to a
-bucket, because oneDNN builds a new kernel for every row count it has not seen, which costs milliseconds per GEMM.
+Saves x, the two pre-activations and indices only. On CPU in bfloat16 each expert's rows are padded with zeros
+to a bucket, because oneDNN builds a new kernel for every row count it has not seen, which costs milliseconds
+per GEMM.
 
     pairs:            [expert 0][expert 1]...          sorted by expert
     padded rows:      [expert 0 |0 0][expert 1 |0]...  each expert's pairs, then zeros up to its bucket
@@ -80,7 +81,7 @@ def combine(
 
 
 def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
-    """Return the pairs grouped by token (N,), by expert within a token; pairs beyond the counts stay at the end."""
+    """Return the pairs by token, then by expert (N,); pairs beyond the counts stay at the end."""
     num_used = experts[-1].pairs.stop if experts else 0
     order_N = torch.arange(len(layer.token_N), device=layer.token_N.device)
     # Stable: pairs come sorted by expert, so each token's sum is taken in the order of the experts.
@@ -89,7 +90,7 @@ def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
 
 
 class _Scratch:
-    """Buffers that all experts use in turn: fresh memory costs page faults, as much time as the arithmetic on it."""
+    """Buffers that all experts use in turn: page faults of fresh memory cost as much as the arithmetic."""
 
     def __init__(self, like: torch.Tensor, experts: Sequence[Expert], dim: int) -> None:
         self._hidden = [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
@@ -117,7 +118,8 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
         x_MD, a_Mh = scratch.gather(0, x_TD, token_N, e), scratch.hidden(0, e)
-        # Pre-activations are computed where they are kept; without a backward pass they need no place of their own.
+        # Pre-activations are computed where they are kept; without a backward pass they need no place of
+        # their own.
         kept = [pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2]] if room else []
         g_Mh, u_Mh = kept or (scratch.hidden(1, e), scratch.hidden(2, e))
         torch.mm(x_MD, layer.w_gate_FD[e.units].T, out=g_Mh)

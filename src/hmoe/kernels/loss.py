@@ -6,7 +6,7 @@ import torch
 def softmax_loss(
     logits_TV: torch.Tensor, target_T: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
 ) -> torch.Tensor:
-    """Return -log softmax(logits)[target] of each token (T,), in float32; 0 where the target is `ignore_index`.
+    """Return -log softmax(logits)[target] of each token (T,), float32; 0 where the target is `ignore_index`.
 
     Args:
         logits_TV: of a chunk of tokens. If `back`, they are overwritten by the derivative of the tokens' sum

@@ -1,7 +1,7 @@
 """The optional C++ library for bfloat16 on x86-64 (`cpp/`), called through ctypes.
 
-`python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is a hash
-of the sources and of this processor, so a library of another version or another machine is not used.
+`python -m hmoe.kernels.build` makes it in the cache folder; nothing is ever built at import. Its file name is
+a hash of the sources and of this processor, so a library of another version or another machine is not used.
 """
 
 import ctypes
@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """Load a built library; None if it is damaged, may not be executed, or Linux does not grant the tile registers."""
+    """Load a built library; None if it is damaged, may not be executed, or gets no tile registers."""
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError:
@@ -132,7 +132,8 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
         raise ConfigError(
             "expert_ffn: room = 0 in the forward pass kept no pre-activations, a backward pass needs them"
         )
-    # Zeros, since the library writes nothing beyond the counts; float32, the only type of gates that it knows.
+    # Zeros, since the library writes nothing beyond the counts; float32, the only type of gates that it
+    # knows.
     dgate_N = torch.zeros_like(layer.gate_N, dtype=torch.float32)
     dx_TD = torch.empty_like(layer.x_TD)
     all_weights = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD)

@@ -1,8 +1,8 @@
 """The custom operators `hmoe::expert_ffn` and its backward: what torch.compile, FSDP2 and checkpointing see.
 
 Both have fake implementations from shapes alone, so a compiled graph holds them whole; the room for the
-pre-activations is an argument, so the graph's shapes are those of the run. The backend's name is one too; empty, it
-is chosen when the operator runs, since a graph is traced without the tensors that decide.
+pre-activations is an argument, so the graph's shapes are those of the run. The backend's name is one too;
+empty, it is chosen when the operator runs, since a graph is traced without the tensors that decide.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,7 +72,7 @@ def backward_op(
     weights: bool,
     backend: str,
 ) -> FiveTensors:
-    """Compute (dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD); the last three are empty unless `weights`."""
+    """Compute (dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD), the last three empty unless `weights`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
     layer = contiguous(tensors, widths)
     saved = Saved(pre_gate, pre_up, order_N)

@@ -16,7 +16,7 @@ def expert_ffn_reference(
     w_down_FD: torch.Tensor,
     widths: Sequence[int],
 ) -> torch.Tensor:
-    """Sum over a token's experts of gate x SwiGLU expert; arguments and result as in `hmoe.kernels.expert_ffn`."""
+    """Sum over a token's experts of gate x SwiGLU expert, by definition; arguments as in `expert_ffn`."""
     counts = num_tokens_E.tolist()
     y_TD = torch.zeros_like(x_TD)
     # What lies beyond the counts is room of a compiled graph and belongs to no expert.

@@ -1,4 +1,4 @@
-"""The router's selection as one operator on GPUs: `hmoe::select_experts`, three launches forward and one backward.
+"""The router's selection as one operator on GPUs, `hmoe::select_experts`: three launches, and one backward.
 
 The definition is `hmoe.model.router.route`; this computes the plain routers, top-k and top-p.
 """
@@ -48,7 +48,7 @@ class Selection(NamedTuple):
 
 
 def fuses_router(logits_TE: torch.Tensor) -> bool:
-    """Return whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition itself."""
+    """Return whether the kernels compute this router: on a GPU, eagerly; a compiler fuses the definition."""
     plain = logits_TE.dtype == torch.float32 and 0 < logits_TE.shape[1] <= MOST_EXPERTS
     return plain and not torch.compiler.is_compiling() and runs_triton(logits_TE.device)
 
@@ -68,14 +68,14 @@ def select_experts(
     return Selection(*outputs[:6])
 
 
-# The fields of `Selection`, then where each block of tokens begins within an expert's pairs, (experts, blocks).
+# The fields of `Selection`, then where each block of tokens begins within an expert: (experts, blocks).
 SelectionOutputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]
 
 
 def block_size(num_experts: int) -> int:
-    """Return the tokens that a program holds: together with all experts of each they must fit into registers."""
+    """Return the tokens that a program holds: with all experts of each they must fit into registers."""
     padded = max(2, 1 << (num_experts - 1).bit_length())
     return max(1, min(64, 512 // padded))
 
@@ -128,7 +128,7 @@ def select_backward_op(
     renormalize: bool,
     scale: float,
 ) -> torch.Tensor:
-    """Compute the derivative of the logits (T, E) from those of probabilities and gates; the choice is a constant."""
+    """Compute the derivative of the logits (T, E) from those of the outputs; the choice is a constant."""
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
     rule = Rule(0, 0.0, sigmoid, renormalize, scale)

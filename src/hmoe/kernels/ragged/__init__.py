@@ -1,1 +1,1 @@
-"""Ragged Triton kernels: all experts of a layer in one launch per product, whatever their widths and loads."""
+"""Ragged Triton kernels: all experts of a layer in one launch per product, of any widths and loads."""

@@ -44,9 +44,10 @@ def down_backward_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Compute from dy: d gate, d up, gate * activation, and a partial d (routing gate) per pair and tile of units.
+    """Compute d gate, d up, gate * activation, and a partial d (routing gate) per pair and tile of units.
 
-    Partial sums lie in [tile of BN units][pair] and are added up in order: the same bits for the same tile shape.
+    Partial sums lie in [tile of BN units][pair] and are added up in order: the same bits for the same tile
+    shape.
     """
     pairs, width = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
@@ -105,12 +106,14 @@ def weight_kernel(
 ):
     """Compute dw = a^T rows, and with the same rows b^T rows if TWO.
 
-    The depth is the expert's pairs; an expert without pairs gets zeros. Programs take the next tile when they are
-    free: tiles are few and long, and those of busy experts are several times as long as those of others.
+    The depth is the expert's pairs; an expert without pairs gets zeros. A program takes the next tile when it
+    is done with one, because tiles are few and long, and those of busy experts several times as long as
+    others.
     """
     _, width = sizes(plan, BY_PAIRS, PADDED)
     ends = tl.cumsum(tl.cdiv(width, BM) * tl.cdiv(D, BN), 0)
-    taken = plan + WORK * PADDED + TWO  # two launches of this kernel share a plan, each with a counter of its own
+    # Two launches of this kernel share a plan, each with a counter of its own.
+    taken = plan + WORK * PADDED + TWO
     index = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
     while index < tl.max(ends, 0):
         tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_PAIRS, PADDED)
@@ -120,7 +123,8 @@ def weight_kernel(
         at = depth[:, None] * h + units[None, :]
         a_at, b_at = a + pre + at, b + pre + at
         sum_a, sum_b = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
-        # One step ahead: rows whose index is loaded in the same step are copied two deep, whatever num_stages says.
+        # One step ahead: rows whose index is loaded in the same step are copied two deep, whatever num_stages
+        # says.
         ahead = tl.load(token_N + pair + depth, mask=depth < M, other=0).to(tl.int32)
         for m in range(0, M, BK):
             real, following, token = m + depth < M, m + BK + depth, ahead

@@ -19,7 +19,7 @@ from hmoe.kernels.ragged.tiles import (
 
 @triton.jit
 def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: tl.constexpr, BN: tl.constexpr):
-    """Store silu(gate) * up of some columns, and gate and up themselves if KEEP; `left` is the columns there are."""
+    """Store silu(gate) * up of some columns, and gate and up if KEEP; there are `left` columns."""
     column = start + tl.arange(0, BN)
     at += column[None, :]
     mask = real[:, None] & (column < left)[None, :]
@@ -56,7 +56,8 @@ def up_kernel(
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
         rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         token = tl.load(token_N + pair + rows, mask=rows < M, other=0).to(tl.int32)
-        # Large offsets are added to the pointer, tiles of offsets stay 32 bits wide: 64 would not fit into registers.
+        # Large offsets are added to the pointer, tiles of offsets stay 32 bits wide: 64 would not fit into
+        # registers.
         x_at = token[:, None] * D + depth[None, :]
         # Units beyond the last read the last one's weights, which needs no mask; nothing of them is stored.
         w_at = tl.minimum(units, h - 1)[None, :] * D + depth[:, None]
@@ -114,7 +115,7 @@ def down_kernel(
     BK: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """Compute out = a W for every pair, or a W + b V if TWO (then it is d x); the depth is the expert's own width."""
+    """Compute out = a W for every pair, or a W + b V if TWO (d x); the depth is the expert's width."""
     pairs, _ = sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(D, BN), 0)
     for turn in range(rounds(tl.max(ends, 0))):
@@ -123,7 +124,8 @@ def down_kernel(
         row, column, depth = tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real, inside_D = m * BM + row < M, column < D
         base = pre + (m * BM).to(tl.int64) * h
-        # Rows beyond the last read row 0 of the tile: those after the last expert would lie outside of the memory.
+        # Rows beyond the last read row 0 of the tile: those after the last expert would lie outside of the
+        # memory.
         a_at = tl.where(real, row, 0)[:, None] * h + depth[None, :]
         w_at = depth[:, None] * D + column[None, :]
         sum_ = tl.zeros((BM, BN), tl.float32)

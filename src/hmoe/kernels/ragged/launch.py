@@ -1,4 +1,4 @@
-"""The `triton` backend: allocates, and launches the ragged kernels in order. No size of the routing reaches the host."""
+"""The `triton` backend: launches the ragged kernels in order. No size of the routing reaches the host."""
 
 import functools
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def _device_fits(x_TD: torch.Tensor) -> bool:
 
 @functools.lru_cache(maxsize=1024)  # a CUDA graph reads them for as long as it lives
 def _on_device(widths: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Return widths as a tensor on the device; kept, because copying them every time would wait for the device."""
+    """Return widths as a tensor; kept, since copying them to the device every time would wait for it."""
     return torch.tensor(widths, device=device)
 
 
@@ -71,14 +71,16 @@ class Launcher:
 
     Attributes:
         plan: offsets and order of the experts, on the device.
-        sizes: pairs per expert and width of an expert, on average, and model width: what the tile shapes depend on.
+        sizes: pairs per expert and width of an expert, on average, and model width: what the tile shapes
+            depend on.
     """
 
     def __init__(self, layer: Layer, *variant: str | bool) -> None:
-        """Plan a layer; `variant` tells a pass from others that load other kernels, for the check of the first call."""
+        """Plan a layer; passes that load other kernels differ in `variant`, and each has a first call."""
         self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
         self.experts = len(layer.widths)
-        self.padded = max(triton.next_power_of_2(self.experts), 2)  # a row of the plan holds two counters of tiles
+        # At least 2: a row of the plan holds two counters of tiles.
+        self.padded = max(triton.next_power_of_2(self.experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])
         tiles = tuple(size_of(launch, *self.sizes) for launch in LAUNCHES)
@@ -121,7 +123,8 @@ class Launcher:
             return y_TD
         # A table of places in place of a sort: no number of pairs per token has to be known.
         place_TE = torch.full((len(y_TD), experts), -1, dtype=torch.int32, device=y_TD.device)
-        blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)  # a token comes to an expert at most once
+        # A token comes to an expert at most once.
+        blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)
         if blocks:
             place_kernel[(blocks, experts)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
         # Without gates any tensor may stand for them, since the kernel does not read it.
@@ -162,7 +165,8 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     run = Launcher(layer, "backward", weights)
     dgate, dup, act = (torch.empty_like(saved.pre_gate) for _ in range(3))
-    # Zeros: a narrow expert has fewer tiles of units than the widest, and leaves the rest of its rows unwritten.
+    # Zeros: a narrow expert has fewer tiles of units than the widest, and leaves the rest of its rows
+    # unwritten.
     tiles = triton.cdiv(max(layer.widths), run.shape("down_backward").columns)
     partial = gate_N.new_zeros(tiles, run.num_pairs, dtype=torch.float32)
     into = (dgate, dup, act, partial, run.num_pairs)

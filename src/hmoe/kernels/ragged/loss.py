@@ -46,7 +46,7 @@ def loss_kernel(
 def launch(
     logits_TV: torch.Tensor, target_T: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
 ) -> torch.Tensor:
-    """Launch the kernel of the loss on its tensors' device; arguments as in `hmoe.kernels.loss.softmax_loss`."""
+    """Launch the kernel of the loss on the logits' device; arguments as in `hmoe.kernels.softmax_loss`."""
     num_tokens, vocab = logits_TV.shape
     nll_T = torch.empty(num_tokens, dtype=torch.float32, device=logits_TV.device)
     check_first_call("cross_entropy", (vocab, logits_TV.dtype, back), logits_TV.device)

@@ -30,7 +30,7 @@ def rotate_kernel(
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Map (a, b) to (a cos - b sin, b cos + a sin) for the pairs (i, i + C/2) of every head at every position.
+    """Map (a, b) to (a cos - b sin, b cos + a sin) for the pairs (i, i + C/2) of all heads and positions.
 
     A row is a head at a position: [sequence][position][head].
     """
@@ -51,7 +51,7 @@ def rotate_kernel(
 
 
 def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Launch the kernel of rotary positions; arguments as in `hmoe.kernels.rotation.rotate_pairs`."""
+    """Launch the kernel of rotary positions; arguments as in `hmoe.kernels.rotate_pairs`."""
     # The kernel knows the strides of all axes but the last.
     x_BHLC = x_BHLC if x_BHLC.stride(-1) == 1 else x_BHLC.contiguous()
     cos, sin, out_BHLC = cos.contiguous(), sin.contiguous(), torch.empty_like(x_BHLC)

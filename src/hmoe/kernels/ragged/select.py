@@ -1,7 +1,8 @@
 """Triton kernels of a router: logits -> chosen experts, gates and pairs sorted by expert, and back.
 
-No size reaches the host. A program holds a block of tokens and all experts. Pairs are placed by counting: per block,
-then over the blocks of an expert, then within a block, so their order is that of expert and token whatever ran first.
+No size reaches the host. A program holds a block of tokens and all experts. Pairs are placed by counting: per
+block, then over the blocks of an expert, then within a block, so their order is that of expert and token
+whatever ran first.
 
     pairs:        [expert 0][expert 1]...               where an expert begins: sum of the counts before it
     expert 0:     [block 0][block 1]...                 where a block begins: `block_begin`, (experts, blocks)
@@ -16,7 +17,7 @@ SMALLEST = tl.constexpr(1e-30)  # of what gates are divided by, as in `hmoe.mode
 
 @triton.jit
 def _cells(num_tokens, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr):
-    """Return this program's tokens, the experts, which pairs of both exist, and where they lie in a (T, E) table."""
+    """Return the program's tokens, the experts, which of their pairs exist, and offsets in a (T, E) table."""
     token, lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.arange(0, PADDED)
     real = (token < num_tokens)[:, None] & (lane < E)[None, :]
     return token, lane, real, token[:, None].to(tl.int64) * E + lane[None, :]
@@ -50,8 +51,9 @@ def _first_largest(value, free, lane, PADDED: tl.constexpr):
 
 @triton.jit
 def _choose(value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
-    """Return 1 for the K largest values of each row, or if K is 0 for the largest until their scores reach p; else 0."""
+    """Return 1 for the K largest values of a row, or if K is 0 for the largest until their scores reach p."""
     chosen = tl.zeros((BLOCK, PADDED), tl.int32)
+    # All experts: no comparison may leave one out.
     if K == E:
         chosen += (lane < E).to(tl.int32)[None, :]
     elif K > 0:
@@ -89,7 +91,7 @@ def choose_kernel(
     BIASED: tl.constexpr,
     GIVEN: tl.constexpr,
 ):
-    """Compute probabilities, choose experts for each token unless GIVEN, and count each expert's tokens in the block."""
+    """Compute probabilities, choose each token's experts unless GIVEN, and count each expert's tokens."""
     _token, lane, real, at = _cells(num_tokens, E, PADDED, BLOCK)
     z, score = _load_scores(logits_TE, at, real, SIGMOID)
     probs = score
@@ -102,7 +104,8 @@ def choose_kernel(
         value = z
         if BIASED:
             value = score + tl.load(bias_E + lane, mask=lane < E, other=0.0)[None, :]
-        value = tl.where(value != value, float("inf"), value)  # noqa: PLR0124 - a row with NaN has choices too
+        # A row with NaN has choices too, so that the counts are right; its gates are NaN.
+        value = tl.where(value != value, float("inf"), value)  # noqa: PLR0124
         chosen = _choose(value, score, lane, p, E, PADDED, BLOCK, K)
         tl.store(chosen_TE + at, chosen.to(tl.int8), mask=real)
     count = tl.sum(tl.where(real, chosen, 0), 0)
@@ -111,7 +114,7 @@ def choose_kernel(
 
 @triton.jit(do_not_specialize=["blocks"])
 def begin_kernel(block_count, num_tokens_E, blocks, CHUNK: tl.constexpr):
-    """Replace the counts of an expert's blocks by where each begins within the expert; one program per expert."""
+    """Replace the counts of an expert's blocks by where each begins in the expert; one program per expert."""
     row, total = block_count + tl.program_id(0) * blocks, tl.zeros((), tl.int32)
     for first in range(0, blocks, CHUNK):
         block = first + tl.arange(0, CHUNK)
@@ -206,6 +209,7 @@ def select_backward_kernel(
             dscore += (dprobs - (tl.sum(dprobs * score, 1) / total)[:, None]) / total[:, None]
         else:
             dscore += dprobs
+    # The derivative of a softmax takes off the mean under it; a sigmoid's scores do not depend on each other.
     mean = tl.sum(tl.where(real, dscore * score, 0.0), 1)[:, None]
     dlogits = dscore * score * (1 - score) if SIGMOID else score * (dscore - mean)
     tl.store(dlogits_TE + at, dlogits, mask=real)

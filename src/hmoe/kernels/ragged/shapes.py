@@ -1,9 +1,9 @@
-"""Tile shapes: which one each launch uses, from a table that was measured once: a training step never measures.
+"""Tile shapes: which one each launch uses, from a table measured once, so that training never measures.
 
-The choice depends on the device's kind, on the launch, and on sizes that the host knows without asking the device. So
-the same layer on the same kind of GPU sums in the same order, in every process. `hmoe bench tiles` measures other
-shapes and writes a file of the fastest; HMOE_TILE_SHAPES=FILE uses it in place of the table's, and a run records
-which were used.
+The choice depends on the device's kind, on the launch, and on sizes that the host knows without asking the
+device. So the same layer on the same kind of GPU sums in the same order, in every process. `hmoe bench tiles`
+measures other shapes and writes a file of the fastest; HMOE_TILE_SHAPES=FILE uses it in place of the table's,
+and a run records which were used.
 """
 
 import functools
@@ -63,8 +63,9 @@ def _sizes(few: TileShape, narrow: TileShape, wide: TileShape) -> Sizes:
     return dict(zip(SIZES, (few, narrow, wide), strict=True))
 
 
-# The fastest on an H200 (benchmarks/results/gpu-run-2026-11-27.json, stage 4) for the 0.4B, 3B and 64-expert layers; `few` by
-# reasoning: fewer rows of padding. All spill no register (tests/kernels/test_ragged_compile.py).
+# The fastest on an H200 (benchmarks/results/gpu-run-2026-11-27.json, stage 4) for the 0.4B, 3B and 64-expert
+# layers; `few` by reasoning: fewer rows of padding. All spill no register
+# (tests/kernels/test_ragged_compile.py).
 HOPPER: Table = {
     "up": _sizes(_64x64, TileShape(128, 64, 64, 4, 3, 2), TileShape(128, 128, 64, 8, 4, 1)),
     "down": _sizes(_64x64, TileShape(128, 256, 64, 8, 3, 1), TileShape(128, 256, 64, 8, 3, 1)),
@@ -73,7 +74,8 @@ HOPPER: Table = {
     "weights_gate_up": _sizes(_64x64, TileShape(64, 128, 64, 4, 3, 2), _128x128),
     "weights_down": _sizes(_64x64, TileShape(128, 128, 64, 4, 3, 2), TileShape(128, 128, 64, 4, 3, 2)),
 }
-# For GPUs that nothing was measured on: small enough for 99 KB of shared memory, no spilled register on sm_80.
+# For GPUs that nothing was measured on: small enough for 99 KB of shared memory, no spilled register on
+# sm_80.
 PORTABLE: Table = {launch: _sizes(_64x64, _64x64, _64x64) for launch in LAUNCHES}
 # For checks; two products at a time need twice the registers.
 FLOAT32: Table = {
@@ -84,7 +86,7 @@ FLOAT32: Table = {
 INTERPRETER: Table = {launch: dict.fromkeys(SIZES, TileShape(32, 64, 64, 4, 1, 1)) for launch in LAUNCHES}
 TABLES = {"hopper": HOPPER, "portable": PORTABLE, "interpreter": INTERPRETER}
 _HOPPER_BYTES = 227 * 1024  # shared memory that a block of threads may use
-_LONGEST_SIDE, _MOST_WARPS = 512, 32  # what a compiler takes; 32 warps are the 1024 threads that a block may have
+_LONGEST_SIDE, _MOST_WARPS = 512, 32  # what compiles; 32 warps are the 1024 threads that a block may have
 
 _forced: dict[str, TileShape] = {}
 
@@ -115,11 +117,12 @@ def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, d
 
 @functools.cache
 def table_name(device: torch.device) -> str:
-    """Return the name of the device's table: Hopper's where a block may use as much shared memory, else the portable."""
+    """Return the device's table: Hopper's where a block may use as much shared memory, else the portable."""
     if INTERPRETED:
         return "interpreter"
     properties = torch.cuda.get_device_properties(device)
-    shared = getattr(properties, "shared_memory_per_block_optin", 0)  # which PyTorch does not have on every platform
+    # PyTorch does not have this property on every platform.
+    shared = getattr(properties, "shared_memory_per_block_optin", 0)
     return "hopper" if shared >= _HOPPER_BYTES else "portable"
 
 

@@ -1,7 +1,7 @@
 """What all ragged kernels share: the plan of a layer, and the way from a tile's number to its expert.
 
-Persistent programs walk through the tiles of all experts; a tile's expert is found by comparing its number with the
-running sums of tiles, so nothing about the routing is ever known to the host.
+Persistent programs walk through the tiles of all experts; a tile's expert is found by comparing its number
+with the running sums of tiles, so nothing about the routing is ever known to the host.
 
     tiles:  [widest expert: 0 1 2 3 4 5][next: 6 7 8 9]...      running sums (`ends`): 6 10 ...
     tile 7: `ends` <= 7 holds once, so it is tile 1 of the second expert in this order
@@ -43,8 +43,8 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
     tl.store(plan + PAIR * PADDED + lane, tl.cumsum(pairs, 0) - pairs)
     tl.store(plan + UNIT * PADDED + lane, tl.cumsum(width, 0) - width)
     tl.store(plan + PRE * PADDED + lane, tl.cumsum(pairs * width, 0) - pairs * width)
-    # Tiles of the widest (busiest) experts take longest, so they come first. The lane in the key makes it unique, and
-    # is taken out of it again after the sort: Triton sorts values, not indices.
+    # Tiles of the widest (busiest) experts take longest, so they come first. The lane in the key makes it
+    # unique, and is taken out of it again after the sort: Triton sorts values, not indices.
     back = PADDED - 1 - lane
     tl.store(plan + BY_WIDTH * PADDED + lane, PADDED - 1 - tl.sort(width * PADDED + back, descending=True) % PADDED)
     tl.store(plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED)
@@ -71,7 +71,7 @@ def rounds(tiles):
 
 @triton.jit
 def nth(turn):
-    """Return the tile that this program computes in a turn; every other turn goes through the programs in reverse."""
+    """Return this program's tile of a turn; every other turn goes through the programs in reverse."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     # Tiles come longest first: the program with the longest of one turn gets the shortest of the next.
     return turn * programs + tl.where(turn % 2 == 0, program, programs - 1 - program)
@@ -79,11 +79,12 @@ def nth(turn):
 
 @triton.jit
 def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
-    """Return (tile within its expert, the expert's pairs, width, first pair, first unit, first pre-activation)."""
+    """Return (tile within its expert, its pairs, width, first pair, first unit, first pre-activation)."""
     before = ends <= tile
     expert = tl.load(plan + ORDER * PADDED + tl.sum(before.to(tl.int32), 0))
     pairs = tl.load(plan + PAIRS * PADDED + expert).to(tl.int32)
-    # Widths are multiples of 16 (checked at the door); the compiler is told, so that loads become 16-byte copies.
+    # Widths are multiples of 16 (checked at the door); the compiler is told, so that loads become 16-byte
+    # copies.
     width = tl.multiple_of(tl.load(plan + WIDTH * PADDED + expert).to(tl.int32), 16)
     pair = tl.load(plan + PAIR * PADDED + expert)
     unit = tl.multiple_of(tl.load(plan + UNIT * PADDED + expert), 16)
@@ -93,7 +94,7 @@ def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def row_and_column(tile, num_rows, num_columns, GROUP: tl.constexpr):
-    """Return the row and column of a tile; tiles go in groups of GROUP rows, so neighbours share cached operands."""
+    """Return a tile's row and column, in groups of GROUP rows, so that neighbours share cached operands."""
     span = GROUP * num_columns
     first = tile // span * GROUP
     height = tl.minimum(num_rows - first, GROUP)
@@ -113,8 +114,8 @@ def multiply(a, b, sum_, UPCAST: tl.constexpr):
     UPCAST is for the interpreter, which multiplies the bits of bfloat16 as they are (triton issue 11584).
     """
     if a.dtype == tl.float32:
-        # Each step is summed alone and then added, so that errors grow with the number of steps, not with the depth.
-        # It is subtracted, since the compiler would make one long sum of an addition.
+        # Each step is summed alone and then added, so that errors grow with the number of steps, not with the
+        # depth. It is subtracted, since the compiler would make one long sum of an addition.
         return sum_ - tl.dot(-a, b, input_precision="ieee")
     if UPCAST:
         a = a.to(tl.float32)
