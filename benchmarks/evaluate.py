@@ -1,8 +1,9 @@
-"""How many examples per second does our lm-eval model score, against the harness's own `hf` model of the same weights?
+"""How many examples per second does our lm-eval model score, against the harness's `hf` model of equal weights?
 
-The `hf` model gets the batch size at which it is fastest, in each of two forms: the transformers class of hmoe, and an
-ordinary Mixtral (`hmoe export --format mixtral`). Then rounds of ours and of the faster form alternate; the ratio is the
-median over rounds. Requests are built before the clock starts; encoding, batching and scoring are on it.
+The `hf` model gets the batch size at which it is fastest, in each of two forms: the transformers class of
+hmoe, and an ordinary Mixtral (`hmoe export --format mixtral`). Then rounds of ours and of the faster form
+alternate; the ratio is the median over rounds. Requests are built before the clock starts; encoding, batching
+and scoring are on it.
 
     python benchmarks/evaluate.py RUN BENCHMARKS [--task arc_easy --task hellaswag] [--limit 200] [--rounds 5]
 """
@@ -13,13 +14,14 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hmoe.hub
-from hmoe.bench.measure import machine, median, save
+from hmoe.bench.measure import machine, save
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.evaluate.tasks import quiet, select
 from hmoe.hub.export import Export, export
@@ -29,7 +31,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 Answers = list[tuple[float, bool]]
 
 
-def requests_of(name: str, benchmarks: Path, limit: int) -> list[Any]:
+def build_requests(name: str, benchmarks: Path, limit: int) -> list[Any]:
     with quiet():
         (task,) = select([name], benchmarks).load(name)["tasks"].values()
         task.set_config(key="num_fewshot", value=0)
@@ -37,22 +39,25 @@ def requests_of(name: str, benchmarks: Path, limit: int) -> list[Any]:
     return list(task.instances)
 
 
-def timed(model: Any, requests: list[Any]) -> tuple[float, Answers]:
+def score_requests(model: Any, requests: list[Any]) -> tuple[float, Answers]:
+    """Return examples per second and the answers."""
     start = time.perf_counter()
     answers = model.loglikelihood(requests, disable_tqdm=True)
     return len({request.doc_id for request in requests}) / (time.perf_counter() - start), answers
 
 
-def fastest(models: dict[str, Any], tokenizers: dict[str, Any], length: int, requests: list[Any]) -> tuple[str, int]:
-    """Form and batch size of the fastest `hf` model; each is measured warm."""
-    found: dict[tuple[str, int], float] = {}
+def find_fastest(
+    models: dict[str, Any], tokenizers: dict[str, Any], length: int, requests: list[Any]
+) -> tuple[str, int]:
+    """Return form and batch size of the fastest `hf` model; each is measured warm."""
+    rates: dict[tuple[str, int], float] = {}
     for name, model in models.items():
         for size in BATCHES:
             stock = HFLM(model, tokenizer=tokenizers[name], device="cpu", batch_size=size, max_length=length)
-            timed(stock, requests[: 4 * size])
-            found[name, size] = timed(stock, requests)[0]
-            print(f"  hf, {name}, batch size {size}: {found[name, size]:.1f} examples/s", flush=True)
-    return max(found, key=lambda key: found[key])
+            score_requests(stock, requests[: 4 * size])
+            rates[name, size] = score_requests(stock, requests)[0]
+            print(f"  hf, {name}, batch size {size}: {rates[name, size]:.1f} examples/s", flush=True)
+    return max(rates, key=lambda key: rates[key])
 
 
 def main() -> None:
@@ -81,20 +86,20 @@ def main() -> None:
             tokenizers[form] = AutoTokenizer.from_pretrained(Path(folder) / form)
     tasks = {}
     for name in args.task or ["arc_easy", "hellaswag", "piqa", "boolq", "social_iqa", "winogrande"]:
-        requests = requests_of(name, args.benchmarks, args.limit)
-        form, size = fastest(models, tokenizers, args.window, requests)
+        requests = build_requests(name, args.benchmarks, args.limit)
+        form, size = find_fastest(models, tokenizers, args.window, requests)
         stock = HFLM(models[form], tokenizer=tokenizers[form], device="cpu", batch_size=size, max_length=args.window)
         ours = LanguageModel(opened.model, opened.tokenizer, args.window, begin=opened.begin)
         rows = []
-        for number in range(args.rounds + 1):  # the first is for warmth
-            pair = {id(lm): timed(lm, requests) for lm in ((ours, stock) if number % 2 else (stock, ours))}
-            if number:
+        for index in range(args.rounds + 1):  # the first is for warmth
+            pair = {id(lm): score_requests(lm, requests) for lm in ((ours, stock) if index % 2 else (stock, ours))}
+            if index:
                 rows.append((pair[id(ours)][0], pair[id(stock)][0]))
-        apart = max(abs(a[0] - b[0]) for a, b in zip(pair[id(ours)][1], pair[id(stock)][1], strict=True))
+        difference = max(abs(a[0] - b[0]) for a, b in zip(pair[id(ours)][1], pair[id(stock)][1], strict=True))
         tasks[name] = {
             "examples_per_second": median(mine for mine, _ in rows), "hf_examples_per_second": median(hf for _, hf in rows),
             "hf_form": form, "hf_batch_size": size, "ratio": median(mine / hf for mine, hf in rows),
-            "largest_difference_nats": apart, "rounds_ours_hf": rows,
+            "largest_difference_nats": difference, "rounds_ours_hf": rows,
         }  # fmt: skip
         row = tasks[name]
         print(f"{name:12s} ours {row['examples_per_second']:.1f}, hf {row['hf_examples_per_second']:.1f} ({form}, {size}): "

@@ -1,10 +1,11 @@
 """Which router or addition helps at the same training FLOPs, on real text and a small scale?
 
-Every preset is trained until it has spent the same FLOPs, counted from the experts that were really activated, with several
-seeds; the table has the mean validation loss with its 95% interval (Student's t). A seed changes weights and sample order.
-Finished runs are kept in --runs and not run again.
+Every preset is trained until it has spent the same FLOPs, counted from the experts that were really
+activated, with several seeds; the table has the mean validation loss with its 95% interval (Student's t). A
+seed changes weights and sample order. Finished runs are kept in --runs and not run again.
 
-    python benchmarks/neighbours.py [--flops 4e12] [--seeds 3] [--presets tiny tiny-rectify] [--runs runs/neighbours]
+    python benchmarks/neighbours.py [--flops 4e12] [--seeds 3] [--presets tiny tiny-rectify]
+        [--runs runs/neighbours]
 """
 
 import argparse
@@ -28,8 +29,8 @@ PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tin
 NOT_CAUSAL = {"tiny-expert-choice"}
 
 
-def one(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
-    """The last row of a run's metrics."""
+def train_preset(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
+    """Train a preset until the FLOPs are spent, unless that was done; return the last row of its metrics."""
     budget = ["train.steps=null", f"train.flops={flops}", f"seed={seed}", "train.sample_every=0", "train.eval_every=0"]
     config = recipes.load(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
     with RunFolder(folder, config) as opened, Console() as console:
@@ -38,8 +39,8 @@ def one(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
     return row | {"parameters": sum(parameters_by_part(config.model).values())}
 
 
-def interval(values: list[float]) -> tuple[float, float | None]:
-    """Mean and half of its 95% interval; one value has none."""
+def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
+    """Return the mean and half of its 95% interval; one value has none."""
     mean, count = statistics.mean(values), len(values)
     if count < 2:
         return mean, None
@@ -47,12 +48,13 @@ def interval(values: list[float]) -> tuple[float, float | None]:
 
 
 def show_half(half: float | None) -> str:
-    """Half of an interval as a column of a table."""
+    """Return half of an interval as a column of a table."""
     return "(one seed)" if half is None else f"± {half:.4f}"
 
 
-def summary(preset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    mean, half = interval([row["validation_loss"] for row in rows])
+def summarize_seeds(preset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the row of a preset in the table: means over its seeds."""
+    mean, half = mean_and_interval([row["validation_loss"] for row in rows])
     dropped = [sum(row["slots"]["dropped"]) for row in rows if "slots" in row]
     return {
         "preset": preset, "validation_loss": mean, "interval": half, "seeds": [row["validation_loss"] for row in rows],
@@ -71,20 +73,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/neighbours"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    found = []
+    summaries = []
     for preset in arguments.presets:
         folders = [arguments.runs / f"{preset}-{arguments.flops:g}-{seed}" for seed in range(arguments.seeds)]
-        rows = [one(preset, seed, arguments.flops, folder) for seed, folder in enumerate(folders)]
-        found.append(summary(preset, rows))
+        rows = [train_preset(preset, seed, arguments.flops, folder) for seed, folder in enumerate(folders)]
+        summaries.append(summarize_seeds(preset, rows))
     print("preset              validation loss      parameters  activated      tokens   dropped")
-    for row in sorted(found, key=lambda row: row["validation_loss"]):
+    for row in sorted(summaries, key=lambda row: row["validation_loss"]):
         dropped = "" if row["dropped_last_step"] is None else f"{row['dropped_last_step']:.0f}"
-        note = "  not causal: no match" if row["preset"] in NOT_CAUSAL else ""
+        note = "  not causal: not comparable" if row["preset"] in NOT_CAUSAL else ""
         print(
             f"{row['preset']:18s}  {row['validation_loss']:.4f} {show_half(row['interval'])}  {row['parameters']:>13,}  "
             f"{row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  {dropped:>8s}{note}"
         )
-    measured = {"flops": arguments.flops, "machine": machine("cpu"), "presets": found}
+    measured = {"flops": arguments.flops, "machine": machine("cpu"), "presets": summaries}
     print(save(arguments.out, "neighbours", measured))
 
 

@@ -30,18 +30,21 @@ def main() -> None:
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.9), constrained_layout=True)
 
     left.plot(tokens, [row["loss"] for row in rows], color="#b8c4d0", lw=1, label="training, nats per token")
-    seen = [row for row in rows if "validation_bits_per_byte" in row]
+    validated = [row for row in rows if "validation_bits_per_byte" in row]
     left.plot(
-        [r["tokens"] / 1e6 for r in seen],
-        [r["validation_loss"] for r in seen],
+        [r["tokens"] / 1e6 for r in validated],
+        [r["validation_loss"] for r in validated],
         "o-",
         ms=3,
         color="#1f4e79",
         label="validation",
     )
-    bits = seen[-1]["validation_bits_per_byte"]
+    bits = validated[-1]["validation_bits_per_byte"]
     left.annotate(
-        f"{bits:.2f} bits per byte", (tokens[-1], seen[-1]["validation_loss"]), (-90, 22), textcoords="offset points"
+        f"{bits:.2f} bits per byte",
+        (tokens[-1], validated[-1]["validation_loss"]),
+        (-90, 22),
+        textcoords="offset points",
     )
     left.set(xlabel="million tokens", title="loss")
     left.legend(frameon=False)

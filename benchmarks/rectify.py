@@ -1,11 +1,13 @@
 """Does Rectify-Router help where its paper says so: experts made from a dense model, at capacity factor 1.0?
 
-A dense model is trained. Of it come 8 experts in every second layer, all copies of the dense layer, so that every method starts from
-the same function; then each trains the same number of steps at a small learning rate, as in the paper. Methods: the dense model
-trained on; top-1 with gates straight through (the paper's baseline), + IR, + FR, + both; top-2. A seed changes the dense model, the
-router and the order of samples. Finished runs are kept in --runs and not run again.
+A dense model is trained. Of it come 8 experts in every second layer, all copies of the dense layer, so that
+every method starts from the same function; then each trains the same number of steps at a small learning
+rate, as in the paper. Methods: the dense model trained on; top-1 with gates straight through (the paper's
+baseline), + IR, + FR, + both; top-2. A seed changes the dense model, the router and the order of samples.
+Finished runs are kept in --runs and not run again.
 
-    python benchmarks/rectify.py [--dense-steps 480] [--steps 480] [--seeds 3] [--runs runs/rectify] [--scratch]
+    python benchmarks/rectify.py [--dense-steps 480] [--steps 480] [--seeds 3] [--runs runs/rectify]
+        [--scratch]
 
 With --scratch nothing is upcycled: the same models from random weights.
 """
@@ -16,7 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from neighbours import interval, show_half
+from neighbours import mean_and_interval, show_half
 
 from hmoe.bench.measure import machine, save
 from hmoe.config import recipes
@@ -40,8 +42,8 @@ _COMMON = ["model.layers=4", "model.ffn=256", "data.batch_tokens=2048", "train.s
            "train.save_every=1000000", "train.eval_sequences=512"]  # fmt: skip
 
 
-def recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float, balance: float) -> Any:
-    """Warm-up of a tenth of the steps, cosine to a tenth of the learning rate: the paper's shape."""
+def make_recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float, balance: float) -> Any:
+    """Make a recipe: warm-up of a tenth of the steps, cosine to a tenth of the learning rate, as in the paper."""
     plan = [f"seed={seed}", f"train.steps={steps}", f"optim.lr={lr}", f"optim.warmup_steps={steps // 10}",
             "optim.schedule=cosine", f"optim.schedule_steps={steps}"]  # fmt: skip
     if router is None:
@@ -51,8 +53,8 @@ def recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float, bala
     return recipes.load("tiny-equal", [*_COMMON, *plan, *experts])[1]
 
 
-def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
-    """Last row of the metrics of a run, from the dense one or from random weights."""
+def train_once(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
+    """Train from the dense run or random weights, unless that was done; return the last row of metrics."""
     metrics = folder / "metrics.jsonl"
     if not (metrics.exists() and "validation_loss" in metrics.read_text()):
         with RunFolder(folder, config) as opened, Console() as console:
@@ -67,8 +69,8 @@ def trained(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
     return row
 
 
-def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:
-    """Of a run; what it depends on stands in its name."""
+def name_folder(arguments: argparse.Namespace, method: str, seed: int) -> Path:
+    """Return the folder of a run; what the run depends on stands in its name."""
     letters = "".join(letter for letter in method if letter.isalnum())
     origin = "scratch" if arguments.scratch else f"upcycled-{arguments.dense_steps}"
     path: Path = (
@@ -77,14 +79,17 @@ def folder_of(arguments: argparse.Namespace, method: str, seed: int) -> Path:
     return path
 
 
-def summary(method: str, found: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
-    losses, plain = ([row["validation_loss"] for row in rows] for rows in (found, base))
-    mean, half = interval([one - other for one, other in zip(losses, plain, strict=True)])
-    slots = [row["slots"] for row in found if "slots" in row]
+def summarize_seeds(method: str, rows: list[dict[str, Any]], base_rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a method's row in the table: means over seeds, and the difference to the base, seed by seed."""
+    losses, base_losses = ([row["validation_loss"] for row in group] for group in (rows, base_rows))
+    mean, half = mean_and_interval([loss - base for loss, base in zip(losses, base_losses, strict=True)])
+    slots = [row["slots"] for row in rows if "slots" in row]
     return {
         "method": method, "validation_loss": statistics.mean(losses), "difference": mean, "interval": half, "seeds": losses,
-        "flops": statistics.mean(row["flops"] for row in found),
-        "slots_last_step": {name: statistics.mean(sum(one[name]) for one in slots) for name in (slots[0] if slots else {})},
+        "flops": statistics.mean(row["flops"] for row in rows),
+        "slots_last_step": {
+            name: statistics.mean(sum(counts[name]) for counts in slots) for name in (slots[0] if slots else {})
+        },
     }  # fmt: skip
 
 
@@ -104,15 +109,18 @@ def main() -> None:
         parser.error("--dense-steps has no effect with --scratch")
     arguments.dense_steps = arguments.dense_steps or 480
     arguments.lr = arguments.lr or (3e-3 if arguments.scratch else 3e-4)
-    rows: dict[str, list[dict[str, Any]]] = {method: [] for method in dict.fromkeys(["top-1", *arguments.methods])}
+    rows_by_method: dict[str, list[dict[str, Any]]] = {
+        method: [] for method in dict.fromkeys(["top-1", *arguments.methods])
+    }
     for seed in range(arguments.seeds):
         dense = None if arguments.scratch else arguments.runs / f"source-{arguments.dense_steps}-{seed}"
         if dense is not None:
-            trained(recipe(None, seed, arguments.dense_steps, 3e-3, 0), dense, None)
-        for method, found in rows.items():
-            config = recipe(METHODS[method], seed, arguments.steps, arguments.lr, arguments.load_balance)
-            found.append(trained(config, folder_of(arguments, method, seed), dense))
-    measured = [summary(method, found, rows["top-1"]) for method, found in rows.items()]
+            train_once(make_recipe(None, seed, arguments.dense_steps, 3e-3, 0), dense, None)
+        for method, rows in rows_by_method.items():
+            config = make_recipe(METHODS[method], seed, arguments.steps, arguments.lr, arguments.load_balance)
+            rows.append(train_once(config, name_folder(arguments, method, seed), dense))
+    base_rows = rows_by_method["top-1"]
+    measured = [summarize_seeds(method, rows, base_rows) for method, rows in rows_by_method.items()]
     print("method             validation loss   difference to top-1   dropped of first choices in the last step")
     for row in measured:
         dropped = f"{row['slots_last_step']['dropped']:.0f}" if row["slots_last_step"] else ""

@@ -1,10 +1,13 @@
-"""What can the ragged Triton kernels reach at best on a GPU that we do not have? An upper bound, from counting.
+"""What can the ragged Triton kernels reach at best on a GPU? An upper bound, from counting.
 
-Per kernel the FLOPs, the least bytes (each operand once), the larger of the two times, and the share of tile work that is
-useful where widths are no multiple of the tile. Uniform routing, bfloat16. The ratio is that of dense products at the peak to
-the sum over kernels, if nothing overlaps between kernels: what `hmoe bench layer --device cuda` prints cannot be above it.
+Per kernel the FLOPs, the least bytes (each operand once), the larger of the two times, and the share of tile
+work that is useful where widths are no multiple of the tile. Uniform routing, bfloat16. The ratio is that of
+dense products at the peak to the sum over kernels, if nothing overlaps between kernels: what
+`hmoe bench layer --device cuda` prints cannot be above it.
 
-    python benchmarks/roofline.py [--tflops 790] [--terabytes 4.3]      # measured on an H200; nominal 989 and 4.8
+    python benchmarks/roofline.py [--tflops 790] [--terabytes 4.3]
+
+The defaults were measured on an H200; nominal are 989 and 4.8.
 """
 
 import argparse
@@ -17,8 +20,8 @@ from hmoe.bench.shapes import SHAPES, Shape
 SIZE = 2  # bytes of bfloat16
 
 
-def kernels(shape: Shape) -> dict[str, tuple[str, float, float]]:
-    """Kernel -> (pass, FLOPs, bytes)."""
+def count_kernels(shape: Shape) -> dict[str, tuple[str, float, float]]:
+    """Return (pass, FLOPs, bytes) of every kernel."""
     pairs, total = shape.tokens * shape.k, sum(shape.widths)
     units = pairs * total / len(shape.widths)  # activated, over all pairs
     rows, weights, x = pairs * shape.dim, total * shape.dim, shape.tokens * shape.dim
@@ -36,8 +39,8 @@ def kernels(shape: Shape) -> dict[str, tuple[str, float, float]]:
     return {name: (when, flops, SIZE * count) for name, (when, flops, count) in elements.items()}
 
 
-def useful(shape: Shape, tile_rows: int, tile_units: int) -> float:
-    """Share of the tiles' work on real rows and units."""
+def useful_share(shape: Shape, tile_rows: int, tile_units: int) -> float:
+    """Return the share of the tiles' work on real rows and units."""
     rows = shape.tokens * shape.k / len(shape.widths)
     done = sum(math.ceil(rows / tile_rows) * tile_rows * math.ceil(h / tile_units) * tile_units for h in shape.widths)
     return rows * sum(shape.widths) / done
@@ -47,20 +50,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tflops", type=float, default=790)
     parser.add_argument("--terabytes", type=float, default=4.3)
-    a = parser.parse_args()
+    arguments = parser.parse_args()
     rows = []
     print(
         "shape             ms forward  ms forward+backward  ratio forward  forward+backward  useful 128x128, 128x64, 64x64"
     )
     for name, shape in SHAPES.items():
-        table = kernels(shape)
-        times = {k: (when, max(f / a.tflops / 1e12, b / a.terabytes / 1e12)) for k, (when, f, b) in table.items()}
-        peak = {k: (when, f / a.tflops / 1e12) for k, (when, f, _) in table.items()}
+        table = count_kernels(shape)
+        times = {
+            k: (when, max(f / arguments.tflops / 1e12, b / arguments.terabytes / 1e12))
+            for k, (when, f, b) in table.items()
+        }
+        peak = {k: (when, f / arguments.tflops / 1e12) for k, (when, f, _) in table.items()}
         bound, ideal = (
             (sum(t for w, t in part.values() if w == "forward"), sum(t for _, t in part.values()))
             for part in (times, peak)
         )
-        tiles = [useful(shape, *tile) for tile in ((128, 128), (128, 64), (64, 64))]
+        tiles = [useful_share(shape, *tile) for tile in ((128, 128), (128, 64), (64, 64))]
         print(
             f"{name:17s} {1e3 * bound[0]:10.2f} {1e3 * bound[1]:20.2f} {ideal[0] / bound[0]:14.2f} {ideal[1] / bound[1]:17.2f}  "
             + ", ".join(f"{share:.0%}" for share in tiles)
@@ -71,7 +77,10 @@ def main() -> None:
         })  # fmt: skip
     path = Path(__file__).parent / "results" / "roofline-h200.json"
     path.write_text(
-        json.dumps({"tflops": a.tflops, "terabytes_per_second": a.terabytes, "counted": True, "rows": rows}, indent=1)
+        json.dumps(
+            {"tflops": arguments.tflops, "terabytes_per_second": arguments.terabytes, "counted": True, "rows": rows},
+            indent=1,
+        )
         + "\n"
     )
     print(f"written to {path}")

@@ -1,9 +1,11 @@
-"""How many tokens per second do eight concurrent clients get, against one? Of `hmoe serve`'s engine and routes, random weights.
+"""How many tokens per second do eight concurrent clients of `hmoe serve` get, against one?
 
-A server in a process of its own, clients in this one, over HTTP on loopback. Every request has its own prompt of random
-tokens and draws the same number of new ones. Rounds of one client and of many alternate; the ratio is the median over rounds.
+Random weights; a server in a process of its own, clients in this one, over HTTP on loopback. Every request has
+its own prompt of random tokens and draws the same number of new ones. Rounds of one client and of many
+alternate; the ratio is the median over rounds.
 
-    python benchmarks/serve.py [--preset hmoe-0.4b-topk --precision bfloat16] [--clients 8] [--rounds 5] [--stream]
+    python benchmarks/serve.py [--preset hmoe-0.4b-topk --precision bfloat16] [--clients 8] [--rounds 5]
+        [--stream]
 """
 
 import argparse
@@ -15,12 +17,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
 import torch
 
-from hmoe.bench.measure import machine, median, save
+from hmoe.bench.measure import machine, save
 from hmoe.config import recipes
 from hmoe.data.detokenizer import Detokenizer
 from hmoe.model.transformer import build
@@ -30,8 +33,8 @@ from hmoe.serve.server import ConnectionLimits, Server, listen
 from hmoe.serve.service import Served, Service
 
 
-class Numbers:
-    """A tokenizer as large as the model's vocabulary, whose tokens are their numbers; its end of text is never wanted."""
+class NumberTokenizer:
+    """A tokenizer of the model's vocabulary, whose tokens are their numbers; its end of text is never wanted."""
 
     fingerprint, file_name, content, separator = "numbers", "", b"", 0
     ends: tuple[int, ...] = (0,)
@@ -57,7 +60,7 @@ def run_server(preset: str, precision: str, context: int, clients: int, pipe: Co
     config = recipes.load(preset)[1].model
     with ThreadPoolExecutor(1) as pool:  # as `hmoe serve` does
         model = pool.submit(build, config, 0, getattr(torch, precision)).result().eval().requires_grad_(False)
-    served = Served(model, Numbers(config.vocab), preset)
+    served = Served(model, NumberTokenizer(config.vocab), preset)
     service = Service(served, Limits(clients, 64, context), context, 600)
     listening = listen("127.0.0.1", 0)
     Server(service, GuardLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))).run(
@@ -65,8 +68,8 @@ def run_server(preset: str, precision: str, context: int, clients: int, pipe: Co
     )
 
 
-async def client(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> int:
-    """New tokens of some requests, one after the other."""
+async def request_all(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> int:
+    """Send some requests one after the other; return how many new tokens came."""
     total = 0
     for body in bodies:
         if body["stream"]:
@@ -78,11 +81,14 @@ async def client(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> int:
     return total
 
 
-async def tokens_per_second(url: str, clients: int, requests: int, make: Any) -> float:
+async def measure_rate(url: str, clients: int, requests: int, make_body: Any) -> float:
+    """Return the new tokens per second that all clients together get."""
     async with httpx.AsyncClient(base_url=url, timeout=600) as http:
         await http.get("/health")
         start = time.perf_counter()
-        totals = await asyncio.gather(*(client(http, [make() for _ in range(requests)]) for _ in range(clients)))
+        totals = await asyncio.gather(
+            *(request_all(http, [make_body() for _ in range(requests)]) for _ in range(clients))
+        )
         return sum(totals) / (time.perf_counter() - start)
 
 
@@ -108,27 +114,27 @@ def main() -> None:
     url, vocab = here.recv()
     rng = random.Random(0)
 
-    def make() -> dict[str, Any]:
+    def make_body() -> dict[str, Any]:
         prompt = [rng.randrange(1, vocab) for _ in range(args.prompt_tokens)]
         return {"prompt": prompt, "max_tokens": args.new_tokens, "stream": args.stream, "logit_bias": {"0": -100},
                 "temperature": args.temperature, "seed": rng.randrange(2**31)}  # fmt: skip
 
     rows: list[tuple[float, float]] = []
-    for number in range(args.rounds + 1):  # the first is for warmth
+    for index in range(args.rounds + 1):  # the first is for warmth
         both = {
-            n: asyncio.run(tokens_per_second(url, n, args.requests, make))
-            for n in ((1, args.clients)[:: 1 - 2 * (number % 2)])
+            n: asyncio.run(measure_rate(url, n, args.requests, make_body))
+            for n in ((1, args.clients)[:: 1 - 2 * (index % 2)])
         }
-        if number:
+        if index:
             rows.append((both[1], both[args.clients]))
     server.terminate()
     server.join()
     result = {
         **{name: value for name, value in vars(args).items() if name != "out"},
         "machine": machine("cpu"),
-        "tokens_per_second_one": median(one for one, _ in rows),
+        "tokens_per_second_one": median(single for single, _ in rows),
         "tokens_per_second_many": median(many for _, many in rows),
-        "ratio": median(many / one for one, many in rows),
+        "ratio": median(many / single for single, many in rows),
         "rounds_one_many": rows,
     }
     for name in ("tokens_per_second_one", "tokens_per_second_many", "ratio"):

@@ -1,10 +1,10 @@
-"""How evenly do persistent programs share the tiles of a layer? Without a GPU: the longest program's work against the mean's.
+"""How evenly do persistent programs share the tiles of a layer? The longest program's work against the mean's.
 
     python benchmarks/waves.py
 
-A tile costs the depth of its product, and 250 more for what it loads and stores once. Three ways to hand tiles out, the longest first: in
-turn; in turn and back; to whoever is free. What the kernels use is `nth` (there and back) and a counter (whoever is free) in
-src/hmoe/kernels/ragged/tiles.py and backward.py.
+A tile costs the depth of its product, and 250 more for what it loads and stores once. Three ways to hand
+tiles out, the longest first: in turn; in turn and back; to whoever is free. What the kernels use is `nth`
+(there and back) and a counter (whoever is free) in src/hmoe/kernels/ragged/tiles.py and backward.py.
 """
 
 import heapq
@@ -14,7 +14,7 @@ import hmoe
 from hmoe.kernels.ragged.shapes import HOPPER, NARROW_WIDTH, TileShape
 
 MULTIPROCESSORS = 132  # of an H100 or H200
-ONCE = 250
+TILE_COST = 250  # of a tile, whatever its depth
 LAYERS = {
     "0.4B, 32,768 tokens": (768, hmoe.arithmetic(12288, 8), 65536),
     "3B, 32,768 tokens": (1024, hmoe.arithmetic(32768, 8), 65536),
@@ -24,12 +24,12 @@ LAYERS = {
 
 
 def find_shape(launch: str, widths: tuple[int, ...]) -> TileShape:
-    """Of the table."""
+    """Return the tile shape of a launch in the table."""
     return HOPPER[launch]["wide" if sum(widths) // len(widths) >= NARROW_WIDTH else "narrow"]
 
 
 def list_costs(launch: str, dim: int, experts: list[tuple[int, int]]) -> Iterator[int]:
-    """Cost of every tile; experts are (width, pairs)."""
+    """Yield the cost of every tile; experts are (width, pairs)."""
     shape = find_shape(launch, tuple(width for width, _ in experts))
     by_pairs = launch.startswith("weights")
     for width, pairs in sorted(experts, key=lambda expert: expert[1 if by_pairs else 0], reverse=True):
@@ -37,14 +37,14 @@ def list_costs(launch: str, dim: int, experts: list[tuple[int, int]]) -> Iterato
         if launch == "up":
             columns, depth = width, dim
         depth *= 2 if launch == "dx" else 1
-        yield from [depth + ONCE] * (-(-rows // shape.rows) * -(-columns // shape.columns))
+        yield from [depth + TILE_COST] * (-(-rows // shape.rows) * -(-columns // shape.columns))
 
 
-def longest(costs: list[int], programs: int) -> tuple[int, int, int]:
-    """The work of the busiest program: in turn, there and back, to whoever is free."""
+def busiest_work(costs: list[int], programs: int) -> tuple[int, int, int]:
+    """Return the work of the busiest program: in turn, there and back, to whoever is free."""
     back, free = [0] * programs, [0] * programs
-    for number, cost in enumerate(costs):
-        turn, place = divmod(number, programs)
+    for index, cost in enumerate(costs):
+        turn, place = divmod(index, programs)
         back[place if turn % 2 == 0 else programs - 1 - place] += cost
         heapq.heappush(free, heapq.heappop(free) + cost)
     return max(sum(costs[place::programs]) for place in range(programs)), max(back), max(free)
@@ -60,7 +60,7 @@ def main() -> None:
             for launch in ("up", "down", "dx", "weights_gate_up", "weights_down"):
                 costs = list(list_costs(launch, dim, experts))
                 programs = MULTIPROCESSORS * find_shape(launch, widths).programs
-                ratios = [work / (sum(costs) / programs) for work in longest(costs, programs)]
+                ratios = [work / (sum(costs) / programs) for work in busiest_work(costs, programs)]
                 print(
                     f"{name:26s} {busiest:7d} {launch:16s} {len(costs):6d} "
                     + " ".join(f"{ratio:8.2f}" for ratio in ratios)

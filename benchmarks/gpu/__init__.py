@@ -1,1 +1,1 @@
-"""What ten minutes on a GPU are for: eight stages, one command; see `__main__`."""
+"""What ten minutes on a GPU are for: eight stages, run by one command, which `__main__` describes."""

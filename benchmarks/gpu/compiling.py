@@ -1,6 +1,6 @@
-"""Compiles kernels in many processes into Triton's cache folder, before anything is timed: a second or two each on one core.
+"""Compiles kernels in many processes into Triton's cache folder, before anything is timed.
 
-python -m benchmarks.gpu.compiling NUMBER OF        the NUMBER-th part of what stdin lists as JSON
+python -m benchmarks.gpu.compiling PART OF        the PART-th of so many parts of what stdin lists as JSON
 """
 
 import json
@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.gpu.facts import ROOT
-from benchmarks.gpu.setting import Found, Setting
-from benchmarks.gpu.shapes import candidates
+from benchmarks.gpu.setting import Outcome, Setting
+from benchmarks.gpu.shapes import list_candidates
 from hmoe.kernels.ragged.launch import KERNELS
 from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape
 
 INTEGERS, FLOATS = ("token_N", "plan"), ("gate_N", "partial")
-KEPT = {"up": {"KEEP": True}}  # what a launch is told beside its own flags
+KEPT = {"up": {"KEEP": True}}  # flags that a launch is given in addition to its own
 
 
 class Task(NamedTuple):
@@ -33,16 +33,16 @@ class Task(NamedTuple):
     shape: Sequence[int]
 
 
-def tasks(dtype: str, dim: int, experts: int, most: int | None = None) -> Iterator[Task]:
-    """The candidates, at most so many, of all launches for a model width and number of experts."""
+def list_tasks(dtype: str, dim: int, experts: int, most: int | None = None) -> Iterator[Task]:
+    """Yield a task per launch and candidate shape, at most `most` of each launch, for a layer's sizes."""
     padded = max(2, 1 << (experts - 1).bit_length())
     for launch in LAUNCHES:
-        for shape in candidates(launch, getattr(torch, dtype))[:most]:
+        for shape in list_candidates(launch, getattr(torch, dtype))[:most]:
             yield Task(launch, dtype, dim, padded, shape)
 
 
 def compile_one(task: Task) -> None:
-    """As a launch would, into the same cache."""
+    """Compile one kernel as a launch would, into the same cache."""
     function, flags = KERNELS[task.launch]
     options = TileShape(*task.shape).options
     constants = {"D": task.dim, "PADDED": task.padded, "UPCAST": False, **flags, **KEPT.get(task.launch, {}), **options}
@@ -55,20 +55,21 @@ def compile_one(task: Task) -> None:
     function.warmup(*arguments, grid=(1,), **constants)
 
 
-def compile_all(setting: Setting, wanted: Sequence[Task]) -> Found:
-    """In as many processes as there are cores, less two."""
+def compile_all(setting: Setting, wanted: Sequence[Task]) -> Outcome:
+    """Compile in as many processes as there are cores, less two."""
     if setting.dry:
         return f"{len(wanted)} kernels are interpreted", len(wanted)
     count, start = max(1, (os.cpu_count() or 4) - 2), time.monotonic()
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gpu.compiling", str(number), str(count)], cwd=ROOT, text=True,
+            [sys.executable, "-m", "benchmarks.gpu.compiling", str(part), str(count)], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )
-        for number in range(count)
+        for part in range(count)
     ]  # fmt: skip
     text, failures, done = json.dumps(wanted), [], 0
-    for worker in workers:  # the list is longer than a pipe holds, so all must be reading before one is waited for
+    for worker in workers:
+        # The list is longer than a pipe holds, so all must be reading before one is waited for.
         assert worker.stdin is not None
         worker.stdin.write(text)
         worker.stdin.close()
@@ -87,8 +88,8 @@ def compile_all(setting: Setting, wanted: Sequence[Task]) -> Found:
 
 
 def main() -> None:
-    number, count = map(int, sys.argv[1:])
-    for fields in json.load(sys.stdin)[number::count]:
+    part, count = map(int, sys.argv[1:])
+    for fields in json.load(sys.stdin)[part::count]:
         error = ""
         try:
             compile_one(Task(*fields))

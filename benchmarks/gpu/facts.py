@@ -1,4 +1,4 @@
-"""Stage 0: the machine and its limits: copying, a large product, and the library's products at the layer's own sizes."""
+"""Stage 0: the machine and its limits: copying, a large product, and products of the layer's own sizes."""
 
 import hashlib
 import platform
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import triton
 
-from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.setting import Case, Outcome, Setting
 from hmoe.bench.measure import kernel_milliseconds
 
 ROOT = Path(__file__).parents[2]
@@ -19,8 +19,8 @@ PRODUCTS = {  # [a, b] x [b, c] of one 0.4B expert of mean width with 8192 rows:
 }
 
 
-def sources() -> str:
-    """SHA-256 of the kernels' sources: figures are of these."""
+def hash_sources() -> str:
+    """Return the SHA-256 of the kernels' sources, which the figures belong to."""
     total = hashlib.sha256()
     for path in sorted((ROOT / "src/hmoe/kernels/ragged").glob("*.py")):
         total.update(path.name.encode() + path.read_bytes())
@@ -28,7 +28,7 @@ def sources() -> str:
 
 
 def product_rate(sizes: tuple[int, int, int], setting: Setting) -> float:
-    """TFLOP/s of a bfloat16 product on random numbers."""
+    """Measure TFLOP/s of a bfloat16 product of random numbers."""
     rows, depth, columns = (16, 16, 16) if setting.dry else sizes
     a = torch.randn(rows, depth, device=setting.device).bfloat16()
     b = torch.randn(depth, columns, device=setting.device).bfloat16()
@@ -36,24 +36,27 @@ def product_rate(sizes: tuple[int, int, int], setting: Setting) -> float:
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
-    """The machine, the copy, the products."""
+    """Return the cases: the machine, a copy, the products."""
 
-    def machine() -> Found:
-        found = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    def machine() -> Outcome:
+        versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
         if not setting.dry:
             properties = torch.cuda.get_device_properties(0)
-            found |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count,
+            versions |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count,
                       "l2_megabytes": properties.L2_cache_size / 1e6, "gigabytes": properties.total_memory / 1e9,
                       "cuda": torch.version.cuda}  # fmt: skip
-        return " ".join(f"{key}={value}" for key, value in found.items()), {**found, "kernel_sources": sources()}
+        return " ".join(f"{key}={value}" for key, value in versions.items()), {
+            **versions,
+            "kernel_sources": hash_sources(),
+        }
 
-    def copy() -> Found:
+    def copy() -> Outcome:
         numbers = torch.randn(1 << (10 if setting.dry else 30), device=setting.device)
         into = torch.empty_like(numbers)
         rate = 8 * len(numbers) / kernel_milliseconds(lambda: into.copy_(numbers), setting.device) / 1e9
         return f"{rate:.2f} TB/s read and written", {"terabytes_per_second": rate}
 
-    def product(sizes: tuple[int, int, int]) -> Found:
+    def product(sizes: tuple[int, int, int]) -> Outcome:
         rate = product_rate(sizes, setting)
         return f"{rate:.0f} TFLOP/s", {"tflops": rate}
 

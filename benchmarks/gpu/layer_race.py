@@ -1,4 +1,4 @@
-"""Stage 5: whole layers, with their router and without, beside a dense SwiGLU and transformers; where a layer's time goes."""
+"""Stage 5: whole layers and their experts alone, a dense SwiGLU, transformers; where a layer's time goes."""
 
 import functools
 import importlib.util
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from benchmarks.gpu.layers import SIZES, layer, tiny
-from benchmarks.gpu.setting import Case, Found, Setting
-from benchmarks.gpu.timing import milliseconds
+from benchmarks.gpu.layers import SIZES, make_layer, shrink
+from benchmarks.gpu.setting import Case, Outcome, Setting
+from benchmarks.gpu.timing import mean_milliseconds
 from hmoe.bench.contenders import make_contender
 from hmoe.bench.profile import profile
 from hmoe.bench.shapes import Shape
@@ -19,15 +19,15 @@ Leaves = list[torch.Tensor]  # whose gradients must not add up
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
-    """Sizes in the order of their worth, the profile after the first."""
+    """Return the cases: sizes in the order of their worth, the profile after the first."""
     names = ("0.4B",) if setting.dry else ("0.4B", "3B", "64 experts", "0.4B short")
-    found: dict[str, Case] = {name: functools.partial(_race, setting, name) for name in names}
-    first, *others = found
-    return {first: found[first], "profile 0.4B": lambda: _profile(setting), **{name: found[name] for name in others}}
+    races: dict[str, Case] = {name: functools.partial(_race, setting, name) for name in names}
+    first, *others = races
+    return {first: races[first], "profile 0.4B": lambda: _profile(setting), **{name: races[name] for name in others}}
 
 
 def _shape(setting: Setting, name: str) -> Shape:
-    return tiny(SIZES[name]) if setting.dry else SIZES[name]
+    return shrink(SIZES[name]) if setting.dry else SIZES[name]
 
 
 def _make(name: str, shape: Shape, device: str, backend: str | None = None) -> tuple[Forward, Leaves]:
@@ -40,7 +40,7 @@ def _make(name: str, shape: Shape, device: str, backend: str | None = None) -> t
 
 
 def _make_experts(backend: str, shape: Shape, device: str) -> tuple[Forward, Leaves]:
-    given = layer(shape, torch.bfloat16, device)
+    given = make_layer(shape, torch.bfloat16, device)
     leaves = [t.requires_grad_() for t in (given.gate_N, *given[4:7])]
 
     def run(x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def _make_experts(backend: str, shape: Shape, device: str) -> tuple[Forward, Lea
 
 
 def _contenders(shape: Shape, device: str) -> dict[str, Callable[[], tuple[Forward, Leaves]]]:
-    """Made one at a time: they need not fit into memory together."""
+    """Return makers of the contenders: made one at a time, they need not fit into memory together."""
 
     def ours(name: str, backend: str | None = None) -> Callable[[], tuple[Forward, Leaves]]:
         return lambda: _make(name, shape, device, backend)
@@ -73,7 +73,7 @@ def _both(forward: Forward, leaves: Leaves, x: torch.Tensor, grad: torch.Tensor)
     forward(x).backward(grad)
 
 
-def _race(setting: Setting, name: str) -> Found:
+def _race(setting: Setting, name: str) -> Outcome:
     shape = _shape(setting, name)
     x, grad = (torch.randn(shape.tokens, shape.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
@@ -82,8 +82,8 @@ def _race(setting: Setting, name: str) -> Found:
         try:
             forward, leaves = make()
             with torch.no_grad():
-                rows[label] = {"forward": milliseconds(functools.partial(forward, x.detach()), setting.device)}
-            rows[label]["both"] = milliseconds(functools.partial(_both, forward, leaves, x, grad), setting.device)
+                rows[label] = {"forward": mean_milliseconds(functools.partial(forward, x.detach()), setting.device)}
+            rows[label]["both"] = mean_milliseconds(functools.partial(_both, forward, leaves, x, grad), setting.device)
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
@@ -97,20 +97,21 @@ def _race(setting: Setting, name: str) -> Found:
     return f"ms forward, both: {line}", {"rows": rows}
 
 
-def _profile(setting: Setting) -> Found:
+def _profile(setting: Setting) -> Outcome:
     shape = _shape(setting, "0.4B")
     forward, leaves = _make("hmoe triton", shape, setting.device)
     x, grad = (torch.randn(shape.tokens, shape.dim, device=setting.device).bfloat16() for _ in range(2))
     x.requires_grad_()
     run = functools.partial(_both, forward, leaves, x, grad)
     run()
-    found = profile(run, setting.device, 15)
-    return profile_line(found, 8), found
+    profiled = profile(run, setting.device, 15)
+    return format_profile(profiled, 8), profiled
 
 
-def profile_line(found: dict[str, object], most: int) -> str:
-    """Launches, busy share and the longest kernels."""
-    longest = ", ".join(f"{row['kernel'][:34]} {row['ms']:.2f}/{row['calls']}" for row in found["longest"][:most])  # type: ignore[index]
+def format_profile(profiled: dict[str, object], most: int) -> str:
+    """Return a line with launches, busy milliseconds and the longest kernels."""
+    longest = ", ".join(f"{row['kernel'][:34]} {row['ms']:.2f}/{row['calls']}" for row in profiled["longest"][:most])  # type: ignore[index]
     return (
-        f"{found['launches']} launches, busy {found['busy_ms']:.1f} of {found['wall_ms']:.1f} ms; ms/calls: {longest}"
+        f"{profiled['launches']} launches, busy {profiled['busy_ms']:.1f} of {profiled['wall_ms']:.1f} ms; "
+        f"ms/calls: {longest}"
     )

@@ -13,16 +13,19 @@ SIZES = {
 }
 
 
-def tiny(size: Shape) -> Shape:
-    """The same kind of layer for the interpreter."""
+def shrink(size: Shape) -> Shape:
+    """Return the same kind of layer for the interpreter: at most four experts, nine tokens."""
     experts = min(len(size.widths), 4)
-    return Shape(32, tuple(16 * (1 + 2 * (number % 2)) for number in range(experts)), min(size.k, 2), 9)
+    return Shape(32, tuple(16 * (1 + 2 * (expert % 2)) for expert in range(experts)), min(size.k, 2), 9)
 
 
-def routed(
+def draw_routing(
     size: Shape, device: str, skewed: bool = False, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(token_N, gate_N, num_tokens_E); the busiest expert has about three times the mean if skewed, the first nothing if empty."""
+    """Draw (token_N, gate_N, num_tokens_E) without a router.
+
+    The busiest expert has about three times the mean if `skewed`, the first one no token if `empty`.
+    """
     experts = len(size.widths)
     generator = torch.Generator(device).manual_seed(0)
     weight_E = torch.ones(experts, device=device)
@@ -30,22 +33,24 @@ def routed(
         weight_E[experts // 2] = 3.0 * experts / max(experts - 3, 1)
     if empty:
         weight_E[0] = 0
+    # Gumbel noise: the largest k are drawn without repetition, with probabilities as the weights.
     noise_TE = -torch.log(
         -torch.log(torch.rand(size.tokens, experts, device=device, generator=generator).clamp(1e-9, 1 - 1e-7))
     )
     best_TK = (noise_TE + weight_E.log()).topk(size.k, dim=1).indices
     chosen_TE = torch.zeros(size.tokens, experts, dtype=torch.bool, device=device).scatter(1, best_TK, True)
-    expert_N, token_N = (column.contiguous() for column in chosen_TE.T.nonzero(as_tuple=True))  # kernels trust pointers
+    # Contiguous, because kernels trust pointers.
+    expert_N, token_N = (column.contiguous() for column in chosen_TE.T.nonzero(as_tuple=True))
     gate_N = torch.rand(len(token_N), device=device, generator=generator) / size.k + 0.1
     return token_N, gate_N, torch.bincount(expert_N, minlength=experts)
 
 
-def layer(size: Shape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
-    """Random tokens and weights that `dtype` holds exactly."""
+def make_layer(size: Shape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
+    """Make a layer of random tokens and weights that `dtype` holds exactly."""
     generator = torch.Generator(device).manual_seed(1)
 
     def normal(rows: int) -> torch.Tensor:
         return torch.randn(rows, size.dim, device=device, generator=generator)
 
     weights = [(normal(sum(size.widths)) / size.dim**0.5).to(dtype) for _ in range(3)]
-    return Layer(normal(size.tokens).to(dtype), *routed(size, device, skewed, empty), *weights, size.widths)  # type: ignore[arg-type]
+    return Layer(normal(size.tokens).to(dtype), *draw_routing(size, device, skewed, empty), *weights, size.widths)  # type: ignore[arg-type]

@@ -13,35 +13,38 @@ from collections.abc import Mapping
 import torch
 
 from benchmarks.gpu.facts import ROOT
-from benchmarks.gpu.layers import layer
-from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.layers import make_layer
+from benchmarks.gpu.setting import Case, Outcome, Setting
 from hmoe.bench.shapes import Shape
 
 SMALL = (
     Shape(32, (16, 48, 96, 32), 2, 17),
-    Shape(32, tuple(16 * (1 + number % 7) for number in range(64)), 8, 37),
+    Shape(32, tuple(16 * (1 + expert % 7) for expert in range(64)), 8, 37),
 )
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
-    """The layers without a tool, which compiles their kernels; then both tools at once, since each starts slowly."""
+    """Return the cases: the layers alone, which compiles their kernels, then what each of the tools says.
+
+    Both tools run at once, since each starts slowly.
+    """
     tools: dict[str, subprocess.Popen[str]] = {}
 
-    def plain() -> Found:
+    def plain() -> Outcome:
         command = [sys.executable, "-m", "benchmarks.gpu.races"]
-        found = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True,
+        result = subprocess.run(command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True,
                                timeout=setting.left - 2, check=False)  # fmt: skip
-        if found.returncode:
-            raise RuntimeError(found.stderr[-1500:])
+        if result.returncode:
+            raise RuntimeError(result.stderr[-1500:])
         sanitizer = shutil.which("compute-sanitizer", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin")
         for tool in ("memcheck", "racecheck") if sanitizer and not setting.dry else ():
             words = [str(sanitizer), "--tool", tool, "--error-exitcode", "99", "--print-limit", "3"]
             tools[tool] = subprocess.Popen([*words, *command], cwd=ROOT, env=os.environ | ENVIRONMENT, text=True,
                                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
-        return found.stdout.strip(), None
+        return result.stdout.strip(), None
 
-    def check(tool: str) -> Found:
+    def check(tool: str) -> Outcome:
         if tool not in tools:
             return "skipped: no compute-sanitizer, or a dry run", None
         try:
@@ -59,12 +62,12 @@ def cases(setting: Setting) -> Mapping[str, Case]:
 
 
 def main() -> None:
-    from benchmarks.gpu.correct import computed
+    from benchmarks.gpu.correct import compute
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for size in SMALL[: 2 if device == "cuda" else 1]:
-        given = layer(size, torch.float16, device)
-        assert all(value.isfinite().all() for value in computed(given, torch.ones_like(given.x_TD), "triton"))
+        given = make_layer(size, torch.float16, device)
+        assert all(value.isfinite().all() for value in compute(given, torch.ones_like(given.x_TD), "triton"))
     print(f"{len(SMALL)} layers, {device}: all finite")
 
 

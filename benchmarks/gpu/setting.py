@@ -1,4 +1,4 @@
-"""What every stage is given, and how its cases run: each alone, each recorded at once, whatever happens to the next."""
+"""What every stage is given, and how its cases run: each alone, and recorded at once."""
 
 import json
 import time
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Found = tuple[str, Any]  # a line to print, and all there is to keep
-Case = Callable[[], Found]
-LOST = 75  # exit code: the device can no longer be used by this process; another one goes on with the next case
+Outcome = tuple[str, Any]  # a line to print, and all there is to keep
+Case = Callable[[], Outcome]
+LOST = 75  # exit code: this process cannot use the device any more; another goes on with the next case
 FATAL = ("CUDA error", "illegal memory access", "unspecified launch failure", "device-side assert")
 
 
 class WrongResultError(AssertionError):
-    """What a case found is wrong; `data` is kept as that of a case that is right."""
+    """Raised by a case whose result is wrong; `data` is kept as that of a case that is right."""
 
     def __init__(self, line: str, data: Any) -> None:
         super().__init__(line)
@@ -34,7 +34,7 @@ class Setting:
 
     @property
     def device(self) -> str:
-        """As PyTorch names it."""
+        """The device as PyTorch names it."""
         return "cpu" if self.dry else "cuda"
 
     @property
@@ -48,16 +48,16 @@ class Setting:
         return self.out / "gpu.jsonl"
 
 
-def records(journal: Path) -> list[dict[str, Any]]:
-    """Of all cases so far."""
+def read_records(journal: Path) -> list[dict[str, Any]]:
+    """Return the records of all cases so far."""
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
 def run_cases(setting: Setting, cases: Mapping[str, Case]) -> int:
-    """Run those not recorded yet; the exit code of the stage's process."""
-    over = {record["case"] for record in records(setting.journal) if record["stage"] == setting.stage}
+    """Run the cases that are not recorded yet; return the exit code of the stage's process."""
+    ended = {record["case"] for record in read_records(setting.journal) if record["stage"] == setting.stage}
     for name, case in cases.items():
-        if name in over:
+        if name in ended:
             continue
         if setting.left < 3:
             _record(setting, name, "no time", "", None)
@@ -76,7 +76,7 @@ def run_cases(setting: Setting, cases: Mapping[str, Case]) -> int:
 
 
 def _failure(error: Exception) -> tuple[str, Any]:
-    """Type, message and place on a line; the whole traceback to keep, since nobody can ask the machine again."""
+    """Return a line with type, place and message, and the traceback: nobody can ask the machine again."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "/hmoe/" in frame.filename or "/benchmarks/" in frame.filename] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"

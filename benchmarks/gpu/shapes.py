@@ -2,20 +2,20 @@
 
 import torch
 
-from hmoe.bench.tiles import candidates as shapes_of
+from hmoe.bench.tiles import candidates as table_candidates
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.tiles import INTERPRETED
 
 
-def candidates(launch: str, dtype: torch.dtype) -> tuple[shapes.TileShape, ...]:
-    """Tile shapes of a launch."""
+def list_candidates(launch: str, dtype: torch.dtype) -> tuple[shapes.TileShape, ...]:
+    """Return the tile shapes to try for a launch."""
     if INTERPRETED:
         return (shapes.INTERPRETER[launch]["wide"],)
     if dtype == torch.float32:
         return (shapes.FLOAT32[launch]["wide"],)
-    return shapes_of(launch) if dtype == torch.bfloat16 else (shapes.HOPPER[launch]["wide"],)
+    return table_candidates(launch) if dtype == torch.bfloat16 else (shapes.HOPPER[launch]["wide"],)
 
 
-def text(shape: shapes.TileShape) -> str:
-    """128x128x64,8,3: tile, warps, stages."""
+def format_shape(shape: shapes.TileShape) -> str:
+    """Return a shape as in 128x128x64,8,3: tile, warps, stages."""
     return "x".join(map(str, shape[:3])) + f",{shape[3]},{shape[4]}"

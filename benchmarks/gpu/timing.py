@@ -5,8 +5,8 @@ import torch
 from hmoe.bench.measure import Run, Span, time_call
 
 
-def milliseconds(run: Run, device: str, repeats: int = 10) -> float:
-    """Mean of calls one after the other, the host's work included where it is the longer."""
+def mean_milliseconds(run: Run, device: str, repeats: int = 10) -> float:
+    """Return the mean of calls one after the other, the host's work included where it is the longer."""
     if device == "cpu":
         return 1e3 * time_call(run, device).seconds
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Stage 6: training steps of the paper's presets: tokens/s, MFU, memory, the GPU's busy share, and waits for the device by line."""
+"""Stage 6: training steps of the paper's presets: tokens/s, MFU, memory, busy share, waits by line."""
 
 import collections
 import functools
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu.layer_race import profile_line
-from benchmarks.gpu.setting import Case, Found, Setting
+from benchmarks.gpu.layer_race import format_profile
+from benchmarks.gpu.setting import Case, Outcome, Setting
 from hmoe.bench.profile import profile
 
 PEAK = 989e12  # nominal bfloat16 of an H100 or H200
@@ -30,7 +30,10 @@ TINY = [
 
 
 def cases(setting: Setting) -> Mapping[str, Case]:
-    """Presets and micro-batches in the order of their worth; (a) as the preset is, (b) 32k tokens without checkpointing."""
+    """Return the cases, presets and micro-batches in the order of their worth.
+
+    Small micro-batches recompute activations, as the presets do; those of 32k tokens do not.
+    """
     if missing := [name for name in ("pydantic", "yaml") if not importlib.util.find_spec(name)]:
         return {"trainer": lambda: (f"skipped: {missing[0]} is not installed", None)}
     topk, equal, dense, large = "hmoe-0.4b-topk", "moe-0.4b-topk", "dense-0.2b", "hmoe-3b-topk"
@@ -45,7 +48,7 @@ def cases(setting: Setting) -> Mapping[str, Case]:
 
 
 class Training:
-    """A preset on random tokens."""
+    """A preset in training on random tokens, one step at a time."""
 
     def __init__(self, setting: Setting, preset: str, tokens: int, checkpointing: bool) -> None:
         from hmoe.config import recipes
@@ -77,7 +80,7 @@ class Training:
 
 
 def draw_weights(model: Any) -> Any:
-    """Random ones, drawn on the device: on a CPU, as `build` does, 3B parameters take half a minute."""
+    """Draw random weights on the device: on a CPU, as `build` does, 3B parameters take half a minute."""
     with torch.no_grad():
         for value in model.buffers():
             value.zero_()
@@ -87,7 +90,7 @@ def draw_weights(model: Any) -> Any:
     return model
 
 
-def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Found:
+def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Outcome:
     on_gpu, times, losses = not setting.dry, [], []
     if on_gpu:
         torch.cuda.empty_cache()
@@ -99,22 +102,23 @@ def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Fo
         torch.cuda.synchronize() if on_gpu else None
         times.append(time.perf_counter() - start)
         losses.append(record.terms["loss"])
-    found: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
-    found["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
-    found["waits"] = _waits(training)
-    found["profile"] = profile(training, setting.device, 20)
+    figures: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
+    figures["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
+    figures["waits"] = _waits(training)
+    figures["profile"] = profile(training, setting.device, 20)
     second = statistics.median(times[-4:] if len(times) > 4 else times[-1:])
-    found |= {"tokens_per_second": record.tokens / second, "mfu": record.flops / second / PEAK}
-    waits = sum(found["waits"].values())
-    most = ", ".join(f"{place} {count}" for place, count in list(found["waits"].items())[:5])
+    figures |= {"tokens_per_second": record.tokens / second, "mfu": record.flops / second / PEAK}
+    waits = sum(figures["waits"].values())
+    most = ", ".join(f"{place} {count}" for place, count in list(figures["waits"].items())[:5])
     return (
-        f"{1e3 * second:.0f} ms/step, {found['tokens_per_second']:.0f} tokens/s, MFU {found['mfu']:.1%}, {found['gigabytes']:.1f} GB, "
-        f"loss {losses[0]:.3f} -> {losses[-1]:.3f}; {waits} waits: {most}; {profile_line(found['profile'], 6)}"
-    ), found
+        f"{1e3 * second:.0f} ms/step, {figures['tokens_per_second']:.0f} tokens/s, MFU {figures['mfu']:.1%}, "
+        f"{figures['gigabytes']:.1f} GB, loss {losses[0]:.3f} -> {losses[-1]:.3f}; "
+        f"{waits} waits: {most}; {format_profile(figures['profile'], 6)}"
+    ), figures
 
 
 def _waits(training: Training) -> dict[str, int]:
-    """Waits of one step for the device, by the line that asked for them."""
+    """Count the waits of one step for the device, by the line that asked for them."""
     if training.setting.dry:
         training()
         return {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmoe.bench import layer, measure, step
+from hmoe.bench import correctness, layer, measure, step
 from hmoe.cli.main import run
 from hmoe.errors import HMoEError
 
@@ -50,11 +50,11 @@ def test_layer_races_every_contender_and_writes_it_down(tmp_path: Path, capsys: 
 def test_a_ratio_is_at_equal_activated_work() -> None:
     """A contender that did twice the work in the same time counts as twice as fast."""
     shape = layer.Shape(32, (16, 48), 1, 8)
-    found = {
+    racing = {
         name: layer.Contender(torch.relu, lambda: 0.0, torch.nn.Linear(2, 2), None, [0.5, 0.5], [units, units])
         for name, units in (("dense", 100.0), ("other", 200.0))
     }
-    dense, other = layer.rows_of(shape, torch.float32, False, found, {"flops": 1e9, "bytes": 1e9})
+    dense, other = layer.rows_of(shape, torch.float32, False, racing, {"flops": 1e9, "bytes": 1e9})
     assert (dense["ratio"], other["ratio"]) == (1.0, 2.0)
     assert dense["tflops_per_second"] == pytest.approx(6 * 32 * 100 / 0.5 / 1e12)
     weights, tokens = 6 * 4, 2 * 8 * 32 * 4
@@ -63,19 +63,19 @@ def test_a_ratio_is_at_equal_activated_work() -> None:
 
 
 def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = layer.expert_ffn
-    monkeypatch.setattr(layer, "expert_ffn", lambda *a: real(*a) * (1.01 if a[-1] is None else 1))
+    real = correctness.expert_ffn
+    monkeypatch.setattr(correctness, "expert_ffn", lambda *a: real(*a) * (1.01 if a[-1] is None else 1))
     with pytest.raises(HMoEError, match=r"y of Shape.* above twice PyTorch's .* nothing was timed"):
-        layer.check(layer.Shape(32, (16, 48), 1, 29), torch.float32, "cpu")
+        correctness.check(layer.Shape(32, (16, 48), 1, 29), torch.float32, "cpu")
 
 
 def test_our_contender_counts_the_units_it_really_activated() -> None:
     shape = layer.Shape(32, (16, 48, 32), 2, 29)
-    found = layer.race(shape, torch.float32, "cpu", True, 3, ["hmoe"])
-    assert len(found["hmoe"].seconds) == len(found["hmoe"].done) == 3
-    assert all(29 * (16 + 32) <= done <= 29 * (48 + 32) for done in found["hmoe"].done)
-    assert len(set(found["hmoe"].done)) > 1  # the routing changed
-    assert found["dense"].done == [29 * 2 * 32.0] * 3
+    racing = layer.race(shape, torch.float32, "cpu", True, 3, ["hmoe"])
+    assert len(racing["hmoe"].seconds) == len(racing["hmoe"].activated_units) == 3
+    assert all(29 * (16 + 32) <= units <= 29 * (48 + 32) for units in racing["hmoe"].activated_units)
+    assert len(set(racing["hmoe"].activated_units)) > 1  # the routing changed
+    assert racing["dense"].activated_units == [29 * 2 * 32.0] * 3
 
 
 def test_runs_are_interleaved_and_take_every_place() -> None:
@@ -126,40 +126,45 @@ def test_other_experts_are_measured_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
-        (["layer", "--dim", "32"], "a shape of your own needs --dim and --widths"),
-        (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes --shape"),
-        (["layer", "--dim", "32", "--widths", "16,x"], "--widths 16,x: must be numbers"),
+        (["layer", "--dim", "32"], "a shape of your own needs dim and widths"),
+        (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes shape"),
+        (["layer", "--dim", "32", "--widths", "16,x"], "widths = 16,x: must be numbers"),
         (["layer", "--dim", "32", "--widths", "16,0"], "all must be integers of at least 1"),
         (
             ["layer", "--dim", "32", "--widths", "16,32", "--top-k", "3"],
             "router.k = 3, must be at most the number of experts",
         ),
-        (["layer", "--shape", "huge"], "--shape huge: must be one of 0.4B"),
-        (["layer", "--against", "hmo"], "--against hmo: must be one of hmoe"),
-        (["layer", "--against", "MegaBlocks"], "--against MegaBlocks: megablocks is not installed"),
-        (["layer", "--against", "hmoe triton"], "--against hmoe triton: the Triton kernels run on a GPU"),
-        (["layer", "--profile"], "--profile: counts the kernels of a GPU, with --device cuda"),
-        (["layer", "--dtype", "int8"], "--dtype int8: must be bfloat16"),
-        (["layer", "--device", "tpu"], "--device tpu: must be cpu or cuda"),
+        (["layer", "--shape", "huge"], "shape = huge: must be one of 0.4B"),
+        (["layer", "--against", "hmo"], "against = hmo: must be one of hmoe"),
+        (["layer", "--against", "MegaBlocks"], "against = MegaBlocks: megablocks is not installed"),
+        (["layer", "--against", "hmoe triton"], "against = hmoe triton: the Triton kernels run on a GPU"),
+        (["layer", "--profile"], "profile counts the kernels of a GPU, with device = cuda"),
+        (["layer", "--dtype", "int8"], "dtype = int8: must be bfloat16"),
+        (["layer", "--device", "tpu"], "device = tpu: must be cpu or cuda"),
         (["layer", "--rounds", "1"], "greater than or equal to 3"),
-        (["decode", "--shape", "huge"], "--shape huge"),
-        (["decode", "--dtype", "int8"], "--dtype int8"),
+        (["decode", "--shape", "huge"], "shape = huge"),
+        (["decode", "--dtype", "int8"], "dtype = int8"),
         (["step", "hmoe-3b-topk"], "embedded corpus; nearest choice: quickstart"),
         (["step", "hmoe-3b-topk"], "data.path=corpus data.tokenizer=bytes"),
         (["step", "tiny", "--precision", "int8"], "train.precision"),
         (["step", "tiny", "train.precision=float64"], "train.precision = float64: must be float32 or bfloat16"),
-        (["step", "tiny", "--train.precision", "float32", "--precision", "float32"], "--precision float32 says it too"),
-        (["step", "tiny", "train.device=cuda"], "train.device = cuda: --device is cpu"),
+        (
+            ["step", "tiny", "--train.precision", "float32", "--precision", "float32"],
+            "precision = float32 and an override",
+        ),
+        (["step", "tiny", "train.device=cuda"], "train.device = cuda, but device = cpu"),
         (["step", "tiny", "--alnoe"], "alnoe"),
         (["step", "tiny", "data.batch_tokens=100"], "batch_tokens = 100"),
     ],
 )
-def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["bench", *words, "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +187,7 @@ def test_a_whole_model_beside_transformers(tmp_path: Path, capsys: pytest.Captur
 def test_bfloat16_is_the_default_only_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old processor emulates it, a thousand times slower."""
     for hardware, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda has=hardware: has)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda supported=hardware: supported)
         assert measure.default_dtype("cpu") == expected
         assert measure.default_dtype("cuda") == "bfloat16"
 

@@ -167,9 +167,9 @@ def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(gpu: Fa
 
 def test_units_are_those_of_the_call_that_was_timed(gpu: FakeGpu) -> None:
     racing = layer.race(Shape(32, (16, 48, 32), 2, 29), torch.float32, "cuda", False, 3, ["hmoe"])
-    assert len(racing["hmoe"].done) == len(racing["hmoe"].wall_seconds) == 3
-    assert all(29 * (16 + 32) <= done <= 29 * (48 + 32) for done in racing["hmoe"].done)
-    assert len(set(racing["hmoe"].done)) > 1
+    assert len(racing["hmoe"].activated_units) == len(racing["hmoe"].wall_seconds) == 3
+    assert all(29 * (16 + 32) <= units <= 29 * (48 + 32) for units in racing["hmoe"].activated_units)
+    assert len(set(racing["hmoe"].activated_units)) > 1
 
 
 def test_decode_on_the_device(gpu: FakeGpu, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_hmoe_triton_forces_the_backend_and_is_left_out_with_its_reason(
     shape = Shape(32, (16, 48), 1, 8)
     assert contenders.make_contender("hmoe triton", shape, torch.float32, "cuda").module.backend == "triton"
     monkeypatch.setattr(contenders.choice, "refusal", _too_old)
-    with pytest.raises(ConfigError, match="--against hmoe triton: triton is too old for 2; nearest choice: hmoe loop"):
+    with pytest.raises(ConfigError, match="against = hmoe triton: triton is too old for 2; nearest choice: hmoe loop"):
         contenders.check_contenders(["hmoe triton"], {"own": shape}, ["bfloat16"], "cuda")
     monkeypatch.setattr(layer, "CONTENDERS", ("hmoe triton", "hmoe"))
     content = bench(*OWN, out=tmp_path)
@@ -275,8 +275,8 @@ def test_a_profile_names_the_longest_kernels(
 
     monkeypatch.setattr(layer, "profile", profile)
     content = bench(*OWN, "--against", "hmoe loop", "--profile", out=tmp_path)
-    (found,) = content["profiles"]
-    assert (found["contender"], found["launches"]) == ("hmoe loop", 117)
+    (profiled,) = content["profiles"]
+    assert (profiled["contender"], profiled["launches"]) == ("hmoe loop", 117)
     out = capsys.readouterr().out
     assert "own bfloat16: hmoe loop, forward+backward: 117 launches, busy 0.50 of 2.00 ms" in out
     assert "0.250 ms     3 calls  up_kernel" in out
@@ -286,5 +286,5 @@ def test_a_profile_names_the_longest_kernels(
 def test_without_a_gpu_one_line_names_the_cpu(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", verb, "--device", "cuda", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("--device cuda: PyTorch sees no GPU; nearest choice: cpu")
+    assert line.endswith("device = cuda: PyTorch sees no GPU; nearest choice: cpu")
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,9 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 def run(name: str, out: Path, *words: str) -> dict[str, Any]:
     command = [sys.executable, str(BENCHMARKS / name), *words, "--out", str(out)]
-    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert found.returncode == 0, found.stderr[-2000:]
-    assert "nan" not in found.stdout
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert process.returncode == 0, process.stderr[-2000:]
+    assert "nan" not in process.stdout
     (written,) = out.glob("*.json")
     assert "NaN" not in written.read_text()  # no JSON
     result: dict[str, Any] = json.loads(written.read_text())
@@ -60,7 +60,7 @@ def test_waves(capsys: pytest.CaptureFixture[str]) -> None:
         import waves
     finally:
         sys.path.pop(0)
-    assert waves.longest([4, 3, 2, 1], 2) == (6, 5, 5)  # 4 + 2; 4 + 1; 4 + 1
+    assert waves.busiest_work([4, 3, 2, 1], 2) == (6, 5, 5)  # 4 + 2; 4 + 1; 4 + 1
     waves.main()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(waves.LAYERS) * 2 * 5

@@ -36,7 +36,7 @@ TYPES = {  # of arguments that are not in the precision of the layer
     **dict.fromkeys(("p", "scale"), "fp32"),
     "chosen_TE": "*i8",
 }
-KEPT = {"up": {"KEEP": True}}  # flags that a launch is given beside its own
+KEPT = {"up": {"KEEP": True}}  # flags that a launch is given in addition to its own
 PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {  # kernels without tile shapes
     "plan": (plan_kernel, {"E": 8, "PADDED": 8}),
     "place": (place_kernel, {"E": 8, "PADDED": 8, "BLOCK": 256}),
@@ -80,11 +80,9 @@ def facts(result: Any) -> dict[str, int]:
         )
     text = usage.stdout + usage.stderr
     ptx = result.asm["ptx"]
-    numbers = {
-        name: int(found[1]) for name in ("REG", "STACK", "LOCAL") if (found := re.search(rf"{name}:(\d+)", text))
-    }
+    matches = {name: re.search(rf"{name}:(\d+)", text) for name in ("REG", "STACK", "LOCAL")}
     return {
-        **numbers,
+        **{name: int(match[1]) for name, match in matches.items() if match},
         "shared": result.metadata.shared,
         "wgmma": len(re.findall(r"wgmma\.mma_async", ptx)),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
@@ -101,17 +99,19 @@ def main() -> None:
     parser.add_argument("--dtype", default="bf16")
     arguments = parser.parse_args()
     table = shapes.FLOAT32 if arguments.dtype == "fp32" else shapes.TABLES[arguments.table]
-    found: dict[str, dict[str, int]] = {}
+    facts_by_kernel: dict[str, dict[str, int]] = {}
     for launch, (kernel, flags) in KERNELS.items():
         for shape in dict.fromkeys(table[launch].values()):
             options = shape.options
             how = {name: options.pop(name) for name in ("num_warps", "num_stages")}
             constants = {"D": 768, "PADDED": 8, "UPCAST": False, **flags, **KEPT.get(launch, {}), **options}
             result = compiled(kernel, constants, arguments.dtype, arguments.capability, how)
-            found[f"{launch} {'x'.join(map(str, shape))}"] = facts(result)
+            facts_by_kernel[f"{launch} {'x'.join(map(str, shape))}"] = facts(result)
     for name, (kernel, constants) in PLAIN.items():
-        found[name] = facts(compiled(kernel, constants, arguments.dtype, arguments.capability, {"num_warps": 4}))
-    print(json.dumps(found, indent=1))
+        facts_by_kernel[name] = facts(
+            compiled(kernel, constants, arguments.dtype, arguments.capability, {"num_warps": 4})
+        )
+    print(json.dumps(facts_by_kernel, indent=1))
 
 
 if __name__ == "__main__":

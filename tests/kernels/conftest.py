@@ -16,7 +16,7 @@ OTHER_BACKENDS = ("reference", "loop", "cpu")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks `triton`, for `make test-triton`: all tests of this folder, new ones too, but those that name another backend."""
+    """Mark as `triton`, for `make test-triton`, all tests of this folder but those that name another backend."""
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name not in WITHOUT_TRITON:
             values = dict(item.callspec.params) if hasattr(item, "callspec") else {}
@@ -28,8 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Variant -> library; `why` holds the reason where one is missing."""
-    found: dict[str, object] = {"why": "this processor lacks the instructions"}
+    """The libraries by variant; `why` holds the reason where one is missing."""
+    libraries: dict[str, object] = {"why": "this processor lacks the instructions"}
     without_amx = ("-mno-amx-tile", "-mno-amx-bf16", "-mno-amx-int8")
     for flags in ((), without_amx):
         patch = pytest.MonkeyPatch()
@@ -38,13 +38,13 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
             build.build(flags)
             loaded = native.load(native.library_path())
             assert loaded is not None
-            found[loaded.hmoe_instructions().decode()] = loaded
+            libraries[loaded.hmoe_instructions().decode()] = loaded
         except ConfigError as error:
-            found["why"] = str(error)
+            libraries["why"] = str(error)
         patch.undo()
         native.library.cache_clear()
-    cases.LIBRARIES.update(found)
-    return found
+    cases.LIBRARIES.update(libraries)
+    return libraries
 
 
 @pytest.fixture

@@ -65,8 +65,8 @@ def interpreted(name: str, device: str) -> bool:
 @pytest.mark.parametrize(("device", "name"), PLACES)
 def test_float64_is_the_oracle(name: str, device: str, case: str) -> None:
     values, routing, widths, grad, truth = known(case, device, 0, torch.float64)
-    for label, got, expected in zip(NAMES, run(name, values, routing, widths, grad), truth, strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11, msg=lambda m, label=label: f"{label}: {m}")
+    for label, actual, expected in zip(NAMES, run(name, values, routing, widths, grad), truth, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, msg=lambda m, label=label: f"{label}: {m}")
 
 
 @pytest.mark.parametrize(("device", "name", "dtype", "case"), list(low_precision()))
@@ -106,7 +106,7 @@ def identity(parameter: tuple[str, torch.dtype]) -> str:
 
 
 @pytest.fixture(params=ENGINES, ids=identity)
-def made(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
+def engine_and_dtype(request: pytest.FixtureRequest) -> tuple[str, torch.dtype]:
     name, dtype = request.param
     return engine(name, request), dtype
 
@@ -129,80 +129,87 @@ def same_to_rounding(first: list[torch.Tensor], second: list[torch.Tensor]) -> N
 
 
 @pytest.mark.parametrize("case", ["top-p, one expert empty", "prime tokens", "few tokens"])
-def test_the_same_bits_twice(made: tuple[str, torch.dtype], case: str) -> None:
+def test_the_same_bits_twice(engine_and_dtype: tuple[str, torch.dtype], case: str) -> None:
+    backend, dtype = engine_and_dtype
     values, routing, widths = arguments(case)
-    values = low_gates(values, made[1])
+    values = low_gates(values, dtype)
     grad = gradient(values)
-    same(*(run(made[0], values, routing, widths, grad) for _ in range(2)))
+    same(*(run(backend, values, routing, widths, grad) for _ in range(2)))
 
 
-def test_non_contiguous_input_and_expanded_gradient(made: tuple[str, torch.dtype]) -> None:
+def test_non_contiguous_input_and_expanded_gradient(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
     values, routing, widths = arguments("mixed")
-    values = low_gates(values, made[1])
+    values = low_gates(values, dtype)
     strided = [torch.stack([v, v], -1)[..., 0] for v in values]
     transposed = [v.t().contiguous().t() for v in strided]
     assert not strided[0].is_contiguous()
-    grad = torch.ones((), dtype=made[1]).expand_as(values[0])
-    expected = run(made[0], values, routing, widths, grad.contiguous())
-    same_to_rounding(run(made[0], strided, routing, widths, grad), expected)
-    same_to_rounding(run(made[0], transposed, routing, widths, grad), expected)
+    grad = torch.ones((), dtype=dtype).expand_as(values[0])
+    expected = run(backend, values, routing, widths, grad.contiguous())
+    same_to_rounding(run(backend, strided, routing, widths, grad), expected)
+    same_to_rounding(run(backend, transposed, routing, widths, grad), expected)
 
 
-def test_pairs_beyond_the_counts_are_ignored(made: tuple[str, torch.dtype]) -> None:
+def test_pairs_beyond_the_counts_are_ignored(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
     values, routing, widths = arguments("mixed")
-    values = low_gates(values, made[1])
+    values = low_gates(values, dtype)
     grad = gradient(values)
-    expected = run(made[0], values, routing, widths, grad)
+    expected = run(backend, values, routing, widths, grad)
     token_N = torch.cat([routing.token_N, torch.tensor([3, 0, 16])])
     x, gate, *weights = (
         v.detach().requires_grad_() for v in (values[0], torch.cat([values[1], torch.ones(3)]), *values[2:])
     )
-    y = expert_ffn(x, token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
+    y = expert_ffn(x, token_N, gate, routing.num_tokens_E, *weights, widths, backend)
     y.backward(grad.to(y.dtype))
     assert gate.grad is not None
     assert (gate.grad[-3:] == 0).all()
     same([y.detach(), x.grad, gate.grad[:-3], *(w.grad for w in weights)], expected)  # type: ignore[list-item]
 
 
-def test_expert_without_tokens_gets_zero_gradients(made: tuple[str, torch.dtype]) -> None:
+def test_expert_without_tokens_gets_zero_gradients(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
     values, routing, widths = arguments("top-p, one expert empty")
     assert routing.num_tokens_E[0] == 0
-    *_, w_gate, w_up, w_down = run(made[0], low_gates(values, made[1]), routing, widths, torch.ones_like(values[0]))
+    *_, w_gate, w_up, w_down = run(backend, low_gates(values, dtype), routing, widths, torch.ones_like(values[0]))
     assert all((w[: widths[0]] == 0).all() for w in (w_gate, w_up, w_down))
 
 
-def test_frozen_weights_cost_no_gradient_and_change_nothing_else(made: tuple[str, torch.dtype]) -> None:
-    values, routing, widths = arguments(some_case(made[0]))
-    values = low_gates(values, made[1])
+def test_frozen_weights_cost_no_gradient_and_change_nothing_else(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
+    values, routing, widths = arguments(some_case(backend))
+    values = low_gates(values, dtype)
     grad = gradient(values)
-    expected = run(made[0], values, routing, widths, grad)
+    expected = run(backend, values, routing, widths, grad)
     x, gate = (v.detach().requires_grad_() for v in values[:2])
-    y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *values[2:], widths, made[0])
+    y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *values[2:], widths, backend)
     y.backward(grad.to(y.dtype))
     same([y.detach(), x.grad, gate.grad, *expected[3:]], expected)  # type: ignore[list-item]
 
 
-def test_without_gradients_the_output_is_the_same(made: tuple[str, torch.dtype]) -> None:
-    values, routing, widths = arguments(some_case(made[0]))
-    values = low_gates(values, made[1])
-    expected = run(made[0], values, routing, widths, gradient(values))[0]
+def test_without_gradients_the_output_is_the_same(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
+    values, routing, widths = arguments(some_case(backend))
+    values = low_gates(values, dtype)
+    expected = run(backend, values, routing, widths, gradient(values))[0]
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             x, gate, *weights = values
-            y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
+            y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, backend)
         assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("made", ENGINES[1:], indirect=True, ids=identity)
-def test_only_x_pre_activations_and_indices_are_saved(made: tuple[str, torch.dtype]) -> None:
+@pytest.mark.parametrize("engine_and_dtype", ENGINES[1:], indirect=True, ids=identity)
+def test_only_x_pre_activations_and_indices_are_saved(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+    backend, dtype = engine_and_dtype
     values, routing, widths = arguments("prime tokens")
-    values = [value.requires_grad_() for value in low_gates(values, made[1])]
+    values = [value.requires_grad_() for value in low_gates(values, dtype)]
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
         x, gate, *weights = values
-        expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
+        expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, backend)
     counts = routing.num_tokens_E.tolist()
-    kept = [rows_kept(values[0], n) for n in counts] if padded(*made) else counts
+    kept = [rows_kept(values[0], n) for n in counts] if padded(backend, dtype) else counts
     pre_activations = 2 * sum(n * h for n, h in zip(kept, widths, strict=True))
     indices = 2 * len(gate) + len(widths)  # token and order of pairs; counts
     assert sum(sizes) == x.numel() + len(gate) + sum(w.numel() for w in weights) + pre_activations + indices
@@ -214,24 +221,27 @@ def padded(backend: str, dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not (backend == "cpu" and native.library())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtype], dtype: torch.dtype) -> None:
-    values, routing, widths = arguments(some_case(made[0]))
-    values, grad = low_gates(values, made[1]), gradient(values)
-    expected = run(made[0], values, routing, widths, grad)
-    torch.set_default_dtype(dtype)
+@pytest.mark.parametrize("default_dtype", [torch.float64, torch.bfloat16])
+def test_the_default_dtype_and_device_change_nothing(
+    engine_and_dtype: tuple[str, torch.dtype], default_dtype: torch.dtype
+) -> None:
+    backend, dtype = engine_and_dtype
+    values, routing, widths = arguments(some_case(backend))
+    values, grad = low_gates(values, dtype), gradient(values)
+    expected = run(backend, values, routing, widths, grad)
+    torch.set_default_dtype(default_dtype)
     try:
-        same(run(made[0], values, routing, widths, grad), expected)
+        same(run(backend, values, routing, widths, grad), expected)
     finally:
         torch.set_default_dtype(torch.float32)
     with torch.device("meta"), torch.no_grad():
         x, gate, *weights = values
-        y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, made[0])
+        y = expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, backend)
     assert torch.equal(y, expected[0])
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"x": lambda v: v.float()}, "w_gate_FD is torch.bfloat16, must be torch.float32 as x is"),
         ({"w_up": lambda v: v[:-1]}, r"w_up_FD is \(191, 32\), must be \(192, 32\)"),
@@ -243,14 +253,14 @@ def test_the_default_dtype_and_device_change_nothing(made: tuple[str, torch.dtyp
         ({"x": lambda v: v.to("meta")}, "token_N is on cpu, must be on meta as x is"),
     ],
 )
-def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object], said: str) -> None:
+def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object], message: str) -> None:
     values, routing, widths = arguments("mixed")
     x, gate, *weights = low_gates(values, torch.bfloat16)
     tensors = dict(zip(("x", "token", "gate", "count", "w_gate", "w_up", "w_down"),
                        (x, routing.token_N, gate, routing.num_tokens_E, *weights), strict=True))  # fmt: skip
     for name, function in change.items():
         tensors[name] = function(tensors[name])  # type: ignore[operator]
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         expert_ffn(*tensors.values(), widths)
 
 
@@ -261,12 +271,12 @@ def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object],
 def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) -> None:
     values, routing, widths = arguments("mixed")
     x, gate, *weights = (value.float().requires_grad_(grad) for value in values)
-    for change, said in (
+    for change, message in (
         ([-1, 0, 0, 0], r"num_tokens_E\[0\] = -1, must be from 0 to the number of tokens, 17"),
         ([0, 18, 0, 0], r"num_tokens_E\[1\] = 18, must be from 0"),
         ([17, 17, 1, 0], "num_tokens_E sums to 35, must be at most the pairs in token_N, 34"),
     ):
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             expert_ffn(x, routing.token_N, gate, torch.tensor(change), *weights, widths, name)
 
 
@@ -294,12 +304,12 @@ def test_unknown_backend_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype", "said"),
+    ("case", "dtype", "message"),
     [("odd widths", torch.float32, "multiples of 16, 24 is not"), ("mixed", torch.float64, "is not one of bfloat16")],
 )
-def test_what_triton_cannot_compute_is_said(case: str, dtype: torch.dtype, said: str) -> None:
+def test_what_triton_cannot_compute_is_said(case: str, dtype: torch.dtype, message: str) -> None:
     values, routing, widths = arguments(case)
-    with pytest.raises(ConfigError, match=f"cannot compute this layer: .*{said}.*nearest choice: loop"):
+    with pytest.raises(ConfigError, match=f"cannot compute this layer: .*{message}.*nearest choice: loop"):
         run("triton", [v.to(dtype) for v in values], routing, widths, values[0])
 
 

@@ -25,8 +25,10 @@ def test_the_library_gives_every_number_of_threads_nearly_the_same(
         for variant in native_libraries.keys() - {"why"}:
             with library(variant):
                 results = run("cpu", low_gates(values, torch.bfloat16), routing, widths, grad)
-            for got, expected in zip(results, truth, strict=True):
-                torch.testing.assert_close(got.double(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+            for actual, expected in zip(results, truth, strict=True):
+                torch.testing.assert_close(
+                    actual.double(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max())
+                )
     finally:
         torch.set_num_threads(before)
 
@@ -137,12 +139,12 @@ for megabytes in range(2, 60, 2):
     except (MemoryError, RuntimeError) as error:
         print(type(error).__name__)
 """
-    for name, found in native_libraries.items():
+    for name, loaded in native_libraries.items():
         if name != "why":
             result = subprocess.run(
-                [sys.executable, "-c", code, found._name], capture_output=True, text=True, check=False
+                [sys.executable, "-c", code, loaded._name], capture_output=True, text=True, check=False
             )  # type: ignore[attr-defined]
             assert result.returncode == 0, result.stderr[-500:]
-            said = result.stdout.split()
-            assert said[-1] == "done"
-            assert "MemoryError" in said
+            lines = result.stdout.split()
+            assert lines[-1] == "done"
+            assert "MemoryError" in lines

@@ -61,8 +61,8 @@ def test_compiled_whole_it_gives_the_same(spec: hmoe.TopK | hmoe.TopP, dtype: to
     for tokens in (17, 40, 1):
         x = torch.randn(tokens, 32, dtype=dtype)
         tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-11}[dtype]
-        for got, expected in zip(gradients(layer, compiled, x), gradients(layer, layer, x), strict=True):
-            torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance)
+        for actual, expected in zip(gradients(layer, compiled, x), gradients(layer, layer, x), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -91,10 +91,10 @@ def test_a_whole_model_compiles_whole() -> None:
         return cross_entropy(model.hidden(tokens)[0].flatten(0, 1), model.head_weight, tokens.flatten(), 5)
 
     torch.compile(loss, fullgraph=True, backend="aot_eager")().backward()
-    got = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
+    compiled_grads = [p.grad.clone() for p in model.parameters()]  # type: ignore[union-attr]
     model.zero_grad()
     loss().backward()
-    for (name, parameter), grad in zip(model.named_parameters(), got, strict=True):
+    for (name, parameter), grad in zip(model.named_parameters(), compiled_grads, strict=True):
         torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
 
 

@@ -17,12 +17,12 @@ def facts(*flags: str) -> dict[str, dict[str, int]]:
     command = [sys.executable, "-m", "tests.kernels.compile_ragged", *flags]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    found: dict[str, dict[str, int]] = json.loads(result.stdout)
-    return found
+    facts_by_kernel: dict[str, dict[str, int]] = json.loads(result.stdout)
+    return facts_by_kernel
 
 
-def of(kernel: str, found: dict[str, dict[str, int]]) -> list[dict[str, int]]:
-    return [numbers for name, numbers in found.items() if name.split()[0] == kernel]
+def of(kernel: str, facts_by_kernel: dict[str, dict[str, int]]) -> list[dict[str, int]]:
+    return [numbers for name, numbers in facts_by_kernel.items() if name.split()[0] == kernel]
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def test_the_portable_shapes_spill_nothing_on_ampere_and_fit_every_gpu_since(dty
 
 
 def test_float32_compiles_for_checks() -> None:
-    found = facts("--dtype", "fp32")
-    assert set(MATRIX_KERNELS) <= {name.split()[0] for name in found}
-    assert all(numbers["STACK"] == numbers["LOCAL"] == 0 for numbers in found.values()), found
+    float32 = facts("--dtype", "fp32")
+    assert set(MATRIX_KERNELS) <= {name.split()[0] for name in float32}
+    assert all(numbers["STACK"] == numbers["LOCAL"] == 0 for numbers in float32.values()), float32
 
 
 def test_the_facts_are_read_from_what_was_compiled(hopper: dict[str, dict[str, int]]) -> None:

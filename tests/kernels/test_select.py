@@ -33,7 +33,7 @@ def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: logits_TE.dtype == torch.float32)
 
 
-def around(name: str, experts: int, device: str) -> Circumstances:
+def make_circumstances(name: str, experts: int, device: str) -> Circumstances:
     bias_E = torch.linspace(-0.3, 0.3, experts, device=device) if name == "bias" else None
     return Circumstances((1,) * experts, bias_E)
 
@@ -43,9 +43,10 @@ def both(logits_TE: torch.Tensor, name: str) -> tuple[tuple[Routing, torch.Tenso
     results = []
     for dtype in (torch.float32, torch.float64):
         leaf = logits_TE.detach().to(dtype).requires_grad_()
-        given = around(name, leaf.shape[1], leaf.device.type)
-        given = given._replace(bias_E=None if given.bias_E is None else given.bias_E.to(dtype))
-        routing = route(leaf, SPECS[name], given)
+        circumstances = make_circumstances(name, leaf.shape[1], leaf.device.type)
+        bias_E = circumstances.bias_E
+        circumstances = circumstances._replace(bias_E=None if bias_E is None else bias_E.to(dtype))
+        routing = route(leaf, SPECS[name], circumstances)
         used = int(routing.num_tokens_E.sum())
         weight_N = torch.linspace(-1, 2, len(routing.gate_N), dtype=dtype, device=leaf.device)[:used]
         weight_TE = torch.linspace(-1, 1, leaf.numel(), dtype=dtype, device=leaf.device).view_as(leaf)
@@ -99,7 +100,7 @@ def test_rows_that_are_not_finite_choose_and_give_nan(name: str, device: str) ->
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, of the interpreter
 def test_scores_that_underflow_have_finite_gradients(device: str) -> None:
     logits_TE = torch.full((3, 4), -200.0, device=device, requires_grad=True)
-    route(logits_TE, SPECS["sigmoid"], around("sigmoid", 4, device)).gate_N.sum().backward()
+    route(logits_TE, SPECS["sigmoid"], make_circumstances("sigmoid", 4, device)).gate_N.sum().backward()
     assert logits_TE.grad is not None
     assert logits_TE.grad.isfinite().all()
 
@@ -109,7 +110,7 @@ def test_a_recomputation_that_rounds_otherwise_chooses_the_same(name: str, devic
     decisions = Decisions()
     first_TE, given = (
         torch.randn(50, 8, device=device),
-        around(name, 8, device)._replace(hints=Hints(decisions=decisions)),
+        make_circumstances(name, 8, device)._replace(hints=Hints(decisions=decisions)),
     )
     first = route(first_TE, SPECS[name], given)
     decisions.begin()
@@ -124,7 +125,7 @@ def test_only_what_is_asked_for_is_differentiated(device: str) -> None:
         leaf = torch.randn(20, 8, device=device, requires_grad=True)
         twin = leaf.detach().double().requires_grad_()
         for logits_TE in (leaf, twin):
-            value = getattr(route(logits_TE, SPECS["top-2"], around("top-2", 8, device)), field)
+            value = getattr(route(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device)), field)
             (value * torch.arange(value.numel(), device=device).view_as(value)).sum().backward()
         torch.testing.assert_close(leaf.grad, twin.grad, check_dtype=False, rtol=1e-5, atol=1e-4)
 
@@ -143,7 +144,7 @@ def test_a_router_layer_uses_them_and_serves_exact_pairs_without_gradients(devic
 
 def test_a_second_derivative_is_refused(device: str) -> None:
     logits_TE = torch.randn(5, 8, device=device, requires_grad=True)
-    routing = route(logits_TE, SPECS["top-2"], around("top-2", 8, device))
+    routing = route(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device))
     (first,) = torch.autograd.grad(routing.gate_N.square().sum(), logits_TE, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives of a router"):
         first.sum().backward()

@@ -1,4 +1,4 @@
-"""What `hmoe bench` runs: everything measured side by side in one process, interleaved, medians, with the machine's limits.
+"""What `hmoe bench` runs: all contenders in one process, interleaved, medians, and the machine's limits.
 
 `python -m hmoe.bench.layer` and `python -m hmoe.bench.decode` need PyTorch only.
 """

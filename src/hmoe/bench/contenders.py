@@ -1,4 +1,4 @@
-"""Who races in `hmoe bench layer`: our layer with each of its backends, a dense one, and those of other libraries."""
+"""Who races in `hmoe bench layer`: our layer with each backend, a dense one, and those of other libraries."""
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
@@ -25,25 +25,25 @@ class Contender:
     """A layer in the race.
 
     Attributes:
-        forward: the layer.
-        units: counts, on the host, the hidden units that the last call activated, over all tokens.
+        forward: computes the layer.
+        count_units: counts, on the host, the hidden units that the last call activated, over all tokens.
         module: holds the parameters.
-        router: its router's weight.
-        seconds, done: time and activated units of every round.
-        wall_seconds: the same by the clock, on a GPU.
+        router: its router's weight; None for a dense layer.
+        seconds, activated_units: time and hidden units of every round.
+        wall_seconds: the time by the clock, on a GPU.
     """
 
     forward: Callable[[torch.Tensor], torch.Tensor]
-    units: Callable[[], float]
+    count_units: Callable[[], float]
     module: torch.nn.Module
     router: torch.Tensor | None = None
     seconds: list[float] = field(default_factory=list)
-    done: list[float] = field(default_factory=list)
+    activated_units: list[float] = field(default_factory=list)
     wall_seconds: list[float] = field(default_factory=list)
 
 
 def make_contender(name: str, shape: Shape, dtype: torch.dtype, device: str) -> Contender:
-    """One of CONTENDERS, or `dense`: the limit, of the same activated FLOPs."""
+    """Make one of CONTENDERS, or `dense`: the limit, of the same activated FLOPs."""
     experts, mean = len(shape.widths), sum(shape.widths) // len(shape.widths)
     if name in BACKENDS:
         widths = hmoe.equal(mean * experts, experts) if name == "hmoe equal" else shape.widths
@@ -64,7 +64,7 @@ def _make_ours(
     shape: Shape, widths: tuple[int, ...], backend: str | None, dtype: torch.dtype, device: str
 ) -> Contender:
     moe = hmoe.MoE(shape.dim, widths, hmoe.TopK(shape.k)).to(device, dtype)
-    moe.check_finite, moe.backend = False, backend
+    moe.check_finite, moe.backend = False, backend  # the check would wait for the device
     counts: list[torch.Tensor] = []
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -80,14 +80,14 @@ def _make_ours(
 
 
 def refusal(name: str, shape: Shape, dtype: torch.dtype, device: str) -> str | None:
-    """Why a contender cannot run here, or None."""
+    """Return why a contender cannot run here, or None."""
     if name in OTHERS:
         module = OTHERS[name][0]
         return None if importlib.util.find_spec(module) else f"{module} is not installed"
     if BACKENDS[name] != "triton":
         return None
     if device == "cpu":  # also where Triton's interpreter could run it: its times are not the kernels'
-        return "the Triton kernels run on a GPU, with --device cuda"
+        return "the Triton kernels run on a GPU, with device = cuda"
     x, index = torch.empty(shape.tokens, shape.dim, dtype=dtype, device=device), torch.empty(0, device=device)
     return choice.refusal("triton", Layer(x, index, index, index, x, x, x, shape.widths))
 
@@ -96,10 +96,10 @@ def check_contenders(names: Sequence[str], shapes: Mapping[str, Shape], dtypes: 
     """Raise ConfigError for a contender that was asked for and cannot run."""
     for name in names:
         if name not in CONTENDERS:
-            raise ConfigError(f"--against {name}: must be one of {', '.join(CONTENDERS)}")
+            raise ConfigError(f"against = {name}: must be one of {', '.join(CONTENDERS)}")
     for name in names:
         for shape in shapes.values():
             for dtype in dtypes:
                 reason = refusal(name, shape, getattr(torch, dtype), device)
                 if reason:
-                    raise ConfigError(f"--against {name}: {reason}; nearest choice: hmoe loop")
+                    raise ConfigError(f"against = {name}: {reason}; nearest choice: hmoe loop")

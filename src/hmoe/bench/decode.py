@@ -1,7 +1,8 @@
 """How near is a layer that serves one token to the time of reading its activated weights from memory?
 
-Twelve layers in turn, so that their weights come from memory and not from a cache. On a GPU the times are those of CUDA events with
-the launches queued ahead; "wall us" is by the clock, from an idle GPU, and shows what Python costs.
+Twelve layers in turn, so that their weights come from memory and not from a cache. On a GPU the times are
+those of CUDA events with the launches queued ahead; "wall us" is by the clock, from an idle GPU, and shows
+what Python costs.
 
     hmoe bench decode, or where only PyTorch is installed: python -m hmoe.bench.decode
 """
@@ -37,7 +38,7 @@ LAYERS = 12
 
 
 def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: int, tokens: int) -> dict[str, Any]:
-    """Microseconds per layer: reading the activated bytes, the experts alone, the whole layer, the loop backend."""
+    """Measure microseconds per layer: to read the activated bytes, of the experts, of the whole layer."""
     torch.manual_seed(0)
     layers = [hmoe.MoE(shape.dim, shape.widths, hmoe.TopK(shape.k)).to(device, dtype) for _ in range(LAYERS)]
     for layer in layers:
@@ -52,6 +53,7 @@ def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: in
             "layer": lambda: [layer(x) for layer in layers],
         }
         times = interleaved(runs, rounds, warm=3, device=device, queued=True)
+    # Only experts that some token chose are read: three matrices of their hidden units.
     used = sum(h for r in routings for h, n in zip(shape.widths, r.num_tokens_E.tolist(), strict=True) if n)
     read = 3 * used * shape.dim * dtype.itemsize / read_bandwidth(device)
     us = {run: 1e6 * median_seconds(timings) / LAYERS for run, timings in times.items()}
@@ -69,14 +71,15 @@ def _experts(layer: hmoe.MoE, x_TD: torch.Tensor, routing: Routing, backend: str
 
 
 def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: Options) -> Path:
-    """Measure, print and write; the result's path."""
+    """Measure one-token layers, print and write the figures, and return the file's path."""
     device = options.device
     options.prepare()
     check_dtypes(dtypes)
     rows = []
     wall = f" {'wall us':>9s}" if device == "cuda" else ""
     options.say(
-        f"{'shape':12s} {'dtype':9s} {'read us':>8s} {'experts us':>10s} {'of limit':>8s} {'loop us':>9s} {'whole layer us':>14s}{wall}"
+        f"{'shape':12s} {'dtype':9s} {'read us':>8s} {'experts us':>10s} {'of limit':>8s} {'loop us':>9s} "
+        f"{'whole layer us':>14s}{wall}"
     )
     for name in shapes or ("0.4B", "64-experts"):
         for dtype in dtypes:
@@ -84,8 +87,8 @@ def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, opti
             rows.append(row)
             wall = f" {row['layer wall us']:9.0f}" if "layer wall us" in row else ""
             options.say(
-                f"{name:12s} {dtype:9s} {row['memory_read_us']:8.0f} {row['experts us']:10.0f} {row['share_of_memory_read_limit']:8.2f} "
-                f"{row['experts, loop us']:9.0f} {row['layer us']:14.0f}{wall}"
+                f"{name:12s} {dtype:9s} {row['memory_read_us']:8.0f} {row['experts us']:10.0f} "
+                f"{row['share_of_memory_read_limit']:8.2f} {row['experts, loop us']:9.0f} {row['layer us']:14.0f}{wall}"
             )
     content = {
         "machine": machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS, "rows": rows,
@@ -94,14 +97,15 @@ def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, opti
 
 
 def main() -> int:
-    """The same without the command line's libraries."""
+    """Run the benchmark of decoding from a command line that needs PyTorch only; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    a = parser.parse_args()
+    arguments = parser.parse_args()
+    options = Options(arguments.device, arguments.rounds, out=arguments.out)
     try:
-        path = bench(None, [default_dtype(a.device)], 1, Options(a.device, a.rounds, out=a.out))
+        path = bench(None, [default_dtype(arguments.device)], 1, options)
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code

@@ -5,11 +5,11 @@ import functools
 import importlib.metadata
 import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from hmoe.errors import ConfigError
 from hmoe.kernels import native
 
 Run = Callable[[], object]
-_LONG = 0.5  # seconds of one product
+LONG_PRODUCT_SECONDS = 0.5
 RESULTS = Path("benchmarks/results")
 FLUSH_BYTES = 1 << 28  # more than the L2 cache of any GPU
 SLEEP_CYCLES = 2e9  # a second of `torch.cuda._sleep`, or a little more: no GPU's clock is faster
@@ -27,7 +27,7 @@ MOST_SLEEP_SECONDS = 0.05  # a call whose launches take longer has more of them 
 
 
 class Timing(NamedTuple):
-    """How long one call took: `seconds` by CUDA events, on a CPU by the clock; `wall_seconds` always by the clock."""
+    """How long a call took: `seconds` by CUDA events, on a CPU by the clock; `wall_seconds` by the clock."""
 
     seconds: float
     wall_seconds: float
@@ -39,8 +39,8 @@ class Options:
 
     Attributes:
         device: cpu or cuda.
-        rounds: of which the median is taken.
-        threads: of the CPU; None leaves PyTorch's number.
+        rounds: how many rounds the median is taken of.
+        threads: how many of the CPU; None leaves PyTorch's number.
         out: folder of the result.
         say: prints a line.
     """
@@ -59,7 +59,7 @@ class Options:
 
 
 class Span:
-    """The GPU's time between entering and leaving, by a pair of events."""
+    """A context that measures the GPU's time between entering and leaving, by a pair of events."""
 
     def __enter__(self) -> "Span":
         self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
@@ -70,26 +70,26 @@ class Span:
         self.end.record()
 
     def seconds(self) -> float:
-        """Known once the GPU was waited for."""
+        """Return the time between the events; the GPU must have been waited for."""
         elapsed: float = self.begin.elapsed_time(self.end)
         return elapsed / 1e3
 
 
 def time_call(run: Run, device: str, ahead_seconds: float = 0.0) -> Timing:
-    """Time one call; on a GPU from an idle device and an L2 cache that holds nothing of it, the waiting outside the events.
+    """Time one call; on a GPU from an idle device and an L2 cache that holds nothing of it.
 
     Args:
         run: the call.
         device: cpu or cuda.
-        ahead_seconds: how long the GPU sleeps first, while launches queue up: `seconds` is then its own work without waiting
-            for Python, and the wall time means nothing.
+        ahead_seconds: how long the GPU sleeps first, while launches queue up: `seconds` is then its own work
+            without waiting for Python, and the wall time means nothing.
     """
     if device == "cpu":
         start = time.perf_counter()
         run()
         elapsed = time.perf_counter() - start
         return Timing(elapsed, elapsed)
-    _flush_buffer().zero_()
+    _flush_buffer().zero_()  # writing more than the L2 cache holds leaves nothing else in it
     torch.cuda.synchronize()
     hold_queue(ahead_seconds)
     start = time.perf_counter()
@@ -101,7 +101,7 @@ def time_call(run: Run, device: str, ahead_seconds: float = 0.0) -> Timing:
 
 
 def hold_queue(seconds: float) -> None:
-    """Let the GPU sleep, so that what is launched meanwhile waits in its queue."""
+    """Make the GPU sleep, so that what is launched meanwhile waits in its queue."""
     if seconds:
         torch.cuda._sleep(int(SLEEP_CYCLES * min(seconds, MOST_SLEEP_SECONDS)))  # type: ignore[no-untyped-call]
 
@@ -112,16 +112,16 @@ def _flush_buffer() -> torch.Tensor:
 
 
 def kernel_milliseconds(run: Run, device: str, repeats: int = 20) -> float:
-    """Median of single calls, each a launch; the queue is filled behind a sleeping kernel, so no launch is waited for.
+    """Return the median milliseconds of single calls, each a launch; the L2 cache is not flushed.
 
-    The L2 cache is not flushed: the calls are queued one behind the other.
+    The queue is filled behind a sleeping kernel, so no launch is waited for.
     """
     if device == "cpu":
         return 1e3 * time_call(run, device).seconds
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    hold_queue(0.005)
+    hold_queue(0.005)  # longer than it takes to launch all calls
     spans = []
     for _ in range(repeats):
         with Span() as span:
@@ -132,7 +132,7 @@ def kernel_milliseconds(run: Run, device: str, repeats: int = 20) -> float:
 
 
 def describe_timing(device: str, queued: bool = False) -> str:
-    """What the figures of a result are times of."""
+    """Describe what the figures of a result are times of."""
     if device == "cpu":
         return "wall clock"
     start = "launches queued ahead" if queued else "from an idle GPU"
@@ -143,19 +143,23 @@ def interleaved(
     runs: Mapping[str, Run], rounds: int, warm: int, device: str,
     before: Run = lambda: None, after: Run = lambda: None, queued: bool = False,
 ) -> dict[str, list[Timing]]:  # fmt: skip
-    """Time every run in every round; one after the other, so that all meet the same noise, and each in every place.
+    """Time every run in every round, one after the other; return each run's timings by name.
+
+    All meet the same noise of the machine, and each takes every place in the order.
 
     Args:
-        runs: by name.
-        rounds, warm: those that count, and those before them.
+        runs: calls by name.
+        rounds, warm: how many rounds count, and how many go before them.
         device: cpu or cuda.
-        before, after: called around every round, never while the clock runs.
-        queued: on a GPU every round goes twice, `before` each: `wall_seconds` is from an idle GPU, then `seconds` with the
-            launches queued ahead.
+        before, after: called at the begin and the end of every round, never while the clock runs.
+        queued: on a GPU every round goes twice, with `before` each time: `wall_seconds` is from an idle GPU,
+            then `seconds` with the launches queued ahead.
     """
     times: dict[str, list[Timing]] = {name: [] for name in runs}
-    for number in range(warm + rounds):
-        names = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
+    for index in range(warm + rounds):
+        # Each round begins with the next one: what ran before another run changes its caches and its clock.
+        first = index % len(runs)
+        names = list(runs)[first:] + list(runs)[:first]
         before()
         timings = {name: time_call(runs[name], device) for name in names}
         if queued and device == "cuda":
@@ -164,65 +168,66 @@ def interleaved(
                 wall = timings[name].wall_seconds
                 timings[name] = Timing(time_call(runs[name], device, ahead_seconds=wall).seconds, wall)
         after()
-        for name in names if number >= warm else ():
+        for name in names if index >= warm else ():
             times[name].append(timings[name])
     return times
 
 
 def median_seconds(timings: Iterable[Timing]) -> float:
-    """Median of `seconds`."""
+    """Return the median of the timings' `seconds`."""
     return median(timing.seconds for timing in timings)
 
 
 def median_wall(timings: Iterable[Timing]) -> float:
-    """Median of `wall_seconds`."""
+    """Return the median of the timings' `wall_seconds`."""
     return median(timing.wall_seconds for timing in timings)
 
 
 def best(run: Run, device: str, tries: int = 7) -> float:
-    """Fastest of some calls, in seconds: a limit is what the machine can do, not what it does on average."""
+    """Return the seconds of the fastest of some calls: what the machine can do, not its average."""
     run()
     return min(time_call(run, device, ahead_seconds=0.005).seconds for _ in range(tries))
 
 
 def default_dtype(device: str) -> str:
-    """Bfloat16 where the hardware multiplies it; an old processor, which emulates it, is a thousand times slower so."""
+    """Return bfloat16 where the hardware multiplies it, else float32, which is faster than emulation."""
+    # An old processor emulates bfloat16, a thousand times slower.
     hardware = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if hardware else "float32"
 
 
 def peak_flops(dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the library's best large matrix product; of a smaller one where a large one takes seconds."""
+    """Measure FLOP/s of the best large matrix product; of a smaller one where a large one takes seconds."""
     size, largest = (8192, 8192) if device == "cuda" else (512, 2048)
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         product = functools.partial(torch.mm, a, b)
-        if size == largest or 8 * time_call(product, device).seconds > _LONG:
+        if size == largest or 8 * time_call(product, device).seconds > LONG_PRODUCT_SECONDS:
             return 2 * size**3 / best(product, device)
         size *= 2
 
 
 def read_bandwidth(device: str) -> float:
-    """Bytes/s of reading memory that is in no cache near a core: the sum of a gigabyte."""
+    """Measure bytes/s of reading memory that is in no cache near a core: the sum of a gigabyte."""
     numbers = torch.ones((1 << 30) // 8, dtype=torch.float64, device=device)
     return numbers.numel() * 8 / best(numbers.sum, device)
 
 
 def check_device(device: str) -> None:
-    """Raise ConfigError unless this PyTorch can use it."""
+    """Raise ConfigError unless the device is cpu or cuda, and this PyTorch can use it."""
     if device not in ("cpu", "cuda"):
-        raise ConfigError(f"--device {device}: must be cpu or cuda")
+        raise ConfigError(f"device = {device}: must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no GPU; nearest choice: cpu")
+        raise ConfigError("device = cuda: PyTorch sees no GPU; nearest choice: cpu")
 
 
 def place_name(device: str) -> str:
-    """Where figures come from, as in the names of their files."""
+    """Return where figures come from, as in the names of their files."""
     return "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """Return what the figures depend on: hardware, threads and versions, and the date."""
     return {
         "processor": processor(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
@@ -237,7 +242,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def version(distribution: str) -> str | None:
-    """Installed version, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -245,7 +250,7 @@ def version(distribution: str) -> str | None:
 
 
 def processor() -> str:
-    """Name of the processor, with AMX said since its name may not."""
+    """Return the name of the processor, and whether it has AMX, which its name may not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -260,8 +265,3 @@ def save(folder: Path, name: str, content: dict[str, Any]) -> Path:
     path = folder / f"{name}-{datetime.date.today().isoformat()}.json"
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
-
-
-def median(values: Iterable[float]) -> float:
-    """As in statistics."""
-    return statistics.median(values)

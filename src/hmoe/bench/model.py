@@ -1,6 +1,7 @@
-"""A whole model, one sequence: reading a prompt and writing tokens, beside transformers' Mixtral with equal experts.
+"""A whole model, one sequence: reading a prompt and writing tokens, against transformers' Mixtral.
 
-Mixtral has as many experts of the same total width and chooses as many, so total and activated parameters are equal.
+Mixtral has as many experts of the same total width and chooses as many, so total and activated parameters are
+equal.
 """
 
 from pathlib import Path
@@ -30,7 +31,7 @@ IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to
 
 
 class _Vocabulary:
-    """Every token is text: nothing ends early."""
+    """A vocabulary in which every token is text, so that nothing ends early."""
 
     ends: tuple[int, ...] = ()
 
@@ -39,14 +40,14 @@ class _Vocabulary:
 
 
 def _runs(config: ModelSpec, dtype: torch.dtype, prompt: list[int], new: int, device: str) -> dict[str, Run]:
-    """Name -> reading the prompt, or writing `new` tokens after its first 16."""
+    """Return the runs by name: reading the prompt, or writing `new` tokens after its first 16."""
     model = build(config, 0).to(device, dtype).eval().requires_grad_(False)
     set_check_finite(model, False)
     begin, words = prompt[:16], _Vocabulary(config.vocab)
 
     def read() -> None:
         x_BLD, _ = model.hidden(torch.tensor([prompt], device=device), model.new_cache(1, len(prompt)))
-        _ = x_BLD[0, -1] @ model.head_weight.T
+        _ = x_BLD[0, -1] @ model.head_weight.T  # logits of the last token only, as Mixtral's below
 
     runs: dict[str, Run] = {
         "hmoe read": torch.inference_mode()(read),
@@ -71,7 +72,8 @@ def _runs(config: ModelSpec, dtype: torch.dtype, prompt: list[int], new: int, de
         mixtral.generate(first, **options)
 
     for name in IMPLEMENTATIONS:
-        if name != "batched_mm":  # it copies an expert's weights for every token: a hundred times as slow in reading
+        # This one copies an expert's weights for every token: a hundred times as slow in reading.
+        if name != "batched_mm":
             runs[f"transformers {name} read"] = lambda name=name: mixtral_read(name)  # type: ignore[misc]
         runs[f"transformers {name} write"] = lambda name=name: mixtral_write(name)  # type: ignore[misc]
     return runs
@@ -95,7 +97,7 @@ def _mixtral(config: ModelSpec, dtype: torch.dtype) -> Any:
 
 
 def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> Path:
-    """Measure, print and write; the result's path."""
+    """Measure a preset and its Mixtral, print and write the figures, and return the file's path."""
     options.prepare()
     device, config = options.device, recipes.load(preset)[1].model
     generator = torch.Generator("cpu").manual_seed(0)  # the same prompt on every device
@@ -106,8 +108,8 @@ def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> P
     rate = {name: num_tokens[name] / median_seconds(timings) for name, timings in times.items()}
     ratio = {}
     for part in ("read", "write"):
-        best = max(value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part))
-        ratio[part] = rate[f"hmoe {part}"] / best
+        fastest = max(value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part))
+        ratio[part] = rate[f"hmoe {part}"] / fastest
     for name, value in rate.items():
         options.say(f"{name:32s} {value:10.1f} tokens/s")
     options.say(

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-Made = tuple[nn.Module, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
+OtherLayer = tuple[nn.Module, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 
 
-def transformers_mixtral(implementation: str) -> Callable[..., Made]:
-    """Mixtral's block of transformers 5 with one of its implementations of the experts."""
+def transformers_mixtral(implementation: str) -> Callable[..., OtherLayer]:
+    """Return a maker of transformers' Mixtral block with one of its implementations of the experts."""
 
-    def make(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> Made:
+    def make(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
         from transformers import MixtralConfig  # noqa: PLC0415
         from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock  # noqa: PLC0415
 
@@ -37,8 +37,8 @@ def transformers_mixtral(implementation: str) -> Callable[..., Made]:
     return make
 
 
-def scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> Made:
-    """ScatterMoE's gated MLP behind a plain top-k router."""
+def scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+    """Make ScatterMoE's gated MLP behind a plain top-k router."""
     from scattermoe.mlp import GLUMLP  # noqa: PLC0415
 
     router = nn.Linear(dim, experts, bias=False).to(device, dtype)
@@ -52,8 +52,8 @@ def scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: t
     return nn.ModuleList([router, mlp]), router.weight, run
 
 
-def sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> Made:
-    """SonicMoE's layer."""
+def sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+    """Make SonicMoE's layer, with its own kernels."""
     from sonicmoe import KernelBackendMoE, MoE  # noqa: PLC0415
     from sonicmoe.enums import ActivationType  # noqa: PLC0415
 
@@ -62,8 +62,8 @@ def sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: tor
     return moe, moe.router.weight, lambda x: moe(x, kernel_backend_moe=KernelBackendMoE.sonicmoe)[0]
 
 
-def megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> Made:
-    """MegaBlocks' dropless layer, grouped: its block-sparse path raises on current Triton."""
+def megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+    """Make MegaBlocks' dropless layer, grouped: its block-sparse path raises on current Triton."""
     from megablocks.layers.arguments import Arguments  # noqa: PLC0415
     from megablocks.layers.dmoe import dMoE  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: t
     return moe, moe.router.layer.weight, run
 
 
-OTHERS: dict[str, tuple[str, Callable[..., Made]]] = {  # name -> (module it needs, maker)
+OTHERS: dict[str, tuple[str, Callable[..., OtherLayer]]] = {  # name -> (module it needs, maker)
     "transformers eager": ("transformers", transformers_mixtral("eager")),
     "transformers grouped_mm": ("transformers", transformers_mixtral("grouped_mm")),
     "ScatterMoE": ("scattermoe", scattermoe),

@@ -9,7 +9,7 @@ from hmoe.bench.measure import Run
 
 
 def profile(run: Run, device: str, most: int) -> dict[str, Any]:
-    """Profile one call: wall and busy milliseconds, launches, and the kernels that took longest, by name.
+    """Profile one call: wall and busy milliseconds, launches, and the `most` longest kernels by name.
 
     On a CPU operators take the place of kernels; they contain each other, so that nothing adds up.
     """
@@ -23,15 +23,15 @@ def profile(run: Run, device: str, most: int) -> dict[str, Any]:
         if device == "cuda":
             torch.cuda.synchronize()
         wall = 1e3 * (time.perf_counter() - start)
-    total: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for event in profiler.events() or ():
-        span = event.time_range.elapsed_us() / 1e3
+        milliseconds = event.time_range.elapsed_us() / 1e3
         if device == "cpu" or event.device_type == torch.autograd.DeviceType.CUDA:  # type: ignore[attr-defined]
-            total.setdefault(event.name, []).append(span)
-    longest = sorted(total.items(), key=lambda item: -sum(item[1]))[:most]
+            times.setdefault(event.name, []).append(milliseconds)
+    longest = sorted(times.items(), key=lambda item: -sum(item[1]))[:most]
     return {
         "wall_ms": wall,
-        "busy_ms": sum(map(sum, total.values())),
-        "launches": sum(map(len, total.values())),
-        "longest": [{"kernel": name[:120], "ms": sum(spans), "calls": len(spans)} for name, spans in longest],
+        "busy_ms": sum(map(sum, times.values())),
+        "launches": sum(map(len, times.values())),
+        "longest": [{"kernel": name[:120], "ms": sum(calls), "calls": len(calls)} for name, calls in longest],
     }

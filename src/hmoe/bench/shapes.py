@@ -9,7 +9,7 @@ from hmoe.errors import ConfigError
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer and its batch."""
+    """A layer and its batch: model width, expert widths, experts per token, and tokens."""
 
     dim: int
     widths: tuple[int, ...]
@@ -31,33 +31,32 @@ ON = {"cpu": ("0.4B", "small", "64-experts"), "cuda": ("0.4B-long", "3B-long", "
 def own_shape(
     shapes: Sequence[str] | None, dim: int | None, widths: str | None, top_k: int | None, tokens: int | None
 ) -> Sequence[str] | dict[str, Shape] | None:
-    """The shapes by name, or the one that is described.
+    """Return the names of shapes as they are, or the one shape that is described by its sizes, named `own`.
 
     Raises:
-        ConfigError: for both, half a description, or widths that are no numbers.
+        ConfigError: for names and sizes together, some of the needed sizes only, or widths that are no
+            numbers.
     """
     if not (dim or widths or top_k or tokens):
         return shapes
     if shapes or not (dim and widths):
-        raise ConfigError(
-            "a shape of your own needs --dim and --widths, takes --top-k and --tokens, and excludes --shape"
-        )
+        raise ConfigError("a shape of your own needs dim and widths, may have top_k and tokens, and excludes shape")
     try:
         sizes = tuple(int(width) for width in widths.split(","))
     except ValueError:
-        raise ConfigError(f"--widths {widths}: must be numbers with commas, as in 864,1056") from None
+        raise ConfigError(f"widths = {widths}: must be numbers with commas, as in 864,1056") from None
     return {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
 
 
 def known_shape(name: str) -> Shape:
-    """A shape by name."""
+    """Return a shape by name, or raise ConfigError for an unknown one."""
     if name not in SHAPES:
-        raise ConfigError(f"--shape {name}: must be one of {', '.join(SHAPES)}")
+        raise ConfigError(f"shape = {name}: must be one of {', '.join(SHAPES)}")
     return SHAPES[name]
 
 
 def check_dtypes(dtypes: Sequence[str]) -> None:
-    """Raise ConfigError for one that is not measured."""
+    """Raise ConfigError for a dtype that is not measured."""
     for dtype in dtypes:
         if dtype not in ("bfloat16", "float16", "float32"):
-            raise ConfigError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
+            raise ConfigError(f"dtype = {dtype}: must be bfloat16, float16 or float32")

@@ -1,11 +1,13 @@
 """A whole training step of unequal experts against equal ones, and where its time goes.
 
-A recipe and its equal and dense siblings, tokens per second, interleaved in one process, medians; then each part of a
-step by itself (forward and backward, at the shapes of the step), and what is left.
+A recipe and its equal and dense siblings, tokens per second, interleaved in one process, medians; then each
+part of a step by itself (forward and backward, at the shapes of the step), and what is left.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, cast
 
 import torch
@@ -17,7 +19,6 @@ from hmoe.bench.measure import (
     describe_timing,
     interleaved,
     machine,
-    median,
     median_seconds,
     median_wall,
     place_name,
@@ -54,17 +55,17 @@ class Training:
         if self.config.train.compile:
             compile_blocks(self.model)
         self.optimizer = adamw(self.model, config.optim)
-        self.number, self.flops = 0, 0
+        self.step, self.flops = 0, 0
 
     def __call__(self) -> None:
-        """One step."""
-        parts = self.batches.parts(self.number)
-        self.flops = train_step(self.model, self.optimizer, parts, self.config, self.number).flops
-        self.number += 1
+        """Train one step, and note its FLOPs."""
+        parts = self.batches.parts(self.step)
+        self.flops = train_step(self.model, self.optimizer, parts, self.config, self.step).flops
+        self.step += 1
 
 
 def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, device: str) -> tuple[str, RunConfig]:
-    """Name and config of a recipe whose step can be measured here.
+    """Return name and config of a recipe whose step can be measured here.
 
     Raises:
         ConfigError: for data that is not here, a precision or a device that is not measured.
@@ -73,19 +74,21 @@ def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, de
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision = {config.train.precision}: must be float32 or bfloat16 here")
     if precision and any(word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides):
-        raise ConfigError(f"train.precision: --precision {precision} says it too; leave one out")
+        raise ConfigError(f"precision = {precision} and an override of train.precision are both given; leave one out")
     if config.train.device not in ("auto", device):
-        raise ConfigError(f"train.device = {config.train.device}: --device is {device}; give --device only")
+        raise ConfigError(
+            f"train.device = {config.train.device}, but device = {device} is what is measured; leave train.device out"
+        )
     if config.data.path != "corpus" and not (Path(config.data.path) / "index.json").is_file():
         raise ConfigError(
-            f"{recipe}: its data, {config.data.path}, is not here; add data.path=corpus data.tokenizer=bytes to measure it on the "
-            "embedded corpus; nearest choice: quickstart"
+            f"{recipe}: its data, {config.data.path}, is not here; add data.path=corpus data.tokenizer=bytes to measure "
+            "it on the embedded corpus; nearest choice: quickstart"
         )
     return name, config
 
 
 def siblings(preset: str) -> dict[str, str]:
-    """The preset's `equal` and `dense` siblings, where it has them."""
+    """Return the names of the preset's `equal` and `dense` siblings, where it has them."""
     names = {kind: f"{preset}-{kind}" for kind in ("equal", "dense")}
     if preset.startswith("hmoe-"):
         names = {"equal": preset.removeprefix("h"), "dense": DENSE.get(preset.split("-")[1], "")}
@@ -93,41 +96,30 @@ def siblings(preset: str) -> dict[str, str]:
 
 
 def parts(training: Training) -> dict[str, Run]:
-    """Each part of a step alone: forward and backward for all layers and micro-batches."""
+    """Return each part of a step as a run: forward and backward for all layers and micro-batches."""
     config, model, device = training.config, training.model, training.device
-    block, times = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
+    block, num_calls = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
     sequences = config.data.batch_tokens // config.data.sequence_length // config.data.num_micro_batches
     shape = (sequences, config.data.sequence_length, config.model.dim)
-    low = torch.bfloat16 if config.train.precision == "bfloat16" else torch.float32
+    make_run = functools.partial(_make_run, training, shape)
     like, positions = torch.zeros(1, device=device), torch.arange(shape[1], device=device)[None]
     table = rotary(positions, config.model.head_width, config.model.rope_theta, None, like)
-
-    def backward(
-        function: Callable[[torch.Tensor], torch.Tensor], repeats: int, dtype: torch.dtype = torch.float32
-    ) -> Run:
-        def run() -> None:
-            for _ in range(repeats):
-                x = torch.randn(shape, device=device).to(dtype).requires_grad_()
-                with torch.autocast(device, torch.bfloat16, enabled=low == torch.bfloat16):
-                    y = function(x)
-                torch.autograd.backward(y, torch.ones_like(y))
-            model.zero_grad()
-
-        return run
-
     target = torch.randint(config.model.vocab, shape[:2], device=device).flatten()
     chunk = loss_chunk(config.model.vocab, device)
-    found = {
-        "attention": backward(lambda x: block.attention(x, table, SEQUENCES)[0], times),
-        "norms and residuals": backward(lambda x: block.ffn_norm(x + block.attention_norm(x)), times),
-        "head and loss": backward(
+    runs = {
+        "attention": make_run(lambda x: block.attention(x, table, SEQUENCES)[0], num_calls),
+        "norms and residuals": make_run(lambda x: block.ffn_norm(x + block.attention_norm(x)), num_calls),
+        # Once per micro-batch, not per layer.
+        "head and loss": make_run(
             lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk), config.data.num_micro_batches
         ),
         "optimiser": lambda: _update(training),
     }
     ffn = block.ffn
     if isinstance(ffn, MoE):
+        low = _low_precision(training)
         tokens = shape[0] * shape[1]
+        # The experts alone are timed on one routing, which no router computes while the clock runs.
         routing = ffn.router(torch.randn(tokens, shape[2], device=device))
         pairs = (routing.token_N, routing.gate_N.detach(), routing.num_tokens_E)
 
@@ -135,11 +127,32 @@ def parts(training: Training) -> dict[str, Run]:
             w_gate, w_up, w_down = (w.to(low) for w in (ffn.w_gate, ffn.w_up, ffn.w_down))
             return expert_ffn(x.flatten(0, 1).to(low), *pairs, w_gate, w_up, w_down, ffn.widths)
 
-        found["router"] = backward(lambda x: ffn.router(x.flatten(0, 1)).gate_N.sum(), times)
-        found["experts"] = backward(experts, times)
+        runs["router"] = make_run(lambda x: ffn.router(x.flatten(0, 1)).gate_N.sum(), num_calls)
+        runs["experts"] = make_run(experts, num_calls)
     else:
-        found["dense feed-forward"] = backward(ffn, times)
-    return found
+        runs["dense feed-forward"] = make_run(ffn, num_calls)
+    return runs
+
+
+def _low_precision(training: Training) -> torch.dtype:
+    return torch.bfloat16 if training.config.train.precision == "bfloat16" else torch.float32
+
+
+def _make_run(
+    training: Training, shape: tuple[int, int, int], function: Callable[[torch.Tensor], torch.Tensor], repeats: int
+) -> Run:
+    """Return a run of a part of the model, forward and backward, on fresh inputs of that shape."""
+    low = _low_precision(training)
+
+    def run() -> None:
+        for _ in range(repeats):
+            x = torch.randn(shape, device=training.device).requires_grad_()
+            with torch.autocast(training.device, torch.bfloat16, enabled=low == torch.bfloat16):
+                y = function(x)
+            torch.autograd.backward(y, torch.ones_like(y))
+        training.model.zero_grad()
+
+    return run
 
 
 def _update(training: Training) -> None:
@@ -151,10 +164,17 @@ def _update(training: Training) -> None:
 
 
 def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alone: bool, options: Options) -> Path:
-    """Measure, print and write; the result's path. Without precisions: the recipe's own.
+    """Measure a recipe's step and its siblings', print and write the figures, and return the file's path.
+
+    Args:
+        recipe: preset or YAML file.
+        overrides: of its keys.
+        precisions: float32, bfloat16 or both; none for the recipe's own.
+        alone: whether the siblings are left out.
+        options: device, rounds and so on.
 
     Raises:
-        ConfigError: as `load_recipe`.
+        ConfigError: for what `load_recipe` refuses.
     """
     options.prepare()
     device, rows = options.device, []
@@ -174,13 +194,19 @@ def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alon
 
 
 def _share_memory(device: str, trainings: int) -> Device:
-    """What each of the trainings may fill: they are in memory together, so unset micro-batches are chosen for a part of it."""
+    """Return the device with the memory that each training may fill: all are in it together.
+
+    Micro-batches that the recipe leaves unset are chosen for that part.
+    """
     whole = torch.cuda.mem_get_info()[1] if device == "cuda" else read_host().memory_bytes
     return Device(device, whole // trainings)
 
 
 def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict[str, str]:
-    """Siblings, unless overrides change the feed-forward layers: in a sibling they would mean something else, or nothing."""
+    """Return the siblings, or none if overrides change the feed-forward layers.
+
+    In a sibling such overrides would mean something else, or nothing.
+    """
     names = siblings(recipe)
     plain, changed = (recipes.load(recipe, words)[1].model for words in ((), overrides))
     if names and (plain.moe, plain.ffn) != (changed.moe, changed.ffn):
@@ -192,7 +218,7 @@ def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict
 
 
 def _measure(runs: Mapping[str, Training], equal: str, options: Options) -> list[dict[str, Any]]:
-    """Rows of one precision: every training, then the parts of the first."""
+    """Measure one precision; return a row for every training, then one for the parts of the first."""
     preset, first = next(iter(runs.items()))
     device, precision, rows = options.device, first.config.train.precision, []
     times = interleaved(dict(runs), options.rounds, warm=3, device=device)

@@ -1,7 +1,8 @@
 """Which tile shapes are fastest on this GPU for a layer? Writes a file that HMOE_TILE_SHAPES may name.
 
-Nothing is measured while a model trains: tile shapes come from a table (`hmoe.kernels.ragged.shapes`), so that bits do not depend
-on timing. This measures every shape for every launch of one layer, compares what they compute, and keeps the fastest.
+Nothing is measured while a model trains: tile shapes come from a table (`hmoe.kernels.ragged.shapes`), so
+that bits do not depend on timing. This measures every shape for every launch of one layer, compares what they
+compute, and keeps the fastest.
 """
 
 import functools
@@ -21,18 +22,18 @@ from hmoe.kernels.ragged.shapes import TABLES, VARIABLE, TileShape, forced, size
 
 Timer = Callable[[Callable[[], object]], float]  # a call -> its milliseconds
 
-MORE: dict[str, tuple[TileShape, ...]] = {  # beside those of the tables
+MORE_SHAPES: dict[str, tuple[TileShape, ...]] = {  # in addition to those of the tables
     "up": (TileShape(128, 128, 64, 8, 3, 1), TileShape(128, 64, 64, 8, 3, 1)),
     "down": (TileShape(128, 128, 64, 4, 3, 2), TileShape(128, 128, 32, 4, 4, 2), TileShape(128, 256, 64, 8, 4, 1)),
     "down_backward": (TileShape(128, 64, 64, 4, 3, 2), TileShape(128, 64, 64, 8, 3, 1)),
     "weights_gate_up": (TileShape(128, 128, 64, 8, 4, 1),),
     "weights_down": (TileShape(128, 256, 64, 8, 3, 1), TileShape(128, 128, 64, 8, 4, 1)),
 }
-MORE["dx"] = MORE["down"]
+MORE_SHAPES["dx"] = MORE_SHAPES["down"]
 
 
 class Launch(NamedTuple):
-    """One launch of a layer: what it calls, what it writes, and its floating-point operations and bytes."""
+    """One launch of a layer: the call, the tensor that it writes, its FLOPs and its bytes."""
 
     run: Callable[[], object]
     output: torch.Tensor
@@ -41,13 +42,13 @@ class Launch(NamedTuple):
 
 
 def candidates(launch: str) -> tuple[TileShape, ...]:
-    """The shapes that are measured."""
+    """Return the tile shapes that are measured for a launch, each once."""
     tables = [shape for name in ("hopper", "portable") for shape in TABLES[name][launch].values()]
-    return tuple(dict.fromkeys((*tables, *MORE[launch])))
+    return tuple(dict.fromkeys((*tables, *MORE_SHAPES[launch])))
 
 
 def list_launches(layer: Layer) -> dict[str, Launch]:
-    """The launches of a layer that have tile shapes, in the order of a step, each ready to be called again and again."""
+    """Return a layer's launches that have tile shapes, in the order of a step; each can be repeated."""
     x, width = layer.x_TD, layer.x_TD.shape[1]
     run = Launcher(layer)
     # Random numbers everywhere: products of zeros take less power and run faster.
@@ -60,7 +61,8 @@ def list_launches(layer: Layer) -> dict[str, Launch]:
     weights, pairs = sum(layer.widths) * width, run.num_pairs * width
     into = (dgate, dup, act, partial, run.num_pairs)
     kept = (layer.token_N, layer.gate_N, run.plan, layer.w_down_FD, pre_gate, pre_up)
-    calls: dict[str, tuple[tuple[Any, ...], torch.Tensor, int, float]] = {  # tensors, output, products, numbers moved
+    # launch -> tensors, output, products, numbers moved
+    calls: dict[str, tuple[tuple[Any, ...], torch.Tensor, int, float]] = {
         "up": ((x, layer.token_N, run.plan, layer.w_gate_FD, layer.w_up_FD, pre_gate, pre_up, act), act, 2,
                pairs + 2 * weights + 3 * units),
         "down": ((act, layer.w_down_FD, act, layer.w_down_FD, run.plan, rows), rows, 1, units + weights + pairs),
@@ -77,12 +79,16 @@ def list_launches(layer: Layer) -> dict[str, Launch]:
 
 def _call(run: Launcher, launch: str, tensors: tuple[Any, ...]) -> None:
     if launch.startswith("weights"):
-        run.begin()  # they count the tiles that were taken
+        run.begin()  # these kernels count the tiles that were taken, and would find all of them taken
     run(launch, *tensors, **({"KEEP": True} if launch == "up" else {}))
 
 
 def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer: Timer) -> list[dict[str, Any]]:
-    """A row per shape: milliseconds, TFLOP/s and GB/s, or what was wrong: an error, or another result than the first shape's."""
+    """Time a launch with each tile shape; return a row per shape.
+
+    A row has milliseconds, TFLOP/s and GB/s, or an error: what was raised, or that the result is not the
+    first shape's.
+    """
     rows: list[dict[str, Any]] = []
     first = None
     for shape in shapes:
@@ -107,7 +113,7 @@ def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer:
 
 
 def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = print) -> Path:
-    """Measure, print and write; the result's path.
+    """Measure every tile shape of a layer's launches, write the fastest, and return the file's path.
 
     Raises:
         ConfigError: without a GPU, or where the Triton backend cannot compute the layer.
@@ -115,7 +121,7 @@ def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = prin
     if not torch.cuda.is_available():
         raise ConfigError("bench tiles: PyTorch sees no NVIDIA GPU, and tile shapes can be measured nowhere else")
     if dtype not in ("bfloat16", "float16"):
-        raise ConfigError(f"--dtype {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks")
+        raise ConfigError(f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks")
     layer = _draw_layer(shape, getattr(torch, dtype))
     reason = refusal(layer)
     if reason:
@@ -126,7 +132,7 @@ def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = prin
     timer = functools.partial(kernel_milliseconds, device="cuda")
     for launch, call in list_launches(layer).items():
         table[launch] = rows = time_shapes(launch, call, candidates(launch), timer)
-        for line in _lines(launch, rows):
+        for line in _format_rows(launch, rows):
             say(line)
         timed = [row for row in rows if "ms" in row]
         if timed:
@@ -147,7 +153,7 @@ def _draw_layer(shape: Shape, dtype: torch.dtype) -> Layer:
     return Layer(x_TD, *pairs, w_gate, w_up, w_down, shape.widths)
 
 
-def _lines(launch: str, rows: list[dict[str, Any]]) -> Iterator[str]:
+def _format_rows(launch: str, rows: list[dict[str, Any]]) -> Iterator[str]:
     for row in sorted(rows, key=lambda row: row.get("ms", float("inf"))):
         tile = "x".join(map(str, row["shape"][:3])) + "," + ",".join(map(str, row["shape"][3:]))
         result = (
