@@ -25,7 +25,7 @@ OUT_OF_MEMORY = 1  # what the library returns; 2: arguments that point outside o
 
 
 class _Layer(ctypes.Structure):
-    """The same fields in the same order as `Layer` of cpp/expert_ffn.cpp."""
+    """The same fields in the same order as `Layer` of cpp/plan.hpp."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")),
@@ -92,7 +92,7 @@ def usable(x_TD: torch.Tensor) -> bool:
 
 
 def _call(name: str, layer: Layer, saved: Saved, *outputs: torch.Tensor | None) -> None:
-    """Call a function of the library; the arguments' order is that of cpp/expert_ffn.cpp."""
+    """Call a function of the library; the arguments' order is that of `Layer` in cpp/plan.hpp."""
     # Bound to names, because a pointer does not keep its tensor alive until the call returns.
     gate_N, width_E = layer.gate_N.float(), torch.tensor(layer.widths, dtype=torch.int64, device="cpu")
     kept = len(saved.pre_gate) > 0

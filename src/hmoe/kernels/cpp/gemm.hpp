@@ -20,13 +20,13 @@ class Arena {
     if (bytes > size_) {
       if (data_) munmap(data_, size_);
       size_ = (bytes + (bytes >> 3) + (2 << 20)) & ~(size_t)((2 << 20) - 1);
-      void* got = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-      if (got == MAP_FAILED) {
+      void* mapped = mmap(nullptr, size_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (mapped == MAP_FAILED) {
         data_ = nullptr, size_ = 0;
         throw std::bad_alloc();
       }
-      madvise(got, size_, MADV_HUGEPAGE);
-      data_ = static_cast<char*>(got);
+      madvise(mapped, size_, MADV_HUGEPAGE);
+      data_ = static_cast<char*>(mapped);
     }
     return data_;
   }
