@@ -60,7 +60,7 @@ def find_fastest(
     return max(rates, key=lambda key: rates[key])
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("benchmarks", type=Path)
@@ -69,7 +69,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=320, help="the hf model refuses answers longer than this")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
 

@@ -4,8 +4,11 @@ python benchmarks/picture.py runs/quickstart docs/images/quickstart.svg
 """
 
 import json
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import yaml
@@ -18,6 +21,49 @@ matplotlib.rcParams.update(
 )
 
 
+def draw_loss(axes: Any, rows: list[dict[str, Any]], tokens: list[float]) -> None:
+    axes.plot(tokens, [row["loss"] for row in rows], color="#b8c4d0", lw=1, label="training, nats per token")
+    validated = [row for row in rows if "validation_bits_per_byte" in row]
+    axes.plot(
+        [row["tokens"] / 1e6 for row in validated],
+        [row["validation_loss"] for row in validated],
+        "o-",
+        ms=3,
+        color="#1f4e79",
+        label="validation",
+    )
+    bits, place = validated[-1]["validation_bits_per_byte"], (tokens[-1], validated[-1]["validation_loss"])
+    axes.annotate(f"{bits:.2f} bits per byte", place, (-90, 22), textcoords="offset points")
+    axes.set(xlabel="million tokens", title="loss")
+    axes.legend(frameon=False)
+
+
+def draw_activated_width(axes: Any, rows: list[dict[str, Any]], tokens: list[float], widths: Sequence[int]) -> None:
+    uniform = 2 * sum(widths) / len(widths)
+    last_ten = [rows[max(0, index - 9) : index + 1] for index in range(len(rows))]
+    smooth = [statistics.mean(row["mean_activated_width"] for row in part) for part in last_ten]
+    axes.plot(tokens, smooth, color="#1f4e79")
+    axes.axhline(uniform, color="#999999", lw=1, ls="--")
+    axes.annotate(
+        "uniform routing", (tokens[-1], uniform), (-2, 4), textcoords="offset points", ha="right", color="#666666"
+    )
+    axes.set(xlabel="million tokens", title="hidden units a token activates", ylim=(0.8 * uniform, 1.1 * uniform))
+
+
+def draw_shares(axes: Any, rows: list[dict[str, Any]], widths: Sequence[int]) -> None:
+    last_fifth = rows[-len(rows) // 5 :]
+    share = [
+        sum(layer[expert] for row in last_fifth for layer in row["expert_token_share"]) for expert in range(len(widths))
+    ]
+    axes.bar(
+        [str(width) for width in widths],
+        [100 * value / sum(share) for value in share],
+        color=matplotlib.colormaps["viridis"]([0.15 + 0.09 * expert for expert in range(len(widths))]),
+    )
+    axes.axhline(100 / len(widths), color="#999999", lw=1, ls="--")
+    axes.set(xlabel="expert, by width", title="share of token-expert pairs, %")
+
+
 def main() -> None:
     import matplotlib.pyplot as plt
 
@@ -28,51 +74,9 @@ def main() -> None:
     widths = config.model.moe.expert_widths
     tokens = [row["tokens"] / 1e6 for row in rows]
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 2.9), constrained_layout=True)
-
-    left.plot(tokens, [row["loss"] for row in rows], color="#b8c4d0", lw=1, label="training, nats per token")
-    validated = [row for row in rows if "validation_bits_per_byte" in row]
-    left.plot(
-        [r["tokens"] / 1e6 for r in validated],
-        [r["validation_loss"] for r in validated],
-        "o-",
-        ms=3,
-        color="#1f4e79",
-        label="validation",
-    )
-    bits = validated[-1]["validation_bits_per_byte"]
-    left.annotate(
-        f"{bits:.2f} bits per byte",
-        (tokens[-1], validated[-1]["validation_loss"]),
-        (-90, 22),
-        textcoords="offset points",
-    )
-    left.set(xlabel="million tokens", title="loss")
-    left.legend(frameon=False)
-
-    uniform = 2 * sum(widths) / len(widths)
-    smooth = [
-        sum(r["mean_activated_width"] for r in rows[max(0, i - 9) : i + 1]) / len(rows[max(0, i - 9) : i + 1])
-        for i in range(len(rows))
-    ]
-    middle.plot(tokens, smooth, color="#1f4e79")
-    middle.axhline(uniform, color="#999999", lw=1, ls="--")
-    middle.annotate(
-        "uniform routing", (tokens[-1], uniform), (-2, 4), textcoords="offset points", ha="right", color="#666666"
-    )
-    middle.set(xlabel="million tokens", title="hidden units a token activates", ylim=(0.8 * uniform, 1.1 * uniform))
-
-    last = rows[-len(rows) // 5 :]
-    share = [
-        sum(row["expert_token_share"][layer][e] for row in last for layer in range(len(row["expert_token_share"])))
-        for e in range(len(widths))
-    ]
-    right.bar(
-        [str(w) for w in widths],
-        [100 * s / sum(share) for s in share],
-        color=plt.colormaps["viridis"]([0.15 + 0.09 * e for e in range(len(widths))]),
-    )
-    right.axhline(100 / len(widths), color="#999999", lw=1, ls="--")
-    right.set(xlabel="expert, by width", title="share of token-expert pairs, %")
+    draw_loss(left, rows, tokens)
+    draw_activated_width(middle, rows, tokens, widths)
+    draw_shares(right, rows, widths)
     figure.savefig(out, metadata={"Date": None})
 
 

@@ -93,7 +93,7 @@ def summarize_seeds(method: str, rows: list[dict[str, Any]], base_rows: list[dic
     }  # fmt: skip
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dense-steps", type=int, help="default: 480")
     parser.add_argument("--steps", type=int, default=480)
@@ -109,6 +109,11 @@ def main() -> None:
         parser.error("--dense-steps has no effect with --scratch")
     arguments.dense_steps = arguments.dense_steps or 480
     arguments.lr = arguments.lr or (3e-3 if arguments.scratch else 3e-4)
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
     rows_by_method: dict[str, list[dict[str, Any]]] = {
         method: [] for method in dict.fromkeys(["top-1", *arguments.methods])
     }

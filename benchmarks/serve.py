@@ -92,7 +92,7 @@ async def measure_rate(url: str, clients: int, requests: int, make_body: Any) ->
         return sum(totals) / (time.perf_counter() - start)
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="hmoe-0.4b-topk")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
@@ -104,8 +104,11 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--stream", action="store_true")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    args = parser.parse_args()
+    return parser.parse_args()
 
+
+def main() -> None:
+    args = parse_arguments()
     here, there = multiprocessing.Pipe()
     context = args.prompt_tokens + args.new_tokens
     words = (args.preset, args.precision, context, args.clients, there)

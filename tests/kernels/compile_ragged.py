@@ -50,7 +50,18 @@ for experts in (8, 64, 1024):  # of a router
         PLAIN[f"choose {k} of {experts}"] = (choose_kernel, {**held, **flags})
     PLAIN[f"pairs {experts}"] = (pairs_kernel, {**held, **scores})
     PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
-SIZES = ("num_rows", "heads", "length", "x_b", "x_h", "x_l", "out_b", "out_h", "out_l", "table_b")
+SIZES = (
+    "num_rows",
+    "heads",
+    "length",
+    "x_stride_batch",
+    "x_stride_head",
+    "x_stride_position",
+    "out_stride_batch",
+    "out_stride_head",
+    "out_stride_position",
+    "table_stride_batch",
+)
 TYPES |= dict.fromkeys(SIZES, "i32")
 TYPES |= {"target_T": "*i64", "count": "*fp32", "nll_T": "*fp32", "ignore_index": "i32"}
 PLAIN["loss"] = (loss_kernel, {"V": 32000, "BLOCK": BLOCK, "BACK": True})

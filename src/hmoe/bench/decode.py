@@ -61,7 +61,8 @@ def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: in
     return {
         "shape": name, **vars(shape), "tokens": tokens, "dtype": str(dtype)[6:], "memory_read_us": 1e6 * read / LAYERS,
         **{f"{run} us": time for run, time in us.items()}, **{f"{run} wall us": time for run, time in wall.items()},
-        "share_of_memory_read_limit": 1e6 * read / LAYERS / us["experts"], "ratio_to_loop": us["experts, loop"] / us["experts"],
+        "share_of_memory_read_limit": 1e6 * read / LAYERS / us["experts"],
+        "ratio_to_loop": us["experts, loop"] / us["experts"],
     }  # fmt: skip
 
 

@@ -203,16 +203,20 @@ class Measurement:
     def _print_profile(self, profiled: dict[str, Any]) -> None:
         self.options.say(
             f"{profiled['shape']} {profiled['dtype']}: {profiled['contender']}, forward+backward: "
-            f"{profiled['launches']} launches, busy {profiled['busy_ms']:.2f} of {profiled['wall_ms']:.2f} ms; the longest kernels:"
+            f"{profiled['launches']} launches, busy {profiled['busy_ms']:.2f} of {profiled['wall_ms']:.2f} ms; "
+            "the longest kernels:"
         )
         for row in profiled["longest"]:
             self.options.say(f"{row['ms']:9.3f} ms {row['calls']:5d} calls  {row['kernel']}")
 
 
 def bench(
-    shapes: Sequence[str] | dict[str, Shape] | None, dtypes: Sequence[str], against: Sequence[str] | None, profiled: bool,
+    shapes: Sequence[str] | dict[str, Shape] | None,
+    dtypes: Sequence[str],
+    against: Sequence[str] | None,
+    profiled: bool,
     options: Options,
-) -> Path:  # fmt: skip
+) -> Path:
     """Measure layers, print and write the figures, and return the file's path.
 
     Raises:

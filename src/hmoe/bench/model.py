@@ -90,7 +90,8 @@ def _mixtral(config: ModelSpec, dtype: torch.dtype) -> Any:
     shape = MixtralConfig(
         vocab_size=config.vocab, hidden_size=config.dim, intermediate_size=sum(moe.expert_widths) // experts,
         num_hidden_layers=config.layers, num_attention_heads=config.heads, num_key_value_heads=config.num_kv_heads,
-        num_local_experts=experts, num_experts_per_tok=most, sliding_window=None, eos_token_id=None, bos_token_id=None,
+        num_local_experts=experts, num_experts_per_tok=most, sliding_window=None,
+        eos_token_id=None, bos_token_id=None,
     )  # fmt: skip
     torch.manual_seed(0)
     return MixtralForCausalLM._from_config(shape, dtype=dtype).eval().requires_grad_(False)
@@ -117,8 +118,8 @@ def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> P
     )
     width = activated_width(config)[1]
     content = {
-        "machine": machine(device), "timing": describe_timing(device), "preset": preset, "dtype": dtype, "prompt_tokens": prompt,
-        "new_tokens": new, "parameters": sum(parameters_by_part(config).values()),
+        "machine": machine(device), "timing": describe_timing(device), "preset": preset, "dtype": dtype,
+        "prompt_tokens": prompt, "new_tokens": new, "parameters": sum(parameters_by_part(config).values()),
         "activated_parameters": round(activated_parameters(config, width)),
         "tokens_per_second": rate, "ratio_to_best_of_transformers": ratio,
         "seconds": {name: [t.seconds for t in timings] for name, timings in times.items()},

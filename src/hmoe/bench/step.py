@@ -81,8 +81,8 @@ def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, de
         )
     if config.data.path != "corpus" and not (Path(config.data.path) / "index.json").is_file():
         raise ConfigError(
-            f"{recipe}: its data, {config.data.path}, is not here; add data.path=corpus data.tokenizer=bytes to measure "
-            "it on the embedded corpus; nearest choice: quickstart"
+            f"{recipe}: its data, {config.data.path}, is not here; add data.path=corpus data.tokenizer=bytes to "
+            "measure it on the embedded corpus; nearest choice: quickstart"
         )
     return name, config
 
@@ -245,6 +245,7 @@ def _row(name: str, run: Training, timings: Sequence[Timing], ratio: float) -> d
     wall = {"ms": 1e3 * time, "wall_ms": 1e3 * median_wall(timings)} if run.device == "cuda" else {}
     return {
         "preset": name, "precision": config.train.precision, "tokens_per_second": config.data.batch_tokens / time,
-        "ratio_to_equal": ratio, "gflops_per_second": run.flops / time / 1e9, "micro_batches": config.data.num_micro_batches,
+        "ratio_to_equal": ratio, "gflops_per_second": run.flops / time / 1e9,
+        "micro_batches": config.data.num_micro_batches,
         "activation_checkpointing": config.train.recomputes_blocks, **wall,
     }  # fmt: skip

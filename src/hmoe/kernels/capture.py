@@ -17,6 +17,6 @@ def check_first_call(caller: str, sizes: Hashable, device: torch.device) -> None
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise ConfigError(
-            f"{caller}: its first call copies constants to the GPU and loads kernels, which a CUDA graph cannot capture; call the "
-            "layer once, forward and backward, before the capture"
+            f"{caller}: its first call copies constants to the GPU and loads kernels, which a CUDA graph "
+            "cannot capture; call the layer once, forward and backward, before the capture"
         )

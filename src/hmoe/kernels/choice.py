@@ -62,8 +62,8 @@ def check_counts(layer: Layer, name: str) -> None:
     for expert, count in enumerate(counts):
         if not 0 <= count <= num_tokens:
             raise ConfigError(
-                f"expert_ffn: num_tokens_E[{expert}] = {count}, must be from 0 to the number of tokens, {num_tokens}: at most one "
-                "pair of a token and an expert"
+                f"expert_ffn: num_tokens_E[{expert}] = {count}, must be from 0 to the number of tokens, "
+                f"{num_tokens}: at most one pair of a token and an expert"
             )
     if sum(counts) > num_pairs:
         raise ConfigError(

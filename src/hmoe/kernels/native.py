@@ -83,7 +83,8 @@ def describe() -> str:
     if loaded is not None:
         return f"built ({loaded.hmoe_instructions().decode()})"
     compiler = "" if any(map(shutil.which, COMPILERS)) else f", which needs a C++ compiler ({COMPILERS[0]})"
-    return f"not built: bfloat16 layers were 1.5 to 3 times faster (docs/log.md) after python -m hmoe.kernels.build{compiler}"
+    command = f"python -m hmoe.kernels.build{compiler}"
+    return f"not built: bfloat16 layers were 1.5 to 3 times faster (docs/log.md) after {command}"
 
 
 def usable(x_TD: torch.Tensor) -> bool:
@@ -109,8 +110,8 @@ def _call(name: str, layer: Layer, saved: Saved, *outputs: torch.Tensor | None) 
         raise MemoryError(f"{name}: no memory for {len(layer.token_N)} token-expert pairs")
     if failure:
         raise ConfigError(
-            f"expert_ffn: token_N must be tokens from 0 to {num_tokens - 1}, and num_tokens_E sum to at most {len(layer.token_N)} "
-            "pairs with at most one pair of a token and an expert"
+            f"expert_ffn: token_N must be tokens from 0 to {num_tokens - 1}, and num_tokens_E sum to at most "
+            f"{len(layer.token_N)} pairs with at most one pair of a token and an expert"
         )
 
 

@@ -90,7 +90,8 @@ def _(dy_TD: torch.Tensor, *arguments: Any) -> FiveTensors:
 
 def _refuse_second(ctx: Any, *_: Any) -> None:
     raise RuntimeError(
-        f"second derivatives of expert_ffn: computed by backend = 'reference' only, this is {ctx.backend!r}; set MoE.backend"
+        "second derivatives of expert_ffn: computed by backend = 'reference' only, this is "
+        f"{ctx.backend!r}; set MoE.backend"
     )
 
 

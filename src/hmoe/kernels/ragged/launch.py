@@ -78,11 +78,11 @@ class Launcher:
     def __init__(self, layer: Layer, *variant: str | bool) -> None:
         """Plan a layer; passes that load other kernels differ in `variant`, and each has a first call."""
         self.x_TD, self.num_pairs, self.layer = layer.x_TD, len(layer.token_N), layer
-        self.experts = len(layer.widths)
+        self.num_experts = len(layer.widths)
         # At least 2: a row of the plan holds two counters of tiles.
-        self.padded = max(triton.next_power_of_2(self.experts), 2)
+        self.padded = max(triton.next_power_of_2(self.num_experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
-        self.sizes = (self.num_pairs // self.experts, sum(layer.widths) // self.experts, self.x_TD.shape[1])
+        self.sizes = (self.num_pairs // self.num_experts, sum(layer.widths) // self.num_experts, self.x_TD.shape[1])
         tiles = tuple(size_of(launch, *self.sizes) for launch in LAUNCHES)
         check_first_call(
             "expert_ffn", (variant, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device
@@ -93,7 +93,7 @@ class Launcher:
         """Write the plan of the layer, in which no tile is taken yet."""
         width_E = _on_device(tuple(self.layer.widths), self.x_TD.device)
         sizes = (self.num_pairs, len(self.x_TD))
-        plan_kernel[(1,)](self.layer.num_tokens_E, width_E, self.plan, *sizes, self.experts, self.padded)
+        plan_kernel[(1,)](self.layer.num_tokens_E, width_E, self.plan, *sizes, self.num_experts, self.padded)
 
     def shape(self, launch: str) -> TileShape:
         """Return the tile shape of a launch."""
@@ -112,24 +112,26 @@ class Launcher:
             kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
         except OutOfResources as error:
             raise ConfigError(
-                f"expert_ffn: tile shape {list(shape)} of {launch} does not fit this GPU ({error}); take it out of the file that "
-                f"{VARIABLE} names, or let the table choose"
+                f"expert_ffn: tile shape {list(shape)} of {launch} does not fit this GPU ({error}); "
+                f"take it out of the file that {VARIABLE} names, or let the table choose"
             ) from None
 
     def combine(self, rows_ND: torch.Tensor, gate_N: torch.Tensor | None) -> torch.Tensor:
         """Return each token's sum of its rows (T, D), times their gates unless None."""
-        y_TD, experts, dim = torch.empty_like(self.x_TD), self.experts, self.sizes[2]
+        y_TD, num_experts, dim = torch.empty_like(self.x_TD), self.num_experts, self.sizes[2]
         if not len(y_TD):
             return y_TD
         # A table of places in place of a sort: no number of pairs per token has to be known.
-        place_TE = torch.full((len(y_TD), experts), -1, dtype=torch.int32, device=y_TD.device)
+        place_TE = torch.full((len(y_TD), num_experts), -1, dtype=torch.int32, device=y_TD.device)
         # A token comes to an expert at most once.
         blocks = triton.cdiv(min(self.num_pairs, len(y_TD)), _PLACED)
         if blocks:
-            place_kernel[(blocks, experts)](self.layer.token_N, self.plan, place_TE, experts, self.padded, _PLACED)
+            place_kernel[(blocks, num_experts)](
+                self.layer.token_N, self.plan, place_TE, num_experts, self.padded, _PLACED
+            )
         # Without gates any tensor may stand for them, since the kernel does not read it.
         gates, block = rows_ND if gate_N is None else gate_N, triton.next_power_of_2(dim)
-        sizes = (dim, block, experts, self.padded)
+        sizes = (dim, block, num_experts, self.padded)
         combine_kernel[(len(y_TD),)](rows_ND, gates, place_TE, y_TD, *sizes, GATED=gate_N is not None)
         return y_TD
 

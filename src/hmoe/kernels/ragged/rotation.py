@@ -19,13 +19,13 @@ def rotate_kernel(
     num_rows,
     heads,
     length,
-    x_b,
-    x_h,
-    x_l,
-    out_b,
-    out_h,
-    out_l,
-    table_b,
+    x_stride_batch,
+    x_stride_head,
+    x_stride_position,
+    out_stride_batch,
+    out_stride_head,
+    out_stride_position,
+    table_stride_batch,
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
     ROWS: tl.constexpr,
@@ -39,9 +39,9 @@ def rotate_kernel(
     head, place = row % heads, row // heads
     position, batch = place % length, (place // length).to(tl.int64)
     # Input and output have strides of their own: attention gives its heads transposed.
-    x_at = (batch * x_b + head * x_h + position * x_l)[:, None] + column
-    out_at = (batch * out_b + head * out_h + position * out_l)[:, None] + column
-    table_at = (batch * table_b + position * HALF)[:, None] + column
+    x_at = (batch * x_stride_batch + head * x_stride_head + position * x_stride_position)[:, None] + column
+    out_at = (batch * out_stride_batch + head * out_stride_head + position * out_stride_position)[:, None] + column
+    table_at = (batch * table_stride_batch + position * HALF)[:, None] + column
     c = tl.load(cos + table_at, mask=real, other=0.0).to(tl.float32)
     s = tl.load(sin + table_at, mask=real, other=0.0).to(tl.float32)
     a = tl.load(x_BHLC + x_at, mask=real, other=0.0).to(tl.float32)

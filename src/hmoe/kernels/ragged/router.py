@@ -70,6 +70,7 @@ def select_backward(
     if blocks:
         with on_device_of(logits_TE):
             select_backward_kernel[(blocks,)](
-                dprobs, dgate, *saved, dlogits_TE, num_tokens, blocks, rule.scale, *sizes, rule.sigmoid, rule.renormalize, **flags
+                dprobs, dgate, *saved, dlogits_TE, num_tokens, blocks, rule.scale, *sizes,
+                rule.sigmoid, rule.renormalize, **flags,
             )  # fmt: skip
     return dlogits_TE

@@ -185,8 +185,8 @@ def _check_shape(shape: list[int]) -> TileShape:
     fitting = len(shape) == len(TileShape._fields) and all(type(value) is int and value > 0 for value in shape)
     if not fitting or any(value & (value - 1) for value in shape[:4]) or min(shape[:3]) < 16 or not _compiles(shape):
         raise ValueError(
-            f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST_SIDE}), warps (1 to {_MOST_WARPS}, a power of "
-            "two), stages, programs (from 1)"
+            f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST_SIDE}), warps (1 to "
+            f"{_MOST_WARPS}, a power of two), stages, programs (from 1)"
         )
     return TileShape(*shape)
 
