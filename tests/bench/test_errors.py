@@ -12,8 +12,8 @@ pytestmark = pytest.mark.usefixtures("small_limits")
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["layer", "--dim", "32"], "a shape of your own needs dim and widths"),
-        (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes shape"),
+        (["layer", "--dim", "32"], "a shape of your own needs `dim` and `widths`"),
+        (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes `shape`"),
         (["layer", "--dim", "32", "--widths", "16,x"], "widths = 16,x: must be numbers"),
         (["layer", "--dim", "32", "--widths", "16,0"], "all must be integers of at least 1"),
         (
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("small_limits")
         (["layer", "--against", "hmo"], "against = hmo: must be one of hmoe"),
         (["layer", "--against", "MegaBlocks"], "against = MegaBlocks: megablocks is not installed"),
         (["layer", "--against", "hmoe triton"], "against = hmoe triton: the Triton kernels run on a GPU"),
-        (["layer", "--profile"], "profile counts the kernels of a GPU, with device = cuda"),
+        (["layer", "--profile"], "`profile` counts the kernels of a GPU, with device = cuda"),
         (["layer", "--dtype", "int8"], "dtype = int8: must be bfloat16"),
         (["layer", "--device", "tpu"], "device = tpu: must be cpu or cuda"),
         (["layer", "--rounds", "1"], "greater than or equal to 3"),

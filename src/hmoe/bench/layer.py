@@ -225,7 +225,7 @@ def bench(
     device = options.device
     options.prepare()
     if profiled and device != "cuda":
-        raise ConfigError("profile counts the kernels of a GPU, with device = cuda; nearest choice: leave it out")
+        raise ConfigError("`profile` counts the kernels of a GPU, with device = cuda; nearest choice: leave it out")
     check_dtypes(dtypes)
     wanted = shapes if isinstance(shapes, dict) else {name: known_shape(name) for name in shapes or ON[device]}
     check_contenders(against or (), wanted, dtypes, device)

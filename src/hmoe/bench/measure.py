@@ -121,7 +121,7 @@ def kernel_milliseconds(run: Run, device: str, repeats: int = 20) -> float:
     for _ in range(3):
         run()
     torch.cuda.synchronize()
-    hold_queue(0.005)  # longer than it takes to launch all calls
+    hold_queue(0.005)
     spans = []
     for _ in range(repeats):
         with Span() as span:

@@ -40,7 +40,9 @@ def own_shape(
     if not (dim or widths or top_k or tokens):
         return shapes
     if shapes or not (dim and widths):
-        raise ConfigError("a shape of your own needs dim and widths, may have top_k and tokens, and excludes shape")
+        raise ConfigError(
+            "a shape of your own needs `dim` and `widths`, may have `top_k` and `tokens`, and excludes `shape`"
+        )
     try:
         sizes = tuple(int(width) for width in widths.split(","))
     except ValueError:
