@@ -15,8 +15,8 @@ import torch
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.evaluate.outcome import Outcome
 from hmoe.evaluate.precision import Precision
+from hmoe.evaluate.results_folder import Outcome
 from hmoe.evaluate.table import activated, summary
 from hmoe.evaluate.tasks import Selection, quiet, select
 from hmoe.model.transformer import Transformer
