@@ -15,7 +15,7 @@ BYTE_FALLBACK = decoders.Sequence([decoders.Replace(UNDERLINE, " "), decoders.By
 
 
 def vocabulary(*pieces: str) -> dict[str, int]:
-    return {piece: number for number, piece in enumerate([*SPECIALS, *pieces])}
+    return {piece: token for token, piece in enumerate([*SPECIALS, *pieces])}
 
 
 def llama() -> Tokenizer:
@@ -33,16 +33,16 @@ def unigram() -> Tokenizer:
     """`</s>` stands in the vocabulary, as in T5's."""
     pieces = [[name, 0.0] for name in SPECIALS] + [[UNDERLINE + "the", -2.0], [UNDERLINE + "bird", -3.0]]
     pieces += [[piece, -5.0] for piece in [UNDERLINE, "<", ">", "/", *LETTERS]]
-    added = [_added(number, name) for number, name in enumerate(SPECIALS)]
+    added = [_added(token, name) for token, name in enumerate(SPECIALS)]
     return Tokenizer.from_str(json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None, "pre_tokenizer": METASPACE,
         "post_processor": None, "decoder": METASPACE, "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
     }))  # fmt: skip
 
 
-def _added(number: int, content: str) -> dict[str, Any]:
+def _added(token: int, content: str) -> dict[str, Any]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": content, "special": True, **flags}
+    return {"id": token, "content": content, "special": True, **flags}
 
 
 def word_level(unknown: str = "<unk>") -> Tokenizer:

@@ -57,8 +57,8 @@ def test_the_post_processor_decides_as_it_does_for_transformers(add: bool, begin
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = load(tmp_path)
     assert tokenizer.begin == ((1,) if begin else ())
-    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)("the bird")["input_ids"]
-    assert theirs == [*tokenizer.begin, *tokenizer.encode(["the bird"])[0]]
+    expected_ids = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)("the bird")["input_ids"]
+    assert expected_ids == [*tokenizer.begin, *tokenizer.encode(["the bird"])[0]]
 
 
 def prepared(tokenizer: Tokenizer, folder: Path, **options: Any) -> Any:
@@ -87,7 +87,7 @@ def test_data_without_a_record_begins_with_nothing_and_keeps_its_fingerprint(tmp
 
 
 @pytest.mark.parametrize(
-    ("make", "text", "said"),
+    ("make", "text", "warning"),
     [
         (kinds.forgetful_bpe, "the \u6f22 bird", "loses text: 1 of 2 texts"),
         (kinds.word_level, "the fish", "1 tokens in all stand for unknown text"),
@@ -97,7 +97,7 @@ def test_data_without_a_record_begins_with_nothing_and_keeps_its_fingerprint(tmp
     ],
 )
 def test_what_the_tokenizer_loses_is_said(
-    make: Any, text: str, said: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    make: Any, text: str, warning: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the bird", text)))
     tokenizer = str(kinds.write(make(), tmp_path))
@@ -105,8 +105,8 @@ def test_what_the_tokenizer_loses_is_said(
     for _ in range(2):  # a finished folder says it again
         assert hmoe([*command, "--out", str(tmp_path / "data")]) == 0
         told = [line for line in capfd.readouterr().err.splitlines() if "the tokenizer " in line]
-        assert len(told) == bool(said)
-        assert said in "".join(told)
+        assert len(told) == bool(warning)
+        assert warning in "".join(told)
 
 
 def test_a_sentencepiece_folder_begins_as_it_says(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Control tokens never come from a text, whatever the model; tokenizers that cannot encode are refused when they are loaded."""
+"""Control tokens never come from a text, whatever the model; tokenizers that cannot encode are refused."""
 
 import json
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def without_letters() -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: kinds.word_piece("[UNK]"), r"cannot encode every text: .*\[UNK\]"),
         (lambda: kinds.word_level("[UNK]"), r"cannot encode every text: .*\[UNK\]"),
@@ -66,8 +66,8 @@ def without_letters() -> Tokenizer:
         (without_letters, "gives no token for any text"),
     ],
 )
-def test_tokenizers_that_cannot_encode_are_refused(make: Callable[[], Tokenizer], said: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=rf"tokenizer\.json: {said}"):
+def test_tokenizers_that_cannot_encode_are_refused(make: Callable[[], Tokenizer], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"tokenizer\.json: {message}"):
         load(kinds.write(make(), tmp_path))
 
 

@@ -15,33 +15,33 @@ def write(folder: Path, *names: str) -> None:
         (folder / name).write_text("x\n")
 
 
-def names(root: Path, said: list[str] | None = None, leave_out: Path | None = None) -> list[str]:
-    lines: list[str] = [] if said is None else said
+def names(root: Path, notes: list[str] | None = None, leave_out: Path | None = None) -> list[str]:
+    lines: list[str] = [] if notes is None else notes
     return [str(s.path.relative_to(root)) for s in sources([str(root)], leave_out, lines.append)]
 
 
 def test_endings_in_any_case_and_of_every_compression(tmp_path: Path) -> None:
     files = ["A.TXT", "B.Jsonl.GZ", "c.ndjson", "d.json.zstd", "e.PARQUET", "f.jsonl.bz2", "g.txt.xz", "h.ndjson.zst"]
     write(tmp_path, *files)
-    said: list[str] = []
-    assert names(tmp_path, said) == sorted(files)
-    assert said == []
+    notes: list[str] = []
+    assert names(tmp_path, notes) == sorted(files)
+    assert notes == []
     assert sources([str(tmp_path / "B.Jsonl.GZ")])[0].folder_domain == "B"
 
 
 def test_what_is_left_out_is_counted_and_named_with_its_reason(tmp_path: Path) -> None:
     write(tmp_path, "a.txt", ".hidden.txt", ".git/b.txt", "c.pdf", "out/d.txt")
     (tmp_path / "nothing.txt").symlink_to(tmp_path / "absent.txt")
-    said: list[str] = []
-    assert names(tmp_path, said, tmp_path / "out") == ["a.txt"]
-    (line,) = said
+    notes: list[str] = []
+    assert names(tmp_path, notes, tmp_path / "out") == ["a.txt"]
+    (line,) = notes
     assert line.startswith("left out 5: ")
     for entry in (".git (hidden)", ".hidden.txt (hidden)", "c.pdf (unknown kind)", "nothing.txt (a link to nothing)"):
         assert f"{tmp_path / entry}" in line
     assert "out (the output)" in line
     (tmp_path / "e.csv").write_text("x")
-    assert "left out 6: " in (names(tmp_path, said, tmp_path / "out"), said[-1])[1]
-    assert said[-1].endswith(" and 1 more")
+    assert "left out 6: " in (names(tmp_path, notes, tmp_path / "out"), notes[-1])[1]
+    assert notes[-1].endswith(" and 1 more")
     write(tmp_path / "only", "a.csv")
     with pytest.raises(DataError, match=r"holds no \.txt.*a\.csv \(unknown kind\)"):
         sources([str(tmp_path / "only")])
@@ -56,10 +56,10 @@ def test_linked_folders_and_files_are_read_once_and_circles_end(tmp_path: Path) 
     (outside / "back").symlink_to(root)
     (root / "abooks").symlink_to(root / "books")  # before the folder it links to: that keeps its name
     (root / "self").symlink_to("self")
-    said: list[str] = []
-    assert names(root, said) == ["books/a.txt", "books/file.txt", "linked/b.txt", "linked/deep/c.txt"]
-    assert said[0].count("links to a folder that is read already") == 2
-    assert "self (a link to nothing)" in said[0]
+    notes: list[str] = []
+    assert names(root, notes) == ["books/a.txt", "books/file.txt", "linked/b.txt", "linked/deep/c.txt"]
+    assert notes[0].count("links to a folder that is read already") == 2
+    assert "self (a link to nothing)" in notes[0]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,9 +72,9 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    said: list[str] = []
-    assert names(tmp_path, said) == ["a.txt"]
-    assert "locked (cannot be read: Permission denied)" in said[0]
+    notes: list[str] = []
+    assert names(tmp_path, notes) == ["a.txt"]
+    assert "locked (cannot be read: Permission denied)" in notes[0]
 
 
 def test_a_file_that_was_named_is_read_or_refused(tmp_path: Path) -> None:

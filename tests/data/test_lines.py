@@ -68,7 +68,7 @@ def test_other_encodings_are_named_with_the_way_out(tmp_path: Path, name: str, e
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n]\n', r"one JSON array over several lines; .*jq -c '\.\[\]'"),
         ("a.json", b'[{"text": "x"}, {"text": "y"}]', r"is one JSON array of 2 objects; .*jq -c '\.\[\]'"),
@@ -77,9 +77,9 @@ def test_other_encodings_are_named_with_the_way_out(tmp_path: Path, name: str, e
         ("a.jsonl", b"PAR1\x15\x04", "is a parquet file"),
     ],
 )
-def test_what_is_no_lines_of_records_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+def test_what_is_no_lines_of_records_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         documents(tmp_path / name)
 
 
@@ -96,7 +96,7 @@ def test_long_lines_come_in_parts_that_are_cut_after_white_space(tmp_path: Path)
     assert b"".join(raw for _, _, raw in parts) == text.encode()
     assert all(len(raw) <= 8 for _, _, raw in parts)
     assert [raw.decode() for _, _, raw in parts][:3] == ["ab cde\t", "fghij \n", "éééé"]
-    assert [(number, column) for number, column, _ in parts][:4] == [(1, 1), (1, 8), (2, 1), (2, 9)]
+    assert [(line, column) for line, column, _ in parts][:4] == [(1, 1), (1, 8), (2, 1), (2, 9)]
 
 
 def test_a_text_of_one_line_is_many_documents(tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_a_text_of_one_line_is_many_documents(tmp_path: Path) -> None:
 
 
 def test_brought_benchmark_files_are_read_as_texts_are(tmp_path: Path) -> None:
-    from hmoe.data.benchmarks import OWN, _brought
+    from hmoe.data.benchmarks import BROUGHT_TASKS, _read_brought
 
-    row = json.dumps(dict.fromkeys(OWN["wic"].columns, 0)).encode() + b"\n"
+    row = json.dumps(dict.fromkeys(BROUGHT_TASKS["wic"].columns, 0)).encode() + b"\n"
     (tmp_path / "a.jsonl").write_bytes(gzip.compress(MARK + row + b"\n" + row))
-    ((rows, content),) = _brought({"wic": tmp_path / "a.jsonl"}).values()
+    ((rows, content),) = _read_brought({"wic": tmp_path / "a.jsonl"}).values()
     assert (rows, content) == (2, row * 2)
     (tmp_path / "a.jsonl").write_bytes(row.decode().encode("utf-16"))
     with pytest.raises(DataError, match=r"a\.jsonl: is UTF-16, must be UTF-8"):
-        _brought({"wic": tmp_path / "a.jsonl"})
+        _read_brought({"wic": tmp_path / "a.jsonl"})

@@ -61,10 +61,10 @@ def test_texts_keep_their_numbers_and_ends() -> None:
     texts = ["short", text(700), "", "end"]
     tokenizer = ByteTokenizer()
     joined: dict[int, list[int]] = {}
-    for number, ids, last in encode_texts(tokenizer, texts):
-        assert number == len(joined) - (number in joined)  # in order
-        joined.setdefault(number, []).extend([*ids, 256] if last else ids)
-    assert [joined[number] for number in range(4)] == [[*text.encode(), 256] for text in texts]
+    for index, ids, last in encode_texts(tokenizer, texts):
+        assert index == len(joined) - (index in joined)  # in order
+        joined.setdefault(index, []).extend([*ids, 256] if last else ids)
+    assert [joined[index] for index in range(4)] == [[*text.encode(), 256] for text in texts]
 
 
 @pytest.mark.parametrize("whole", ["x" * 5000, " " * 5000, "北京" * 2500, text(1000)])

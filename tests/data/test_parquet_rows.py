@@ -58,14 +58,14 @@ def test_meta_that_is_no_text_or_holds_invalid_text_is_no_matter(tmp_path: Path)
 
 
 def test_a_text_column_of_another_type_is_named(tmp_path: Path) -> None:
-    for column, said in (
+    for column, kind in (
         ([1, 2], "int64"),
         (pa.array([10**18] * 2, pa.timestamp("ns")), "timestamp"),
         ([b"a", b"b"], "binary"),
     ):
         errors = items(tmp_path, {"text": column})
         assert [
-            f"a.parquet:{row}: field text must be text, is {said}" in str(e) for row, e in enumerate(errors, 1)
+            f"a.parquet:{row}: field text must be text, is {kind}" in str(e) for row, e in enumerate(errors, 1)
         ] == [True] * 2
     assert "no field body; has text" in str(items(tmp_path, {"text": TEXTS}, "body")[0])
 

@@ -23,7 +23,7 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 def test_every_document_is_in_exactly_one_split(corpus_jsonl: Path, tmp_path: Path) -> None:
     index = prepare(Request([str(corpus_jsonl)], "bpe:300", validation=0.2), tmp_path / "out")
     tokenizer = load(tmp_path / "out")
-    found = []
+    decoded = []
     for shard in index.shards:
         ids = index.tokens(shard)
         assert ids.dtype == np.uint16
@@ -33,9 +33,9 @@ def test_every_document_is_in_exactly_one_split(corpus_jsonl: Path, tmp_path: Pa
         documents = [tokenizer.decode(piece.tolist()) for piece in pieces]
         assert len(documents) == shard.documents
         assert sum(len(d.encode()) for d in documents) == shard.text_bytes
-        found += [(d, shard.domain) for d in documents]
+        decoded += [(d, shard.domain) for d in documents]
     rows = [json.loads(line) for line in corpus_jsonl.read_text().splitlines()]
-    assert sorted(found) == sorted((row["text"], row["domain"]) for row in rows)
+    assert sorted(decoded) == sorted((row["text"], row["domain"]) for row in rows)
     assert {s.split for s in index.shards} == {"train", "valid"}
     index.verify()
 

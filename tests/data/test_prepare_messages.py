@@ -25,10 +25,12 @@ def test_empty_documents_are_counted_and_skipped_ones_named(tmp_path: Path) -> N
     path = lines(tmp_path / "a.jsonl", "one", "", "two", "")
     with path.open("a") as file:
         file.write('{"body": "x"}\n' * 5)
-    said: list[str] = []
-    index = prepare(Request([str(path)], "bytes", validation=0, max_bad=5), tmp_path / "out", say=said.append)
+    notes: list[str] = []
+    index = prepare(Request([str(path)], "bytes", validation=0, max_bad=5), tmp_path / "out", say=notes.append)
     assert (index.empty_documents, index.skipped_documents) == (2, 5)
-    assert [line.partition(": no field")[0] for line in said] == [f"skipped: {path}:{number}" for number in (5, 6, 7)]
+    assert [line.partition(": no field")[0] for line in notes] == [
+        f"skipped: {path}:{line_index}" for line_index in (5, 6, 7)
+    ]
     assert sum(shard.documents for shard in index.shards) == 2
 
 
@@ -88,9 +90,9 @@ def test_weights_that_draw_nothing_are_refused_and_what_is_never_drawn_is_told(t
     index = prepare(
         Request([str(tmp_path / "in")], "bytes", validation=0, weights={"a": 1.0, "b": 2.0, "c": 0.0}), tmp_path / "out"
     )
-    said = describe_weights(index)
-    assert "up to 100 tokens long: b is the shortest" in said
-    assert "46 tokens are in domains without a weight" in said
+    description = describe_weights(index)
+    assert "up to 100 tokens long: b is the shortest" in description
+    assert "46 tokens are in domains without a weight" in description
 
 
 def test_more_held_out_than_trained_on_is_told(tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_more_held_out_than_trained_on_is_told(tmp_path: Path) -> None:
 
 
 def test_a_long_document_becomes_the_shard_of_the_whole_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = " ".join(f"word{number % 97} and some." for number in range(3000))
+    text = " ".join(f"word{index % 97} and some." for index in range(3000))
     request = Request([str(lines(tmp_path / "a.jsonl", text, "end"))], "bpe:300", validation=0)
     whole = prepare(request, tmp_path / "whole")
     monkeypatch.setattr(long_text, "PIECE_CHARS", 1000)

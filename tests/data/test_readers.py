@@ -69,7 +69,7 @@ def test_zstd_of_several_frames(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "empty file"),
         (b'{"text": "ok"}\n{"text": "\xff"}\n', ":2: invalid UTF-8: byte 0xff at column 11"),
@@ -81,12 +81,12 @@ def test_zstd_of_several_frames(tmp_path: Path) -> None:
         (b'{"text":' + b"[" * 100_000 + b"\n", ":1: not JSON"),
     ],
 )
-def test_bad_jsonl_is_named_with_file_and_line(tmp_path: Path, content: bytes, said: str) -> None:
+def test_bad_jsonl_is_named_with_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
     errors = [item for item in documents(path) if isinstance(item, DataError)]
     assert len(errors) == 1
-    assert said in str(errors[0])
+    assert message in str(errors[0])
     assert str(path) in str(errors[0])
 
 
@@ -182,9 +182,9 @@ def test_a_template_joins_fields(kind: str, tmp_path: Path) -> None:
     text = tmp_path / "plain.txt"
     text.write_text("as it is")
     assert documents(text, text_field=template) == [Document("as it is", "plain")]  # a .txt file has no fields
-    (found,) = documents(path, text_field="{question} {answer}")
-    assert "orca." in str(found)
-    assert ":1: no field answer; has " in str(found)
+    (error,) = documents(path, text_field="{question} {answer}")
+    assert "orca." in str(error)
+    assert ":1: no field answer; has " in str(error)
 
 
 def test_named_sources_and_text_field(tmp_path: Path) -> None:
@@ -209,5 +209,5 @@ def test_inputs_that_are_not_there(tmp_path: Path) -> None:
 def test_an_empty_text_field_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n')
-    with pytest.raises(ConfigError, match="text field is empty"):
+    with pytest.raises(ConfigError, match="text_field is empty"):
         list(read(Source(file, None, "a"), ""))

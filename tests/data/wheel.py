@@ -28,71 +28,73 @@ def rows(seed: int = 0, count: int = 7) -> dict[str, Rows]:
     def say(words: int) -> str:
         return phrase(rng, words)
 
-    def arc(number: int) -> dict[str, Any]:
-        choices = 3 + number % 3
-        labels = list("ABCDE")[:choices] if number % 2 else list("12345")[:choices]
+    def arc(index: int) -> dict[str, Any]:
+        choices = 3 + index % 3
+        labels = list("ABCDE")[:choices] if index % 2 else list("12345")[:choices]
         text = [say(1 + i) for i in range(choices)]
         answer = {"choices": {"text": text, "label": labels}, "answerKey": rng.choice(labels)}
-        return {"id": f"doc_{number}", "question": say(8) + "?", **answer}
+        return {"id": f"doc_{index}", "question": say(8) + "?", **answer}
 
-    def hellaswag(number: int) -> dict[str, Any]:
+    def hellaswag(index: int) -> dict[str, Any]:
         endings = [f"{say(2)} [step] {say(3)}.", f"{say(2)} [title] {say(2)}", say(4), f"{say(1)}  {say(2)}"]
         context = {"activity_label": say(2).capitalize(), "ctx_a": say(6) + ".", "ctx_b": say(2)}
-        return {"ind": number, **context, "endings": endings, "label": str(rng.randrange(4))}
+        return {"ind": index, **context, "endings": endings, "label": str(rng.randrange(4))}
 
-    def winogrande(number: int) -> dict[str, Any]:
+    def winogrande(index: int) -> dict[str, Any]:
         return {"sentence": f"{say(5)} _ {say(4)}.", "option1": say(1), "option2": say(2), "answer": rng.choice("12")}
 
-    def piqa(number: int) -> dict[str, Any]:
+    def piqa(index: int) -> dict[str, Any]:
         return {"goal": say(7), "sol1": say(4), "sol2": say(6), "label": rng.randrange(2)}
 
-    def boolq(number: int) -> dict[str, Any]:
-        return {"question": say(5), "answer": number % 3 > 0, "passage": say(20) + "."}
+    def boolq(index: int) -> dict[str, Any]:
+        return {"question": say(5), "answer": index % 3 > 0, "passage": say(20) + "."}
 
-    def siqa(number: int) -> dict[str, Any]:
+    def siqa(index: int) -> dict[str, Any]:
         answers = {"answerA": say(2), "answerB": say(3), "answerC": say(2)}
         return {"context": say(6) + ".", "question": say(5) + "?", **answers, "label": str(rng.randint(1, 3))}
 
-    def nli(number: int) -> dict[str, Any]:
-        return {"premise": say(8) + ".", "hypothesis": say(4), "idx": number, "label": number % 3}
+    def nli(index: int) -> dict[str, Any]:
+        return {"premise": say(8) + ".", "hypothesis": say(4), "idx": index, "label": index % 3}
 
-    def copa(number: int) -> dict[str, Any]:
+    def copa(index: int) -> dict[str, Any]:
         choices = {"choice1": say(3) + ".", "choice2": say(4) + "."}
-        question = ("cause", "effect")[number % 2]
-        return {"premise": say(5) + ".", **choices, "question": question, "idx": number, "label": rng.randrange(2)}
+        question = ("cause", "effect")[index % 2]
+        return {"premise": say(5) + ".", **choices, "question": question, "idx": index, "label": rng.randrange(2)}
 
-    def rte(number: int) -> dict[str, Any]:
-        return {"sentence1": say(9) + ".", "sentence2": say(4) + ".", "label": number % 2, "idx": number}
+    def rte(index: int) -> dict[str, Any]:
+        return {"sentence1": say(9) + ".", "sentence2": say(4) + ".", "label": index % 2, "idx": index}
 
     makers = {"super_glue/cb": nli, "super_glue/copa": copa, "glue/rte": rte,
               "piqa/plain_text": piqa, "hellaswag/none": hellaswag, "boolq/none": boolq, "social_i_qa/none": siqa,
               "winogrande/winogrande_xl": winogrande, "ai2_arc/ARC-Easy": arc, "ai2_arc/ARC-Challenge": arc}  # fmt: skip
-    return {folder: [make(number) for number in range(count)] for folder, make in makers.items()}
+    return {folder: [make(index) for index in range(count)] for folder, make in makers.items()}
 
 
 def mmlu(seed: int = 2) -> dict[str, dict[str, Rows]]:
     """By subject and split: 2 examples, and 2 or 3 questions."""
     rng = random.Random(seed)
 
-    def one(subject: str) -> dict[str, Any]:
+    def question_of(subject: str) -> dict[str, Any]:
         choices = [phrase(rng, 1 + i) for i in range(4)]
         return {"question": phrase(rng, 7) + "?", "subject": subject, "choices": choices, "answer": rng.randrange(4)}
 
     subjects = [task.title for task in MMLU]
-    counts = {subject: {"dev": 2, "test": 2 + number % 2} for number, subject in enumerate(subjects)}
-    return {s: {split: [one(s) for _ in range(n)] for split, n in splits.items()} for s, splits in counts.items()}
+    counts = {subject: {"dev": 2, "test": 2 + index % 2} for index, subject in enumerate(subjects)}
+    return {
+        s: {split: [question_of(s) for _ in range(n)] for split, n in splits.items()} for s, splits in counts.items()
+    }
 
 
 def arc_tests(seed: int = 1, count: int = 5) -> dict[str, Rows]:
     """Documents of the ARC test splits, as requests hold them."""
     rng = random.Random(seed)
 
-    def one(name: str, number: int) -> dict[str, Any]:
-        choices = [phrase(rng, 2 + i) for i in range(3 + number % 3)]
+    def question_of(name: str, index: int) -> dict[str, Any]:
+        choices = [phrase(rng, 2 + i) for i in range(3 + index % 3)]
         query = f"Question: {phrase(rng, 9)}?\nAnswer:"
-        return {"id": f"{name}_{number}", "query": query, "choices": choices, "gold": rng.randrange(len(choices))}
+        return {"id": f"{name}_{index}", "query": query, "choices": choices, "gold": rng.randrange(len(choices))}
 
-    return {name: [one(name, number) for number in range(count)] for name in ("arc_easy", "arc_challenge")}
+    return {name: [question_of(name, index) for index in range(count)] for name in ("arc_easy", "arc_challenge")}
 
 
 def write(folder: Path, seed: int = 0) -> tuple[Path, str]:

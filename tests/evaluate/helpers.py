@@ -13,6 +13,7 @@ from hmoe.model.transformer import Transformer, build
 from tests.conftest import sentences
 from tests.data import wheel
 
+LENGTH = 120  # tokens that the models read at once
 ROUTERS: dict[str, dict[str, Any]] = {
     "top_k": {"widths": [8, 12, 20, 24], "router": {"name": "top_k", "k": 2}},
     "top_p": {"widths": [8, 12, 20, 24], "router": {"name": "top_p", "p": 0.6}},
@@ -28,10 +29,10 @@ def words() -> Tokenizer:
 def model(moe: dict[str, Any] | None, dtype: torch.dtype = torch.float64) -> Transformer:
     """Weights large enough that answers differ."""
     shape = {"dim": 24, "layers": 2, "heads": 2, "vocab": 300, "ffn": None if moe else 40, "moe": moe}
-    made = build(check_model(shape), 0, dtype)
+    transformer = build(check_model(shape), 0, dtype)
     with torch.no_grad():
-        made.head_weight.mul_(3)
-    return made.eval()
+        transformer.head_weight.mul_(3)
+    return transformer.eval()
 
 
 def folder(path: Path, seed: int = 0) -> Path:

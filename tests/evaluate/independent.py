@@ -91,8 +91,9 @@ def _mmlu(doc: Doc) -> Question:
 
 def _wic(doc: Doc) -> Question:
     word = doc["sentence1"][doc["start1"] : doc["end1"]]
-    text = f"Sentence 1: {doc['sentence1']}\nSentence 2: {doc['sentence2']}\nQuestion: Is the word '{word}' used in the same way in "
-    return choices(f"{text}the two sentences above?\nAnswer:", ["no", "yes"], doc["label"])
+    text = f"Sentence 1: {doc['sentence1']}\nSentence 2: {doc['sentence2']}\n"
+    question = f"Question: Is the word '{word}' used in the same way in the two sentences above?\nAnswer:"
+    return choices(text + question, ["no", "yes"], doc["label"])
 
 
 def _multirc(doc: Doc) -> Question:
@@ -140,11 +141,11 @@ def accuracies(
 ) -> tuple[float, float, list[float]]:
     """(acc, acc_norm, every log-likelihood in order)."""
     plain = normed = 0
-    found: list[float] = []
+    log_likelihoods: list[float] = []
     for question in asked:
         scores = [log_likelihood(model, tokenizer, *pair, length)[0] for pair in question.pairs]
-        found += scores
+        log_likelihoods += scores
         per_letter = [score / size for score, size in zip(scores, question.sizes, strict=True)]
         plain += scores.index(max(scores)) == question.right
         normed += per_letter.index(max(per_letter)) == question.right
-    return plain / len(asked), normed / len(asked), found
+    return plain / len(asked), normed / len(asked), log_likelihoods

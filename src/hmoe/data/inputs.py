@@ -1,4 +1,4 @@
-"""Which files are read: inputs and folders, linked ones too, in a fixed order; what is left out is named with its reason."""
+"""List the files to read, of inputs and folders, in a fixed order; what is left out is named."""
 
 import os
 import re
@@ -11,11 +11,17 @@ from hmoe.errors import DataError
 
 SUFFIX = re.compile(r"\.(txt|jsonl|ndjson|json|parquet)(?:\.(gz|xz|zstd?|bz2))?$", re.IGNORECASE)
 KINDS = ".txt, .jsonl, .ndjson, .json or .parquet (also .gz, .xz, .zst, .zstd, .bz2)"
-_NAMED = 5  # of what is left out
+_NUM_NAMED = 5  # entries that a line names of what is left out
 
 
 class Source(NamedTuple):
-    """One input file; `domain` is None where records or folders name it."""
+    """One input file and what it says of its documents' domain.
+
+    Attributes:
+        path: the file.
+        domain: the domain that the user named; None where records or folders name it.
+        folder_domain: the domain of records that do not name one.
+    """
 
     path: Path
     domain: str | None
@@ -23,7 +29,7 @@ class Source(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Something in a folder that is not read, and why."""
+    """An entry of a folder that is not read, and the reason."""
 
     path: str
     reason: str
@@ -34,10 +40,15 @@ def _ignore(line: str) -> None:
 
 
 def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str], None] = _ignore) -> list[Source]:
-    """Files of `PATH` or `domain=PATH` inputs; folders are walked in sorted order, linked folders once.
+    """List the files of `PATH` or `domain=PATH` inputs; folders are walked in sorted order, linked ones once.
 
-    Without a name the domain is the record's own (`domain`, RedPajama's `red_pajama_subset`), else the first folder
-    below the input, else the input's own name. One line for `say` counts and names what is left out of the folders.
+    Without a name the domain is the record's own (`domain`, RedPajama's `red_pajama_subset`), else the first
+    folder below the input, else the input's own name.
+
+    Args:
+        inputs: paths of files and folders.
+        leave_out: a folder to pass over, because the result is written there.
+        say: called with one line that counts and names what is left out of the folders.
 
     Raises:
         DataError: if there is nothing to read, or a file that was named is of an unknown kind.
@@ -51,7 +62,7 @@ def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str
         if not os.path.exists(root) or (named and not rest):
             raise DataError(f"{root}: no such file or folder")
         if root.is_dir():
-            paths = _files(root, leave_out, left_out)
+            paths = _list_folder(root, leave_out, left_out)
             files += [Source(path, domain, _folder_domain(path, root)) for path in paths]
             continue
         if not SUFFIX.search(root.name):
@@ -64,8 +75,8 @@ def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str
     return files
 
 
-def _files(root: Path, leave_out: Path | None, left_out: list[LeftOut]) -> list[Path]:
-    """Sorted files of a folder; what is not read is added to `left_out`."""
+def _list_folder(root: Path, leave_out: Path | None, left_out: list[LeftOut]) -> list[Path]:
+    """List the files of a folder in sorted order; what is not read is added to `left_out`."""
     entries = list(_walk(root, leave_out))
     others = [entry for entry in entries if isinstance(entry, LeftOut)]
     left_out += others
@@ -82,32 +93,33 @@ def _folder_domain(path: Path, root: Path) -> str:
 
 
 def _describe(left_out: list[LeftOut]) -> str:
-    names = ", ".join(f"{entry.path} ({entry.reason})" for entry in left_out[:_NAMED])
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    names = ", ".join(f"{entry.path} ({entry.reason})" for entry in left_out[:_NUM_NAMED])
+    more = f" and {len(left_out) - _NUM_NAMED} more" if len(left_out) > _NUM_NAMED else ""
     return f"left out {len(left_out)}: {names}{more}"
 
 
 def _walk(root: Path, leave_out: Path | None) -> Iterator[Path | LeftOut]:
-    """Files that are read and entries that are not. Linked folders come after the others, so that a folder that is also
-    reached by a link keeps its own name, and each real folder is read once, which ends circles.
+    """Give the files of a folder and of those below it, and the entries that are not read.
+
+    Each real folder is read once, which ends circles of links.
     """
-    own = os.path.realpath(leave_out) if leave_out is not None else None
+    output = os.path.realpath(leave_out) if leave_out is not None else None
     visited: set[str] = set()
-    waiting = [root]
+    waiting = [root]  # linked folders wait, so that a folder that a link also leads to keeps its own name
     while waiting:
         folder = waiting.pop(0)
         if folder != root and os.path.realpath(folder) in visited:
             yield LeftOut(str(folder), "links to a folder that is read already")
             continue
-        for entry in _entries(folder, own, visited):
+        for entry in _scan(folder, output, visited):
             if isinstance(entry, Path) and entry.is_dir():
                 waiting.append(entry)
             else:
                 yield entry
 
 
-def _entries(top: Path, own: str | None, visited: set[str]) -> Iterator[Path | LeftOut]:
-    """Of a folder and of those below it; a link to a folder is given, not followed."""
+def _scan(top: Path, output: str | None, visited: set[str]) -> Iterator[Path | LeftOut]:
+    """Give the entries of a folder and of those below it; a link to a folder is given, not followed."""
     try:
         visited.add(os.path.realpath(top))
         with os.scandir(top) as listing:
@@ -127,7 +139,7 @@ def _entries(top: Path, own: str | None, visited: set[str]) -> Iterator[Path | L
             yield LeftOut(str(path), reason)
             continue
         if stat.S_ISDIR(mode):
-            yield from _folder(path, own, visited)
+            yield from _scan_below(path, output, visited)
         elif not stat.S_ISREG(mode):
             yield LeftOut(str(path), "not a file")
         elif not SUFFIX.search(entry.name):
@@ -136,13 +148,13 @@ def _entries(top: Path, own: str | None, visited: set[str]) -> Iterator[Path | L
             yield path
 
 
-def _folder(path: Path, own: str | None, visited: set[str]) -> Iterator[Path | LeftOut]:
+def _scan_below(path: Path, output: str | None, visited: set[str]) -> Iterator[Path | LeftOut]:
     real = os.path.realpath(path)
-    if real == own:
+    if real == output:
         yield LeftOut(str(path), "the output")
     elif path.is_symlink():
         yield path
     elif real in visited:  # by a link
         yield LeftOut(str(path), "read already through a link")
     else:
-        yield from _entries(path, own, visited)
+        yield from _scan(path, output, visited)

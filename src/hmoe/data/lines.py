@@ -1,4 +1,4 @@
-"""Bytes and lines of plain and compressed files, in flat memory; content that is not UTF-8 text is named with a hint."""
+"""Read bytes and lines of plain and compressed files in flat memory; other content is named with a hint."""
 
 import bz2
 import codecs
@@ -13,12 +13,12 @@ from typing import Any, BinaryIO
 from hmoe.errors import DataError, missing_extra
 from hmoe.storage import describe_encoding
 
-DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what reading a file that ends early or was changed raises
+DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised by files that end early or were changed
 _READ_BYTES = 1 << 20
-_HEAD_BYTES = 4096  # that are looked at
-_ZSTD_BYTES = 1 << 16  # compressed, of which a step may make thousands of times as many
+_HEAD_BYTES = 4096  # the beginning that tells encoding and compression
+_ZSTD_BYTES = 1 << 16  # compressed bytes of a step, which may become thousands of times as many
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_COMPRESSIONS = {  # what files of each begin with, by the ending of their names; zstd may begin with a frame to skip
+_COMPRESSIONS = {  # the beginning of files, by the ending of their names; zstd may begin with a frame to skip
     ".gz": rb"\x1f\x8b",
     ".xz": rb"\xfd7zXZ\x00",
     ".bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
@@ -28,7 +28,7 @@ _NO_TEXT = {b"PAR1\x15": "a parquet file, and its name must end so", b"PK\x03\x0
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """Lines with their ends (only \\n ends a line), however long the file is.
+    """Read the lines of a file, each with its end (only \\n ends a line), however long the file is.
 
     Raises:
         DataError: if it is in another encoding or compression than its name says.
@@ -45,12 +45,14 @@ def read_lines(path: Path) -> Iterator[bytes]:
 
 
 def read_line_parts(path: Path, longest: int) -> Iterator[tuple[int, int, bytes]]:
-    """(line, column, content) of every line; one longer than `longest` bytes comes in parts, cut after white space if it has any.
+    """Read (line, column, content) of every line; one longer than `longest` bytes comes in parts.
+
+    A part ends after white space, if it has any, else between two characters. Columns count bytes from 1.
 
     Raises:
         DataError: as `read_lines`.
     """
-    number, column, buffer = 1, 1, b""
+    line, column, buffer = 1, 1, b""
     for chunk in read_chunks(path):
         buffer, start = buffer + chunk, 0
         while True:
@@ -60,26 +62,27 @@ def read_line_parts(path: Path, longest: int) -> Iterator[tuple[int, int, bytes]
                 if len(buffer) - start < longest:
                     break
                 stop = _last_break(buffer, start, start + longest)
-            yield number, column, buffer[start:stop]
-            number, column = (number + 1, 1) if ended else (number, column + stop - start)
+            yield line, column, buffer[start:stop]
+            line, column = (line + 1, 1) if ended else (line, column + stop - start)
             start = stop
         buffer = buffer[start:]
     if buffer:
-        yield number, column, buffer
+        yield line, column, buffer
 
 
 def _last_break(buffer: bytes, start: int, stop: int) -> int:
-    """Where a part that ends before `stop` may end: after white space, else between two characters."""
+    """Return where a part that begins at `start` ends: after white space, else between two characters."""
     if (space := max(buffer.rfind(mark, start, stop) for mark in (b" ", b"\t", b"\r"))) >= start:
         return space + 1
     end = stop
-    while end > stop - 4 and end < len(buffer) and buffer[end] & 0xC0 == 0x80:  # inside a character
+    # In UTF-8 only the first byte of a character is not 10xxxxxx, and a character has at most four.
+    while end > stop - 4 and end < len(buffer) and buffer[end] & 0xC0 == 0x80:
         end -= 1
     return end
 
 
 def read_chunks(path: Path) -> Iterator[bytes]:
-    """Content in pieces, without a byte order mark.
+    """Read the decompressed content of a file in pieces, without a byte order mark.
 
     Raises:
         DataError: as `read_lines`.
@@ -93,8 +96,8 @@ def read_chunks(path: Path) -> Iterator[bytes]:
     yield from chunks
 
 
-def decode_line(raw: bytes, path: Path, number: int, first_column: int = 1) -> str:
-    """A line, or a part of one that begins at `first_column`, as text.
+def decode_line(raw: bytes, path: Path, line: int, first_column: int = 1) -> str:
+    """Decode a line, or a part of one that begins at `first_column`.
 
     Raises:
         DataError: for bytes that are not UTF-8, naming line and column.
@@ -103,7 +106,7 @@ def decode_line(raw: bytes, path: Path, number: int, first_column: int = 1) -> s
         return raw.decode()
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path}:{number}: invalid UTF-8: byte {raw[error.start]:#04x} at column {first_column + error.start}; "
+            f"{path}:{line}: invalid UTF-8: byte {raw[error.start]:#04x} at column {first_column + error.start}; "
             "convert other encodings, such as Latin-1: iconv -f LATIN1 -t UTF-8"
         ) from None
 
@@ -117,7 +120,7 @@ def _check_beginning(path: Path, head: bytes) -> None:
 
 
 def _decompress(path: Path) -> Iterator[bytes]:
-    """Content in pieces that are not empty."""
+    """Read the decompressed content of a file in pieces that are not empty."""
     compression = _detect_compression(path)
     if compression == ".zst":
         with path.open("rb") as file:
@@ -130,7 +133,10 @@ def _decompress(path: Path) -> Iterator[bytes]:
 
 
 def _detect_compression(path: Path) -> str:
-    """By what the file holds: programs that fetch files unpack some of them and keep the name. "" if it is plain."""
+    """Return the ending that names a file's compression, "" if it is plain.
+
+    The content decides, as programs that fetch files unpack some of them and keep the name.
+    """
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     for ending, beginning in _COMPRESSIONS.items():
@@ -140,12 +146,17 @@ def _detect_compression(path: Path) -> str:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
-        return ending if ending in _COMPRESSIONS else ""  # damaged, which its reader names
+        return ending if ending in _COMPRESSIONS else ""  # a damaged file, which the reader of its kind names
     return ""
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Frames one after another; the library's own stream reader ends silently in a truncated frame, this does not."""
+    """Decompress zstd frames one after another.
+
+    Raises:
+        OSError: if a frame is damaged.
+        EOFError: if the last one ends early, where the library's own stream reader just ends.
+    """
     try:
         import zstandard  # noqa: PLC0415 - optional extra
     except ImportError:

@@ -1,27 +1,26 @@
-"""What a tokenizer loses of the texts that it encodes: counted while they are encoded, and said once."""
+"""Count what a tokenizer loses of the texts that it encodes, while it encodes them."""
 
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
 
 from hmoe.data.tokenizer import Tokenizer
 
-_WHOLE_BYTES = 4 << 20  # of text that is compared whole; of what follows one text in _SHARE
-_SHARE = 16
-_SHOWN = 48  # characters of an example
+_WHOLE_BYTES = 4 << 20  # up to here every text is compared, after it one text in _SAMPLED_SHARE
+_SAMPLED_SHARE = 16
+_SHOWN_CHARS = 48  # of an example
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Texts compared with what their tokens decode to.
+    """Counts of texts that differ from what their tokens decode to.
 
     Attributes:
-        texts: compared; of large inputs a sample.
+        texts: texts compared; of large inputs a sample.
         lost: of these, texts with characters that do not come back.
         changed: of these, texts that come back with other spaces, or as the tokenizer's normalizer left them.
         unknown: tokens that stand for unknown text, in all texts.
-        example: of a text that is lost, or of one that is changed: (as it was, as it comes back).
+        example: (as it was, as it comes back) of a text that is lost, else of one that is changed.
     """
 
     texts: int = 0
@@ -41,7 +40,7 @@ class Losses:
         )
 
     def describe(self) -> str:
-        """One line; "" if nothing was lost."""
+        """Return one line that says what is lost; "" if nothing is."""
         if not (self.lost or self.changed or self.unknown) or self.example is None:
             return ""
         before, after = self.example
@@ -57,41 +56,42 @@ class Losses:
 
 
 class CheckedTokenizer:
-    """Encodes as its tokenizer does, and counts in `losses` what that loses."""
+    """A tokenizer whose `encode` also counts in `losses` what the tokenizer loses."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self.losses, self._compared_bytes = tokenizer, Losses(), 0
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """See Tokenizer."""
+        """Return the tokenizer's ids of each text, and compare the texts with what the ids decode to."""
         encodings = self._tokenizer.encode(texts)
         unknown = self._tokenizer.unknown
         chosen = [(text, ids) for text, ids in zip(texts, encodings, strict=True) if self._is_chosen(text)]
         decoded = self._tokenizer.decode_batch([ids for _, ids in chosen])
         self.losses += Losses(unknown=sum(ids.count(unknown) for ids in encodings) if unknown is not None else 0)
-        for (text, _), again in zip(chosen, decoded, strict=True):
-            self.losses += self._compare(text, again)
+        for (text, _), returned in zip(chosen, decoded, strict=True):
+            self.losses += self._compare(text, returned)
         return encodings
 
     def _is_chosen(self, text: str) -> bool:
         content = text.encode()
         self._compared_bytes += len(content)
-        return self._compared_bytes <= _WHOLE_BYTES or zlib.crc32(content) % _SHARE == 0
+        # A hash chooses the sample, so that a preparation that was killed counts the same texts.
+        return self._compared_bytes <= _WHOLE_BYTES or zlib.crc32(content) % _SAMPLED_SHARE == 0
 
-    def _compare(self, text: str, again: str) -> Losses:
-        if again == text:
+    def _compare(self, text: str, returned: str) -> Losses:
+        if returned == text:
             return Losses(texts=1)
-        lost = _letters(again) != _letters(self._tokenizer.normalize(text))
-        return Losses(1, int(lost), int(not lost), 0, tuple(_from_difference(text, again)))  # type: ignore[arg-type]
+        lost = _strip_spaces(returned) != _strip_spaces(self._tokenizer.normalize(text))
+        return Losses(1, int(lost), int(not lost), 0, _show_difference(text, returned))
 
 
-def _letters(text: str) -> str:
-    """Without spaces, in which the decoders of many tokenizers are free."""
+def _strip_spaces(text: str) -> str:
+    """Return the text without spaces, in which the decoders of many tokenizers are free."""
     return "".join(text.replace("\u2581", " ").split())
 
 
-def _from_difference(text: str, again: str) -> Iterator[str]:
-    """The neighbourhood of the first place at which they differ."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, again, strict=False)))
-    start = max(0, shared - _SHOWN // 3)
-    yield from (whole[start : start + _SHOWN] for whole in (text, again))
+def _show_difference(text: str, returned: str) -> tuple[str, str]:
+    """Cut both texts down to the neighbourhood of the first place at which they differ."""
+    num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, returned, strict=False)))
+    start = max(0, num_shared - _SHOWN_CHARS // 3)
+    return text[start : start + _SHOWN_CHARS], returned[start : start + _SHOWN_CHARS]

@@ -1,12 +1,11 @@
-"""`hmoe data prepare`: text files -> token shards, the same bytes however often it is killed and started again.
+"""Prepare text files as token shards: the same bytes however often it is killed and started again.
 
-The input is cut into segments of about `segment_bytes` of text. A segment's shards are written beside their final
-names and renamed, then `progress.json` says where the next segment starts; only what it names counts.
+The input is cut into segments of about `segment_bytes` of text. A segment's shards are written beside their
+final names and renamed, then `progress.json` says where the next segment starts; only what it names counts.
 """
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,25 +13,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmoe.config.run import bpe_size
-from hmoe.data.documents import START, Documents, Position
+from hmoe.data.documents import Documents
 from hmoe.data.inputs import Source, sources
 from hmoe.data.long_text import cut_text
-from hmoe.data.losses import Losses
+from hmoe.data.progress import PrepareState, describe_difference, load_progress, remove_progress, save_progress
 from hmoe.data.segment import Segment, hash64
 from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError, DataError, RunBusyError
-from hmoe.storage import lock_file, write_atomic
+from hmoe.storage import lock_file
 
-_RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
-_BPE_SAMPLE_BYTES = 64 << 20
+_BPE_SAMPLE_BYTES = 64 << 20  # of text that a tokenizer is trained on, about
 _SCAN_BYTES = 256 << 20  # inputs up to this size are scanned so that at least one document is held out
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to prepare.
+    """What to prepare, and how.
 
     Attributes:
         inputs: `PATH` or `domain=PATH`, files or folders.
@@ -44,6 +42,9 @@ class Request:
         segment_bytes: text bytes after which new shards begin.
         separator: token that is put after every document, for a tokenizer.json that does not name its own.
         begin: tokens before every document; None: those that the tokenizer's own post-processor puts there.
+
+    Raises:
+        ConfigError: for a value out of range, or a separator for a tokenizer that has its own.
     """
 
     inputs: Sequence[str]
@@ -59,24 +60,24 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1")
-        bpe_size(self.tokenizer)
-        if self.max_bad < 0 or self.segment_bytes < 1:
-            raise ConfigError(
-                f"max_bad = {self.max_bad}, segment_bytes = {self.segment_bytes}: must not be negative or 0"
-            )
+        bpe_size(self.tokenizer)  # refuses a size out of range
+        if self.max_bad < 0:
+            raise ConfigError(f"max_bad = {self.max_bad}, must be at least 0")
+        if self.segment_bytes < 1:
+            raise ConfigError(f"segment_bytes = {self.segment_bytes}, must be at least 1")
         weights = self.weights
         if weights is not None and not (any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())):
-            raise ConfigError(f"weights = {weights}: must be from 0 to 1e12, one of them above 0")
+            raise ConfigError(f"weights = {weights}, must be from 0 to 1e12, one of them above 0")
         if self.separator is not None and (self.tokenizer == "bytes" or bpe_size(self.tokenizer) is not None):
-            raise ConfigError(f"separator = {self.separator!r}: has no effect with {self.tokenizer}, which has its own")
+            raise ConfigError(f"separator = {self.separator!r} has no effect with {self.tokenizer}, which has its own")
 
     def begin_of(self, tokenizer: Tokenizer) -> tuple[int, ...]:
-        """Tokens before every document."""
+        """Return the tokens before every document: those asked for, or the tokenizer's own."""
         return tokenizer.begin if self.begin is None else self.begin
 
 
 class Progress(NamedTuple):
-    """What is reported while preparing."""
+    """How far preparing is: `file` of `files`, and the documents, bytes and tokens that were written."""
 
     file: int
     files: int
@@ -85,182 +86,157 @@ class Progress(NamedTuple):
     tokens: int
 
 
-Report = Callable[[Progress], None]
+PrepareReport = Callable[[Progress], None]
 
 
 def prepare(
     request: Request,
     out: Path,
-    report: Report = lambda progress: None,
+    report: PrepareReport = lambda progress: None,
     wait: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Index:
     """Write shards, tokenizer and index.json to `out`; continue where an earlier, killed call stopped.
 
-    With `wait`, another process that is preparing `out` is waited for. `say` is told what is left out or skipped.
+    Args:
+        request: what to prepare.
+        out: folder for the data; empty, absent, or begun by the same request.
+        report: called with the progress after every few megabytes of text.
+        wait: wait for another process that is preparing `out` instead of raising.
+        say: called with a line for what is left out or skipped.
 
     Raises:
         DataError: for bad input (file and line named), or if `out` holds something else.
         RunBusyError: if another process is preparing `out`.
     """
     files = sources(list(request.inputs), leave_out=out, say=say)
-    key = _key(request, files)
+    key = _make_key(request, files)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "index.json").exists():  # it appears by one rename, so this needs no lock
-        return _finished(out, key)
+        return _open_finished(out, key)
     with (out / ".lock").open("w") as lock:
         if not lock_file(lock, wait):
             raise RunBusyError(f"{out}: another process is preparing this folder")
-        if not (out / "index.json").exists():
-            _run(request, files, key, out, report, say)
-    return _finished(out, key)
+        if not (out / "index.json").exists():  # another process may have finished while this one waited
+            _write_folder(request, files, key, out, report, say)
+    return _open_finished(out, key)
 
 
-def _finished(out: Path, key: dict[str, Any]) -> Index:
+def _open_finished(out: Path, key: dict[str, Any]) -> Index:
     index = open_index(out)
     if index.request != key:
+        differing = describe_difference(key, index.request)
         raise DataError(
-            f"{out}: already holds data of other inputs or options ({_differing(key, index.request)}); choose another --out"
+            f"out = {out}: already holds data of other inputs or options ({differing}); choose another folder"
         )
     index.verify()
-    (out / "progress.json").unlink(missing_ok=True)  # killed between the last two steps
+    remove_progress(out)  # a call may be killed between the last two steps
     return index
 
 
-def _run(
-    request: Request, files: list[Source], key: dict[str, Any], out: Path, report: Report, say: Callable[[str], None]
+def _write_folder(
+    request: Request,
+    files: list[Source],
+    key: dict[str, Any],
+    out: Path,
+    report: PrepareReport,
+    say: Callable[[str], None],
 ) -> None:
-    progress = _load_progress(out, key)
-    tokenizer = _tokenizer(request, files, out, report)
-    threshold = progress["threshold"]
-    if threshold is None:
-        threshold = _validation_threshold(request, files, report)
-    shards = [Shard(**shard) for shard in progress["shards"]]
-    position, segment = Position(*progress["position"]), progress["segment"]
-    begin, losses = request.begin_of(tokenizer), Losses(**progress.get("losses", {}))
-    documents = Documents(files, request.text_field, request.max_bad, position, say=say)
+    """Write what a folder of data still lacks: tokenizer, segment after segment, and the index last."""
+    state = load_progress(out, key)
+    tokenizer = _make_tokenizer(request, files, out, report)
+    threshold = _choose_threshold(request, files, report) if state.threshold is None else state.threshold
+    documents = Documents(files, request.text_field, request.max_bad, state.position, say=say)
     items = iter(documents)
-    done = False
-    while not done:
-        writer = Segment(out, segment, tokenizer, threshold, begin)
-        done = writer.fill(items, request.segment_bytes, partial(_report, report, writer, files, shards))
-        shards += writer.publish()
-        # At the end the documents that were skipped after the last one count too.
-        position = documents.position if done else writer.position or position
-        segment, losses = segment + 1, losses + writer.losses
-        state = {
-            "rule": _RULE,
-            "key": key,
-            "threshold": threshold,
-            "position": position,
-            "segment": segment,
-            "losses": dataclasses.asdict(losses),
-            "shards": [dataclasses.asdict(shard) for shard in shards],
-        }
-        write_atomic(out / "progress.json", json.dumps(state).encode())
-    if not any(shard.split == "train" for shard in shards):
-        raise DataError(f"{', '.join(request.inputs)}: no document to train on")
-    _check_weights(request, shards)
-    fields = {
+    is_done = False
+    while not is_done:
+        segment = Segment(out, state.segment, tokenizer, threshold, request.begin_of(tokenizer))
+        report_written = partial(_report_progress, report, segment, files, state.shards)
+        is_done = segment.fill(items, request.segment_bytes, report_written)
+        state = PrepareState(
+            threshold=threshold,
+            # At the end the documents that were skipped after the last one count too.
+            position=documents.position if is_done else segment.position or state.position,
+            segment=state.segment + 1,
+            shards=(*state.shards, *segment.publish()),
+            losses=state.losses + segment.losses,
+        )
+        save_progress(out, key, state)
+    _check_shards(request, state.shards)
+    write_index(out, _index_fields(request, key, tokenizer, state), list(state.shards))
+    remove_progress(out)
+
+
+def _index_fields(request: Request, key: dict[str, Any], tokenizer: Tokenizer, state: PrepareState) -> dict[str, Any]:
+    """Return what index.json says besides the shards; empty fields are left out, as in earlier versions."""
+    begin = request.begin_of(tokenizer)
+    return {
         "dtype": token_dtype(tokenizer.vocab_size),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
         "weights": request.weights,
-        "skipped_documents": position.skipped,
-        "empty_documents": position.empty,
+        "skipped_documents": state.position.skipped,
+        "empty_documents": state.position.empty,
         "request": key,
         **({"begin": list(begin)} if begin else {}),
-        **({"losses": dataclasses.asdict(losses)} if losses.describe() else {}),
+        **({"losses": dataclasses.asdict(state.losses)} if state.losses.describe() else {}),
     }
-    write_index(out, fields, shards)
-    (out / "progress.json").unlink()
 
 
-def _read_once(files: list[Source], request: Request, report: Report) -> Documents:
-    """All documents, for a pass that writes nothing; `report` is told of files only."""
-    total = len(files)
+def _read_all(files: list[Source], request: Request, report: PrepareReport) -> Documents:
+    """Read all documents in a pass that writes nothing, so that `report` is told of files only."""
     return Documents(
         files,
         request.text_field,
         request.max_bad,
-        begin_file=lambda number: report(Progress(number + 1, total, 0, 0, 0)),
+        begin_file=lambda file: report(Progress(file + 1, len(files), 0, 0, 0)),
     )
 
 
-def _validation_threshold(request: Request, files: list[Source], report: Report) -> int:
-    """Documents whose hash is below this are held out; in small inputs at least one of two documents is."""
+def _choose_threshold(request: Request, files: list[Source], report: PrepareReport) -> int:
+    """Return the hash below which documents are held out; small inputs hold out one of two documents."""
     threshold = int(request.validation * 2**64)
-    if not request.validation or sum(f.path.stat().st_size for f in files) > _SCAN_BYTES:
+    if not request.validation or sum(source.path.stat().st_size for source in files) > _SCAN_BYTES:
         return threshold
-    hashes = {hash64(item.document.text.encode()) for item in _read_once(files, request, report)}
+    hashes = {hash64(item.document.text.encode()) for item in _read_all(files, request, report)}
     return threshold if len(hashes) < 2 else max(threshold, min(hashes) + 1)
 
 
-def _tokenizer(request: Request, files: list[Source], out: Path, report: Report) -> Tokenizer:
+def _make_tokenizer(request: Request, files: list[Source], out: Path, report: PrepareReport) -> Tokenizer:
     if request.tokenizer == "bytes":
         return ByteTokenizer()
     size = bpe_size(request.tokenizer)
     if size is None:
         tokenizer = load(request.tokenizer, request.separator)
-    elif (out / "tokenizer.json").exists():
+    elif (out / "tokenizer.json").exists():  # trained before this call, which continues a killed one
         return load(out)
     else:
-        tokenizer = train_bpe(_bpe_sample(request, files, report), size)
+        tokenizer = train_bpe(_sample_texts(request, files, report), size)
     write_tokenizer(out, tokenizer)
     return tokenizer
 
 
-def _bpe_sample(request: Request, files: list[Source], report: Report) -> Iterator[str]:
-    """All documents, long ones in pieces, or of a large input those whose hash falls into a sample of about 64 MB."""
-    share = _BPE_SAMPLE_BYTES / max(sum(f.path.stat().st_size for f in files), 1)
-    for item in _read_once(files, request, report):
+def _sample_texts(request: Request, files: list[Source], report: PrepareReport) -> Iterator[str]:
+    """Give all documents, long ones in pieces; of a large input a sample of about 64 MB, chosen by hash."""
+    share = _BPE_SAMPLE_BYTES / max(sum(source.path.stat().st_size for source in files), 1)
+    for item in _read_all(files, request, report):
         for piece, _ in cut_text(item.document.text, None):
             # The hash's low bits: its high bits choose the validation split.
             if share >= 1 or hash64(piece.encode()) % 2**32 < share * 2**32:
                 yield piece
 
 
-def _load_progress(out: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """Where an earlier call stopped. The file is there before anything else, so what lies beside it is of this key."""
-    file = out / "progress.json"
-    if not file.exists():
-        foreign = sorted(path.name for path in out.iterdir() if path.name not in (".lock", ".progress.json.tmp"))
-        if foreign:
-            raise DataError(f"{out}: is not empty (holds {foreign[0]}); choose another --out")
-        start: dict[str, Any] = {
-            "rule": _RULE,
-            "key": key,
-            "threshold": None,
-            "position": START,
-            "segment": 0,
-            "shards": [],
-        }
-        write_atomic(file, json.dumps(start).encode())
-    for litter in out.glob(".*.tmp"):
-        litter.unlink()
-    try:
-        state: dict[str, Any] = json.loads(file.read_bytes())
-        same = state["key"] == key
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{file}: damaged; delete {out} and prepare again") from None
-    if state.get("rule") != _RULE:
-        raise DataError(f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again")
-    if not same:
-        differing = _differing(key, state["key"])
-        raise DataError(
-            f"{out}: was begun with other inputs or options ({differing}); choose another --out or delete it"
-        )
-    return state
-
-
-def _key(request: Request, files: list[Source]) -> dict[str, Any]:
-    """What the shards depend on: options, and of every input file its name, size, and a hash of its two ends."""
-    left_out = {"inputs", "weights", "begin"} | (
-        {"separator"} if request.separator is None else set()
-    )  # as earlier versions
-    options = {k: v for k, v in dataclasses.asdict(request).items() if k not in left_out}
-    named = [[s.domain or s.folder_domain, s.path.name, s.path.stat().st_size, _mark(s.path)] for s in files]
+def _make_key(request: Request, files: list[Source]) -> dict[str, Any]:
+    """Return what the shards depend on: options, and every input file's name, size and hash."""
+    left_out = {"inputs", "weights", "begin"}
+    if request.separator is None:  # earlier versions had no such option, and their folders stay valid
+        left_out.add("separator")
+    options = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
+    named = [
+        [source.domain or source.folder_domain, source.path.name, source.path.stat().st_size, _hash_ends(source.path)]
+        for source in files
+    ]
     if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
         tokenizer = load(request.tokenizer, request.separator)
         begin = request.begin_of(tokenizer)
@@ -268,13 +244,8 @@ def _key(request: Request, files: list[Source]) -> dict[str, Any]:
     return {**options, "weights": request.weights, "files": named}
 
 
-def _differing(key: dict[str, Any], other: dict[str, Any]) -> str:
-    """Names of the options that two keys have unlike; `begin` is what the tokenizer puts before every document."""
-    return ", ".join(sorted(name for name in key.keys() | other.keys() if key.get(name) != other.get(name)))
-
-
-def _mark(path: Path) -> str:
-    """A hash of the first and last 64 KiB: reading terabytes whole to start would be too slow."""
+def _hash_ends(path: Path) -> str:
+    """Hash the first and last 64 KiB of a file, as reading terabytes whole to start would be too slow."""
     try:
         file = path.open("rb")
     except OSError as error:
@@ -285,14 +256,18 @@ def _mark(path: Path) -> str:
         return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
-def _check_weights(request: Request, shards: list[Shard]) -> None:
+def _check_shards(request: Request, shards: Sequence[Shard]) -> None:
+    """Raise DataError if there is nothing to train on, or a weight of a domain that is not in the input."""
+    if not any(shard.split == "train" for shard in shards):
+        raise DataError(f"{', '.join(request.inputs)}: no document to train on")
     known = sorted({shard.domain for shard in shards})
     for domain in request.weights or {}:
         if domain not in known:
             raise DataError(f"weight of {domain!r}: no such domain in the input; it has {', '.join(known)}")
 
 
-def _report(report: Report, writer: Segment, files: list[Source], shards: list[Shard]) -> None:
-    counts = [*writer.counts.values(), *([s.tokens, s.documents, s.text_bytes] for s in shards)]
+def _report_progress(report: PrepareReport, segment: Segment, files: list[Source], shards: Sequence[Shard]) -> None:
+    counts = [*segment.counts.values(), *([shard.tokens, shard.documents, shard.text_bytes] for shard in shards)]
     tokens, documents, text_bytes = (sum(column) for column in zip(*counts, strict=True))
-    report(Progress(writer.position.file + 1 if writer.position else 0, len(files), documents, text_bytes, tokens))
+    file = segment.position.file + 1 if segment.position else 0
+    report(Progress(file, len(files), documents, text_bytes, tokens))

@@ -1,4 +1,4 @@
-"""A stretch of input on its way to shards: documents in, one file per split and domain out, published by renames."""
+"""Write a stretch of input to shards: one file per split and domain, published by a rename."""
 
 import hashlib
 import re
@@ -17,15 +17,23 @@ from hmoe.errors import DataError
 from hmoe.storage import fsync, sha256
 
 MAX_DOMAINS = 1000
-_BATCH_BYTES = 4 << 20  # text between looks at whether the segment is full
-_WAITING_TOKENS = 1 << 20  # kept in memory before they are written
+_BATCH_BYTES = 4 << 20  # text that is encoded before the next look at whether the segment is full
+_WAITING_TOKENS = 1 << 20  # tokens kept in memory before they are written
 
 
 class Segment:
-    """Shards of one stretch of input, one per split and domain, written as the documents come; `losses`: of their texts."""
+    """The shards of one stretch of input, one per split and domain, written as the documents come.
 
-    def __init__(self, out: Path, number: int, tokenizer: Tokenizer, threshold: int, begin: Sequence[int] = ()) -> None:
-        self.out, self.number, self.tokenizer, self.threshold = out, number, tokenizer, threshold
+    Args:
+        out: the data folder.
+        index: number of the segment from 0, a part of its files' names.
+        tokenizer: encodes the documents.
+        threshold: documents whose hash is below this are held out.
+        begin: tokens before every document.
+    """
+
+    def __init__(self, out: Path, index: int, tokenizer: Tokenizer, threshold: int, begin: Sequence[int] = ()) -> None:
+        self.out, self.index, self.tokenizer, self.threshold = out, index, tokenizer, threshold
         self.begin, self.checked = begin, CheckedTokenizer(tokenizer)
         self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
         self.files: dict[tuple[str, str], Path] = {}
@@ -38,7 +46,7 @@ class Segment:
         return self.checked.losses
 
     def fill(self, items: Iterator[Item], segment_bytes: int, report: Callable[[], None]) -> bool:
-        """Take documents until the segment is full; True when the input ended."""
+        """Take documents until the segment is full; return True when the input ended."""
         while sum(count[2] for count in self.counts.values()) < segment_bytes:
             batch, size = list[Item](), 0
             for item in items:
@@ -54,7 +62,7 @@ class Segment:
         return False
 
     def publish(self) -> list[Shard]:
-        """Flush, hash and rename the segment's files."""
+        """Flush, hash and rename the segment's files; return what they are."""
         shards = []
         for (split, domain), temporary in self.files.items():
             fsync(temporary)
@@ -67,15 +75,15 @@ class Segment:
 
     def _write(self, batch: list[Item]) -> None:
         places = [self._count(item.document) for item in batch]
+        texts = [item.document.text for item in batch]
         tokens: dict[tuple[str, str], list[int]] = {}
-        num_waiting, continued = 0, False
-        for number, ids, last in encode_texts(
-            self.tokenizer, [item.document.text for item in batch], self.checked.encode
-        ):
-            content = [*(() if continued else self.begin), *ids, *([self.tokenizer.separator] if last else ())]
-            continued = not last
-            tokens.setdefault(places[number], []).extend(content)
-            self.counts[places[number]][0] += len(content)
+        num_waiting, is_continued = 0, False
+        for index, ids, is_last in encode_texts(self.tokenizer, texts, self.checked.encode):
+            # A long document comes in parts: only its first part has the begin, only its last the separator.
+            content = [*(() if is_continued else self.begin), *ids, *([self.tokenizer.separator] if is_last else ())]
+            is_continued = not is_last
+            tokens.setdefault(places[index], []).extend(content)
+            self.counts[places[index]][0] += len(content)
             num_waiting += len(content)
             if num_waiting >= _WAITING_TOKENS:
                 self._append(tokens)
@@ -84,7 +92,7 @@ class Segment:
         self.position = batch[-1].after if batch else self.position
 
     def _count(self, document: Document) -> tuple[str, str]:
-        """Count a document but for its tokens; return its split and domain."""
+        """Count a document, but not its tokens, and return its split and domain."""
         text = document.text.encode()
         where = ("valid" if hash64(text) < self.threshold else "train", document.domain)
         counts = self.counts.setdefault(where, [0, 0, 0])
@@ -100,16 +108,16 @@ class Segment:
                     file.write(np.asarray(content, dtype=self.dtype).tobytes())
             except OSError as error:
                 raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-        if len(self.files) > 2 * MAX_DOMAINS:
+        if len(self.files) > 2 * MAX_DOMAINS:  # a domain has a file for each of two splits
             raise DataError(f"more than {MAX_DOMAINS} domains; name one for all with domain=PATH")
 
     def _path(self, split: str, domain: str) -> Path:
-        # Names are made safe, and told apart by a hash where that changed them.
+        # Names are made safe; a hash keeps those apart that become the same.
         safe = re.sub(r"[^A-Za-z0-9_-]+", "_", domain)[:60]
         safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
-        return self.out / f".{split}-{safe}-{self.number:05d}.bin.tmp"
+        return self.out / f".{split}-{safe}-{self.index:05d}.bin.tmp"
 
 
 def hash64(text: bytes) -> int:
-    """The first 8 bytes of a document's SHA-256: its place between 0 and 2**64, which chooses its split."""
+    """Return the first 8 bytes of a text's SHA-256 as a number, which chooses a document's split."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

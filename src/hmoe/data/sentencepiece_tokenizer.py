@@ -1,4 +1,4 @@
-"""A SentencePiece model as a Tokenizer; needs the [data] extra."""
+"""Use a SentencePiece model as a Tokenizer; this needs the [data] extra."""
 
 import hashlib
 import re
@@ -12,7 +12,14 @@ from hmoe.errors import DataError, missing_extra
 class SentencePieceTokenizer:
     """A SentencePiece model such as LLaMA-2's `tokenizer.model`; its control pieces never come from a text.
 
-    The model itself puts nothing before a text; `add_bos` says that its users did, as tokenizer_config.json may.
+    Args:
+        content: bytes of the model.
+        where: its path, for errors.
+        add_bos: whether texts begin with its BOS; the model cannot say so, tokenizer_config.json may.
+
+    Raises:
+        ConfigError: if sentencepiece is not installed.
+        DataError: if it is no such model, or has no end-of-text token.
     """
 
     file_name = "tokenizer.model"
@@ -37,34 +44,35 @@ class SentencePieceTokenizer:
         self.unknown: int | None = self._model.unk_id()
         self.ends: tuple[int, ...] = (self.separator,)
         controls = filter(self._model.is_control, range(self.vocab_size))
-        self.specials = {self._model.id_to_piece(i): i for i in controls}
+        self.specials = {self._model.id_to_piece(token): token for token in controls}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """See Tokenizer."""
+        """Return the ids of each text, encoded over all cores."""
         ids: list[list[int]] = self._model.encode(texts, num_threads=-1)
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer."""
-        text: str = self._model.decode([i for i in ids if i != self.separator and i < self.vocab_size])
+        """Return the text of ids, the separator and ids above the vocabulary left out."""
+        known = [token for token in ids if token != self.separator and token < self.vocab_size]
+        text: str = self._model.decode(known)
         return text
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
-        """Text of each list of ids."""
+        """Return the text of each list of ids."""
         return [self.decode(ids) for ids in batch]
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
-        """See Tokenizer."""
+        """Return what decodes tokens as they come after `context`."""
         return Detokenizer(self.decode, lambda token: False, context)
 
     def normalize(self, text: str) -> str:
-        """The text as the model's own rules leave it."""
+        """Return the text as the model's own rules leave it."""
         return str(self._model.normalize(text))
 
     def token_bytes(self, token: int) -> bytes:
-        """See Tokenizer."""
+        """Return the UTF-8 bytes of one token within a text; none for control pieces."""
         if token >= self.vocab_size or self._model.is_control(token):
             return b""
         piece = self._model.id_to_piece(token)
-        lone = re.fullmatch("<0x([0-9A-F]{2})>", piece)
-        return bytes([int(lone[1], 16)]) if lone else piece.replace("\u2581", " ").encode()
+        byte_piece = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+        return bytes([int(byte_piece[1], 16)]) if byte_piece else piece.replace("\u2581", " ").encode()

@@ -1,4 +1,4 @@
-"""Prepared data on disk: `index.json` and shards of plain little-endian token ids, read through memory maps."""
+"""Read and write prepared data: `index.json` and shards of little-endian token ids, read by memory maps."""
 
 import functools
 import hashlib
@@ -14,11 +14,12 @@ from hmoe.data.losses import Losses
 from hmoe.errors import DataError
 from hmoe.storage import sha256, write_atomic
 
-FORMAT = 1
+_FORMAT = 1
+_FIELDS = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
 
 # How the shards of a pool are cut into sequences.
 ACROSS = "across shards"  # a pool is one stream: only its last tokens, fewer than a sequence, are out of reach
-WITHIN = "within shards"  # windows end with their shard; of runs begun before ACROSS, and of the embedded corpus
+WITHIN = "within shards"  # windows end with their shard: in runs begun before ACROSS, and the embedded corpus
 PACKINGS = (ACROSS, WITHIN)
 
 
@@ -27,8 +28,13 @@ class Shard:
     """One file of tokens of one split and domain.
 
     Attributes:
+        file: its name in the data folder.
+        split: train or valid.
+        domain: the domain of its documents.
         tokens: number of ids, a separator after each document included.
+        documents: number of documents.
         text_bytes: UTF-8 bytes of the documents.
+        sha256: SHA-256 of the file.
     """
 
     file: str
@@ -42,12 +48,21 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What a data folder holds; `fingerprint` changes when any token, weight or the tokenizer does.
+    """What a data folder holds.
 
     Attributes:
-        skipped_documents: unusable ones, which `max_bad` allowed.
-        empty_documents: ones without text.
-        packing: how new runs cut it into sequences (see `hmoe.data.packing`).
+        folder: the data folder.
+        dtype: numpy's name of the type of the token ids.
+        tokenizer_fingerprint: fingerprint of the tokenizer that made the shards.
+        vocab_size: number above every token id.
+        separator: id after every document.
+        weights: sampling weight per domain; None samples in proportion to size.
+        skipped_documents: number of unusable documents, which `max_bad` allowed.
+        request: what was asked for, see `hmoe.data.prepare`.
+        shards: the files of tokens, in the order in which they are read.
+        fingerprint: changes when any token, weight or the tokenizer does.
+        empty_documents: number of documents without text.
+        packing: how new runs cut the shards into sequences (see `hmoe.data.packing`).
         begin: tokens that every document begins with, such as LLaMA's <s>; none in data of earlier versions.
         losses: what the tokenizer lost of the text, see `hmoe.data.losses`; None: nothing that was noticed.
     """
@@ -68,21 +83,21 @@ class Index:
     losses: Losses | None = None
 
     def of(self, split: str, domain: str | None = None) -> list[Shard]:
-        """Shards of a split, in order."""
-        return [s for s in self.shards if s.split == split and domain in (None, s.domain)]
+        """Return the shards of a split, or of one domain of it, in order."""
+        return [shard for shard in self.shards if shard.split == split and domain in (None, shard.domain)]
 
     def tokens_of(self, split: str) -> int:
-        """Number of token ids of a split."""
+        """Return the number of token ids of a split."""
         return sum(shard.tokens for shard in self.of(split))
 
     def describe_split(self) -> str:
-        """A warning if more is held out than trained on, else ""."""
+        """Return a warning if more is held out than trained on, else ""."""
         train, valid = self.tokens_of("train"), self.tokens_of("valid")
         if valid <= train:
             return ""
         return (
-            f"more is held out ({valid:,} tokens) than is left to train on ({train:,}): documents are held out whole, and "
-            "here few are long; prepare again with another share for validation, or with the long documents cut"
+            f"more is held out ({valid:,} tokens) than is left to train on ({train:,}): documents are held out whole, "
+            "and here few are long; prepare again with another share for validation, or with the long documents cut"
         )
 
     def verify(self) -> None:
@@ -92,39 +107,38 @@ class Index:
             DataError: naming the first shard that changed.
         """
         for shard in self.shards:
-            if sha256(self.folder / shard.file) != shard.sha256:
-                raise DataError(
-                    f"{self.folder / shard.file}: SHA-256 differs from index.json; delete {self.folder} and prepare again"
-                )
+            file = self.folder / shard.file
+            if sha256(file) != shard.sha256:
+                raise DataError(f"{file}: SHA-256 differs from index.json; delete {self.folder} and prepare again")
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
-        """Token ids of a shard, memory-mapped."""
-        return _map(str(self.folder / shard.file), self.dtype)
+        """Return the token ids of a shard, memory-mapped."""
+        return _map_file(str(self.folder / shard.file), self.dtype)
 
 
 @functools.lru_cache(maxsize=256)  # each map holds a file handle
-def _map(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _map_file(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger[Any]]:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
 def token_dtype(vocab_size: int) -> str:
-    """Smallest little-endian unsigned type for the ids."""
+    """Return the smallest little-endian unsigned type that holds all ids below `vocab_size`."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
 
 def write_index(folder: Path, fields: dict[str, Any], shards: list[Shard]) -> None:
-    """Publish index.json; the folder is complete from then on."""
+    """Write index.json, with which a data folder is complete."""
     domains: dict[str, dict[str, int]] = {}
     for shard in shards:
         counts = domains.setdefault(shard.domain, {"documents": 0, "text_bytes": 0, "tokens": 0})
         for key in counts:
             counts[key] += getattr(shard, key)
-    tree = {"format": FORMAT, **fields, "domains": domains, "shards": [asdict(shard) for shard in shards]}
+    tree = {"format": _FORMAT, **fields, "domains": domains, "shards": [asdict(shard) for shard in shards]}
     write_atomic(folder / "index.json", (json.dumps(tree, indent=1) + "\n").encode())
 
 
 def open_index(folder: Path) -> Index:
-    """Read and check a data folder: sizes now, contents with `Index.verify`.
+    """Open a data folder and check the sizes of its files; `Index.verify` checks their contents.
 
     Raises:
         DataError: if it is not a complete data folder or a shard has another size than the index says.
@@ -138,18 +152,31 @@ def open_index(folder: Path) -> Index:
         ) from None
     try:
         tree = json.loads(content)
-        if tree["format"] != FORMAT:
+        if tree["format"] != _FORMAT:
             raise DataError(
-                f"{path}: format {tree['format']}, this version reads {FORMAT}; delete {folder} and prepare again"
+                f"{path}: format {tree['format']}, this version reads {_FORMAT}; delete {folder} and prepare again"
             )
         shards = tuple(Shard(**shard) for shard in tree["shards"])
-        names = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
-        fields = {name: tree[name] for name in names}
+        fields = {name: tree[name] for name in _FIELDS}
         begin = tuple(map(int, tree.get("begin", ())))
         losses = Losses(**tree["losses"]) if "losses" in tree else None
         width = np.dtype(fields["dtype"]).itemsize
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error!r}; delete {folder} and prepare again") from None
+    _check_sizes(folder, shards, width)
+    return Index(
+        folder=folder,
+        shards=shards,
+        fingerprint=_hash_content(fields | ({"begin": list(begin)} if begin else {}), tree["shards"]),
+        empty_documents=tree.get("empty_documents", 0),  # not counted by earlier versions
+        begin=begin,
+        losses=losses,
+        **fields,
+    )
+
+
+def _check_sizes(folder: Path, shards: tuple[Shard, ...], width: int) -> None:
+    """Raise DataError for a shard that is missing, or has not `width` bytes for each of its tokens."""
     for shard in shards:
         file = folder / shard.file
         size = file.stat().st_size if file.is_file() else -1
@@ -158,18 +185,9 @@ def open_index(folder: Path) -> Index:
             raise DataError(
                 f"{file}: {state}, index.json says {shard.tokens * width} bytes; delete {folder} and prepare again"
             )
-    return Index(
-        folder=folder,
-        shards=shards,
-        fingerprint=_fingerprint(fields | ({"begin": list(begin)} if begin else {}), tree["shards"]),
-        empty_documents=tree.get("empty_documents", 0),  # not counted by earlier versions
-        begin=begin,
-        losses=losses,
-        **fields,
-    )
 
 
-def _fingerprint(fields: dict[str, Any], shards: list[dict[str, Any]]) -> str:
-    """Of what training depends on, not of how it was asked for."""
+def _hash_content(fields: dict[str, Any], shards: list[dict[str, Any]]) -> str:
+    """Hash what training depends on, not how it was asked for."""
     content = {name: value for name, value in fields.items() if name not in ("request", "skipped_documents")}
     return hashlib.sha256(json.dumps([content, shards], sort_keys=True).encode()).hexdigest()

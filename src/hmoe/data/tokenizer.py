@@ -1,4 +1,4 @@
-"""Text <-> token ids: bytes, byte-level BPE trained here, any Hugging Face tokenizer.json, or a SentencePiece model."""
+"""Turn text into token ids and back: bytes, BPE trained here, a tokenizer.json, or a SentencePiece model."""
 
 import hashlib
 import json
@@ -15,20 +15,20 @@ from hmoe.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from hmoe.errors import DataError
 
 _BYTES = 256
-# Tokenizers that are not read; a folder with one of them was not made with bytes.
+# Files of tokenizers that cannot be read here; a folder with one of them is not one of the byte tokenizer.
 _OTHER_FORMATS = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "tiktoken.model")
 _CONVERT = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
 
 
 class Decoding(Protocol):
-    """What writes tokens as text."""
+    """What generation needs of a tokenizer: it writes tokens as text."""
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
-        """Decodes tokens as they come after `context`; the pieces join to what `decode` gives."""
+        """Return what decodes tokens as they come after `context`; the pieces join to what `decode` gives."""
         ...
 
     def token_bytes(self, token: int) -> bytes:
-        """UTF-8 of one token within a text, perhaps a part of a character; empty for control tokens and holes."""
+        """Return the UTF-8 of one token in a text, perhaps part of a character; none for control tokens."""
         ...
 
 
@@ -60,24 +60,24 @@ class Tokenizer(Decoding, Protocol):
     unknown: int | None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text, over all cores; special tokens typed in the text are plain text."""
+        """Return the ids of each text, encoded over all cores; special tokens in the text are plain text."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, control tokens left out."""
+        """Return the text of ids, control tokens left out."""
         ...
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
-        """Text of each list of ids."""
+        """Return the text of each list of ids."""
         ...
 
     def normalize(self, text: str) -> str:
-        """What the tokenizer makes of a text before it cuts it: lower case, for one."""
+        """Return what the tokenizer makes of a text before it cuts it: lower case, for one."""
         ...
 
 
 class ByteTokenizer:
-    """Every UTF-8 byte is a token; id 256 separates documents."""
+    """The tokenizer of which every UTF-8 byte is a token; id 256 separates documents."""
 
     vocab_size = _BYTES + 1
     separator = _BYTES
@@ -91,37 +91,41 @@ class ByteTokenizer:
     unknown: int | None = None
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """See Tokenizer."""
+        """Return the bytes of each text."""
         return [list(text.encode()) for text in texts]
 
     def decode(self, ids: list[int]) -> str:
-        """See Tokenizer."""
-        return bytes(i for i in ids if i < _BYTES).decode(errors="replace")
+        """Return the text of bytes; those that are no UTF-8 become replacement characters."""
+        return bytes(token for token in ids if token < _BYTES).decode(errors="replace")
 
     def decode_batch(self, batch: list[list[int]]) -> list[str]:
-        """See Tokenizer."""
+        """Return the text of each list of bytes."""
         return [self.decode(ids) for ids in batch]
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
-        """See Tokenizer."""
+        """Return what decodes bytes as they come after `context`."""
         return Detokenizer(self.decode, lambda token: False, context)
 
     def normalize(self, text: str) -> str:
-        """See Tokenizer."""
+        """Return the text, in which nothing is changed."""
         return text
 
     def token_bytes(self, token: int) -> bytes:
-        """See Tokenizer."""
+        """Return the byte that a token is; none for the separator."""
         return bytes([token]) if token < _BYTES else b""
 
 
 def load(path: str | Path, separator: str | None = None) -> Tokenizer:
-    """A tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
+    """Load a tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
 
-    A folder without either, made with the byte tokenizer, gives that. Beside a tokenizer.json, `tokenizer_config.json`
-    may name the end-of-text token, and generation_config.json or config.json others that end a text; `separator` names the
-    end-of-text token in their place. What goes before a text is for the tokenizer.json alone to say, as in transformers 5;
-    a `.model` cannot say it, so there `add_bos_token` does.
+    A folder without either, made with the byte tokenizer, gives that. Next to a tokenizer.json,
+    `tokenizer_config.json` may name the end-of-text token, and generation_config.json or config.json others
+    that end a text. What goes before a text is for the tokenizer.json alone to say, as in transformers 5; a
+    `.model` cannot say it, so there `add_bos_token` does.
+
+    Args:
+        path: the file or folder.
+        separator: the end-of-text token, in place of the one that tokenizer_config.json names.
 
     Raises:
         DataError: if it cannot be read.
@@ -130,7 +134,7 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
         if not files and separator is not None:
-            raise DataError(f"{path}: holds no tokenizer.json, which a separator could be named for")
+            raise DataError(f"{path}: holds no tokenizer.json, so separator = {separator!r} has no effect")
         if foreign := [name for name in _OTHER_FORMATS if not files and (path / name).is_file()]:
             raise DataError(f"{path}: holds {foreign[0]} but no tokenizer.json, which transformers writes: {_CONVERT}")
         if not files:
@@ -145,17 +149,17 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     config = _read_object(path.with_name("tokenizer_config.json"))
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path), config.get("add_bos_token") is True)
-    end = separator if separator is not None else _token(config, "eos_token") or None
-    return HuggingFaceTokenizer(content, str(path), end, _end_ids(path.parent))
+    end = separator if separator is not None else _find_token(config, "eos_token") or None
+    return HuggingFaceTokenizer(content, str(path), end, _read_end_ids(path.parent))
 
 
 def begin_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What a tokenizer puts before every text by itself, such as LLaMA's <s>; the harness's `hf` model does so too."""
+    """Return what a tokenizer puts before every text by itself, such as LLaMA's <s>, as lm-eval does."""
     return list(tokenizer.begin)
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-level BPE of up to `size` tokens (fewer if the text is too small for them)."""
+    """Train a byte-level BPE of up to `size` tokens, fewer if the text is too small for them."""
     tokenizer = HuggingFace(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -170,7 +174,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object that need not be there."""
+    """Read a JSON object; return an empty one if the file is missing or holds none."""
     try:
         tree = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -178,18 +182,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     return tree if isinstance(tree, dict) else {}
 
 
-def _token(config: dict[str, Any], name: str) -> str | None:
-    """A token that a tokenizer_config.json names."""
+def _find_token(config: dict[str, Any], name: str) -> str | None:
+    """Return the text of a token that a tokenizer_config.json names, as text or as an object."""
     token = config.get(name)
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
 
 
-def _end_ids(folder: Path) -> list[int]:
-    """Every `eos_token_id` that a Hugging Face folder names."""
+def _read_end_ids(folder: Path) -> list[int]:
+    """Read every `eos_token_id` that a Hugging Face folder names."""
     for name in ("generation_config.json", "config.json"):
         value = _read_object(folder / name).get("eos_token_id")
         ids: list[Any] = value if isinstance(value, list) else [value]
-        if ids and all(type(i) is int for i in ids):
+        if ids and all(type(token) is int for token in ids):
             return ids
     return []

@@ -1,4 +1,4 @@
-"""A tokenizer in a folder, so that `hmoe.data.tokenizer.load` gives the same one again, its separator included."""
+"""Keep a tokenizer in a folder, so that `hmoe.data.tokenizer.load` gives the same one and its separator."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from hmoe.storage import sha256, write_atomic
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
-    """Write the tokenizer's file; also the name of its separator, where the file alone would give another one or none."""
+    """Write the tokenizer's file to a folder, and its separator's name where the file alone gives another."""
     if not tokenizer.file_name:
         return
     write_atomic(folder / tokenizer.file_name, tokenizer.content)
@@ -28,26 +28,27 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     except (OSError, ValueError):
         settings = {}
     settings = settings if isinstance(settings, dict) else {}
-    settings["eos_token"] = _token(tokenizer.content, tokenizer.separator)
+    settings["eos_token"] = _token_text(tokenizer.content, tokenizer.separator)
     write_atomic(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def data_tokenizer(index: Index) -> Tokenizer:
-    """The tokenizer of a data folder, with the separator that its shards have.
+    """Load the tokenizer of a data folder, with the separator that its shards have.
 
     Raises:
         DataError: if it is not the one that made the shards.
     """
     file = index.folder / "tokenizer.json"
-    own = file.is_file() and sha256(file) == index.tokenizer_fingerprint
-    # By its id, because earlier versions did not keep a name that came from elsewhere.
-    tokenizer = load(index.folder, _token(file.read_bytes(), index.separator) if own else None)
+    is_unchanged = file.is_file() and sha256(file) == index.tokenizer_fingerprint
+    # The separator is found by its id, because earlier versions did not keep a name that came from elsewhere.
+    tokenizer = load(index.folder, _token_text(file.read_bytes(), index.separator) if is_unchanged else None)
     if tokenizer.fingerprint != index.tokenizer_fingerprint:
         raise DataError(
-            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; delete {index.folder} and prepare again"
+            f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; "
+            f"delete {index.folder} and prepare again"
         )
     return tokenizer
 
 
-def _token(content: bytes, token: int) -> str:
+def _token_text(content: bytes, token: int) -> str:
     return str(HuggingFace.from_str(content.decode()).id_to_token(token))

@@ -1,1 +1,1 @@
-"""What a model is worth, measured."""
+"""Measure how good a model is: perplexity of texts, and benchmarks of lm-evaluation-harness."""

@@ -1,4 +1,4 @@
-"""Benchmark tasks of lm-evaluation-harness on a model: from a folder of `hmoe data benchmarks`, or the harness's own."""
+"""Run benchmark tasks of lm-evaluation-harness: those of a `hmoe data benchmarks` folder, or its own."""
 
 import functools
 import hashlib
@@ -25,7 +25,7 @@ from hmoe.specs.losses import list_loss_keys
 from hmoe.specs.plain import to_plain
 
 _BATCH_TOKENS = 4096
-_SEED = 1234  # the harness's own, for what it draws: examples of few-shot prompts
+_SEED = 1234  # the harness's own, for the examples of few-shot prompts, which it draws
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Options:
     """How tasks are evaluated.
 
     Attributes:
-        limit: documents of each task, from the first on; None: all.
-        num_fewshot: examples before each question; None: as the task says, 0 in most.
+        limit: number of documents of each task, from the first on; None: all.
+        num_fewshot: number of examples before each question; None: as the task says, 0 in most.
         precision: float32 or bfloat16; None: that of the weights.
         batch_tokens: tokens of one forward pass; does not change what is computed.
         begin: tokens before every text; see `hmoe.data.tokenizer.begin_tokens`.
@@ -50,15 +50,20 @@ class Options:
     begin: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, value, least in (("limit", self.limit, 1), ("num_fewshot", self.num_fewshot, 0),
-                                   ("batch_tokens", self.batch_tokens, 1)):  # fmt: skip
+        for name, least in {"limit": 1, "num_fewshot": 0, "batch_tokens": 1}.items():
+            value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} = {value}, must be at least {least}")
 
 
 @dataclass(frozen=True)
 class About:
-    """What the result says of the model: its name, and of its training `step`, `tokens` and `flops` where known."""
+    """What a result says of the model that was evaluated.
+
+    Attributes:
+        name: label of its row in the table.
+        training: `step`, `tokens` and `flops` of its training, where they are known.
+    """
 
     name: str = "model"
     training: dict[str, float] = field(default_factory=dict)
@@ -66,7 +71,12 @@ class About:
 
 @dataclass(frozen=True)
 class Reports:
-    """Who is told what happens: `say` a line, `progress` (task, sequences done, sequences)."""
+    """What to call while tasks are evaluated.
+
+    Attributes:
+        say: called with a line for the user.
+        progress: called with (task, sequences done, sequences in all).
+    """
 
     say: Callable[[str], None] = lambda line: None
     progress: Callable[[str, int, int], None] = lambda task, done, total: None
@@ -83,18 +93,18 @@ def evaluate(
     out: Path | None = None,
     reports: Reports = Reports(),
 ) -> dict[str, Any]:
-    """Evaluate tasks and sum them up, as JSON values; `hmoe.evaluate.table.table` prints them like the paper's Table 1.
+    """Evaluate tasks and sum them up as JSON values, which `hmoe.evaluate.table.table` lays out as Table 1.
 
     Args:
-        model: in evaluation mode; precision float32 changes its weights to that.
-        tokenizer: its own.
+        model: the model, in evaluation mode; precision float32 changes its weights to that.
+        tokenizer: the model's tokenizer.
         context_length: tokens read at once.
         tasks: names, or what `select` made of them.
-        benchmarks: folder of `hmoe data benchmarks`; without it every task is the harness's own, from the hub.
-        options: how.
+        benchmarks: folder of `hmoe data benchmarks`; None: every task is the harness's own, from the hub.
+        options: how to evaluate.
         about: what the result says of the model.
-        out: folder for the results. Each finished task is written there; finished ones are not evaluated again.
-        reports: who is told what happens.
+        out: folder for the results of each finished task, which is not evaluated again.
+        reports: called while tasks are evaluated.
 
     Raises:
         ConfigError: see `select`; also if `out` holds results of another model or of other options.
@@ -104,32 +114,49 @@ def evaluate(
     from hmoe.evaluate.language_model import LanguageModel  # noqa: PLC0415 - optional extra, tested by select
 
     lm = LanguageModel(model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin)
-    precision = Precision(model, options.precision).name
-    asked: dict[str, Any] = {"limit": options.limit, "num_fewshot": options.num_fewshot, "precision": precision}
-    asked |= {"context_length": context_length, "begin": list(options.begin) or None}
-    print_of_model = fingerprint(model, tokenizer) if out else None
-    outcome = Outcome(out, {"model": print_of_model, **asked}) if out else None
+    settings = _settings(options, context_length, Precision(model, options.precision).name)
+    model_fingerprint = fingerprint(model, tokenizer) if out else None  # it reads every weight
+    results = Outcome(out, {"model": model_fingerprint, **settings}) if out else None
+    records = _evaluate_all(lm, selection, options, results, reports)
+    head = {"name": about.name, "fingerprint": model_fingerprint, **_training_fields(about), "options": settings}
+    if results:
+        results.close(summary(head, results.all(), model.config))
+    return summary(head, records, model.config)
+
+
+def _evaluate_all(
+    lm: Any, selection: Selection, options: Options, results: Outcome | None, reports: Reports
+) -> dict[str, dict[str, Any]]:
+    """Evaluate the tasks that are not finished yet, one after another, and return the records of all."""
     records = {}
     for name in selection.names:
-        record = outcome.load(name, selection.digest(name)) if outcome else None
-        if record is not None:
-            reports.say(f"{name}: finished before, in {out}; not evaluated again")
+        record = results.load(name, selection.digest(name)) if results else None
+        if results and record is not None:
+            reports.say(f"{name}: finished before, in {results.folder}; not evaluated again")
         else:
             lm.report = functools.partial(reports.progress, name)
-            record = _run(lm, selection, name, options)
-            if outcome:
-                outcome.save(name, record)
+            record = _evaluate_task(lm, selection, name, options)
+            if results:
+                results.save(name, record)
         records[name] = record
-    head = {"name": about.name, "fingerprint": print_of_model, **_training(about), "options": asked}
-    result = summary(head, records, model.config)
-    if outcome:
-        outcome.close(summary(head, outcome.all(), model.config))
-    return result
+    return records
+
+
+def _settings(options: Options, context_length: int, precision: str) -> dict[str, Any]:
+    """Return what must be equal for results to go together; `batch_tokens` changes none."""
+    return {
+        "limit": options.limit,
+        "num_fewshot": options.num_fewshot,
+        "precision": precision,
+        "context_length": context_length,
+        "begin": list(options.begin) or None,
+    }
 
 
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
-    """SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
+    """Return a SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
     moe = model.config.moe
+    # Context and loss coefficients change no answer; `widths` may be a rule, so what it gives is hashed.
     shape = {name: value for name, value in to_plain(model.config).items() if name != "context"}
     if moe is not None:
         shape["moe"] = {
@@ -144,50 +171,70 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
 
 
 def training_record(run: Path, step: int | None) -> dict[str, float]:
-    """`step`, `tokens` and `flops` of a run folder at a step, from its metrics.jsonl; {} where it has none."""
+    """Read `step`, `tokens` and `flops` of a run folder at a step; {} where its metrics.jsonl has none."""
     row = metrics_at(run, step)
     return {name: row[name] for name in ("step", "tokens", "flops") if name in row}
 
 
-def _training(about: About) -> dict[str, Any]:
+def _training_fields(about: About) -> dict[str, Any]:
     return {f"training_{name}": about.training.get(name) for name in ("step", "tokens", "flops")}
 
 
-def _run(lm: Any, selection: Selection, name: str, options: Options) -> dict[str, Any]:
-    """Evaluate one task (or a group of the harness's)."""
-    from lm_eval import __version__, evaluator  # noqa: PLC0415 - optional extra
+def _evaluate_task(lm: Any, selection: Selection, name: str, options: Options) -> dict[str, Any]:
+    """Evaluate one task, or a group of the harness's, and return its record."""
+    from lm_eval import evaluator  # noqa: PLC0415 - optional extra
 
     from hmoe.evaluate.language_model import Measured  # noqa: PLC0415
 
     lm.measured = Measured()
-    random.seed(0)
+    random.seed(0)  # the harness's own command seeds both, and some tasks draw from them
     np.random.seed(_SEED)
     with quiet():
         loaded = selection.load(name)
         for task in loaded["tasks"].values():
             _set_fewshot(name, task, options.num_fewshot)
         try:
-            found = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)
-        except HMoEError as error:
+            scores = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)["results"]
+        except HMoEError as error:  # of the model, which does not know the task
             raise type(error)(f"{name}: {error}") from None
         except ValueError as error:  # the harness's own checks, such as a task that runs code
             raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
+    metrics = {task: _clean_metrics(row) for task, row in scores.items()}
+    return {**_make_record(selection, name, loaded["tasks"], metrics), **_count_activated(lm)}
+
+
+def _make_record(
+    selection: Selection, name: str, tasks: dict[str, Any], metrics: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    """Return what is recorded of a task besides what its tokens activated.
+
+    Args:
+        selection: where the task comes from.
+        name: name of the task or group.
+        tasks: the harness's task objects by their names, several for a group.
+        metrics: metrics of the task, and of a group's members.
+    """
+    from lm_eval import __version__  # noqa: PLC0415 - optional extra
+
     local = selection.local(name)
-    metrics = {task: _metrics(row) for task, row in found["results"].items()}
-    own = local.local if local else name
-    record: dict[str, Any] = {"task": name, "source": "folder" if local else "harness", "harness": __version__}
-    record["data"] = selection.digest(name)
-    record["metrics"] = metrics.pop(own, {})
-    documents = sum(len({r.doc_id for r in task.instances}) for task in loaded["tasks"].values())
-    record |= {"documents": documents, "requests": sum(len(task.instances) for task in loaded["tasks"].values())}
-    record |= _chance(loaded["tasks"][own]) if own in loaded["tasks"] else _group_chance(loaded["tasks"])
-    if metrics:
-        record["subtasks"] = metrics
-    return {**record, **_activated(lm)}
+    harness_name = local.local if local else name
+    record: dict[str, Any] = {
+        "task": name,
+        "source": "folder" if local else "harness",
+        "harness": __version__,
+        "data": selection.digest(name),
+        "metrics": metrics.get(harness_name, {}),
+        "documents": sum(len({request.doc_id for request in task.instances}) for task in tasks.values()),
+        "requests": sum(len(task.instances) for task in tasks.values()),
+        **(_chance(tasks[harness_name]) if harness_name in tasks else _group_chance(tasks)),
+    }
+    if subtasks := {task: row for task, row in metrics.items() if task != harness_name}:
+        record["subtasks"] = subtasks
+    return record
 
 
 def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
-    """As the harness's own command does."""
+    """Set the number of examples as the harness's own command does; refuse one that has no effect."""
     default = task.get_config("num_fewshot")
     if num_fewshot is not None and default == 0 and num_fewshot != 0:
         raise ConfigError(f"num_fewshot = {num_fewshot} has no effect on {name}: its task file fixes 0")
@@ -196,16 +243,17 @@ def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
     task.set_fewshot_seed(seed=_SEED)
 
 
-def _metrics(row: dict[str, Any]) -> dict[str, float]:
-    """`acc,none` -> `acc`; what is no number is left out."""
+def _clean_metrics(row: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers among the harness's metrics, with `acc,none` named `acc`."""
     numbers = {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)}
     return {key: float(value) for key, value in numbers.items() if not key.startswith("sample_")}
 
 
 def _chance(task: Any) -> dict[str, float | None]:
-    """Accuracy of guessing; and, where all documents have the same choices, of always giving the commonest answer."""
+    """Return the accuracy of guessing and, where all documents offer the same choices, of the commonest."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return {"chance": None, "majority_class": None}
+    # A document has a request per choice.
     documents = list({request.doc_id: request.doc for request in task.instances}.values())
     choices = [tuple(task.doc_to_choice(doc)) for doc in documents]
     majority = None
@@ -215,7 +263,7 @@ def _chance(task: Any) -> dict[str, float | None]:
 
 
 def _group_chance(tasks: dict[str, Any]) -> dict[str, float | None]:
-    """Of a group, by documents; None unless every task has one."""
+    """Return a group's accuracy of guessing, weighted by documents; None unless every task has one."""
     counts = {name: len({request.doc_id for request in task.instances}) for name, task in tasks.items()}
     chances = {name: _chance(task)["chance"] for name, task in tasks.items()}
     known = {name: chance for name, chance in chances.items() if chance is not None}
@@ -224,13 +272,13 @@ def _group_chance(tasks: dict[str, Any]) -> dict[str, float | None]:
     return {"chance": sum(known[name] * counts[name] for name in known) / sum(counts.values()), "majority_class": None}
 
 
-def _activated(lm: Any) -> dict[str, Any]:
-    """What the tokens of a task activated; the paper's Table 3 is `activated_ratio`."""
-    config, read = lm.model.config, lm.measured
+def _count_activated(lm: Any) -> dict[str, Any]:
+    """Return what the tokens of a task activated; the paper's Table 3 is `activated_ratio`."""
+    counts = lm.measured
     return {
-        "tokens": read.tokens,
-        "truncated_requests": read.truncated,
-        "windowed_requests": read.windowed,
-        "activated_units": read.units,
-        **activated(config, read.tokens, read.units),
+        "tokens": counts.tokens,
+        "truncated_requests": counts.truncated,
+        "windowed_requests": counts.windowed,
+        "activated_units": counts.units,
+        **activated(lm.model.config, counts.tokens, counts.units),
     }

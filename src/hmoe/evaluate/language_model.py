@@ -1,7 +1,7 @@
-"""A model as lm-evaluation-harness sees it: log-likelihoods of continuations, of whole texts, and generated text.
+"""Show a model to lm-evaluation-harness: log-likelihoods of continuations and texts, and generated text.
 
-Scores are those of the harness's own `hf` model: the same split between context and continuation, the same truncation
-from the left. Choices of one document are read together, their common beginning once.
+Scores are those of the harness's own `hf` model: the same split between context and continuation, the same
+truncation from the left. Choices of one document are read together, their common beginning once.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,19 +23,19 @@ from hmoe.model.transformer import Transformer
 BATCH_TOKENS = 4096
 _GENERATED_TOKENS = 256  # where a task does not say; the harness's own default
 
-Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
-Answer = tuple[float, bool]
+TokenPair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
+Answer = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding writes the continuation
 
 
 @dataclass
 class Measured:
-    """What was read so far.
+    """Counts of what a model read so far.
 
     Attributes:
-        tokens: read by the model; a beginning that candidates share counts once.
+        tokens: tokens read by the model; a beginning that candidates share counts once.
         units: hidden units activated by them, summed over MoE layers.
         truncated: requests that lost the beginning of their context.
-        windowed: requests whose continuation alone is longer than what is read at once, and was read in windows.
+        windowed: requests whose continuation alone is longer than what is read at once; windows read it.
     """
 
     tokens: int = 0
@@ -46,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class _Group:
-    """Requests that are scored together: where their answers go, and the tokens that reading them takes."""
+    """Candidates that are scored together: their places among all, and the tokens that reading them takes."""
 
     places: list[int]
     candidates: list[Candidate]
@@ -54,16 +54,19 @@ class _Group:
 
 
 class LanguageModel(TemplateLM):  # type: ignore[misc]
-    """lm-eval's model over a given (model, tokenizer, context_length).
+    """The harness's interface to a given (model, tokenizer, context_length).
 
     Args:
-        model: in evaluation mode.
-        tokenizer: its own.
+        model: the model, in evaluation mode.
+        tokenizer: the model's tokenizer.
         context_length: tokens read at once; longer requests lose the beginning of their context.
         batch_tokens: tokens of one forward pass; a document that is longer is read alone.
-        precision: None: that of the weights.
-        begin: tokens before every text, see `hmoe.data.tokenizer.begin_tokens`; none for a model that was trained without.
-        report: is told the sequences scored (or texts written) and their number.
+        precision: float32 or bfloat16; None: that of the weights.
+        begin: tokens before every text of the model, see `hmoe.data.tokenizer.begin_tokens`.
+        report: called with the sequences scored, or texts written, and their number in all.
+
+    Raises:
+        ConfigError: for a length below 1, or a precision that does not exist.
     """
 
     def __init__(
@@ -87,33 +90,35 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        """The separator of documents."""
+        """The id that separates documents."""
         return self._words.separator
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context becomes: the first of the tokens before every text, or the separator."""
+        """The token that an empty context becomes: the first of those before every text, or the separator."""
         return self._begin[0] if self._begin else self._words.separator
 
     @property
     def max_length(self) -> int:
-        """Tokens read at once."""
+        """The number of tokens read at once."""
         return self._max_length
 
     @property
     def tokenizer_name(self) -> str:
-        """Identifies the tokenizer in the harness's caches."""
+        """The name of the tokenizer in the harness's caches."""
         return self._words.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, after the tokens before every text unless `add_special_tokens` is false."""
+        """Return the ids of a text, after those before every text unless `add_special_tokens` is false."""
         begin = [] if add_special_tokens is False else self._begin
         return begin + self._words.encode([string])[0]
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
-        """(log-likelihood in nats, is it what greedy decoding writes) of each (context, continuation)."""
+        """Return (log-likelihood in nats, does greedy decoding write it) of each (context, continuation)."""
         pairs = self._encode_pairs([request.args for request in requests])
-        documents = [(r.task_name, r.doc_id) if r.doc_id is not None else None for r in requests]
+        documents = [
+            (request.task_name, request.doc_id) if request.doc_id is not None else None for request in requests
+        ]
         answers = self._score(pairs, documents)
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
@@ -125,52 +130,53 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         return self._score([(context, continuation) for _, context, continuation in requests], [None] * len(requests))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-likelihood of whole texts in nats, every token once, in windows that do not overlap."""
-        pairs: list[Pair] = []
+        """Return the log-likelihood of whole texts in nats, every token once, in windows without overlap."""
+        pairs: list[TokenPair] = []
         counts = []
         for (text,) in (request.args for request in requests):
             windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
-            found = [make_disjoint_window(window) for window in windows]
-            pairs += found
-            counts.append(len(found))
-        answers = iter(self._score(pairs, list(range(len(pairs)))))
-        totals = [sum(next(answers)[0] for _ in range(count)) for count in counts]
-        for request, total in zip(requests, totals, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return totals
+            text_pairs = [make_disjoint_window(window) for window in windows]
+            pairs += text_pairs
+            counts.append(len(text_pairs))
+        answers = iter(self._score(pairs, list(range(len(pairs)))))  # each window is a document of its own
+        sums = [sum(next(answers)[0] for _ in range(count)) for count in counts]
+        for request, log_likelihood in zip(requests, sums, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, log_likelihood)
+        return sums
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Text after each context, up to the first stop sequence; greedy unless the request says otherwise."""
-        written = []
-        for done, request in enumerate(requests, 1):
+        """Write text after each context, up to the first stop sequence; greedy unless the request differs."""
+        texts = []
+        for num_done, request in enumerate(requests, 1):
             context, options = request.args
-            written.append(self._write(context, options))
-            self.cache_hook.add_partial("generate_until", request.args, written[-1])
-            self.report(done, len(requests))
-        return written
+            texts.append(self._write_text(context, options))
+            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+            self.report(num_done, len(requests))
+        return texts
 
-    def _write(self, context: str, options: dict[str, Any]) -> str:
-        how = normalize_gen_kwargs(options, _GENERATED_TOKENS)
-        stops = handle_stop_sequences(how.get("until"), eos=None)
-        new_tokens = how["max_gen_toks"]
+    def _write_text(self, context: str, request_options: dict[str, Any]) -> str:
+        options = normalize_gen_kwargs(request_options, _GENERATED_TOKENS)
+        stops = handle_stop_sequences(options.get("until"), eos=None)
+        new_tokens = options["max_gen_toks"]
         room = self.max_length - new_tokens
         if room < 1:
             raise ConfigError(f"the task generates {new_tokens} tokens, the model reads {self.max_length} at once")
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
-        temperature = how.get("temperature", 1.0 if how["do_sample"] else 0.0)
-        sampling = Sampling(temperature, how.get("top_k", 0), how.get("top_p", 1.0))
+        temperature = options.get("temperature", 1.0 if options["do_sample"] else 0.0)
+        sampling = Sampling(temperature, options.get("top_k", 0), options.get("top_p", 1.0))
         detokenizer = self._words.detokenizer(ids)
         with self._precision():
-            for token in generate(self.model, ids, new_tokens, sampling, how.get("seed", 0), self._words):
+            for token in generate(self.model, ids, new_tokens, sampling, options.get("seed", 0), self._words):
                 detokenizer.add(token)
                 if any(stop and stop in detokenizer.text for stop in stops):
                     break
         return str(postprocess_generated_text(detokenizer.text, stops, None))
 
-    def _encode_pairs(self, texts: Iterable[tuple[str, str]]) -> list[Pair]:
-        """As TemplateLM splits one pair after another, but every text is encoded once, and all together."""
+    def _encode_pairs(self, texts: Iterable[tuple[str, str]]) -> list[TokenPair]:
+        """Split (context, continuation) into tokens as TemplateLM does, but encode all texts at once."""
         split = []
         for context, continuation in texts:
+            # Spaces at the end of a context go to the continuation, as tokens of words begin with a space.
             kept = context.rstrip()
             split.append((kept, context[len(kept) :] + continuation) if kept else (context, continuation))
         distinct = list(dict.fromkeys(text for context, rest in split for text in (context, context + rest)))
@@ -186,40 +192,43 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
                 pairs.append(([self.prefix_token_id], whole))
         return pairs
 
-    def _score(self, pairs: list[Pair], documents: Sequence[Any]) -> list[Answer]:
-        """Answers in order; requests of one document (None: of one context) are read together."""
+    def _score(self, pairs: list[TokenPair], documents: Sequence[Any]) -> list[Answer]:
+        """Return the answers in order; requests of one document (None: of one context) are read together."""
         candidates: list[Candidate] = []
-        owners: list[int] = []  # of each candidate, the request that it is a part of
-        members: dict[Any, list[int]] = {}
+        owners: list[int] = []  # the request that each candidate is a part of
+        places_of: dict[Any, list[int]] = {}  # candidates that begin alike: their beginning is read once
         for request, (pair, document) in enumerate(zip(pairs, documents, strict=True)):
-            pieces = self._pieces(*pair)
-            together = (tuple(pair[0]) if document is None else document) if len(pieces) == 1 else None
+            pieces = self._cut_request(*pair)
             for piece in pieces:
-                key = ("one of many", len(candidates)) if together is None else ("document", together)
-                members.setdefault(key, []).append(len(candidates))
+                # Windows of one request do not begin alike, so each of them is read alone.
+                key: Any = ("window", len(candidates))
+                if len(pieces) == 1:
+                    key = ("context", tuple(pair[0])) if document is None else ("document", document)
+                places_of.setdefault(key, []).append(len(candidates))
                 candidates.append(piece)
                 owners.append(request)
-        groups = [group for places in members.values() for group in _groups(places, candidates)]
-        nats, greedy, done = [0.0] * len(pairs), [True] * len(pairs), 0
-        for batch in _batches(groups, self._batch_tokens):
+        groups = [group for places in places_of.values() for group in _make_groups(places, candidates)]
+        nats, greedy, num_done = [0.0] * len(pairs), [True] * len(pairs), 0
+        for batch in _make_batches(groups, self._batch_tokens):
             with self._precision():
-                found = score(self.model, [group.candidates for group in batch])
-            for group, scores in zip(batch, found.groups, strict=True):
-                for place, one in zip(group.places, scores, strict=True):
-                    nats[owners[place]] -= one.nll
-                    greedy[owners[place]] &= one.greedy
-                done += len(scores)
-            self.measured.tokens += found.tokens
-            self.measured.units += found.units
-            self.report(done, len(candidates))
+                result = score(self.model, [group.candidates for group in batch])
+            for group, scores in zip(batch, result.groups, strict=True):
+                for place, candidate_score in zip(group.places, scores, strict=True):
+                    nats[owners[place]] -= candidate_score.nll
+                    greedy[owners[place]] &= candidate_score.greedy
+                num_done += len(scores)
+            self.measured.tokens += result.tokens
+            self.measured.units += result.units
+            self.report(num_done, len(candidates))
         return list(zip(nats, greedy, strict=True))
 
-    def _pieces(self, context: list[int], continuation: list[int]) -> list[Candidate]:
-        """The request as it is read: at once, or a continuation that is too long in windows that advance by half."""
+    def _cut_request(self, context: list[int], continuation: list[int]) -> list[Candidate]:
+        """Return a request as it is read: at once, or a long continuation in windows that advance by half."""
         if not continuation:
-            asked = self._words.decode(context)[-40:]
-            raise DataError(f"a continuation has no tokens of its own, after ...{asked!r}")
+            ending = self._words.decode(context)[-40:]
+            raise DataError(f"a continuation has no tokens of its own, after ...{ending!r}")
         tokens, length = context + continuation, self.max_length
+        # A candidate has one token more than the model reads, because the last one is only predicted.
         if len(continuation) <= length:
             self.measured.truncated += len(tokens) > length + 1
             return [Candidate(tokens[-(length + 1) :], len(continuation))]
@@ -233,20 +242,24 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         ]
 
 
-def _groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:
-    """One group, or one per candidate where they share so little that attention would read more than twice as much."""
+def _make_groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:
+    """Make one group of candidates, or one of each where one would double the work of attention."""
     chosen = [candidates[place] for place in places]
     lengths = [len(candidate.tokens) - 1 for candidate in chosen]
     columns = zip(*(candidate.tokens[:-1] for candidate in chosen), strict=False)
-    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    tokens = shared + sum(length - shared for length in lengths)
+    num_shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    # row:  [shared beginning][rest of candidate 0][rest of candidate 1] ...; attention over it is quadratic
+    tokens = num_shared + sum(length - num_shared for length in lengths)
     if tokens**2 > 2 * sum(length**2 for length in lengths):
-        return [_Group([p], [c], length) for p, c, length in zip(places, chosen, lengths, strict=True)]
+        return [
+            _Group([place], [candidate], length)
+            for place, candidate, length in zip(places, chosen, lengths, strict=True)
+        ]
     return [_Group(places, chosen, tokens)]
 
 
-def _batches(groups: list[_Group], batch_tokens: int) -> Iterable[list[_Group]]:
-    """Longest first, so that what does not fit in memory shows at once; each batch within its tokens."""
+def _make_batches(groups: list[_Group], batch_tokens: int) -> Iterable[list[_Group]]:
+    """Make batches of up to `batch_tokens`, longest groups first, so that a lack of memory shows at once."""
     batch, size = list[_Group](), 0
     for group in sorted(groups, key=lambda group: -group.tokens):
         if batch and size + group.tokens > batch_tokens:

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of any text, in all and per domain."""
+"""Measure perplexity and bits per byte of any text, in all and per domain."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -10,20 +10,24 @@ from hmoe.errors import DataError
 from hmoe.model.likelihood import text_nll
 from hmoe.model.transformer import Transformer
 
-Report = Callable[[int, int], None]
+PerplexityReport = Callable[[int, int], None]  # called with the documents and tokens done
 
 
-def _silent(documents: int, tokens: int) -> None:
+def _ignore(documents: int, tokens: int) -> None:
     """Report to nobody."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts texts; every token of a text is predicted, the first from the separator.
+    """How well a model predicts texts; every token is predicted, the first from what texts begin with.
+
+    Bits per byte can be compared between tokenizers, perplexity cannot.
 
     Attributes:
+        documents: number of texts.
+        tokens: number of their tokens.
+        text_bytes: UTF-8 bytes of the texts.
         nats: negative log-likelihood of all tokens, summed.
-        bits_per_byte: comparable between tokenizers, perplexity is not.
     """
 
     documents: int = 0
@@ -33,13 +37,13 @@ class Perplexity:
 
     @property
     def nats_per_token(self) -> float:
-        """Mean negative log-likelihood."""
+        """Mean negative log-likelihood of a token, in nats."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(min(self.nats_per_token, 700.0))
+        """Perplexity, exp(nats per token)."""
+        return math.exp(min(self.nats_per_token, 700.0))  # exp(710) is above what a float64 holds
 
     @property
     def bits_per_byte(self) -> float:
@@ -60,12 +64,18 @@ def perplexity(
     tokenizer: Tokenizer,
     texts: Iterable[str],
     window: int,
-    report: Report = _silent,
+    report: PerplexityReport = _ignore,
     begin: Sequence[int] = (),
 ) -> Perplexity:
-    """Perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
+    """Measure the perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
 
-    `report` is told the documents and tokens done after each document.
+    Args:
+        model: the model, in evaluation mode.
+        tokenizer: the model's tokenizer.
+        texts: the texts; those without tokens are passed over.
+        window: tokens read at once.
+        report: called after each text.
+        begin: tokens that every text of the model begins with; none: the separator.
 
     Raises:
         DataError: if there is no text.
@@ -78,33 +88,32 @@ def by_domain(
     tokenizer: Tokenizer,
     documents: Iterable[tuple[str, str]],
     window: int,
-    report: Report = _silent,
+    report: PerplexityReport = _ignore,
     begin: Sequence[int] = (),
 ) -> dict[str, Perplexity]:
-    """Perplexity of (domain, text) documents per domain, in the order in which domains first come.
+    """Measure the perplexity of (domain, text) documents per domain, in the order of first appearance.
 
-    A text's first token is predicted from `begin`, the tokens that every text of the model begins with, or from the separator.
+    The arguments are those of `perplexity`.
 
     Raises:
         DataError: if there is no text.
     """
-    found: dict[str, Perplexity] = {}
-    before = list(begin) or [tokenizer.separator]
-    count = tokens = 0
+    domains: dict[str, Perplexity] = {}
+    before = list(begin) or [tokenizer.separator]  # what the first token of a text is predicted from
+    documents_done = tokens_done = 0
     for domain, text in documents:
         ids = encode_text(tokenizer, text)
         if not ids:
             continue
         nats = text_nll(model, [*before, *ids], window, len(before))
-        one = Perplexity(1, len(ids), len(text.encode()), nats)
-        found[domain] = found.get(domain, Perplexity()) + one
-        count, tokens = count + 1, tokens + one.tokens
-        report(count, tokens)
-    if not found:
+        domains[domain] = domains.get(domain, Perplexity()) + Perplexity(1, len(ids), len(text.encode()), nats)
+        documents_done, tokens_done = documents_done + 1, tokens_done + len(ids)
+        report(documents_done, tokens_done)
+    if not domains:
         raise DataError("nothing to evaluate: the text is empty")
-    return found
+    return domains
 
 
 def total(domains: dict[str, Perplexity]) -> Perplexity:
-    """Of all domains together."""
+    """Return the perplexity of all domains together."""
     return sum(domains.values(), Perplexity())

@@ -1,24 +1,24 @@
-"""In which precision a model is evaluated."""
+"""Choose the precision in which a model is evaluated."""
 
 import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 
-CHOICES = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16")
 
 
 def check(name: str | None) -> None:
     """Raise ConfigError for a precision that does not exist; None is that of the weights."""
-    if name is not None and name not in CHOICES:
-        raise ConfigError(f"precision = {name}, must be {' or '.join(CHOICES)}")
+    if name is not None and name not in PRECISIONS:
+        raise ConfigError(f"precision = {name}, must be {' or '.join(PRECISIONS)}")
 
 
 class Precision:
-    """Calling it gives a context in which the model computes in a precision.
+    """A precision for a model; a call gives a context in which the model computes in it.
 
-    float32 changes the model's weights to it, once. bfloat16 computes as training does: matrix products in bfloat16,
-    the residual stream and the router in the precision of the weights.
+    float32 changes the model's weights to it, once. bfloat16 computes as training does: matrix products in
+    bfloat16, the residual stream and the router in the precision of the weights.
 
     Attributes:
         name: the precision, that of the weights if none was asked for.
@@ -37,5 +37,5 @@ class Precision:
         self._autocast = name == "bfloat16" and weight.dtype != torch.bfloat16
 
     def __call__(self) -> torch.autocast:
-        """The context to compute in."""
+        """Return a context to compute in."""
         return torch.autocast(self._device, torch.bfloat16, enabled=self._autocast)

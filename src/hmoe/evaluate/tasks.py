@@ -1,4 +1,4 @@
-"""Which benchmark tasks there are: those of a folder of `hmoe data benchmarks`, and the harness's own."""
+"""Find benchmark tasks by name: those of a folder of `hmoe data benchmarks`, and the harness's own."""
 
 import contextlib
 import difflib
@@ -9,35 +9,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmark_splits import MORE, OWN, TASKS, Group, Task
+from hmoe.data.benchmark_splits import BROUGHT_TASKS, PAPER_TASKS, RECTIFY_TASKS, Group, Task
 from hmoe.data.benchmarks import Benchmarks, open_benchmarks
 from hmoe.errors import ConfigError, DataError, missing_extra
 
 ALL = "all"
-_PAPER = [task.name for task in TASKS]
-_HELPED = {*_PAPER, *OWN, *(task.name for task in MORE), "mmlu"}  # by a folder, where there is no network
+_PAPER = [task.name for task in PAPER_TASKS]
+_HELPED = {
+    *_PAPER,
+    *BROUGHT_TASKS,
+    *(task.name for task in RECTIFY_TASKS),
+    "mmlu",
+}  # by a folder, where there is no network
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Tasks that exist, in the order asked for."""
+    """Tasks that exist, in the order asked for, and the folder that holds some of them.
+
+    Attributes:
+        names: names of tasks and groups.
+        benchmarks: the folder; None: every task is the harness's own.
+    """
 
     names: tuple[str, ...]
     benchmarks: Benchmarks | None
 
     def local(self, name: str) -> Task | Group | None:
-        """The task of the benchmarks folder, None for one of the harness's own."""
+        """Return the task of the benchmarks folder; None for one of the harness's own."""
         return self.benchmarks.tasks.get(name) if self.benchmarks else None
 
     def digest(self, name: str) -> str | None:
-        """Of the data of a task in the folder."""
+        """Return a SHA-256 of the data of a task in the folder; None for one of the harness's own."""
         task = self.local(name)
         return self.benchmarks.digest(task) if task and self.benchmarks else None
 
     def load(self, name: str) -> dict[str, Any]:
-        """The harness's task objects, as its `evaluate` wants them."""
+        """Return the harness's task objects, as its `evaluate` wants them.
+
+        Raises:
+            DataError: if the harness cannot load the task.
+        """
         task = self.local(name)
-        manager = _manager(self.benchmarks.folder) if task and self.benchmarks else _manager(None)
+        manager = _make_manager(self.benchmarks.folder) if task and self.benchmarks else _make_manager(None)
         try:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
@@ -47,20 +61,27 @@ class Selection:
 
 
 def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], None] = lambda line: None) -> Selection:
-    """Check task names; `all` are the paper's six and ARC-Challenge. Names that the folder lacks are the harness's own.
+    """Check task names and say where each task comes from.
+
+    Args:
+        tasks: names; `all` are the paper's six and ARC-Challenge.
+        benchmarks: folder of `hmoe data benchmarks`; names that it lacks are the harness's own.
+        say: called with a line before a look-up that takes long.
 
     Raises:
-        ConfigError: for an unknown task, or if the [eval] extra is missing, or if the folder would not be used.
+        ConfigError: for an unknown task, a missing [eval] extra, or a folder that would not be used.
         DataError: if the folder is not one of `hmoe data benchmarks`, or has changed.
     """
     if not tasks:
         raise ConfigError(f"no tasks; name some of {', '.join([*_PAPER, ALL])}")
     _require_harness()
     opened = open_benchmarks(benchmarks) if benchmarks else None
-    names = tuple(dict.fromkeys(n for name in tasks for n in (_PAPER if name == ALL else [name])))
+    names = tuple(dict.fromkeys(task for name in tasks for task in (_PAPER if name == ALL else [name])))
     held = opened.tasks if opened else {}
-    if opened and (lacking := [name for name in names if name in OWN and name not in held]):
-        raise ConfigError(f"task {lacking[0]}: not in {benchmarks}{_hint(lacking[0])}; or leave --benchmarks out")
+    if opened and (lacking := [name for name in names if name in BROUGHT_TASKS and name not in held]):
+        raise ConfigError(
+            f"task {lacking[0]}: not in benchmarks = {benchmarks}{_hint(lacking[0])}; or leave benchmarks out"
+        )
     if opened and not any(name in held for name in names):
         (nearest,) = difflib.get_close_matches(names[0], [*held, ALL], 1, 0.0)
         raise ConfigError(
@@ -70,7 +91,7 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     if others:
         say(f"looking up {', '.join(others)} among the harness's own tasks")
         with quiet():
-            known = _manager(None).all_tasks
+            known = _make_manager(None).all_tasks
         for name in others:
             if name not in known:
                 near = difflib.get_close_matches(name, [*held, ALL, *known], 1, 0.0)
@@ -79,16 +100,16 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
 
 
 def _hint(name: str) -> str:
-    """What helps where there is no network."""
+    """Say what helps where there is no network; "" for tasks that no folder can hold."""
     if name not in _HELPED:
         return ""
-    add = f" --add {name}=FILE.jsonl" if name in OWN else ""
-    return f"; without a network: `hmoe data benchmarks DIR{add}`, then --benchmarks DIR"
+    file = f" with a file for {name}" if name in BROUGHT_TASKS else ""
+    return f"; without a network: `hmoe data benchmarks DIR`{file}, then benchmarks = DIR"
 
 
-@functools.lru_cache(maxsize=2)
-def _manager(folder: Path | None) -> Any:
-    """The harness's index of a folder, or (10 seconds and more) of all its own tasks."""
+@functools.lru_cache(maxsize=2)  # one of the folder and one of the harness's own
+def _make_manager(folder: Path | None) -> Any:
+    """Make the harness's index of a folder, or of all its own tasks, which takes 10 seconds and more."""
     from lm_eval.tasks import TaskManager  # noqa: PLC0415 - optional extra
 
     return TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
@@ -103,10 +124,11 @@ def _require_harness() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the harness's own bars and notes; ours say what there is to say."""
+    """Turn off the harness's own bars and notes, because ours say what there is to say."""
     import datasets  # noqa: PLC0415 - optional extra
     from lm_eval.api import task  # noqa: PLC0415
 
+    # The harness has no option for its bars: its module's own `tqdm` is replaced, and put back.
     logger = logging.getLogger("lm_eval")
     level, bars, tqdm = logger.level, datasets.is_progress_bar_enabled(), task.tqdm
     logger.setLevel(logging.ERROR)

@@ -4,16 +4,18 @@ import dataclasses
 import shutil
 from importlib import resources
 
-from hmoe.data.prepare import Report, Request, prepare
+from hmoe.data.prepare import PrepareReport, Request, prepare
 from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import DataError
 from hmoe.storage import cache_folder, sha256
 
 
-def open_corpus(tokenizer: str, report: Report = lambda progress: None) -> Index:
-    """The embedded corpus as prepared data, 5% held out; prepared on first use (seconds).
+def open_corpus(tokenizer: str, report: PrepareReport = lambda progress: None) -> Index:
+    """Open the embedded corpus as prepared data, 5% of it held out; the first call prepares it in seconds.
 
-    Its sequences end with their book, as in every version, so that losses can be compared with those of earlier ones.
+    Args:
+        tokenizer: `bytes` or `bpe:SIZE`.
+        report: called with the progress of preparing.
     """
     with resources.as_file(resources.files(__name__) / "austen.jsonl.xz") as text:
         folder = cache_folder() / f"corpus-{sha256(text)[:8]}-{tokenizer.replace(':', '')}"
@@ -23,4 +25,5 @@ def open_corpus(tokenizer: str, report: Report = lambda progress: None) -> Index
         except DataError:  # damaged, or of another version: it is only a cache
             shutil.rmtree(folder)
             index = prepare(request, folder, report, wait=True)
+    # Sequences end with their book, as in every version, so that losses of all versions can be compared.
     return dataclasses.replace(index, packing=WITHIN)
