@@ -1,4 +1,4 @@
-"""Small tokenizer.json files of every kind of model and decoder."""
+"""Small tokenizers: tokenizer.json files of every kind of model and decoder, and a SentencePiece model."""
 
 import json
 from pathlib import Path
@@ -118,3 +118,16 @@ def write(tokenizer: Tokenizer, folder: Path) -> Path:
     file = folder / "tokenizer.json"
     tokenizer.save(str(file))
     return file
+
+
+def sentencepiece_model(text: str) -> bytes:
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.split(". ")), model_writer=out, vocab_size=300, byte_fallback=True, model_type="bpe",
+        minloglevel=2,
+    )  # fmt: skip
+    return out.getvalue()

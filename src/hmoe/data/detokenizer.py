@@ -47,9 +47,10 @@ class Detokenizer:
         if decoded == self._before + self.tail:
             return  # no text of its own, such as a control token, which leaves open what is open
         # Bytes that follow can make the context's last ones invalid: then its text is no prefix any more.
-        pairs = zip(self._before, decoded, strict=False)
-        kept = decoded.startswith(self._before)
-        num_shared = len(self._before) if kept else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        num_shared = len(self._before)
+        if not decoded.startswith(self._before):
+            pairs = zip(self._before, decoded, strict=False)
+            num_shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
         self.tail = decoded[num_shared:]
         if self.tail and not self.tail.endswith(_INCOMPLETE) and not self._is_open(token):
             self.settled, self.tail = self.settled + self.tail, ""

@@ -56,10 +56,11 @@ class HuggingFaceTokenizer:
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1  # ids may have holes
         self.separator = self._find_separator(_END_TOKENS if separator is None else [separator])
-        self.ends = (self.separator, *(i for i in ends if i != self.separator and 0 <= i < self.vocab_size))
+        others = [token for token in ends if token != self.separator and 0 <= token < self.vocab_size]
+        self.ends = (self.separator, *others)
         self.unknown = self._unknown_token(definition["model"])
         added = self._tokenizer.get_added_tokens_decoder()
-        self.specials = {token.content: i for i, token in added.items() if token.special}
+        self.specials = {added_token.content: token for token, added_token in added.items() if added_token.special}
         self._decoders = list(_flat_decoders(definition.get("decoder")))
         self._control: set[int] = {*self.specials.values(), *self.ends} - {self.unknown}
         self._is_fitted = any(definition.get(name) for name in ("truncation", "padding"))

@@ -57,9 +57,9 @@ def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str
     left_out: list[LeftOut] = []
     for item in inputs:
         name, equals, rest = item.partition("=")
-        named = bool(equals) and not os.path.exists(item)
-        domain, root = (name, Path(rest)) if named else (None, Path(item))
-        if not os.path.exists(root) or (named and not rest):
+        is_named = bool(equals) and not os.path.exists(item)  # a file's own name may hold an equals sign
+        domain, root = (name, Path(rest)) if is_named else (None, Path(item))
+        if not os.path.exists(root) or (is_named and not rest):
             raise DataError(f"{root}: no such file or folder")
         if root.is_dir():
             paths = _list_folder(root, leave_out, left_out)

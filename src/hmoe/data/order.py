@@ -19,7 +19,7 @@ def permute(index_B: Indices, size: int, *key: Any) -> Indices:
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
     digest = hashlib.sha256(repr(key).encode()).digest()
-    keys = [np.uint64(int.from_bytes(digest[4 * r : 4 * r + 4], "big")) for r in range(_ROUNDS)]
+    keys = [np.uint64(int.from_bytes(digest[4 * index : 4 * index + 4], "big")) for index in range(_ROUNDS)]
     position_B = index_B.astype(np.uint64)
     outside_B = np.ones(len(position_B), dtype=bool)
     # Repeating a permutation until it lands inside ("cycle walking") is a permutation of the inside.

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as HuggingFace
 def read_frame(tokenizer: HuggingFace, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids that a tokenizer puts before and after `text`, which must have a token of its own."""
     encoding = tokenizer.encode(text, add_special_tokens=True)
-    own = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
-    return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
+    text_places = [place for place, is_special in enumerate(encoding.special_tokens_mask) if not is_special]
+    return tuple(encoding.ids[: text_places[0]]), tuple(encoding.ids[text_places[-1] + 1 :])
 
 
 def write_frame(content: bytes, begin: Sequence[int]) -> bytes:
@@ -22,8 +22,8 @@ def write_frame(content: bytes, begin: Sequence[int]) -> bytes:
     kept = [part for part in _flat_processors(tree.get("post_processor")) if part["type"] == "ByteLevel"]
     if begin:
         kept.append(_make_template([(str(name_of(token)), token) for token in begin]))
-    whole = {"type": "Sequence", "processors": kept} if len(kept) > 1 else next(iter(kept), None)
-    tree |= {"post_processor": whole, "truncation": None, "padding": None}
+    processor = {"type": "Sequence", "processors": kept} if len(kept) > 1 else next(iter(kept), None)
+    tree |= {"post_processor": processor, "truncation": None, "padding": None}
     return (json.dumps(tree, ensure_ascii=False, indent=2) + "\n").encode()
 
 

@@ -147,9 +147,7 @@ def open_index(folder: Path) -> Index:
     try:
         content = path.read_bytes()
     except OSError:
-        raise DataError(
-            f"{folder}: no index.json; make a data folder with `hmoe data prepare INPUT --out {folder}`"
-        ) from None
+        raise DataError(f"{folder}: no index.json; make a data folder with `hmoe data prepare`") from None
     try:
         tree = json.loads(content)
         if tree["format"] != _FORMAT:

@@ -77,12 +77,12 @@ def table(result: dict[str, Any]) -> str:
     lines.append(_describe_training(result))
     options = {key: value for key, value in result["options"].items() if value is not None}
     lines.append(", ".join(f"{key} {value}" for key, value in options.items()))
-    for key, what in (
+    for key, meaning in (
         ("truncated_requests", "requests longer than the context, which lost their beginning"),
         ("windowed_requests", "answers longer than the context, read in windows"),
     ):
         counts = [f"{name} {record[key]} of {record['requests']}" for name, record in tasks.items() if record[key]]
-        lines += [f"{what}: {', '.join(counts)}"] if counts else []
+        lines += [f"{meaning}: {', '.join(counts)}"] if counts else []
     return "\n".join(lines) + "\n"
 
 

@@ -55,8 +55,8 @@ class Selection:
         try:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DataError(f"{name}: the harness cannot load it ({why}){'' if task else _hint(name)}") from None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise DataError(f"{name}: the harness cannot load it ({reason}){'' if task else _hint(name)}") from None
         return loaded
 
 
