@@ -39,7 +39,7 @@ def test_other_options_are_named(tmp_path: Path) -> None:
         load_progress(tmp_path, {**KEY, "validation": 0.1, "max_bad": 1})
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "[1]"])
+@pytest.mark.parametrize("content", ["{", "{}", "[1]", json.dumps({"rule": 2, "key": KEY})])
 def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "progress.json").write_text(content)
     with pytest.raises(DataError, match=r"progress\.json: damaged; delete"):
@@ -48,7 +48,6 @@ def test_a_damaged_file_is_named(content: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rule", [{}, {"rule": 1}])
 def test_a_preparation_begun_by_another_rule_is_not_continued(rule: dict[str, int], tmp_path: Path) -> None:
-    begun = {"key": KEY, "threshold": None, "position": [0, 0, 0], "segment": 0, "shards": []}
-    (tmp_path / "progress.json").write_text(json.dumps(begun | rule))
+    (tmp_path / "progress.json").write_text(json.dumps({"key": KEY, "position": [0, 0], **rule}))
     with pytest.raises(DataError, match=r"begun by another version, .* delete it and prepare again"):
         load_progress(tmp_path, KEY)

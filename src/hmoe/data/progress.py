@@ -49,14 +49,17 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
     for litter in out.glob(".*.tmp"):  # of a segment that was not published
         litter.unlink()
     try:
-        tree: dict[str, Any] = json.loads(file.read_bytes())
-        is_same = tree["key"] == key
+        return _read_state(json.loads(file.read_bytes()), out, key)
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{file}: damaged; delete {out} and prepare again") from None
-    if tree.get("rule") != _RULE:
+
+
+def _read_state(tree: dict[str, Any], out: Path, key: dict[str, Any]) -> PrepareState:
+    other_key = tree["key"]
+    if tree.get("rule") != _RULE:  # first of all, as other versions may have had other fields
         raise DataError(f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again")
-    if not is_same:
-        differing = describe_difference(key, tree["key"])
+    if other_key != key:
+        differing = describe_difference(key, other_key)
         raise DataError(
             f"out = {out}: was begun with other inputs or options ({differing}); choose another folder or delete it"
         )
@@ -64,7 +67,7 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
         tree["threshold"],
         Position(*tree["position"]),
         tree["segment"],
-        Losses(**tree.get("losses", {})),
+        Losses(**tree.get("losses", {})),  # not recorded by earlier versions
         tuple(Shard(**shard) for shard in tree["shards"]),
     )
 

@@ -85,7 +85,8 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     if opened and not any(name in held for name in names):
         (nearest,) = difflib.get_close_matches(names[0], [*held, ALL], 1, 0.0)
         raise ConfigError(
-            f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; nearest is {nearest}"
+            f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; "
+            f"nearest is {nearest}"
         )
     others = [name for name in names if name not in held]
     if others:
