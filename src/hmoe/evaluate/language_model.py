@@ -243,7 +243,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
 
 def _make_groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:
-    """Make one group of candidates, or one of each where one would double the work of attention."""
+    """Group candidates to read them together, or each alone where together would double attention's work."""
     chosen = [candidates[place] for place in places]
     lengths = [len(candidate.tokens) - 1 for candidate in chosen]
     columns = zip(*(candidate.tokens[:-1] for candidate in chosen), strict=False)
