@@ -33,9 +33,9 @@ def make(options: Options, say: Say, echo: Say) -> None:
     from hmoe.runs.import_hf import beside
     from hmoe.runs.open import open_model
     from hmoe.storage import refuse_used
-    from hmoe.surgery.inputs import batches, recipe_of
-    from hmoe.surgery.skipping import median_shares, with_shares
+    from hmoe.surgery.skip import median_shares, with_shares
     from hmoe.surgery.upcycle import Choice, inputs_of, upcycle
+    from hmoe.surgery.upcycle_recipe import batches, recipe_of
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
 
@@ -74,7 +74,7 @@ def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
 
 
 def _check_skip(before: Any, after: Any, inputs: Any) -> None:
-    from hmoe.surgery.skipping import check
+    from hmoe.surgery.skip import check
 
     if inputs is None:
         raise ConfigError("--skip: which experts are weak is measured on a text; give --text")

@@ -18,7 +18,7 @@ from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
 from hmoe.specs.widths import proportional
-from hmoe.surgery.kept_experts import check_parts, choose_experts, list_lost_parts, write_router
+from hmoe.surgery.prune import check_parts, choose_experts, list_lost_parts, write_router
 
 if TYPE_CHECKING:
     from hmoe.specs.model import ModelSpec

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from hmoe.adapt.finetune import scores
+from hmoe.adapt.finetune import task_metrics
 from hmoe.errors import ConfigError
 
 Row = Mapping[str, Any]
@@ -81,7 +81,7 @@ class Task:
     subset: str | None
     columns: tuple[str, ...]
     examples: Callable[[Row], Iterator[Example]]
-    score: scores.Score | None
+    score: task_metrics.Score | None
     settings: Settings = GLUE
     validation: str = "validation"
     all_targets: bool = False
@@ -99,7 +99,13 @@ def find(name: str) -> Task:
 
 
 def _classes(
-    name: str, dataset: str, subset: str, fields: dict[str, str], score: scores.Score, classes: int = 2, **more: Any
+    name: str,
+    dataset: str,
+    subset: str,
+    fields: dict[str, str],
+    score: task_metrics.Score,
+    classes: int = 2,
+    **more: Any,
 ) -> Task:
     def examples(row: Row) -> Iterator[Example]:
         words = [f"{label}: {_words(row, column)}" for label, column in fields.items()]
@@ -187,38 +193,42 @@ def _text(row: Row) -> Iterator[Example]:
     yield Example(_words(row, "text"), ())
 
 
-def _glue(subset: str, columns: tuple[str, ...], score: scores.Score = scores.accuracy, **more: Any) -> Task:
+def _glue(
+    subset: str, columns: tuple[str, ...], score: task_metrics.Score = task_metrics.accuracy, **more: Any
+) -> Task:
     return _classes(subset, "nyu-mll/glue", subset, _same(*columns), score, **more)
 
 
-def _superglue(subset: str, fields: dict[str, str], score: scores.Score = scores.accuracy, **more: Any) -> Task:
+def _superglue(
+    subset: str, fields: dict[str, str], score: task_metrics.Score = task_metrics.accuracy, **more: Any
+) -> Task:
     return _classes(f"superglue-{subset}", "aps/super_glue", subset, fields, score, **more)
 
 
 _PAIR, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
-_STS = _glue("stsb", _PAIR, scores.correlations)
+_STS = _glue("stsb", _PAIR, task_metrics.correlations)
 TASKS = {task.name: task for task in (
-    _glue("cola", ("sentence",), scores.matthews),
+    _glue("cola", ("sentence",), task_metrics.matthews),
     _glue("sst2", ("sentence",)),
-    _glue("mrpc", _PAIR, scores.f1_and_accuracy),
-    _classes("qqp", "nyu-mll/glue", "qqp", _same("question1", "question2"), scores.f1_and_accuracy),
+    _glue("mrpc", _PAIR, task_metrics.f1_and_accuracy),
+    _classes("qqp", "nyu-mll/glue", "qqp", _same("question1", "question2"), task_metrics.f1_and_accuracy),
     replace(_STS, examples=_similarity),
     _glue("mnli", _NLI, classes=3, validation="validation_matched"),
     _glue("qnli", ("question", "sentence")),
     _glue("rte", _PAIR),
     _glue("wnli", _PAIR),
     _superglue("boolq", _same("question", "passage")),
-    _superglue("cb", _same(*_NLI), scores.macro_f1_and_accuracy, classes=3),
+    _superglue("cb", _same(*_NLI), task_metrics.macro_f1_and_accuracy, classes=3),
     _superglue("copa", _same("premise", "choice1", "choice2")),
     _superglue("rte", _same(*_NLI)),
     _superglue("wic", _same("sentence1", "sentence2", "word")),
     Task("superglue-wsc.fixed", "aps/super_glue", "wsc.fixed", ("text", "span1_index", "span1_text", "span2_index",
-         "span2_text", "label"), _wsc, scores.accuracy),
+         "span2_text", "label"), _wsc, task_metrics.accuracy),
     Task("superglue-multirc", "aps/super_glue", "multirc", ("question", "answer", "paragraph", "idx", "label"), _multirc,
-         scores.grouped),
-    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, scores.squad,
+         task_metrics.grouped),
+    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, task_metrics.squad,
          replace(GLUE, target_length=30), all_targets=True),
-    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, scores.squad, QA),
-    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, scores.rouge, SUMMARY),
+    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, task_metrics.squad, QA),
+    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, task_metrics.rouge, SUMMARY),
     Task("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
 )}  # fmt: skip

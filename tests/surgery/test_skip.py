@@ -9,7 +9,7 @@ import hmoe
 from hmoe import ConfigError
 from hmoe.config.recipes import check_model
 from hmoe.model.transformer import Transformer, build
-from hmoe.surgery.skipping import median_shares, with_shares
+from hmoe.surgery.skip import median_shares, with_shares
 from hmoe.surgery.upcycle import inputs_of
 from tests import oracles
 

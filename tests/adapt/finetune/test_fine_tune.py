@@ -23,8 +23,8 @@ from transformers import (
 
 from hmoe import CheckpointError, ConfigError, Hyper
 from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.adapt.finetune.answers import Answers, log_probs, windows
-from hmoe.adapt.finetune.run import BalancedTrainer, Collator, Request, finetune, settings_of
+from hmoe.adapt.finetune.fine_tune import BalancedTrainer, Collator, Request, finetune, settings_of
+from hmoe.adapt.finetune.scorers import Answers, log_probs, windows
 from hmoe.adapt.finetune.tasks import Example, find
 from hmoe.cli.main import run as hmoe
 from hmoe.hub import attach_hyper
@@ -362,8 +362,8 @@ def test_what_is_no_model_is_told_before_data_and_network(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr("hmoe.adapt.finetune.run.load", None)
-    monkeypatch.setattr("hmoe.adapt.finetune.run.AutoConfig", None)
+    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.load", None)
+    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.AutoConfig", None)
     request = Request(find("sst2"), place.replace("HERE", str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"no such folder|is a file|without a config\.json"):
         finetune(request, tmp_path / "out")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.adapt.finetune.json_lines import describe_broken_line
-from hmoe.adapt.finetune.squad import is_nested, read_nested
+from hmoe.adapt.finetune.squad_json import is_nested, read_nested
 from hmoe.adapt.finetune.tasks import Example, Row, Task
 from hmoe.errors import DataError, missing_extra
 

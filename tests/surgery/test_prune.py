@@ -8,7 +8,7 @@ import torch
 
 from hmoe import ConfigError
 from hmoe.model.transformer import Transformer, build
-from hmoe.surgery.skipping import median_shares, with_shares
+from hmoe.surgery.skip import median_shares, with_shares
 from hmoe.surgery.upcycle import Choice, inputs_of, lost_parts, upcycle
 from tests import oracles
 from tests.surgery.test_upcycle import target, tokens, trained

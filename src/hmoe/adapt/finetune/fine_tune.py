@@ -24,8 +24,8 @@ from transformers import (
 
 from hmoe.adapt.attach import attach_hyper, attach_shared, expert_stacks
 from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.adapt.finetune.answers import Answers, Perplexity, Quality, blocks, count_cut_heads, sequences
-from hmoe.adapt.finetune.data import load
+from hmoe.adapt.finetune.load_examples import load
+from hmoe.adapt.finetune.scorers import Answers, Perplexity, Quality, blocks, count_cut_heads, sequences
 from hmoe.adapt.finetune.tasks import Settings, Task
 from hmoe.errors import CheckpointError, ConfigError, NonFiniteError
 from hmoe.model.memory import align_memory
