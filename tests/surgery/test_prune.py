@@ -8,8 +8,10 @@ import torch
 
 from hmoe import ConfigError
 from hmoe.model.transformer import Transformer, build
+from hmoe.surgery.extras import lost_parts
+from hmoe.surgery.measure import inputs_of
 from hmoe.surgery.skip import median_shares, with_shares
-from hmoe.surgery.upcycle import Choice, inputs_of, lost_parts, upcycle
+from hmoe.surgery.upcycle import Choice, upcycle
 from tests import oracles
 from tests.surgery.test_upcycle import target, tokens, trained
 

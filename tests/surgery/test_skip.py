@@ -9,8 +9,8 @@ import hmoe
 from hmoe import ConfigError
 from hmoe.config.recipes import check_model
 from hmoe.model.transformer import Transformer, build
+from hmoe.surgery.measure import inputs_of
 from hmoe.surgery.skip import median_shares, with_shares
-from hmoe.surgery.upcycle import inputs_of
 from tests import oracles
 
 WIDTHS = (5, 16, 3, 24)

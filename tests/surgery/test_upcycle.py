@@ -9,7 +9,8 @@ import torch
 from hmoe import ConfigError
 from hmoe.model.transformer import Transformer, build
 from hmoe.specs.model import ModelSpec
-from hmoe.surgery.upcycle import Choice, importance, inputs_of, measured_widths, upcycle
+from hmoe.surgery.measure import importance, inputs_of, measured_widths
+from hmoe.surgery.upcycle import Choice, upcycle
 from tests import oracles
 from tests.model.test_transformer import config
 

@@ -5,7 +5,6 @@
 Known are Switch Transformers, Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, and GPT-2 after `duplicate_mlps`.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -14,20 +13,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from hmoe.adapt.moe_blocks import (
+    count_experts,
+    expert_stacks,
+    get_matching_kind,
+    get_model_width,
+    get_router,
+    iterate_blocks,
+    read_selection,
+)
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.memory import align_memory
 from hmoe.runs.weights import Tensors
 from hmoe.specs.experts import Hyper
-
-KNOWN = (
-    "SwitchTransformersSparseMLP",
-    "MixtralSparseMoeBlock",
-    "Qwen2MoeSparseMoeBlock",
-    "Qwen3MoeSparseMoeBlock",
-    "OlmoeSparseMoeBlock",
-    "DuplicatedMLP",
-)
 
 
 class _Part(NamedTuple):
@@ -66,17 +65,17 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     _refuse_lost(model, folder)
     stored = None if folder is None else Tensors(Path(folder))  # before the model is changed
     for stack in expert_stacks(model):
-        blocks = list(_blocks(stack))
-        dim = _width(blocks[0])
+        blocks = list(iterate_blocks(stack))
+        dim = get_model_width(blocks[0])
         network = HyperNetwork(dim, len(blocks), spec)
         network.reset_parameters()
-        stack.hyper_network = network.to(**_like(blocks[0]))
+        stack.hyper_network = network.to(**get_matching_kind(blocks[0]))
         for number, block in enumerate(blocks):
-            block.hyper = HyperLayer(_num_experts(block), spec, number)
+            block.hyper = HyperLayer(count_experts(block), spec, number)
             block.hyper.reset_parameters()
-            block.hyper.to(**_like(block))
+            block.hyper.to(**get_matching_kind(block))
             block.hyper_network = (stack.hyper_network,)  # in a tuple, so that it is the stack's parameter only
-            _router(block).register_forward_hook(_hear)
+            get_router(block).register_forward_hook(_hear)
             block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
@@ -106,17 +105,17 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
     width = width or getattr(model.config, "attached_shared_width", None)
     stored = None if folder is None else Tensors(Path(folder))
     for stack in expert_stacks(model):
-        blocks = list(_blocks(stack))
-        dim, spec = _width(blocks[0]), Hyper()
+        blocks = list(iterate_blocks(stack))
+        dim, spec = get_model_width(blocks[0]), Hyper()
         added = spec.network_parameters(dim, len(blocks)) + sum(
-            spec.layer_parameters(_num_experts(block)) for block in blocks
+            spec.layer_parameters(count_experts(block)) for block in blocks
         )
         units = width or max(1, round((added / len(blocks) - dim) / (2 * dim + 1)))
         for block in blocks:
             block.shared_expert = nn.Sequential(nn.Linear(dim, units), nn.ReLU(), nn.Linear(units, dim))
             nn.init.zeros_(block.shared_expert[2].weight)
             nn.init.zeros_(block.shared_expert[2].bias)
-            block.shared_expert.to(**_like(block))
+            block.shared_expert.to(**get_matching_kind(block))
             block.register_forward_hook(_add_shared)
     model.config.attached_shared_width = width
     if stored is not None:
@@ -132,8 +131,8 @@ def _hear(router: nn.Module, arguments: Any, output: Any) -> None:
 
 def _add_hyper(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
     """Hooks know their block by what they are given, not by closure: a copy of the model uses its own modules."""
-    router: Any = _router(block)
-    selected_TE = _selected(router.heard, _num_experts(block))
+    router: Any = get_router(block)
+    selected_TE = read_selection(router.heard, count_experts(block))
     router.heard = None
     x_TD = arguments[0].reshape(-1, arguments[0].shape[-1])
     added: torch.Tensor = block.hyper(x_TD, selected_TE, block.hyper_network[0])
@@ -145,63 +144,8 @@ def _add_shared(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.T
     return output + added
 
 
-def _selected(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
-    """Boolean (T, E), from what a router returns: (mask, probabilities, logits) in Switch, where a token that a full expert
-    refused has selected it all the same; (logits, gates, experts) elsewhere."""
-    first, _, last = output
-    chosen_TK = last.argmax(-1).reshape(-1, 1) if first.shape == last.shape else last.reshape(-1, last.shape[-1])
-    selected_TE = torch.zeros(len(chosen_TK), num_experts, dtype=torch.bool, device=last.device)
-    return selected_TE.scatter(1, chosen_TK, True)
-
-
-def expert_stacks(model: PreTrainedModel) -> list[Any]:
-    """Encoder and decoder, or the decoder alone; those that have experts.
-
-    Raises:
-        ConfigError: if none has experts of a kind that is known.
-    """
-    both = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
-    stacks = [stack for stack in both if any(True for _ in _blocks(stack))]
-    if not stacks:
-        raise ConfigError(
-            f"{type(model).__name__} has no mixture-of-experts layer of a kind that is known: {', '.join(KNOWN)}"
-        )
-    return stacks
-
-
-def _blocks(stack: nn.Module) -> Iterator[Any]:
-    for module in stack.modules():
-        if type(module).__name__ in KNOWN:
-            yield module
-
-
-def _router(block: Any) -> nn.Module:
-    router: nn.Module = block.router if hasattr(block, "router") else block.gate
-    return router
-
-
-def _matrix(block: Any) -> torch.Tensor:
-    router: Any = _router(block)
-    weight: torch.Tensor = router.classifier.weight if hasattr(router, "classifier") else router.weight
-    return weight
-
-
-def _num_experts(block: Any) -> int:
-    return len(_matrix(block))
-
-
-def _width(block: Any) -> int:
-    return _matrix(block).shape[1]
-
-
-def _like(block: Any) -> dict[str, Any]:
-    """Device and type of the block's experts."""
-    weight = next(block.experts.parameters())
-    return {"device": weight.device, "dtype": weight.dtype}
-
-
 def _refuse_twice(model: nn.Module, name: str) -> None:
-    if any(hasattr(block, name) for block in _blocks(model)):
+    if any(hasattr(block, name) for block in iterate_blocks(model)):
         raise ConfigError(f"this model has {_PARTS[name].title} already; attach them once, or load the model anew")
 
 
@@ -210,7 +154,7 @@ def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
     if folder is not None:
         return
     for name, part in _PARTS.items():
-        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in _blocks(model)):
+        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in iterate_blocks(model)):
             raise ConfigError(
                 f"this model was saved with {part.title}, which it lacks now; {part.call}(model, folder=...) loads them, "
                 f"or delete config.{part.mark} to go on without"

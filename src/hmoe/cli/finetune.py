@@ -37,9 +37,9 @@ def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
         import accelerate  # noqa: F401 - transformers asks for it only when it trains
         from transformers.utils import logging
 
-        from hmoe.adapt.finetune.fine_tune import Request, settings_of
+        from hmoe.adapt.finetune.fine_tune import Request
         from hmoe.adapt.finetune.fine_tune import finetune as run
-        from hmoe.adapt.finetune.tasks import find
+        from hmoe.adapt.finetune.tasks import find, settings_of
     except ImportError:
         raise missing_extra("fine-tuning recipes", "finetune") from None
     logging.set_verbosity_error()

@@ -33,9 +33,10 @@ def make(options: Options, say: Say, echo: Say) -> None:
     from hmoe.runs.import_hf import beside
     from hmoe.runs.open import open_model
     from hmoe.storage import refuse_used
+    from hmoe.surgery.measure import batches, inputs_of
     from hmoe.surgery.skip import median_shares, with_shares
-    from hmoe.surgery.upcycle import Choice, inputs_of, upcycle
-    from hmoe.surgery.upcycle_recipe import batches, recipe_of
+    from hmoe.surgery.upcycle import Choice, upcycle
+    from hmoe.surgery.upcycle_recipe import recipe_of
     from hmoe.train.begin import begin
     from hmoe.train.run_folder import RunFolder
 
@@ -64,7 +65,7 @@ def make(options: Options, say: Say, echo: Say) -> None:
 
 def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
     """By measured importance; multiples of 8 if the budget is one, for the kernels."""
-    from hmoe.surgery.upcycle import importance, measured_widths
+    from hmoe.surgery.measure import importance, measured_widths
 
     layers = opened.model.config.moe_layers
     if inputs is None or not layers:
@@ -106,7 +107,7 @@ def _texts(options: Options, opened: Any) -> Iterator[str]:
 
 def _report(options: Options, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
     from hmoe.evaluate.perplexity import perplexity
-    from hmoe.surgery.upcycle import lost_parts
+    from hmoe.surgery.extras import lost_parts
 
     total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
     echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")

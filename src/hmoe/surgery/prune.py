@@ -13,10 +13,9 @@ from hmoe.model.moe import MoE
 from hmoe.model.routing import Routing
 
 if TYPE_CHECKING:
-    from hmoe.specs.model import ModelSpec
+    pass
 
 _MOST_SUBSETS = 2000  # of experts that are tried one by one
-_SIZES = ("dim", "embedding", "hidden", "layer_embedding")  # of HyperExperts
 
 
 @torch.no_grad()
@@ -87,62 +86,3 @@ def _mixture(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: 
     counts_E = torch.bincount(home_N, minlength=len(old.widths))
     y_TD = expert_ffn(x_TD, token_N, gate_N, counts_E, old.w_gate, old.w_up, old.w_down, old.widths)
     return y_TD if layer.zero is None else y_TD + layer.zero(x_TD, routing)
-
-
-def check_parts(source: "ModelSpec", config: "ModelSpec") -> None:
-    """Raise ConfigError for parts beside the experts that can neither be taken over whole, nor left out, nor begin anew."""
-    before, after = source.moe, config.moe
-    assert after is not None
-    if after.zero is not None and (before is None or before.zero is None or source.moe_layers != config.moe_layers):
-        raise ConfigError("moe.zero: a new router would send tokens to experts that give nothing; leave it out")
-    if before is None:
-        return
-    for name, has, wanted in (
-        ("zero", _counts(before.zero), _counts(after.zero)),
-        ("shared", before.shared or None, after.shared or None),
-        ("hyper", _sizes(before.hyper), _sizes(after.hyper)),
-    ):
-        if has is not None and wanted is not None and has != wanted:
-            raise ConfigError(f"moe.{name} = {wanted}: the source has {has}; must be that, or be left out")
-    if before.hyper is not None and after.hyper is not None and source.moe_layers != config.moe_layers:
-        raise ConfigError(
-            "moe.hyper: the source's HyperExperts know its layers; must have the same, or leave hyper out"
-        )
-
-
-def _counts(zero: object) -> dict[str, int] | None:
-    return None if zero is None else {name: getattr(zero, name) for name in ("null", "copy", "constant")}
-
-
-def _sizes(hyper: object) -> dict[str, int] | None:
-    return None if hyper is None else {name: getattr(hyper, name) for name in _SIZES}
-
-
-def list_lost_parts(parameters: dict[str, int], source: "ModelSpec", config: "ModelSpec") -> list[str]:
-    """Parts of the source that the new model lacks, each with what it counted.
-
-    Args:
-        parameters: of the source: numbers by name.
-        source: config of the source.
-        config: config of the new model.
-    """
-    before, after = source.moe, config.moe
-    if before is None or after is None:
-        return []
-    balanced, balances = (moe.router.bias_update is not None for moe in (before, after))
-    lost = []
-    for title, has, stays, parts in (
-        ("HyperExperts", before.hyper, after.hyper, (".hyper.", "hyper_network.")),
-        (f"shared experts of width {before.shared}", before.shared, after.shared, (".shared.",)),
-        (
-            f"{before.zero.count if before.zero else 0} zero-computation experts per layer",
-            before.zero,
-            after.zero,
-            (".zero.",),
-        ),
-        ("the bias that balances the router", balanced, balances, (".bias_E",)),
-    ):
-        if has and not stays:
-            number = sum(size for name, size in parameters.items() if any(part in f".{name}" for part in parts))
-            lost.append(f"{title} ({number:,} parameters)")
-    return lost

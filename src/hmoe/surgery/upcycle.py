@@ -4,21 +4,20 @@ All is choosing hidden units: an expert of the new model takes some units of one
 that the new model starts as nearly the function of the old one. A wider expert repeats units with an output of zero.
 """
 
-import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build
-from hmoe.specs.widths import proportional
-from hmoe.surgery.prune import check_parts, choose_experts, list_lost_parts, write_router
+from hmoe.surgery.extras import check_parts
+from hmoe.surgery.measure import UnitSource, compute_hidden, get_unit_weights, list_unit_sources, sum_importance
+from hmoe.surgery.prune import choose_experts, write_router
 
 if TYPE_CHECKING:
     from hmoe.specs.model import ModelSpec
@@ -44,56 +43,6 @@ class Choice:
     def __post_init__(self) -> None:
         if self.kind not in CHOICES:
             raise ConfigError(f"--choice {self.kind}: must be one of {', '.join(CHOICES)}")
-
-
-class _Source(NamedTuple):
-    """Where an expert's units come from: gates and tokens (M, D) on which they are measured, and weights."""
-
-    gate_M: torch.Tensor
-    x_MD: torch.Tensor
-    weights: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-@torch.no_grad()
-def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """What the feed-forward part of each block reads (T, D), for tokens_BL of a text."""
-    seen: list[list[torch.Tensor]] = [[] for _ in model.blocks]
-    device = model.embed.weight.device
-    hooks = [
-        block.ffn.register_forward_pre_hook(lambda _, given, i=i: seen[i].append(given[0].flatten(0, 1)))  # type: ignore[union-attr]
-        for i, block in enumerate(model.blocks)
-    ]
-    try:
-        for tokens_BL in batches:
-            model.hidden(tokens_BL.to(device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [torch.cat(parts) for parts in seen]
-
-
-@torch.no_grad()
-def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
-    """Of every hidden unit, a tensor per expert: mean over tokens of gate x |activation|, times the norm of its output row.
-
-    Tokens that do not come to an expert count 0, so that this is load x importance of the unit. A dense layer is one expert.
-    """
-    return [_importance(source) / max(len(x_TD), 1) for source in _sources(ffn, x_TD)]
-
-
-def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
-    """Ascending widths of sum `total`: how many of a layer's most important units lie in its least important expert, in the
-    next, ..., mean over layers; every expert keeps at least one multiple.
-
-    Raises:
-        ConfigError: if `total` cannot be shared so.
-    """
-    kept = torch.zeros(len(importances[0]), dtype=torch.int64)
-    for layer in importances:
-        owner_F = torch.repeat_interleave(torch.arange(len(kept)), torch.tensor([len(part) for part in layer]))
-        best = torch.argsort(torch.cat(layer), descending=True, stable=True)[:total]
-        kept += torch.bincount(owner_F[best.cpu()], minlength=len(kept)).sort().values
-    return proportional(total, kept.tolist(), multiple)
 
 
 @torch.no_grad()
@@ -135,12 +84,6 @@ def upcycle(
     return model, errors
 
 
-def lost_parts(source: Transformer, config: "ModelSpec") -> list[str]:
-    """Parts of the source that a model of this config lacks, each with its parameters; their effect is in the errors."""
-    parameters = {name: parameter.numel() for name, parameter in source.named_parameters()}
-    return list_lost_parts(parameters, source.config, config)
-
-
 def _check(source: Transformer, config: "ModelSpec") -> None:
     moe = config.moe
     assert moe is not None
@@ -166,8 +109,8 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
     """Weights of one layer."""
     if new.shared is not None and getattr(old, "shared", None) is None:
         new.shared.w_down.zero_()
-    sources = None if x_TD is None else _sources(old, x_TD)
-    scores = None if sources is None else [_importance(source) for source in sources]
+    sources = None if x_TD is None else list_unit_sources(old, x_TD)
+    scores = None if sources is None else [sum_importance(source) for source in sources]
     if isinstance(old, MoE):
         same = new.widths == old.widths  # then each stays what it is
         mass = None if scores is None else [float(score.sum()) for score in scores]
@@ -176,7 +119,7 @@ def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tens
     else:
         order = [0] * len(new.widths)
     for i, (width, number) in enumerate(zip(new.widths, order, strict=True)):
-        weights = _weights(old, number)
+        weights = get_unit_weights(old, number)
         score = None if scores is None else scores[number]
         start = sum(new.widths[:i]) if not isinstance(old, MoE) else 0
         generator = torch.Generator().manual_seed((choice.seed * 1_000_003 + layer) * 1_000_003 + i)
@@ -206,17 +149,10 @@ def _units(
     return units, torch.zeros(want, dtype=torch.bool)
 
 
-def _importance(source: _Source) -> torch.Tensor:
-    """Of an expert's units, summed over tokens."""
-    hidden_Mh = _hidden(source.x_MD, source.weights).abs() * source.gate_M[:, None]
-    norm_h: torch.Tensor = torch.linalg.vector_norm(source.weights[2], dim=1)
-    return hidden_Mh.sum(0) * norm_h
-
-
-def _scale(source: _Source, new: tuple[torch.Tensor, ...]) -> float:
+def _scale(source: UnitSource, new: tuple[torch.Tensor, ...]) -> float:
     """Factor for the new expert's output that brings it nearest to the old one's, on the tokens that come to it."""
-    whole_MD = _hidden(source.x_MD, source.weights) @ source.weights[2]
-    part_MD = _hidden(source.x_MD, new) @ new[2]
+    whole_MD = compute_hidden(source.x_MD, source.weights) @ source.weights[2]
+    part_MD = compute_hidden(source.x_MD, new) @ new[2]
     square = float((part_MD * part_MD).sum())
     return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
 
@@ -233,29 +169,3 @@ def _output(model: Transformer, ffn: nn.Module, x_TD: torch.Tensor) -> torch.Ten
         return moe_TD
     dense_TD: torch.Tensor = ffn(x_TD)
     return dense_TD
-
-
-def _weights(ffn: nn.Module, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gate, up and down of an expert or of the dense layer, all as rows of hidden units."""
-    if isinstance(ffn, MoE):
-        w_gate, w_up, w_down = ffn.expert(number)
-        return w_gate, w_up, w_down.T
-    assert isinstance(ffn, SwiGLU)
-    return ffn.w_gate.data, ffn.w_up.data, ffn.w_down.data
-
-
-def _sources(ffn: nn.Module, x_TD: torch.Tensor) -> list[_Source]:
-    """The dense layer, or every expert with the tokens that come to it."""
-    if not isinstance(ffn, MoE):
-        return [_Source(x_TD.new_ones(len(x_TD)), x_TD, _weights(ffn, 0))]
-    routing = ffn.router(x_TD)
-    counts = routing.num_tokens_E.tolist()
-    pairs = zip(*(torch.split(part, counts) for part in (routing.token_N, routing.gate_N)), strict=True)
-    return [
-        _Source(gate_M.to(x_TD.dtype), x_TD[token_M], _weights(ffn, number))
-        for number, (token_M, gate_M) in enumerate(itertools.islice(pairs, len(ffn.widths)))
-    ]
-
-
-def _hidden(x_MD: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    return nn.functional.silu(x_MD @ weights[0].T) * (x_MD @ weights[1].T)

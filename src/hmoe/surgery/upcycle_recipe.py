@@ -1,14 +1,10 @@
 """A model of any folder + a recipe that says what its experts become -> the recipe of the new run."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
-from hmoe.data.long_text import encode_text
-from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.runs.open import Opened
 from hmoe.specs.model import ModelSpec
@@ -50,19 +46,3 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
 
 def _rest(model: ModelSpec) -> dict[str, Any]:
     return {name: value for name, value in to_plain(model).items() if name not in ("moe", "ffn")}
-
-
-def batches(
-    tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int, begin: Sequence[int]
-) -> Iterator[torch.Tensor]:
-    """tokens_BL of one sequence each, `most` tokens in all at most, to measure on."""
-    done = 0
-    for text in texts:
-        ids = [*begin, *encode_text(tokenizer, text)]
-        for start in range(0, len(ids), length):
-            piece = ids[start : start + min(length, most - done)]
-            if piece:
-                yield torch.tensor([piece])
-            done += len(piece)
-            if done >= most:
-                return

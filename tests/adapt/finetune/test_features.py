@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hmoe.adapt.finetune.features import count_cut_heads, windows
 from hmoe.adapt.finetune.load_examples import load
-from hmoe.adapt.finetune.scorers import count_cut_heads, windows
 from hmoe.adapt.finetune.tasks import Example, find
 from hmoe.errors import DataError
 

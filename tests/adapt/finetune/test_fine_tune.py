@@ -23,9 +23,11 @@ from transformers import (
 
 from hmoe import CheckpointError, ConfigError, Hyper
 from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.adapt.finetune.fine_tune import BalancedTrainer, Collator, Request, finetune, settings_of
-from hmoe.adapt.finetune.scorers import Answers, log_probs, windows
-from hmoe.adapt.finetune.tasks import Example, find
+from hmoe.adapt.finetune.features import windows
+from hmoe.adapt.finetune.fine_tune import Request, finetune
+from hmoe.adapt.finetune.scorers import Answers, log_probs
+from hmoe.adapt.finetune.tasks import Example, find, settings_of
+from hmoe.adapt.finetune.trainer import BalancedTrainer, Collator
 from hmoe.cli.main import run as hmoe
 from hmoe.hub import attach_hyper
 from tests.adapt.finetune.test_tasks import ROWS, write
@@ -363,7 +365,7 @@ def test_what_is_no_model_is_told_before_data_and_network(
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.load", None)
-    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.AutoConfig", None)
+    monkeypatch.setattr("hmoe.adapt.finetune.starting_model.AutoConfig", None)
     request = Request(find("sst2"), place.replace("HERE", str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"no such folder|is a file|without a config\.json"):
         finetune(request, tmp_path / "out")

@@ -8,9 +8,8 @@ import pytest
 
 from hmoe import ConfigError
 from hmoe.adapt.finetune import task_metrics
-from hmoe.adapt.finetune.fine_tune import settings_of
 from hmoe.adapt.finetune.load_examples import _file, load
-from hmoe.adapt.finetune.tasks import TASKS, Example, find
+from hmoe.adapt.finetune.tasks import TASKS, Example, find, settings_of
 from hmoe.errors import DataError
 
 PAIR = {"sentence1": "Cats purr.", "sentence2": "Dogs bark.", "idx": 0}

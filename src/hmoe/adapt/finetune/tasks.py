@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from hmoe.adapt.finetune import task_metrics
+from hmoe.adapt.finetune.settings import GLUE, LANGUAGE, QA, SUMMARY, Settings
 from hmoe.errors import ConfigError
 
 Row = Mapping[str, Any]
@@ -28,37 +29,6 @@ class Example(NamedTuple):
     targets: tuple[str, ...]
     group: str = ""
     head: str = ""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How HyperMoE's scripts fine-tune; source and target lengths are in tokens.
-
-    Attributes:
-        stride: tokens that windows of a long source share when it is answered; None: it is cut off, as in training.
-        beams, min_length, no_repeat_ngram: of generation.
-        eval_examples: scored after each epoch; None: all.
-    """
-
-    lr: float
-    weight_decay: float = 0.0
-    epochs: int = 10
-    batch: int = 8
-    source_length: int = 256
-    target_length: int = 128
-    stride: int | None = None
-    beams: int = 1
-    min_length: int = 0
-    no_repeat_ngram: int = 0
-    eval_examples: int | None = None
-    seed: int = 42
-
-
-GLUE = Settings(lr=1e-5, weight_decay=0.1, target_length=8)
-QA = Settings(lr=3e-5, source_length=384, target_length=30, stride=128)
-SUMMARY = Settings(lr=3e-5, weight_decay=0.1, source_length=1024, target_length=60, beams=6, min_length=10,
-                   no_repeat_ngram=3, eval_examples=1600)  # fmt: skip
-LANGUAGE = Settings(lr=1e-5, epochs=20, batch=4, source_length=1024)
 
 
 @dataclass(frozen=True)
@@ -232,3 +202,19 @@ TASKS = {task.name: task for task in (
     Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, task_metrics.rouge, SUMMARY),
     Task("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
 )}  # fmt: skip
+
+
+def settings_of(task: Task, **changes: Any) -> Settings:
+    """The paper's, with changes that are not None.
+
+    Raises:
+        ConfigError: for values out of range.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    for name, value in given.items():
+        least, most = {"seed": (0, 2**32 - 1), "source_length": (2, 2**20)}.get(name, (1, 10**9))
+        if name == "lr" and not 0 < value < 1:
+            raise ConfigError(f"lr = {value}, must be above 0 and below 1")
+        if name != "lr" and not least <= value <= most:
+            raise ConfigError(f"{name} = {value}, must be from {least} to {most}")
+    return replace(task.settings, **given)

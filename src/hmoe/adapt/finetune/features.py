@@ -1,0 +1,74 @@
+"""Examples as tokens: sequences to train on, windows of a long source to answer, blocks of a text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from hmoe.adapt.finetune.settings import Settings
+from hmoe.adapt.finetune.tasks import Example, Task
+from hmoe.errors import ConfigError
+
+
+def sequences(task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    """Sources and targets as tokens, to be trained on."""
+    rows = []
+    for example in examples:
+        for target in example.targets if task.all_targets else example.targets[:1]:
+            labels = tokenizer(text_target=target, max_length=settings.target_length, truncation=True)["input_ids"]
+            rows.append({**_cut(example.source, tokenizer, settings), "labels": labels})
+    return rows
+
+
+def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    """One, or, with a stride, as many as a long source needs to be read to its end; each begins with the example's head.
+
+    Windows share `stride` tokens, or half of what fits beside the head, if the stride does not fit. Of a head that leaves no room
+    the first half of the source length is kept (`count_cut_heads`).
+    """
+    whole = tokenizer(example.source)["input_ids"]
+    if settings.stride is None or len(whole) <= settings.source_length:
+        return [_cut(example.source, tokenizer, settings)]
+    end = tokenizer("")["input_ids"]  # what every text ends with
+    head = _plain_tokens(example.head, tokenizer)
+    body = _plain_tokens(example.source[len(example.head) :], tokenizer)
+    if not _has_room(head, end, settings):
+        head = head[: max(0, settings.source_length // 2 - len(end))]
+    room = max(1, settings.source_length - len(head) - len(end))
+    shared = settings.stride if settings.stride < room else room // 2
+    starts = range(0, max(1, len(body) - shared), room - shared)
+    rows = [[*head, *body[start : start + room], *end] for start in starts]
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+
+
+def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+    """The text as one stream of tokens, cut into blocks; the rest is left out."""
+    ids = [token for read in tokenizer([example.source for example in examples])["input_ids"] for token in read]
+    length = settings.source_length
+    blocks = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    if not blocks:
+        raise ConfigError(f"{len(ids)} tokens of text do not fill one block of {length}; lower --source-length")
+    return [{"input_ids": torch.tensor(block), "labels": torch.tensor(block)} for block in blocks]
+
+
+def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> int:
+    """Questions so long that windows of `source_length` tokens have no room for a token of the context beside them."""
+    if settings.stride is None:
+        return 0
+    end = tokenizer("")["input_ids"]
+    heads = {example.head for example in examples if example.head}
+    return sum(not _has_room(_plain_tokens(head, tokenizer), end, settings) for head in heads)
+
+
+def _cut(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+    read = tokenizer(source, max_length=settings.source_length, truncation=True)
+    return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}
+
+
+def _plain_tokens(text: str, tokenizer: Any) -> list[int]:
+    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokens
+
+
+def _has_room(head: Sequence[int], end: Sequence[int], settings: Settings) -> bool:
+    return len(head) + len(end) < settings.source_length

@@ -1,0 +1,34 @@
+"""How HyperMoE's scripts fine-tune: learning rate, epochs, lengths and generation, for each kind of task."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How HyperMoE's scripts fine-tune; source and target lengths are in tokens.
+
+    Attributes:
+        stride: tokens that windows of a long source share when it is answered; None: it is cut off, as in training.
+        beams, min_length, no_repeat_ngram: of generation.
+        eval_examples: scored after each epoch; None: all.
+    """
+
+    lr: float
+    weight_decay: float = 0.0
+    epochs: int = 10
+    batch: int = 8
+    source_length: int = 256
+    target_length: int = 128
+    stride: int | None = None
+    beams: int = 1
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    eval_examples: int | None = None
+    seed: int = 42
+
+
+GLUE = Settings(lr=1e-5, weight_decay=0.1, target_length=8)
+QA = Settings(lr=3e-5, source_length=384, target_length=30, stride=128)
+SUMMARY = Settings(lr=3e-5, weight_decay=0.1, source_length=1024, target_length=60, beams=6, min_length=10,
+                   no_repeat_ngram=3, eval_examples=1600)  # fmt: skip
+LANGUAGE = Settings(lr=1e-5, epochs=20, batch=4, source_length=1024)

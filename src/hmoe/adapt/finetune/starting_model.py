@@ -1,0 +1,67 @@
+"""The model that fine-tuning starts from: of the hub or of a folder, with what the method adds to it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2LMHeadModel
+
+from hmoe.adapt.attach import attach_hyper, attach_shared
+from hmoe.adapt.duplicate import duplicate_mlps
+from hmoe.adapt.finetune.settings import Settings
+from hmoe.adapt.finetune.tasks import Task
+from hmoe.adapt.moe_blocks import expert_stacks
+from hmoe.errors import CheckpointError, ConfigError
+from hmoe.model.memory import align_memory
+from hmoe.specs.experts import Hyper
+
+
+def open_starting_model(task: Task, source: str, method: str, settings: Settings) -> tuple[Any, Any]:
+    """Model and tokenizer; of a folder that was fine-tuned before, with what was added to it then."""
+    language = task.score is None
+    family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
+    _check_place(source)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type == kind:
+            tokenizer, model = AutoTokenizer.from_pretrained(source), family.from_pretrained(source)
+    except Exception as error:  # whatever transformers, a hub or a network raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        place = "" if Path(source).is_dir() else "no folder here, and from the hub it "
+        raise CheckpointError(f"{source}: {place}cannot be read as {kind} ({why})") from None
+    if config.model_type != kind:
+        raise ConfigError(f"{source}: is a {config.model_type} model; {task.name} is for {kind}")
+    align_memory(model)
+    if language and settings.source_length > config.n_positions:
+        raise ConfigError(
+            f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads"
+        )
+    marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}
+    before = next((method for method, mark in marks.items() if hasattr(config, mark)), None)
+    if before not in (None, method):
+        raise ConfigError(f"method = {method}: {source} was fine-tuned with {before}; nearest is {before}")
+    folder = source if before else None
+    if language:
+        duplicate_mlps(model, folder=source if hasattr(config, "duplicated_mlps") else None)
+    if method == "hyper":
+        attach_hyper(model, None if before else Hyper(), folder)
+    elif method == "share":
+        attach_shared(model, folder=folder)
+    expert_stacks(model)  # a model without experts is refused for the baseline too
+    return model, tokenizer
+
+
+def _check_place(source: str) -> None:
+    """What can be no name of the hub must be a folder with a model.
+
+    Raises:
+        CheckpointError: naming what is wrong with it.
+    """
+    path = Path(source)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise CheckpointError(f"{source}: cannot be read: a folder without a config.json")
+    if not path.is_dir() and (path.exists() or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)):
+        what = "is a file" if path.exists() else "no such folder"
+        raise CheckpointError(
+            f"{source}: cannot be read: {what}; must be a folder, or a name of the hub such as google/switch-base-8"
+        )

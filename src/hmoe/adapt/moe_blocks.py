@@ -1,0 +1,78 @@
+"""The mixture-of-experts layers of transformers' models: where they are, their router, their sizes, and whom the router chose."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from hmoe.errors import ConfigError
+
+KNOWN = (
+    "SwitchTransformersSparseMLP",
+    "MixtralSparseMoeBlock",
+    "Qwen2MoeSparseMoeBlock",
+    "Qwen3MoeSparseMoeBlock",
+    "OlmoeSparseMoeBlock",
+    "DuplicatedMLP",
+)
+
+
+def expert_stacks(model: PreTrainedModel) -> list[Any]:
+    """Encoder and decoder, or the decoder alone; those that have experts.
+
+    Raises:
+        ConfigError: if none has experts of a kind that is known.
+    """
+    both = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
+    stacks = [stack for stack in both if any(True for _ in iterate_blocks(stack))]
+    if not stacks:
+        raise ConfigError(
+            f"{type(model).__name__} has no mixture-of-experts layer of a kind that is known: {', '.join(KNOWN)}"
+        )
+    return stacks
+
+
+def iterate_blocks(stack: nn.Module) -> Iterator[Any]:
+    """Yield the mixture-of-experts layers of a model or a part of it, in order."""
+    for module in stack.modules():
+        if type(module).__name__ in KNOWN:
+            yield module
+
+
+def get_router(block: Any) -> nn.Module:
+    """Return the router of a mixture-of-experts layer."""
+    router: nn.Module = block.router if hasattr(block, "router") else block.gate
+    return router
+
+
+def _router_weight(block: Any) -> torch.Tensor:
+    router: Any = get_router(block)
+    weight: torch.Tensor = router.classifier.weight if hasattr(router, "classifier") else router.weight
+    return weight
+
+
+def count_experts(block: Any) -> int:
+    """Return the number of experts of a layer."""
+    return len(_router_weight(block))
+
+
+def get_model_width(block: Any) -> int:
+    """Return the number of features of a token that a layer reads."""
+    return _router_weight(block).shape[1]
+
+
+def get_matching_kind(block: Any) -> dict[str, Any]:
+    """Device and type of the block's experts."""
+    weight = next(block.experts.parameters())
+    return {"device": weight.device, "dtype": weight.dtype}
+
+
+def read_selection(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
+    """Boolean (T, E), from what a router returns: (mask, probabilities, logits) in Switch, where a token that a full expert
+    refused has selected it all the same; (logits, gates, experts) elsewhere."""
+    first, _, last = output
+    chosen_TK = last.argmax(-1).reshape(-1, 1) if first.shape == last.shape else last.reshape(-1, last.shape[-1])
+    selected_TE = torch.zeros(len(chosen_TK), num_experts, dtype=torch.bool, device=last.device)
+    return selected_TE.scatter(1, chosen_TK, True)
