@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,18 +11,19 @@ from hmoe.kernels import expert_ffn
 from hmoe.model.moe import MoE
 from hmoe.model.routing import Routing
 
-if TYPE_CHECKING:
-    pass
-
-_MOST_SUBSETS = 2000  # of experts that are tried one by one
+_MOST_SUBSETS = 2000  # subsets of experts that are tried one by one
 
 
 @torch.no_grad()
 def write_router(new: MoE, old: MoE, order: Sequence[int]) -> None:
-    """Give a layer the router of another one, of which it has these experts in this order.
+    """Give a layer the router of another layer, and its experts' embeddings of HyperExperts.
 
-    Zero-computation experts come after them; either all of them stay or none (`check_parts`).
+    Args:
+        new: its router is written.
+        old: its router is read.
+        order: the old experts that are the new layer's, in the new layer's order.
     """
+    # Zero-computation experts come after the others; either all of them stay or none (`hmoe.surgery.extras.check_parts`).
     rows = [*order, *range(len(old.widths), len(old.widths) + len(new.routed_widths) - len(new.widths))]
     new.router.weight.copy_(old.router.weight[rows])
     if new.router.bias_E is not None and old.router.bias_E is not None:
@@ -33,16 +33,17 @@ def write_router(new: MoE, old: MoE, order: Sequence[int]) -> None:
 
 
 def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch.Tensor | None) -> list[int]:
-    """Experts of the old layer for the new one's, the least important first, as widths ascend.
+    """Return which expert of the old layer becomes each expert of the new one: the least important first, as widths ascend.
 
-    Of fewer, those whose layer is nearest to the whole one on the inputs, routed by the new layer's router as it will be written;
-    the most important ones, if there are too many subsets to try.
+    If the new layer has fewer experts, those are kept whose layer is nearest to the whole one on the inputs (Lu et al.
+    2024), routed by the new router as it will be written. If there are too many subsets to try, the most important experts
+    are kept.
 
     Args:
-        new: its router is left as the last subset that was tried needs it.
+        new: the layer to be written. Its router is overwritten, with what the last subset that was tried needs.
         old: the trained layer.
-        mass: importance of each old expert; None: not measured.
-        x_TD: inputs; None: not measured.
+        mass: importance of each old expert, all its units together; None: not measured.
+        x_TD: inputs of the old layer; None: not measured.
 
     Raises:
         ConfigError: for fewer experts without a measurement.
@@ -55,20 +56,22 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
     by_mass = sorted(experts, key=lambda i: (mass[i], i))
     if count == len(old.widths) or math.comb(len(old.widths), count) > _MOST_SUBSETS:
         return _arrange(by_mass[len(by_mass) - count :], new.widths)
-    whole_TD = _mixture(old, old, old.router(x_TD), x_TD, experts)
+    whole_TD = _mix_experts(old, old, old.router(x_TD), x_TD, experts)
 
-    def error(order: Sequence[int]) -> float:
+    def distance(order: Sequence[int]) -> float:
         write_router(new, old, order)
-        return float((_mixture(new, old, new.router(x_TD), x_TD, order) - whole_TD).norm())
+        return float((_mix_experts(new, old, new.router(x_TD), x_TD, order) - whole_TD).norm())
 
-    place = {expert: i for i, expert in enumerate(by_mass)}
-    subsets = (sorted(subset, key=place.__getitem__) for subset in itertools.combinations(experts, count))
-    return min((_arrange(subset, new.widths) for subset in subsets), key=error)
+    rank = {expert: i for i, expert in enumerate(by_mass)}
+    subsets = (sorted(subset, key=rank.__getitem__) for subset in itertools.combinations(experts, count))
+    return min((_arrange(subset, new.widths) for subset in subsets), key=distance)
 
 
 def _arrange(order: Sequence[int], widths: Sequence[int]) -> list[int]:
-    """Experts from the least important one to their places, as widths ascend; those of one width stay in their old order, so that
-    groups and ranks, which go by it, change as little as may be."""
+    """Return experts, given from the least important one on, with those of equal width in their old order.
+
+    Groups and ranks of experts go by their order, so they change as little as may be.
+    """
     arranged = list(order)
     for width in set(widths):
         places = [i for i, other in enumerate(widths) if other == width]
@@ -77,12 +80,18 @@ def _arrange(order: Sequence[int], widths: Sequence[int]) -> list[int]:
     return arranged
 
 
-def _mixture(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-    """What a layer's routed and zero-computation experts give, its experts being these of the old layer."""
-    used = int(routing.num_tokens_E[: len(order)].sum())
-    home_N = torch.tensor(list(order), device=x_TD.device)[routing.expert_N[:used]]
-    by_home_N = torch.argsort(home_N, stable=True)
-    token_N, gate_N = (part[:used][by_home_N] for part in (routing.token_N, routing.gate_N))
-    counts_E = torch.bincount(home_N, minlength=len(old.widths))
-    y_TD = expert_ffn(x_TD, token_N, gate_N, counts_E, old.w_gate, old.w_up, old.w_down, old.widths)
+def _mix_experts(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+    """Return what the routed and zero-computation experts of a layer give, its experts being these of the old layer.
+
+    The new experts are not written yet, so their pairs are computed with the old layer's weights, expert `order[i]` for i.
+    """
+    # Pairs are sorted by expert, and zero-computation experts, which have no weights, come last.
+    num_computed = int(routing.num_tokens_E[: len(order)].sum())
+    origin_N = torch.tensor(list(order), device=x_TD.device)[routing.expert_N[:num_computed]]
+    by_origin_N = torch.argsort(
+        origin_N, stable=True
+    )  # the kernel wants pairs sorted by the expert whose weights they read
+    token_N, gate_N = (pairs[:num_computed][by_origin_N] for pairs in (routing.token_N, routing.gate_N))
+    num_tokens_E = torch.bincount(origin_N, minlength=len(old.widths))
+    y_TD = expert_ffn(x_TD, token_N, gate_N, num_tokens_E, old.w_gate, old.w_up, old.w_down, old.widths)
     return y_TD if layer.zero is None else y_TD + layer.zero(x_TD, routing)

@@ -17,20 +17,22 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
-    """Per MoE layer the median over tokens of (weakest chosen expert's score) / (best one's): with k = 2 the paper's beta, below
-    which half of all second experts are skipped. Tokens with fewer than two experts that compute do not count.
+    """Return the share for each MoE layer: the median over tokens of the weakest chosen expert's score / the best one's.
+
+    With k = 2 this is the paper's beta, below which half of all second experts are skipped. Tokens with fewer than two experts
+    that compute do not count.
 
     Args:
         model: see `check`.
-        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.upcycle.inputs_of`; for a model that was
-            made from another, the other one's.
+        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.measure.inputs_of`; for a model that
+            was made from another one, the inputs of that one.
 
     Raises:
         ConfigError: see `check`.
     """
     check(model.config)
-    ffns: list[Any] = [model.blocks[i].ffn for i in model.config.moe_layers]
-    return tuple(_median(ffn, inputs[i], i) for ffn, i in zip(ffns, model.config.moe_layers, strict=True))
+    ffns: list[Any] = [block.ffn for block in model.blocks]
+    return tuple(_median_share(ffns[layer], inputs[layer], layer) for layer in model.config.moe_layers)
 
 
 def check(config: "ModelSpec") -> None:
@@ -45,12 +47,13 @@ def check(config: "ModelSpec") -> None:
         moe.hyper.check_router(moe.router.with_skip(1.0))
 
 
-def _median(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
-    """Over tokens with two experts that compute, or more: zero-computation experts are never skipped."""
+def _median_share(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
+    """Return the median share of one layer, over its tokens with at least two experts that compute."""
     assert isinstance(ffn, MoE)
     routing = ffn.router(x_TD.to(ffn.router.weight.dtype))
-    used = int(routing.num_tokens_E[: len(ffn.widths)].sum())
-    token_N, expert_N = routing.token_N[:used], routing.expert_N[:used]
+    # Zero-computation experts, whose pairs come last, are never skipped: there would be nothing to save.
+    num_computed = int(routing.num_tokens_E[: len(ffn.widths)].sum())
+    token_N, expert_N = routing.token_N[:num_computed], routing.expert_N[:num_computed]
     score_N = routing.probs_TE[token_N, expert_N]
     num_tokens = len(x_TD)
     best_T = score_N.new_zeros(num_tokens).scatter_reduce(0, token_N, score_N, "amax")
@@ -62,11 +65,10 @@ def _median(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
 
 
 def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
-    """A model of the same weights that skips by these shares."""
-    config = model.config
-    assert config.moe is not None
-    skipping = replace(config, moe=replace(config.moe, skip=shares))
-    with on_meta():
-        made = Transformer(skipping)
-    made.load_state_dict(model.state_dict(), assign=True)
-    return made.train(model.training)
+    """Return a model that shares this one's weights and skips experts by these shares, one for each MoE layer."""
+    assert model.config.moe is not None
+    moe = replace(model.config.moe, skip=shares)
+    with on_meta():  # no memory for weights that are replaced at once
+        skipping = Transformer(replace(model.config, moe=moe))
+    skipping.load_state_dict(model.state_dict(), assign=True)
+    return skipping.train(model.training)

@@ -1,4 +1,4 @@
-"""A trained model with other experts: dense -> mixture (Komatsuzaki et al. 2023), equal experts -> unequal, fewer or narrower ones.
+"""A trained model with other experts: dense -> mixture (Komatsuzaki et al. 2023), equal experts -> unequal, fewer or narrower.
 
 All is choosing hidden units: an expert of the new model takes some units of one source, the dense layer or an old expert, so
 that the new model starts as nearly the function of the old one. A wider expert repeats units with an output of zero.
@@ -27,10 +27,10 @@ CHOICES = ("importance", "windows", "random")
 
 @dataclass(frozen=True)
 class Choice:
-    """Which units a narrower expert takes.
+    """Which hidden units a narrower expert takes from its source.
 
     Attributes:
-        kind: those of the largest importance, contiguous windows that go around, or random ones.
+        kind: importance (the most important ones), windows (contiguous ones, from the end on at the start again), or random.
         seed: of random units, and of what is new in the model.
 
     Raises:
@@ -49,42 +49,48 @@ class Choice:
 def upcycle(
     source: Transformer, config: "ModelSpec", choice: Choice, inputs: Sequence[torch.Tensor] | None
 ) -> tuple[Transformer, list[float]]:
-    """A model of `config` that begins as `source`, and the relative error of each of its MoE layers, by layer.
+    """Build a model of `config` that begins as `source`, and return it with the relative error of each of its MoE layers.
 
     Args:
-        source: dense, or with experts.
+        source: a trained model, dense or with experts.
         config: of the new model; but for its experts like that of the source.
         choice: which units a narrower expert takes.
-        inputs: of `inputs_of`; the importance of units, and the scale of a narrower expert's output (least squares), are
-            measured on them. Without them nothing is scaled, and no error is known.
+        inputs: of `hmoe.surgery.measure.inputs_of`; the importance of units, and the scale of a narrower expert's output
+            (least squares), are measured on them. Without them nothing is scaled, and the errors are NaN.
 
     Raises:
         ConfigError: if the new model cannot begin as the old one.
     """
     if inputs is None and choice.kind == "importance":
         raise ConfigError("--choice importance: is measured on a text; give --text, or --choice windows")
-    _check(source, config)
+    _check_target(source, config)
     weight = source.embed.weight
     model = build(config, choice.seed, weight.dtype).to(weight.device).eval()
-    theirs = dict(source.named_parameters())
-    for name, parameter in model.named_parameters():
-        if name in theirs and parameter.shape == theirs[name].shape:
-            parameter.copy_(theirs[name])
+    _copy_equal_parameters(source, model)
     errors = []
-    for number, (old, new) in enumerate(zip(source.blocks, model.blocks, strict=True)):
-        old_ffn: Any = old.ffn
-        new_ffn: Any = new.ffn
-        if not isinstance(new_ffn, MoE):
+    for layer, (source_block, block) in enumerate(zip(source.blocks, model.blocks, strict=True)):
+        old: Any = source_block.ffn
+        new: Any = block.ffn
+        if not isinstance(new, MoE):
             continue
-        x_TD = None if inputs is None else inputs[number]
-        _fill(new_ffn, old_ffn, choice, number, x_TD)
+        x_TD = None if inputs is None else inputs[layer]
+        _fill_layer(new, old, choice, layer, x_TD)
         errors.append(
-            math.nan if x_TD is None else _error(_output(source, old_ffn, x_TD), _output(model, new_ffn, x_TD))
+            math.nan if x_TD is None else _relative_error(_run_ffn(source, old, x_TD), _run_ffn(model, new, x_TD))
         )
     return model, errors
 
 
-def _check(source: Transformer, config: "ModelSpec") -> None:
+def _copy_equal_parameters(source: Transformer, model: Transformer) -> None:
+    """Copy the parameters that both models have under the same name and in the same shape."""
+    parameters = dict(source.named_parameters())
+    for name, parameter in model.named_parameters():
+        if name in parameters and parameter.shape == parameters[name].shape:
+            parameter.copy_(parameters[name])
+
+
+def _check_target(source: Transformer, config: "ModelSpec") -> None:
+    """Raise ConfigError if a model of this config cannot begin as the source."""
     moe = config.moe
     assert moe is not None
     before, after = set(source.config.moe_layers), set(config.moe_layers)
@@ -99,71 +105,92 @@ def _check(source: Transformer, config: "ModelSpec") -> None:
         )
     check_parts(source.config, config)
     if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
-        have = len(source.config.moe.expert_widths)
+        num_experts = len(source.config.moe.expert_widths)
         raise ConfigError(
-            f"widths: {len(moe.expert_widths)} experts from {have}; at most as many, experts are not split"
+            f"widths: {len(moe.expert_widths)} experts from {num_experts}; at most as many, experts are not split"
         )
 
 
-def _fill(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:
-    """Weights of one layer."""
+def _fill_layer(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:
+    """Write the weights of one layer: experts, router, and a new shared expert.
+
+    Args:
+        new: the layer to be written.
+        old: the source's layer, dense or with experts.
+        choice: which units a narrower expert takes.
+        layer: its index in the model, for seeds.
+        x_TD: inputs to measure on; None: nothing is measured.
+    """
     if new.shared is not None and getattr(old, "shared", None) is None:
-        new.shared.w_down.zero_()
+        new.shared.w_down.zero_()  # a new shared expert adds nothing at first
     sources = None if x_TD is None else list_unit_sources(old, x_TD)
     scores = None if sources is None else [sum_importance(source) for source in sources]
     if isinstance(old, MoE):
-        same = new.widths == old.widths  # then each stays what it is
         mass = None if scores is None else [float(score.sum()) for score in scores]
-        order = list(range(len(old.widths))) if same else choose_experts(new, old, mass, x_TD)
+        # Experts of the same widths keep their places, whatever was measured: then nothing changes at all.
+        order = list(range(len(old.widths))) if new.widths == old.widths else choose_experts(new, old, mass, x_TD)
         write_router(new, old, order)
     else:
-        order = [0] * len(new.widths)
-    for i, (width, number) in enumerate(zip(new.widths, order, strict=True)):
-        weights = get_unit_weights(old, number)
-        score = None if scores is None else scores[number]
-        start = sum(new.widths[:i]) if not isinstance(old, MoE) else 0
+        order = [0] * len(new.widths)  # all take from the dense layer
+    for i, (width, origin) in enumerate(zip(new.widths, order, strict=True)):
+        weights = get_unit_weights(old, origin)
+        # Windows of a dense layer follow one another, so that the experts together cover it.
+        start = 0 if isinstance(old, MoE) else sum(new.widths[:i])
+        # A seed of its own for each expert: its units do not depend on the experts before it.
         generator = torch.Generator().manual_seed((choice.seed * 1_000_003 + layer) * 1_000_003 + i)
-        units, silent = _units(len(weights[0]), width, choice.kind, score, start, generator)
+        score_F = None if scores is None else scores[origin]
+        units, silent = _choose_units(len(weights[0]), width, choice.kind, score_F, start, generator)
         w_gate, w_up, w_down = (weight[units.to(weight.device)] for weight in weights)
         w_down = w_down * (~silent).to(w_down)[:, None]
         if sources is not None and width < len(weights[0]):
-            w_down = w_down * _scale(sources[number], (w_gate, w_up, w_down))
-        for place, value in zip(new.expert(i), (w_gate, w_up, w_down.T), strict=True):
-            place.copy_(value)
+            w_down = w_down * _best_scale(sources[origin], (w_gate, w_up, w_down))
+        for view, value in zip(new.expert(i), (w_gate, w_up, w_down.T), strict=True):
+            view.copy_(value)
 
 
-def _units(
-    have: int, want: int, kind: str, score_F: torch.Tensor | None, start: int, generator: torch.Generator
+def _choose_units(
+    available: int, width: int, kind: str, score_F: torch.Tensor | None, start: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Units of the source, and which of them are repeated and so must stay silent."""
-    if want >= have:
-        units = torch.arange(want) % have
-        return units, torch.arange(want) >= have
+    """Return the units that an expert takes, and which of them are repeated.
+
+    A repeated unit must stay silent (its output row is 0), or it would count twice; its gate and up rows are copies, so
+    that it has a gradient and can learn.
+
+    Args:
+        available: units of the source.
+        width: units of the new expert.
+        kind: of `Choice`.
+        score_F: importance of the source's units; needed for kind importance only.
+        start: first unit of a window.
+        generator: of random units.
+    """
+    if width >= available:
+        units = torch.arange(width) % available
+        return units, torch.arange(width) >= available
     if kind == "importance":
         assert score_F is not None
-        units = torch.argsort(score_F.cpu(), descending=True, stable=True)[:want].sort().values
+        units = torch.argsort(score_F.cpu(), descending=True, stable=True)[:width].sort().values
     elif kind == "windows":
-        units = (start + torch.arange(want)) % have
+        units = (start + torch.arange(width)) % available
     else:
-        units = torch.randperm(have, generator=generator)[:want].sort().values
-    return units, torch.zeros(want, dtype=torch.bool)
+        units = torch.randperm(available, generator=generator)[:width].sort().values
+    return units, torch.zeros(width, dtype=torch.bool)
 
 
-def _scale(source: UnitSource, new: tuple[torch.Tensor, ...]) -> float:
-    """Factor for the new expert's output that brings it nearest to the old one's, on the tokens that come to it."""
+def _best_scale(source: UnitSource, weights: tuple[torch.Tensor, ...]) -> float:
+    """Return the factor that brings a new expert's output nearest to its source's (least squares), on the source's tokens."""
     whole_MD = compute_hidden(source.x_MD, source.weights) @ source.weights[2]
-    part_MD = compute_hidden(source.x_MD, new) @ new[2]
+    part_MD = compute_hidden(source.x_MD, weights) @ weights[2]
     square = float((part_MD * part_MD).sum())
     return float((whole_MD * part_MD).sum()) / square if square > 0 else 1.0
 
 
-def _error(old_TD: torch.Tensor, new_TD: torch.Tensor) -> float:
-    """|new - old| / |old|."""
+def _relative_error(old_TD: torch.Tensor, new_TD: torch.Tensor) -> float:
     return float((new_TD - old_TD).norm() / old_TD.norm())
 
 
-def _output(model: Transformer, ffn: nn.Module, x_TD: torch.Tensor) -> torch.Tensor:
-    """What a layer of a model gives, whatever it has beside its experts."""
+def _run_ffn(model: Transformer, ffn: nn.Module, x_TD: torch.Tensor) -> torch.Tensor:
+    """Return the output of a layer of a model (T, D), with all that it has besides its experts."""
     if isinstance(ffn, MoE):
         moe_TD: torch.Tensor = ffn(x_TD, hyper_network=model.hyper_network)[0]
         return moe_TD

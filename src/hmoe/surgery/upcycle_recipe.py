@@ -1,4 +1,4 @@
-"""A model of any folder + a recipe that says what its experts become -> the recipe of the new run."""
+"""The recipe of an upcycled run: the model of a folder, with the experts that another recipe gives it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,15 +12,16 @@ from hmoe.specs.plain import to_plain
 
 
 def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Sequence[int] | None = None) -> RunConfig:
-    """The recipe with the folder's model in it, but for `model.moe`, which is the recipe's.
+    """Return a recipe with the model of a folder in it, whose experts (`model.moe`) are those of the recipe.
 
-    A run trained on data goes on with them; a Hugging Face folder reads data/<its name> unless the recipe says otherwise.
+    A run that was trained on data goes on with them; a Hugging Face folder reads data/<its name> unless the recipe names
+    other data.
 
     Args:
         opened: the folder.
-        recipe: its sections data, optim, train and model.moe count.
-        overrides: of these.
-        widths: in place of the recipe's.
+        recipe: a preset or a YAML file; its sections data, optim, train and model.moe count.
+        overrides: words such as "train.steps=5" that change these sections.
+        widths: of the experts, in place of the recipe's; None: the recipe's.
 
     Raises:
         ConfigError: naming what does not fit.
@@ -29,20 +30,23 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
     moe = recipes.resolve(recipe, changes)["model"].get("moe")
     if moe is None:
         raise ConfigError(f"{recipe}: its model is dense (model.moe: null); name a recipe with experts")
-    given = opened.model.config
+    source = opened.model.config
     if widths is not None:
         moe = {**moe, "widths": list(widths)}
-    tree = to_plain(given) | {"moe": moe, "ffn": given.ffn if moe.get("dense_layers") else None}
+    tree = to_plain(source) | {"moe": moe, "ffn": source.ffn if moe.get("dense_layers") else None}
     model = recipes.check_model(tree)
     path = opened.run.data.path if opened.run else f"data/{opened.name}"
-    elsewhere = any(word.lstrip("-").startswith("data.path") for word in overrides)
-    own = opened.run is not None and path == "corpus" and not elsewhere
-    tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"] if own and opened.run else []
+    path_is_overridden = any(word.lstrip("-").startswith("data.path") for word in overrides)
+    tokenizer = []
+    if opened.run is not None and path == "corpus" and not path_is_overridden:
+        # The recipe may train another tokenizer on the embedded corpus, whose tokens the model would not know.
+        tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"]
     config = recipes.with_model(recipe, model, [*tokenizer, *overrides], path)
-    if _rest(config.model) != _rest(model):
+    if _without_experts(config.model) != _without_experts(model):
         raise ConfigError(f"model: comes from {opened.name}; only model.moe, data, optim and train can be overridden")
+    # An override of model.moe.widths has been applied once more; a measured budget goes before it.
     return config if widths is None else config.model_copy(update={"model": model})
 
 
-def _rest(model: ModelSpec) -> dict[str, Any]:
+def _without_experts(model: ModelSpec) -> dict[str, Any]:
     return {name: value for name, value in to_plain(model).items() if name not in ("moe", "ffn")}
