@@ -12,6 +12,7 @@ from hmoe.model.transformer import Transformer, build
 from hmoe.surgery.measure import inputs_of
 from hmoe.surgery.skip import median_shares, with_shares
 from tests import oracles
+from tests.surgery.helpers import source
 
 WIDTHS = (5, 16, 3, 24)
 DIM = 12
@@ -119,3 +120,27 @@ def test_what_cannot_skip_is_told() -> None:
         check_model(dict(dim=16, layers=2, heads=4, vocab=31, moe=base))
     with pytest.raises(ValueError, match=r"moe\.skip: the router is top-p 0\.6; must be top-k"):
         check_model(dict(dim=16, layers=1, heads=4, vocab=31, moe=base | {"router": {"name": "top_p"}}))
+
+
+def test_skipping_compares_and_skips_only_experts_that_compute() -> None:
+    model = source({"name": "top_k", "k": 3}, zero={"null": 1, "copy": 1})
+    text = torch.randint(0, 29, (1, 201))
+    inputs = inputs_of(model, [text])
+    shares = median_shares(model, inputs)
+    with torch.no_grad():
+        routing = with_shares(model, shares)(text)[1][0]
+    expected: list[set[int]] = []
+    ratios = []
+    for x in inputs[0]:
+        values = oracles.probabilities(model.blocks[0].ffn.router.weight.detach() @ x)  # type: ignore[union-attr, operator]
+        chosen = oracles.chosen(model.blocks[0].ffn.router.weight.detach() @ x, 3)  # type: ignore[union-attr, operator]
+        computing = [i for i in chosen if i < 4]
+        if len(computing) > 1:
+            ratios.append(float(min(values[computing]) / max(values[computing])))
+        expected.append({i for i in chosen if i >= 4 or values[i] / max(values[computing]) >= shares[0] * (1 - 1e-12)})
+    assert shares[0] == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2])
+    chosen_T: list[set[int]] = [set() for _ in expected]
+    for token, expert in zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True):
+        chosen_T[token].add(expert)
+    assert chosen_T == expected
+    assert 0 < sum(map(len, expected)) < 3 * 201

@@ -7,33 +7,10 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.model.transformer import Transformer, build
-from hmoe.specs.model import ModelSpec
-from hmoe.surgery.measure import importance, inputs_of, measured_widths
+from hmoe.model.transformer import build
+from hmoe.surgery.measure import importance, inputs_of
 from hmoe.surgery.upcycle import Choice, upcycle
-from tests import oracles
-from tests.model.test_transformer import config
-
-DENSE = {"moe": None, "ffn": 24}
-
-
-def trained(**changes: Any) -> Transformer:
-    """A model whose units differ in importance, as trained ones do."""
-    model = build(config(**changes), 1, torch.float64).eval()
-    for block in model.blocks:
-        scale = torch.logspace(0, -2, len(block.ffn.w_down), dtype=torch.float64)[torch.randperm(len(block.ffn.w_down))]
-        block.ffn.w_down.data.mul_(scale[:, None] * 10)
-        if hasattr(block.ffn, "router"):
-            torch.nn.init.normal_(block.ffn.router.weight, std=1.0)
-    return model
-
-
-def tokens() -> torch.Tensor:
-    return torch.randint(0, 29, (4, 40), generator=torch.Generator().manual_seed(5))
-
-
-def target(moe: dict[str, Any], **changes: Any) -> ModelSpec:
-    return config(moe=moe, **changes)
+from tests.surgery.helpers import DENSE, target, tokens, trained
 
 
 @pytest.mark.parametrize("router", [{"name": "top_k", "k": 1}, {"name": "top_k", "k": 2}, {"name": "top_p", "p": 0.7}])
@@ -62,42 +39,6 @@ def test_every_second_layer() -> None:
     dense = trained(**DENSE)
     made, _ = upcycle(dense, target({"widths": [24, 24], "dense_layers": [0]}, ffn=24), Choice("windows"), None)
     torch.testing.assert_close(made(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("moe", [False, True])
-def test_importance_is_load_times_activation_times_output(moe: bool) -> None:
-    model = trained() if moe else trained(**DENSE)
-    x = torch.randn(33, 16, dtype=torch.float64)
-    ffn = model.blocks[0].ffn
-    found = importance(ffn, x)
-    for number in range(3 if moe else 1):
-        w_gate, w_up, w_down = ffn.expert(number) if moe else (ffn.w_gate, ffn.w_up, ffn.w_down.T)
-        expected = torch.zeros(len(w_gate), dtype=torch.float64)
-        for row in x:
-            gate = torch.ones(())
-            if moe:
-                logits = ffn.router.weight @ row
-                chosen = oracles.chosen(logits, 2)
-                probs = oracles.probabilities(logits)
-                if number not in chosen:
-                    continue
-                gate = probs[number] / sum(probs[i] for i in chosen)
-            before = w_gate @ row
-            expected += gate * (before / (1 + torch.exp(-before)) * (w_up @ row)).abs() * w_down.norm(dim=0) / len(x)
-        torch.testing.assert_close(found[number], expected.detach(), rtol=1e-10, atol=1e-12)
-
-
-def test_what_is_measured_knows_no_noise_and_no_hyper_experts() -> None:
-    """Both would be asked for seeds, or for the model's hypernetwork, which one layer does not have."""
-    hyper = {"dim": 3, "init": "zero"}
-    source = trained(moe={"widths": [12, 12, 12], "hyper": hyper})
-    inputs = inputs_of(source, [tokens()])
-    router = {"name": "top_k", "k": 2, "jitter": 0.1, "gumbel": True}
-    model, errors = upcycle(
-        source, target({"widths": [12, 12, 12], "router": router, "hyper": hyper}), Choice(), inputs
-    )
-    assert max(errors) < 1e-12
-    torch.testing.assert_close(model(tokens())[0], source(tokens())[0], rtol=1e-9, atol=1e-9)
 
 
 def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() -> None:
@@ -175,18 +116,6 @@ def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
         found[left_out] = ((part(inputs[0])[0] - y).norm() / y.norm()).item()
     assert errors[0] == pytest.approx(min(found.values()), rel=1e-9)
     assert len(ffn.widths) == 3
-
-
-def test_measured_widths() -> None:
-    layers = [
-        [torch.tensor([9.0, 8, 7, 1]), torch.tensor([6.0, 0, 0, 0])],
-        [torch.tensor([1.0, 1, 1, 1]), torch.tensor([9.0, 9, 9, 0])],
-    ]
-    assert measured_widths(layers, 4) == (1, 3)
-    assert sum(measured_widths(layers, 6, 2)) == 6
-    assert min(measured_widths(layers, 6, 2)) == 2
-    with pytest.raises(ConfigError, match="total = 5 for 2 experts, must be a multiple of 2"):
-        measured_widths(layers, 5, 2)
 
 
 @pytest.mark.parametrize(

@@ -2,71 +2,25 @@
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSeq2SeqLM,
-    DataCollatorForSeq2Seq,
-    GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
-    SwitchTransformersConfig,
     SwitchTransformersForConditionalGeneration,
-    TrainingArguments,
 )
 
-from hmoe import CheckpointError, ConfigError, Hyper
-from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.adapt.finetune.features import windows
+from hmoe import CheckpointError, ConfigError
+from hmoe.adapt.duplicate import duplicate_mlps
 from hmoe.adapt.finetune.fine_tune import Request, finetune
-from hmoe.adapt.finetune.scorers import Answers, log_probs
-from hmoe.adapt.finetune.tasks import Example, find, settings_of
-from hmoe.adapt.finetune.trainer import BalancedTrainer, Collator
+from hmoe.adapt.finetune.tasks import find
 from hmoe.cli.main import run as hmoe
 from hmoe.hub import attach_hyper
-from tests.adapt.finetune.test_tasks import ROWS, write
-
-WORDS = "good bad film story plot the a is was it very 0 1 2 sst2 sentence : summarize question context who me . ? cats purr".split()  # noqa: SIM905
-
-
-def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation()])
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
-    fast.save_pretrained(folder)
-    return fast
-
-
-@pytest.fixture(scope="module")
-def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("switch")
-    vocab = len(tokenizer(folder))
-    torch.manual_seed(0)
-    config = SwitchTransformersConfig(
-        vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2,
-        num_sparse_decoder_layers=1, num_heads=4, num_experts=4, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
-    SwitchTransformersForConditionalGeneration(config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gpt2")
-    vocab = len(tokenizer(folder))
-    torch.manual_seed(0)
-    GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_embd=32, n_layer=2, n_head=4, n_positions=64)).save_pretrained(
-        folder
-    )
-    return folder
+from tests.adapt.finetune.helpers import ROWS, write
 
 
 def reviews(count: int, seed: int) -> list[dict[str, Any]]:
@@ -168,134 +122,6 @@ def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_pa
     if method == "hyper":
         attach_hyper(model, folder=tmp_path / "out")
         assert sum(p.numel() for p in model.parameters()) == result["parameters"]
-
-
-def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, fast = find("squad"), PreTrainedTokenizerFast.from_pretrained(switch)
-    asked = [Example("question: who ? context: " + "it was me . " * 200, ("me",)), Example("question: a", ("bad",))]
-    score = Answers(task, asked, fast, task.settings)
-    assert [number for number, _ in score.windows].count(0) > 2
-    made = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
-    monkeypatch.setattr(score, "_generated", lambda model: iter(made))
-    assert score(None) == {"f1": 100, "exact_match": 100}
-
-
-def test_every_window_has_the_question_and_all_of_the_context_is_read(switch: Path) -> None:
-    fast = PreTrainedTokenizerFast.from_pretrained(switch)
-    context = " ".join(random.Random(0).choices("good bad film story plot".split(), k=900))  # noqa: SIM905
-    settings = settings_of(find("squad"), source_length=100)
-    settings = replace(settings, stride=20)
-    made = windows(
-        Example(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
-    )
-    head = fast("question: who ? context:", add_special_tokens=False)["input_ids"]
-    bodies = []
-    for window in made:
-        assert len(window["input_ids"]) <= 100
-        assert window["input_ids"][: len(head)] == head
-        assert window["input_ids"][-1] == 1
-        bodies.append(window["input_ids"][len(head) : -1])
-    whole = bodies[0] + [token for body in bodies[1:] for token in body[20:]]
-    assert whole == fast(context, add_special_tokens=False)["input_ids"]
-
-
-def test_log_probabilities_are_summed_to_the_end_of_a_text(switch: Path) -> None:
-    model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
-    scores = tuple(torch.randn(2, model.config.vocab_size) for _ in range(3))
-    sequences = torch.tensor([[0, 5, 1, 0], [0, 6, 7, 1]])  # the first one ended a token earlier
-    found = log_probs(model, SimpleNamespace(sequences=sequences, scores=scores))
-    each = torch.stack(scores).log_softmax(-1)
-    expected = [float(each[0, 0, 5] + each[1, 0, 1]), float(each[0, 1, 6] + each[1, 1, 7] + each[2, 1, 1])]
-    assert found == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:
-    model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
-    fast = PreTrainedTokenizerFast.from_pretrained(switch)
-    batch = Collator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
-    found = model(**batch)
-    auxiliary = found.encoder_aux_loss + found.decoder_aux_loss
-    z_loss = found.encoder_z_loss + found.decoder_z_loss
-    text = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), batch["labels"].flatten())
-    expected = text + model.router_aux_loss_coef * auxiliary + model.router_z_loss_coef * z_loss
-    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert auxiliary > 0
-
-
-def small() -> GPT2LMHeadModel:
-    torch.manual_seed(1)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=32)).eval()
-
-
-@pytest.mark.parametrize("k", [1, 3])
-def test_duplicated_mlps_are_at_first_the_same_function(k: int) -> None:
-    model, tokens = small(), torch.randint(0, 30, (2, 9))
-    before = model(tokens).logits
-    duplicate_mlps(model, experts=4, k=k)
-    torch.testing.assert_close(model(tokens).logits, before, rtol=1e-5, atol=1e-6)
-    model.train()
-    torch.manual_seed(0)
-    with heard(model) as routers:
-        model(tokens)
-    assert len(routers) == 2
-    assert len(set(routers[0][2].flatten().tolist())) > 1  # noise spreads the tokens
-    for name, message in (("again", "duplicated already"), ("k", "k = 4, must be from 1 to below")):
-        with pytest.raises(ConfigError, match=message):
-            duplicate_mlps(model if name == "again" else small(), experts=4, k=4 if name == "k" else 1)
-
-
-def test_the_noisy_router_against_its_equations() -> None:
-    """Shazeer et al. 2017, eq 3-5 and 8-11, one token and expert at a time."""
-    model = duplicate_mlps(small(), experts=5, k=2).double().train()
-    router = model.transformer.h[0].mlp.router
-    torch.nn.init.normal_(router.weight)
-    torch.nn.init.normal_(router.noise)
-    x = torch.randn(7, 16, dtype=torch.float64)
-    torch.manual_seed(5)
-    load, gates, experts = (value.detach() for value in router(x))
-    weight, spread = router.weight.detach(), router.noise.detach()
-    torch.manual_seed(5)
-    noise = torch.randn(7, 5, dtype=torch.float64)
-    normal = torch.distributions.Normal(0.0, 1.0)
-    gate_sums = torch.zeros(5, dtype=torch.float64)
-    for t in range(7):
-        clean = [float(weight[i] @ x[t]) for i in range(5)]
-        std = [float(torch.log1p(torch.exp(spread[i] @ x[t]))) + 1e-2 for i in range(5)]
-        noisy = [c + n * s for c, n, s in zip(clean, noise[t].tolist(), std, strict=True)]
-        order = sorted(range(5), key=lambda i: -noisy[i])
-        assert experts[t].tolist() == order[:2]
-        weights = [float(torch.tensor(noisy).double().softmax(0)[i]) for i in order[:2]]
-        assert gates[t].tolist() == pytest.approx([w / sum(weights) for w in weights])
-        for i in range(5):
-            others = sorted((noisy[j] for j in range(5) if j != i), reverse=True)
-            expected = float(normal.cdf(torch.tensor((clean[i] - others[1]) / std[i], dtype=torch.float64)))
-            assert float(load[t, i]) == pytest.approx(expected, abs=1e-9)
-        for w, i in zip(weights, order[:2], strict=True):
-            gate_sums[i] += w / sum(weights)
-    expected = sum((v.var() / v.mean() ** 2).item() for v in (gate_sums, load.sum(0)))
-    assert balance_loss(load, gates, experts).item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_loss_of_duplicated_mlps_has_their_balance(tmp_path: Path) -> None:
-    model = duplicate_mlps(small(), experts=4).train()
-    inputs = {"input_ids": torch.randint(0, 30, (3, 9))}
-    inputs["labels"] = inputs["input_ids"]
-    trainer = BalancedTrainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True))
-    torch.manual_seed(0)
-    loss = trainer.compute_loss(model, inputs)
-    torch.manual_seed(0)
-    with heard(model) as routers:
-        text = model(**inputs).loss
-    balance = sum(balance_loss(*said).item() for said in routers)
-    assert balance > 0.01
-    assert loss.item() == pytest.approx(text.item() + 1e-2 * balance, rel=1e-6)
-
-
-def test_hyperexperts_on_duplicated_mlps_start_on_the_same_function() -> None:
-    model, tokens = duplicate_mlps(small()), torch.randint(0, 30, (2, 9))
-    before = model(tokens).logits
-    attach_hyper(model, Hyper(dim=4, init="zero"))
-    assert torch.equal(model(tokens).logits, before)
 
 
 @pytest.mark.parametrize(

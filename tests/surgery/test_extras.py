@@ -1,0 +1,72 @@
+"""Shared, zero-computation and HyperExperts: taken over, or named with what they counted."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from hmoe import ConfigError
+from hmoe.surgery.extras import lost_parts
+from hmoe.surgery.measure import inputs_of
+from hmoe.surgery.upcycle import Choice, upcycle
+from tests.surgery.helpers import FOUR, source, target, tokens
+
+
+@pytest.mark.parametrize(
+    "zero", [{"null": 1, "copy": 1, "constant": 2}, {"null": 2, "true_gates": True}], ids=["MoE++", "AdaMoE"]
+)
+def test_runs_with_zero_computation_experts_are_pruned(zero: dict[str, Any]) -> None:
+    router = {"name": "top_k", "k": 2}
+    model = source(router, zero=zero)
+    inputs = inputs_of(model, [tokens()])
+    _, errors = upcycle(model, target({**FOUR, "router": router, "zero": zero}), Choice(), inputs)
+    assert max(errors) < 1e-12
+    pruned, errors = upcycle(model, target({"widths": [12, 12, 12], "router": router, "zero": zero}), Choice(), inputs)
+    assert 0 < max(errors) < 1
+    old, new = model.blocks[0].ffn, pruned.blocks[0].ffn
+    assert torch.equal(new.router.weight[3:], old.router.weight[4:])
+    if new.zero.value is not None:
+        assert torch.equal(new.zero.value, old.zero.value)
+        assert torch.equal(new.zero.mix, old.zero.mix)
+    without, errors = upcycle(model, target({**FOUR, "router": router}), Choice(), inputs)
+    assert lost_parts(model, without.config)[0].startswith(
+        f"{sum(map(int, zero.values())) - ('true_gates' in zero)} zero-computation"
+    )
+    assert min(errors) > 0.01
+    with pytest.raises(ConfigError, match=r"moe\.zero = .*: the source has .*; must be that, or be left out"):
+        upcycle(model, target({**FOUR, "router": router, "zero": {"null": 3}}), Choice(), inputs)
+    with pytest.raises(ConfigError, match="zero: a new router would"):
+        upcycle(source(router), target({**FOUR, "router": router, "zero": zero}), Choice(), inputs)
+
+
+def test_parts_that_the_new_model_lacks_are_named_and_counted() -> None:
+    router = {"name": "top_k", "k": 2, "bias_rate": 0.1}
+    beside = {"shared": 8, "hyper": {"dim": 4, "embedding": 5, "hidden": 6, "layer_embedding": 3}}
+    model = source(router, **beside)
+    for name, parameter in model.named_parameters():
+        if "hyper" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    inputs = inputs_of(model, [tokens()])
+    kept, errors = upcycle(model, target({**FOUR, "router": router, **beside}), Choice(), inputs)
+    assert lost_parts(model, kept.config) == []
+    assert max(errors) < 1e-12
+    plain = {"name": "top_k", "k": 2}
+    for left_out, title in (("shared", "shared experts of width 8 ("), ("hyper", "HyperExperts (")):
+        moe = {**FOUR, "router": router, **{name: value for name, value in beside.items() if name != left_out}}
+        made, errors = upcycle(model, target(moe), Choice(), inputs)
+        (line,) = lost_parts(model, made.config)
+        number = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in made.parameters())
+        assert line == f"{title}{number:,} parameters)"
+        assert min(errors) > 0.01
+    everything = lost_parts(model, target({**FOUR, "router": plain}))
+    assert [line.split(" (")[0] for line in everything] == [
+        "HyperExperts",
+        "shared experts of width 8",
+        "the bias that balances the router",
+    ]
+    for change, message in (
+        ({"shared": 9}, r"moe\.shared = 9: the source has 8"),
+        ({"hyper": {"dim": 5}}, r"moe\.hyper = .*'dim': 5"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            upcycle(model, target({**FOUR, "router": router, **beside, **change}), Choice(), inputs)
