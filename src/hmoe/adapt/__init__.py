@@ -1,1 +1,1 @@
-"""Additions to other people's models: HyperExperts and duplicated feed-forward layers attached to them, and their fine-tuning."""
+"""Additions to other people's models: HyperExperts, duplicated feed-forward layers, fine-tuning."""

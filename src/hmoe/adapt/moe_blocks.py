@@ -1,4 +1,4 @@
-"""The mixture-of-experts layers of transformers' models: where they are, their router, their sizes, and whom the router chose."""
+"""Mixture-of-experts layers of transformers' models: where they are, their router, what the router chose."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from hmoe.errors import ConfigError
 
-KNOWN = (
+KNOWN = (  # names of classes: the classes themselves would load the code of every family
     "SwitchTransformersSparseMLP",
     "MixtralSparseMoeBlock",
     "Qwen2MoeSparseMoeBlock",
@@ -20,13 +20,14 @@ KNOWN = (
 
 
 def expert_stacks(model: PreTrainedModel) -> list[Any]:
-    """Encoder and decoder, or the decoder alone; those that have experts.
+    """Return the encoder and the decoder of a model, or its decoder alone, but only those that have experts.
 
     Raises:
         ConfigError: if none has experts of a kind that is known.
     """
-    both = [model.get_encoder(), model.get_decoder()] if model.config.is_encoder_decoder else [model.base_model]
-    stacks = [stack for stack in both if any(True for _ in iterate_blocks(stack))]
+    two = model.config.is_encoder_decoder
+    stacks = [model.get_encoder(), model.get_decoder()] if two else [model.base_model]
+    stacks = [stack for stack in stacks if any(True for _ in iterate_blocks(stack))]
     if not stacks:
         raise ConfigError(
             f"{type(model).__name__} has no mixture-of-experts layer of a kind that is known: {', '.join(KNOWN)}"
@@ -64,15 +65,21 @@ def get_model_width(block: Any) -> int:
 
 
 def get_matching_kind(block: Any) -> dict[str, Any]:
-    """Device and type of the block's experts."""
+    """Return device and dtype of a layer's experts, as arguments of `Module.to`."""
     weight = next(block.experts.parameters())
     return {"device": weight.device, "dtype": weight.dtype}
 
 
 def read_selection(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.Tensor:
-    """Boolean (T, E), from what a router returns: (mask, probabilities, logits) in Switch, where a token that a full expert
-    refused has selected it all the same; (logits, gates, experts) elsewhere."""
-    first, _, last = output
-    chosen_TK = last.argmax(-1).reshape(-1, 1) if first.shape == last.shape else last.reshape(-1, last.shape[-1])
-    selected_TE = torch.zeros(len(chosen_TK), num_experts, dtype=torch.bool, device=last.device)
-    return selected_TE.scatter(1, chosen_TK, True)
+    """Return which experts each token selected, as a boolean (T, E).
+
+    Args:
+        output: what a router returned: (mask, probabilities, logits) in Switch, else (logits, gates,
+            experts).
+        num_experts: E.
+    """
+    last = output[-1]
+    # Switch's mask is not used: a token that a full expert refused has selected it all the same.
+    expert_TK = last.argmax(-1).reshape(-1, 1) if last.is_floating_point() else last.reshape(-1, last.shape[-1])
+    selected_TE = torch.zeros(len(expert_TK), num_experts, dtype=torch.bool, device=last.device)
+    return selected_TE.scatter(1, expert_TK, True)

@@ -1,4 +1,4 @@
-"""The model card: what a reader of the folder should know, with the routing facts of the run."""
+"""The model card: what a reader of a folder should know, with the routing facts of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ _READS_AHEAD = (
     "**Experts choose their tokens among all of the forward pass, later ones and other texts included**: results depend on the "
     "batch, losses are not comparable with those of causal models, and the model cannot generate."
 )
-_MEASURED = {  # key of metrics.jsonl -> what it is
+_MEASURED = {  # key of metrics.jsonl: what it is
     "step": "training steps",
     "tokens": "training tokens",
     "flops": "training FLOPs",
@@ -39,11 +39,18 @@ _MEASURED = {  # key of metrics.jsonl -> what it is
 
 
 def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
-    """Markdown with the YAML head that model hubs read."""
-    lines = [_HEAD.format(name=opened.name), _what(opened), "", "| fact | value |", "|---|---|"]
+    """Return the model card of a folder: Markdown with the YAML head that model hubs read.
+
+    Args:
+        opened: the model.
+        source: its folder, whose metrics are told.
+        form: hmoe or mixtral, as exported.
+        with_code: whether the folder holds code that loads without hmoe.
+    """
+    lines = [_HEAD.format(name=opened.name), _describe(opened), "", "| fact | value |", "|---|---|"]
     last = metrics_at(source, opened.step)
     lines += [f"| {name} | {value} |" for name, value in _facts(opened, last).items()]
-    lines += ["", *_shares(opened, last), "## Use", "", "```python", _use(form, with_code), "```", ""]
+    lines += ["", *_expert_shares(opened, last), "## Use", "", "```python", _usage(form, with_code), "```", ""]
     if form == "mixtral":
         lines += [_PADDED, ""]
     elif opened.model.config.moe is not None:
@@ -51,7 +58,7 @@ def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
     return "\n".join(lines)
 
 
-def _what(opened: Opened) -> str:
+def _describe(opened: Opened) -> str:
     moe = opened.model.config.moe
     if moe is None:
         return "A dense decoder language model, written by hmoe."
@@ -62,7 +69,7 @@ def _what(opened: Opened) -> str:
 
 
 def _batch_dependence(router: RouterSpec) -> list[str]:
-    """What to know of a router whose choice for a token depends on the other tokens."""
+    """Return what to know of a router whose choice for a token depends on the other tokens of the batch."""
     if not router.causal:
         return [_READS_AHEAD, ""]
     return [_CAPACITY, ""] if router.batch_dependent else []
@@ -77,19 +84,21 @@ def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
         measured = "measured in the last training step" if "mean_activated_width" in last else "for a uniform router"
         facts |= {
             "expert widths, hidden units": ", ".join(map(str, config.moe.expert_widths)),
-            "router": _router(config.moe.router),
+            "router": _describe_router(config.moe.router),
             f"activated hidden units per layer, {measured}": f"{width:,.1f}",
             f"activated parameters, {measured}": f"{round(activated_parameters(config, width)):,}",
         }
-    return facts | {said: _number(last[name]) for name, said in _MEASURED.items() if last.get(name) is not None}
+    return facts | {
+        title: _format_number(last[name]) for name, title in _MEASURED.items() if last.get(name) is not None
+    }
 
 
-def _router(router: RouterSpec) -> str:
+def _describe_router(router: RouterSpec) -> str:
     return f"{router.title}, {'renormalised gates' if router.renormalize else 'raw gates'}"
 
 
-def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:
-    """One row per MoE layer: the share of token-expert pairs of each expert."""
+def _expert_shares(opened: Opened, last: dict[str, Any]) -> list[str]:
+    """Return a table with a row per MoE layer: the share of token-expert pairs that each expert got."""
     table, moe = last.get("expert_token_share"), opened.model.config.moe
     if not table or moe is None:
         return []
@@ -102,7 +111,7 @@ def _shares(opened: Opened, last: dict[str, Any]) -> list[str]:
             "|---" * (len(moe.routed_widths) + 1) + "|", *rows, ""]  # fmt: skip
 
 
-def _use(form: str, with_code: bool) -> str:
+def _usage(form: str, with_code: bool) -> str:
     first = "import hmoe.hub  # makes the model type known\n" if form == "hmoe" and not with_code else ""
     trust = ", trust_remote_code=True" if with_code else ""
     return (
@@ -112,5 +121,5 @@ def _use(form: str, with_code: bool) -> str:
     )
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) and value < 10**12 else f"{value:.4g}"

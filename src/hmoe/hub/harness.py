@@ -20,12 +20,12 @@ from hmoe.evaluate.language_model import BATCH_TOKENS, LanguageModel
 
 @register_model("hmoe")
 class HMoELanguageModel(LanguageModel):
-    """lm-eval's model over a run folder or a Hugging Face folder.
+    """The model of lm-evaluation-harness over a run folder or a Hugging Face folder.
 
     Args:
         pretrained: the folder.
         batch_tokens: tokens of one forward pass.
-        batch_size: the same as sequences of `max_length` tokens, as the harness's other models count.
+        batch_size: the same, counted in sequences of `max_length` tokens, as the harness's other models do.
         max_length: tokens read at once; None: as many as in training.
         precision: float32 or bfloat16; None: that of the weights.
         device: such as cpu or cuda:0; None: the GPU where there is one.

@@ -11,7 +11,12 @@ from hmoe.runs.open import Opened, read_json, template_files
 
 
 def write(opened: Opened, folder: Path) -> None:
-    """tokenizer.json (or tokenizer.model), tokenizer_config.json, and the chat template if there is one."""
+    """Write tokenizer.json (or .model), tokenizer_config.json, and the chat template if there is one.
+
+    Args:
+        opened: the model whose tokenizer it is.
+        folder: which gets the files.
+    """
     tokenizer = opened.tokenizer
     name = tokenizer.file_name or "tokenizer.json"
     content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
@@ -35,7 +40,10 @@ def write(opened: Opened, folder: Path) -> None:
 
 
 def _own_roles(opened: Opened, definition: Tokenizer) -> dict[str, object]:
-    """Names that the model's folder gives to tokens of its vocabulary, for chat templates; what begins and ends a text is known."""
+    """Return the roles that the model's folder gives to tokens of its vocabulary, which chat templates use.
+
+    The tokens that begin and end a text are known otherwise and are left out.
+    """
     file = opened.folder / "tokenizer_config.json" if opened.folder is not None else None
     named = read_json(file) if file is not None and file.is_file() else {}
     texts = {

@@ -1,4 +1,4 @@
-"""What a mixture has besides its routed experts: what of it a new model can take over, and what the new model lacks."""
+"""Shared, zero-computation and HyperExperts: which of them a new model can take over, and which it lacks."""
 
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,7 @@ def _hyper_sizes(hyper: object) -> dict[str, int] | None:
 
 
 def lost_parts(source: Transformer, config: "ModelSpec") -> list[str]:
-    """Return the parts of the source that a model of this config lacks, each as a line with its number of parameters."""
+    """Return the parts of the source that a model of this config lacks, with their numbers of parameters."""
     before, after = source.config.moe, config.moe
     if before is None or after is None:
         return []

@@ -1,4 +1,4 @@
-"""What a model does on a text, measured for surgery: inputs of each layer, importance of each hidden unit, widths from it."""
+"""What surgery measures on a text: inputs of each layer, importance of hidden units, widths that follow."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -54,7 +54,15 @@ class UnitSource(NamedTuple):
 
 @torch.no_grad()
 def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Run a model over batches of tokens_BL and return what the feed-forward part of each block reads: x_TD per block."""
+    """Run a model over batches of tokens_BL, and return what the feed-forward part of each block reads.
+
+    Args:
+        model: whose blocks are measured.
+        batches: tokens_BL of texts.
+
+    Returns:
+        x_TD for each block, T being the tokens of all batches.
+    """
     parts_by_block: list[list[torch.Tensor]] = [[] for _ in model.blocks]
     device = model.embed.weight.device
     hooks = [
@@ -76,8 +84,8 @@ def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch
 def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
     """Return the importance of every hidden unit, one tensor (h,) per expert; a dense layer is one expert.
 
-    It is the mean over tokens of gate x |activation|, times the norm of the unit's output row. Tokens that do not come to
-    an expert count as 0, so that this is the load of the expert x the importance of its unit.
+    It is the mean over tokens of gate x |activation|, times the norm of the unit's output row. Tokens that do
+    not come to an expert count as 0, so that this is the load of the expert x the importance of its unit.
     """
     return [sum_importance(source) / max(len(x_TD), 1) for source in list_unit_sources(ffn, x_TD)]
 
@@ -85,8 +93,8 @@ def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
 def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
     """Return ascending widths of sum `total` that follow the measured importance of units.
 
-    In each layer the `total` most important units are counted by the expert that they lie in, and the counts are sorted;
-    the widths are in proportion to their mean over layers. Every expert keeps at least one multiple.
+    In each layer the `total` most important units are counted by the expert that they lie in, and the counts
+    are sorted; widths are in proportion to their mean over layers. Every expert keeps at least one multiple.
 
     Args:
         importances: of `importance`, a list per layer.
@@ -100,7 +108,7 @@ def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multi
     for layer in importances:
         owner_F = torch.repeat_interleave(torch.arange(len(kept_E)), torch.tensor([len(part) for part in layer]))
         best = torch.argsort(torch.cat(layer), descending=True, stable=True)[:total]
-        # Sorted, because layers share their widths, and the experts of one layer have no counterparts in another.
+        # Sorted: layers share their widths, but the experts of one layer have no counterparts in another.
         kept_E += torch.bincount(owner_F[best.cpu()], minlength=len(kept_E)).sort().values
     return proportional(total, kept_E.tolist(), multiple)
 

@@ -1,4 +1,4 @@
-"""Which experts of a trained layer a smaller one keeps, and the router that it keeps them with (Lu et al. 2024, 5.8)."""
+"""Which experts of a trained layer a smaller layer keeps, and with which router (Lu et al. 2024, 5.8)."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ def write_router(new: MoE, old: MoE, order: Sequence[int]) -> None:
         old: its router is read.
         order: the old experts that are the new layer's, in the new layer's order.
     """
-    # Zero-computation experts come after the others; either all of them stay or none (`hmoe.surgery.extras.check_parts`).
+    # Zero-computation experts come after the others, and either all of them stay or none (`check_parts`).
     rows = [*order, *range(len(old.widths), len(old.widths) + len(new.routed_widths) - len(new.widths))]
     new.router.weight.copy_(old.router.weight[rows])
     if new.router.bias_E is not None and old.router.bias_E is not None:
@@ -33,14 +33,14 @@ def write_router(new: MoE, old: MoE, order: Sequence[int]) -> None:
 
 
 def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch.Tensor | None) -> list[int]:
-    """Return which expert of the old layer becomes each expert of the new one: the least important first, as widths ascend.
+    """Return which expert of the old layer becomes each expert of the new one.
 
-    If the new layer has fewer experts, those are kept whose layer is nearest to the whole one on the inputs (Lu et al.
-    2024), routed by the new router as it will be written. If there are too many subsets to try, the most important experts
-    are kept.
+    As widths ascend, the least important expert comes first. If the new layer has fewer experts, those are
+    kept whose layer is nearest to the whole one on the inputs (Lu et al. 2024), routed by the new router as it
+    will be written. If there are too many subsets to try, the most important experts are kept.
 
     Args:
-        new: the layer to be written. Its router is overwritten, with what the last subset that was tried needs.
+        new: the layer to be written. Its router is overwritten while subsets are tried.
         old: the trained layer.
         mass: importance of each old expert, all its units together; None: not measured.
         x_TD: inputs of the old layer; None: not measured.
@@ -81,9 +81,9 @@ def _arrange(order: Sequence[int], widths: Sequence[int]) -> list[int]:
 
 
 def _mix_experts(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
-    """Return what the routed and zero-computation experts of a layer give, its experts being these of the old layer.
+    """Return what a layer gives if its expert i is the old layer's expert `order[i]`; without shared experts.
 
-    The new experts are not written yet, so their pairs are computed with the old layer's weights, expert `order[i]` for i.
+    The new experts are not written yet, so that their pairs are computed with the old layer's weights.
     """
     # Pairs are sorted by expert, and zero-computation experts, which have no weights, come last.
     num_computed = int(routing.num_tokens_E[: len(order)].sum())

@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
-    """Return the share for each MoE layer: the median over tokens of the weakest chosen expert's score / the best one's.
+    """Return for each MoE layer the share below which experts are skipped.
 
-    With k = 2 this is the paper's beta, below which half of all second experts are skipped. Tokens with fewer than two experts
+    It is the median over tokens of the weakest chosen expert's score / the best one's. With k = 2 this is
+    the paper's beta, below which half of all second experts are skipped. Tokens with fewer than two experts
     that compute do not count.
 
     Args:
         model: see `check`.
-        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.measure.inputs_of`; for a model that
-            was made from another one, the inputs of that one.
+        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.measure.inputs_of`;
+            for a model that was made from another one, the inputs of that one.
 
     Raises:
         ConfigError: see `check`.
@@ -36,7 +37,7 @@ def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float
 
 
 def check(config: "ModelSpec") -> None:
-    """Raise ConfigError unless the router is top-k with k of at least 2, without a capacity, and skips nothing yet."""
+    """Raise ConfigError unless the router is top-k, k at least 2, without capacity, and skips nothing yet."""
     moe = config.moe
     if moe is None:
         raise ConfigError("skip: the model is dense; must be top-k with k of at least 2 and without a capacity")
@@ -65,7 +66,7 @@ def _median_share(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
 
 
 def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
-    """Return a model that shares this one's weights and skips experts by these shares, one for each MoE layer."""
+    """Return a model with the weights of this one that skips experts by these shares, one per MoE layer."""
     assert model.config.moe is not None
     moe = replace(model.config.moe, skip=shares)
     with on_meta():  # no memory for weights that are replaced at once

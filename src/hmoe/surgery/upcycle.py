@@ -1,7 +1,8 @@
-"""A trained model with other experts: dense -> mixture (Komatsuzaki et al. 2023), equal experts -> unequal, fewer or narrower.
+"""A trained model with other experts: from dense, or from equal ones to unequal, fewer or narrower ones.
 
-All is choosing hidden units: an expert of the new model takes some units of one source, the dense layer or an old expert, so
-that the new model starts as nearly the function of the old one. A wider expert repeats units with an output of zero.
+Dense models become mixtures as in sparse upcycling (Komatsuzaki et al. 2023). All is choosing hidden units:
+an expert of the new model takes some units of one source, the dense layer or an old expert, so that the new
+model starts as nearly the function of the old one. A wider expert repeats units with an output of zero.
 """
 
 import math
@@ -30,7 +31,7 @@ class Choice:
     """Which hidden units a narrower expert takes from its source.
 
     Attributes:
-        kind: importance (the most important ones), windows (contiguous ones, from the end on at the start again), or random.
+        kind: importance (the most important ones), windows (contiguous ones, around the end), or random.
         seed: of random units, and of what is new in the model.
 
     Raises:
@@ -49,14 +50,15 @@ class Choice:
 def upcycle(
     source: Transformer, config: "ModelSpec", choice: Choice, inputs: Sequence[torch.Tensor] | None
 ) -> tuple[Transformer, list[float]]:
-    """Build a model of `config` that begins as `source`, and return it with the relative error of each of its MoE layers.
+    """Build a model that begins as `source`, and return it with the relative errors of its MoE layers.
 
     Args:
         source: a trained model, dense or with experts.
         config: of the new model; but for its experts like that of the source.
         choice: which units a narrower expert takes.
-        inputs: of `hmoe.surgery.measure.inputs_of`; the importance of units, and the scale of a narrower expert's output
-            (least squares), are measured on them. Without them nothing is scaled, and the errors are NaN.
+        inputs: of `hmoe.surgery.measure.inputs_of`; the importance of units, and the scale of a narrower
+            expert's output (least squares), are measured on them. Without them nothing is scaled, and the
+            errors are NaN.
 
     Raises:
         ConfigError: if the new model cannot begin as the old one.
@@ -153,8 +155,8 @@ def _choose_units(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the units that an expert takes, and which of them are repeated.
 
-    A repeated unit must stay silent (its output row is 0), or it would count twice; its gate and up rows are copies, so
-    that it has a gradient and can learn.
+    A repeated unit must stay silent (its output row is 0), or it would count twice; its gate and up rows are
+    copies, so that it has a gradient and can learn.
 
     Args:
         available: units of the source.
@@ -178,7 +180,7 @@ def _choose_units(
 
 
 def _best_scale(source: UnitSource, weights: tuple[torch.Tensor, ...]) -> float:
-    """Return the factor that brings a new expert's output nearest to its source's (least squares), on the source's tokens."""
+    """Return the factor that brings a new expert's output nearest to its source's (least squares)."""
     whole_MD = compute_hidden(source.x_MD, source.weights) @ source.weights[2]
     part_MD = compute_hidden(source.x_MD, weights) @ weights[2]
     square = float((part_MD * part_MD).sum())

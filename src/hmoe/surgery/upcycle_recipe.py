@@ -14,8 +14,8 @@ from hmoe.specs.plain import to_plain
 def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Sequence[int] | None = None) -> RunConfig:
     """Return a recipe with the model of a folder in it, whose experts (`model.moe`) are those of the recipe.
 
-    A run that was trained on data goes on with them; a Hugging Face folder reads data/<its name> unless the recipe names
-    other data.
+    A run that was trained on data goes on with them; a Hugging Face folder reads data/<its name> unless the
+    recipe names other data.
 
     Args:
         opened: the folder.
@@ -39,7 +39,8 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
     path_is_overridden = any(word.lstrip("-").startswith("data.path") for word in overrides)
     tokenizer = []
     if opened.run is not None and path == "corpus" and not path_is_overridden:
-        # The recipe may train another tokenizer on the embedded corpus, whose tokens the model would not know.
+        # Without it the recipe's own tokenizer would be trained on the corpus, whose tokens the model has not
+        # seen.
         tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"]
     config = recipes.with_model(recipe, model, [*tokenizer, *overrides], path)
     if _without_experts(config.model) != _without_experts(model):

@@ -17,7 +17,7 @@ def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkey
     score = Answers(task, asked, fast, task.settings)
     assert [number for number, _ in score.windows].count(0) > 2
     made = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
-    monkeypatch.setattr(score, "_generated", lambda model: iter(made))
+    monkeypatch.setattr(score, "_generate_answers", lambda model: iter(made))
     assert score(None) == {"f1": 100, "exact_match": 100}
 
 

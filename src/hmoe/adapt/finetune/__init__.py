@@ -1,1 +1,1 @@
-"""HyperMoE's fine-tuning recipes: its tasks as text to text, its settings, its baselines (Zhao et al. 2024)."""
+"""HyperMoE's fine-tuning recipes: tasks as text to text, settings, baselines (Zhao et al. 2024)."""

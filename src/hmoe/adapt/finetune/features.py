@@ -11,24 +11,25 @@ from hmoe.errors import ConfigError
 
 
 def sequences(task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Sources and targets as tokens, to be trained on."""
+    """Return sources and targets as tokens to be trained on, one row for each example and target."""
     rows = []
     for example in examples:
         for target in example.targets if task.all_targets else example.targets[:1]:
             labels = tokenizer(text_target=target, max_length=settings.target_length, truncation=True)["input_ids"]
-            rows.append({**_cut(example.source, tokenizer, settings), "labels": labels})
+            rows.append({**_truncate(example.source, tokenizer, settings), "labels": labels})
     return rows
 
 
 def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """One, or, with a stride, as many as a long source needs to be read to its end; each begins with the example's head.
+    """Cut an example's source into windows that together read it to its end.
 
-    Windows share `stride` tokens, or half of what fits beside the head, if the stride does not fit. Of a head that leaves no room
-    the first half of the source length is kept (`count_cut_heads`).
+    Each window begins with the example's head. Windows share `stride` tokens, or half of what fits beside the
+    head, if the stride does not fit. Of a head that leaves no room the first half of the source length is
+    kept (`count_cut_heads`). Without a stride there is one window, and the rest of the source is cut off.
     """
-    whole = tokenizer(example.source)["input_ids"]
-    if settings.stride is None or len(whole) <= settings.source_length:
-        return [_cut(example.source, tokenizer, settings)]
+    ids = tokenizer(example.source)["input_ids"]
+    if settings.stride is None or len(ids) <= settings.source_length:
+        return [_truncate(example.source, tokenizer, settings)]
     end = tokenizer("")["input_ids"]  # what every text ends with
     head = _plain_tokens(example.head, tokenizer)
     body = _plain_tokens(example.source[len(example.head) :], tokenizer)
@@ -37,13 +38,19 @@ def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[s
     room = max(1, settings.source_length - len(head) - len(end))
     shared = settings.stride if settings.stride < room else room // 2
     starts = range(0, max(1, len(body) - shared), room - shared)
+    # window: [head][`room` tokens of the body][end]; its first `shared` body tokens end the window before
     rows = [[*head, *body[start : start + room], *end] for start in starts]
-    return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows]
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
 
 
 def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
-    """The text as one stream of tokens, cut into blocks; the rest is left out."""
-    ids = [token for read in tokenizer([example.source for example in examples])["input_ids"] for token in read]
+    """Join the texts to one stream of tokens and cut it into blocks; the rest at its end is left out.
+
+    Raises:
+        ConfigError: if the text does not fill one block.
+    """
+    lines = tokenizer([example.source for example in examples])["input_ids"]
+    ids = [token for line in lines for token in line]
     length = settings.source_length
     blocks = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not blocks:
@@ -52,7 +59,7 @@ def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> l
 
 
 def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> int:
-    """Questions so long that windows of `source_length` tokens have no room for a token of the context beside them."""
+    """Count the distinct questions so long that a window has no room for a token of the context."""
     if settings.stride is None:
         return 0
     end = tokenizer("")["input_ids"]
@@ -60,9 +67,9 @@ def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Setti
     return sum(not _has_room(_plain_tokens(head, tokenizer), end, settings) for head in heads)
 
 
-def _cut(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
-    read = tokenizer(source, max_length=settings.source_length, truncation=True)
-    return {"input_ids": read["input_ids"], "attention_mask": read["attention_mask"]}
+def _truncate(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+    encoding = tokenizer(source, max_length=settings.source_length, truncation=True)
+    return {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"]}
 
 
 def _plain_tokens(text: str, tokenizer: Any) -> list[int]:

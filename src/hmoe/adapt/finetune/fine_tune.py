@@ -1,4 +1,4 @@
-"""Fine-tune and score: a model of transformers + a method + a task -> scores after every epoch, and the model."""
+"""Fine-tune a model of transformers on a task by a method, and score it after every epoch."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from hmoe.adapt.finetune.load_examples import load
 from hmoe.adapt.finetune.scorers import Answers, Perplexity, Quality
 from hmoe.adapt.finetune.settings import Settings
 from hmoe.adapt.finetune.starting_model import open_starting_model
-from hmoe.adapt.finetune.tasks import Task
+from hmoe.adapt.finetune.tasks import Example, Task
 from hmoe.adapt.finetune.trainer import BalancedTrainer, Collator, Say, ScoreHistory
 from hmoe.errors import ConfigError
 from hmoe.storage import write_atomic
@@ -23,13 +23,15 @@ METHODS = ("moe", "share", "hyper")
 
 @dataclass(frozen=True)
 class Request:
-    """What to fine-tune.
+    """What is fine-tuned, and how.
 
     Attributes:
-        model: folder or name of the hub: a Switch Transformers model, GPT-2 for wikitext2.
-        method: moe (the model as it is), share (an expert for all tokens, of as many parameters), or hyper.
-        data: folder of local files, None: the hub.
-        train_examples: used of the training split, the first ones; None: all.
+        task: what it learns.
+        model: folder or name of the hub: a Switch Transformers model, or a GPT-2 for wikitext2.
+        method: moe (the model as it is), share (one more expert, for all tokens), or hyper (HyperExperts).
+        data: folder of local files; None: the hub.
+        settings: lengths, learning rate and more; None: the task's, which are the paper's.
+        train_examples: so many of the training split are used, the first ones; None: all.
     """
 
     task: Task
@@ -45,7 +47,12 @@ class Request:
 
 
 def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[str, Any]:
-    """Fine-tune by the paper's recipe; `out` gets the model, its tokenizer and results.json, which is returned.
+    """Fine-tune a model by the paper's recipe, write it to a folder, and return its results.
+
+    Args:
+        request: what is fine-tuned, and how.
+        out: folder that gets the model of the last epoch, its tokenizer and results.json.
+        say: is told of progress and warnings, a line at a time.
 
     Raises:
         ConfigError: for a model or settings that do not fit.
@@ -55,51 +62,63 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
     """
     task, settings = request.task, request.settings or request.task.settings
     set_seed(settings.seed)
-    model, tokenizer = open_starting_model(
-        task, request.model, request.method, settings
-    )  # before data, which may come over the network
+    # The model first: data may come over the network, and take long.
+    model, tokenizer = open_starting_model(task, request.model, request.method, settings)
     examples, validation = load(task, request.data)
     examples, validation = examples[: request.train_examples], validation[: settings.eval_examples]
+    features, collator, score = _prepare(task, settings, examples, validation, model, tokenizer)
+    _warn(validation, model, tokenizer, settings, say)
+    say(f"{task.name}: {len(features):,} training sequences, {len(validation):,} to be scored")
+    history = ScoreHistory(task, score, say)
+    trainer = BalancedTrainer(
+        model=model, args=_training_arguments(settings, out), train_dataset=features, data_collator=collator,
+        callbacks=[history],
+    )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # the history says it
+    trainer.train()
+    result = {
+        "task": task.name, "model": request.model, "method": request.method,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()), "settings": asdict(settings),
+        "train_sequences": len(features), "scored": len(validation), "epochs": history.rows,
+        "best": max(history.rows, key=score.quality),
+    }  # fmt: skip
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    # Written last: where it is, the model is whole.
+    write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def _prepare(
+    task: Task, settings: Settings, examples: list[Example], validation: list[Example], model: Any, tokenizer: Any
+) -> tuple[list[dict[str, Any]], Collator | None, Quality]:
+    """Return what is trained on, its collator (None: the trainer's own), and the score."""
     if task.score is None:
-        features, collator = blocks(examples, tokenizer, settings), None
-        score: Quality = Perplexity(validation, tokenizer, settings)
-    else:
-        features, collator = (
-            sequences(task, examples, tokenizer, settings),
-            Collator(DataCollatorForSeq2Seq(tokenizer, model)),
+        return blocks(examples, tokenizer, settings), None, Perplexity(validation, tokenizer, settings)
+    collator = Collator(DataCollatorForSeq2Seq(tokenizer, model))
+    return sequences(task, examples, tokenizer, settings), collator, Answers(task, validation, tokenizer, settings)
+
+
+def _warn(validation: list[Example], model: Any, tokenizer: Any, settings: Settings, say: Say) -> None:
+    """Say what makes the results worse than they might be."""
+    num_cut = count_cut_heads(validation, tokenizer, settings)
+    if num_cut:
+        say(
+            f"warning: {num_cut:,} distinct questions leave no room for a context in source_length = {settings.source_length} tokens and "
+            "are cut; raise --source-length"
         )
-        score = Answers(task, validation, tokenizer, settings)
-        cut = count_cut_heads(validation, tokenizer, settings)
-        if cut:
-            say(
-                f"warning: {cut:,} distinct questions leave no room for a context in source_length = {settings.source_length} tokens and "
-                "are cut; raise --source-length"
-            )
     if getattr(model.config, "duplicated_mlps", {"k": 0})["k"] == 1:
         say(
             "warning: the routers are top-1 with renormalised gates, as the paper's: the text gives them no gradient, only their "
             "balance loss moves them"
         )
-    say(f"{task.name}: {len(features):,} training sequences, {len(validation):,} to be scored")
-    history = ScoreHistory(task, score, say)
-    arguments = TrainingArguments(
+
+
+def _training_arguments(settings: Settings, out: Path) -> TrainingArguments:
+    """Return the options of transformers' trainer, which itself neither scores nor saves."""
+    return TrainingArguments(
         output_dir=str(out), num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch,
         learning_rate=settings.lr, weight_decay=settings.weight_decay, seed=settings.seed, eval_strategy="no",
         save_strategy="no", logging_strategy="epoch", report_to=[], disable_tqdm=True, remove_unused_columns=False,
         logging_nan_inf_filter=False, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
-    trainer = BalancedTrainer(
-        model=model, args=arguments, train_dataset=features, data_collator=collator, callbacks=[history]
-    )
-    trainer.remove_callback(PrinterCallback)  # the history says it
-    trainer.train()
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    result = {
-        "task": task.name, "model": request.model, "method": request.method, "parameters": parameters,
-        "settings": asdict(settings), "train_sequences": len(features), "scored": len(validation), "epochs": history.rows,
-        "best": max(history.rows, key=score.quality),
-    }  # fmt: skip
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
-    return result

@@ -5,16 +5,20 @@ from pathlib import Path
 
 
 def describe_broken_line(path: Path) -> str | None:
-    """The first line that is not a JSON object, None if there is none or the file is not of one object per line."""
+    """Return which line is the first that is not a JSON object, as a part of a message.
+
+    None if there is no such line, or the file does not hold one object per line.
+    """
     if path.suffix not in (".jsonl", ".json"):
         return None
     with path.open(encoding="utf-8-sig", errors="replace") as lines:
-        texts = ((number, text) for number, text in enumerate(lines, 1) if text.strip())
-        for place, (number, text) in enumerate(texts):
+        filled_lines = ((line_index, text) for line_index, text in enumerate(lines, 1) if text.strip())
+        for position, (line_index, text) in enumerate(filled_lines):
             if _is_object(text):
                 continue
-            by_lines = path.suffix == ".jsonl" or place > 0  # else one value over many lines
-            return f"line {number} is not a JSON object: {text.strip()[:80]!r}" if by_lines else None
+            # A .json file whose first line is no object is one value over many lines.
+            is_object_per_line = path.suffix == ".jsonl" or position > 0
+            return f"line {line_index} is not a JSON object: {text.strip()[:80]!r}" if is_object_per_line else None
     return None
 
 

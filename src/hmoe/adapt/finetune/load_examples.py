@@ -14,23 +14,25 @@ _KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet
 
 
 def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
-    """(training, validation) examples.
+    """Return the training and the validation examples of a task.
 
     Args:
-        task: which.
-        folder: with a file `train` and one `validation`, each ending in .jsonl, .json, .csv, .parquet, .arrow or .txt, with the
-            task's own columns, for SQuAD also its official nested JSON; None: the task's data set of the hub.
+        task: which examples.
+        folder: with a file `train` and one `validation`, each ending in .jsonl, .json, .csv, .parquet, .arrow
+            or .txt, with the task's own columns, for SQuAD also its official nested JSON; None: the task's
+            data set of the hub.
 
     Raises:
-        DataError: for what cannot be read, or lacks a column; a row that is not as it must be is named by its number.
+        DataError: for data that cannot be read, or lack a column; a row that is not as it must be is named by
+            its number.
     """
     try:
         import datasets  # noqa: PLC0415 - optional extra
     except ImportError:
         raise missing_extra("fine-tuning recipes", "finetune") from None
     datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is said below
-    found = []
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is raised below
+    splits = []
     for split in ("train", task.validation):
         examples: list[Example] = []
         name, rows = _rows(datasets, task, folder, split)
@@ -42,12 +44,12 @@ def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]
                 raise DataError(f"{name}: {place} is not as {task.name} has them: {why}") from None
         if not examples:
             raise DataError(f"{name}: holds no example")
-        found.append(examples)
-    return found[0], found[1]
+        splits.append(examples)
+    return splits[0], splits[1]
 
 
 def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
-    """Where they are from, and the rows, each with its place: "row 1" is the first one, without a header."""
+    """Return where a split is from, and its rows, each with its place: "row 1" comes after a header."""
     path = None if folder is None else _file(folder, split)
     name = f"{task.dataset} {task.subset or ''} {split}" if path is None else str(path)
     if path is not None and path.stat().st_size == 0:
@@ -58,7 +60,7 @@ def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[s
     missing = [column for column in task.columns if column not in table.column_names]
     if missing:
         raise DataError(f"{name}: has no column {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}")
-    return name, ((f"row {number}", row) for number, row in enumerate(table, 1))
+    return name, ((f"row {position}", row) for position, row in enumerate(table, 1))
 
 
 def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) -> Any:
@@ -71,16 +73,17 @@ def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) 
         broken = None if path is None else describe_broken_line(path)
         if broken is not None:
             raise DataError(f"{name}: cannot be read ({broken})") from None
-        first: BaseException = error
-        while first.__cause__ is not None:
-            first = first.__cause__
-        why = " ".join(f"{type(first).__name__}: {first}".split())[:300]
+        # The library wraps a parser's exception into its own, which only says that something went wrong.
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        why = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
         hint = "; without a network give --data FOLDER" if path is None else ""
         raise DataError(f"{name}: cannot be read ({why}){hint}") from None
 
 
 def _file(folder: Path, split: str) -> Path:
-    """`validation` also serves for a split with a longer name (MNLI's validation_matched)."""
+    """Return the file of a split; `validation` also serves for a longer name (MNLI's validation_matched)."""
     names: Sequence[str] = dict.fromkeys([split, split.partition("_")[0]])  # type: ignore[assignment]
     for name in names:
         files = [folder / f"{name}{ending}" for ending in _KINDS if (folder / f"{name}{ending}").is_file()]

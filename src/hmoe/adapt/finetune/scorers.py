@@ -1,4 +1,4 @@
-"""Examples -> tokens to train on; a model -> its answers, and their score."""
+"""How a fine-tuned model is scored: by its answers to questions, or by its perplexity on a text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -12,77 +12,92 @@ from hmoe.adapt.finetune.tasks import Example, Task
 
 
 class Quality(Protocol):
-    """Scores a model; `quality` tells which scores are better."""
+    """Something that scores a model, and tells which of two scores is better."""
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Numbers by name."""
+        """Return the scores of a model by name."""
 
     def quality(self, row: dict[str, float]) -> float:
-        """Of such numbers; more is better."""
+        """Return one number for the scores of a model, which is larger for a better model."""
 
 
 class Answers:
-    """Generates an answer to each question; of several windows' answers the one of the largest probability counts."""
+    """Score of the answers that a model generates.
+
+    Of the answers to a question's several windows the one of the largest probability counts.
+
+    Attributes:
+        windows: (index of the example, its tokens) for all windows.
+    """
 
     def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> None:
         self.task, self.examples, self.tokenizer, self.settings = task, examples, tokenizer, settings
         self.windows = [
-            (number, window)
-            for number, example in enumerate(examples)
+            (index, window)
+            for index, example in enumerate(examples)
             for window in windows(example, tokenizer, settings)
         ]
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """The task's scores."""
+        """Return the task's scores of a model's answers."""
         best = [(-math.inf, "")] * len(self.examples)
-        for number, found in self._generated(model):
-            best[number] = max(best[number], found)
+        for index, answer in self._generate_answers(model):
+            best[index] = max(best[index], answer)
         assert self.task.score is not None
         return self.task.score([text for _, text in best], self.examples)
 
     def quality(self, row: dict[str, float]) -> float:
-        """The task's own score, the first."""
+        """Return the task's own score, which is the first."""
         return next(value for name, value in row.items() if name != "epoch")
 
-    def _generated(self, model: Any) -> Iterator[tuple[int, tuple[float, str]]]:
+    def _generate_answers(self, model: Any) -> Iterator[tuple[int, tuple[float, str]]]:
+        """Yield (index of the example, (log-probability, text)) for every window, in any order."""
         settings = self.settings
-        order = sorted(self.windows, key=lambda pair: len(pair[1]["input_ids"]))  # little padding
-        for start in range(0, len(order), settings.batch):
-            part = order[start : start + settings.batch]
+        # By length, so that little of a batch is padding.
+        by_length = sorted(self.windows, key=lambda indexed: len(indexed[1]["input_ids"]))
+        for start in range(0, len(by_length), settings.batch):
+            part = by_length[start : start + settings.batch]
             batch = self.tokenizer.pad([window for _, window in part], return_tensors="pt").to(model.device)
-            made = model.generate(
+            generation = model.generate(
                 **batch, max_length=settings.target_length, min_length=settings.min_length, num_beams=settings.beams,
                 no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
-            texts = self.tokenizer.batch_decode(made.sequences, skip_special_tokens=True)
-            for (number, _), text, log_prob in zip(part, texts, log_probs(model, made), strict=True):
-                yield number, (log_prob, text.strip())
+            texts = self.tokenizer.batch_decode(generation.sequences, skip_special_tokens=True)
+            for (index, _), text, log_prob in zip(part, texts, log_probs(model, generation), strict=True):
+                yield index, (log_prob, text.strip())
 
 
-def log_probs(model: Any, made: Any) -> list[float]:
-    """Of each generated text."""
-    if getattr(made, "sequences_scores", None) is not None:
-        found: list[float] = made.sequences_scores.tolist()
-        return found
-    each = model.compute_transition_scores(made.sequences, made.scores, normalize_logits=True)
-    ended = made.sequences[:, -each.shape[1] :] == model.generation_config.pad_token_id
-    summed: list[float] = each.masked_fill(ended, 0).sum(1).tolist()
-    return summed
+def log_probs(model: Any, generation: Any) -> list[float]:
+    """Return the log-probability of each generated text, in nats; for beam search the score of the beam.
+
+    Args:
+        model: that generated.
+        generation: what `generate` returned, with scores.
+    """
+    if getattr(generation, "sequences_scores", None) is not None:
+        beam_scores: list[float] = generation.sequences_scores.tolist()
+        return beam_scores
+    token_log_probs = model.compute_transition_scores(generation.sequences, generation.scores, normalize_logits=True)
+    # A text that ended before the longest one of its batch is filled up with padding, which is not part of
+    # it.
+    padding = generation.sequences[:, -token_log_probs.shape[1] :] == model.generation_config.pad_token_id
+    text_log_probs: list[float] = token_log_probs.masked_fill(padding, 0).sum(1).tolist()
+    return text_log_probs
 
 
 class Perplexity:
-    """Of the validation text, in the same blocks."""
+    """Score of a language model: its perplexity on the validation text, cut into blocks."""
 
     def __init__(self, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> None:
         self.blocks = blocks(examples, tokenizer, settings)
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """Perplexity alone."""
+        """Return the perplexity per token, from the mean loss over blocks."""
         losses = [
             model(**{name: ids[None].to(model.device) for name, ids in block.items()}).loss for block in self.blocks
         ]
         return {"perplexity": float(torch.stack(losses).double().mean().exp())}
 
     def quality(self, row: dict[str, float]) -> float:
-        """Less is better."""
+        """Return the negative perplexity: less is better."""
         return -row["perplexity"]

@@ -5,12 +5,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """How HyperMoE's scripts fine-tune; source and target lengths are in tokens.
+    """How a model is fine-tuned and scored.
 
     Attributes:
-        stride: tokens that windows of a long source share when it is answered; None: it is cut off, as in training.
+        lr: peak learning rate.
+        weight_decay: of AdamW.
+        epochs: passes over the training examples.
+        batch: sequences per step.
+        source_length, target_length: tokens that are read and generated at most.
+        stride: tokens that windows of a long source share when it is answered; None: it is cut off, as in
+            training.
         beams, min_length, no_repeat_ngram: of generation.
-        eval_examples: scored after each epoch; None: all.
+        eval_examples: validation examples that are scored after each epoch; None: all.
+        seed: of everything that is random.
     """
 
     lr: float

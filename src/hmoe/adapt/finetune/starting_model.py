@@ -17,7 +17,21 @@ from hmoe.specs.experts import Hyper
 
 
 def open_starting_model(task: Task, source: str, method: str, settings: Settings) -> tuple[Any, Any]:
-    """Model and tokenizer; of a folder that was fine-tuned before, with what was added to it then."""
+    """Open a model with its tokenizer, and add to it what the method adds.
+
+    A folder that was fine-tuned before comes with what was added to it then.
+
+    Args:
+        task: which decides the family: GPT-2 for a text, else Switch Transformers.
+        source: folder, or name of the hub.
+        method: of `hmoe.adapt.finetune.fine_tune.METHODS`.
+        settings: the lengths that the model must be able to read.
+
+    Raises:
+        CheckpointError: for a model that cannot be read.
+        ConfigError: for a model of another family, without experts, or fine-tuned before by another method;
+            for a source length above what the model reads.
+    """
     language = task.score is None
     family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
     _check_place(source)
@@ -37,14 +51,14 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
             f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads"
         )
     marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}
-    before = next((method for method, mark in marks.items() if hasattr(config, mark)), None)
-    if before not in (None, method):
-        raise ConfigError(f"method = {method}: {source} was fine-tuned with {before}; nearest is {before}")
-    folder = source if before else None
+    earlier = next((name for name, mark in marks.items() if hasattr(config, mark)), None)
+    if earlier not in (None, method):
+        raise ConfigError(f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}")
+    folder = source if earlier else None
     if language:
         duplicate_mlps(model, folder=source if hasattr(config, "duplicated_mlps") else None)
     if method == "hyper":
-        attach_hyper(model, None if before else Hyper(), folder)
+        attach_hyper(model, None if earlier else Hyper(), folder)
     elif method == "share":
         attach_shared(model, folder=folder)
     expert_stacks(model)  # a model without experts is refused for the baseline too
@@ -52,10 +66,9 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
 
 
 def _check_place(source: str) -> None:
-    """What can be no name of the hub must be a folder with a model.
+    """Raise CheckpointError for what is neither a folder with a model nor can be a name of the hub.
 
-    Raises:
-        CheckpointError: naming what is wrong with it.
+    Such a source is refused here, since transformers would ask the hub for it and tell of the network.
     """
     path = Path(source)
     if path.is_dir() and not (path / "config.json").is_file():

@@ -1,6 +1,7 @@
-"""What the tasks are scored by, in percent, from texts; the measures themselves are scikit-learn's, SciPy's and rouge-score's.
+"""What the tasks are scored by, in percent, from texts.
 
-An answer that is no class counts as wrong, for F1 as the opposite of the right one, as HyperMoE's scripts do.
+The measures are those of scikit-learn, SciPy and rouge-score. An answer that is no class counts as wrong, for
+F1 as the opposite of the right one, as HyperMoE's scripts do.
 """
 
 import math
@@ -26,39 +27,45 @@ Score = Callable[[Sequence[str], "Sequence[Example]"], dict[str, float]]
 
 
 def accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """Share of answers that are the target."""
+    """Return the share of answers that are the target."""
     right = [answer == example.targets[0] for answer, example in zip(predictions, examples, strict=True)]
     return {"accuracy": 100 * sum(right) / len(right)}
 
 
 def matthews(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """Matthews correlation (CoLA)."""
+    """Return Matthews' correlation of binary answers with their targets (CoLA)."""
     return {"matthews": 100 * float(metrics.matthews_corrcoef(_targets(examples), _binary(predictions, examples)))}
 
 
 def f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """F1 of class 1, and accuracy (MRPC, QQP)."""
+    """Return the F1 of class 1, and the accuracy (MRPC, QQP)."""
     return {"f1": _f1(predictions, examples), **accuracy(predictions, examples)}
 
 
 def macro_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """Mean F1 over the classes that occur, and accuracy (CB)."""
+    """Return the mean F1 over the classes that occur among the targets, and the accuracy (CB)."""
     targets = _targets(examples)
     macro = metrics.f1_score(targets, predictions, labels=sorted(set(targets)), average="macro", zero_division=0)
     return {"f1": 100 * float(macro), **accuracy(predictions, examples)}
 
 
 def correlations(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """Pearson's and Spearman's correlation of numbers (STS-B); 0 where one side is constant, -1 for what is no number."""
-    guessed, true = [_number(text) for text in predictions], [_number(text) for text in _targets(examples)]
-    if len(set(guessed)) < 2 or len(set(true)) < 2:
+    """Return Pearson's and Spearman's correlation of predicted and true numbers (STS-B).
+
+    Both are 0 if one side is constant. An answer that is no number counts as -1, which no true number is.
+    """
+    predicted, true = (
+        [_parse_number(text) for text in predictions],
+        [_parse_number(text) for text in _targets(examples)],
+    )
+    if len(set(predicted)) < 2 or len(set(true)) < 2:
         return {"pearson": 0.0, "spearman": 0.0}
-    found = stats.pearsonr(true, guessed)[0], stats.spearmanr(true, guessed)[0]
-    return {"pearson": 100 * float(found[0]), "spearman": 100 * float(found[1])}
+    pearson, spearman = stats.pearsonr(true, predicted)[0], stats.spearmanr(true, predicted)[0]
+    return {"pearson": 100 * float(pearson), "spearman": 100 * float(spearman)}
 
 
 def grouped(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """F1 over all answers, and share of questions whose answers are all right (MultiRC)."""
+    """Return the F1 over all answers, and the share of questions whose answers are all right (MultiRC)."""
     right: dict[str, bool] = {}
     for answer, example in zip(predictions, examples, strict=True):
         right[example.group] = right.get(example.group, True) and answer == example.targets[0]
@@ -66,19 +73,19 @@ def grouped(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[s
 
 
 def squad(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """F1 of words and exact match, the best over the right answers (SQuAD, ReCoRD)."""
+    """Return the F1 of words and the exact matches, with the best target of each question (SQuAD, ReCoRD)."""
     pairs = list(zip(predictions, examples, strict=True))
-    overlap = [max(_overlap(answer, target) for target in example.targets) for answer, example in pairs]
-    exact = [any(_normal(answer) == _normal(target) for target in example.targets) for answer, example in pairs]
-    return {"f1": 100 * sum(overlap) / len(pairs), "exact_match": 100 * sum(exact) / len(pairs)}
+    f1 = [max(_f1_of_words(answer, target) for target in example.targets) for answer, example in pairs]
+    exact = [any(_normalize(answer) == _normalize(target) for target in example.targets) for answer, example in pairs]
+    return {"f1": 100 * sum(f1) / len(pairs), "exact_match": 100 * sum(exact) / len(pairs)}
 
 
 def rouge(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
-    """ROUGE-2, -1 and -L, with stemming (CNN/DailyMail)."""
+    """Return ROUGE-2, ROUGE-1 and ROUGE-L as F1, with stemming (CNN/DailyMail)."""
     kinds = ["rouge2", "rouge1", "rougeL"]
     scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
-    found = [scorer.score(example.targets[0], answer) for answer, example in zip(predictions, examples, strict=True)]
-    return {kind: 100 * sum(one[kind].fmeasure for one in found) / len(found) for kind in kinds}
+    scores = [scorer.score(target, answer) for answer, target in zip(predictions, _targets(examples), strict=True)]
+    return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
 
 
 def _targets(examples: "Sequence[Example]") -> list[str]:
@@ -86,7 +93,7 @@ def _targets(examples: "Sequence[Example]") -> list[str]:
 
 
 def _binary(predictions: Sequence[str], examples: "Sequence[Example]") -> list[str]:
-    """What is neither 0 nor 1 becomes the opposite of the target."""
+    """Return the answers, of which those that are neither 0 nor 1 become the opposite of the target."""
     opposite = {"0": "1", "1": "0"}
     pairs = zip(predictions, _targets(examples), strict=True)
     return [answer if answer in opposite else opposite[target] for answer, target in pairs]
@@ -98,7 +105,7 @@ def _f1(predictions: Sequence[str], examples: "Sequence[Example]") -> float:
     )
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -106,15 +113,15 @@ def _number(text: str) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def _normal(text: str) -> str:
-    """As SQuAD's own script: lower case, without punctuation and articles."""
+def _normalize(text: str) -> str:
+    """Return a text in lower case, without punctuation and articles, as SQuAD's own script does."""
     text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
-def _overlap(answer: str, target: str) -> float:
-    found, wanted = _normal(answer).split(), _normal(target).split()
-    if not found or not wanted:
-        return float(found == wanted)
-    common = sum((Counter(found) & Counter(wanted)).values())
-    return 2 * common / (len(found) + len(wanted))
+def _f1_of_words(answer: str, target: str) -> float:
+    answered, wanted = _normalize(answer).split(), _normalize(target).split()
+    if not answered or not wanted:
+        return float(answered == wanted)  # no answer is right where there is none
+    common = sum((Counter(answered) & Counter(wanted)).values())
+    return 2 * common / (len(answered) + len(wanted))

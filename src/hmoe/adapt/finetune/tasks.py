@@ -1,6 +1,7 @@
-"""GLUE, SuperGLUE, SQuAD, CNN/DailyMail and WikiText-2 in the text-to-text form of HyperMoE's scripts, as data.
+"""The tasks of HyperMoE's scripts, from text to text: GLUE, SuperGLUE, SQuAD, CNN/DailyMail, WikiText-2.
 
-A source is the task's name, then fields with their labels: "mrpc sentence1: ... sentence2: ...". A class is its number as text.
+A source is the task's name, then fields with their labels: "mrpc sentence1: ... sentence2: ...". A class is
+its number as text.
 """
 
 import re
@@ -8,21 +9,31 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from hmoe.adapt.finetune import task_metrics
 from hmoe.adapt.finetune.settings import GLUE, LANGUAGE, QA, SUMMARY, Settings
+from hmoe.adapt.finetune.task_metrics import (
+    Score,
+    accuracy,
+    correlations,
+    f1_and_accuracy,
+    grouped,
+    macro_f1_and_accuracy,
+    matthews,
+    rouge,
+    squad,
+)
 from hmoe.errors import ConfigError
 
 Row = Mapping[str, Any]
 
 
 class Example(NamedTuple):
-    """One question.
+    """One question with its right answers.
 
     Attributes:
-        source: what the model reads.
+        source: text that the model reads.
         targets: any of these is right; a model is trained on each of them (ReCoRD) or on the first (SQuAD).
-        group: of questions that are scored together (MultiRC).
-        head: what the source begins with, and every window of a long one (SQuAD's question).
+        group: name shared by questions that are scored together (MultiRC).
+        head: text that the source begins with, and every window of a long source (SQuAD's question).
     """
 
     source: str
@@ -33,17 +44,18 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """What a model can be fine-tuned on: where the data are, how a row becomes text, how answers are scored.
 
     Attributes:
-        name: as users call it.
-        dataset, subset: of the Hugging Face hub.
+        name: what users call it.
+        dataset, subset: names on the Hugging Face hub.
         columns: that a local file must have.
-        examples: of a row.
-        score: predictions, examples -> numbers by name, the first one is the task's; None: a text, scored by its perplexity.
+        examples: makes the examples of a row.
+        score: predictions, examples -> numbers by name, of which the first is the task's; None: the task is a
+            text, scored by its perplexity.
         settings: the paper's.
-        validation: split that is scored.
-        all_targets: train on each target, not on the first.
+        validation: name of the split that is scored.
+        all_targets: train on each target, not on the first alone.
     """
 
     name: str
@@ -51,17 +63,17 @@ class Task:
     subset: str | None
     columns: tuple[str, ...]
     examples: Callable[[Row], Iterator[Example]]
-    score: task_metrics.Score | None
+    score: Score | None
     settings: Settings = GLUE
     validation: str = "validation"
     all_targets: bool = False
 
 
 def find(name: str) -> Task:
-    """The task of that name.
+    """Return the task of that name.
 
     Raises:
-        ConfigError: naming those there are.
+        ConfigError: if there is none, naming those there are.
     """
     if name not in TASKS:
         raise ConfigError(f"task {name}: unknown; must be one of {', '.join(TASKS)}")
@@ -73,10 +85,21 @@ def _classes(
     dataset: str,
     subset: str,
     fields: dict[str, str],
-    score: task_metrics.Score,
+    score: Score,
     classes: int = 2,
     **more: Any,
 ) -> Task:
+    """Return a classification task whose source is a row's fields with their labels.
+
+    Args:
+        name: of the task, with which every source begins.
+        dataset, subset: names on the Hugging Face hub.
+        fields: columns by label.
+        score: how answers are scored.
+        classes: how many there are.
+        more: further arguments of `Task`.
+    """
+
     def examples(row: Row) -> Iterator[Example]:
         words = [f"{label}: {_words(row, column)}" for label, column in fields.items()]
         yield Example(" ".join([name, *words]), (_label(row, classes),))
@@ -99,12 +122,13 @@ def _label(row: Row, classes: int) -> str:
     return str(int(label))
 
 
-def _same(*columns: str) -> dict[str, str]:
+def _own_labels(*columns: str) -> dict[str, str]:
+    """Return fields whose labels are the names of their columns."""
     return {column: column for column in columns}
 
 
 def _similarity(row: Row) -> Iterator[Example]:
-    """STS-B: a number from 0 to 5, rounded to a fifth, as in T5."""
+    """Yield the example of a row of STS-B: its target, from 0 to 5, is rounded to a fifth as in T5."""
     source = f"stsb sentence1: {_words(row, 'sentence1')} sentence2: {_words(row, 'sentence2')}"
     score = float(row["label"])
     if not 0 <= score <= 5:
@@ -113,18 +137,24 @@ def _similarity(row: Row) -> Iterator[Example]:
 
 
 def _multirc(row: Row) -> Iterator[Example]:
-    question, answer, paragraph = (_plain(_words(row, column)) for column in ("question", "answer", "paragraph"))
+    """Yield the example of a row of MultiRC: an answer, grouped with the others to its question."""
+    question, answer, paragraph = (
+        _without_markup(_words(row, column)) for column in ("question", "answer", "paragraph")
+    )
     source = f"superglue-multirc question: {question} answer: {answer} paragraph: {paragraph}"
     index = row["idx"]
     yield Example(source, (_label(row, 2),), f"{int(index['paragraph'])}.{int(index['question'])}")
 
 
-def _plain(text: str) -> str:
+def _without_markup(text: str) -> str:
     return re.sub(r"</?b>", "", text.replace("<br>", " "))
 
 
 def _record(row: Row) -> Iterator[Example]:
-    """Highlights become sentences; a row has as many right answers as it lists."""
+    """Yield the example of a row of ReCoRD, whose highlights become sentences of the passage.
+
+    Its targets are all answers that the row lists.
+    """
     passage = re.sub(r"([.?!\"'])\n@highlight\n", r"\1 ", _words(row, "passage"))
     passage = passage.replace("\n@highlight\n", ". ")
     query, entities = _words(row, "query"), ", ".join(_texts(row["entities"], "entities"))
@@ -133,19 +163,21 @@ def _record(row: Row) -> Iterator[Example]:
 
 
 def _texts(values: Any, column: str) -> tuple[str, ...]:
-    """Distinct ones, in order."""
+    """Return the distinct texts of a list, in order."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise ValueError(f"{column} = {values!r}, must be a list of texts")
     return tuple(dict.fromkeys(values))
 
 
 def _wsc(row: Row) -> Iterator[Example]:
-    """The noun between asterisks, the pronoun between number signs, as in T5."""
+    """Yield the example of a row of WSC: *noun* and #pronoun# are marked as in T5."""
     text = _words(row, "text")
-    shift = 2 * (row["span1_index"] < row["span2_index"])  # by the two marks that the first span gets
-    for mark, name, more in (("*", "span1", 0), ("#", "span2", shift)):
-        before, span = rf"((?:\S+\s){{{int(row[f'{name}_index']) + more}}})", re.escape(_words(row, f"{name}_text"))
-        text = re.sub(f"^{before}({span})", rf"\1{mark} \2 {mark}", text, count=1)
+    # The marks of the first span are words too: they move a later second span by two.
+    shift = 2 if row["span1_index"] < row["span2_index"] else 0
+    for mark, name, moved in (("*", "span1", 0), ("#", "span2", shift)):
+        words_before = rf"((?:\S+\s){{{int(row[f'{name}_index']) + moved}}})"
+        span = re.escape(_words(row, f"{name}_text"))
+        text = re.sub(f"^{words_before}({span})", rf"\1{mark} \2 {mark}", text, count=1)
     yield Example(f"superglue-wsc.fixed text: {text}", (_label(row, 2),))
 
 
@@ -163,49 +195,45 @@ def _text(row: Row) -> Iterator[Example]:
     yield Example(_words(row, "text"), ())
 
 
-def _glue(
-    subset: str, columns: tuple[str, ...], score: task_metrics.Score = task_metrics.accuracy, **more: Any
-) -> Task:
-    return _classes(subset, "nyu-mll/glue", subset, _same(*columns), score, **more)
+def _glue(subset: str, columns: tuple[str, ...], score: Score = accuracy, **more: Any) -> Task:
+    return _classes(subset, "nyu-mll/glue", subset, _own_labels(*columns), score, **more)
 
 
-def _superglue(
-    subset: str, fields: dict[str, str], score: task_metrics.Score = task_metrics.accuracy, **more: Any
-) -> Task:
+def _superglue(subset: str, fields: dict[str, str], score: Score = accuracy, **more: Any) -> Task:
     return _classes(f"superglue-{subset}", "aps/super_glue", subset, fields, score, **more)
 
 
 _PAIR, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
-_STS = _glue("stsb", _PAIR, task_metrics.correlations)
+_STS = _glue("stsb", _PAIR, correlations)
 TASKS = {task.name: task for task in (
-    _glue("cola", ("sentence",), task_metrics.matthews),
+    _glue("cola", ("sentence",), matthews),
     _glue("sst2", ("sentence",)),
-    _glue("mrpc", _PAIR, task_metrics.f1_and_accuracy),
-    _classes("qqp", "nyu-mll/glue", "qqp", _same("question1", "question2"), task_metrics.f1_and_accuracy),
+    _glue("mrpc", _PAIR, f1_and_accuracy),
+    _classes("qqp", "nyu-mll/glue", "qqp", _own_labels("question1", "question2"), f1_and_accuracy),
     replace(_STS, examples=_similarity),
     _glue("mnli", _NLI, classes=3, validation="validation_matched"),
     _glue("qnli", ("question", "sentence")),
     _glue("rte", _PAIR),
     _glue("wnli", _PAIR),
-    _superglue("boolq", _same("question", "passage")),
-    _superglue("cb", _same(*_NLI), task_metrics.macro_f1_and_accuracy, classes=3),
-    _superglue("copa", _same("premise", "choice1", "choice2")),
-    _superglue("rte", _same(*_NLI)),
-    _superglue("wic", _same("sentence1", "sentence2", "word")),
+    _superglue("boolq", _own_labels("question", "passage")),
+    _superglue("cb", _own_labels(*_NLI), macro_f1_and_accuracy, classes=3),
+    _superglue("copa", _own_labels("premise", "choice1", "choice2")),
+    _superglue("rte", _own_labels(*_NLI)),
+    _superglue("wic", _own_labels("sentence1", "sentence2", "word")),
     Task("superglue-wsc.fixed", "aps/super_glue", "wsc.fixed", ("text", "span1_index", "span1_text", "span2_index",
-         "span2_text", "label"), _wsc, task_metrics.accuracy),
+         "span2_text", "label"), _wsc, accuracy),
     Task("superglue-multirc", "aps/super_glue", "multirc", ("question", "answer", "paragraph", "idx", "label"), _multirc,
-         task_metrics.grouped),
-    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, task_metrics.squad,
+         grouped),
+    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, squad,
          replace(GLUE, target_length=30), all_targets=True),
-    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, task_metrics.squad, QA),
-    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, task_metrics.rouge, SUMMARY),
+    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, squad, QA),
+    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, rouge, SUMMARY),
     Task("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
 )}  # fmt: skip
 
 
 def settings_of(task: Task, **changes: Any) -> Settings:
-    """The paper's, with changes that are not None.
+    """Return a task's settings with some of them changed; a change to None leaves what the paper has.
 
     Raises:
         ConfigError: for values out of range.

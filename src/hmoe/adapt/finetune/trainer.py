@@ -12,45 +12,50 @@ from hmoe.adapt.finetune.scorers import Quality
 from hmoe.adapt.finetune.tasks import Task
 from hmoe.errors import NonFiniteError
 
-_BALANCE = 1e-2  # of the noisy router's loss (HyperMoE's GPT-2)
+_BALANCE = 1e-2  # coefficient of the noisy routers' loss (HyperMoE's GPT-2)
 Say = Callable[[str], None]
 
 
 class Collator:
-    """Batches whose loss has the routers' auxiliary terms."""
+    """Collator of batches for which a Switch model adds its routers' auxiliary losses to the loss."""
 
     def __init__(self, inner: DataCollatorForSeq2Seq) -> None:
         self.inner = inner
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """One batch."""
+        """Return one batch."""
         return {**self.inner(list(features)), "output_router_logits": True}
 
 
 class BalancedTrainer(Trainer):  # type: ignore[misc]
-    """Adds the balance of noisy routers, which are no part of the model's own loss."""
+    """Trainer that adds the balance loss of noisy routers, which the model's own loss does not have."""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The model's loss and 1e-2 times what the noisy routers' balance is."""
+        """Return the model's loss plus 1e-2 times the sum of the noisy routers' balance losses."""
         with heard(model) as routers:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if routers:
-            loss = loss + _BALANCE / self.args.gradient_accumulation_steps * sum(
-                balance_loss(*said) for said in routers
-            )
+            balance = sum(balance_loss(*output) for output in routers)
+            # The model's loss is divided by the items of all accumulated parts, so this is divided by their
+            # number.
+            loss = loss + _BALANCE / self.args.gradient_accumulation_steps * balance
         return (loss, outputs) if return_outputs else loss
 
 
 class ScoreHistory(TrainerCallback):  # type: ignore[misc]
-    """Scores after every epoch."""
+    """Callback that scores the model after every epoch, and ends a training whose numbers are not finite.
+
+    Attributes:
+        rows: epoch and scores, a row per epoch.
+    """
 
     def __init__(self, task: Task, score: Quality, say: Say) -> None:
         self.task, self.score, self.say, self.rows = task, score, say, list[dict[str, float]]()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by the trainer."""
+        """Raise NonFiniteError if the training loss that the trainer logs is NaN or infinite."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(float(loss)):
             raise NonFiniteError(
@@ -58,14 +63,14 @@ class ScoreHistory(TrainerCallback):  # type: ignore[misc]
             )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        """Called by the trainer."""
+        """Score the model, and raise NonFiniteError if a score is NaN or infinite."""
         model.eval()
         with torch.no_grad():
-            found = self.score(model)
+            scores = self.score(model)
         model.train()
-        if not all(map(math.isfinite, found.values())):
+        if not all(map(math.isfinite, scores.values())):
             raise NonFiniteError(
-                f"{self.task.name}: a score is not finite after epoch {state.epoch:g}: {found}; lower --lr"
+                f"{self.task.name}: a score is not finite after epoch {state.epoch:g}: {scores}; lower --lr"
             )
-        self.rows.append({"epoch": round(state.epoch, 3), **found})
-        self.say(f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()))
+        self.rows.append({"epoch": round(state.epoch, 3), **scores})
+        self.say(f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
