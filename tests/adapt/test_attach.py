@@ -127,8 +127,8 @@ def test_each_layer_adds_the_experts_of_the_oracle(name: str) -> None:
     networks = [m for key, m in model.named_modules() if key.endswith("hyper_network")]
     assert len(networks) == (2 if name == "switch" else 1)
     assert len(seen) == len(blocks) == (4 if name == "switch" else 2)
-    for number, (block, x, out) in enumerate(seen):
-        network = networks[number // 2 if name == "switch" else 0]
+    for index, (block, x, out) in enumerate(seen):
+        network = networks[index // 2 if name == "switch" else 0]
         weights = {key.removeprefix("heads."): value for key, value in network.state_dict().items()}
         weights |= block.hyper.state_dict()
         weights["layer_embedding"] = weights.pop("layer_embedding.weight")[block.hyper.layer]

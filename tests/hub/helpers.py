@@ -29,12 +29,12 @@ def config(**changes: Any) -> HMoEConfig:
 
 def model(**changes: Any) -> HMoEForCausalLM:
     """Random weights large enough that every one of them matters."""
-    made = HMoEForCausalLM(config(**changes)).eval()
+    built = HMoEForCausalLM(config(**changes)).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    made.tie_weights()
-    return made
+    built.tie_weights()
+    return built
 
 
 def tokens(rows: int = 2, length: int = 9) -> torch.Tensor:

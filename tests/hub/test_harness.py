@@ -34,31 +34,31 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def simple(benchmarks: Path, arguments: Any, **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(benchmarks), include_defaults=False)
     names = ["piqa_local", "boolq_local"]
-    found = lm_eval.simple_evaluate("hmoe", arguments, tasks=names, task_manager=manager, limit=4, **options)
-    assert found is not None
-    return {name.removesuffix("_local"): row for name, row in found["results"].items()}
+    results = lm_eval.simple_evaluate("hmoe", arguments, tasks=names, task_manager=manager, limit=4, **options)
+    assert results is not None
+    return {name.removesuffix("_local"): row for name, row in results["results"].items()}
 
 
 def test_the_harness_opens_it_by_name(trained: Path, benchmarks: Path) -> None:
-    found = simple(benchmarks, f"pretrained={trained},batch_tokens=300")
+    named = simple(benchmarks, f"pretrained={trained},batch_tokens=300")
     opened = open_model(trained, print)
     ours = evaluate(opened.model, opened.tokenizer, 128, ["piqa", "boolq"], benchmarks)
-    for name, row in found.items():
+    for name, row in named.items():
         plain, _, _ = accuracies(opened.model, opened.tokenizer, questions(benchmarks, name, 4), 128)
         assert row["acc,none"] == plain
     assert ours["tasks"]["piqa"]["documents"] == 7
-    assert simple(benchmarks, {"pretrained": str(trained)}, batch_size=3, device="cpu") == found
+    assert simple(benchmarks, {"pretrained": str(trained)}, batch_size=3, device="cpu") == named
 
 
 def test_batch_size_counts_sequences_and_other_options_reach_the_model(trained: Path) -> None:
-    made = HMoELanguageModel(str(trained), batch_size="3", max_length=50, precision="bfloat16")
-    assert (made._batch_tokens, made.max_length, made._precision.name) == (150, 50, "bfloat16")
+    model = HMoELanguageModel(str(trained), batch_size="3", max_length=50, precision="bfloat16")
+    assert (model._batch_tokens, model.max_length, model._precision.name) == (150, 50, "bfloat16")
     assert HMoELanguageModel(str(trained)).max_length == 128
     assert get_model("hmoe") is HMoELanguageModel
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": "auto"}, "batch_size = auto, must be an integer"),
         ({"batch_size": 0}, "batch_size = 0, must be an integer of at least 1"),
@@ -66,8 +66,8 @@ def test_batch_size_counts_sequences_and_other_options_reach_the_model(trained: 
         ({"precision": "int3"}, "precision = int3"),
     ],
 )
-def test_options_that_do_not_work(trained: Path, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_options_that_do_not_work(trained: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         HMoELanguageModel(str(trained), **options)
 
 

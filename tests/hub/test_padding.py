@@ -80,10 +80,10 @@ def test_a_router_that_the_text_gives_no_gradient_is_announced_when_it_trains(mo
 
     told: list[str] = []
     monkeypatch.setattr(modeling.logger, "warning_once", told.append)
-    for built, number in ((model(num_experts_per_tok=1), 1), (model(), 0)):
+    for built, count in ((model(num_experts_per_tok=1), 1), (model(), 0)):
         ids, before = tokens(), len(told)
         built(ids, labels=ids)  # evaluation
         assert len(told) == before
         built.train()(ids, labels=ids)
-        assert len(told) == before + number
+        assert len(told) == before + count
     assert "straight_through = true or router.renormalize = false" in told[0]

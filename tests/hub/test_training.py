@@ -15,32 +15,32 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
     """Sequences that count upwards, which a small model learns at once."""
-    found = []
+    sequences = []
     for first in range(count):
         ids = torch.arange(first % 9, first % 9 + 12) + 3
-        found.append({"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
-    return found
+        sequences.append({"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)})
+    return sequences
 
 
-def loss_of(made: Any) -> float:
+def loss_of(built: Any) -> float:
     with torch.no_grad():
         batch = {name: torch.stack([row[name] for row in rows(8)]) for name in rows(1)[0]}
-        return float(made(**batch).loss)
+        return float(built(**batch).loss)
 
 
 def test_trainer_lowers_the_loss_and_its_checkpoint_loads(tmp_path: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
-    made = model(output_router_logits=True)
-    before = loss_of(made)
+    built = model(output_router_logits=True)
+    before = loss_of(built)
     arguments = TrainingArguments(
         output_dir=str(tmp_path), max_steps=12, per_device_train_batch_size=8, learning_rate=1e-2, logging_steps=4,
         save_steps=12, report_to=[], use_cpu=not torch.cuda.is_available(), gradient_checkpointing=True, seed=0,
     )  # fmt: skip
-    trainer = Trainer(model=made, args=arguments, train_dataset=rows())  # type: ignore[no-untyped-call]
+    trainer = Trainer(model=built, args=arguments, train_dataset=rows())  # type: ignore[no-untyped-call]
     trainer.train()
-    made.eval()
-    after = loss_of(made)
+    built.eval()
+    after = loss_of(built)
     assert after < 0.7 * before
     saved = HMoEForCausalLM.from_pretrained(tmp_path / "checkpoint-12").eval()
     assert loss_of(saved) == pytest.approx(after, rel=1e-5)
@@ -77,9 +77,9 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> N
 def test_lora_learns_and_merges_into_the_same_function(where: dict[str, Any], tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    made = model()
-    frozen = {name: parameter.detach().clone() for name, parameter in made.named_parameters()}
-    adapted = get_peft_model(made, LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", **where))
+    built = model()
+    frozen = {name: parameter.detach().clone() for name, parameter in built.named_parameters()}
+    adapted = get_peft_model(built, LoraConfig(r=4, lora_alpha=16, task_type="CAUSAL_LM", **where))
     trainable = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     assert 0 < sum(p.numel() for p in trainable) < sum(p.numel() for p in frozen.values()) / 2
     optimizer = torch.optim.AdamW(trainable, lr=2e-2)
@@ -108,11 +108,11 @@ def test_lora_learns_and_merges_into_the_same_function(where: dict[str, Any], tm
 def test_accelerate_trains_and_dispatches(tmp_path: Path) -> None:
     from accelerate import Accelerator, init_empty_weights, load_checkpoint_and_dispatch
 
-    made = model()
-    before = loss_of(made)
+    built = model()
+    before = loss_of(built)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), gradient_accumulation_steps=2)
-    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
-    prepared, optimizer, loader = accelerator.prepare(made, optimizer, DataLoader(rows(), batch_size=8))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(built.parameters(), lr=1e-2)
+    prepared, optimizer, loader = accelerator.prepare(built, optimizer, DataLoader(rows(), batch_size=8))  # type: ignore[arg-type]
     for _ in range(4):
         for batch in loader:
             with accelerator.accumulate(prepared):

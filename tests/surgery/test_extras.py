@@ -41,22 +41,22 @@ def test_runs_with_zero_computation_experts_are_pruned(zero: dict[str, Any]) -> 
 
 def test_parts_that_the_new_model_lacks_are_named_and_counted() -> None:
     router = {"name": "top_k", "k": 2, "bias_rate": 0.1}
-    beside = {"shared": 8, "hyper": {"dim": 4, "embedding": 5, "hidden": 6, "layer_embedding": 3}}
-    model = source(router, **beside)
+    extras = {"shared": 8, "hyper": {"dim": 4, "embedding": 5, "hidden": 6, "layer_embedding": 3}}
+    model = source(router, **extras)
     for name, parameter in model.named_parameters():
         if "hyper" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     inputs = inputs_of(model, [tokens()])
-    kept, errors = upcycle(model, target({**FOUR, "router": router, **beside}), Choice(), inputs)
+    kept, errors = upcycle(model, target({**FOUR, "router": router, **extras}), Choice(), inputs)
     assert lost_parts(model, kept.config) == []
     assert max(errors) < 1e-12
     plain = {"name": "top_k", "k": 2}
     for left_out, title in (("shared", "shared experts of width 8 ("), ("hyper", "HyperExperts (")):
-        moe = {**FOUR, "router": router, **{name: value for name, value in beside.items() if name != left_out}}
-        made, errors = upcycle(model, target(moe), Choice(), inputs)
-        (line,) = lost_parts(model, made.config)
-        number = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in made.parameters())
-        assert line == f"{title}{number:,} parameters)"
+        moe = {**FOUR, "router": router, **{name: value for name, value in extras.items() if name != left_out}}
+        smaller, errors = upcycle(model, target(moe), Choice(), inputs)
+        (line,) = lost_parts(model, smaller.config)
+        count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in smaller.parameters())
+        assert line == f"{title}{count:,} parameters)"
         assert min(errors) > 0.01
     everything = lost_parts(model, target({**FOUR, "router": plain}))
     assert [line.split(" (")[0] for line in everything] == [
@@ -69,4 +69,4 @@ def test_parts_that_the_new_model_lacks_are_named_and_counted() -> None:
         ({"hyper": {"dim": 5}}, r"moe\.hyper = .*'dim': 5"),
     ):
         with pytest.raises(ConfigError, match=message):
-            upcycle(model, target({**FOUR, "router": router, **beside, **change}), Choice(), inputs)
+            upcycle(model, target({**FOUR, "router": router, **extras, **change}), Choice(), inputs)

@@ -15,9 +15,9 @@ def test_importance_is_load_times_activation_times_output(moe: bool) -> None:
     model = trained() if moe else trained(**DENSE)
     x = torch.randn(33, 16, dtype=torch.float64)
     ffn = model.blocks[0].ffn
-    found = importance(ffn, x)
-    for number in range(3 if moe else 1):
-        w_gate, w_up, w_down = ffn.expert(number) if moe else (ffn.w_gate, ffn.w_up, ffn.w_down.T)
+    importances = importance(ffn, x)
+    for expert in range(3 if moe else 1):
+        w_gate, w_up, w_down = ffn.expert(expert) if moe else (ffn.w_gate, ffn.w_up, ffn.w_down.T)
         expected = torch.zeros(len(w_gate), dtype=torch.float64)
         for row in x:
             gate = torch.ones(())
@@ -25,12 +25,12 @@ def test_importance_is_load_times_activation_times_output(moe: bool) -> None:
                 logits = ffn.router.weight @ row
                 chosen = oracles.chosen(logits, 2)
                 probs = oracles.probabilities(logits)
-                if number not in chosen:
+                if expert not in chosen:
                     continue
-                gate = probs[number] / sum(probs[i] for i in chosen)
+                gate = probs[expert] / sum(probs[i] for i in chosen)
             before = w_gate @ row
             expected += gate * (before / (1 + torch.exp(-before)) * (w_up @ row)).abs() * w_down.norm(dim=0) / len(x)
-        torch.testing.assert_close(found[number], expected.detach(), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(importances[expert], expected.detach(), rtol=1e-10, atol=1e-12)
 
 
 def test_what_is_measured_knows_no_noise_and_no_hyper_experts() -> None:

@@ -67,29 +67,29 @@ def test_nan_is_no_reason_to_skip() -> None:
 
 def model(**router: Any) -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_k", "k": 2, **router}, "dense_layers": [1]}
-    made = build(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
-    for block in (made.blocks[0], made.blocks[2]):
+    small = build(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
+    for block in (small.blocks[0], small.blocks[2]):
         torch.nn.init.normal_(block.ffn.router.weight)  # type: ignore[union-attr, arg-type]
-    return made.eval()
+    return small.eval()
 
 
 def test_the_median_share_of_each_layer_skips_half_of_the_last_choices() -> None:
-    made, tokens = model(), torch.randint(0, 31, (1, 401))
-    inputs = inputs_of(made, [tokens])
-    shares = median_shares(made, inputs)
-    for share, number in zip(shares, (0, 2), strict=True):
+    trained, tokens = model(), torch.randint(0, 31, (1, 401))
+    inputs = inputs_of(trained, [tokens])
+    shares = median_shares(trained, inputs)
+    for share, layer in zip(shares, (0, 2), strict=True):
         ratios = []
-        for x in inputs[number]:
-            values = oracles.probabilities(made.blocks[number].ffn.router.weight.detach() @ x)  # type: ignore[union-attr, operator]
+        for x in inputs[layer]:
+            values = oracles.probabilities(trained.blocks[layer].ffn.router.weight.detach() @ x)  # type: ignore[union-attr, operator]
             best, second = sorted(values.tolist())[:-3:-1]
             ratios.append(second / best)
         assert share == pytest.approx(sorted(ratios)[200])
-    skipping = with_shares(made, shares)
+    skipping = with_shares(trained, shares)
     with torch.no_grad():  # as it was measured: the last bit decides whether the median token skips
         routings = skipping(tokens)[1]
     assert int(routings[0].num_tokens_E.sum()) == 2 * 401 - 200
-    assert made(tokens)[1][0].num_tokens_E.sum() == 2 * 401
-    assert dict(skipping.named_parameters()).keys() == dict(made.named_parameters()).keys()
+    assert trained(tokens)[1][0].num_tokens_E.sum() == 2 * 401
+    assert dict(skipping.named_parameters()).keys() == dict(trained.named_parameters()).keys()
 
 
 def test_what_cannot_skip_is_told() -> None:
@@ -102,10 +102,10 @@ def test_what_cannot_skip_is_told() -> None:
         with pytest.raises(ConfigError, match=message):
             hmoe.TopK(**spec)  # type: ignore[arg-type]
     inputs = [torch.zeros(4, 16, dtype=torch.float64)] * 3
-    for made, message in ((model(capacity_factor=1.0), "without a capacity"), (model(skip=0.5), "skips experts already"),
+    for refused, message in ((model(capacity_factor=1.0), "without a capacity"), (model(skip=0.5), "skips experts already"),
                           (with_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            median_shares(made, inputs)
+            median_shares(refused, inputs)
     for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
         with pytest.raises(ValueError, match=r"hyper: router\.skip"):
             check_model(

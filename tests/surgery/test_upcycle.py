@@ -37,8 +37,8 @@ def test_a_shared_expert_and_hyper_experts_change_nothing_at_first() -> None:
 
 def test_every_second_layer() -> None:
     dense = trained(**DENSE)
-    made, _ = upcycle(dense, target({"widths": [24, 24], "dense_layers": [0]}, ffn=24), Choice("windows"), None)
-    torch.testing.assert_close(made(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
+    model, _ = upcycle(dense, target({"widths": [24, 24], "dense_layers": [0]}, ffn=24), Choice("windows"), None)
+    torch.testing.assert_close(model(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
 
 
 def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() -> None:
@@ -46,11 +46,11 @@ def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() ->
     inputs = inputs_of(dense, [tokens()])
     errors = {}
     for kind in ("importance", "windows", "random"):
-        model, found = upcycle(dense, target({"widths": [12, 12, 16]}), Choice(kind), inputs)
-        errors[kind] = sum(found) / len(found)
+        model, layer_errors = upcycle(dense, target({"widths": [12, 12, 16]}), Choice(kind), inputs)
+        errors[kind] = sum(layer_errors) / len(layer_errors)
         again = inputs_of(dense, [tokens()])
         y, z = dense.blocks[0].ffn(again[0]), model.blocks[0].ffn(again[0])[0]
-        assert found[0] == pytest.approx(((z - y).norm() / y.norm()).item(), rel=1e-9)
+        assert layer_errors[0] == pytest.approx(((z - y).norm() / y.norm()).item(), rel=1e-9)
     assert errors["importance"] < 0.5 * min(errors["windows"], errors["random"])
 
 
@@ -105,7 +105,7 @@ def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
     model, errors = upcycle(source, target({"widths": [12, 12, 12]}), Choice(), inputs)
     ffn, old = model.blocks[0].ffn, source.blocks[0].ffn
     y = old(inputs[0])[0]
-    found = {}
+    error_without = {}
     for left_out in range(4):
         kept = [i for i in range(4) if i != left_out]
         part = build(target({"widths": [12, 12, 12]}), 1, torch.float64).blocks[0].ffn
@@ -113,13 +113,13 @@ def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
         for new, i in enumerate(kept):
             for place, value in zip(part.expert(new), old.expert(i), strict=True):
                 place.copy_(value)
-        found[left_out] = ((part(inputs[0])[0] - y).norm() / y.norm()).item()
-    assert errors[0] == pytest.approx(min(found.values()), rel=1e-9)
+        error_without[left_out] = ((part(inputs[0])[0] - y).norm() / y.norm()).item()
+    assert errors[0] == pytest.approx(min(error_without.values()), rel=1e-9)
     assert len(ffn.widths) == 3
 
 
 @pytest.mark.parametrize(
-    ("source", "moe", "kind", "said"),
+    ("source", "moe", "kind", "message"),
     [
         (DENSE, {"widths": [9]}, "importance", "is measured on a text"),
         (DENSE, {"widths": [9, 9], "router": {"name": "top_k", "k": 1, "renormalize": False}}, "windows", "; nearest.*renormalize=true$"),
@@ -132,8 +132,8 @@ def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
         (DENSE, {"widths": [9, 9]}, "best", "must be one of importance, windows, random"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_upcycled(source: dict[str, Any], moe: dict[str, Any], kind: str, said: str) -> None:
+def test_what_cannot_be_upcycled(source: dict[str, Any], moe: dict[str, Any], kind: str, message: str) -> None:
     moe = {"router": {"name": "top_k", "k": 1}, **moe}
     changes = {"ffn": 24} if moe.get("dense_layers") else {}
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=message):
         upcycle(trained(**source), target(moe, **changes), Choice(kind), None)

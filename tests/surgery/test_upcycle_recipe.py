@@ -23,9 +23,9 @@ def some_text(tmp_path: Path) -> list[str]:
 
 
 def losses(out: str) -> tuple[float, float]:
-    found = re.search(r"loss on the text: ([\d.]+) nats per token before, ([\d.]+) after", out)
-    assert found is not None
-    return float(found[1]), float(found[2])
+    match = re.search(r"loss on the text: ([\d.]+) nats per token before, ([\d.]+) after", out)
+    assert match is not None
+    return float(match[1]), float(match[2])
 
 
 def test_a_dense_run_becomes_experts_and_trains_on(
@@ -99,13 +99,13 @@ def test_weak_experts_are_skipped_in_evaluation(
     assert hmoe(["export", str(tmp_path / "skip"), str(tmp_path / "hf")]) == 0
     text = tmp_path / "text.txt"
     text.write_text(sentences(0, 60))
-    found = []
+    results = []
     for model in ("skip", "hf"):
         capsys.readouterr()
         assert hmoe(["eval", str(tmp_path / model), "--text", str(text), "--json"]) == 0
-        found.append(json.loads(capsys.readouterr().out))
-    assert found[0]["nats_per_token"] == found[1]["nats_per_token"]  # the Hugging Face folder skips too
-    assert found[0]["step"] == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0]["nats_per_token"] == results[1]["nats_per_token"]  # the Hugging Face folder skips too
+    assert results[0]["step"] == 0
     assert hmoe(["export", str(tmp_path / "skip"), str(tmp_path / "mixtral"), "--format", "mixtral"]) == 2
     assert (
         hmoe(["train", str(tmp_path / "skip" / "config.yaml"), "--run", str(tmp_path / "skip"), "train.steps=2"]) == 0
@@ -125,7 +125,7 @@ def test_weak_experts_are_skipped_in_evaluation(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--recipe", "tiny-dense"], "its model is dense"),
         (["--recipe", "tiny", "model.dim=64"], "model: comes from"),
@@ -137,12 +137,14 @@ def test_weak_experts_are_skipped_in_evaluation(
         (["--recipe", "tiny", "--text-field", "body"], "--text-field has no effect without --text"),
     ],
 )
-def test_errors_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_run(tmp_path / "dense", "train.steps=1", "train.eval_every=0", recipe="tiny-dense")
     capsys.readouterr()
     assert hmoe(["upcycle", str(tmp_path / "dense"), str(tmp_path / "made"), *TEXT, *words]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert not (tmp_path / "made").exists()
 

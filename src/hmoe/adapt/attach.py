@@ -16,12 +16,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hmoe.adapt.moe_blocks import (
-    count_experts,
+    count_block_experts,
     expert_stacks,
-    get_matching_kind,
+    get_block_router,
+    get_device_and_dtype,
     get_model_width,
-    get_router,
-    iterate_blocks,
+    iterate_moe_blocks,
     read_selection,
 )
 from hmoe.errors import CheckpointError, ConfigError
@@ -77,17 +77,17 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     # Opened first, so that a folder without weights leaves the model as it is.
     stored = None if folder is None else Tensors(Path(folder))
     for stack in expert_stacks(model):
-        blocks = list(iterate_blocks(stack))
+        blocks = list(iterate_moe_blocks(stack))
         network = HyperNetwork(get_model_width(blocks[0]), len(blocks), spec)
         network.reset_parameters()
-        stack.hyper_network = network.to(**get_matching_kind(blocks[0]))
+        stack.hyper_network = network.to(**get_device_and_dtype(blocks[0]))
         for layer, block in enumerate(blocks):
-            block.hyper = HyperLayer(count_experts(block), spec, layer)
+            block.hyper = HyperLayer(count_block_experts(block), spec, layer)
             block.hyper.reset_parameters()
-            block.hyper.to(**get_matching_kind(block))
+            block.hyper.to(**get_device_and_dtype(block))
             # In a tuple, which torch does not search for modules: the network is saved once, as the stack's.
             block.hyper_network = (stack.hyper_network,)
-            get_router(block).register_forward_hook(_keep_router_output)
+            get_block_router(block).register_forward_hook(_keep_router_output)
             block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
@@ -124,14 +124,14 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
     width = width or getattr(model.config, "attached_shared_width", None)
     stored = None if folder is None else Tensors(Path(folder))
     for stack in expert_stacks(model):
-        blocks = list(iterate_blocks(stack))
+        blocks = list(iterate_moe_blocks(stack))
         dim = get_model_width(blocks[0])
         units = width or _width_like_hyper(blocks, dim)
         for block in blocks:
             block.shared_expert = nn.Sequential(nn.Linear(dim, units), nn.ReLU(), nn.Linear(units, dim))
             nn.init.zeros_(block.shared_expert[2].weight)
             nn.init.zeros_(block.shared_expert[2].bias)
-            block.shared_expert.to(**get_matching_kind(block))
+            block.shared_expert.to(**get_device_and_dtype(block))
             block.register_forward_hook(_add_shared)
     model.config.attached_shared_width = width
     if stored is not None:
@@ -144,7 +144,7 @@ def _width_like_hyper(blocks: list[Any], dim: int) -> int:
     """Return the width at which shared experts have as many parameters as HyperExperts in these blocks."""
     spec = Hyper()
     added = spec.network_parameters(dim, len(blocks))
-    added += sum(spec.layer_parameters(count_experts(block)) for block in blocks)
+    added += sum(spec.layer_parameters(count_block_experts(block)) for block in blocks)
     # Two matrices and two biases have (2 dim + 1) width + dim parameters.
     return max(1, round((added / len(blocks) - dim) / (2 * dim + 1)))
 
@@ -155,8 +155,8 @@ def _keep_router_output(router: nn.Module, arguments: Any, output: Any) -> None:
 
 
 def _add_hyper(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-    router: Any = get_router(block)
-    selected_TE = read_selection(router.last_output, count_experts(block))
+    router: Any = get_block_router(block)
+    selected_TE = read_selection(router.last_output, count_block_experts(block))
     router.last_output = None  # its graph is not kept longer than needed
     x_TD = arguments[0].reshape(-1, arguments[0].shape[-1])
     added: torch.Tensor = block.hyper(x_TD, selected_TE, block.hyper_network[0])
@@ -170,7 +170,7 @@ def _add_shared(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.T
 
 def _refuse_twice(model: nn.Module, name: str) -> None:
     """Raise ConfigError if a part is attached already."""
-    if any(hasattr(block, name) for block in iterate_blocks(model)):
+    if any(hasattr(block, name) for block in iterate_moe_blocks(model)):
         raise ConfigError(f"this model has {_PARTS[name].title} already; attach them once, or load the model anew")
 
 
@@ -183,7 +183,7 @@ def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
     if folder is not None:
         return
     for name, part in _PARTS.items():
-        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in iterate_blocks(model)):
+        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in iterate_moe_blocks(model)):
             raise ConfigError(
                 f"this model was saved with {part.title}, which it lacks now; {part.call}(model, folder=...) loads them, "
                 f"or delete config.{part.mark} to go on without"

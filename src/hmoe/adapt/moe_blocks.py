@@ -27,7 +27,7 @@ def expert_stacks(model: PreTrainedModel) -> list[Any]:
     """
     two = model.config.is_encoder_decoder
     stacks = [model.get_encoder(), model.get_decoder()] if two else [model.base_model]
-    stacks = [stack for stack in stacks if any(True for _ in iterate_blocks(stack))]
+    stacks = [stack for stack in stacks if any(True for _ in iterate_moe_blocks(stack))]
     if not stacks:
         raise ConfigError(
             f"{type(model).__name__} has no mixture-of-experts layer of a kind that is known: {', '.join(KNOWN)}"
@@ -35,26 +35,26 @@ def expert_stacks(model: PreTrainedModel) -> list[Any]:
     return stacks
 
 
-def iterate_blocks(stack: nn.Module) -> Iterator[Any]:
+def iterate_moe_blocks(stack: nn.Module) -> Iterator[Any]:
     """Yield the mixture-of-experts layers of a model or a part of it, in order."""
     for module in stack.modules():
         if type(module).__name__ in KNOWN:
             yield module
 
 
-def get_router(block: Any) -> nn.Module:
+def get_block_router(block: Any) -> nn.Module:
     """Return the router of a mixture-of-experts layer."""
     router: nn.Module = block.router if hasattr(block, "router") else block.gate
     return router
 
 
 def _router_weight(block: Any) -> torch.Tensor:
-    router: Any = get_router(block)
+    router: Any = get_block_router(block)
     weight: torch.Tensor = router.classifier.weight if hasattr(router, "classifier") else router.weight
     return weight
 
 
-def count_experts(block: Any) -> int:
+def count_block_experts(block: Any) -> int:
     """Return the number of experts of a layer."""
     return len(_router_weight(block))
 
@@ -64,7 +64,7 @@ def get_model_width(block: Any) -> int:
     return _router_weight(block).shape[1]
 
 
-def get_matching_kind(block: Any) -> dict[str, Any]:
+def get_device_and_dtype(block: Any) -> dict[str, Any]:
     """Return device and dtype of a layer's experts, as arguments of `Module.to`."""
     weight = next(block.experts.parameters())
     return {"device": weight.device, "dtype": weight.dtype}

@@ -1,4 +1,4 @@
-"""Windows of a long SQuAD context cover it, whatever the lengths; its official nested files are read, and faults have a place."""
+"""Windows of a long SQuAD context cover it, whatever the lengths."""
 
 import random
 from dataclasses import replace
@@ -60,12 +60,12 @@ def test_every_window_has_the_question_and_all_of_the_context_is_read(switch: Pa
     context = " ".join(random.Random(0).choices("good bad film story plot".split(), k=900))  # noqa: SIM905
     settings = settings_of(find("squad"), source_length=100)
     settings = replace(settings, stride=20)
-    made = windows(
+    rows = windows(
         Example(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
     )
     head = fast("question: who ? context:", add_special_tokens=False)["input_ids"]
     bodies = []
-    for window in made:
+    for window in rows:
         assert len(window["input_ids"]) <= 100
         assert window["input_ids"][: len(head)] == head
         assert window["input_ids"][-1] == 1

@@ -162,14 +162,14 @@ def test_texts_and_losses_that_cannot_be_used_are_one_line(
     model.transformer.wpe.weight.data[3] = torch.nan
     model.save_pretrained(broken)
     PreTrainedTokenizerFast.from_pretrained(gpt2).save_pretrained(broken)
-    for number, (start, more, code, said) in enumerate((
+    for index, (start, more, code, message) in enumerate((
         (gpt2, [], 2, "source_length = 1024, must be at most the 64 tokens that"),
         (switch, [], 2, "is a switch_transformers model; wikitext2 is for gpt2"),
         (broken, ["--source-length", "32", "--epochs", "1"], 5, "wikitext2: a score is not finite after epoch 1"),
     )):  # fmt: skip
-        assert hmoe(["finetune", "wikitext2", str(start), str(tmp_path / str(number)), *words, *more]) == code
+        assert hmoe(["finetune", "wikitext2", str(start), str(tmp_path / str(index)), *words, *more]) == code
         error = capsys.readouterr().err.splitlines()
-        assert said in error[-1]
+        assert message in error[-1]
         assert not any("Traceback" in line for line in error)
 
 

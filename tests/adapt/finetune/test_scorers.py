@@ -15,9 +15,9 @@ def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkey
     task, fast = find("squad"), PreTrainedTokenizerFast.from_pretrained(switch)
     asked = [Example("question: who ? context: " + "it was me . " * 200, ("me",)), Example("question: a", ("bad",))]
     score = Answers(task, asked, fast, task.settings)
-    assert [number for number, _ in score.windows].count(0) > 2
-    made = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
-    monkeypatch.setattr(score, "_generate_answers", lambda model: iter(made))
+    assert [index for index, _ in score.windows].count(0) > 2
+    answers = [(0, (-5.0, "it")), (0, (-1.0, "me")), (1, (-9.0, "bad")), (0, (-3.0, "was"))]
+    monkeypatch.setattr(score, "_generate_answers", lambda model: iter(answers))
     assert score(None) == {"f1": 100, "exact_match": 100}
 
 
@@ -25,7 +25,7 @@ def test_log_probabilities_are_summed_to_the_end_of_a_text(switch: Path) -> None
     model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
     scores = tuple(torch.randn(2, model.config.vocab_size) for _ in range(3))
     sequences = torch.tensor([[0, 5, 1, 0], [0, 6, 7, 1]])  # the first one ended a token earlier
-    found = log_probs(model, SimpleNamespace(sequences=sequences, scores=scores))
+    sums = log_probs(model, SimpleNamespace(sequences=sequences, scores=scores))
     each = torch.stack(scores).log_softmax(-1)
     expected = [float(each[0, 0, 5] + each[1, 0, 1]), float(each[0, 1, 6] + each[1, 1, 7] + each[2, 1, 1])]
-    assert found == pytest.approx(expected, rel=1e-5)
+    assert sums == pytest.approx(expected, rel=1e-5)

@@ -13,10 +13,10 @@ def examples(*targets: str, groups: str = "") -> list[Example]:
 def test_scores_by_hand() -> None:
     binary = examples("1", "0", "1", "1")
     assert task_metrics.accuracy(["1", "0", "x", "0"], binary) == {"accuracy": 50}
-    found = task_metrics.f1_and_accuracy(
+    scores = task_metrics.f1_and_accuracy(
         ["1", "1", "x", "0"], binary
     )  # x counts as 0: one true, one false positive, two missed
-    assert found == pytest.approx({"f1": 40, "accuracy": 25})
+    assert scores == pytest.approx({"f1": 40, "accuracy": 25})
     assert task_metrics.matthews(["1", "0", "1", "1"], binary) == {"matthews": 100}
     assert task_metrics.matthews(["x", "x", "x", "x"], binary)["matthews"] == -100
     assert task_metrics.grouped(["1", "0", "1", "0"], examples("1", "0", "1", "1", groups="aabb"))["exact_match"] == 50

@@ -19,10 +19,10 @@ def test_a_row_becomes_text(name: str, tmp_path: Path) -> None:
     row, expected = ROWS[name]
     for split in ("train", "validation"):
         write(tmp_path, [row, row], split)
-    for found in load(find(name), tmp_path):
-        assert [(example.source, example.targets) for example in found] == expected * 2
+    for split_examples in load(find(name), tmp_path):
+        assert [(example.source, example.targets) for example in split_examples] == expected * 2
     if name == "superglue-multirc":
-        assert found[0].group == "4.2"
+        assert split_examples[0].group == "4.2"
 
 
 def test_what_is_unknown_or_out_of_range_is_named() -> None:

@@ -20,12 +20,12 @@ def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:
     model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
     fast = PreTrainedTokenizerFast.from_pretrained(switch)
     batch = Collator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
-    found = model(**batch)
-    auxiliary = found.encoder_aux_loss + found.decoder_aux_loss
-    z_loss = found.encoder_z_loss + found.decoder_z_loss
-    text = torch.nn.functional.cross_entropy(found.logits.flatten(0, 1), batch["labels"].flatten())
+    output = model(**batch)
+    auxiliary = output.encoder_aux_loss + output.decoder_aux_loss
+    z_loss = output.encoder_z_loss + output.decoder_z_loss
+    text = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), batch["labels"].flatten())
     expected = text + model.router_aux_loss_coef * auxiliary + model.router_z_loss_coef * z_loss
-    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert output.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert auxiliary > 0
 
 
@@ -39,6 +39,6 @@ def test_the_loss_of_duplicated_mlps_has_their_balance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with heard(model) as routers:
         text = model(**inputs).loss
-    balance = sum(balance_loss(*said).item() for said in routers)
+    balance = sum(balance_loss(*routed).item() for routed in routers)
     assert balance > 0.01
     assert loss.item() == pytest.approx(text.item() + 1e-2 * balance, rel=1e-6)
