@@ -112,7 +112,7 @@ def test_zero_changes_nothing_and_paper_nearly_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(MAKES))
 def test_each_layer_adds_the_experts_of_the_oracle(name: str) -> None:
-    """Of the layer's own input, from the experts that its router left out; a full expert's refusal changes no selection."""
+    """What is added is of the layer's input and of the experts left out; a full expert's refusal changes no selection."""
     model = attach_hyper(MAKES[name](), SMALL).double()
     if name != "switch":
         model.set_experts_implementation("eager")  # grouped products know no float64

@@ -1,4 +1,4 @@
-"""GPT-2 with duplicated MLPs: the same function at first, and its noisy router against the paper's equations."""
+"""GPT-2 with duplicated MLPs: the same function at first; its noisy router against the paper's equations."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Fewer experts, judged with the router that will be written; parts that are lost; runs with zero-computation experts."""
+"""Fewer experts: those whose layer is nearest, judged with the router that will be written."""
 
 import itertools
 from typing import Any

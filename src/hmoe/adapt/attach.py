@@ -53,7 +53,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | None = None) -> Model:
-    """Add HyperExperts to every mixture-of-experts layer of a model, in place (Zhao et al. 2024).
+    """Add HyperExperts (Zhao et al. 2024) to all mixture-of-experts layers of a model, in place; return it.
 
     Encoder and decoder get a hypernetwork each. `save_pretrained` writes the new weights beside the old ones.
     Weights that lie askew in memory, as transformers loads them, are copied to aligned memory.
@@ -62,9 +62,6 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
         model: a model of transformers.
         spec: sizes; None: those that the model was saved with, else the paper's.
         folder: where the model was loaded from, if its HyperExperts were saved there; None: they start anew.
-
-    Returns:
-        The same model.
 
     Raises:
         ConfigError: for a model that has no such layers, that has HyperExperts already, or, without `folder`,
@@ -97,7 +94,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
 
 
 def attach_shared(model: Model, width: int | None = None, folder: Path | str | None = None) -> Model:
-    """Add to every mixture-of-experts layer an expert that serves all tokens, in place.
+    """Add an expert that serves all tokens to every mixture-of-experts layer of a model, in place; return it.
 
     This is HyperMoE's baseline MoE-Share. The output matrix of the new expert is 0, so the model is the same
     function at first.
@@ -106,11 +103,7 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
         model: a model of transformers.
         width: hidden units; None: those that the model was saved with, else as many parameters as
             `attach_hyper` with the paper's sizes would add.
-        folder: where the model was loaded from, if its shared experts were saved there; None: they start
-            anew.
-
-    Returns:
-        The same model.
+        folder: where the model was loaded from, if its shared experts were saved there; None: they are new.
 
     Raises:
         ConfigError: for a model that has no such layers, that has shared experts already, or, without

@@ -36,8 +36,8 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
     """Return which expert of the old layer becomes each expert of the new one.
 
     As widths ascend, the least important expert comes first. If the new layer has fewer experts, those are
-    kept whose layer is nearest to the whole one on the inputs (Lu et al. 2024), routed by the new router as it
-    will be written. If there are too many subsets to try, the most important experts are kept.
+    kept whose layer is nearest to the whole one on the inputs (Lu et al. 2024), routed by the new router as
+    it will be written. If there are too many subsets to try, the most important experts are kept.
 
     Args:
         new: the layer to be written. Its router is overwritten while subsets are tried.

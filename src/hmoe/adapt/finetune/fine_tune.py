@@ -71,9 +71,8 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
     say(f"{task.name}: {len(features):,} training sequences, {len(validation):,} to be scored")
     history = ScoreHistory(task, score, say)
     trainer = BalancedTrainer(
-        model=model, args=_training_arguments(settings, out), train_dataset=features, data_collator=collator,
-        callbacks=[history],
-    )  # fmt: skip
+        model, _training_arguments(settings, out), collator, train_dataset=features, callbacks=[history]
+    )
     trainer.remove_callback(PrinterCallback)  # the history says it
     trainer.train()
     result = {

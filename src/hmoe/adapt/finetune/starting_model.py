@@ -32,20 +32,9 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
         ConfigError: for a model of another family, without experts, or fine-tuned before by another method;
             for a source length above what the model reads.
     """
-    language = task.score is None
-    family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
     _check_place(source)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type == kind:
-            tokenizer, model = AutoTokenizer.from_pretrained(source), family.from_pretrained(source)
-    except Exception as error:  # whatever transformers, a hub or a network raises
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        place = "" if Path(source).is_dir() else "no folder here, and from the hub it "
-        raise CheckpointError(f"{source}: {place}cannot be read as {kind} ({why})") from None
-    if config.model_type != kind:
-        raise ConfigError(f"{source}: is a {config.model_type} model; {task.name} is for {kind}")
-    align_memory(model)
+    model, tokenizer = _read_model(task, source)
+    config, language = model.config, task.score is None
     if language and settings.source_length > config.n_positions:
         raise ConfigError(
             f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads"
@@ -62,6 +51,24 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
     elif method == "share":
         attach_shared(model, folder=folder)
     expert_stacks(model)  # a model without experts is refused for the baseline too
+    return model, tokenizer
+
+
+def _read_model(task: Task, source: str) -> tuple[Any, Any]:
+    """Read a model of the family that a task is for, and its tokenizer, from a folder or the hub."""
+    language = task.score is None
+    family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if config.model_type == kind:
+            tokenizer, model = AutoTokenizer.from_pretrained(source), family.from_pretrained(source)
+    except Exception as error:  # whatever transformers, a hub or a network raises
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        place = "" if Path(source).is_dir() else "no folder here, and from the hub it "
+        raise CheckpointError(f"{source}: {place}cannot be read as {kind} ({why})") from None
+    if config.model_type != kind:
+        raise ConfigError(f"{source}: is a {config.model_type} model; {task.name} is for {kind}")
+    align_memory(model)  # transformers leaves weights askew in memory
     return model, tokenizer
 
 
