@@ -32,7 +32,7 @@ from hmoe.specs.experts import Hyper
 
 
 class _Part(NamedTuple):
-    """What can be attached.
+    """A kind of part that can be attached to a model.
 
     Attributes:
         title: what people call it.

@@ -18,6 +18,7 @@ def real_tokens(
     Raises:
         ConfigError: if the mask covers fewer tokens than there are.
     """
+    # A mask with more dimensions says which tokens see each other, and a block mask is no tensor.
     if not isinstance(attention_mask, torch.Tensor) or attention_mask.dim() != 2:
         return None
     length, covered = x_BLD.shape[1], attention_mask.shape[1]

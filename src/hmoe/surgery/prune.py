@@ -62,6 +62,7 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
         write_router(new, old, order)
         return float((_mix_experts(new, old, new.router(x_TD), x_TD, order) - whole_TD).norm())
 
+    # Whole subsets are tried, since what an expert is worth depends on the others that stay.
     rank = {expert: i for i, expert in enumerate(by_mass)}
     subsets = (sorted(subset, key=rank.__getitem__) for subset in itertools.combinations(experts, count))
     return min((_arrange(subset, new.widths) for subset in subsets), key=distance)

@@ -45,7 +45,7 @@ def check(config: "ModelSpec") -> None:
     if moe.skip:
         raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
     if moe.hyper is not None:
-        moe.hyper.check_router(moe.router.with_skip(1.0))
+        moe.hyper.check_router(moe.router.with_skip(1.0))  # refuses every share
 
 
 def _median_share(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:

@@ -37,6 +37,7 @@ def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[s
         head = head[: max(0, settings.source_length // 2 - len(end))]
     room = max(1, settings.source_length - len(head) - len(end))
     shared = settings.stride if settings.stride < room else room // 2
+    # The last start leaves at least one token that the window before has not read.
     starts = range(0, max(1, len(body) - shared), room - shared)
     # window: [head][`room` tokens of the body][end]; its first `shared` body tokens end the window before
     rows = [[*head, *body[start : start + room], *end] for start in starts]

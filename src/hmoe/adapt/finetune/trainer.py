@@ -23,7 +23,7 @@ class Collator:
         self.inner = inner
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Return one batch."""
+        """Return one batch, which asks the model for the losses of its routers."""
         return {**self.inner(list(features)), "output_router_logits": True}
 
 
