@@ -1,6 +1,7 @@
 """Which experts serve which token: router logits -> `Routing`, one object for every kind of router."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -162,9 +163,15 @@ def route(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances = Cir
     poisoned_TE = logits_TE + poison_T1
     scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
     probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
+    choice_logits_TE = logits_TE.detach()
+    if around.off_E is not None:
+        choice_logits_TE = choice_logits_TE.masked_fill(around.off_E, -torch.inf)
+        scores_TE, probs_TE = (of_TE.masked_fill(around.off_E, 0) for of_TE in (scores_TE, probs_TE))
     fixed_TE = scores_TE.detach()
-    decision = decide(around.hints.decisions, lambda: method.choose(fixed_TE, logits_TE.detach(), spec, around))
+    decision = decide(around.hints.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, around))
     choice = method.weigh(decision, scores_TE, spec, around)
+    if around.off_E is not None:  # chosen by tokens that find fewer others than they ask for
+        choice = replace(choice, chosen_TE=choice.chosen_TE & ~around.off_E)
     num_tokens_E = choice.chosen_TE.sum(0)
     token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, around.training)
     gate_N = _gates_of_pairs(choice, token_N, token_N * len(num_tokens_E) + expert_N)
@@ -186,7 +193,7 @@ def _gates_of_pairs(choice: Choice, token_N: torch.Tensor, cell_N: torch.Tensor)
 
 def _select(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances) -> Routing | None:
     """By the kernels, where there are some for this router and device."""
-    if around.gumbel_TE is not None or around.true_gates or not around.widths:
+    if around.gumbel_TE is not None or around.true_gates or not around.widths or around.off_E is not None:
         return None
     rule = METHODS[spec.name].make_rule(spec, around)
     if rule is None or not fuses_router(logits_TE):

@@ -82,6 +82,7 @@ class Circumstances(NamedTuple):
         hints: see there.
         training: which capacity factor holds.
         true_gates: gates are renormalised over experts that compute.
+        off_E: experts that are switched off: never chosen, and their probability goes to nobody; None: none is.
     """
 
     widths: Sequence[int] | None = None
@@ -90,3 +91,4 @@ class Circumstances(NamedTuple):
     hints: Hints = Hints()
     training: bool = True
     true_gates: bool = False
+    off_E: torch.Tensor | None = None
