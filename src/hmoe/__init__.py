@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from hmoe.model.routers import register_router
     from hmoe.model.routers.base import RouterMethod
     from hmoe.model.routing import Routing
+    from hmoe.model.trace import RoutingTrace, trace
     from hmoe.specs.experts import Hyper, ZeroExperts
     from hmoe.specs.routers.base import RouterSpec
     from hmoe.specs.routers.expert_choice import ExpertChoice
@@ -37,6 +38,7 @@ _HOME = {
     "RouterMethod": "hmoe.model.routers.base",
     "RouterSpec": "hmoe.specs.routers.base",
     "Routing": "hmoe.model.routing",
+    "RoutingTrace": "hmoe.model.trace",
     "RunBusyError": "hmoe.errors",
     "TopK": "hmoe.specs.routers.top_k",
     "TopP": "hmoe.specs.routers.top_p",
@@ -51,6 +53,7 @@ _HOME = {
     "register_router": "hmoe.model.routers",
     "router_entropy": "hmoe.model.losses",
     "router_z": "hmoe.model.losses",
+    "trace": "hmoe.model.trace",
 }
 
 __all__ = [
@@ -65,6 +68,7 @@ __all__ = [
     "RouterMethod",
     "RouterSpec",
     "Routing",
+    "RoutingTrace",
     "RunBusyError",
     "TopK",
     "TopP",
@@ -79,6 +83,7 @@ __all__ = [
     "register_router",
     "router_entropy",
     "router_z",
+    "trace",
 ]
 
 
