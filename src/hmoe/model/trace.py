@@ -123,9 +123,8 @@ def trace(
         if int(routings[layer].num_tokens_E[off].sum()):
             raise ConfigError("without: has no effect on a compiled model; trace it before torch.compile")
     nll_BL = torch.full(tokens_BL.shape, torch.nan, dtype=torch.float64)
-    if tokens_BL.shape[1] > 1:
-        following, _ = score_targets(model, x_BLD[:, :-1].flatten(0, 1), tokens_BL[:, 1:].flatten())
-        nll_BL[:, 1:] = following.view(len(nll_BL), -1)
+    following, _ = score_targets(model, x_BLD[:, :-1].flatten(0, 1), tokens_BL[:, 1:].flatten())
+    nll_BL[:, 1:] = following.view(len(nll_BL), tokens_BL.shape[1] - 1)
     return _assemble(model, tokens_BL, routings, nll_BL.flatten())
 
 
@@ -179,9 +178,8 @@ def score_targets(
     """
     nlls, greedy = [], []
     chunk = max(1, _CHUNK_NUMBERS // model.config.vocab)
-    for begin in range(0, len(target_T), chunk):
-        # Piece by piece: the logits of a long text and a large vocabulary do not fit into memory together.
-        x, target = x_TD[begin : begin + chunk], target_T[begin : begin + chunk]
+    # Piece by piece: the logits of a long text and a large vocabulary do not fit into memory together.
+    for x, target in zip(torch.split(x_TD, chunk), torch.split(target_T, chunk), strict=True):
         logits = (x @ model.head_weight.T).to(torch.promote_types(x.dtype, torch.float32))
         nlls.append(torch.nn.functional.cross_entropy(logits, target, reduction="none").double().cpu())
         greedy.append((logits.argmax(1) == target).cpu())
