@@ -128,9 +128,9 @@ def test_noise_is_a_function_of_its_seed() -> None:
 
 def test_splitmix64_is_the_published_one() -> None:
     """Its first output for state 0 is 0xE220A8397B1DCDAF."""
-    from hmoe.model.noise import _GAMMA, _mixed
+    from hmoe.model.noise import _GAMMA, _mix_bits
 
-    assert int(_mixed(torch.tensor([_GAMMA]))) % 2**64 == 0xE220A8397B1DCDAF
+    assert int(_mix_bits(torch.tensor([_GAMMA]))) % 2**64 == 0xE220A8397B1DCDAF
 
 
 def test_gumbel_noise_draws_the_second_expert_in_proportion() -> None:

@@ -1,4 +1,4 @@
-"""Text from a model, token by token."""
+"""Text from a model, token by token: a key/value cache, one pass per token, and a draw from its logits."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,12 @@ from hmoe.model.transformer import Transformer, dropless
 
 
 class Vocabulary(Protocol):
-    """What generation needs of a tokenizer."""
+    """What generation needs of a tokenizer.
+
+    Attributes:
+        vocab_size: tokens that it has; a model's vocabulary may be larger.
+        ends: tokens that end a text.
+    """
 
     vocab_size: int
     ends: tuple[int, ...]
@@ -19,7 +24,7 @@ class Vocabulary(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn.
+    """Options of drawing the next token; temperature first, then top_k, then top_p.
 
     Attributes:
         temperature: 0 takes the most probable token.
@@ -43,8 +48,8 @@ class Sampling:
             raise ConfigError(f"top_p = {self.top_p}, must be in (0, 1]")
 
 
-def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) -> int:
-    """Draw one token.
+def sample(logits_V: torch.Tensor, options: Sampling, generator: torch.Generator) -> int:
+    """Draw one token from logits; the generator is on the CPU, whatever device they are on.
 
     Raises:
         NonFiniteError: if the logits hold NaN or +infinity.
@@ -52,23 +57,32 @@ def sample(logits_V: torch.Tensor, how: Sampling, generator: torch.Generator) ->
     logits_V = logits_V.double()
     if not torch.isfinite(logits_V.max()):
         raise NonFiniteError("generate: the model's logits are NaN or infinite")
-    if how.temperature == 0:
+    if options.temperature == 0:
         return int(logits_V.argmax())
-    sorted_V, order_V = torch.sort((logits_V - logits_V.max()) / how.temperature, descending=True, stable=True)
-    if how.top_k:
-        sorted_V = sorted_V[: how.top_k]
-    probs_V = sorted_V.softmax(0)
-    probs_V = probs_V * (probs_V.cumsum(0) - probs_V < how.top_p)
-    return int(order_V[torch.multinomial(probs_V.cpu(), 1, generator=generator)])
+    # The largest is subtracted first: divided by a tiny temperature, logits overflow.
+    scaled_V = (logits_V - logits_V.max()) / options.temperature
+    sorted_V, order_V = torch.sort(scaled_V, descending=True, stable=True)
+    kept = sorted_V[: options.top_k] if options.top_k else sorted_V
+    probs = kept.softmax(0)
+    # A token is kept by the sum of those before it, so that the one that reaches p is kept too.
+    probs = probs * (probs.cumsum(0) - probs < options.top_p)
+    # Drawn on the CPU: the same seed gives the same text on every device.
+    return int(order_V[torch.multinomial(probs.cpu(), 1, generator=generator)])
 
 
 @torch.inference_mode()
 def generate(
-    model: Transformer, prompt: list[int], num_tokens: int, how: Sampling, seed: int, tokenizer: Vocabulary
+    model: Transformer,
+    prompt: list[int],
+    num_tokens: int,
+    options: Sampling,
+    seed: int,
+    tokenizer: Vocabulary,
 ) -> Iterator[int]:
-    """Yield up to `num_tokens` new tokens, ending after one that ends a text; the same seed gives the same tokens.
+    """Yield up to `num_tokens` new tokens, ending after one that ends a text; a seed fixes the text.
 
-    Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger. A router's capacity is off.
+    Only tokens that the tokenizer has are drawn, also where the model's vocabulary is larger. Routers have no
+    capacity here.
 
     Raises:
         ConfigError: for an empty prompt, or a model that cannot generate.
@@ -80,9 +94,10 @@ def generate(
     cache = model.new_cache(1, len(prompt) + num_tokens)
     new = prompt
     for _ in range(num_tokens):
+        # Entered for every token: between two of them the caller may use the model otherwise.
         with dropless(model):
             x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
-        token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], how, generator)
+        token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], options, generator)
         yield token
         if token in tokenizer.ends:
             return

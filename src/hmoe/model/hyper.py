@@ -1,7 +1,7 @@
-"""HyperMoE: a small expert for each token, generated from the experts that the token did not select (Zhao et al. 2024).
+"""HyperMoE (Zhao et al. 2024): a small expert for each token, made from the experts that it did not select.
 
-Its weights depend on the selection and the layer only, so they are generated once per distinct selection, and tokens are
-grouped by it: with top-1 there are at most E of them, where the authors' code generates T.
+Its weights depend on the selection and the layer only, so they are generated once per distinct selection, and
+tokens are grouped by it: with top-1 there are at most E of them, where the authors' code generates T.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class HyperWeights(NamedTuple):
-    """HyperExperts of U selections: w_down (U, A, D), b_down (U, A), w_up (U, D, A), b_up (U, D)."""
+    """Weights of U HyperExperts: w_down (U, A, D), b_down (U, A), w_up (U, D, A), b_up (U, D)."""
 
     w_down: torch.Tensor
     b_down: torch.Tensor
@@ -26,11 +26,13 @@ class HyperWeights(NamedTuple):
 
 
 class HyperNetwork(nn.Module):
-    """Selection embedding and layer -> the weights of a HyperExpert; one is shared by the layers of a model.
+    """Turns a selection's embedding and a layer into a HyperExpert's weights; a model's layers share one.
 
     Attributes:
-        layer_embedding: (layers, 10).
-        trunk: the hidden layer; heads by name: what each makes.
+        layer_embedding: one row for each of the Z MoE layers.
+        trunk: the hidden layer.
+        shapes: of the weights that are made, by name.
+        heads: for each of them the map that makes it from the hidden layer.
     """
 
     def __init__(self, dim: int, layers: int, spec: "Hyper") -> None:
@@ -38,42 +40,50 @@ class HyperNetwork(nn.Module):
         self.dim, self.spec = dim, spec
         self.layer_embedding = nn.Embedding(layers, spec.layer_embedding)
         self.trunk = nn.Linear(spec.hidden + spec.layer_embedding, spec.hidden)
-        self.shapes = {"w_down": (spec.dim, dim), "b_down": (spec.dim,), "w_up": (dim, spec.dim), "b_up": (dim,)}
+        shapes = {"w_down": (spec.dim, dim), "b_down": (spec.dim,), "w_up": (dim, spec.dim), "b_up": (dim,)}
+        self.shapes: dict[str, tuple[int, ...]] = shapes
         self.heads = nn.ModuleDict(
             {name: nn.Linear(spec.hidden, math.prod(shape)) for name, shape in self.shapes.items()}
         )
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Heads uniform within 1e-3 sqrt(3 / (hidden x fan-in of what they make)), so a HyperExpert starts near 0 (authors'
-        code); `init="zero"` makes the last of its weights exactly 0."""
+        """Draw new weights, with which every HyperExpert gives nearly or, with `init="zero"`, exactly 0."""
         nn.init.normal_(self.layer_embedding.weight, generator=generator)
-        _linear(self.trunk, generator)
+        _reset_linear(self.trunk, generator)
         self.reset_heads(generator)
 
     def reset_heads(self, generator: torch.Generator | None = None) -> None:
-        """The heads alone; a HyperExpert that starts near 0 does so by them."""
+        """Draw new weights of the heads alone; it is by them that a HyperExpert starts near 0.
+
+        They are uniform within 1e-3 sqrt(3 / (hidden x fan-in of what they make)), as in the authors' code.
+        """
         fan_in = {"w_down": self.dim, "b_down": 1, "w_up": self.spec.dim, "b_up": 1}
         for name, head in self.heads.items():
             assert isinstance(head, nn.Linear)
             bound = 1e-3 * math.sqrt(3 / (self.spec.hidden * fan_in[name]))
-            zero = self.spec.init == "zero" and name in ("w_up", "b_up")
-            nn.init.zeros_(head.weight) if zero else nn.init.uniform_(head.weight, -bound, bound, generator=generator)
+            # Zeros after the ReLU are enough, and they still learn, because what comes before it is not 0.
+            if self.spec.init == "zero" and name in ("w_up", "b_up"):
+                nn.init.zeros_(head.weight)
+            else:
+                nn.init.uniform_(head.weight, -bound, bound, generator=generator)
             nn.init.zeros_(head.bias)
 
-    def forward(self, selection_UH: torch.Tensor, layer: int) -> HyperWeights:
-        """Weights of each selection in a layer."""
-        layer_UJ = self.layer_embedding.weight[layer].expand(len(selection_UH), -1)
-        hidden_UH = F.relu(self.trunk(torch.cat([selection_UH, layer_UJ.to(selection_UH.dtype)], 1)))
-        made = {name: self.heads[name](hidden_UH).view(-1, *shape) for name, shape in self.shapes.items()}
-        return HyperWeights(**made)
+    def forward(self, selections: torch.Tensor, layer: int) -> HyperWeights:
+        """Return the weights of a layer's HyperExperts for embedded selections (U, hidden)."""
+        layers = self.layer_embedding.weight[layer].expand(len(selections), -1)
+        hidden = F.relu(self.trunk(torch.cat([selections, layers.to(selections.dtype)], 1)))
+        weights = {name: self.heads[name](hidden).view(-1, *shape) for name, shape in self.shapes.items()}
+        return HyperWeights(**weights)
 
 
 class HyperLayer(nn.Module):
-    """One layer's part: embeddings of its experts, summed over those that were not selected, and a map after the sum.
+    """One layer's part: it sums the embeddings of the experts that were not selected, and maps the sum.
 
     Attributes:
-        embedding: (E, 128).
+        layer: number of this MoE layer among those that share the hypernetwork.
+        embedding: (E, width of an embedding).
+        inner, outer: the two maps after the sum.
     """
 
     def __init__(self, num_experts: int, spec: "Hyper", layer: int) -> None:
@@ -84,21 +94,23 @@ class HyperLayer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Normal embeddings, linear maps as PyTorch's."""
+        """Draw new weights: normal embeddings, linear maps as PyTorch's."""
         nn.init.normal_(self.embedding, generator=generator)
-        _linear(self.inner, generator)
-        _linear(self.outer, generator)
+        _reset_linear(self.inner, generator)
+        _reset_linear(self.outer, generator)
 
     def forward(self, x_TD: torch.Tensor, selected_TE: torch.Tensor, network: HyperNetwork) -> torch.Tensor:
-        """(T, D): each token's HyperExpert of x, by the experts that it selected (boolean)."""
+        """Return each token's HyperExpert of x (T, D), by the experts that it selected (boolean)."""
+        # Once per distinct selection: a HyperExpert has 2 A D weights, too many to make for each token.
         selected_UE, selection_T = distinct(selected_TE)
         unselected_UE = (~selected_UE).to(self.embedding.dtype)
-        made = network(self.outer(F.relu(self.inner(unselected_UE @ self.embedding))), self.layer)
-        return hyper_experts(x_TD, selection_T, made)
+        selections = self.outer(F.relu(self.inner(unselected_UE @ self.embedding)))
+        return hyper_experts(x_TD, selection_T, network(selections, self.layer))
 
 
 def selected(routing: "Routing") -> torch.Tensor:
-    """Boolean (T, E): the experts that serve each token."""
+    """Return which experts serve each token, boolean (T, E)."""
+    # Pairs beyond the counts are not real: they name token 0, which their expert may not serve.
     real_N = torch.arange(len(routing.token_N), device=routing.token_N.device) < routing.num_tokens_E.sum()
     selected_TE = torch.zeros_like(routing.probs_TE, dtype=torch.bool)
     selected_TE[routing.token_N[real_N], routing.expert_N[real_N]] = True
@@ -106,9 +118,10 @@ def selected(routing: "Routing") -> torch.Tensor:
 
 
 def distinct(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distinct sets of selected experts (U, E), and which of them each token has (T)."""
+    """Return the distinct sets of selected experts (U, E), and which of them each token has (T)."""
     num_experts = selected_TE.shape[1]
-    if num_experts > 62:  # no room in an integer
+    # A set is one integer where its experts fit into the bits: those are sorted faster than rows.
+    if num_experts > 62:
         selected_UE, selection_T = torch.unique(selected_TE, dim=0, return_inverse=True)
         return selected_UE, selection_T
     bits_E = torch.arange(num_experts, device=selected_TE.device)
@@ -116,19 +129,21 @@ def distinct(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (code_U[:, None] >> bits_E) % 2 == 1, selection_T
 
 
-def hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, made: HyperWeights) -> torch.Tensor:
-    """W_up ReLU(W_down x + b_down) + b_up with the weights of each token's selection."""
+def hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, weights: HyperWeights) -> torch.Tensor:
+    """Return W_up ReLU(W_down x + b_down) + b_up (T, D) with the weights of each token's selection."""
+    # Tokens of one selection come together, so that each HyperExpert is two dense products.
     order_T = torch.argsort(selection_T, stable=True)
-    counts = torch.bincount(selection_T, minlength=len(made.b_up)).tolist()
-    made = HyperWeights(*(weight.to(x_TD.dtype) for weight in made))
-    groups = zip(torch.split(x_TD[order_T], counts), *made, strict=True)
-    rows = [F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up) for x_MD, w_down, b_down, w_up, b_up in groups]
+    counts = torch.bincount(selection_T, minlength=len(weights.b_up)).tolist()
+    weights = HyperWeights(*(weight.to(x_TD.dtype) for weight in weights))
+    rows = []
+    for x_MD, w_down, b_down, w_up, b_up in zip(torch.split(x_TD[order_T], counts), *weights, strict=True):
+        rows.append(F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up))
     y_TD = torch.cat(rows) if rows else x_TD
     return torch.empty_like(y_TD).index_copy(0, order_T, y_TD)
 
 
-def _linear(layer: nn.Linear, generator: torch.Generator | None) -> None:
-    """As nn.Linear, with a generator."""
+def _reset_linear(layer: nn.Linear, generator: torch.Generator | None) -> None:
+    """Draw weights as nn.Linear does, which takes no generator."""
     bound = layer.in_features**-0.5
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

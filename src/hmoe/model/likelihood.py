@@ -26,8 +26,8 @@ def mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: torch.Tens
 def text_nll(model: Transformer, tokens: list[int], window: int, num_given: int = 1) -> float:
     """Return the negative log-likelihood of tokens[num_given:] in nats, summed; the text may have any length.
 
-    Windows of `window` tokens advance by half a window, so every token but the first few is read after at least
-    window / 2 tokens of context, and each is counted once.
+    Windows of `window` tokens advance by half a window, so every token but the first few is read after at
+    least window / 2 tokens of context, and each is counted once.
     """
     device = model.embed.weight.device
     chunk = max(1, _CHUNK_NUMBERS // model.config.vocab)
@@ -40,7 +40,8 @@ def text_nll(model: Transformer, tokens: list[int], window: int, num_given: int 
             continue
         x_BLD, _ = model.hidden(piece[None, :-1])
         # The window before has counted all targets but the last `fresh` ones.
-        total_nats += fresh * cross_entropy(x_BLD[0, -fresh:], model.head_weight, piece[-fresh:], chunk).item()
+        mean_nats = cross_entropy(x_BLD[0, -fresh:], model.head_weight, piece[-fresh:], chunk).item()
+        total_nats += fresh * mean_nats
         num_counted = start + len(piece)
     return total_nats
 
@@ -152,7 +153,7 @@ def _tree_mask(branches: list[int], device: torch.device) -> torch.Tensor | None
 
 @torch.no_grad()
 def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
-    """Score the candidates of every group in one pass; what the candidates of a group begin with is read once.
+    """Score the candidates of every group in one pass; what those of a group begin with is read once.
 
     Routers have no capacity here, by which an answer's score would depend on its rivals.
 

@@ -1,4 +1,4 @@
-"""Where weights lie in memory: products of a processor's library may depend on it in their last bit."""
+"""Where weights lie in memory: the last bit of a CPU library's products may depend on it."""
 
 import itertools
 
@@ -8,10 +8,11 @@ ALIGNMENT = 64  # bytes, as PyTorch's own allocations on the CPU
 
 
 def align_memory(module: nn.Module) -> None:
-    """Copy parameters and buffers that lie askew in CPU memory, such as views of a file, to aligned memory of their own.
+    """Copy parameters and buffers that lie askew in CPU memory, such as views of a file, to aligned memory.
 
     Tied parameters stay tied.
     """
+    # `parameters()` gives a tied one once, and its data is replaced: all modules that hold it see the copy.
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         if tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
             tensor.data = tensor.data.clone()

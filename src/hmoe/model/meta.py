@@ -1,4 +1,4 @@
-"""Modules with shapes and no values: where weights are drawn or read afterwards."""
+"""Modules with shapes and no values, for weights that are drawn or read from a file afterwards."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,10 +9,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Undrawn(TorchFunctionMode):
-    """Initialisation does nothing: on meta there is nothing to draw, and PyTorch would import its compiler to do so, for seconds."""
+    """Makes initialisation do nothing, for which PyTorch would import its compiler and take seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # Every function of that module returns the tensor that it was given, by position or by name.
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
@@ -20,6 +21,6 @@ class _Undrawn(TorchFunctionMode):
 
 @contextlib.contextmanager
 def on_meta() -> Iterator[None]:
-    """Modules made here have shapes and no values."""
+    """Make modules that have shapes and no values, inside the `with` block."""
     with torch.device("meta"), _Undrawn():
         yield

@@ -38,7 +38,7 @@ def switch_off_experts(model: "Transformer", off_by_layer: Mapping[int, Sequence
 def _route_without(off_E: torch.Tensor, router: Any, inputs: tuple[Any, ...], routing: Routing) -> Routing:
     """Route once more, without some experts: a forward hook of a `RouterLayer`."""
     device, logits_TE = routing.logits_TE.device, routing.logits_TE.cpu()
-    # On the CPU, where pairs are listed as they were chosen: a GPU makes room for k of every token, found or not.
+    # On the CPU, where pairs are listed as they are chosen: a GPU makes room for k of every token.
     hints = inputs[1] if len(inputs) > 1 else Hints()
     hints = hints._replace(**_move(hints._asdict(), torch.device("cpu")))
     conditions = router.circumstances(logits_TE.device)._replace(hints=hints, off_E=off_E)

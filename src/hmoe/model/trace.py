@@ -1,4 +1,4 @@
-"""What a model's routers did with a text, token by token; and sums over routings, for servers and benchmarks."""
+"""What a model's routers did with a text, token by token; sums over routings for servers and benchmarks."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +40,8 @@ class RoutingTrace:
         gate_N: gate of each pair.
         probs_ZTE: probabilities of all experts; those that were switched off have 0, and a row then sums to
             less than 1.
-        nll_T: negative log-likelihood of each token given those before it, in nats, float64; NaN for the first
-            of a sequence.
+        nll_T: negative log-likelihood of each token given those before it, in nats, float64; NaN for the
+            first of a sequence.
         width_ZT: hidden units that each token activated in each layer, float64.
     """
 
@@ -115,7 +115,8 @@ def trace(
     tokens_BL = _read_tokens(tokens, model)
     off_by_layer = _list_off(without, model)
     context = Sequences()
-    context.top_p_T = _fill_thresholds(top_p_experts, model, tokens_BL)
+    if top_p_experts is not None:
+        context.top_p_T = _fill_thresholds(top_p_experts, model, tokens_BL)
     with _evaluating(model), switch_off_experts(model, off_by_layer):
         x_BLD, routings = model.hidden(tokens_BL, context)
     for layer, off in off_by_layer.items():
@@ -217,10 +218,8 @@ def _list_off(without: Experts, model: "Transformer") -> dict[int, list[int]]:
     return {layer: sorted(set(experts)) for layer, experts in by_layer.items() if experts}
 
 
-def _fill_thresholds(top_p_experts: float | None, model: "Transformer", tokens_BL: torch.Tensor) -> torch.Tensor | None:
-    """The threshold of every token, or None where the router's own holds."""
-    if top_p_experts is None:
-        return None
+def _fill_thresholds(top_p_experts: float, model: "Transformer", tokens_BL: torch.Tensor) -> torch.Tensor:
+    """The threshold of every token."""
     if not 0 < top_p_experts <= 1:
         raise ConfigError(f"top_p_experts = {top_p_experts}, must be in (0, 1]")
     if getattr(model.config.moe and model.config.moe.router, "p", None) is None:
@@ -249,20 +248,21 @@ def _assemble(
     num_tokens, tokens_T = tokens_BL.numel(), tokens_BL.flatten().cpu()
     if not routings:
         no_pairs = torch.empty(0, dtype=torch.int64)
-        return RoutingTrace(
-            tokens_T, (), (), no_pairs, no_pairs, no_pairs, gate_N=torch.empty(0), probs_ZTE=torch.empty(0, num_tokens, 0),
-            nll_T=nll_T, width_ZT=torch.empty(0, num_tokens, dtype=torch.float64),
-        )  # fmt: skip
+        probs_ZTE = torch.empty(0, num_tokens, 0)
+        width_ZT = torch.empty(0, num_tokens, dtype=torch.float64)
+        pairs = (no_pairs, no_pairs, no_pairs, probs_ZTE.flatten())
+        return RoutingTrace(tokens_T, (), (), *pairs, probs_ZTE, nll_T, width_ZT)
     widths = tuple(model.config.moe.routed_widths) if model.config.moe is not None else ()
-    pairs = [cut_pairs((r.token_N, r.expert_N, r.gate_N), r.num_tokens_E) for r in routings]
+    # Under a compiler lists of pairs are longer than what is real.
+    real = [cut_pairs((r.token_N, r.expert_N, r.gate_N), r.num_tokens_E) for r in routings]
     return RoutingTrace(
         tokens_T=tokens_T,
         blocks=tuple(model.config.moe_layers),
         widths=widths,
-        layer_N=torch.cat([torch.full((len(part[0]),), layer) for layer, part in enumerate(pairs)]),
-        token_N=torch.cat([token_N.cpu() for token_N, _, _ in pairs]),
-        expert_N=torch.cat([expert_N.cpu() for _, expert_N, _ in pairs]),
-        gate_N=torch.cat([gate_N.cpu() for _, _, gate_N in pairs]),
+        layer_N=torch.cat([torch.full((len(token_N),), layer) for layer, (token_N, _, _) in enumerate(real)]),
+        token_N=torch.cat([token_N.cpu() for token_N, _, _ in real]),
+        expert_N=torch.cat([expert_N.cpu() for _, expert_N, _ in real]),
+        gate_N=torch.cat([gate_N.cpu() for _, _, gate_N in real]),
         probs_ZTE=torch.stack([routing.probs_TE.cpu() for routing in routings]),
         nll_T=nll_T,
         width_ZT=torch.stack([routing.width_T(widths).cpu() for routing in routings]),

@@ -1,4 +1,4 @@
-"""Where the host would wait for a device, or a compiler would refuse: values that are asked for, and small copies."""
+"""Where the host would wait for a device, or a compiler would refuse: reading values, and small copies."""
 
 import functools
 
@@ -8,27 +8,35 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 def would_wait(tensor: torch.Tensor) -> bool:
-    """Whether asking for a value of the tensor has a price: on a CPU, eagerly, it has none."""
+    """Tell whether reading a value of the tensor would wait for a device; eagerly on a CPU it would not."""
     return torch.compiler.is_compiling() or tensor.device.type != "cpu"
 
 
 def may_wait(tensor: torch.Tensor) -> bool:
-    """Whether the price may be paid: not while training, where it would be paid in every layer, nor while a CUDA graph is captured."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # first: a compiler cannot trace the question below
+    """Tell whether the host may wait: not in training, where every layer would, nor in a graph's capture."""
+    # Asked first, because a compiler cannot trace the question about CUDA graphs.
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return False
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def constant(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Numbers that never change as a tensor, which nobody may write into; copied to the device once, since a copy waits."""
-    if torch.compiler.is_compiling() or any(
-        isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack()
-    ):
-        return torch.tensor(values, dtype=dtype, device=device)  # a fake tensor must not be kept
-    return _kept(values, dtype, device)
+    """Return numbers that never change as a tensor, which nobody may write into.
+
+    They are copied to the device once and kept, because a copy from the host waits.
+    """
+    if torch.compiler.is_compiling() or _faking():
+        # Not kept: a fake tensor in the cache would reach passes that compute with real ones.
+        return torch.tensor(values, dtype=dtype, device=device)
+    return _copy_once(values, dtype, device)
+
+
+def _faking() -> bool:
+    return any(isinstance(mode, FakeTensorMode) for mode in _get_current_dispatch_mode_stack())
 
 
 @functools.lru_cache(maxsize=256)
-def _kept(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # training may use what serving asked for first
+def _copy_once(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    # Serving may ask first and training later, which cannot save an inference tensor for its backward pass.
+    with torch.inference_mode(False):
         return torch.tensor(values, dtype=dtype, device=device)
