@@ -92,6 +92,7 @@ def generate(
     generator = torch.Generator().manual_seed(seed)
     device = model.embed.weight.device
     cache = model.new_cache(1, len(prompt) + num_tokens)
+    # The first pass reads the whole prompt, every later one the token that was drawn last.
     new = prompt
     for _ in range(num_tokens):
         # Entered for every token: between two of them the caller may use the model otherwise.

@@ -71,6 +71,7 @@ class HyperNetwork(nn.Module):
 
     def forward(self, selections: torch.Tensor, layer: int) -> HyperWeights:
         """Return the weights of a layer's HyperExperts for embedded selections (U, hidden)."""
+        # All layers share this network, so it is told for which one a selection was made.
         layers = self.layer_embedding.weight[layer].expand(len(selections), -1)
         hidden = F.relu(self.trunk(torch.cat([selections, layers.to(selections.dtype)], 1)))
         weights = {name: self.heads[name](hidden).view(-1, *shape) for name, shape in self.shapes.items()}
@@ -138,6 +139,7 @@ def hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, weights: HyperW
     rows = []
     for x_MD, w_down, b_down, w_up, b_up in zip(torch.split(x_TD[order_T], counts), *weights, strict=True):
         rows.append(F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up))
+    # Back into the order of the tokens; without tokens there are no groups.
     y_TD = torch.cat(rows) if rows else x_TD
     return torch.empty_like(y_TD).index_copy(0, order_T, y_TD)
 

@@ -18,6 +18,7 @@ _CHUNK_NUMBERS = 2**24  # logits that exist at one time
 def mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
     """Return the mean negative log-likelihood of the targets, in nats per token."""
     x_BLD, _ = model.hidden(tokens_BL)
+    # In chunks, since all logits of a batch at once can take more memory than the model.
     chunk = max(1, _CHUNK_NUMBERS // model.config.vocab)
     return cross_entropy(x_BLD.flatten(0, 1), model.head_weight, targets_BL.flatten(), chunk).item()
 
@@ -162,9 +163,11 @@ def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
     """
     check_causal(model.config)
     batch = _Groups(groups, model.embed.weight.device)
+    # How many candidates are read together must not decide which tokens an expert has room for.
     with dropless(model):
         x_BLD, routings = model.hidden(batch.tokens_BL, batch)
     rows = [place for places in batch.rows for place in places]
+    # Both lists go group by group, candidate by candidate, so that scores are slices of what comes back.
     targets = [t for group in groups for c in group for t in c.tokens[len(c.tokens) - c.scored :]]
     device = x_BLD.device
     nll_T, greedy_T = score_targets(

@@ -21,6 +21,7 @@ def switch_off_experts(model: "Transformer", off_by_layer: Mapping[int, Sequence
 
     `off_by_layer` has the experts by MoE layer, counted from 0. A compiled model takes no notice.
     """
+    # Hooks, so that no router has a state that somebody could forget to take back.
     hooks = []
     for layer, experts in off_by_layer.items():
         block: Any = model.blocks[model.config.moe_layers[layer]]

@@ -73,6 +73,7 @@ class RoutingTrace:
     def num_tokens_ZE(self) -> torch.Tensor:
         """Tokens that each expert served, int64; divided by T they are the paper's activation ratios."""
         num_layers, _, num_experts = self.probs_ZTE.shape
+        # Counted from the pairs: the table of booleans takes memory for all experts of every token.
         cell_N = self.layer_N * num_experts + self.expert_N
         return torch.bincount(cell_N, minlength=num_layers * num_experts).view(num_layers, num_experts)
 
@@ -123,6 +124,7 @@ def trace(
         # A compiled model does not see hooks, and would answer as if nothing had been asked.
         if int(routings[layer].num_tokens_E[off].sum()):
             raise ConfigError("without: has no effect on a compiled model; trace it before torch.compile")
+    # Nothing comes before the first token of a sequence, by which it could be predicted.
     nll_BL = torch.full(tokens_BL.shape, torch.nan, dtype=torch.float64)
     following, _ = score_targets(model, x_BLD[:, :-1].flatten(0, 1), tokens_BL[:, 1:].flatten())
     nll_BL[:, 1:] = following.view(len(nll_BL), tokens_BL.shape[1] - 1)
@@ -147,6 +149,7 @@ def count_activated(
     token_N = torch.cat([routing.token_N for routing in routings])
     width_E = constant(tuple(widths), torch.float64, token_N.device)
     width_N = width_E[torch.cat([routing.expert_N for routing in routings])]
+    # Widths are whole numbers in float64, so that the sums are exact in any order.
     units_T = torch.bincount(token_N, width_N, minlength=num_tokens)
     return units_T, torch.bincount(token_N, minlength=num_tokens)
 
@@ -197,6 +200,7 @@ def _read_tokens(tokens: Sequence[int] | torch.Tensor, model: "Transformer") -> 
     if tokens_BL.is_floating_point() or tokens_BL.dtype == torch.bool:
         raise ConfigError(f"tokens: {tokens_BL.dtype}, must be integers")
     vocab = model.config.vocab
+    # Looked at here: an id beyond the embedding would end a process that uses a GPU.
     if not 0 <= int(tokens_BL.min()) <= int(tokens_BL.max()) < vocab:
         raise ConfigError(f"tokens: ids must be from 0 to {vocab - 1}, the model's vocabulary")
     return tokens_BL.to(model.embed.weight.device, torch.int64)
