@@ -13,7 +13,7 @@ import hmoe
 from hmoe import ConfigError
 from hmoe.config.model import ModelConfig
 from hmoe.model.moe import MoE
-from hmoe.model.trace import count_activated, mean_activated_width, sum_activated_units
+from hmoe.model.trace import average_activated, count_activated, sum_activated_units
 from hmoe.model.transformer import Transformer, build
 from tests import oracles
 
@@ -345,7 +345,7 @@ def test_sums_over_routings_are_those_of_the_trace(name: str) -> None:
     assert torch.equal(experts_T, trace.num_experts_ZT.sum(0))
     assert sum_activated_units(routings, trace.widths) == trace.width_ZT.sum()
     if name == "dense":
-        assert mean_activated_width(0.0, 10, 0) == 0
+        assert average_activated(0.0, 10, 0) == 0
     else:
-        assert mean_activated_width(float(units_T.sum()), 10, 2) == pytest.approx(float(trace.width_ZT.mean()))
-    assert mean_activated_width(0.0, 0, 2) == 0
+        assert average_activated(float(units_T.sum()), 10, 2) == pytest.approx(float(trace.width_ZT.mean()))
+    assert average_activated(0.0, 0, 2) == 0

@@ -6,7 +6,7 @@ from typing import Any
 from hmoe.config.counts import activated_parameters, parameters_by_part
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
 from hmoe.specs.model import ModelSpec
-from hmoe.model.trace import mean_activated_width
+from hmoe.model.trace import average_activated
 
 METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy it prints
 _PAPER = [task.name for task in PAPER_TASKS]
@@ -43,7 +43,7 @@ def activated(model: ModelSpec, tokens: int, units: float) -> dict[str, float | 
     if model.moe is None:
         parameters = float(sum(parameters_by_part(model).values()))
     elif tokens:
-        width = mean_activated_width(units, tokens, len(model.moe_layers))
+        width = average_activated(units, tokens, len(model.moe_layers))
         ratio, parameters = width / sum(model.moe.expert_widths), activated_parameters(model, width)
     return {"mean_activated_width": width, "activated_ratio": ratio, "activated_parameters": parameters}
 

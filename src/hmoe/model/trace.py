@@ -17,7 +17,7 @@ from hmoe.model.waiting import constant
 if TYPE_CHECKING:
     from hmoe.model.transformer import Transformer
 
-Experts = Sequence[int] | Mapping[int, Sequence[int]]
+ExpertsOff = Sequence[int] | Mapping[int, Sequence[int]]
 
 _CHUNK_NUMBERS = 2**24  # logits that exist at one time
 
@@ -90,7 +90,7 @@ def trace(
     model: "Transformer",
     tokens: Sequence[int] | torch.Tensor,
     top_p_experts: float | None = None,
-    without: Experts = (),
+    without: ExpertsOff = (),
 ) -> RoutingTrace:
     """Read tokens and return which experts served each of them, with gates, probabilities and likelihoods.
 
@@ -163,9 +163,9 @@ def sum_activated_units(routings: Sequence[Routing], widths: Sequence[int]) -> f
     return float(sum(count * width for count, width in zip(num_tokens_E.tolist(), widths, strict=True)))
 
 
-def mean_activated_width(num_units: float, num_tokens: int, num_layers: int) -> float:
-    """Return the hidden units of an average token and MoE layer; 0 where there is none."""
-    return num_units / num_tokens / num_layers if num_tokens and num_layers else 0.0
+def average_activated(total: float, num_tokens: int, num_layers: int) -> float:
+    """Return a sum of hidden units or experts as a mean over tokens and MoE layers; 0 where there are none."""
+    return total / num_tokens / num_layers if num_tokens and num_layers else 0.0
 
 
 def score_targets(
@@ -206,7 +206,7 @@ def _read_tokens(tokens: Sequence[int] | torch.Tensor, model: "Transformer") -> 
     return tokens_BL.to(model.embed.weight.device, torch.int64)
 
 
-def _list_off(without: Experts, model: "Transformer") -> dict[int, list[int]]:
+def _list_off(without: ExpertsOff, model: "Transformer") -> dict[int, list[int]]:
     """Experts that are switched off, by MoE layer; layers without any are left out."""
     num_layers = len(model.config.moe_layers)
     num_experts = len(model.config.moe.routed_widths) if model.config.moe is not None else 0

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from hmoe.data.tokenizer import Decoding
-from hmoe.model.routing import Routing
+from hmoe.model.trace import count_activated
 from hmoe.model.transformer import Transformer
 from hmoe.serve.ask import Entry, Failure
 from hmoe.serve.draw import adjust, draw, tell
@@ -45,8 +45,7 @@ class Passes:
         self._model, self._tokenizer, self._slots = model, tokenizer, slots
         moe = model.config.moe
         self.top_p = threshold(model)
-        widths = moe.routed_widths if moe else ()
-        self._width_E = torch.tensor(widths, dtype=torch.float64, device=model.embed.weight.device)
+        self._widths = moe.routed_widths if moe else ()
 
     def run(self, parts: Series[Part], sequences: Series[Running], decoding: int) -> None:
         """Run the parts of the sequences, of which the first `decoding` are one token each of slots 0, 1, ...
@@ -69,16 +68,8 @@ class Passes:
         asked = any(part.top_p is not None for part in parts)
         step = Step(self._slots, parts, decoding, self.top_p if asked else None)
         x_BLD, routings = self._model.hidden(step.tokens_BL, step)
-        return x_BLD[0], *self._activated(routings, x_BLD.shape[1])
-
-    def _activated(self, routings: list[Routing], num_tokens: int) -> tuple[list[float], list[float]]:
-        """Hidden units and experts of every token, summed over layers."""
-        if not routings:
-            return [0.0] * num_tokens, [0.0] * num_tokens
-        token_N = torch.cat([routing.token_N for routing in routings])
-        width_N = self._width_E[torch.cat([routing.expert_N for routing in routings])]
-        units_T = torch.bincount(token_N, width_N, minlength=num_tokens)
-        return units_T.tolist(), torch.bincount(token_N, minlength=num_tokens).tolist()
+        units_T, experts_T = count_activated(routings, self._widths, x_BLD.shape[1])
+        return x_BLD[0], units_T.tolist(), experts_T.tolist()
 
     def _take(self, parts: Series[Part], sequences: Series[Running], hidden: Hidden) -> None:
         """Every sequence takes its rows; those whose prompt is read draw a token from the last."""

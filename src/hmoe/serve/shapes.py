@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.config.counts import activated_parameters
+from hmoe.model.trace import average_activated
 from hmoe.serve.ask import Entry, Event, Used
 from hmoe.serve.passes import Vocabulary
 from hmoe.specs.model import ModelSpec
@@ -15,12 +16,12 @@ _LEAST = -9999.0  # JSON has no infinity
 
 def activated(config: ModelSpec, used: Used) -> dict[str, float]:
     """What the tokens of a request activated, mean over tokens and MoE layers."""
-    cells = used.rows * len(config.moe_layers)
-    units = used.units / cells if cells else 0.0
+    num_layers = len(config.moe_layers)
+    units = average_activated(used.units, used.rows, num_layers)
     return {
         "activated_hidden_units": units,
         "activated_parameters": activated_parameters(config, units),
-        "experts_per_token": used.experts / cells if cells else 0.0,
+        "experts_per_token": average_activated(used.experts, used.rows, num_layers),
     }
 
 
