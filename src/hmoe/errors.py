@@ -6,13 +6,28 @@ HMoEError
 ├── DataError         3  text, tokens or tokenizer that cannot be used
 ├── CheckpointError   4  a checkpoint that cannot be written or trusted
 └── NonFiniteError    5  NaN or infinity where a number is needed
+
+A message names arguments of functions as Python does, never flags; those that it names are listed in `argument`, and the command
+line shows the flags of the verb that runs (`hmoe.cli.flags`). A message names an argument in one of three ways:
+
+    raise ConfigError(f"shard_size = {size}: must be a number", argument="shard_size")  # --shard-size 5: must be a number
+    raise ConfigError(f"{folder}: is not empty; choose another `out`", argument="out")  # choose another --out
+    raise ConfigError("with_code has no effect with form = x", argument=("with_code", "form"))  # a bare word, where no other way is used
 """
 
 
 class HMoEError(Exception):
-    """Base of all hmoe errors; the message is one line for the user."""
+    """Base of all hmoe errors; the message is one line for the user.
+
+    Attributes:
+        arguments: names of the function arguments that the message is about, as they stand in it.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object, argument: str | tuple[str, ...] | None = None) -> None:
+        super().__init__(*args)
+        self.arguments = (argument,) if isinstance(argument, str) else argument or ()
 
 
 class ConfigError(HMoEError, ValueError):

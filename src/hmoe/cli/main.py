@@ -11,6 +11,7 @@ import typer
 from hmoe.cli import data, evaluate, finetune, hub, serve, text, train
 from hmoe.cli.base import app, say
 from hmoe.cli.bench import app as bench_app
+from hmoe.cli.flags import find_command, list_flags, name_flags
 from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
@@ -64,7 +65,8 @@ def _interrupted(arguments: list[str]) -> int:
 def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """The line that says what went wrong, and the exit code; an empty line for what nobody foresaw."""
     if isinstance(error, HMoEError):
-        return f"error: {error}", error.exit_code
+        flags = list_flags(find_command(typer.main.get_command(app), arguments)) if error.arguments else {}
+        return f"error: {name_flags(str(error), error.arguments, flags)}", error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written
         kind = DataError if arguments[:1] == ["data"] else CheckpointError
         return f"error: {_text(error.filename) or 'input/output'}: {error.strerror or error}", kind.exit_code

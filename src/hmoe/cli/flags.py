@@ -1,0 +1,50 @@
+"""Arguments that library errors name, shown as the flags of the verb that runs."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+_OTHER_NAMES = {  # verb -> what the library calls an argument -> what the verb calls it
+    "upcycle": {"inputs": "text"},
+}
+
+
+def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) -> str:
+    """Return an error's message with flags in place of the arguments it names.
+
+    An argument is marked by a value (`name = 5`) or by backquotes; a message that marks it nowhere has it as a bare word.
+
+    Args:
+        message: as the library raised it.
+        arguments: names that the message is about; those without a flag stay as they are.
+        flags: flag of the running verb by the argument's name.
+    """
+    for argument in arguments:
+        flag = flags.get(argument)
+        if flag is None:
+            continue
+        word = rf"(?<![\w.\-/]){re.escape(argument)}(?![\w\-/]|\.\w)"
+        # A bare word is looked for last: `text` and `out` are also ordinary words, and parts of names of files.
+        for pattern in (rf"`{re.escape(argument)}`|{word} =(?= )", word):
+            message, count = re.subn(pattern, flag, message)
+            if count:
+                break
+    return message
+
+
+def list_flags(command: Any) -> dict[str, str]:
+    """Return the longest flag of every option of a verb, by the names that the library has for it."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    flags = {option.name: max(option.opts, key=len) for option in options}
+    others = _OTHER_NAMES.get(command.name, {})
+    return flags | {name: flags[own] for name, own in others.items()}
+
+
+def find_command(command: Any, arguments: list[str]) -> Any:
+    """Return the verb that a command line runs: the innermost command that its first words name."""
+    for word in arguments:
+        commands = getattr(command, "commands", {})
+        if word not in commands:
+            break
+        command = commands[word]
+    return command

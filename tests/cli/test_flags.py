@@ -1,0 +1,57 @@
+"""Library errors name arguments; the command line shows the flags of the verb that runs."""
+
+import pickle
+
+import pytest
+import typer
+
+from hmoe import ConfigError
+from hmoe.cli.flags import find_command, list_flags, name_flags
+from hmoe.cli.main import app, run
+from hmoe.errors import DataError, HMoEError
+
+FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_code": "--with-code", "form": "--format"}
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments", "shown"),
+    [
+        ("shard_size = 5: must be a number", ["shard_size"], "--shard-size 5: must be a number"),
+        ("out/a: is not empty; choose another `out`", ["out"], "out/a: is not empty; choose another --out"),
+        ("out: is not empty; choose another `out`", ["out"], "out: is not empty; choose another --out"),
+        ("with_code has no effect with form = mixtral", ["with_code", "form"], "--with-code has no effect with --format mixtral"),
+        ("measured on a text; give `text`", ["text"], "measured on a text; give --text"),
+        ("out.text: no such file; see text.", ["text"], "out.text: no such file; see --text."),
+        ("plain-text: a name; text is empty", ["text"], "plain-text: a name; --text is empty"),
+        ("data.path = x: `out` is unknown", [], "data.path = x: `out` is unknown"),
+        ("lr = 1: too large", ["lr"], "lr = 1: too large"),
+    ],
+)  # fmt: skip
+def test_arguments_are_shown_as_flags(message: str, arguments: list[str], shown: str) -> None:
+    assert name_flags(message, arguments, FLAGS) == shown
+
+
+def test_flags_are_those_of_the_verb_that_runs() -> None:
+    command = typer.main.get_command(app)
+    export = find_command(command, ["export", "--shard-size", "5", "data"])
+    assert list_flags(export)["form"] == "--format"
+    assert "out" not in list_flags(export)
+    assert list_flags(find_command(command, ["data", "prepare", "plan"]))["max_bad"] == "--max-bad"
+    assert list_flags(find_command(command, ["upcycle"]))["inputs"] == "--text"
+    assert list_flags(find_command(command, ["nothing"])) == {}
+
+
+def test_an_error_keeps_what_it_is_about() -> None:
+    assert HMoEError("x").arguments == ()
+    assert ConfigError("x", argument="a").arguments == ("a",)
+    copy = pickle.loads(pickle.dumps(DataError("x", argument=("a", "b"))))
+    assert (str(copy), copy.arguments) == ("x", ("a", "b"))
+
+
+def test_a_verb_prints_its_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object) -> None:
+        raise ConfigError("memory = 0: too little", argument="memory")
+
+    monkeypatch.setattr("hmoe.config.plan.plan", fail)
+    assert run(["plan", "tiny"]) == 2
+    assert capsys.readouterr().err == "hmoe: error: --memory 0: too little\n"
