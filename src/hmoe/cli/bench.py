@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import OVERRIDES
+from hmoe.cli.app import OVERRIDES
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import app, say
+from hmoe.cli.app import app, say
 from hmoe.errors import missing_extra
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import typer
 
-from hmoe.cli import data, evaluate, finetune, hub, serve, text, train
-from hmoe.cli.base import app, say
+from hmoe.cli import data_prepare, eval, export, finetune, generate, serve, train
+from hmoe.cli.app import app, say
 from hmoe.cli.bench import app as bench_app
 from hmoe.cli.flags import find_command, list_flags, name_flags
 from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
-__all__ = ["app", "data", "evaluate", "finetune", "hub", "run", "serve", "text", "train"]
+__all__ = ["app", "data_prepare", "eval", "export", "finetune", "generate", "run", "serve", "train"]
 
 app.add_typer(bench_app, name="bench")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hmoe.cli.base import AnyModel, app, say
+from hmoe.cli.app import AnyModel, app, say
 from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:

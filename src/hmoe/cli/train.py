@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from hmoe import __version__
-from hmoe.cli.base import OVERRIDES, Recipe, app, say, show
+from hmoe.cli.app import OVERRIDES, Recipe, app, say, show
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.runs.binding import CONFIG, is_run, load_from_run

@@ -86,7 +86,7 @@ def _check_skip(before: Any, after: Any, inputs: Any) -> None:
 
 def _texts(options: Options, opened: Any) -> Iterator[str]:
     """As many as are measured on."""
-    from hmoe.cli.evaluate import documents, validation
+    from hmoe.cli.eval import documents, validation
     from hmoe.data.long_text import encode_text
 
     if options.text_field and not options.text:

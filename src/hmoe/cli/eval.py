@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hmoe.cli.base import AnyModel, app, say, show
+from hmoe.cli.app import AnyModel, app, say, show
 from hmoe.errors import ConfigError, DataError, HMoEError
 
 _PLAIN_SECONDS = 10.0  # between plain progress lines

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import OVERRIDES, AnyModel, app, precision_dtype, say
+from hmoe.cli.app import OVERRIDES, AnyModel, app, precision_dtype, say
 from hmoe.errors import missing_extra
 
 
@@ -84,7 +84,7 @@ def upcycle(  # noqa: PLR0913, PLR0917 - an option is an argument
                     "one: in each layer the weaker half of the last choices on the text.")] = False,
 ) -> None:  # fmt: skip
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
-    from hmoe.cli.upcycle import Options, make
+    from hmoe.surgery.build_run import Options, make
 
     overrides = tuple(context.args)
     make(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import app, say
+from hmoe.cli.app import app, say
 from hmoe.errors import ConfigError
 
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")

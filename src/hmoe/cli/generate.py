@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.base import AnyModel, app, say
+from hmoe.cli.app import AnyModel, app, say
 from hmoe.errors import ConfigError
 
 
