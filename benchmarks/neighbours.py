@@ -33,8 +33,8 @@ def train_preset(preset: str, seed: int, flops: float, folder: Path) -> dict[str
     """Train a preset until the FLOPs are spent, unless that was done; return the last row of its metrics."""
     budget = ["train.steps=null", f"train.flops={flops}", f"seed={seed}", "train.sample_every=0", "train.eval_every=0"]
     config = recipes.load(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
-    with RunFolder(folder, config) as opened, Console() as console:
-        train(config, opened, console)
+    with RunFolder(folder, config) as opened:
+        train(config, opened, Console())
     row: dict[str, Any] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     return row | {"parameters": sum(parameters_by_part(config.model).values())}
 

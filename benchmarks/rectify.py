@@ -57,14 +57,14 @@ def train_once(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
     """Train from the dense run or random weights, unless that was done; return the last row of metrics."""
     metrics = folder / "metrics.jsonl"
     if not (metrics.exists() and "validation_loss" in metrics.read_text()):
-        with RunFolder(folder, config) as opened, Console() as console:
+        with RunFolder(folder, config) as opened:
             if dense is not None:
                 source = open_model(dense, print)
                 model = source.model
                 if config.model.moe is not None:
                     model = upcycle(source.model, config.model, Choice("windows", config.seed), None)[0]
                 begin(opened, config, model, source.tokenizer, source.begin)
-            train(config, opened, console)
+            train(config, opened, Console())
     row: dict[str, Any] = json.loads(metrics.read_text().splitlines()[-1])
     return row
 

@@ -53,8 +53,8 @@ def train_run(
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp())  # the corpus is prepared there
     overrides = [*SMALL, f"train.device={device}", f"train.steps={steps}", f"train.precision={precision}", *changes]
     config = recipes.load(preset, overrides)[1]
-    with contextlib.redirect_stdout(io.StringIO()), RunFolder(folder, config) as opened, Console() as console:
-        train(config, opened, console)
+    with contextlib.redirect_stdout(io.StringIO()), RunFolder(folder, config) as opened:
+        train(config, opened, Console())
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

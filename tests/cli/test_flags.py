@@ -24,6 +24,7 @@ FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_c
         ("out.text: no such file; see text.", ["text"], "out.text: no such file; see --text."),
         ("plain-text: a name; text is empty", ["text"], "plain-text: a name; --text is empty"),
         ("data.path = x: `out` is unknown", [], "data.path = x: `out` is unknown"),
+        ("with_code = 1: lower with_code or `with_code`", ["with_code"], "--with-code 1: lower --with-code or --with-code"),
         ("lr = 1: too large", ["lr"], "lr = 1: too large"),
     ],
 )  # fmt: skip

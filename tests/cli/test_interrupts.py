@@ -141,7 +141,7 @@ def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pyt
 
 
 def test_info_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
-    from hmoe.cli.train import _packages_of
+    from hmoe.cli.info import list_packages
 
     assert run(["info"]) == 0
     shown = capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_info_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
         "optional-dependencies"
     ]
     assert [extra for extra in declared if f"extra [{extra}]" not in shown] == []
-    assert {"transformers", "accelerate"} <= set(_packages_of("finetune"))
+    assert {"transformers", "accelerate"} <= set(list_packages("finetune"))
     assert "extra [hf]                   installed" in shown
 
 
@@ -165,10 +165,10 @@ def test_the_kernels_builder_helps_and_refuses_what_it_does_not_know(capsys: pyt
 
 
 def test_chat_needs_neither_readline_nor_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmoe.cli.serve import _lines
+    from hmoe.cli.chat import read_lines
 
     monkeypatch.setattr(sys, "stdin", None)
-    assert list(_lines()) == []
+    assert list(read_lines()) == []
 
     class Terminal:
         def isatty(self) -> bool:
@@ -178,4 +178,4 @@ def test_chat_needs_neither_readline_nor_an_input(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "readline", None)
     answers = iter(["hello"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
-    assert next(_lines()) == "hello"
+    assert next(read_lines()) == "hello"

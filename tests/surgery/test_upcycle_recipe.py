@@ -31,7 +31,7 @@ def losses(out: str) -> tuple[float, float]:
 def test_a_dense_run_becomes_experts_and_trains_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hmoe.surgery.build_run._LARGEST_LOSS_TOKENS", 4000)  # of the run's own text
+    monkeypatch.setattr("hmoe.cli.upcycle._LARGEST_LOSS_TOKENS", 4000)  # of the run's own text
     dense, there = tmp_path / "dense", tmp_path / "experts"
     train_run(dense, recipe="tiny-dense")
     few = ["train.steps=3", "train.sample_every=0", "optim.warmup_steps=0"]

@@ -20,8 +20,8 @@ SMALL = ["train.steps=6", "train.save_every=2", "train.eval_every=3", "train.sam
 def run(folder: Path, *overrides: str, recipe: str = "tiny") -> list[dict[str, Any]]:
     """Train in this process; return the rows of metrics.jsonl."""
     config = recipes.load(recipe, [*tiny(recipe), *SMALL, *overrides])[1]
-    with RunFolder(folder, config) as opened, Console() as console:
-        train(config, opened, console)
+    with RunFolder(folder, config) as opened:
+        train(config, opened, Console())
     return rows(folder)
 
 

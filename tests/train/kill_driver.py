@@ -31,8 +31,8 @@ OVERRIDES = [*tiny("tiny"), "train.steps=8", "train.save_every=2", "train.eval_e
 
 def run(folder: Path) -> None:
     config = recipes.load("tiny", OVERRIDES)[1]
-    with RunFolder(folder, config) as opened, Console() as console:
-        train(config, opened, console)
+    with RunFolder(folder, config) as opened:
+        train(config, opened, Console())
 
 
 def forked(work: Callable[[], object]) -> int:

@@ -1,23 +1,21 @@
-"""`hmoe eval`: perplexity of text, benchmark tasks."""
+"""`hmoe eval`: perplexity of text, or accuracy on benchmark tasks."""
 
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hmoe.cli.app import AnyModel, app, say, show
-from hmoe.errors import ConfigError, DataError, HMoEError
+from hmoe.cli.arguments import AnyModel
+from hmoe.cli.output import print_note, print_numbers
+from hmoe.cli.progress import ProgressBar
+from hmoe.cli.texts import list_validation_texts, read_texts
+from hmoe.errors import ConfigError
 
-_PLAIN_SECONDS = 10.0  # between plain progress lines
+if TYPE_CHECKING:
+    from hmoe.evaluate.perplexity import Perplexity
 
 
-@app.command("eval")
-def evaluate(  # noqa: PLR0913, PLR0917 - an option is an argument
+def evaluate_folder(
     run: AnyModel,
     text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet file or folder; repeatable. "
                     "Default: the run's validation split.")] = None,
@@ -36,60 +34,71 @@ def evaluate(  # noqa: PLR0913, PLR0917 - an option is an argument
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:  # fmt: skip
     """Perplexity and bits per byte of any text under a model, in all and per domain; or accuracy on benchmark tasks."""
-    given = {"--benchmarks": benchmarks, "--limit": limit, "--num-fewshot": num_fewshot, "--batch-tokens": batch_tokens,
-             "--out": out}  # fmt: skip
+    of_tasks = {"--benchmarks": benchmarks, "--limit": limit, "--num-fewshot": num_fewshot, "--batch-tokens": batch_tokens,
+                "--out": out}  # fmt: skip
     if tasks is None:
-        for name, value in given.items():
+        for flag, value in of_tasks.items():
             if value is not None:
-                raise ConfigError(f"{name} has no effect without --tasks; remove it or name tasks")
-        _text(run, text, text_field, window, precision, as_json)
+                raise ConfigError(f"{flag} has no effect without --tasks; remove it or name tasks")
+        if text_field and not text:
+            raise ConfigError("--text-field has no effect without --text; remove it or name a text")
+        _evaluate_text(run, text, text_field, window, precision, as_json)
         return
     if text or text_field:
         raise ConfigError(f"{'--text' if text else '--text-field'} has no effect with --tasks; remove one of them")
-    how = {"limit": limit, "num_fewshot": num_fewshot, "precision": precision, "batch_tokens": batch_tokens}
+    options = {"limit": limit, "num_fewshot": num_fewshot, "precision": precision, "batch_tokens": batch_tokens}
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    _tasks(
-        run, names, benchmarks, window, out, {key: value for key, value in how.items() if value is not None}, as_json
-    )
+    chosen = {key: value for key, value in options.items() if value is not None}
+    _evaluate_tasks(run, names, benchmarks, window, out, chosen, as_json)
 
 
-def _text(
+def _evaluate_text(
     run: Path, text: list[Path] | None, text_field: str | None, window: int | None, precision: str | None, as_json: bool
 ) -> None:
     from hmoe.evaluate.perplexity import by_domain, total
     from hmoe.evaluate.precision import Precision
     from hmoe.runs.open import open_model
-    from hmoe.train.console import eval_line
 
-    if text_field and not text:
-        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
-    opened = open_model(run, say)
+    opened = open_model(run, print_note)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
-    read = documents(text, text_field) if text else validation(opened, run)
+    read = read_texts(text, text_field) if text else list_validation_texts(opened, run)
     if not opened.model.config.causal:
-        say(
-            "experts choose among all tokens, later ones too: this perplexity knows what it predicts, and is no match for others"
-        )
-    with Precision(opened.model, precision)():
+        print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
+    with Precision(opened.model, precision)(), ProgressBar() as bar:
+
+        def report(documents: int, tokens: int) -> None:
+            bar.update("text", documents, None, f"{documents:,} documents | {tokens:,} tokens")
+
         length = window or opened.context_length
-        domains = by_domain(opened.model, opened.tokenizer, read, length, eval_line(), opened.begin)
-    numbers = {"step": opened.step, **_numbers(total(domains))}
+        domains = by_domain(opened.model, opened.tokenizer, read, length, report, opened.begin)
+    numbers = {"step": opened.step, **_list_numbers(total(domains))}
     if as_json:
-        show({**numbers, "domains": {name: _numbers(one) for name, one in domains.items()}}, as_json)
+        parts = {name: _list_numbers(domain) for name, domain in domains.items()}
+        print_numbers({**numbers, "domains": parts}, as_json)
         return
-    show({name: value for name, value in numbers.items() if value is not None}, as_json)
+    print_numbers({name: value for name, value in numbers.items() if value is not None}, as_json)
     if len(domains) > 1:
-        width = max(map(len, domains))
-        for name, one in domains.items():
-            typer.echo(
-                f"{name:{width}s}  {one.documents:,} documents  {one.tokens:,} tokens  perplexity {one.perplexity:,.4f}  "
-                f"bits_per_byte {one.bits_per_byte:.4f}"
-            )
+        _print_domains(domains)
 
 
-def _tasks(
-    run: Path, names: list[str], benchmarks: Path | None, window: int | None, out: Path | None, how: dict[str, Any], as_json: bool
+def _list_numbers(result: "Perplexity") -> dict[str, Any]:
+    names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
+    return {name: getattr(result, name) for name in names}
+
+
+def _print_domains(domains: dict[str, "Perplexity"]) -> None:
+    width = max(map(len, domains))
+    for name, domain in domains.items():
+        typer.echo(
+            f"{name:{width}s}  {domain.documents:,} documents  {domain.tokens:,} tokens  "
+            f"perplexity {domain.perplexity:,.4f}  bits_per_byte {domain.bits_per_byte:.4f}"
+        )
+
+
+def _evaluate_tasks(
+    run: Path, names: list[str], benchmarks: Path | None, window: int | None, out: Path | None, chosen: dict[str, Any],
+    as_json: bool,
 ) -> None:  # fmt: skip
     from hmoe.evaluate import harness
     from hmoe.evaluate.precision import check
@@ -97,89 +106,21 @@ def _tasks(
     from hmoe.evaluate.tasks import select
     from hmoe.runs.open import open_model
 
-    check(how.get("precision"))
-    selection = select(names, benchmarks, say)  # before a large model is read
-
-    opened = open_model(run, say)
+    check(chosen.get("precision"))
+    selection = select(names, benchmarks, print_note)  # before a large model is read
+    opened = open_model(run, print_note)
     about = harness.About(opened.name, harness.training_record(run, opened.step) if opened.run else {})
-    with _TaskProgress() as progress:
+    options = harness.Options(begin=opened.begin, **chosen)
+    with ProgressBar() as bar:
+
+        def report(task: str, done: int, total: int) -> None:
+            bar.update(task, done, total, f"{task}: {done:,} of {total:,} sequences")
+
         result = harness.evaluate(
             opened.model, opened.tokenizer, window or opened.context_length, selection,
-            options=harness.Options(begin=opened.begin, **how), about=about, out=out, reports=harness.Reports(say, progress),
+            options=options, about=about, out=out, reports=harness.Reports(print_note, report),
         )  # fmt: skip
     if as_json:
-        show(result, as_json)
+        print_numbers(result, as_json)
     else:
         typer.echo(table(result), nl=False)
-
-
-class _TaskProgress:
-    """A bar per task on a terminal, now and then a line elsewhere; on stderr."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bars = Progress(*columns, console=console, transient=True) if console.is_terminal else None
-        self._ids: dict[str, Any] = {}
-        self._last = time.perf_counter()
-
-    def __enter__(self) -> "_TaskProgress":
-        if self._bars:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars:
-            self._bars.stop()
-
-    def __call__(self, task: str, done: int, total: int) -> None:
-        if self._bars:
-            if task not in self._ids:
-                self._ids[task] = self._bars.add_task(task, total=total)
-            self._bars.update(self._ids[task], completed=done)
-        elif done == total or time.perf_counter() - self._last > _PLAIN_SECONDS:
-            self._last = time.perf_counter()
-            print(f"{task}: {done:,} of {total:,} sequences", file=sys.stderr, flush=True)
-
-
-def _numbers(result: Any) -> dict[str, Any]:
-    names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
-    return {name: getattr(result, name) for name in names}
-
-
-def documents(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
-    """(domain, text) of files and folders."""
-    from hmoe.data.inputs import sources
-    from hmoe.data.readers import read
-
-    empty = 0
-    for source in sources([str(path) for path in paths], say=say):
-        for item in read(source, text_field):
-            if isinstance(item, HMoEError):
-                raise item
-            empty += not item.text
-            if item.text:
-                yield item.domain, item.text
-    if empty:
-        say(f"left out {empty:,} empty documents")
-
-
-def validation(opened: Any, run: Path) -> Iterator[tuple[str, str]]:
-    """The run's own held-out documents, back as text."""
-    from hmoe.data.open import open_data
-
-    try:
-        index = open_data(opened.run, opened.data, opened.tokenizer.fingerprint)
-    except DataError as error:
-        raise DataError(
-            f"{error}; `hmoe train {run} data.path=NEW` says where it lies now, or name a text with --text"
-        ) from None
-    if not index.of("valid"):
-        raise DataError(f"{index.folder}: no validation split; name a text with --text")
-    for shard in index.of("valid"):
-        ids, start = index.tokens(shard), len(index.begin)
-        for stop in (ids == index.separator).nonzero()[0].tolist():
-            if stop < start:
-                continue  # of what documents begin with, which may be the separator itself
-            yield shard.domain, opened.tokenizer.decode(ids[start:stop].tolist())
-            start = stop + 1 + len(index.begin)

@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.app import app, say
+from hmoe.cli.flags import print_note_with_flags
 from hmoe.errors import missing_extra
 
 
-@app.command("finetune")
-def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
+def finetune_to_folder(
     task: Annotated[str, typer.Argument(help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; superglue-boolq, -cb, -copa, -multirc, "
                     "-record, -rte, -wic, -wsc.fixed; squad, cnn_dailymail; wikitext2 (GPT-2).")],
     model: Annotated[str, typer.Argument(help="Folder or hub name of a Switch Transformers model (paper: google/switch-base-8), or "
@@ -40,18 +39,21 @@ def finetune(  # noqa: PLR0913, PLR0917 - an option is an argument
         from hmoe.adapt.finetune.fine_tune import Request
         from hmoe.adapt.finetune.fine_tune import finetune as run
         from hmoe.adapt.finetune.tasks import find, settings_of
+        from hmoe.adapt.finetune.fine_tune import Request, finetune
+        from hmoe.adapt.finetune.tasks import find, settings_of
     except ImportError:
         raise missing_extra("fine-tuning recipes", "finetune") from None
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    found = find(task)
+    recipe = find(task)
     settings = settings_of(
-        found, epochs=epochs, batch=batch, lr=lr, source_length=source_length, eval_examples=eval_examples, seed=seed
+        recipe, epochs=epochs, batch=batch, lr=lr, source_length=source_length, eval_examples=eval_examples, seed=seed
     )
-    result = run(Request(found, model, method, data, settings, train_examples), out, say)
+    request = Request(recipe, model, method, data, settings, train_examples)
+    result = finetune(request, out, print_note_with_flags("source_length"))
     best = ", ".join(f"{name} {value:.2f}" for name, value in result["best"].items() if name != "epoch")
     typer.echo(
-        f"{found.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"
+        f"{recipe.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"
     )
     typer.echo(f"{out}: the model of the last epoch, and results.json")

@@ -1,18 +1,21 @@
 """Arguments that library errors name, shown as the flags of the verb that runs."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from hmoe.cli.output import print_note
+
 _OTHER_NAMES = {  # verb -> what the library calls an argument -> what the verb calls it
-    "upcycle": {"inputs": "text"},
+    "upcycle": {"inputs": "text", "texts": "text"},
 }
 
 
 def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) -> str:
     """Return an error's message with flags in place of the arguments it names.
 
-    An argument is marked by a value (`name = 5`) or by backquotes; a message that marks it nowhere has it as a bare word.
+    An argument is marked by a value (`name = 5`) or by backquotes. A bare word is an argument if it has an underscore, or if the
+    message marks that argument nowhere: `text` and `out` are also ordinary words.
 
     Args:
         message: as the library raised it.
@@ -23,9 +26,11 @@ def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) ->
         flag = flags.get(argument)
         if flag is None:
             continue
-        word = rf"(?<![\w.\-/]){re.escape(argument)}(?![\w\-/]|\.\w)"
-        # A bare word is looked for last: `text` and `out` are also ordinary words, and parts of names of files.
-        for pattern in (rf"`{re.escape(argument)}`|{word} =(?= )", word):
+        word = (
+            rf"(?<![\w.\-/]){re.escape(argument)}(?![\w\-/]|\.\w)"  # no part of a path, a file's name or a recipe key
+        )
+        marked = rf"`{re.escape(argument)}`|{word} =(?= )"
+        for pattern in (f"{marked}|{word}",) if "_" in argument else (marked, word):
             message, count = re.subn(pattern, flag, message)
             if count:
                 break
@@ -48,3 +53,9 @@ def find_command(command: Any, arguments: list[str]) -> Any:
             break
         command = commands[word]
     return command
+
+
+def print_note_with_flags(*arguments: str) -> Callable[[str], None]:
+    """Return a function that prints a note of the library with flags in place of these arguments."""
+    flags = {argument: f"--{argument.replace('_', '-')}" for argument in arguments}
+    return lambda text: print_note(name_flags(text, arguments, flags))

@@ -1,4 +1,4 @@
-"""The command line: one function per verb. torch is imported inside the verbs, so `hmoe --help` is instant."""
+"""The command line: its verbs, and how each ends. torch is imported inside the verbs, so `hmoe --help` is instant."""
 
 import difflib
 import os
@@ -8,42 +8,86 @@ from typing import Any
 
 import typer
 
-from hmoe.cli import data_prepare, eval, export, finetune, generate, serve, train
-from hmoe.cli.app import app, say
-from hmoe.cli.bench import app as bench_app
+from hmoe.cli.arguments import OVERRIDES
+from hmoe.cli.bench_decode import time_decoding
+from hmoe.cli.bench_layer import time_layer
+from hmoe.cli.bench_model import time_model
+from hmoe.cli.bench_step import time_step
+from hmoe.cli.bench_tiles import time_tile_shapes
+from hmoe.cli.chat import chat_with_model
+from hmoe.cli.config import print_recipe
+from hmoe.cli.data_benchmarks import write_benchmarks_folder
+from hmoe.cli.data_prepare import prepare_data_folder
+from hmoe.cli.eval import evaluate_folder
+from hmoe.cli.export import export_to_folder
+from hmoe.cli.finetune import finetune_to_folder
 from hmoe.cli.flags import find_command, list_flags, name_flags
+from hmoe.cli.generate import continue_prompt
+from hmoe.cli.import_ import import_to_run
+from hmoe.cli.info import print_info
 from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
+from hmoe.cli.output import print_note
+from hmoe.cli.plan import plan_recipe
+from hmoe.cli.serve import serve_model
+from hmoe.cli.train import train_recipe
+from hmoe.cli.upcycle import upcycle_to_run
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
-__all__ = ["app", "data_prepare", "eval", "export", "finetune", "generate", "run", "serve", "train"]
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Pretrain, evaluate and look inside language models whose experts differ in size.",
+)  # fmt: skip
+_data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
+_bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
 
-app.add_typer(bench_app, name="bench")
+# In the order of `hmoe --help`.
+app.command("eval")(evaluate_folder)
+app.command("finetune")(finetune_to_folder)
+app.command("export")(export_to_folder)
+app.command("import", context_settings=OVERRIDES)(import_to_run)
+app.command("upcycle", context_settings=OVERRIDES)(upcycle_to_run)
+app.command("serve")(serve_model)
+app.command("chat")(chat_with_model)
+app.command("generate")(continue_prompt)
+app.command("train", context_settings=OVERRIDES)(train_recipe)
+app.command("plan", context_settings=OVERRIDES)(plan_recipe)
+app.command("config", context_settings=OVERRIDES)(print_recipe)
+app.command("info")(print_info)
+app.add_typer(_data, name="data")
+app.add_typer(_bench, name="bench")
+_data.command("prepare")(prepare_data_folder)
+_data.command("benchmarks")(write_benchmarks_folder)
+_bench.command("layer")(time_layer)
+_bench.command("step", context_settings=OVERRIDES)(time_step)
+_bench.command("decode")(time_decoding)
+_bench.command("model")(time_model)
+_bench.command("tiles")(time_tile_shapes)
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command line; errors are one line on stderr and the exit code of `hmoe.errors`."""
+    """Run a command line and return its exit code; errors are one line on stderr and the exit code of `hmoe.errors`."""
     try:
         code = _invoke(arguments)
     except KeyboardInterrupt:
-        return _interrupted(arguments)
+        return _end_interrupted(arguments)
     except Exception as error:
         if INTERRUPTS.came:  # a library made an error of its own of the interrupt
-            return _interrupted(arguments)
+            return _end_interrupted(arguments)
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.ctx.get_help())  # type: ignore[attr-defined]
             return 2
         line, code = _explain(error, arguments)
         if not line:
             raise
-        say(line)
-    failure = getattr(sys.stdout, "failure", None)
+        print_note(line)
+    failure = getattr(sys.stdout, "failure", None)  # of an OutputStream
     if failure is not None:
-        say(f"error: standard output: {failure.strerror}; not all that was printed is there")
+        print_note(f"error: standard output: {failure.strerror}; not all that was printed is there")
     return code or (CheckpointError.exit_code if failure is not None else 0)
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files."""
+    """Run a verb, not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("hmoe", list(arguments)) as context:
@@ -55,32 +99,32 @@ def _invoke(arguments: list[str]) -> int:
     return 0
 
 
-def _interrupted(arguments: list[str]) -> int:
+def _end_interrupted(arguments: list[str]) -> int:
     code = interrupted_code(arguments)
     if code:
-        say("interrupted")
+        print_note("interrupted")
     return code
 
 
 def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
-    """The line that says what went wrong, and the exit code; an empty line for what nobody foresaw."""
+    """Return the line that says what went wrong, and the exit code; an empty line for what nobody foresaw."""
     if isinstance(error, HMoEError):
         flags = list_flags(find_command(typer.main.get_command(app), arguments)) if error.arguments else {}
         return f"error: {name_flags(str(error), error.arguments, flags)}", error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written
         kind = DataError if arguments[:1] == ["data"] else CheckpointError
-        return f"error: {_text(error.filename) or 'input/output'}: {error.strerror or error}", kind.exit_code
+        return f"error: {_decode_name(error.filename) or 'input/output'}: {error.strerror or error}", kind.exit_code
     if isinstance(error, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in error.object):
         return f"error: {error.object}: a name that is not UTF-8 cannot be used here", ConfigError.exit_code
-    if _out_of_memory(error):
+    if _is_out_of_memory(error):
         return f"error: not enough memory: {error}"[:300], ConfigError.exit_code
     if hasattr(error, "format_message"):  # one of the parser's usage errors
-        return f"error: {_usage_line(error)}", 2
+        return f"error: {_explain_usage(error)}", 2
     return "", 1
 
 
-def _usage_line(error: Any) -> str:
-    """What the parser says, with the nearest verb and the help that tells more."""
+def _explain_usage(error: Any) -> str:
+    """Return what the parser says, with the nearest verb and the help that tells more."""
     context, line = getattr(error, "ctx", None), " ".join(error.format_message().split()).rstrip(".")
     path = context.command_path if context is not None else "hmoe"
     wrong = re.fullmatch("No such command '(.*)'", line)
@@ -89,12 +133,12 @@ def _usage_line(error: Any) -> str:
     return f"{line}; see {path} --help"
 
 
-def _text(name: Any) -> str:
+def _decode_name(name: Any) -> str:
     return os.fsdecode(name) if isinstance(name, str | bytes) else ""
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Python's own, CUDA's by its name, and the RuntimeError of PyTorch's CPU allocator."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's own error, CUDA's by its name, or the RuntimeError of PyTorch's CPU allocator."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -1,55 +1,73 @@
-"""What `hmoe upcycle` does: open, measure, make, report, write."""
+"""A model of any folder + a recipe that says what its experts become -> the config and the weights of a run at step 0."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import torch
+
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-
-Say = Callable[[str], None]
-_LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
+from hmoe.model.transformer import Transformer
+from hmoe.runs.open import Opened
+from hmoe.specs.model import ModelSpec
+from hmoe.surgery.measure import batches, importance, inputs_of, measured_widths
+from hmoe.surgery.skip import check, median_shares, with_shares
+from hmoe.surgery.upcycle import Choice, upcycle
+from hmoe.surgery.upcycle_recipe import recipe_of
 
 
 @dataclass(frozen=True)
-class Options:
-    """Of the verb."""
+class RunOptions:
+    """What the new run is, and how it is measured.
 
-    source: Path
-    run: Path
+    Attributes:
+        recipe: preset or YAML file; its sections data, optim, train and model.moe count.
+        overrides: of the recipe.
+        choice: which hidden units a narrower expert takes, see `hmoe.surgery.upcycle.Choice`.
+        tokens: of the texts, on which units are measured.
+        width_budget: hidden units of a layer's experts in all, shared by measured importance; None: the recipe's widths.
+        skip: measure shares below which experts are skipped in evaluation.
+
+    Raises:
+        ConfigError: for an unknown choice.
+    """
+
     recipe: str
-    overrides: tuple[str, ...]
-    text: tuple[Path, ...]
-    text_field: str | None
-    choice: str
-    tokens: int
-    width_budget: int | None
-    skip: bool
+    overrides: tuple[str, ...] = ()
+    choice: str = "importance"
+    tokens: int = 8192
+    width_budget: int | None = None
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        Choice(self.choice)
 
 
-def make(options: Options, say: Say, echo: Say) -> None:
-    """Write the run folder; say how near the new model is to the old one."""
-    from hmoe.runs.import_hf import beside
-    from hmoe.runs.open import open_model
-    from hmoe.storage import refuse_used
-    from hmoe.surgery.measure import batches, inputs_of
-    from hmoe.surgery.skip import median_shares, with_shares
-    from hmoe.surgery.upcycle import Choice, upcycle
-    from hmoe.surgery.upcycle_recipe import recipe_of
-    from hmoe.train.begin import begin
-    from hmoe.train.run_folder import RunFolder
+class NewRun(NamedTuple):
+    """A run at step 0: its config, its model, and the relative error of each MoE layer (NaN where it was not measured)."""
 
-    refuse_used(options.run)
-    Choice(options.choice)  # refused before anything is read
-    opened = open_model(options.source, say)
-    texts = list(_texts(options, opened))
+    config: RunConfig
+    model: Transformer
+    errors: list[float]
+
+
+def build_run(opened: Opened, options: RunOptions, texts: Sequence[str]) -> NewRun:
+    """Return a run whose experts are made from an opened model.
+
+    Args:
+        opened: the model to begin from.
+        options: what the new run is.
+        texts: to measure on; without them nothing is measured.
+
+    Raises:
+        ConfigError: if the new model cannot begin as the old one, or needs texts to be measured on.
+    """
     inputs = None
     if texts:
-        inputs = inputs_of(
-            opened.model, batches(opened.tokenizer, texts, opened.context_length, options.tokens, opened.begin)
-        )
-    widths = None if options.width_budget is None else _widths(options.width_budget, opened, inputs)
+        length, begin = opened.context_length, opened.begin
+        inputs = inputs_of(opened.model, batches(opened.tokenizer, texts, length, options.tokens, begin))
+    widths = None if options.width_budget is None else _measure_widths(options.width_budget, opened, inputs)
     config = recipe_of(opened, options.recipe, options.overrides, widths)
     if options.skip:
         _check_skip(opened.model.config, config.model, inputs)
@@ -58,79 +76,28 @@ def make(options: Options, say: Say, echo: Say) -> None:
         assert inputs is not None  # checked
         model = with_shares(model, median_shares(model.eval(), inputs))
         config = config.model_copy(update={"model": model.config})
-    with RunFolder(options.run, config) as folder:
-        begin(folder, config, model, opened.tokenizer, opened.begin, beside(options.source, opened.tokenizer))
-    _report(options, opened, model, errors, texts, echo)
+    return NewRun(config, model, errors)
 
 
-def _widths(budget: int, opened: Any, inputs: Any) -> tuple[int, ...]:
-    """By measured importance; multiples of 8 if the budget is one, for the kernels."""
-    from hmoe.surgery.measure import importance, measured_widths
-
+def _measure_widths(budget: int, opened: Opened, inputs: list[torch.Tensor] | None) -> tuple[int, ...]:
+    """Return widths by measured importance; multiples of 8 if the budget is one, for the kernels."""
     layers = opened.model.config.moe_layers
     if inputs is None or not layers:
-        raise ConfigError("--width-budget: needs a model with experts, and a text to measure them on")
-    found = [importance(opened.model.blocks[i].ffn, inputs[i]) for i in layers]
-    return measured_widths(found, budget, 8 if budget % 8 == 0 else 1)
-
-
-def _check_skip(before: Any, after: Any, inputs: Any) -> None:
-    from hmoe.surgery.skip import check
-
-    if inputs is None:
-        raise ConfigError("--skip: which experts are weak is measured on a text; give --text")
-    if before.moe_layers != after.moe_layers:
-        raise ConfigError("--skip: the routers are new, so which experts they find weak says nothing; train first")
-    check(after)
-
-
-def _texts(options: Options, opened: Any) -> Iterator[str]:
-    """As many as are measured on."""
-    from hmoe.cli.eval import documents, validation
-    from hmoe.data.long_text import encode_text
-
-    if options.text_field and not options.text:
-        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
-    if options.text:
-        found = documents(list(options.text), options.text_field)
-    elif opened.run is not None:
-        found = validation(opened, options.source)
-    else:
-        return
-    tokens = 0
-    for _, text in found:
-        yield text
-        tokens += len(encode_text(opened.tokenizer, text))
-        if tokens >= max(options.tokens, _LARGEST_LOSS_TOKENS):
-            return
-
-
-def _report(options: Options, opened: Any, model: Any, errors: list[float], texts: list[str], echo: Say) -> None:
-    from hmoe.evaluate.perplexity import perplexity
-    from hmoe.surgery.extras import lost_parts
-
-    total, before = (sum(p.numel() for p in one.parameters()) for one in (model, opened.model))
-    echo(f"{options.run}: {total:,} parameters at step 0, of {before:,}")
-    moe = model.config.moe
-    for part in lost_parts(opened.model, model.config):
-        echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
-    echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
-    if moe.warning:
-        echo(f"warning: {moe.warning}")
-    if moe.skip:
-        shares = ", ".join(f"{share:.3f}" for share in moe.skip)
-        echo(
-            f"in evaluation experts are skipped whose score is below this share of the best one's, per layer: {shares}"
+        raise ConfigError(
+            "width_budget: needs a model with experts, and a text to measure them on", argument="width_budget"
         )
-    known = [error for error in errors if not math.isnan(error)]
-    if known:
-        echo(f"relative error of layers: mean {sum(known) / len(known):.4f}, largest {max(known):.4f}")
-    if texts:
-        losses = [
-            perplexity(one, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
-            for one in (opened.model, model)
-        ]
-        echo(f"loss on the text: {losses[0]:.4f} nats per token before, {losses[1]:.4f} after")
-    else:
-        echo("no text: neither losses nor errors were measured; give --text")
-    echo(f"train: hmoe train {options.run}/config.yaml --run {options.run}")
+    importances = [importance(opened.model.blocks[layer].ffn, inputs[layer]) for layer in layers]  # type: ignore[arg-type]
+    return measured_widths(importances, budget, 8 if budget % 8 == 0 else 1)
+
+
+def _check_skip(before: ModelSpec, after: ModelSpec, inputs: list[torch.Tensor] | None) -> None:
+    """Raise ConfigError unless experts may be skipped and which ones are weak can be measured."""
+    if inputs is None:
+        raise ConfigError(
+            "skip: which experts are weak is measured on a text; give `texts`", argument=("skip", "texts")
+        )
+    if before.moe_layers != after.moe_layers:
+        raise ConfigError(
+            "skip: the routers are new, so which experts they find weak says nothing; train first", argument="skip"
+        )
+    check(after)

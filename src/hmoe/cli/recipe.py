@@ -1,0 +1,23 @@
+"""What the RECIPE argument of `hmoe train`, `hmoe plan` and `hmoe config` names."""
+
+from pathlib import Path
+
+from hmoe.cli.output import print_note
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
+from hmoe.runs.binding import CONFIG, is_run, load_from_run
+
+
+def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
+    """Return (name, config) of a recipe, or of a run folder or its config.yaml, which are compared with their checkpoint."""
+    run = find_run(recipe)
+    if run is None:
+        return recipes.load(recipe, overrides)
+    return Path(recipe).stem, load_from_run(run, overrides, print_note)
+
+
+def find_run(recipe: str) -> Path | None:
+    """Return the run folder that a recipe names, itself or by its config.yaml; the name of a preset is that preset."""
+    path = Path(recipe)
+    run = path.parent if path.name == CONFIG else path
+    return run if recipe not in ("", *recipes.presets()) and "\0" not in recipe and is_run(run) else None

@@ -1,0 +1,115 @@
+"""`hmoe upcycle`: a run at step 0 whose experts are made from another model."""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hmoe.cli.arguments import AnyModel
+from hmoe.cli.output import print_note
+from hmoe.cli.texts import list_validation_texts, read_texts
+from hmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hmoe.runs.open import Opened
+    from hmoe.surgery.build_run import NewRun
+
+_LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
+
+
+def upcycle_to_run(
+    context: typer.Context,
+    source: AnyModel,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
+    recipe: Annotated[str, typer.Option(help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
+                      "overrides: a.b=c or --a.b c.")],
+    text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's "
+                    "validation split.")] = None,
+    text_field: Annotated[str | None, typer.Option(help="Field of its records, or a template of several: "
+                          "'{question}\\n{response}'.")] = None,
+    choice: Annotated[str, typer.Option(help="Which hidden units a narrower expert takes: importance (measured on the text), "
+                      "windows or random.")] = "importance",
+    tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")] = 8192,
+    width_budget: Annotated[int | None, typer.Option(min=1, help="Hidden units of a layer's experts in all, shared among them "
+                            "by measured importance; in place of the recipe's widths.")] = None,
+    skip: Annotated[bool, typer.Option("--skip", help="In evaluation and generation leave out experts much weaker than a token's best "
+                    "one: in each layer the weaker half of the last choices on the text.")] = False,
+) -> None:  # fmt: skip
+    """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
+    from hmoe.runs.import_hf import beside
+    from hmoe.runs.open import open_model
+    from hmoe.storage import refuse_used
+    from hmoe.surgery.build_run import RunOptions, build_run
+    from hmoe.train.begin import begin
+    from hmoe.train.run_folder import RunFolder
+
+    if text_field and not text:
+        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
+    refuse_used(run)
+    options = RunOptions(recipe, tuple(context.args), choice, tokens, width_budget, skip)
+    opened = open_model(source, print_note)
+    texts = list(_read_some_texts(source, opened, text or [], text_field, max(tokens, _LARGEST_LOSS_TOKENS)))
+    new = build_run(opened, options, texts)
+    with RunFolder(run, new.config) as folder:
+        begin(folder, new.config, new.model, opened.tokenizer, opened.begin, beside(source, opened.tokenizer))
+    _print_report(run, opened, new, texts)
+    typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
+
+
+def _read_some_texts(
+    source: Path, opened: "Opened", paths: list[Path], text_field: str | None, num_tokens: int
+) -> Iterator[str]:
+    """Yield texts of the files, or of the run's own validation split, until they have so many tokens."""
+    from hmoe.data.long_text import encode_text
+
+    if paths:
+        texts = read_texts(paths, text_field)
+    elif opened.run is not None:
+        texts = list_validation_texts(opened, source)
+    else:
+        return
+    tokens = 0
+    for _, text in texts:
+        yield text
+        tokens += len(encode_text(opened.tokenizer, text))
+        if tokens >= num_tokens:
+            return
+
+
+def _print_report(run: Path, opened: "Opened", new: "NewRun", texts: Sequence[str]) -> None:
+    """Print what the new model is, and how near it is to the old one."""
+    from hmoe.surgery.extras import lost_parts
+
+    total, before = (sum(p.numel() for p in model.parameters()) for model in (new.model, opened.model))
+    typer.echo(f"{run}: {total:,} parameters at step 0, of {before:,}")
+    moe = new.model.config.moe
+    assert moe is not None
+    for part in lost_parts(opened.model, new.model.config):
+        typer.echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
+    typer.echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
+    if moe.warning:
+        typer.echo(f"warning: {moe.warning}")
+    if moe.skip:
+        shares = ", ".join(f"{share:.3f}" for share in moe.skip)
+        typer.echo(
+            f"in evaluation experts are skipped whose score is below this share of the best one's, per layer: {shares}"
+        )
+    measured = [error for error in new.errors if not math.isnan(error)]
+    if measured:
+        typer.echo(f"relative error of layers: mean {sum(measured) / len(measured):.4f}, largest {max(measured):.4f}")
+    if texts:
+        typer.echo(_describe_losses(opened, new, texts))
+    else:
+        typer.echo("no text: neither losses nor errors were measured; give --text")
+
+
+def _describe_losses(opened: "Opened", new: "NewRun", texts: Sequence[str]) -> str:
+    from hmoe.evaluate.perplexity import perplexity
+
+    before, after = (
+        perplexity(model, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
+        for model in (opened.model, new.model)
+    )
+    return f"loss on the text: {before:.4f} nats per token before, {after:.4f} after"
