@@ -92,7 +92,7 @@ def test_the_nearest_verb_exists(words: list[str], nearest: str | None, capsys: 
     [("optim.learning_rate", "optim.lr"), ("train.batch_size", "data.batch_tokens"), ("model.moe.num_experts", "model.moe.widths")],
 )  # fmt: skip
 def test_names_of_other_trainers_lead_to_ours(wrong: str, nearest: str) -> None:
-    assert f"{wrong}: unknown key; nearest is {nearest} " in message([f"{wrong}=3"])
+    assert f"{wrong}: unknown key; nearest is {nearest}" in message([f"{wrong}=3"])
     known = recipes.keys()
     assert set(OTHER_NAMES.values()) <= set(known)
     assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in known}

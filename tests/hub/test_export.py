@@ -170,7 +170,7 @@ def test_what_mixtral_cannot_say_is_refused(kind: str, said: str, tmp_path: Path
     ("how", "said"),
     [
         (Export("gguf"), "must be one of hmoe, mixtral"),
-        (Export("mixtral", with_code=True), "--with-code has no effect"),
+        (Export("mixtral", with_code=True), "with_code has no effect with form = mixtral"),
     ],
 )
 def test_options_that_cannot_work(how: Export, said: str, tmp_path: Path) -> None:

@@ -153,6 +153,55 @@ def test_files_and_functions_stay_small(path: Path) -> None:
             assert node.end_lineno - node.lineno < limit, node.name
 
 
+FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+FLAGS_OF_OTHERS = {
+    "data/benchmarks.py": "pip's own",
+    "bench/decode.py": "of `python -m hmoe.bench.decode`, where typer is not installed",
+    "bench/layer.py": "of `python -m hmoe.bench.layer`, where typer is not installed",
+    "kernels/build.py": "of `python -m hmoe.kernels.build`, where typer is not installed",
+}
+FLAGS_FOR_NOW = {  # to be named as arguments, and taken off this list
+    "bench/contenders.py", "bench/measure.py", "bench/shapes.py", "bench/step.py", "bench/tiles.py",
+    "data/open.py", "data/prepare.py", "data/shards.py", "evaluate/outcome.py", "evaluate/tasks.py",
+    "serve/origins.py", "serve/repl.py", "serve/server.py",
+}  # fmt: skip
+
+
+def flags_in(code: str) -> list[str]:
+    """Flags of a command line in strings that are no docstrings."""
+    tree = ast.parse(code)
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [flag for text in texts if id(text) not in docstrings for flag in FLAG.findall(text.value)]
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) not in ("cli", "__main__")], ids=lambda p: str(p.relative_to(SOURCE))
+)
+def test_flags_are_named_by_the_command_line_alone(path: Path) -> None:
+    """The library names arguments (`argument=` of `hmoe.errors`), in which the command line shows flags."""
+    flags = flags_in(path.read_text())
+    name = str(path.relative_to(SOURCE))
+    if name not in FLAGS_OF_OTHERS and name not in FLAGS_FOR_NOW:
+        assert flags == []
+    if name in FLAGS_FOR_NOW:
+        assert flags != [], "take it off the list"
+
+
+def test_the_guard_of_flags_can_fail() -> None:
+    assert flags_in('"""Of `hmoe x --text`."""\n# --text\nraise ConfigError(f"a {b}: give --text-field")') == [
+        "--text-field"
+    ]
+    assert flags_in('"a -- b", "--", "x--text", "---text"') == []
+    assert set(FLAGS_OF_OTHERS) <= {str(p.relative_to(SOURCE)) for p in FILES}
+
+
 SUFFIX = re.compile(r"^[a-z_0-9]+_([BLTVDHGCEKNFMhP1]{1,4})$")
 
 

@@ -102,7 +102,7 @@ def latest(run: Path, quarantine: bool, say: Say, optimizer: bool = True) -> Che
             if quarantine:
                 _set_aside(checkpoint_folder(run, step))
     if reasons:
-        raise CheckpointError(f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again with another --run")
+        raise CheckpointError(f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again in another run folder")
     return None
 
 

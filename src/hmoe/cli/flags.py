@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from hmoe.cli.output import print_note
+from hmoe.errors import HMoEError
 
 _OTHER_NAMES = {  # verb -> what the library calls an argument -> what the verb calls it
     "upcycle": {"inputs": "text", "texts": "text"},
@@ -35,6 +36,14 @@ def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) ->
             if count:
                 break
     return message
+
+
+def explain_error(error: HMoEError, command: Any) -> str:
+    """Return an error's message as the user of a verb should read it."""
+    if "overrides" in error.arguments:
+        # A word that is neither an option of the verb nor a key of a recipe may be meant as either one.
+        return f"{error} (options: --help)"
+    return name_flags(str(error), error.arguments, list_flags(command)) if error.arguments else str(error)
 
 
 def list_flags(command: Any) -> dict[str, str]:

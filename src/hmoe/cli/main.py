@@ -21,7 +21,7 @@ from hmoe.cli.data_prepare import prepare_data_folder
 from hmoe.cli.eval import evaluate_folder
 from hmoe.cli.export import export_to_folder
 from hmoe.cli.finetune import finetune_to_folder
-from hmoe.cli.flags import find_command, list_flags, name_flags
+from hmoe.cli.flags import explain_error, find_command
 from hmoe.cli.generate import continue_prompt
 from hmoe.cli.import_ import import_to_run
 from hmoe.cli.info import print_info
@@ -109,8 +109,8 @@ def _end_interrupted(arguments: list[str]) -> int:
 def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
     """Return the line that says what went wrong, and the exit code; an empty line for what nobody foresaw."""
     if isinstance(error, HMoEError):
-        flags = list_flags(find_command(typer.main.get_command(app), arguments)) if error.arguments else {}
-        return f"error: {name_flags(str(error), error.arguments, flags)}", error.exit_code
+        command = find_command(typer.main.get_command(app), arguments)
+        return f"error: {explain_error(error, command)}", error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written
         kind = DataError if arguments[:1] == ["data"] else CheckpointError
         return f"error: {_decode_name(error.filename) or 'input/output'}: {error.strerror or error}", kind.exit_code

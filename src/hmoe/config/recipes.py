@@ -202,12 +202,10 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not equals:
             text = next(words, "") if dashed else ""
         if not key or not (equals or (dashed and text)):
-            raise ConfigError(
-                f"{word}: an override is key=value or --key value; nearest key is {_nearest(key)} (options: --help)"
-            )
+            raise ConfigError(f"{word}: an override is key=value; nearest key is {_nearest(key)}", argument="overrides")
         open_ended = any(key.startswith(prefix) and key != prefix for prefix in (_WEIGHTS, _ROUTER))
         if key not in keys() and not open_ended:
-            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)} (options: --help)")
+            raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)}", argument="overrides")
         try:
             yield key, yaml.load(text, NamesLoader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:

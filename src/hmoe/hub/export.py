@@ -48,7 +48,10 @@ class Export:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[1-9][0-9]{0,8}(KB|MB|GB|TB)", self.shard_size):
-            raise ConfigError(f"--shard-size {self.shard_size}: must be a number with KB, MB, GB or TB, such as 5GB")
+            raise ConfigError(
+                f"shard_size = {self.shard_size}: must be a number with KB, MB, GB or TB, such as 5GB",
+                argument="shard_size",
+            )
 
 
 def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]:
@@ -59,9 +62,12 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
     """
     refuse_used(folder)
     if how.form not in FORMATS:
-        raise ConfigError(f"--format {how.form}: must be one of {', '.join(FORMATS)}")
+        raise ConfigError(f"form = {how.form}: must be one of {', '.join(FORMATS)}", argument="form")
     if how.with_code and how.form != "hmoe":
-        raise ConfigError("--with-code has no effect with --format mixtral, which every transformers knows; remove it")
+        raise ConfigError(
+            "with_code has no effect with form = mixtral, which every transformers knows; remove it",
+            argument=("with_code", "form"),
+        )
     model = hugging_face(opened) if how.form == "hmoe" else mixtral(opened)
     if how.dtype is not None:
         model = model.to(how.dtype)
@@ -102,7 +108,7 @@ def mixtral(opened: Opened) -> MixtralForCausalLM:
     model = opened.model
     why = _not_mixtral(model.config) or _bias_in_use(model)
     if why:
-        raise ConfigError(f"--format mixtral: {why}; nearest choice: --format hmoe")
+        raise ConfigError(f"form = mixtral: {why}; nearest choice: form = hmoe", argument="form")
     assert model.config.moe is not None
     widths = model.config.moe.expert_widths
     _, _, most = model.config.moe.router.count_experts_per_token(len(widths))

@@ -118,7 +118,7 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunCo
     Raises:
         ConfigError: if the recipe differs in a key that binds, naming it.
     """
-    advice = "a resumed run may change only budgets, logging, train.save_every, and where data and device are; choose another --run"
+    advice = "a resumed run may change only budgets, logging, train.save_every, and where data and device are; choose another run folder"
     try:
         written = recipes.load(str(run / CONFIG))[1]
     except ConfigError as error:

@@ -60,7 +60,7 @@ class MoESpec(Spec):
         router: how experts are chosen.
         shared: hidden units of an expert that serves every token (DeepSeekMoE); 0: none.
         zero: experts without hidden units; see `hmoe.ZeroExperts`.
-        skip: per MoE layer `router.skip`, as `hmoe upcycle --skip` measures it; []: router.skip for all.
+        skip: per MoE layer `router.skip`, as `hmoe upcycle` measures it; []: router.skip for all.
         hyper: HyperExperts, see `hmoe.Hyper`.
         dense_layers: layers, from 0, with a dense FFN of width model.ffn.
         load_balance: HMoE eq 3; the paper's equal experts: 1e-2.

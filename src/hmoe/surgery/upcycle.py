@@ -43,7 +43,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.kind not in CHOICES:
-            raise ConfigError(f"--choice {self.kind}: must be one of {', '.join(CHOICES)}")
+            raise ConfigError(f"choice = {self.kind}: must be one of {', '.join(CHOICES)}", argument="choice")
 
 
 @torch.no_grad()
@@ -64,7 +64,10 @@ def upcycle(
         ConfigError: if the new model cannot begin as the old one.
     """
     if inputs is None and choice.kind == "importance":
-        raise ConfigError("--choice importance: is measured on a text; give --text, or --choice windows")
+        raise ConfigError(
+            "choice = importance: is measured on a text; give `inputs`, or choice = windows",
+            argument=("choice", "inputs"),
+        )
     _check_target(source, config)
     weight = source.embed.weight
     model = build(config, choice.seed, weight.dtype).to(weight.device).eval()

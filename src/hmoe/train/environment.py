@@ -31,7 +31,7 @@ def compare_environment(state: dict[str, Any], config: RunConfig, device: str, w
         if name == "device":
             raise ConfigError(
                 f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
-                f"device changes bits; use {before} or choose another --run"
+                f"device changes bits; use {before} or choose another run folder"
             )
         warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
 

@@ -198,7 +198,7 @@ def _check_begin(state: dict[str, Any], index: Index, tokenizer: Tokenizer) -> N
     if begin != index.begin:
         raise DataError(
             f"{index.folder}: documents begin with {_names(index.begin, tokenizer)}, texts of the model with "
-            f"{_names(begin, tokenizer)}; prepare again into another folder, with --tokenizer and the run folder"
+            f"{_names(begin, tokenizer)}; prepare again into another folder, with the run folder as tokenizer"
         )
 
 

@@ -128,8 +128,8 @@ def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_pa
     ("words", "code", "message"),
     [
         (["colla"], 2, "task colla: unknown"),
-        (["sst2", "--method", "best"], 2, "method = best, must be one of moe, share, hyper"),
-        (["sst2", "--epochs", "0"], 2, "epochs = 0, must be from 1"),
+        (["sst2", "--method", "best"], 2, "--method best, must be one of moe, share, hyper"),
+        (["sst2", "--epochs", "0"], 2, "--epochs 0, must be from 1"),
         (["sst2", "--data", "nowhere"], 3, "nowhere: no file train"),
     ],
 )
@@ -163,7 +163,7 @@ def test_texts_and_losses_that_cannot_be_used_are_one_line(
     model.save_pretrained(broken)
     PreTrainedTokenizerFast.from_pretrained(gpt2).save_pretrained(broken)
     for index, (start, more, code, message) in enumerate((
-        (gpt2, [], 2, "source_length = 1024, must be at most the 64 tokens that"),
+        (gpt2, [], 2, "--source-length 1024, must be at most the 64 tokens that"),
         (switch, [], 2, "is a switch_transformers model; wikitext2 is for gpt2"),
         (broken, ["--source-length", "32", "--epochs", "1"], 5, "wikitext2: a score is not finite after epoch 1"),
     )):  # fmt: skip

@@ -43,7 +43,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigError(f"method = {self.method}, must be one of {', '.join(METHODS)}")
+            raise ConfigError(f"method = {self.method}, must be one of {', '.join(METHODS)}", argument="method")
 
 
 def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _warn(validation: list[Example], model: Any, tokenizer: Any, settings: Setti
     if num_cut:
         say(
             f"warning: {num_cut:,} distinct questions leave no room for a context in source_length = {settings.source_length} tokens and "
-            "are cut; raise --source-length"
+            "are cut; raise source_length"
         )
     if getattr(model.config, "duplicated_mlps", {"k": 0})["k"] == 1:
         say(

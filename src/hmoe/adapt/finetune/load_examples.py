@@ -78,8 +78,8 @@ def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) 
         while cause.__cause__ is not None:
             cause = cause.__cause__
         why = " ".join(f"{type(cause).__name__}: {cause}".split())[:300]
-        hint = "; without a network give --data FOLDER" if path is None else ""
-        raise DataError(f"{name}: cannot be read ({why}){hint}") from None
+        hint = "; without a network give a folder as `data`" if path is None else ""
+        raise DataError(f"{name}: cannot be read ({why}){hint}", argument="data" if hint else None) from None
 
 
 def _file(folder: Path, split: str) -> Path:

@@ -37,12 +37,13 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
     config, language = model.config, task.score is None
     if language and settings.source_length > config.n_positions:
         raise ConfigError(
-            f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads"
+            f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads",
+            argument="source_length",
         )
     marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}
     earlier = next((name for name, mark in marks.items() if hasattr(config, mark)), None)
     if earlier not in (None, method):
-        raise ConfigError(f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}")
+        raise ConfigError(f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}", argument="method")
     folder = source if earlier else None
     if language:
         duplicate_mlps(model, folder=source if hasattr(config, "duplicated_mlps") else None)

@@ -242,7 +242,7 @@ def settings_of(task: Task, **changes: Any) -> Settings:
     for name, value in given.items():
         least, most = {"seed": (0, 2**32 - 1), "source_length": (2, 2**20)}.get(name, (1, 10**9))
         if name == "lr" and not 0 < value < 1:
-            raise ConfigError(f"lr = {value}, must be above 0 and below 1")
+            raise ConfigError(f"lr = {value}, must be above 0 and below 1", argument="lr")
         if name != "lr" and not least <= value <= most:
-            raise ConfigError(f"{name} = {value}, must be from {least} to {most}")
+            raise ConfigError(f"{name} = {value}, must be from {least} to {most}", argument=name)
     return replace(task.settings, **given)

@@ -46,7 +46,7 @@ class TopK(RouterSpec):
         local_scale: weight of the local expert, for R experts that took the token: k - R (paper) or k + 1 - R (authors' code).
         ranks: number of simulated ranks, experts and tokens in contiguous shares; None: one expert per rank.
         skip: in evaluation mode an expert is left out whose score is below this share of the best one's (dynamic skipping, Lu et
-            al. 2024; they take the median on a text, see `hmoe upcycle --skip`); None: none is.
+            al. 2024; they take the median on a text, see `hmoe upcycle`); None: none is.
         jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter) (Switch).
         gumbel: in training choices after the first are drawn: Gumbel noise is added to their logits (DeepSpeed's top-2).
 
