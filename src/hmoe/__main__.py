@@ -3,7 +3,7 @@
 import signal
 import sys
 
-from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
+from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
 
         STOP.install()
     else:
-        INTERRUPTS.install(interrupted_code(arguments))
+        INTERRUPTS.install(get_interrupted_code(arguments))
     from hmoe.cli.streams import prepare_streams  # noqa: PLC0415
 
     prepare_streams()

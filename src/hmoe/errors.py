@@ -7,12 +7,13 @@ HMoEError
 ├── CheckpointError   4  a checkpoint that cannot be written or trusted
 └── NonFiniteError    5  NaN or infinity where a number is needed
 
-A message names arguments of functions as Python does, never flags; those that it names are listed in `argument`, and the command
-line shows the flags of the verb that runs (`hmoe.cli.flags`). A message names an argument in one of three ways:
+A message names arguments of functions as Python does, never flags. Those that it names are told by `argument`, and
+the command line shows the flags of the verb that runs in their place (`hmoe.cli.flags`). An argument is written as
+`name = value` or in backquotes; bare, if its name has an underscore or the message writes it in no other way:
 
-    raise ConfigError(f"shard_size = {size}: must be a number", argument="shard_size")  # --shard-size 5: must be a number
-    raise ConfigError(f"{folder}: is not empty; choose another `out`", argument="out")  # choose another --out
-    raise ConfigError("with_code has no effect with form = x", argument=("with_code", "form"))  # a bare word, where no other way is used
+    ConfigError(f"shard_size = {size}: must be a number", argument="shard_size")    # --shard-size 5: must be ...
+    ConfigError(f"{folder}: is not empty; choose another `out`", argument="out")    # ...; choose another --out
+    ConfigError("with_code has no effect with form = x", argument=("with_code", "form"))
 """
 
 
@@ -60,6 +61,6 @@ class NonFiniteError(HMoEError, ArithmeticError):
     exit_code = 5
 
 
-def missing_extra(what: str, extra: str) -> ConfigError:
-    """The one-line error where a library of an extra is not installed."""
-    return ConfigError(f"{what} need the {extra} extra: pip install 'hmoe[{extra}]'")
+def missing_extra(subject: str, extra: str) -> ConfigError:
+    """Return the one-line error for a library of an extra that is not installed."""
+    return ConfigError(f"{subject} need the {extra} extra: pip install 'hmoe[{extra}]'")

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from hmoe.errors import ConfigError
 
-_MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
+_BYTE_ORDER_MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
     (b"\xff\xfe", "UTF-16"),
@@ -27,7 +27,7 @@ def fsync(path: Path) -> None:
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: $XDG_CACHE_HOME/hmoe, ~/.cache/hmoe."""
+    """Return the folder for what can be made again: $XDG_CACHE_HOME/hmoe, or ~/.cache/hmoe."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe"
 
 
@@ -39,6 +39,7 @@ def refuse_used(folder: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one rename, both flushed to disk."""
+    # In the same folder, because a rename does not reach across file systems.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
@@ -47,18 +48,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
-    fsync(path.parent)
+    fsync(path.parent)  # without it the rename itself may be lost in a power cut
 
 
 def sha256(path: Path) -> str:
-    """Hex SHA-256 of a file."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_encoding(head: bytes) -> str | None:
-    """Name of the encoding, other than UTF-8, that the first bytes of a text show: UTF-16 or UTF-32."""
-    for mark, name in _MARKS:
+    """Return the encoding that the first bytes of a text show, UTF-16 or UTF-32; None for any other."""
+    for mark, name in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return name
     # Without a mark: in UTF-16 text of any European language every second byte is zero.
@@ -91,19 +92,19 @@ def lock_file(file: IO[Any], wait: bool = False) -> bool:
 
 
 def is_utf8(path: Path) -> bool:
-    """Whether a name can be written as text; bytes of other encodings are half characters in Python."""
+    """Whether a file's name is UTF-8; Python holds bytes of other encodings as half characters."""
     return not any("\ud800" <= c <= "\udfff" for c in str(path))
 
 
 @contextlib.contextmanager
 def utf8_name(path: Path) -> Iterator[str]:
-    """A name of an existing file that libraries written in Rust take: theirs must be UTF-8, a file's need not be."""
+    """Give an existing file a name in UTF-8, which libraries written in Rust demand, while the context is open."""
     name = str(path)
     if is_utf8(path):
         yield name
         return
-    number = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        yield f"/dev/fd/{number}"
+        yield f"/dev/fd/{descriptor}"
     finally:
-        os.close(number)
+        os.close(descriptor)

@@ -4,15 +4,22 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.bench_options import RESULTS, Device, Dtypes, Out, Rounds, Threads
+from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchDtypes, BenchOut, BenchRounds, BenchThreads
+
+_Shape = Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: 0.4B and 64-experts.")]
+_Tokens = Annotated[int, typer.Option(min=1, max=1024, help="Tokens at a time.")]
 
 
 def time_decoding(
-    shape: Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: 0.4B and 64-experts.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, max=1024, help="Tokens at a time.")] = 1,
-    dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
-) -> None:  # fmt: skip
-    """A layer that serves one token, against the time of reading its activated weights from memory."""
+    shape: _Shape = None,
+    tokens: _Tokens = 1,
+    dtype: BenchDtypes = None,
+    device: BenchDevice = "cpu",
+    rounds: BenchRounds = 15,
+    threads: BenchThreads = None,
+    out: BenchOut = RESULTS,
+) -> None:
+    """Time a layer that serves one token, against reading its activated weights from memory."""
     from hmoe.bench.decode import bench
     from hmoe.bench.measure import Options, default_dtype
 

@@ -4,26 +4,45 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.bench_options import RESULTS, Device, Dtypes, Out, Rounds, Threads
+from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchDtypes, BenchOut, BenchRounds, BenchThreads
+
+_Shape = Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: those for the device.")]
+_Dim = Annotated[int | None, typer.Option(min=1, help="Model width of a shape of your own.")]
+_Widths = Annotated[str | None, typer.Option(help="Its expert widths: 864,1056,...")]
+_TopK = Annotated[int | None, typer.Option(min=1, help="Its experts per token. Default: 2.")]
+_Tokens = Annotated[int | None, typer.Option(min=1, help="Its tokens. Default: 4096.")]
+_Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="hmoe, hmoe equal, hmoe triton, hmoe loop, hmoe eager loop, transformers eager, "
+        "transformers grouped_mm, ScatterMoE, SonicMoE, MegaBlocks; repeatable. Default: all "
+        "that can run here."
+    ),
+]
+_Profile = Annotated[
+    bool, typer.Option("--profile", help="On cuda: launches and longest kernels of the first of them.")
+]
 
 
 def time_layer(
-    shape: Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: those for the device.")] = None,
-    dim: Annotated[int | None, typer.Option(min=1, help="Model width of a shape of your own.")] = None,
-    widths: Annotated[str | None, typer.Option(help="Its expert widths: 864,1056,...")] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Its experts per token. Default: 2.")] = None,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Its tokens. Default: 4096.")] = None,
-    against: Annotated[list[str] | None, typer.Option(help="hmoe, hmoe equal, hmoe triton, hmoe loop, hmoe eager loop, "
-                       "transformers eager, transformers grouped_mm, ScatterMoE, SonicMoE, MegaBlocks; repeatable. Default: all that can "
-                       "run here.")] = None,
-    profile: Annotated[bool, typer.Option("--profile", help="On cuda: launches and longest kernels of the first of them.")] = False,
-    dtype: Dtypes = None, device: Device = "cpu", rounds: Rounds = 15, threads: Threads = None, out: Out = RESULTS,
-) -> None:  # fmt: skip
-    """The MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
+    shape: _Shape = None,
+    dim: _Dim = None,
+    widths: _Widths = None,
+    top_k: _TopK = None,
+    tokens: _Tokens = None,
+    against: _Against = None,
+    profile: _Profile = False,
+    dtype: BenchDtypes = None,
+    device: BenchDevice = "cpu",
+    rounds: BenchRounds = 15,
+    threads: BenchThreads = None,
+    out: BenchOut = RESULTS,
+) -> None:
+    """Time the MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
     from hmoe.bench.layer import bench
     from hmoe.bench.measure import Options, default_dtype
     from hmoe.bench.shapes import own_shape
 
-    wanted = own_shape(shape, dim, widths, top_k, tokens)
+    shapes = own_shape(shape, dim, widths, top_k, tokens)
     options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(wanted, dtype or [default_dtype(device)], against, profile, options)}")
+    typer.echo(f"written to {bench(shapes, dtype or [default_dtype(device)], against, profile, options)}")

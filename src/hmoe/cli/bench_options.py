@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-Dtypes = Annotated[
+BenchDtypes = Annotated[
     list[str] | None,
     typer.Option(
         "--dtype",
@@ -13,8 +13,8 @@ Dtypes = Annotated[
         "hardware multiplies it, else float32.",
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu or cuda; cuda is timed by events and by the clock.")]
-Rounds = Annotated[int, typer.Option(min=3, max=10_000, help="Rounds of which the median is taken.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: PyTorch's.")]
-Out = Annotated[Path, typer.Option(help="Folder for the dated JSON file.")]
+BenchDevice = Annotated[str, typer.Option(help="cpu or cuda; cuda is timed by events and by the clock.")]
+BenchRounds = Annotated[int, typer.Option(min=3, max=10_000, help="Rounds of which the median is taken.")]
+BenchThreads = Annotated[int | None, typer.Option(min=1, max=1024, help="CPU threads. Default: PyTorch's.")]
+BenchOut = Annotated[Path, typer.Option(help="Folder for the dated JSON file.")]
 RESULTS = Path("benchmarks/results")

@@ -4,18 +4,30 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.bench_options import RESULTS, Device, Out, Rounds, Threads
+from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchOut, BenchRounds, BenchThreads
+
+_Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="Preset name or YAML file; then overrides: a.b=c or --a.b c. The paper's presets need "
+        "data.path=corpus data.tokenizer=bytes where their data is not at hand."
+    ),
+]
+_Precision = Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")]
+_Alone = Annotated[bool, typer.Option("--alone", help="Without the equal and dense siblings.")]
 
 
 def time_step(
     context: typer.Context,
-    recipe: Annotated[str, typer.Argument(help="Preset name or YAML file; then overrides: a.b=c or --a.b c. The paper's presets "
-                      "need data.path=corpus data.tokenizer=bytes where their data is not at hand.")] = "quickstart",
-    precision: Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")] = None,
-    alone: Annotated[bool, typer.Option("--alone", help="Without the equal and dense siblings.")] = False,
-    device: Device = "cpu", rounds: Rounds = 12, threads: Threads = None, out: Out = RESULTS,
-) -> None:  # fmt: skip
-    """A training step of unequal experts against equal ones and dense, and where its time goes."""
+    recipe: _Recipe = "quickstart",
+    precision: _Precision = None,
+    alone: _Alone = False,
+    device: BenchDevice = "cpu",
+    rounds: BenchRounds = 12,
+    threads: BenchThreads = None,
+    out: BenchOut = RESULTS,
+) -> None:
+    """Time a training step of unequal experts against equal ones and dense, and its parts."""
     from hmoe.bench.measure import Options
     from hmoe.bench.step import bench
 

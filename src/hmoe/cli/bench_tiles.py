@@ -4,16 +4,19 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.bench_options import RESULTS, Out
+from hmoe.cli.bench_options import RESULTS, BenchOut
 from hmoe.errors import ConfigError
+
+_Shape = Annotated[str, typer.Option(help="A layer's shape by name.")]
+_Dtype = Annotated[str, typer.Option(help="bfloat16 or float16.")]
 
 
 def time_tile_shapes(
-    shape: Annotated[str, typer.Option(help="A layer's shape by name.")] = "0.4B-long",
-    dtype: Annotated[str, typer.Option(help="bfloat16 or float16.")] = "bfloat16",
-    out: Out = RESULTS,
+    shape: _Shape = "0.4B-long",
+    dtype: _Dtype = "bfloat16",
+    out: BenchOut = RESULTS,
 ) -> None:
-    """On an NVIDIA GPU: every tile shape of every kernel; writes the fastest for HMOE_TILE_SHAPES, which nothing uses unasked."""
+    """Time every tile shape of every kernel on an NVIDIA GPU, and write the fastest, for HMOE_TILE_SHAPES."""
     from hmoe.bench.shapes import known_shape
 
     try:

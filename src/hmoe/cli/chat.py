@@ -17,18 +17,25 @@ ExpertThreshold = Annotated[
 ]
 
 
+_System = Annotated[str | None, typer.Option(help="What the model is told before the first turn.")]
+_MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="New tokens of an answer. Default: a quarter of the context.")
+]
+_Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same answers.")]
+
+
 def chat_with_model(
     path: AnyModel,
-    system: Annotated[str | None, typer.Option(help="What the model is told before the first turn.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens of an answer. Default: a quarter of the context.")] = None,
+    system: _System = None,
+    max_tokens: _MaxTokens = None,
     temperature: Temperature = 0.8,
     top_k: TopKTokens = 0,
     top_p: TopPTokens = 0.95,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same answers.")] = 0,
+    seed: _Seed = 0,
     top_p_experts: ExpertThreshold = None,
     context: ServedContext = None,
     precision: ServedPrecision = None,
-) -> None:  # fmt: skip
+) -> None:
     """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
     from hmoe.model.generate import Sampling
     from hmoe.serve.ask import Ask, Limits

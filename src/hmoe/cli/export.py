@@ -10,17 +10,31 @@ from hmoe.cli.arguments import AnyModel, parse_precision
 from hmoe.cli.output import print_note
 from hmoe.errors import missing_extra
 
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty.")]
+_Form = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="hmoe, or mixtral: a top-k model with experts padded to the widest, the same function, "
+        "for software that knows no hmoe.",
+    ),
+]
+_Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as stored.")]
+_ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
+_WithCode = Annotated[
+    bool,
+    typer.Option("--with-code", help="Add files that load with trust_remote_code=True where hmoe is not installed."),
+]
+
 
 def export_to_folder(
     model: AnyModel,
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty.")],
-    form: Annotated[str, typer.Option("--format", help="hmoe, or mixtral: a top-k model with experts padded to the widest, "
-                    "the same function, for software that knows no hmoe.")] = "hmoe",
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: as stored.")] = None,
-    shard_size: Annotated[str, typer.Option(help="Largest weight file.")] = "5GB",
-    with_code: Annotated[bool, typer.Option("--with-code", help="Add files that load with trust_remote_code=True where hmoe "
-                         "is not installed.")] = False,
-) -> None:  # fmt: skip
+    folder: _Folder,
+    form: _Form = "hmoe",
+    precision: _Precision = None,
+    shard_size: _ShardSize = "5GB",
+    with_code: _WithCode = False,
+) -> None:
     """Write a model as a Hugging Face folder."""
     dtype = parse_precision(precision) if precision else None
     try:

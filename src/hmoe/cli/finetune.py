@@ -9,26 +9,60 @@ import typer
 from hmoe.cli.flags import print_note_with_flags
 from hmoe.errors import missing_extra
 
+_Task = Annotated[
+    str,
+    typer.Argument(
+        help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; superglue-boolq, -cb, -copa, "
+        "-multirc, -record, -rte, -wic, -wsc.fixed; squad, cnn_dailymail; wikitext2 (GPT-2)."
+    ),
+]
+_Model = Annotated[
+    str,
+    typer.Argument(
+        help="Folder or hub name of a Switch Transformers model (paper: google/switch-base-8), or of"
+        " a GPT-2 for wikitext2, whose MLPs are duplicated into 8 experts."
+    ),
+]
+_Out = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder for model and results.json; must not exist, or be empty.")
+]
+_Method = Annotated[
+    str,
+    typer.Option(
+        help="moe: as it is; share: one more expert, for all tokens, of as many parameters; hyper: HyperExperts."
+    ),
+]
+_Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder with files train and validation (.jsonl, .csv, .parquet, .arrow, .txt) in the "
+        "task's own columns. Default: from the hub."
+    ),
+]
+_Epochs = Annotated[int | None, typer.Option(help="Default: 10; wikitext2: 20.")]
+_Batch = Annotated[int | None, typer.Option(help="Sequences per step. Default: 8; wikitext2: 4.")]
+_Lr = Annotated[float | None, typer.Option(help="Peak learning rate. Default: 1e-5; squad, cnn_dailymail: 3e-5.")]
+_SourceLength = Annotated[int | None, typer.Option(help="Tokens read. Default: 256; squad: 384; others: 1024.")]
+_TrainExamples = Annotated[int | None, typer.Option(min=1, help="Of the training split, the first ones. Default: all.")]
+_EvalExamples = Annotated[int | None, typer.Option(help="Scored after each epoch. Default: all; cnn_dailymail: 1600.")]
+_Seed = Annotated[int | None, typer.Option(help="Default: 42.")]
+
 
 def finetune_to_folder(
-    task: Annotated[str, typer.Argument(help="cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli; superglue-boolq, -cb, -copa, -multirc, "
-                    "-record, -rte, -wic, -wsc.fixed; squad, cnn_dailymail; wikitext2 (GPT-2).")],
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a Switch Transformers model (paper: google/switch-base-8), or "
-                     "of a GPT-2 for wikitext2, whose MLPs are duplicated into 8 experts.")],
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Folder for model and results.json; must not exist, or be empty.")],
-    method: Annotated[str, typer.Option(help="moe: as it is; share: one more expert, for all tokens, of as many parameters; "
-                      "hyper: HyperExperts.")] = "hyper",
-    data: Annotated[Path | None, typer.Option(help="Folder with files train and validation (.jsonl, .csv, .parquet, .arrow, .txt) in the "
-                    "task's own columns. Default: from the hub.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default: 10; wikitext2: 20.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step. Default: 8; wikitext2: 4.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate. Default: 1e-5; squad, cnn_dailymail: 3e-5.")] = None,
-    source_length: Annotated[int | None, typer.Option(help="Tokens read. Default: 256; squad: 384; others: 1024.")] = None,
-    train_examples: Annotated[int | None, typer.Option(min=1, help="Of the training split, the first ones. Default: all.")] = None,
-    eval_examples: Annotated[int | None, typer.Option(help="Scored after each epoch. Default: all; cnn_dailymail: 1600.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Default: 42.")] = None,
-) -> None:  # fmt: skip
-    """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or one of its baselines, and score it."""
+    task: _Task,
+    model: _Model,
+    out: _Out,
+    method: _Method = "hyper",
+    data: _Data = None,
+    epochs: _Epochs = None,
+    batch: _Batch = None,
+    lr: _Lr = None,
+    source_length: _SourceLength = None,
+    train_examples: _TrainExamples = None,
+    eval_examples: _EvalExamples = None,
+    seed: _Seed = None,
+) -> None:
+    """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or a baseline, and score it."""
     from hmoe.storage import refuse_used
 
     refuse_used(out)

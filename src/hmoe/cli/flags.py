@@ -15,8 +15,8 @@ _OTHER_NAMES = {  # verb -> what the library calls an argument -> what the verb 
 def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) -> str:
     """Return an error's message with flags in place of the arguments it names.
 
-    An argument is marked by a value (`name = 5`) or by backquotes. A bare word is an argument if it has an underscore, or if the
-    message marks that argument nowhere: `text` and `out` are also ordinary words.
+    An argument is marked by a value (`name = 5`) or by backquotes. A bare word is an argument if it has an
+    underscore, or if the message marks that argument nowhere: `text` and `out` are also ordinary words.
 
     Args:
         message: as the library raised it.
@@ -27,9 +27,8 @@ def name_flags(message: str, arguments: Iterable[str], flags: dict[str, str]) ->
         flag = flags.get(argument)
         if flag is None:
             continue
-        word = (
-            rf"(?<![\w.\-/]){re.escape(argument)}(?![\w\-/]|\.\w)"  # no part of a path, a file's name or a recipe key
-        )
+        # No part of a path, of a file's name or of a recipe key.
+        word = rf"(?<![\w.\-/]){re.escape(argument)}(?![\w\-/]|\.\w)"
         marked = rf"`{re.escape(argument)}`|{word} =(?= )"
         for pattern in (f"{marked}|{word}",) if "_" in argument else (marked, word):
             message, count = re.subn(pattern, flag, message)

@@ -8,15 +8,19 @@ from hmoe.cli.arguments import AnyModel, Temperature, TopKTokens, TopPTokens
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 
+_Prompt = Annotated[str, typer.Argument(help="Text to continue.")]
+_MaxTokens = Annotated[int, typer.Option(min=1, max=100000, help="New tokens at most.")]
+_Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")]
+
 
 def continue_prompt(
     run: AnyModel,
-    prompt: Annotated[str, typer.Argument(help="Text to continue.")],
-    max_tokens: Annotated[int, typer.Option(min=1, max=100_000, help="New tokens at most.")] = 200,
+    prompt: _Prompt,
+    max_tokens: _MaxTokens = 200,
     temperature: Temperature = 0.8,
     top_k: TopKTokens = 0,
     top_p: TopPTokens = 0.95,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")] = 0,
+    seed: _Seed = 0,
 ) -> None:
     """Continue a prompt, written out as it is drawn."""
     from hmoe.model.generate import Sampling, generate

@@ -5,14 +5,24 @@ from typing import Annotated
 
 import typer
 
+_Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        help="Hugging Face folder: Mixtral, Qwen3-MoE, OLMoE, LLaMA, Mistral, Qwen3, or one made by "
+        "`hmoe export`; then overrides: a.b=c or --a.b c.",
+    ),
+]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")]
+_Recipe = Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")]
+
 
 def import_to_run(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(metavar="DIR", help="Hugging Face folder: Mixtral, Qwen3-MoE, OLMoE, LLaMA, Mistral, "
-                      "Qwen3, or one made by `hmoe export`; then overrides: a.b=c or --a.b c.")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
-    recipe: Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")] = "quickstart",
-) -> None:  # fmt: skip
+    source: _Source,
+    run: _Run,
+    recipe: _Recipe = "quickstart",
+) -> None:
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
     from hmoe.runs.import_hf import adopt, beside
     from hmoe.storage import refuse_used

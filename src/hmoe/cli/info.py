@@ -8,7 +8,7 @@ from hmoe.cli.output import print_numbers
 
 
 def print_info() -> None:
-    """Versions, CPU and GPU features, installed extras."""
+    """Print versions, CPU and GPU features, and installed extras."""
     import importlib.metadata
     import importlib.util
     import platform

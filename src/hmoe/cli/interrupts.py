@@ -1,4 +1,7 @@
-"""Ctrl-C ends a verb with one line and an exit code, wherever it comes. Standard library only: installed before all else."""
+"""Ctrl-C ends a verb with one line and an exit code, wherever it comes.
+
+Standard library only: this is installed before all else is imported.
+"""
 
 import os
 import signal
@@ -13,20 +16,20 @@ _ENDS_WELL = ("serve", "chat")  # verbs that run until they are interrupted
 _IMPORT_FRAMES = "<frozen importlib"
 
 
-def interrupted_code(arguments: list[str]) -> int:
-    """The exit code of a command line that was interrupted."""
+def get_interrupted_code(arguments: list[str]) -> int:
+    """Return the exit code of a command line that was interrupted."""
     return 0 if arguments[:1] and arguments[0] in _ENDS_WELL else 130
 
 
 class Interrupts:
-    """Raises KeyboardInterrupt on SIGINT, except where Python or a library would lose it or turn it into something else.
+    """Raises KeyboardInterrupt on SIGINT, except where it would be lost or turned into something else.
 
-    Those places are imports (a C extension answers with an ImportError of its own) and callbacks (Python prints a traceback
-    and goes on): there the process ends at once.
+    Those places are imports (a C extension answers with an ImportError of its own) and callbacks (Python prints
+    a traceback and goes on): there the process ends at once.
 
     Attributes:
-        came: a signal has come.
-        exit_code: of the process then.
+        came: whether a signal has come.
+        exit_code: exit code of the process then.
     """
 
     def __init__(self) -> None:
@@ -52,6 +55,7 @@ class Interrupts:
 
     def _handle(self, number: int, frame: "FrameType | None") -> None:
         self.came = True
+        # An exception would pass through the import system, which may answer with an error of its own.
         while frame is not None:
             if frame.f_code.co_filename.startswith(_IMPORT_FRAMES):
                 self._say_and_end()

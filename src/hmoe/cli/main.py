@@ -1,4 +1,7 @@
-"""The command line: its verbs, and how each ends. torch is imported inside the verbs, so `hmoe --help` is instant."""
+"""The command line: its verbs, and how each ends.
+
+torch is imported inside the verbs, so that `hmoe --help` is instant.
+"""
 
 import difflib
 import os
@@ -25,7 +28,7 @@ from hmoe.cli.flags import explain_error, find_command
 from hmoe.cli.generate import continue_prompt
 from hmoe.cli.import_ import import_to_run
 from hmoe.cli.info import print_info
-from hmoe.cli.interrupts import INTERRUPTS, interrupted_code
+from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import plan_recipe
 from hmoe.cli.serve import serve_model
@@ -65,7 +68,7 @@ _bench.command("tiles")(time_tile_shapes)
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line and return its exit code; errors are one line on stderr and the exit code of `hmoe.errors`."""
+    """Run a command line and return its exit code; an error is one line on stderr and the code of its class."""
     try:
         code = _invoke(arguments)
     except KeyboardInterrupt:
@@ -87,7 +90,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """Run a verb, not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files."""
+    """Run a verb and return its exit code.
+
+    Not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files.
+    """
     command = typer.main.get_command(app)
     try:
         with command.make_context("hmoe", list(arguments)) as context:
@@ -100,7 +106,7 @@ def _invoke(arguments: list[str]) -> int:
 
 
 def _end_interrupted(arguments: list[str]) -> int:
-    code = interrupted_code(arguments)
+    code = get_interrupted_code(arguments)
     if code:
         print_note("interrupted")
     return code
@@ -138,7 +144,7 @@ def _decode_name(name: Any) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's own error, CUDA's by its name, or the RuntimeError of PyTorch's CPU allocator."""
+    """Whether memory ran out: Python's error, CUDA's by its name, or that of PyTorch's CPU allocator."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -9,19 +9,20 @@ from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.recipe import read_recipe_argument
 from hmoe.config.run import RunConfig
 
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
+_Memory = Annotated[
+    float | None,
+    typer.Option(metavar="GB", min=0.001, max=1000000.0, help="Plan for a GPU with this memory, not for this machine."),
+]
+
 
 def plan_recipe(
     context: typer.Context,
     recipe: Recipe,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")
-    ] = False,
-    memory: Annotated[
-        float | None,
-        typer.Option(metavar="GB", min=0.001, max=1e6, help="Plan for a GPU with this memory, not for this machine."),
-    ] = None,
+    as_json: _AsJson = False,
+    memory: _Memory = None,
 ) -> None:
-    """Parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
+    """Print parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
     print_plan(read_recipe_argument(recipe, context.args)[1], as_json, memory)
 
 

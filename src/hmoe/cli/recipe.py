@@ -9,7 +9,7 @@ from hmoe.runs.binding import CONFIG, is_run, load_from_run
 
 
 def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
-    """Return (name, config) of a recipe, or of a run folder or its config.yaml, which are compared with their checkpoint."""
+    """Return (name, config) of a recipe, or of a run folder, whose config is compared with its checkpoint."""
     run = find_run(recipe)
     if run is None:
         return recipes.load(recipe, overrides)
@@ -17,7 +17,7 @@ def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunCon
 
 
 def find_run(recipe: str) -> Path | None:
-    """Return the run folder that a recipe names, itself or by its config.yaml; the name of a preset is that preset."""
+    """Return the run folder that a recipe names, itself or by its config.yaml; a preset's name is that preset."""
     path = Path(recipe)
     run = path.parent if path.name == CONFIG else path
     return run if recipe not in ("", *recipes.presets()) and "\0" not in recipe and is_run(run) else None

@@ -1,6 +1,7 @@
 """`hmoe serve`: answer HTTP requests from a model in memory."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,26 +13,49 @@ from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from hmoe.runs.open import Opened
+    from hmoe.serve.ask import Limits
+    from hmoe.serve.service import Service
+
+_Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")]
+_Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")]
+_ApiKey = Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")]
+_AllowOrigin = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN",
+        help="Web page whose browser may ask, such as http://localhost:3000; * for any; repeatable. "
+        "Default: none but the server's own.",
+    ),
+]
+_Name = Annotated[str | None, typer.Option(help="Name of the model in requests. Default: the folder's.")]
+_MaxBatch = Annotated[
+    int, typer.Option(min=1, max=4096, help="Sequences computed at a time; each has memory for the context.")
+]
+_MaxQueue = Annotated[int, typer.Option(min=0, max=100000, help="Requests that wait beside those; the next get 429.")]
+_MaxTokens = Annotated[int | None, typer.Option(min=1, help="New tokens a request may ask for. Default: the context.")]
+_PrefillTokens = Annotated[int, typer.Option(min=1, max=2**20, help="Prompt tokens read per step.")]
+_MaxBodyBytes = Annotated[int, typer.Option(min=1024, max=2**30, help="Largest body of a request, bytes.")]
+_MaxConnections = Annotated[int, typer.Option(min=1, max=65536, help="Open connections; the next get 503.")]
+_Timeout = Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")]
 
 
 def serve_model(
     path: AnyModel,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")] = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(metavar="ORIGIN", help="Web page whose browser may ask, such as "
-                            "http://localhost:3000; * for any; repeatable. Default: none but the server's own.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the model in requests. Default: the folder's.")] = None,
+    host: _Host = "127.0.0.1",
+    port: _Port = 8000,
+    api_key: _ApiKey = None,
+    allow_origin: _AllowOrigin = None,
+    name: _Name = None,
     context: ServedContext = None,
-    max_batch: Annotated[int, typer.Option(min=1, max=4096, help="Sequences computed at a time; each has memory for the context.")] = 8,
-    max_queue: Annotated[int, typer.Option(min=0, max=100_000, help="Requests that wait beside those; the next get 429.")] = 64,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="New tokens a request may ask for. Default: the context.")] = None,
-    prefill_tokens: Annotated[int, typer.Option(min=1, max=2**20, help="Prompt tokens read per step.")] = 256,
-    max_body_bytes: Annotated[int, typer.Option(min=1024, max=2**30, help="Largest body of a request, bytes.")] = 1 << 20,
-    max_connections: Annotated[int, typer.Option(min=1, max=65536, help="Open connections; the next get 503.")] = 512,
-    timeout: Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")] = 300,
+    max_batch: _MaxBatch = 8,
+    max_queue: _MaxQueue = 64,
+    max_tokens: _MaxTokens = None,
+    prefill_tokens: _PrefillTokens = 256,
+    max_body_bytes: _MaxBodyBytes = 1 << 20,
+    max_connections: _MaxConnections = 512,
+    timeout: _Timeout = 300,
     precision: ServedPrecision = None,
-) -> None:  # fmt: skip
+) -> None:
     """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
     try:
         from hmoe.serve.origins import check_origins
@@ -40,37 +64,37 @@ def serve_model(
         raise missing_extra("the server's routes", "serve") from None
     from hmoe.serve.ask import Limits
     from hmoe.serve.guard import GuardLimits
-    from hmoe.serve.service import Served, Service
 
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
     origins = check_origins(allow_origin or ())
     with listen(host, port) as listening:  # before the model is read, which may take long
         opened = open_served_model(path, precision)
-        context = context or opened.context_length
-        limits = Limits(max_batch, max_queue, context, prefill_tokens)
-        served = Served(
-            opened.model, opened.tokenizer, name or opened.name, opened.chat_template, opened.begin, opened.folder
-        )
-        service = Service(served, limits, max_tokens or context, timeout)
+        limits = Limits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
+        service = _make_service(opened, name or opened.name, limits, max_tokens, timeout)
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             print_note("anybody who reaches this address may use the model; --api-key asks for a key")
         guard = GuardLimits(max_body_bytes, api_key=api_key, origins=origins)
-        server = Server(
-            service,
-            guard,
-            ConnectionLimits(max_connections),
-            lambda url: typer.echo(f"hmoe: {served.name} is served at {url}/v1"),
-        )
         with service.engine:
-            server.run([listening])
+            Server(service, guard, ConnectionLimits(max_connections), partial(_print_address, service)).run([listening])
+
+
+def _make_service(opened: "Opened", name: str, limits: "Limits", max_tokens: int | None, timeout: float) -> "Service":
+    from hmoe.serve.service import Served, Service
+
+    served = Served(opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder)
+    return Service(served, limits, max_tokens or limits.context_length, timeout)
+
+
+def _print_address(service: "Service", url: str) -> None:
+    typer.echo(f"hmoe: {service.served.name} is served at {url}/v1")
 
 
 def open_served_model(path: Path, precision: str | None) -> "Opened":
     """Open a model for an engine: without gradients, in this precision or as it is stored.
 
-    It is read in a thread that then ends: with two sets of OpenMP threads in a process, the engine's would take turns with those
-    that reading left behind, and be three times slower.
+    It is read in a thread that then ends: with two sets of OpenMP threads in a process, the engine's would take
+    turns with those that reading left behind, and be three times slower.
     """
     from concurrent.futures import ThreadPoolExecutor
 

@@ -11,17 +11,18 @@ from hmoe.cli.plan import print_plan
 from hmoe.cli.recipe import find_run, read_recipe_argument
 from hmoe.config import recipes
 
+_Run = Annotated[
+    Path | None,
+    typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."),
+]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")]
+
 
 def train_recipe(
     context: typer.Context,
     recipe: Recipe,
-    run: Annotated[
-        Path | None,
-        typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")
-    ] = False,
+    run: _Run = None,
+    dry_run: _DryRun = False,
 ) -> None:
     """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
     name, config = read_recipe_argument(recipe, context.args)

@@ -19,24 +19,58 @@ if TYPE_CHECKING:
 _LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
 
 
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")]
+_Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
+        "overrides: a.b=c or --a.b c."
+    ),
+]
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's validation split."),
+]
+_TextField = Annotated[
+    str | None, typer.Option(help="Field of its records, or a template of several: '{question}\\n{response}'.")
+]
+_Choice = Annotated[
+    str,
+    typer.Option(
+        help="Which hidden units a narrower expert takes: importance (measured on the text), windows or random."
+    ),
+]
+_Tokens = Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")]
+_WidthBudget = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Hidden units of a layer's experts in all, shared among them by measured importance; in"
+        " place of the recipe's widths.",
+    ),
+]
+_Skip = Annotated[
+    bool,
+    typer.Option(
+        "--skip",
+        help="In evaluation and generation leave out experts much weaker than a token's best one: in"
+        " each layer the weaker half of the last choices on the text.",
+    ),
+]
+
+
 def upcycle_to_run(
     context: typer.Context,
     source: AnyModel,
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")],
-    recipe: Annotated[str, typer.Option(help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
-                      "overrides: a.b=c or --a.b c.")],
-    text: Annotated[list[Path] | None, typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's "
-                    "validation split.")] = None,
-    text_field: Annotated[str | None, typer.Option(help="Field of its records, or a template of several: "
-                          "'{question}\\n{response}'.")] = None,
-    choice: Annotated[str, typer.Option(help="Which hidden units a narrower expert takes: importance (measured on the text), "
-                      "windows or random.")] = "importance",
-    tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")] = 8192,
-    width_budget: Annotated[int | None, typer.Option(min=1, help="Hidden units of a layer's experts in all, shared among them "
-                            "by measured importance; in place of the recipe's widths.")] = None,
-    skip: Annotated[bool, typer.Option("--skip", help="In evaluation and generation leave out experts much weaker than a token's best "
-                    "one: in each layer the weaker half of the last choices on the text.")] = False,
-) -> None:  # fmt: skip
+    run: _Run,
+    recipe: _Recipe,
+    text: _Text = None,
+    text_field: _TextField = None,
+    choice: _Choice = "importance",
+    tokens: _Tokens = 8192,
+    width_budget: _WidthBudget = None,
+    skip: _Skip = False,
+) -> None:
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
     from hmoe.runs.import_hf import beside
     from hmoe.runs.open import open_model

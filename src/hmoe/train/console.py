@@ -51,9 +51,8 @@ class Console:
         )
         self._writes = config.model.causal
         if config.model.moe:
-            self.note(
-                f"experts: widths {', '.join(map(str, config.model.moe.expert_widths))}; router {config.model.moe.router.title}"
-            )
+            widths = ", ".join(map(str, config.model.moe.expert_widths))
+            self.note(f"experts: widths {widths}; router {config.model.moe.router.title}")
             if config.model.moe.warning:
                 self.warn(config.model.moe.warning)
 
