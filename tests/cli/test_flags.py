@@ -1,14 +1,11 @@
 """Library errors name arguments; the command line shows the flags of the verb that runs."""
 
-import pickle
-
 import pytest
 import typer
 
 from hmoe import ConfigError
 from hmoe.cli.flags import find_command, list_flags, name_flags
 from hmoe.cli.main import app, run
-from hmoe.errors import DataError, HMoEError
 
 FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_code": "--with-code", "form": "--format"}
 
@@ -40,13 +37,6 @@ def test_flags_are_those_of_the_verb_that_runs() -> None:
     assert list_flags(find_command(command, ["data", "prepare", "plan"]))["max_bad"] == "--max-bad"
     assert list_flags(find_command(command, ["upcycle"]))["inputs"] == "--text"
     assert list_flags(find_command(command, ["nothing"])) == {}
-
-
-def test_an_error_keeps_what_it_is_about() -> None:
-    assert HMoEError("x").arguments == ()
-    assert ConfigError("x", argument="a").arguments == ("a",)
-    copy = pickle.loads(pickle.dumps(DataError("x", argument=("a", "b"))))
-    assert (str(copy), copy.arguments) == ("x", ("a", "b"))
 
 
 def test_a_verb_prints_its_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,22 @@
+"""`hmoe chat`: its input; conversations are in tests/serve."""
+
+import sys
+
+import pytest
+
+
+def test_chat_needs_neither_readline_nor_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hmoe.cli.chat import read_lines
+
+    monkeypatch.setattr(sys, "stdin", None)
+    assert list(read_lines()) == []
+
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setitem(sys.modules, "readline", None)
+    answers = iter(["hello"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
+    assert next(read_lines()) == "hello"

@@ -1,0 +1,127 @@
+"""Every verb has help, errors are one line and an exit code, and none of it is slow."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from hmoe.cli.main import app, run
+
+HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
+        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
+        ["bench", "step"], ["bench", "decode"], ["bench", "model"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", HELP, ids=str)
+def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*verb, "--help"]) == 0
+    assert "Usage: hmoe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["plan", "hmoe-0.4b-topp"], ["config", "tiny"], ["train", "tiny", "--dry-run"]]
+)
+def test_nothing_heavy_is_imported_for_it(words: list[str]) -> None:
+    heavy = "[m for m in ('torch', 'numpy', 'transformers') if m in sys.modules]"
+    code = f"import sys; from hmoe.cli.main import run; assert run({words}) == 0; print({heavy})"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("x"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")]
+)
+def test_too_little_memory_is_one_line(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("hmoe.config.plan.plan", fail)
+    assert run(["plan", "tiny"]) == 2
+    assert capsys.readouterr().err.startswith("hmoe: error: not enough memory")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["tran"], 2, "No such command 'tran'"),
+        (["plan"], 2, "Missing argument"),
+        (["plan", "tinny"], 2, "nearest preset is tiny"),
+        (["plan", "tiny", "model.dim=x"], 2, "model.dim = 'x'"),
+        (["train", "tiny", "--rnu", "x"], 2, "rnu: unknown key"),
+        (["eval", "/nowhere"], 2, "not a run folder"),
+        (["eval", "/nowhere", "--text-field", "x"], 2, "no effect without --text"),
+        (["generate", "/nowhere", "x"], 2, "not a run folder"),
+        (["generate", "/nowhere", "x", "--temperature", "-1"], 2, "temperature = -1"),
+        (["generate", "/nowhere", "\udce9"], 2, "not valid UTF-8"),
+        (["plan", "a\nb"], 2, "no preset"),
+        (["generate", "/nowhere", "x", "--max-tokens", "0"], 2, "greater than or equal to 1"),
+        (["data", "prepare", "/nowhere", "--out", "/tmp/x"], 3, "no such file"),
+        (["data", "prepare", "/nowhere", "--out", "/tmp/x", "--weight", "a"], 2, "must be domain=NUMBER"),
+        (["data", "prepare", "/nowhere", "--out", "/tmp/x", "--tokenizer", "bpe:3"], 2, "bpe:8192"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(words) == code
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert err.startswith("hmoe: error: ")
+
+
+def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "tiny", "--dry-run", "data.path=caf\udce9"]) == 2
+    assert run(["eval", "/nowhere/caf\udce9"]) == 2
+    assert "/nowhere/caf\ufffd: not a run folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "verb", "code", "said"),
+    [
+        (KeyboardInterrupt(), "plan", 130, "hmoe: interrupted\n"),
+        (KeyboardInterrupt(), "serve", 0, ""),
+        (KeyboardInterrupt(), "chat", 0, ""),
+        (typer.Exit(3), "plan", 3, ""),
+        (EOFError("x"), "plan", None, ""),
+    ],
+)
+def test_no_exit_code_is_lost(
+    raised: BaseException, verb: str, code: int | None, said: str,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop() -> None:
+        raise raised
+
+    stop.__name__ = verb
+
+    command = next(c for c in app.registered_commands if (c.name or c.callback.__name__) == verb)  # type: ignore[union-attr]
+    monkeypatch.setattr(command, "callback", stop)
+    monkeypatch.setattr(command, "context_settings", {})
+    if code is None:  # what nobody foresaw is no interrupt
+        with pytest.raises(EOFError):
+            run([verb])
+        return
+    assert run([verb]) == code
+    assert capsys.readouterr().err == said
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    command = f"{sys.executable} -m hmoe config hmoe-3b-topk | head -1"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+
+
+def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"x")
+    code = (
+        "import sys; sys.modules['pyarrow'] = None; from hmoe.cli.main import run; "
+        f"sys.exit(run(['data', 'prepare', {str(tmp_path)!r}, '--out', {str(tmp_path / 'o')!r}, '--tokenizer', 'bytes']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "hmoe: error: parquet files need the data extra: pip install 'hmoe[data]'\n"

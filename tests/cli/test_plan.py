@@ -1,0 +1,25 @@
+"""`hmoe plan`."""
+
+import json
+import re
+
+import pytest
+
+from hmoe.cli.main import run
+
+
+def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", "moe-0.4b-topk", "--json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert numbers["total_parameters"] == 417_295_104
+    assert numbers["activated_parameters"] == 162_491_136
+    promised = {
+        "activated_parameters_range",
+        "flops_per_token",
+        "memory_bytes",
+        "memory_by_part_bytes",
+        "budget_tokens",
+    }
+    assert promised <= set(numbers)
+    assert run(["plan", "moe-0.4b-topk", "model.layers=6"]) == 0
+    assert re.search(r"total_parameters +233,\d\d\d,\d\d\d", capsys.readouterr().out)
