@@ -1,5 +1,6 @@
 """Every verb has help, errors are one line and an exit code, and none of it is slow."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -7,17 +8,26 @@ from pathlib import Path
 import pytest
 import typer
 
+from hmoe.cli.flags import find_command
 from hmoe.cli.main import app, run
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
-        ["bench", "step"], ["bench", "decode"], ["bench", "model"]]  # fmt: skip
+        ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"], ["finetune"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", HELP, ids=str)
 def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*verb, "--help"]) == 0
     assert "Usage: hmoe" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [verb for verb in HELP if verb not in ([], ["data"], ["bench"])], ids=str)
+def test_a_verb_is_in_the_file_of_its_name(verb: list[str]) -> None:
+    name = "_".join(verb)
+    file = "import_" if name == "import" else name  # a word that Python keeps for itself
+    function = find_command(typer.main.get_command(app), verb).callback
+    assert inspect.getmodule(inspect.unwrap(function)).__name__ == f"hmoe.cli.{file}"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

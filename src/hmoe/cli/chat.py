@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision, Temperature, TopKTokens, TopPTokens
-from hmoe.cli.output import print_note
+from hmoe.cli.flags import print_note_with_flags
 from hmoe.cli.serve import open_served_model
 from hmoe.errors import ConfigError
 
@@ -53,8 +53,9 @@ def chat_with_model(
         if top_p_experts is not None and engine.top_p is None:
             raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
         ask = Ask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
-        conversation = Chat(engine, layout, ask, system, print_note)
-        talk(conversation, read_lines(), lambda piece: typer.echo(piece, nl=False), print_note)
+        note = print_note_with_flags("max_tokens")
+        conversation = Chat(engine, layout, ask, system, note)
+        talk(conversation, read_lines(), lambda piece: typer.echo(piece, nl=False), note)
 
 
 def read_lines() -> Iterator[str]:
