@@ -27,10 +27,10 @@ from hmoe.bench.measure import machine, save
 from hmoe.config import recipes
 from hmoe.data.detokenizer import Detokenizer
 from hmoe.model.transformer import build
-from hmoe.serve.ask import Limits
-from hmoe.serve.guard import GuardLimits
-from hmoe.serve.server import ConnectionLimits, Server, listen
-from hmoe.serve.service import Served, Service
+from hmoe.serve.engine.types import Limits
+from hmoe.serve.http.middleware import GuardLimits
+from hmoe.serve.http.server import ConnectionLimits, Server, listen
+from hmoe.serve.http.service import Served, Service
 
 
 class NumberTokenizer:

@@ -35,7 +35,7 @@ def import_everything() -> None:
     import hmoe.evaluate.perplexity
     import hmoe.hub.export
     import hmoe.hub.modeling
-    import hmoe.serve.engine
+    import hmoe.serve.engine.engine
     import hmoe.train.loop  # noqa: F401
 
 

@@ -15,8 +15,8 @@ import torch
 from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.model.transformer import Transformer, build
-from hmoe.serve.ask import Ask, Entry, Event, Failure, Limits, Used
-from hmoe.serve.engine import Engine
+from hmoe.serve.engine.types import Ask, Entry, Event, Failure, Limits, Used
+from hmoe.serve.engine.engine import Engine
 from hmoe.specs.model import ModelSpec
 
 TOKENIZER = ByteTokenizer()
@@ -106,9 +106,9 @@ class Live:
     """A server in a thread of this process."""
 
     def __init__(self, built: Transformer | None = None, **changes: object) -> None:
-        from hmoe.serve.guard import GuardLimits
-        from hmoe.serve.server import ConnectionLimits, Server, listen
-        from hmoe.serve.service import Served, Service
+        from hmoe.serve.http.middleware import GuardLimits
+        from hmoe.serve.http.server import ConnectionLimits, Server, listen
+        from hmoe.serve.http.service import Served, Service
 
         def pick(kind: type) -> dict[str, object]:
             return {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}

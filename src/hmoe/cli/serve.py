@@ -13,8 +13,8 @@ from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
     from hmoe.runs.open import Opened
-    from hmoe.serve.ask import Limits
-    from hmoe.serve.service import Service
+    from hmoe.serve.engine.types import Limits
+    from hmoe.serve.http.service import Service
 
 _Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")]
@@ -58,12 +58,12 @@ def serve_model(
 ) -> None:
     """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
     try:
-        from hmoe.serve.origins import check_origins
-        from hmoe.serve.server import ConnectionLimits, Server, listen
+        from hmoe.serve.http.origins import check_origins
+        from hmoe.serve.http.server import ConnectionLimits, Server, listen
     except ImportError:
         raise missing_extra("the server's routes", "serve") from None
-    from hmoe.serve.ask import Limits
-    from hmoe.serve.guard import GuardLimits
+    from hmoe.serve.engine.types import Limits
+    from hmoe.serve.http.middleware import GuardLimits
 
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
@@ -80,7 +80,7 @@ def serve_model(
 
 
 def _make_service(opened: "Opened", name: str, limits: "Limits", max_tokens: int | None, timeout: float) -> "Service":
-    from hmoe.serve.service import Served, Service
+    from hmoe.serve.http.service import Served, Service
 
     served = Served(opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder)
     return Service(served, limits, max_tokens or limits.context_length, timeout)

@@ -1,1 +1,1 @@
-"""An HTTP server over a given model and tokenizer: `engine` batches, `app` speaks HTTP, `server` keeps it in bounds."""
+"""A trained model kept in memory: `engine` continues many texts at a time, `http` and `terminal` let people ask it."""

@@ -12,10 +12,10 @@ import torch
 
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.model.transformer import Transformer, check_causal, dropless, set_check_finite
-from hmoe.serve.ask import Ask, Deliver, Failure, Limits, Used
-from hmoe.serve.passes import Passes, Vocabulary, threshold
-from hmoe.serve.sequence import Job, Running
-from hmoe.serve.slots import Part, Slots
+from hmoe.serve.engine.batch import Passes, Vocabulary, threshold
+from hmoe.serve.engine.sequence import Job, Running
+from hmoe.serve.engine.slots import Part, Slots
+from hmoe.serve.engine.types import Ask, Deliver, Failure, Limits, Used
 
 _LOG = logging.getLogger("hmoe.serve")
 _CLOSING = Failure(503, "shutting_down", "the server is shutting down")

@@ -9,13 +9,13 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from hmoe.serve.guard import Guard, GuardLimits
-from hmoe.serve.metrics import Metrics
-from hmoe.serve.origins import Origins
-from hmoe.serve.refusal import Refusal, to_json
-from hmoe.serve.schema import ChatRequest, CompletionRequest, parse
-from hmoe.serve.schema import Request as Asked
-from hmoe.serve.service import Exchange, Service
+from hmoe.serve.http.http_error import Refusal, to_json
+from hmoe.serve.http.metrics import Metrics
+from hmoe.serve.http.middleware import Guard, GuardLimits
+from hmoe.serve.http.origins import Origins
+from hmoe.serve.http.schema import ChatRequest, CompletionRequest, parse
+from hmoe.serve.http.schema import Request as Asked
+from hmoe.serve.http.service import Exchange, Service
 
 _LARGE_BODY_BYTES = 65536  # what is parsed beside the event loop
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

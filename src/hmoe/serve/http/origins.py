@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from hmoe.errors import ConfigError
-from hmoe.serve.refusal import Refusal
+from hmoe.serve.http.http_error import Refusal
 
 _NEWER = {
     "allow_private_network": True

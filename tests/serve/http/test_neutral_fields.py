@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from hmoe.errors import ConfigError
-from hmoe.serve.neutral import CHAT, COMPLETION, SAMPLING
-from hmoe.serve.origins import check_origins
-from hmoe.serve.refusal import Refusal
-from hmoe.serve.schema import ChatRequest, CompletionRequest, parse
+from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.neutral_fields import CHAT, COMPLETION, SAMPLING
+from hmoe.serve.http.origins import check_origins
+from hmoe.serve.http.schema import ChatRequest, CompletionRequest, parse
 from tests.serve.helpers import Live
 
 BODIES: dict[type, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hmoe.serve.schema import CompletionRequest
+from hmoe.serve.http.schema import CompletionRequest
 from tests.serve.helpers import CONTEXT, Live, model
 
 KEY = "sesame-\u00e4"

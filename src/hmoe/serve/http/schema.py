@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from hmoe.serve import neutral
-from hmoe.serve.refusal import Refusal
+from hmoe.serve.http import neutral_fields as neutral
+from hmoe.serve.http.http_error import Refusal
 
 MAX_SEQUENCES = 128  # prompts x n of one request
 _MAX_STOPS, _MAX_STOP_CHARACTERS, _MAX_BIASES = 64, 1024, 1024

@@ -7,9 +7,9 @@ import pytest
 
 from hmoe.data.tokenizer import load
 from hmoe.model.generate import Sampling
-from hmoe.serve.ask import Ask, Limits
-from hmoe.serve.engine import Engine
-from hmoe.serve.writer import Writer
+from hmoe.serve.engine.engine import Engine
+from hmoe.serve.engine.stop_texts import Writer
+from hmoe.serve.engine.types import Ask, Limits
 from tests.data import kinds
 from tests.serve.helpers import CONTEXT, Asked, model
 

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.serve.ask import Ask, Event
-from hmoe.serve.chat import Conversation, Turn
-from hmoe.serve.engine import Engine
+from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.engine.engine import Engine
+from hmoe.serve.engine.types import Ask, Event
 
 _SECONDS = 86400.0
 

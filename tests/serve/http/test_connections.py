@@ -12,7 +12,7 @@ import httpx
 import pytest
 import torch
 
-from hmoe.serve.passes import Passes
+from hmoe.serve.engine.batch import Passes
 from tests.serve.helpers import CONTEXT, Live, model, receive_all, wait_until
 
 LONG = {"prompt": "x", "max_tokens": CONTEXT - 1, "logit_bias": {"256": -100}, "stream": True}
@@ -193,7 +193,7 @@ def test_a_fault_of_the_server_is_500_and_the_next_request_is_answered(
             assert "division" not in answer.text
         wait_until(lambda: "ZeroDivisionError" in caplog.text)
         with monkeypatch.context() as broken:
-            broken.setattr("hmoe.serve.passes.draw", lambda *arguments: 1 / 0)
+            broken.setattr("hmoe.serve.engine.batch.draw", lambda *arguments: 1 / 0)
             assert live.greedy().status_code == 500
         assert live.greedy().status_code == 200
         assert live.get("/health").json()["status"] == "degraded"

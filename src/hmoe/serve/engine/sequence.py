@@ -10,9 +10,9 @@ import torch
 
 from hmoe.data.tokenizer import Decoding
 from hmoe.errors import HMoEError
-from hmoe.serve.ask import Ask, Deliver, Entry, Event, Failure, Finish, Used
-from hmoe.serve.slots import Part
-from hmoe.serve.writer import Writer
+from hmoe.serve.engine.slots import Part
+from hmoe.serve.engine.stop_texts import Writer
+from hmoe.serve.engine.types import Ask, Deliver, Entry, Event, Failure, Finish, Used
 
 _CONTEXT_TOKENS = 256  # before the answer, without which its first token may have another text
 

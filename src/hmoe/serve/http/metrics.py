@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
-from hmoe.serve.engine import Engine
+from hmoe.serve.engine.engine import Engine
 
 _BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

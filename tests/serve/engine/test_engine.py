@@ -11,8 +11,8 @@ from hmoe import ConfigError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import Candidate, score
 from hmoe.model.transformer import Transformer
-from hmoe.serve.ask import Ask
-from hmoe.serve.engine import BusyError, ClosedError, Engine
+from hmoe.serve.engine.types import Ask
+from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
 from hmoe.specs.model import ModelSpec
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Asked, ask, config, engine, model, prompt
 
@@ -306,7 +306,7 @@ def test_a_dynamic_rotary_scale_limits_the_context_to_where_it_is_constant() -> 
 def test_a_program_may_end_while_the_engine_computes() -> None:
     """As a context it has ended before the interpreter does; a thread inside PyTorch would abort the process."""
     program = """
-from hmoe.serve.ask import Ask
+from hmoe.serve.engine.types import Ask
 from tests.serve.helpers import engine, prompt
 
 try:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hmoe.model.generate import Sampling
-from hmoe.serve.ask import Ask
+from hmoe.serve.engine.types import Ask
 
 _NEAR = 256  # most probable tokens that are looked at before the whole vocabulary is sorted
 

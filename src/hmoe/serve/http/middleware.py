@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hmoe.serve.metrics import Metrics
-from hmoe.serve.refusal import Refusal
+from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.metrics import Metrics
 
 _LOG = logging.getLogger("hmoe.serve")
 _ROUTES = ("/v1/completions", "/v1/chat/completions", "/v1/models", "/health", "/metrics")

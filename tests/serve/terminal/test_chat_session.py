@@ -4,10 +4,10 @@ from tokenizers import Tokenizer
 from hmoe import ConfigError
 from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, load, train_bpe
 from hmoe.runs.hf_tokenizer import bytes_tokenizer
-from hmoe.serve.ask import Ask, Limits
-from hmoe.serve.chat import Conversation, Turn
-from hmoe.serve.engine import Engine
-from hmoe.serve.repl import Chat, talk
+from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.engine.engine import Engine
+from hmoe.serve.engine.types import Ask, Limits
+from hmoe.serve.terminal.chat_session import Chat, talk
 from tests.conftest import sentences
 from tests.serve.helpers import Live, engine, model
 

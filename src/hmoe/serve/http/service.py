@@ -13,13 +13,13 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling
 from hmoe.model.transformer import Transformer
-from hmoe.serve.ask import Ask, Event, Failure, Limits, Used
-from hmoe.serve.chat import Conversation, Turn
-from hmoe.serve.engine import BusyError, ClosedError, Engine
-from hmoe.serve.refusal import Refusal
-from hmoe.serve.schema import ChatRequest, CompletionRequest, Request
-from hmoe.serve.sequence import Job
-from hmoe.serve.shapes import ChatShape, Names, Shape, activated, usage
+from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
+from hmoe.serve.engine.sequence import Job
+from hmoe.serve.engine.types import Ask, Event, Failure, Limits, Used
+from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.responses import ChatShape, Names, Shape, activated, usage
+from hmoe.serve.http.schema import ChatRequest, CompletionRequest, Request
 
 _DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 _RETRY_SECONDS = 1

@@ -14,7 +14,7 @@ from hmoe.data.tokenizer import load
 from hmoe.errors import ConfigError
 from hmoe.runs.hf_tokenizer import bytes_tokenizer
 from hmoe.runs.open import chat_template, open_model
-from hmoe.serve.chat import Conversation, Turn
+from hmoe.serve.chat_prompt import Conversation, Turn
 
 CONTROLS = [
     "<s>",

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hmoe.model.generate import Sampling
-from hmoe.serve.ask import Ask
-from hmoe.serve.draw import adjust, draw, tell
+from hmoe.serve.engine.sampling import adjust, draw, tell
+from hmoe.serve.engine.types import Ask
 
 
 def slow(logits: list[float], how: Sampling, uniform: float) -> int:

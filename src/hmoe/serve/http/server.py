@@ -16,10 +16,10 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmoe.errors import ConfigError
-from hmoe.serve.app import create_app
-from hmoe.serve.guard import GuardLimits
-from hmoe.serve.refusal import Refusal
-from hmoe.serve.service import Service
+from hmoe.serve.http.app import create_app
+from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.middleware import GuardLimits
+from hmoe.serve.http.service import Service
 
 _HEADER_BYTES = 32 * 1024
 _BACKLOG_SECONDS = 0.1  # on closing, to take the connections that the system has taken already
