@@ -1,1 +1,1 @@
-"""A trained model kept in memory: `engine` continues many texts at a time, `http` and `terminal` let people ask it."""
+"""A trained model kept in memory: `engine` continues many texts at a time, `http` and `terminal` ask it."""

@@ -1,4 +1,4 @@
-"""A conversation -> the tokens that a model continues."""
+"""From a conversation to the tokens that a model continues, for the server and the terminal alike."""
 
 import inspect
 import threading
@@ -12,14 +12,15 @@ from hmoe.errors import ConfigError, missing_extra
 from hmoe.runs.hf_tokenizer import transformers_tokenizer
 
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
-_MARKS = "\U000f0000\U000f0001"  # by which transformers tells control tokens that a user typed from the template's own
+# By these, transformers tells control tokens that a user typed from the template's own.
+_RESERVED_CHARACTERS = "\U000f0000\U000f0001"
 
 Content = str | list[dict[str, str]] | None
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message; roles are system, developer, user and assistant, content is a text or OpenAI's text parts."""
+    """One message: its role is system, developer, user or assistant, its content a text or OpenAI's text parts."""
 
     role: str
     content: Content
@@ -27,16 +28,16 @@ class Turn:
 
 
 def joined(content: Content) -> str:
-    """A content as one text."""
+    """Return a content as one text."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
 class Conversation:
     """Lays out turns by the model's Jinja template, or, if it has none, as plain lines.
 
-    A template is rendered and its text encoded by transformers. Control tokens of the template become control tokens; the same
-    characters typed by a user stay characters. The plain form is, after `begin`, `System: ...`, `User: ...`, `Assistant: ...`
-    with empty lines between, ending in `Assistant:`.
+    A template is rendered and its text encoded by transformers. Control tokens of the template become control
+    tokens; the same characters typed by a user stay characters. The plain form is, after `begin`, `System:
+    ...`, `User: ...`, `Assistant: ...` with empty lines between, ending in `Assistant:`.
 
     Attributes:
         stops: texts that begin the next turn and so end the answer.
@@ -49,37 +50,38 @@ class Conversation:
         self, tokenizer: Tokenizer, template: str | None, begin: Sequence[int] = (), folder: Path | None = None
     ) -> None:
         self._tokenizer, self._begin = tokenizer, list(begin)
-        self._laid_out = (
-            None if template is None else TemplateEncoder(template, transformers_tokenizer(tokenizer, begin, folder))
-        )
+        self._template_encoder: TemplateEncoder | None = None
+        if template is not None:
+            self._template_encoder = TemplateEncoder(template, transformers_tokenizer(tokenizer, begin, folder))
         self.stops: tuple[str, ...] = ("\nUser:",) if template is None else ()
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Token ids up to where the answer begins.
+        """Return token ids up to where the answer begins.
 
         Raises:
             ConfigError: if the template refuses the turns.
         """
-        if self._laid_out is not None:
-            return self._laid_out.encode(turns)
+        if self._template_encoder is not None:
+            return self._template_encoder.encode(turns)
         lines = [f"{_NAMES[turn.role]}: {joined(turn.content)}" for turn in turns]
         return self._begin + self._tokenizer.encode(["\n\n".join([*lines, "Assistant:"])])[0]
 
 
 class TemplateEncoder:
-    """A chat template with its tokenizer, as transformers has them."""
+    """Encodes turns by a chat template and its tokenizer, both as transformers has them."""
 
     def __init__(self, template: str, tokenizer: Any) -> None:
         self._template, self._tokenizer = template, tokenizer
         if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
             raise missing_extra("chat templates (a newer transformers)", "serve")
-        self._tokenizer.chat_control_tokens = []  # beside the special ones; others are words like any
+        self._tokenizer.chat_control_tokens = []  # none but the special tokens; others are words like any
         self._lock = threading.Lock()  # a fast tokenizer may not be used by two threads at a time
         self._reads_parts = self._try_parts()
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """See Conversation."""
-        if any(mark in joined(turn.content) for turn in turns for mark in _MARKS):
+        """Return token ids up to where the answer begins; raise ConfigError if the template refuses the turns."""
+        texts = [joined(turn.content) for turn in turns]
+        if any(character in text for text in texts for character in _RESERVED_CHARACTERS):
             raise ConfigError("messages: hold U+F0000 or U+F0001, which chat templates cannot carry; leave them out")
         messages = [self._message(turn) for turn in turns]
         try:
@@ -103,14 +105,15 @@ class TemplateEncoder:
         return ids
 
     def _try_parts(self) -> bool:
-        """Whether the template writes the texts of a list of parts, and not the list itself as Python shows it."""
+        """Return whether the template writes the texts of a list of parts, not the list as Python shows it."""
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
         try:
             text: str = self._tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)
         except ImportError:
             raise missing_extra("chat templates", "serve") from None
         except Exception as error:
-            if type(error).__name__ == "TemplateSyntaxError":  # Jinja's
+            # Jinja's, by its name: this module must load without Jinja.
+            if type(error).__name__ == "TemplateSyntaxError":
                 raise ConfigError(f"chat template: not Jinja: {error}") from None
             return False  # the template is for texts only
         return "probe" in text and "'type'" not in text and '"type"' not in text

@@ -27,7 +27,7 @@ def running() -> Iterator[Engine]:
 
 
 def greedy(ids: tuple[int, ...], **changes: object) -> Ask:
-    return Ask(ids, **{"max_tokens": 12, "how": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
+    return Ask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
 
 
 def test_greedy_tokens_are_those_of_generate() -> None:
@@ -111,13 +111,13 @@ def test_used_counts_what_was_activated(running: Engine) -> None:
 
 
 def test_the_same_seed_gives_the_same_text_whatever_else_runs(running: Engine) -> None:
-    hows = [Sampling(1.0), Sampling(0.7, 20), Sampling(1.2, 0, 0.8), Sampling(0.9, 50, 0.9)]
-    asks = [Ask(prompt(3, 20), 30, how, seed=7, bias=NO_END) for how in hows]
+    samplings = [Sampling(1.0), Sampling(0.7, 20), Sampling(1.2, 0, 0.8), Sampling(0.9, 50, 0.9)]
+    asks = [Ask(prompt(3, 20), 30, sampling, seed=7, bias=NO_END) for sampling in samplings]
     alone = [ask(running, one)[0].text for one in asks]
-    noise = [Ask(prompt(100 + i, 3 * i + 1), 25, hows[i % 4], seed=i) for i in range(12)]
+    noise = [Ask(prompt(100 + i, 3 * i + 1), 25, samplings[i % 4], seed=i) for i in range(12)]
     mixed = [Asked(running, [one]) for pair in zip(noise, asks * 3, strict=True) for one in pair]
     assert [asked.wait()[0].text for asked in mixed[1::2]] == alone * 3
-    assert ask(running, Ask(prompt(3, 20), 30, hows[0], seed=8, bias=NO_END))[0].text != alone[0]
+    assert ask(running, Ask(prompt(3, 20), 30, samplings[0], seed=8, bias=NO_END))[0].text != alone[0]
 
 
 def test_sampling_follows_the_distribution(running: Engine) -> None:
@@ -135,10 +135,12 @@ def test_sampling_follows_the_distribution(running: Engine) -> None:
 def test_stops_end_the_text_before_them_and_may_span_tokens(running: Engine) -> None:
     ids = prompt(9, 12)
     ascii_only = {**NO_END, **{i: -1e9 for i in (*range(32), *range(127, 256))}}
-    free = ask(running, greedy(ids, bias=ascii_only, max_tokens=40, how=Sampling(1.0)))[0]
+    free = ask(running, greedy(ids, bias=ascii_only, max_tokens=40, sampling=Sampling(1.0)))[0]
     stop = free.text[10:13]
     for stream in (False, True):
-        asked = greedy(ids, bias=ascii_only, max_tokens=40, how=Sampling(1.0), stops=("never", stop), stream=stream)
+        asked = greedy(
+            ids, bias=ascii_only, max_tokens=40, sampling=Sampling(1.0), stops=("never", stop), stream=stream
+        )
         answer = ask(running, asked)[0]
         assert answer.finish == "stop"
         assert answer.text == free.text[: free.text.index(stop)]

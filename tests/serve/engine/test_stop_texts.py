@@ -21,7 +21,7 @@ def written(kind: str, text: str, stops: Sequence[str], folder: Path) -> tuple[s
     writer, shown = Writer(tokenizer.detokenizer(prompt), stops), []
     for token in ids:
         stopped = writer.add(token)
-        shown.append(writer.text[: writer.shown()] if not stopped else writer.text)
+        shown.append(writer.text[: writer.count_safe()] if not stopped else writer.text)
         if stopped:
             break
     writer.end()

@@ -1,1 +1,1 @@
-"""Text generation for many requests at a time: batches, slots, sampling, text; it knows nothing of HTTP or terminals."""
+"""Text generation for many requests at a time: batches, slots, sampling, text; no HTTP and no terminal."""

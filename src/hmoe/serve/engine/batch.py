@@ -1,4 +1,4 @@
-"""One pass of the model over parts of many sequences, and what each of them makes of it."""
+"""One pass of the model over parts of many sequences, and the token that each of them draws from it."""
 
 import logging
 from collections.abc import Sequence as Series
@@ -22,7 +22,12 @@ Hidden = tuple[torch.Tensor, list[float], list[float]]  # (T, D), and per token 
 
 
 class Vocabulary(Decoding, Protocol):
-    """What the engine asks of a tokenizer."""
+    """What the engine needs of a tokenizer.
+
+    Attributes:
+        vocab_size: ids that it can decode; a model's vocabulary may be padded beyond them.
+        ends: tokens that end a text.
+    """
 
     vocab_size: int
     ends: tuple[int, ...]
@@ -35,7 +40,7 @@ def threshold(model: Transformer) -> float | None:
 
 
 class Passes:
-    """A model with its slots.
+    """Runs a model over its slots, a step at a time.
 
     Attributes:
         top_p: threshold of the model's top-p router; None: it has none.
@@ -50,17 +55,20 @@ class Passes:
     def run(self, parts: Series[Part], sequences: Series[Running], decoding: int) -> None:
         """Run the parts of the sequences, of which the first `decoding` are one token each of slots 0, 1, ...
 
-        If the model raises, every part is run alone, and only those that raise again end their sequence.
+        If the model raises, every part is run alone, and only those that raise again end their sequence: one
+            request that
+        the model cannot bear must not end the others. Running a part again is safe, as it writes the same
+        keys and values.
         """
         try:
             hidden = self._hidden(parts, decoding)
         except Exception as error:
             _LOG.warning("the model raised on %d sequences: %r", len(parts), error)
-            if len(parts) == 1 and not decoding:
+            if len(parts) == 1 and not decoding:  # it was alone already
                 sequences[0].fail(_RAISED)
                 return
             for part, sequence in zip(parts, sequences, strict=True):
-                self.run([part], [sequence], 0)
+                self.run([part], [sequence], 0)  # as a chunk, since its slot is not the first
             return
         self._take(parts, sequences, hidden)
 
@@ -72,8 +80,10 @@ class Passes:
         return x_BLD[0], units_T.tolist(), experts_T.tolist()
 
     def _take(self, parts: Series[Part], sequences: Series[Running], hidden: Hidden) -> None:
-        """Every sequence takes its rows; those whose prompt is read draw a token from the last."""
+        """Give every sequence its rows; those whose prompt is read draw a token from the last of them."""
         x_TD, units, experts = hidden
+        # NaN or infinity anywhere in a row makes its sum not finite: one number per token is copied, not the
+        # row.
         finite = torch.isfinite(x_TD.sum(1, dtype=torch.float32)).tolist()
         rows: list[int] = []
         drawing: list[Running] = []
@@ -83,53 +93,63 @@ class Passes:
             if not all(finite[begin:end]):
                 sequence.fail(_NOT_FINITE)
             else:
-                if sequence.ask.echo and not sequence.decoding:
-                    self._tell_prompt(sequence, part, x_TD[begin:end])
-                sequence.ran(end - begin, sum(units[begin:end]), sum(experts[begin:end]))
-                if sequence.decoding and sequence.ask.max_tokens:
+                # Before `advance`, which may make it decode: these rows are still of the prompt.
+                if sequence.task.echo and not sequence.decoding:
+                    self._score_prompt(sequence, part, x_TD[begin:end])
+                sequence.advance(end - begin, sum(units[begin:end]), sum(experts[begin:end]))
+                if sequence.decoding and sequence.task.max_tokens:
                     rows.append(end - 1)
                     drawing.append(sequence)
                 elif sequence.decoding:
                     sequence.finish("length")
             begin = end
         if drawing:
+            # Without prompts in the step, which is most of them, no row is copied.
             self._draw(x_TD if len(rows) == len(x_TD) else x_TD[rows], drawing)
 
-    def _draw(self, x_MD: torch.Tensor, sequences: list[Running]) -> None:
-        logits_MV = self._logits(x_MD)
-        finite = torch.isfinite(logits_MV.amax(1)).tolist()
-        telling = [i for i, sequence in enumerate(sequences) if sequence.ask.logprobs is not None]
-        raw_MV = logits_MV[telling] if telling else None  # a copy, before biases
-        logits_MV = logits_MV[:, : self._tokenizer.vocab_size]
-        for logits_V, sequence in zip(logits_MV, sequences, strict=True):
-            adjust(logits_V, sequence.ask, sequence.counts)
-        uniforms = [sequence.uniform() for sequence in sequences]
-        tokens = draw(logits_MV, [sequence.ask.how for sequence in sequences], uniforms)
-        told = {}
-        if raw_MV is not None:
-            entries = _entries(raw_MV, [tokens[i] for i in telling], [sequences[i].ask.logprobs or 0 for i in telling])
-            told = dict(zip(telling, entries, strict=True))
-        for i, sequence in enumerate(sequences):
-            if finite[i]:
-                sequence.accept(tokens[i], told.get(i), self._tokenizer.ends)
+    def _draw(self, x_BD: torch.Tensor, sequences: list[Running]) -> None:
+        """Draw a token for every sequence from the row of its newest token."""
+        logits_BV = self._logits(x_BD)
+        finite = torch.isfinite(logits_BV.amax(1)).tolist()
+        scored = [row for row, sequence in enumerate(sequences) if sequence.task.logprobs is not None]
+        # A copy, because biases are added in place and log-probabilities are those of the model without them.
+        raw_TV = logits_BV[scored] if scored else None
+        # A model's vocabulary may be padded; the tokenizer could not decode what is drawn from there.
+        logits_BV = logits_BV[:, : self._tokenizer.vocab_size]
+        for logits_V, sequence in zip(logits_BV, sequences, strict=True):
+            adjust(logits_V, sequence.task, sequence.counts)
+        uniforms = [sequence.draw_uniform() for sequence in sequences]
+        tokens = draw(logits_BV, [sequence.task.sampling for sequence in sequences], uniforms)
+        entries: dict[int, Entry] = {}
+        if raw_TV is not None:
+            num_tops = [sequences[row].task.logprobs or 0 for row in scored]
+            entries = dict(zip(scored, _entries(raw_TV, [tokens[row] for row in scored], num_tops), strict=True))
+        for row, sequence in enumerate(sequences):
+            if finite[row]:
+                sequence.accept(tokens[row], entries.get(row), self._tokenizer.ends)
             else:
                 sequence.fail(_NOT_FINITE)
 
-    def _tell_prompt(self, sequence: Running, part: Part, x_LD: torch.Tensor) -> None:
-        """Log-probabilities of the prompt tokens that follow those of the part."""
-        targets = sequence.ask.prompt[part.start + 1 : part.start + len(part.tokens) + 1]
+    def _score_prompt(self, sequence: Running, part: Part, x_TD: torch.Tensor) -> None:
+        """Find log-probabilities of the prompt tokens that follow those of the part."""
+        # The row of a token predicts the next one, so the prompt's last row has no target: from it a token is
+        # drawn.
+        targets = sequence.task.prompt[part.start + 1 : part.start + len(part.tokens) + 1]
         if targets:
-            logits_MV = self._logits(x_LD[: len(targets)])
-            sequence.tell_prompt(_entries(logits_MV, targets, [sequence.ask.logprobs or 0] * len(targets)))
+            logits_TV = self._logits(x_TD[: len(targets)])
+            num_tops = [sequence.task.logprobs or 0] * len(targets)
+            sequence.add_prompt_entries(_entries(logits_TV, targets, num_tops))
 
-    def _logits(self, x_MD: torch.Tensor) -> torch.Tensor:
-        logits_MV = torch.nn.functional.linear(x_MD, self._model.head_weight)
-        return logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
+    def _logits(self, x_TD: torch.Tensor) -> torch.Tensor:
+        logits_TV = torch.nn.functional.linear(x_TD, self._model.head_weight)
+        # bfloat16 has too few digits for log-probabilities; float64 models stay as they are.
+        return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
 
 
-def _entries(logits_MV: torch.Tensor, targets: Series[int], num_tops: Series[int]) -> list[Entry]:
-    numbers = zip(targets, num_tops, *tell(logits_MV, targets, max(num_tops)), strict=True)
+def _entries(logits_TV: torch.Tensor, targets: Series[int], num_tops: Series[int]) -> list[Entry]:
+    # The most that any row wants is computed for all, and each keeps what it asked for.
+    columns = zip(targets, num_tops, *tell(logits_TV, targets, max(num_tops)), strict=True)
     return [
         Entry(target, logprob, tuple(zip(ids[:num_top], logprobs[:num_top], strict=True)))
-        for target, num_top, logprob, ids, logprobs in numbers
+        for target, num_top, logprob, ids, logprobs in columns
     ]

@@ -1,4 +1,4 @@
-"""Continuous batching: one thread, every step one pass of the model over whatever is to be read and written now."""
+"""Continuous batching: one thread, and every step one pass of the model over all that is to be computed."""
 
 import logging
 import math
@@ -19,11 +19,13 @@ from hmoe.serve.engine.types import Ask, Deliver, Failure, Limits, Used
 
 _LOG = logging.getLogger("hmoe.serve")
 _CLOSING = Failure(503, "shutting_down", "the server is shutting down")
-_SWEEP_SECONDS = 0.25  # how often those that wait are looked through for what nobody waits for any more
+# How often those that wait are looked through for what nobody waits for any more: the queue may be long, so
+# not every step.
+_SWEEP_SECONDS = 0.25
 
 
 class BusyError(HMoEError):
-    """As many requests as allowed are open; try again later."""
+    """As many requests as allowed are open; a later one may be taken."""
 
 
 class ClosedError(HMoEError):
@@ -33,13 +35,13 @@ class ClosedError(HMoEError):
 class Engine:
     """Runs the model in a thread of its own; methods may be called from any other.
 
-    As a context it ends with the block: what is still open fails, and the thread has ended. A thread that is inside PyTorch
-    when the interpreter goes down takes the process with it (SIGABRT).
+    As a context it ends with the block: what is still open fails, and the thread has ended. A thread that is
+    inside PyTorch when the interpreter goes down takes the process with it (SIGABRT).
 
     On a CPU it is fastest where no other living thread has used PyTorch's parallel operations.
 
-    The model's router checks are switched off: a token that is not finite ends its own sequence only. So are capacities: what
-    others ask must not change an answer.
+    The model's router checks are switched off: a token that is not finite ends its own sequence only. So are
+    capacities: what others ask must not change an answer.
 
     Attributes:
         top_p: threshold of the model's top-p router; None: it has none.
@@ -56,25 +58,30 @@ class Engine:
         set_check_finite(model, False)
         self.limits, self.capacity = limits, limits.context_length
         scaling = model.config.rope_scaling
-        if scaling is not None and scaling.kind == "dynamic":  # else the longest sequence would turn all others
+        # Beyond its original length a dynamic scale depends on the longest sequence of a step, which would
+        # turn all others.
+        if scaling is not None and scaling.kind == "dynamic":
             self.capacity = min(self.capacity, scaling.original_length or self.capacity)
+        # A prompt may hold any id of a model whose vocabulary is padded; those beyond the tokenizer's are
+        # never drawn.
         self._vocab, self._last_drawn = model.config.vocab, min(tokenizer.vocab_size, model.config.vocab) - 1
         self._tokenizer, self.top_p = tokenizer, threshold(model)
-        self._active: list[Running] = []  # by slot; those that decode come first
+        # By slot: [decoding 0][decoding 1] ... [still being read]. Only the engine's thread touches it.
+        self._active: list[Running] = []
         self._waiting: deque[Running] = deque()
         self._open = 0
-        self._swept = 0.0
+        self._swept_at = 0.0
         self._wake = threading.Condition()  # guards _waiting, _open, _closed
         self._closed = False
         self._give_up = False
         self.steps, self.failures, self.failed_at, self.total = 0, 0, -math.inf, Used()
-        made: Future[None] = Future()
+        started: Future[None] = Future()
         self._thread = threading.Thread(
-            target=self._run, args=(model, tokenizer, made), name="hmoe engine", daemon=True
+            target=self._run, args=(model, tokenizer, started), name="hmoe engine", daemon=True
         )
         self._thread.start()
         try:
-            made.result()
+            started.result()
         except RuntimeError as error:  # what PyTorch raises for memory
             raise ConfigError(
                 f"max_batch = {limits.max_batch} sequences of {self.capacity} tokens: no memory for their keys and values; "
@@ -82,7 +89,7 @@ class Engine:
             ) from None
 
     def __enter__(self) -> "Engine":
-        """Itself."""
+        """Return the engine itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -92,28 +99,29 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The thread runs and takes requests."""
+        """Whether the thread runs and takes requests."""
         return self._thread.is_alive() and not self._closed
 
     def load(self) -> dict[str, int]:
-        """Open requests, and sequences that wait and that run."""
+        """Return the numbers of open requests, and of sequences that wait and that run."""
         return {"open": self._open, "waiting": len(self._waiting), "running": len(self._active)}
 
-    def submit(self, asks: Series[Ask], deliver: Deliver, seconds: float) -> Job:
-        """Queue sequences; `deliver` gets their events, in the engine's thread.
+    def submit(self, tasks: Series[Ask], deliver: Deliver, seconds: float) -> Job:
+        """Queue sequences as one job; `deliver` gets their events, in the engine's thread.
 
         Args:
-            asks: what each sequence is to do.
+            tasks: what each sequence is to do.
             deliver: must be quick and must not raise.
             seconds: after these, whatever has not ended ends with failure 504.
 
         Raises:
-            ConfigError: for a prompt that is empty or too long, ids out of range, or a threshold without a top-p router.
+            ConfigError: for a prompt that is empty or too long, ids out of range, or a threshold without a
+                top-p router.
             BusyError, ClosedError: nothing was queued.
         """
-        for ask in asks:
-            self._check(ask)
-        job = Job(asks, deliver, time.monotonic() + seconds, self._tokenizer)
+        for task in tasks:
+            self._check(task)
+        job = Job(tasks, deliver, time.monotonic() + seconds, self._tokenizer)
         with self._wake:
             if self._closed:
                 raise ClosedError("the server is shutting down")
@@ -125,7 +133,7 @@ class Engine:
         return job
 
     def close(self, *, give_up: bool = False) -> None:
-        """Take no more requests; if to give up, those that are open fail with 503. Returns at once, see `join`."""
+        """Take no more requests, and return at once; if to give up, those that are open fail with 503."""
         with self._wake:
             self._closed = True
             self._give_up = give_up
@@ -135,15 +143,18 @@ class Engine:
         """Wait for the thread to end, which it does when closed and without work."""
         self._thread.join(seconds)
 
-    def _run(self, model: Transformer, tokenizer: Vocabulary, made: "Future[None]") -> None:
+    def _run(self, model: Transformer, tokenizer: Vocabulary, started: "Future[None]") -> None:
         with torch.inference_mode(), dropless(model):
-            try:  # here, so that all parallel work is of one thread; see `hmoe serve`
+            # Memory is taken here, not by the caller, so that all parallel work is of this thread: each
+            # thread that uses PyTorch's parallel operations keeps a set of OpenMP threads, and two sets take
+            # turns on the same cores.
+            try:
                 self._slots = Slots(model, self.limits.max_batch, self.capacity)
                 self._passes = Passes(model, tokenizer, self._slots)
-            except BaseException as error:
-                made.set_exception(error)
+            except BaseException as error:  # whoever constructs the engine waits for it and raises it there
+                started.set_exception(error)
                 return
-            made.set_result(None)
+            started.set_result(None)
             while self._has_work():
                 self._drop_unwanted()
                 parts, sequences, decoding = self._plan()
@@ -169,26 +180,28 @@ class Engine:
         """End what was cancelled, what is too late, and, when closing, everything."""
         now = time.monotonic()
         for sequence in self._active:
-            verdict = self._verdict(sequence, now)
-            if verdict:
-                sequence.fail(verdict)
+            failure = self._find_reason_to_end(sequence, now)
+            if failure:
+                sequence.fail(failure)
         self._free_ended()
-        if now - self._swept < _SWEEP_SECONDS and not self._give_up:
+        if now - self._swept_at < _SWEEP_SECONDS and not self._give_up:
             return
-        self._swept = now
+        self._swept_at = now
         with self._wake:
             waiting, self._waiting = self._waiting, deque()
             for sequence in waiting:
-                verdict = self._verdict(sequence, now)
-                if verdict is None:
+                failure = self._find_reason_to_end(sequence, now)
+                if failure is None:
                     self._waiting.append(sequence)
                 else:
-                    sequence.fail(verdict)
+                    sequence.fail(failure)
+        # Outside the lock, which `_release` takes itself, and which must not be held while events are
+        # delivered.
         for sequence in waiting:
             if sequence.ended:
                 self._release(sequence)
 
-    def _verdict(self, sequence: Running, now: float) -> Failure | None:
+    def _find_reason_to_end(self, sequence: Running, now: float) -> Failure | None:
         if sequence.job.cancelled:
             return Failure(499, "cancelled", "the client went away")
         if self._give_up:
@@ -198,10 +211,16 @@ class Engine:
         return None
 
     def _plan(self) -> tuple[list[Part], list[Running], int]:
-        """One token of every decoding sequence, then prompts, oldest first; and how many decode."""
+        """Return parts for the next step, their sequences, and how many of them decode.
+
+        Every decoding sequence gets one token; then come prompts, oldest first, up to `prefill_tokens` in
+        all, so that long prompts delay running answers by no more than that.
+        """
         budget = self.limits.prefill_tokens
         decoding = sum(sequence.decoding for sequence in self._active)
-        parts = [sequence.part(budget) for sequence in self._active]  # at most one is still being read, the last
+        # At most one is still being read, the last: another prompt begins only when the budget reaches beyond
+        # this one.
+        parts = [sequence.next_part(budget) for sequence in self._active]
         budget -= sum(len(part.tokens) for part in parts[decoding:])
         while budget > 0 and len(self._active) < self.limits.max_batch:
             with self._wake:
@@ -210,22 +229,28 @@ class Engine:
                 sequence = self._waiting.popleft()
             sequence.slot = len(self._active)
             self._active.append(sequence)
-            parts.append(sequence.part(budget))
+            parts.append(sequence.next_part(budget))
             budget -= len(parts[-1].tokens)
         return parts, list(self._active), decoding
 
     def _free_ended(self) -> None:
         """Free slots; those that decode move together in front, and what is still being read behind them."""
+        # Slots must have no holes: a step attends to slots 0, 1, ... of decoding sequences as one view,
+        # without a copy.
         ended = [sequence for sequence in self._active if sequence.ended]
         for sequence in ended:
             if sequence.failure is not None and sequence.failure.status == 500:
                 self.failures += 1
                 self.failed_at = time.monotonic()
+                # What the model wrote may not be finite, and would reach the slot's next owner through masked
+                # positions.
                 self._slots.clear(sequence.slot)
         for sequence in ended:
+            # [0][hole][2][last decoding][read]: last goes to the hole, and what is read moves up by one.
+            # Moving the last one copies a single sequence where closing ranks would copy all behind the hole.
             hole, last = sequence.slot, sum(s.decoding for s in self._active) - 1
             moves = [(last, hole)] if hole < last else []
-            moves += [(i, i - 1) for i in range(max(hole, last) + 1, len(self._active))]
+            moves += [(slot, slot - 1) for slot in range(max(hole, last) + 1, len(self._active))]
             for source, target in moves:
                 other = self._active[source]
                 self._slots.move(source, target, other.cached)
@@ -236,20 +261,22 @@ class Engine:
     def _release(self, sequence: Running) -> None:
         self.total.add(sequence.used)
         with self._wake:
-            sequence.job.left -= 1
-            self._open -= sequence.job.left == 0
+            sequence.job.num_left -= 1
+            if sequence.job.num_left == 0:
+                self._open -= 1
+        # Last, so that whoever hears of the end finds the place free: a client may ask again at once.
         sequence.report()
 
-    def _check(self, ask: Ask) -> None:
-        if not 1 <= len(ask.prompt) <= self.capacity - ask.max_tokens:
+    def _check(self, task: Ask) -> None:
+        if not 1 <= len(task.prompt) <= self.capacity - task.max_tokens:
             raise ConfigError(
-                f"prompt: {len(ask.prompt)} tokens and max_tokens = {ask.max_tokens}, together at most "
+                f"prompt: {len(task.prompt)} tokens and max_tokens = {task.max_tokens}, together at most "
                 f"{self.capacity}, this model's context; a prompt has at least 1"
             )
         highest = self._vocab - 1
-        if not (min(ask.prompt) >= 0 and max(ask.prompt) <= highest):
+        if not (min(task.prompt) >= 0 and max(task.prompt) <= highest):
             raise ConfigError(f"prompt: token ids must be from 0 to {highest}, the model's vocabulary")
-        if ask.bias and not (min(ask.bias) >= 0 and max(ask.bias) <= self._last_drawn):
+        if task.bias and not (min(task.bias) >= 0 and max(task.bias) <= self._last_drawn):
             raise ConfigError(f"logit_bias: token ids must be from 0 to {self._last_drawn}")
-        if ask.top_p_experts is not None and self.top_p is None:
+        if task.top_p_experts is not None and self.top_p is None:
             raise ConfigError("top_p_experts: the router of this model is not top-p and has no threshold")

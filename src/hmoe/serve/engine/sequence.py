@@ -12,9 +12,9 @@ from hmoe.data.tokenizer import Decoding
 from hmoe.errors import HMoEError
 from hmoe.serve.engine.slots import Part
 from hmoe.serve.engine.stop_texts import Writer
-from hmoe.serve.engine.types import Ask, Deliver, Entry, Event, Failure, Finish, Used
+from hmoe.serve.engine.types import Ask, Deliver, Entry, Event, Failure, FinishReason, Used
 
-_CONTEXT_TOKENS = 256  # before the answer, without which its first token may have another text
+_CONTEXT_TOKENS = 256  # of the prompt's end, without which the answer's first token may have another text
 
 
 class Job:
@@ -22,17 +22,17 @@ class Job:
 
     Attributes:
         deadline: time.monotonic() at which it ends, finished or not.
-        left: sequences that the engine still holds.
+        num_left: sequences that the engine still holds.
     """
 
-    def __init__(self, asks: Series[Ask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
+    def __init__(self, tasks: Series[Ask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
         self.deliver, self.deadline = deliver, deadline
-        self.sequences = [Running(ask, index, self, tokenizer) for index, ask in enumerate(asks)]
-        self.left = len(self.sequences)
+        self.sequences = [Running(task, index, self, tokenizer) for index, task in enumerate(tasks)]
+        self.num_left = len(self.sequences)
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
-        """Nobody waits for it any more; from any thread."""
+        """Note that nobody waits for it any more; may be called from any thread."""
         self._cancelled.set()
 
     @property
@@ -42,7 +42,7 @@ class Job:
 
 
 class Running:
-    """The state of one sequence.
+    """The state of one sequence, which only the engine's thread changes.
 
     Attributes:
         slot: where its keys and values are; -1 while it waits.
@@ -52,52 +52,53 @@ class Running:
         failure: what it ended with, if not well.
     """
 
-    def __init__(self, ask: Ask, index: int, job: Job, tokenizer: Decoding) -> None:
-        self.ask, self.index, self.job = ask, index, job
+    def __init__(self, task: Ask, index: int, job: Job, tokenizer: Decoding) -> None:
+        self.task, self.index, self.job = task, index, job
         self.slot, self.cached = -1, 0
         self._last: Event | None = None
         self.failure: Failure | None = None
         self.ids: list[int] = []
         self.counts: Counter[int] = Counter()
-        self.used = Used(prompt_tokens=len(ask.prompt))
-        self._writer = Writer(tokenizer.detokenizer(ask.prompt[-_CONTEXT_TOKENS:]), ask.stops)
-        self._shown = 0
-        self._entries: list[Entry] = []
-        self._prompt_entries: list[Entry] = [Entry(ask.prompt[0], None, ())] if ask.echo else []
+        self.used = Used(prompt_tokens=len(task.prompt))
+        self._writer = Writer(tokenizer.detokenizer(task.prompt[-_CONTEXT_TOKENS:]), task.stops)
+        self._num_shown = 0  # characters of the text that have been delivered
+        self._entries: list[Entry] = []  # of drawn tokens, not delivered yet
+        # Nothing comes before the first token of a prompt, so it has no probability.
+        self._prompt_entries: list[Entry] = [Entry(task.prompt[0], None, ())] if task.echo else []
 
     @property
     def decoding(self) -> bool:
-        """The prompt has been read."""
-        return self.cached >= len(self.ask.prompt)
+        """Whether the whole prompt has been read."""
+        return self.cached >= len(self.task.prompt)
 
     @cached_property
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.ask.seed)
+        return torch.Generator().manual_seed(self.task.seed)
 
-    def uniform(self) -> float:
-        """Its next random number; what others draw has no influence."""
-        if self.ask.how.temperature == 0:
+    def draw_uniform(self) -> float:
+        """Return its next random number in [0, 1); what others draw has no influence on it."""
+        if self.task.sampling.temperature == 0:
             return 0.0
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
-    def part(self, budget: int) -> Part:
-        """What it wants to run next: its newest token, or up to `budget` tokens of its prompt."""
+    def next_part(self, budget: int) -> Part:
+        """Return what it wants to run next: its newest token, or up to `budget` tokens of its prompt."""
         if self.decoding:
-            return Part(self.slot, self.cached, self.ids[-1:], self.ask.top_p_experts)
-        tokens = self.ask.prompt[self.cached : self.cached + budget]
-        return Part(self.slot, self.cached, tokens, self.ask.top_p_experts)
+            return Part(self.slot, self.cached, self.ids[-1:], self.task.top_p_experts)
+        tokens = self.task.prompt[self.cached : self.cached + budget]
+        return Part(self.slot, self.cached, tokens, self.task.top_p_experts)
 
-    def ran(self, rows: int, units: float, experts: float) -> None:
-        """Its next `rows` tokens went through the model."""
+    def advance(self, rows: int, units: float, experts: float) -> None:
+        """Note that its next `rows` tokens went through the model, and what they activated."""
         self.cached += rows
         self.used.add(Used(rows=rows, units=units, experts=experts))
 
-    def tell_prompt(self, entries: Series[Entry]) -> None:
-        """Log-probabilities of the next prompt tokens."""
+    def add_prompt_entries(self, entries: Series[Entry]) -> None:
+        """Take log-probabilities of the next prompt tokens."""
         self._prompt_entries += entries
 
     def accept(self, token: int, entry: Entry | None, ends: Series[int]) -> None:
-        """A token was drawn."""
+        """Take the token that was drawn and its log-probabilities; end if it is one of `ends` or the last."""
         self.ids.append(token)
         self.counts[token] += 1
         self.used.new_tokens += 1
@@ -105,36 +106,35 @@ class Running:
             self._entries.append(replace(entry, offset=len(self._writer.text)))
         try:
             stopped = token in ends or self._writer.add(token)
-        except HMoEError as error:
+        except HMoEError as error:  # a token that this tokenizer cannot decode ends this sequence alone
             self.fail(Failure(500, "tokenizer_error", str(error)))
             return
         if stopped:
             self.finish("stop")
-        elif len(self.ids) >= self.ask.max_tokens:
+        elif len(self.ids) >= self.task.max_tokens:
             self.finish("length")
-        elif self.ask.stream:
-            self._show()
+        elif self.task.stream:
+            self._deliver_safe_text()
 
-    def finish(self, reason: Finish) -> None:
-        """Tell all that has not been told."""
+    def finish(self, reason: FinishReason) -> None:
+        """End well, and keep for `report` all text and entries that have not been delivered."""
+        # What was an incomplete character until now may complete a stop text.
         if self._writer.end():
             reason = "stop"
         text = self._writer.text
-        if reason == "stop":
+        if reason == "stop":  # tokens of the stop text itself, and of what is behind it, are not reported
             self._entries = [entry for entry in self._entries if entry.offset < len(text)]
-        self._end(Event(self.index, text[self._shown :], tuple(self._entries), tuple(self._prompt_entries), reason))
+        entries, prompt_entries = tuple(self._entries), tuple(self._prompt_entries)
+        self._last = Event(self.index, text[self._num_shown :], entries, prompt_entries, reason)
 
     def fail(self, failure: Failure) -> None:
-        """It cannot go on."""
+        """End with a failure, which is all that its last event tells."""
         self.failure = failure
-        self._end(Event(self.index, failure=failure))
-
-    def _end(self, event: Event) -> None:
-        self._last = event
+        self._last = Event(self.index, failure=failure)
 
     @property
     def ended(self) -> bool:
-        """It has finished or failed; `report` says so."""
+        """Whether it has finished or failed; `report` tells its job."""
         return self._last is not None
 
     def report(self) -> None:
@@ -142,12 +142,14 @@ class Running:
         if self._last is not None:
             self.job.deliver(replace(self._last, used=self.used))
 
-    def _show(self) -> None:
-        shown = self._writer.shown()
-        if shown <= self._shown:
+    def _deliver_safe_text(self) -> None:
+        num_safe = self._writer.count_safe()
+        if num_safe <= self._num_shown:
             return
-        ready = [entry for entry in self._entries if entry.offset < shown]
+        # Entries go out with the characters of their token, so a client can join both lists.
+        ready = [entry for entry in self._entries if entry.offset < num_safe]
         self._entries = self._entries[len(ready) :]
-        event = Event(self.index, self._writer.text[self._shown : shown], tuple(ready), tuple(self._prompt_entries))
-        self._prompt_entries, self._shown = [], shown
+        text = self._writer.text[self._num_shown : num_safe]
+        event = Event(self.index, text, tuple(ready), tuple(self._prompt_entries))
+        self._prompt_entries, self._num_shown = [], num_safe
         self.job.deliver(event)

@@ -1,4 +1,4 @@
-"""Keys and values of every running sequence in one block of memory, and what the tokens of one step look at."""
+"""Keys and values of all running sequences in one block of memory, and what the tokens of a step see of it."""
 
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
@@ -12,21 +12,24 @@ from hmoe.model.transformer import Transformer
 class Slots:
     """One slot of keys and values per sequence, `capacity` positions long.
 
-    Zeroed, and kept finite by `clear`: a masked position still enters attention, multiplied by 0.
+    Attributes:
+        kv: (layers, 2, slots, G, capacity, C), keys before values.
     """
 
     def __init__(self, model: Transformer, slots: int, capacity: int) -> None:
         config = model.config
         shape = (config.layers, 2, slots, config.num_kv_heads, capacity, config.head_width)
+        # Zeroed, since a masked position still enters attention, multiplied by 0: whatever is in fresh memory
+        # may be NaN.
         self.kv = torch.zeros(shape, dtype=model.embed.weight.dtype, device=model.embed.weight.device)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` positions of a slot."""
+        """Copy the first `length` positions of a slot to another."""
         if source != target:
             self.kv[:, :, target, :, :length] = self.kv[:, :, source, :, :length]
 
     def clear(self, slot: int) -> None:
-        """Forget values that are not finite."""
+        """Set a slot to zero, so that values that are not finite cannot reach its next sequence."""
         self.kv[:, :, slot].zero_()
 
 
@@ -41,64 +44,82 @@ class Part:
 
 
 class Step:
-    """A `Context`: the first `decoding` parts are one token each, of slots 0, 1, ..., and are attended together."""
+    """The context of one step of many sequences, laid end to end in one row of tokens.
 
-    noise_seed: int | None = None
-    real_T: torch.Tensor | None = None
+    The first `decoding` parts are one token each, of slots 0, 1, ..., and are attended together.
+    """
+
+    # tokens: [new token of slot 0][of slot 1] ... [chunk of a prompt][chunk of another] ...
+    # Attention is computed once for all new tokens, which have one query each, then once for every chunk.
+
+    noise_seed: int | None = None  # routers add no noise
+    real_T: torch.Tensor | None = None  # no token is padding
 
     def __init__(self, slots: Slots, parts: Series[Part], decoding: int, top_p: float | None) -> None:
         self._kv, device = slots.kv, slots.kv.device
-        self._decoding, self._chunks, begin = decoding, parts[decoding:], decoding
+        self._decoding, self._chunks = decoding, parts[decoding:]
+        self._begins: list[int] = []  # where each chunk begins in the row of tokens
+        self._masks: list[torch.Tensor | None] = []  # of each chunk (its tokens, positions up to its end)
         positions = [part.start for part in parts[:decoding]]
-        self._masks: list[torch.Tensor | None] = []
-        self._begins: list[int] = []
+        begin = decoding
         for part in self._chunks:
-            stop = part.start + len(part.tokens)
-            positions += range(part.start, stop)
+            end = part.start + len(part.tokens)
+            positions += range(part.start, end)
             self._begins.append(begin)
             begin += len(part.tokens)
-            several = part.start and len(part.tokens) > 1
-            shape = (len(part.tokens), stop)
-            self._masks.append(torch.ones(shape, dtype=torch.bool, device=device).tril(part.start) if several else None)
+            # A prompt's first chunk needs no mask but the causal one, which costs no memory; a single token
+            # sees all.
+            needs_mask = part.start and len(part.tokens) > 1
+            shape = (len(part.tokens), end)
+            mask = torch.ones(shape, dtype=torch.bool, device=device).tril(part.start) if needs_mask else None
+            self._masks.append(mask)
         self._positions_BL = torch.tensor([positions], device=device)
         self.tokens_BL = torch.tensor([[token for part in parts for token in part.tokens]], device=device)
         self.top_p_T: torch.Tensor | None = None
         if top_p is not None:
-            asked = [top_p if part.top_p is None else part.top_p for part in parts for _ in part.tokens]
-            self.top_p_T = torch.tensor(asked, device=device)
+            thresholds = [top_p if part.top_p is None else part.top_p for part in parts for _ in part.tokens]
+            self.top_p_T = torch.tensor(thresholds, device=device)
         if decoding:
-            self._see_decoding(decoding)
+            self._prepare_decoding(decoding)
 
-    def _see_decoding(self, decoding: int) -> None:
-        """Where the new tokens are stored, and which positions each of them sees."""
-        self._place_B = self._positions_BL[0, :decoding]
-        self._slot_B = torch.arange(decoding, device=self._place_B.device)
-        self._longest = int(self._place_B.max()) + 1
+    def _prepare_decoding(self, decoding: int) -> None:
+        """Find where the new tokens are stored, and which positions each of them sees."""
+        self._position_B = self._positions_BL[0, :decoding]
+        self._slot_B = torch.arange(decoding, device=self._position_B.device)
+        # Not the whole capacity is attended to: as far as the longest sequence goes is enough for all.
+        self._longest = int(self._position_B.max()) + 1
         self._mask: torch.Tensor | None = None
-        if bool((self._place_B != self._longest - 1).any()):
-            seen_BL = torch.arange(self._longest, device=self._place_B.device)[None] <= self._place_B[:, None]
-            self._mask = torch.zeros(seen_BL.shape, dtype=self._kv.dtype, device=self._kv.device)
-            self._mask = self._mask.masked_fill_(~seen_BL, -torch.inf)[:, None, None]
+        # Sequences of one length need no mask, and attention without one is faster.
+        if bool((self._position_B != self._longest - 1).any()):
+            position_L = torch.arange(self._longest, device=self._position_B.device)
+            sees_BL = position_L <= self._position_B[:, None]
+            self._mask = torch.zeros(sees_BL.shape, dtype=self._kv.dtype, device=self._kv.device)
+            # (B, 1, 1, L): the same for every head and for the one query of a sequence.
+            self._mask = self._mask.masked_fill_(~sees_BL, -torch.inf)[:, None, None]
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Each token's place in its own sequence."""
+        """Return each token's position in its own sequence."""
         return self._positions_BL
 
     def attend(
         self, attention: Attention, q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
     ) -> Attended:
-        """Store keys and values; all decoding sequences in one call, then every chunk of a prompt."""
-        kv, n, outs = self._kv[attention.layer], self._decoding, []
-        if n:
-            kv[0, self._slot_B, :, self._place_B] = k_BGLC[0, :, :n].transpose(0, 1)
-            kv[1, self._slot_B, :, self._place_B] = v_BGLC[0, :, :n].transpose(0, 1)
-            q = q_BHLC[0, :, :n].transpose(0, 1)[:, :, None]
-            k, v = kv[:, :n, :, : self._longest].unbind(0)
-            outs.append(scaled_dot_product(q, k, v, self._mask, False).transpose(0, 1))
+        """Store keys and values, then attend: all decoding sequences in one call, each chunk in its own."""
+        kv, decoding, outputs = self._kv[attention.layer], self._decoding, []
+        if decoding:
+            # Stored before attending: a token sees itself.
+            kv[0, self._slot_B, :, self._position_B] = k_BGLC[0, :, :decoding].transpose(0, 1)
+            kv[1, self._slot_B, :, self._position_B] = v_BGLC[0, :, :decoding].transpose(0, 1)
+            # In the row the new tokens are positions of one sequence; here they become sequences of one
+            # position.
+            q = q_BHLC[0, :, :decoding].transpose(0, 1)[:, :, None]
+            k, v = kv[:, :decoding, :, : self._longest].unbind(0)  # views: slots 0, 1, ... lie side by side
+            outputs.append(scaled_dot_product(q, k, v, self._mask, False).transpose(0, 1))
         for part, begin, mask in zip(self._chunks, self._begins, self._masks, strict=True):
-            end, stop = begin + len(part.tokens), part.start + len(part.tokens)
+            end = begin + len(part.tokens)  # in the row of tokens
+            stop = part.start + len(part.tokens)  # in its own sequence
             kv[0, part.slot, :, part.start : stop] = k_BGLC[0, :, begin:end]
             kv[1, part.slot, :, part.start : stop] = v_BGLC[0, :, begin:end]
             k, v = kv[:, part.slot : part.slot + 1, :, :stop].unbind(0)
-            outs.append(scaled_dot_product(q_BHLC[:, :, begin:end], k, v, mask, not part.start))
-        return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1), None
+            outputs.append(scaled_dot_product(q_BHLC[:, :, begin:end], k, v, mask, not part.start))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None

@@ -6,7 +6,7 @@ from hmoe.data.detokenizer import Detokenizer
 
 
 class Writer:
-    """The text of one sequence, which may be shown only as far as `shown()`: a stop text might have begun behind it.
+    """The text of one sequence, of which only the first `count_safe()` characters may be shown yet.
 
     Attributes:
         text: all that is decoded but an incomplete character; after a stop, what is before it.
@@ -19,33 +19,38 @@ class Writer:
         self._stopped = False
 
     def add(self, token: int) -> bool:
-        """Append a token; True when a stop text is complete."""
-        searched = len(self._detokenizer.settled)
+        """Append a token, and return whether a stop text is complete."""
+        num_searched = len(self._detokenizer.settled)
         self._detokenizer.add(token)
-        return self._take(self._detokenizer.readable(), searched)
+        # An incomplete character at the end is left out: it would be shown as a replacement character.
+        return self._take(self._detokenizer.readable(), num_searched)
 
     def end(self) -> bool:
-        """Append what is left of an incomplete character; True when that completes a stop text."""
-        searched = len(self._detokenizer.settled)
+        """Append what is left of an incomplete character, and return whether that completes a stop text."""
+        num_searched = len(self._detokenizer.settled)
         self._detokenizer.end()
-        return self._take(self._detokenizer.text, searched)
+        return self._take(self._detokenizer.text, num_searched)
 
-    def shown(self) -> int:
-        """Characters that neither a stop text nor a later token can take back."""
+    def count_safe(self) -> int:
+        """Return how many characters neither a stop text nor a later token can take back."""
         settled = self._detokenizer.settled
+        # The longest end of the text that begins a stop text is held back, since the next token may complete
+        # that.
         for size in range(min(self._longest - 1, len(settled)), 0, -1):
             if any(stop.startswith(settled[-size:]) for stop in self._stops):
                 return len(settled) - size
         return len(settled)
 
-    def _take(self, text: str, searched: int) -> bool:
-        """`text` is all so far, of which the first `searched` characters held no stop text."""
+    def _take(self, text: str, num_searched: int) -> bool:
+        """Take over all text so far, of which the first `num_searched` characters hold no stop text."""
         if self._stopped:
             return True
         self.text = text
-        begin = max(0, searched - self._longest + 1)
-        places = [place for stop in self._stops if (place := text.find(stop, begin)) >= 0]
-        if places:
-            self.text = text[: min(places)]
-        self._stopped = bool(places)
+        # A stop text that ends in the new characters may begin in the old ones, one character less than it is
+        # long.
+        begin = max(0, num_searched - self._longest + 1)
+        positions = [position for stop in self._stops if (position := text.find(stop, begin)) >= 0]
+        if positions:
+            self.text = text[: min(positions)]
+        self._stopped = bool(positions)
         return self._stopped

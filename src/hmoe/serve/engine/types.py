@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what it answers: plain data, no threads, no HTTP."""
+"""What the engine is asked to do, and what it answers: plain values, without threads or HTTP."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,18 +6,18 @@ from typing import Literal
 
 from hmoe.model.generate import Sampling
 
-Finish = Literal["stop", "length"]
+FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of the engine.
+    """How much work the engine takes on at a time.
 
     Attributes:
         max_batch: sequences computed at a time; key and value memory is max_batch x context_length positions.
-        max_queue: requests that may wait beside those.
+        max_queue: requests that may wait besides those.
         context_length: tokens of a prompt and its continuation together.
-        prefill_tokens: prompt tokens read per step, beside one new token of every running sequence.
+        prefill_tokens: prompt tokens read per step, besides one new token of every running sequence.
     """
 
     max_batch: int = 8
@@ -28,25 +28,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ask:
-    """One sequence to continue or to score.
+    """What to do with one sequence: continue it or score it, and how.
 
     Attributes:
         prompt: token ids, at least one; with max_tokens at most context_length.
         max_tokens: new tokens at most; 0 only reads the prompt.
-        how: temperature, top_k, top_p.
+        sampling: temperature, top_k, top_p.
         seed: of this sequence's own draws.
         bias: added to the logits of tokens.
-        frequency_penalty, presence_penalty: subtracted per earlier drawing of a token, and once if there was any.
+        frequency_penalty, presence_penalty: subtracted per earlier drawing of a token, and once if there was
+            any.
         stops: texts that end the continuation and are left out of it.
-        logprobs: number of most probable tokens to tell beside each token; None tells nothing.
-        echo: tell log-probabilities of the prompt too.
+        logprobs: number of most probable tokens to report with each token; None reports nothing.
+        echo: report log-probabilities of the prompt too.
         top_p_experts: threshold of the top-p router for these tokens; None: the model's own.
         stream: deliver text as it comes, else all at the end.
     """
 
     prompt: tuple[int, ...]
     max_tokens: int = 16
-    how: Sampling = Sampling(temperature=1.0)  # noqa: RUF009 - frozen
+    # A default that is an object is safe here: it is frozen too.
+    sampling: Sampling = Sampling(temperature=1.0)  # noqa: RUF009
     seed: int = 0
     bias: Mapping[int, float] = field(default_factory=dict)
     frequency_penalty: float = 0.0
@@ -60,9 +62,10 @@ class Ask:
 
 @dataclass(frozen=True)
 class Entry:
-    """A token with its log-probability in nats, the most probable tokens in its place, and where its text begins.
+    """A token with its log-probability in nats, the most probable tokens in its place, and its text's begin.
 
-    The first token of a prompt has no log-probability. Offsets of prompt tokens are 0: whoever shows the prompt counts.
+    The first token of a prompt has no log-probability. Offsets are characters of the continuation; those of
+    prompt tokens are 0, because whoever shows the prompt knows its text and counts them itself.
     """
 
     token: int
@@ -73,7 +76,7 @@ class Entry:
 
 @dataclass
 class Used:
-    """What a sequence cost.
+    """What a sequence, or several together, cost.
 
     Attributes:
         prompt_tokens, new_tokens: read and drawn.
@@ -83,12 +86,13 @@ class Used:
 
     prompt_tokens: int = 0
     new_tokens: int = 0
+    # Fewer than both together: the last token that is drawn need not go through the model.
     rows: int = 0
     units: float = 0.0
     experts: float = 0.0
 
     def add(self, other: "Used") -> None:
-        """Sum up."""
+        """Add the counts of another to these."""
         self.prompt_tokens += other.prompt_tokens
         self.new_tokens += other.new_tokens
         self.rows += other.rows
@@ -98,7 +102,7 @@ class Used:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a sequence ended early; `status` is the HTTP status that says so."""
+    """Why a sequence ended early; `status` is the HTTP status for it, `code` a word for programs."""
 
     status: int
     code: str
@@ -107,15 +111,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class Event:
-    """News of sequence `index` of a job: text since the last event, and at the end either `finish` or `failure`."""
+    """News of sequence `index` of a job: text since the last event; at the end either `finish` or `failure`."""
 
     index: int
     text: str = ""
     entries: tuple[Entry, ...] = ()
     prompt_entries: tuple[Entry, ...] = ()
-    finish: Finish | None = None
+    finish: FinishReason | None = None
     failure: Failure | None = None
-    used: Used | None = None
+    used: Used | None = None  # with the last event only
 
 
 Deliver = Callable[[Event], None]

@@ -1,4 +1,4 @@
-"""What is answered, in OpenAI's shapes: completions and chat completions, whole and in chunks."""
+"""What is answered, in OpenAI's format: completions and chat completions, whole and in chunks."""
 
 import time
 import uuid
@@ -11,11 +11,11 @@ from hmoe.serve.engine.types import Entry, Event, Used
 from hmoe.serve.engine.batch import Vocabulary
 from hmoe.specs.model import ModelSpec
 
-_LEAST = -9999.0  # JSON has no infinity
+_LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 
 def activated(config: ModelSpec, used: Used) -> dict[str, float]:
-    """What the tokens of a request activated, mean over tokens and MoE layers."""
+    """Return what the tokens of a request activated, as means over tokens and MoE layers."""
     num_layers = len(config.moe_layers)
     units = average_activated(used.units, used.rows, num_layers)
     return {
@@ -26,7 +26,7 @@ def activated(config: ModelSpec, used: Used) -> dict[str, float]:
 
 
 def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
-    """Token counts; a prompt is counted once however many continuations it has."""
+    """Return token counts, in which a prompt counts once however many continuations it has."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": new_tokens,
@@ -35,20 +35,20 @@ def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
 
 
 class Names:
-    """Tokens as clients read them."""
+    """Writes tokens as clients read them."""
 
     def __init__(self, tokenizer: Vocabulary, specials: dict[str, int]) -> None:
         self._tokenizer = tokenizer
         self._specials = {token: text for text, token in specials.items()}
 
     def bytes_of(self, token: int) -> bytes:
-        """UTF-8 of a token; a control token's is that of its name."""
+        """Return the UTF-8 of a token; for a control token that of its name."""
         if token in self._specials:
             return self._specials[token].encode()
         return self._tokenizer.token_bytes(token) if token < self._tokenizer.vocab_size else b""
 
     def text_of(self, token: int) -> str:
-        r"""Its text; `bytes:\xe2\x80` for a part of a character, `<id 7>` for a token without text."""
+        r"""Return its text; `bytes:\xe2\x80` for a part of a character, `<id 7>` for a token without text."""
         content = self.bytes_of(token)
         try:
             return content.decode() or f"<id {token}>"
@@ -56,7 +56,7 @@ class Names:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     def offsets(self, tokens: Sequence[int]) -> list[int]:
-        """Where each token's text begins."""
+        """Return where each token's text begins in the text of all, in characters."""
         detokenizer, offsets = self._tokenizer.detokenizer(), []
         for token in tokens:
             offsets.append(len(detokenizer.readable()))
@@ -65,7 +65,7 @@ class Names:
 
 
 def completion_logprobs(names: Names, entries: Sequence[Entry], offsets: Sequence[int]) -> dict[str, Any]:
-    """The four lists of a text completion; where two tokens have one text, the more probable one is told."""
+    """Return the four lists of a text completion; of two tokens with one text the more probable is told."""
     tops: list[dict[str, float] | None] = []
     for entry in entries:
         if entry.logprob is None:
@@ -73,32 +73,32 @@ def completion_logprobs(names: Names, entries: Sequence[Entry], offsets: Sequenc
             continue
         top: dict[str, float] = {}
         for token, logprob in (*entry.top, (entry.token, entry.logprob)):
-            top.setdefault(names.text_of(token), max(logprob, _LEAST))
+            top.setdefault(names.text_of(token), max(logprob, _LOWEST_LOGPROB))
         tops.append(top)
     return {
         "tokens": [names.text_of(entry.token) for entry in entries],
-        "token_logprobs": [None if e.logprob is None else max(e.logprob, _LEAST) for e in entries],
+        "token_logprobs": [None if e.logprob is None else max(e.logprob, _LOWEST_LOGPROB) for e in entries],
         "top_logprobs": tops,
         "text_offset": list(offsets),
     }
 
 
 def chat_logprobs(names: Names, entries: Sequence[Entry]) -> dict[str, Any]:
-    """One object per token."""
+    """Return the log-probabilities of a chat completion: one object per token."""
 
-    def told(token: int, logprob: float) -> dict[str, Any]:
+    def describe(token: int, logprob: float) -> dict[str, Any]:
         content = list(names.bytes_of(token))
-        return {"token": names.text_of(token), "logprob": max(logprob, _LEAST), "bytes": content}
+        return {"token": names.text_of(token), "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": content}
 
     content = [
-        told(entry.token, entry.logprob or 0.0) | {"top_logprobs": [told(token, lp) for token, lp in entry.top]}
+        describe(entry.token, entry.logprob or 0.0) | {"top_logprobs": [describe(*pair) for pair in entry.top]}
         for entry in entries
     ]
     return {"content": content, "refusal": None}
 
 
 class Shape:
-    """One request's answer, as text completion; `ChatShape` as chat completion.
+    """Writes one request's answer as a text completion; the class below writes a chat completion.
 
     Attributes:
         logprobs: whether they were asked for.
@@ -113,25 +113,27 @@ class Shape:
         self._begun: set[int] = set()
 
     def whole(self, events: Sequence[Event]) -> dict[str, Any]:
-        """The answer, of one event per choice."""
+        """Return the answer as a whole, from one event per choice."""
         choices = [self.choice(event) for event in sorted(events, key=lambda event: event.index)]
         return self._head | {"object": self.kind, "choices": choices}
 
     def chunk(self, events: Sequence[Event]) -> list[dict[str, Any]]:
-        """Pieces of a stream."""
-        return [self._head | {"object": self.chunk_kind, "choices": [c]} for e in events for c in self.deltas(e)]
+        """Return the chunks of a stream for some events: each holds a piece of one choice."""
+        head = self._head | {"object": self.chunk_kind}
+        return [head | {"choices": [choice]} for event in events for choice in self.deltas(event)]
 
     def end(self, numbers: dict[str, Any]) -> dict[str, Any]:
-        """The piece without text that tells the usage."""
+        """Return the last chunk, which has no text and tells the usage."""
         return self._head | {"object": self.chunk_kind, "choices": []} | numbers
 
     def choice(self, event: Event) -> dict[str, Any]:
-        """A choice, or the next piece of it."""
+        """Return a choice, or the next piece of it."""
         text, entries, offsets = event.text, list(event.entries), [entry.offset for entry in event.entries]
         if self.prompts:
             shown, tokens = self.prompts[event.index]
+            # The engine counts from the answer's first character, the client from the repeated prompt's.
             offsets = [len(shown) + offset for offset in offsets]
-            if event.index not in self._begun:
+            if event.index not in self._begun:  # the prompt is repeated with the first piece
                 text = shown + text
                 entries, offsets = [*event.prompt_entries, *entries], [*self.names.offsets(tokens), *offsets]
         self._begun.add(event.index)
@@ -139,28 +141,28 @@ class Shape:
         return {"index": event.index, "text": text, "logprobs": logprobs, "finish_reason": event.finish}
 
     def deltas(self, event: Event) -> list[dict[str, Any]]:
-        """The pieces that an event of a stream becomes."""
+        """Return the pieces that an event of a stream becomes."""
         return [self.choice(event)]
 
 
 class ChatShape(Shape):
-    """A chat completion."""
+    """Writes one request's answer as a chat completion."""
 
     prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def choice(self, event: Event) -> dict[str, Any]:
-        """The assistant's message."""
+        """Return a choice with the assistant's message."""
         message = {"role": "assistant", "content": event.text, "refusal": None}
-        return self._around({"message": message}, event)
+        return self._wrap({"message": message}, event)
 
     def deltas(self, event: Event) -> list[dict[str, Any]]:
-        """The role first, then text."""
+        """Return a piece of the message; the first piece tells the role."""
         delta: dict[str, str] = {"content": event.text} if event.text or not event.finish else {}
         if event.index not in self._begun:
             self._begun.add(event.index)
             delta = {"role": "assistant", "content": event.text}
-        return [self._around({"delta": delta}, event)]
+        return [self._wrap({"delta": delta}, event)]
 
-    def _around(self, content: dict[str, Any], event: Event) -> dict[str, Any]:
+    def _wrap(self, content: dict[str, Any], event: Event) -> dict[str, Any]:
         logprobs = chat_logprobs(self.names, event.entries) if self.logprobs else None
         return {"index": event.index, **content, "logprobs": logprobs, "finish_reason": event.finish}

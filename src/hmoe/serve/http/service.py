@@ -1,4 +1,4 @@
-"""From a checked request to the engine, and back as an answer: no HTTP here but its statuses."""
+"""From a checked request to the engine, and back as an answer; of HTTP only the statuses are known here."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ _RETRY_SECONDS = 1
 
 @dataclass(frozen=True)
 class Served:
-    """What is served.
+    """The model that is served, and how texts for it are written.
 
     Attributes:
         model: in evaluation mode; the engine switches its router checks off.
@@ -56,26 +56,28 @@ class Exchange:
         self.used = Used()
 
     def deliver(self, event: Event) -> None:
-        """Called by the engine's thread."""
+        """Take an event from the engine's thread to the event loop's."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def give_up(self) -> None:
-        """The client is gone: the engine stops, and so does whoever waits for events."""
+        """Stop the engine's work and whoever waits for its events, because the client is gone."""
         if self.job is not None:
             self.job.cancel()
         self._events.put_nowait(None)
 
     async def batches(self) -> AsyncIterator[list[Event]]:
-        """Whatever has arrived, until every sequence has ended.
+        """Yield whatever events have arrived, until every sequence has ended.
 
         Raises:
             Refusal: if a sequence failed, the others are cancelled; or after `give_up`.
         """
         assert self.job is not None
-        left = len(self.job.sequences)
+        num_left = len(self.job.sequences)
         try:
-            while left:
+            while num_left:
+                # All that is there becomes one batch: a client that reads slowly gets larger pieces, not
+                # later ones.
                 events = [await self._events.get()]
                 while not self._events.empty():
                     events.append(self._events.get_nowait())
@@ -84,7 +86,7 @@ class Exchange:
                 batch = [event for event in events if event is not None]
                 for event in batch:
                     self._take(event)
-                left -= sum(event.finish is not None for event in batch)
+                num_left -= sum(event.finish is not None for event in batch)
                 yield batch
         finally:
             self.job.cancel()
@@ -96,7 +98,7 @@ class Exchange:
             self.used.add(event.used)
 
     def numbers(self, served: Served) -> dict[str, Any]:
-        """Usage, and beside it what was activated."""
+        """Return the usage, and next to it what was activated."""
         return {
             "usage": usage(self._prompt_tokens, self.used.new_tokens),
             "hmoe": activated(served.model.config, self.used),
@@ -104,7 +106,7 @@ class Exchange:
 
 
 def refusal_of(failure: Failure) -> Refusal:
-    """The HTTP error of a sequence that failed."""
+    """Return the HTTP error of a sequence that failed."""
     return Refusal(failure.status, failure.message, code=failure.code)
 
 
@@ -125,7 +127,7 @@ class Service:
         self.created = int(time.time())
 
     def describe(self) -> dict[str, Any]:
-        """The model, as /v1/models lists it."""
+        """Describe the model as OpenAI's list of models does."""
         return {
             "id": self.served.name,
             "object": "model",
@@ -135,13 +137,17 @@ class Service:
         }
 
     def health(self) -> dict[str, Any]:
-        """`ok`; `degraded` for a minute after the model failed on a request; `closing`, when no requests are taken."""
+        """Return the state, and what is open.
+
+        It is `ok`, `degraded` for a minute after the model failed on a request, or `closing` when no requests
+        are taken.
+        """
         since = time.monotonic() - self.engine.failed_at
         status = "closing" if not self.engine.alive else "degraded" if since < 60 else "ok"
         return {"status": status, "model": self.served.name, "failures": self.engine.failures, **self.engine.load()}
 
     def check_model(self, request: Request) -> None:
-        """Raise Refusal 404 for another model than the one that is served."""
+        """Raise Refusal 404 if the request names another model than the one that is served."""
         if request.model not in (None, self.served.name):
             raise Refusal(
                 404,
@@ -157,22 +163,27 @@ class Service:
             Refusal: 400, 404, 429 or 503; nothing was queued.
         """
         self.check_model(request)
-        texts = [one for one in request.prompt if isinstance(one, str)]
+        texts = [prompt for prompt in request.prompt if isinstance(prompt, str)]
+        # In a thread: a long text takes a while, and other clients need not wait for it.
         encoded = iter(await asyncio.to_thread(self.served.tokenizer.encode, texts) if texts else [])
-        separator = [self.served.tokenizer.separator]  # a text without tokens continues nothing: a new document
+        # A text without tokens continues nothing: it begins a new document.
+        separator = [self.served.tokenizer.separator]
         begin = self.served.begin
-        prompts = [([*begin, *next(encoded)] or separator) if isinstance(one, str) else one for one in request.prompt]
+        prompts = [
+            ([*begin, *next(encoded)] or separator) if isinstance(prompt, str) else prompt for prompt in request.prompt
+        ]
         max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
-        asks = self._asks(request, prompts, max_tokens, request.logprobs)
+        tasks = self._make_tasks(request, prompts, max_tokens, request.logprobs)
+        # The engine need not know of an echo without log-probabilities: the text is here.
         if request.echo and request.logprobs is not None:
-            asks = [replace(ask, echo=True) for ask in asks]
-        shown = []
+            tasks = [replace(task, echo=True) for task in tasks]
+        echoes = []
         if request.echo:
-            for one, ids in zip(request.prompt, prompts, strict=True):
-                text = one if isinstance(one, str) else self.served.tokenizer.decode(ids)
-                shown += [(text, ids)] * (request.n or 1)
-        shape = Shape(self.served.name, self.names, request.logprobs is not None, shown)
-        return self._submit(asks, Exchange(shape, sum(map(len, prompts))))
+            for prompt, ids in zip(request.prompt, prompts, strict=True):
+                text = prompt if isinstance(prompt, str) else self.served.tokenizer.decode(ids)
+                echoes += [(text, ids)] * (request.n or 1)
+        shape = Shape(self.served.name, self.names, request.logprobs is not None, echoes)
+        return self._submit(tasks, Exchange(shape, sum(map(len, prompts))))
 
     async def chat(self, request: ChatRequest) -> Exchange:
         """Queue a chat completion; without max_tokens up to the end of the context.
@@ -189,20 +200,23 @@ class Service:
         max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if max_tokens is None:
             max_tokens = max(1, min(self.max_tokens, self.engine.capacity - len(ids)))
-        asks = self._asks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
+        tasks = self._make_tasks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
         shape = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
-        asks = [replace(ask, stops=(*ask.stops, *self.conversation.stops)) for ask in asks]
-        return self._submit(asks, Exchange(shape, len(ids)), prompt="messages")
+        tasks = [replace(task, stops=(*task.stops, *self.conversation.stops)) for task in tasks]
+        return self._submit(tasks, Exchange(shape, len(ids)), prompt_field="messages")
 
-    def _asks(self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None) -> list[Ask]:
+    def _make_tasks(
+        self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None
+    ) -> list[Ask]:
         if max_tokens > self.max_tokens:
             raise Refusal(400, f"max_tokens: at most {self.max_tokens} here", "max_tokens", "invalid_value")
         temperature = 1.0 if request.temperature is None else request.temperature
+        # Seeds may be negative in a request, but not in a generator.
         seed = secrets.randbits(62) if request.seed is None else request.seed % 2**63
-        ask = Ask(
+        task = Ask(
             prompt=(),
             max_tokens=max_tokens,
-            how=Sampling(temperature, request.top_k or 0, request.top_p or 1.0),
+            sampling=Sampling(temperature, request.top_k or 0, request.top_p or 1.0),
             bias=request.logit_bias,
             frequency_penalty=request.frequency_penalty or 0.0,
             presence_penalty=request.presence_penalty or 0.0,
@@ -211,18 +225,21 @@ class Service:
             top_p_experts=request.top_p_experts,
             stream=bool(request.stream),
         )
-        pairs = [(ids, number) for ids in prompts for number in range(request.n or 1)]
-        return [replace(ask, prompt=tuple(ids), seed=(seed + number) % 2**63) for ids, number in pairs]
+        # The continuations of one prompt must differ; those of different prompts may have the same seeds, so
+        # that a prompt is answered alike whether it comes alone or with others.
+        pairs = [(ids, offset) for ids in prompts for offset in range(request.n or 1)]
+        return [replace(task, prompt=tuple(ids), seed=(seed + offset) % 2**63) for ids, offset in pairs]
 
-    def _submit(self, asks: list[Ask], exchange: Exchange, prompt: str = "prompt") -> Exchange:
-        """`prompt` is what the request calls its prompt."""
+    def _submit(self, tasks: list[Ask], exchange: Exchange, prompt_field: str = "prompt") -> Exchange:
+        """Queue the tasks and return their exchange; `prompt_field` is what the request calls its prompt."""
         try:
-            exchange.job = self.engine.submit(asks, exchange.deliver, self.seconds)
+            exchange.job = self.engine.submit(tasks, exchange.deliver, self.seconds)
         except ConfigError as error:
-            field, _, what = str(error).partition(":")
-            field = prompt if field == "prompt" else field
-            code = "context_length_exceeded" if " max_tokens " in what else "invalid_value"
-            raise Refusal(400, f"{field}:{what}", field, code) from None
+            # The engine's errors begin with the name of a field, as the engine calls it.
+            field, _, reason = str(error).partition(":")
+            field = prompt_field if field == "prompt" else field
+            code = "context_length_exceeded" if " max_tokens " in reason else "invalid_value"
+            raise Refusal(400, f"{field}:{reason}", field, code) from None
         except BusyError as error:
             raise Refusal(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
         except ClosedError as error:

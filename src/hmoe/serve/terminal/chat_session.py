@@ -1,4 +1,4 @@
-"""A conversation in a terminal, or of lines piped in, over the engine."""
+"""A conversation in a terminal, or with lines piped in, over the engine."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -9,77 +9,88 @@ from hmoe.serve.chat_prompt import Conversation, Turn
 from hmoe.serve.engine.engine import Engine
 from hmoe.serve.engine.types import Ask, Event
 
-_SECONDS = 86400.0
+_ANSWER_SECONDS = 86400.0  # who waits for an answer ends it with Ctrl-C, so the engine need not
 
 
 class Chat:
     """A conversation that is kept within the model's context by leaving out its oldest turns.
 
+    Args:
+        engine: computes the answers.
+        layout: turns the conversation into tokens.
+        options: of every answer; its prompt, stops and stream are set here.
+        system: what the model is told before the first turn; it is never left out.
+        say: tells the user something that is no part of the conversation.
+
     Attributes:
-        turns: what has been said so far, and still is in the context.
+        turns: what the user and the model told each other, and still is in the context.
     """
 
     def __init__(
-        self, engine: Engine, conversation: Conversation, how: Ask, system: str | None, say: Callable[[str], None]
+        self, engine: Engine, layout: Conversation, options: Ask, system: str | None, say: Callable[[str], None]
     ) -> None:
-        self._engine, self._conversation, self._say = engine, conversation, say
-        self._how = replace(how, stops=conversation.stops, stream=True)
-        self._fixed = 0 if system is None else 1
+        self._engine, self._layout, self._say = engine, layout, say
+        self._options = replace(options, stops=layout.stops, stream=True)
+        self._num_fixed = 0 if system is None else 1
         self.turns = [] if system is None else [Turn("system", system)]
 
     def reply(self, text: str) -> Iterator[str]:
-        """Pieces of the model's answer to the user's next words; ended early, what was shown is what was said.
+        """Yield pieces of the answer to the user's next words; if closed early, the turn is what was yielded.
 
         Raises:
             ConfigError: if these words alone do not fit, or the template refuses them; they are forgotten.
             HMoEError: if the model fails.
         """
-        before = list(self.turns)
+        turns_before = list(self.turns)
         self.turns.append(Turn("user", text))
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         try:
-            prompt = self._fit()
-            ask = replace(self._how, prompt=tuple(prompt), seed=(self._how.seed + len(self.turns)) % 2**63)
-            job = self._engine.submit([ask], events.put, _SECONDS)
+            prompt = self._fit_into_context()
+            # Each turn draws its own random numbers.
+            seed = (self._options.seed + len(self.turns)) % 2**63
+            task = replace(self._options, prompt=tuple(prompt), seed=seed)
+            job = self._engine.submit([task], events.put, _ANSWER_SECONDS)
         except HMoEError:
-            self.turns = before
+            self.turns = turns_before
             raise
-        said = ""
+        answer = ""
         try:
             while True:
                 event = events.get()
                 if event.failure is not None:
                     raise HMoEError(event.failure.message)
-                piece = event.text if said else event.text.lstrip()
-                said += piece
+                # Plain lines end in "Assistant:", after which models begin with a space.
+                piece = event.text if answer else event.text.lstrip()
+                answer += piece
                 yield piece
                 if event.finish is not None:
                     return
         finally:
             job.cancel()
-            self.turns.append(Turn("assistant", said))
+            self.turns.append(Turn("assistant", answer))
 
-    def _fit(self) -> list[int]:
-        """Tokens of the conversation, with room for the answer."""
-        room, dropped = self._engine.capacity - self._how.max_tokens, 0
-        while len(prompt := self._conversation.encode(self.turns)) > room:
-            if len(self.turns) == self._fixed + 1:
+    def _fit_into_context(self) -> list[int]:
+        """Leave out the oldest turns until there is room for the answer; return the tokens of the others."""
+        room, num_dropped = self._engine.capacity - self._options.max_tokens, 0
+        while len(prompt := self._layout.encode(self.turns)) > room:
+            if len(self.turns) == self._num_fixed + 1:
                 raise ConfigError(
-                    f"{len(prompt)} tokens and max_tokens = {self._how.max_tokens} for the answer do not fit into the "
+                    f"{len(prompt)} tokens and max_tokens = {self._options.max_tokens} for the answer do not fit into the "
                     f"model's context of {self._engine.capacity}; say less, or lower --max-tokens"
                 )
-            pair = min(2, len(self.turns) - self._fixed - 1)  # the user's words and their answer
-            del self.turns[self._fixed : self._fixed + pair]
-            dropped += pair
-        if dropped:
+            # The user's words go with their answer, as many templates demand that the roles alternate.
+            num_oldest = min(2, len(self.turns) - self._num_fixed - 1)
+            del self.turns[self._num_fixed : self._num_fixed + num_oldest]
+            num_dropped += num_oldest
+        if num_dropped:
             self._say(
-                f"the {dropped} oldest turns were left out, to fit into the context of {self._engine.capacity} tokens"
+                f"the {num_dropped} oldest turns were left out, to fit into the context of {self._engine.capacity} tokens"
             )
         return prompt
 
 
 def talk(chat: Chat, lines: Iterator[str], write: Callable[[str], None], say: Callable[[str], None]) -> None:
-    """Answer every line; a line that fails is said so, and the conversation goes on."""
+    """Answer every line; where one fails the error is told, and the conversation goes on."""
     for line in lines:
         if not line.strip():
             continue
@@ -90,5 +101,5 @@ def talk(chat: Chat, lines: Iterator[str], write: Callable[[str], None], say: Ca
             say(f"error: {error}")
             continue
         except KeyboardInterrupt:
-            pass  # enough of this answer
+            pass  # the user has read enough of this answer, and may ask on
         write("\n")
