@@ -88,9 +88,11 @@ def test_an_idle_connection_is_closed() -> None:
 
 def test_a_reader_that_does_not_read_is_cut_off() -> None:
     with Live(write_seconds=0.5, context_length=512, max_tokens=512) as live:
+        # Small buffers of the system on both sides are full at once; connections inherit the listening socket's.
+        live.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         with live.connect() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            body = {**LONG, "max_tokens": 500, "n": 40, "logprobs": 20}
+            body = {**LONG, "max_tokens": 500, "n": 8, "logprobs": 20}
             send(connection, body)
             wait_until(lambda: live.service.engine.load()["open"] == 1)
             wait_until(lambda: live.metric("hmoe_open_connections") == 1)  # only the one that asks
@@ -193,7 +195,7 @@ def test_a_fault_of_the_server_is_500_and_the_next_request_is_answered(
             assert "division" not in answer.text
         wait_until(lambda: "ZeroDivisionError" in caplog.text)
         with monkeypatch.context() as broken:
-            broken.setattr("hmoe.serve.engine.batch.draw", lambda *arguments: 1 / 0)
+            broken.setattr(Passes, "_draw", lambda *arguments: 1 / 0)
             assert live.greedy().status_code == 500
         assert live.greedy().status_code == 200
         assert live.get("/health").json()["status"] == "degraded"

@@ -1,4 +1,4 @@
-"""Why a request is not answered, in the shape OpenAI's clients know."""
+"""Why a request is not answered, in the JSON that OpenAI's clients know."""
 
 import json
 from typing import Any
@@ -32,16 +32,16 @@ class Refusal(HMoEError):
         self.headers = headers or {}
 
     def body(self) -> bytes:
-        """JSON of it."""
+        """Return the response's body: JSON of an object with the one field `error`."""
         return to_json({"error": self.content()})
 
     def content(self) -> dict[str, str | None]:
-        """What stands under `error`."""
+        """Return what stands under `error`."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
 
 def to_json(content: Any) -> bytes:
-    """Compact JSON; NaN raises ValueError."""
+    """Encode the content as compact JSON; NaN and infinity raise ValueError, because JSON has none."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode(errors="replace")  # a lone surrogate of a path
+    return text.encode(errors="replace")  # half of a surrogate pair, which a path may hold, is not encodable

@@ -1,4 +1,4 @@
-"""Counts and times of a server, as Prometheus reads them."""
+"""Counts and times of a server, in the text format that Prometheus reads."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -17,37 +17,48 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one value."""
-        place = sum(seconds > bound for bound in _BUCKETS_SECONDS)
-        self._counts[place] += 1
+        bucket = sum(seconds > bound for bound in _BUCKETS_SECONDS)
+        self._counts[bucket] += 1
         self._sum += seconds
 
     def lines(self) -> Iterable[str]:
-        """In the text format."""
+        """Yield the histogram's lines of the text format."""
         yield f"# HELP {self._name} {self._text}"
         yield f"# TYPE {self._name} histogram"
         total = 0
         for bound, count in zip((*_BUCKETS_SECONDS, "+Inf"), self._counts, strict=True):
-            total += count
+            total += count  # buckets are cumulative: each holds those of the smaller bounds too
             yield f'{self._name}_bucket{{le="{bound}"}} {total}'
         yield f"{self._name}_sum {self._sum:.6f}"
         yield f"{self._name}_count {total}"
 
 
 class Metrics:
-    """What a server counts beside its engine; used from one thread."""
+    """What a server counts besides its engine; used from one thread."""
 
     def __init__(self) -> None:
-        self.requests: Counter[tuple[str, int]] = Counter()
-        self.request_seconds = Histogram("hmoe_request_seconds", "From the request's header to its last byte.")
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._request_seconds = Histogram("hmoe_request_seconds", "From the request's header to its last byte.")
         self.first_token_seconds = Histogram("hmoe_first_text_seconds", "From the request's header to its first text.")
 
+    def count_request(self, label: str, status: int, seconds: float) -> None:
+        """Count a request that has ended.
+
+        Args:
+            label: of its route.
+            status: of HTTP.
+            seconds: from its header to its last byte.
+        """
+        self._requests[label, status] += 1
+        self._request_seconds.observe(seconds)
+
     def page(self, engine: Engine, connections: int) -> str:
-        """All of it."""
+        """Return everything as one text."""
         load, total = engine.load(), engine.total
         lines = ["# HELP hmoe_requests_total Requests answered.", "# TYPE hmoe_requests_total counter"]
-        for (route, status), count in sorted(self.requests.items()):
+        for (route, status), count in sorted(self._requests.items()):
             lines.append(f'hmoe_requests_total{{route="{route}",status="{status}"}} {count}')
-        numbers = {
+        values = {
             ("hmoe_open_requests", "gauge", "Requests in the engine."): load["open"],
             ("hmoe_waiting_sequences", "gauge", "Sequences that wait for a slot."): load["waiting"],
             ("hmoe_running_sequences", "gauge", "Sequences in the batch."): load["running"],
@@ -60,7 +71,7 @@ class Metrics:
             ("hmoe_steps_total", "counter", "Passes of the model."): engine.steps,
             ("hmoe_failures_total", "counter", "Sequences the model failed on."): engine.failures,
         }
-        for (name, kind, text), number in numbers.items():
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {number:.0f}"]
-        lines += [*self.request_seconds.lines(), *self.first_token_seconds.lines()]
+        for (name, kind, text), value in values.items():
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value:.0f}"]
+        lines += [*self._request_seconds.lines(), *self.first_token_seconds.lines()]
         return "\n".join(lines) + "\n"

@@ -1,4 +1,6 @@
-"""Fields by which clients of other servers say "off": values that change nothing here are taken, any other is refused by name.
+"""Fields by which clients of other servers say "off".
+
+Their values that change nothing here are taken; any other is refused by the field's name.
 
 From the requests of OpenAI, vLLM, SGLang, llama.cpp, Text Generation Inference and Aphrodite.
 """
@@ -69,7 +71,7 @@ _SAME_AS = {
 
 
 def drop_neutral(content: dict[str, Any], neutral: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """The fields that may change something: null never does, nor what is neutral for its field."""
+    """Return the fields that may change something: null never does, nor what is neutral for its field."""
     return {
         name: value
         for name, value in content.items()
@@ -78,15 +80,15 @@ def drop_neutral(content: dict[str, Any], neutral: dict[str, tuple[Any, ...]]) -
 
 
 def explain_unknown(name: str, neutral: dict[str, tuple[Any, ...]], fields: list[str]) -> str:
-    """Why a field is refused, with what may be written instead."""
+    """Return why a field is refused, with what may be written instead."""
     if name in neutral:
         values = " or ".join(str(value).lower() if isinstance(value, bool) else repr(value) for value in neutral[name])
         return f"is not supported by this server, which takes {values} only; leave it out"
-    near = _SAME_AS.get(name) or next(iter(difflib.get_close_matches(name, fields, 1, 0.8)), None)
-    near = near if near in fields else None
-    return "is not supported by this server; leave it out" + (f"; nearest field: {near}" if near else "")
+    nearest = _SAME_AS.get(name) or next(iter(difflib.get_close_matches(name, fields, 1, 0.8)), None)
+    hint = f"; nearest field: {nearest}" if nearest in fields else ""
+    return f"is not supported by this server; leave it out{hint}"
 
 
 def _equal(value: Any, other: Any) -> bool:
-    """As JSON has it: 1 and 1.0 are one number, true is none."""
+    """Compare as JSON does: 1 and 1.0 are the same number, true is none."""
     return bool(isinstance(value, bool) is isinstance(other, bool) and value == other)

@@ -1,4 +1,4 @@
-"""Web pages of other addresses: which origins a browser may let ask (CORS)."""
+"""Which web pages of other addresses a browser may let ask (CORS)."""
 
 import inspect
 import re
@@ -13,24 +13,23 @@ from starlette.types import ASGIApp
 from hmoe.errors import ConfigError
 from hmoe.serve.http.http_error import Refusal
 
-_NEWER = {
-    "allow_private_network": True
-}  # a public page that was let in may ask this machine; not every starlette has it
+# A public page that was let in may ask a private network's machine. Not every starlette has this option.
+_NEWER_OPTIONS = {"allow_private_network": True}
 
 
 def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
-    """As browsers send them: scheme://host, perhaps :port; or *.
+    """Return the origins if all are as browsers send them: scheme://host, perhaps :port; or *.
 
     Raises:
-        ConfigError: naming the one that no browser sends.
+        ConfigError: for one that no browser sends, with the nearest that one does.
     """
     for origin in origins:
         if origin == "*" or re.fullmatch(
             r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[^\s/?#@:,*A-Z]+)(:[0-9]{1,5})?", origin
         ):
             continue
-        near = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,]+)", origin)
-        nearest = near[1].lower() if near else f"http://{origin.split('/')[0] or 'localhost:3000'}"
+        beginning = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,]+)", origin)
+        nearest = beginning[1].lower() if beginning else f"http://{origin.split('/')[0] or 'localhost:3000'}"
         raise ConfigError(
             f"--allow-origin {origin}: must be * or scheme://host[:port] without a path; nearest is {nearest}"
         )
@@ -38,24 +37,24 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
 
 
 class Origins(CORSMiddleware):
-    """Answers a browser's question before a request, and marks the answers, errors too, that its page may read."""
+    """Answers what a browser asks before a request, and marks answers and errors that its page may read."""
 
-    def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
-        newer: dict[str, Any] = {
-            name: on for name, on in _NEWER.items() if name in inspect.signature(CORSMiddleware).parameters
-        }
+    def __init__(self, app: ASGIApp, origins: Sequence[str], methods: Sequence[str]) -> None:
+        known = inspect.signature(CORSMiddleware).parameters
+        newer: dict[str, Any] = {name: value for name, value in _NEWER_OPTIONS.items() if name in known}
+        # Any header is allowed: clients send their own, such as X-Stainless-Lang of OpenAI's.
         super().__init__(
-            app, origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=("Retry-After",), **newer
+            app, origins, allow_methods=methods, allow_headers=("*",), expose_headers=("Retry-After",), **newer
         )  # fmt: skip
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """As starlette's, but a refusal is JSON."""
-        answer = super().preflight_response(request_headers)
-        if answer.status_code < 400:
-            return answer
+        """Answer as starlette does, but with a refusal as JSON."""
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
         origin = request_headers["origin"][:100]
-        refusal = Refusal(
-            400, f"Origin: {origin!r} or what it asks for is not allowed; see --allow-origin", code="invalid_origin"
-        )
-        headers = {name: value for name, value in answer.headers.items() if not name.startswith("content-")}
+        message = f"Origin: {origin!r} or what it asks for is not allowed; see --allow-origin"
+        refusal = Refusal(400, message, code="invalid_origin")
+        # Length and type were those of starlette's own text.
+        headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         return Response(refusal.body(), 400, headers, "application/json")

@@ -1,11 +1,11 @@
-"""Requests as OpenAI's clients send them, checked strictly: what would not have the effect it asks for is refused by its name."""
+"""Requests as OpenAI's clients send them: a field that would not have its effect is refused by name."""
 
 import json
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
-from hmoe.serve.http import neutral_fields as neutral
+from hmoe.serve.http import neutral_fields
 from hmoe.serve.http.http_error import Refusal
 
 MAX_SEQUENCES = 128  # prompts x n of one request
@@ -16,7 +16,7 @@ Prompt = str | list[int]
 
 
 def _prompts(value: Any) -> list[Prompt]:
-    """One text, some texts, one list of ids, or some lists of ids."""
+    """Return a list of prompts, from one text, some texts, one list of ids, or some lists of ids."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
@@ -25,12 +25,13 @@ def _prompts(value: Any) -> list[Prompt]:
         return [value]
     if len(value) > MAX_SEQUENCES:
         raise ValueError(f"{len(value)} prompts, at most {MAX_SEQUENCES} in one request")
-    if _are(value, str) or all(isinstance(one, list) and one and _are(one, int) for one in value):
+    if _are(value, str) or all(isinstance(item, list) and item and _are(item, int) for item in value):
         return value
     raise ValueError("must be texts only, or lists of token ids only, none empty")
 
 
 def _are(values: list[Any], kind: type) -> bool:
+    # Not isinstance: a bool is an int to Python, and no token id.
     return all(type(value) is kind for value in values)
 
 
@@ -61,7 +62,7 @@ def _biases(value: Any) -> dict[int, float]:
 
 
 def _content(value: Any) -> Any:
-    """A text, or a list of parts with texts."""
+    """Return a content that is a text or a list of text parts; other parts, such as images, are refused."""
     if value is None or isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -73,7 +74,7 @@ def _content(value: Any) -> Any:
             raise ValueError(
                 f'a part of type {str(kind)[:40]!r} is not supported; must be "text": this model reads text only'
             )
-        kept = neutral.drop_neutral(part, neutral.PART)
+        kept = neutral_fields.drop_neutral(part, neutral_fields.PART)
         unknown = sorted(kept.keys() - {"type", "text"})
         if unknown:
             raise ValueError(f"{unknown[0][:64]}: is not supported in a part; leave it out")
@@ -83,6 +84,7 @@ def _content(value: Any) -> Any:
     return parts
 
 
+# An assistant's message with any of these need not have a content.
 _SILENT = {"content", "tool_calls", "function_call"}
 
 
@@ -99,7 +101,7 @@ Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells beside its text."""
+    """What a stream tells besides its text."""
 
     model_config = Strict
     include_usage: bool | None = None
@@ -108,14 +110,14 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """What both kinds of requests have in common.
+    """The fields that both kinds of requests have.
 
     Attributes:
         neutral: values of further fields that change nothing.
     """
 
     model_config = Strict
-    neutral: ClassVar = neutral.SAMPLING
+    neutral: ClassVar = neutral_fields.SAMPLING
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
@@ -139,7 +141,7 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, content: Any) -> Any:
-        return neutral.drop_neutral(content, cls.neutral) if isinstance(content, dict) else content
+        return neutral_fields.drop_neutral(content, cls.neutral) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "Request":
@@ -149,14 +151,14 @@ class Request(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        """The last chunk of a stream tells the usage."""
+        """Whether the last chunk of a stream is to tell the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class CompletionRequest(Request):
-    """POST /v1/completions."""
+    """The body of a text completion's request."""
 
-    neutral: ClassVar = neutral.SAMPLING | neutral.COMPLETION
+    neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.COMPLETION
     prompt: Annotated[list[Prompt], FailFast(), BeforeValidator(_prompts)]
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -173,10 +175,10 @@ class CompletionRequest(Request):
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """A message of a conversation."""
 
     model_config = Strict
-    neutral: ClassVar = neutral.MESSAGE
+    neutral: ClassVar = neutral_fields.MESSAGE
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
     content: Annotated[str | list[dict[str, str]] | None, BeforeValidator(_content)]
     name: Annotated[str, Field(max_length=64)] | None = None
@@ -184,17 +186,17 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, content: Any) -> Any:
-        """An assistant that said nothing has no content; one that called tools need not, and is refused for the call."""
+        """Leave out neutral fields; an assistant needs no content if it is silent, or refused for a call anyway."""
         if not isinstance(content, dict):
             return content
         silent = {"content": None} if content.get("role") == "assistant" and content.keys() & _SILENT else {}
-        return silent | neutral.drop_neutral(content, cls.neutral)
+        return silent | neutral_fields.drop_neutral(content, cls.neutral)
 
 
 class ChatRequest(Request):
-    """POST /v1/chat/completions."""
+    """The body of a chat completion's request."""
 
-    neutral: ClassVar = neutral.SAMPLING | neutral.CHAT
+    neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.CHAT
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
@@ -213,10 +215,10 @@ Kind = TypeVar("Kind", bound=Request)
 
 
 def parse(kind: type[Kind], body: bytes) -> Kind:
-    """A request from the bytes of its body.
+    """Return the request that the bytes of a body hold.
 
     Raises:
-        Refusal: 400 naming the field.
+        Refusal: 400, naming the field that is wrong.
     """
     content = strict_json(body)
     if not isinstance(content, dict):
@@ -228,7 +230,7 @@ def parse(kind: type[Kind], body: bytes) -> Kind:
 
 
 def strict_json(body: bytes) -> Any:
-    """JSON as the standard has it: UTF-8, no NaN, no infinity, no duplicate keys, no half characters.
+    """Decode JSON as the standard has it: UTF-8, no NaN, no infinity, no duplicate keys, no half characters.
 
     Raises:
         Refusal: 400.
@@ -236,6 +238,7 @@ def strict_json(body: bytes) -> Any:
     try:
         text = body.decode()
         content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
+        # Finds what json.loads lets through: 1e999, which becomes infinity, and half of a surrogate pair.
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeDecodeError:
         raise Refusal(400, "the body is not UTF-8", code="invalid_json") from None
@@ -260,15 +263,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refusal(kind: type[BaseModel], error: ValidationError) -> Refusal:
-    """The first of the errors, as `field: what is wrong`."""
+    """Return the first of the errors, as `field: what is wrong`."""
     first = error.errors(include_url=False, include_input=False)[0]
-    places = [str(place)[:64] for place in first["loc"]]
+    path = [str(step)[:64] for step in first["loc"]]  # such as messages, 0, content
     if first["type"] == "extra_forbidden":
         levels: dict[str, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
-        level = levels.get(places[0], kind) if places[1:] else kind
-        message = neutral.explain_unknown(places[-1], getattr(level, "neutral", {}), list(level.model_fields))
-        return Refusal(400, f"{'.'.join(places)}: {message}", places[0], "unknown_parameter")
+        level = levels.get(path[0], kind) if path[1:] else kind
+        message = neutral_fields.explain_unknown(path[-1], getattr(level, "neutral", {}), list(level.model_fields))
+        return Refusal(400, f"{'.'.join(path)}: {message}", path[0], "unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
-    if places:
-        return Refusal(400, f"{'.'.join(places)}: {message[:300]}", places[0], "invalid_value")
+    if path:
+        return Refusal(400, f"{'.'.join(path)}: {message[:300]}", path[0], "invalid_value")
+    # A check of several fields has no path, so its message begins with the field.
     return Refusal(400, message[:300], message.split(":")[0], "invalid_value")

@@ -1,4 +1,4 @@
-"""uvicorn, kept in bounds: it has no limit of its own for slow headers, slow bodies, slow readers or connections."""
+"""uvicorn with bounds: it has none of its own for slow headers, bodies and readers, nor for connections."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,9 @@ from hmoe.serve.http.middleware import GuardLimits
 from hmoe.serve.http.service import Service
 
 _HEADER_BYTES = 32 * 1024
-_BACKLOG_SECONDS = 0.1  # on closing, to take the connections that the system has taken already
-_LAST_SECONDS = 1.0  # and to read a request that has been sent on one
+# On closing: how long to take connections that the system has accepted, and to read a request that was sent
+# on one.
+_BACKLOG_SECONDS, _LAST_REQUEST_SECONDS = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -53,43 +54,45 @@ class BoundedProtocol(H11Protocol):
     limits = ConnectionLimits()
 
     def connection_made(self, transport: Any) -> None:
-        """Turn it away if there are too many."""
+        """Take the connection, or turn it away if there are too many."""
         super().connection_made(transport)
         self._phase, self._since = "header", time.monotonic()
-        self._last = False
-        self._written = self._since  # when nothing waited to be read
+        self._last_request = False
+        self._written_at = self._since  # when last nothing waited to be read by the client
         if len(self.connections) > self.limits.connections:
             self._refuse(Refusal(503, "too many open connections", code="busy", headers={"Retry-After": "1"}))
 
     def data_received(self, data: bytes) -> None:
-        """Nothing is read from a connection that is being closed."""
+        """Read what the client sent, unless the connection is being closed."""
         if not self.transport.is_closing():
             super().data_received(data)
-            self._enter(self._reading())
+            self._enter(self._awaited())
 
     def on_response_complete(self) -> None:
-        """The next header's time starts with its first byte."""
+        """Begin to wait for the next request; its header's time starts with its first byte."""
         super().on_response_complete()
-        self._enter(self._reading(), again=True)
+        self._enter(self._awaited(), again=True)
 
     def send_400_response(self, msg: str) -> None:
-        """What h11 cannot read."""
+        """Answer what h11 cannot read; uvicorn calls this."""
         self._refuse(Refusal(400, "this is not a valid HTTP request", code="invalid_http"))
 
     def shutdown(self) -> None:
-        """A connection whose request may be on its way hears the answer to it, which is 503."""
-        if self._phase == "header" and not self._last:
-            self._last = True
-            self.loop.call_later(_LAST_SECONDS, self.shutdown)
+        """Close the connection, but let a request that may be on its way come, to be answered with 503."""
+        if self._phase == "header" and not self._last_request:
+            self._last_request = True
+            self.loop.call_later(_LAST_REQUEST_SECONDS, self.shutdown)
         elif not self.transport.is_closing():
             super().shutdown()
 
     def look(self, now: float) -> None:
         """End the connection if it is too slow."""
         if not self.transport.get_write_buffer_size():
-            self._written = now
-        elif now - self._written > self.limits.write_seconds:
+            self._written_at = now
+        elif now - self._written_at > self.limits.write_seconds:
             self.transport.abort()
+        # The middleware ends a slow body with an answer; a second later is for what is left after one was
+        # given.
         seconds = {"header": self.limits.header_seconds, "body": self.limits.body_seconds + 1}.get(self._phase)
         if seconds is not None and now - self._since > seconds:
             if self._phase == "header" and self.conn.our_state is h11.IDLE:
@@ -97,8 +100,8 @@ class BoundedProtocol(H11Protocol):
             else:
                 self.transport.abort()
 
-    def _reading(self) -> str:
-        """What it waits for from the client."""
+    def _awaited(self) -> str:
+        """Return what the client is to send: a header, a body, or nothing while it waits or is idle."""
         if self.conn.their_state is h11.SEND_BODY:
             return "body"
         if self.conn.their_state is h11.IDLE and (self.cycle is None or self.conn.trailing_data[0]):
@@ -110,9 +113,10 @@ class BoundedProtocol(H11Protocol):
             self._phase, self._since = phase, time.monotonic()
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer and close, whatever was sent."""
+        """Answer and close, whatever the client has sent."""
         if self.transport.is_closing():
             return
+        # In any other state an answer has begun, and another would become part of it.
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refusal.body()
             head = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
@@ -137,6 +141,7 @@ class Server(uvicorn.Server):
         limits: ConnectionLimits,
         ready: Callable[[str], None] = lambda address: None,
     ) -> None:
+        # uvicorn makes the protocols itself, so their limits travel in a class.
         protocol = type("Protocol", (BoundedProtocol,), {"limits": limits})
         super().__init__(
             uvicorn.Config(
@@ -149,13 +154,13 @@ class Server(uvicorn.Server):
         self._service, self._limits, self.ready = service, limits, ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Say the address."""
+        """Listen, then call `ready` with the address."""
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def on_tick(self, counter: int) -> bool:
-        """Twice a second, look for connections that are too slow."""
+        """End connections that are too slow, twice a second; uvicorn calls this ten times a second."""
         if counter % 5 == 0:
             now = time.monotonic()
             for connection in list(self.server_state.connections):
@@ -163,46 +168,47 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """No new requests; after the grace those that are left are told 503."""
+        """Take no new requests; those that are left after the grace period are told 503."""
         self._service.engine.close()
-        last = threading.Timer(self._limits.grace_seconds, self._service.engine.close, kwargs={"give_up": True})
-        last.start()
+        timer = threading.Timer(self._limits.grace_seconds, self._service.engine.close, kwargs={"give_up": True})
+        timer.start()
         try:
             await asyncio.sleep(_BACKLOG_SECONDS)
             await super().shutdown(sockets)
         finally:
-            last.cancel()
+            timer.cancel()
             self._service.engine.close(give_up=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn does, but a signal is not raised again afterwards: ending on it is no failure."""
+        """Handle signals as uvicorn does, but do not raise them again: ending on one is no failure."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        handlers = {name: signal.signal(name, self.handle_exit) for name in signals}  # those of before
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End, in order."""
+        """End in order, as soon as the running tick is over."""
         self.should_exit = True
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on an address of this machine; port 0 takes any that is free.
+    """Return a socket on an address of this machine; port 0 takes any that is free.
 
     Raises:
-        ConfigError: if it cannot be had.
+        ConfigError: if the address cannot be had.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
         try:
+            # Else the port of a server that has just ended could not be had for a minute.
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
         except OSError:
