@@ -14,6 +14,7 @@ import torch
 
 from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
+from hmoe.model.generate import Sampling
 from hmoe.model.transformer import Transformer, build
 from hmoe.serve.engine.types import Ask, Entry, Event, Failure, Limits, Used
 from hmoe.serve.engine.engine import Engine
@@ -23,6 +24,8 @@ TOKENIZER = ByteTokenizer()
 TOP_K = {"name": "top_k", "k": 2}
 TOP_P = {"name": "top_p", "p": 0.6}
 CONTEXT = 96
+GREEDY = Sampling(temperature=0)
+NO_END = {TOKENIZER.separator: -1e9}
 
 
 def config(**changes: object) -> ModelSpec:
@@ -95,6 +98,10 @@ class Asked:
 
 def ask(of: Engine, *asks: Ask) -> list[Answer]:
     return Asked(of, asks).wait()
+
+
+def greedy(ids: tuple[int, ...], **changes: object) -> Ask:
+    return Ask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:

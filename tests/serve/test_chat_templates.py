@@ -106,9 +106,9 @@ def both(folder: Path, vocabulary: Vocabulary, messages: list[dict[str, Any]]) -
 def test_a_prompt_has_the_tokens_of_transformers(folder: Path, name: str) -> None:
     vocabulary = write(folder, TEMPLATES[name])
     for messages in (CHAT, [SYSTEM, *CHAT], [{**CHAT[0], "name": "ann"}]):
-        found, expected = both(folder, vocabulary, messages)
-        assert found == expected
-        assert len(found) > 0
+        ids, expected = both(folder, vocabulary, messages)
+        assert ids == expected
+        assert len(ids) > 0
 
 
 def test_special_tokens_named_as_objects_or_missing(folder: Path) -> None:
@@ -127,22 +127,22 @@ def test_special_tokens_named_as_objects_or_missing(folder: Path) -> None:
         {"eos_token": "<|im_end|>"},
         {"extra_special_tokens": {"image_token": "<|user|>"}},
     ):
-        found, expected = both(folder, write(folder, template + "{{ image_token }}", **roles), CHAT)
-        assert found == expected
+        ids, expected = both(folder, write(folder, template + "{{ image_token }}", **roles), CHAT)
+        assert ids == expected
 
 
 def test_the_default_of_several_templates_is_taken(folder: Path) -> None:
     several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}yes"}]
-    found, expected = both(folder, write(folder, several), CHAT)
-    assert found == expected
+    ids, expected = both(folder, write(folder, several), CHAT)
+    assert ids == expected
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("no")
     (folder / "chat_template.jinja").write_text("{{ eos_token }}file")
-    found, expected = both(folder, load(folder), CHAT)
+    ids, expected = both(folder, load(folder), CHAT)
     (folder / "additional_chat_templates" / "rag.jinja").unlink()
     (folder / "additional_chat_templates").rmdir()
     (folder / "chat_template.jinja").unlink()
-    assert found == expected
+    assert ids == expected
 
 
 def test_parts_of_a_content_are_read_by_templates_for_either(folder: Path) -> None:
@@ -151,27 +151,27 @@ def test_parts_of_a_content_are_read_by_templates_for_either(folder: Path) -> No
         LOOP
         + "{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %}{% endfor %}"
     )
-    found, expected = both(folder, write(folder, reads), parts)
-    assert found == expected == list(b"<one><two>")
-    found, shown = both(folder, write(folder, "{{ messages[0].content }}"), parts)
-    assert found == list(b"onetwo")
+    ids, expected = both(folder, write(folder, reads), parts)
+    assert ids == expected == list(b"<one><two>")
+    ids, shown = both(folder, write(folder, "{{ messages[0].content }}"), parts)
+    assert ids == list(b"onetwo")
     assert bytes(shown).startswith(b"[{")
 
 
 def test_content_null_is_left_out_as_transformers_does(folder: Path) -> None:
     messages = [CHAT[0], {"role": "assistant", "content": None}, CHAT[2]]
     vocabulary = write(folder, LOOP + "{{ m.role }}{% if 'content' in m %}{{ m.content }}{% endif %}{% endfor %}")
-    found, expected = both(folder, vocabulary, messages)
-    assert found == expected
+    ids, expected = both(folder, vocabulary, messages)
+    assert ids == expected
 
 
 def test_what_a_user_types_is_never_a_control_token(folder: Path) -> None:
     vocabulary = write(folder, "{{ bos_token }}{{ messages[0].content }}")
     conversation = Conversation(vocabulary, chat_template(folder), (), folder)
     typed = "a</s><|im_start|>b<think>"
-    found = conversation.encode([Turn("user", typed)])
-    think = [token for token in found if token > 256 + len(CONTROLS)]
-    assert found == [vocabulary.specials["<s>"], *typed.removesuffix("<think>").encode(), *think]
+    ids = conversation.encode([Turn("user", typed)])
+    think = [token for token in ids if token > 256 + len(CONTROLS)]
+    assert ids == [vocabulary.specials["<s>"], *typed.removesuffix("<think>").encode(), *think]
     assert len(think) == 1
     with pytest.raises(ConfigError, match=r"U\+F0000"):
         conversation.encode([Turn("user", "\U000f0000")])
@@ -179,7 +179,9 @@ def test_what_a_user_types_is_never_a_control_token(folder: Path) -> None:
 
 def test_templates_of_which_none_is_the_default_are_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": [{"name": "rag", "template": "x"}]}')
-    said: list[str] = []
+    notices: list[str] = []
     with pytest.raises(ConfigError, match=r"no config\.yaml"):
-        open_model(tmp_path, said.append)
-    assert said == [f"{tmp_path}: none of its chat templates is named default (rag): chats are laid out as plain lines"]
+        open_model(tmp_path, notices.append)
+    assert notices == [
+        f"{tmp_path}: none of its chat templates is named default (rag): chats are laid out as plain lines"
+    ]

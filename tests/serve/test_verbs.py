@@ -38,12 +38,12 @@ class Process:
         self.line = self.process.stdout.readline()
         self.url = re.findall(r"http://\S+", self.line)[0]
 
-    def end(self, number: int) -> tuple[int, float, str]:
-        """Exit code, seconds, what was said on stderr."""
+    def end(self, sig: int) -> tuple[int, float, str]:
+        """Exit code, seconds, text of stderr."""
         start = time.monotonic()
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=60)
-        return self.process.returncode, time.monotonic() - start, said
+        self.process.send_signal(sig)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, time.monotonic() - start, err
 
     def __enter__(self) -> "Process":
         return self
@@ -56,29 +56,29 @@ class Process:
 def listening(pid: int) -> set[str]:
     """Addresses that a process listens on, from /proc."""
     links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    found = set()
+    addresses = set()
     for name in ("tcp", "tcp6"):
         for row in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
             fields = row.split()
             if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
-                found.add(fields[1].split(":")[0])
-    return found
+                addresses.add(fields[1].split(":")[0])
+    return addresses
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_serve_prints_its_address_and_ends_in_order(folder: Path, number: int) -> None:
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+def test_serve_prints_its_address_and_ends_in_order(folder: Path, sig: int) -> None:
     with Process(folder) as server:
         assert server.line == f"hmoe: look is served at {server.url}\n"
         assert listening(server.process.pid) == {"0100007F"}
-        one = {"model": "look", "prompt": "It", "max_tokens": 20, "logit_bias": {"256": -100}}
+        body = {"model": "look", "prompt": "It", "max_tokens": 20, "logit_bias": {"256": -100}}
         with ThreadPoolExecutor(20) as pool:
-            waiting = [pool.submit(httpx.post, server.url + "/completions", json=one, timeout=60) for _ in range(20)]
+            waiting = [pool.submit(httpx.post, server.url + "/completions", json=body, timeout=60) for _ in range(20)]
             health = server.url.removesuffix("/v1") + "/health"
             while httpx.get(health).json()["open"] == 0 and not all(future.done() for future in waiting):
                 time.sleep(0.001)
-            code, seconds, said = server.end(number)
+            code, seconds, err = server.end(sig)
             answers = [future.exception() or future.result().status_code for future in waiting]
-        assert (code, said) == (0, "")
+        assert (code, err) == (0, "")
         assert seconds < 10
         assert 200 in answers
         wrong = [a for a in answers if a not in (200, 503) and not isinstance(a, httpx.ConnectError)]
@@ -113,10 +113,10 @@ def test_the_verbs_refuse_what_cannot_work(folder: Path, capsys: pytest.CaptureF
             ("chat", str(folder), "--temperature", "-1"): "temperature = -1",
             ("chat", str(folder), "--top-p-experts", "2"): "must be in (0, 1]",
         }
-        for words, said in cases.items():
+        for words, reason in cases.items():
             assert run(list(words)) == 2, words
             err = capsys.readouterr().err
-            assert said in err
+            assert reason in err
             assert len(err.splitlines()) == 1
             assert err.startswith("hmoe: error: ")
 
@@ -189,11 +189,11 @@ def test_load(folder: Path) -> None:
     refused: list[float] = []
     with Process(folder, "--max-queue", "16") as server:
 
-        def text(one: httpx.Client, prompt: str) -> str:
+        def text(http: httpx.Client, prompt: str) -> str:
             body = {"prompt": prompt, "max_tokens": 12, "temperature": 0}
             while True:
                 start = time.monotonic()
-                answer = one.post(server.url + "/completions", json=body)
+                answer = http.post(server.url + "/completions", json=body)
                 if answer.status_code == 200:
                     return str(answer.json()["choices"][0]["text"])
                 assert answer.status_code == 429
@@ -202,8 +202,8 @@ def test_load(folder: Path) -> None:
                 time.sleep(0.2)
 
         def client(prompts: list[str]) -> list[str]:
-            with httpx.Client(timeout=60) as one:
-                return [text(one, prompt) for prompt in prompts]
+            with httpx.Client(timeout=60) as http:
+                return [text(http, prompt) for prompt in prompts]
 
         expected = client(sorted(set(prompts)))
         assert not refused

@@ -20,7 +20,7 @@ Content = str | list[dict[str, str]] | None
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: its role is system, developer, user or assistant, its content a text or OpenAI's text parts."""
+    """Holds one message: the role system, developer, user or assistant, and a text or OpenAI's text parts."""
 
     role: str
     content: Content
@@ -79,7 +79,7 @@ class TemplateEncoder:
         self._reads_parts = self._try_parts()
 
     def encode(self, turns: Sequence[Turn]) -> list[int]:
-        """Return token ids up to where the answer begins; raise ConfigError if the template refuses the turns."""
+        """Return token ids up to where the answer begins; ConfigError if the template refuses the turns."""
         texts = [joined(turn.content) for turn in turns]
         if any(character in text for text in texts for character in _RESERVED_CHARACTERS):
             raise ConfigError("messages: hold U+F0000 or U+F0001, which chat templates cannot carry; leave them out")
@@ -105,7 +105,7 @@ class TemplateEncoder:
         return ids
 
     def _try_parts(self) -> bool:
-        """Return whether the template writes the texts of a list of parts, not the list as Python shows it."""
+        """Return whether the template writes the texts of a list of parts, not the list itself."""
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
         try:
             text: str = self._tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)

@@ -1,33 +1,11 @@
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from hmoe import ConfigError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import Candidate, score
-from hmoe.model.transformer import Transformer
+from hmoe.serve.engine.engine import Engine
 from hmoe.serve.engine.types import Ask
-from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
-from hmoe.specs.model import ModelSpec
-from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Asked, ask, config, engine, model, prompt
-
-GREEDY = Sampling(temperature=0)
-NO_END = {TOKENIZER.separator: -1e9}
-
-
-@pytest.fixture
-def running() -> Iterator[Engine]:
-    with engine() as started:
-        yield started
-
-
-def greedy(ids: tuple[int, ...], **changes: object) -> Ask:
-    return Ask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
+from tests.serve.helpers import CONTEXT, GREEDY, NO_END, TOKENIZER, TOP_P, Asked, ask, engine, greedy, model, prompt
 
 
 def test_greedy_tokens_are_those_of_generate() -> None:
@@ -47,8 +25,8 @@ def test_a_sequence_among_others_is_as_alone(changes: dict[str, object]) -> None
     """More sequences than slots, of different lengths, that start and end at different steps."""
     started = engine(model(**changes), max_batch=4, prefill_tokens=16)
     asks = [greedy(prompt(i, 1 + 7 * i), max_tokens=3 + 5 * (i % 3)) for i in range(9)]
-    alone = [ask(started, one)[0] for one in asks]
-    together = [asked.wait()[0] for asked in [Asked(started, [one]) for one in asks]]
+    alone = [ask(started, task)[0] for task in asks]
+    together = [asked.wait()[0] for asked in [Asked(started, [task]) for task in asks]]
     as_one_request = ask(started, *asks)
     for single, *others in zip(alone, together, as_one_request, strict=True):
         for other in others:
@@ -113,9 +91,9 @@ def test_used_counts_what_was_activated(running: Engine) -> None:
 def test_the_same_seed_gives_the_same_text_whatever_else_runs(running: Engine) -> None:
     samplings = [Sampling(1.0), Sampling(0.7, 20), Sampling(1.2, 0, 0.8), Sampling(0.9, 50, 0.9)]
     asks = [Ask(prompt(3, 20), 30, sampling, seed=7, bias=NO_END) for sampling in samplings]
-    alone = [ask(running, one)[0].text for one in asks]
+    alone = [ask(running, task)[0].text for task in asks]
     noise = [Ask(prompt(100 + i, 3 * i + 1), 25, samplings[i % 4], seed=i) for i in range(12)]
-    mixed = [Asked(running, [one]) for pair in zip(noise, asks * 3, strict=True) for one in pair]
+    mixed = [Asked(running, [task]) for pair in zip(noise, asks * 3, strict=True) for task in pair]
     assert [asked.wait()[0].text for asked in mixed[1::2]] == alone * 3
     assert ask(running, Ask(prompt(3, 20), 30, samplings[0], seed=8, bias=NO_END))[0].text != alone[0]
 
@@ -172,151 +150,3 @@ def test_streamed_text_is_the_text_also_within_characters(running: Engine) -> No
     for a, b in zip(streamed.entries, whole.entries, strict=True):
         assert (a.token, a.offset) == (b.token, b.offset)
     assert "\ufffd" in whole.text
-
-
-def test_cancelled_work_ends_within_a_step(running: Engine) -> None:
-    asked = Asked(running, [greedy(prompt(1, 4), max_tokens=90, stream=True)])
-    assert asked.first.wait(10)
-    waiting = [Asked(running, [greedy(prompt(1, 4), max_tokens=90)]) for _ in range(20)]
-    steps = running.steps
-    for one in (*waiting, asked):
-        one.job.cancel()
-    assert {one.wait()[0].failure.code for one in (*waiting, asked)} == {"cancelled"}  # type: ignore[union-attr]
-    assert running.steps <= steps + 90
-    assert running.failures == 0
-    assert ask(running, greedy(prompt(1, 4)))[0].finish == "length"
-
-
-class Slow:
-    """A model of which every pass takes some time; `gate` lets passes through."""
-
-    def __init__(self, built: Transformer) -> None:
-        self.config: ModelSpec = built.config
-        self._built = built
-        self.gate = threading.Event()
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._built, name)
-
-    def hidden(self, *arguments: object) -> object:
-        self.gate.wait(30)
-        return self._built.hidden(*arguments)  # type: ignore[arg-type]
-
-
-def test_the_queue_is_bounded_and_a_deadline_holds_also_in_it() -> None:
-    slow = Slow(model())
-    started = Engine(slow, TOKENIZER, engine().limits.__class__(2, 3, CONTEXT, 16))  # type: ignore[arg-type]
-    asked = [Asked(started, [greedy(prompt(1, 4))], seconds=0.05 if i == 4 else 60) for i in range(5)]
-    with pytest.raises(BusyError, match="5 requests are open"):
-        Asked(started, [greedy(prompt(1, 4))])
-    time.sleep(0.1)
-    slow.gate.set()
-    answers = [one.wait()[0] for one in asked]
-    assert [answer.finish for answer in answers] == ["length"] * 4 + [None]
-    assert answers[4].failure is not None
-    assert answers[4].failure.status == 504
-    assert ask(started, greedy(prompt(1, 4)))[0].ids == answers[0].ids
-
-
-def test_prompts_must_fit(running: Engine) -> None:
-    for length, max_tokens in ((0, 1), (CONTEXT, 1), (CONTEXT + 1, 0), (10, CONTEXT - 9)):
-        with pytest.raises(ConfigError, match="prompt: "):
-            Asked(running, [greedy(prompt(1, length), max_tokens=max_tokens)])
-    assert len(ask(running, greedy(prompt(1, CONTEXT - 1), max_tokens=1))[0].ids) == 1
-    assert ask(running, greedy(prompt(1, CONTEXT), max_tokens=0))[0].finish == "length"
-    for wrong in ((-1, 5), (5, 300)):
-        with pytest.raises(ConfigError, match="from 0 to 299"):
-            Asked(running, [greedy(wrong)])
-    with pytest.raises(ConfigError, match=r"logit_bias: .* from 0 to 256"):
-        Asked(running, [greedy(prompt(1, 4), bias={257: 1.0})])
-    with pytest.raises(ConfigError, match="top_p_experts: "):
-        Asked(running, [greedy(prompt(1, 4), top_p_experts=0.5)])
-
-
-POISON = 299  # a token of the model that the tokenizer does not have
-
-
-@pytest.mark.parametrize("kind", ["nan", "infinite", "raises"])
-def test_a_request_that_the_model_fails_on_fails_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = model()
-    if kind == "raises":
-        plain = built.hidden
-
-        def hidden(tokens_BL: torch.Tensor, context: object) -> object:
-            if (tokens_BL == POISON).any():
-                raise RuntimeError("an expert failed")
-            return plain(tokens_BL, context)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(built, "hidden", hidden)
-    else:
-        built.embed.weight.data[POISON] = float("nan" if kind == "nan" else "inf")
-    started = engine(built, max_batch=4, prefill_tokens=8)
-    good = [greedy(prompt(i, 3 + 9 * i), max_tokens=15) for i in range(6)]
-    alone = [ask(started, one)[0].ids for one in good]
-    bad = greedy((*prompt(1, 20), POISON, *prompt(2, 30)))
-    late = greedy(prompt(8, 20), max_tokens=30)
-    order = [bad, *good[:3], bad, late, *good[3:], bad]
-    answers = [asked.wait()[0] for asked in [Asked(started, [one]) for one in order]]
-    assert [a.failure.status if a.failure else 200 for a in answers] == [
-        500,
-        200,
-        200,
-        200,
-        500,
-        200,
-        200,
-        200,
-        200,
-        500,
-    ]
-    assert [answers[i].ids for i in (1, 2, 3, 6, 7, 8)] == alone
-    assert started.failures == 3
-    assert [ask(started, one)[0].ids for one in good] == alone
-    assert started.alive
-
-
-def test_closing_lets_work_end_or_ends_it() -> None:
-    started = engine()
-    asked = [Asked(started, [greedy(prompt(1, 4), max_tokens=20)]) for _ in range(12)]
-    started.close()
-    with pytest.raises(ClosedError):
-        Asked(started, [greedy(prompt(1, 4))])
-    assert all(one.wait()[0].finish == "length" for one in asked)
-    started.join(10)
-    assert not started.alive
-    started = engine()
-    asked = [Asked(started, [greedy(prompt(1, 4), max_tokens=90)]) for _ in range(12)]
-    started.close(give_up=True)
-    assert {one.wait()[0].failure.status for one in asked if one.wait()[0].failure} == {503}  # type: ignore[union-attr]
-    started.join(10)
-    assert not started._thread.is_alive()
-
-
-def test_slots_larger_than_memory_are_a_user_error() -> None:
-    with pytest.raises(ConfigError, match="lower one of them"):
-        engine(context_length=2**40)
-
-
-def test_a_dynamic_rotary_scale_limits_the_context_to_where_it_is_constant() -> None:
-    scaling = {"kind": "dynamic", "factor": 2.0, "original_length": 32}
-    started = engine(model(rope_scaling=scaling))
-    assert started.capacity == 32
-    assert TOP_P["p"] == engine(model(TOP_P)).top_p
-    assert config().moe is not None
-
-
-def test_a_program_may_end_while_the_engine_computes() -> None:
-    """As a context it has ended before the interpreter does; a thread inside PyTorch would abort the process."""
-    program = """
-from hmoe.serve.engine.types import Ask
-from tests.serve.helpers import engine, prompt
-
-try:
-    with engine() as started:
-        started.submit([Ask(prompt(1, 8), max_tokens=80)], lambda event: None, 60)
-        raise SystemExit(5)
-finally:
-    assert not started._thread.is_alive()  # the abort itself is a race
-"""
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert found.returncode == 5, found.stderr

@@ -1,7 +1,6 @@
 import json
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import openai
 import pytest
@@ -13,12 +12,6 @@ from hmoe.model.likelihood import Candidate, score
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Live, model
 
 PROMPT = "It was a dark"
-
-
-@pytest.fixture(scope="module")
-def live() -> Iterator[Live]:
-    with Live(model(vocab=257)) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +198,7 @@ def test_top_p_experts_of_a_top_p_model() -> None:
 
 
 def test_models_health_metrics(live: Live, client: openai.OpenAI) -> None:
-    assert [one.id for one in client.models.list()] == ["small"]
+    assert [listed.id for listed in client.models.list()] == ["small"]
     assert client.models.retrieve("small").model_extra["max_model_len"] == CONTEXT  # type: ignore[index]
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("large")
@@ -222,96 +215,6 @@ def test_models_health_metrics(live: Live, client: openai.OpenAI) -> None:
     assert 'hmoe_request_seconds_bucket{le="+Inf"}' in page
 
 
-REFUSED = [
-    ({"best_of": 3}, "best_of", "must equal n"),
-    ({"suffix": "x"}, "suffix", "not supported"),
-    ({"max_tokenz": 3}, "max_tokenz", "nearest field: max_tokens"),
-    ({"top_p_experts": 0.5}, "top_p_experts", "not top-p"),
-    ({"temperature": -1}, "temperature", "greater than or equal to 0"),
-    ({"temperature": "1"}, "temperature", "valid number"),
-    ({"max_tokens": True}, "max_tokens", "valid integer"),
-    ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
-    ({"max_tokens": -1}, "max_tokens", "greater than or equal to 0"),
-    ({"max_tokens": CONTEXT + 1}, "max_tokens", f"at most {CONTEXT}"),
-    ({"max_tokens": CONTEXT}, "prompt", f"together at most {CONTEXT}"),
-    ({"n": 129}, "n", "less than or equal to 128"),
-    ({"prompt": ["x"] * 65, "n": 2}, "n", "more than 128"),
-    ({"prompt": ["x"] * 129}, "prompt", "at most 128"),
-    ({"prompt": [1, "x"]}, "prompt", "none empty"),
-    ({"prompt": [[1], []]}, "prompt", "none empty"),
-    ({"prompt": []}, "prompt", "not empty"),
-    ({"prompt": {}}, "prompt", "must be a text"),
-    ({"prompt": [300]}, "prompt", "from 0 to 256"),
-    ({"prompt": [-1]}, "prompt", "from 0 to 256"),
-    ({"prompt": [2**70]}, "prompt", "from 0 to 256"),
-    ({"prompt": "a" * CONTEXT}, "prompt", f"{CONTEXT} tokens"),
-    ({"stop": ["a"] * 65}, "stop", "up to 64"),
-    ({"stop": ["a" * 1024] * 5}, "stop", "4096 characters in all"),
-    ({"stop": ""}, "stop", "1 to 1024 characters"),
-    ({"logit_bias": {"300": 1}}, "logit_bias", "from 0 to 256"),
-    ({"logit_bias": {"a": 1}}, "logit_bias", "keys must be token ids"),
-    ({"logit_bias": {"1": 101}}, "logit_bias", "from -100 to 100"),
-    ({"logprobs": 21}, "logprobs", "less than or equal to 20"),
-    ({"stream_options": {"include_usage": True}}, "stream_options", "only with stream"),
-    ({"seed": 2**63}, "seed", "less than"),
-    ({"messages": []}, "messages", "not supported"),
-]
-
-
-@pytest.mark.parametrize(("change", "param", "said"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_done_is_refused_by_name(live: Live, change: dict[str, object], param: str, said: str) -> None:
-    answer = live.post("/v1/completions", {"prompt": "x", **change})
-    assert answer.status_code == 400
-    error = answer.json()["error"]
-    assert error["param"] == param
-    assert said in error["message"]
-    assert error["type"] == "invalid_request_error"
-    assert error["code"]
-
-
-USER = {"role": "user", "content": "x"}
-
-
-@pytest.mark.parametrize(
-    ("change", "param", "said"),
-    [
-        ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "'system', 'developer', 'user' or 'assistant'"),
-        ({"messages": [{"role": "user"}]}, "messages", "messages.0.content: Field required"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "messages",
-            "text only",
-        ),
-        ({"messages": [{**USER, "tool_calls": [1]}]}, "messages", "messages.0.tool_calls: is not supported"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"top_logprobs": 2}, "top_logprobs", "only with logprobs"),
-        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "differs"),
-        ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_chats_are_refused_by_name(live: Live, change: dict[str, object], param: str, said: str) -> None:
-    answer = live.post("/v1/chat/completions", {"messages": [USER], **change})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param
-    assert said in answer.json()["error"]["message"]
-
-
-def test_neutral_values_of_fields_are_accepted(live: Live) -> None:
-    body = {"messages": [USER], "max_tokens": 1, "store": False, "tools": [], "tool_choice": "none", "user": "me",
-            "response_format": {"type": "text"}, "metadata": {"a": "b"}, "temperature": None, "stop": None, "n": None,
-            "logit_bias": None, "stream": False, "stream_options": None}  # fmt: skip
-    assert live.post("/v1/chat/completions", body).status_code == 200
-
-
-def test_pages_of_other_origins_may_not_ask_unless_let_in(live: Live) -> None:
-    asks = {"Origin": "http://page:1", "Access-Control-Request-Method": "GET"}
-    assert live._client.options("/v1/models", headers=asks).status_code == 405
-    assert "access-control-allow-origin" not in live.get("/health", Origin="http://page:1").headers
-
-
 def test_another_model_is_404(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.completions.create(model="large", prompt="x")
@@ -322,51 +225,6 @@ def test_an_empty_prompt_begins_a_document(live: Live) -> None:
     empty = live.post("/v1/completions", {"prompt": "", "max_tokens": 9, "temperature": 0, "echo": True}).json()
     by_id = live.post("/v1/completions", {"prompt": [256], "max_tokens": 9, "temperature": 0}).json()
     assert empty["choices"][0]["text"] == by_id["choices"][0]["text"]
-
-
-def test_lm_evals_client_gets_the_scores_of_the_scorer(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "none")
-    from lm_eval.api.instance import Instance
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    class Bytes:
-        """What lm-eval asks of a Hugging Face tokenizer."""
-
-        eos_token_id, eos_token, bos_token_id = TOKENIZER.separator, "<|endoftext|>", None
-
-        def encode(self, text: str, **_: object) -> list[int]:
-            return TOKENIZER.encode([text])[0]
-
-        def __call__(self, texts: str | list[str], **_: object) -> SimpleNamespace:
-            ids = TOKENIZER.encode([texts] if isinstance(texts, str) else texts)
-            return SimpleNamespace(input_ids=ids[0] if isinstance(texts, str) else ids)
-
-        def decode(self, ids: list[int], **_: object) -> str:
-            return TOKENIZER.decode(ids)
-
-    def make(batch_size: int, concurrent: int) -> LocalCompletionsAPI:
-        client = LocalCompletionsAPI(
-            base_url=live.url + "/v1/completions", model="small", tokenizer_backend=None, max_length=CONTEXT,
-            batch_size=batch_size, num_concurrent=concurrent,
-        )  # fmt: skip
-        client.tokenizer_backend, client.tokenizer, client.tokenized_requests = "huggingface", Bytes(), True
-        return client
-
-    pairs = [("It was", " a dark night"), ("Once upon", " a time"), ("Hello", ","), ("é", " ü"), ("x", "\u6f22")]
-    requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    expected = []
-    for context, continuation in pairs:
-        ids, scored = TOKENIZER.encode([context + continuation])[0], len(continuation.encode())
-        expected.append(score(live.model, [[Candidate(ids, scored)]]).groups[0][0])
-    for client in (make(1, 1), make(3, 1), make(1, 4)):
-        for (nll, greedy), wanted in zip(client.loglikelihood(requests, disable_tqdm=True), expected, strict=True):
-            assert -nll == pytest.approx(wanted.nll, abs=1e-4)
-            assert greedy == wanted.greedy
-    until = Instance("generate_until", {}, ("It was", {"until": ["zzz"], "max_gen_toks": 12, "temperature": 0}), 0)
-    ids = TOKENIZER.encode(["It was"])[0]
-    with torch.no_grad():
-        text = TOKENIZER.decode(list(generate(live.model, ids, 12, Sampling(0), 0, TOKENIZER)))
-    assert make(1, 1).generate_until([until], disable_tqdm=True) == [text]
 
 
 def test_every_event_of_a_stream_is_json(live: Live) -> None:

@@ -240,10 +240,10 @@ def test_a_request_that_is_on_its_way_when_the_server_closes_is_told_503() -> No
 def test_500_disconnects() -> None:
     with Live() as live:
         expected = live.greedy().json()["choices"]
-        for number in range(500):
+        for attempt in range(500):
             with live.connect() as connection:
-                send(connection, {**LONG, "stream": number % 2 == 0})
-                if number % 3:
+                send(connection, {**LONG, "stream": attempt % 2 == 0})
+                if attempt % 3:
                     connection.settimeout(0.02)
                     with contextlib.suppress(TimeoutError):
                         connection.recv(100)
@@ -273,7 +273,7 @@ def test_200_slow_connections(kind: str) -> None:
         begin = time.monotonic()
         for connection in slow:
             connection.sendall(start)
-        beside = good(200)
+        meanwhile = good(200)
         closed: dict[socket.socket, float] = {}
         while len(closed) < 200:
             assert time.monotonic() - begin < 45
@@ -294,7 +294,7 @@ def test_200_slow_connections(kind: str) -> None:
             connection.close()
         first, last = min(closed.values()), max(closed.values())
         print(
-            f"\np99 {alone * 1e3:.1f} ms alone, {beside * 1e3:.1f} ms beside; closed after {first:.1f} to {last:.1f} s"
+            f"\np99 {alone * 1e3:.1f} ms alone, {meanwhile * 1e3:.1f} ms meanwhile; closed after {first:.1f} to {last:.1f} s"
         )
         limit = 30 if kind == "body" else 10
         assert limit - 1 < first <= last < limit + 5

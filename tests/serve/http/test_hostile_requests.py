@@ -259,5 +259,7 @@ def test_the_key_is_asked_for_on_every_route_but_health(live: Live) -> None:
         twice += f"\r\nAuthorization: {bearer}\r\n\r\n".encode()
         assert locked.raw(twice).startswith(b"HTTP/1.1 401")
         assert locked.post("/v1/completions", {"prompt": "x"}).status_code == 401
-        one = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n".encode()
-        assert locked.raw(one).startswith(b"HTTP/1.1 200")
+        authorized = (
+            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n".encode()
+        )
+        assert locked.raw(authorized).startswith(b"HTTP/1.1 200")

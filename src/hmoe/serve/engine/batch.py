@@ -22,7 +22,7 @@ Hidden = tuple[torch.Tensor, list[float], list[float]]  # (T, D), and per token 
 
 
 class Vocabulary(Decoding, Protocol):
-    """What the engine needs of a tokenizer.
+    """Decodes tokens, and knows which of them end a text: what the engine needs of a tokenizer.
 
     Attributes:
         vocab_size: ids that it can decode; a model's vocabulary may be padded beyond them.

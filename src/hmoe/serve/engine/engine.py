@@ -99,12 +99,30 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and takes requests."""
+        """Tell whether the thread runs and takes requests."""
         return self._thread.is_alive() and not self._closed
 
     def load(self) -> dict[str, int]:
         """Return the numbers of open requests, and of sequences that wait and that run."""
         return {"open": self._open, "waiting": len(self._waiting), "running": len(self._active)}
+
+    def check(self, task: Ask) -> None:
+        """Raise ConfigError for a prompt that is empty or too long, for wrong ids, or a threshold of no use.
+
+        The message begins with the name that the field has in requests.
+        """
+        if not 1 <= len(task.prompt) <= self.capacity - task.max_tokens:
+            raise ConfigError(
+                f"prompt: {len(task.prompt)} tokens and max_tokens = {task.max_tokens}, together at most "
+                f"{self.capacity}, this model's context; a prompt has at least 1"
+            )
+        highest = self._vocab - 1
+        if not (min(task.prompt) >= 0 and max(task.prompt) <= highest):
+            raise ConfigError(f"prompt: token ids must be from 0 to {highest}, the model's vocabulary")
+        if task.bias and not (min(task.bias) >= 0 and max(task.bias) <= self._last_drawn):
+            raise ConfigError(f"logit_bias: token ids must be from 0 to {self._last_drawn}")
+        if task.top_p_experts is not None and self.top_p is None:
+            raise ConfigError("top_p_experts: the router of this model is not top-p and has no threshold")
 
     def submit(self, tasks: Series[Ask], deliver: Deliver, seconds: float) -> Job:
         """Queue sequences as one job; `deliver` gets their events, in the engine's thread.
@@ -115,12 +133,11 @@ class Engine:
             seconds: after these, whatever has not ended ends with failure 504.
 
         Raises:
-            ConfigError: for a prompt that is empty or too long, ids out of range, or a threshold without a
-                top-p router.
+            ConfigError: for a task that `check` refuses; nothing was queued.
             BusyError, ClosedError: nothing was queued.
         """
         for task in tasks:
-            self._check(task)
+            self.check(task)
         job = Job(tasks, deliver, time.monotonic() + seconds, self._tokenizer)
         with self._wake:
             if self._closed:
@@ -266,17 +283,3 @@ class Engine:
                 self._open -= 1
         # Last, so that whoever hears of the end finds the place free: a client may ask again at once.
         sequence.report()
-
-    def _check(self, task: Ask) -> None:
-        if not 1 <= len(task.prompt) <= self.capacity - task.max_tokens:
-            raise ConfigError(
-                f"prompt: {len(task.prompt)} tokens and max_tokens = {task.max_tokens}, together at most "
-                f"{self.capacity}, this model's context; a prompt has at least 1"
-            )
-        highest = self._vocab - 1
-        if not (min(task.prompt) >= 0 and max(task.prompt) <= highest):
-            raise ConfigError(f"prompt: token ids must be from 0 to {highest}, the model's vocabulary")
-        if task.bias and not (min(task.bias) >= 0 and max(task.bias) <= self._last_drawn):
-            raise ConfigError(f"logit_bias: token ids must be from 0 to {self._last_drawn}")
-        if task.top_p_experts is not None and self.top_p is None:
-            raise ConfigError("top_p_experts: the router of this model is not top-p and has no threshold")

@@ -43,7 +43,7 @@ def draw(logits_BV: torch.Tensor, samplings: Sequence[Sampling], uniforms: Seque
             # The largest becomes 0 before the division, so a tiny temperature cannot overflow.
             z_BV = (z_BV - z_BV.amax(1, keepdim=True)) / _column([s.temperature for s in chosen], z_BV)
             token_B[rows] = pick(z_BV, chosen, _column([uniforms[row] for row in rows], z_BV))
-    tokens: list[int] = token_B.tolist()  # the one wait for the device
+    tokens: list[int] = token_B.tolist()  # copied at once for all rows
     return tokens
 
 

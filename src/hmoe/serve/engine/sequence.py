@@ -18,7 +18,7 @@ _CONTEXT_TOKENS = 256  # of the prompt's end, without which the answer's first t
 
 
 class Job:
-    """What one request asked for: some sequences, whose events go to one place.
+    """Holds what one request asked for: some sequences, whose events go to one place.
 
     Attributes:
         deadline: time.monotonic() at which it ends, finished or not.
@@ -37,12 +37,12 @@ class Job:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
+        """Tell whether nobody waits for the job any more."""
         return self._cancelled.is_set()
 
 
 class Running:
-    """The state of one sequence, which only the engine's thread changes.
+    """Holds the state of one sequence, which only the engine's thread changes.
 
     Attributes:
         slot: where its keys and values are; -1 while it waits.
@@ -60,7 +60,7 @@ class Running:
         self.ids: list[int] = []
         self.counts: Counter[int] = Counter()
         self.used = Used(prompt_tokens=len(task.prompt))
-        self._writer = Writer(tokenizer.detokenizer(task.prompt[-_CONTEXT_TOKENS:]), task.stops)
+        self._output = Writer(tokenizer.detokenizer(task.prompt[-_CONTEXT_TOKENS:]), task.stops)
         self._num_shown = 0  # characters of the text that have been delivered
         self._entries: list[Entry] = []  # of drawn tokens, not delivered yet
         # Nothing comes before the first token of a prompt, so it has no probability.
@@ -68,7 +68,7 @@ class Running:
 
     @property
     def decoding(self) -> bool:
-        """Whether the whole prompt has been read."""
+        """Tell whether the whole prompt has been read."""
         return self.cached >= len(self.task.prompt)
 
     @cached_property
@@ -103,9 +103,9 @@ class Running:
         self.counts[token] += 1
         self.used.new_tokens += 1
         if entry is not None:
-            self._entries.append(replace(entry, offset=len(self._writer.text)))
+            self._entries.append(replace(entry, offset=len(self._output.text)))
         try:
-            stopped = token in ends or self._writer.add(token)
+            stopped = token in ends or self._output.add(token)
         except HMoEError as error:  # a token that this tokenizer cannot decode ends this sequence alone
             self.fail(Failure(500, "tokenizer_error", str(error)))
             return
@@ -119,9 +119,9 @@ class Running:
     def finish(self, reason: FinishReason) -> None:
         """End well, and keep for `report` all text and entries that have not been delivered."""
         # What was an incomplete character until now may complete a stop text.
-        if self._writer.end():
+        if self._output.end():
             reason = "stop"
-        text = self._writer.text
+        text = self._output.text
         if reason == "stop":  # tokens of the stop text itself, and of what is behind it, are not reported
             self._entries = [entry for entry in self._entries if entry.offset < len(text)]
         entries, prompt_entries = tuple(self._entries), tuple(self._prompt_entries)
@@ -134,7 +134,7 @@ class Running:
 
     @property
     def ended(self) -> bool:
-        """Whether it has finished or failed; `report` tells its job."""
+        """Tell whether it has finished or failed; `report` tells its job."""
         return self._last is not None
 
     def report(self) -> None:
@@ -143,13 +143,13 @@ class Running:
             self.job.deliver(replace(self._last, used=self.used))
 
     def _deliver_safe_text(self) -> None:
-        num_safe = self._writer.count_safe()
+        num_safe = self._output.count_safe()
         if num_safe <= self._num_shown:
             return
         # Entries go out with the characters of their token, so a client can join both lists.
         ready = [entry for entry in self._entries if entry.offset < num_safe]
         self._entries = self._entries[len(ready) :]
-        text = self._writer.text[self._num_shown : num_safe]
+        text = self._output.text[self._num_shown : num_safe]
         event = Event(self.index, text, tuple(ready), tuple(self._prompt_entries))
         self._prompt_entries, self._num_shown = [], num_safe
         self.job.deliver(event)

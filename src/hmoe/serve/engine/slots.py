@@ -1,4 +1,4 @@
-"""Keys and values of all running sequences in one block of memory, and what the tokens of a step see of it."""
+"""Keys and values of all running sequences in one block of memory, and what the tokens of a step see."""
 
 from collections.abc import Sequence as Series
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from hmoe.model.transformer import Transformer
 
 
 class Slots:
-    """One slot of keys and values per sequence, `capacity` positions long.
+    """Holds one slot of keys and values per sequence, `capacity` positions long.
 
     Attributes:
         kv: (layers, 2, slots, G, capacity, C), keys before values.
@@ -44,7 +44,7 @@ class Part:
 
 
 class Step:
-    """The context of one step of many sequences, laid end to end in one row of tokens.
+    """Shows the model one step of many sequences, whose tokens are laid end to end in one row.
 
     The first `decoding` parts are one token each, of slots 0, 1, ..., and are attended together.
     """

@@ -6,7 +6,7 @@ from hmoe.data.detokenizer import Detokenizer
 
 
 class Writer:
-    """The text of one sequence, of which only the first `count_safe()` characters may be shown yet.
+    """Collects the text of a sequence, of which only the first `count_safe()` characters may be shown yet.
 
     Attributes:
         text: all that is decoded but an incomplete character; after a stop, what is before it.

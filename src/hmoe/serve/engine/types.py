@@ -11,7 +11,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True)
 class Limits:
-    """How much work the engine takes on at a time.
+    """Limits how much work the engine takes on at a time.
 
     Attributes:
         max_batch: sequences computed at a time; key and value memory is max_batch x context_length positions.
@@ -28,7 +28,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Ask:
-    """What to do with one sequence: continue it or score it, and how.
+    """Says what to do with one sequence: continue it or score it, and how.
 
     Attributes:
         prompt: token ids, at least one; with max_tokens at most context_length.
@@ -62,7 +62,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Entry:
-    """A token with its log-probability in nats, the most probable tokens in its place, and its text's begin.
+    """Tells the log-probability of a token, the most probable tokens in its place, and where its text begins.
 
     The first token of a prompt has no log-probability. Offsets are characters of the continuation; those of
     prompt tokens are 0, because whoever shows the prompt knows its text and counts them itself.
@@ -76,7 +76,7 @@ class Entry:
 
 @dataclass
 class Used:
-    """What a sequence, or several together, cost.
+    """Counts what a sequence, or several together, cost.
 
     Attributes:
         prompt_tokens, new_tokens: read and drawn.
@@ -102,7 +102,7 @@ class Used:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a sequence ended early; `status` is the HTTP status for it, `code` a word for programs."""
+    """Says why a sequence ended early; `status` is the HTTP status for it, `code` a word for programs."""
 
     status: int
     code: str
@@ -111,7 +111,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Event:
-    """News of sequence `index` of a job: text since the last event; at the end either `finish` or `failure`."""
+    """Tells news of sequence `index` of a job: its new text, and at the end `finish` or `failure`."""
 
     index: int
     text: str = ""

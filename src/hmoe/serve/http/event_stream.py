@@ -16,7 +16,7 @@ _HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class EventStream(Response):
-    """A response of server-sent events, of which the first are known."""
+    """Sends a response of server-sent events, of which the first are known."""
 
     media_type = "text/event-stream"
 
@@ -40,7 +40,7 @@ class EventStream(Response):
 
 
 class Chunks:
-    """The bytes of one stream, each chunk an event of `data: JSON`."""
+    """Encodes the events of one stream as bytes, each chunk as `data: JSON`."""
 
     def __init__(self, exchange: Exchange, service: Service, include_usage: bool) -> None:
         self.exchange, self._service, self._include_usage = exchange, service, include_usage
@@ -66,13 +66,13 @@ class Chunks:
             return
         if self._include_usage:
             numbers = self.exchange.numbers(self._service.served)
-            yield b"data: " + to_json(self.exchange.shape.end(numbers)) + b"\n\n"
+            yield b"data: " + to_json(self.exchange.formatter.end(numbers)) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
     def _encode(self, batch: list[Event]) -> bytes:
         # As OpenAI has it: if the last chunk will tell the usage, all others say that they do not.
         extra: dict[str, Any] = {"usage": None} if self._include_usage else {}
-        chunks = self.exchange.shape.chunk(batch)
+        chunks = self.exchange.formatter.chunk(batch)
         return b"".join(b"data: " + to_json(chunk | extra) + b"\n\n" for chunk in chunks)
 
 

@@ -23,7 +23,7 @@ Body = TypeVar("Body", bound=RequestFields)
 
 @dataclass(frozen=True)
 class ServerState:
-    """What handlers read besides the request.
+    """Holds what handlers read besides the request.
 
     Attributes:
         service: the served model with its engine.
@@ -40,13 +40,13 @@ Handler = Callable[[Request, ServerState], Awaitable[Response]]
 
 
 async def complete_text(request: Request, state: ServerState) -> Response:
-    """Answer POST /v1/completions."""
+    """Answer POST /v1/completions: continuations of texts or token ids."""
     fields = await _read_fields(CompletionRequest, request)
     return await answer(request, await state.service.complete(fields), fields, state.service)
 
 
 async def complete_chat(request: Request, state: ServerState) -> Response:
-    """Answer POST /v1/chat/completions."""
+    """Answer POST /v1/chat/completions: the next message of a conversation."""
     fields = await _read_fields(ChatRequest, request)
     return await answer(request, await state.service.chat(fields), fields, state.service)
 
@@ -84,7 +84,7 @@ async def answer(request: Request, exchange: Exchange, fields: RequestFields, se
             await chunks.begin()
             return EventStream(chunks)
         events = [event async for batch in exchange.batches() for event in batch]
-        whole = exchange.shape.whole(events)
+        whole = exchange.formatter.whole(events)
     finally:
         # The stream watches its client itself; only one task at a time may call receive().
         watch.cancel()

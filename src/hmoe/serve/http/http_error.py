@@ -9,7 +9,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_
 
 
 class Refusal(HMoEError):
-    """An HTTP status of 400 or more, with what is wrong.
+    """Answers a request with an HTTP status of 400 or more, and says what is wrong.
 
     Attributes:
         status: HTTP status.

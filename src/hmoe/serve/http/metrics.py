@@ -9,14 +9,14 @@ _BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Histogram:
-    """How many values were at most each bound."""
+    """Counts how many values were at most each bound."""
 
     def __init__(self, name: str, text: str) -> None:
         self._name, self._text = name, text
         self._counts, self._sum = [0] * (len(_BUCKETS_SECONDS) + 1), 0.0
 
     def observe(self, seconds: float) -> None:
-        """Count one value."""
+        """Count one value in the bucket that it belongs to."""
         bucket = sum(seconds > bound for bound in _BUCKETS_SECONDS)
         self._counts[bucket] += 1
         self._sum += seconds
@@ -34,7 +34,7 @@ class Histogram:
 
 
 class Metrics:
-    """What a server counts besides its engine; used from one thread."""
+    """Counts requests and their times, next to the counts of the engine; used from one thread."""
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()

@@ -20,7 +20,7 @@ _CLOSE = {"Connection": "close"}  # the body was not read, and must not be taken
 
 @dataclass(frozen=True)
 class GuardLimits:
-    """Bounds of one request.
+    """Limits what one request may be, and says what it must show.
 
     Attributes:
         body_bytes: of a request's body, where its route has no limit of its own.
@@ -36,7 +36,7 @@ class GuardLimits:
 
 
 class Guard:
-    """An ASGI application around another; it reads the body and hands it on as scope["hmoe.body"]."""
+    """Wraps an ASGI application, for which it reads the body and hands it on as scope["hmoe.body"]."""
 
     def __init__(self, app: ASGIApp, limits: GuardLimits, metrics: Metrics, routes: Sequence[Route]) -> None:
         self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
@@ -158,7 +158,7 @@ def _group_headers(scope: Scope) -> dict[bytes, list[bytes]]:
 
 
 class _Reply:
-    """What is sent to one client, and when."""
+    """Sends to one client, and notes what was sent and when."""
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send, self._metrics = send, metrics

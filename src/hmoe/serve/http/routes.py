@@ -11,7 +11,7 @@ OTHER_LABEL = "other"  # in metrics, for paths that no route has: strangers must
 
 @dataclass(frozen=True)
 class Route:
-    """One address of the server, what answers it, and what a request to it must satisfy.
+    """Joins an address of the server to what answers it, and to what a request to it must satisfy.
 
     Attributes:
         method: of HTTP; where it is GET, HEAD is answered too.
@@ -31,7 +31,7 @@ class Route:
 
     @property
     def has_parameter(self) -> bool:
-        """Whether the path ends in a parameter."""
+        """Tell whether the path ends in a parameter."""
         return "{" in self.path
 
     @property

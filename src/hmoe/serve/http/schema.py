@@ -101,7 +101,7 @@ Strict = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=Fals
 
 
 class StreamOptions(BaseModel):
-    """What a stream tells besides its text."""
+    """Says what a stream tells besides its text."""
 
     model_config = Strict
     include_usage: bool | None = None
@@ -110,7 +110,7 @@ class StreamOptions(BaseModel):
 
 
 class Request(BaseModel):
-    """The fields that both kinds of requests have.
+    """Checks the fields that both kinds of requests have.
 
     Attributes:
         neutral: values of further fields that change nothing.
@@ -151,12 +151,12 @@ class Request(BaseModel):
 
     @property
     def include_usage(self) -> bool:
-        """Whether the last chunk of a stream is to tell the usage."""
+        """Tell whether the last chunk of a stream is to tell the usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
 class CompletionRequest(Request):
-    """The body of a text completion's request."""
+    """Checks the body of a request for a text completion."""
 
     neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.COMPLETION
     prompt: Annotated[list[Prompt], FailFast(), BeforeValidator(_prompts)]
@@ -175,7 +175,7 @@ class CompletionRequest(Request):
 
 
 class Message(BaseModel):
-    """A message of a conversation."""
+    """Checks one message of a conversation."""
 
     model_config = Strict
     neutral: ClassVar = neutral_fields.MESSAGE
@@ -186,7 +186,7 @@ class Message(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, content: Any) -> Any:
-        """Leave out neutral fields; an assistant needs no content if it is silent, or refused for a call anyway."""
+        """Leave out neutral fields; an assistant needs no content if it is silent or called tools."""
         if not isinstance(content, dict):
             return content
         silent = {"content": None} if content.get("role") == "assistant" and content.keys() & _SILENT else {}
@@ -194,7 +194,7 @@ class Message(BaseModel):
 
 
 class ChatRequest(Request):
-    """The body of a chat completion's request."""
+    """Checks the body of a request for a chat completion."""
 
     neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.CHAT
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=4096)]

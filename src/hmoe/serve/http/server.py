@@ -29,7 +29,7 @@ _BACKLOG_SECONDS, _LAST_REQUEST_SECONDS = 0.1, 1.0
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Bounds of connections.
+    """Limits how many connections may be open, and how slow each may be.
 
     Attributes:
         connections: open at a time; the next are told 503 and closed.
@@ -49,7 +49,7 @@ class ConnectionLimits:
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that `Server` looks at from time to time, and that tells errors as JSON."""
+    """Speaks HTTP on one connection, which the server looks at from time to time; errors are JSON."""
 
     limits = ConnectionLimits()
 

@@ -27,7 +27,7 @@ _RETRY_SECONDS = 1
 
 @dataclass(frozen=True)
 class Served:
-    """The model that is served, and how texts for it are written.
+    """Names the model that is served, and how texts for it are written.
 
     Attributes:
         model: in evaluation mode; the engine switches its router checks off.
@@ -46,10 +46,10 @@ class Served:
 
 
 class Exchange:
-    """A job whose events arrive on the event loop."""
+    """Brings the events of a job from the engine's thread to the event loop."""
 
-    def __init__(self, shape: Shape, prompt_tokens: int) -> None:
-        self.shape, self._prompt_tokens = shape, prompt_tokens
+    def __init__(self, formatter: Shape, prompt_tokens: int) -> None:
+        self.formatter, self._prompt_tokens = formatter, prompt_tokens
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self.job: Job | None = None
@@ -111,7 +111,7 @@ def refusal_of(failure: Failure) -> Refusal:
 
 
 class Service:
-    """A served model with its engine.
+    """Turns requests into jobs of the engine of a served model.
 
     Attributes:
         max_tokens: new tokens that one sequence may ask for.
@@ -157,7 +157,7 @@ class Service:
             )
 
     async def complete(self, request: CompletionRequest) -> Exchange:
-        """Queue a text completion.
+        """Queue a text completion; its texts are encoded here.
 
         Raises:
             Refusal: 400, 404, 429 or 503; nothing was queued.
@@ -173,7 +173,9 @@ class Service:
             ([*begin, *next(encoded)] or separator) if isinstance(prompt, str) else prompt for prompt in request.prompt
         ]
         max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        # Checked before an echo decodes the ids: a tokenizer may raise anything for ids that it does not have.
         tasks = self._make_tasks(request, prompts, max_tokens, request.logprobs)
+        self._check_tasks(tasks, prompt_field="prompt")
         # The engine need not know of an echo without log-probabilities: the text is here.
         if request.echo and request.logprobs is not None:
             tasks = [replace(task, echo=True) for task in tasks]
@@ -182,11 +184,11 @@ class Service:
             for prompt, ids in zip(request.prompt, prompts, strict=True):
                 text = prompt if isinstance(prompt, str) else self.served.tokenizer.decode(ids)
                 echoes += [(text, ids)] * (request.n or 1)
-        shape = Shape(self.served.name, self.names, request.logprobs is not None, echoes)
-        return self._submit(tasks, Exchange(shape, sum(map(len, prompts))))
+        formatter = Shape(self.served.name, self.names, request.logprobs is not None, echoes)
+        return self._submit(tasks, Exchange(formatter, sum(map(len, prompts))))
 
     async def chat(self, request: ChatRequest) -> Exchange:
-        """Queue a chat completion; without max_tokens up to the end of the context.
+        """Queue a chat completion; without max_tokens it may go on to the end of the context.
 
         Raises:
             Refusal: 400, 404, 429 or 503; nothing was queued.
@@ -201,9 +203,10 @@ class Service:
         if max_tokens is None:
             max_tokens = max(1, min(self.max_tokens, self.engine.capacity - len(ids)))
         tasks = self._make_tasks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
-        shape = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
+        formatter = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
         tasks = [replace(task, stops=(*task.stops, *self.conversation.stops)) for task in tasks]
-        return self._submit(tasks, Exchange(shape, len(ids)), prompt_field="messages")
+        self._check_tasks(tasks, prompt_field="messages")
+        return self._submit(tasks, Exchange(formatter, len(ids)))
 
     def _make_tasks(
         self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None
@@ -230,16 +233,21 @@ class Service:
         pairs = [(ids, offset) for ids in prompts for offset in range(request.n or 1)]
         return [replace(task, prompt=tuple(ids), seed=(seed + offset) % 2**63) for ids, offset in pairs]
 
-    def _submit(self, tasks: list[Ask], exchange: Exchange, prompt_field: str = "prompt") -> Exchange:
-        """Queue the tasks and return their exchange; `prompt_field` is what the request calls its prompt."""
+    def _check_tasks(self, tasks: list[Ask], prompt_field: str) -> None:
+        """Raise Refusal 400 for what the engine cannot do; `prompt_field` is what the request calls its prompt."""
         try:
-            exchange.job = self.engine.submit(tasks, exchange.deliver, self.seconds)
+            for task in tasks:
+                self.engine.check(task)
         except ConfigError as error:
             # The engine's errors begin with the name of a field, as the engine calls it.
             field, _, reason = str(error).partition(":")
             field = prompt_field if field == "prompt" else field
             code = "context_length_exceeded" if " max_tokens " in reason else "invalid_value"
             raise Refusal(400, f"{field}:{reason}", field, code) from None
+
+    def _submit(self, tasks: list[Ask], exchange: Exchange) -> Exchange:
+        try:
+            exchange.job = self.engine.submit(tasks, exchange.deliver, self.seconds)
         except BusyError as error:
             raise Refusal(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
         except ClosedError as error:

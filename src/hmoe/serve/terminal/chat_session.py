@@ -13,7 +13,7 @@ _ANSWER_SECONDS = 86400.0  # who waits for an answer ends it with Ctrl-C, so the
 
 
 class Chat:
-    """A conversation that is kept within the model's context by leaving out its oldest turns.
+    """Holds a conversation and keeps it within the model's context by leaving out its oldest turns.
 
     Args:
         engine: computes the answers.
