@@ -18,7 +18,8 @@ _LOG = logging.getLogger("hmoe.serve")
 _RAISED = Failure(500, "model_error", "the model failed on this request; others are not affected")
 _NOT_FINITE = Failure(500, "not_finite", "the model's output for this request is NaN or infinite")
 
-Hidden = tuple[torch.Tensor, list[float], list[float]]  # (T, D), and per token the hidden units and experts activated
+# (T, D), and per token the hidden units and experts activated
+Hidden = tuple[torch.Tensor, list[float], list[float]]
 
 
 class Vocabulary(Decoding, Protocol):
@@ -55,10 +56,9 @@ class Passes:
     def run(self, parts: Series[Part], sequences: Series[Running], decoding: int) -> None:
         """Run the parts of the sequences, of which the first `decoding` are one token each of slots 0, 1, ...
 
-        If the model raises, every part is run alone, and only those that raise again end their sequence: one
-            request that
-        the model cannot bear must not end the others. Running a part again is safe, as it writes the same
-        keys and values.
+        If the model raises, every part is run alone, and only those that raise again end their sequence: a
+        request that the model cannot bear must not end the others. Running a part again is safe, as it writes
+        the same keys and values.
         """
         try:
             hidden = self._hidden(parts, decoding)
@@ -82,8 +82,7 @@ class Passes:
     def _take(self, parts: Series[Part], sequences: Series[Running], hidden: Hidden) -> None:
         """Give every sequence its rows; those whose prompt is read draw a token from the last of them."""
         x_TD, units, experts = hidden
-        # NaN or infinity anywhere in a row makes its sum not finite: one number per token is copied, not the
-        # row.
+        # NaN or infinity anywhere in a row makes its sum not finite, so one number per token is copied.
         finite = torch.isfinite(x_TD.sum(1, dtype=torch.float32)).tolist()
         rows: list[int] = []
         drawing: list[Running] = []

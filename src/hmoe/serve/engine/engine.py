@@ -19,8 +19,7 @@ from hmoe.serve.engine.types import Ask, Deliver, Failure, Limits, Used
 
 _LOG = logging.getLogger("hmoe.serve")
 _CLOSING = Failure(503, "shutting_down", "the server is shutting down")
-# How often those that wait are looked through for what nobody waits for any more: the queue may be long, so
-# not every step.
+# How often the queue is searched for what nobody waits for any more: it may be long, so not every step.
 _SWEEP_SECONDS = 0.25
 
 
@@ -58,15 +57,14 @@ class Engine:
         set_check_finite(model, False)
         self.limits, self.capacity = limits, limits.context_length
         scaling = model.config.rope_scaling
-        # Beyond its original length a dynamic scale depends on the longest sequence of a step, which would
-        # turn all others.
+        # Beyond its original length a dynamic scale depends on the longest sequence of a step: one long request
+        # would change the positions of all others.
         if scaling is not None and scaling.kind == "dynamic":
             self.capacity = min(self.capacity, scaling.original_length or self.capacity)
-        # A prompt may hold any id of a model whose vocabulary is padded; those beyond the tokenizer's are
-        # never drawn.
+        # A prompt may hold any id of a padded vocabulary; those beyond the tokenizer's are never drawn.
         self._vocab, self._last_drawn = model.config.vocab, min(tokenizer.vocab_size, model.config.vocab) - 1
         self._tokenizer, self.top_p = tokenizer, threshold(model)
-        # By slot: [decoding 0][decoding 1] ... [still being read]. Only the engine's thread touches it.
+        # By slot: [decoding 0][decoding 1] ... [still being read]. Only the engine's thread changes it.
         self._active: list[Running] = []
         self._waiting: deque[Running] = deque()
         self._open = 0
@@ -187,7 +185,7 @@ class Engine:
                 self._free_ended()
 
     def _has_work(self) -> bool:
-        """Wait for some; False when closed and none is left."""
+        """Wait for work; return False when closed and none is left."""
         with self._wake:
             while not (self._active or self._waiting or self._closed):
                 self._wake.wait()
@@ -212,8 +210,7 @@ class Engine:
                     self._waiting.append(sequence)
                 else:
                     sequence.fail(failure)
-        # Outside the lock, which `_release` takes itself, and which must not be held while events are
-        # delivered.
+        # Outside the lock, which must not be held while events are delivered.
         for sequence in waiting:
             if sequence.ended:
                 self._release(sequence)
@@ -235,8 +232,7 @@ class Engine:
         """
         budget = self.limits.prefill_tokens
         decoding = sum(sequence.decoding for sequence in self._active)
-        # At most one is still being read, the last: another prompt begins only when the budget reaches beyond
-        # this one.
+        # At most one is still being read, the last: another begins only when the budget reaches beyond it.
         parts = [sequence.next_part(budget) for sequence in self._active]
         budget -= sum(len(part.tokens) for part in parts[decoding:])
         while budget > 0 and len(self._active) < self.limits.max_batch:
@@ -252,15 +248,13 @@ class Engine:
 
     def _free_ended(self) -> None:
         """Free slots; those that decode move together in front, and what is still being read behind them."""
-        # Slots must have no holes: a step attends to slots 0, 1, ... of decoding sequences as one view,
-        # without a copy.
+        # There must be no holes: a step attends to slots 0, 1, ... of decoding sequences as one view.
         ended = [sequence for sequence in self._active if sequence.ended]
         for sequence in ended:
             if sequence.failure is not None and sequence.failure.status == 500:
                 self.failures += 1
                 self.failed_at = time.monotonic()
-                # What the model wrote may not be finite, and would reach the slot's next owner through masked
-                # positions.
+                # What the model wrote may not be finite, and masked positions would carry it to the next owner.
                 self._slots.clear(sequence.slot)
         for sequence in ended:
             # [0][hole][2][last decoding][read]: last goes to the hole, and what is read moves up by one.

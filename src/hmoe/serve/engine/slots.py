@@ -67,8 +67,7 @@ class Step:
             positions += range(part.start, end)
             self._begins.append(begin)
             begin += len(part.tokens)
-            # A prompt's first chunk needs no mask but the causal one, which costs no memory; a single token
-            # sees all.
+            # A prompt's first chunk is causal, which needs no mask in memory; a single token sees all.
             needs_mask = part.start and len(part.tokens) > 1
             shape = (len(part.tokens), end)
             mask = torch.ones(shape, dtype=torch.bool, device=device).tril(part.start) if needs_mask else None
@@ -110,8 +109,7 @@ class Step:
             # Stored before attending: a token sees itself.
             kv[0, self._slot_B, :, self._position_B] = k_BGLC[0, :, :decoding].transpose(0, 1)
             kv[1, self._slot_B, :, self._position_B] = v_BGLC[0, :, :decoding].transpose(0, 1)
-            # In the row the new tokens are positions of one sequence; here they become sequences of one
-            # position.
+            # In the row they are positions of one sequence; here they become sequences of one position.
             q = q_BHLC[0, :, :decoding].transpose(0, 1)[:, :, None]
             k, v = kv[:, :decoding, :, : self._longest].unbind(0)  # views: slots 0, 1, ... lie side by side
             outputs.append(scaled_dot_product(q, k, v, self._mask, False).transpose(0, 1))

@@ -63,8 +63,7 @@ class Guard:
     def _check(self, scope: Scope, route: Route | None) -> None:
         """Raise Refusal 400, 401, 413, 414, 415 or 431 for what the header alone forbids.
 
-        The order matters: a client without the key learns nothing about the routes, nor what they would have
-            taken.
+        The order matters: a client without the key does not learn what the routes would have taken.
         """
         headers = _group_headers(scope)
         self._check_framing(scope, headers)
