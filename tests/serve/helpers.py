@@ -16,8 +16,8 @@ from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.model.generate import Sampling
 from hmoe.model.transformer import Transformer, build
-from hmoe.serve.engine.types import Ask, Entry, Event, Failure, Limits, Used
 from hmoe.serve.engine.engine import Engine
+from hmoe.serve.engine.types import Ask, Entry, Event, Failure, Limits, Used
 from hmoe.specs.model import ModelSpec
 
 TOKENIZER = ByteTokenizer()

@@ -38,9 +38,9 @@ def chat_with_model(
 ) -> None:
     """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
     from hmoe.model.generate import Sampling
-    from hmoe.serve.engine.types import Ask, Limits
     from hmoe.serve.chat_prompt import Conversation
     from hmoe.serve.engine.engine import Engine
+    from hmoe.serve.engine.types import Ask, Limits
     from hmoe.serve.terminal.chat_session import Chat, talk
 
     sampling = Sampling(temperature, top_k, top_p)  # refused before a large model is read

@@ -70,9 +70,6 @@ def finetune_to_folder(
         import accelerate  # noqa: F401 - transformers asks for it only when it trains
         from transformers.utils import logging
 
-        from hmoe.adapt.finetune.fine_tune import Request
-        from hmoe.adapt.finetune.fine_tune import finetune as run
-        from hmoe.adapt.finetune.tasks import find, settings_of
         from hmoe.adapt.finetune.fine_tune import Request, finetune
         from hmoe.adapt.finetune.tasks import find, settings_of
     except ImportError:

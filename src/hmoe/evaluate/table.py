@@ -5,8 +5,8 @@ from typing import Any
 
 from hmoe.config.counts import activated_parameters, parameters_by_part
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
-from hmoe.specs.model import ModelSpec
 from hmoe.model.trace import average_activated
+from hmoe.specs.model import ModelSpec
 
 METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy it prints
 _PAPER = [task.name for task in PAPER_TASKS]

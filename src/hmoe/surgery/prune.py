@@ -51,7 +51,9 @@ def choose_experts(new: MoE, old: MoE, mass: Sequence[float] | None, x_TD: torch
     experts, count = range(len(old.widths)), len(new.widths)
     if mass is None or x_TD is None:
         if count < len(old.widths):
-            raise ConfigError("fewer experts: which ones to keep is measured on a text; give `inputs`", argument="inputs")
+            raise ConfigError(
+                "fewer experts: which ones to keep is measured on a text; give `inputs`", argument="inputs"
+            )
         return sorted(experts, key=lambda i: (old.widths[i], i))
     by_mass = sorted(experts, key=lambda i: (mass[i], i))
     if count == len(old.widths) or math.comb(len(old.widths), count) > _MOST_SUBSETS:

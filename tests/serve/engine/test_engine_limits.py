@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.config.model import ModelConfig
 from hmoe.model.transformer import Transformer
 from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
+from hmoe.specs.model import ModelSpec
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Asked, ask, config, engine, greedy, model, prompt
 
 
@@ -32,7 +32,7 @@ class Slow:
     """A model of which every pass takes some time; `gate` lets passes through."""
 
     def __init__(self, built: Transformer) -> None:
-        self.config: ModelConfig = built.config
+        self.config: ModelSpec = built.config
         self._built = built
         self.gate = threading.Event()
 

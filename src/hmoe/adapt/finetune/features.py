@@ -55,7 +55,10 @@ def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> l
     length = settings.source_length
     blocks = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not blocks:
-        raise ConfigError(f"{len(ids)} tokens of text do not fill one block of {length}; lower source_length", argument="source_length")
+        raise ConfigError(
+            f"{len(ids)} tokens of text do not fill one block of {length}; lower source_length",
+            argument="source_length",
+        )
     return [{"input_ids": torch.tensor(block), "labels": torch.tensor(block)} for block in blocks]
 
 

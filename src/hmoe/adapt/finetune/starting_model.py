@@ -43,7 +43,9 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
     marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}
     earlier = next((name for name, mark in marks.items() if hasattr(config, mark)), None)
     if earlier not in (None, method):
-        raise ConfigError(f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}", argument="method")
+        raise ConfigError(
+            f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}", argument="method"
+        )
     folder = source if earlier else None
     if language:
         duplicate_mlps(model, folder=source if hasattr(config, "duplicated_mlps") else None)

@@ -70,7 +70,8 @@ class ScoreHistory(TrainerCallback):  # type: ignore[misc]
         model.train()
         if not all(map(math.isfinite, scores.values())):
             raise NonFiniteError(
-                f"{self.task.name}: a score is not finite after epoch {state.epoch:g}: {scores}; lower lr", argument="lr"
+                f"{self.task.name}: a score is not finite after epoch {state.epoch:g}: {scores}; lower lr",
+                argument="lr",
             )
         self.rows.append({"epoch": round(state.epoch, 3), **scores})
         self.say(f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))

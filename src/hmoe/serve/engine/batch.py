@@ -9,10 +9,10 @@ import torch
 from hmoe.data.tokenizer import Decoding
 from hmoe.model.trace import count_activated
 from hmoe.model.transformer import Transformer
-from hmoe.serve.engine.types import Entry, Failure
 from hmoe.serve.engine.sampling import adjust, draw, tell
 from hmoe.serve.engine.sequence import Running
 from hmoe.serve.engine.slots import Part, Slots, Step
+from hmoe.serve.engine.types import Entry, Failure
 
 _LOG = logging.getLogger("hmoe.serve")
 _RAISED = Failure(500, "model_error", "the model failed on this request; others are not affected")

@@ -7,8 +7,8 @@ from typing import Any
 
 from hmoe.config.counts import activated_parameters
 from hmoe.model.trace import average_activated
-from hmoe.serve.engine.types import Entry, Event, Used
 from hmoe.serve.engine.batch import Vocabulary
+from hmoe.serve.engine.types import Entry, Event, Used
 from hmoe.specs.model import ModelSpec
 
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity
