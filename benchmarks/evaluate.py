@@ -25,7 +25,7 @@ from hmoe.bench.measure import machine, save
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.evaluate.tasks import quiet, select
 from hmoe.hub.export import Export, export
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 Answers = list[tuple[float, bool]]

@@ -20,9 +20,9 @@ from scipy.stats import t as student
 from hmoe.bench.measure import machine, save
 from hmoe.config import recipes
 from hmoe.config.counts import parameters_by_part
+from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
 from hmoe.train.loop import train
-from hmoe.train.run_folder import RunFolder
 
 PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-adamoe", "tiny-deepseek",
            "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify", "tiny-expert-choice"]  # fmt: skip

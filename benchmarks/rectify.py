@@ -22,12 +22,12 @@ from neighbours import mean_and_interval, show_half
 
 from hmoe.bench.measure import machine, save
 from hmoe.config import recipes
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
+from hmoe.runs.run_folder import RunFolder
 from hmoe.surgery.upcycle import Choice, upcycle
-from hmoe.train.begin import begin
+from hmoe.train.begin_run import begin
 from hmoe.train.console import Console
 from hmoe.train.loop import train
-from hmoe.train.run_folder import RunFolder
 
 _FULL = {"k": 1, "capacity_factor": 1.0}
 METHODS: dict[str, dict[str, Any] | None] = {

@@ -46,9 +46,9 @@ def train_run(
 ) -> list[float]:
     """Begin or continue a run in a folder, and return the loss of every step."""
     from hmoe.config import recipes
+    from hmoe.runs.run_folder import RunFolder
     from hmoe.train.console import Console
     from hmoe.train.loop import train
-    from hmoe.train.run_folder import RunFolder
 
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp())  # the corpus is prepared there
     overrides = [*SMALL, f"train.device={device}", f"train.steps={steps}", f"train.precision={precision}", *changes]

@@ -8,7 +8,7 @@ import torch
 from hmoe import CheckpointError, ConfigError
 from hmoe.checkpoint import store as checkpoint
 from hmoe.checkpoint.store import Checkpoint
-from hmoe.runs.run import open_run
+from hmoe.runs.open_run import open_run
 
 STATE = {"step": 3, "counts": {"tokens": 7}}
 

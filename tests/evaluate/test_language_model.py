@@ -15,7 +15,7 @@ from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_token
 from hmoe.evaluate import language_model
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.model.likelihood import Candidate, score
-from hmoe.runs.open import Opened, open_model
+from hmoe.runs.open_model import Opened, open_model
 from tests.conftest import sentences
 from tests.evaluate.helpers import ROUTERS, model, words
 from tests.evaluate.independent import log_likelihood

@@ -12,7 +12,7 @@ from hmoe.cli.main import run
 from hmoe.data.benchmark_splits import PAPER_TASKS
 from hmoe.evaluate.harness import Options, evaluate
 from hmoe.evaluate.language_model import LanguageModel
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.evaluate.independent import accuracies, questions
 
 ROWS = {

@@ -11,7 +11,7 @@ import pytest
 from hmoe.cli.main import run
 from hmoe.data import benchmarks as data
 from hmoe.evaluate.perplexity import perplexity
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.conftest import sentences, tiny
 from tests.data import wheel
 from tests.evaluate.helpers import folder

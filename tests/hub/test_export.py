@@ -22,7 +22,7 @@ from hmoe.data.tokenizer import ByteTokenizer, train_bpe
 from hmoe.hub import HMoEForCausalLM
 from hmoe.hub.export import Export, export, padding_factor
 from hmoe.model.transformer import build
-from hmoe.runs.open import Opened, open_model
+from hmoe.runs.open_model import Opened, open_model
 from tests.conftest import sentences
 from tests.model.test_transformer import config
 from tests.train.helpers import run as train_run

@@ -12,7 +12,7 @@ from hmoe.hub import HMoEForCausalLM, card
 from hmoe.hub.export import Export, export, mixtral
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.hub.helpers import model as hub_model
 from tests.hub.test_export import MODELS, opened, recipes_equal, say, tokens
 

@@ -13,7 +13,7 @@ from lm_eval.tasks import TaskManager
 from hmoe import ConfigError
 from hmoe.evaluate.harness import evaluate
 from hmoe.hub.harness import HMoELanguageModel
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.evaluate.helpers import folder
 from tests.evaluate.independent import accuracies, questions
 from tests.train.helpers import run as train

@@ -22,7 +22,7 @@ from transformers import (
 
 from hmoe import CheckpointError, ConfigError, DataError
 from hmoe.data.tokenizer import train_bpe
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 
 SIZES = {
     "vocab_size": 300,

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hmoe import CheckpointError, ConfigError
 from hmoe.runs.import_hf import adopt
-from hmoe.runs.open import read_json, read_model
+from hmoe.runs.open_model import read_json, read_model
 from tests.runs.test_families import MODELS, write
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmoe.cli.main import run as hmoe
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.conftest import sentences
 from tests.runs.test_families import MODELS, write
 from tests.train.helpers import run as train_run

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.config import recipes
+from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
 from hmoe.train.loop import train
-from hmoe.train.run_folder import RunFolder
 from tests.conftest import tiny
 
 SMALL = ["train.steps=6", "train.save_every=2", "train.eval_every=3", "train.sample_every=0"]

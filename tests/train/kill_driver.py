@@ -19,9 +19,9 @@ import torch
 
 from hmoe.config import recipes
 from hmoe.data.corpus import open_corpus
+from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
 from hmoe.train.loop import train
-from hmoe.train.run_folder import RunFolder
 from tests.conftest import tiny
 from tests.train.helpers import digests
 

@@ -7,7 +7,7 @@ import pytest
 from hmoe import ConfigError
 from hmoe.config import recipes
 from hmoe.config.memory import Device, choose_unset, count_memory
-from hmoe.runs.run import open_run
+from hmoe.runs.open_run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import digests, run
 

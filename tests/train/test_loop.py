@@ -12,7 +12,7 @@ import torch
 from hmoe import CheckpointError, ConfigError, DataError, NonFiniteError, RunBusyError
 from hmoe.config import recipes
 from hmoe.model import transformer
-from hmoe.runs.run import open_run
+from hmoe.runs.open_run import open_run
 from tests.conftest import tiny
 from tests.train.helpers import call, command, digests, one_thread, rows, run
 
@@ -211,7 +211,7 @@ def test_an_expert_that_dies_is_announced(tmp_path: Path) -> None:
 
 
 def test_a_second_start_is_refused_at_once_with_the_holders_pid(tmp_path: Path) -> None:
-    from hmoe.train.run_folder import RunFolder
+    from hmoe.runs.run_folder import RunFolder
 
     config = recipes.load("tiny", tiny("tiny"))[1]
     with RunFolder(tmp_path / "r", config):

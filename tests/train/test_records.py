@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from hmoe.runs.logs import seconds_at
+from hmoe.runs.log_rows import seconds_at
 from hmoe.train.records import Records
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from hmoe.cli.main import run as hmoe
 from hmoe.config import recipes
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 from tests.train.helpers import run as train_run
 
 KINDS: dict[str, list[str]] = {

@@ -100,7 +100,7 @@ def open_served_model(path: Path, precision: str | None) -> "Opened":
 
     import torch
 
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
 
     def load() -> "Opened":
         opened = open_model(path, print_note)

@@ -30,7 +30,7 @@ def train_recipe(
         typer.echo(recipes.dump(config))
         print_plan(config, as_json=False)
         return
-    from hmoe.train.run_folder import RunFolder
+    from hmoe.runs.run_folder import RunFolder
 
     default = Path(recipe) if find_run(recipe) == Path(recipe) else Path("runs") / name
     with RunFolder(run or default, config) as folder:  # refuses a busy folder before torch is imported

@@ -73,7 +73,8 @@ def upcycle_to_run(
 ) -> None:
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
     from hmoe.runs.import_hf import beside
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
+    from hmoe.runs.run_folder import RunFolder
     from hmoe.storage import refuse_used
     from hmoe.surgery.build_run import RunOptions, build_run
     from hmoe.train.begin import begin

@@ -20,7 +20,7 @@ from hmoe.evaluate.results_folder import Outcome
 from hmoe.evaluate.table import activated, summary
 from hmoe.evaluate.tasks import Selection, quiet, select
 from hmoe.model.transformer import Transformer
-from hmoe.runs.metrics import metrics_at
+from hmoe.runs.step_metrics import metrics_at
 from hmoe.specs.losses import list_loss_keys
 from hmoe.specs.plain import to_plain
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
-from hmoe.runs.metrics import metrics_at
-from hmoe.runs.open import Opened
+from hmoe.runs.open_model import Opened
+from hmoe.runs.step_metrics import metrics_at
 from hmoe.specs.routers.base import RouterSpec
 
 _HEAD = """---

@@ -17,7 +17,7 @@ from hmoe.hub.modeling import HMoEForCausalLM
 from hmoe.model.meta import on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
-from hmoe.runs.open import Opened
+from hmoe.runs.open_model import Opened
 from hmoe.runs.weights import hugging_face_name
 from hmoe.specs.hugging_face import write_keys
 from hmoe.specs.model import ModelSpec

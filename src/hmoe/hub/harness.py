@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 from hmoe.errors import ConfigError, missing_extra
-from hmoe.runs.open import open_model
+from hmoe.runs.open_model import open_model
 
 try:
     from lm_eval.api.registry import register_model
@@ -31,7 +31,7 @@ class HMoELanguageModel(LanguageModel):
         device: such as cpu or cuda:0; None: the GPU where there is one.
 
     Raises:
-        ConfigError: for an option that does not work; also see `hmoe.runs.open.open_model`.
+        ConfigError: for an option that does not work; also see `hmoe.runs.open_model.open_model`.
     """
 
     def __init__(

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from hmoe.runs.hf_tokenizer import ROLES, bytes_tokenizer, role_names
-from hmoe.runs.open import Opened, read_json, template_files
+from hmoe.runs.open_model import Opened, read_json, template_files
 
 
 def write(opened: Opened, folder: Path) -> None:

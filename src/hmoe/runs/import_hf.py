@@ -11,7 +11,7 @@ from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.open import (
+from hmoe.runs.open_model import (
     chat_template,
     describe_folder,
     folder_tokenizer,

@@ -14,11 +14,11 @@ from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
-from hmoe.runs.logs import METRICS, TIMING, check_seals, read_rows, seconds_at
+from hmoe.runs.log_rows import METRICS, TIMING, check_seals, read_rows, seconds_at
+from hmoe.runs.run_folder import RunFolder
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
-from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import Counts, Session, open_session, progress
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP

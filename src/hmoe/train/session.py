@@ -17,8 +17,9 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build, set_check_finite
-from hmoe.runs.beginning import run_begin
-from hmoe.runs.binding import TOKENIZER_SIDE, bound_part, side_digests
+from hmoe.runs.begin_tokens import run_begin
+from hmoe.runs.config_binding import TOKENIZER_SIDE, bound_part, side_digests
+from hmoe.runs.run_folder import RunFolder
 from hmoe.storage import sha256
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
@@ -26,7 +27,6 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import Watch
 from hmoe.train.optimizer import adamw
 from hmoe.train.records import Records
-from hmoe.train.run_folder import RunFolder
 
 
 @dataclass

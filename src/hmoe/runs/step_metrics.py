@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import CheckpointError
-from hmoe.runs.logs import METRICS, TIMING, check_seals, read_rows
+from hmoe.runs.log_rows import METRICS, TIMING, check_seals, read_rows
 
 
 def metrics_at(run: Path, step: int | None) -> dict[str, Any]:

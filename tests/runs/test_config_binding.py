@@ -12,11 +12,11 @@ from hmoe.cli.main import run as hmoe
 from hmoe.config import recipes
 from hmoe.config.run import RESUMABLE, RunConfig
 from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from hmoe.runs import binding
+from hmoe.runs import config_binding as binding
 from hmoe.runs.hf_tokenizer import bytes_tokenizer
-from hmoe.runs.run import open_run
+from hmoe.runs.open_run import open_run
+from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
-from hmoe.train.run_folder import RunFolder
 from hmoe.train.session import _keep_tokenizer
 from tests.conftest import tiny
 from tests.train.helpers import digests, run

@@ -12,8 +12,8 @@ import pytest
 from hmoe import CheckpointError, HMoEError
 from hmoe.checkpoint import manifest
 from hmoe.checkpoint import store as checkpoint
-from hmoe.runs.logs import seconds_at
-from hmoe.runs.metrics import metrics_at
+from hmoe.runs.log_rows import seconds_at
+from hmoe.runs.step_metrics import metrics_at
 from hmoe.train.records import Records
 from tests.checkpoint.test_store import example
 

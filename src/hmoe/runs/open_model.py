@@ -16,10 +16,10 @@ from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.meta import on_meta
 from hmoe.model.transformer import Transformer
 from hmoe.runs import families
-from hmoe.runs.beginning import run_begin
-from hmoe.runs.binding import is_run
+from hmoe.runs.begin_tokens import run_begin
+from hmoe.runs.config_binding import is_run
 from hmoe.runs.config_keys import hint_absent, named_dtype
-from hmoe.runs.run import open_run
+from hmoe.runs.open_run import open_run
 from hmoe.runs.weights import Tensors, fill, hugging_face_name, is_head_apart
 from hmoe.specs.model import ModelSpec
 

@@ -9,9 +9,9 @@ from transformers import AutoTokenizer
 
 from hmoe.cli.main import run as hmoe
 from hmoe.data.prepare import Request, prepare
-from hmoe.runs.beginning import begin_of_folder, run_begin
-from hmoe.runs.open import Opened, open_model
-from hmoe.runs.run import open_run
+from hmoe.runs.begin_tokens import begin_of_folder, run_begin
+from hmoe.runs.open_model import Opened, open_model
+from hmoe.runs.open_run import open_run
 from tests.conftest import sentences, tiny
 from tests.data import kinds
 

@@ -9,7 +9,7 @@ from hmoe.checkpoint.manifest import newest_state
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, RunBusyError
-from hmoe.runs.binding import CONFIG, check_resumed
+from hmoe.runs.config_binding import CONFIG, check_resumed
 from hmoe.storage import lock_file, write_atomic
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hmoe.errors import CheckpointError
-from hmoe.runs.logs import Row, read_rows
+from hmoe.runs.log_rows import Row, read_rows
 from hmoe.storage import fsync, write_atomic
 
 
