@@ -16,6 +16,7 @@ from hmoe.runs import config_binding as binding
 from hmoe.runs.hf_tokenizer import bytes_tokenizer
 from hmoe.runs.open_run import open_run
 from hmoe.runs.run_folder import RunFolder
+from hmoe.runs.side_files import check_side_files, side_digests
 from hmoe.train.console import Console
 from hmoe.train.session import _keep_tokenizer
 from tests.conftest import tiny
@@ -124,13 +125,13 @@ def test_before_training_only_the_model_is_bound_and_the_rest_is_told(tmp_path: 
 def test_side_files_that_changed_or_are_lost_are_told(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "generation_config.json").write_text("{}")
-    state = {"side_files": binding.side_digests(tmp_path)}
+    state = {"side_files": side_digests(tmp_path)}
     told: list[str] = []
-    binding.check_side_files(tmp_path, state, told.append)
+    check_side_files(tmp_path, state, told.append)
     assert told == []
     (tmp_path / "chat_template.jinja").write_text("{{ massages }}")
     (tmp_path / "generation_config.json").unlink()
-    binding.check_side_files(tmp_path, state, told.append)
+    check_side_files(tmp_path, state, told.append)
     assert "chat_template.jinja: was changed" in told[0]
     assert "generation_config.json: is missing" in told[1]
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hmoe import CheckpointError, ConfigError
+from hmoe.runs.hf_folder import read_json, read_model
 from hmoe.runs.import_hf import adopt
-from hmoe.runs.open_model import read_json, read_model
 from tests.runs.test_families import MODELS, write
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

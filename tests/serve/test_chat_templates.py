@@ -12,8 +12,9 @@ from transformers import AutoTokenizer
 from hmoe.data.tokenizer import Tokenizer as Vocabulary
 from hmoe.data.tokenizer import load
 from hmoe.errors import ConfigError
+from hmoe.runs.chat_templates import chat_template
 from hmoe.runs.hf_tokenizer import bytes_tokenizer
-from hmoe.runs.open import chat_template, open_model
+from hmoe.runs.open_model import open_model
 from hmoe.serve.chat_prompt import Conversation, Turn
 
 CONTROLS = [

@@ -6,8 +6,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from hmoe.runs.chat_templates import template_files
+from hmoe.runs.hf_folder import read_json
 from hmoe.runs.hf_tokenizer import ROLES, bytes_tokenizer, role_names
-from hmoe.runs.open_model import Opened, read_json, template_files
+from hmoe.runs.open_model import Opened
 
 
 def write(opened: Opened, folder: Path) -> None:

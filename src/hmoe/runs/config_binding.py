@@ -10,17 +10,9 @@ from hmoe.checkpoint.manifest import list_steps, newest_state
 from hmoe.config import recipes
 from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
 from hmoe.errors import CheckpointError, ConfigError
-from hmoe.storage import sha256
 
 CONFIG = "config.yaml"
 LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a checkpoint is left
-MORE_TEMPLATES = "additional_chat_templates"  # transformers' folder of named ones
-TOKENIZER_SIDE = "tokenizer_config.json"
-SIDE_FILES = (
-    TOKENIZER_SIDE,
-    "chat_template.jinja",
-    "generation_config.json",
-)  # prompts and the ends of texts depend on them
 Say = Callable[[str], None]
 State = dict[str, Any]
 
@@ -159,21 +151,6 @@ def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
         return recipes.check(state["config"], overrides)
     check_bound(state, written, str(file), _advice(file), lambda _: None)
     return take_chosen(recipes.load(str(file), overrides)[1], state)
-
-
-def side_digests(run: Path) -> dict[str, str]:
-    """SHA-256 of what a run folder keeps beside its tokenizer."""
-    more = sorted(str(path.relative_to(run)) for path in (run / MORE_TEMPLATES).glob("*.jinja"))
-    return {name: sha256(run / name) for name in (*SIDE_FILES, *more) if (run / name).is_file()}
-
-
-def check_side_files(run: Path, state: State, say: Say) -> None:
-    """Say which files beside the tokenizer are no longer those that the run began with."""
-    found = side_digests(run)
-    for name, digest in state.get("side_files", {}).items():
-        if found.get(name) != digest:
-            change = "was changed since" if name in found else "is missing, but was kept when"
-            say(f"{run / name}: {change} the run began; prompts or the ends of texts may differ")
 
 
 def _name(state: State) -> str:

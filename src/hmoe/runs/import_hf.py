@@ -11,14 +11,8 @@ from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.open_model import (
-    chat_template,
-    describe_folder,
-    folder_tokenizer,
-    read_json,
-    read_model,
-    template_files,
-)
+from hmoe.runs.chat_templates import chat_template, template_files
+from hmoe.runs.hf_folder import describe_folder, folder_tokenizer, read_json, read_model
 from hmoe.specs.losses import list_loss_keys
 
 

@@ -13,7 +13,8 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.model.meta import on_meta
 from hmoe.model.transformer import Transformer
-from hmoe.runs.config_binding import check_side_files, is_run, read_config
+from hmoe.runs.config_binding import is_run, read_config
+from hmoe.runs.side_files import check_side_files
 
 
 def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:

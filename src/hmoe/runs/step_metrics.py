@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import CheckpointError
-from hmoe.runs.log_rows import METRICS, TIMING, check_seals, read_rows
+from hmoe.runs.log_rows import METRICS, TIMING, read_rows
+from hmoe.runs.log_seals import check_seals
 
 
 def metrics_at(run: Path, step: int | None) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.config_binding import bound_part, side_digests
+from hmoe.runs.config_binding import bound_part
 from hmoe.runs.run_folder import RunFolder
+from hmoe.runs.side_files import side_digests
 from hmoe.train.environment import describe_environment
 from hmoe.train.session import Counts
 

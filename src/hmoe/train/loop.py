@@ -14,7 +14,8 @@ from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
-from hmoe.runs.log_rows import METRICS, TIMING, check_seals, read_rows, seconds_at
+from hmoe.runs.log_rows import METRICS, TIMING, read_rows, seconds_at
+from hmoe.runs.log_seals import check_seals
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hmoe.runs.log_rows import METRICS, TIMING, Row, Seal, check_seals, seconds_at
+from hmoe.runs.log_rows import METRICS, TIMING, Row, seconds_at
+from hmoe.runs.log_seals import Seal, check_seals
 from hmoe.train.log_file import Log
 
 _SMOOTHING = 0.9  # of tokens per second

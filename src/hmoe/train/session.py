@@ -18,8 +18,9 @@ from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build, set_check_finite
 from hmoe.runs.begin_tokens import run_begin
-from hmoe.runs.config_binding import TOKENIZER_SIDE, bound_part, side_digests
+from hmoe.runs.config_binding import bound_part
 from hmoe.runs.run_folder import RunFolder
+from hmoe.runs.side_files import TOKENIZER_SIDE, side_digests
 from hmoe.storage import sha256
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console

@@ -1,0 +1,80 @@
+"""The model and the tokenizer of a Hugging Face folder."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hmoe.data import tokenizer as tokenizers
+from hmoe.data.tokenizer import Tokenizer
+from hmoe.errors import CheckpointError, ConfigError, DataError
+from hmoe.model.meta import on_meta
+from hmoe.model.transformer import Transformer
+from hmoe.runs import families
+from hmoe.runs.config_keys import hint_absent, named_dtype
+from hmoe.runs.weights import Tensors, fill, hugging_face_name, is_head_apart
+from hmoe.specs.model import ModelSpec
+
+_LARGEST_JSON = 1 << 26  # bytes
+
+
+def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
+    """The model of a Hugging Face folder on the CPU, in the type that it names, else is stored in, or in `dtype`."""
+    config, tensors = describe_folder(folder, raw)
+    stored = named_dtype(raw, str(folder / "config.json"))
+    if dtype is None:
+        dtype = tensors[hugging_face_name("embed.weight")].dtype if stored is None else getattr(torch, stored)
+    with on_meta():
+        model = Transformer(config).to(dtype)
+    model.to_empty(device="cpu")  # aligned in memory, as stored tensors are not
+    try:
+        fill(model, tensors, raw["model_type"], str(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
+    return model
+
+
+def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, Tensors]:
+    """What the model of a Hugging Face folder is, from its config.json and the tensors that it stores."""
+    config, tensors = families.model_config(raw, str(folder / "config.json")), Tensors(folder)
+    if config.tied and is_head_apart(tensors):
+        config = replace(config, tied=False)
+    return config, tensors
+
+
+def folder_tokenizer(folder: Path) -> Tokenizer:
+    """Raises DataError where there is none."""
+    tokenizer = tokenizers.load(folder)
+    if not tokenizer.file_name:
+        raise DataError(f"{folder}: has no tokenizer.json and no tokenizer.model")
+    return tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: if it is none.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ConfigError(f"{path}: larger than {_LARGEST_JSON} bytes")
+        tree = json.loads(path.read_bytes(), object_pairs_hook=_unique_keys)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: must be a JSON object")
+    return tree
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in tree and tree[key] != value:
+            raise ValueError(f"{key} stands there twice, as {tree[key]!r:.80} and as {value!r:.80}")
+        tree[key] = value
+    return tree
