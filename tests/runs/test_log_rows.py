@@ -1,21 +1,16 @@
 """Rows of metrics.jsonl and timing.jsonl that were changed, lost or damaged are told."""
 
-import errno
 import json
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hmoe import CheckpointError, HMoEError
-from hmoe.checkpoint import manifest
-from hmoe.checkpoint import store as checkpoint
 from hmoe.runs.log_rows import seconds_at
 from hmoe.runs.step_metrics import metrics_at
 from hmoe.train.records import Records
-from tests.checkpoint.test_store import example
 
 
 def write_logs(folder: Path, steps: int = 6, log_every: int = 1) -> Path:
@@ -121,21 +116,3 @@ def test_a_bit_flip_in_the_logs_is_told_or_changes_nothing(tmp_path: Path) -> No
             if not told:
                 assert seconds_at(folder, 6) == seconds
                 assert (folder / "metrics.jsonl").read_bytes() == (good / "metrics.jsonl").read_bytes()
-
-
-def test_a_shortage_of_handles_sets_no_checkpoint_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, example(), keep=2)
-
-    def refuse(*_: Any) -> Any:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    for place in (
-        "hmoe.checkpoint.manifest.sha256",
-        "hmoe.checkpoint.manifest.os.listdir",
-        "hmoe.checkpoint.store.load_file",
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, refuse)
-            with pytest.raises(OSError, match="Too many open files"):
-                checkpoint.latest(tmp_path, quarantine=True, say=print)
-    assert manifest.list_steps(tmp_path) == [3]

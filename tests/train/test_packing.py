@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hmoe import CheckpointError
-from hmoe.checkpoint import store as checkpoint
+from hmoe.checkpoint.store import latest, read, save
 from hmoe.data.prepare import Request, prepare
 from hmoe.data.shards import ACROSS, WITHIN
 from hmoe.train import session
@@ -37,15 +37,15 @@ def test_a_run_begun_by_an_earlier_version_resumes_to_the_same_losses(
         earlier.setattr(session, "_packing", lambda checkpoint: WITHIN)
         whole = run(tmp_path / "whole", *data, "train.steps=2")
         run(tmp_path / "old", *data, "train.steps=1")
-    old = checkpoint.read(tmp_path / "old" / "checkpoints" / "step-00000001")
+    old = read(tmp_path / "old" / "checkpoints" / "step-00000001")
     del old.state["packing"]
     folder = tmp_path / "old" / "checkpoints" / "step-00000001"
     folder.rename(tmp_path / "aside")
-    checkpoint.save(tmp_path / "old", old, 2)
+    save(tmp_path / "old", old, 2)
     assert "packing" not in json.loads((folder / "state.json").read_bytes())
     resumed = run(tmp_path / "old", *data, "train.steps=2")
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
-    newest = checkpoint.latest(tmp_path / "old", quarantine=False, say=print)
+    newest = latest(tmp_path / "old", quarantine=False, say=print)
     assert newest is not None
     assert newest.state["packing"] == WITHIN
     assert resumed[-1]["validation_loss"] == whole[-1]["validation_loss"]

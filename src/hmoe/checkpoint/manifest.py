@@ -1,79 +1,104 @@
-"""The files of a checkpoint and the SHA-256 manifest that binds them; no torch, so a config is compared at once."""
+"""Which files a checkpoint consists of, and the SHA-256 manifest that binds them; no torch, so a config is compared at once.
+
+    MANIFEST.json: {"digest": of the logical state, "files": {NAME: {"bytes": ..., "sha256": ...}}, "manifest_sha256": ...}
+
+The manifest lists whatever lies in the folder. It is damaged if any listed file differs or is missing, or another lies there.
+"""
 
 import errno
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hmoe.errors import CheckpointError
 from hmoe.storage import sha256
 
-FILES = ("model.safetensors", "optimizer.safetensors", "state.json")
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE_FILE = "MANIFEST.json", "state.json"
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
+@dataclass(frozen=True)
+class FileEntry:
+    """What the manifest says of one file: its size in bytes, and its SHA-256 in hexadecimal."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a checkpoint by name, and the digest of the logical state that they hold."""
+
+    digest: str
+    files: dict[str, FileEntry]
+
+
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Return the folder where the checkpoint of a step lies."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def list_steps(run: Path) -> list[int]:
-    """Steps of the published checkpoints, newest first."""
+    """Return the steps of the published checkpoints, newest first."""
     names = [name.removeprefix("step-") for name in list_checkpoints(run) if name.startswith("step-")]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     return [step for step in steps if checkpoint_folder(run, step).is_dir()]
 
 
 def list_checkpoints(run: Path) -> list[str]:
-    """Names in the folder of checkpoints; a folder that cannot be listed is an error, not an empty one."""
+    """Return the sorted names in a run's folder of checkpoints, [] where there is none.
+
+    Raises:
+        OSError: if it cannot be listed; a folder that cannot be listed is no empty one.
+    """
     try:
         return sorted(os.listdir(run / "checkpoints"))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def verify(folder: Path) -> str:
-    """Check every byte of a checkpoint; returns the digest of its logical state.
+def verify(folder: Path) -> Manifest:
+    """Check every byte of a checkpoint, and return its manifest.
 
     Raises:
         CheckpointError: naming the file and the reason.
     """
     try:
         manifest = _read_manifest(folder)
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave those
-        if names != sorted([*FILES, MANIFEST]):
-            raise CheckpointError(
-                f"{folder}: holds {', '.join(names)}; must hold exactly {', '.join([*FILES, MANIFEST])}"
-            )
-        for name in FILES:
+        names, expected = _list_files(folder), sorted([*manifest.files, MANIFEST])
+        if names != expected:
+            raise CheckpointError(f"{folder}: holds {', '.join(names)}; must hold exactly {', '.join(expected)}")
+        for name in manifest.files:
             _check_file(folder, name, manifest)
     except OSError as error:
         raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
-    return str(manifest["digest"])
+    return manifest
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The state of a checkpoint, verified by the manifest; its tensors are not read.
+    """Read the state of a checkpoint, verified by the manifest; its tensors are neither read nor checked.
 
     Raises:
         CheckpointError: naming the file and the reason.
     """
     try:
-        _check_file(folder, "state.json", _read_manifest(folder))
-        state: dict[str, Any] = json.loads((folder / "state.json").read_bytes())
+        _check_file(folder, STATE_FILE, _read_manifest(folder))
+        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
         if folder.name != checkpoint_folder(folder, state["step"]).name:
             raise CheckpointError(f"{folder}: holds step {state['step']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, OSError):
+            raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
     return state
 
 
 def newest_state(run: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint whose state verifies, None if there is none."""
+    """Return the state of the newest checkpoint whose state verifies, None if there is none."""
     for step in list_steps(run):
         try:
             return read_state(checkpoint_folder(run, step))
@@ -83,37 +108,50 @@ def newest_state(run: Path) -> dict[str, Any] | None:
 
 
 def raise_shortage(error: OSError) -> None:
-    """Pass an error on that says nothing about the files: a process without handles or memory damages no checkpoint."""
+    """Raise the error again if it says nothing about the files: a process without handles or memory damages none."""
     if error.errno in _SHORTAGES:
         raise error
 
 
 def encode_json(tree: dict[str, Any]) -> bytes:
-    """JSON whose bytes depend on the values only."""
+    """Encode plain values as JSON whose bytes depend on the values only."""
     return (json.dumps(tree, sort_keys=True, indent=1) + "\n").encode()
 
 
-def write_manifest(folder: Path, digest: str) -> None:
-    """Write the manifest of the files that lie in a folder; its own hash makes a flip in it visible too."""
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in FILES}
+def write_manifest(folder: Path, digest: str) -> list[str]:
+    """Write the manifest of all files that lie in a folder; return their names, the manifest's own last."""
+    names = _list_files(folder)
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
     manifest: dict[str, Any] = {"digest": digest, "files": files}
+    # The manifest's own hash makes a flip in it visible too.
     manifest["manifest_sha256"] = hashlib.sha256(encode_json(manifest)).hexdigest()
     (folder / MANIFEST).write_bytes(encode_json(manifest))
+    return [*names, MANIFEST]
 
 
-def _check_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
-    if sha256(folder / name) != manifest["files"][name]["sha256"]:
+def _list_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave hidden ones
+
+
+def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
+    size, expected = (folder / name).stat().st_size, manifest.files[name]
+    if size != expected.num_bytes:  # also says how much of a large file is missing, at once
+        raise CheckpointError(f"{folder / name}: is {size} bytes long, {expected.num_bytes} in the manifest")
+    if sha256(folder / name) != expected.sha256:
         raise CheckpointError(f"{folder / name}: SHA-256 differs from the manifest")
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> Manifest:
     content = (folder / MANIFEST).read_bytes()
     try:
-        manifest: dict[str, Any] = json.loads(content)
-        own = manifest.pop("manifest_sha256")
-        whole = encode_json({**manifest, "manifest_sha256": own}) == content
+        tree: dict[str, Any] = json.loads(content)
+        own_sha256 = tree.pop("manifest_sha256")
+        # Compared as bytes: a flip in the spaces between values is damage too.
+        whole = encode_json({**tree, "manifest_sha256": own_sha256}) == content
+        files = {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in tree["files"].items()}
+        manifest = Manifest(tree["digest"], files)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{folder / MANIFEST}: damaged") from None
-    if not whole or own != hashlib.sha256(encode_json(manifest)).hexdigest():
+    if not whole or own_sha256 != hashlib.sha256(encode_json(tree)).hexdigest():
         raise CheckpointError(f"{folder / MANIFEST}: damaged, its own SHA-256 differs")
     return manifest

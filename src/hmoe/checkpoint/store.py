@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, verified and without pickle: safetensors + JSON + a SHA-256 manifest.
+"""The checkpoints of a run folder: published whole, verified before use, the newest few kept, without pickle.
 
     checkpoints/step-00000010/{model.safetensors, optimizer.safetensors, state.json, MANIFEST.json}
 
@@ -6,84 +6,52 @@ A checkpoint appears by one rename after everything in it was flushed to disk, i
 times, hosts or paths, so equal runs write equal bytes. It is verified whole before any weight of it is used.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from hmoe.checkpoint.manifest import (
-    FILES,
     MANIFEST,
     checkpoint_folder,
-    encode_json,
     list_checkpoints,
     list_steps,
     raise_shortage,
     verify,
     write_manifest,
 )
+from hmoe.checkpoint.state import STANDARD_FILES, Checkpoint, digest, read_files, write_files
 from hmoe.errors import CheckpointError
-from hmoe.storage import fsync, utf8_name
-
-Tensors = dict[str, torch.Tensor]
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a verified checkpoint holds; `state` is plain JSON values."""
-
-    step: int
-    model: Tensors
-    optimizer: Tensors
-    state: dict[str, Any]
+from hmoe.storage import fsync
 
 
 def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Publish a checkpoint, verify it, then remove all but the newest `keep`.
+    """Publish a checkpoint, verify it, then remove all but the newest `keep`; return its folder.
 
     Raises:
         CheckpointError: if it cannot be written; earlier checkpoints are untouched and nothing is left behind.
     """
-    folder = run / "checkpoints"
     final = checkpoint_folder(run, checkpoint.step)
     if final.exists():
         raise CheckpointError(f"{final}: exists already and is never rewritten")
-    temporary = folder / f".{final.name}.tmp"
     try:
-        folder.mkdir(exist_ok=True)
-        for litter in folder.glob(".step-*"):
-            shutil.rmtree(litter, ignore_errors=True)
-        temporary.mkdir()
-        _write(temporary, checkpoint)
-        temporary.rename(final)
-        fsync(folder)
+        _publish(final, checkpoint)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.nbytes for tensors in (checkpoint.model, checkpoint.optimizer) for t in tensors.values())
         free = shutil.disk_usage(run).free
         raise CheckpointError(
             f"{final}: cannot be written: {error} (needs about {needed} bytes, {free} bytes free); earlier ones are intact"
         ) from None
+    # Read back before anything older goes: a disk that lies about a write must not cost the last good checkpoint.
     verify(final)
-    for old in list_steps(run)[keep:]:
-        hidden = folder / f".step-{old:08d}.old"  # a kill while deleting must not leave half a checkpoint
-        checkpoint_folder(run, old).rename(hidden)
-        shutil.rmtree(hidden)
+    _prune(run, keep)
     return final
 
 
-def latest(run: Path, quarantine: bool, say: Say, optimizer: bool = True) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None if none was ever written.
+def latest(run: Path, quarantine: bool, say: Callable[[str], None], optimizer: bool = True) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies, or None if none was ever written.
 
     A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried. Without
     `optimizer` its tensors are verified but not loaded.
@@ -112,90 +80,53 @@ def read(folder: Path, optimizer: bool = True) -> Checkpoint:
     Raises:
         CheckpointError: naming the file and the reason.
     """
-    expected = verify(folder)
+    manifest = verify(folder)
+    missing = [name for name in STANDARD_FILES if name not in manifest.files]
+    if missing:
+        raise CheckpointError(f"{folder / MANIFEST}: lists no {', '.join(missing)}, which every checkpoint has")
     try:
-        state = json.loads((folder / "state.json").read_bytes())
-        checkpoint = Checkpoint(
-            state["step"], _load(folder / FILES[0]), _load(folder / FILES[1]) if optimizer else {}, state
-        )
-        if folder.name != checkpoint_folder(folder, checkpoint.step).name:
-            raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
-        if optimizer and digest(checkpoint) != expected:
-            raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
-    except CheckpointError:
-        raise
+        checkpoint = read_files(folder, manifest.files, optimizer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, OSError):
             raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+    if folder.name != checkpoint_folder(folder, checkpoint.step).name:
+        raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
+    if optimizer and digest(checkpoint) != manifest.digest:
+        raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
     return checkpoint
 
 
-def digest(checkpoint: Checkpoint) -> str:
-    """SHA-256 of the logical state: names, types, shapes and values, however they are laid out in files."""
-    total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
-    for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
-        for name, tensor in sorted(tensors.items()):
-            total.update(f"{part}/{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
-            total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+def _publish(final: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint under a hidden name, flush it, and rename it; nothing is left behind if that fails."""
+    folder = final.parent
+    temporary = folder / f".{final.name}.tmp"
+    try:
+        folder.mkdir(exist_ok=True)
+        for litter in folder.glob(".step-*"):  # of a process that was killed while it wrote or deleted
+            shutil.rmtree(litter, ignore_errors=True)
+        temporary.mkdir()
+        write_files(temporary, checkpoint)
+        for name in write_manifest(temporary, digest(checkpoint)):
+            fsync(temporary / name)
+        # The folder's own entries must be on disk before its name is, and its name before anybody relies on it.
+        fsync(temporary)
+        temporary.rename(final)
+        fsync(folder)
+    except Exception:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
-def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Checkpoint:
-    """The state of a run as a Checkpoint (views, not copies)."""
-    moments = {
-        f"{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    return Checkpoint(step, _on_cpu(dict(model.named_parameters())), _on_cpu(moments), {"step": step, **state})
-
-
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Put a checkpoint into a model, and its moments into the optimizer.
-
-    Raises:
-        CheckpointError: if it belongs to another model.
-    """
-    parameters = dict(model.named_parameters())
-    for name in parameters.keys() | checkpoint.model.keys():
-        shapes = [tuple(t[name].shape) if name in t else None for t in (parameters, checkpoint.model)]
-        if shapes[0] != shapes[1]:
-            raise CheckpointError(
-                f"checkpoint of step {checkpoint.step}: {name} has shape {shapes[1]}, the model {shapes[0]}"
-            )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(checkpoint.model[name])
-    if optimizer is None:
-        return
-    for key, value in checkpoint.optimizer.items():
-        name, _, moment = key.rpartition(".")
-        # Onto the parameter's device, which fused AdamW wants of its `step` too; copied, since files do not align tensors.
-        optimizer.state[parameters[name]][moment] = value.to(parameters[name].device, copy=True)
-
-
-def _load(file: Path) -> Tensors:
-    with utf8_name(file) as name:
-        return load_file(name)
-
-
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    save_file({n: t.contiguous() for n, t in checkpoint.model.items()}, folder / FILES[0])
-    save_file({n: t.contiguous() for n, t in checkpoint.optimizer.items()}, folder / FILES[1])
-    (folder / "state.json").write_bytes(encode_json(checkpoint.state))
-    write_manifest(folder, digest(checkpoint))
-    for name in (*FILES, MANIFEST):
-        fsync(folder / name)
-    fsync(folder)
+def _prune(run: Path, keep: int) -> None:
+    for step in list_steps(run)[keep:]:
+        hidden = run / "checkpoints" / f".step-{step:08d}.old"
+        checkpoint_folder(run, step).rename(hidden)  # a kill while deleting must not leave half a checkpoint
+        shutil.rmtree(hidden)
 
 
 def _set_aside(folder: Path) -> None:
-    number = 0
-    while (target := folder.with_name(f"{folder.name}.corrupt{number or ''}")).exists():
-        number += 1
+    attempt = 0
+    while (target := folder.with_name(f"{folder.name}.corrupt{attempt or ''}")).exists():
+        attempt += 1
     os.rename(folder, target)
-
-
-def _on_cpu(tensors: Tensors) -> Tensors:
-    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}

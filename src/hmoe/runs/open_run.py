@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from hmoe.checkpoint import store as checkpoint
+from hmoe.checkpoint.state import restore
+from hmoe.checkpoint.store import latest
 from hmoe.config.run import RunConfig
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transfor
     """
     if not is_run(run):
         raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE` makes one")
-    newest = checkpoint.latest(run, quarantine=False, say=say, optimizer=False)
+    newest = latest(run, quarantine=False, say=say, optimizer=False)
     if newest is None:
         raise CheckpointError(f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps")
     config = read_config(run, newest.state, say)
@@ -37,5 +38,5 @@ def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transfor
     with on_meta():
         model = Transformer(config.model).to(next(iter(newest.model.values())).dtype)
     model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
-    checkpoint.restore(newest, model)
+    restore(newest, model)
     return config, model.eval(), tokenizer, newest.state

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
-from hmoe.checkpoint import store as checkpoint
 from hmoe.checkpoint.manifest import list_steps
-from hmoe.checkpoint.store import Checkpoint
+from hmoe.checkpoint.state import capture
+from hmoe.checkpoint.store import save
 from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import write_tokenizer
@@ -39,7 +39,6 @@ def begin(
         folder.write(name, content)
     write_tokenizer(folder.path, tokenizer)
     state = {
-        "step": 0,
         "counts": vars(Counts()),
         "watch": None,
         "data": None,
@@ -49,6 +48,6 @@ def begin(
         "side_files": side_digests(folder.path),
         "environment": describe_environment(),
     }
-    weights = {name: parameter.detach().cpu() for name, parameter in model.named_parameters()}
-    checkpoint.save(folder.path, Checkpoint(0, weights, {}, state), config.train.keep)
-    folder.write_config(config)  # last: a folder that has it has the weights too, and is never trained from random ones
+    save(folder.path, capture(0, model, None, state), config.train.keep)
+    # Last: a folder that has a config has the weights too, and is never trained from random ones.
+    folder.write_config(config)

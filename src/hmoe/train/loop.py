@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hmoe.checkpoint import store as checkpoint
+from hmoe.checkpoint.store import latest
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import MicroBatch, bytes_per_token, validation
 from hmoe.data.open import open_data
@@ -34,7 +34,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
         NonFiniteError: after MAX_BAD_STEPS steps in a row whose loss or gradients were not finite.
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    restored = checkpoint.latest(folder.path, quarantine=True, say=console.warn)
+    restored = latest(folder.path, quarantine=True, say=console.warn)
     if restored is not None:
         config = folder.check_config(config, restored.state, console.warn)
         seconds = seconds_at(folder.path, restored.step)

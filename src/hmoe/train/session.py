@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from hmoe.checkpoint import store as checkpoint
+from hmoe.checkpoint.state import Checkpoint, capture, restore
+from hmoe.checkpoint.store import save
 from hmoe.config.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
@@ -72,8 +73,8 @@ class Session:
             "config": bound_part(self.config),
             "side_files": self.side_files,
         }
-        captured = checkpoint.capture(self.counts.step, self.model, self.optimizer, state)
-        checkpoint.save(self.path, captured, self.config.train.keep)
+        captured = capture(self.counts.step, self.model, self.optimizer, state)
+        save(self.path, captured, self.config.train.keep)
         return self.counts.step
 
     def progress(self) -> float:
@@ -93,9 +94,7 @@ def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
     return max(used / limit for used, limit in pairs if limit)
 
 
-def open_session(
-    config: RunConfig, folder: RunFolder, restored: checkpoint.Checkpoint | None, console: Console
-) -> Session:
+def open_session(config: RunConfig, folder: RunFolder, restored: Checkpoint | None, console: Console) -> Session:
     """Open data, build the model, and continue from the restored checkpoint, if there is one.
 
     Raises:
@@ -120,7 +119,7 @@ def open_session(
     optimizer = adamw(model, config.optim)
     counts, watch_state = Counts(), None
     if restored is not None:
-        checkpoint.restore(restored, model, optimizer)
+        restore(restored, model, optimizer)
         counts, watch_state = Counts(**restored.state["counts"]), restored.state["watch"]
         console.note(f"resuming from step {counts.step}")
     moe = config.model.moe
@@ -208,7 +207,7 @@ def _names(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
     return " ".join(texts.get(token, f"token {token}") for token in tokens) or "no token of their own"
 
 
-def _packing(restored: checkpoint.Checkpoint | None) -> str | None:
+def _packing(restored: Checkpoint | None) -> str | None:
     """How a resumed run cuts its data into sequences; None: as new runs do."""
     if restored is None or restored.state["data"] is None:
         return None

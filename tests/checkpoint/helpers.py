@@ -1,0 +1,26 @@
+"""Small checkpoints."""
+
+import torch
+
+from hmoe.checkpoint.state import Checkpoint
+
+STATE = {"step": 3, "counts": {"tokens": 7}}
+
+
+def example(step: int = 3, seed: int = 0) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seed)
+    model = {"a.weight": torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator).bfloat16()}
+    optimizer = {"a.weight.exp_avg": torch.randn(4, 5, generator=generator), "a.weight.step": torch.tensor(3.0)}
+    return Checkpoint(step, model, optimizer, {**STATE, "step": step})
+
+
+def nothing(text: str) -> None:
+    pass
+
+
+def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
+    assert a.step == b.step
+    assert a.state == b.state
+    for first, second in ((a.model, b.model), (a.optimizer, b.optimizer)):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first)

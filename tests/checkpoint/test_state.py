@@ -1,0 +1,55 @@
+"""What a checkpoint holds is put back exactly, and its digest covers all of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from hmoe import CheckpointError
+from hmoe.checkpoint.state import Checkpoint, digest, restore
+from hmoe.checkpoint.store import latest, save
+from tests.checkpoint.helpers import example, nothing
+
+
+def test_digest_does_not_depend_on_order_but_on_every_name_and_value() -> None:
+    a = example()
+    shuffled = Checkpoint(a.step, dict(reversed(a.model.items())), a.optimizer, a.state)
+    assert digest(shuffled) == digest(a)
+    renamed = Checkpoint(a.step, {"c": a.model["b"], "a.weight": a.model["a.weight"]}, a.optimizer, a.state)
+    assert len({digest(c) for c in (a, renamed, example(seed=1), example(step=4))}) == 4
+
+
+def test_a_checkpoint_of_another_model_is_refused() -> None:
+    model = torch.nn.ParameterDict({"b": torch.nn.Parameter(torch.zeros(4))})
+    with pytest.raises(CheckpointError, match=r"a\.weight has shape|b has shape"):
+        restore(example(), model)
+
+
+def test_every_moment_is_restored_onto_its_parameters_device() -> None:
+    """Fused AdamW refuses a `step` on the CPU beside parameters on a GPU; `meta` stands for one."""
+    with torch.device("meta"):
+        model = torch.nn.Linear(5, 4)
+    parameters = {"weight": torch.zeros(4, 5), "bias": torch.zeros(4)}
+    moments = {f"{name}.{key}": torch.ones(()) if key == "step" else torch.zeros_like(value)
+               for name, value in parameters.items() for key in ("step", "exp_avg", "exp_avg_sq")}  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters())
+    restore(Checkpoint(1, parameters, moments, {"step": 1}), model, optimizer)
+    devices = {moment.device.type for state in optimizer.state.values() for moment in state.values()}
+    assert len(optimizer.state) == 2
+    assert devices == {"meta"}
+
+
+def test_what_is_restored_lies_in_aligned_memory(tmp_path: Path) -> None:
+    """A matrix product's last bit may depend on it; safetensors puts one tensor right behind the other."""
+    save(tmp_path, example(), keep=2)
+    loaded = latest(tmp_path, quarantine=False, say=nothing)
+    assert loaded is not None
+    assert any(tensor.data_ptr() % 64 for tensor in (*loaded.model.values(), *loaded.optimizer.values()))
+    model = torch.nn.Module()
+    model.a = torch.nn.Linear(5, 4, bias=False)
+    model.b = torch.nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    optimizer = torch.optim.AdamW(model.parameters())
+    restore(loaded, model, optimizer)
+    moments = [moment for state in optimizer.state.values() for moment in state.values()]
+    assert len(moments) == 2
+    assert not any(tensor.data_ptr() % 64 for tensor in (*model.parameters(), *moments))
