@@ -1,5 +1,7 @@
 """Small checkpoints."""
 
+from dataclasses import replace
+
 import torch
 
 from hmoe.checkpoint.state import Checkpoint
@@ -21,6 +23,12 @@ def nothing(text: str) -> None:
 def assert_equal(a: Checkpoint, b: Checkpoint) -> None:
     assert a.step == b.step
     assert a.state == b.state
+    assert a.extra_files == b.extra_files
     for first, second in ((a.model, b.model), (a.optimizer, b.optimizer)):
         assert first.keys() == second.keys()
         assert all(torch.equal(first[k], second[k]) and first[k].dtype == second[k].dtype for k in first)
+
+
+def with_extra_file(step: int = 3) -> Checkpoint:
+    """A checkpoint that holds one file more than those of today."""
+    return replace(example(step), extra_files={"extra.bin": bytes(range(200))})

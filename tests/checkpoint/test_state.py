@@ -1,12 +1,13 @@
 """What a checkpoint holds is put back exactly, and its digest covers all of it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from hmoe import CheckpointError
-from hmoe.checkpoint.state import Checkpoint, digest, restore
+from hmoe.checkpoint.state import Checkpoint, capture, digest, restore
 from hmoe.checkpoint.store import latest, save
 from tests.checkpoint.helpers import example, nothing
 
@@ -53,3 +54,19 @@ def test_what_is_restored_lies_in_aligned_memory(tmp_path: Path) -> None:
     moments = [moment for state in optimizer.state.values() for moment in state.values()]
     assert len(moments) == 2
     assert not any(tensor.data_ptr() % 64 for tensor in (*model.parameters(), *moments))
+
+
+def test_an_extra_file_has_a_name_of_its_own(tmp_path: Path) -> None:
+    for name in ("state.json", "MANIFEST.json", ".hidden", "a/b", "../a", ""):
+        with pytest.raises(ValueError, match="extra file"):
+            save(tmp_path, replace(example(), extra_files={name: b""}), keep=2)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_what_is_captured_before_the_first_step_has_no_moments() -> None:
+    model = torch.nn.Linear(3, 2)
+    for optimizer in (None, torch.optim.AdamW(model.parameters())):
+        checkpoint = capture(0, model, optimizer, {"data": None})
+        assert checkpoint.optimizer == {}
+        assert checkpoint.state == {"step": 0, "data": None}
+        assert torch.equal(checkpoint.model["weight"], model.weight)

@@ -102,7 +102,7 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
         ValueError: for the name of an extra file that a checkpoint cannot have.
     """
     for name in checkpoint.extra_files:
-        if name in (*STANDARD_FILES, MANIFEST) or name.startswith(".") or Path(name).name != name:
+        if name in ("", *STANDARD_FILES, MANIFEST) or name.startswith(".") or Path(name).name != name:
             raise ValueError(f"extra file {name!r}: must be a plain, visible file name that no other file has")
     for name, tensors in ((MODEL_FILE, checkpoint.model), (OPTIMIZER_FILE, checkpoint.optimizer)):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
