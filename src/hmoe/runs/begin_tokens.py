@@ -8,16 +8,14 @@ from hmoe.data.tokenizer import Tokenizer
 
 
 def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The recorded tokens of a checkpoint's state.
-
-    Earlier versions recorded none: what they imported began as its tokenizer says, what they trained began with nothing.
-    """
+    """Return the tokens that texts begin with, as a checkpoint's state records them."""
     if "begin" in state:
         return tuple(state["begin"])
+    # Earlier versions recorded none: what they imported began as its tokenizer says, what they trained with nothing.
     return tokenizer.begin if state["step"] == 0 else ()
 
 
 def begin_of_folder(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Of a run folder's newest checkpoint whose state verifies; elsewhere the tokenizer's own."""
+    """Return the tokens that texts begin with, of a run folder's newest state; elsewhere the tokenizer's own."""
     state = newest_state(path)
     return tokenizer.begin if state is None else run_begin(state, tokenizer)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and timing.jsonl of a run: rows in the order of their steps."""
+"""The rows of metrics.jsonl and timing.jsonl of a run, in the order of their steps: all of the package reads them here."""
 
 import json
 import math
@@ -9,43 +9,55 @@ from typing import Any
 from hmoe.errors import CheckpointError
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
-_NUMBERS = ("seconds", "tokens_per_second")
+_CLOCKS = ("seconds", "tokens_per_second")
 Row = tuple[bytes, dict[str, Any]]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """(line, values) of every whole row; a torn one can only be the last.
+def read_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
+    """Yield (line, values) of every whole row of a log up to a step, by default of all; a torn row can only be the last.
 
     Raises:
-        CheckpointError: naming the line that is damaged.
+        CheckpointError: naming the line that is damaged, also one after that step.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     before = 0
-    for number, line in enumerate(lines, 1):
+    for index, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
             whole = line.endswith(b"\n") and type(row["step"]) is int and row["step"] > before
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
-        if not whole and number < len(lines):
-            raise CheckpointError(f"{path}:{number}: damaged line; mend it, or move the file away to lose its rows")
+        if not whole and index < len(lines):
+            raise CheckpointError(f"{path}:{index}: damaged line; mend it, or move the file away to lose its rows")
         if whole:
-            _check_numbers(path, number, row)
+            _check_clocks(path, index, row)
             before = row["step"]
-            yield line, row
+            if last_step is None or before <= last_step:
+                yield line, row
+
+
+def read_logs(run: Path, last_step: int | None = None) -> tuple[list[Row], list[Row]]:
+    """Return the rows of metrics.jsonl and those of timing.jsonl of a run up to a step, by default all of them.
+
+    Raises:
+        CheckpointError: naming the line that is damaged.
+    """
+    return list(read_rows(run / METRICS, last_step)), list(read_rows(run / TIMING, last_step))
 
 
 def seconds_at(run: Path, step: int) -> float:
-    """Training time of a run up to a step."""
-    rows = [row for _, row in read_rows(run / TIMING) if row["step"] <= step]
+    """Return the training time of a run up to a step, in seconds; 0 where no clock was kept."""
+    rows = [row for _, row in read_rows(run / TIMING, step)]
     return float(rows[-1].get("seconds", 0.0)) if rows else 0.0
 
 
-def _check_numbers(path: Path, number: int, row: dict[str, Any]) -> None:
-    for name in _NUMBERS if path.name == TIMING else ():
+def _check_clocks(path: Path, index: int, row: dict[str, Any]) -> None:
+    """Raise CheckpointError for a clock of timing.jsonl that is no number: budgets are counted from it."""
+    for name in _CLOCKS if path.name == TIMING else ():
         value = row.get(name, 0.0)
+        # By type, since True is an int for isinstance; NaN compares as false.
         if type(value) not in (int, float) or not 0 <= value < math.inf:
             raise CheckpointError(
-                f"{path}:{number}: {name} = {json.dumps(value)[:40]}: must be a number of at least 0; "
+                f"{path}:{index}: {name} = {json.dumps(value)[:40]}: must be a number of at least 0; "
                 "mend it, or move the file away to lose its rows"
             )

@@ -18,15 +18,15 @@ class Log:
 
     def cut_back(self, step: int) -> list[Row]:
         """Drop lines after `step` and a torn last line; return those that are kept."""
-        kept = [(line, row) for line, row in read_rows(self.path) if row["step"] <= step]
+        kept = list(read_rows(self.path, step))
         write_atomic(self.path, b"".join(line for line, _ in kept))
         return kept
 
     def write(self, row: dict[str, Any]) -> bytes:
-        """Append one line, and return it."""
+        """Append one line, and return it; it may still lie in the system's memory until `flush`."""
         line = json.dumps(row, allow_nan=False) + "\n"
         try:
-            if self._file is None:
+            if self._file is None:  # not before `cut_back`, which replaces the file
                 self._file = self.path.open("a", encoding="utf-8")
             self._file.write(line)
             self._file.flush()
@@ -39,6 +39,6 @@ class Log:
         fsync(self.path)
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file; no more lines are written."""
         if self._file is not None:
             self._file.close()

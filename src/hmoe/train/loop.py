@@ -14,8 +14,8 @@ from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate
 from hmoe.model.likelihood import mean_nll
-from hmoe.runs.log_rows import METRICS, TIMING, read_rows, seconds_at
-from hmoe.runs.log_seals import check_seals
+from hmoe.runs.log_rows import seconds_at
+from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
@@ -57,8 +57,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
 
 def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
     """Say whether the logs of a finished run are those that were written."""
-    rows = ([row for row in read_rows(folder.path / name) if row[1]["step"] <= step] for name in (METRICS, TIMING))
-    problem = check_seals(folder.path, *rows)[1]
+    problem = describe_log_change(folder.path, step)
     if problem is not None:
         console.warn(f"{problem}; the checkpoint does not depend on them")
 
