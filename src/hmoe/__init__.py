@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from hmoe.model.routers.base import RouterMethod
     from hmoe.model.routing import Routing
     from hmoe.model.trace import RoutingTrace, trace
+    from hmoe.runs.open_model import open_model_and_tokenizer as open
     from hmoe.specs.experts import Hyper, ZeroExperts
     from hmoe.specs.routers.base import RouterSpec
     from hmoe.specs.routers.expert_choice import ExpertChoice
@@ -48,6 +49,7 @@ _HOME = {
     "geometric": "hmoe.specs.widths",
     "hybrid": "hmoe.specs.widths",
     "load_balance": "hmoe.model.losses",
+    "open": "hmoe.runs.open_model:open_model_and_tokenizer",  # no module of the package hides Python's own `open`
     "parameter_penalty": "hmoe.model.losses",
     "register_loss": "hmoe.model.losses",
     "register_router": "hmoe.model.routers",
@@ -78,6 +80,7 @@ __all__ = [
     "geometric",
     "hybrid",
     "load_balance",
+    "open",
     "parameter_penalty",
     "register_loss",
     "register_router",
@@ -90,7 +93,8 @@ __all__ = [
 def __getattr__(name: str) -> "Any":
     if name not in _HOME:
         raise AttributeError(f"module 'hmoe' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

@@ -1,5 +1,7 @@
 """A run folder or a Hugging Face folder -> the model, its tokenizer, and what else evaluating and serving need."""
 
+import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,30 +48,76 @@ class Opened:
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> Opened:
-    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder.
+    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; `say` is told of faults.
 
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
-    name = path.resolve().name
     check_templates(path, say)
     if is_run(path):
-        config, model, tokenizer, state = open_run(path, say)
-        step, begin = state["step"], run_begin(state, tokenizer)
-        template = chat_template(path)
-        length = config.model.context or config.data.sequence_length
-        return Opened(model, tokenizer, length, name, step, template, config, begin, state["data"], path)
+        return _from_run(path, say)
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
             "`hmoe train RECIPE` makes a run folder"
         )
+    return _from_hugging_face(path)
+
+
+def open_model_and_tokenizer(path: str | os.PathLike[str]) -> tuple[Transformer, Tokenizer]:
+    """Open a run folder or a Hugging Face folder, and return its model and its tokenizer.
+
+        model, tokenizer = hmoe.open("runs/quickstart")
+        [ids] = tokenizer.encode(["She was"])
+        logits, routings = model(torch.tensor([ids], device=model.head_weight.device))
+
+    A run folder is opened at its newest checkpoint that verifies, and nothing in it is changed. The model is in
+    evaluation mode, on the GPU where there is one, in the type of the stored weights. The ids of a text do not hold
+    the tokens that the model's texts begin with, such as LLaMA's <s>.
+
+    Warns:
+        UserWarning: what is amiss with the folder though it can be used, such as a damaged newest checkpoint.
+
+    Raises:
+        ConfigError: if it is neither kind of folder, or its config cannot be used.
+        DataError, CheckpointError: if its tokenizer or its weights cannot be used.
+    """
+    faults: list[str] = []
+    opened = open_model(Path(path), faults.append)
+    for fault in faults:  # only now: here the frame above is the caller, whom the warning names
+        warnings.warn(fault, stacklevel=2)
+    return opened.model, opened.tokenizer
+
+
+def _from_run(path: Path, say: Callable[[str], None]) -> Opened:
+    config, model, tokenizer, state = open_run(path, say)
+    return Opened(
+        model=model,
+        tokenizer=tokenizer,
+        context_length=config.model.context or config.data.sequence_length,
+        name=path.resolve().name,
+        step=state["step"],
+        chat_template=chat_template(path),
+        run=config,
+        begin=run_begin(state, tokenizer),
+        data=state["data"],
+        folder=path,
+    )
+
+
+def _from_hugging_face(path: Path) -> Opened:
     raw = read_json(path / "config.json")
     tokenizer = folder_tokenizer(path)
     model = read_model(path, raw)
     if tokenizer.vocab_size > model.config.vocab:
         raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     assert model.config.context is not None  # every family says
-    length, template = model.config.context, chat_template(path)
-    return Opened(model.eval(), tokenizer, length, name, None, template, None, tokenizer.begin, None, path)
+    return Opened(
+        model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval(),
+        tokenizer=tokenizer,
+        context_length=model.config.context,
+        name=path.resolve().name,
+        chat_template=chat_template(path),
+        begin=tokenizer.begin,
+        folder=path,
+    )
