@@ -1,1 +1,1 @@
-"""Models as folders: a run's, or Hugging Face's of several families, read without transformers and without running code."""
+"""Run folders and Hugging Face folders: their lock, what binds them, their logs, and how a model is opened from them."""

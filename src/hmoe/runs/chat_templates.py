@@ -1,4 +1,10 @@
-"""The chat templates of a folder, as transformers keeps them: Jinja files, else a field of tokenizer_config.json."""
+"""The chat templates of a folder, as transformers keeps them.
+
+chat_template.jinja                    the default
+additional_chat_templates/NAME.jinja   others
+tokenizer_config.json                  its field chat_template, where there is no such file: the
+                                       default, or a list of {"name", "template"}
+"""
 
 import re
 from collections.abc import Callable, Iterator
@@ -9,7 +15,7 @@ from hmoe.runs.hf_folder import read_json
 
 
 def chat_template(folder: Path) -> str | None:
-    """Of several the one named default.
+    """Return the chat template of a folder, of several the one named default; None where there is none.
 
     Raises:
         ConfigError: if it cannot be read.
@@ -18,7 +24,7 @@ def chat_template(folder: Path) -> str | None:
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """By name, as transformers finds them: chat_template.jinja and additional_chat_templates/, else tokenizer_config.json.
+    """Return the chat templates of a folder by name, as transformers finds them.
 
     Raises:
         ConfigError: if one cannot be read.
@@ -46,12 +52,13 @@ def check_templates(folder: Path, say: Callable[[str], None]) -> None:
     names = sorted(chat_templates(folder))
     if names and "default" not in names:
         say(
-            f"{folder}: none of its chat templates is named default ({', '.join(names)}): chats are laid out as plain lines"
+            f"{folder}: none of its chat templates is named default ({', '.join(names)}): "
+            "chats are laid out as plain lines"
         )
 
 
 def template_files(folder: Path | None, default: str | None) -> Iterator[tuple[str, str]]:
-    """(file name, content) of the templates of a folder, as transformers writes them.
+    """Yield (file name, content) of the default template and of a folder's others, as transformers writes them.
 
     Raises:
         ConfigError: for a name that no file can have.

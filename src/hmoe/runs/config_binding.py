@@ -1,4 +1,7 @@
-"""What binds a run folder: the config in its checkpoint, with which config.yaml and every recipe are compared. No torch."""
+"""What binds a run folder: the config in its checkpoint, with which config.yaml and every recipe are compared.
+
+No torch is imported, so that a recipe that does not fit is refused at once.
+"""
 
 import json
 import reprlib
@@ -13,21 +16,18 @@ from hmoe.errors import CheckpointError, ConfigError
 
 CONFIG = "config.yaml"
 LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a checkpoint is left
-Say = Callable[[str], None]
 State = dict[str, Any]
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is one that `hmoe train` or `hmoe import` made, even if its config.yaml is lost."""
+    """Return whether a folder is one that `hmoe train` or `hmoe import` made, even if its config.yaml is lost."""
     return (path / CONFIG).is_file() or bool(list_steps(path))
 
 
 def bound_part(config: RunConfig) -> dict[str, Any]:
-    """What a checkpoint holds of its config: every key but those that may differ when the run is resumed.
-
-    The embedded corpus is a name, not a place, so it stays.
-    """
+    """Return what a checkpoint holds of its config: every key but those that may differ when the run is resumed."""
     tree = config.model_dump(mode="json")
+    # The embedded corpus is a name, not a place: it cannot lie elsewhere, so it binds.
     for key in RESUMABLE - ({"data.path"} if config.data.path == "corpus" else set()):
         section, _, name = key.partition(".")
         del tree[section][name]
@@ -35,7 +35,13 @@ def bound_part(config: RunConfig) -> dict[str, Any]:
 
 
 def recorded_config(state: State) -> RunConfig | None:
-    """The config that a checkpoint holds, with stand-ins for what may differ; None if it was written before it held one."""
+    """Return the config that a checkpoint holds, with stand-ins for what may differ.
+
+    None stands for a checkpoint that was written before checkpoints held their config.
+
+    Raises:
+        CheckpointError: if this version of hmoe cannot read it.
+    """
     if "config" not in state:
         return None
     tree = state["config"]
@@ -47,20 +53,20 @@ def recorded_config(state: State) -> RunConfig | None:
 
 
 def take_chosen(config: RunConfig, state: State) -> RunConfig:
-    """The config with what it leaves unset as the run chose it when it began, on whatever device that was."""
+    """Return the config, with what it leaves unset as the run chose it when it began, on whatever device that was."""
     recorded = recorded_config(state)
     if recorded is None or state["data"] is None:  # not begun: nothing is chosen yet
         return config
     for key in CHOSEN:
         section, _, name = key.partition(".")
-        ours, chosen = getattr(config, section), getattr(getattr(recorded, section), name)
-        if getattr(ours, name) is None:
-            config = config.model_copy(update={section: ours.model_copy(update={name: chosen})})
+        values, chosen = getattr(config, section), getattr(getattr(recorded, section), name)
+        if getattr(values, name) is None:
+            config = config.model_copy(update={section: values.model_copy(update={name: chosen})})
     return config
 
 
-def check_bound(state: State, config: RunConfig, where: str, advice: str, say: Say) -> None:
-    """Compare a config with the one that a checkpoint holds.
+def check_bound(state: State, config: RunConfig, where: str, advice: str, say: Callable[[str], None]) -> None:
+    """Raise ConfigError if a config differs from the one that a checkpoint holds in a key that binds.
 
     Before training has begun only the model is bound; what else differs is said.
 
@@ -78,8 +84,8 @@ def check_bound(state: State, config: RunConfig, where: str, advice: str, say: S
         say(f"{key}: {values}; training has not begun, so the former is used")
 
 
-def read_config(run: Path, state: State, say: Say) -> RunConfig:
-    """The config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost or damaged.
+def read_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfig:
+    """Read the config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost or damaged.
 
     Raises:
         ConfigError: if config.yaml was changed in a key that binds, or is lost and the checkpoint holds none.
@@ -92,7 +98,8 @@ def read_config(run: Path, state: State, say: Say) -> RunConfig:
         if recorded is None:
             raise ConfigError(_irreplaceable(error, state)) from None
         say(
-            f"{_lost(error)}: its recipe is read from {_name(state)}, without budgets and data.path, which only the file held"
+            f"{_lost(error)}: its recipe is read from {_name(state)}, without budgets and data.path, "
+            "which only the file held"
         )
         return recorded
     if recorded is None:
@@ -101,7 +108,7 @@ def read_config(run: Path, state: State, say: Say) -> RunConfig:
     return take_chosen(config, state)
 
 
-def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunConfig:
+def check_resumed(run: Path, state: State, config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """Compare the recipe that is to continue a run with its checkpoint, and say what is wrong with its config.yaml.
 
     Returns:
@@ -119,10 +126,12 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunCo
         check_bound(state, config, "the recipe", advice, say)
         say(f"{_lost(error)}: written again from this recipe, which agrees with {_name(state)}")
         return take_chosen(config, state)
-    if "config" not in state:  # config.yaml is the only witness
+    # A checkpoint of an earlier version holds no config: then config.yaml is the only witness.
+    if "config" not in state:
         say(f"{_name(state)} was written before checkpoints held their config: compared with {run / CONFIG}")
         state = {**state, "config": bound_part(written)}
     check_bound(state, config, "the recipe", advice, say)
+    # An edited config.yaml stops nobody here, since the recipe that continues the run replaces it.
     try:
         check_bound(state, written, str(run / CONFIG), "written again", lambda _: None)
     except ConfigError as error:
@@ -130,8 +139,8 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Say) -> RunCo
     return take_chosen(config, state)
 
 
-def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
-    """The config of a run folder as a recipe: of the file, or of its newest checkpoint where the file is lost.
+def load_from_run(run: Path, overrides: Sequence[str], say: Callable[[str], None]) -> RunConfig:
+    """Read the config of a run folder as a recipe, from the file, or from its newest checkpoint where the file is lost.
 
     Raises:
         ConfigError: if nothing holds it, if the file was changed in a key that binds, or an override does not fit.
@@ -146,7 +155,8 @@ def load_from_run(run: Path, overrides: Sequence[str], say: Say) -> RunConfig:
         if recorded is None:
             raise ConfigError(_irreplaceable(error, state)) from None
         say(
-            f"{_lost(error)}: its recipe is read from {_name(state)}; budgets and data.path, which only the file held, must be given"
+            f"{_lost(error)}: its recipe is read from {_name(state)}; budgets and data.path, "
+            "which only the file held, must be given"
         )
         return recipes.check(state["config"], overrides)
     check_bound(state, written, str(file), _advice(file), lambda _: None)

@@ -1,4 +1,4 @@
-"""The model and the tokenizer of a Hugging Face folder."""
+"""A Hugging Face folder -> its model, its tokenizer, and its JSON files."""
 
 import json
 from dataclasses import replace
@@ -21,7 +21,13 @@ _LARGEST_JSON = 1 << 26  # bytes
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
-    """The model of a Hugging Face folder on the CPU, in the type that it names, else is stored in, or in `dtype`."""
+    """Read the model of a Hugging Face folder onto the CPU, in `dtype`, else in the type that it names or is stored in.
+
+    `raw` is its config.json.
+
+    Raises:
+        ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
+    """
     config, tensors = describe_folder(folder, raw)
     stored = named_dtype(raw, str(folder / "config.json"))
     if dtype is None:
@@ -37,15 +43,24 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
 
 
 def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, Tensors]:
-    """What the model of a Hugging Face folder is, from its config.json and the tensors that it stores."""
+    """Return what the model of a Hugging Face folder is, and its tensors, which are not read yet.
+
+    Raises:
+        ConfigError, CheckpointError: naming what cannot be used.
+    """
     config, tensors = families.model_config(raw, str(folder / "config.json")), Tensors(folder)
+    # Folders that say so may still store a head of their own, which then counts, as in transformers.
     if config.tied and is_head_apart(tensors):
         config = replace(config, tied=False)
     return config, tensors
 
 
 def folder_tokenizer(folder: Path) -> Tokenizer:
-    """Raises DataError where there is none."""
+    """Read the tokenizer of a Hugging Face folder.
+
+    Raises:
+        DataError: if there is none.
+    """
     tokenizer = tokenizers.load(folder)
     if not tokenizer.file_name:
         raise DataError(f"{folder}: has no tokenizer.json and no tokenizer.model")
@@ -53,10 +68,10 @@ def folder_tokenizer(folder: Path) -> Tokenizer:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
-        ConfigError: if it is none.
+        ConfigError: if it is no JSON object, is too large, or holds a key twice with different values.
     """
     try:
         if path.stat().st_size > _LARGEST_JSON:

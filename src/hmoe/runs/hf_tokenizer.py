@@ -1,4 +1,4 @@
-"""The tokenizer of a folder as transformers has it, which knows the special tokens by their roles and encodes chats."""
+"""The tokenizer of a folder as transformers has it, which knows special tokens by their roles and encodes chats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,9 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 
 def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None) -> Any:
-    """Of the folder where it has the files that AutoTokenizer reads, else of the tokenizer's own definition.
+    """Return transformers' tokenizer, of the folder's files where AutoTokenizer reads them, else of the definition.
+
+    `begin` are the tokens that every text of the model begins with, for a tokenizer that was made here.
 
     Raises:
         ConfigError: if it cannot be made, or if transformers is missing.
@@ -46,16 +48,14 @@ def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int]
 
 
 def role_names(definition: Tokenizer, separator: int, begin: Sequence[int]) -> dict[str, str | None]:
-    """What transformers calls the tokens that begin and end a text; for a model trained here, both separate documents.
-
-    The separator is the padding too: there must be one for batches, and a vocabulary cannot grow.
-    """
+    """Return what transformers calls the tokens that begin and end a text; without `begin` the separator does both."""
+    # The separator is the padding too: there must be one for batches, and a vocabulary cannot grow.
     ids = {"bos_token": [*begin, separator][0], "eos_token": separator, "pad_token": separator}
     return {role: definition.id_to_token(token) for role, token in ids.items()}
 
 
 def bytes_tokenizer() -> bytes:
-    """The byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes in order."""
+    """Return the byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes in order."""
     tokenizer = Tokenizer(models.BPE(vocab=byte_letters(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

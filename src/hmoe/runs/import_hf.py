@@ -17,7 +17,7 @@ from hmoe.specs.losses import list_loss_keys
 
 
 def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
-    """The recipe with the folder's model in it, the model itself in training precision, and its tokenizer.
+    """Return a recipe with the folder's model in it, the model itself in training precision, and its tokenizer.
 
     Overrides may change the keys under data, optim and train, and the auxiliary losses.
 
@@ -28,7 +28,8 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
         raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
     raw = read_json(source / "config.json")
     model, _ = describe_folder(source, raw)
-    name = source.resolve().name.encode(errors="replace").decode()  # a recipe is UTF-8, a folder's name need not be
+    # A recipe is UTF-8, a folder's name need not be.
+    name = source.resolve().name.encode(errors="replace").decode()
     config = recipes.with_model(recipe, model, overrides, data_path=f"data/{name}")
     for key in recipes.changed_values(config.model_copy(update={"model": model}), config):
         if key.removeprefix("model.moe.") not in list_loss_keys():
@@ -40,7 +41,10 @@ def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfi
 
 
 def beside(source: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of what else the run keeps: chat templates, the names of special tokens, the tokens that end a text."""
+    """Yield (name, content) of the side files that a run keeps of the folder which its model comes from.
+
+    These are chat templates, the names of special tokens, and the tokens that end a text.
+    """
     for name, text in template_files(source, chat_template(source)):
         yield name, text.encode()
     if (source / "tokenizer_config.json").is_file():

@@ -1,4 +1,4 @@
-"""A run folder -> its config, trained model and tokenizer, each compared with what the checkpoint says of it."""
+"""A run folder -> its config, model and tokenizer, each compared with what the checkpoint says of it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ from hmoe.runs.side_files import check_side_files
 
 
 def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
-    """Config, trained model, tokenizer and the checkpoint's state of a run folder; changes nothing in it.
+    """Return config, model, tokenizer and the newest checkpoint's state of a run folder; nothing in it is changed.
 
     Raises:
         ConfigError: if it is no run folder, or its config.yaml is not that of the checkpoint.

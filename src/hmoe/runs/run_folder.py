@@ -1,4 +1,4 @@
-"""The run folder: one writer, one config. No torch."""
+"""The run folder while it is written: one process holds its lock, one config is kept. No torch."""
 
 import os
 from collections.abc import Callable
@@ -31,7 +31,8 @@ class RunFolder:
         try:
             self._take_lock()
             state = newest_state(path)
-            if state is not None:  # refused here already, before torch is imported and tensors are read
+            # Compared here already, before torch is imported and tensors are read.
+            if state is not None:
                 check_resumed(path, state, config, lambda _: None)
         except Exception:
             self._lock.close()
@@ -44,12 +45,12 @@ class RunFolder:
         self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
-        """Replace a file of the folder, or of a folder in it."""
+        """Replace a file of the run folder in one rename; `name` may lie in a folder within it."""
         (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, content)
 
     def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> RunConfig:
-        """Compare a recipe with the checkpoint that it continues; return it with what the run chose where it is unset.
+        """Return a recipe that agrees with the checkpoint it continues, with what the run chose where it is unset.
 
         Raises:
             ConfigError: if it differs in a key that may not, naming it.
@@ -57,7 +58,7 @@ class RunFolder:
         return check_resumed(self.path, state, config, say)
 
     def leads_elsewhere(self, config: RunConfig) -> bool:
-        """Whether a recipe's data.path is not the one that config.yaml keeps."""
+        """Return whether a recipe's data.path is another one than config.yaml keeps."""
         try:
             kept = recipes.load(str(self.path / CONFIG))[1]
         except ConfigError:

@@ -1,4 +1,4 @@
-"""A run at step 0 with given weights, which `hmoe train` continues: how imported and upcycled models begin."""
+"""A run at step 0 with given weights, which training continues: how imported and upcycled models begin."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,10 +25,15 @@ def begin(
     begin_tokens: Sequence[int],
     side_files: Iterable[tuple[str, bytes]] = (),
 ) -> None:
-    """Write the checkpoint of step 0; AdamW starts without moments, the data is chosen when training starts.
+    """Write the checkpoint of step 0 into a locked folder; AdamW has no moments, the data is chosen by training.
 
-    `begin_tokens` are those that every text of the model begins with; the data must have the same. Side files are
-    (name, content) of what an imported model brings beside its tokenizer; the checkpoint binds them.
+    Args:
+        folder: must hold no run yet.
+        config: recipe of the run.
+        model: its weights are those of step 0.
+        tokenizer: the model's own.
+        begin_tokens: those that every text of the model begins with; the data must have the same.
+        side_files: (name, content) of what an imported model brings with its tokenizer; the checkpoint binds them.
 
     Raises:
         ConfigError: if the folder holds a run already.

@@ -11,16 +11,19 @@ from hmoe.runs.log_seals import Seal, check_seals
 from hmoe.train.log_file import Log
 
 _SMOOTHING = 0.9  # of tokens per second
-Say = Callable[[str], None]
 
 
 class Records:
-    """The logs of a run, cut back to `step`; `seconds` is the training time up to there and on from there.
+    """The logs of a run, cut back to the step at which it goes on.
+
+    Attributes:
+        seconds: training time, of the steps before and from here on.
+        tokens_per_second: of training steps alone, smoothed; 0 before the first.
 
     `say` is told of rows that were changed or lost.
     """
 
-    def __init__(self, folder: Path, step: int, log_every: int, say: Say) -> None:
+    def __init__(self, folder: Path, step: int, log_every: int, say: Callable[[str], None]) -> None:
         self._metrics, self._timing = Log(folder / METRICS), Log(folder / TIMING)
         metrics, timing = self._metrics.cut_back(step), self._timing.cut_back(step)
         self._seal = _checked_seal(folder, metrics, timing, (step, log_every), say)
@@ -31,11 +34,11 @@ class Records:
         self._board = _tensorboard(folder / "tensorboard", step)
 
     def begin(self) -> None:
-        """A step begins: tokens per second are those of steps alone."""
+        """Start the clock of a step: tokens per second are those of steps alone."""
         self._begun = time.perf_counter()
 
     def tick(self, tokens: int) -> None:
-        """A step of `tokens` ended; `seconds` also counts what happened between steps, such as validation."""
+        """Stop the clock of a step of `tokens`; `seconds` also counts what happened since the one before."""
         now = time.perf_counter()
         self.seconds += now - self._last
         self._last = now
@@ -52,7 +55,8 @@ class Records:
                 self._board.add_scalar(name, value, row["step"])
 
     def flush(self, step: int) -> None:
-        """Make all rows durable; the time of `step` is among them, so that a seconds budget survives a resume."""
+        """Make all rows durable before the checkpoint of `step` relies on them."""
+        # A row of this step must be there even if none was due, so that a budget in seconds survives a resume.
         if self._timed_step != step:
             self._write_timing(step)
         self._metrics.flush()
@@ -65,14 +69,16 @@ class Records:
         return timing
 
     def close(self) -> None:
-        """No more rows."""
+        """Close all files; no more rows are written."""
         for log in (self._metrics, self._timing, self._board):
             if log is not None:
                 log.close()
 
 
-def _checked_seal(folder: Path, metrics: list[Row], timing: list[Row], restored: tuple[int, int], say: Say) -> Seal:
-    """The seal to go on with, after saying what is wrong with the rows up to the restored step."""
+def _checked_seal(
+    folder: Path, metrics: list[Row], timing: list[Row], restored: tuple[int, int], say: Callable[[str], None]
+) -> Seal:
+    """Return the seal to go on with, after saying what is wrong with the rows up to the restored step."""
     step, log_every = restored
     seal, problem = check_seals(folder, metrics, timing)
     timed = timing[-1][1]["step"] if timing else 0
@@ -82,14 +88,15 @@ def _checked_seal(folder: Path, metrics: list[Row], timing: list[Row], restored:
         due, steps = range(log_every, step + 1, log_every), {row["step"] for _, row in metrics}
         missing = sum(each not in steps for each in due)
         if missing:
-            problem = f"{folder / METRICS}: {missing} of {len(due)} rows are missing that train.log_every = {log_every} writes"
+            rule = f"train.log_every = {log_every}"
+            problem = f"{folder / METRICS}: {missing} of {len(due)} rows are missing that {rule} writes"
     if problem is not None:
         say(f"{problem}; training goes on from the checkpoint, which does not depend on them")
     return seal
 
 
 def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Numbers of a row by name; those per layer and expert as name/layer/expert."""
+    """Yield the numbers of a row by name; those per layer and expert as name/layer/expert."""
     for name, value in row.items():
         if isinstance(value, int | float):
             yield name, value
@@ -99,7 +106,7 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
-    """A writer where the [track] extra is installed, else None."""
+    """Return TensorBoard's writer where the [track] extra is installed, else None."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional extra, slow to import

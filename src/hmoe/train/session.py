@@ -33,7 +33,15 @@ from hmoe.train.records import Records
 
 @dataclass
 class Counts:
-    """Where a run stands; exact integers."""
+    """Where a run stands, in exact integers.
+
+    Attributes:
+        step: training steps taken, skipped ones included.
+        tokens: trained on.
+        flops: training FLOPs of the experts that were really activated.
+        skipped: steps whose loss or gradients were not finite.
+        bad_in_a_row: of these, the ones right before now.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -44,7 +52,17 @@ class Counts:
 
 @dataclass
 class Session:
-    """A run in memory; `counts`, `watch`, weights and moments are what a checkpoint holds."""
+    """A run in memory.
+
+    Attributes:
+        config: with all that it left unset chosen.
+        path: the run folder.
+        device: its kind, cpu or cuda.
+        index: of the data.
+        side_files: SHA-256 of what lay next to the tokenizer when the run began.
+
+    Weights, moments, `counts` and the state of `watch` are what a checkpoint holds.
+    """
 
     config: RunConfig
     path: Path
@@ -60,7 +78,8 @@ class Session:
     side_files: dict[str, str]
 
     def save(self) -> int:
-        """Publish a checkpoint of this step; returns the step."""
+        """Publish a checkpoint of this step, and return the step."""
+        # The logs first: a checkpoint promises all rows up to its step.
         self.records.flush(self.counts.step)
         state = {
             "counts": vars(self.counts),
@@ -78,12 +97,12 @@ class Session:
         return self.counts.step
 
     def progress(self) -> float:
-        """Share of the budget that is used up, of the one nearest to its end; 1 ends the run."""
+        """Return the share of the budget that is used up; 1 ends the run."""
         return progress(self.config, self.counts, self.records.seconds)
 
 
 def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
-    """Share of the budget that is used up, of the one nearest to its end; 1 ends the run."""
+    """Return the share of the budget that is used up, of several the one nearest to its end; 1 ends the run."""
     train = config.train
     pairs = [
         (counts.step, train.steps),
@@ -95,7 +114,7 @@ def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
 
 
 def open_session(config: RunConfig, folder: RunFolder, restored: Checkpoint | None, console: Console) -> Session:
-    """Open data, build the model, and continue from the restored checkpoint, if there is one.
+    """Open the data, build the model, and continue from the restored checkpoint if there is one.
 
     Raises:
         DataError, CheckpointError, ConfigError: naming what cannot be used.
@@ -150,12 +169,12 @@ def _find_device(config: RunConfig) -> Device:
     kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device = cuda: this PyTorch sees no CUDA device; use cpu or auto")
-    # All of it, not what is free now: equal devices choose equally.
+    # All of its memory, not what is free now: equal devices choose equally.
     return Device(kind, torch.cuda.mem_get_info()[1]) if kind == "cuda" else read_host()
 
 
 def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfig:
-    """The config with what it leaves unset chosen for the device, and said.
+    """Return the config with what it leaves unset chosen for the device, and say what was chosen.
 
     Raises:
         ConfigError: if the device has too little memory.
@@ -172,7 +191,8 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
             f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, which has {device.memory_bytes / 1e9:.1f} GB; "
             f"see `hmoe plan`, then {advice}"
         )
-    plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))  # as ever on a CPU
+    # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
+    plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
     usual = device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
     if chosen != config and not usual:
         console.note(describe_choice(chosen, device))
@@ -180,7 +200,7 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
 
 
 def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Console) -> None:
-    """Write the tokenizer into the run; say so where a run that goes on has lost its own."""
+    """Write the tokenizer into the run folder; say so where a run that goes on has lost its own."""
     file = run / tokenizer.file_name
     if resumed and tokenizer.file_name and not (file.is_file() and sha256(file) == tokenizer.fingerprint):
         console.warn(f"{file}: is lost or damaged, written again from the data")
@@ -188,12 +208,12 @@ def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Con
 
 
 def _side_files(run: Path) -> dict[str, str]:
-    """What binds a new run beside its tokenizer: the file that names its separator, which was just written."""
+    """Return what binds a new run next to its tokenizer: the file that names its separator, which was just written."""
     return {name: digest for name, digest in side_digests(run).items() if name == TOKENIZER_SIDE}
 
 
 def _check_begin(state: dict[str, Any], index: Index, tokenizer: Tokenizer) -> None:
-    """A run that begins with given weights (`data` is null) needs data whose documents begin as its texts do."""
+    """Raise DataError if documents begin otherwise than the texts of a model whose weights were given."""
     begin = run_begin(state, tokenizer)
     if begin != index.begin:
         raise DataError(
@@ -208,10 +228,10 @@ def _names(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
 
 
 def _packing(restored: Checkpoint | None) -> str | None:
-    """How a resumed run cuts its data into sequences; None: as new runs do."""
+    """Return how a resumed run cuts its data into sequences; None: as new runs do."""
     if restored is None or restored.state["data"] is None:
         return None
-    packing: str = restored.state.get("packing", WITHIN)  # which runs begun by earlier versions do not record
+    packing: str = restored.state.get("packing", WITHIN)  # runs of earlier versions knew no other and record none
     if packing not in PACKINGS:
         raise CheckpointError(
             f"checkpoint of step {restored.step}: packing = {packing!r}, this version knows {', '.join(PACKINGS)}"
