@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 
-from hmoe import ConfigError, RunBusyError
+from hmoe import ConfigError
 from hmoe.cli.main import run as hmoe
 from hmoe.config import recipes
 from hmoe.config.run import RESUMABLE, RunConfig
-from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from hmoe.runs import config_binding as binding
-from hmoe.runs.hf_tokenizer import bytes_tokenizer
 from hmoe.runs.open_run import open_run
-from hmoe.runs.run_folder import RunFolder
-from hmoe.runs.side_files import check_side_files, side_digests
-from hmoe.train.console import Console
-from hmoe.train.session import _keep_tokenizer
 from tests.conftest import tiny
 from tests.train.helpers import digests, run
 
@@ -122,20 +116,6 @@ def test_before_training_only_the_model_is_bound_and_the_rest_is_told(tmp_path: 
         binding.read_config(tmp_path, state, told.append)
 
 
-def test_side_files_that_changed_or_are_lost_are_told(tmp_path: Path) -> None:
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    (tmp_path / "generation_config.json").write_text("{}")
-    state = {"side_files": side_digests(tmp_path)}
-    told: list[str] = []
-    check_side_files(tmp_path, state, told.append)
-    assert told == []
-    (tmp_path / "chat_template.jinja").write_text("{{ massages }}")
-    (tmp_path / "generation_config.json").unlink()
-    check_side_files(tmp_path, state, told.append)
-    assert "chat_template.jinja: was changed" in told[0]
-    assert "generation_config.json: is missing" in told[1]
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -215,12 +195,6 @@ def test_bit_flips_keep_the_meaning_or_are_told(copied: Path) -> None:
     assert {"told", "free key"} <= outcomes
 
 
-def test_a_lock_of_any_bytes_is_taken(copied: Path) -> None:
-    (copied / ".lock").write_bytes(b"\xff7\n")
-    with RunFolder(copied, config_of()), pytest.raises(RunBusyError, match="is training"):
-        RunFolder(copied, config_of())
-
-
 def test_training_a_finished_run_tells_of_damaged_logs(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = copied / "metrics.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"tokens"', b'"tokans"', 1))
@@ -228,13 +202,3 @@ def test_training_a_finished_run_tells_of_damaged_logs(copied: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "metrics.jsonl or timing.jsonl: changed since step" in out
     assert "finished already" in out
-
-
-def test_a_damaged_tokenizer_is_written_again_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tokenizer = HuggingFaceTokenizer(bytes_tokenizer(), "", "<|endoftext|>")
-    for resumed, told in ((False, 0), (True, 0), (True, 1)):
-        if told:
-            (tmp_path / "tokenizer.json").write_bytes(tokenizer.content[:-1])
-        _keep_tokenizer(tmp_path, tokenizer, resumed, Console())
-        assert capsys.readouterr().out.count("is lost or damaged, written again from the data") == told
-        assert (tmp_path / "tokenizer.json").read_bytes() == tokenizer.content
