@@ -1,1 +1,1 @@
-"""What a training run keeps so that it can go on from there: files, the manifest that binds them, capture and restore."""
+"""What a training run keeps so that it can go on from there: state, manifest, and the store of checkpoints."""

@@ -1,8 +1,10 @@
-"""Which files a checkpoint consists of, and the SHA-256 manifest that binds them; no torch, so a config is compared at once.
+"""Which files a checkpoint consists of, and the SHA-256 manifest that binds them.
 
-    MANIFEST.json: {"digest": of the logical state, "files": {NAME: {"bytes": ..., "sha256": ...}}, "manifest_sha256": ...}
+    MANIFEST.json: {"digest": ..., "files": {NAME: {"bytes": ..., "sha256": ...}}, "manifest_sha256": ...}
 
-The manifest lists whatever lies in the folder. It is damaged if any listed file differs or is missing, or another lies there.
+The manifest lists whatever lies in the folder; the digest is that of the logical state. A checkpoint is damaged if
+a listed file differs or is missing, or if another lies there. No torch is imported, so that a recipe that does not
+fit a run is refused at once.
 """
 
 import errno
@@ -70,7 +72,8 @@ def verify(folder: Path) -> Manifest:
         manifest = _read_manifest(folder)
         names, expected = _list_files(folder), sorted([*manifest.files, MANIFEST])
         if names != expected:
-            raise CheckpointError(f"{folder}: holds {', '.join(names)}; must hold exactly {', '.join(expected)}")
+            held, listed = ", ".join(names), ", ".join(expected)
+            raise CheckpointError(f"{folder}: holds {held}; must hold exactly {listed}")
         for name in manifest.files:
             _check_file(folder, name, manifest)
     except OSError as error:
@@ -108,7 +111,7 @@ def newest_state(run: Path) -> dict[str, Any] | None:
 
 
 def raise_shortage(error: OSError) -> None:
-    """Raise the error again if it says nothing about the files: a process without handles or memory damages none."""
+    """Raise the error again if it is about the process, without handles or memory, and not about the files."""
     if error.errno in _SHORTAGES:
         raise error
 
@@ -130,7 +133,8 @@ def write_manifest(folder: Path, digest: str) -> list[str]:
 
 
 def _list_files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))  # desktops leave hidden ones
+    # Desktops leave hidden files, which are nobody's damage.
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def _check_file(folder: Path, name: str, manifest: Manifest) -> None:

@@ -1,7 +1,7 @@
-"""The state of a training run as one object: taken from a model and its optimizer, put back, written to files and read.
+"""The state of a training run as one object: captured, restored, written to files and read.
 
-Every tensor of a Checkpoint is whole, with the shape of its parameter, so that a run may go on with another number of
-processes. `_gather_tensor` is the one place where a tensor of the running model becomes such a tensor.
+Every tensor of a Checkpoint is whole, with the shape of its parameter, so that files do not depend on where a
+parameter lay. `_gather_tensor` is the one place where a tensor of the running model becomes such a tensor.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ class Checkpoint:
         model: parameters by their name in the model.
         optimizer: moments of AdamW by `PARAMETER.MOMENT`; {} before the first step.
         state: counters, config and fingerprints as plain JSON values, `step` among them.
-        extra_files: contents of further files by file name; the manifest and the digest cover them like the others.
+        extra_files: contents of further files by name; the manifest and the digest cover them like the others.
     """
 
     step: int
@@ -44,7 +44,7 @@ class Checkpoint:
 
 
 def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:
-    """Return the state of a run as a Checkpoint, whose tensors are those of the run where they lie on the CPU.
+    """Return the state of a run as a Checkpoint; on the CPU its tensors are views of the run's own.
 
     Without an optimizer there are no moments: AdamW begins anew.
     """
@@ -82,13 +82,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
 
 
 def digest(checkpoint: Checkpoint) -> str:
-    """Return a SHA-256 of the logical state: names, types, shapes and values, however they are laid out in files."""
+    """Return a SHA-256 of the logical state: names, types, shapes and values, whatever the layout of files."""
     total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
         for name, tensor in sorted(tensors.items()):
             total.update(f"{part}/{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
             total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    # Nothing is added where there are none, so that the digests of checkpoints written before stay what they were.
+    # Without extra files nothing is added: digests of checkpoints written before there were any stay valid.
     for name, content in sorted(checkpoint.extra_files.items()):
         total.update(f"file/{name}/{len(content)}".encode())
         total.update(content)
@@ -112,7 +112,7 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_files(folder: Path, names: Iterable[str], optimizer: bool) -> Checkpoint:
-    """Read the named files of a checkpoint, which were verified; without `optimizer` its tensors are not read.
+    """Read the named, verified files of a checkpoint; without `optimizer` its tensors are not read.
 
     Raises:
         OSError, ValueError, KeyError, TypeError, SafetensorError: if they are not what a checkpoint holds.
@@ -124,12 +124,13 @@ def read_files(folder: Path, names: Iterable[str], optimizer: bool) -> Checkpoin
 
 
 def _gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor whole and on the CPU. A sharded one would be gathered here, by all processes in the same order."""
+    """Return a tensor whole and on the CPU; one that is sharded over processes would be gathered here."""
     return tensor.detach().cpu()
 
 
 def _place_tensor(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    # Onto the parameter's device, which fused AdamW wants of its `step` too; copied, since files do not align tensors.
+    # Onto the parameter's device, which fused AdamW wants of its `step` too. Copied, since files do not align
+    # tensors, and the last bit of a product may depend on that.
     return value.to(parameter.device, copy=True)
 
 

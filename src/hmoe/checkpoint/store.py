@@ -2,8 +2,8 @@
 
     checkpoints/step-00000010/{model.safetensors, optimizer.safetensors, state.json, MANIFEST.json}
 
-A checkpoint appears by one rename after everything in it was flushed to disk, is never changed afterwards, and holds no
-times, hosts or paths, so equal runs write equal bytes. It is verified whole before any weight of it is used.
+A checkpoint appears by one rename after everything in it was flushed to disk, is never changed afterwards, and
+holds no times, hosts or paths, so equal runs write equal bytes. It is verified whole before any weight is used.
 """
 
 import os
@@ -31,7 +31,7 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish a checkpoint, verify it, then remove all but the newest `keep`; return its folder.
 
     Raises:
-        CheckpointError: if it cannot be written; earlier checkpoints are untouched and nothing is left behind.
+        CheckpointError: if it cannot be written; earlier ones are untouched and nothing is left behind.
     """
     final = checkpoint_folder(run, checkpoint.step)
     if final.exists():
@@ -39,12 +39,13 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     try:
         _publish(final, checkpoint)
     except (OSError, SafetensorError) as error:
-        needed = sum(t.nbytes for tensors in (checkpoint.model, checkpoint.optimizer) for t in tensors.values())
+        needed = sum(tensor.nbytes for tensor in [*checkpoint.model.values(), *checkpoint.optimizer.values()])
         free = shutil.disk_usage(run).free
         raise CheckpointError(
-            f"{final}: cannot be written: {error} (needs about {needed} bytes, {free} bytes free); earlier ones are intact"
+            f"{final}: cannot be written: {error} (needs about {needed} bytes, {free} bytes free); "
+            "earlier ones are intact"
         ) from None
-    # Read back before anything older goes: a disk that lies about a write must not cost the last good checkpoint.
+    # Read back before anything older goes: a disk that lies about a write must not cost the last good one.
     verify(final)
     _prune(run, keep)
     return final
@@ -53,14 +54,15 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
 def latest(run: Path, quarantine: bool, say: Callable[[str], None], optimizer: bool = True) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, or None if none was ever written.
 
-    A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried. Without
-    `optimizer` its tensors are verified but not loaded.
+    A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried.
+    Without `optimizer` its tensors are verified but not loaded.
 
     Raises:
         CheckpointError: if checkpoints were written and none can be trusted.
     """
     folder = run / "checkpoints"
-    reasons = [f"{folder / name}: set aside as corrupt earlier" for name in list_checkpoints(run) if ".corrupt" in name]
+    corrupt = [name for name in list_checkpoints(run) if ".corrupt" in name]
+    reasons = [f"{folder / name}: set aside as corrupt earlier" for name in corrupt]
     for step in list_steps(run):
         try:
             return read(checkpoint_folder(run, step), optimizer)
@@ -98,7 +100,7 @@ def read(folder: Path, optimizer: bool = True) -> Checkpoint:
 
 
 def _publish(final: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint under a hidden name, flush it, and rename it; nothing is left behind if that fails."""
+    """Write a checkpoint under a hidden name, flush it, and rename it; leave nothing behind if that fails."""
     folder = final.parent
     temporary = folder / f".{final.name}.tmp"
     try:
@@ -109,7 +111,7 @@ def _publish(final: Path, checkpoint: Checkpoint) -> None:
         write_files(temporary, checkpoint)
         for name in write_manifest(temporary, digest(checkpoint)):
             fsync(temporary / name)
-        # The folder's own entries must be on disk before its name is, and its name before anybody relies on it.
+        # The entries of a folder must be on disk before its name, and its name before anybody relies on it.
         fsync(temporary)
         temporary.rename(final)
         fsync(folder)

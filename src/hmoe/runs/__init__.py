@@ -1,1 +1,1 @@
-"""Run folders and Hugging Face folders: their lock, what binds them, their logs, and how a model is opened from them."""
+"""Run folders and Hugging Face folders: lock, binding of the config, logs, and how a model is opened."""

@@ -1,4 +1,4 @@
-"""The tokens that every text of a run begins with, such as LLaMA's <s>: one fact, recorded in its checkpoints."""
+"""The tokens that every text of a run begins with, such as LLaMA's <s>: a fact that its checkpoints record."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that texts begin with, as a checkpoint's state records them."""
     if "begin" in state:
         return tuple(state["begin"])
-    # Earlier versions recorded none: what they imported began as its tokenizer says, what they trained with nothing.
+    # Earlier versions recorded none: what they imported began as its tokenizer says, what they trained began
+    # with nothing.
     return tokenizer.begin if state["step"] == 0 else ()
 
 
 def begin_of_folder(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that texts begin with, of a run folder's newest state; elsewhere the tokenizer's own."""
+    """Return the tokens that texts of a folder begin with: those of its newest state, else its tokenizer's."""
     state = newest_state(path)
     return tokenizer.begin if state is None else run_begin(state, tokenizer)

@@ -58,7 +58,7 @@ def check_templates(folder: Path, say: Callable[[str], None]) -> None:
 
 
 def template_files(folder: Path | None, default: str | None) -> Iterator[tuple[str, str]]:
-    """Yield (file name, content) of the default template and of a folder's others, as transformers writes them.
+    """Yield (file name, content) of the default template and of a folder's others, as transformers has them.
 
     Raises:
         ConfigError: for a name that no file can have.

@@ -1,4 +1,4 @@
-"""What binds a run folder: the config in its checkpoint, with which config.yaml and every recipe are compared.
+"""What binds a run folder: the config in its checkpoint, which config.yaml and every recipe must agree with.
 
 No torch is imported, so that a recipe that does not fit is refused at once.
 """
@@ -20,12 +20,12 @@ State = dict[str, Any]
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a folder is one that `hmoe train` or `hmoe import` made, even if its config.yaml is lost."""
+    """Return whether a folder is one that training or an import made, even if its config.yaml is lost."""
     return (path / CONFIG).is_file() or bool(list_steps(path))
 
 
 def bound_part(config: RunConfig) -> dict[str, Any]:
-    """Return what a checkpoint holds of its config: every key but those that may differ when the run is resumed."""
+    """Return what a checkpoint holds of its config: every key but those that may differ on resume."""
     tree = config.model_dump(mode="json")
     # The embedded corpus is a name, not a place: it cannot lie elsewhere, so it binds.
     for key in RESUMABLE - ({"data.path"} if config.data.path == "corpus" else set()):
@@ -53,7 +53,7 @@ def recorded_config(state: State) -> RunConfig | None:
 
 
 def take_chosen(config: RunConfig, state: State) -> RunConfig:
-    """Return the config, with what it leaves unset as the run chose it when it began, on whatever device that was."""
+    """Return the config, with what it leaves unset as the run chose it when it began, on whatever device."""
     recorded = recorded_config(state)
     if recorded is None or state["data"] is None:  # not begun: nothing is chosen yet
         return config
@@ -85,7 +85,7 @@ def check_bound(state: State, config: RunConfig, where: str, advice: str, say: C
 
 
 def read_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfig:
-    """Read the config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost or damaged.
+    """Read the config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost.
 
     Raises:
         ConfigError: if config.yaml was changed in a key that binds, or is lost and the checkpoint holds none.
@@ -109,7 +109,7 @@ def read_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfi
 
 
 def check_resumed(run: Path, state: State, config: RunConfig, say: Callable[[str], None]) -> RunConfig:
-    """Compare the recipe that is to continue a run with its checkpoint, and say what is wrong with its config.yaml.
+    """Compare the recipe that is to continue a run with its checkpoint; say what is wrong with config.yaml.
 
     Returns:
         The recipe, with what it leaves unset as the run chose it.
@@ -140,10 +140,10 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Callable[[str
 
 
 def load_from_run(run: Path, overrides: Sequence[str], say: Callable[[str], None]) -> RunConfig:
-    """Read the config of a run folder as a recipe, from the file, or from its newest checkpoint where the file is lost.
+    """Read the config of a run folder as a recipe: config.yaml, or its newest checkpoint where that is lost.
 
     Raises:
-        ConfigError: if nothing holds it, if the file was changed in a key that binds, or an override does not fit.
+        ConfigError: if nothing holds it, the file was changed in a key that binds, or an override does not fit.
     """
     file, state = run / CONFIG, newest_state(run)
     if state is None:

@@ -21,9 +21,11 @@ _LARGEST_JSON = 1 << 26  # bytes
 
 
 def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
-    """Read the model of a Hugging Face folder onto the CPU, in `dtype`, else in the type that it names or is stored in.
+    """Read the model of a Hugging Face folder onto the CPU.
 
-    `raw` is its config.json.
+    Args:
+        raw: the folder's config.json.
+        dtype: type of the weights; None: the one that config.json names, else the one they are stored in.
 
     Raises:
         ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
@@ -43,7 +45,7 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
 
 
 def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, Tensors]:
-    """Return what the model of a Hugging Face folder is, and its tensors, which are not read yet.
+    """Return what the model of a Hugging Face folder is, and its tensors, which are read on demand.
 
     Raises:
         ConfigError, CheckpointError: naming what cannot be used.

@@ -1,4 +1,4 @@
-"""The tokenizer of a folder as transformers has it, which knows special tokens by their roles and encodes chats."""
+"""The tokenizer of a folder as transformers has it, which knows the roles of tokens and encodes chats."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +16,9 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 
 
 def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None) -> Any:
-    """Return transformers' tokenizer, of the folder's files where AutoTokenizer reads them, else of the definition.
+    """Return transformers' tokenizer of a folder, made from hmoe's where AutoTokenizer could not read the folder.
 
-    `begin` are the tokens that every text of the model begins with, for a tokenizer that was made here.
+    `begin` are the tokens that every text of the model begins with, for a tokenizer that is made here.
 
     Raises:
         ConfigError: if it cannot be made, or if transformers is missing.
@@ -44,18 +44,19 @@ def transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int]
         logging.set_verbosity(verbosity)
     content = tokenizer.content if tokenizer.file_name else bytes_tokenizer()
     definition = Tokenizer.from_str(content.decode())
-    return PreTrainedTokenizerFast(tokenizer_object=definition, **role_names(definition, tokenizer.separator, begin))
+    roles = role_names(definition, tokenizer.separator, begin)
+    return PreTrainedTokenizerFast(tokenizer_object=definition, **roles)
 
 
 def role_names(definition: Tokenizer, separator: int, begin: Sequence[int]) -> dict[str, str | None]:
-    """Return what transformers calls the tokens that begin and end a text; without `begin` the separator does both."""
+    """Return what transformers calls the tokens around a text; without `begin` the separator does both."""
     # The separator is the padding too: there must be one for batches, and a vocabulary cannot grow.
     ids = {"bos_token": [*begin, separator][0], "eos_token": separator, "pad_token": separator}
     return {role: definition.id_to_token(token) for role, token in ids.items()}
 
 
 def bytes_tokenizer() -> bytes:
-    """Return the byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes in order."""
+    """Return the byte tokenizer as a tokenizer.json: BPE without merges, whose 256 letters are the bytes."""
     tokenizer = Tokenizer(models.BPE(vocab=byte_letters(), merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -17,7 +17,7 @@ from hmoe.specs.losses import list_loss_keys
 
 
 def adopt(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
-    """Return a recipe with the folder's model in it, the model itself in training precision, and its tokenizer.
+    """Return a recipe with the folder's model in it, the model in training precision, and its tokenizer.
 
     Overrides may change the keys under data, optim and train, and the auxiliary losses.
 

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl and timing.jsonl of a run, in the order of their steps: all of the package reads them here."""
+"""The rows of metrics.jsonl and timing.jsonl of a run, by step: the whole package reads them here."""
 
 import json
 import math
@@ -14,7 +14,7 @@ Row = tuple[bytes, dict[str, Any]]
 
 
 def read_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
-    """Yield (line, values) of every whole row of a log up to a step, by default of all; a torn row can only be the last.
+    """Yield (line, values) of every row of a log up to a step, by default of all; a torn last one is left out.
 
     Raises:
         CheckpointError: naming the line that is damaged, also one after that step.
@@ -37,7 +37,7 @@ def read_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
 
 
 def read_logs(run: Path, last_step: int | None = None) -> tuple[list[Row], list[Row]]:
-    """Return the rows of metrics.jsonl and those of timing.jsonl of a run up to a step, by default all of them.
+    """Return the rows of metrics.jsonl and those of timing.jsonl of a run up to a step, by default all.
 
     Raises:
         CheckpointError: naming the line that is damaged.

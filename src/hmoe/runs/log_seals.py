@@ -1,8 +1,8 @@
 """Seals that show a later change of metrics.jsonl or timing.jsonl.
 
-A row of timing.jsonl counts the rows of metrics.jsonl that were written before it and holds a SHA-256 over those
-and all rows of its own file, so that a row that was changed or lost is seen. Clocks are no part of a checkpoint,
-nor is the seal.
+A row of timing.jsonl counts the rows of metrics.jsonl that were written before it and holds a SHA-256 over
+those and all rows of its own file, so that a row that was changed or lost is seen. Clocks are no part of a
+checkpoint, nor is the seal.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class Seal:
 
 
 def check_seals(run: Path, metrics: Iterable[Row], timing: Iterable[Row]) -> tuple[Seal, str | None]:
-    """Return the seal of these rows, and in words how they differ from those that were written, None if they do not.
+    """Return the seal of these rows, and how they differ from those that were written, None if they do not.
 
     The newest seal decides: once a change was told and training went on, it counts as it is.
     """
@@ -64,7 +64,7 @@ def check_seals(run: Path, metrics: Iterable[Row], timing: Iterable[Row]) -> tup
 
 
 def describe_log_change(run: Path, step: int) -> str | None:
-    """Return in words how the logs of a run up to a step differ from those that were written, None if they do not.
+    """Return how the logs of a run up to a step differ from those that were written, None if they do not.
 
     Raises:
         CheckpointError: naming a line that is damaged.

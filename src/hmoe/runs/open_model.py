@@ -1,4 +1,4 @@
-"""A run folder or a Hugging Face folder -> the model, its tokenizer, and what else evaluating and serving need."""
+"""A run folder or a Hugging Face folder -> its model, its tokenizer, and what evaluating and serving need."""
 
 import os
 import warnings
@@ -30,8 +30,8 @@ class Opened:
         step: training steps taken, None where the folder does not say.
         chat_template: the folder's Jinja template for conversations, if it has one.
         run: recipe of the run, None for a Hugging Face folder.
-        begin: tokens that every text of the model begins with, such as LLaMA's <s>; recorded in a run's checkpoints.
-        data: fingerprint of the data that a run was trained on, None before it was and for a Hugging Face folder.
+        begin: tokens that every text of the model begins with, such as LLaMA's <s>; a run's checkpoints record it.
+        data: fingerprint of the data that a run was trained on, None before that and for a Hugging Face folder.
         folder: where it was opened.
     """
 
@@ -48,7 +48,7 @@ class Opened:
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> Opened:
-    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; `say` is told of faults.
+    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; `say` hears of faults.
 
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
@@ -71,9 +71,9 @@ def open_model_and_tokenizer(path: str | os.PathLike[str]) -> tuple[Transformer,
         [ids] = tokenizer.encode(["She was"])
         logits, routings = model(torch.tensor([ids], device=model.head_weight.device))
 
-    A run folder is opened at its newest checkpoint that verifies, and nothing in it is changed. The model is in
-    evaluation mode, on the GPU where there is one, in the type of the stored weights. The ids of a text do not hold
-    the tokens that the model's texts begin with, such as LLaMA's <s>.
+    A run folder is opened at its newest checkpoint that verifies, and nothing in it is changed. The model is
+    in evaluation mode, on the GPU where there is one, in the type of the stored weights. The ids of a text do
+    not hold the tokens that the model's texts begin with, such as LLaMA's <s>.
 
     Warns:
         UserWarning: what is amiss with the folder though it can be used, such as a damaged newest checkpoint.
@@ -110,7 +110,8 @@ def _from_hugging_face(path: Path) -> Opened:
     tokenizer = folder_tokenizer(path)
     model = read_model(path, raw)
     if tokenizer.vocab_size > model.config.vocab:
-        raise DataError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab}")
+        num_tokens = tokenizer.vocab_size
+        raise DataError(f"{path}: the tokenizer has {num_tokens} tokens, the model {model.config.vocab}")
     assert model.config.context is not None  # every family says
     return Opened(
         model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval(),

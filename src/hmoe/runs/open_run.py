@@ -19,7 +19,7 @@ from hmoe.runs.side_files import check_side_files
 
 
 def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
-    """Return config, model, tokenizer and the newest checkpoint's state of a run folder; nothing in it is changed.
+    """Return config, model, tokenizer and newest state of a run folder; nothing in it is changed.
 
     Raises:
         ConfigError: if it is no run folder, or its config.yaml is not that of the checkpoint.

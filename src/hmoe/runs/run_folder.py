@@ -50,7 +50,7 @@ class RunFolder:
         write_atomic(self.path / name, content)
 
     def check_config(self, config: RunConfig, state: dict[str, Any], say: Callable[[str], None]) -> RunConfig:
-        """Return a recipe that agrees with the checkpoint it continues, with what the run chose where it is unset.
+        """Return a recipe that agrees with the checkpoint it continues, with what the run chose filled in.
 
         Raises:
             ConfigError: if it differs in a key that may not, naming it.

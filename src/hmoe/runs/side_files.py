@@ -1,4 +1,4 @@
-"""What a run folder keeps next to its tokenizer: chat templates, names of special tokens, tokens that end a text.
+"""What a run folder keeps next to its tokenizer: chat templates, names of special tokens, ends of texts.
 
 Prompts and the ends of texts depend on these files, so a checkpoint holds their hashes and a change is told.
 """

@@ -25,7 +25,7 @@ def begin(
     begin_tokens: Sequence[int],
     side_files: Iterable[tuple[str, bytes]] = (),
 ) -> None:
-    """Write the checkpoint of step 0 into a locked folder; AdamW has no moments, the data is chosen by training.
+    """Write the checkpoint of step 0 into a locked folder, without moments of AdamW, bound to no data yet.
 
     Args:
         folder: must hold no run yet.
@@ -33,7 +33,7 @@ def begin(
         model: its weights are those of step 0.
         tokenizer: the model's own.
         begin_tokens: those that every text of the model begins with; the data must have the same.
-        side_files: (name, content) of what an imported model brings with its tokenizer; the checkpoint binds them.
+        side_files: (name, content) of what a model brings with its tokenizer; the checkpoint binds them.
 
     Raises:
         ConfigError: if the folder holds a run already.

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it runs: metrics.jsonl (deterministic), timing.jsonl (clocks), TensorBoard."""
+"""What a run writes while it runs: metrics.jsonl (deterministic), timing.jsonl (clocks), TensorBoard."""
 
 import importlib.util
 import time
@@ -56,7 +56,7 @@ class Records:
 
     def flush(self, step: int) -> None:
         """Make all rows durable before the checkpoint of `step` relies on them."""
-        # A row of this step must be there even if none was due, so that a budget in seconds survives a resume.
+        # This step must have a row even if none was due, so that a budget in seconds survives a resume.
         if self._timed_step != step:
             self._write_timing(step)
         self._metrics.flush()
@@ -83,7 +83,8 @@ def _checked_seal(
     seal, problem = check_seals(folder, metrics, timing)
     timed = timing[-1][1]["step"] if timing else 0
     if timed != step:  # the row of a saved step is always written
-        say(f"{folder / TIMING}: its row of step {step} is missing; the seconds since step {timed} are not counted")
+        lost = f"the seconds since step {timed} are not counted"
+        say(f"{folder / TIMING}: its row of step {step} is missing; {lost}")
     if not any("seal" in row for _, row in timing):  # nothing says how many rows there were
         due, steps = range(log_every, step + 1, log_every), {row["step"] for _, row in metrics}
         missing = sum(each not in steps for each in due)
@@ -102,7 +103,8 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield name, value
         elif name.startswith("expert_"):
             for layer, shares in enumerate(value):
-                yield from ((f"{name}/layer{layer}/expert{expert}", share) for expert, share in enumerate(shares))
+                for expert, share in enumerate(shares):
+                    yield f"{name}/layer{layer}/expert{expert}", share
 
 
 def _tensorboard(folder: Path, step: int) -> Any:

@@ -102,7 +102,7 @@ class Session:
 
 
 def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
-    """Return the share of the budget that is used up, of several the one nearest to its end; 1 ends the run."""
+    """Return the share of the budget that is used up, of several the largest; 1 ends the run."""
     train = config.train
     pairs = [
         (counts.step, train.steps),
@@ -188,8 +188,8 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
             [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
         )
         raise ConfigError(
-            f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, which has {device.memory_bytes / 1e9:.1f} GB; "
-            f"see `hmoe plan`, then {advice}"
+            f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, "
+            f"which has {device.memory_bytes / 1e9:.1f} GB; see `hmoe plan`, then {advice}"
         )
     # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
     plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
@@ -208,7 +208,7 @@ def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Con
 
 
 def _side_files(run: Path) -> dict[str, str]:
-    """Return what binds a new run next to its tokenizer: the file that names its separator, which was just written."""
+    """Return what binds a new run next to its tokenizer: the file that names its separator."""
     return {name: digest for name, digest in side_digests(run).items() if name == TOKENIZER_SIDE}
 
 
@@ -231,7 +231,8 @@ def _packing(restored: Checkpoint | None) -> str | None:
     """Return how a resumed run cuts its data into sequences; None: as new runs do."""
     if restored is None or restored.state["data"] is None:
         return None
-    packing: str = restored.state.get("packing", WITHIN)  # runs of earlier versions knew no other and record none
+    # Runs of earlier versions knew one way only, and record none.
+    packing: str = restored.state.get("packing", WITHIN)
     if packing not in PACKINGS:
         raise CheckpointError(
             f"checkpoint of step {restored.step}: packing = {packing!r}, this version knows {', '.join(PACKINGS)}"
