@@ -55,13 +55,13 @@ def test_a_bit_flip_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path)
             with pytest.raises(CheckpointError):
                 read(newest)
         file.write_bytes(good)
-    said: list[str] = []
+    told: list[str] = []
     (newest / "model.safetensors").write_bytes(b"")
-    loaded = latest(tmp_path, quarantine=True, say=said.append)
+    loaded = latest(tmp_path, quarantine=True, say=told.append)
     assert loaded is not None
     assert_equal(loaded, example(1, seed=1))
-    assert "step-00000002/model.safetensors" in said[0]
-    assert "falling back" in said[0]
+    assert "step-00000002/model.safetensors" in told[0]
+    assert "falling back" in told[0]
     assert (tmp_path / "checkpoints" / "step-00000002.corrupt").is_dir()
 
 

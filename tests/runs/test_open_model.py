@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import inspect
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,7 @@ hmoe.open({str(folders[kind])!r})
 
 def test_the_builtin_is_not_hidden_within_the_package() -> None:
     assert hmoe.open is not builtins.open
+    assert list(inspect.signature(hmoe.open).parameters) == ["path"]
     assert "open" not in vars(hmoe)
     for file in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):

