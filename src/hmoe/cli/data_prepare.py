@@ -91,7 +91,7 @@ def _find_begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | Non
     texts = {token: text for text, token in tokenizer.specials.items()}
     begin = tokenizer.begin
     if Path(name).is_dir():
-        from hmoe.runs.beginning import begin_of_folder
+        from hmoe.runs.begin_tokens import begin_of_folder
 
         begin = begin_of_folder(Path(name), tokenizer)
     notes = []

@@ -88,7 +88,7 @@ def _evaluate_text(
 ) -> None:
     from hmoe.evaluate.perplexity import by_domain, total
     from hmoe.evaluate.precision import Precision
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
 
     opened = open_model(run, print_note)
     if not text and opened.run is None:
@@ -135,7 +135,7 @@ def _evaluate_tasks(
     from hmoe.evaluate.precision import check
     from hmoe.evaluate.table import table
     from hmoe.evaluate.tasks import select
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
 
     check(chosen.get("precision"))
     selection = select(names, benchmarks, print_note)  # before a large model is read

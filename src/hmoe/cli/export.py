@@ -43,7 +43,7 @@ def export_to_folder(
         from hmoe.hub.export import Export, export
     except ImportError:
         raise missing_extra("Hugging Face folders", "hf") from None
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()

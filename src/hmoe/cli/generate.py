@@ -25,7 +25,7 @@ def continue_prompt(
     """Continue a prompt, written out as it is drawn."""
     from hmoe.model.generate import Sampling, generate
     from hmoe.model.transformer import check_causal
-    from hmoe.runs.open import open_model
+    from hmoe.runs.open_model import open_model
 
     sampling = Sampling(temperature, top_k, top_p)  # refused before a large model is read
     try:

@@ -29,8 +29,8 @@ def import_to_run(
 
     refuse_used(run)
     config, model, tokenizer = adopt(source, recipe, context.args)
-    from hmoe.train.begin import begin
-    from hmoe.train.run_folder import RunFolder
+    from hmoe.runs.run_folder import RunFolder
+    from hmoe.train.begin_run import begin
 
     with RunFolder(run, config) as folder:
         begin(folder, config, model, tokenizer, tokenizer.begin, beside(source, tokenizer))

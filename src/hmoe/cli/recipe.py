@@ -5,7 +5,7 @@ from pathlib import Path
 from hmoe.cli.output import print_note
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
-from hmoe.runs.binding import CONFIG, is_run, load_from_run
+from hmoe.runs.config_binding import CONFIG, is_run, load_from_run
 
 
 def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:

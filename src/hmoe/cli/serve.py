@@ -12,7 +12,7 @@ from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
-    from hmoe.runs.open import Opened
+    from hmoe.runs.open_model import Opened
     from hmoe.serve.engine.types import Limits
     from hmoe.serve.http.service import Service
 

@@ -8,7 +8,7 @@ from hmoe.cli.output import print_note
 from hmoe.errors import DataError, HMoEError
 
 if TYPE_CHECKING:
-    from hmoe.runs.open import Opened
+    from hmoe.runs.open_model import Opened
 
 
 def read_texts(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmoe.runs.open import Opened
+    from hmoe.runs.open_model import Opened
     from hmoe.surgery.build_run import NewRun
 
 _LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
@@ -77,8 +77,7 @@ def upcycle_to_run(
     from hmoe.runs.run_folder import RunFolder
     from hmoe.storage import refuse_used
     from hmoe.surgery.build_run import RunOptions, build_run
-    from hmoe.train.begin import begin
-    from hmoe.train.run_folder import RunFolder
+    from hmoe.train.begin_run import begin
 
     if text_field and not text:
         raise ConfigError("--text-field has no effect without --text; remove it or name a text")

@@ -9,7 +9,7 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.open import Opened
+from hmoe.runs.open_model import Opened
 from hmoe.specs.model import ModelSpec
 from hmoe.surgery.measure import batches, importance, inputs_of, measured_widths
 from hmoe.surgery.skip import check, median_shares, with_shares

@@ -6,7 +6,7 @@ from typing import Any
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.runs.open import Opened
+from hmoe.runs.open_model import Opened
 from hmoe.specs.model import ModelSpec
 from hmoe.specs.plain import to_plain
 
