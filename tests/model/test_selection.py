@@ -106,8 +106,8 @@ def test_biases_balance_a_skewed_router_in_a_model() -> None:
     shares = []
     for _ in range(150):
         counts = tally(model(tokens)[1], tokens.device)
-        shares.append(counts.pairs_LE.double() / counts.pairs_LE.sum(1, keepdim=True))
-        balance(model, counts.asked_LE)
+        shares.append(counts.num_pairs_ZE.double() / counts.num_pairs_ZE.sum(1, keepdim=True))
+        balance(model, counts.num_asked_ZE)
     assert shares[0].max() > 0.45
     assert shares[-1].max() < 0.33
 

@@ -16,7 +16,7 @@ LOSSES: dict[str, Callable[[RouterStatistics], torch.Tensor]] = {
     "entropy": losses.compute_router_entropy,
     "z": losses.compute_router_z,
 }
-SPECS = [hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopK(2, scores="sigmoid")]
+SPECS: list[hmoe.TopK | hmoe.TopP] = [hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopK(2, scores="sigmoid")]
 
 
 def logits(tokens: int) -> torch.Tensor:

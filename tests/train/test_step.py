@@ -69,13 +69,13 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
     config, model, optimizer, batch = setup()
     record = take_step(model, optimizer, batch, config, 0)
     widths = config.model.moe.expert_widths  # type: ignore[union-attr]
-    units = sum(n * w for layer in record.pairs_LE for n, w in zip(layer, widths, strict=True))
+    units = sum(n * w for layer in record.num_pairs_ZE for n, w in zip(layer, widths, strict=True))
     assert record.mean_activated_width == units / 128 / 2
     assert record.flops == pytest.approx(
         128 * flops_per_token(config.model, 32, record.mean_activated_width), rel=1e-12
     )
     assert record.experts_per_token == 2
-    assert sum(map(sum, record.pairs_LE)) == 128 * 2 * 2
+    assert sum(map(sum, record.num_pairs_ZE)) == 128 * 2 * 2
 
 
 def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:

@@ -1,7 +1,8 @@
 """Batch n as a pure function of (seed, n): nothing to save, nothing that depends on ranks or workers."""
 
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,7 +19,8 @@ _NAMED = 5  # domains that a line names
 Table = TypeVar("Table")  # a NumPy array, or a tensor once it is on the way to a device
 
 
-class MicroBatch(NamedTuple, Generic[Table]):
+@dataclass(frozen=True)
+class MicroBatch(Generic[Table]):
     """One canonical part of a step's batch: what a gradient is accumulated over, and router statistics are taken of.
 
     Attributes:

@@ -12,38 +12,39 @@ from hmoe.model.routing import Routing
 
 
 class Tally(NamedTuple):
-    """Counts per MoE layer, which add up over micro-batches.
+    """Counts of MoE layers (Z), integers that add up over micro-batches and processes.
 
     Attributes:
-        pairs_LE: token-expert pairs that were computed.
-        asked_LE: tokens that chose an expert, before anything was dropped.
-        slots_SL: what capacities did (`capacity.Slots`); no rows without them.
-        selections_L: distinct sets of experts that a token selected, for each of which a HyperExpert was made.
+        num_pairs_ZE: token-expert pairs that were computed.
+        num_asked_ZE: tokens that chose an expert, before anything was dropped.
+        slots: what capacities did, a row for each field of `capacity.Slots`, a column for each MoE layer; empty without them.
+        num_selections_Z: distinct sets of experts that a token selected, for each of which a HyperExpert was generated.
     """
 
-    pairs_LE: torch.Tensor
-    asked_LE: torch.Tensor
-    slots_SL: torch.Tensor
-    selections_L: torch.Tensor
+    num_pairs_ZE: torch.Tensor
+    num_asked_ZE: torch.Tensor
+    slots: torch.Tensor
+    num_selections_Z: torch.Tensor
 
 
 def tally(routings: Sequence[Routing], device: torch.device, hyper: bool = False) -> Tally:
-    """Of one forward pass on a device; distinct selections are counted only for a model with HyperExperts."""
+    """Return the counts of one forward pass on a device; distinct selections are 0 for a model without HyperExperts."""
     if not routings:
-        none = torch.zeros(0, 0, dtype=torch.int64, device=device)
-        return Tally(none, none, none, none.flatten())
-    slots = [torch.stack(list(r.slots)) for r in routings if r.slots is not None]
-    pairs, asked = torch.stack([r.num_tokens_E for r in routings]), torch.stack([r.load_E for r in routings])
-    selections = pairs.new_zeros(len(routings))
-    if hyper:  # how many there are is known to the host only after a wait
-        selections = pairs.new_tensor([len(distinct(selected(r))[0]) for r in routings])
-    stacked = torch.stack(slots, dim=1) if slots else pairs.new_zeros(0, 0)
-    return Tally(pairs, asked, stacked, selections)
+        no_rows = torch.zeros(0, 0, dtype=torch.int64, device=device)
+        return Tally(no_rows, no_rows, no_rows, no_rows.flatten())
+    slots = [torch.stack(list(routing.slots)) for routing in routings if routing.slots is not None]
+    num_pairs_ZE = torch.stack([routing.num_tokens_E for routing in routings])
+    num_asked_ZE = torch.stack([routing.load_E for routing in routings])
+    num_selections_Z = num_pairs_ZE.new_zeros(len(routings))
+    if hyper:  # how many there are is known to the host only after a wait, which HyperExperts have had already
+        num_selections_Z = num_pairs_ZE.new_tensor([len(distinct(selected(routing))[0]) for routing in routings])
+    slot_table = torch.stack(slots, dim=1) if slots else num_pairs_ZE.new_zeros(0, 0)
+    return Tally(num_pairs_ZE, num_asked_ZE, slot_table, num_selections_Z)
 
 
-def balance(model: nn.Module, asked_LE: torch.Tensor) -> None:
+def balance(model: nn.Module, num_asked_ZE: torch.Tensor) -> None:
     """Move the biases of routers that have one (Wang et al. 2408.15664); once per training step, with the step's counts."""
     routers = [module for module in model.modules() if isinstance(module, RouterLayer)]
-    for router, asked_E in zip(routers, asked_LE, strict=True):
+    for router, num_asked_E in zip(routers, num_asked_ZE, strict=True):
         if router.bias_E is not None:
-            router.update_bias(asked_E)
+            router.update_bias(num_asked_E)

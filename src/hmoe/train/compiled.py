@@ -1,4 +1,4 @@
-"""Blocks under torch.compile: one graph for each kind of block, and eager wherever shapes are not those of training."""
+"""Blocks under torch.compile: one graph for each kind of block, and eager computation where shapes are not training's."""
 
 import contextlib
 import warnings
@@ -13,6 +13,7 @@ from hmoe.model.transformer import Transformer
 
 def compile_blocks(model: Transformer, backend: str = "inductor") -> None:
     """Compile each block when it is first computed; layers of one kind share a graph, names and weights stay."""
+    # Blocks and not the whole model: a graph of one block is compiled once, and activation checkpointing stays between blocks.
     # The tracer looks at every input's .grad, inner ones too.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
     for block in model.blocks:
@@ -21,7 +22,7 @@ def compile_blocks(model: Transformer, backend: str = "inductor") -> None:
 
 @contextlib.contextmanager
 def run_eagerly(config: RunConfig) -> Iterator[None]:
-    """For validation and text samples: every new length of a text would be compiled anew."""
+    """Compute compiled blocks eagerly for a while: in validation and text samples, whose every new length would be compiled."""
     if not config.train.compile:  # the next line imports the compiler
         yield
         return
@@ -31,7 +32,7 @@ def run_eagerly(config: RunConfig) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explain_failure(config: RunConfig) -> Iterator[None]:
-    """Turn what the compiler raises into one line.
+    """Raise what the compiler raises as one line that names the key.
 
     Raises:
         ConfigError: if a block cannot be compiled here, such as without a C++ compiler.

@@ -11,7 +11,7 @@ from hmoe.kernels import choice
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:
-    """Versions, threads and what the device can do, equal on equal machines; no device where weights are only written."""
+    """Return versions, threads and what the device can do, equal on equal machines; None: weights are only written."""
     common = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if device is None:
         return common
@@ -19,7 +19,7 @@ def describe_environment(device: str | None = None) -> dict[str, Any]:
 
 
 def compare_environment(state: dict[str, Any], config: RunConfig, device: str, warn: Callable[[str], None]) -> None:
-    """Say what changed since a checkpoint was written and may change bits, a line each.
+    """Warn of what changed since a checkpoint was written and may change bits, a line each.
 
     Raises:
         ConfigError: if it is the kind of device.
@@ -28,6 +28,7 @@ def compare_environment(state: dict[str, Any], config: RunConfig, device: str, w
         before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
         if before == now:
             continue
+        # Other changes may round otherwise; another kind of device has other kernels, and another order of every sum.
         if name == "device":
             raise ConfigError(
                 f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
@@ -37,7 +38,7 @@ def compare_environment(state: dict[str, Any], config: RunConfig, device: str, w
 
 
 def _describe_cpu() -> dict[str, Any]:
-    """Libraries choose their kernels by these."""
+    """Return what the CPU's libraries choose their kernels by."""
     return {
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cpu_bfloat16": bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -46,9 +47,10 @@ def _describe_cpu() -> dict[str, Any]:
 
 
 def _describe_gpu() -> dict[str, Any]:
-    """Two GPUs of one capability may have other multiprocessors, and a library other kernels for them."""
+    """Return what the GPU's libraries choose their kernels by."""
     properties = torch.cuda.get_device_properties()
     return {
+        # The name too: two GPUs of one capability may have other multiprocessors, and a library other kernels for them.
         "gpu": properties.name,
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),

@@ -34,6 +34,7 @@ class Feed:
         """Return the parts of a step on the device, and begin to read those of the next one."""
         if self._reader is None:
             return place_parts(self._source.parts(step), self._device)
+        # Steps follow each other, so the one asked for is ready or being read; only the first one is begun here.
         current = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
         return current.result().copy(self._device)
@@ -54,20 +55,22 @@ class _Pinned(NamedTuple):
     table: torch.Tensor
 
     def copy(self, device: torch.device) -> list[MicroBatch[torch.Tensor]]:
-        """Return the parts on the device, by one copy, which nobody waits for."""
+        """Return the parts on the device, by one copy, which the host does not wait for."""
+        # Parts are views of one table on the device: a copy for each would be as many launches.
         placed = self.table.to(device, non_blocking=True).unbind(0)
         return [MicroBatch(index, *tables.unbind(0)) for index, tables in zip(self.indices, placed, strict=True)]
 
 
 def _pin(parts: Sequence[MicroBatch[Tokens]]) -> _Pinned:
     tables = [torch.from_numpy(table_BL) for part in parts for table_BL in (part.tokens_BL, part.targets_BL)]
-    return _Pinned([part.index for part in parts], torch.stack(tables).unflatten(0, (-1, 2)).pin_memory())
+    return _Pinned([part.index for part in parts], torch.stack(tables).view(-1, 2, *tables[0].shape).pin_memory())
 
 
 def place_parts(
     parts: Sequence[MicroBatch[Tokens]] | Sequence[MicroBatch[torch.Tensor]], device: torch.device
 ) -> list[MicroBatch[torch.Tensor]]:
     """Return micro-batches on the device, wherever they are now: arrays in host memory, or tensors."""
+    # Pageable memory would be copied to a GPU while the host waits, so arrays go through pinned memory.
     on_host = [part for part in parts if not isinstance(part.tokens_BL, torch.Tensor)]
     if on_host and device.type != "cpu":
         return _pin(on_host).copy(device)

@@ -36,6 +36,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
     """
     restored = latest(folder.path, quarantine=True, say=console.warn)
     if restored is not None:
+        # Before the session opens: a run that is finished already reads neither its weights nor, most often, its data.
         config = folder.check_config(config, restored.state, console.warn)
         seconds = seconds_at(folder.path, restored.step)
         if progress(config, Counts(**restored.state["counts"]), seconds) >= 1:
@@ -56,13 +57,14 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
 
 
 def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
-    """Say whether the logs of a finished run are those that were written."""
+    """Warn if the logs of a finished run are not those that were written."""
     problem = describe_log_change(folder.path, step)
     if problem is not None:
         console.warn(f"{problem}; the checkpoint does not depend on them")
 
 
 def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
+    """Take steps until the budget is used up or a signal came; `saved` is the step of the newest checkpoint, -1 without one."""
     config, counts, every = session.config, session.counts, session.config.train
     while not STOP and session.progress() < 1:
         session.records.begin()
@@ -70,7 +72,7 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         with explain_failure(config):
             record = train_step(session.model, session.optimizer, parts, config, counts.step)
         session.records.tick(record.tokens)
-        row = _row(session, record, _account(session, record))
+        row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
         if done or _due(counts.step, every.eval_every):
             row |= _validate(session)
@@ -79,6 +81,7 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         if done or _due(counts.step, every.log_every) or row.keys() & {"warnings", "validation_loss", "sample"}:
             session.records.write(row)
         console.row(row, session.records, session.progress())
+        # After the row is written, so that the log tells of the bad steps; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
             raise NonFiniteError(
                 f"step {counts.step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; the weights "
@@ -86,53 +89,58 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             )
         if done or _due(counts.step, every.save_every):
             saved = session.save()
-    if saved != counts.step:
+    if saved != counts.step:  # a signal came between two checkpoints
         session.save()
 
 
 def _account(session: Session, record: StepRecord) -> list[str]:
-    """Count the step; return what should be announced."""
+    """Add a step to what the run counts; return warnings, a line each."""
     counts, moe = session.counts, session.config.model.moe
     counts.step += 1
     counts.tokens += record.tokens
     counts.flops += record.flops
     counts.skipped += not record.applied
     counts.bad_in_a_row = 0 if record.applied else counts.bad_in_a_row + 1
+    # The pairs of a step that was not finite say nothing about experts: a NaN chooses none.
     if not record.applied:
         return [f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"]
-    return session.watch.update(record.pairs_LE, record.tokens, moe.routed_widths if moe else ())
+    return session.watch.update(record.num_pairs_ZE, record.tokens, moe.routed_widths if moe else ())
 
 
-def _row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str, Any]:
-    """One line of metrics.jsonl: deterministic values only."""
+def _metrics_row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str, Any]:
+    """Return one line of metrics.jsonl, which holds deterministic values only: equal runs write equal bytes."""
     counts, moe = session.counts, session.config.model.moe
     row: dict[str, Any] = {"step": counts.step, "tokens": counts.tokens, "flops": counts.flops}
     row |= {name: _finite(value) for name, value in record.terms.items()}
     row |= {"grad_norm": _finite(record.grad_norm), "lr": record.lr, "skipped": counts.skipped}
     row |= {"activated_parameters": record.activated_parameters, "mean_activated_width": record.mean_activated_width}
     if moe:
-        work = [[n * h for n, h in zip(layer, moe.routed_widths, strict=True)] for layer in record.pairs_LE]
+        work_ZE = [[n * h for n, h in zip(row_E, moe.routed_widths, strict=True)] for row_E in record.num_pairs_ZE]
         row |= {"experts_per_token": record.experts_per_token}
-        row |= {"expert_token_share": _shares(record.pairs_LE), "expert_compute_share": _shares(work)}
+        row |= {"expert_token_share": _shares(record.num_pairs_ZE), "expert_compute_share": _shares(work_ZE)}
     row |= {"slots": record.slots} if record.slots else {}
     return row | ({"warnings": warnings} if warnings else {})
 
 
 def _shares(table: list[list[int]]) -> list[list[float]]:
+    """Return each entry as a share of its row, in as many digits as a reader compares."""
     return [[round(value / max(sum(row), 1), 6) for value in row] for row in table]
 
 
 def _finite(value: float) -> float | None:
+    """Return the value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def _due(step: int, every: int) -> bool:
+    """Whether something that is done every so many steps is due; 0: never."""
     return bool(every) and step % every == 0
 
 
 @contextlib.contextmanager
 def _evaluating(session: Session) -> Iterator[None]:
-    """A router may have noise and another capacity in training, and blocks are compiled for its shapes."""
+    """Put the model into evaluation mode for a while, computed eagerly."""
+    # A router may have noise and another capacity in training, and blocks are compiled for the shapes of training.
     session.model.eval()
     try:
         with run_eagerly(session.config):
@@ -142,14 +150,17 @@ def _evaluating(session: Session) -> Iterator[None]:
 
 
 def _validate(session: Session) -> dict[str, float]:
-    """Validation loss in nats per token and bits per byte of text; {} without a validation split."""
+    """Return the validation loss in nats per token and in bits per byte of text.
+
+    Nothing is returned without a validation split, nor for a loss that is NaN or infinite.
+    """
     config, device = session.config, session.device
     inputs_BL, targets_BL = validation(
         session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
     )
     size = max(1, config.data.batch_sequences // config.data.num_micro_batches)  # as much as a training step holds
-    total, tokens = 0.0, targets_BL.size
-    if not tokens:
+    total, num_tokens = 0.0, targets_BL.size
+    if not num_tokens:
         return {}
     (placed,) = place_parts([MicroBatch(0, inputs_BL, targets_BL)], torch.device(device))
     with (
@@ -162,20 +173,20 @@ def _validate(session: Session) -> dict[str, float]:
             total += nll * placed.targets_BL[some].numel()
     if not math.isfinite(total):
         return {}
-    nats = total / tokens
+    nats = total / num_tokens
     bits = nats / math.log(2) / bytes_per_token(session.index, "valid")
     return {"validation_loss": nats, "validation_bits_per_byte": bits}
 
 
 def _sample(session: Session) -> str:
-    """A continuation of the sample prompt, fixed by (seed, step)."""
+    """Return a continuation of the sample prompt, fixed by (seed, step); "" if the model's logits are not finite."""
     config, tokenizer = session.config, session.tokenizer
     begin = session.index.begin
     prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]
-    how, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
+    sampling, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
         with _evaluating(session):
-            new = list(generate(session.model, prompt, config.train.sample_tokens, how, seed, tokenizer))
+            new = list(generate(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer))
         return tokenizer.decode(prompt + new)
     except NonFiniteError:
         return ""

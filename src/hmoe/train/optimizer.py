@@ -11,7 +11,8 @@ from hmoe.model.router import RouterLayer
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW; norms, embeddings and routers do not decay unless `decay_all` (the paper decays everything)."""
+    """Return a fused AdamW; norms, embeddings and routers do not decay unless `decay_all` (the paper decays everything)."""
+    # By identity: an embedding that is tied to the head is one parameter, and spared.
     spared = {
         id(parameter)
         for module in model.modules()
@@ -35,19 +36,21 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Learning rate of the update that makes `step` into `step + 1`.
+    """Return the learning rate of the update that makes `step` into `step + 1`.
 
     Linear warm-up, then constant (the paper), cosine to `floor`, or constant with a final linear decay (wsd).
     """
     if step < config.warmup_steps:
+        # From 1 / warmup_steps on: with 0 the first step would be computed for nothing.
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
     assert config.schedule_steps is not None  # checked by the config
     floor = 0.1 if config.floor is None else config.floor
     if config.schedule == "cosine":
-        done = min(1.0, (step - config.warmup_steps) / (config.schedule_steps - config.warmup_steps))
-        return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        progress = min(1.0, (step - config.warmup_steps) / (config.schedule_steps - config.warmup_steps))
+        return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
     assert config.decay_steps is not None
-    left = max(0, config.schedule_steps - step) / config.decay_steps
-    return config.lr * (floor + (1 - floor) * min(1.0, left))
+    # Above 1 before the decay begins, and 0 after its end, where training at the floor goes on.
+    remaining = max(0, config.schedule_steps - step) / config.decay_steps
+    return config.lr * (floor + (1 - floor) * min(1.0, remaining))

@@ -1,4 +1,7 @@
-"""One optimiser step: micro-batches -> losses -> gradients -> update, unless something is not finite."""
+"""One optimiser step: micro-batches -> losses -> gradients -> update, unless something is not finite.
+
+Axes of counts: `Z` MoE layers, `E` experts.
+"""
 
 import itertools
 import math
@@ -22,19 +25,26 @@ from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import learning_rate
 from hmoe.train.processes import ONE_PROCESS, Processes
 
-_PRIME = 1_000_003  # seeds of steps and micro-batches must differ
+# Seeds of noise are positions in a number of this base: run, step, micro-batch, and in the model layer.
+_SEED_BASE = 1_000_003
 
 
 @dataclass
 class StepRecord:
-    """What one step did; sums over micro-batches, means where a mean is named.
+    """What one optimiser step did: sums over its micro-batches, and means where a mean is named.
 
     Attributes:
-        terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
+        lr: learning rate of the update.
+        tokens: tokens that were predicted.
+        flops: training FLOPs, of the experts that were really activated.
         grad_norm: before clipping.
         applied: False if loss or gradients were not finite and the weights were left alone.
-        pairs_LE: token-expert pairs per MoE layer and expert.
+        terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
+        num_pairs_ZE: token-expert pairs that were computed.
         slots: what a router with capacity did, by name (`hmoe.model.capacity.Slots`) and MoE layer; {} for others.
+        activated_parameters: of a token, on average.
+        mean_activated_width: hidden units of routed experts that a token activated, mean over tokens and MoE layers.
+        experts_per_token: mean over tokens and MoE layers.
     """
 
     lr: float
@@ -43,7 +53,7 @@ class StepRecord:
     grad_norm: float = 0.0
     applied: bool = True
     terms: dict[str, float] = field(default_factory=dict)
-    pairs_LE: list[list[int]] = field(default_factory=list)
+    num_pairs_ZE: list[list[int]] = field(default_factory=list)
     slots: dict[str, list[int]] = field(default_factory=dict)
     activated_parameters: float = 0.0
     mean_activated_width: float = 0.0
@@ -65,29 +75,28 @@ def train_step(
     Args:
         model: to be trained; its parameters may be sharded from outside (FSDP2), which then also adds up the gradients.
         optimizer: of the model's parameters.
-        parts: canonical micro-batches of the step that this process computes (`Batches.parts`); arrays or tensors.
+        parts: canonical micro-batches of the step that this process computes, at least one (`Batches.parts`).
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
     """
     placed = place_parts(parts, model.embed.weight.device)
-    num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
+    num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()  # of all processes: parts are of one size
     record = StepRecord(lr=learning_rate(step, config.optim), tokens=num_tokens)
     passes = [_accumulate(model, part, config, step) for part in placed]
-    names = passes[0].terms.keys()
-    rows = [torch.stack(list(one_pass.terms.values())) / config.data.num_micro_batches for one_pass in passes]
-    sums = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
-    counts = zip(*(one_pass.tally for one_pass in passes), strict=True)
-    total = Tally(*(processes.add(torch.stack(tables).sum(0)) for tables in counts))
+    sums, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    # A weight that had no part in any loss has no gradient.
     norm = processes.norm([p.grad for p in parameters if p.grad is not None])
-    numbers = read_numbers((sums, norm, total.pairs_LE, total.slots_SL, total.selections_L))
-    record.terms = dict(zip(names, numbers[0], strict=True))
-    record.grad_norm = numbers[1][0]
-    _count(record, numbers[2:], config)
+    tables = (counts.num_pairs_ZE, counts.slots, counts.num_selections_Z)
+    terms, norms, *table_values = read_numbers((sums, norm, *tables))
+    record.terms = dict(zip(passes[0].terms, terms, strict=True))
+    record.grad_norm = norms[0]
+    _count(record, table_values, config)
     _update(parameters, optimizer, norm, record, config)
     if record.applied:
-        balance(model, total.asked_LE)
+        # After the update: the biases of this step chose the experts whose gradients were just applied.
+        balance(model, counts.num_asked_ZE)
     return record
 
 
@@ -95,54 +104,66 @@ class _Pass(NamedTuple):
     """What is kept of one micro-batch: its losses without their graphs, and what was counted."""
 
     terms: dict[str, torch.Tensor]
-    tally: Tally
+    counts: Tally
 
 
 def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
     noisy = moe is not None and moe.router.needs_noise  # a compiled block would be compiled again for every seed
-    seed = (config.seed * _PRIME + step) * _PRIME + part.index if noisy else None
+    seed = (config.seed * _SEED_BASE + step) * _SEED_BASE + part.index if noisy else None
     with mixed_precision(device, config.train.precision == "bfloat16"):
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
-    # Statistics are those of this micro-batch, whoever computes it, so a run does not depend on the number of processes.
-    terms = {"loss": loss, **({} if moe is None else losses.average_losses(measure_routers(routings), moe))}
+    terms: dict[str, torch.Tensor] = {"loss": loss}
+    if moe is not None:
+        # Statistics are those of one micro-batch, whoever computes it: a run does not depend on the number of processes.
+        terms |= losses.average_losses(measure_routers(routings), moe)
     terms["loss_total"] = loss + losses.weighted(terms, moe)
+    # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = tally(routings, device, moe is not None and moe.hyper is not None)
     return _Pass({name: value.detach() for name, value in terms.items()}, counts)
 
 
-def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Their numbers, each tensor's flattened; the one place of a step where the host waits for the device.
+def _reduce(passes: Sequence[_Pass], num_parts: int, processes: Processes) -> tuple[torch.Tensor, Tally]:
+    """Return the mean of each loss over all micro-batches of the step, and the sums of the counts."""
+    rows = [torch.stack(list(micro_batch.terms.values())) / num_parts for micro_batch in passes]
+    means = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
+    tables = zip(*(micro_batch.counts for micro_batch in passes), strict=True)
+    return means, Tally(*(processes.add(torch.stack(parts).sum(0)) for parts in tables))
 
-    As float64, which holds counts below 2**53 and every float32 exactly.
+
+def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
+    """Return the numbers of each tensor, flattened; the one place of a step where the host waits for the device.
+
+    They are read as float64, which holds counts below 2**53 and every float32 exactly.
     """
+    # One copy of everything: each copy of its own would be another wait, in which the device has nothing to do.
     numbers = torch.cat([tensor.detach().double().flatten() for tensor in tensors]).tolist()
     ends = list(itertools.accumulate(tensor.numel() for tensor in tensors))
     return [numbers[end - tensor.numel() : end] for end, tensor in zip(ends, tensors, strict=True)]
 
 
-def _count(record: StepRecord, numbers: Sequence[Sequence[float]], config: RunConfig) -> None:
-    """FLOPs and parameters of the experts really activated, and of the HyperExperts really made.
+def _count(record: StepRecord, tables: Sequence[Sequence[float]], config: RunConfig) -> None:
+    """Write down FLOPs and parameters of the experts really activated, and of the HyperExperts really generated.
 
-    `numbers` are those of `Tally`: pairs, slots, selections.
+    `tables` are the flattened counts of `Tally`: pairs, slots, selections.
     """
-    model, (pairs, slots, selections) = config.model, ([int(n) for n in part] for part in numbers)
+    model, (num_pairs, slots, num_selections) = config.model, ([int(count) for count in table] for table in tables)
     widths = model.moe.routed_widths if model.moe else ()
-    record.pairs_LE = _rows(pairs, len(widths))
-    record.slots = dict(zip(Slots._fields, _rows(slots, len(record.pairs_LE)), strict=False))
-    units = sum(n * h for layer in record.pairs_LE for n, h in zip(layer, widths, strict=True))
-    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units, sum(selections))
-    if record.pairs_LE:
-        record.mean_activated_width = units / record.tokens / len(record.pairs_LE)
-        record.experts_per_token = sum(pairs) / record.tokens / len(record.pairs_LE)
+    record.num_pairs_ZE = _cut_rows(num_pairs, len(widths))
+    record.slots = dict(zip(Slots._fields, _cut_rows(slots, len(record.num_pairs_ZE)), strict=False))
+    units = sum(count * width for row in record.num_pairs_ZE for count, width in zip(row, widths, strict=True))
+    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units, sum(num_selections))
+    if record.num_pairs_ZE:
+        record.mean_activated_width = units / record.tokens / len(record.num_pairs_ZE)
+        record.experts_per_token = sum(num_pairs) / record.tokens / len(record.num_pairs_ZE)
     record.activated_parameters = activated_parameters(model, record.mean_activated_width)
 
 
-def _rows(numbers: Sequence[int], length: int) -> list[list[int]]:
-    """Rows of so many numbers."""
-    return [list(numbers[first : first + length]) for first in range(0, len(numbers), length)] if length else []
+def _cut_rows(values: Sequence[int], length: int) -> list[list[int]]:
+    """Return the rows of a table that was flattened; a table without columns has none."""
+    return [list(values[first : first + length]) for first in range(0, len(values), length)] if length else []
 
 
 def _update(
@@ -152,7 +173,7 @@ def _update(
     record: StepRecord,
     config: RunConfig,
 ) -> None:
-    """Clip and step, unless loss or gradients are not finite."""
+    """Clip the gradients and step, unless loss or gradients are not finite; either way the gradients are gone after it."""
     record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
         if config.optim.clip is not None:
@@ -160,4 +181,5 @@ def _update(
         for group in optimizer.param_groups:
             group["lr"] = record.lr
         optimizer.step()
+    # Set to None and not to 0: the first micro-batch of the next step then writes its gradients without reading zeros.
     optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and end. Standard library only: installed before torch is imported."""
+"""SIGTERM and SIGINT ask a run to save and end; standard library only, because it is installed before torch is imported."""
 
 import signal
 from types import FrameType
@@ -7,20 +7,21 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Set by the first signal; a second one ends the process as if nobody listened."""
+    """A request to stop, true from the first signal on; a second signal ends the process as if nobody listened."""
 
     def __init__(self) -> None:
         self.signal_name = ""
 
     def install(self) -> None:
-        """Listen from now on."""
-        for number in _SIGNALS:
-            signal.signal(number, self._handle)
+        """Listen for SIGTERM and SIGINT from now on."""
+        for signal_number in _SIGNALS:
+            signal.signal(signal_number, self._handle)
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        for one in _SIGNALS:
-            signal.signal(one, signal.SIG_DFL)
+    def _handle(self, signal_number: int, frame: FrameType | None) -> None:
+        self.signal_name = signal.Signals(signal_number).name
+        # Nothing is saved or printed in here: a handler may run between any two instructions. The loop asks at its next step.
+        for other in _SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
