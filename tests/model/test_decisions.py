@@ -40,7 +40,7 @@ def test_the_second_pass_routes_as_the_first(preset: str, monkeypatch: pytest.Mo
         return routing
 
     monkeypatch.setattr(RouterLayer, "forward", rounding)
-    model(torch.randint(0, 300, (2, 16)), Sequences(noise_seed=1))[0].square().sum().backward()
+    model(torch.randint(0, 300, (2, 16)), context=Sequences(noise_seed=1))[0].square().sum().backward()
     layers = list(dict.fromkeys(layer for layer, _ in passes))
     assert len(passes) == 2 * len(layers)
     for layer in layers:

@@ -23,7 +23,7 @@ def test_cached_logits_are_the_uncached_ones(model: Transformer) -> None:
     tokens = torch.randint(0, 31, (2, 12))
     whole = model(tokens)[0]
     cache = model.new_cache(2, 12)
-    pieces = [model(tokens[:, a:b], cache)[0] for a, b in ((0, 5), (5, 6), (6, 10), (10, 12))]
+    pieces = [model(tokens[:, a:b], context=cache)[0] for a, b in ((0, 5), (5, 6), (6, 10), (10, 12))]
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-11, atol=1e-11)
 
 

@@ -143,7 +143,7 @@ def test_noise_is_the_same_in_a_recomputed_block() -> None:
     for again in (False, True):
         model.activation_checkpointing = again
         model.zero_grad()
-        model(tokens, Sequences(noise_seed=11))[0].square().sum().backward()
+        model(tokens, context=Sequences(noise_seed=11))[0].square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for one, two in zip(*grads, strict=True):
         assert torch.equal(one, two)
