@@ -1,7 +1,8 @@
-"""A training step of sharded weights (FSDP2) is the step of whole ones: the seams hold, though the package knows no other process.
+"""A training step of sharded weights (FSDP2) is that of whole ones, though the package knows one process.
 
-Everything that several processes need is applied here, from outside: `fully_shard`, which micro-batches a rank takes, and sums
-over the ranks. Gradients differ by rounding, because the ranks' parts are added up in another order.
+Everything that several processes need is applied here, from outside: `fully_shard`, which micro-batches a
+rank takes, and sums over the ranks. Gradients differ by rounding, because the ranks' parts are added up in
+another order.
 """
 
 from collections.abc import Iterable
@@ -62,7 +63,7 @@ def load(name: str) -> RunConfig:
 
 
 def steps(config: RunConfig, model: Transformer, indices: range, processes: Processes) -> list[dict[str, Any]]:
-    """Records and clipped gradients of some steps on random tokens, of which this process computes the parts `indices`."""
+    """Records and clipped gradients of steps on random tokens; this process computes the parts `indices`."""
     set_check_finite(model, False)
     model.activation_checkpointing = config.train.recomputes_blocks
     optimizer, generator, results = adamw(model, config.optim), torch.Generator().manual_seed(1), []
@@ -83,7 +84,8 @@ def keep_gradients(model: Transformer, kept: dict[str, torch.Tensor]) -> None:
 
 def shard(model: Transformer, mesh: DeviceMesh) -> None:
     """Shard every block, then what is left."""
-    unsharded = {parameter for parameter in model.parameters() if not parameter.requires_grad}  # biases of routers
+    # Biases of routers: every rank holds them whole, and moves them by the counts of all.
+    unsharded = {parameter for parameter in model.parameters() if not parameter.requires_grad}
     for module in (*model.blocks, model):
         fully_shard(module, mesh=mesh, ignored_params=unsharded)
         assert isinstance(module, FSDPModule)
@@ -93,7 +95,7 @@ def shard(model: Transformer, mesh: DeviceMesh) -> None:
 
 
 def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
-    """Records, gradients and biases of a case whose micro-batches are shared out among the ranks of a mesh."""
+    """Records, gradients and biases of a case whose micro-batches the ranks of a mesh share."""
     config = load(name)
     model = build(config.model, config.seed)
     shard(model, mesh)

@@ -1,4 +1,4 @@
-"""Batch n as a pure function of (seed, n): nothing to save, nothing that depends on ranks or workers."""
+"""Batches of a run, each a pure function of (seed, step): nothing to save, nothing depends on processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from hmoe.data.packing import Pool, Tokens
 from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import ConfigError, DataError
 
-_BLOCK = 10_000  # samples over which domain weights are met exactly
-_NAMED = 5  # domains that a line names
+_BLOCK_SAMPLES = 10_000  # over which domain weights are met exactly
+_MOST_NAMES = 5  # domains that a line names
 
 
 Table = TypeVar("Table")  # a NumPy array, or a tensor once it is on the way to a device
@@ -21,10 +21,11 @@ Table = TypeVar("Table")  # a NumPy array, or a tensor once it is on the way to 
 
 @dataclass(frozen=True)
 class MicroBatch(Generic[Table]):
-    """One canonical part of a step's batch: what a gradient is accumulated over, and router statistics are taken of.
+    """One canonical part of a step's batch: gradients add up over parts, router statistics are of one.
 
     Attributes:
-        index: which part of the step it is, from 0; random numbers of a step depend on it, never on a process.
+        index: which part of the step it is, from 0; random numbers of a step depend on it, never on a
+            process.
         tokens_BL: inputs.
         targets_BL: the same one token ahead.
     """
@@ -41,16 +42,17 @@ def cut_batch(tokens_BL: Any, targets_BL: Any, num_parts: int) -> list[MicroBatc
 
 
 class Batches:
-    """Training batches: `batches[step]` is (tokens_BL, targets_BL), `batches.parts(step)` the same in micro-batches.
+    """Training batches: `batches[step]` is (tokens_BL, targets_BL), `batches.parts(step)` its micro-batches.
 
-    Every epoch visits each sequence of a domain once, in an order keyed by (seed, domain, epoch). With domain weights
-    every 10,000 samples hold each domain in exact proportion; without, all domains are one pool.
+    Every epoch visits each sequence of a domain once, in an order keyed by (seed, domain, epoch). With domain
+    weights every 10,000 samples hold each domain in exact proportion; without, all domains are one pool.
 
     Args:
         index: of the data folder.
         config: sequence length, batch size, weights.
         seed: of the order.
-        packing: how shards are cut into sequences (see `hmoe.data.packing`); None: as new runs on this data have it.
+        packing: how shards are cut into sequences (see `hmoe.data.packing`); None: as new runs on this data
+            have it.
 
     Raises:
         DataError: if a domain has fewer tokens than one sequence.
@@ -65,6 +67,7 @@ class Batches:
         for domain in weights or {}:
             if domain not in known:
                 raise ConfigError(f"data.weights.{domain}: no such domain; the data has {', '.join(known)}")
+        # Without weights all domains are one pool, whose name in the keys of the order is empty.
         names = [name for name in sorted(weights) if weights[name] > 0] if weights else [""]
         length = config.sequence_length
         self.pools = [Pool(index, index.of("train", name or None), length, self.packing) for name in names]
@@ -76,22 +79,24 @@ class Batches:
                 )
         share = np.cumsum([weights[name] for name in names]) if weights else np.ones(1)
         for name in names:
-            if weights and weights[name] * _BLOCK < share[-1]:
+            if weights and weights[name] * _BLOCK_SAMPLES < share[-1]:
                 raise ConfigError(
-                    f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK} of the sum; raise it or set it to 0"
+                    f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK_SAMPLES} of the sum; raise it or set it to 0"
                 )
         self.names = names
         self.undrawn = [name for name in known if weights and name not in names]  # domains without a weight
-        self.stops = np.round(share / share[-1] * _BLOCK).astype(np.int64)
+        self.stops = np.round(share / share[-1] * _BLOCK_SAMPLES).astype(np.int64)
 
     def __getitem__(self, step: int) -> tuple[Tokens, Tokens]:
+        """Return (tokens_BL, targets_BL) of a step's whole batch."""
         size = self.config.batch_sequences
         return self._read(np.arange(step * size, (step + 1) * size))
 
     def parts(self, step: int, indices: Sequence[int] | None = None) -> list[MicroBatch[Tokens]]:
-        """Return the canonical micro-batches of a step, `config.num_micro_batches` of them; only those of `indices` are read.
+        """Return the `config.num_micro_batches` canonical micro-batches of a step, or those of `indices`.
 
-        How many there are, and what is in each, does not depend on the number of processes: a process takes some of them.
+        How many there are, and what is in each, does not depend on the number of processes: a process takes
+        some of them.
         """
         num_parts, size = self.config.num_micro_batches, self.config.batch_sequences
         sample_PB = np.arange(step * size, (step + 1) * size).reshape(num_parts, -1)
@@ -101,15 +106,15 @@ class Batches:
         ]
 
     def describe_reach(self) -> str:
-        """A line that counts the training tokens that no batch can hold; "" where every token is reached."""
+        """Return a line that counts the training tokens that no batch can hold; "" if there are none."""
         total = sum(shard.tokens for shard in self.index.of("train"))
         undrawn = sum(shard.tokens for shard in self.index.of("train") if shard.domain in self.undrawn)
         rest = sum(pool.unreached_tokens for pool in self.pools)
         where = "shards" if self.packing == WITHIN else "domains" if len(self.pools) > 1 else "the data"
         parts = [f"{rest:,} at the end of {where}"] if rest else []
         if undrawn:
-            more = f" and {len(self.undrawn) - _NAMED} more" if len(self.undrawn) > _NAMED else ""
-            parts.append(f"{undrawn:,} in domains without a weight ({', '.join(self.undrawn[:_NAMED])}{more})")
+            more = f" and {len(self.undrawn) - _MOST_NAMES} more" if len(self.undrawn) > _MOST_NAMES else ""
+            parts.append(f"{undrawn:,} in domains without a weight ({', '.join(self.undrawn[:_MOST_NAMES])}{more})")
         if not parts:
             return ""
         return (
@@ -118,33 +123,38 @@ class Batches:
         )
 
     def _read(self, sample_B: Tokens) -> tuple[Tokens, Tokens]:
-        """(tokens_BL, targets_BL) of sample numbers."""
+        """Return (tokens_BL, targets_BL) of sample numbers, which count on from step to step."""
+        # A window holds one token more than a sequence, so inputs and targets are two views of one array.
         rows = [self.pools[pool].window(window) for pool, window in self._choose(sample_B)]
         batch = np.stack(rows)
         return batch[:, :-1], batch[:, 1:]
 
     def _choose(self, sample_B: Tokens) -> list[tuple[int, int]]:
-        """(pool, window) of each sample number."""
+        """Return (pool, window) of each sample number."""
         if len(self.pools) == 1:
             return [(0, self._window(0, int(sample))) for sample in sample_B]
         chosen = []
         for sample in sample_B:
-            block, place = divmod(int(sample), _BLOCK)
-            slot = int(permute(np.array([place], dtype=np.uint64), _BLOCK, self.seed, "block", block)[0])
+            # slots of a block:  [0 .. stops[0]) pool 0  [stops[0] .. stops[1]) pool 1 ...
+            # A block's samples visit them in random order: each pool gets its exact share of every block.
+            block, place = divmod(int(sample), _BLOCK_SAMPLES)
+            slot = int(permute(np.array([place], dtype=np.uint64), _BLOCK_SAMPLES, self.seed, "block", block)[0])
             pool = int(np.searchsorted(self.stops, slot, side="right"))
             first = int(self.stops[pool - 1]) if pool else 0
-            chosen.append((pool, self._window(pool, block * (int(self.stops[pool]) - first) + slot - first)))
+            draw = block * (int(self.stops[pool]) - first) + slot - first
+            chosen.append((pool, self._window(pool, draw)))
         return chosen
 
-    def _window(self, pool: int, number: int) -> int:
-        epoch, place = divmod(number, self.pools[pool].size)
+    def _window(self, pool: int, draw: int) -> int:
+        """Return the window of a pool that comes after `draw` others, in the order of its epoch."""
+        epoch, place = divmod(draw, self.pools[pool].size)
         return int(
             permute(np.array([place], dtype=np.uint64), self.pools[pool].size, self.seed, self.names[pool], epoch)[0]
         )
 
 
 def describe_weights(index: Index) -> str:
-    """What the weights of a data folder leave out, and the longest sequence that they allow; "" without weights."""
+    """Return a line on what the weights of a data folder leave out and allow; "" without weights."""
     if not index.weights:
         return ""
     tokens: dict[str, int] = {}
@@ -159,9 +169,10 @@ def describe_weights(index: Index) -> str:
 
 
 def validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> tuple[Tokens, Tokens]:
-    """(tokens_BL, targets_BL) of the same up to `num_sequences` validation sequences every time, spread over the split.
+    """Return (tokens_BL, targets_BL) of up to `num_sequences` validation sequences, spread over the split.
 
-    A split shorter than one sequence gives one shorter sequence, an empty one none. `packing` is the run's.
+    They are the same every time. A split shorter than one sequence gives one shorter sequence, an empty one
+    none. `packing` is the run's.
     """
     shards = [shard for shard in index.of("valid") if shard.tokens > 1]
     if not shards:
@@ -170,12 +181,12 @@ def validation(index: Index, length: int, num_sequences: int, packing: str | Non
     pool = Pool(index, shards, length, packing)
     if pool.size == 0:
         pool = Pool(index, shards, pool.longest_tokens - 1, packing)
-    numbers = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
-    windows = np.stack([pool.window(int(number)) for number in numbers])
+    places = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
+    windows = np.stack([pool.window(int(place)) for place in places])
     return windows[:, :-1], windows[:, 1:]
 
 
 def bytes_per_token(index: Index, split: str) -> float:
-    """UTF-8 bytes of text per token of a split, separators counted as tokens."""
+    """Return the UTF-8 bytes of text per token of a split, separators counted as tokens."""
     shards = index.of(split)
-    return sum(s.text_bytes for s in shards) / max(sum(s.tokens for s in shards), 1)
+    return sum(shard.text_bytes for shard in shards) / max(sum(shard.tokens for shard in shards), 1)

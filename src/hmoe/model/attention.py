@@ -1,4 +1,4 @@
-"""Causal grouped-query attention, and what its tokens may look at: nothing but the sequence, or also a cache."""
+"""Causal grouped-query attention, and what its tokens may look at: the sequence alone, or also a cache."""
 
 from typing import Protocol
 
@@ -9,11 +9,12 @@ from torch import nn
 from hmoe.model.layers import Projection, RMSNorm
 from hmoe.model.rotary import Rotary, rotate
 
-Attended = tuple[torch.Tensor, torch.Tensor | None]  # output (B, L, H, C), and the weights where they were asked for
+# Output (B, L, H, C), and the attention weights where a context returns them.
+Attended = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Context(Protocol):
-    """What the tokens of one forward pass see, and how they are routed; caches and masks of every user implement it.
+    """What the tokens of one forward pass see, and how they are routed; every cache and mask implements it.
 
     Attributes:
         top_p_T: threshold of the top-p router for each of the B*L tokens; None: the router's own.
@@ -26,20 +27,21 @@ class Context(Protocol):
     real_T: torch.Tensor | None
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Positions (B or 1, L) of the tokens in their sequences."""
+        """Return the positions (B or 1, L) of the tokens in their sequences."""
         ...
 
     def attend(
         self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
     ) -> Attended:
-        """Attention of rotated queries over all keys and values that they may see."""
+        """Return the attention of rotated queries over all keys and values that they may see."""
         ...
 
 
 def scaled_dot_product(
     q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
 ) -> torch.Tensor:
-    """PyTorch's SDPA -> (B, L, H, C); G key/value heads serve H query heads."""
+    """Return scaled dot-product attention as (B, L, H, C); G key/value heads serve H query heads."""
+    # Said only where it is so: with it some backends of SDPA are not chosen.
     grouped = q_BHLC.shape[1] != k_BGLC.shape[1]
     return F.scaled_dot_product_attention(
         q_BHLC, k_BGLC, v_BGLC, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
@@ -47,7 +49,7 @@ def scaled_dot_product(
 
 
 class Sequences:
-    """Whole sequences, each token sees itself and what is before it: training, and scoring without a cache."""
+    """Whole sequences, each token sees itself and the ones before: training, and scoring without a cache."""
 
     top_p_T: torch.Tensor | None = None
     real_T: torch.Tensor | None = None
@@ -56,13 +58,13 @@ class Sequences:
         self.noise_seed = noise_seed
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """0, 1, 2, ..."""
+        """Return positions that count from 0 in every sequence, (1, L)."""
         return torch.arange(tokens_BL.shape[1], device=tokens_BL.device)[None]
 
     def attend(
         self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
     ) -> Attended:
-        """Causal."""
+        """Let every token see itself and the tokens before it in its sequence."""
         return scaled_dot_product(q_BHLC, k_BGLC, v_BGLC, None, True), None
 
 
@@ -82,20 +84,23 @@ class KVCache:
         self.length = 0
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Those after the filled ones."""
+        """Return the positions after the filled ones, (1, L)."""
         return torch.arange(self.length, self.length + tokens_BL.shape[1], device=tokens_BL.device)[None]
 
     def attend(
         self, attention: "Attention", q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
     ) -> Attended:
-        """Store keys and values; causal over all that are stored."""
+        """Store keys and values; let every token see itself and all that is stored before it."""
+        # kv[layer], keys and values:  [0 .. past) stored  [past .. stop) new  [stop .. capacity) unset
         past, new = self.length, q_BHLC.shape[2]
         layer, stop = attention.layer, past + new
         self.kv[layer, 0, :, :, past:stop] = k_BGLC
         self.kv[layer, 1, :, :, past:stop] = v_BGLC
-        if layer == len(self.kv) - 1:
+        if layer == len(self.kv) - 1:  # not before: all layers of a pass store at the same positions
             self.length = stop
         mask = None
+        # SDPA's is_causal aligns queries and keys at their first positions, which holds only where nothing is
+        # stored; one new token sees all of them and needs neither.
         if past and new > 1:
             mask = torch.ones(new, stop, dtype=torch.bool, device=q_BHLC.device).tril(past)
         k_all, v_all = self.kv[layer, :, :, :, :stop].unbind(0)
@@ -108,8 +113,8 @@ class Attention(nn.Module):
 
     Attributes:
         layer: its number in the model, by which caches know it.
-        q_norm, k_norm: RMSNorm of queries and keys before rotation, over each head (Qwen3) or over all heads together
-            (OLMoE), or None.
+        q_norm, k_norm: RMSNorm of queries and keys before rotation, over each head (Qwen3) or over all heads
+            together (OLMoE), or None.
     """
 
     def __init__(
@@ -127,12 +132,12 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = RMSNorm(over_q * head_width, eps), RMSNorm(over_k * head_width, eps)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Random weights of the scale that keeps activations near 1."""
+        """Draw random weights of the scale that keeps activations near 1."""
         for linear in (self.q_proj, self.k_proj, self.v_proj, self.o_proj):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5, generator=generator)
 
     def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> Attended:
-        """(output (B, L, D), attention weights if the context returns them)."""
+        """Return (output (B, L, D), attention weights if the context returns them)."""
         q_BHLC = rotate(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
         k_BGLC = rotate(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
         v_BGLC = self._heads(self.v_proj(x_BLD), None)
@@ -140,7 +145,8 @@ class Attention(nn.Module):
         return self.o_proj(out_BLHC.flatten(2)), weights
 
     def _heads(self, x: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:
-        """(B, L, heads x C) -> (B, heads, L, C), normalised over what the norm is as wide as."""
+        """Return (B, L, heads x C) as (B, heads, L, C), normalised over one head or over all."""
+        # With one head both are the same; then the first branch runs.
         if norm is not None and norm.weight.shape[0] == x.shape[-1]:
             x, norm = norm(x), None
         x = x.view(*x.shape[:-1], -1, self.head_width)

@@ -1,4 +1,4 @@
-"""What a training step counts of its routers, and the balance that needs no loss: biases that move against the load."""
+"""What a training step counts of its routers, and biases that move against the load (no loss needed)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,8 +17,10 @@ class Tally(NamedTuple):
     Attributes:
         num_pairs_ZE: token-expert pairs that were computed.
         num_asked_ZE: tokens that chose an expert, before anything was dropped.
-        slots: what capacities did, a row for each field of `capacity.Slots`, a column for each MoE layer; empty without them.
-        num_selections_Z: distinct sets of experts that a token selected, for each of which a HyperExpert was generated.
+        slots: what capacities did, a row for each field of `capacity.Slots`, a column for each MoE layer;
+            empty without them.
+        num_selections_Z: distinct sets of experts that a token selected, for each of which a HyperExpert was
+            generated.
     """
 
     num_pairs_ZE: torch.Tensor
@@ -28,7 +30,7 @@ class Tally(NamedTuple):
 
 
 def tally(routings: Sequence[Routing], device: torch.device, hyper: bool = False) -> Tally:
-    """Return the counts of one forward pass on a device; distinct selections are 0 for a model without HyperExperts."""
+    """Return the counts of one forward pass; distinct selections are 0 for a model without HyperExperts."""
     if not routings:
         no_rows = torch.zeros(0, 0, dtype=torch.int64, device=device)
         return Tally(no_rows, no_rows, no_rows, no_rows.flatten())
@@ -36,14 +38,15 @@ def tally(routings: Sequence[Routing], device: torch.device, hyper: bool = False
     num_pairs_ZE = torch.stack([routing.num_tokens_E for routing in routings])
     num_asked_ZE = torch.stack([routing.load_E for routing in routings])
     num_selections_Z = num_pairs_ZE.new_zeros(len(routings))
-    if hyper:  # how many there are is known to the host only after a wait, which HyperExperts have had already
+    if hyper:
+        # The host knows how many there are only after a wait; HyperExperts have waited already.
         num_selections_Z = num_pairs_ZE.new_tensor([len(distinct(selected(routing))[0]) for routing in routings])
     slot_table = torch.stack(slots, dim=1) if slots else num_pairs_ZE.new_zeros(0, 0)
     return Tally(num_pairs_ZE, num_asked_ZE, slot_table, num_selections_Z)
 
 
 def balance(model: nn.Module, num_asked_ZE: torch.Tensor) -> None:
-    """Move the biases of routers that have one (Wang et al. 2408.15664); once per training step, with the step's counts."""
+    """Move the biases of routers that have one, once per training step (Wang et al. 2408.15664)."""
     routers = [module for module in model.modules() if isinstance(module, RouterLayer)]
     for router, num_asked_E in zip(routers, num_asked_ZE, strict=True):
         if router.bias_E is not None:

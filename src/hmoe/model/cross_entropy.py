@@ -17,7 +17,7 @@ _SECOND = (
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward pass, chunk by chunk, while the chunk's logits exist."""
+    """Mean of -log softmax; gradients are made chunk by chunk in the forward pass, while logits exist."""
 
     @staticmethod
     def forward(
@@ -32,11 +32,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         need_x, need_w = ctx.needs_input_grad[:2]
         dx_TD = torch.empty_like(x_TD) if need_x else None
+        # In float32 or better: chunks are added up, and bfloat16 would lose the small ones.
         dw_VD = torch.zeros(w_VD.shape, dtype=dtype, device=w_VD.device) if need_w else None
         nll = torch.zeros((), dtype=dtype, device=x_TD.device)
         ignored_T1 = (target_T == ignore_index)[:, None]
         target_T1 = target_T[:, None].masked_fill(ignored_T1, 0)  # any token will do, what comes of it is 0
-        num_counted = (~ignored_T1).sum(dtype=dtype)  # a tensor: asking for the number would wait for the device
+        # A tensor: asking for the number would wait for the device.
+        num_counted = (~ignored_T1).sum(dtype=dtype)
         for start in range(0, len(x_TD), chunk):
             part = slice(start, start + chunk)
             x_MD, back = x_TD[part], need_x or need_w
@@ -45,7 +47,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 nll += softmax_loss(d_MV, target_T[part], num_counted, ignore_index, back).sum()
             else:
                 d_MV = d_MV.to(dtype)
-                nll += _loss(d_MV, target_T1[part], ignored_T1[part], num_counted, back).sum()
+                nll += _softmax_loss(d_MV, target_T1[part], ignored_T1[part], num_counted, back).sum()
                 d_MV = d_MV.to(x_TD.dtype) if back else d_MV
             if not back:
                 continue
@@ -68,15 +70,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return dx_TD, dw_VD, None, None, None, None, None
 
 
-def _loss(
+def _softmax_loss(
     logits_MV: torch.Tensor, target_M1: torch.Tensor, ignored_M1: torch.Tensor, count: torch.Tensor, back: bool
 ) -> torch.Tensor:
-    """-log softmax of the targets; if `back`, the logits are overwritten by the derivative of their sum / count."""
+    """Return -log softmax of the targets; if `back`, overwrite logits by the derivative of sum / count."""
+    # Minus the largest, in place: no exponential overflows, and no second table of logits is needed.
     logits_MV -= logits_MV.amax(1, keepdim=True)
     target_logit_M1 = logits_MV.gather(1, target_M1)
     exp_MV = logits_MV.exp_()
     sum_M1 = exp_MV.sum(1, keepdim=True)
     if back:
+        # Derivative of each row: (softmax - 1 at the target) / count; the exponentials are there already.
         exp_MV.mul_(1 / (sum_M1 * count)).scatter_add_(1, target_M1, (-1 / count).expand_as(sum_M1))
         exp_MV.masked_fill_(ignored_M1, 0)
     return (sum_M1.log() - target_logit_M1).masked_fill(ignored_M1, 0)
@@ -85,7 +89,7 @@ def _loss(
 def cross_entropy(
     x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int = -100
 ) -> torch.Tensor:
-    """Mean over tokens of -log softmax(x w^T)[target], in nats; NaN if every token is ignored, as in PyTorch.
+    """Return the mean over tokens of -log softmax(x w^T)[target], in nats; NaN if every token is ignored.
 
     Args:
         x_TD: outputs of the last norm.
@@ -95,11 +99,13 @@ def cross_entropy(
         ignore_index: a token with this target counts nothing.
 
     Raises:
-        ConfigError: for arguments that do not fit together; on a CPU for a target that is no row of the head, too (a GPU would
-            have to be waited for, it ends with a device-side assertion).
+        ConfigError: for arguments that do not fit together; on a CPU for a target that is no row of the head,
+            too (a GPU would have to be waited for, it ends with a device-side assertion).
     """
-    _check(x_TD, w_VD, target_T, chunk, ignore_index)
+    _check_arguments(x_TD, w_VD, target_T, chunk, ignore_index)
     dtype = autocast_dtype(x_TD.device)
+    # Here and not inside, where autograd would not see the conversion: gradients come back in the weights'
+    # own type.
     if dtype is not None:
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory
@@ -108,7 +114,9 @@ def cross_entropy(
     return loss
 
 
-def _check(x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int) -> None:
+def _check_arguments(
+    x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int
+) -> None:
     shapes = f"x is {tuple(x_TD.shape)}, w is {tuple(w_VD.shape)}, target is {tuple(target_T.shape)}"
     if x_TD.dim() != 2 or w_VD.dim() != 2 or x_TD.shape[1] != w_VD.shape[1] or target_T.shape != x_TD.shape[:1]:
         raise ConfigError(f"cross_entropy: {shapes}; must be (tokens, dim), (vocabulary, dim) and (tokens,)")

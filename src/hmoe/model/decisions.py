@@ -1,15 +1,18 @@
-"""What a router decided in a forward pass, so that a recomputation of it (activation checkpointing) decides the same."""
+"""What a router decided in a forward pass, so that its recomputation (checkpointing) decides the same."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+Decision = TypeVar("Decision")
 
 
 class Decisions:
-    """Decisions of one pass, in order; call `begin` before every pass, the first makes them, the others recall them.
+    """Decisions of a forward pass, in order: the first pass makes them, the others recall them.
 
-    A recomputation may round otherwise, and a token between two experts would then go to another one than its gradient is of.
+    Call `begin` before every pass.
+
+    A recomputation may round otherwise, and a token between two experts would then go to another one than its
+    gradient is of.
     """
 
     def __init__(self) -> None:
@@ -17,11 +20,12 @@ class Decisions:
         self._next = 0
 
     def begin(self) -> None:
-        """A pass begins."""
+        """Begin a pass: the next decision is the first one again."""
         self._next = 0
 
     def recall(self) -> Any:
-        """The next decision of the first pass; None in the first pass itself."""
+        """Return the next decision of the first pass; None in the first pass itself."""
+        # Nothing is kept beyond this decision: this is the first pass.
         if self._next == len(self._kept):
             return None
         self._next += 1
@@ -30,14 +34,15 @@ class Decisions:
     def keep(self, decision: Any) -> None:
         """Keep the next decision of the first pass."""
         self._kept.append(decision)
+        # Past the end again, so that `recall` knows that the first pass still goes on.
         self._next = len(self._kept)
 
 
-def decide(decisions: Decisions | None, make: Callable[[], T]) -> T:
-    """What `make` decides, or what it decided in the first pass."""
+def decide(decisions: Decisions | None, make: Callable[[], Decision]) -> Decision:
+    """Return what `make` decides, or what it decided in the first pass."""
     if decisions is None:
         return make()
-    decision: T | None = decisions.recall()
+    decision: Decision | None = decisions.recall()
     if decision is None:
         decision = make()
         decisions.keep(decision)

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) x weight, over the last axis."""
+    """Root-mean-square normalisation over the last axis: x / rms(x), times a weight for each unit."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -14,11 +14,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """All ones."""
+        """Set all weights to one."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise x (..., D)."""
+        """Return x (..., D) normalised."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -29,29 +29,31 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.w_gate = nn.Parameter(torch.empty(width, dim))
         self.w_up = nn.Parameter(torch.empty(width, dim))
+        # Transposed against the usual layout: a hidden unit is one row of all three, so pruning and splitting
+        # cut rows.
         self.w_down = nn.Parameter(torch.empty(width, dim))
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Random weights of the scale that keeps activations near 1."""
+        """Draw random weights of the scale that keeps activations near 1."""
         width, dim = self.w_gate.shape
         nn.init.normal_(self.w_gate, std=dim**-0.5, generator=generator)
         nn.init.normal_(self.w_up, std=dim**-0.5, generator=generator)
         nn.init.normal_(self.w_down, std=width**-0.5, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., D) -> (..., D)."""
+        """Return the layer's output (..., D) for x (..., D)."""
         return (F.silu(F.linear(x, self.w_gate)) * F.linear(x, self.w_up)) @ self.w_down
 
 
 class Projection(nn.Linear):
-    """A linear map without bias; one row on a CPU goes to the matrix-vector product, which reads weights a third faster."""
+    """A linear map without bias; one row on a CPU takes the matrix-vector product, a third faster."""
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__(width_in, width_out, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """x (..., in) -> (..., out)."""
+        """Return the map of x (..., in) as (..., out)."""
         if x.numel() == self.in_features and not torch.is_grad_enabled() and x.device.type == "cpu":
             return torch.mv(self.weight, x.flatten()).view(*x.shape[:-1], -1)
         return super().forward(x)

@@ -1,7 +1,8 @@
 """Auxiliary losses of routers, each a function of `RouterStatistics` and thin for one layer's `Routing`.
 
-Statistics of several layers, with an axis Z in front, give a loss for each; the trainer takes their mean over layers, then
-multiplies by the coefficient. Statistics may be reduced over micro-batches and processes before: losses do not know.
+Statistics of several layers, with an axis Z in front, give a loss for each; the trainer takes their mean over
+layers, then multiplies by the coefficient. Statistics may be reduced over micro-batches and processes before:
+losses do not know.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,16 +16,15 @@ from hmoe.model.waiting import constant
 from hmoe.specs.losses import LOSSES, add_loss
 from hmoe.specs.model import MoESpec
 
-LossFunction = Callable[
-    [RouterStatistics, MoESpec], torch.Tensor
-]  # of statistics with an axis Z in front: a loss for each layer
+# Of statistics with an axis Z in front: a loss for each layer.
+LossFunction = Callable[[RouterStatistics, MoESpec], torch.Tensor]
 
 
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the mean number of experts per token.
+    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the experts per token.
 
-    T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights` of the experts
-    multiply their terms: MoE++ weighs zero-computation experts less.
+    T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights`
+    of the experts multiply their terms: MoE++ weighs zero-computation experts less.
     """
     return compute_load_balance(measure_router(routing, logits=False), weights)
 
@@ -40,8 +40,8 @@ def compute_load_balance(statistics: RouterStatistics, weights: Sequence[float] 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
     """Parameter-penalty loss E sum_i T_i w_i P_i with w_i = h_i / mean(h) (HMoE eq 4).
 
-    The paper prints w_i = h_i, which contradicts its statement that equal widths give the load-balancing loss; with
-    `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
+    The paper prints w_i = h_i, which contradicts its statement that equal widths give the load-balancing
+    loss; with `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
 
     Raises:
         ConfigError: for another norm, or if there is not one width per expert.
@@ -64,7 +64,8 @@ def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
     """Router-entropy loss -E mean_t sum_i P log P (HMoE eq 5), which sharpens the router when minimised.
 
-    The printed formula lacks the minus sign and would make the router uniform. `scale="one"` leaves out the factor E.
+    The printed formula lacks the minus sign and would make the router uniform. `scale="one"` leaves out the
+    factor E.
 
     Raises:
         ConfigError: for another scale.
@@ -93,12 +94,13 @@ def compute_router_z(statistics: RouterStatistics) -> torch.Tensor:
 
 
 def _penalise(statistics: RouterStatistics, weight_E: torch.Tensor | float) -> torch.Tensor:
-    """Return E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with the experts' relative widths."""
+    """Return E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with relative widths."""
     prob_E = statistics.prob_E
     return prob_E.shape[-1] * (statistics.share_E * weight_E * prob_E).sum(-1)
 
 
-LOSS_FUNCTIONS: dict[str, LossFunction] = {  # by the names of `hmoe.specs.losses.LOSSES`
+# By the names of `hmoe.specs.losses.LOSSES`.
+LOSS_FUNCTIONS: dict[str, LossFunction] = {
     "load_balance": lambda statistics, moe: compute_load_balance(statistics, moe.balance_weights),
     "parameter_penalty": lambda statistics, moe: compute_parameter_penalty(
         statistics, moe.routed_widths, moe.penalty_norm
@@ -109,12 +111,14 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {  # by the names of `hmoe.specs.losse
 
 
 def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
-    """Add an auxiliary loss: a recipe gives its coefficient under `model.moe.losses`, and it is logged, exported and trained like ours.
+    """Add an auxiliary loss, whose coefficient recipes give under `model.moe.losses`.
+
+    It is logged, exported and trained like the built-in ones.
 
     Args:
         name: what recipes and metrics.jsonl call it.
-        function: (statistics, spec of the experts) -> the loss; the statistics have an axis of MoE layers in front, and so has what
-            it returns.
+        function: (statistics, spec of the experts) -> the loss; the statistics have an axis of MoE layers in
+            front, and so has what it returns.
         summary: what it is, in a few words.
 
     Raises:
@@ -132,7 +136,10 @@ def auxiliary(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, tor
 
 
 def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torch.Tensor]:
-    """Return the mean over layers of our losses, which are worth watching at coefficient 0 too, and of those that the spec names."""
+    """Return the mean over layers of each built-in loss, and of those that the spec names.
+
+    Built-in losses are worth watching at coefficient 0 too.
+    """
     names = [loss.name for loss in LOSSES.values() if loss.built_in or loss.name in moe.losses]
     return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 

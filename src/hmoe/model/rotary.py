@@ -1,4 +1,4 @@
-"""Rotary position embeddings (Su et al. 2021), plain or stretched, in Hugging Face's layout: pairs are (i, i + C/2)."""
+"""Rotary position embeddings (Su et al. 2021), plain or stretched; pairs (i, i + C/2) as Hugging Face's."""
 
 import math
 from typing import Any
@@ -15,10 +15,12 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (B or 1, 1
 def rotary(
     positions_BL: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None, like: torch.Tensor
 ) -> Rotary:
-    """Cosines and sines of positions; angles are float32 or better, the result has the type that attention computes in."""
+    """Return cosines and sines of positions in the type of attention; angles are float32 or better."""
+    # bfloat16 has 8 significant bits: positions above 256 would share their angles.
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if scaling is not None and scaling.kind == "dynamic":
         assert scaling.original_length is not None
+        # Only beyond the trained length are frequencies stretched; within it they are the plain ones.
         length = max(scaling.original_length, int(positions_BL.max()) + 1)
         stretch = scaling.factor * length / scaling.original_length - (scaling.factor - 1)
         theta = theta * stretch ** (head_width / (head_width - 2))
@@ -34,7 +36,9 @@ def rotary(
 def _stretched(
     frequency: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
 ) -> tuple[torch.Tensor, float]:
-    """Frequencies under linear, llama3 or yarn scaling, and what cosine and sine are multiplied by."""
+    """Return frequencies under linear, llama3 or yarn scaling, and what cosine and sine are multiplied by."""
+    # linear stretches all turns; the others keep fast ones and blend those between, and differ in where
+    # between is.
     slow = frequency / scaling.factor
     if scaling.kind == "linear":
         return slow, 1.0
@@ -53,7 +57,7 @@ def _stretched(
         ends = [math.floor(ends[0]), math.ceil(ends[1])]
     first, last = max(ends[0], 0.0), min(ends[1], head_width - 1.0)
     if first == last:
-        last += 0.001
+        last += 0.001  # as in transformers: no division by 0
     pair = torch.arange(head_width // 2, dtype=frequency.dtype, device=frequency.device)
     keep = 1 - ((pair - first) / (last - first)).clamp(0, 1)
     magnitude = scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1
@@ -61,7 +65,7 @@ def _stretched(
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotates pairs (i, i + C/2); the backward pass rotates back. Four passes over memory, not seven; one on a GPU."""
+    """Rotates pairs (i, i + C/2), and back in the backward pass: four passes over memory, one on a GPU."""
 
     @staticmethod
     def forward(ctx: Any, x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -71,7 +75,8 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         cos, sin = ctx.saved_tensors
-        return _Rotate.apply(grad_outputs[0], cos, -sin), None, None  # type: ignore[no-untyped-call] # differentiable again
+        # By itself, so that gradients can be differentiated again.
+        return _Rotate.apply(grad_outputs[0], cos, -sin), None, None  # type: ignore[no-untyped-call]
 
 
 def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -86,10 +91,11 @@ def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
 
 def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
-    """Rotate queries or keys by the angles of their positions."""
+    """Return queries or keys rotated by the angles of their positions."""
     cos, sin = (part.to(x_BHLC.dtype) for part in table)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or fuses(x_BHLC)):
-        # a compiler fuses passes itself and cannot write into parts of a tensor; one token is a matter of fewer operations
+        # A compiler fuses passes itself and cannot write into parts of a tensor; one token is a matter of few
+        # operations.
         first, second = x_BHLC.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]

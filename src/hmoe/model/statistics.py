@@ -1,4 +1,4 @@
-"""What the losses of routers are functions of: sums over tokens, which add up over micro-batches and processes."""
+"""What losses of routers are functions of: sums over tokens, which add up over parts of a batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,19 @@ from hmoe.model.waiting import would_wait
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    """Sums over the tokens of a batch that losses of a router are functions of; further axes in front are MoE layers (Z).
+    """Sums over the tokens of a batch that losses of a router are functions of.
 
-    The sums of two parts of a batch add up to those of the whole (`+`), and those of several processes do (`reduce`): a loss
-    of reduced statistics is that of all their tokens, because nothing is divided by the number of tokens before.
+    Further axes in front are MoE layers (Z). The sums of two parts of a batch add up to those of the whole
+    (`+`), and those of several processes do (`reduce`): a loss of reduced statistics is that of all their
+    tokens, because nothing is divided by the number of tokens before.
 
     Attributes:
         num_tokens: tokens that were routed; a scalar tensor once it was reduced over processes.
-        load_E: tokens that chose each expert, whether or not a capacity then refused them; integers, without gradient.
+        load_E: tokens that chose each expert, whether or not a capacity then refused them; integers, without
+            gradient.
         prob_sum_E: probabilities of each expert, with gradient.
-        entropy_sum: entropy of each token's probabilities in nats, with gradient; None if it was not measured.
+        entropy_sum: entropy of each token's probabilities in nats, with gradient; None if it was not
+            measured.
         z_sum: squared logsumexp of each token's logits, with gradient; None if it was not measured.
     """
 
@@ -32,7 +35,7 @@ class RouterStatistics:
 
     @property
     def share_E(self) -> torch.Tensor:
-        """Share of the tokens that chose each expert (T_i of HMoE eq 3); they sum to the experts per token, k with top-k."""
+        """Share of the tokens that chose each expert (T_i of HMoE eq 3); the sum is the experts per token."""
         return self.load_E.to(self.prob_sum_E.dtype) / self.divisor
 
     @property
@@ -42,7 +45,7 @@ class RouterStatistics:
 
     @property
     def divisor(self) -> int | torch.Tensor:
-        """The number of tokens, but at least 1: without tokens all shares, probabilities and losses are 0, not NaN."""
+        """The number of tokens, but at least 1: without tokens shares and losses are 0, not NaN."""
         return self.num_tokens.clamp(min=1) if isinstance(self.num_tokens, torch.Tensor) else max(self.num_tokens, 1)
 
     def __add__(self, other: "RouterStatistics") -> "RouterStatistics":
@@ -75,7 +78,7 @@ class RouterStatistics:
 
 
 def measure_router(routing: Routing, logits: bool = True) -> RouterStatistics:
-    """Return the statistics of one routing; `logits=False` leaves out what is computed from logits: entropy and z."""
+    """Return the statistics of one routing; `logits=False` leaves out what comes of logits: entropy and z."""
     return _sum_tokens(routing.probs_TE, routing.load_E, routing.logits_TE if logits else None)
 
 

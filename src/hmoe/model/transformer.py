@@ -1,4 +1,4 @@
-"""The decoder: embedding -> blocks -> norm -> head. It returns one `Routing` per MoE layer and stashes nothing."""
+"""The decoder: embedding -> blocks -> norm -> head -> loss. It returns one `Routing` per MoE layer."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ SEQUENCES = Sequences()
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x)); the ffn is dense or a mixture of experts."""
+    """A layer of the decoder: x + attention(norm(x)), then x + ffn(norm(x)); the ffn is dense or an MoE."""
 
     def __init__(self, config: ModelSpec, layer: int) -> None:
         super().__init__()
@@ -37,7 +37,8 @@ class Block(nn.Module):
         )
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn: MoE | SwiGLU
-        self.sparse = config.moe is not None and layer in config.moe_layers  # not by type: adapters wrap modules
+        # Kept, because `forward` cannot ask by type: adapters wrap modules.
+        self.sparse = config.moe is not None and layer in config.moe_layers
         if self.sparse:
             assert config.moe is not None
             self.ffn = MoE.from_spec(config.dim, config.moe, config.moe_layers.index(layer))
@@ -53,13 +54,20 @@ class Block(nn.Module):
         network: HyperNetwork | None = None,
         decisions: Decisions | None = None,
     ) -> tuple[torch.Tensor, Routing | None]:
-        """One block; the routing is None where the ffn is dense.
+        """Return the block's outputs (B, L, D), and its routing, None where the ffn is dense.
 
-        `network` is the hypernetwork that the layers share; `decisions` are of an earlier pass over the same tokens.
+        Args:
+            x_BLD: inputs.
+            rotary: cosines and sines of the tokens' positions.
+            context: what the tokens see, and how they are routed.
+            network: the hypernetwork that the layers share.
+            decisions: which experts were chosen in an earlier pass over the same tokens.
         """
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
         normed_BLD, routing = self.ffn_norm(x_BLD), None
         if self.sparse:
+            # A seed for each layer: with the step's own, all layers would favour the same experts for a
+            # token.
             seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
             y_BLD, routing = self.ffn(
                 normed_BLD,
@@ -102,7 +110,8 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Random weights; each module's depend on (seed, its name) only, not on order or device."""
+        """Draw random weights; each module's depend on (seed, its name) only, not on order or device."""
+        # 2 x layers terms are added to the residual stream: attention and ffn of each block.
         residual_scale = (2 * self.config.layers) ** -0.5  # the residual stream keeps its scale with depth
         for name, module in self.named_modules():
             generator = torch.Generator().manual_seed(_mix(seed, name))
@@ -110,14 +119,20 @@ class Transformer(nn.Module):
                 module.reset_parameters(generator)
             if isinstance(module, Attention):
                 module.o_proj.weight.mul_(residual_scale)
+            # Parents come before their parts: a shared expert is drawn again, and scaled, in its own turn.
             if isinstance(module, SwiGLU | MoE):
                 module.w_down.mul_(residual_scale)
             if name in ("embed", "head"):
                 nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)
 
     def hidden(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
-        """Outputs of the last norm (B, L, D), and one Routing per MoE layer."""
+        """Return the outputs of the last norm (B, L, D), and one Routing per MoE layer.
+
+        For those who pick rows before the head. With sharded weights call the model itself, whose hooks
+        gather them.
+        """
         config, x_BLD = self.config, self.embed(tokens_BL)
+        # Once for all layers: they share the angles.
         table = rotary(context.positions(tokens_BL), config.head_width, config.rope_theta, config.rope_scaling, x_BLD)
         routings = []
         for block in self.blocks:
@@ -132,11 +147,13 @@ class Transformer(nn.Module):
     def forward(
         self, tokens_BL: torch.Tensor, targets_BL: torch.Tensor | None = None, context: Context = SEQUENCES
     ) -> tuple[torch.Tensor, list[Routing]]:
-        """Return next-token logits (B, L, V), or with targets the language-model loss, and one Routing per MoE layer.
+        """Return logits (B, L, V) or, with targets, the language-model loss, and one Routing per MoE layer.
 
-        The loss is the mean over tokens in nats, a scalar; the logits of all tokens never exist at one time then.
+        The loss is the mean over tokens in nats, a scalar; the logits of all tokens never exist at one time
+        then.
         """
-        # The loss is computed in here, not by the caller: the hooks of sharded weights (FSDP2) gather the head for this call.
+        # The loss is computed in here: the hooks of sharded weights (FSDP2) gather the head for this call
+        # only.
         x_BLD, routings = self.hidden(tokens_BL, context)
         if targets_BL is None:
             return nn.functional.linear(x_BLD, self.head_weight), routings
@@ -144,7 +161,7 @@ class Transformer(nn.Module):
         return cross_entropy(x_BLD.flatten(0, 1), self.head_weight, targets_BL.reshape(-1), chunk), routings
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """An empty key/value cache for `batch` sequences of up to `capacity` tokens.
+        """Return an empty key/value cache for `batch` sequences of up to `capacity` tokens.
 
         Raises:
             ConfigError: for a model that cannot generate.
@@ -155,7 +172,9 @@ class Transformer(nn.Module):
 
 
 def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
-    """A model with random weights that depend on the seed only."""
+    """Return a model with random weights that depend on the seed only."""
+    # Shapes first, because modules draw weights when they are made. Then on the CPU, whatever the device, for
+    # equal bits.
     with on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
@@ -163,19 +182,19 @@ def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, devi
 
 
 def _checkpointed(block: nn.Module, *arguments: Any) -> tuple[torch.Tensor, Routing | None]:
-    """A block that is computed again in the backward pass, by the routing of the first one.
-
-    A compiled block computes the same twice, with as many pairs.
-    """
+    """Compute a block that is computed again in the backward pass, by the routing of the first pass."""
     if block._compiled_call_impl is not None:
+        # A compiled block computes the same bits twice, so it chooses the same experts, and its graph knows
+        # no decisions.
         run: Any = block
     else:
         decisions = Decisions()
 
-        def run(*again: Any) -> Any:
+        def run(*block_arguments: Any) -> Any:
             decisions.begin()
-            return block(*again, decisions)
+            return block(*block_arguments, decisions)
 
+    # No generator's state is kept: a router's noise is a function of its seed, and nothing else is random.
     result: tuple[torch.Tensor, Routing | None] = checkpoint(
         run, *arguments, use_reentrant=False, preserve_rng_state=False
     )
@@ -193,11 +212,12 @@ def check_causal(config: Any) -> None:
 
 @contextlib.contextmanager
 def dropless(model: Any) -> Iterator[None]:
-    """For writing text: no capacities, which few tokens fill at once, and by which a text would depend on others.
+    """Switch the routers' capacities off for a while, to write text.
 
-    Asked for every token, so it looks at the modules only where the config has a capacity.
+    Few tokens at a time fill a capacity at once, and by it a text would depend on the others of its batch.
     """
     moe = model.config.moe
+    # Asked for every token that is written, so modules are looked at only where the config has a capacity.
     if moe is None or not moe.router.has_capacity:
         yield
         return
@@ -213,12 +233,12 @@ def dropless(model: Any) -> Iterator[None]:
 
 
 def set_check_finite(model: nn.Module, check: bool) -> None:
-    """Switch the router check of every MoE layer; the trainer tests loss and gradients instead."""
+    """Switch the check for finite router logits in every MoE layer; the trainer tests loss and gradients."""
     for module in model.modules():
         if isinstance(module, MoE):
             module.check_finite = check
 
 
 def _mix(seed: int, name: str) -> int:
-    """A generator seed from (seed, name)."""
+    """Return a generator's seed for a module of this name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -1,4 +1,4 @@
-"""Blocks under torch.compile: one graph for each kind of block, and eager computation where shapes are not training's."""
+"""Blocks under torch.compile: one graph for each kind of block, eager where shapes are not training's."""
 
 import contextlib
 import warnings
@@ -12,17 +12,17 @@ from hmoe.model.transformer import Transformer
 
 
 def compile_blocks(model: Transformer, backend: str = "inductor") -> None:
-    """Compile each block when it is first computed; layers of one kind share a graph, names and weights stay."""
-    # Blocks and not the whole model: a graph of one block is compiled once, and activation checkpointing stays between blocks.
+    """Compile each block when it is first computed; layers of one kind share a graph, names stay."""
     # The tracer looks at every input's .grad, inner ones too.
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+    # Blocks and not the whole model: equal blocks are compiled once, and checkpointing stays between them.
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False)
 
 
 @contextlib.contextmanager
 def run_eagerly(config: RunConfig) -> Iterator[None]:
-    """Compute compiled blocks eagerly for a while: in validation and text samples, whose every new length would be compiled."""
+    """Compute compiled blocks eagerly for a while: every new length of a text would be compiled anew."""
     if not config.train.compile:  # the next line imports the compiler
         yield
         return

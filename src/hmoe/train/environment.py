@@ -1,4 +1,4 @@
-"""What else than its config the bits of a run depend on; a checkpoint records it, and a resumed run says what changed."""
+"""What besides its config the bits of a run depend on; a checkpoint records it, a resume tells what changed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from hmoe.kernels import choice
 
 
 def describe_environment(device: str | None = None) -> dict[str, Any]:
-    """Return versions, threads and what the device can do, equal on equal machines; None: weights are only written."""
+    """Return versions, threads and what a device can do, equal on equal machines; None: none computes."""
     common = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if device is None:
         return common
@@ -28,7 +28,8 @@ def compare_environment(state: dict[str, Any], config: RunConfig, device: str, w
         before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
         if before == now:
             continue
-        # Other changes may round otherwise; another kind of device has other kernels, and another order of every sum.
+        # Other changes may round otherwise; another kind of device has other kernels, and another order of
+        # every sum.
         if name == "device":
             raise ConfigError(
                 f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
@@ -50,7 +51,8 @@ def _describe_gpu() -> dict[str, Any]:
     """Return what the GPU's libraries choose their kernels by."""
     properties = torch.cuda.get_device_properties()
     return {
-        # The name too: two GPUs of one capability may have other multiprocessors, and a library other kernels for them.
+        # The name too: two GPUs of one capability may have other multiprocessors, and a library other kernels
+        # for them.
         "gpu": properties.name,
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),

@@ -1,9 +1,10 @@
-"""Experts that stopped getting tokens, and routers that use few experts: announced once, when it begins to last."""
+"""Experts that get no tokens, and routers that use few experts: announced once, when it begins to last."""
 
 import math
 from typing import Any
 
-_COLLAPSED_SHARE = 0.99  # of a layer's pairs, held by as few experts as its tokens can choose: the router collapsed
+# Of a layer's pairs, held by as few experts as its tokens can choose: from here on the router collapsed.
+_COLLAPSED_SHARE = 0.99
 
 
 class Watch:
@@ -37,7 +38,7 @@ class Watch:
         idle_E, lines = self.idle[layer], []
         for expert, num_pairs in enumerate(num_pairs_E):
             idle_E[expert] = 0 if num_pairs else idle_E[expert] + 1
-            if idle_E[expert] == self.patience:  # equal, not more: an expert that stays idle is announced once
+            if idle_E[expert] == self.patience:  # not more: an expert that stays idle is announced once
                 lines.append(
                     f"MoE layer {layer}: expert {expert} (width {widths[expert]}) got no token for {self.patience} steps"
                 )
@@ -45,10 +46,12 @@ class Watch:
 
     def _follow_router(self, layer: int, num_pairs_E: list[int], num_tokens: int) -> list[str]:
         total = sum(num_pairs_E)
-        # A token cannot go to one expert twice, so its experts per token, rounded up, are the fewest that can serve all tokens.
+        # A token cannot go to one expert twice, so its experts per token, rounded up, are the fewest that can
+        # serve all tokens.
         fewest = math.ceil(total / num_tokens)
         held = sum(sorted(num_pairs_E)[-fewest:])
-        # Where the fewest are more than half of the experts, as with k = 2 of 3, holding nearly all pairs is no fault.
+        # Where the fewest are more than half of the experts, as with k = 2 of 3, holding nearly all pairs is
+        # no fault.
         collapsed = 2 * fewest <= len(num_pairs_E) and held >= _COLLAPSED_SHARE * total
         self.collapsed[layer] = self.collapsed[layer] + 1 if collapsed else 0
         if self.collapsed[layer] != self.patience:

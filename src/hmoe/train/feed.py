@@ -1,4 +1,4 @@
-"""Micro-batches on their way to the device: on a GPU one copy a step, made ready while the step before is computed."""
+"""Micro-batches on their way to the device: one copy a step, made ready while the GPU computes the last."""
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,8 +21,8 @@ class Source(Protocol):
 class Feed:
     """Micro-batches of a run's steps. On a CPU they lie in the source's arrays, and no thread is started.
 
-    On a GPU a thread of its own reads the next step's parts into pinned memory while the GPU computes this one. Whatever goes
-    wrong there is raised by the step that needs them.
+    On a GPU a thread of its own reads the next step's parts into pinned memory while the GPU computes this
+    one. Whatever goes wrong there is raised by the step that needs them.
     """
 
     def __init__(self, source: Source, device: str) -> None:
@@ -34,7 +34,7 @@ class Feed:
         """Return the parts of a step on the device, and begin to read those of the next one."""
         if self._reader is None:
             return place_parts(self._source.parts(step), self._device)
-        # Steps follow each other, so the one asked for is ready or being read; only the first one is begun here.
+        # Steps follow each other: but for the first, the one asked for is ready or being read.
         current = self._ahead.pop(step, None) or self._reader.submit(self._read, step)
         self._ahead = {step + 1: self._reader.submit(self._read, step + 1)}
         return current.result().copy(self._device)
@@ -49,7 +49,7 @@ class Feed:
 
 
 class _Pinned(NamedTuple):
-    """Parts of a step as one table (parts, 2, B, L) in memory that a GPU copies from while the host goes on."""
+    """Parts of a step as one table (parts, 2, B, L) in memory that a GPU copies from by itself."""
 
     indices: list[int]
     table: torch.Tensor

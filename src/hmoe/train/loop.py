@@ -28,7 +28,7 @@ MAX_BAD_STEPS = 5  # non-finite steps in a row that end the run
 
 
 def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
-    """Train until a budget is reached or a signal asks to stop; the folder then holds a checkpoint of the last step.
+    """Train until a budget is reached or a signal asks to stop; then the folder has a checkpoint of the step.
 
     Raises:
         NonFiniteError: after MAX_BAD_STEPS steps in a row whose loss or gradients were not finite.
@@ -36,7 +36,7 @@ def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
     """
     restored = latest(folder.path, quarantine=True, say=console.warn)
     if restored is not None:
-        # Before the session opens: a run that is finished already reads neither its weights nor, most often, its data.
+        # Before the session opens: a finished run reads neither its weights nor, most often, its data.
         config = folder.check_config(config, restored.state, console.warn)
         seconds = seconds_at(folder.path, restored.step)
         if progress(config, Counts(**restored.state["counts"]), seconds) >= 1:
@@ -64,7 +64,7 @@ def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
 
 
 def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
-    """Take steps until the budget is used up or a signal came; `saved` is the step of the newest checkpoint, -1 without one."""
+    """Take steps until the budget is used up or a signal came; `saved` is the step saved last or -1."""
     config, counts, every = session.config, session.counts, session.config.train
     while not STOP and session.progress() < 1:
         session.records.begin()
@@ -81,7 +81,7 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         if done or _due(counts.step, every.log_every) or row.keys() & {"warnings", "validation_loss", "sample"}:
             session.records.write(row)
         console.row(row, session.records, session.progress())
-        # After the row is written, so that the log tells of the bad steps; before a checkpoint, which would hold nothing new.
+        # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
             raise NonFiniteError(
                 f"step {counts.step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; the weights "
@@ -101,14 +101,14 @@ def _account(session: Session, record: StepRecord) -> list[str]:
     counts.flops += record.flops
     counts.skipped += not record.applied
     counts.bad_in_a_row = 0 if record.applied else counts.bad_in_a_row + 1
-    # The pairs of a step that was not finite say nothing about experts: a NaN chooses none.
+    # The pairs of a step that was not finite say nothing about experts.
     if not record.applied:
         return [f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"]
     return session.watch.update(record.num_pairs_ZE, record.tokens, moe.routed_widths if moe else ())
 
 
 def _metrics_row(session: Session, record: StepRecord, warnings: list[str]) -> dict[str, Any]:
-    """Return one line of metrics.jsonl, which holds deterministic values only: equal runs write equal bytes."""
+    """Return one row of metrics.jsonl: deterministic values only, so that equal runs write equal bytes."""
     counts, moe = session.counts, session.config.model.moe
     row: dict[str, Any] = {"step": counts.step, "tokens": counts.tokens, "flops": counts.flops}
     row |= {name: _finite(value) for name, value in record.terms.items()}
@@ -140,7 +140,7 @@ def _due(step: int, every: int) -> bool:
 @contextlib.contextmanager
 def _evaluating(session: Session) -> Iterator[None]:
     """Put the model into evaluation mode for a while, computed eagerly."""
-    # A router may have noise and another capacity in training, and blocks are compiled for the shapes of training.
+    # A router may have noise and another capacity in training, for whose shapes blocks are compiled.
     session.model.eval()
     try:
         with run_eagerly(session.config):
@@ -158,7 +158,8 @@ def _validate(session: Session) -> dict[str, float]:
     inputs_BL, targets_BL = validation(
         session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
     )
-    size = max(1, config.data.batch_sequences // config.data.num_micro_batches)  # as much as a training step holds
+    # As many sequences at a time as a micro-batch holds: those are known to fit into memory.
+    size = max(1, config.data.batch_sequences // config.data.num_micro_batches)
     total, num_tokens = 0.0, targets_BL.size
     if not num_tokens:
         return {}
@@ -179,7 +180,7 @@ def _validate(session: Session) -> dict[str, float]:
 
 
 def _sample(session: Session) -> str:
-    """Return a continuation of the sample prompt, fixed by (seed, step); "" if the model's logits are not finite."""
+    """Return a continuation of the sample prompt, fixed by (seed, step); "" if logits are not finite."""
     config, tokenizer = session.config, session.tokenizer
     begin = session.index.begin
     prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]

@@ -11,7 +11,7 @@ from hmoe.model.router import RouterLayer
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return a fused AdamW; norms, embeddings and routers do not decay unless `decay_all` (the paper decays everything)."""
+    """Return a fused AdamW; norms, embeddings and routers decay with `decay_all` only (the paper's do)."""
     # By identity: an embedding that is tied to the head is one parameter, and spared.
     spared = {
         id(parameter)

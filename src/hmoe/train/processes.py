@@ -1,4 +1,4 @@
-"""What a training step asks of the processes that train one model together; here there is one, which answers for itself."""
+"""What a training step asks of the processes that train a model together; one process answers for itself."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -14,7 +14,7 @@ class Processes(Protocol):
         ...
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Return the norm of all gradients as a plain scalar, also where a process holds only a part of each."""
+        """Return the norm of all gradients as a plain scalar, also where a process holds a part of each."""
         ...
 
 

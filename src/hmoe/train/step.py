@@ -41,9 +41,11 @@ class StepRecord:
         applied: False if loss or gradients were not finite and the weights were left alone.
         terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
         num_pairs_ZE: token-expert pairs that were computed.
-        slots: what a router with capacity did, by name (`hmoe.model.capacity.Slots`) and MoE layer; {} for others.
+        slots: what a router with capacity did, by name (`hmoe.model.capacity.Slots`) and MoE layer; {} for
+            others.
         activated_parameters: of a token, on average.
-        mean_activated_width: hidden units of routed experts that a token activated, mean over tokens and MoE layers.
+        mean_activated_width: hidden units of routed experts that a token activated, mean over tokens and MoE
+            layers.
         experts_per_token: mean over tokens and MoE layers.
     """
 
@@ -68,12 +70,14 @@ def train_step(
     step: int,
     processes: Processes = ONE_PROCESS,
 ) -> StepRecord:
-    """Accumulate gradients over the micro-batches and update the weights; skip the update if anything is not finite.
+    """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
-    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers.
+    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over
+    layers.
 
     Args:
-        model: to be trained; its parameters may be sharded from outside (FSDP2), which then also adds up the gradients.
+        model: to be trained; its parameters may be sharded from outside (FSDP2), which then also adds up the
+            gradients.
         optimizer: of the model's parameters.
         parts: canonical micro-batches of the step that this process computes, at least one (`Batches.parts`).
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
@@ -81,7 +85,8 @@ def train_step(
         processes: all that compute this step.
     """
     placed = place_parts(parts, model.embed.weight.device)
-    num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()  # of all processes: parts are of one size
+    # Of all processes: the parts of a step are of one size.
+    num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=learning_rate(step, config.optim), tokens=num_tokens)
     passes = [_accumulate(model, part, config, step) for part in placed]
     sums, counts = _reduce(passes, config.data.num_micro_batches, processes)
@@ -116,7 +121,8 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
-        # Statistics are those of one micro-batch, whoever computes it: a run does not depend on the number of processes.
+        # Statistics are those of one micro-batch, whoever computes it: a run does not depend on the number of
+        # processes.
         terms |= losses.average_losses(measure_routers(routings), moe)
     terms["loss_total"] = loss + losses.weighted(terms, moe)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
@@ -134,18 +140,20 @@ def _reduce(passes: Sequence[_Pass], num_parts: int, processes: Processes) -> tu
 
 
 def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
-    """Return the numbers of each tensor, flattened; the one place of a step where the host waits for the device.
+    """Return the numbers of each tensor, flattened.
 
-    They are read as float64, which holds counts below 2**53 and every float32 exactly.
+    This is the one place of a step where the host waits for the device. They are read as float64, which holds
+    counts below 2**53 and every float32 exactly.
     """
-    # One copy of everything: each copy of its own would be another wait, in which the device has nothing to do.
+    # One copy of everything: each copy of its own would be another wait, in which the device has nothing to
+    # do.
     numbers = torch.cat([tensor.detach().double().flatten() for tensor in tensors]).tolist()
     ends = list(itertools.accumulate(tensor.numel() for tensor in tensors))
     return [numbers[end - tensor.numel() : end] for end, tensor in zip(ends, tensors, strict=True)]
 
 
 def _count(record: StepRecord, tables: Sequence[Sequence[float]], config: RunConfig) -> None:
-    """Write down FLOPs and parameters of the experts really activated, and of the HyperExperts really generated.
+    """Write down FLOPs and parameters of the experts that were activated and the HyperExperts generated.
 
     `tables` are the flattened counts of `Tally`: pairs, slots, selections.
     """
@@ -173,7 +181,7 @@ def _update(
     record: StepRecord,
     config: RunConfig,
 ) -> None:
-    """Clip the gradients and step, unless loss or gradients are not finite; either way the gradients are gone after it."""
+    """Clip the gradients and step, unless loss or gradients are not finite; then drop the gradients."""
     record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
         if config.optim.clip is not None:
@@ -181,5 +189,6 @@ def _update(
         for group in optimizer.param_groups:
             group["lr"] = record.lr
         optimizer.step()
-    # Set to None and not to 0: the first micro-batch of the next step then writes its gradients without reading zeros.
+    # Set to None and not to 0: the first micro-batch of the next step then writes its gradients without
+    # reading zeros.
     optimizer.zero_grad(set_to_none=True)

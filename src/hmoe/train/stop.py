@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and end; standard library only, because it is installed before torch is imported."""
+"""SIGTERM and SIGINT ask a run to save and end; no torch here, because it is imported later."""
 
 import signal
 from types import FrameType
@@ -7,7 +7,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """A request to stop, true from the first signal on; a second signal ends the process as if nobody listened."""
+    """A request to stop, true from the first signal on; a second one ends the process at once."""
 
     def __init__(self) -> None:
         self.signal_name = ""
@@ -19,7 +19,8 @@ class Stop:
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(signal_number).name
-        # Nothing is saved or printed in here: a handler may run between any two instructions. The loop asks at its next step.
+        # Nothing is saved or printed in here: a handler may run between any two instructions. The loop asks
+        # at its next step.
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
 
