@@ -103,12 +103,12 @@ def test_windows_cross_shards_and_domains_and_cover_all_tokens(index: Index) -> 
     (pool,) = batches.pools
     assert len(index.of("train")) > 2
     assert pool.size == (len(stream) - 1) // 16
-    for number in range(pool.size):
-        assert np.array_equal(pool.window(number), stream[16 * number : 16 * number + 17])
+    for place in range(pool.size):
+        assert np.array_equal(pool.window(place), stream[16 * place : 16 * place + 17])
     rest = len(stream) - 16 * pool.size - 1
     assert 0 < rest < 16
-    said = f"{rest} of {len(stream):,} training tokens are in no sequence of 16: {rest} at the end of the data"
-    assert batches.describe_reach() == said
+    line = f"{rest} of {len(stream):,} training tokens are in no sequence of 16: {rest} at the end of the data"
+    assert batches.describe_reach() == line
 
 
 def test_weighted_domains_are_streams_of_their_own(index: Index) -> None:

@@ -14,8 +14,8 @@ def test_loss_and_gradients_are_the_oracle(chunk: int) -> None:
     x2, w2 = (t.detach().clone().requires_grad_() for t in (x, w))
     expected = oracles.cross_entropy(x2 @ w2.T, target.tolist())
     (3 * expected).backward()
-    for got, truth in ((loss, expected), (x.grad, x2.grad), (w.grad, w2.grad)):
-        torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-12)
+    for value, truth in ((loss, expected), (x.grad, x2.grad), (w.grad, w2.grad)):
+        torch.testing.assert_close(value, truth, rtol=1e-12, atol=1e-12)
 
 
 def test_bfloat16_errs_at_most_twice_as_much_as_plain_pytorch() -> None:

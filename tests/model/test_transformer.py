@@ -152,8 +152,8 @@ def test_one_row_takes_the_matrix_vector_product() -> None:
         low = layer.to(dtype)
         expected = low(x.to(dtype))
         with torch.no_grad():
-            found = low(x.to(dtype))
+            row = low(x.to(dtype))
             rows = low(x.to(dtype).expand(3, 1, 48))
-        assert found.shape == (1, 1, 20)
-        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+        assert row.shape == (1, 1, 20)
+        torch.testing.assert_close(row, expected, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(rows[1:2], expected, rtol=tolerance, atol=tolerance)

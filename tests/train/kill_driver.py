@@ -69,7 +69,8 @@ def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
 
 
 def main() -> None:
-    mode, base, number = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    """Kill a run at every `amount`-th call (points), or `amount` times at random; print what came of it."""
+    mode, base, amount = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(1)
     open_corpus("bytes")
     start = time.perf_counter()
@@ -80,7 +81,7 @@ def main() -> None:
     folder = base / "killed"
     kills = runs = different = 0
     if mode == "points":
-        limits = list(range(1, int((base / "calls").read_text()) + 1, number))
+        limits = list(range(1, int((base / "calls").read_text()) + 1, amount))
         for limit in limits:
             killed = wait(forked(lambda limit=limit: counting(limit, folder)))  # type: ignore[misc]
             kills += killed == -signal.SIGKILL
@@ -90,9 +91,9 @@ def main() -> None:
         assert kills == len(limits), "the run made fewer calls than counted"
     else:
         rng = random.Random(0)
-        while kills < number or folder.exists():
+        while kills < amount or folder.exists():
             pid = forked(lambda: run(folder))
-            if kills < number:
+            if kills < amount:
                 time.sleep(rng.uniform(0, length))
                 os.kill(pid, signal.SIGKILL)
             code = wait(pid)

@@ -10,8 +10,8 @@ from tests.train.helpers import call
 ROOT = Path(__file__).parents[2]
 
 
-def campaign(mode: str, folder: Path, number: int) -> str:
-    result = call(sys.executable, "-m", "tests.train.kill_driver", mode, str(folder), str(number), cwd=ROOT)
+def campaign(mode: str, folder: Path, amount: int) -> str:
+    result = call(sys.executable, "-m", "tests.train.kill_driver", mode, str(folder), str(amount), cwd=ROOT)
     assert result.returncode == 0, result.stderr[-2000:]
     print(result.stdout)
     return result.stdout

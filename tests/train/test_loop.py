@@ -157,8 +157,8 @@ def test_a_seconds_budget_survives_a_resume(tmp_path: Path) -> None:
 
 def test_budgets_of_tokens_flops_and_seconds(tmp_path: Path) -> None:
     assert run(tmp_path / "t", "train.steps=null", "train.tokens=300")[-1]["step"] == 3
-    one = run(tmp_path / "one", "train.steps=1")[0]["flops"]
-    assert run(tmp_path / "f", "train.steps=null", f"train.flops={2.5 * one}")[-1]["step"] == 3
+    first_flops = run(tmp_path / "one", "train.steps=1")[0]["flops"]
+    assert run(tmp_path / "f", "train.steps=null", f"train.flops={2.5 * first_flops}")[-1]["step"] == 3
     assert run(tmp_path / "s", "train.steps=null", "train.seconds=1e-9")[-1]["step"] == 1
 
 
@@ -268,18 +268,20 @@ def test_a_signal_before_torch_is_imported_ends_well_too(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("overrides", "code", "said"),
+    ("overrides", "code", "message"),
     [
         (["model.dimm=3"], 2, "nearest is model.dim"),
         (["data.path=/nowhere", "data.tokenizer=null"], 3, "no index.json"),
         (["train.device=cuda"], 2, "no CUDA device"),
     ],
 )
-def test_user_errors_are_one_line_and_an_exit_code(tmp_path: Path, overrides: list[str], code: int, said: str) -> None:
+def test_user_errors_are_one_line_and_an_exit_code(
+    tmp_path: Path, overrides: list[str], code: int, message: str
+) -> None:
     if "cuda" in overrides[0] and torch.cuda.is_available():
-        overrides, said = ["train.device=gpu"], "must be"
+        overrides, message = ["train.device=gpu"], "must be"
     result = call(*command(tmp_path / "r", *overrides))
     assert result.returncode == code
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert "Traceback" not in result.stderr

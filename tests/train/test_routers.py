@@ -24,8 +24,8 @@ KINDS: dict[str, list[str]] = {
 
 
 def options(kind: str) -> list[str]:
-    found = [f"model.moe.{option}" for option in KINDS[kind]]
-    return [*found, "train.sample_every=0"] if kind == "expert choice" else found
+    overrides = [f"model.moe.{option}" for option in KINDS[kind]]
+    return [*overrides, "train.sample_every=0"] if kind == "expert choice" else overrides
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -51,8 +51,8 @@ def test_it_trains_resumes_to_the_same_bytes_and_evaluates(
         assert (sum(slots["rectified"]) > 0) == (kind == "rectified")
     else:
         assert "slots" not in whole[-1]
-    said = capsys.readouterr().out
-    assert ("slots of MoE layer 1: " in said) == (kind in ("rectified", "by width"))
+    output = capsys.readouterr().out
+    assert ("slots of MoE layer 1: " in output) == (kind in ("rectified", "by width"))
     assert hmoe(["generate", str(tmp_path / "whole"), "It was", "--max-tokens", "3"]) == (
         2 if kind == "expert choice" else 0
     )

@@ -1,8 +1,8 @@
 """A training step of sharded weights (FSDP2) is that of whole ones, though the package knows one process.
 
-Everything that several processes need is applied here, from outside: `fully_shard`, which micro-batches a
-rank takes, and sums over the ranks. Gradients differ by rounding, because the ranks' parts are added up in
-another order.
+Everything that several processes need is applied here, from outside: `fully_shard`, which
+micro-batches a rank takes, and sums over the ranks. Gradients differ by rounding, because the ranks'
+parts are added up in another order.
 """
 
 from collections.abc import Iterable

@@ -80,19 +80,19 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
 
 def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:
     config, model, optimizer, batch = setup("model.moe.hyper={dim: 4, embedding: 5, hidden: 6}", "data.micro_batches=2")
-    made = []
+    num_generated = []
     network = model.hyper_network
     assert network is not None
-    hook = network.register_forward_hook(lambda m, given, o: made.append(len(given[0])))  # type: ignore[func-returns-value]
+    hook = network.register_forward_hook(lambda m, given, o: num_generated.append(len(given[0])))  # type: ignore[func-returns-value]
     record = take_step(model, optimizer, batch, config, 0)
     hook.remove()
-    assert len(made) == 4
-    assert 1 < min(made) <= max(made) <= 28
+    assert len(num_generated) == 4
+    assert 1 < min(num_generated) <= max(num_generated) <= 28
     hyper = config.model.moe.hyper  # type: ignore[union-attr]
     assert hyper is not None
     plain = 128 * flops_per_token(config.model, 32, record.mean_activated_width)
     assert record.flops == pytest.approx(
-        plain + 6 * sum(made) * hyper.generation_parameters(model.config.dim), rel=1e-12
+        plain + 6 * sum(num_generated) * hyper.generation_parameters(model.config.dim), rel=1e-12
     )
 
 
@@ -101,7 +101,7 @@ def test_biases_move_once_per_step_by_what_was_asked_in_all_of_it() -> None:
     config, model, optimizer, batch = setup(router, "data.micro_batches=2")
     asked = [0.0, 0.0]
     for half in np.split(batch[0], 2):
-        asked = [one + r.load_E for one, r in zip(asked, model(torch.from_numpy(half))[1], strict=True)]
+        asked = [load_E + r.load_E for load_E, r in zip(asked, model(torch.from_numpy(half))[1], strict=True)]
     take_step(model, optimizer, batch, config, 0)
     for block, load_E in zip(model.blocks, asked, strict=True):
         expected = 0.125 * torch.sign(load_E.double().mean() - load_E.double())  # type: ignore[attr-defined]
@@ -114,11 +114,11 @@ def test_noise_differs_between_micro_batches_steps_and_seeds_and_repeats() -> No
         config, model, optimizer, batch = setup(
             "model.moe.router={name: top_k, k: 2, jitter: 0.5}", "data.micro_batches=2", *overrides
         )
-        found: list[object] = []
+        noise_seeds: list[object] = []
         real = model.hidden
-        model.hidden = lambda tokens, context: (found.append(context.noise_seed), real(tokens, context))[1]  # type: ignore[method-assign, func-returns-value]
+        model.hidden = lambda tokens, context: (noise_seeds.append(context.noise_seed), real(tokens, context))[1]  # type: ignore[method-assign, func-returns-value]
         take_step(model, optimizer, batch, config, step)
-        return found
+        return noise_seeds
 
     several = [*seeds(), *seeds(step=1), *seeds("seed=1")]
     assert len(set(several)) == 6

@@ -24,8 +24,8 @@ class MicroBatch(Generic[Table]):
     """One canonical part of a step's batch: gradients add up over parts, router statistics are of one.
 
     Attributes:
-        index: which part of the step it is, from 0; random numbers of a step depend on it, never on a
-            process.
+        index: which part of the step it is, from 0; random numbers of a step
+            depend on it, never on a process.
         tokens_BL: inputs.
         targets_BL: the same one token ahead.
     """
@@ -51,8 +51,8 @@ class Batches:
         index: of the data folder.
         config: sequence length, batch size, weights.
         seed: of the order.
-        packing: how shards are cut into sequences (see `hmoe.data.packing`); None: as new runs on this data
-            have it.
+        packing: how shards are cut into sequences (see `hmoe.data.packing`); None:
+            as new runs on this data have it.
 
     Raises:
         DataError: if a domain has fewer tokens than one sequence.
@@ -95,8 +95,8 @@ class Batches:
     def parts(self, step: int, indices: Sequence[int] | None = None) -> list[MicroBatch[Tokens]]:
         """Return the `config.num_micro_batches` canonical micro-batches of a step, or those of `indices`.
 
-        How many there are, and what is in each, does not depend on the number of processes: a process takes
-        some of them.
+        How many there are, and what is in each, does not depend on the number of
+        processes: a process takes some of them.
         """
         num_parts, size = self.config.num_micro_batches, self.config.batch_sequences
         sample_PB = np.arange(step * size, (step + 1) * size).reshape(num_parts, -1)

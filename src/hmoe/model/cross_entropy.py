@@ -104,8 +104,8 @@ def cross_entropy(
     """
     _check_arguments(x_TD, w_VD, target_T, chunk, ignore_index)
     dtype = autocast_dtype(x_TD.device)
-    # Here and not inside, where autograd would not see the conversion: gradients come back in the weights'
-    # own type.
+    # Here and not inside, where autograd would not see the conversion: gradients come
+    # back in the weights' own type.
     if dtype is not None:
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory

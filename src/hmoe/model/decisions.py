@@ -11,8 +11,8 @@ class Decisions:
 
     Call `begin` before every pass.
 
-    A recomputation may round otherwise, and a token between two experts would then go to another one than its
-    gradient is of.
+    A recomputation may round otherwise, and a token between two experts would then go to
+    another one than its gradient is of.
     """
 
     def __init__(self) -> None:

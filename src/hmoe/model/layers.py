@@ -29,8 +29,8 @@ class SwiGLU(nn.Module):
         super().__init__()
         self.w_gate = nn.Parameter(torch.empty(width, dim))
         self.w_up = nn.Parameter(torch.empty(width, dim))
-        # Transposed against the usual layout: a hidden unit is one row of all three, so pruning and splitting
-        # cut rows.
+        # Transposed against the usual layout: a hidden unit is one row of all three, so
+        # pruning and splitting cut rows.
         self.w_down = nn.Parameter(torch.empty(width, dim))
 
     @torch.no_grad()

@@ -1,8 +1,8 @@
 """Auxiliary losses of routers, each a function of `RouterStatistics` and thin for one layer's `Routing`.
 
-Statistics of several layers, with an axis Z in front, give a loss for each; the trainer takes their mean over
-layers, then multiplies by the coefficient. Statistics may be reduced over micro-batches and processes before:
-losses do not know.
+Statistics of several layers, with an axis Z in front, give a loss for each; the trainer takes their mean
+over layers, then multiplies by the coefficient. Statistics may be reduced over micro-batches and
+processes before: losses do not know.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,7 +54,8 @@ def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int
     prob_sum_E = statistics.prob_sum_E
     if len(widths) != prob_sum_E.shape[-1]:
         raise ConfigError(f"parameter_penalty: {len(widths)} widths for {prob_sum_E.shape[-1]} experts")
-    computing = sum(1 for width in widths if width)  # zero-computation experts have width 0 and cost nothing
+    # Zero-computation experts have width 0 and cost nothing: the mean is over those that compute.
+    computing = sum(1 for width in widths if width)
     scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
@@ -64,8 +65,8 @@ def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
     """Router-entropy loss -E mean_t sum_i P log P (HMoE eq 5), which sharpens the router when minimised.
 
-    The printed formula lacks the minus sign and would make the router uniform. `scale="one"` leaves out the
-    factor E.
+    The printed formula lacks the minus sign and would make the router uniform.
+    `scale="one"` leaves out the factor E.
 
     Raises:
         ConfigError: for another scale.
@@ -96,6 +97,7 @@ def compute_router_z(statistics: RouterStatistics) -> torch.Tensor:
 def _penalise(statistics: RouterStatistics, weight_E: torch.Tensor | float) -> torch.Tensor:
     """Return E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with relative widths."""
     prob_E = statistics.prob_E
+    # Shares are counts and have no gradient: the router learns through the probabilities of crowded experts.
     return prob_E.shape[-1] * (statistics.share_E * weight_E * prob_E).sum(-1)
 
 

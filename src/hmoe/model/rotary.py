@@ -37,8 +37,8 @@ def _stretched(
     frequency: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling
 ) -> tuple[torch.Tensor, float]:
     """Return frequencies under linear, llama3 or yarn scaling, and what cosine and sine are multiplied by."""
-    # linear stretches all turns; the others keep fast ones and blend those between, and differ in where
-    # between is.
+    # linear stretches all turns; the others keep fast ones and blend those between,
+    # and differ in where between is.
     slow = frequency / scaling.factor
     if scaling.kind == "linear":
         return slow, 1.0
@@ -94,8 +94,8 @@ def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
     """Return queries or keys rotated by the angles of their positions."""
     cos, sin = (part.to(x_BHLC.dtype) for part in table)
     if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or fuses(x_BHLC)):
-        # A compiler fuses passes itself and cannot write into parts of a tensor; one token is a matter of few
-        # operations.
+        # A compiler fuses passes itself and cannot write into parts of a tensor; one token
+        # is a matter of few operations.
         first, second = x_BHLC.chunk(2, dim=-1)
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]

@@ -19,11 +19,11 @@ class RouterStatistics:
 
     Attributes:
         num_tokens: tokens that were routed; a scalar tensor once it was reduced over processes.
-        load_E: tokens that chose each expert, whether or not a capacity then refused them; integers, without
-            gradient.
+        load_E: tokens that chose each expert, whether or not a capacity then refused
+            them; integers, without gradient.
         prob_sum_E: probabilities of each expert, with gradient.
-        entropy_sum: entropy of each token's probabilities in nats, with gradient; None if it was not
-            measured.
+        entropy_sum: entropy of each token's probabilities in nats, with
+            gradient; None if it was not measured.
         z_sum: squared logsumexp of each token's logits, with gradient; None if it was not measured.
     """
 

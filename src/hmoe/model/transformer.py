@@ -66,8 +66,8 @@ class Block(nn.Module):
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, context)[0]
         normed_BLD, routing = self.ffn_norm(x_BLD), None
         if self.sparse:
-            # A seed for each layer: with the step's own, all layers would favour the same experts for a
-            # token.
+            # A seed for each layer: with the step's own, all layers would
+            # favour the same experts for a token.
             seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
             y_BLD, routing = self.ffn(
                 normed_BLD,
@@ -128,8 +128,8 @@ class Transformer(nn.Module):
     def hidden(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
         """Return the outputs of the last norm (B, L, D), and one Routing per MoE layer.
 
-        For those who pick rows before the head. With sharded weights call the model itself, whose hooks
-        gather them.
+        For those who pick rows before the head. With sharded weights call the model
+        itself, whose hooks gather them.
         """
         config, x_BLD = self.config, self.embed(tokens_BL)
         # Once for all layers: they share the angles.
@@ -149,11 +149,11 @@ class Transformer(nn.Module):
     ) -> tuple[torch.Tensor, list[Routing]]:
         """Return logits (B, L, V) or, with targets, the language-model loss, and one Routing per MoE layer.
 
-        The loss is the mean over tokens in nats, a scalar; the logits of all tokens never exist at one time
-        then.
+        The loss is the mean over tokens in nats, a scalar; the logits of all
+        tokens never exist at one time then.
         """
-        # The loss is computed in here: the hooks of sharded weights (FSDP2) gather the head for this call
-        # only.
+        # The loss is computed in here: the hooks of sharded weights (FSDP2)
+        # gather the head for this call only.
         x_BLD, routings = self.hidden(tokens_BL, context)
         if targets_BL is None:
             return nn.functional.linear(x_BLD, self.head_weight), routings
@@ -173,8 +173,8 @@ class Transformer(nn.Module):
 
 def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
     """Return a model with random weights that depend on the seed only."""
-    # Shapes first, because modules draw weights when they are made. Then on the CPU, whatever the device, for
-    # equal bits.
+    # Shapes first, because modules draw weights when they are made. Then on the CPU,
+    # whatever the device, for equal bits.
     with on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
@@ -184,8 +184,8 @@ def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, devi
 def _checkpointed(block: nn.Module, *arguments: Any) -> tuple[torch.Tensor, Routing | None]:
     """Compute a block that is computed again in the backward pass, by the routing of the first pass."""
     if block._compiled_call_impl is not None:
-        # A compiled block computes the same bits twice, so it chooses the same experts, and its graph knows
-        # no decisions.
+        # A compiled block computes the same bits twice, so it chooses the same experts,
+        # and its graph knows no decisions.
         run: Any = block
     else:
         decisions = Decisions()

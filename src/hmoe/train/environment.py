@@ -1,4 +1,4 @@
-"""What besides its config the bits of a run depend on; a checkpoint records it, a resume tells what changed."""
+"""What besides its config the bits of a run depend on; checkpoints record it, a resume tells changes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +28,8 @@ def compare_environment(state: dict[str, Any], config: RunConfig, device: str, w
         before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
         if before == now:
             continue
-        # Other changes may round otherwise; another kind of device has other kernels, and another order of
-        # every sum.
+        # Other changes may round otherwise; another kind of device has other kernels,
+        # and another order of every sum.
         if name == "device":
             raise ConfigError(
                 f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
@@ -51,8 +51,8 @@ def _describe_gpu() -> dict[str, Any]:
     """Return what the GPU's libraries choose their kernels by."""
     properties = torch.cuda.get_device_properties()
     return {
-        # The name too: two GPUs of one capability may have other multiprocessors, and a library other kernels
-        # for them.
+        # The name too: two GPUs of one capability may have other multiprocessors, and a
+        # library other kernels for them.
         "gpu": properties.name,
         "gpu_capability": f"{properties.major}.{properties.minor}",
         "gpu_bfloat16": torch.cuda.is_bf16_supported(including_emulation=False),

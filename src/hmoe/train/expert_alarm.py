@@ -46,12 +46,12 @@ class Watch:
 
     def _follow_router(self, layer: int, num_pairs_E: list[int], num_tokens: int) -> list[str]:
         total = sum(num_pairs_E)
-        # A token cannot go to one expert twice, so its experts per token, rounded up, are the fewest that can
-        # serve all tokens.
+        # A token cannot go to one expert twice, so its experts per token, rounded up, are the
+        # fewest that can serve all tokens.
         fewest = math.ceil(total / num_tokens)
         held = sum(sorted(num_pairs_E)[-fewest:])
-        # Where the fewest are more than half of the experts, as with k = 2 of 3, holding nearly all pairs is
-        # no fault.
+        # Where the fewest are more than half of the experts, as with k = 2 of 3,
+        # holding nearly all pairs is no fault.
         collapsed = 2 * fewest <= len(num_pairs_E) and held >= _COLLAPSED_SHARE * total
         self.collapsed[layer] = self.collapsed[layer] + 1 if collapsed else 0
         if self.collapsed[layer] != self.patience:

@@ -41,11 +41,11 @@ class StepRecord:
         applied: False if loss or gradients were not finite and the weights were left alone.
         terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
         num_pairs_ZE: token-expert pairs that were computed.
-        slots: what a router with capacity did, by name (`hmoe.model.capacity.Slots`) and MoE layer; {} for
-            others.
+        slots: what a router with capacity did, by name
+            (`hmoe.model.capacity.Slots`) and MoE layer; {} for others.
         activated_parameters: of a token, on average.
-        mean_activated_width: hidden units of routed experts that a token activated, mean over tokens and MoE
-            layers.
+        mean_activated_width: hidden units of routed experts that a token activated,
+            mean over tokens and MoE layers.
         experts_per_token: mean over tokens and MoE layers.
     """
 
@@ -72,12 +72,12 @@ def train_step(
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
-    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over
-    layers.
+    Router statistics, auxiliary losses and capacities are per micro-batch, per
+    layer, then averaged over layers.
 
     Args:
-        model: to be trained; its parameters may be sharded from outside (FSDP2), which then also adds up the
-            gradients.
+        model: to be trained; its parameters may be sharded from outside (FSDP2), which
+            then also adds up the gradients.
         optimizer: of the model's parameters.
         parts: canonical micro-batches of the step that this process computes, at least one (`Batches.parts`).
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
@@ -89,12 +89,12 @@ def train_step(
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=learning_rate(step, config.optim), tokens=num_tokens)
     passes = [_accumulate(model, part, config, step) for part in placed]
-    sums, counts = _reduce(passes, config.data.num_micro_batches, processes)
+    means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
     norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     tables = (counts.num_pairs_ZE, counts.slots, counts.num_selections_Z)
-    terms, norms, *table_values = read_numbers((sums, norm, *tables))
+    terms, norms, *table_values = read_numbers((means, norm, *tables))
     record.terms = dict(zip(passes[0].terms, terms, strict=True))
     record.grad_norm = norms[0]
     _count(record, table_values, config)
@@ -115,14 +115,15 @@ class _Pass(NamedTuple):
 def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
-    noisy = moe is not None and moe.router.needs_noise  # a compiled block would be compiled again for every seed
+    # Without noise no seed at all: a compiled block would be compiled again for each.
+    noisy = moe is not None and moe.router.needs_noise
     seed = (config.seed * _SEED_BASE + step) * _SEED_BASE + part.index if noisy else None
     with mixed_precision(device, config.train.precision == "bfloat16"):
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
-        # Statistics are those of one micro-batch, whoever computes it: a run does not depend on the number of
-        # processes.
+        # Statistics are those of one micro-batch, whoever computes it: a run does not
+        # depend on the number of processes.
         terms |= losses.average_losses(measure_routers(routings), moe)
     terms["loss_total"] = loss + losses.weighted(terms, moe)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
@@ -145,8 +146,7 @@ def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
     This is the one place of a step where the host waits for the device. They are read as float64, which holds
     counts below 2**53 and every float32 exactly.
     """
-    # One copy of everything: each copy of its own would be another wait, in which the device has nothing to
-    # do.
+    # One copy of everything: a copy of each would be as many waits, in which the device has nothing to do.
     numbers = torch.cat([tensor.detach().double().flatten() for tensor in tensors]).tolist()
     ends = list(itertools.accumulate(tensor.numel() for tensor in tensors))
     return [numbers[end - tensor.numel() : end] for end, tensor in zip(ends, tensors, strict=True)]
@@ -189,6 +189,6 @@ def _update(
         for group in optimizer.param_groups:
             group["lr"] = record.lr
         optimizer.step()
-    # Set to None and not to 0: the first micro-batch of the next step then writes its gradients without
-    # reading zeros.
+    # Set to None and not to 0: the first micro-batch of the next step then writes its
+    # gradients without reading zeros.
     optimizer.zero_grad(set_to_none=True)

@@ -19,8 +19,8 @@ class Stop:
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(signal_number).name
-        # Nothing is saved or printed in here: a handler may run between any two instructions. The loop asks
-        # at its next step.
+        # Nothing is saved or printed in here: a handler may run between any two instructions.
+        # The loop asks at its next step.
         for other in _SIGNALS:
             signal.signal(other, signal.SIG_DFL)
 
