@@ -286,5 +286,5 @@ def test_a_profile_names_the_longest_kernels(
 def test_without_a_gpu_one_line_names_the_cpu(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["bench", verb, "--device", "cuda", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("device = cuda: PyTorch sees no GPU; nearest choice: cpu")
+    assert line.endswith("--device cuda: PyTorch sees no GPU; nearest choice: cpu")
     assert list(tmp_path.iterdir()) == []

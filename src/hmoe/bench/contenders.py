@@ -96,10 +96,12 @@ def check_contenders(names: Sequence[str], shapes: Mapping[str, Shape], dtypes: 
     """Raise ConfigError for a contender that was asked for and cannot run."""
     for name in names:
         if name not in CONTENDERS:
-            raise ConfigError(f"against = {name}: must be one of {', '.join(CONTENDERS)}")
+            raise ConfigError(f"against = {name}: must be one of {', '.join(CONTENDERS)}", argument="against")
     for name in names:
         for shape in shapes.values():
             for dtype in dtypes:
                 reason = refusal(name, shape, getattr(torch, dtype), device)
                 if reason:
-                    raise ConfigError(f"against = {name}: {reason}; nearest choice: hmoe loop")
+                    raise ConfigError(
+                        f"against = {name}: {reason}; nearest choice: hmoe loop", argument=("against", "device")
+                    )

@@ -225,7 +225,10 @@ def bench(
     device = options.device
     options.prepare()
     if profiled and device != "cuda":
-        raise ConfigError("`profile` counts the kernels of a GPU, with device = cuda; nearest choice: leave it out")
+        raise ConfigError(
+            "`profile` counts the kernels of a GPU, with device = cuda; nearest choice: leave it out",
+            argument=("profile", "device"),
+        )
     check_dtypes(dtypes)
     wanted = shapes if isinstance(shapes, dict) else {name: known_shape(name) for name in shapes or ON[device]}
     check_contenders(against or (), wanted, dtypes, device)

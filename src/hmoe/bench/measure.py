@@ -216,9 +216,9 @@ def read_bandwidth(device: str) -> float:
 def check_device(device: str) -> None:
     """Raise ConfigError unless the device is cpu or cuda, and this PyTorch can use it."""
     if device not in ("cpu", "cuda"):
-        raise ConfigError(f"device = {device}: must be cpu or cuda")
+        raise ConfigError(f"device = {device}: must be cpu or cuda", argument="device")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device = cuda: PyTorch sees no GPU; nearest choice: cpu")
+        raise ConfigError("device = cuda: PyTorch sees no GPU; nearest choice: cpu", argument="device")
 
 
 def place_name(device: str) -> str:

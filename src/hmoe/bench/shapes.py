@@ -41,19 +41,22 @@ def own_shape(
         return shapes
     if shapes or not (dim and widths):
         raise ConfigError(
-            "a shape of your own needs `dim` and `widths`, may have `top_k` and `tokens`, and excludes `shape`"
+            "a shape of your own needs `dim` and `widths`, may have `top_k` and `tokens`, and excludes `shape`",
+            argument=("dim", "widths", "top_k", "tokens", "shape"),
         )
     try:
         sizes = tuple(int(width) for width in widths.split(","))
     except ValueError:
-        raise ConfigError(f"widths = {widths}: must be numbers with commas, as in 864,1056") from None
+        raise ConfigError(
+            f"widths = {widths}: must be numbers with commas, as in 864,1056", argument="widths"
+        ) from None
     return {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
 
 
 def known_shape(name: str) -> Shape:
     """Return a shape by name, or raise ConfigError for an unknown one."""
     if name not in SHAPES:
-        raise ConfigError(f"shape = {name}: must be one of {', '.join(SHAPES)}")
+        raise ConfigError(f"shape = {name}: must be one of {', '.join(SHAPES)}", argument="shape")
     return SHAPES[name]
 
 
@@ -61,4 +64,4 @@ def check_dtypes(dtypes: Sequence[str]) -> None:
     """Raise ConfigError for a dtype that is not measured."""
     for dtype in dtypes:
         if dtype not in ("bfloat16", "float16", "float32"):
-            raise ConfigError(f"dtype = {dtype}: must be bfloat16, float16 or float32")
+            raise ConfigError(f"dtype = {dtype}: must be bfloat16, float16 or float32", argument="dtype")

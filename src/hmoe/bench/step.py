@@ -74,10 +74,14 @@ def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, de
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision = {config.train.precision}: must be float32 or bfloat16 here")
     if precision and any(word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides):
-        raise ConfigError(f"precision = {precision} and an override of train.precision are both given; leave one out")
+        raise ConfigError(
+            f"precision = {precision} and an override of train.precision are both given; leave one out",
+            argument="precision",
+        )
     if config.train.device not in ("auto", device):
         raise ConfigError(
-            f"train.device = {config.train.device}, but device = {device} is what is measured; leave train.device out"
+            f"train.device = {config.train.device}, but device = {device} is what is measured; leave train.device out",
+            argument="device",
         )
     if config.data.path != "corpus" and not (Path(config.data.path) / "index.json").is_file():
         raise ConfigError(

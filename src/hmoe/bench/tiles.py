@@ -121,7 +121,9 @@ def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = prin
     if not torch.cuda.is_available():
         raise ConfigError("bench tiles: PyTorch sees no NVIDIA GPU, and tile shapes can be measured nowhere else")
     if dtype not in ("bfloat16", "float16"):
-        raise ConfigError(f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks")
+        raise ConfigError(
+            f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks", argument="dtype"
+        )
     layer = _draw_layer(shape, getattr(torch, dtype))
     reason = refusal(layer)
     if reason:

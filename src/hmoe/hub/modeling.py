@@ -153,7 +153,9 @@ class HMoEModel(HMoEPreTrainedModel):
         hyper = None if structure.moe is None else structure.moe.hyper
         self.hyper_network = None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
         self._noisy = structure.moe is not None and structure.moe.router.needs_noise
-        self._limited = structure.moe is not None and structure.moe.router.has_capacity
+        self._limited = structure.moe is not None and (
+            structure.moe.router.has_capacity or not structure.moe.router.causal  # padding takes no place there
+        )
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
