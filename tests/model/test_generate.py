@@ -45,10 +45,10 @@ def test_writing_does_without_the_capacity_of_training() -> None:
     )
     free.double().load_state_dict(model.state_dict())
     prompt = list(range(3, 27))
-    found, expected = (
-        list(generate(one, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for one in (model, free)
+    text, expected = (
+        list(generate(each, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for each in (model, free)
     )
-    assert found == expected
+    assert text == expected
     tokens = torch.tensor([prompt])
     assert not torch.allclose(model(tokens)[0], free(tokens)[0])  # there it holds
 

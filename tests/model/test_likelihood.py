@@ -34,20 +34,20 @@ def alone(model: Transformer, candidate: Candidate) -> tuple[float, bool]:
 def test_scores_are_those_of_each_sequence_alone(router: str, groups: list[tuple[list[int], list[list[int]]]]) -> None:
     model = MODELS[router]
     asked = [[Candidate([*begin, *end], len(end)) for end in ends] for begin, ends in groups]
-    found = score(model, asked)
-    for group, scores in zip(asked, found.groups, strict=True):
-        for candidate, one in zip(group, scores, strict=True):
+    scored = score(model, asked)
+    for group, scores in zip(asked, scored.groups, strict=True):
+        for candidate, result in zip(group, scores, strict=True):
             nll, greedy = alone(model, candidate)
-            assert one.nll == pytest.approx(nll, rel=1e-9)
-            assert one.greedy == greedy
+            assert result.nll == pytest.approx(nll, rel=1e-9)
+            assert result.greedy == greedy
 
 
 def test_what_is_shared_is_read_once() -> None:
     model = MODELS["top_k"]
     begin = list(range(10))
-    found = score(model, [[Candidate([*begin, 11, 12], 2), Candidate([*begin, 13, 14, 15], 3)]])
-    assert found.tokens == 10 + 1 + 2
-    assert found.units == pytest.approx(sum(_units(model, begin, [11], [13, 14])), rel=0)
+    scored = score(model, [[Candidate([*begin, 11, 12], 2), Candidate([*begin, 13, 14, 15], 3)]])
+    assert scored.tokens == 10 + 1 + 2
+    assert scored.units == pytest.approx(sum(_units(model, begin, [11], [13, 14])), rel=0)
     yes_or_no = score(model, [[Candidate([*begin, 1], 1), Candidate([*begin, 2], 1)]])
     assert yes_or_no.tokens == 10
 

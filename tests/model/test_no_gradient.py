@@ -135,21 +135,21 @@ def test_a_router_without_gradient_from_the_text_is_announced(
 def test_ignored_targets_are_as_pytorchs() -> None:
     x, w = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (40, 11))
     target = torch.randint(0, 11, (40,))
-    for ignored, number in (
+    for ignored, index in (
         (slice(25, None), -100),
         (slice(None, None, 3), -100),
         (slice(3, 9), 7),
         (slice(None), -100),
     ):
-        some = target.masked_fill(target == number, 2)
-        some[ignored] = number
+        some = target.masked_fill(target == index, 2)
+        some[ignored] = index
         grads = []
-        for run in (lambda n=number, t=some: cross_entropy(x, w, t, 8, n),
-                    lambda n=number, t=some: torch.nn.functional.cross_entropy(x @ w.T, t, ignore_index=n)):  # fmt: skip
+        for run in (lambda n=index, t=some: cross_entropy(x, w, t, 8, n),
+                    lambda n=index, t=some: torch.nn.functional.cross_entropy(x @ w.T, t, ignore_index=n)):  # fmt: skip
             loss = run()
             grads.append((loss, *torch.autograd.grad(loss, (x, w))))
-        for ours, theirs in zip(*grads, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12, equal_nan=theirs.dim() == 0)
+        for ours, expected in zip(*grads, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12, equal_nan=expected.dim() == 0)
     for wrong, message in (
         ({"target_T": torch.tensor([1, 2, -1])}, "target -1 of token 2, must be from 0 to 10, or -100"),
         ({"target_T": torch.tensor([1, 11, 2])}, "target 11 of token 1, must be from 0 to 10"),

@@ -1,5 +1,6 @@
 """The trace of a model against the whole decoder in slow loops, and sums over routings against traces."""
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -224,8 +225,8 @@ def test_fewer_experts_than_a_token_asks_for(name: str) -> None:
     """What is left serves alone; of a layer without any nothing is added."""
     model = make(**MODELS[name])
     num_experts = len(model.config.moe.routed_widths)  # type: ignore[union-attr]
-    one = check(model, TOKENS, without=range(1, num_experts))
-    assert one.num_experts_ZT.max() == 1
+    single = check(model, TOKENS, without=range(1, num_experts))
+    assert single.num_experts_ZT.max() == 1
     none = check(model, TOKENS, without={0: range(num_experts)})
     assert none.num_experts_ZT[0].max() == 0
     assert none.num_experts_ZT[1].max() > 0
@@ -273,6 +274,11 @@ def test_a_dense_model_has_a_likelihood_and_no_layers() -> None:
         hmoe.trace(model, [1], without=[0])
     with pytest.raises(ConfigError, match="top_p_experts: the router of this model is not top-p"):
         hmoe.trace(model, [1], top_p_experts=0.5)
+
+
+def test_the_signature_is_that_of_the_public_surface() -> None:
+    assert list(inspect.signature(hmoe.trace).parameters) == ["model", "tokens", "top_p_experts", "without"]
+    assert isinstance(hmoe.trace(make(router=ROUTERS["top-k"]), [1]), hmoe.RoutingTrace)
 
 
 def test_a_trace_leaves_the_model_as_it_was() -> None:
