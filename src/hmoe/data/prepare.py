@@ -59,17 +59,20 @@ class Request:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1")
+            raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1", argument="validation")
         bpe_size(self.tokenizer)  # refuses a size out of range
         if self.max_bad < 0:
-            raise ConfigError(f"max_bad = {self.max_bad}, must be at least 0")
+            raise ConfigError(f"max_bad = {self.max_bad}, must be at least 0", argument="max_bad")
         if self.segment_bytes < 1:
-            raise ConfigError(f"segment_bytes = {self.segment_bytes}, must be at least 1")
+            raise ConfigError(f"segment_bytes = {self.segment_bytes}, must be at least 1", argument="segment_bytes")
         weights = self.weights
         if weights is not None and not (any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())):
             raise ConfigError(f"weights = {weights}, must be from 0 to 1e12, one of them above 0")
         if self.separator is not None and (self.tokenizer == "bytes" or bpe_size(self.tokenizer) is not None):
-            raise ConfigError(f"separator = {self.separator!r} has no effect with {self.tokenizer}, which has its own")
+            raise ConfigError(
+                f"separator = {self.separator!r} has no effect with {self.tokenizer}, which has its own",
+                argument="separator",
+            )
 
     def begin_of(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """Return the tokens before every document: those asked for, or the tokenizer's own."""
@@ -127,7 +130,8 @@ def _open_finished(out: Path, key: dict[str, Any]) -> Index:
     if index.request != key:
         differing = describe_difference(key, index.request)
         raise DataError(
-            f"out = {out}: already holds data of other inputs or options ({differing}); choose another folder"
+            f"out = {out}: already holds data of other inputs or options ({differing}); choose another folder",
+            argument="out",
         )
     index.verify()
     remove_progress(out)  # a call may be killed between the last two steps

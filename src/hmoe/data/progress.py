@@ -44,7 +44,7 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
     if not file.exists():
         foreign = sorted(path.name for path in out.iterdir() if path.name not in (".lock", f".{_FILE}.tmp"))
         if foreign:
-            raise DataError(f"out = {out}: is not empty (holds {foreign[0]}); choose another folder")
+            raise DataError(f"out = {out}: is not empty (holds {foreign[0]}); choose another folder", argument="out")
         save_progress(out, key, PrepareState())
     for litter in out.glob(".*.tmp"):  # of a segment that was not published
         litter.unlink()
@@ -61,7 +61,8 @@ def _read_state(tree: dict[str, Any], out: Path, key: dict[str, Any]) -> Prepare
     if other_key != key:
         differing = describe_difference(key, other_key)
         raise DataError(
-            f"out = {out}: was begun with other inputs or options ({differing}); choose another folder or delete it"
+            f"out = {out}: was begun with other inputs or options ({differing}); choose another folder or delete it",
+            argument="out",
         )
     return PrepareState(
         tree["threshold"],

@@ -45,7 +45,10 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
     """
     path = source.path
     if text_field == "":
-        raise ConfigError("text_field is empty, must name a field; leave it out for text, raw_content or content")
+        raise ConfigError(
+            "text_field is empty, must name a field; leave it out for text, raw_content or content",
+            argument="text_field",
+        )
     match = SUFFIX.search(path.name)
     if match is None:
         raise DataError(f"{path}: unknown kind; must end in {KINDS}")
@@ -125,7 +128,9 @@ def _list_fields(text_field: str) -> list[str]:
     """
     rest = _FIELD.sub("", text_field)
     if "{" in rest or "}" in rest:
-        raise ConfigError(f"text_field = {text_field!r}: a brace that is not part of a {{field}}")
+        raise ConfigError(
+            f"text_field = {text_field!r}: a brace that is not part of a {{field}}", argument="text_field"
+        )
     return _FIELD.findall(text_field) or [text_field]
 
 

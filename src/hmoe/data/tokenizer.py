@@ -134,7 +134,9 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     if path.is_dir():
         files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
         if not files and separator is not None:
-            raise DataError(f"{path}: holds no tokenizer.json, so separator = {separator!r} has no effect")
+            raise DataError(
+                f"{path}: holds no tokenizer.json, so separator = {separator!r} has no effect", argument="separator"
+            )
         if foreign := [name for name in _OTHER_FORMATS if not files and (path / name).is_file()]:
             raise DataError(f"{path}: holds {foreign[0]} but no tokenizer.json, which transformers writes: {_CONVERT}")
         if not files:
@@ -145,7 +147,7 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".model" and separator is not None:
-        raise DataError(f"{path}: separator = {separator!r}: a SentencePiece model has its own")
+        raise DataError(f"{path}: separator = {separator!r}: a SentencePiece model has its own", argument="separator")
     config = _read_object(path.with_name("tokenizer_config.json"))
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path), config.get("add_bos_token") is True)

@@ -53,7 +53,7 @@ class Options:
         for name, least in {"limit": 1, "num_fewshot": 0, "batch_tokens": 1}.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise ConfigError(f"{name} = {value}, must be at least {least}")
+                raise ConfigError(f"{name} = {value}, must be at least {least}", argument=name)
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _evaluate_task(lm: Any, selection: Selection, name: str, options: Options) -
         try:
             scores = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)["results"]
         except HMoEError as error:  # of the model, which does not know the task
-            raise type(error)(f"{name}: {error}") from None
+            raise type(error)(f"{name}: {error}", argument=error.arguments) from None
         except ValueError as error:  # the harness's own checks, such as a task that runs code
             raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
     metrics = {task: _clean_metrics(row) for task, row in scores.items()}

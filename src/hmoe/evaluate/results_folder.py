@@ -37,7 +37,9 @@ class Outcome:
             self._check_key(_read_object(head), key)
         elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
             # Hidden files are what a killed write leaves.
-            raise ConfigError(f"out = {folder}: is not empty and holds no evaluation; name another folder")
+            raise ConfigError(
+                f"out = {folder}: is not empty and holds no evaluation; name another folder", argument="out"
+            )
         self._tasks.mkdir(parents=True, exist_ok=True)
         write_atomic(head, _encode_json(key))
 
@@ -56,7 +58,9 @@ class Outcome:
             return None
         record = _read_record(path)
         if record.get("data") != data:
-            raise ConfigError(f"{path}: was evaluated on other benchmark files; name another folder for out")
+            raise ConfigError(
+                f"{path}: was evaluated on other benchmark files; name another folder for `out`", argument="out"
+            )
         return record
 
     def save(self, name: str, record: dict[str, Any]) -> None:
@@ -81,7 +85,8 @@ class Outcome:
             if kept.get(name) != value:
                 values = "" if name == "model" else f" ({kept.get(name)} there, {value} now)"
                 raise ConfigError(
-                    f"out = {self.folder}: holds an evaluation with another {name}{values}; name another folder"
+                    f"out = {self.folder}: holds an evaluation with another {name}{values}; name another folder",
+                    argument="out",
                 )
 
 

@@ -56,7 +56,10 @@ class Selection:
             loaded: dict[str, Any] = manager.load([task.local if task else name])
         except Exception as error:  # whatever a task file, a hub or a network raises
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise DataError(f"{name}: the harness cannot load it ({reason}){'' if task else _hint(name)}") from None
+            hint = "" if task else _hint(name)
+            raise DataError(
+                f"{name}: the harness cannot load it ({reason}){hint}", argument="benchmarks" if hint else None
+            ) from None
         return loaded
 
 
@@ -80,13 +83,15 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     held = opened.tasks if opened else {}
     if opened and (lacking := [name for name in names if name in BROUGHT_TASKS and name not in held]):
         raise ConfigError(
-            f"task {lacking[0]}: not in benchmarks = {benchmarks}{_hint(lacking[0])}; or leave benchmarks out"
+            f"task {lacking[0]}: not in benchmarks = {benchmarks}{_hint(lacking[0])}; or leave `benchmarks` out",
+            argument="benchmarks",
         )
     if opened and not any(name in held for name in names):
         (nearest,) = difflib.get_close_matches(names[0], [*held, ALL], 1, 0.0)
         raise ConfigError(
             f"benchmarks = {benchmarks} has no effect: the folder holds none of {', '.join(names)}; "
-            f"nearest is {nearest}"
+            f"nearest is {nearest}",
+            argument="benchmarks",
         )
     others = [name for name in names if name not in held]
     if others:
