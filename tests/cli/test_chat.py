@@ -6,10 +6,10 @@ import pytest
 
 
 def test_chat_needs_neither_readline_nor_an_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hmoe.cli.chat import read_lines
+    from hmoe.cli.chat import read_turns
 
     monkeypatch.setattr(sys, "stdin", None)
-    assert list(read_lines()) == []
+    assert list(read_turns()) == []
 
     class Terminal:
         def isatty(self) -> bool:
@@ -19,4 +19,4 @@ def test_chat_needs_neither_readline_nor_an_input(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "readline", None)
     answers = iter(["hello"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(answers))
-    assert next(read_lines()) == "hello"
+    assert next(read_turns()) == "hello"

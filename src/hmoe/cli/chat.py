@@ -55,11 +55,11 @@ def chat_with_model(
         ask = Ask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
         note = print_note_with_flags("max_tokens")
         conversation = Chat(engine, layout, ask, system, note)
-        talk(conversation, read_lines(), lambda piece: typer.echo(piece, nl=False), note)
+        talk(conversation, read_turns(), lambda piece: typer.echo(piece, nl=False), note)
 
 
-def read_lines() -> Iterator[str]:
-    """Yield the lines of the input, after a prompt only on a terminal; none where there is no input."""
+def read_turns() -> Iterator[str]:
+    """Yield the turns of the user, one a line of the input, after a prompt only on a terminal; none where there is no input."""
     if sys.stdin is None:
         return
     if not sys.stdin.isatty():
