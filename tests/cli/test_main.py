@@ -55,7 +55,7 @@ def test_too_little_memory_is_one_line(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["tran"], 2, "No such command 'tran'"),
         (["plan"], 2, "Missing argument"),
@@ -75,11 +75,11 @@ def test_too_little_memory_is_one_line(
     ],
 )
 def test_errors_are_one_line_and_an_exit_code(
-    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(words) == code
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert err.startswith("hmoe: error: ")
 
@@ -91,7 +91,7 @@ def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("raised", "verb", "code", "said"),
+    ("raised", "verb", "code", "message"),
     [
         (KeyboardInterrupt(), "plan", 130, "hmoe: interrupted\n"),
         (KeyboardInterrupt(), "serve", 0, ""),
@@ -101,7 +101,7 @@ def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[st
     ],
 )
 def test_no_exit_code_is_lost(
-    raised: BaseException, verb: str, code: int | None, said: str,
+    raised: BaseException, verb: str, code: int | None, message: str,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def stop() -> None:
@@ -117,7 +117,7 @@ def test_no_exit_code_is_lost(
             run([verb])
         return
     assert run([verb]) == code
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == message
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

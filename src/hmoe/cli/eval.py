@@ -93,16 +93,16 @@ def _evaluate_text(
     opened = open_model(run, print_note)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
-    read = read_texts(text, text_field) if text else list_validation_texts(opened, run)
+    documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
     if not opened.model.config.causal:
         print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
     with Precision(opened.model, precision)(), ProgressBar() as bar:
 
-        def report(documents: int, tokens: int) -> None:
-            bar.update("text", documents, None, f"{documents:,} documents | {tokens:,} tokens")
+        def report(num_documents: int, num_tokens: int) -> None:
+            bar.update("text", num_documents, None, f"{num_documents:,} documents | {num_tokens:,} tokens")
 
         length = window or opened.context_length
-        domains = by_domain(opened.model, opened.tokenizer, read, length, report, opened.begin)
+        domains = by_domain(opened.model, opened.tokenizer, documents, length, report, opened.begin)
     numbers = {"step": opened.step, **_list_numbers(total(domains))}
     if as_json:
         parts = {name: _list_numbers(domain) for name, domain in domains.items()}

@@ -53,7 +53,7 @@ class Interrupts:
                 continue  # closed, full, or being written when the signal came
         os._exit(self.exit_code)
 
-    def _handle(self, number: int, frame: "FrameType | None") -> None:
+    def _handle(self, _signal: int, frame: "FrameType | None") -> None:
         self.came = True
         # An exception would pass through the import system, which may answer with an error of its own.
         while frame is not None:

@@ -54,6 +54,6 @@ def _print_nested(numbers: dict[str, Any]) -> None:
     for name, value in numbers.items():
         if isinstance(value, dict):
             typer.echo(f"{name}:")
-            print_numbers({f"  {part}": number for part, number in value.items()}, as_json=False)
+            print_numbers({f"  {part}": size for part, size in value.items()}, as_json=False)
         else:
             print_numbers({name: value}, as_json=False)
