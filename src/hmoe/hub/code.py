@@ -9,6 +9,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hmoe
 from hmoe.errors import ConfigError
@@ -79,7 +80,7 @@ def _closure() -> Iterator[tuple[str, str]]:
 
 def _extensions() -> dict[str, str]:
     """Modules from outside this package that register a router or a loss -> a name that each defines."""
-    definitions = [*ROUTERS.values(), *LOSS_FUNCTIONS.values()]
+    definitions: list[Any] = [*ROUTERS.values(), *LOSS_FUNCTIONS.values()]
     return {each.__module__: each.__name__ for each in definitions if each.__module__.split(".")[0] != "hmoe"}
 
 

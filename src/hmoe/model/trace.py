@@ -229,7 +229,7 @@ def _fill_thresholds(top_p_experts: float, model: "Transformer", tokens_BL: torc
     """The threshold of every token."""
     if not 0 < top_p_experts <= 1:
         raise ConfigError(f"top_p_experts = {top_p_experts}, must be in (0, 1]")
-    if getattr(model.config.moe and model.config.moe.router, "p", None) is None:
+    if model.config.moe is None or model.config.moe.router.threshold is None:
         raise ConfigError("top_p_experts: the router of this model is not top-p and has no threshold")
     # In the router's type, in which its own p is compared too: 0.6 is another number in double precision.
     dtype = torch.promote_types(model.embed.weight.dtype, torch.float32)

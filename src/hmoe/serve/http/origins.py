@@ -31,7 +31,8 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
         beginning = re.match(r"([A-Za-z][A-Za-z0-9+.-]*://[^/?#\s,]+)", origin)
         nearest = beginning[1].lower() if beginning else f"http://{origin.split('/')[0] or 'localhost:3000'}"
         raise ConfigError(
-            f"--allow-origin {origin}: must be * or scheme://host[:port] without a path; nearest is {nearest}"
+            f"allow_origin = {origin}: must be * or scheme://host[:port] without a path; nearest is {nearest}",
+            argument="allow_origin",
         )
     return tuple(origins)
 
@@ -53,7 +54,7 @@ class Origins(CORSMiddleware):
         if response.status_code < 400:
             return response
         origin = request_headers["origin"][:100]
-        message = f"Origin: {origin!r} or what it asks for is not allowed; see --allow-origin"
+        message = f"Origin: {origin!r} or what it asks for is not among the allowed origins of this server"
         refusal = Refusal(400, message, code="invalid_origin")
         # Length and type were those of starlette's own text.
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}

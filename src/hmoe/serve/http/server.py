@@ -215,5 +215,6 @@ def listen(host: str, port: int) -> socket.socket:
             listening.close()
             raise
     except (OSError, UnicodeError) as error:
-        raise ConfigError(f"--host {host} --port {port}: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"host = {host}, port = {port}: {reason}", argument=("host", "port")) from None
     return listening

@@ -76,7 +76,8 @@ class Chat:
             if len(self.turns) == self._num_fixed + 1:
                 raise ConfigError(
                     f"{len(prompt)} tokens and max_tokens = {self._options.max_tokens} for the answer do not fit into the "
-                    f"model's context of {self._engine.capacity}; say less, or lower --max-tokens"
+                    f"model's context of {self._engine.capacity}; say less, or lower max_tokens",
+                    argument="max_tokens",
                 )
             # The user's words go with their answer, as many templates demand that the roles alternate.
             num_oldest = min(2, len(self.turns) - self._num_fixed - 1)
