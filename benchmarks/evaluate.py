@@ -21,10 +21,10 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hmoe.hub
-from hmoe.bench.measure import machine, save
+from hmoe.bench.measure import describe_machine, save_result
 from hmoe.evaluate.language_model import LanguageModel
-from hmoe.evaluate.tasks import quiet, select
-from hmoe.hub.export import Export, export
+from hmoe.evaluate.tasks import select_tasks, silence_harness
+from hmoe.hub.export import ExportOptions, export_opened_model
 from hmoe.runs.open_model import open_model
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -32,8 +32,8 @@ Answers = list[tuple[float, bool]]
 
 
 def build_requests(name: str, benchmarks: Path, limit: int) -> list[Any]:
-    with quiet():
-        (task,) = select([name], benchmarks).load(name)["tasks"].values()
+    with silence_harness():
+        (task,) = select_tasks([name], benchmarks).load(name)["tasks"].values()
         task.set_config(key="num_fewshot", value=0)
         task.build_all_requests(limit=limit, rank=0, world_size=1)
     return list(task.instances)
@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for form in ("hmoe", "mixtral"):
             try:
-                export(opened, args.run, Path(folder) / form, Export(form))
+                export_opened_model(opened, args.run, Path(folder) / form, ExportOptions(form))
             except hmoe.ConfigError as error:  # a top-p model is no Mixtral
                 print(f"without {form}: {error}")
                 continue
@@ -112,10 +112,10 @@ def main() -> None:
         "model": opened.name,
         "limit": args.limit,
         "window": args.window,
-        "machine": machine("cpu"),
+        "machine": describe_machine("cpu"),
         "tasks": tasks,
     }
-    print(f"written to {save(args.out, f'evaluate-{opened.name}', result)}")
+    print(f"written to {save_result(args.out, f'evaluate-{opened.name}', result)}")
 
 
 if __name__ == "__main__":

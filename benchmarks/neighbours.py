@@ -17,12 +17,12 @@ from typing import Any
 
 from scipy.stats import t as student
 
-from hmoe.bench.measure import machine, save
+from hmoe.bench.measure import describe_machine, save_result
 from hmoe.config import recipes
-from hmoe.config.counts import parameters_by_part
+from hmoe.config.counts import count_parameters
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
-from hmoe.train.loop import train
+from hmoe.train.loop import train_run
 
 PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-adamoe", "tiny-deepseek",
            "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify", "tiny-expert-choice"]  # fmt: skip
@@ -32,11 +32,11 @@ NOT_CAUSAL = {"tiny-expert-choice"}
 def train_preset(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
     """Train a preset until the FLOPs are spent, unless that was done; return the last row of its metrics."""
     budget = ["train.steps=null", f"train.flops={flops}", f"seed={seed}", "train.sample_every=0", "train.eval_every=0"]
-    config = recipes.load(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
+    config = recipes.read_recipe(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
     with RunFolder(folder, config) as opened:
-        train(config, opened, Console())
+        train_run(config, opened, Console())
     row: dict[str, Any] = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return row | {"parameters": sum(parameters_by_part(config.model).values())}
+    return row | {"parameters": sum(count_parameters(config.model).values())}
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
@@ -86,8 +86,8 @@ def main() -> None:
             f"{row['preset']:18s}  {row['validation_loss']:.4f} {show_half(row['interval'])}  {row['parameters']:>13,}  "
             f"{row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  {dropped:>8s}{note}"
         )
-    measured = {"flops": arguments.flops, "machine": machine("cpu"), "presets": summaries}
-    print(save(arguments.out, "neighbours", measured))
+    measured = {"flops": arguments.flops, "machine": describe_machine("cpu"), "presets": summaries}
+    print(save_result(arguments.out, "neighbours", measured))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def main() -> None:
 
     run, out = Path(sys.argv[1]), Path(sys.argv[2])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    config = recipes.check(yaml.safe_load((run / "config.yaml").read_text()))
+    config = recipes.check_recipe(yaml.safe_load((run / "config.yaml").read_text()))
     assert config.model.moe is not None
     widths = config.model.moe.expert_widths
     tokens = [row["tokens"] / 1e6 for row in rows]

@@ -20,14 +20,14 @@ from typing import Any
 
 from neighbours import mean_and_interval, show_half
 
-from hmoe.bench.measure import machine, save
+from hmoe.bench.measure import describe_machine, save_result
 from hmoe.config import recipes
 from hmoe.runs.open_model import open_model
 from hmoe.runs.run_folder import RunFolder
-from hmoe.surgery.upcycle import Choice, upcycle
-from hmoe.train.begin_run import begin
+from hmoe.surgery.upcycle import UnitChoice, upcycle_model
+from hmoe.train.begin_run import begin_run
 from hmoe.train.console import Console
-from hmoe.train.loop import train
+from hmoe.train.loop import train_run
 
 _FULL = {"k": 1, "capacity_factor": 1.0}
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -47,10 +47,10 @@ def make_recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float,
     plan = [f"seed={seed}", f"train.steps={steps}", f"optim.lr={lr}", f"optim.warmup_steps={steps // 10}",
             "optim.schedule=cosine", f"optim.schedule_steps={steps}"]  # fmt: skip
     if router is None:
-        return recipes.load("tiny-dense", [*_COMMON, *plan])[1]
+        return recipes.read_recipe("tiny-dense", [*_COMMON, *plan])[1]
     experts = ["model.moe.widths={shape: equal, total: 2048, experts: 8}", "model.moe.dense_layers=[0, 2]",
                f"model.moe.router={json.dumps({'name': 'top_k', **router})}", f"model.moe.load_balance={balance}"]  # fmt: skip
-    return recipes.load("tiny-equal", [*_COMMON, *plan, *experts])[1]
+    return recipes.read_recipe("tiny-equal", [*_COMMON, *plan, *experts])[1]
 
 
 def train_once(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
@@ -62,9 +62,9 @@ def train_once(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
                 source = open_model(dense, print)
                 model = source.model
                 if config.model.moe is not None:
-                    model = upcycle(source.model, config.model, Choice("windows", config.seed), None)[0]
-                begin(opened, config, model, source.tokenizer, source.begin)
-            train(config, opened, Console())
+                    model = upcycle_model(source.model, config.model, UnitChoice("windows", config.seed), None)[0]
+                begin_run(opened, config, model, source.tokenizer, source.begin)
+            train_run(config, opened, Console())
     row: dict[str, Any] = json.loads(metrics.read_text().splitlines()[-1])
     return row
 
@@ -138,7 +138,7 @@ def main() -> None:
         "load_balance": arguments.load_balance,
     }
     name = "rectify-scratch" if arguments.scratch else "rectify-upcycled"
-    print(save(arguments.out, name, {**about, "machine": machine("cpu"), "methods": measured}))
+    print(save_result(arguments.out, name, {**about, "machine": describe_machine("cpu"), "methods": measured}))
 
 
 if __name__ == "__main__":

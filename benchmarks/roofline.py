@@ -15,12 +15,12 @@ import json
 import math
 from pathlib import Path
 
-from hmoe.bench.shapes import SHAPES, Shape
+from hmoe.bench.shapes import SHAPES, LayerShape
 
 SIZE = 2  # bytes of bfloat16
 
 
-def count_kernels(shape: Shape) -> dict[str, tuple[str, float, float]]:
+def count_kernels(shape: LayerShape) -> dict[str, tuple[str, float, float]]:
     """Return (pass, FLOPs, bytes) of every kernel."""
     pairs, total = shape.tokens * shape.k, sum(shape.widths)
     units = pairs * total / len(shape.widths)  # activated, over all pairs
@@ -39,7 +39,7 @@ def count_kernels(shape: Shape) -> dict[str, tuple[str, float, float]]:
     return {name: (when, flops, SIZE * count) for name, (when, flops, count) in elements.items()}
 
 
-def useful_share(shape: Shape, tile_rows: int, tile_units: int) -> float:
+def useful_share(shape: LayerShape, tile_rows: int, tile_units: int) -> float:
     """Return the share of the tiles' work on real rows and units."""
     rows = shape.tokens * shape.k / len(shape.widths)
     done = sum(math.ceil(rows / tile_rows) * tile_rows * math.ceil(h / tile_units) * tile_units for h in shape.widths)

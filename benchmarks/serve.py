@@ -23,14 +23,14 @@ from typing import Any
 import httpx
 import torch
 
-from hmoe.bench.measure import machine, save
+from hmoe.bench.measure import describe_machine, save_result
 from hmoe.config import recipes
 from hmoe.data.detokenizer import Detokenizer
-from hmoe.model.transformer import build
-from hmoe.serve.engine.types import Limits
-from hmoe.serve.http.middleware import GuardLimits
-from hmoe.serve.http.server import ConnectionLimits, Server, listen
-from hmoe.serve.http.service import Served, Service
+from hmoe.model.transformer import build_transformer
+from hmoe.serve.engine.types import EngineLimits
+from hmoe.serve.http.middleware import RequestLimits
+from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket
+from hmoe.serve.http.service import ServedModel, Service
 
 
 class NumberTokenizer:
@@ -57,13 +57,15 @@ class NumberTokenizer:
 
 
 def run_server(preset: str, precision: str, context: int, clients: int, pipe: Connection) -> None:
-    config = recipes.load(preset)[1].model
+    config = recipes.read_recipe(preset)[1].model
     with ThreadPoolExecutor(1) as pool:  # as `hmoe serve` does
-        model = pool.submit(build, config, 0, getattr(torch, precision)).result().eval().requires_grad_(False)
-    served = Served(model, NumberTokenizer(config.vocab), preset)
-    service = Service(served, Limits(clients, 64, context), context, 600)
-    listening = listen("127.0.0.1", 0)
-    Server(service, GuardLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))).run(
+        model = (
+            pool.submit(build_transformer, config, 0, getattr(torch, precision)).result().eval().requires_grad_(False)
+        )
+    served = ServedModel(model, NumberTokenizer(config.vocab), preset)
+    service = Service(served, EngineLimits(clients, 64, context), context, 600)
+    listening = open_listening_socket("127.0.0.1", 0)
+    Server(service, RequestLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))).run(
         [listening]
     )
 
@@ -134,7 +136,7 @@ def main() -> None:
     server.join()
     result = {
         **{name: value for name, value in vars(args).items() if name != "out"},
-        "machine": machine("cpu"),
+        "machine": describe_machine("cpu"),
         "tokens_per_second_one": median(single for single, _ in rows),
         "tokens_per_second_many": median(many for _, many in rows),
         "ratio": median(many / single for single, many in rows),
@@ -143,7 +145,7 @@ def main() -> None:
     for name in ("tokens_per_second_one", "tokens_per_second_many", "ratio"):
         print(f"{name:24s} {result[name]:.2f}")
     name = f"serve-{args.preset}-{args.precision}{'-stream' * args.stream}"
-    print(f"written to {save(args.out, name, result)}")
+    print(f"written to {save_result(args.out, name, result)}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def tiny(recipe: str) -> list[str]:
     """TINY, with widths that fit the recipe's kind."""
     from hmoe.config import recipes
 
-    moe = recipes.load(recipe)[1].model.moe
+    moe = recipes.read_recipe(recipe)[1].model.moe
     if moe is None:
         return [*TINY, "model.ffn=48"]
     experts, dense = len(moe.expert_widths), ["model.moe.dense_layers=[0]", "model.ffn=48"] if moe.dense_layers else []

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError
-from hmoe.storage import lock_file, utf8_name
+from hmoe.storage import lock_file, open_utf8_name
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -18,9 +18,9 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
     file = tmp_path / os.fsdecode(b"caf\xe9.safetensors")
     save_file({"a": torch.arange(3)}, tmp_path / "a")
     (tmp_path / "a").rename(file)
-    with utf8_name(file) as name:
+    with open_utf8_name(file) as name:
         assert load_file(name)["a"].tolist() == [0, 1, 2]
-    with utf8_name(tmp_path) as name:
+    with open_utf8_name(tmp_path) as name:
         assert name == str(tmp_path)
 
 

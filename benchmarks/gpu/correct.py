@@ -15,10 +15,10 @@ from benchmarks.gpu.compiling import compile_all, list_tasks
 from benchmarks.gpu.layers import SIZES, make_layer, shrink
 from benchmarks.gpu.setting import Case, Outcome, Setting, WrongResultError
 from benchmarks.gpu.shapes import format_shape, list_candidates
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 from hmoe.kernels import expert_ffn
 from hmoe.kernels.layer import Layer
-from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, forced
+from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, force_shapes
 
 NAMES = ("y", "dx", "dgate", "dw_gate", "dw_up", "dw_down")
 ALLOWED = {  # relative to the norm of the true values
@@ -30,7 +30,7 @@ LAYERS = {
     "0.4B T=1000": (replace(SIZES["0.4B"], tokens=1000), False),
     "0.4B T=131": (replace(SIZES["0.4B"], tokens=131), False),
     "64 experts T=500": (replace(SIZES["64 experts"], tokens=500), False),
-    "one empty T=300": (Shape(768, hmoe.arithmetic(12288, 8), 3, 300), True),
+    "one empty T=300": (LayerShape(768, hmoe.arithmetic(12288, 8), 3, 300), True),
 }
 
 
@@ -80,7 +80,7 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, index: int) -> Outcom
     for launch in LAUNCHES:
         shapes = list_candidates(launch, dtype)
         chosen[launch] = shapes[index % len(shapes)]
-    with forced(chosen):
+    with force_shapes(chosen):
         first, second = (compute(given, grad, "triton") for _ in range(2))
     errors = {n: float((r.double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, first, truth, strict=True)}
     slack = 4 if setting.dry else 1  # the interpreter cuts bfloat16 off instead of rounding it
@@ -97,7 +97,7 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, index: int) -> Outcom
 
 def _first_call(setting: Setting) -> Outcome:
     """Compute a layer of a model width that nothing was compiled for."""
-    size = Shape(784, (256, 512, 128, 384), 2, 300)
+    size = LayerShape(784, (256, 512, 128, 384), 2, 300)
     given = make_layer(shrink(size) if setting.dry else size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
     first, second = (compute(given, grad, "triton") for _ in range(2))
@@ -110,7 +110,7 @@ def _first_call(setting: Setting) -> Outcome:
 def _largest(setting: Setting) -> Outcome:
     """Compute a layer with offsets near the end of 32 bits; compare a sample of tokens with float64."""
     tokens, dim = (40, 32) if setting.dry else (2_130_000, 1008)
-    size = Shape(dim, (16,), 1, tokens)
+    size = LayerShape(dim, (16,), 1, tokens)
     given = make_layer(size, torch.bfloat16, setting.device)
     grad = torch.randn_like(given.x_TD)
     torch.use_deterministic_algorithms(False)  # NaN into six tensors of 4 GB each is not needed here

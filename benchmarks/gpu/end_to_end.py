@@ -48,13 +48,13 @@ def train_run(
     from hmoe.config import recipes
     from hmoe.runs.run_folder import RunFolder
     from hmoe.train.console import Console
-    from hmoe.train.loop import train
+    from hmoe.train.loop import train_run
 
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp())  # the corpus is prepared there
     overrides = [*SMALL, f"train.device={device}", f"train.steps={steps}", f"train.precision={precision}", *changes]
-    config = recipes.load(preset, overrides)[1]
+    config = recipes.read_recipe(preset, overrides)[1]
     with contextlib.redirect_stdout(io.StringIO()), RunFolder(folder, config) as opened:
-        train(config, opened, Console())
+        train_run(config, opened, Console())
     return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 

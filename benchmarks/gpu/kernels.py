@@ -11,7 +11,7 @@ from benchmarks.gpu.layers import SIZES, make_layer, shrink
 from benchmarks.gpu.setting import Case, Outcome, Setting
 from benchmarks.gpu.shapes import format_shape, list_candidates
 from hmoe.bench.measure import kernel_milliseconds
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 from hmoe.bench.tiles import list_launches, time_shapes
 from hmoe.kernels.ragged.launch import Launcher
 from hmoe.kernels.ragged.shapes import TileShape
@@ -33,7 +33,7 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     return cases_by_name
 
 
-def _case(setting: Setting, size: Shape, skewed: bool) -> Outcome:
+def _case(setting: Setting, size: LayerShape, skewed: bool) -> Outcome:
     given = make_layer(size, torch.bfloat16, setting.device, skewed)
     peak, table, parts = product_rate((8192, 8192, 8192), setting), {}, []
     timer = functools.partial(kernel_milliseconds, device=setting.device)

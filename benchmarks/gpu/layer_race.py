@@ -10,8 +10,8 @@ from benchmarks.gpu.layers import SIZES, make_layer, shrink
 from benchmarks.gpu.setting import Case, Outcome, Setting
 from benchmarks.gpu.timing import mean_milliseconds
 from hmoe.bench.contenders import make_contender
-from hmoe.bench.profile import profile
-from hmoe.bench.shapes import Shape
+from hmoe.bench.profile import profile_call
+from hmoe.bench.shapes import LayerShape
 from hmoe.kernels import expert_ffn
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -26,11 +26,11 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     return {first: races[first], "profile 0.4B": lambda: _profile(setting), **{name: races[name] for name in others}}
 
 
-def _shape(setting: Setting, name: str) -> Shape:
+def _shape(setting: Setting, name: str) -> LayerShape:
     return shrink(SIZES[name]) if setting.dry else SIZES[name]
 
 
-def _make(name: str, shape: Shape, device: str, backend: str | None = None) -> tuple[Forward, Leaves]:
+def _make(name: str, shape: LayerShape, device: str, backend: str | None = None) -> tuple[Forward, Leaves]:
     contender = make_contender(name, shape, torch.bfloat16, device)
     if backend:
         contender.module.backend = backend
@@ -39,7 +39,7 @@ def _make(name: str, shape: Shape, device: str, backend: str | None = None) -> t
     return contender.forward, list(contender.module.parameters())
 
 
-def _make_experts(backend: str, shape: Shape, device: str) -> tuple[Forward, Leaves]:
+def _make_experts(backend: str, shape: LayerShape, device: str) -> tuple[Forward, Leaves]:
     given = make_layer(shape, torch.bfloat16, device)
     leaves = [t.requires_grad_() for t in (given.gate_N, *given[4:7])]
 
@@ -49,7 +49,7 @@ def _make_experts(backend: str, shape: Shape, device: str) -> tuple[Forward, Lea
     return run, leaves
 
 
-def _contenders(shape: Shape, device: str) -> dict[str, Callable[[], tuple[Forward, Leaves]]]:
+def _contenders(shape: LayerShape, device: str) -> dict[str, Callable[[], tuple[Forward, Leaves]]]:
     """Return makers of the contenders: made one at a time, they need not fit into memory together."""
 
     def ours(name: str, backend: str | None = None) -> Callable[[], tuple[Forward, Leaves]]:
@@ -104,7 +104,7 @@ def _profile(setting: Setting) -> Outcome:
     x.requires_grad_()
     run = functools.partial(_both, forward, leaves, x, grad)
     run()
-    profiled = profile(run, setting.device, 15)
+    profiled = profile_call(run, setting.device, 15)
     return format_profile(profiled, 8), profiled
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hmoe.bench.shapes import SHAPES, Shape
+from hmoe.bench.shapes import SHAPES, LayerShape
 from hmoe.kernels.layer import Layer
 
 SIZES = {
@@ -13,14 +13,14 @@ SIZES = {
 }
 
 
-def shrink(size: Shape) -> Shape:
+def shrink(size: LayerShape) -> LayerShape:
     """Return the same kind of layer for the interpreter: at most four experts, nine tokens."""
     experts = min(len(size.widths), 4)
-    return Shape(32, tuple(16 * (1 + 2 * (expert % 2)) for expert in range(experts)), min(size.k, 2), 9)
+    return LayerShape(32, tuple(16 * (1 + 2 * (expert % 2)) for expert in range(experts)), min(size.k, 2), 9)
 
 
 def draw_routing(
-    size: Shape, device: str, skewed: bool = False, empty: bool = False
+    size: LayerShape, device: str, skewed: bool = False, empty: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw (token_N, gate_N, num_tokens_E) without a router.
 
@@ -45,7 +45,7 @@ def draw_routing(
     return token_N, gate_N, torch.bincount(expert_N, minlength=experts)
 
 
-def make_layer(size: Shape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
+def make_layer(size: LayerShape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
     """Make a layer of random tokens and weights that `dtype` holds exactly."""
     generator = torch.Generator(device).manual_seed(1)
 

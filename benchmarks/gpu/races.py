@@ -15,11 +15,11 @@ import torch
 from benchmarks.gpu.facts import ROOT
 from benchmarks.gpu.layers import make_layer
 from benchmarks.gpu.setting import Case, Outcome, Setting
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 
 SMALL = (
-    Shape(32, (16, 48, 96, 32), 2, 17),
-    Shape(32, tuple(16 * (1 + expert % 7) for expert in range(64)), 8, 37),
+    LayerShape(32, (16, 48, 96, 32), 2, 17),
+    LayerShape(32, tuple(16 * (1 + expert % 7) for expert in range(64)), 8, 37),
 )
 ENVIRONMENT = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hmoe.bench.tiles import candidates as table_candidates
+from hmoe.bench.tiles import list_candidate_shapes as table_candidates
 from hmoe.kernels.ragged import shapes
 from hmoe.kernels.ragged.tiles import INTERPRETED
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.gpu.layer_race import format_profile
 from benchmarks.gpu.setting import Case, Outcome, Setting
-from hmoe.bench.profile import profile
+from hmoe.bench.profile import profile_call
 
 PEAK = 989e12  # nominal bfloat16 of an H100 or H200
 PARTS = 4  # micro-batches of a step
@@ -54,19 +54,19 @@ class Training:
         from hmoe.config import recipes
         from hmoe.data.batches import cut_batch
         from hmoe.model.transformer import Transformer, set_check_finite
-        from hmoe.train.optimizer import adamw
+        from hmoe.train.optimizer import build_optimizer
 
         length = 16 if setting.dry else SEQUENCE
         tokens = 2 * length if setting.dry else tokens
         changes = [f"data.sequence_length={length}", f"data.batch_tokens={PARTS * tokens}", f"data.micro_batches={PARTS}",
                    f"train.activation_checkpointing={str(checkpointing).lower()}", *(TINY if setting.dry else [])]  # fmt: skip
-        self.config, self.setting, self.step = recipes.load(preset, changes)[1], setting, 0
+        self.config, self.setting, self.step = recipes.read_recipe(preset, changes)[1], setting, 0
         with torch.device("meta"):
             model = Transformer(self.config.model)
         self.model = draw_weights(model.to_empty(device=setting.device))
         self.model.activation_checkpointing = checkpointing
         set_check_finite(self.model, False)
-        self.optimizer = adamw(self.model, self.config.optim)
+        self.optimizer = build_optimizer(self.model, self.config.optim)
         shape = (PARTS * tokens // length, length + 1)
         table = np.random.default_rng(0).integers(self.config.model.vocab, size=shape, dtype=np.int64)
         self.parts = cut_batch(np.ascontiguousarray(table[:, :-1]), np.ascontiguousarray(table[:, 1:]), PARTS)
@@ -105,7 +105,7 @@ def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Ou
     figures: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
     figures["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
     figures["waits"] = _waits(training)
-    figures["profile"] = profile(training, setting.device, 20)
+    figures["profile"] = profile_call(training, setting.device, 20)
     second = statistics.median(times[-4:] if len(times) > 4 else times[-1:])
     figures |= {"tokens_per_second": record.tokens / second, "mfu": record.flops / second / PEAK}
     waits = sum(figures["waits"].values())

@@ -18,9 +18,9 @@ def main() -> None:
     from hmoe.cli.streams import prepare_streams  # noqa: PLC0415
 
     prepare_streams()
-    from hmoe.cli.main import run  # noqa: PLC0415
+    from hmoe.cli.main import run_command_line  # noqa: PLC0415
 
-    code = run(arguments)
+    code = run_command_line(arguments)
     if INTERRUPTS.came:
         INTERRUPTS.end()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python's own end shows tracebacks

@@ -61,6 +61,6 @@ class NonFiniteError(HMoEError, ArithmeticError):
     exit_code = 5
 
 
-def missing_extra(subject: str, extra: str) -> ConfigError:
+def make_missing_extra_error(subject: str, extra: str) -> ConfigError:
     """Return the one-line error for a library of an extra that is not installed."""
     return ConfigError(f"{subject} need the {extra} extra: pip install 'hmoe[{extra}]'")

@@ -17,7 +17,7 @@ _BYTE_ORDER_MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
 )
 
 
-def fsync(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """Flush a file or a directory to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -26,12 +26,12 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Return the folder for what can be made again: $XDG_CACHE_HOME/hmoe, or ~/.cache/hmoe."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hmoe"
 
 
-def refuse_used(folder: Path) -> None:
+def check_unused_folder(folder: Path) -> None:
     """Raise ConfigError if a folder that is to be made exists and holds something."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder}: exists and is not empty; choose another folder")
@@ -43,15 +43,15 @@ def write_atomic(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)
-        fsync(temporary)
+        flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
-    fsync(path.parent)  # without it the rename itself may be lost in a power cut
+    flush_to_disk(path.parent)  # without it the rename itself may be lost in a power cut
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -91,16 +91,16 @@ def lock_file(file: IO[Any], wait: bool = False) -> bool:
     return True
 
 
-def is_utf8(path: Path) -> bool:
+def has_utf8_name(path: Path) -> bool:
     """Whether a file's name is UTF-8; Python holds bytes of other encodings as half characters."""
     return not any("\ud800" <= c <= "\udfff" for c in str(path))
 
 
 @contextlib.contextmanager
-def utf8_name(path: Path) -> Iterator[str]:
+def open_utf8_name(path: Path) -> Iterator[str]:
     """Give an existing file a name in UTF-8, which libraries written in Rust demand, while the context is open."""
     name = str(path)
-    if is_utf8(path):
+    if has_utf8_name(path):
         yield name
         return
     descriptor = os.open(path, os.O_RDONLY)

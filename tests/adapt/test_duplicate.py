@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hmoe import ConfigError, Hyper
-from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
+from hmoe.adapt.duplicate import compute_noisy_balance, duplicate_mlps, record_noisy_routers
 from hmoe.hub import attach_hyper
 
 
@@ -22,7 +22,7 @@ def test_duplicated_mlps_are_at_first_the_same_function(k: int) -> None:
     torch.testing.assert_close(model(tokens).logits, before, rtol=1e-5, atol=1e-6)
     model.train()
     torch.manual_seed(0)
-    with heard(model) as routers:
+    with record_noisy_routers(model) as routers:
         model(tokens)
     assert len(routers) == 2
     assert len(set(routers[0][2].flatten().tolist())) > 1  # noise spreads the tokens
@@ -60,7 +60,7 @@ def test_the_noisy_router_against_its_equations() -> None:
         for w, i in zip(weights, order[:2], strict=True):
             gate_sums[i] += w / sum(weights)
     expected = sum((v.var() / v.mean() ** 2).item() for v in (gate_sums, load.sum(0)))
-    assert balance_loss(load, gates, experts).item() == pytest.approx(expected, rel=1e-5)
+    assert compute_noisy_balance(load, gates, experts).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_hyperexperts_on_duplicated_mlps_start_on_the_same_function() -> None:

@@ -7,9 +7,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from hmoe import ConfigError
 from hmoe.adapt.moe_blocks import (
     count_block_experts,
-    expert_stacks,
     get_model_width,
     iterate_moe_blocks,
+    list_expert_stacks,
     read_selection,
 )
 from tests.adapt.test_attach import mixtral, switch
@@ -33,11 +33,11 @@ def test_others_tell_it_by_indices_also_where_all_experts_are_chosen(k: int) -> 
 
 
 def test_stacks_and_sizes() -> None:
-    assert len(expert_stacks(switch())) == 2  # encoder and decoder
-    (stack,) = expert_stacks(mixtral())
+    assert len(list_expert_stacks(switch())) == 2  # encoder and decoder
+    (stack,) = list_expert_stacks(mixtral())
     assert [(count_block_experts(block), get_model_width(block)) for block in iterate_moe_blocks(stack)] == [
         (5, 16)
     ] * 2
     dense = LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4)
     with pytest.raises(ConfigError, match="no mixture-of-experts layer"):
-        expert_stacks(LlamaForCausalLM(dense))
+        list_expert_stacks(LlamaForCausalLM(dense))

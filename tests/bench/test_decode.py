@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 
 pytestmark = pytest.mark.usefixtures("small_limits")
 
 
 def test_decode_says_the_share_of_the_limit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        run(["bench", "decode", "--shape", "small", "--dtype", "float32", "--rounds", "3", "--out", str(tmp_path)]) == 0
+        run_command_line(
+            ["bench", "decode", "--shape", "small", "--dtype", "float32", "--rounds", "3", "--out", str(tmp_path)]
+        )
+        == 0
     )
     (path,) = tmp_path.glob("decode-cpu-*.json")
     (row,) = json.loads(path.read_text())["rows"]

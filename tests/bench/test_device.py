@@ -11,8 +11,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from hmoe.bench import contenders, layer, measure, model
-from hmoe.bench.shapes import Shape
-from hmoe.cli.main import run
+from hmoe.bench.shapes import LayerShape
+from hmoe.cli.main import run_command_line
 from hmoe.errors import ConfigError, HMoEError
 
 FACTORIES = {"randn", "rand", "zeros", "ones", "empty", "full", "tensor", "arange", "randint"}
@@ -96,9 +96,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr(torch, "autocast", record_autocast)
     monkeypatch.setattr(measure, "FLUSH_BYTES", 8)
-    monkeypatch.setattr(layer, "read_bandwidth", lambda device: 1e10)
-    monkeypatch.setattr(layer, "peak_flops", lambda dtype, device: 1e11)
-    monkeypatch.setattr("hmoe.bench.decode.read_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(layer, "measure_read_bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(layer, "measure_peak_flops", lambda dtype, device: 1e11)
+    monkeypatch.setattr("hmoe.bench.decode.measure_read_bandwidth", lambda device: 1e10)
     measure._flush_buffer.cache_clear()
     with fake:
         yield fake
@@ -109,7 +109,7 @@ OWN = ["layer", "--dim", "32", "--widths", "16,48,32", "--tokens", "37", "--roun
 
 
 def bench(*words: str, out: Path) -> dict[str, Any]:
-    assert run(["bench", *words, "--device", "cuda", "--out", str(out)]) == 0
+    assert run_command_line(["bench", *words, "--device", "cuda", "--out", str(out)]) == 0
     (path,) = out.glob("*-cuda-*.json")
     content: dict[str, Any] = json.loads(path.read_text())
     assert content["machine"]["gpu"] == "Some GPU"
@@ -126,7 +126,7 @@ def test_a_call_is_timed_by_events_and_by_the_clock(gpu: FakeGpu) -> None:
 
 def test_queued_launches_wait_behind_a_sleep_and_the_clock_does_not(gpu: FakeGpu) -> None:
     hooks = {"before": lambda: gpu.log.append("before"), "after": lambda: gpu.log.append("after")}
-    measure.interleaved({"a": lambda: gpu.log.append("call")}, 1, 0, "cuda", **hooks, queued=True)
+    measure.time_interleaved({"a": lambda: gpu.log.append("call")}, 1, 0, "cuda", **hooks, queued=True)
     call = ["begin", "call", "end", "sync"]
     assert gpu.log == ["before", "sync", *call, "before", "sync", "sleep", *call, "after"]
 
@@ -149,7 +149,7 @@ def test_gradients_of_a_call_do_not_add_to_those_of_another(gpu: FakeGpu, monkey
         return contender
 
     monkeypatch.setattr(layer, "make_contender", make)
-    racing = layer.race(Shape(32, (16, 48), 1, 8), torch.float32, "cuda", True, 3, ["hmoe loop"])
+    racing = layer.race_contenders(LayerShape(32, (16, 48), 1, 8), torch.float32, "cuda", True, 3, ["hmoe loop"])
     assert all(p.grad is not None for p in racing["hmoe loop"].module.parameters())
 
 
@@ -166,7 +166,7 @@ def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(gpu: Fa
 
 
 def test_units_are_those_of_the_call_that_was_timed(gpu: FakeGpu) -> None:
-    racing = layer.race(Shape(32, (16, 48, 32), 2, 29), torch.float32, "cuda", False, 3, ["hmoe"])
+    racing = layer.race_contenders(LayerShape(32, (16, 48, 32), 2, 29), torch.float32, "cuda", False, 3, ["hmoe"])
     assert len(racing["hmoe"].activated_units) == len(racing["hmoe"].wall_seconds) == 3
     assert all(29 * (16 + 32) <= units <= 29 * (48 + 32) for units in racing["hmoe"].activated_units)
     assert len(set(racing["hmoe"].activated_units)) > 1
@@ -232,9 +232,9 @@ def _too_old(name: str, layer: Any) -> str | None:
 def test_hmoe_triton_forces_the_backend_and_is_left_out_with_its_reason(
     gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shape = Shape(32, (16, 48), 1, 8)
+    shape = LayerShape(32, (16, 48), 1, 8)
     assert contenders.make_contender("hmoe triton", shape, torch.float32, "cuda").module.backend == "triton"
-    monkeypatch.setattr(contenders.choice, "refusal", _too_old)
+    monkeypatch.setattr(contenders.choice, "explain_refusal", _too_old)
     with pytest.raises(ConfigError, match="against = hmoe triton: triton is too old for 2; nearest choice: hmoe loop"):
         contenders.check_contenders(["hmoe triton"], {"own": shape}, ["bfloat16"], "cuda")
     monkeypatch.setattr(layer, "CONTENDERS", ("hmoe triton", "hmoe"))
@@ -249,19 +249,19 @@ def test_a_wrong_triton_layer_is_not_timed(
 ) -> None:
     """Where it was not asked for, the others are."""
 
-    def check(shape: Shape, dtype: torch.dtype, device: str, backend: str | None = None) -> None:
+    def check(shape: LayerShape, dtype: torch.dtype, device: str, backend: str | None = None) -> None:
         if backend == "triton":
             raise HMoEError("y: too large an error")
 
-    monkeypatch.setattr(contenders.choice, "refusal", lambda *_: None)
-    monkeypatch.setattr(layer, "check", check)
+    monkeypatch.setattr(contenders.choice, "explain_refusal", lambda *_: None)
+    monkeypatch.setattr(layer, "check_layer_results", check)
     lines: list[str] = []
-    measurement = layer.Measurement(asked, False, measure.Options("cuda", out=tmp_path, say=lines.append))
+    measurement = layer.Measurement(asked, False, measure.BenchOptions("cuda", out=tmp_path, say=lines.append))
     if asked:
         with pytest.raises(HMoEError, match="too large an error"):
-            measurement._choose(Shape(32, (16, 48), 1, 8), torch.float32)
+            measurement._choose(LayerShape(32, (16, 48), 1, 8), torch.float32)
     else:
-        assert "hmoe triton" not in measurement._choose(Shape(32, (16, 48), 1, 8), torch.float32)
+        assert "hmoe triton" not in measurement._choose(LayerShape(32, (16, 48), 1, 8), torch.float32)
         assert "left out: hmoe triton: y: too large an error" in lines
 
 
@@ -273,7 +273,7 @@ def test_a_profile_names_the_longest_kernels(
         kernel = {"kernel": "up_kernel", "ms": 0.25, "calls": 3}
         return {"wall_ms": 2.0, "busy_ms": 0.5, "launches": 117, "longest": [kernel]}
 
-    monkeypatch.setattr(layer, "profile", profile)
+    monkeypatch.setattr(layer, "profile_call", profile)
     content = bench(*OWN, "--against", "hmoe loop", "--profile", out=tmp_path)
     (profiled,) = content["profiles"]
     assert (profiled["contender"], profiled["launches"]) == ("hmoe loop", 117)
@@ -284,7 +284,7 @@ def test_a_profile_names_the_longest_kernels(
 
 @pytest.mark.parametrize("verb", ["layer", "step", "decode", "model"])
 def test_without_a_gpu_one_line_names_the_cpu(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", verb, "--device", "cuda", "--out", str(tmp_path)]) == 2
+    assert run_command_line(["bench", verb, "--device", "cuda", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("--device cuda: PyTorch sees no GPU; nearest choice: cpu")
     assert list(tmp_path.iterdir()) == []

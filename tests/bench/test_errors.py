@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 
 pytestmark = pytest.mark.usefixtures("small_limits")
 
@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("small_limits")
 def test_errors_are_one_line(
     words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["bench", *words, "--out", str(tmp_path)]) == 2
+    assert run_command_line(["bench", *words, "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1

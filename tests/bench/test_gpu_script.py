@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -93,7 +93,7 @@ def test_stage_four_gives_way_and_no_stage_exceeds_what_is_left() -> None:
 
 
 def test_every_launch_is_timed(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "shrink", lambda size: Shape(16, (16,), 1, 1))
+    monkeypatch.setattr(kernels, "shrink", lambda size: LayerShape(16, (16,), 1, 1))
     _, figures = kernels.cases(setting)["0.4B uniform"]()
     rows = figures["launches"]
     assert set(rows) == set(LAUNCHES)

@@ -9,16 +9,16 @@ import torch
 
 import hmoe
 from hmoe.bench import tiles
-from hmoe.bench.shapes import Shape
-from hmoe.cli.main import run as run_verb
+from hmoe.bench.shapes import LayerShape
+from hmoe.cli.main import run_command_line as run_verb
 from hmoe.kernels.layer import Layer
 from hmoe.kernels.ragged import shapes
-from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, read_table
+from hmoe.kernels.ragged.shapes import LAUNCHES, TileShape, read_tile_table
 from tests.kernels.cases import INTERPRETED
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="the interpreter")
 SMALL, LARGE = TileShape(16, 16, 16, 4, 1, 1), TileShape(16, 32, 16, 4, 1, 1)
-TINY = Shape(16, (16, 32), 1, 3)
+TINY = LayerShape(16, (16, 32), 1, 3)
 
 
 @pytest.fixture
@@ -82,12 +82,12 @@ def test_the_fastest_are_written_where_the_kernels_read_them(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(tiles, "_draw_layer", lambda shape, dtype: layer)
-    monkeypatch.setattr(tiles, "candidates", lambda launch: (SMALL, LARGE))
-    monkeypatch.setattr(tiles, "machine", lambda device: {})
+    monkeypatch.setattr(tiles, "list_candidate_shapes", lambda launch: (SMALL, LARGE))
+    monkeypatch.setattr(tiles, "describe_machine", lambda device: {})
     monkeypatch.setattr(tiles, "kernel_milliseconds", lambda run, device: [run(), float(forced_columns())][1])
     lines: list[str] = []
-    path = tiles.bench(TINY, "float16", tmp_path, lines.append)
-    table = read_table(path)
+    path = tiles.bench_tiles(TINY, "float16", tmp_path, lines.append)
+    table = read_tile_table(path)
     assert table == {launch: {"few": SMALL} for launch in LAUNCHES}  # the narrower takes less of this clock
     assert len(json.loads(path.read_text())["rows"]["up"]) == 2
     assert lines[-1].startswith(f"HMOE_TILE_SHAPES={path}")

@@ -11,16 +11,16 @@ import torch
 
 from hmoe import CheckpointError
 from hmoe.checkpoint import store
-from hmoe.checkpoint.manifest import list_steps
-from hmoe.checkpoint.store import latest, read, save
+from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.checkpoint.store import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from tests.checkpoint.helpers import assert_equal, example, nothing
 
 
 def test_round_trip_is_exact_and_bytes_depend_on_the_content_only(tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
-        save(tmp_path / name, example(), keep=2)
-    loaded = latest(tmp_path / "x", quarantine=True, say=nothing)
+        save_checkpoint(tmp_path / name, example(), keep=2)
+    loaded = load_newest_checkpoint(tmp_path / "x", quarantine=True, say=nothing)
     assert loaded is not None
     assert_equal(loaded, example())
     folders = [tmp_path / name / "checkpoints" / "step-00000003" for name in ("x", "y")]
@@ -30,17 +30,17 @@ def test_round_trip_is_exact_and_bytes_depend_on_the_content_only(tmp_path: Path
 
 def test_only_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> None:
     for step in (1, 2, 3, 10):
-        save(tmp_path, example(step), keep=2)
+        save_checkpoint(tmp_path, example(step), keep=2)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000010"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert latest(tmp_path, quarantine=True, say=nothing) is None
+    assert load_newest_checkpoint(tmp_path, quarantine=True, say=nothing) is None
 
 
 def test_a_bit_flip_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path) -> None:
     for step in (1, 2):
-        save(tmp_path, example(step, seed=step), keep=2)
+        save_checkpoint(tmp_path, example(step, seed=step), keep=2)
     newest = tmp_path / "checkpoints" / "step-00000002"
     rng = random.Random(0)
     for file in sorted(newest.iterdir()):
@@ -50,14 +50,14 @@ def test_a_bit_flip_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path)
             bad[place] ^= 1 << rng.randrange(8)
             file.write_bytes(bad)
             with pytest.raises(CheckpointError):
-                read(newest)
+                load_checkpoint(newest)
             file.write_bytes(good[:place])
             with pytest.raises(CheckpointError):
-                read(newest)
+                load_checkpoint(newest)
         file.write_bytes(good)
     told: list[str] = []
     (newest / "model.safetensors").write_bytes(b"")
-    loaded = latest(tmp_path, quarantine=True, say=told.append)
+    loaded = load_newest_checkpoint(tmp_path, quarantine=True, say=told.append)
     assert loaded is not None
     assert_equal(loaded, example(1, seed=1))
     assert "step-00000002/model.safetensors" in told[0]
@@ -68,7 +68,7 @@ def test_a_bit_flip_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path)
 @pytest.mark.parametrize("damage", ["missing", "extra", "swapped", "renamed", "pickle", "unreadable manifest"])
 def test_other_damage_is_found(tmp_path: Path, damage: str) -> None:
     for step in (1, 2):
-        save(tmp_path, example(step, seed=step), keep=2)
+        save_checkpoint(tmp_path, example(step, seed=step), keep=2)
     old, new = (tmp_path / "checkpoints" / f"step-0000000{step}" for step in (1, 2))
     if damage == "missing":
         (new / "state.json").unlink()
@@ -84,53 +84,53 @@ def test_other_damage_is_found(tmp_path: Path, damage: str) -> None:
     else:
         (new / "MANIFEST.json").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="step-00000002"):
-        read(new)
+        load_checkpoint(new)
 
 
 def test_a_published_checkpoint_is_never_rewritten(tmp_path: Path) -> None:
-    save(tmp_path, example(), keep=2)
+    save_checkpoint(tmp_path, example(), keep=2)
     with pytest.raises(CheckpointError, match="never rewritten"):
-        save(tmp_path, example(seed=1), keep=2)
-    assert_equal(read(tmp_path / "checkpoints" / "step-00000003"), example())
+        save_checkpoint(tmp_path, example(seed=1), keep=2)
+    assert_equal(load_checkpoint(tmp_path / "checkpoints" / "step-00000003"), example())
     (tmp_path / "checkpoints" / "step-00000003" / ".DS_Store").write_bytes(b"x")
-    read(tmp_path / "checkpoints" / "step-00000003")
+    load_checkpoint(tmp_path / "checkpoints" / "step-00000003")
 
 
 def test_when_none_can_be_trusted_it_says_so_now_and_later(tmp_path: Path) -> None:
-    save(tmp_path, example(), keep=2)
+    save_checkpoint(tmp_path, example(), keep=2)
     (tmp_path / "checkpoints" / "step-00000003" / "state.json").write_bytes(b"{}")
     for _ in range(2):  # the second time it is set aside already
         with pytest.raises(CheckpointError, match="no checkpoint can be trusted"):
-            latest(tmp_path, quarantine=True, say=nothing)
+            load_newest_checkpoint(tmp_path, quarantine=True, say=nothing)
 
 
 def test_reading_only_renames_nothing(tmp_path: Path) -> None:
-    save(tmp_path, example(), keep=2)
+    save_checkpoint(tmp_path, example(), keep=2)
     (tmp_path / "checkpoints" / "step-00000003" / "state.json").write_bytes(b"{}")
     with pytest.raises(CheckpointError):
-        latest(tmp_path, quarantine=False, say=nothing)
+        load_newest_checkpoint(tmp_path, quarantine=False, say=nothing)
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir()
 
 
 def test_a_failed_write_leaves_the_old_one_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, example(1), keep=2)
+    save_checkpoint(tmp_path, example(1), keep=2)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hmoe.checkpoint.state.save_file", full)
     with pytest.raises(CheckpointError, match=r"No space left on device.*bytes free.*intact"):
-        save(tmp_path, example(2), keep=2)
+        save_checkpoint(tmp_path, example(2), keep=2)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
 
 
 def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Power loss cannot be tested; the order of fsync and rename can."""
     order: list[str] = []
-    monkeypatch.setattr("hmoe.checkpoint.store.fsync", lambda path: order.append(f"fsync {path.name}"))
+    monkeypatch.setattr("hmoe.checkpoint.store.flush_to_disk", lambda path: order.append(f"fsync {path.name}"))
     real = Path.rename
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), real(self, to))[1])
-    save(tmp_path, example(), keep=2)
+    save_checkpoint(tmp_path, example(), keep=2)
     assert order == [
         *(f"fsync {name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")),
         "fsync .step-00000003.tmp",
@@ -149,18 +149,18 @@ def test_the_package_never_imports_pickle() -> None:
 
 
 def test_a_shortage_of_handles_sets_no_checkpoint_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, example(), keep=2)
+    save_checkpoint(tmp_path, example(), keep=2)
 
     def refuse(*_: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
     for place in (
-        "hmoe.checkpoint.manifest.sha256",
+        "hmoe.checkpoint.manifest.hash_file",
         "hmoe.checkpoint.manifest.os.listdir",
         "hmoe.checkpoint.state.load_file",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, refuse)
             with pytest.raises(OSError, match="Too many open files"):
-                latest(tmp_path, quarantine=True, say=print)
-    assert list_steps(tmp_path) == [3]
+                load_newest_checkpoint(tmp_path, quarantine=True, say=print)
+    assert list_checkpoint_steps(tmp_path) == [3]

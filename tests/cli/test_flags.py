@@ -5,7 +5,7 @@ import typer
 
 from hmoe import ConfigError
 from hmoe.cli.flags import find_command, list_flags, name_flags
-from hmoe.cli.main import app, run
+from hmoe.cli.main import app, run_command_line
 
 FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_code": "--with-code", "form": "--format"}
 
@@ -43,6 +43,6 @@ def test_a_verb_prints_its_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     def fail(*_: object) -> None:
         raise ConfigError("memory = 0: too little", argument="memory")
 
-    monkeypatch.setattr("hmoe.config.plan.plan", fail)
-    assert run(["plan", "tiny"]) == 2
+    monkeypatch.setattr("hmoe.config.plan.make_plan", fail)
+    assert run_command_line(["plan", "tiny"]) == 2
     assert capsys.readouterr().err == "hmoe: error: --memory 0: too little\n"

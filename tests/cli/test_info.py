@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info"]) == 0
+    assert run_command_line(["info"]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("hmoe", "torch", "cpu", "gpu", "extra [data]"))
 
@@ -17,7 +17,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_info_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
     from hmoe.cli.info import list_packages
 
-    assert run(["info"]) == 0
+    assert run_command_line(["info"]) == 0
     shown = capsys.readouterr().out
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
         "optional-dependencies"

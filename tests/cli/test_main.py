@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from hmoe.cli.flags import find_command
-from hmoe.cli.main import app, run
+from hmoe.cli.main import app, run_command_line
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
@@ -18,7 +18,7 @@ HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], [
 
 @pytest.mark.parametrize("verb", HELP, ids=str)
 def test_every_verb_has_help(verb: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*verb, "--help"]) == 0
+    assert run_command_line([*verb, "--help"]) == 0
     assert "Usage: hmoe" in capsys.readouterr().out
 
 
@@ -49,8 +49,8 @@ def test_too_little_memory_is_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("hmoe.config.plan.plan", fail)
-    assert run(["plan", "tiny"]) == 2
+    monkeypatch.setattr("hmoe.config.plan.make_plan", fail)
+    assert run_command_line(["plan", "tiny"]) == 2
     assert capsys.readouterr().err.startswith("hmoe: error: not enough memory")
 
 
@@ -77,7 +77,7 @@ def test_too_little_memory_is_one_line(
 def test_errors_are_one_line_and_an_exit_code(
     words: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words) == code
+    assert run_command_line(words) == code
     err = capsys.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -85,8 +85,8 @@ def test_errors_are_one_line_and_an_exit_code(
 
 
 def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "tiny", "--dry-run", "data.path=caf\udce9"]) == 2
-    assert run(["eval", "/nowhere/caf\udce9"]) == 2
+    assert run_command_line(["train", "tiny", "--dry-run", "data.path=caf\udce9"]) == 2
+    assert run_command_line(["eval", "/nowhere/caf\udce9"]) == 2
     assert "/nowhere/caf\ufffd: not a run folder" in capsys.readouterr().err
 
 
@@ -114,9 +114,9 @@ def test_no_exit_code_is_lost(
     monkeypatch.setattr(command, "context_settings", {})
     if code is None:  # what nobody foresaw is no interrupt
         with pytest.raises(EOFError):
-            run([verb])
+            run_command_line([verb])
         return
-    assert run([verb]) == code
+    assert run_command_line([verb]) == code
     assert capsys.readouterr().err == message
 
 

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 
 
 def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "moe-0.4b-topk", "--json"]) == 0
+    assert run_command_line(["plan", "moe-0.4b-topk", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["total_parameters"] == 417_295_104
     assert numbers["activated_parameters"] == 162_491_136
@@ -21,5 +21,5 @@ def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> No
         "budget_tokens",
     }
     assert promised <= set(numbers)
-    assert run(["plan", "moe-0.4b-topk", "model.layers=6"]) == 0
+    assert run_command_line(["plan", "moe-0.4b-topk", "model.layers=6"]) == 0
     assert re.search(r"total_parameters +233,\d\d\d,\d\d\d", capsys.readouterr().out)

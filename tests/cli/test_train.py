@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 
 
 def test_dry_run_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["train", "tiny", "--dry-run"]) == 0
+    assert run_command_line(["train", "tiny", "--dry-run"]) == 0
     assert "total_parameters" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.config.memory import (
     ENOUGH_TOKENS,
@@ -12,10 +12,10 @@ from hmoe.config.memory import (
     choose_unset,
     count_memory,
     describe_choice,
-    memory_by_part,
+    estimate_memory_by_part,
 )
 from hmoe.config.run import RunConfig
-from hmoe.specs.chunk import loss_chunk
+from hmoe.specs.chunk import count_chunk_tokens
 
 UNSET = ["data.micro_batches=null", "train.activation_checkpointing=null"]
 
@@ -25,7 +25,7 @@ def gpu(gigabytes: float) -> Device:
 
 
 def load(recipe: str, *overrides: str) -> RunConfig:
-    return recipes.load(recipe, [*UNSET, *overrides])[1]
+    return recipes.read_recipe(recipe, [*UNSET, *overrides])[1]
 
 
 def chosen(config: RunConfig, device: Device) -> tuple[int, bool]:
@@ -44,7 +44,7 @@ def chosen(config: RunConfig, device: Device) -> tuple[int, bool]:
     ],
 )
 def test_the_paper_s_presets_are_cut_for_a_gpu(preset: str, gigabytes: float, expected: tuple[int, bool]) -> None:
-    assert chosen(recipes.load(preset)[1], gpu(gigabytes)) == expected
+    assert chosen(recipes.read_recipe(preset)[1], gpu(gigabytes)) == expected
 
 
 @pytest.mark.parametrize("gigabytes", [11, 13, 16, 20, 30, 60])
@@ -92,7 +92,7 @@ def test_where_nobody_chooses_a_batch_is_one_part_and_nothing_is_computed_again(
     """For own loops over a recipe: as it was before the keys could be unset."""
     unset, given = load("tiny"), load("tiny", "data.micro_batches=1", "train.activation_checkpointing=false")
     assert (unset.data.num_micro_batches, unset.train.recomputes_blocks) == (1, False)
-    assert memory_by_part(unset, "cpu") == memory_by_part(given, "cpu")
+    assert estimate_memory_by_part(unset, "cpu") == estimate_memory_by_part(given, "cpu")
 
 
 def test_a_gpu_has_room_for_all_experts_that_a_token_can_choose() -> None:
@@ -100,7 +100,9 @@ def test_a_gpu_has_room_for_all_experts_that_a_token_can_choose() -> None:
 
     def units_beyond_equal(preset: str, kind: str) -> int:
         given = ["data.micro_batches=640", "train.activation_checkpointing=false"]
-        ours, equal = (memory_by_part(load(name, *given), kind)["activations"] for name in (preset, "moe-0.4b-topk"))
+        ours, equal = (
+            estimate_memory_by_part(load(name, *given), kind)["activations"] for name in (preset, "moe-0.4b-topk")
+        )
         return round((ours - equal) / (12 * 4096 * 2 * 2))
 
     assert units_beyond_equal("hmoe-0.4b-topk", "cpu") == 0
@@ -123,34 +125,34 @@ def test_the_estimate_is_what_a_gpu_took(
     preset: str, tokens: int, recompute: bool, measured: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """benchmarks/results/gpu-run-2026-11-27.json, when the loss was computed in chunks of 512 tokens there too."""
-    monkeypatch.setattr("hmoe.config.memory.loss_chunk", lambda vocab, kind: 512)
+    monkeypatch.setattr("hmoe.config.memory.count_chunk_tokens", lambda vocab, kind: 512)
     given = [f"data.batch_tokens={4 * tokens}", "data.micro_batches=4"]
     config = load(preset, *given, f"train.activation_checkpointing={str(recompute).lower()}")
     assert count_memory(config, "cuda") / 1e9 == pytest.approx(measured, rel=0.05)
 
 
 def test_chunks_of_the_loss() -> None:
-    assert [loss_chunk(vocab, "cpu") for vocab in (257, 1024, 32000)] == [8160, 2048, 512]
-    assert [loss_chunk(vocab, "cuda") for vocab in (257, 32000, 2**17, 2**24)] == [8192, 8192, 2048, 512]
+    assert [count_chunk_tokens(vocab, "cpu") for vocab in (257, 1024, 32000)] == [8160, 2048, 512]
+    assert [count_chunk_tokens(vocab, "cuda") for vocab in (257, 32000, 2**17, 2**24)] == [8192, 8192, 2048, 512]
 
 
 def test_plan_tells_the_choice_and_the_memory_it_assumed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["plan", "hmoe-3b-topp", "--memory", "80", "--json"]) == 0
+    assert run_command_line(["plan", "hmoe-3b-topp", "--memory", "80", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     expected = {"micro_batches": 80, "micro_batch_tokens": 32768, "activation_checkpointing": True, "device": "cuda",
                 "device_memory_bytes": 80_000_000_000, "fits": True, "memory_assumed": "as given, of a GPU"}  # fmt: skip
     assert {key: numbers[key] for key in expected} == expected
-    assert run(["plan", "hmoe-16b-topk", "--memory=80", "train.device=cpu"]) == 0
+    assert run_command_line(["plan", "hmoe-16b-topk", "--memory=80", "train.device=cpu"]) == 0
     out = capsys.readouterr().out
     assert "as given, of a CPU" in out
     assert " false" in out
-    assert run(["plan", "tiny"]) == 0
+    assert run_command_line(["plan", "tiny"]) == 0
     assert "this machine's; --memory GB plans for a GPU" in capsys.readouterr().out
-    assert run(["plan", "tiny", "--memory", "0"]) == 2
+    assert run_command_line(["plan", "tiny", "--memory", "0"]) == 2
 
 
 def test_the_choice_is_one_line() -> None:
-    config = choose_unset(recipes.load("hmoe-0.4b-topk")[1], gpu(80))
+    config = choose_unset(recipes.read_recipe("hmoe-0.4b-topk")[1], gpu(80))
     assert describe_choice(config, gpu(80)) == (
         "micro-batches: 80 of 32,768 tokens, no activation checkpointing: 25.3 of 80.0 GB"
     )

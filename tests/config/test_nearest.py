@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hmoe import ConfigError
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.config.key_names import OTHER_NAMES
 from hmoe.config.run import RunConfig
@@ -15,7 +15,7 @@ CHOICE = ["model.moe.router.name=expert_choice", "train.sample_every=0"]
 
 def message(overrides: list[str]) -> str:
     with pytest.raises(ConfigError) as refused:
-        recipes.load("tiny", overrides)
+        recipes.read_recipe("tiny", overrides)
     return str(refused.value)
 
 
@@ -40,8 +40,10 @@ def test_the_nearest_key_may_be_written(before: list[str], wrong: str, nearest: 
     key = re.search(r"unknown key; nearest is (\S+)", said)
     assert key, said
     assert nearest in (None, key[1])
-    config = recipes.load("tiny", before)[1]
-    recipes.load("tiny", [*before, f"{key[1]}={recipes.yaml.safe_dump(value_of(config, key[1])).splitlines()[0]}"])
+    config = recipes.read_recipe("tiny", before)[1]
+    recipes.read_recipe(
+        "tiny", [*before, f"{key[1]}={recipes.yaml.safe_dump(value_of(config, key[1])).splitlines()[0]}"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_the_nearest_key_may_be_written(before: list[str], wrong: str, nearest: 
 )
 def test_the_nearest_value_is_taken(overrides: list[str], key: str) -> None:
     nearest = message(overrides).rpartition("nearest is ")[2].split(" = ")[-1]
-    recipes.load("tiny", [*overrides, f"{key}={nearest}"])
+    recipes.read_recipe("tiny", [*overrides, f"{key}={nearest}"])
 
 
 @pytest.mark.parametrize("extra", ["model.moe.router.renormalize=true", "model.moe.router={renormalize: true}"])
@@ -79,12 +81,12 @@ def test_a_switch_that_is_unknown_is_no_number_that_is_wrong() -> None:
 
 @pytest.mark.parametrize(("words", "nearest"), [(["trian"], "train"), (["data", "prep"], "prepare"), (["xyz"], None)])
 def test_the_nearest_verb_exists(words: list[str], nearest: str | None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(words) == 2
+    assert run_command_line(words) == 2
     said = capsys.readouterr().err
     verb = re.search("Did you mean '([a-z]+)'|nearest is ([a-z]+)", said)
     assert verb, said
     assert nearest in (None, verb[1] or verb[2])
-    assert run([*words[:-1], verb[1] or verb[2], "--help"]) == 0
+    assert run_command_line([*words[:-1], verb[1] or verb[2], "--help"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,6 @@ def test_the_nearest_verb_exists(words: list[str], nearest: str | None, capsys: 
 )  # fmt: skip
 def test_names_of_other_trainers_lead_to_ours(wrong: str, nearest: str) -> None:
     assert f"{wrong}: unknown key; nearest is {nearest}" in message([f"{wrong}=3"])
-    known = recipes.keys()
+    known = recipes.list_recipe_keys()
     assert set(OTHER_NAMES.values()) <= set(known)
     assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in known}

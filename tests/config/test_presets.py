@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hmoe.config import recipes
-from hmoe.config.plan import plan
+from hmoe.config.plan import make_plan
 from tests.train.helpers import run
 
 PAPER = ["dense-0.2b", "dense-1b"] + [
@@ -21,13 +21,13 @@ OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rec
 
 
 def test_the_presets_are_these() -> None:
-    assert recipes.presets() == sorted(PAPER + SMALL + [f"tiny-{name}" for name in OTHERS] + RECTIFY)
+    assert recipes.list_presets() == sorted(PAPER + SMALL + [f"tiny-{name}" for name in OTHERS] + RECTIFY)
 
 
 @pytest.mark.parametrize("preset", RECTIFY)
 def test_training_settings_of_the_rectify_router_paper(preset: str) -> None:
     """As in the authors' configuration files."""
-    config = recipes.load(preset)[1]
+    config = recipes.read_recipe(preset)[1]
     model, optim, data = config.model, config.optim, config.data
     assert model.moe is not None
     assert (model.moe_layers, model.moe.load_balance) == (tuple(range(1, 32, 2)), 0.01)
@@ -39,12 +39,12 @@ def test_training_settings_of_the_rectify_router_paper(preset: str) -> None:
     assert (optim.betas, optim.eps, optim.lr, optim.floor, optim.clip) == ((0.9, 0.95), 1e-8, 1e-5, None, 1.0)
     assert (optim.schedule, optim.schedule_steps, optim.warmup_steps) == ("cosine", 10_000, 1000)
     assert (data.sequence_length, data.batch_sequences, config.train.steps) == (2048, 256, 10_000)
-    assert plan(config)["activated_parameters"] == pytest.approx(6.738e9, rel=1e-3)  # LLaMA-2-7B's own
+    assert make_plan(config)["activated_parameters"] == pytest.approx(6.738e9, rel=1e-3)  # LLaMA-2-7B's own
 
 
 @pytest.mark.parametrize("preset", PAPER)
 def test_training_settings_of_the_paper(preset: str) -> None:
-    config = recipes.load(preset)[1]
+    config = recipes.read_recipe(preset)[1]
     optim, data = config.optim, config.data
     assert (optim.betas, optim.weight_decay, optim.lr, optim.warmup_steps) == ((0.9, 0.999), 1e-5, 1e-4, 1000)
     assert (optim.schedule, optim.decay_all) == ("constant", True)
@@ -60,7 +60,7 @@ def test_training_settings_of_the_paper(preset: str) -> None:
         assert (moe.router.p if moe.router.name == "top_p" else moe.router.k) == (0.6 if top_p else 2)
 
 
-@pytest.mark.parametrize("preset", recipes.presets())
+@pytest.mark.parametrize("preset", recipes.list_presets())
 def test_one_step_shrunk_by_overrides(preset: str, tmp_path: Path) -> None:
     steps = [
         "train.steps=1",
@@ -77,7 +77,7 @@ def test_one_step_shrunk_by_overrides(preset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["tiny", "quickstart"])
 def test_siblings_compare_at_equal_flops(family: str) -> None:
     """Equal: same total width. Dense: the width activated under uniform routing. Control: the width measured."""
-    own, equal, dense, control = (recipes.load(family + s)[1] for s in ("", "-equal", "-dense", "-control"))
+    own, equal, dense, control = (recipes.read_recipe(family + s)[1] for s in ("", "-equal", "-dense", "-control"))
     moes = [c.model.moe for c in (own, equal, control)]
     assert all(m is not None for m in moes)
     widths = [m.expert_widths for m in moes if m is not None]
@@ -86,6 +86,6 @@ def test_siblings_compare_at_equal_flops(family: str) -> None:
     assert len(set(widths[0])) == 8
     assert dense.model.ffn == 2 * sum(widths[0]) // 8
     assert 2 * widths[2][0] < dense.model.ffn
-    flops = [plan(c)["flops_per_token"] for c in (own, equal, dense)]
+    flops = [make_plan(c)["flops_per_token"] for c in (own, equal, dense)]
     assert max(flops) / min(flops) < 1.01
     assert {c.train.steps for c in (own, equal, dense, control)} == {own.train.steps}

@@ -83,9 +83,9 @@ def forgetful_bpe() -> Tokenizer:
 
 def byte_level(begin: bool = True) -> Tokenizer:
     """As LLaMA-3's: `</s>` is a whole word of a vocabulary whose words are looked up before merges."""
-    from hmoe.data.byte_letters import byte_letters
+    from hmoe.data.byte_letters import map_letters_to_bytes
 
-    vocab = vocabulary(*byte_letters())
+    vocab = vocabulary(*map_letters_to_bytes())
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

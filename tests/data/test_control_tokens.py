@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models
 
 from hmoe import DataError
 from hmoe.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from hmoe.data.tokenizer import load
+from hmoe.data.tokenizer import load_tokenizer
 from tests.data import kinds
 
 TYPED = ["the </s> bird", "</s>", "the</s>bird <s> </s></s>", "<s>the"]
@@ -17,7 +17,7 @@ TYPED = ["the </s> bird", "</s>", "the</s>bird <s> </s></s>", "<s>the"]
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_control_tokens_that_are_typed_are_text(kind: str, tmp_path: Path) -> None:
-    tokenizer = load(kinds.write(kinds.KINDS[kind](), tmp_path))
+    tokenizer = load_tokenizer(kinds.write(kinds.KINDS[kind](), tmp_path))
     for ids in tokenizer.encode([*TYPED, "the bird"]):
         assert ids
         assert not {1, 2} & set(ids)
@@ -31,7 +31,7 @@ def test_control_tokens_that_are_typed_are_text(kind: str, tmp_path: Path) -> No
 def test_a_separator_that_is_an_ordinary_word_with_merges_is_hidden_from_texts(tmp_path: Path) -> None:
     file = kinds.write(kinds.suffix_bpe(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "the</w>"}))
-    tokenizer = load(file)
+    tokenizer = load_tokenizer(file)
     assert tokenizer.separator == tokenizer.vocab_size - 1
     [ids] = tokenizer.encode(["the bird"])
     assert tokenizer.separator not in ids
@@ -68,7 +68,7 @@ def without_letters() -> Tokenizer:
 )
 def test_tokenizers_that_cannot_encode_are_refused(make: Callable[[], Tokenizer], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=rf"tokenizer\.json: {message}"):
-        load(kinds.write(make(), tmp_path))
+        load_tokenizer(kinds.write(make(), tmp_path))
 
 
 def test_an_unknown_token_that_ends_texts_is_not_given_by_bpe() -> None:
@@ -86,7 +86,7 @@ def test_panics_of_the_library_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp
         def decode_batch(self, *_: object, **__: object) -> None:
             raise Panic("index out of bounds\nat strip.rs")
 
-    tokenizer = load(kinds.write(kinds.llama(), tmp_path))
+    tokenizer = load_tokenizer(kinds.write(kinds.llama(), tmp_path))
     monkeypatch.setattr(tokenizer, "_tokenizer", Panicking())
     with pytest.raises(DataError, match=r"tokenizer\.json: cannot decode: index out of bounds at strip\.rs$"):
         tokenizer.decode([9])
@@ -95,4 +95,4 @@ def test_panics_of_the_library_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp
 def test_stored_dropout_does_not_count(tmp_path: Path) -> None:
     tokenizer = kinds.suffix_bpe()
     tokenizer.model.dropout = 1.0  # no merge at all
-    assert len(load(kinds.write(tokenizer, tmp_path)).encode(["the"])[0]) == 1
+    assert len(load_tokenizer(kinds.write(tokenizer, tmp_path)).encode(["the"])[0]) == 1

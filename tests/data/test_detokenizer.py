@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load
+from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.conftest import sentences
 from tests.data import kinds
 
@@ -15,7 +15,7 @@ def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
         return ByteTokenizer()
     if kind == "sentencepiece":
         return SentencePieceTokenizer(kinds.sentencepiece_model(sentences(1, 200)), "test")
-    return load(kinds.write(kinds.KINDS[kind](), folder))
+    return load_tokenizer(kinds.write(kinds.KINDS[kind](), folder))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "sentencepiece", *kinds.KINDS])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import DataError
-from hmoe.data.inputs import sources
+from hmoe.data.inputs import list_input_files
 
 
 def write(folder: Path, *names: str) -> None:
@@ -17,7 +17,7 @@ def write(folder: Path, *names: str) -> None:
 
 def names(root: Path, notes: list[str] | None = None, leave_out: Path | None = None) -> list[str]:
     lines: list[str] = [] if notes is None else notes
-    return [str(s.path.relative_to(root)) for s in sources([str(root)], leave_out, lines.append)]
+    return [str(s.path.relative_to(root)) for s in list_input_files([str(root)], leave_out, lines.append)]
 
 
 def test_endings_in_any_case_and_of_every_compression(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_endings_in_any_case_and_of_every_compression(tmp_path: Path) -> None:
     notes: list[str] = []
     assert names(tmp_path, notes) == sorted(files)
     assert notes == []
-    assert sources([str(tmp_path / "B.Jsonl.GZ")])[0].folder_domain == "B"
+    assert list_input_files([str(tmp_path / "B.Jsonl.GZ")])[0].folder_domain == "B"
 
 
 def test_what_is_left_out_is_counted_and_named_with_its_reason(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_what_is_left_out_is_counted_and_named_with_its_reason(tmp_path: Path) -
     assert notes[-1].endswith(" and 1 more")
     write(tmp_path / "only", "a.csv")
     with pytest.raises(DataError, match=r"holds no \.txt.*a\.csv \(unknown kind\)"):
-        sources([str(tmp_path / "only")])
+        list_input_files([str(tmp_path / "only")])
 
 
 def test_linked_folders_and_files_are_read_once_and_circles_end(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: py
 def test_a_file_that_was_named_is_read_or_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.csv", "b=c.txt")
     with pytest.raises(DataError, match=r"a\.csv: unknown kind; must end in \.txt, \.jsonl, \.ndjson"):
-        sources([str(tmp_path / "a.csv")])
-    assert sources([str(tmp_path / "b=c.txt")])[0].domain is None
+        list_input_files([str(tmp_path / "a.csv")])
+    assert list_input_files([str(tmp_path / "b=c.txt")])[0].domain is None
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match=r"pipe\.txt: not a file"):
-        sources([str(tmp_path / "pipe.txt")])
+        list_input_files([str(tmp_path / "pipe.txt")])

@@ -10,9 +10,9 @@ import pytest
 import zstandard
 
 from hmoe import DataError
-from hmoe.data.inputs import Source
+from hmoe.data.inputs import InputFile
 from hmoe.data.lines import read_line_parts
-from hmoe.data.readers import Document, read
+from hmoe.data.readers import Document, read_documents
 
 LINE = json.dumps({"text": "one"}).encode() + b"\n"
 MARK = b"\xef\xbb\xbf"
@@ -24,7 +24,7 @@ def zstd(data: bytes) -> bytes:
 
 
 def documents(path: Path) -> list[str]:
-    items = list(read(Source(path, None, "d"), None))
+    items = list(read_documents(InputFile(path, None, "d"), None))
     assert all(isinstance(item, Document) for item in items), items
     return [item.text for item in items if isinstance(item, Document)]
 
@@ -106,7 +106,7 @@ def test_a_text_of_one_line_is_many_documents(tmp_path: Path) -> None:
     assert "".join(texts) == text
     assert max(map(len, texts)) <= 1 << 16
     (tmp_path / "a.txt").write_bytes(text.encode() + b"\xff")
-    *_, error = read(Source(tmp_path / "a.txt", None, "d"), None)
+    *_, error = read_documents(InputFile(tmp_path / "a.txt", None, "d"), None)
     assert f"a.txt:1: invalid UTF-8: byte 0xff at column {len(text) + 1}" in str(error)
 
 

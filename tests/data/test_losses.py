@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from tests.data import kinds
 
 

@@ -8,8 +8,8 @@ import pytest
 from pyarrow import parquet
 
 from hmoe import DataError
-from hmoe.data.inputs import Source
-from hmoe.data.readers import Document, read
+from hmoe.data.inputs import InputFile
+from hmoe.data.readers import Document, read_documents
 
 TEXTS = ["first", "second"]
 INVALID = pa.Array.from_buffers(
@@ -19,7 +19,7 @@ INVALID = pa.Array.from_buffers(
 
 def items(path: Path, columns: dict[str, Any], field: str | None = None, domain: str | None = None) -> list[Any]:
     parquet.write_table(pa.table(columns), path / "a.parquet")
-    return list(read(Source(path / "a.parquet", domain, "folder"), field))
+    return list(read_documents(InputFile(path / "a.parquet", domain, "folder"), field))
 
 
 def test_invalid_utf8_costs_its_row(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_nested_text_fields(tmp_path: Path) -> None:
 def test_nested_text_fields_of_json(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"doc": {"text": "inner"}}\n{"doc.text": "whole", "doc": {"text": "inner"}}\n{"doc": 1}\n')
-    *good, bad = read(Source(path, None, "folder"), "doc.text")
+    *good, bad = read_documents(InputFile(path, None, "folder"), "doc.text")
     assert good == [Document("inner", "folder"), Document("whole", "folder")]
     assert "a.jsonl:3: no field doc.text; has doc" in str(bad)
 
@@ -103,4 +103,4 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     table = pa.Table.from_arrays([pa.array(TEXTS), pa.array(TEXTS)], ["text", "text"])
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(DataError, match="two columns text"):
-        list(read(Source(tmp_path / "a.parquet", None, "folder"), None))
+        list(read_documents(InputFile(tmp_path / "a.parquet", None, "folder"), None))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from hmoe import ConfigError, DataError, RunBusyError
-from hmoe.data.prepare import Request, prepare
+from hmoe.data.prepare import PrepareRequest, prepare_data
 from hmoe.data.shards import open_index
-from hmoe.data.tokenizer import load
+from hmoe.data.tokenizer import load_tokenizer
 from tests.conftest import sentences
 
 
@@ -21,8 +21,8 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_every_document_is_in_exactly_one_split(corpus_jsonl: Path, tmp_path: Path) -> None:
-    index = prepare(Request([str(corpus_jsonl)], "bpe:300", validation=0.2), tmp_path / "out")
-    tokenizer = load(tmp_path / "out")
+    index = prepare_data(PrepareRequest([str(corpus_jsonl)], "bpe:300", validation=0.2), tmp_path / "out")
+    tokenizer = load_tokenizer(tmp_path / "out")
     decoded = []
     for shard in index.shards:
         ids = index.tokens(shard)
@@ -46,9 +46,10 @@ def test_the_held_out_split_does_not_depend_on_order_or_neighbours(corpus_jsonl:
     other.write_text("".join(reversed(lines[10:])))
 
     def held(path: Path, out: str) -> set[str]:
-        index = prepare(Request([f"d={path}"], "bytes", validation=0.3), tmp_path / out)
+        index = prepare_data(PrepareRequest([f"d={path}"], "bytes", validation=0.3), tmp_path / out)
         texts = "".join(
-            load(tmp_path / out).decode([i if i != 256 else 10 for i in index.tokens(s)]) for s in index.of("valid")
+            load_tokenizer(tmp_path / out).decode([i if i != 256 else 10 for i in index.tokens(s)])
+            for s in index.of("valid")
         )
         return set(texts.splitlines())
 
@@ -59,15 +60,15 @@ def test_the_held_out_split_does_not_depend_on_order_or_neighbours(corpus_jsonl:
 def test_small_inputs_always_hold_out_a_document(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"text": sentences(i, 3)}) + "\n" for i in range(3)))
-    index = prepare(Request([str(path)], "bytes", validation=1e-9), tmp_path / "out")
+    index = prepare_data(PrepareRequest([str(path)], "bytes", validation=1e-9), tmp_path / "out")
     assert sum(s.documents for s in index.of("valid")) == 1
     path.write_text(json.dumps({"text": "alone"}) + "\n")
-    assert prepare(Request([str(path)], "bytes"), tmp_path / "out1").of("valid") == []
+    assert prepare_data(PrepareRequest([str(path)], "bytes"), tmp_path / "out1").of("valid") == []
 
 
 def test_segments_cut_shards_and_change_no_token(corpus_jsonl: Path, tmp_path: Path) -> None:
-    whole = prepare(Request([str(corpus_jsonl)], "bpe:300"), tmp_path / "a")
-    parts = prepare(Request([str(corpus_jsonl)], "bpe:300", segment_bytes=3000), tmp_path / "b")
+    whole = prepare_data(PrepareRequest([str(corpus_jsonl)], "bpe:300"), tmp_path / "a")
+    parts = prepare_data(PrepareRequest([str(corpus_jsonl)], "bpe:300", segment_bytes=3000), tmp_path / "b")
     assert len(parts.shards) > len(whole.shards)
     for domain in ("prose", "code"):
         joined = [np.concatenate([i.tokens(s) for s in i.of("train", domain)]) for i in (whole, parts)]
@@ -76,12 +77,12 @@ def test_segments_cut_shards_and_change_no_token(corpus_jsonl: Path, tmp_path: P
 
 def test_a_second_call_is_a_no_op_and_other_options_are_refused(corpus_jsonl: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    prepare(Request([str(corpus_jsonl)], "bytes"), out)
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), out)
     before = {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != ".lock"}
-    prepare(Request([str(corpus_jsonl)], "bytes"), out)
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), out)
     assert before == {p: p.stat().st_mtime_ns for p in out.iterdir() if p.name != ".lock"}
     with pytest.raises(DataError, match="other inputs or options"):
-        prepare(Request([str(corpus_jsonl)], "bpe:300"), out)
+        prepare_data(PrepareRequest([str(corpus_jsonl)], "bpe:300"), out)
 
 
 SCRIPT = """
@@ -154,8 +155,8 @@ def test_bad_input_stops_with_its_name_or_is_skipped_and_counted(corpus_jsonl: P
     with corpus_jsonl.open("a") as file:
         file.write('{"nothing": 1}\n{"text": "fine"}\n')
     with pytest.raises(DataError, match=r"corpus\.jsonl:61: no field"):
-        prepare(Request([str(corpus_jsonl)], "bytes"), tmp_path / "a")
-    index = prepare(Request([str(corpus_jsonl)], "bytes", max_bad=1), tmp_path / "b")
+        prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), tmp_path / "a")
+    index = prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes", max_bad=1), tmp_path / "b")
     assert index.skipped_documents == 1
     assert sum(s.documents for s in index.shards) == 61
 
@@ -164,7 +165,7 @@ def test_domains_with_odd_names_get_their_own_files(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     names = ["a/b", "a b", "../a", "é", "a_b"]
     path.write_text("".join(json.dumps({"text": sentences(i, 3), "domain": n}) + "\n" for i, n in enumerate(names)))
-    index = prepare(Request([str(path)], "bytes", validation=0), tmp_path / "out")
+    index = prepare_data(PrepareRequest([str(path)], "bytes", validation=0), tmp_path / "out")
     assert {s.domain for s in index.shards} == set(names)
     assert len({s.file for s in index.shards}) == len(names)
     assert all("/" not in s.file for s in index.shards)
@@ -173,7 +174,7 @@ def test_domains_with_odd_names_get_their_own_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "shorten", "remove", "index", "no index"])
 def test_damage_is_found_and_named(corpus_jsonl: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "out"
-    shard = out / prepare(Request([str(corpus_jsonl)], "bytes"), out).shards[0].file
+    shard = out / prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), out).shards[0].file
     content = bytearray(shard.read_bytes())
     content[7] ^= 4
     {
@@ -194,19 +195,19 @@ def test_two_at_once_are_refused(corpus_jsonl: Path, tmp_path: Path) -> None:
     with (tmp_path / "out" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(RunBusyError):
-            prepare(Request([str(corpus_jsonl)], "bytes"), tmp_path / "out")
+            prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), tmp_path / "out")
 
 
 def test_bad_requests(corpus_jsonl: Path, tmp_path: Path) -> None:
     for options in ({"validation": 1.0}, {"validation": float("nan")}, {"max_bad": -1}, {"tokenizer": "bpe:x"}):
         with pytest.raises(ConfigError):
-            Request([str(corpus_jsonl)], **options)  # type: ignore[arg-type]
+            PrepareRequest([str(corpus_jsonl)], **options)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="it has code, prose"):
-        prepare(Request([str(corpus_jsonl)], "bytes", weights={"poetry": 1.0}), tmp_path / "a")
+        prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes", weights={"poetry": 1.0}), tmp_path / "a")
     empty = tmp_path / "e.jsonl"
     empty.write_text('{"text": ""}\n')
     with pytest.raises(DataError, match="no document to train on"):
-        prepare(Request([str(empty)], "bytes"), tmp_path / "b")
+        prepare_data(PrepareRequest([str(empty)], "bytes"), tmp_path / "b")
 
 
 @pytest.mark.slow

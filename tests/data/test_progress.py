@@ -7,13 +7,15 @@ from typing import Any
 import pytest
 
 from hmoe import DataError
-from hmoe.data.documents import Position
-from hmoe.data.losses import Losses
+from hmoe.data.documents import InputPosition
+from hmoe.data.losses import EncodingLosses
 from hmoe.data.progress import PrepareState, load_progress, remove_progress, save_progress
 from hmoe.data.shards import Shard
 
 KEY: dict[str, Any] = {"tokenizer": "bytes", "validation": 0.5}
-STATE = PrepareState(7, Position(1, 2, 3, 4), 5, Losses(texts=6), (Shard("a.bin", "train", "d", 1, 1, 1, "0"),))
+STATE = PrepareState(
+    7, InputPosition(1, 2, 3, 4), 5, EncodingLosses(texts=6), (Shard("a.bin", "train", "d", 1, 1, 1, "0"),)
+)
 
 
 def test_a_folder_is_begun_and_continued(tmp_path: Path) -> None:

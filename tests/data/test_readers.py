@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.data.readers import Document, Source, read, sources
+from hmoe.data.inputs import InputFile, list_input_files
+from hmoe.data.readers import Document, read_documents
 
 ROWS = [{"text": "one\n"}, {"text": "zwei é"}, {"text": "three\r\nlines\x00"}]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 
 def documents(path: Path, **options: str) -> list[Document | DataError]:
-    return [item for source in sources([str(path)]) for item in read(source, options.get("text_field"))]
+    return [
+        item for source in list_input_files([str(path)]) for item in read_documents(source, options.get("text_field"))
+    ]
 
 
 def texts(path: Path, **options: str) -> list[str]:
@@ -116,9 +119,9 @@ def test_hidden_files_and_the_output_are_no_input(tmp_path: Path) -> None:
     for name in ("a.txt", ".b.txt", ".git/c.txt", "out/d.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    assert [s.path.name for s in sources([str(tmp_path)], leave_out=tmp_path / "out")] == ["a.txt"]
+    assert [s.path.name for s in list_input_files([str(tmp_path)], leave_out=tmp_path / "out")] == ["a.txt"]
     with pytest.raises(DataError, match="no such file"):
-        sources(["name="])
+        list_input_files(["name="])
 
 
 def test_invalid_utf8_in_txt_names_the_line(tmp_path: Path) -> None:
@@ -190,16 +193,18 @@ def test_a_template_joins_fields(kind: str, tmp_path: Path) -> None:
 def test_named_sources_and_text_field(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"body": "x", "text": "y", "domain": "own"}\n')
-    assert [s.domain for s in sources([f"mine={path}"])] == ["mine"]
-    assert [item for s in sources([f"mine={path}"]) for item in read(s, "body")] == [Document("x", "mine")]
+    assert [s.domain for s in list_input_files([f"mine={path}"])] == ["mine"]
+    assert [item for s in list_input_files([f"mine={path}"]) for item in read_documents(s, "body")] == [
+        Document("x", "mine")
+    ]
     assert documents(path) == [Document("y", "own")]
 
 
 def test_inputs_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
-        sources([str(tmp_path / "absent")])
+        list_input_files([str(tmp_path / "absent")])
     with pytest.raises(DataError, match=r"holds no \.txt"):
-        sources([str(tmp_path)])
+        list_input_files([str(tmp_path)])
     odd = tmp_path / "a.pdf"
     odd.write_bytes(b"x")
     with pytest.raises(DataError, match="unknown kind"):
@@ -210,4 +215,4 @@ def test_an_empty_text_field_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a"}\n')
     with pytest.raises(ConfigError, match="text_field is empty"):
-        list(read(Source(file, None, "a"), ""))
+        list(read_documents(InputFile(file, None, "a"), ""))

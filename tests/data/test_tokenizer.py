@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError, DataError
-from hmoe.config.run import bpe_size
-from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load, train_bpe
+from hmoe.config.run import parse_bpe_size
+from hmoe.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer, train_bpe
 from tests.conftest import sentences
 from tests.data import kinds
 
@@ -40,7 +40,7 @@ def test_a_local_hugging_face_tokenizer_is_loaded(tmp_path: Path) -> None:
     trained = train_bpe([sentences(1, 100)], 300)
     (tmp_path / "tokenizer.json").write_bytes(trained.content)
     for path in (tmp_path, tmp_path / "tokenizer.json"):
-        loaded = load(path)
+        loaded = load_tokenizer(path)
         assert loaded.fingerprint == trained.fingerprint
         assert loaded.encode(["a bird"]) == trained.encode(["a bird"])
         assert loaded.separator == 0
@@ -50,7 +50,7 @@ def test_truncation_and_padding_in_the_file_do_not_cut_documents(tmp_path: Path)
     tree = json.loads(train_bpe([sentences(1, 100)], 300).content)
     tree["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
-    assert len(load(tmp_path).encode([sentences(2, 5)])[0]) > 20
+    assert len(load_tokenizer(tmp_path).encode([sentences(2, 5)])[0]) > 20
 
 
 def test_ids_with_holes_count_up_to_the_largest(tmp_path: Path) -> None:
@@ -58,32 +58,32 @@ def test_ids_with_holes_count_up_to_the_largest(tmp_path: Path) -> None:
     last = max(tree["model"]["vocab"], key=tree["model"]["vocab"].get)
     tree["model"]["vocab"][last] = 70_000
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
-    assert load(tmp_path).vocab_size == 70_001
+    assert load_tokenizer(tmp_path).vocab_size == 70_001
 
 
 def test_the_end_token_may_be_named_beside_it(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes(train_bpe([sentences(1, 100)], 300).content)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "a"}}))
-    assert load(tmp_path).separator != 0
+    assert load_tokenizer(tmp_path).separator != 0
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<nowhere>"}))
     with pytest.raises(DataError, match="no end-of-text token"):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
 def test_files_that_are_no_tokenizer(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x04nonsense")
     with pytest.raises(DataError, match=name):
-        load(tmp_path)
+        load_tokenizer(tmp_path)
     with pytest.raises(DataError, match="cannot be read"):
-        load(tmp_path / "absent.json")
+        load_tokenizer(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("name", ["bpe:", "bpe:256", "bpe:x", "bpe:-5", "bpe:99999999999"])
 def test_bad_bpe_sizes(name: str) -> None:
     with pytest.raises(ConfigError, match="bpe:8192"):
-        bpe_size(name)
-    assert bpe_size("bytes") is None
+        parse_bpe_size(name)
+    assert parse_bpe_size("bytes") is None
 
 
 @pytest.mark.parametrize("kind", ["bytes", "bpe", "sentencepiece"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hmoe.evaluate.harness import evaluate
+from hmoe.evaluate.harness import evaluate_tasks
 from hmoe.model.transformer import Transformer
 from tests.evaluate.helpers import LENGTH, ROUTERS, folder, model, words
 
@@ -24,4 +24,4 @@ def moe_model() -> Transformer:
 
 @pytest.fixture(scope="module")
 def whole(moe_model: Transformer, benchmarks: Path) -> Result:
-    return evaluate(moe_model, words(), LENGTH, ["all"], benchmarks)
+    return evaluate_tasks(moe_model, words(), LENGTH, ["all"], benchmarks)

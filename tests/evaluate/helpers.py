@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from hmoe.config.recipes import check_model
-from hmoe.data.benchmarks import fetch
+from hmoe.data.benchmarks import fetch_benchmarks
 from hmoe.data.tokenizer import Tokenizer, train_bpe
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build_transformer
 from tests.conftest import sentences
 from tests.data import wheel
 
@@ -29,7 +29,7 @@ def words() -> Tokenizer:
 def model(moe: dict[str, Any] | None, dtype: torch.dtype = torch.float64) -> Transformer:
     """Weights large enough that answers differ."""
     shape = {"dim": 24, "layers": 2, "heads": 2, "vocab": 300, "ffn": None if moe else 40, "moe": moe}
-    transformer = build(check_model(shape), 0, dtype)
+    transformer = build_transformer(check_model(shape), 0, dtype)
     with torch.no_grad():
         transformer.head_weight.mul_(3)
     return transformer.eval()
@@ -37,5 +37,5 @@ def model(moe: dict[str, Any] | None, dtype: torch.dtype = torch.float64) -> Tra
 
 def folder(path: Path, seed: int = 0) -> Path:
     """Benchmarks of a few made-up documents."""
-    fetch(path / "benchmarks", *wheel.write(path / "wheel", seed))
+    fetch_benchmarks(path / "benchmarks", *wheel.write(path / "wheel", seed))
     return path / "benchmarks"

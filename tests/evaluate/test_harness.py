@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hmoe import ConfigError, NonFiniteError
-from hmoe.config.counts import activated_parameters
+from hmoe.config.counts import count_activated_parameters
 from hmoe.data.benchmark_splits import PAPER_TASKS
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate import language_model
-from hmoe.evaluate.harness import About, Options, evaluate, fingerprint, training_record
+from hmoe.evaluate.harness import EvaluationOptions, ModelInfo, evaluate_tasks, fingerprint_model, read_training_record
 from hmoe.model.transformer import Transformer
 from tests.evaluate.helpers import LENGTH, ROUTERS, model, words
 from tests.evaluate.independent import accuracies, questions
@@ -56,11 +56,11 @@ def test_accuracies_are_not_all_the_same(whole: Result) -> None:
 )
 def test_activated_ratios_where_they_are_known(moe: dict[str, Any], ratio: float, benchmarks: Path) -> None:
     moe_model = model(moe)
-    result = evaluate(moe_model, words(), LENGTH, ["piqa", "arc_easy"], benchmarks, Options(limit=2))
+    result = evaluate_tasks(moe_model, words(), LENGTH, ["piqa", "arc_easy"], benchmarks, EvaluationOptions(limit=2))
     for record in (result, *result["tasks"].values()):
         assert record["activated_ratio"] == ratio
         assert record["mean_activated_width"] == 64 * ratio
-        assert record["activated_parameters"] == activated_parameters(moe_model.config, 64 * ratio)
+        assert record["activated_parameters"] == count_activated_parameters(moe_model.config, 64 * ratio)
 
 
 def test_activated_units_are_those_of_the_tokens_read(whole: Result, moe_model: Transformer, benchmarks: Path) -> None:
@@ -93,36 +93,36 @@ def test_limit_and_num_fewshot(moe_model: Transformer, benchmarks: Path, monkeyp
         return plain(self, requests, **options)
 
     monkeypatch.setattr(language_model.LanguageModel, "loglikelihood", watch)
-    evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3))
+    evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3))
     assert len(seen) == 6
     assert all(context.count("Question:") == 1 for context in seen)
     seen.clear()
-    evaluate(moe_model, words(), 400, ["piqa"], benchmarks, Options(limit=2, num_fewshot=2))
+    evaluate_tasks(moe_model, words(), 400, ["piqa"], benchmarks, EvaluationOptions(limit=2, num_fewshot=2))
     assert all(context.count("Question:") == 3 for context in seen)
     again = list(seen)
     seen.clear()
-    evaluate(moe_model, words(), 400, ["piqa"], benchmarks, Options(limit=2, num_fewshot=2))
+    evaluate_tasks(moe_model, words(), 400, ["piqa"], benchmarks, EvaluationOptions(limit=2, num_fewshot=2))
     assert seen == again  # the examples are drawn with a fixed seed
 
 
 @pytest.mark.parametrize("options", [{"limit": 0}, {"num_fewshot": -1}, {"batch_tokens": 0}])
 def test_options_out_of_range(options: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="must be at least"):
-        Options(**options)
+        EvaluationOptions(**options)
 
 
 def test_every_weight_and_the_tokenizer_are_in_the_fingerprint() -> None:
     moe_model = model(ROUTERS["top_k"])
-    prints = {fingerprint(moe_model, words()), fingerprint(moe_model, ByteTokenizer())}
+    prints = {fingerprint_model(moe_model, words()), fingerprint_model(moe_model, ByteTokenizer())}
     for name, parameter in moe_model.named_parameters():
         with torch.no_grad():
             kept = parameter.flatten()[-1].clone()
             parameter.view(-1)[-1] += 1
-            prints.add(fingerprint(moe_model, words()))
+            prints.add(fingerprint_model(moe_model, words()))
             parameter.view(-1)[-1] = kept
         assert name
     assert len(prints) == 2 + len(list(moe_model.parameters()))
-    assert fingerprint(moe_model, words()) in prints
+    assert fingerprint_model(moe_model, words()) in prints
 
 
 def test_errors_in_a_task_name_the_task(
@@ -131,21 +131,24 @@ def test_errors_in_a_task_name_the_task(
     def refuse(*_: Any) -> None:
         raise NonFiniteError("the router's logits are NaN")
 
-    monkeypatch.setattr(language_model, "score", refuse)
+    monkeypatch.setattr(language_model, "score_candidates", refuse)
     with pytest.raises(NonFiniteError, match="hellaswag: the router's logits are NaN"):
-        evaluate(moe_model, words(), LENGTH, ["hellaswag"], benchmarks)
+        evaluate_tasks(moe_model, words(), LENGTH, ["hellaswag"], benchmarks)
 
 
 def test_training_is_read_at_the_step_of_the_checkpoint(tmp_path: Path) -> None:
     rows = [{"step": n, "tokens": 10 * n, "flops": 100 * n, "loss": 1.0} for n in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert training_record(tmp_path, 2) == {"step": 2, "tokens": 20, "flops": 200}
-    assert training_record(tmp_path, None) == {"step": 3, "tokens": 30, "flops": 300}
-    assert training_record(tmp_path / "nowhere", 2) == {}
+    assert read_training_record(tmp_path, 2) == {"step": 2, "tokens": 20, "flops": 200}
+    assert read_training_record(tmp_path, None) == {"step": 3, "tokens": 30, "flops": 300}
+    assert read_training_record(tmp_path / "nowhere", 2) == {}
 
 
 def test_what_is_known_of_the_training_stands_in_the_result(moe_model: Transformer, benchmarks: Path) -> None:
-    about = About("HMoE", {"step": 2, "tokens": 20, "flops": 200})
-    result = evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=2), about)
+    about = ModelInfo("HMoE", {"step": 2, "tokens": 20, "flops": 200})
+    result = evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2), about)
     assert (result["name"], result["training_step"], result["training_flops"]) == ("HMoE", 2, 200)
-    assert evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=2))["training_flops"] is None
+    assert (
+        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2))["training_flops"]
+        is None
+    )

@@ -11,11 +11,11 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
 from hmoe import ConfigError, DataError
-from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, begin_tokens
+from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, get_begin_tokens
 from hmoe.evaluate import language_model
 from hmoe.evaluate.language_model import LanguageModel
-from hmoe.model.likelihood import Candidate, score
-from hmoe.runs.open_model import Opened, open_model
+from hmoe.model.likelihood import Candidate, score_candidates
+from hmoe.runs.open_model import OpenedModel, open_model
 from tests.conftest import sentences
 from tests.evaluate.helpers import ROUTERS, model, words
 from tests.evaluate.independent import log_likelihood
@@ -134,9 +134,9 @@ def test_candidates_that_share_too_little_are_read_apart(monkeypatch: pytest.Mon
 
     def counted(model: Any, asked: Any) -> Any:
         groups.extend(len(group) for group in asked)
-        return score(model, asked)
+        return score_candidates(model, asked)
 
-    monkeypatch.setattr(language_model, "score", counted)
+    monkeypatch.setattr(language_model, "score_candidates", counted)
     lm = LanguageModel(model(ROUTERS["top_k"]), ByteTokenizer(), 30)
     lm.loglikelihood(likelihoods([(sentences(1, 2), answer) for answer in ("a", "bcd", "efghi", "jklmnopq")], 4))
     assert groups == [1, 1, 1, 1]
@@ -149,11 +149,11 @@ def test_batches_keep_their_tokens_and_progress_is_told(monkeypatch: pytest.Monk
     sizes: list[int] = []
 
     def measured(model: Any, asked: Any) -> Any:
-        result = score(model, asked)
+        result = score_candidates(model, asked)
         sizes.append(result.tokens)
         return result
 
-    monkeypatch.setattr(language_model, "score", measured)
+    monkeypatch.setattr(language_model, "score_candidates", measured)
     told: list[tuple[int, int]] = []
     report = lambda done, total: told.append((done, total))  # noqa: E731
     lm = LanguageModel(model(ROUTERS["top_k"]), ByteTokenizer(), 200, batch_tokens=50, report=report)
@@ -176,7 +176,11 @@ def test_bfloat16_is_autocast_and_float32_casts_the_weights() -> None:
     split = half._encode_pairs(pairs)
     for (context, answer), (nats, _), (truth, _) in zip(split, rounded, exact, strict=True):
         with torch.autocast("cpu", torch.bfloat16):
-            alone = score(moe_model, [[Candidate([*context, *answer][-(LENGTH + 1) :], len(answer))]]).groups[0][0].nll
+            alone = (
+                score_candidates(moe_model, [[Candidate([*context, *answer][-(LENGTH + 1) :], len(answer))]])
+                .groups[0][0]
+                .nll
+            )
         assert abs(nats - truth) <= 2 * max(abs(-alone - truth), 2**-8 * abs(truth))
     moe_model.to(torch.bfloat16)
     LanguageModel(moe_model, tokenizer, LENGTH, precision="float32")
@@ -195,7 +199,9 @@ def test_lengths_below_one_are_refused(options: dict[str, int]) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "with <s>"])
-def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[HFLM, Opened, list[int]]:
+def stock(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[HFLM, OpenedModel, list[int]]:
     """A LLaMA of transformers under lm-eval's HFLM, and the same folder opened by us."""
     from tokenizers import Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -216,10 +222,10 @@ def stock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     tokenizer.save_pretrained(folder)
     harness = HFLM(pretrained=llama, tokenizer=tokenizer, device="cpu", batch_size=4, max_length=LENGTH)
     opened = open_model(folder, print)
-    return harness, opened, begin_tokens(opened.tokenizer)
+    return harness, opened, get_begin_tokens(opened.tokenizer)
 
 
-def ours(stock: tuple[HFLM, Opened, list[int]]) -> LanguageModel:
+def ours(stock: tuple[HFLM, OpenedModel, list[int]]) -> LanguageModel:
     _, opened, begin = stock
     return LanguageModel(opened.model, opened.tokenizer, LENGTH, begin=begin)
 
@@ -229,7 +235,7 @@ def close(log_likelihood_nats: float, expected: float) -> bool:
 
 
 @pytest.mark.parametrize("per_document", [0, 4])
-def test_likelihoods_equal_the_stock_models(stock: tuple[HFLM, Opened, list[int]], per_document: int) -> None:
+def test_likelihoods_equal_the_stock_models(stock: tuple[HFLM, OpenedModel, list[int]], per_document: int) -> None:
     requests = likelihoods(varied(), per_document)
     lm = ours(stock)
     expected = stock[0].loglikelihood(requests, disable_tqdm=True)
@@ -243,14 +249,14 @@ def test_likelihoods_equal_the_stock_models(stock: tuple[HFLM, Opened, list[int]
         assert close(nats, truth)
 
 
-def test_rolling_likelihoods_equal_the_stock_models(stock: tuple[HFLM, Opened, list[int]]) -> None:
+def test_rolling_likelihoods_equal_the_stock_models(stock: tuple[HFLM, OpenedModel, list[int]]) -> None:
     requests = [asked("loglikelihood_rolling", text) for text in (sentences(4, 1), sentences(5, 12), "a")]
     expected = stock[0].loglikelihood_rolling(requests, disable_tqdm=True)
     for nats, truth in zip(ours(stock).loglikelihood_rolling(requests), expected, strict=True):
         assert close(nats, truth)
 
 
-def test_generated_text_equals_the_stock_models(stock: tuple[HFLM, Opened, list[int]]) -> None:
+def test_generated_text_equals_the_stock_models(stock: tuple[HFLM, OpenedModel, list[int]]) -> None:
     how = [{"until": ["\n"], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 5, "do_sample": False}]
     requests = [
         asked("generate_until", context, options) for context in (sentences(6, 1), sentences(7, 9)) for options in how
@@ -260,14 +266,14 @@ def test_generated_text_equals_the_stock_models(stock: tuple[HFLM, Opened, list[
     assert ours(stock).generate_until(requests) == expected
 
 
-def test_begin_tokens_are_the_tokenizers_own(stock: tuple[HFLM, Opened, list[int]]) -> None:
+def test_begin_tokens_are_the_tokenizers_own(stock: tuple[HFLM, OpenedModel, list[int]]) -> None:
     harness, _, begin = stock
     assert begin in ([], [300])
     for text in ("the bird", "", " a"):
         assert ours(stock).tok_encode(text) == harness.tok_encode(text)
     assert ours(stock).prefix_token_id == harness.prefix_token_id
-    assert begin_tokens(ByteTokenizer()) == []
-    assert begin_tokens(HuggingFaceTokenizer(words().content, "x")) == []
+    assert get_begin_tokens(ByteTokenizer()) == []
+    assert get_begin_tokens(HuggingFaceTokenizer(words().content, "x")) == []
 
 
 def test_generation_ends_at_a_stop_sequence_and_can_be_drawn() -> None:

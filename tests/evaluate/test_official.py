@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from hmoe.data.benchmark_splits import PAPER_TASKS
-from hmoe.evaluate.harness import Options, evaluate
+from hmoe.evaluate.harness import EvaluationOptions, evaluate_tasks
 from hmoe.evaluate.language_model import LanguageModel
 from hmoe.runs.open_model import open_model
 from tests.evaluate.independent import accuracies, questions
@@ -33,15 +33,17 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, trained, exported = tmp_path / "benchmarks", tmp_path / "run", tmp_path / "mixtral"
-    assert run(["data", "benchmarks", str(folder)]) == 0
+    assert run_command_line(["data", "benchmarks", str(folder)]) == 0
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     assert {name.removesuffix(".jsonl"): entry["rows"] for name, entry in manifest["data"].items()} == ROWS
-    assert run(["train", "quickstart", "train.steps=60", "train.sample_every=0", "--run", str(trained)]) == 0
-    assert run(["export", str(trained), str(exported), "--format", "mixtral"]) == 0
+    assert (
+        run_command_line(["train", "quickstart", "train.steps=60", "train.sample_every=0", "--run", str(trained)]) == 0
+    )
+    assert run_command_line(["export", str(trained), str(exported), "--format", "mixtral"]) == 0
 
     opened = open_model(trained, print)
-    result = evaluate(
-        opened.model, opened.tokenizer, LENGTH, ["all"], folder, Options(limit=LIMIT), out=tmp_path / "out"
+    result = evaluate_tasks(
+        opened.model, opened.tokenizer, LENGTH, ["all"], folder, EvaluationOptions(limit=LIMIT), out=tmp_path / "out"
     )
     stock = HFLM(
         pretrained=AutoModelForCausalLM.from_pretrained(exported),
@@ -95,7 +97,7 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ)
     (written,) = (tmp_path / "hf").rglob("results_*.json")
     harness_results = json.loads(written.read_text())["results"]
-    ours_20 = evaluate(opened.model, opened.tokenizer, LENGTH, ["all"], folder, Options(limit=20))
+    ours_20 = evaluate_tasks(opened.model, opened.tokenizer, LENGTH, ["all"], folder, EvaluationOptions(limit=20))
     for task in PAPER_TASKS[:6]:
         assert harness_results[task.local]["acc,none"] == ours_20["tasks"][task.name]["metrics"]["acc"], task.name
     assert harness_results["hmoe6"]["acc,none"] == pytest.approx(ours_20["average_of_six"]["acc"])

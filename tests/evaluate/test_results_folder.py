@@ -10,8 +10,8 @@ from hmoe import ConfigError
 from hmoe.data.benchmark_splits import PAPER_SIX
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate import harness, language_model
-from hmoe.evaluate.harness import Options, Reports, evaluate
-from hmoe.evaluate.table import table
+from hmoe.evaluate.harness import EvaluationOptions, Reports, evaluate_tasks
+from hmoe.evaluate.table import format_results_table
 from hmoe.model.transformer import Transformer
 from tests.evaluate.helpers import LENGTH, ROUTERS, folder, model, words
 
@@ -29,20 +29,20 @@ def test_finished_tasks_are_not_evaluated_again(
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(language_model, "score", killed)
+        patch.setattr(language_model, "score_candidates", killed)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(moe_model, words(), LENGTH, names, benchmarks, out=out)
+            evaluate_tasks(moe_model, words(), LENGTH, names, benchmarks, out=out)
     assert sorted(p.name for p in (out / "tasks").iterdir()) == ["boolq.json", "piqa.json"]
     lines: list[str] = []
     told: list[str] = []
     reports = Reports(lines.append, lambda task, done, total: told.append(task))
-    result = evaluate(moe_model, words(), LENGTH, names, benchmarks, out=out, reports=reports)
+    result = evaluate_tasks(moe_model, words(), LENGTH, names, benchmarks, out=out, reports=reports)
     assert [line.split(":")[0] for line in lines if "finished before" in line] == ["piqa", "boolq"]
     assert set(told) == {"winogrande"}
-    fresh = evaluate(moe_model, words(), LENGTH, names, benchmarks, out=tmp_path / "fresh")
+    fresh = evaluate_tasks(moe_model, words(), LENGTH, names, benchmarks, out=tmp_path / "fresh")
     assert result == fresh
     assert json.loads((out / "results.json").read_text()) == result
-    assert (out / "table.txt").read_text() == table(result)
+    assert (out / "table.txt").read_text() == format_results_table(result)
     for path in (tmp_path / "fresh").rglob("*.*"):
         assert (out / path.relative_to(tmp_path / "fresh")).read_bytes() == path.read_bytes()
 
@@ -52,7 +52,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the model was asked")
 
-    monkeypatch.setattr(language_model, "score", refuse)
+    monkeypatch.setattr(language_model, "score_candidates", refuse)
 
 
 @pytest.mark.usefixtures("no_model")
@@ -63,30 +63,32 @@ def test_what_differs_is_refused(
     with monkeypatch.context() as patch:
         patch.undo()
         patch.setattr(harness, "_evaluate_task", _finished)
-        evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3), out=out)
-    evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3, batch_tokens=9), out=out)
-    for changed, name in [(Options(limit=2), r"limit \(3 there, 2 now\)"), (Options(3, 1), "num_fewshot"),
-                          (Options(3, precision="bfloat16"), "precision"), (Options(3, begin=(1,)), "begin")]:  # fmt: skip
+        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
+    evaluate_tasks(
+        moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3, batch_tokens=9), out=out
+    )
+    for changed, name in [(EvaluationOptions(limit=2), r"limit \(3 there, 2 now\)"), (EvaluationOptions(3, 1), "num_fewshot"),
+                          (EvaluationOptions(3, precision="bfloat16"), "precision"), (EvaluationOptions(3, begin=(1,)), "begin")]:  # fmt: skip
         with pytest.raises(ConfigError, match=f"holds an evaluation with another {name}.*name another folder"):
-            evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, changed, out=out)
+            evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, changed, out=out)
     with pytest.raises(ConfigError, match="another context_length"):
-        evaluate(moe_model, words(), LENGTH + 1, ["piqa"], benchmarks, Options(limit=3), out=out)
+        evaluate_tasks(moe_model, words(), LENGTH + 1, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
     for other, tokenizer in ((model(ROUTERS["top_k"]), words()), (moe_model, ByteTokenizer())):
         with pytest.raises(ConfigError, match="another model; name"):
-            evaluate(other, tokenizer, LENGTH, ["piqa"], benchmarks, Options(limit=3), out=out)
+            evaluate_tasks(other, tokenizer, LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
     elsewhere = folder(tmp_path / "other", seed=5)
     with pytest.raises(ConfigError, match=r"piqa\.json: was evaluated on other benchmark files"):
-        evaluate(moe_model, words(), LENGTH, ["piqa"], elsewhere, Options(limit=3), out=out)
+        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], elsewhere, EvaluationOptions(limit=3), out=out)
     record = json.loads((out / "tasks" / "piqa.json").read_text())
     for damaged in ("{", "[]", json.dumps({"data": record["data"]}), json.dumps(record | {"metrics": 1})):
         (out / "tasks" / "piqa.json").write_text(damaged)
         with pytest.raises(ConfigError, match=r"piqa\.json: damaged; delete it"):
-            evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, Options(limit=3), out=out)
+            evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("x")
     for occupied in (tmp_path / "thesis", tmp_path / "thesis" / "a.tex"):
         with pytest.raises(ConfigError, match="is not empty and holds no evaluation"):
-            evaluate(moe_model, words(), LENGTH, ["piqa"], benchmarks, out=occupied)
+            evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, out=occupied)
 
 
 def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any]:
@@ -98,9 +100,13 @@ def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any
 
 def test_results_of_one_folder_are_summed_up_together(moe_model: Transformer, benchmarks: Path, tmp_path: Path) -> None:
     for task in PAPER_SIX:
-        last = evaluate(moe_model, words(), LENGTH, [task.name], benchmarks, Options(limit=2), out=tmp_path / "o")
+        last = evaluate_tasks(
+            moe_model, words(), LENGTH, [task.name], benchmarks, EvaluationOptions(limit=2), out=tmp_path / "o"
+        )
     assert list(last["tasks"]) == ["social_iqa"]
     together = json.loads((tmp_path / "o" / "results.json").read_text())
-    whole = evaluate(moe_model, words(), LENGTH, [task.name for task in PAPER_SIX], benchmarks, Options(limit=2))
+    whole = evaluate_tasks(
+        moe_model, words(), LENGTH, [task.name for task in PAPER_SIX], benchmarks, EvaluationOptions(limit=2)
+    )
     assert together["average_of_six"] == whole["average_of_six"]
     assert together["activated_ratio"] == whole["activated_ratio"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from hmoe.config.counts import parameters_by_part
+from hmoe.config.counts import count_parameters
 from hmoe.data.benchmark_splits import PAPER_SIX
-from hmoe.evaluate.harness import Options, evaluate
-from hmoe.evaluate.table import table
+from hmoe.evaluate.harness import EvaluationOptions, evaluate_tasks
+from hmoe.evaluate.table import format_results_table
 from hmoe.model.transformer import Transformer
 from tests.evaluate.helpers import LENGTH, model, words
 from tests.evaluate.independent import questions
@@ -29,17 +29,17 @@ def test_the_average_is_of_the_six(whole: Result) -> None:
 
 def test_a_dense_model_activates_all_of_itself(benchmarks: Path) -> None:
     dense_model = model(None)
-    result = evaluate(dense_model, words(), LENGTH, ["piqa"], benchmarks)
-    total = sum(parameters_by_part(dense_model.config).values())
+    result = evaluate_tasks(dense_model, words(), LENGTH, ["piqa"], benchmarks)
+    total = sum(count_parameters(dense_model.config).values())
     assert result["activated_parameters"] == result["total_parameters"] == total
     assert result["activated_ratio"] is None
     assert result["average_of_six"] is None
-    assert "activated ratio" not in table(result)
+    assert "activated ratio" not in format_results_table(result)
 
 
 def test_the_table_is_laid_out_like_table_1(whole: Result) -> None:
     result = {**whole, "training_flops": 7e19, "training_tokens": 66e9, "name": "HMoE"}
-    lines = table(result).splitlines()
+    lines = format_results_table(result).splitlines()
     columns = ["PIQA", "HellaSwag", "BoolQ", "ARC-Easy", "WinoGrande", "SIQA", "AVG", "ARC-Challenge"]
     assert lines[0].split() == ["Method", "Activated", "Parameters", *columns]
     assert len({len(line) for line in lines[:3]}) == 1
@@ -56,26 +56,26 @@ def test_the_table_is_laid_out_like_table_1(whole: Result) -> None:
     ]
     assert lines[3].split()[1:] == ["50.00", "25.00", "50.00", "27.33", "50.00", "33.33", "39.28", "27.33"]
     assert lines[4].split()[2:] == [f"{100 * whole['tasks']['boolq']['majority_class']:.2f}"]
-    assert "trained with 7.000e+19 FLOPs on 66.00B tokens" in table(result)
-    assert f"precision float64, context_length {LENGTH}" in table(result)
+    assert "trained with 7.000e+19 FLOPs on 66.00B tokens" in format_results_table(result)
+    assert f"precision float64, context_length {LENGTH}" in format_results_table(result)
 
 
 def test_requests_that_lost_their_beginning_are_told(moe_model: Transformer, benchmarks: Path) -> None:
-    result = evaluate(moe_model, words(), 40, ["boolq"], benchmarks, Options(limit=2))
+    result = evaluate_tasks(moe_model, words(), 40, ["boolq"], benchmarks, EvaluationOptions(limit=2))
     assert result["tasks"]["boolq"]["truncated_requests"] == 4
-    assert "lost their beginning: boolq 4 of 4" in table(result)
+    assert "lost their beginning: boolq 4 of 4" in format_results_table(result)
 
 
 def test_one_document_has_no_standard_error(moe_model: Transformer, benchmarks: Path) -> None:
-    result = evaluate(moe_model, words(), LENGTH, ["all"], benchmarks, Options(limit=1))
+    result = evaluate_tasks(moe_model, words(), LENGTH, ["all"], benchmarks, EvaluationOptions(limit=1))
     json.dumps(result, allow_nan=False)
     assert result["average_of_six"]["acc_stderr"] is None
     assert [record["majority_class"] for record in result["tasks"].values()] == [None] * 7
-    assert "standard error" not in table(result)
+    assert "standard error" not in format_results_table(result)
 
 
 def test_a_short_context_is_told(moe_model: Transformer, benchmarks: Path) -> None:
-    result = evaluate(moe_model, words(), 8, ["hellaswag"], benchmarks, Options(limit=2))
+    result = evaluate_tasks(moe_model, words(), 8, ["hellaswag"], benchmarks, EvaluationOptions(limit=2))
     asked = [
         words().encode([answer])[0]
         for question in questions(benchmarks, "hellaswag", 2)
@@ -83,4 +83,4 @@ def test_a_short_context_is_told(moe_model: Transformer, benchmarks: Path) -> No
     ]
     long = sum(len(ids) > 8 for ids in asked)
     assert 0 < long == result["tasks"]["hellaswag"]["windowed_requests"]
-    assert f"longer than the context, read in windows: hellaswag {long} of 8" in table(result)
+    assert f"longer than the context, read in windows: hellaswag {long} of 8" in format_results_table(result)

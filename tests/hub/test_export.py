@@ -16,13 +16,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralForCausalLM
 
 from hmoe import ConfigError
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.config import recipes
 from hmoe.data.tokenizer import ByteTokenizer, train_bpe
 from hmoe.hub import HMoEForCausalLM
-from hmoe.hub.export import Export, export, padding_factor
-from hmoe.model.transformer import build
-from hmoe.runs.open_model import Opened, open_model
+from hmoe.hub.export import ExportOptions, export_opened_model, measure_padding
+from hmoe.model.transformer import build_transformer
+from hmoe.runs.open_model import OpenedModel, open_model
 from tests.conftest import sentences
 from tests.model.test_transformer import config
 from tests.train.helpers import run as train_run
@@ -78,12 +78,12 @@ def say(text: str) -> None:
     raise AssertionError(text)
 
 
-def opened(**changes: Any) -> Opened:
-    model = build(config(vocab=300, **changes), 3).eval()
+def opened(**changes: Any) -> OpenedModel:
+    model = build_transformer(config(vocab=300, **changes), 3).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return Opened(model, train_bpe([sentences(0, 40)], 300), 64, "small")
+    return OpenedModel(model, train_bpe([sentences(0, 40)], 300), 64, "small")
 
 
 def tokens() -> torch.Tensor:
@@ -93,7 +93,7 @@ def tokens() -> torch.Tensor:
 @pytest.mark.parametrize("kind", list(MODELS))
 def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
     model = opened(**MODELS[kind])
-    export(model, tmp_path, tmp_path / "out", Export(shard_size="10KB"))
+    export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions(shard_size="10KB"))
     ids = tokens()
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs) is HMoEForCausalLM
@@ -110,7 +110,7 @@ def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
     assert again.context_length == 64
 
 
-def recipes_equal(a: Opened, b: Opened) -> bool:
+def recipes_equal(a: OpenedModel, b: OpenedModel) -> bool:
     """The same architecture; a head width, key/value heads and a context that are the default are written out."""
     left, right = a.model.config, b.model.config
     same = {"head_dim": right.head_width, "kv_heads": right.num_kv_heads, "context": b.context_length}
@@ -122,7 +122,7 @@ def recipes_equal(a: Opened, b: Opened) -> bool:
 )
 def test_the_same_function_as_an_ordinary_mixtral(changes: dict[str, Any], tmp_path: Path) -> None:
     model = opened(**changes)
-    said = "\n".join(export(model, tmp_path, tmp_path / "out", Export("mixtral")))
+    said = "\n".join(export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions("mixtral")))
     assert "padded with zeros to 16: 2.67 times the memory" in said
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(theirs) is MixtralForCausalLM
@@ -137,14 +137,14 @@ def test_the_same_function_as_an_ordinary_mixtral(changes: dict[str, Any], tmp_p
     assert torch.equal(theirs.generate(ids, **options), ours.generate(ids, **options))
 
 
-def export_as_hmoe(model: Opened, folder: Path) -> Path:
-    export(model, folder, folder / "hmoe", Export())
+def export_as_hmoe(model: OpenedModel, folder: Path) -> Path:
+    export_opened_model(model, folder, folder / "hmoe", ExportOptions())
     return folder / "hmoe"
 
 
 def test_the_cost_of_padding() -> None:
-    assert padding_factor((8, 8)) == 1
-    assert padding_factor((72, 88, 104, 120, 136, 152, 168, 184)) == pytest.approx(1.4375)
+    assert measure_padding((8, 8)) == 1
+    assert measure_padding((72, 88, 104, 120, 136, 152, 168, 184)) == pytest.approx(1.4375)
 
 
 @pytest.mark.parametrize(
@@ -162,32 +162,32 @@ def test_the_cost_of_padding() -> None:
 )
 def test_what_mixtral_cannot_say_is_refused(kind: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
-        export(opened(**MODELS[kind]), tmp_path, tmp_path / "out", Export("mixtral"))
+        export_opened_model(opened(**MODELS[kind]), tmp_path, tmp_path / "out", ExportOptions("mixtral"))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("how", "said"),
     [
-        (Export("gguf"), "must be one of hmoe, mixtral"),
-        (Export("mixtral", with_code=True), "with_code has no effect with form = mixtral"),
+        (ExportOptions("gguf"), "must be one of hmoe, mixtral"),
+        (ExportOptions("mixtral", with_code=True), "with_code has no effect with form = mixtral"),
     ],
 )
-def test_options_that_cannot_work(how: Export, said: str, tmp_path: Path) -> None:
+def test_options_that_cannot_work(how: ExportOptions, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=said):
-        export(opened(), tmp_path, tmp_path / "out", how)
+        export_opened_model(opened(), tmp_path, tmp_path / "out", how)
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    export(opened(), tmp_path, tmp_path / "out", Export())
+    export_opened_model(opened(), tmp_path, tmp_path / "out", ExportOptions())
     with pytest.raises(ConfigError, match="is not empty"):
-        export(opened(), tmp_path, tmp_path / "out", Export())
+        export_opened_model(opened(), tmp_path, tmp_path / "out", ExportOptions())
 
 
 def test_bytes_are_the_same_bytes_under_autotokenizer(tmp_path: Path) -> None:
     model = replace(opened(), tokenizer=ByteTokenizer(), chat_template="{{ messages[0]['content'] }}")
-    export(model, tmp_path, tmp_path / "out", Export())
+    export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions())
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "Naïve — 日本\n\n\t<|x|> 🙂"
     assert theirs(text)["input_ids"] == list(text.encode())
@@ -214,7 +214,7 @@ def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(
         single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
     )
     source = tmp_path / "source"
-    export(opened(), tmp_path, source, Export())
+    export_opened_model(opened(), tmp_path, source, ExportOptions())
     tokenizer.save(str(source / "tokenizer.json"))
     first, ends = tokenizer.token_to_id("<s>"), [0, tokenizer.token_to_id("<|eot|>")]
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": ends, "bos_token_id": first}))
@@ -257,7 +257,7 @@ def test_the_card_speaks_of_the_weights_that_are_exported(tmp_path: Path) -> Non
 
 def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
     model = opened()
-    export(model, tmp_path, tmp_path / "out", Export(dtype=torch.bfloat16))
+    export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions(dtype=torch.bfloat16))
     again = open_model(tmp_path / "out", say)
     for (_, ours), (_, low) in zip(model.model.named_parameters(), again.model.named_parameters(), strict=True):
         assert low.dtype == torch.bfloat16
@@ -270,7 +270,7 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
 )
 def test_code_loads_where_hmoe_is_not_installed(kind: str, tmp_path: Path) -> None:
     model, ids = opened(**MODELS[kind]), tokens()
-    export(model, tmp_path, tmp_path / "out", Export(with_code=True))
+    export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions(with_code=True))
     script = f"""
 import sys
 sys.modules["hmoe"] = None
@@ -351,12 +351,12 @@ def test_errors_are_one_line(words: list[str], code: int, said: str, capsys: pyt
 
 
 def test_the_model_of_an_import_comes_from_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    export(opened(), tmp_path, tmp_path / "hf", Export())
+    export_opened_model(opened(), tmp_path, tmp_path / "hf", ExportOptions())
     words = ["import", str(tmp_path / "hf"), str(tmp_path / "run")]
     assert hmoe([*words, "model.dim=32"]) == 2
     assert "model.dim: comes from" in capsys.readouterr().err
     assert hmoe([*words, "model.moe.parameter_penalty=0.2", "optim.lr=1e-5"]) == 0
-    found = recipes.load(str(tmp_path / "run" / "config.yaml"))[1]
+    found = recipes.read_recipe(str(tmp_path / "run" / "config.yaml"))[1]
     assert found.model.moe is not None
     assert found.model.moe.parameter_penalty == 0.2
     assert found.optim.lr == 1e-5

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
 from hmoe import ConfigError
 from hmoe.hub import HMoEForCausalLM, card
-from hmoe.hub.export import Export, export, mixtral
+from hmoe.hub.export import ExportOptions, convert_to_mixtral, export_opened_model
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block
 from hmoe.runs.open_model import open_model
@@ -28,7 +28,7 @@ ROPES: dict[str, dict[str, Any]] = {  # with nothing but what each kind needs
 @pytest.mark.parametrize("kind", list(ROPES))
 def test_every_kind_of_positions(kind: str, form: str, tmp_path: Path) -> None:
     model, ids = opened(rope_scaling=ROPES[kind]), tokens()
-    export(model, tmp_path, tmp_path / "out", Export(form))
+    export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions(form))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     again = open_model(tmp_path / "out", say)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def moe(**router: Any) -> dict[str, Any]:
 def test_options_of_training_do_not_forbid_a_mixtral(router: dict[str, Any]) -> None:
     model, ids = opened(**moe(**router)), tokens()
     set_bias(model.model.blocks, 0.0)
-    weights = mixtral(model)
+    weights = convert_to_mixtral(model)
     plain = MixtralForCausalLM(weights.config).eval()
     plain.load_state_dict(weights.state_dict())
     with torch.no_grad():
@@ -80,10 +80,10 @@ def test_what_counts_when_a_model_reads_forbids_it(router: dict[str, Any], said:
     model = opened(**moe(**router))
     set_bias(model.model.blocks, 0.1)
     if said is None:
-        mixtral(model)
+        convert_to_mixtral(model)
         return
     with pytest.raises(ConfigError) as caught:
-        mixtral(model)
+        convert_to_mixtral(model)
     assert said in str(caught.value)
 
 
@@ -92,7 +92,7 @@ def test_what_counts_when_a_model_reads_forbids_it(router: dict[str, Any], said:
     [("rectified", "depends on its batch"), ("experts choose", "later ones and other texts"), ("top-k", None)],
 )
 def test_the_card_says_when_results_depend_on_the_batch(kind: str, said: str | None, tmp_path: Path) -> None:
-    text = card.text(opened(**MODELS[kind]), tmp_path, "hmoe", False)
+    text = card.format_model_card(opened(**MODELS[kind]), tmp_path, "hmoe", False)
     assert [words for words in ("depends on its batch", "later ones and other texts") if words in text] == (
         [said] if said else []
     )

@@ -11,7 +11,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError
-from hmoe.evaluate.harness import evaluate
+from hmoe.evaluate.harness import evaluate_tasks
 from hmoe.hub.harness import HMoELanguageModel
 from hmoe.runs.open_model import open_model
 from tests.evaluate.helpers import folder
@@ -42,7 +42,7 @@ def simple(benchmarks: Path, arguments: Any, **options: Any) -> dict[str, Any]:
 def test_the_harness_opens_it_by_name(trained: Path, benchmarks: Path) -> None:
     named = simple(benchmarks, f"pretrained={trained},batch_tokens=300")
     opened = open_model(trained, print)
-    ours = evaluate(opened.model, opened.tokenizer, 128, ["piqa", "boolq"], benchmarks)
+    ours = evaluate_tasks(opened.model, opened.tokenizer, 128, ["piqa", "boolq"], benchmarks)
     for name, row in named.items():
         plain, _, _ = accuracies(opened.model, opened.tokenizer, questions(benchmarks, name, 4), 128)
         assert row["acc,none"] == plain

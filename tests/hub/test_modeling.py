@@ -9,18 +9,18 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from hmoe.hub import HMoEConfig, HMoEForCausalLM, HMoEModel
-from hmoe.model.losses import auxiliary, weighted
+from hmoe.model.losses import compute_auxiliary_losses, sum_weighted_losses
 from hmoe.model.transformer import Transformer
 from tests.hub.helpers import KINDS, config, model, tokens
 
 
 def ours(made: HMoEForCausalLM) -> Transformer:
     """The trainer's model with the same weights."""
-    from hmoe.runs.weights import hugging_face_name
+    from hmoe.runs.weights import name_hf_weight
 
     transformer = Transformer(made.config.structure)
     state = made.state_dict()
-    transformer.load_state_dict({name: state[hugging_face_name(name)] for name in transformer.state_dict()})
+    transformer.load_state_dict({name: state[name_hf_weight(name)] for name in transformer.state_dict()})
     return transformer
 
 
@@ -32,7 +32,7 @@ def test_logits_and_loss_are_the_trainers(kind: str) -> None:
     out = made(ids, labels=ids, output_router_logits=True)
     torch.testing.assert_close(out.logits, logits, rtol=1e-6, atol=1e-6)
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    torch.testing.assert_close(out.loss, loss + weighted(auxiliary(routings, moe), moe))
+    torch.testing.assert_close(out.loss, loss + sum_weighted_losses(compute_auxiliary_losses(routings, moe), moe))
     torch.testing.assert_close(made(ids, labels=ids).loss, loss)
     assert len(out.router_logits) == len(made.config.moe_layers)
     for found, routing in zip(out.router_logits, routings, strict=True):

@@ -10,7 +10,7 @@ import torch
 
 from hmoe import TopK, TopP
 from hmoe.kernels import expert_ffn, native
-from hmoe.model.router import route
+from hmoe.model.router import route_tokens
 from hmoe.model.routing import Routing
 from tests import oracles
 
@@ -49,7 +49,7 @@ def arguments(case: str, device: str = "cpu", seed: int = 0) -> tuple[list[torch
     weights = [torch.randn(sum(widths), dim, dtype=torch.float64, generator=generator) / dim**0.5 for _ in range(3)]
     x = torch.randn(tokens, dim, dtype=torch.float64, generator=generator)
     with torch.no_grad():  # in training, top-p on a GPU leaves room behind its pairs, which the oracle does not
-        routing = route(logits.to(device), spec)
+        routing = route_tokens(logits.to(device), spec)
     return [x.to(device), routing.gate_N, *(w.to(device) for w in weights)], routing, widths
 
 
@@ -111,12 +111,12 @@ def largest_errors(truth: list[torch.Tensor], results: list[torch.Tensor]) -> li
 @contextmanager
 def library(variant: str | None) -> Iterator[None]:
     """The C++ library as `conftest.native_libraries` built it, or none."""
-    before = native.library
-    native.library = (lambda: None) if variant is None else (lambda: LIBRARIES[variant])  # type: ignore[assignment]
+    before = native.get_library
+    native.get_library = (lambda: None) if variant is None else (lambda: LIBRARIES[variant])  # type: ignore[assignment]
     try:
         yield
     finally:
-        native.library = before
+        native.get_library = before
 
 
 LIBRARIES: dict[str, object] = {}  # filled by the fixture

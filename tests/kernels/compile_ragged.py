@@ -24,7 +24,7 @@ from hmoe.kernels.ragged.loss import BLOCK, loss_kernel
 from hmoe.kernels.ragged.rotation import ROWS, rotate_kernel
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
-from hmoe.kernels.select import block_size
+from hmoe.kernels.select import choose_block_size
 
 TYPES = {  # of arguments that are not in the precision of the layer
     **dict.fromkeys(("token_N", "expert_N", "plan", "count_E", "width_E", "num_tokens_E"), "*i64"),
@@ -43,7 +43,7 @@ PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {  # kernels without tile shapes
     "combine": (combine_kernel, {"D": 768, "BD": 1024, "E": 8, "PADDED": 8, "GATED": True}),
 }
 for experts in (8, 64, 1024):  # of a router
-    held = {"E": experts, "PADDED": experts, "BLOCK": block_size(experts)}
+    held = {"E": experts, "PADDED": experts, "BLOCK": choose_block_size(experts)}
     scores = {"SIGMOID": False, "RENORMALIZE": True}
     for k in (2, 0):
         flags = {"K": k, "SIGMOID": False, "BIASED": True, "GIVEN": False}

@@ -35,14 +35,14 @@ def native_libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, obje
         patch = pytest.MonkeyPatch()
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("library")))
         try:
-            build.build(flags)
-            loaded = native.load(native.library_path())
+            build.build_library(flags)
+            loaded = native.load_library(native.library_path())
             assert loaded is not None
             libraries[loaded.hmoe_instructions().decode()] = loaded
         except ConfigError as error:
             libraries["why"] = str(error)
         patch.undo()
-        native.library.cache_clear()
+        native.get_library.cache_clear()
     cases.LIBRARIES.update(libraries)
     return libraries
 

@@ -9,7 +9,7 @@ import torch
 from hmoe import ConfigError
 from hmoe.kernels import NAMES as BACKENDS
 from hmoe.kernels import expert_ffn
-from hmoe.kernels.loop import bucket, rows_kept
+from hmoe.kernels.loop import count_loop_rows, round_up_rows
 from tests.kernels.cases import (
     CASES,
     INTERPRETED,
@@ -209,7 +209,7 @@ def test_only_x_pre_activations_and_indices_are_saved(engine_and_dtype: tuple[st
         x, gate, *weights = values
         expert_ffn(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths, backend)
     counts = routing.num_tokens_E.tolist()
-    kept = [rows_kept(values[0], n) for n in counts] if padded(backend, dtype) else counts
+    kept = [count_loop_rows(values[0], n) for n in counts] if padded(backend, dtype) else counts
     pre_activations = 2 * sum(n * h for n, h in zip(kept, widths, strict=True))
     indices = 2 * len(gate) + len(widths)  # token and order of pairs; counts
     assert sum(sizes) == x.numel() + len(gate) + sum(w.numel() for w in weights) + pre_activations + indices
@@ -218,7 +218,7 @@ def test_only_x_pre_activations_and_indices_are_saved(engine_and_dtype: tuple[st
 def padded(backend: str, dtype: torch.dtype) -> bool:
     from hmoe.kernels import native
 
-    return dtype == torch.bfloat16 and not (backend == "cpu" and native.library())
+    return dtype == torch.bfloat16 and not (backend == "cpu" and native.get_library())
 
 
 @pytest.mark.parametrize("default_dtype", [torch.float64, torch.bfloat16])
@@ -329,9 +329,9 @@ def test_the_interpreter_is_on_where_there_is_no_gpu() -> None:
 def test_padding_is_little_and_makes_shapes_recur() -> None:
     x = torch.empty(0, dtype=torch.bfloat16)
     for rows in range(1, 5000):
-        assert rows <= rows_kept(x, rows) == bucket(rows) <= max(1.125 * rows, rows + 31)
-        assert rows_kept(x.float(), rows) == rows
-    assert len({bucket(rows) for rows in range(1, 5000)}) < 45
+        assert rows <= count_loop_rows(x, rows) == round_up_rows(rows) <= max(1.125 * rows, rows + 31)
+        assert count_loop_rows(x.float(), rows) == rows
+    assert len({round_up_rows(rows) for rows in range(1, 5000)}) < 45
 
 
 def test_backends_are_all_here() -> None:

@@ -108,7 +108,9 @@ def test_triton_is_chosen_for_low_precision() -> None:
     ):
         values, routing, widths = arguments("64 experts", "cuda")
         x, gate, *weights = low_gates(values, dtype)
-        assert choice.choose(Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)) == expected
+        assert (
+            choice.choose_backend(Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)) == expected
+        )
 
 
 @pytest.mark.parametrize("spec", SPECS[:2], ids=str)

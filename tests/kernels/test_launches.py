@@ -14,7 +14,7 @@ from triton.runtime.jit import KernelInterface
 import hmoe
 from hmoe import kernels
 from hmoe.kernels import select
-from hmoe.kernels.layer import Layer, room_bound
+from hmoe.kernels.layer import Layer, bound_room
 from hmoe.kernels.ragged import launch, router
 from hmoe.model import losses
 from tests.kernels.cases import INTERPRETED
@@ -80,16 +80,16 @@ def operators(count: Callable[[Callable[[], Any]], int]) -> dict[str, int]:
     moe = hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2)).bfloat16()
     x_TD = torch.randn(TOKENS, DIM).bfloat16()
     logits_TE, rule = torch.randn(TOKENS, len(WIDTHS)), select.Rule(2, 0.0, False, True, 1.0)
-    selected = router.select(logits_TE, None, None, rule)
+    selected = router.launch_selection(logits_TE, None, None, rule)
     weights = [w.detach() for w in (moe.w_gate, moe.w_up, moe.w_down)]
     layer = Layer(x_TD, selected[2], selected[1], selected[4], *weights, WIDTHS)  # type: ignore[arg-type]
-    saved = launch.forward(layer, room_bound(layer))[1]
+    saved = launch.forward_triton(layer, bound_room(layer))[1]
     kept = (logits_TE, selected[5], selected[4], selected[6])
     return {
-        "select_experts": count(lambda: router.select(logits_TE, None, None, rule)),
-        "select_experts_backward": count(lambda: router.select_backward(logits_TE, selected[1], kept, rule)),
-        "expert_ffn": count(lambda: launch.forward(layer, room_bound(layer))),
-        "expert_ffn_backward": count(lambda: launch.backward(layer, saved, x_TD, True)),
+        "select_experts": count(lambda: router.launch_selection(logits_TE, None, None, rule)),
+        "select_experts_backward": count(lambda: router.launch_selection_backward(logits_TE, selected[1], kept, rule)),
+        "expert_ffn": count(lambda: launch.forward_triton(layer, bound_room(layer))),
+        "expert_ffn_backward": count(lambda: launch.backward_triton(layer, saved, x_TD, True)),
     }
 
 
@@ -98,7 +98,7 @@ def test_launches_of_a_layer_are_less_than_half_of_what_they_were(
 ) -> None:
     within = operators(inside)
     monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: True)
-    monkeypatch.setattr(kernels, "resolve", lambda name, layer: "triton")
+    monkeypatch.setattr(kernels, "resolve_backend", lambda name, layer: "triton")
     layers = [hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2)).to("meta") for _ in range(LAYERS)]
     for moe in layers:
         moe.check_finite = False
@@ -109,7 +109,7 @@ def test_launches_of_a_layer_are_less_than_half_of_what_they_were(
         for moe in layers:
             y, routing = moe(y)
             routings.append(routing)
-        terms = losses.auxiliary(routings, hmoe_config())
+        terms = losses.compute_auxiliary_losses(routings, hmoe_config())
         (y.sum() + sum(terms.values())).backward()
     inner = sum(within[name] for name in launches.operators)
     per_layer = (launches.count + inner) / LAYERS

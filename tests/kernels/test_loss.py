@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("unwritten_is_nan"), pytest.mark.parametri
 
 @pytest.mark.parametrize(("tokens", "vocab", "chunk"), [(0, 5, 2), (1, 3, 8), (7, 300, 3), (5, 4097, 8)])
 def test_it_is_pytorchs_loss(tokens: int, vocab: int, chunk: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "fuses", lambda logits: logits.dtype == torch.float32)
+    monkeypatch.setattr(module, "can_fuse", lambda logits: logits.dtype == torch.float32)
     x, w = torch.randn(tokens, 6, device=device), torch.randn(vocab, 6, device=device)
     target = torch.randint(vocab, (tokens,), device=device)
     if tokens > 2:

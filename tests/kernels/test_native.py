@@ -67,37 +67,37 @@ def test_the_build_command_builds_what_is_then_found(tmp_path: Path) -> None:
         return
     assert result.returncode == 0
     assert result.stdout.startswith("hmoe: built (")
-    code = "from hmoe.kernels import native; assert native.library() is not None; print(native.describe())"
+    code = "from hmoe.kernels import native; assert native.get_library() is not None; print(native.describe_library())"
     shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert shown.stdout.startswith("built (")
 
 
 def test_what_stands_in_the_way_of_a_build_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "features", lambda: {"avx2"})
+    monkeypatch.setattr(native, "read_processor_features", lambda: {"avx2"})
     with pytest.raises(ConfigError, match="nothing to build: this processor lacks avx512f"):
-        build.build()
-    assert native.describe().startswith("not for this machine: this processor lacks")
-    monkeypatch.setattr(native, "obstacle", lambda: None)
+        build.build_library()
+    assert native.describe_library().startswith("not for this machine: this processor lacks")
+    monkeypatch.setattr(native, "explain_obstacle", lambda: None)
     monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler found, looked for no-such-compiler"):
-        build.build()
-    assert "not built: bfloat16 layers were 1.5 to 3 times faster" in native.describe()
-    assert "needs a C++ compiler (no-such-compiler)" in native.describe()
+        build.build_library()
+    assert "not built: bfloat16 layers were 1.5 to 3 times faster" in native.describe_library()
+    assert "needs a C++ compiler (no-such-compiler)" in native.describe_library()
 
 
 def test_a_failing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     compiler = tmp_path / "g++"
     compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no' >&2\nexit 1\n")
     compiler.chmod(0o755)
-    monkeypatch.setattr(native, "obstacle", lambda: None)
+    monkeypatch.setattr(native, "explain_obstacle", lambda: None)
     monkeypatch.setattr(native, "COMPILERS", (str(compiler),))
     with pytest.raises(HMoEError, match=r"g\+\+ failed: x.cpp:1: error: no"):
-        build.build()
+        build.build_library()
 
 
 def test_another_source_or_processor_is_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = native.library_path()
-    monkeypatch.setattr(native, "features", lambda: {"avx512f"})
+    monkeypatch.setattr(native, "read_processor_features", lambda: {"avx512f"})
     second = native.library_path()
     (tmp_path / "a.cpp").write_text("int x;")
     monkeypatch.setattr(native, "SOURCES", tmp_path)
@@ -106,7 +106,7 @@ def test_another_source_or_processor_is_another_library(monkeypatch: pytest.Monk
 
 def test_a_damaged_library_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "kernels.so").write_bytes(b"not a library")
-    assert native.load(tmp_path / "kernels.so") is None
+    assert native.load_library(tmp_path / "kernels.so") is None
 
 
 def test_a_cache_that_cannot_be_written_is_one_line() -> None:
@@ -122,7 +122,7 @@ def test_no_memory_is_an_error_and_no_abort(native_libraries: dict[str, object])
     code = """
 import resource, sys, torch
 from hmoe.kernels import native, expert_ffn
-native.library = lambda: native.load(sys.argv[1])
+native.get_library = lambda: native.load_library(sys.argv[1])
 torch.set_num_threads(2)
 x = torch.zeros(4096, 512, dtype=torch.bfloat16)
 w = torch.zeros(3, 4096, 512, dtype=torch.bfloat16)

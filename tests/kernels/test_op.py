@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 import hmoe
 from hmoe.kernels import choice, expert_ffn
-from hmoe.kernels.layer import Layer, exact_room, room_bound
+from hmoe.kernels.layer import Layer, bound_room, count_room
 from hmoe.kernels.op import forward_op
-from hmoe.model.router import route
+from hmoe.model.router import route_tokens
 from tests.kernels.cases import arguments
 
 pytestmark = pytest.mark.filterwarnings(
@@ -50,7 +50,7 @@ def test_torch_library_finds_no_fault() -> None:
     x, gate, *weights = (v.float().requires_grad_() for v in values)
     layer = Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)
     for name in ("loop", "cpu", ""):
-        torch.library.opcheck(forward_op, (*layer, exact_room(choice.backend("loop"), layer), name))
+        torch.library.opcheck(forward_op, (*layer, count_room(choice.get_backend("loop"), layer), name))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -77,10 +77,10 @@ def test_new_token_numbers_and_routings_do_not_compile_again(spec: hmoe.TopK | h
 
 def test_a_whole_model_compiles_whole() -> None:
     from hmoe.model.cross_entropy import cross_entropy
-    from hmoe.model.transformer import build
+    from hmoe.model.transformer import build_transformer
     from tests.model.test_transformer import config
 
-    model = build(config(kv_heads=2), 0)
+    model = build_transformer(config(kv_heads=2), 0)
     tokens = torch.randint(0, 29, (2, 7))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for shape in ((2, 7), (3, 11), (5, 4)):  # compiled for the first, then for all
@@ -101,8 +101,8 @@ def test_a_whole_model_compiles_whole() -> None:
 def test_compiled_top_p_pads_its_pairs_and_top_k_does_not() -> None:
     logits = torch.randn(9, 4)
     for spec, pairs in ((hmoe.TopK(2), 18), (hmoe.TopP(0.6), 36)):
-        eager = route(logits, spec)
-        routing = torch.compile(route, fullgraph=True, backend="eager")(logits, spec)
+        eager = route_tokens(logits, spec)
+        routing = torch.compile(route_tokens, fullgraph=True, backend="eager")(logits, spec)
         real = int(routing.num_tokens_E.sum())
         assert len(routing.token_N) == pairs
         assert len(eager.token_N) == real
@@ -197,7 +197,7 @@ def test_the_choice_by_device_and_dtype() -> None:
     def of(device: str, dtype: torch.dtype, experts: int = 16, tokens: int = 64) -> str:
         x, ints = torch.empty(tokens, 32, dtype=dtype, device=device), torch.empty(2 * tokens, device=device)
         weights = (torch.empty(0, device=device),) * 3
-        return choice.choose(Layer(x, ints.long(), ints, ints, *weights, (16,) * experts))
+        return choice.choose_backend(Layer(x, ints.long(), ints, ints, *weights, (16,) * experts))
 
     assert of("cpu", torch.float64) == of("meta", torch.float64) == "reference"
     assert of("cpu", torch.float32) == of("cpu", torch.bfloat16) == "cpu"
@@ -212,12 +212,12 @@ def test_the_bound_holds_for_every_routing(tokens: int) -> None:
         if seed % 2:
             logits[:, 1] += 40  # the widest takes everything
         for spec in (hmoe.TopK(1), hmoe.TopK(2), hmoe.TopK(4), hmoe.TopP(0.7)):
-            routing = route(logits, spec)
+            routing = route_tokens(logits, spec)
             for dtype in (torch.float32, torch.bfloat16):
                 pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E)
                 layer = Layer(logits.to(dtype), *pairs, *(logits,) * 3, widths)
                 for name in ("loop", "cpu"):
-                    assert exact_room(choice.backend(name), layer) <= room_bound(layer)
+                    assert count_room(choice.get_backend(name), layer) <= bound_room(layer)
 
 
 @pytest.mark.parametrize("tokens", [1025, 2049])
@@ -281,10 +281,10 @@ def test_the_choice_on_a_gpu(
         def __init__(self) -> None:
             self.dtype = dtype
 
-    monkeypatch.setattr(choice, "refusal", lambda name, layer: refused)
+    monkeypatch.setattr(choice, "explain_refusal", lambda name, layer: refused)
     pairs = torch.empty(2 * tokens, device="meta")
     layer = Layer(OnGpu(), pairs, pairs, pairs, pairs, pairs, pairs, (2208,) * experts)  # type: ignore[arg-type]
-    assert choice.choose(layer) == expected
+    assert choice.choose_backend(layer) == expected
 
 
 def test_deepcopy_and_state_dict_know_nothing_of_backends() -> None:

@@ -46,11 +46,11 @@ def test_low_precision_rounds_once(device: str) -> None:
 
 
 def test_the_gradient_is_rotated_back(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotary, "fuses", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(rotary, "can_fuse", lambda x: x.dtype == torch.float32)
     table_ = table(1, 5, 4, device)
     x = torch.randn(2, 3, 5, 8, device=device, requires_grad=True)
     twin = x.detach().double().requires_grad_()
     weight = torch.randn(2, 3, 5, 8, device=device)
-    (rotary.rotate(x, table_) * weight).sum().backward()
-    (rotary.rotate(twin, tuple(t.double() for t in table_)) * weight).sum().backward()  # type: ignore[arg-type]
+    (rotary.rotate_heads(x, table_) * weight).sum().backward()
+    (rotary.rotate_heads(twin, tuple(t.double() for t in table_)) * weight).sum().backward()  # type: ignore[arg-type]
     torch.testing.assert_close(x.grad, twin.grad, check_dtype=False, rtol=1e-5, atol=1e-5)

@@ -6,8 +6,8 @@ import torch
 import hmoe
 from hmoe.kernels import select
 from hmoe.model.decisions import Decisions
-from hmoe.model.router import RouterLayer, route
-from hmoe.model.routing import Circumstances, Hints, Routing
+from hmoe.model.router import RouterLayer, route_tokens
+from hmoe.model.routing import RouterInputs, RouterState, Routing
 from tests.kernels.cases import INTERPRETED
 
 SPECS: dict[str, hmoe.TopK | hmoe.TopP] = {
@@ -33,9 +33,9 @@ def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: logits_TE.dtype == torch.float32)
 
 
-def make_circumstances(name: str, experts: int, device: str) -> Circumstances:
+def make_circumstances(name: str, experts: int, device: str) -> RouterState:
     bias_E = torch.linspace(-0.3, 0.3, experts, device=device) if name == "bias" else None
-    return Circumstances((1,) * experts, bias_E)
+    return RouterState((1,) * experts, bias_E)
 
 
 def both(logits_TE: torch.Tensor, name: str) -> tuple[tuple[Routing, torch.Tensor], tuple[Routing, torch.Tensor]]:
@@ -46,7 +46,7 @@ def both(logits_TE: torch.Tensor, name: str) -> tuple[tuple[Routing, torch.Tenso
         circumstances = make_circumstances(name, leaf.shape[1], leaf.device.type)
         bias_E = circumstances.bias_E
         circumstances = circumstances._replace(bias_E=None if bias_E is None else bias_E.to(dtype))
-        routing = route(leaf, SPECS[name], circumstances)
+        routing = route_tokens(leaf, SPECS[name], circumstances)
         used = int(routing.num_tokens_E.sum())
         weight_N = torch.linspace(-1, 2, len(routing.gate_N), dtype=dtype, device=leaf.device)[:used]
         weight_TE = torch.linspace(-1, 1, leaf.numel(), dtype=dtype, device=leaf.device).view_as(leaf)
@@ -100,7 +100,7 @@ def test_rows_that_are_not_finite_choose_and_give_nan(name: str, device: str) ->
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, of the interpreter
 def test_scores_that_underflow_have_finite_gradients(device: str) -> None:
     logits_TE = torch.full((3, 4), -200.0, device=device, requires_grad=True)
-    route(logits_TE, SPECS["sigmoid"], make_circumstances("sigmoid", 4, device)).gate_N.sum().backward()
+    route_tokens(logits_TE, SPECS["sigmoid"], make_circumstances("sigmoid", 4, device)).gate_N.sum().backward()
     assert logits_TE.grad is not None
     assert logits_TE.grad.isfinite().all()
 
@@ -110,11 +110,11 @@ def test_a_recomputation_that_rounds_otherwise_chooses_the_same(name: str, devic
     decisions = Decisions()
     first_TE, given = (
         torch.randn(50, 8, device=device),
-        make_circumstances(name, 8, device)._replace(hints=Hints(decisions=decisions)),
+        make_circumstances(name, 8, device)._replace(hints=RouterInputs(decisions=decisions)),
     )
-    first = route(first_TE, SPECS[name], given)
+    first = route_tokens(first_TE, SPECS[name], given)
     decisions.begin()
-    again = route(-first_TE, SPECS[name], given)
+    again = route_tokens(-first_TE, SPECS[name], given)
     assert torch.equal(first.token_N, again.token_N)
     assert torch.equal(first.expert_N, again.expert_N)
     assert not torch.equal(first.gate_N, again.gate_N)
@@ -125,7 +125,7 @@ def test_only_what_is_asked_for_is_differentiated(device: str) -> None:
         leaf = torch.randn(20, 8, device=device, requires_grad=True)
         twin = leaf.detach().double().requires_grad_()
         for logits_TE in (leaf, twin):
-            value = getattr(route(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device)), field)
+            value = getattr(route_tokens(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device)), field)
             (value * torch.arange(value.numel(), device=device).view_as(value)).sum().backward()
         torch.testing.assert_close(leaf.grad, twin.grad, check_dtype=False, rtol=1e-5, atol=1e-4)
 
@@ -144,7 +144,7 @@ def test_a_router_layer_uses_them_and_serves_exact_pairs_without_gradients(devic
 
 def test_a_second_derivative_is_refused(device: str) -> None:
     logits_TE = torch.randn(5, 8, device=device, requires_grad=True)
-    routing = route(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device))
+    routing = route_tokens(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device))
     (first,) = torch.autograd.grad(routing.gate_N.square().sum(), logits_TE, create_graph=True)
     with pytest.raises(RuntimeError, match="second derivatives of a router"):
         first.sum().backward()
@@ -164,4 +164,4 @@ def test_other_routers_are_computed_by_the_definition(
     spec: hmoe.TopK | hmoe.ExpertChoice, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(select, "select_op", None)
-    assert route(torch.randn(16, 8, device=device), spec).gate_N.isfinite().all()
+    assert route_tokens(torch.randn(16, 8, device=device), spec).gate_N.isfinite().all()

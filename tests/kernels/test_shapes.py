@@ -11,7 +11,7 @@ from triton.runtime.errors import OutOfResources
 
 from hmoe import ConfigError, TopK
 from hmoe.kernels.ragged import launch, shapes
-from hmoe.kernels.ragged.shapes import LAUNCHES, SIZES, TileShape, choose_shape, forced, size_of
+from hmoe.kernels.ragged.shapes import LAUNCHES, SIZES, TileShape, choose_shape, force_shapes, name_size
 from tests.kernels.cases import CASES, INTERPRETED, NAMES, arguments, known, largest_errors, low_gates, run
 
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
@@ -37,7 +37,7 @@ def test_every_shape_gives_the_oracle_whatever_ran_before(
     monkeypatch.setitem(CASES, "two experts", (16, (32, 16), TopK(2), 3))
     values, routing, widths, grad, truth = known("two experts", "cpu", 0, torch.float32)
     for tile in (shape, again):
-        with forced(dict.fromkeys(LAUNCHES, tile)):
+        with force_shapes(dict.fromkeys(LAUNCHES, tile)):
             results = run("triton", low_gates(values, torch.float32), routing, widths, grad)
         for name, error in zip(NAMES, largest_errors(truth, results), strict=True):
             assert error < 1e-5, f"{name}: {error}"  # NaN too
@@ -57,10 +57,10 @@ def test_tables_are_whole() -> None:
 
 def test_the_choice_depends_on_sizes_that_the_host_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "INTERPRETED", False)
-    monkeypatch.setattr(shapes, "table_name", lambda device: "hopper")
-    assert size_of("up", 8192, 1536, 768) == "wide"
-    assert size_of("up", 8192, 192, 768) == "narrow"
-    assert size_of("up", 16, 1536, 768) == size_of("dx", 8192, 1536, 128) == "few"
+    monkeypatch.setattr(shapes, "name_table", lambda device: "hopper")
+    assert name_size("up", 8192, 1536, 768) == "wide"
+    assert name_size("up", 8192, 192, 768) == "narrow"
+    assert name_size("up", 16, 1536, 768) == name_size("dx", 8192, 1536, 128) == "few"
     assert choose_shape("up", (8192, 1536, 768), torch.bfloat16, CPU) == TileShape(128, 128, 64, 8, 4, 1)
     assert choose_shape("up", (8192, 192, 768), torch.bfloat16, CPU) == TileShape(128, 64, 64, 4, 3, 2)
     assert choose_shape("down", (8192, 1536, 768), torch.float32, CPU) == shapes.FLOAT32["down"]["wide"]
@@ -72,24 +72,24 @@ def test_a_gpu_with_less_shared_memory_uses_the_portable_table(monkeypatch: pyte
 
     monkeypatch.setattr(shapes, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
-    shapes.table_name.cache_clear()
-    assert shapes.table_name(CPU) == "portable"
+    shapes.name_table.cache_clear()
+    assert shapes.name_table(CPU) == "portable"
     Properties.shared_memory_per_block_optin = 227 * 1024
-    shapes.table_name.cache_clear()
-    assert shapes.table_name(CPU) == "hopper"
-    shapes.table_name.cache_clear()
+    shapes.name_table.cache_clear()
+    assert shapes.name_table(CPU) == "hopper"
+    shapes.name_table.cache_clear()
 
 
 def test_a_file_of_ones_own_replaces_shapes_and_is_told(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "table_name", lambda device: "portable")
+    monkeypatch.setattr(shapes, "name_table", lambda device: "portable")
     before = shapes.HOPPER["up"]["few"]
     own_file.write_text(json.dumps({"tiles": {"up": {"few": [32, 64, 32, 4, 2, 1]}}}))
     assert choose_shape("up", (16, 64, 64), torch.bfloat16, CPU) == TileShape(32, 64, 32, 4, 2, 1)
     assert choose_shape("up", (1024, 64, 64), torch.bfloat16, CPU) == before
-    described = shapes.describe(CPU)
+    described = shapes.describe_table(CPU)
     own_file.write_text(json.dumps({"tiles": {}}))
     shapes._own_shapes.cache_clear()
-    assert described != shapes.describe(CPU)
+    assert described != shapes.describe_table(CPU)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 import hmoe
 from hmoe import ConfigError
-from hmoe.model.capacity import accept, limits
+from hmoe.model.capacity import accept_choices, count_capacity
 from tests import oracles
 
 WIDTHS = (5, 16, 3, 24)
@@ -181,19 +181,24 @@ def test_evaluation_has_its_own_factor() -> None:
 
 def test_first_choices_come_before_second_ones() -> None:
     order = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 2]])
-    kept = accept(order, torch.tensor([2, 2, 1]), torch.arange(4))
+    kept = accept_choices(order, torch.tensor([2, 2, 1]), torch.arange(4))
     assert kept.tolist() == [[True, False], [True, False], [True, False], [True, True]]
-    kept = accept(order, torch.tensor([1, 1, 1]), torch.tensor([3, 2, 1, 0]))  # the last token first
+    kept = accept_choices(order, torch.tensor([1, 1, 1]), torch.tensor([3, 2, 1, 0]))  # the last token first
     assert kept.tolist() == [[False, False], [False, False], [True, False], [True, True]]
 
 
 def test_limits() -> None:
-    assert limits(hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True, torch.device("cpu")).tolist() == [10] * 4
     assert (
-        limits(hmoe.TopK(1, capacity_factor=1.0, min_capacity=4), 8, (1, 1, 1, 1), True, torch.device("cpu")).tolist()
+        count_capacity(hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True, torch.device("cpu")).tolist()
+        == [10] * 4
+    )
+    assert (
+        count_capacity(
+            hmoe.TopK(1, capacity_factor=1.0, min_capacity=4), 8, (1, 1, 1, 1), True, torch.device("cpu")
+        ).tolist()
         == [4] * 4
     )
-    assert limits(
+    assert count_capacity(
         hmoe.TopK(1, capacity_factor=1.0, capacity_by="width"), 100, (9, 11, 30), True, torch.device("cpu")
     ).tolist() == [
         18,
@@ -201,7 +206,7 @@ def test_limits() -> None:
         60,
     ]
     assert (
-        limits(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True, torch.device("cpu")).tolist() == [2] * 7
+        count_capacity(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True, torch.device("cpu")).tolist() == [2] * 7
     )  # 2.0000000000000004 in floats
 
 

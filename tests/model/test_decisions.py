@@ -8,17 +8,17 @@ import torch
 
 from hmoe.config import recipes
 from hmoe.model.attention import Sequences
-from hmoe.model.decisions import Decisions, decide
+from hmoe.model.decisions import Decisions, recall_or_decide
 from hmoe.model.router import RouterLayer
-from hmoe.model.routing import Hints, Routing
-from hmoe.model.transformer import Transformer, build, set_check_finite
+from hmoe.model.routing import RouterInputs, Routing
+from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
 from tests.conftest import tiny
 
 KINDS = ("tiny", "tiny-topp", "tiny-gshard", "tiny-rectify", "tiny-expert-choice", "tiny-deepseek")
 
 
 def recomputed(preset: str) -> Transformer:
-    model = build(recipes.load(preset, tiny(preset))[1].model, 0)
+    model = build_transformer(recipes.read_recipe(preset, tiny(preset))[1].model, 0)
     set_check_finite(model, False)
     model.activation_checkpointing = True
     for module in model.modules():
@@ -33,7 +33,7 @@ def test_the_second_pass_routes_as_the_first(preset: str, monkeypatch: pytest.Mo
     model, passes = recomputed(preset), list[tuple[Any, Routing]]()
     forward = RouterLayer.forward
 
-    def rounding(self: RouterLayer, x_TD: torch.Tensor, hints: Hints) -> Routing:
+    def rounding(self: RouterLayer, x_TD: torch.Tensor, hints: RouterInputs) -> Routing:
         again = any(layer is self for layer, _ in passes)
         routing = forward(self, -x_TD if again else x_TD, hints)
         passes.append((self, routing))
@@ -54,5 +54,5 @@ def test_decisions_are_recalled_in_order() -> None:
     decisions = Decisions()
     for turn in range(3):
         decisions.begin()
-        assert [decide(decisions, functools.partial(int, n + 10 * turn)) for n in (1, 2)] == [1, 2]
-    assert decide(None, lambda: 7) == 7
+        assert [recall_or_decide(decisions, functools.partial(int, n + 10 * turn)) for n in (1, 2)] == [1, 2]
+    assert recall_or_decide(None, lambda: 7) == 7

@@ -7,8 +7,8 @@ import torch
 
 import hmoe
 from hmoe import ConfigError
-from hmoe.model.hyper import HyperNetwork, distinct, selected
-from hmoe.model.transformer import build
+from hmoe.model.hyper import HyperNetwork, find_distinct_selections, find_selected
+from hmoe.model.transformer import build_transformer
 from tests import oracles
 from tests.model.test_moe_parts import DIM, SPECS, draw_x_and_grad, make_layer, take_out
 from tests.model.test_transformer import config
@@ -62,7 +62,7 @@ def test_selections_of_many_experts() -> None:
     for experts in (8, 70):
         moe = hmoe.MoE(DIM, (2,) * experts, hmoe.TopK(3))
         _, routing = moe(torch.randn(40, DIM))
-        sets, which = distinct(selected(routing))
+        sets, which = find_distinct_selections(find_selected(routing))
         expected = torch.zeros(40, experts, dtype=torch.bool)
         expected[routing.token_N, routing.expert_N] = True
         assert torch.equal(sets[which], expected)
@@ -90,7 +90,7 @@ def test_the_published_size() -> None:
 
 
 def test_layers_that_share_a_hypernetwork_differ_by_their_embedding() -> None:
-    model = build(config(moe={"widths": [5, 9, 4], "hyper": {"dim": 5}}), 1)
+    model = build_transformer(config(moe={"widths": [5, 9, 4], "hyper": {"dim": 5}}), 1)
     assert [block.ffn.hyper.layer for block in model.blocks] == [0, 1]
     with pytest.raises(ConfigError, match="hyper_network is missing"):
         model.blocks[0].ffn(torch.randn(2, model.config.dim))

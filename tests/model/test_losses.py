@@ -2,14 +2,14 @@ import pytest
 import torch
 
 import hmoe
-from hmoe.model.router import route
+from hmoe.model.router import route_tokens
 from tests import oracles
 
 WIDTHS = (3, 5, 8, 16)
 
 
 def routing(spec: hmoe.TopK | hmoe.TopP = hmoe.TopP(0.6), scale: float = 2.0) -> hmoe.Routing:  # noqa: B008
-    return route((scale * torch.randn(23, 4, dtype=torch.float64)).requires_grad_(), spec)
+    return route_tokens((scale * torch.randn(23, 4, dtype=torch.float64)).requires_grad_(), spec)
 
 
 def choices(r: hmoe.Routing) -> list[list[int]]:
@@ -39,14 +39,14 @@ def test_uniform_routing_gives_the_number_of_experts_per_token() -> None:
 def test_minimising_the_entropy_sharpens_the_router() -> None:
     logits = torch.tensor([[0.5, 0.0, -0.5, 0.0]], dtype=torch.float64, requires_grad=True)
     before = torch.softmax(logits, 1).max()
-    hmoe.router_entropy(route(logits, hmoe.TopP(0.6))).backward()
+    hmoe.router_entropy(route_tokens(logits, hmoe.TopP(0.6))).backward()
     assert logits.grad is not None
     assert torch.softmax(logits - 0.1 * logits.grad, 1).max() > before
 
 
 def test_entropy_of_a_certain_router_is_zero_with_finite_gradients() -> None:
     logits = torch.tensor([[2000.0, 0.0, -2000.0]], requires_grad=True)
-    loss = hmoe.router_entropy(route(logits, hmoe.TopK(1)))
+    loss = hmoe.router_entropy(route_tokens(logits, hmoe.TopK(1)))
     loss.backward()
     assert loss == 0
     assert logits.grad is not None
@@ -60,7 +60,7 @@ def test_entropy_scale() -> None:
 
 def test_penalty_pushes_down_experts_that_are_popular_and_large() -> None:
     logits = torch.zeros(10, 4, dtype=torch.float64, requires_grad=True)
-    hmoe.parameter_penalty(route(logits, hmoe.TopP(1.0)), WIDTHS).backward()
+    hmoe.parameter_penalty(route_tokens(logits, hmoe.TopP(1.0)), WIDTHS).backward()
     assert logits.grad is not None
     assert logits.grad.sum(0).tolist() == sorted(logits.grad.sum(0).tolist())
 

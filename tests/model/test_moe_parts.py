@@ -9,10 +9,10 @@ import torch
 import hmoe
 from hmoe import ConfigError
 from hmoe.config import recipes
-from hmoe.config.counts import parameters_by_part
+from hmoe.config.counts import count_parameters
 from hmoe.config.run import RunConfig
 from hmoe.model.hyper import HyperNetwork
-from hmoe.model.transformer import build
+from hmoe.model.transformer import build_transformer
 from tests import oracles
 from tests.model.test_transformer import config
 
@@ -68,8 +68,8 @@ PARTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("parts", [*PARTS, {k: v for part in PARTS for k, v in part.items()}], ids="+".join)
 def test_models_have_the_parameters_that_are_counted(parts: dict[str, Any]) -> None:
-    model = build(config(ffn=11, moe={"widths": [5, 9, 4], "dense_layers": [0], **parts}), 1)
-    counted = parameters_by_part(model.config)
+    model = build_transformer(config(ffn=11, moe={"widths": [5, 9, 4], "dense_layers": [0], **parts}), 1)
+    counted = count_parameters(model.config)
     assert sum(counted.values()) == sum(p.numel() for p in model.parameters())
     assert counted["hyper"] == sum(p.numel() for name, p in model.named_parameters() if "hyper" in name)
     networks = [name for name, module in model.named_modules() if isinstance(module, HyperNetwork)]
@@ -99,10 +99,13 @@ def test_models_have_the_parameters_that_are_counted(parts: dict[str, Any]) -> N
             "true_gates has no effect",
         ),
         (
-            lambda: recipes.load("tiny", ["model.moe.zero={copy: 1, balance: 0.5}"]),
+            lambda: recipes.read_recipe("tiny", ["model.moe.zero={copy: 1, balance: 0.5}"]),
             "balance has no effect while load_balance",
         ),
-        (lambda: recipes.load("tiny-expert-choice", ["model.moe.load_balance=0.1"]), "load_balance has no effect"),
+        (
+            lambda: recipes.read_recipe("tiny-expert-choice", ["model.moe.load_balance=0.1"]),
+            "load_balance has no effect",
+        ),
     ],
 )
 def test_parts_that_cannot_work(make: Any, message: str) -> None:
@@ -111,7 +114,7 @@ def test_parts_that_cannot_work(make: Any, message: str) -> None:
 
 
 def test_recipes_hold_all_of_it() -> None:
-    tree = recipes.load("tiny")[1].model_dump(mode="json")
+    tree = recipes.read_recipe("tiny")[1].model_dump(mode="json")
     tree["model"]["moe"] |= {k: v for part in PARTS for k, v in part.items()}
     config_ = RunConfig.model_validate(tree)
     assert config_.model.moe is not None

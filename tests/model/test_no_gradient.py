@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 import hmoe
 from hmoe import ConfigError
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.rotary import rotate
+from hmoe.model.rotary import rotate_heads
 
 WIDTHS = (4, 9, 6)
 LOSSES: dict[str, Callable[[hmoe.Routing], torch.Tensor]] = {
@@ -66,7 +66,7 @@ def test_second_derivatives_are_right_or_refused_in_one_line() -> None:
     assert torch.autograd.gradgradcheck(lambda x: moe(x)[0], x)  # float64: the definition
     table = (torch.randn(1, 1, 3, 2, dtype=torch.float64), torch.randn(1, 1, 3, 2, dtype=torch.float64))
     heads = torch.randn(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradgradcheck(lambda heads: rotate(heads, table).square(), heads)
+    assert torch.autograd.gradgradcheck(lambda heads: rotate_heads(heads, table).square(), heads)
     moe = moe.float()
     weight = torch.randn(5, 8, requires_grad=True)
     for name, run in {

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from hmoe.model.noise import _GAMMA, _mix_bits, uniform
+from hmoe.model.noise import _GAMMA, _mix_bits, draw_seeded_uniform
 
 
 def test_noise_is_a_function_of_its_seed() -> None:
-    first = uniform(7, (300, 40), torch.device("cpu"))
-    assert torch.equal(first, uniform(torch.tensor(7), (300, 40), torch.device("cpu")))
-    assert not torch.equal(first, uniform(8, (300, 40), torch.device("cpu")))
-    assert uniform(2**80, (3,), torch.device("cpu")).shape == (3,)
+    first = draw_seeded_uniform(7, (300, 40), torch.device("cpu"))
+    assert torch.equal(first, draw_seeded_uniform(torch.tensor(7), (300, 40), torch.device("cpu")))
+    assert not torch.equal(first, draw_seeded_uniform(8, (300, 40), torch.device("cpu")))
+    assert draw_seeded_uniform(2**80, (3,), torch.device("cpu")).shape == (3,)
     assert 0 < first.min() < 0.001
     assert 0.999 < first.max() < 1
     assert first.mean().item() == pytest.approx(0.5, abs=0.01)

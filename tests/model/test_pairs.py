@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hmoe import ExpertChoice, TopK, TopP
-from hmoe.model.router import route
+from hmoe.model.router import route_tokens
 from hmoe.specs.routers.base import RouterSpec
 
 
@@ -32,10 +32,10 @@ def test_they_are_those_that_nonzero_finds_and_no_scan_runs_over_the_tokens(
     for tokens in (0, 1, 9, 130):
         logits = torch.randn(tokens, 5)
         logits[:, 2] -= 40  # an expert without tokens
-        eager = route(logits, spec)
+        eager = route_tokens(logits, spec)
         with monkeypatch.context() as patch, scans:
             patch.setattr(torch.compiler, "is_compiling", lambda: True)
-            fixed = route(logits, spec)
+            fixed = route_tokens(logits, spec)
         real = int(eager.num_tokens_E.sum())
         for name in ("token_N", "expert_N", "gate_N"):
             assert torch.equal(getattr(fixed, name)[:real], getattr(eager, name))

@@ -8,9 +8,9 @@ import torch
 from hmoe.model import precision
 
 QUESTIONS: tuple[Callable[[torch.device], object], ...] = (
-    precision.autocast_dtype,
-    precision.without_autocast,
-    lambda device: precision.mixed_precision(device, on=False),
+    precision.find_autocast_dtype,
+    precision.disable_autocast,
+    lambda device: precision.use_mixed_precision(device, on=False),
 )
 
 
@@ -31,10 +31,10 @@ def test_a_compiler_never_sees_whether_a_device_knows_autocast(
 
 def test_a_device_without_autocast_has_none() -> None:
     meta = torch.device("meta")
-    assert precision.autocast_dtype(meta) is None
-    with precision.without_autocast(meta), precision.mixed_precision(meta, on=False):
+    assert precision.find_autocast_dtype(meta) is None
+    with precision.disable_autocast(meta), precision.use_mixed_precision(meta, on=False):
         pass
     with torch.autocast("cpu", torch.bfloat16):
-        assert precision.autocast_dtype(torch.device("cpu")) is torch.bfloat16
-        with precision.without_autocast(torch.device("cpu")):
-            assert precision.autocast_dtype(torch.device("cpu")) is None
+        assert precision.find_autocast_dtype(torch.device("cpu")) is torch.bfloat16
+        with precision.disable_autocast(torch.device("cpu")):
+            assert precision.find_autocast_dtype(torch.device("cpu")) is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.model.rotary import rotary, rotate
+from hmoe.model.rotary import compute_rotary, rotate_heads
 from hmoe.specs.rope import RopeScaling
 from tests import oracles
 
@@ -55,7 +55,7 @@ def test_tables_are_those_of_transformers(scaling: RopeScaling, theirs: dict[str
     positions = torch.arange(length)[None]
     like = torch.zeros(1)
     cos, sin = LlamaRotaryEmbedding(config)(like, positions)
-    ours = rotary(positions, 32, 5000.0, scaling, like)
+    ours = compute_rotary(positions, 32, 5000.0, scaling, like)
     torch.testing.assert_close(ours[0][:, 0], cos[..., :16], rtol=1e-4, atol=2e-5)
     torch.testing.assert_close(ours[1][:, 0], sin[..., :16], rtol=1e-4, atol=2e-5)
 
@@ -63,7 +63,7 @@ def test_tables_are_those_of_transformers(scaling: RopeScaling, theirs: dict[str
 def test_rotation_is_the_oracle_at_any_positions() -> None:
     x = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     positions = torch.tensor([[0, 1, 2, 3], [7, 2, 100, 2]])
-    out = rotate(x, rotary(positions, 6, 100.0, None, x))
+    out = rotate_heads(x, compute_rotary(positions, 6, 100.0, None, x))
     for b in range(2):
         for h in range(3):
             for position in range(4):

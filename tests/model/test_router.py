@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 import hmoe
 from hmoe import ConfigError, TopK, TopP
-from hmoe.model.router import RouterLayer, route
-from hmoe.model.routing import Circumstances, Hints
+from hmoe.model.router import RouterLayer, route_tokens
+from hmoe.model.routing import RouterInputs, RouterState
 from tests import oracles
 
 LOGITS = st.floats(-30, 30, width=32)
 
 
 def sets(logits_TE: torch.Tensor, spec: TopK | TopP) -> list[list[int]]:
-    routing = route(logits_TE, spec)
+    routing = route_tokens(logits_TE, spec)
     chosen: list[list[int]] = [[] for _ in logits_TE]
     for token, expert in zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True):
         chosen[token].append(expert)
@@ -36,7 +36,7 @@ def test_selection_is_the_oracle_and_gates_sum_to_one(rows: list[list[float]], k
         limit = {"k": spec.k} if isinstance(spec, TopK) else {"p": spec.p}
         expected = [sorted(oracles.chosen(row, **limit)) for row in logits]
         assert sets(logits, spec) == expected
-        routing = route(logits, spec)
+        routing = route_tokens(logits, spec)
         sums = torch.zeros(len(rows), dtype=torch.float64).index_add(0, routing.token_N, routing.gate_N)
         torch.testing.assert_close(sums, torch.ones_like(sums))
         assert routing.expert_N.tolist() == sorted(routing.expert_N.tolist())
@@ -70,7 +70,7 @@ def test_p_of_one_takes_all_experts_and_a_tiny_p_takes_one(scale: float) -> None
 def test_logits_that_are_not_finite_never_become_a_valid_choice(bad: float, spec: TopK | TopP) -> None:
     logits = torch.randn(4, 6)
     logits[2, 5] = bad
-    routing = route(logits, spec)
+    routing = route_tokens(logits, spec)
     for token in range(4):
         gates = routing.gate_N[routing.token_N == token]
         assert len(gates) > 0
@@ -79,7 +79,7 @@ def test_logits_that_are_not_finite_never_become_a_valid_choice(bad: float, spec
 
 
 def test_large_logits_stay_finite() -> None:
-    routing = route(torch.tensor([[1e4, -1e4, 0.0]]), TopK(2))
+    routing = route_tokens(torch.tensor([[1e4, -1e4, 0.0]]), TopK(2))
     assert routing.gate_N.isfinite().all()
 
 
@@ -134,7 +134,7 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
     assume(
         bool(((sums[:, :-1] - p_T[:, None]).abs() > 1e-12).all())
     )  # sums round differently where one reaches p exactly
-    routing = route(logits, TopP(0.6), Circumstances(hints=Hints(p_T)))
+    routing = route_tokens(logits, TopP(0.6), RouterState(hints=RouterInputs(p_T)))
     for token, (row, p) in enumerate(zip(logits, p_T.tolist(), strict=True)):
         found = routing.expert_N[routing.token_N == token].tolist()
         assert found == sorted(oracles.chosen(row, p=p))
@@ -142,19 +142,21 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
 
 def test_a_threshold_of_one_takes_all_and_top_k_has_none() -> None:
     logits = torch.tensor([[40.0, -40.0, 0.0]] * 2)
-    assert route(logits, TopP(0.6), Circumstances(hints=Hints(torch.tensor([1.0, 0.5])))).num_tokens_E.tolist() == [
+    assert route_tokens(
+        logits, TopP(0.6), RouterState(hints=RouterInputs(torch.tensor([1.0, 0.5])))
+    ).num_tokens_E.tolist() == [
         2,
         1,
         1,
     ]
     with pytest.raises(ConfigError, match="the router is top-1"):
-        RouterLayer(3, 2, TopK(1))(torch.zeros(1, 3), Hints(torch.ones(1)))
+        RouterLayer(3, 2, TopK(1))(torch.zeros(1, 3), RouterInputs(torch.ones(1)))
 
 
 def test_raw_gates_are_the_probabilities() -> None:
     logits = torch.randn(7, 5, dtype=torch.float64)
     for spec in (TopK(2, renormalize=False), TopP(0.7, renormalize=False)):
-        routing = route(logits, spec)
+        routing = route_tokens(logits, spec)
         torch.testing.assert_close(routing.gate_N, logits.softmax(1)[routing.token_N, routing.expert_N])
 
 
@@ -162,16 +164,16 @@ def test_the_width_that_a_token_activates() -> None:
     logits = torch.randn(9, 4)
     for spec in (TopK(2), TopP(0.6)):
         expected = [float(sum((3, 5, 7, 11)[i] for i in taken)) for taken in sets(logits, spec)]
-        assert route(logits, spec).width_T((3, 5, 7, 11)).tolist() == expected
+        assert route_tokens(logits, spec).width_T((3, 5, 7, 11)).tolist() == expected
 
 
 @pytest.mark.parametrize("p", [5e-324, 7e-46, 1e-30])
 def test_a_p_that_float32_rounds_to_nothing_keeps_the_best(p: float) -> None:
     logits = torch.randn(9, 5)
-    routing = route(logits, TopP(p))
+    routing = route_tokens(logits, TopP(p))
     assert routing.expert_N[torch.argsort(routing.token_N)].tolist() == logits.argmax(1).tolist()
     assert (routing.gate_N == 1).all()
-    tied = route(torch.zeros(3, 5), TopP(p))
+    tied = route_tokens(torch.zeros(3, 5), TopP(p))
     assert tied.expert_N.tolist() == [0, 0, 0]
     moe = hmoe.MoE(6, [4, 4], TopP(0.6))
     for dtype in (torch.float32, torch.bfloat16, torch.float64):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hmoe
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.model.losses import LOSS_FUNCTIONS
 from hmoe.model.routers import METHODS
@@ -79,18 +79,18 @@ def test_an_own_router_and_loss_go_everywhere(
     extension: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*WORDS, "train.eval_sequences=2", "data.batch_tokens=512", "data.sequence_length=64"]
-    assert run(["plan", "tiny", *words]) == 0
+    assert run_command_line(["plan", "tiny", *words]) == 0
     assert "share of best, every expert equally likely" in capsys.readouterr().out
-    assert run(["config", "tiny", *words]) == 0
+    assert run_command_line(["config", "tiny", *words]) == 0
     assert "share: 0.7" in capsys.readouterr().out
-    assert "model.moe.router.share" in recipes.keys()  # noqa: SIM118 - a function
+    assert "model.moe.router.share" in recipes.list_recipe_keys()
     folder, exported = tmp_path / "run", tmp_path / "exported"
-    assert run(["train", "tiny", "--run", str(folder), *words]) == 0
+    assert run_command_line(["train", "tiny", "--run", str(folder), *words]) == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert all(row["importance"] >= 0 for row in rows)
     assert 1 <= rows[-1]["experts_per_token"] <= 8
-    assert run(["train", str(folder), "train.steps=3"]) == 0, "a run of an own router resumes"
-    assert run(["export", str(folder), str(exported), "--with-code"]) == 0
+    assert run_command_line(["train", str(folder), "train.steps=3"]) == 0, "a run of an own router resumes"
+    assert run_command_line(["export", str(folder), str(exported), "--with-code"]) == 0
     config = json.loads((exported / "config.json").read_text())
     assert (config["router_type"], config["router_options"], config["norm_topk_prob"]) == (
         "share_of_best",
@@ -100,14 +100,14 @@ def test_an_own_router_and_loss_go_everywhere(
     assert config["other_loss_coefs"] == {"importance": 0.5}
     capsys.readouterr()
     again = tmp_path / "again"
-    assert run(["import", str(exported), str(again), "--recipe", "tiny"]) == 0
-    ours, imported = (recipes.load(str(path / "config.yaml"))[1].model.moe for path in (folder, again))
+    assert run_command_line(["import", str(exported), str(again), "--recipe", "tiny"]) == 0
+    ours, imported = (recipes.read_recipe(str(path / "config.yaml"))[1].model.moe for path in (folder, again))
     assert ours is not None
     assert imported == replace(ours, widths=ours.expert_widths)
     texts = []
     for path in (folder, exported):
         capsys.readouterr()
-        assert run(["generate", str(path), "She was", "--max-tokens", "5", "--temperature", "0"]) == 0
+        assert run_command_line(["generate", str(path), "She was", "--max-tokens", "5", "--temperature", "0"]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     loads = (
@@ -127,9 +127,9 @@ def test_what_is_not_known_is_one_line() -> None:
     with pytest.raises(
         hmoe.ConfigError, match="must be one of top_k, top_p, expert_choice; one of your own is registered by"
     ):
-        recipes.load("tiny", ["model.moe.router={name: share_of_best}"])
+        recipes.read_recipe("tiny", ["model.moe.router={name: share_of_best}"])
     with pytest.raises(hmoe.ConfigError, match=r"model\.moe\.losses\.importance: no such loss"):
-        recipes.load("tiny", ["model.moe.losses={importance: 0.5}"])
+        recipes.read_recipe("tiny", ["model.moe.losses={importance: 0.5}"])
 
 
 def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,4 +146,4 @@ def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             hmoe.register_loss(name, print)
     monkeypatch.setenv("HMOE_EXTENSIONS", "no_such_module")
     with pytest.raises(hmoe.ConfigError, match="HMOE_EXTENSIONS: no_such_module cannot be imported"):
-        recipes.load("tiny")
+        recipes.read_recipe("tiny")

@@ -7,12 +7,12 @@ import torch
 
 import hmoe
 from hmoe import ConfigError
-from hmoe.model.balance import balance, tally
-from hmoe.model.noise import uniform
-from hmoe.model.router import RouterLayer, route
-from hmoe.model.routers.top_k import preference
-from hmoe.model.routing import Circumstances
-from hmoe.model.transformer import build
+from hmoe.model.balance import count_routings, update_router_biases
+from hmoe.model.noise import draw_seeded_uniform
+from hmoe.model.router import RouterLayer, route_tokens
+from hmoe.model.routers.top_k import compute_preference
+from hmoe.model.routing import RouterState
+from hmoe.model.transformer import build_transformer
 from tests import oracles
 from tests.model.test_transformer import config
 
@@ -32,7 +32,7 @@ def test_experts_choose_their_most_probable_tokens(tokens: int, factor: float, c
     if tokens > 5:
         logits[5] = logits[2]  # a tie goes to the earlier token
     spec = hmoe.ExpertChoice(factor, capacity_by=capacity_by)
-    found = pairs(route(logits, spec, Circumstances(WIDTHS)))
+    found = pairs(route_tokens(logits, spec, RouterState(WIDTHS)))
     probs = logits.softmax(1)
     limits = oracles.capacities(factor, 1, tokens, [1] * 4)
     if capacity_by == "compute":
@@ -57,7 +57,7 @@ def test_a_layer_of_choosing_experts_gives_gradients_and_compiles() -> None:
 
 
 def test_a_model_whose_experts_choose_cannot_generate() -> None:
-    model = build(config(moe={"widths": [5, 9], "router": {"name": "expert_choice"}}), 1)
+    model = build_transformer(config(moe={"widths": [5, 9], "router": {"name": "expert_choice"}}), 1)
     model(torch.randint(0, 11, (2, 7)))
     with pytest.raises(ConfigError, match=r"expert_choice.*cannot generate"):
         model.new_cache(1, 5)
@@ -68,7 +68,7 @@ def test_sigmoid_scores_groups_and_bias_are_the_oracle(k: int) -> None:
     spec = hmoe.TopK(k, scores="sigmoid", groups=3, keep_groups=2, bias_rate=1e-3, gate_scale=2.5)
     logits = torch.randn(30, 9, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(9, dtype=torch.float64)
-    found = pairs(route(logits, spec, Circumstances(bias_E=bias)))
+    found = pairs(route_tokens(logits, spec, RouterState(bias_E=bias)))
     rows = [oracles.grouped_sigmoid(row, bias.tolist(), k, 3, 2, 2.5) for row in logits]
     assert found.keys() == {(t, i) for t, row in enumerate(rows) for i in row}
     weights = torch.randn(30, 9, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_sigmoid_scores_groups_and_bias_are_the_oracle(k: int) -> None:
 def test_a_bias_changes_the_choice_but_not_the_gates_of_a_softmax() -> None:
     logits = torch.randn(50, 4, dtype=torch.float64)
     spec = hmoe.TopK(1, bias_rate=1e-3, renormalize=False)
-    found = pairs(route(logits, spec, Circumstances(bias_E=torch.tensor([0.0, 0, 9, 0], dtype=torch.float64))))
+    found = pairs(route_tokens(logits, spec, RouterState(bias_E=torch.tensor([0.0, 0, 9, 0], dtype=torch.float64))))
     assert found.keys() == {(t, 2) for t in range(50)}
     assert all(gate == logits.softmax(1)[t, 2] for (t, _), gate in found.items())
 
@@ -99,23 +99,25 @@ def test_the_bias_moves_against_the_load(bias_by: Any) -> None:
 
 
 def test_biases_balance_a_skewed_router_in_a_model() -> None:
-    model = build(config(moe={"widths": [5, 9, 4, 7], "router": {"name": "top_k", "k": 1, "bias_rate": 0.02}}), 1)
+    model = build_transformer(
+        config(moe={"widths": [5, 9, 4, 7], "router": {"name": "top_k", "k": 1, "bias_rate": 0.02}}), 1
+    )
     for block in model.blocks:
         torch.nn.init.normal_(block.ffn.router.weight)
     tokens = torch.randint(0, 11, (8, 30))
     shares = []
     for _ in range(150):
-        counts = tally(model(tokens)[1], tokens.device)
+        counts = count_routings(model(tokens)[1], tokens.device)
         shares.append(counts.num_pairs_ZE.double() / counts.num_pairs_ZE.sum(1, keepdim=True))
-        balance(model, counts.num_asked_ZE)
+        update_router_biases(model, counts.num_asked_ZE)
     assert shares[0].max() > 0.45
     assert shares[-1].max() < 0.33
 
 
 def test_gumbel_noise_draws_the_second_expert_in_proportion() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], dtype=torch.float64).expand(20_000, 4)
-    gumbel = -torch.log(-torch.log(uniform(3, (20_000, 4), torch.device("cpu"))))
-    routing = route(logits, hmoe.TopK(2, gumbel=True), Circumstances(gumbel_TE=gumbel))
+    gumbel = -torch.log(-torch.log(draw_seeded_uniform(3, (20_000, 4), torch.device("cpu"))))
+    routing = route_tokens(logits, hmoe.TopK(2, gumbel=True), RouterState(gumbel_TE=gumbel))
     counts = routing.num_tokens_E / 20_000
     assert counts[0] == 1  # the first choice is the largest logit
     torch.testing.assert_close(counts[1:], logits[0, 1:].softmax(0).float(), rtol=0, atol=0.02)
@@ -138,7 +140,7 @@ def test_noise_is_the_same_in_a_recomputed_block() -> None:
     from hmoe.model.attention import Sequences
 
     router = {"name": "top_k", "k": 2, "jitter": 0.3, "gumbel": True}
-    model = build(config(moe={"widths": [5, 9, 4, 7], "router": router}), 1)
+    model = build_transformer(config(moe={"widths": [5, 9, 4, 7], "router": router}), 1)
     tokens, grads = torch.randint(0, 11, (2, 9)), []
     for again in (False, True):
         model.activation_checkpointing = again
@@ -151,20 +153,20 @@ def test_noise_is_the_same_in_a_recomputed_block() -> None:
 
 def test_a_group_of_one_expert_and_ties() -> None:
     logits = torch.zeros(2, 4, dtype=torch.float64)
-    value = preference(logits.softmax(1), logits, hmoe.TopK(1, groups=4, keep_groups=2), None, None)
+    value = compute_preference(logits.softmax(1), logits, hmoe.TopK(1, groups=4, keep_groups=2), None, None)
     assert (value > -torch.inf).tolist() == [[True, True, False, False]] * 2
 
 
 def test_groups_are_kept_by_scores_not_by_logits() -> None:
     logits = torch.tensor([[4.0, -9.0, 1.0, 1.0]])  # sums of two: logits -5 and 2, softmax scores 0.90 and 0.09
-    value = preference(logits.softmax(1), logits, hmoe.TopK(1, groups=2, keep_groups=1), None, None)
+    value = compute_preference(logits.softmax(1), logits, hmoe.TopK(1, groups=2, keep_groups=1), None, None)
     assert (value > -torch.inf).tolist() == [[True, True, False, False]]
 
 
 def test_scores_that_round_to_one_are_told_apart() -> None:
     logits = torch.tensor([[20.0, 30.0, 25.0]])
     assert torch.sigmoid(logits).tolist() == [[1.0, 1.0, 1.0]]
-    assert route(logits, hmoe.TopK(1, scores="sigmoid")).expert_N.tolist() == [1]
+    assert route_tokens(logits, hmoe.TopK(1, scores="sigmoid")).expert_N.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +192,7 @@ def test_specs_that_cannot_work(make: Any, said: str) -> None:
 
 def test_scores_that_underflow_are_no_nan() -> None:
     logits = torch.full((3, 4), -240.0)
-    routing = route(logits, hmoe.TopK(2, scores="sigmoid"))
+    routing = route_tokens(logits, hmoe.TopK(2, scores="sigmoid"))
     assert routing.gate_N.isfinite().all()
     assert routing.probs_TE.isfinite().all()
 

@@ -15,7 +15,7 @@ from hmoe import ConfigError
 from hmoe.config.recipes import check_model
 from hmoe.model.moe import MoE
 from hmoe.model.trace import average_activated, count_activated, sum_activated_units
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build_transformer
 from tests import oracles
 
 WIDTHS = [5, 9, 4, 7]
@@ -44,7 +44,7 @@ Gates = list[dict[int, torch.Tensor]]  # of each token: expert -> gate
 def make(dense_layers: Sequence[int] = (1,), **moe: Any) -> Transformer:
     """Three layers, of which the second is dense; logits far enough apart for choices that differ."""
     moe = {"widths": WIDTHS, "dense_layers": list(dense_layers), **moe}
-    model = build(check_model(dict(dim=12, layers=3, heads=3, vocab=23, ffn=11, moe=moe)), 0, torch.float64)
+    model = build_transformer(check_model(dict(dim=12, layers=3, heads=3, vocab=23, ffn=11, moe=moe)), 0, torch.float64)
     with torch.no_grad():
         for block in model.blocks:
             if isinstance(block.ffn, MoE):
@@ -263,7 +263,7 @@ def test_balanced_and_grouped_routers_without_an_expert() -> None:
 
 
 def test_a_dense_model_has_a_likelihood_and_no_layers() -> None:
-    model = build(check_model(dict(dim=12, layers=2, heads=3, vocab=23, ffn=11)), 0, torch.float64)
+    model = build_transformer(check_model(dict(dim=12, layers=2, heads=3, vocab=23, ffn=11)), 0, torch.float64)
     for tokens in (TOKENS, [[4]]):
         trace = check(model, tokens)
         num_tokens = len(tokens) * len(tokens[0])
@@ -340,7 +340,7 @@ def test_a_compiled_block_does_not_answer_as_if_nothing_had_been_asked(monkeypat
 @pytest.mark.parametrize("name", [*MODELS, "dense"])
 def test_sums_over_routings_are_those_of_the_trace(name: str) -> None:
     dense = check_model(dict(dim=12, layers=2, heads=3, vocab=23, ffn=11))
-    model = build(dense, 0, torch.float64) if name == "dense" else make(**MODELS[name])
+    model = build_transformer(dense, 0, torch.float64) if name == "dense" else make(**MODELS[name])
     model.eval()
     with torch.no_grad():
         _, routings = model.hidden(torch.tensor(TOKENS))

@@ -6,7 +6,7 @@ from hmoe.config.recipes import check_model
 from hmoe.model.attention import Sequences
 from hmoe.model.layers import Projection
 from hmoe.model.moe import MoE
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build_transformer
 from hmoe.specs.model import ModelSpec
 from tests import oracles
 
@@ -58,7 +58,7 @@ def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
     ],
 )
 def test_logits_are_the_oracle(changes: dict[str, object]) -> None:
-    model = build(config(**changes), 0, torch.float64)
+    model = build_transformer(config(**changes), 0, torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -71,7 +71,7 @@ def test_logits_are_the_oracle(changes: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_with_targets_forward_gives_the_loss_of_its_logits(tied: bool) -> None:
-    model = build(config(tied=tied), 0, torch.float64)
+    model = build_transformer(config(tied=tied), 0, torch.float64)
     tokens, targets = torch.randint(0, 29, (2, 3, 7)).unbind(0)
     logits, routings = model(tokens)
     loss, again = model(tokens, targets)
@@ -85,7 +85,7 @@ def test_with_targets_forward_gives_the_loss_of_its_logits(tied: bool) -> None:
 
 
 def test_future_tokens_do_not_matter() -> None:
-    model = build(config(), 0, torch.float64)
+    model = build_transformer(config(), 0, torch.float64)
     a, b = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 2, 9, 9]])
     torch.testing.assert_close(model(a)[0][:, :2], model(b)[0][:, :2], rtol=1e-13, atol=1e-13)
 
@@ -98,7 +98,7 @@ def gradients(model: Transformer, tokens: torch.Tensor) -> list[torch.Tensor]:
 
 
 def test_activation_checkpointing_changes_no_bit() -> None:
-    model = build(config(), 0)
+    model = build_transformer(config(), 0)
     tokens = torch.randint(0, 29, (2, 8))
     plain = gradients(model, tokens)
     model.activation_checkpointing = True
@@ -107,7 +107,7 @@ def test_activation_checkpointing_changes_no_bit() -> None:
 
 
 def test_weights_depend_on_the_seed_and_the_name_only() -> None:
-    a, b, c = build(config(), 1), build(config(layers=3), 1), build(config(), 2)
+    a, b, c = build_transformer(config(), 1), build_transformer(config(layers=3), 1), build_transformer(config(), 2)
     assert torch.equal(a.blocks[1].attention.q_proj.weight, b.blocks[1].attention.q_proj.weight)
     assert not torch.equal(a.blocks[1].attention.q_proj.weight, c.blocks[1].attention.q_proj.weight)
     assert not torch.equal(a.blocks[0].attention.q_proj.weight, a.blocks[1].attention.q_proj.weight)
@@ -116,8 +116,8 @@ def test_weights_depend_on_the_seed_and_the_name_only() -> None:
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense"])
 def test_the_first_loss_is_that_of_knowing_nothing(preset: str) -> None:
-    model_config = recipes.load(preset)[1].model
-    model = build(model_config, 0)
+    model_config = recipes.read_recipe(preset)[1].model
+    model = build_transformer(model_config, 0)
     logits, _ = model(torch.randint(0, model_config.vocab, (2, 64)))
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(0, model_config.vocab, (128,)))
     uniform = torch.tensor(float(model_config.vocab)).log()
@@ -127,7 +127,7 @@ def test_the_first_loss_is_that_of_knowing_nothing(preset: str) -> None:
 def test_residual_stream_keeps_its_scale_with_depth() -> None:
     scales = []
     for layers in (2, 32):
-        model = build(config(layers=layers, dim=64, moe={"widths": [64, 128]}), 0)
+        model = build_transformer(config(layers=layers, dim=64, moe={"widths": [64, 128]}), 0)
         x = model.embed(torch.randint(0, 29, (2, 32)))
         for block in model.blocks:
             x, _ = block(x, (torch.ones(1, 1, 32, 8), torch.zeros(1, 1, 32, 8)), Sequences())
@@ -136,7 +136,7 @@ def test_residual_stream_keeps_its_scale_with_depth() -> None:
 
 
 def test_autocast_logits_are_near_those_of_float32() -> None:
-    model = build(config(dim=64), 0)
+    model = build_transformer(config(dim=64), 0)
     tokens = torch.randint(0, 29, (2, 16))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         low = model(tokens)[0]

@@ -67,7 +67,7 @@ def test_verbs_flags_presets_and_links_exist(page: Path) -> None:
     text = page.read_text()
     assert unknown(text) == []
     for name in re.findall(r"`((?:h?moe|dense|tiny|quickstart)-[\w.]+(?:-\w+)*|tiny|quickstart)`", text):
-        assert name in recipes.presets(), name
+        assert name in recipes.list_presets(), name
     for link in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (page.parent / link).exists(), link
 
@@ -80,7 +80,7 @@ def test_the_guard_of_verbs_can_fail() -> None:
 def test_every_verb_and_every_preset_stand_in_the_readme() -> None:
     for verb in verbs():
         assert f"hmoe {verb}" in README, verb
-    for preset in recipes.presets():
+    for preset in recipes.list_presets():
         family = re.sub(r"-(topk|topp|equal|dense|control)$", "", preset)
         assert family in README, preset
 

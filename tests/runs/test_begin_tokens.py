@@ -7,10 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from hmoe.cli.main import run as hmoe
-from hmoe.data.prepare import Request, prepare
-from hmoe.runs.begin_tokens import begin_of_folder, run_begin
-from hmoe.runs.open_model import Opened, open_model
+from hmoe.cli.main import run_command_line as hmoe
+from hmoe.data.prepare import PrepareRequest, prepare_data
+from hmoe.runs.begin_tokens import find_folder_begin, read_recorded_begin
+from hmoe.runs.open_model import OpenedModel, open_model
 from hmoe.runs.open_run import open_run
 from tests.conftest import sentences, tiny
 from tests.data import kinds
@@ -26,21 +26,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "line.txt").write_text("The bird sings.")
     tokenizer = str(kinds.write(kinds.byte_level(), folder))
     for name, begin in (("with", None), ("without", ())):
-        request = Request([str(folder / "text.txt")], tokenizer, validation=0, begin=begin)
-        prepare(request, folder / "data" / name)
+        request = PrepareRequest([str(folder / "text.txt")], tokenizer, validation=0, begin=begin)
+        prepare_data(request, folder / "data" / name)
         words = ["train", "tiny", *tiny("tiny"), *TRAIN, f"data.path={folder}/data/{name}", "data.tokenizer=null"]
         assert hmoe([*words, "--run", str(folder / name)]) == 0
     return folder
 
 
-def opened(folder: Path) -> Opened:
+def opened(folder: Path) -> OpenedModel:
     return open_model(folder, print)
 
 
 def test_the_data_decide_and_the_export_and_its_import_agree(folder: Path, tmp_path: Path) -> None:
     for name, begin in (("with", (1,)), ("without", ())):
         run, export, again = folder / name, tmp_path / name, tmp_path / f"{name}-again"
-        assert opened(run).begin == begin_of_folder(run, opened(run).tokenizer) == begin
+        assert opened(run).begin == find_folder_begin(run, opened(run).tokenizer) == begin
         assert open_run(run, print)[3]["begin"] == list(begin)
         assert hmoe(["export", str(run), str(export)]) == 0
         [ids] = opened(run).tokenizer.encode(["the bird"])
@@ -77,9 +77,9 @@ def test_given_weights_are_trained_on_data_that_begin_alike(
 
 def test_checkpoints_without_a_record_mean_what_they_meant(folder: Path) -> None:
     tokenizer = opened(folder / "with").tokenizer
-    assert run_begin({"step": 0}, tokenizer) == (1,)  # imported, and not trained yet
-    assert run_begin({"step": 3}, tokenizer) == ()  # trained on data of that time
-    assert run_begin({"step": 3, "begin": [1]}, tokenizer) == (1,)
+    assert read_recorded_begin({"step": 0}, tokenizer) == (1,)  # imported, and not trained yet
+    assert read_recorded_begin({"step": 3}, tokenizer) == ()  # trained on data of that time
+    assert read_recorded_begin({"step": 3, "begin": [1]}, tokenizer) == (1,)
 
 
 def test_evaluation_and_samples_begin_as_training_did(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hmoe import ConfigError
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.config import recipes
 from hmoe.config.run import RESUMABLE, RunConfig
 from hmoe.runs import config_binding as binding
@@ -20,15 +20,15 @@ MINI = ["model.layers=1", "model.dim=16", "train.eval_every=0", "train.save_ever
 
 
 def config_of(*overrides: str) -> RunConfig:
-    return recipes.load("tiny", [*tiny("tiny"), "train.steps=2", *MINI, *overrides])[1]
+    return recipes.read_recipe("tiny", [*tiny("tiny"), "train.steps=2", *MINI, *overrides])[1]
 
 
 def state_of(config: RunConfig, step: int = 2, data: str | None = "data") -> dict[str, Any]:
-    return {"step": step, "data": data, "config": binding.bound_part(config), "tokenizer": "", "side_files": {}}
+    return {"step": step, "data": data, "config": binding.dump_bound_config(config), "tokenizer": "", "side_files": {}}
 
 
 def write_config(folder: Path, config: RunConfig) -> Path:
-    (folder / "config.yaml").write_text(recipes.dump(config))
+    (folder / "config.yaml").write_text(recipes.dump_recipe(config))
     return folder / "config.yaml"
 
 
@@ -46,11 +46,11 @@ def copied(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("preset", ["tiny", "tiny-dense", "tiny-moepp", "hmoe-3b-topp"])
 def test_a_checkpoint_holds_every_key_but_those_that_may_differ(preset: str) -> None:
-    config = recipes.load(preset)[1]
-    recorded = binding.recorded_config(state_of(config))
+    config = recipes.read_recipe(preset)[1]
+    recorded = binding.load_recorded_config(state_of(config))
     assert recorded is not None
-    assert recipes.changed_values(recorded, config) == {}
-    kept = set(dict(recipes._flat(binding.bound_part(config))))
+    assert recipes.list_changed_values(recorded, config) == {}
+    kept = set(dict(recipes._flat(binding.dump_bound_config(config))))
     assert kept & RESUMABLE <= ({"data.path"} if config.data.path == "corpus" else set())
     assert {"seed", "model.dim", "optim.lr", "train.precision", "data.sequence_length"} <= kept
 
@@ -59,7 +59,7 @@ def test_a_changed_key_is_refused_with_both_values_and_a_free_one_is_not(tmp_pat
     config = config_of()
     write_config(tmp_path, config_of("train.steps=9", "train.device=auto", "train.dead_after=7", "data.verify=false"))
     told: list[str] = []
-    assert binding.read_config(tmp_path, state_of(config), told.append).train.steps == 9
+    assert binding.read_run_config(tmp_path, state_of(config), told.append).train.steps == 9
     assert told == []
     for change in ("model.heads=4", "seed=1", "optim.eps=1e-7", "data.micro_batches=1", "model.moe.router.k=1"):
         write_config(tmp_path, config_of(change))
@@ -68,7 +68,7 @@ def test_a_changed_key_is_refused_with_both_values_and_a_free_one_is_not(tmp_pat
             rf"{key}: differs from the checkpoint of step 2: {value.rstrip('7')}.* in .*yaml, .* in the checkpoint"
         )
         with pytest.raises(ConfigError, match=expected):
-            binding.read_config(tmp_path, state_of(config), told.append)
+            binding.read_run_config(tmp_path, state_of(config), told.append)
 
 
 @pytest.mark.parametrize("damage", [None, b"\xff", b"model: {", b"seed: 0\nseed: 1\n", b"[]"])
@@ -76,22 +76,22 @@ def test_a_lost_config_is_read_from_the_checkpoint(tmp_path: Path, damage: bytes
     if damage is not None:
         (tmp_path / "config.yaml").write_bytes(damage)
     told: list[str] = []
-    config = binding.read_config(tmp_path, state_of(config_of()), told.append)
+    config = binding.read_run_config(tmp_path, state_of(config_of()), told.append)
     assert config.model == config_of().model
     assert len(told) == 1
     assert "its recipe is read from the checkpoint of step 2" in told[0]
-    binding.check_resumed(tmp_path, state_of(config_of()), config_of(), told.append)
+    binding.check_resumed_recipe(tmp_path, state_of(config_of()), config_of(), told.append)
     assert "written again from this recipe" in told[1]
     with pytest.raises(ConfigError, match=r"model\.heads: differs .* 4 in the recipe, 2 in the checkpoint"):
-        binding.check_resumed(tmp_path, state_of(config_of()), config_of("model.heads=4"), told.append)
+        binding.check_resumed_recipe(tmp_path, state_of(config_of()), config_of("model.heads=4"), told.append)
 
 
 def test_a_checkpoint_without_a_config_opens_with_one_line(tmp_path: Path) -> None:
     state = state_of(config_of())
     del state["config"]
     for check in (
-        lambda say: binding.read_config(tmp_path, state, say),
-        lambda say: binding.check_resumed(tmp_path, state, config_of(), say),
+        lambda say: binding.read_run_config(tmp_path, state, say),
+        lambda say: binding.check_resumed_recipe(tmp_path, state, config_of(), say),
     ):
         (tmp_path / "config.yaml").unlink(missing_ok=True)
         told: list[str] = []
@@ -102,18 +102,18 @@ def test_a_checkpoint_without_a_config_opens_with_one_line(tmp_path: Path) -> No
         assert len(told) == 1
         assert "before checkpoints held their config" in told[0]
     with pytest.raises(ConfigError, match=r"optim\.lr: differs"):
-        binding.check_resumed(tmp_path, state, config_of("optim.lr=1"), told.append)
+        binding.check_resumed_recipe(tmp_path, state, config_of("optim.lr=1"), told.append)
 
 
 def test_before_training_only_the_model_is_bound_and_the_rest_is_told(tmp_path: Path) -> None:
     state = state_of(config_of(), 0, None)
     write_config(tmp_path, config_of("optim.lr=0.5"))
     told: list[str] = []
-    assert binding.read_config(tmp_path, state, told.append).optim.lr == 0.5
+    assert binding.read_run_config(tmp_path, state, told.append).optim.lr == 0.5
     assert "optim.lr: 0.5 in" in told[0]
     write_config(tmp_path, config_of("model.heads=4"))
     with pytest.raises(ConfigError, match=r"model\.heads"):
-        binding.read_config(tmp_path, state, told.append)
+        binding.read_run_config(tmp_path, state, told.append)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_run_folder_is_a_recipe_that_continues_itself(copied: Path, capsys: py
     assert hmoe(["train", f"{copied}/config.yaml", "--run", str(copied)]) == 2
     assert "budget" in capsys.readouterr().err
     assert hmoe(["train", f"{copied}/config.yaml", "--run", str(copied), "train.steps=3", "train.device=cpu"]) == 0
-    assert recipes.load(str(copied / "config.yaml"))[1].train.steps == 3
+    assert recipes.read_recipe(str(copied / "config.yaml"))[1].train.steps == 3
 
 
 def test_another_kind_of_device_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +185,13 @@ def test_bit_flips_keep_the_meaning_or_are_told(copied: Path) -> None:
         file.write_bytes(good[:place] + bytes([good[place] ^ 1 << rng.randrange(8)]) + good[place + 1 :])
         told: list[str] = []
         try:
-            read = binding.read_config(copied, state, told.append)
+            read = binding.read_run_config(copied, state, told.append)
         except ConfigError as error:
             outcomes.add("refused")
             assert "differs from the checkpoint" in str(error)
             continue
         outcomes.add("told" if told else "free key")
-        assert recipes.changed_values(config, read) == {}
+        assert recipes.list_changed_values(config, read) == {}
     assert {"told", "free key"} <= outcomes
 
 

@@ -12,9 +12,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from hmoe import ConfigError
 from hmoe.hub import HMoEConfig
-from hmoe.model.rotary import rotary
+from hmoe.model.rotary import compute_rotary
 from hmoe.runs.config_keys import DEFAULTS, ROPE_THETA
-from hmoe.runs.families import model_config
+from hmoe.runs.families import read_family_model
 from hmoe.specs.model import ModelSpec
 from tests.hub.helpers import config as small_hmoe
 from tests.runs.test_families import MODELS
@@ -62,7 +62,7 @@ def experts(config: PreTrainedConfig, width: int, renormalize: bool) -> dict[str
 def read_here(raw: dict[str, Any]) -> dict[str, Any] | str:
     """The same from our reading, or why it was refused."""
     try:
-        model: ModelSpec = model_config(raw, "config.json")
+        model: ModelSpec = read_family_model(raw, "config.json")
     except ConfigError as error:
         assert "\n" not in str(error)
         assert "Error:" not in str(error)
@@ -201,7 +201,7 @@ def test_rotary_settings_count_from_every_place(kind: dict[str, Any], inside: di
         for outside in ({}, {"rope_theta": 300.0}, {"original_max_position_embeddings": 32}):
             config = CLASSES["llama"].from_dict({name: value for name, value in (raw | place | outside).items()})
             cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
-            model = model_config(raw | place | outside, "config.json")
-            table = rotary(positions, model.head_width, model.rope_theta, model.rope_scaling, torch.zeros(1))
+            model = read_family_model(raw | place | outside, "config.json")
+            table = compute_rotary(positions, model.head_width, model.rope_theta, model.rope_scaling, torch.zeros(1))
             for found, expected in zip(table, (cos, sin), strict=True):
                 torch.testing.assert_close(found[0, 0], expected[0, :, : model.head_width // 2], rtol=1e-4, atol=1e-4)

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from hmoe import DataError
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.config import recipes
-from hmoe.data.prepare import Request, prepare
+from hmoe.data.prepare import PrepareRequest, prepare_data
 from tests.conftest import sentences
 from tests.train.helpers import run
 
@@ -23,7 +23,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for seed, name in enumerate(("a", "other")):
         lines = (json.dumps({"text": sentences(seed * 100 + i, 6)}) + "\n" for i in range(20))
         Path(f"{name}.jsonl").write_text("".join(lines))
-        prepare(Request([f"{name}.jsonl"], "bytes", validation=0.2), Path(name))
+        prepare_data(PrepareRequest([f"{name}.jsonl"], "bytes", validation=0.2), Path(name))
     run(Path("r"), *MINI, "data.path=a", "train.steps=1")
     return tmp_path
 
@@ -72,7 +72,7 @@ def test_a_recipes_relative_path_is_relative_to_its_file(tmp_path: Path, monkeyp
     Path("proj/before.yaml").write_text("base: tiny\ndata: {path: data}\n")
 
     def path(*words: str) -> Path:
-        return Path(recipes.load(words[0], words[1:])[1].data.path)
+        return Path(recipes.read_recipe(words[0], words[1:])[1].data.path)
 
     assert path("proj/inherits.yaml").samefile("base/data")
     assert path("proj/own.yaml").samefile("data")
@@ -94,4 +94,4 @@ def test_data_in_a_folder_whose_name_is_not_utf8(folders: Path, monkeypatch: pyt
     assert hmoe(["train", "../r", "train.steps=3"]) == 0
     assert hmoe(["eval", "../r"]) == 0
     Path("recipe.yaml").write_text("base: tiny\ndata: {path: a}\n")
-    assert recipes.load(str(latin / "recipe.yaml"))[1].data.path == "a"
+    assert recipes.read_recipe(str(latin / "recipe.yaml"))[1].data.path == "a"

@@ -203,7 +203,7 @@ def test_a_text_begins_with_what_its_tokenizer_puts_before_it(tmp_path: Path) ->
     from tokenizers import Tokenizer
     from tokenizers.processors import TemplateProcessing
 
-    from hmoe.cli.main import run as hmoe
+    from hmoe.cli.main import run_command_line as hmoe
 
     write(tmp_path / "hf", MODELS["llama"]())
     file = tmp_path / "hf" / "tokenizer.json"

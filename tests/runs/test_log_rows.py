@@ -8,7 +8,7 @@ import pytest
 
 import hmoe
 from hmoe import CheckpointError
-from hmoe.runs.log_rows import read_logs, read_rows, seconds_at
+from hmoe.runs.log_rows import read_log_rows, read_logs, read_training_seconds
 from tests.runs.helpers import edit, resume, write_logs
 
 
@@ -20,9 +20,9 @@ def test_rows_are_read_up_to_a_step_and_a_torn_one_is_left_out(tmp_path: Path) -
     assert [row["step"] for _, row in metrics] == [2, 4]
     assert b"".join(line for line, _ in timing) == (folder / "timing.jsonl").read_bytes()
     assert [[row["step"] for _, row in rows] for rows in read_logs(folder, 3)] == [[2], [2]]
-    assert seconds_at(folder, 3) == timing[0][1]["seconds"]
-    assert seconds_at(folder, 1) == 0
-    assert list(read_rows(tmp_path / "none")) == []
+    assert read_training_seconds(folder, 3) == timing[0][1]["seconds"]
+    assert read_training_seconds(folder, 1) == 0
+    assert list(read_log_rows(tmp_path / "none")) == []
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_damaged_line_is_named_also_after_the_step(tmp_path: Path, line: str) 
     file.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
     for last_step in (None, 1):
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2: damaged line"):
-            list(read_rows(file, last_step))
+            list(read_log_rows(file, last_step))
 
 
 def test_nothing_else_in_the_package_names_the_logs() -> None:
@@ -55,6 +55,6 @@ def test_a_clock_of_a_wrong_type_is_one_line(tmp_path: Path, value: str) -> None
     folder = write_logs(tmp_path / "a", 2)
     row = json.loads((folder / "timing.jsonl").read_text().splitlines()[0])
     edit(folder / "timing.jsonl", f'"seconds": {row["seconds"]}', f'"seconds": {value}')
-    for read in (lambda: seconds_at(folder, 2), lambda: resume(folder, 2)):
+    for read in (lambda: read_training_seconds(folder, 2), lambda: resume(folder, 2)):
         with pytest.raises(CheckpointError, match=r"timing\.jsonl:1: .*(at least 0|damaged)"):
             read()

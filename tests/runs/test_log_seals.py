@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import HMoEError
-from hmoe.runs.log_rows import seconds_at
+from hmoe.runs.log_rows import read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from tests.runs.helpers import edit, resume, unseal, write_logs
 
@@ -54,7 +54,7 @@ def test_lost_clocks_are_told(tmp_path: Path) -> None:
 
 def test_a_bit_flip_in_the_logs_is_told_or_changes_nothing(tmp_path: Path) -> None:
     good, rng = write_logs(tmp_path / "good"), random.Random(0)
-    seconds = seconds_at(good, 6)
+    seconds = read_training_seconds(good, 6)
     for name in ("metrics.jsonl", "timing.jsonl"):
         content = (good / name).read_bytes()
         for _ in range(20):
@@ -68,5 +68,5 @@ def test_a_bit_flip_in_the_logs_is_told_or_changes_nothing(tmp_path: Path) -> No
                 assert error.exit_code == 4
                 continue
             if not told:
-                assert seconds_at(folder, 6) == seconds
+                assert read_training_seconds(folder, 6) == seconds
                 assert (folder / "metrics.jsonl").read_bytes() == (good / "metrics.jsonl").read_bytes()

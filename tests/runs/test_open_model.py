@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hmoe
-from hmoe.hub.export import Export, export
+from hmoe.hub.export import ExportOptions, export_opened_model
 from hmoe.runs.open_model import open_model
 from tests.train.helpers import run
 
@@ -26,7 +26,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run folder with two checkpoints, and its export."""
     folder = tmp_path_factory.mktemp("open")
     run(folder / "run", "train.steps=2", "train.save_every=1", *MINI)
-    export(open_model(folder / "run", print), folder / "run", folder / "exported", Export())
+    export_opened_model(open_model(folder / "run", print), folder / "run", folder / "exported", ExportOptions())
     return {"run": folder / "run", "exported": folder / "exported"}
 
 

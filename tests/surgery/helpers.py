@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hmoe.model.transformer import Transformer, build
+from hmoe.model.transformer import Transformer, build_transformer
 from hmoe.specs.model import ModelSpec
 from tests.model.test_transformer import config
 
@@ -13,7 +13,7 @@ DENSE = {"moe": None, "ffn": 24}
 
 def trained(**changes: Any) -> Transformer:
     """A model whose units differ in importance, as trained ones do."""
-    model = build(config(**changes), 1, torch.float64).eval()
+    model = build_transformer(config(**changes), 1, torch.float64).eval()
     for block in model.blocks:
         scale = torch.logspace(0, -2, len(block.ffn.w_down), dtype=torch.float64)[torch.randperm(len(block.ffn.w_down))]
         block.ffn.w_down.data.mul_(scale[:, None] * 10)

@@ -8,9 +8,9 @@ import torch
 import hmoe
 from hmoe import ConfigError
 from hmoe.config.recipes import check_model
-from hmoe.model.transformer import Transformer, build
-from hmoe.surgery.measure import inputs_of
-from hmoe.surgery.skip import median_shares, with_shares
+from hmoe.model.transformer import Transformer, build_transformer
+from hmoe.surgery.measure import record_ffn_inputs
+from hmoe.surgery.skip import apply_skip_shares, measure_skip_shares
 from tests import oracles
 from tests.surgery.helpers import source
 
@@ -56,18 +56,18 @@ def test_one_graph_and_the_same_numbers_when_compiled() -> None:
 
 
 def test_nan_is_no_reason_to_skip() -> None:
-    from hmoe.model.router import route
-    from hmoe.model.routing import Circumstances
+    from hmoe.model.router import route_tokens
+    from hmoe.model.routing import RouterState
 
     logits = torch.tensor([[0.0, torch.nan, 2.0], [3.0, 1.0, 0.0]])
-    routing = route(logits, hmoe.TopK(2, skip=0.9), Circumstances(training=False))
+    routing = route_tokens(logits, hmoe.TopK(2, skip=0.9), RouterState(training=False))
     assert routing.num_tokens_E.sum() == 3  # two of the first row, whose gates are NaN; one of the second
     assert routing.gate_N.isnan().sum() == 2
 
 
 def model(**router: Any) -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_k", "k": 2, **router}, "dense_layers": [1]}
-    small = build(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
+    small = build_transformer(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
     for block in (small.blocks[0], small.blocks[2]):
         torch.nn.init.normal_(block.ffn.router.weight)  # type: ignore[union-attr, arg-type]
     return small.eval()
@@ -75,8 +75,8 @@ def model(**router: Any) -> Transformer:
 
 def test_the_median_share_of_each_layer_skips_half_of_the_last_choices() -> None:
     trained, tokens = model(), torch.randint(0, 31, (1, 401))
-    inputs = inputs_of(trained, [tokens])
-    shares = median_shares(trained, inputs)
+    inputs = record_ffn_inputs(trained, [tokens])
+    shares = measure_skip_shares(trained, inputs)
     for share, layer in zip(shares, (0, 2), strict=True):
         ratios = []
         for x in inputs[layer]:
@@ -84,7 +84,7 @@ def test_the_median_share_of_each_layer_skips_half_of_the_last_choices() -> None
             best, second = sorted(values.tolist())[:-3:-1]
             ratios.append(second / best)
         assert share == pytest.approx(sorted(ratios)[200])
-    skipping = with_shares(trained, shares)
+    skipping = apply_skip_shares(trained, shares)
     with torch.no_grad():  # as it was measured: the last bit decides whether the median token skips
         routings = skipping(tokens)[1]
     assert int(routings[0].num_tokens_E.sum()) == 2 * 401 - 200
@@ -103,9 +103,9 @@ def test_what_cannot_skip_is_told() -> None:
             hmoe.TopK(**spec)  # type: ignore[arg-type]
     inputs = [torch.zeros(4, 16, dtype=torch.float64)] * 3
     for refused, message in ((model(capacity_factor=1.0), "without a capacity"), (model(skip=0.5), "skips experts already"),
-                          (with_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
+                          (apply_skip_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
-            median_shares(refused, inputs)
+            measure_skip_shares(refused, inputs)
     for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
         with pytest.raises(ValueError, match=r"hyper: router\.skip"):
             check_model(
@@ -125,10 +125,10 @@ def test_what_cannot_skip_is_told() -> None:
 def test_skipping_compares_and_skips_only_experts_that_compute() -> None:
     model = source({"name": "top_k", "k": 3}, zero={"null": 1, "copy": 1})
     text = torch.randint(0, 29, (1, 201))
-    inputs = inputs_of(model, [text])
-    shares = median_shares(model, inputs)
+    inputs = record_ffn_inputs(model, [text])
+    shares = measure_skip_shares(model, inputs)
     with torch.no_grad():
-        routing = with_shares(model, shares)(text)[1][0]
+        routing = apply_skip_shares(model, shares)(text)[1][0]
     expected: list[set[int]] = []
     ratios = []
     for x in inputs[0]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from hmoe import ConfigError
-from hmoe.model.transformer import build
-from hmoe.surgery.measure import importance, inputs_of
-from hmoe.surgery.upcycle import Choice, upcycle
+from hmoe.model.transformer import build_transformer
+from hmoe.surgery.measure import measure_unit_importance, record_ffn_inputs
+from hmoe.surgery.upcycle import UnitChoice, upcycle_model
 from tests.surgery.helpers import DENSE, target, tokens, trained
 
 
@@ -19,7 +19,7 @@ from tests.surgery.helpers import DENSE, target, tokens, trained
 def test_copies_are_the_dense_model(router: dict[str, Any], widths: list[int], kind: str) -> None:
     """Also where an expert is wider than the layer: what is more is silent until trained."""
     dense = trained(**DENSE)
-    model, errors = upcycle(dense, target({"widths": widths, "router": router}), Choice(kind), None)
+    model, errors = upcycle_model(dense, target({"widths": widths, "router": router}), UnitChoice(kind), None)
     assert all(math.isnan(error) for error in errors)
     torch.testing.assert_close(model(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
     model.train()(tokens())[0].square().sum().backward()
@@ -31,24 +31,26 @@ def test_copies_are_the_dense_model(router: dict[str, Any], widths: list[int], k
 def test_a_shared_expert_and_hyper_experts_change_nothing_at_first() -> None:
     dense = trained(**DENSE)
     moe = {"widths": [24, 24], "shared": 6, "hyper": {"dim": 3, "init": "zero"}}
-    model, _ = upcycle(dense, target(moe), Choice("windows"), None)
+    model, _ = upcycle_model(dense, target(moe), UnitChoice("windows"), None)
     torch.testing.assert_close(model(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
 
 
 def test_every_second_layer() -> None:
     dense = trained(**DENSE)
-    model, _ = upcycle(dense, target({"widths": [24, 24], "dense_layers": [0]}, ffn=24), Choice("windows"), None)
+    model, _ = upcycle_model(
+        dense, target({"widths": [24, 24], "dense_layers": [0]}, ffn=24), UnitChoice("windows"), None
+    )
     torch.testing.assert_close(model(tokens())[0], dense(tokens())[0], rtol=1e-10, atol=1e-10)
 
 
 def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() -> None:
     dense = trained(**DENSE)
-    inputs = inputs_of(dense, [tokens()])
+    inputs = record_ffn_inputs(dense, [tokens()])
     errors = {}
     for kind in ("importance", "windows", "random"):
-        model, layer_errors = upcycle(dense, target({"widths": [12, 12, 16]}), Choice(kind), inputs)
+        model, layer_errors = upcycle_model(dense, target({"widths": [12, 12, 16]}), UnitChoice(kind), inputs)
         errors[kind] = sum(layer_errors) / len(layer_errors)
-        again = inputs_of(dense, [tokens()])
+        again = record_ffn_inputs(dense, [tokens()])
         y, z = dense.blocks[0].ffn(again[0]), model.blocks[0].ffn(again[0])[0]
         assert layer_errors[0] == pytest.approx(((z - y).norm() / y.norm()).item(), rel=1e-9)
     assert errors["importance"] < 0.5 * min(errors["windows"], errors["random"])
@@ -56,7 +58,7 @@ def test_units_by_importance_are_nearer_than_others_and_the_error_is_stated() ->
 
 def test_windows_go_around_and_cover_the_layer() -> None:
     dense = trained(**DENSE)
-    model, _ = upcycle(dense, target({"widths": [10, 10, 10]}), Choice("windows"), None)
+    model, _ = upcycle_model(dense, target({"widths": [10, 10, 10]}), UnitChoice("windows"), None)
     first = dense.blocks[0].ffn.w_gate
     for i, start in enumerate((0, 10, 20)):
         rows = (start + torch.arange(10)) % 24
@@ -68,9 +70,9 @@ def test_a_narrower_expert_is_scaled_to_be_nearest() -> None:
     for block in dense.blocks:
         block.ffn.w_down.data.abs_()  # units that agree, so that some of them say less than all
         block.ffn.w_gate.data.copy_(block.ffn.w_up.data)
-    inputs = inputs_of(dense, [tokens()])
-    model, (error, _) = upcycle(
-        dense, target({"widths": [9], "router": {"name": "top_k", "k": 1}}), Choice("windows"), inputs
+    inputs = record_ffn_inputs(dense, [tokens()])
+    model, (error, _) = upcycle_model(
+        dense, target({"widths": [9], "router": {"name": "top_k", "k": 1}}), UnitChoice("windows"), inputs
     )
     ffn = model.blocks[0].ffn
     whole = dense.blocks[0].ffn
@@ -88,12 +90,12 @@ def test_a_narrower_expert_is_scaled_to_be_nearest() -> None:
 
 def test_equal_experts_become_unequal_and_the_busiest_get_the_widest() -> None:
     source = trained(moe={"widths": [12, 12, 12, 12], "router": {"name": "top_k", "k": 2}})
-    inputs = inputs_of(source, [tokens()])
-    same, errors = upcycle(source, target({"widths": [12, 12, 12, 12]}), Choice(), inputs)
+    inputs = record_ffn_inputs(source, [tokens()])
+    same, errors = upcycle_model(source, target({"widths": [12, 12, 12, 12]}), UnitChoice(), inputs)
     assert max(errors) < 1e-12
     torch.testing.assert_close(same(tokens())[0], source(tokens())[0], rtol=1e-9, atol=1e-9)
-    mass = [float(part.sum()) for part in importance(source.blocks[0].ffn, inputs[0])]
-    model, errors = upcycle(source, target({"widths": [4, 8, 12, 16]}), Choice(), inputs)
+    mass = [float(part.sum()) for part in measure_unit_importance(source.blocks[0].ffn, inputs[0])]
+    model, errors = upcycle_model(source, target({"widths": [4, 8, 12, 16]}), UnitChoice(), inputs)
     order = sorted(range(4), key=lambda i: mass[i])
     assert torch.equal(model.blocks[0].ffn.router.weight, source.blocks[0].ffn.router.weight[order])
     assert 0 < max(errors) < 0.7
@@ -101,14 +103,14 @@ def test_equal_experts_become_unequal_and_the_busiest_get_the_widest() -> None:
 
 def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
     source = trained(moe={"widths": [12, 12, 12, 12], "router": {"name": "top_k", "k": 2}})
-    inputs = inputs_of(source, [tokens()])
-    model, errors = upcycle(source, target({"widths": [12, 12, 12]}), Choice(), inputs)
+    inputs = record_ffn_inputs(source, [tokens()])
+    model, errors = upcycle_model(source, target({"widths": [12, 12, 12]}), UnitChoice(), inputs)
     ffn, old = model.blocks[0].ffn, source.blocks[0].ffn
     y = old(inputs[0])[0]
     error_without = {}
     for left_out in range(4):
         kept = [i for i in range(4) if i != left_out]
-        part = build(target({"widths": [12, 12, 12]}), 1, torch.float64).blocks[0].ffn
+        part = build_transformer(target({"widths": [12, 12, 12]}), 1, torch.float64).blocks[0].ffn
         part.router.weight.data.copy_(old.router.weight[kept])
         for new, i in enumerate(kept):
             for place, value in zip(part.expert(new), old.expert(i), strict=True):
@@ -136,4 +138,4 @@ def test_what_cannot_be_upcycled(source: dict[str, Any], moe: dict[str, Any], ki
     moe = {"router": {"name": "top_k", "k": 1}, **moe}
     changes = {"ffn": 24} if moe.get("dense_layers") else {}
     with pytest.raises(ConfigError, match=message):
-        upcycle(trained(**source), target(moe, **changes), Choice(kind), None)
+        upcycle_model(trained(**source), target(moe, **changes), UnitChoice(kind), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.runs.open_model import open_model
 from tests.conftest import sentences
 from tests.runs.test_families import MODELS, write

@@ -11,7 +11,7 @@ from typing import Any
 from hmoe.config import recipes
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
-from hmoe.train.loop import train
+from hmoe.train.loop import train_run
 from tests.conftest import tiny
 
 SMALL = ["train.steps=6", "train.save_every=2", "train.eval_every=3", "train.sample_every=0"]
@@ -19,9 +19,9 @@ SMALL = ["train.steps=6", "train.save_every=2", "train.eval_every=3", "train.sam
 
 def run(folder: Path, *overrides: str, recipe: str = "tiny") -> list[dict[str, Any]]:
     """Train in this process; return the rows of metrics.jsonl."""
-    config = recipes.load(recipe, [*tiny(recipe), *SMALL, *overrides])[1]
+    config = recipes.read_recipe(recipe, [*tiny(recipe), *SMALL, *overrides])[1]
     with RunFolder(folder, config) as opened:
-        train(config, opened, Console())
+        train_run(config, opened, Console())
     return rows(folder)
 
 

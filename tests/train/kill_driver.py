@@ -21,7 +21,7 @@ from hmoe.config import recipes
 from hmoe.data.corpus import open_corpus
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
-from hmoe.train.loop import train
+from hmoe.train.loop import train_run
 from tests.conftest import tiny
 from tests.train.helpers import digests
 
@@ -30,9 +30,9 @@ OVERRIDES = [*tiny("tiny"), "train.steps=8", "train.save_every=2", "train.eval_e
 
 
 def run(folder: Path) -> None:
-    config = recipes.load("tiny", OVERRIDES)[1]
+    config = recipes.read_recipe("tiny", OVERRIDES)[1]
     with RunFolder(folder, config) as opened:
-        train(config, opened, Console())
+        train_run(config, opened, Console())
 
 
 def forked(work: Callable[[], object]) -> int:

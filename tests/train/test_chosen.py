@@ -16,7 +16,7 @@ UNSET = ["data.micro_batches=null", "train.activation_checkpointing=null", "trai
 
 def small_host() -> Device:
     """A machine on which one micro-batch of the tiny run does not fit."""
-    config = recipes.load("tiny", [*tiny("tiny"), *UNSET])[1]
+    config = recipes.read_recipe("tiny", [*tiny("tiny"), *UNSET])[1]
     return Device("cpu", count_memory(choose_unset(config, Device("cpu", 10**12)), "cpu") - 1)
 
 
@@ -25,7 +25,7 @@ def test_a_choice_is_the_run_s_like_a_given_value(
 ) -> None:
     monkeypatch.setattr("hmoe.train.session.read_host", small_host)
     run(tmp_path / "chosen", *UNSET, "train.steps=2")
-    config = recipes.load(str(tmp_path / "chosen" / "config.yaml"))[1]
+    config = recipes.read_recipe(str(tmp_path / "chosen" / "config.yaml"))[1]
     parts, recompute = config.data.num_micro_batches, config.train.recomputes_blocks
     assert parts > 1
     assert f"micro-batches: {parts} of {128 // parts} tokens" in capsys.readouterr().out
@@ -38,7 +38,7 @@ def test_a_choice_is_the_run_s_like_a_given_value(
     ):
         run(tmp_path / "chosen", *other, "train.steps=3")
     run(tmp_path / "chosen", *UNSET, "train.steps=3")
-    assert recipes.load(str(tmp_path / "chosen" / "config.yaml"))[1].data.micro_batches == parts
+    assert recipes.read_recipe(str(tmp_path / "chosen" / "config.yaml"))[1].data.micro_batches == parts
     assert "micro-batches" not in capsys.readouterr().out
     run(tmp_path / "given", *UNSET, *given, "train.steps=3")
     assert digests(tmp_path / "given") == digests(tmp_path / "chosen")

@@ -10,9 +10,9 @@ from hmoe import ConfigError
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
-from hmoe.model.transformer import build, set_check_finite
+from hmoe.model.transformer import build_transformer, set_check_finite
 from hmoe.train.compiled import compile_blocks, explain_failure
-from hmoe.train.optimizer import adamw
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import train_step
 from tests.conftest import tiny
 from tests.train.helpers import run
@@ -36,17 +36,17 @@ def num_graphs() -> int:
 
 
 def load(recipe: str, *overrides: str) -> RunConfig:
-    return recipes.load(recipe, [*tiny(recipe), "train.activation_checkpointing=false", *overrides])[1]
+    return recipes.read_recipe(recipe, [*tiny(recipe), "train.activation_checkpointing=false", *overrides])[1]
 
 
 def losses(config: RunConfig, backend: str | None) -> list[float]:
     """Of two steps."""
-    model = build(config.model, 0)
+    model = build_transformer(config.model, 0)
     set_check_finite(model, False)
     model.activation_checkpointing = config.train.recomputes_blocks
     if backend:
         compile_blocks(model, backend)
-    optimizer, rng = adamw(model, config.optim), np.random.default_rng(0)
+    optimizer, rng = build_optimizer(model, config.optim), np.random.default_rng(0)
     batches = [rng.integers(0, 300, (2, 4, 32)) for _ in range(2)]
     return [
         train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, i).terms["loss_total"]

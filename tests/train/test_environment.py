@@ -12,7 +12,7 @@ from hmoe.config import recipes
 from hmoe.kernels import choice
 from hmoe.train.environment import compare_environment, describe_environment
 
-CONFIG = recipes.load("tiny")[1]
+CONFIG = recipes.read_recipe("tiny")[1]
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, tiles: str = "h100-1") -> dict[str, Any]:

@@ -110,13 +110,13 @@ def test_a_start_that_failed_binds_nothing(tmp_path: Path) -> None:
 
 
 def test_changed_data_is_refused(tmp_path: Path, corpus_jsonl: Path) -> None:
-    from hmoe.data.prepare import Request, prepare
+    from hmoe.data.prepare import PrepareRequest, prepare_data
 
     data = ["data.path=" + str(tmp_path / "d"), "data.tokenizer=null"]
-    prepare(Request([str(corpus_jsonl)], "bytes", validation=0.1), tmp_path / "d")
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes", validation=0.1), tmp_path / "d")
     run(tmp_path / "r", *data)
     shutil.rmtree(tmp_path / "d")
-    prepare(Request([str(corpus_jsonl)], "bytes", validation=0.2), tmp_path / "d")
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes", validation=0.2), tmp_path / "d")
     with pytest.raises(DataError, match="the data changed since the run was saved"):
         run(tmp_path / "r", *data, "train.steps=8")
 
@@ -213,7 +213,7 @@ def test_an_expert_that_dies_is_announced(tmp_path: Path) -> None:
 def test_a_second_start_is_refused_at_once_with_the_holders_pid(tmp_path: Path) -> None:
     from hmoe.runs.run_folder import RunFolder
 
-    config = recipes.load("tiny", tiny("tiny"))[1]
+    config = recipes.read_recipe("tiny", tiny("tiny"))[1]
     with RunFolder(tmp_path / "r", config):
         with pytest.raises(RunBusyError, match=rf"process {os.getpid()} is training"):
             RunFolder(tmp_path / "r", config)

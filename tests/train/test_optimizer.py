@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from hmoe.config.run import OptimConfig
-from hmoe.model.transformer import build
-from hmoe.train.optimizer import adamw, learning_rate
+from hmoe.model.transformer import build_transformer
+from hmoe.train.optimizer import build_optimizer, compute_learning_rate
 from tests.model.test_transformer import config as model_config
 
 
 def rates(steps: range, **settings: object) -> list[float]:
     config = OptimConfig.model_validate({"lr": 1.0, **settings})
-    return [learning_rate(step, config) for step in steps]
+    return [compute_learning_rate(step, config) for step in steps]
 
 
 def test_the_papers_schedule_is_linear_warm_up_then_constant() -> None:
@@ -30,22 +30,23 @@ def test_warm_up_stable_decay() -> None:
 
 
 def test_norms_embeddings_and_routers_do_not_decay_unless_asked() -> None:
-    model = build(model_config(), 0)
+    model = build_transformer(model_config(), 0)
     names = {id(p): n for n, p in model.named_parameters()}
-    groups = adamw(model, OptimConfig(lr=1e-3, weight_decay=0.5)).param_groups
+    groups = build_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.5)).param_groups
     spared = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
     assert all("norm" in n or "router" in n or n == "embed.weight" for n in spared)
     assert {"norm.weight", "embed.weight", "blocks.0.ffn.router.weight", "blocks.1.ffn_norm.weight"} <= spared
     assert sum(len(g["params"]) for g in groups) == len(names)
     assert {
-        g["weight_decay"] for g in adamw(model, OptimConfig(lr=1e-3, weight_decay=0.5, decay_all=True)).param_groups
+        g["weight_decay"]
+        for g in build_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.5, decay_all=True)).param_groups
     } == {0.5}
 
 
 def test_the_update_is_torchs_adamw() -> None:
     a, b = (torch.nn.Linear(3, 3, bias=False) for _ in range(2))
     b.load_state_dict(a.state_dict())
-    ours = adamw(a, OptimConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, eps=1e-4))
+    ours = build_optimizer(a, OptimConfig(lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, eps=1e-4))
     plain = torch.optim.AdamW(b.parameters(), lr=0.1, betas=(0.8, 0.9), weight_decay=0.3, eps=1e-4)
     for _ in range(3):
         for model, optimizer in ((a, ours), (b, plain)):

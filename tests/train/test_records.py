@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from hmoe.runs.log_rows import seconds_at
+from hmoe.runs.log_rows import read_training_seconds
 from hmoe.train.records import Records
 
 
@@ -47,7 +47,7 @@ def test_logs_are_cut_back_and_a_torn_line_is_dropped(tmp_path: Path) -> None:
         records.tick(10)
         records.write(row(step))
     records.close()
-    spent = seconds_at(tmp_path, 3)
+    spent = read_training_seconds(tmp_path, 3)
     assert spent > 0
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hmoe.cli.main import run as hmoe
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.config import recipes
 from hmoe.runs.open_model import open_model
 from tests.train.helpers import run as train_run
@@ -62,4 +62,4 @@ def test_it_trains_resumes_to_the_same_bytes_and_evaluates(
 
 def test_expert_choice_and_samples_exclude_each_other() -> None:
     with pytest.raises(Exception, match=r"train\.sample_every = 100: .* nearest is 0"):
-        recipes.load("tiny", ["model.moe.router={name: expert_choice}"])
+        recipes.read_recipe("tiny", ["model.moe.router={name: expert_choice}"])

@@ -18,8 +18,8 @@ from torch.distributed.tensor import DTensor
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
-from hmoe.model.transformer import Transformer, build, set_check_finite
-from hmoe.train.optimizer import adamw
+from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.step import StepRecord, train_step
 from tests.conftest import tiny
@@ -59,14 +59,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def load(name: str) -> RunConfig:
     recipe, overrides = CASES[name]
-    return recipes.load(recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides])[1]
+    return recipes.read_recipe(recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides])[
+        1
+    ]
 
 
 def steps(config: RunConfig, model: Transformer, indices: range, processes: Processes) -> list[dict[str, Any]]:
     """Records and clipped gradients of steps on random tokens; this process computes the parts `indices`."""
     set_check_finite(model, False)
     model.activation_checkpointing = config.train.recomputes_blocks
-    optimizer, generator, results = adamw(model, config.optim), torch.Generator().manual_seed(1), []
+    optimizer, generator, results = build_optimizer(model, config.optim), torch.Generator().manual_seed(1), []
     for step in range(STEPS):
         tokens_BL, targets_BL = torch.randint(0, config.model.vocab, (2, 4, 32), generator=generator).unbind(0)
         parts = [cut_batch(tokens_BL, targets_BL, config.data.num_micro_batches)[index] for index in indices]
@@ -97,7 +99,7 @@ def shard(model: Transformer, mesh: DeviceMesh) -> None:
 def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
     """Records, gradients and biases of a case whose micro-batches the ranks of a mesh share."""
     config = load(name)
-    model = build(config.model, config.seed)
+    model = build_transformer(config.model, config.seed)
     shard(model, mesh)
     rank, parts = mesh.get_local_rank(), config.data.num_micro_batches // mesh.size()
     results = steps(config, model, range(rank * parts, (rank + 1) * parts), Ranks(mesh))
@@ -130,7 +132,7 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, lis
 @pytest.mark.parametrize("name", CASES)
 def test_sharded_steps_are_the_plain_ones(name: str, sharded: dict[int, dict[str, list[dict[str, Any]]]]) -> None:
     config = load(name)
-    model = build(config.model, config.seed)
+    model = build_transformer(config.model, config.seed)
     plain = steps(config, model, range(4), ONE_PROCESS)
     for ranks in (1, 2):
         *results, last = sharded[ranks][name]

@@ -3,12 +3,12 @@ import pytest
 import torch
 
 from hmoe.config import recipes
-from hmoe.config.counts import flops_per_token
+from hmoe.config.counts import estimate_flops_per_token
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
 from hmoe.model.losses import load_balance, parameter_penalty
-from hmoe.model.transformer import Transformer, build, set_check_finite
-from hmoe.train.optimizer import adamw
+from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import StepRecord, train_step
 from tests.conftest import tiny
 
@@ -16,12 +16,12 @@ from tests.conftest import tiny
 def setup(
     *overrides: str, recipe: str = "tiny"
 ) -> tuple[RunConfig, Transformer, torch.optim.Optimizer, tuple[np.ndarray, np.ndarray]]:
-    config = recipes.load(recipe, [*tiny(recipe), "train.precision=float64", *overrides])[1]
-    model = build(config.model, 0, torch.float64)
+    config = recipes.read_recipe(recipe, [*tiny(recipe), "train.precision=float64", *overrides])[1]
+    model = build_transformer(config.model, 0, torch.float64)
     set_check_finite(model, False)
     rng = np.random.default_rng(0)
     batch = rng.integers(0, 300, (2, 4, 32))
-    return config, model, adamw(model, config.optim), (batch[0], batch[1])
+    return config, model, build_optimizer(model, config.optim), (batch[0], batch[1])
 
 
 def take_step(
@@ -72,7 +72,7 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
     units = sum(n * w for layer in record.num_pairs_ZE for n, w in zip(layer, widths, strict=True))
     assert record.mean_activated_width == units / 128 / 2
     assert record.flops == pytest.approx(
-        128 * flops_per_token(config.model, 32, record.mean_activated_width), rel=1e-12
+        128 * estimate_flops_per_token(config.model, 32, record.mean_activated_width), rel=1e-12
     )
     assert record.experts_per_token == 2
     assert sum(map(sum, record.num_pairs_ZE)) == 128 * 2 * 2
@@ -90,7 +90,7 @@ def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:
     assert 1 < min(num_generated) <= max(num_generated) <= 28
     hyper = config.model.moe.hyper  # type: ignore[union-attr]
     assert hyper is not None
-    plain = 128 * flops_per_token(config.model, 32, record.mean_activated_width)
+    plain = 128 * estimate_flops_per_token(config.model, 32, record.mean_activated_width)
     assert record.flops == pytest.approx(
         plain + 6 * sum(num_generated) * hyper.generation_parameters(model.config.dim), rel=1e-12
     )
@@ -156,10 +156,10 @@ def test_a_step_that_is_not_finite_changes_nothing(poison: str, value: float) ->
 
 
 def test_bfloat16_keeps_float32_weights_and_trains() -> None:
-    config = recipes.load("tiny", [*tiny("tiny"), "train.precision=bfloat16"])[1]
-    model = build(config.model, 0)
+    config = recipes.read_recipe("tiny", [*tiny("tiny"), "train.precision=bfloat16"])[1]
+    model = build_transformer(config.model, 0)
     set_check_finite(model, False)
-    optimizer = adamw(model, config.optim)
+    optimizer = build_optimizer(model, config.optim)
     _, _, _, batch = setup()
     losses = [take_step(model, optimizer, batch, config, 30 + step).terms["loss"] for step in range(15)]
     assert losses[-1] < losses[0] - 0.5

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hmoe import kernels
 from hmoe.config import recipes
 from hmoe.data.batches import cut_batch
-from hmoe.model.transformer import build, set_check_finite
+from hmoe.model.transformer import build_transformer, set_check_finite
 from hmoe.train import step as training
 from tests.conftest import tiny
 
@@ -78,15 +78,15 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return [[1.0] * tensor.numel() for tensor in tensors]
 
     monkeypatch.setattr(training, "read_numbers", read_numbers)
-    monkeypatch.setattr(kernels, "resolve", lambda name, layer: "triton")
+    monkeypatch.setattr(kernels, "resolve_backend", lambda name, layer: "triton")
     monkeypatch.setattr(kernels, "check_counts", lambda layer, name: None)  # of Triton's, on the device
     return counts
 
 
 def run(preset: str, *overrides: str) -> Watch:
     """The second step: the first one copies what never changes."""
-    config = recipes.load(preset, [*tiny(preset), "data.micro_batches=2", *overrides])[1]
-    model = build(config.model, 0, device="meta")
+    config = recipes.read_recipe(preset, [*tiny(preset), "data.micro_batches=2", *overrides])[1]
+    model = build_transformer(config.model, 0, device="meta")
     model.activation_checkpointing = bool(config.train.activation_checkpointing)
     set_check_finite(model, False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)  # fused AdamW does not know the device

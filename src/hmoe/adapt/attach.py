@@ -17,17 +17,17 @@ from transformers import PreTrainedModel
 
 from hmoe.adapt.moe_blocks import (
     count_block_experts,
-    expert_stacks,
     get_block_router,
     get_device_and_dtype,
     get_model_width,
     iterate_moe_blocks,
+    list_expert_stacks,
     read_selection,
 )
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.memory import align_memory
-from hmoe.runs.weights import Tensors
+from hmoe.runs.weights import StoredTensors
 from hmoe.specs.experts import Hyper
 
 
@@ -72,8 +72,8 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
     _refuse_twice(model, "hyper")
     _refuse_lost(model, folder)
     # Opened first, so that a folder without weights leaves the model as it is.
-    stored = None if folder is None else Tensors(Path(folder))
-    for stack in expert_stacks(model):
+    stored = None if folder is None else StoredTensors(Path(folder))
+    for stack in list_expert_stacks(model):
         blocks = list(iterate_moe_blocks(stack))
         network = HyperNetwork(get_model_width(blocks[0]), len(blocks), spec)
         network.reset_parameters()
@@ -88,7 +88,7 @@ def attach_hyper(model: Model, spec: Hyper | None = None, folder: Path | str | N
             block.register_forward_hook(_add_hyper)
     model.config.hyper_experts = asdict(spec)
     if stored is not None:
-        load_parts(model, stored, str(folder), ("hyper.", "hyper_network."))
+        load_attached_parts(model, stored, str(folder), ("hyper.", "hyper_network."))
     align_memory(model)
     return model
 
@@ -115,8 +115,8 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
     _refuse_twice(model, "shared_expert")
     _refuse_lost(model, folder)
     width = width or getattr(model.config, "attached_shared_width", None)
-    stored = None if folder is None else Tensors(Path(folder))
-    for stack in expert_stacks(model):
+    stored = None if folder is None else StoredTensors(Path(folder))
+    for stack in list_expert_stacks(model):
         blocks = list(iterate_moe_blocks(stack))
         dim = get_model_width(blocks[0])
         units = width or _width_like_hyper(blocks, dim)
@@ -128,7 +128,7 @@ def attach_shared(model: Model, width: int | None = None, folder: Path | str | N
             block.register_forward_hook(_add_shared)
     model.config.attached_shared_width = width
     if stored is not None:
-        load_parts(model, stored, str(folder), ("shared_expert.",))
+        load_attached_parts(model, stored, str(folder), ("shared_expert.",))
     align_memory(model)
     return model
 
@@ -183,7 +183,7 @@ def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
             )
 
 
-def load_parts(model: PreTrainedModel, tensors: Tensors, folder: str, parts: tuple[str, ...]) -> None:
+def load_attached_parts(model: PreTrainedModel, tensors: StoredTensors, folder: str, parts: tuple[str, ...]) -> None:
     """Copy stored values into the parameters of a model whose names have one of these parts.
 
     Args:

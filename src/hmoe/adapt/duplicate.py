@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from hmoe.adapt.attach import load_parts
+from hmoe.adapt.attach import load_attached_parts
 from hmoe.errors import ConfigError
 from hmoe.model.memory import align_memory
-from hmoe.runs.weights import Tensors
+from hmoe.runs.weights import StoredTensors
 
 _LEAST_NOISE = 1e-2  # standard deviation that is added to the learned one
 
@@ -115,19 +115,19 @@ def duplicate_mlps(
     if saved is not None and folder is None:
         raise ConfigError("this model was saved with duplicated MLPs, which it lacks now; give the folder")
     experts, k = (saved["experts"], saved["k"]) if saved else (experts, k)
-    stored = None if folder is None else Tensors(Path(folder))
+    stored = None if folder is None else StoredTensors(Path(folder))
     for block in blocks:
         weight = next(block.mlp.parameters())
         mixture = DuplicatedMLP(block.mlp, model.config.n_embd, experts, k).train(block.mlp.training)
         block.mlp = mixture.to(weight.device, weight.dtype)
     model.config.duplicated_mlps = {"experts": experts, "k": k}
     if stored is not None:
-        load_parts(model, stored, str(folder), (".mlp.router.", ".mlp.experts."))
+        load_attached_parts(model, stored, str(folder), (".mlp.router.", ".mlp.experts."))
     align_memory(model)
     return model
 
 
-def balance_loss(load_TE: torch.Tensor, gate_TK: torch.Tensor, expert_TK: torch.Tensor) -> torch.Tensor:
+def compute_noisy_balance(load_TE: torch.Tensor, gate_TK: torch.Tensor, expert_TK: torch.Tensor) -> torch.Tensor:
     """Return CV(importance)^2 + CV(load)^2 of one layer (Shazeer et al. 2017).
 
     CV is the coefficient of variation over experts, standard deviation / mean.
@@ -146,7 +146,7 @@ def _cv_squared(value_E: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def heard(model: nn.Module) -> Iterator[Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+def record_noisy_routers(model: nn.Module) -> Iterator[Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Collect what the noisy routers of a model return while it runs inside the context.
 
     The list that the context gives has one element per call of a router, in the order of the calls.

@@ -19,7 +19,7 @@ KNOWN = (  # names of classes: the classes themselves would load the code of eve
 )
 
 
-def expert_stacks(model: PreTrainedModel) -> list[Any]:
+def list_expert_stacks(model: PreTrainedModel) -> list[Any]:
     """Return the encoder and the decoder of a model, or its decoder alone, but only those that have experts.
 
     Raises:

@@ -8,7 +8,7 @@ import torch
 
 import hmoe
 from hmoe.bench.others import OTHERS
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 from hmoe.errors import ConfigError
 from hmoe.kernels import choice
 from hmoe.kernels.layer import Layer
@@ -42,7 +42,7 @@ class Contender:
     wall_seconds: list[float] = field(default_factory=list)
 
 
-def make_contender(name: str, shape: Shape, dtype: torch.dtype, device: str) -> Contender:
+def make_contender(name: str, shape: LayerShape, dtype: torch.dtype, device: str) -> Contender:
     """Make one of CONTENDERS, or `dense`: the limit, of the same activated FLOPs."""
     experts, mean = len(shape.widths), sum(shape.widths) // len(shape.widths)
     if name in BACKENDS:
@@ -61,7 +61,7 @@ def make_contender(name: str, shape: Shape, dtype: torch.dtype, device: str) -> 
 
 
 def _make_ours(
-    shape: Shape, widths: tuple[int, ...], backend: str | None, dtype: torch.dtype, device: str
+    shape: LayerShape, widths: tuple[int, ...], backend: str | None, dtype: torch.dtype, device: str
 ) -> Contender:
     moe = hmoe.MoE(shape.dim, widths, hmoe.TopK(shape.k)).to(device, dtype)
     moe.check_finite, moe.backend = False, backend  # the check would wait for the device
@@ -79,7 +79,7 @@ def _make_ours(
     return Contender(forward, activated, moe, moe.router.weight)
 
 
-def refusal(name: str, shape: Shape, dtype: torch.dtype, device: str) -> str | None:
+def explain_contender_refusal(name: str, shape: LayerShape, dtype: torch.dtype, device: str) -> str | None:
     """Return why a contender cannot run here, or None."""
     if name in OTHERS:
         module = OTHERS[name][0]
@@ -89,10 +89,12 @@ def refusal(name: str, shape: Shape, dtype: torch.dtype, device: str) -> str | N
     if device == "cpu":  # also where Triton's interpreter could run it: its times are not the kernels'
         return "the Triton kernels run on a GPU, with device = cuda"
     x, index = torch.empty(shape.tokens, shape.dim, dtype=dtype, device=device), torch.empty(0, device=device)
-    return choice.refusal("triton", Layer(x, index, index, index, x, x, x, shape.widths))
+    return choice.explain_refusal("triton", Layer(x, index, index, index, x, x, x, shape.widths))
 
 
-def check_contenders(names: Sequence[str], shapes: Mapping[str, Shape], dtypes: Sequence[str], device: str) -> None:
+def check_contenders(
+    names: Sequence[str], shapes: Mapping[str, LayerShape], dtypes: Sequence[str], device: str
+) -> None:
     """Raise ConfigError for a contender that was asked for and cannot run."""
     for name in names:
         if name not in CONTENDERS:
@@ -100,7 +102,7 @@ def check_contenders(names: Sequence[str], shapes: Mapping[str, Shape], dtypes: 
     for name in names:
         for shape in shapes.values():
             for dtype in dtypes:
-                reason = refusal(name, shape, getattr(torch, dtype), device)
+                reason = explain_contender_refusal(name, shape, getattr(torch, dtype), device)
                 if reason:
                     raise ConfigError(
                         f"against = {name}: {reason}; nearest choice: hmoe loop", argument=("against", "device")

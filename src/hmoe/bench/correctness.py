@@ -3,12 +3,12 @@
 import torch
 
 import hmoe
-from hmoe.bench.shapes import Shape
+from hmoe.bench.shapes import LayerShape
 from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
 
 
-def check(shape: Shape, dtype: torch.dtype, device: str, backend: str | None = None) -> None:
+def check_layer_results(shape: LayerShape, dtype: torch.dtype, device: str, backend: str | None = None) -> None:
     """Raise HMoEError unless what is about to be timed is right: a wrong layer may be fast.
 
     On some tokens, output and gradients are compared with the float64 definition; the largest error may be

@@ -18,18 +18,18 @@ import torch
 import hmoe
 from hmoe.bench.measure import (
     RESULTS,
-    Options,
-    default_dtype,
+    BenchOptions,
+    choose_default_dtype,
+    describe_machine,
     describe_timing,
-    interleaved,
-    machine,
+    measure_read_bandwidth,
     median_seconds,
     median_wall,
     place_name,
-    read_bandwidth,
-    save,
+    save_result,
+    time_interleaved,
 )
-from hmoe.bench.shapes import Shape, check_dtypes, known_shape
+from hmoe.bench.shapes import LayerShape, check_dtypes, get_shape
 from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
 from hmoe.model.routing import Routing
@@ -37,7 +37,9 @@ from hmoe.model.routing import Routing
 LAYERS = 12
 
 
-def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: int, tokens: int) -> dict[str, Any]:
+def measure_decode(
+    name: str, shape: LayerShape, dtype: torch.dtype, device: str, rounds: int, tokens: int
+) -> dict[str, Any]:
     """Measure microseconds per layer: to read the activated bytes, of the experts, of the whole layer."""
     torch.manual_seed(0)
     layers = [hmoe.MoE(shape.dim, shape.widths, hmoe.TopK(shape.k)).to(device, dtype) for _ in range(LAYERS)]
@@ -52,10 +54,10 @@ def measure(name: str, shape: Shape, dtype: torch.dtype, device: str, rounds: in
             "experts, loop": lambda: [_experts(layer, x, r, "loop") for layer, r in zip(layers, routings, strict=True)],
             "layer": lambda: [layer(x) for layer in layers],
         }
-        times = interleaved(runs, rounds, warm=3, device=device, queued=True)
+        times = time_interleaved(runs, rounds, warm=3, device=device, queued=True)
     # Only experts that some token chose are read: three matrices of their hidden units.
     used = sum(h for r in routings for h, n in zip(shape.widths, r.num_tokens_E.tolist(), strict=True) if n)
-    read = 3 * used * shape.dim * dtype.itemsize / read_bandwidth(device)
+    read = 3 * used * shape.dim * dtype.itemsize / measure_read_bandwidth(device)
     us = {run: 1e6 * median_seconds(timings) / LAYERS for run, timings in times.items()}
     wall = {run: 1e6 * median_wall(timings) / LAYERS for run, timings in times.items() if device == "cuda"}
     return {
@@ -71,7 +73,7 @@ def _experts(layer: hmoe.MoE, x_TD: torch.Tensor, routing: Routing, backend: str
     return expert_ffn(x_TD, *pairs, layer.w_gate, layer.w_up, layer.w_down, layer.widths, backend)
 
 
-def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: Options) -> Path:
+def bench_decode(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: BenchOptions) -> Path:
     """Measure one-token layers, print and write the figures, and return the file's path."""
     device = options.device
     options.prepare()
@@ -84,7 +86,7 @@ def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, opti
     )
     for name in shapes or ("0.4B", "64-experts"):
         for dtype in dtypes:
-            row = measure(name, known_shape(name), getattr(torch, dtype), device, options.rounds, tokens)
+            row = measure_decode(name, get_shape(name), getattr(torch, dtype), device, options.rounds, tokens)
             rows.append(row)
             wall = f" {row['layer wall us']:9.0f}" if "layer wall us" in row else ""
             options.say(
@@ -92,21 +94,21 @@ def bench(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, opti
                 f"{row['share_of_memory_read_limit']:8.2f} {row['experts, loop us']:9.0f} {row['layer us']:14.0f}{wall}"
             )
     content = {
-        "machine": machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS, "rows": rows,
+        "machine": describe_machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS, "rows": rows,
     }  # fmt: skip
-    return save(options.out, f"decode-{place_name(device)}-{tokens}tokens", content)
+    return save_result(options.out, f"decode-{place_name(device)}-{tokens}tokens", content)
 
 
-def main() -> int:
+def run_decode_module() -> int:
     """Run the benchmark of decoding from a command line that needs PyTorch only; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    options = Options(arguments.device, arguments.rounds, out=arguments.out)
+    options = BenchOptions(arguments.device, arguments.rounds, out=arguments.out)
     try:
-        path = bench(None, [default_dtype(arguments.device)], 1, options)
+        path = bench_decode(None, [choose_default_dtype(arguments.device)], 1, options)
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -115,4 +117,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_decode_module())

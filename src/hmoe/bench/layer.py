@@ -18,29 +18,29 @@ from typing import Any
 
 import torch
 
-from hmoe.bench.contenders import CONTENDERS, Contender, check_contenders, make_contender, refusal
-from hmoe.bench.correctness import check
+from hmoe.bench.contenders import CONTENDERS, Contender, check_contenders, explain_contender_refusal, make_contender
+from hmoe.bench.correctness import check_layer_results
 from hmoe.bench.measure import (
     RESULTS,
-    Options,
-    default_dtype,
+    BenchOptions,
+    choose_default_dtype,
+    describe_machine,
     describe_timing,
-    interleaved,
-    machine,
-    peak_flops,
+    measure_peak_flops,
+    measure_read_bandwidth,
     place_name,
-    read_bandwidth,
-    save,
+    save_result,
+    time_interleaved,
 )
-from hmoe.bench.profile import profile
-from hmoe.bench.shapes import ON, SHAPES, Shape, check_dtypes, known_shape, own_shape
+from hmoe.bench.profile import profile_call
+from hmoe.bench.shapes import ON, SHAPES, LayerShape, check_dtypes, get_shape, parse_own_shape
 from hmoe.errors import ConfigError, HMoEError
 
 MOST_KERNELS = 15  # the longest ones, of a profile
 
 
-def race(
-    shape: Shape, dtype: torch.dtype, device: str, backward: bool, rounds: int, names: Sequence[str]
+def race_contenders(
+    shape: LayerShape, dtype: torch.dtype, device: str, backward: bool, rounds: int, names: Sequence[str]
 ) -> dict[str, Contender]:
     """Time `dense` and every other contender in every round, and count the units that each activated."""
     racing = {name: make_contender(name, shape, dtype, device) for name in ("dense", *names)}
@@ -63,7 +63,7 @@ def race(
 
     runs = {name: make_run(contender) for name, contender in racing.items()}
     hooks = {"before": draw_inputs, "after": count_units}
-    times = interleaved(runs, rounds, warm=3, device=device, **hooks, queued=True)
+    times = time_interleaved(runs, rounds, warm=3, device=device, **hooks, queued=True)
     for name, contender in racing.items():
         contender.seconds = [t.seconds for t in times[name]]
         contender.activated_units = contender.activated_units[-rounds:]  # without those of the warm-up
@@ -81,8 +81,8 @@ def _call(contender: Contender, x: torch.Tensor, grad: torch.Tensor | None) -> N
         torch.autograd.backward(contender.forward(x), grad)
 
 
-def rows_of(
-    shape: Shape, dtype: torch.dtype, backward: bool, racing: dict[str, Contender], limits: dict[str, float]
+def tabulate_race(
+    shape: LayerShape, dtype: torch.dtype, backward: bool, racing: dict[str, Contender], limits: dict[str, float]
 ) -> list[dict[str, Any]]:
     """Return a row per contender: milliseconds, ratio to dense, FLOP/s, least bytes, share of the roofline.
 
@@ -117,7 +117,7 @@ def rows_of(
     return rows
 
 
-def profile_layer(shape: Shape, dtype: torch.dtype, device: str, name: str) -> dict[str, Any]:
+def profile_layer(shape: LayerShape, dtype: torch.dtype, device: str, name: str) -> dict[str, Any]:
     """Return the kernels of one forward and backward pass of a contender, after it has warmed up."""
     contender = make_contender(name, shape, dtype, device)
     if contender.router is not None:
@@ -129,7 +129,7 @@ def profile_layer(shape: Shape, dtype: torch.dtype, device: str, name: str) -> d
     return {
         "contender": name,
         "dtype": str(dtype)[6:],
-        **profile(lambda: _call(contender, x, grad), device, MOST_KERNELS),
+        **profile_call(lambda: _call(contender, x, grad), device, MOST_KERNELS),
     }
 
 
@@ -142,13 +142,13 @@ class Measurement:
         left_out: contenders that cannot run here, and why.
     """
 
-    def __init__(self, against: Sequence[str] | None, profiled: bool, options: Options) -> None:
+    def __init__(self, against: Sequence[str] | None, profiled: bool, options: BenchOptions) -> None:
         self.against, self.profiled, self.options = against, profiled, options
         self.rows: list[dict[str, Any]] = []
         self.profiles: list[dict[str, Any]] = []
         self.left_out: list[dict[str, str]] = []
 
-    def measure(self, shapes: Mapping[str, Shape], dtypes: Sequence[str]) -> None:
+    def measure(self, shapes: Mapping[str, LayerShape], dtypes: Sequence[str]) -> None:
         """Measure every shape in every dtype."""
         device = self.options.device
         wall = f" {'wall ms':>9s}" if device == "cuda" else ""
@@ -156,20 +156,20 @@ class Measurement:
             f"{'shape':16s} {'dtype':9s} {'pass':17s} {'contender':24s} {'ms':>9s}{wall} {'ratio':>6s} "
             f"{'TFLOP/s':>8s} {'MB':>7s} roofline"
         )
-        bandwidth = read_bandwidth(device)
+        bandwidth = measure_read_bandwidth(device)
         for dtype_name in dtypes:
             dtype = getattr(torch, dtype_name)
-            limits = {"flops": peak_flops(dtype, device), "bytes": bandwidth}
+            limits = {"flops": measure_peak_flops(dtype, device), "bytes": bandwidth}
             for name, shape in shapes.items():
                 self._measure_shape(name, shape, dtype, limits)
 
-    def _measure_shape(self, name: str, shape: Shape, dtype: torch.dtype, limits: dict[str, float]) -> None:
+    def _measure_shape(self, name: str, shape: LayerShape, dtype: torch.dtype, limits: dict[str, float]) -> None:
         device = self.options.device
-        check(shape, dtype, device)
+        check_layer_results(shape, dtype, device)
         names = self._choose(shape, dtype)
         for backward in (True, False):
-            racing = race(shape, dtype, device, backward, self.options.rounds, names)
-            for row in rows_of(shape, dtype, backward, racing, limits):
+            racing = race_contenders(shape, dtype, device, backward, self.options.rounds, names)
+            for row in tabulate_race(shape, dtype, backward, racing, limits):
                 self.rows.append({"shape": name, **vars(shape), **row, "limits": limits})
                 wall = f" {row['wall_ms']:9.2f}" if "wall_ms" in row else ""
                 self.options.say(
@@ -181,14 +181,14 @@ class Measurement:
             self.profiles.append({"shape": name, **profile_layer(shape, dtype, device, names[0])})
             self._print_profile(self.profiles[-1])
 
-    def _choose(self, shape: Shape, dtype: torch.dtype) -> list[str]:
+    def _choose(self, shape: LayerShape, dtype: torch.dtype) -> list[str]:
         """Return who races: those asked for, or all that can run and are right."""
         names = []
         for name in self.against or CONTENDERS:
-            reason = refusal(name, shape, dtype, self.options.device)
+            reason = explain_contender_refusal(name, shape, dtype, self.options.device)
             if name == "hmoe triton" and reason is None:
                 try:
-                    check(shape, dtype, self.options.device, "triton")  # `choose` may have taken another
+                    check_layer_results(shape, dtype, self.options.device, "triton")  # `choose` may have taken another
                 except HMoEError as error:
                     if self.against:
                         raise
@@ -210,12 +210,12 @@ class Measurement:
             self.options.say(f"{row['ms']:9.3f} ms {row['calls']:5d} calls  {row['kernel']}")
 
 
-def bench(
-    shapes: Sequence[str] | dict[str, Shape] | None,
+def bench_layer(
+    shapes: Sequence[str] | dict[str, LayerShape] | None,
     dtypes: Sequence[str],
     against: Sequence[str] | None,
     profiled: bool,
-    options: Options,
+    options: BenchOptions,
 ) -> Path:
     """Measure layers, print and write the figures, and return the file's path.
 
@@ -230,22 +230,22 @@ def bench(
             argument=("profile", "device"),
         )
     check_dtypes(dtypes)
-    wanted = shapes if isinstance(shapes, dict) else {name: known_shape(name) for name in shapes or ON[device]}
+    wanted = shapes if isinstance(shapes, dict) else {name: get_shape(name) for name in shapes or ON[device]}
     check_contenders(against or (), wanted, dtypes, device)
     measurement = Measurement(against, profiled, options)
     measurement.measure(wanted, dtypes)
     # The plain measurement has a plain name; any other says in its name what it measured.
     special = [] if not shapes and not against else [*wanted, *(name.replace(" ", "-") for name in against or ())]
     content = {
-        "machine": machine(device), "timing": describe_timing(device, queued=True), "rounds": options.rounds,
+        "machine": describe_machine(device), "timing": describe_timing(device, queued=True), "rounds": options.rounds,
         "rows": measurement.rows, "left_out": measurement.left_out,
     }  # fmt: skip
     if profiled:
         content["profiles"] = measurement.profiles
-    return save(options.out, "-".join(["layer", place_name(device), *dtypes, *special]), content)
+    return save_result(options.out, "-".join(["layer", place_name(device), *dtypes, *special]), content)
 
 
-def main() -> int:
+def run_layer_module() -> int:
     """Run the benchmark of layers from a command line that needs PyTorch only; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES))
@@ -263,10 +263,10 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         sizes = (arguments.dim, arguments.widths, arguments.top_k, arguments.tokens)
-        wanted = own_shape(arguments.shape, *sizes)
-        dtypes = arguments.dtype or [default_dtype(arguments.device)]
-        options = Options(arguments.device, arguments.rounds, arguments.threads, arguments.out)
-        path = bench(wanted, dtypes, arguments.against, arguments.profile, options)
+        wanted = parse_own_shape(arguments.shape, *sizes)
+        dtypes = arguments.dtype or [choose_default_dtype(arguments.device)]
+        options = BenchOptions(arguments.device, arguments.rounds, arguments.threads, arguments.out)
+        path = bench_layer(wanted, dtypes, arguments.against, arguments.profile, options)
     except HMoEError as error:
         print(f"hmoe: error: {error}", file=sys.stderr)
         return error.exit_code
@@ -275,4 +275,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_layer_module())

@@ -34,7 +34,7 @@ class Timing(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """How all of `hmoe bench` measures.
 
     Attributes:
@@ -139,7 +139,7 @@ def describe_timing(device: str, queued: bool = False) -> str:
     return f"CUDA events, {start}, L2 flushed before each call; wall: clock, from an idle GPU"
 
 
-def interleaved(
+def time_interleaved(
     runs: Mapping[str, Run], rounds: int, warm: int, device: str,
     before: Run = lambda: None, after: Run = lambda: None, queued: bool = False,
 ) -> dict[str, list[Timing]]:  # fmt: skip
@@ -183,34 +183,34 @@ def median_wall(timings: Iterable[Timing]) -> float:
     return median(timing.wall_seconds for timing in timings)
 
 
-def best(run: Run, device: str, tries: int = 7) -> float:
+def time_fastest(run: Run, device: str, tries: int = 7) -> float:
     """Return the seconds of the fastest of some calls: what the machine can do, not its average."""
     run()
     return min(time_call(run, device, ahead_seconds=0.005).seconds for _ in range(tries))
 
 
-def default_dtype(device: str) -> str:
+def choose_default_dtype(device: str) -> str:
     """Return bfloat16 where the hardware multiplies it, else float32, which is faster than emulation."""
     # An old processor emulates bfloat16, a thousand times slower.
     hardware = device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bfloat16" if hardware else "float32"
 
 
-def peak_flops(dtype: torch.dtype, device: str) -> float:
+def measure_peak_flops(dtype: torch.dtype, device: str) -> float:
     """Measure FLOP/s of the best large matrix product; of a smaller one where a large one takes seconds."""
     size, largest = (8192, 8192) if device == "cuda" else (512, 2048)
     while True:
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         product = functools.partial(torch.mm, a, b)
         if size == largest or 8 * time_call(product, device).seconds > LONG_PRODUCT_SECONDS:
-            return 2 * size**3 / best(product, device)
+            return 2 * size**3 / time_fastest(product, device)
         size *= 2
 
 
-def read_bandwidth(device: str) -> float:
+def measure_read_bandwidth(device: str) -> float:
     """Measure bytes/s of reading memory that is in no cache near a core: the sum of a gigabyte."""
     numbers = torch.ones((1 << 30) // 8, dtype=torch.float64, device=device)
-    return numbers.numel() * 8 / best(numbers.sum, device)
+    return numbers.numel() * 8 / time_fastest(numbers.sum, device)
 
 
 def check_device(device: str) -> None:
@@ -226,22 +226,25 @@ def place_name(device: str) -> str:
     return "cuda" if device == "cuda" else f"cpu-{torch.get_num_threads()}threads"
 
 
-def machine(device: str) -> dict[str, Any]:
+def describe_machine(device: str) -> dict[str, Any]:
     """Return what the figures depend on: hardware, threads and versions, and the date."""
     return {
-        "processor": processor(),
+        "processor": name_processor(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hmoe": hmoe.__version__,
-        "kernels": native.describe(),
-        **{name: version(name) for name in ("triton", "transformers", "scattermoe", "sonic-moe", "megablocks")},
+        "kernels": native.describe_library(),
+        **{
+            name: find_installed_version(name)
+            for name in ("triton", "transformers", "scattermoe", "sonic-moe", "megablocks")
+        },
         "date": datetime.date.today().isoformat(),
     }
 
 
-def version(distribution: str) -> str | None:
+def find_installed_version(distribution: str) -> str | None:
     """Return the installed version of a distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
@@ -249,17 +252,17 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def processor() -> str:
+def name_processor() -> str:
     """Return the name of the processor, and whether it has AMX, which its name may not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor()
-    return name + (", AMX" if "amx_bf16" in native.features() else "")
+    return name + (", AMX" if "amx_bf16" in native.read_processor_features() else "")
 
 
-def save(folder: Path, name: str, content: dict[str, Any]) -> Path:
+def save_result(folder: Path, name: str, content: dict[str, Any]) -> Path:
     """Write a dated JSON file; a second of the same day replaces the first."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}-{datetime.date.today().isoformat()}.json"

@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 from hmoe.bench.measure import (
-    Options,
+    BenchOptions,
     Run,
+    describe_machine,
     describe_timing,
-    interleaved,
-    machine,
     median_seconds,
     median_wall,
     place_name,
-    save,
+    save_result,
+    time_interleaved,
 )
 from hmoe.config import recipes
-from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
+from hmoe.config.counts import count_activated_parameters, count_parameters, estimate_activated_width
 from hmoe.errors import ConfigError
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.transformer import build, set_check_finite
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.transformer import build_transformer, set_check_finite
 from hmoe.specs.model import ModelSpec
 
 IMPLEMENTATIONS = ("eager", "grouped_mm", "batched_mm")  # transformers' ways to compute experts
@@ -41,7 +41,7 @@ class _Vocabulary:
 
 def _runs(config: ModelSpec, dtype: torch.dtype, prompt: list[int], new: int, device: str) -> dict[str, Run]:
     """Return the runs by name: reading the prompt, or writing `new` tokens after its first 16."""
-    model = build(config, 0).to(device, dtype).eval().requires_grad_(False)
+    model = build_transformer(config, 0).to(device, dtype).eval().requires_grad_(False)
     set_check_finite(model, False)
     begin, words = prompt[:16], _Vocabulary(config.vocab)
 
@@ -51,7 +51,7 @@ def _runs(config: ModelSpec, dtype: torch.dtype, prompt: list[int], new: int, de
 
     runs: dict[str, Run] = {
         "hmoe read": torch.inference_mode()(read),
-        "hmoe write": lambda: list(generate(model, begin, new, Sampling(0), 0, words)),
+        "hmoe write": lambda: list(generate_tokens(model, begin, new, Sampling(0), 0, words)),
     }
     mixtral = _mixtral(config, dtype).to(device)
     ids, first = torch.tensor([prompt], device=device), torch.tensor([begin], device=device)
@@ -97,14 +97,14 @@ def _mixtral(config: ModelSpec, dtype: torch.dtype) -> Any:
     return MixtralForCausalLM._from_config(shape, dtype=dtype).eval().requires_grad_(False)
 
 
-def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> Path:
+def bench_model(preset: str, dtype: str, prompt: int, new: int, options: BenchOptions) -> Path:
     """Measure a preset and its Mixtral, print and write the figures, and return the file's path."""
     options.prepare()
-    device, config = options.device, recipes.load(preset)[1].model
+    device, config = options.device, recipes.read_recipe(preset)[1].model
     generator = torch.Generator("cpu").manual_seed(0)  # the same prompt on every device
     tokens = torch.randint(config.vocab, (prompt,), generator=generator, device="cpu").tolist()
     runs = _runs(config, getattr(torch, dtype), tokens, new, device)
-    times = interleaved(runs, options.rounds, warm=1, device=device)
+    times = time_interleaved(runs, options.rounds, warm=1, device=device)
     num_tokens = {name: prompt if name.endswith("read") else new for name in times}
     rate = {name: num_tokens[name] / median_seconds(timings) for name, timings in times.items()}
     ratio = {}
@@ -116,15 +116,15 @@ def bench(preset: str, dtype: str, prompt: int, new: int, options: Options) -> P
     options.say(
         f"hmoe is {ratio['read']:.2f} times as fast in reading, {ratio['write']:.2f} in writing, as transformers' best"
     )
-    width = activated_width(config)[1]
+    width = estimate_activated_width(config)[1]
     content = {
-        "machine": machine(device), "timing": describe_timing(device), "preset": preset, "dtype": dtype,
-        "prompt_tokens": prompt, "new_tokens": new, "parameters": sum(parameters_by_part(config).values()),
-        "activated_parameters": round(activated_parameters(config, width)),
+        "machine": describe_machine(device), "timing": describe_timing(device), "preset": preset, "dtype": dtype,
+        "prompt_tokens": prompt, "new_tokens": new, "parameters": sum(count_parameters(config).values()),
+        "activated_parameters": round(count_activated_parameters(config, width)),
         "tokens_per_second": rate, "ratio_to_best_of_transformers": ratio,
         "seconds": {name: [t.seconds for t in timings] for name, timings in times.items()},
     }  # fmt: skip
     if device == "cuda":
         content["ms"] = {name: 1e3 * median_seconds(timings) for name, timings in times.items()}
         content["wall_ms"] = {name: 1e3 * median_wall(timings) for name, timings in times.items()}
-    return save(options.out, f"model-{preset}-{dtype}-{place_name(device).removeprefix('cpu-')}", content)
+    return save_result(options.out, f"model-{preset}-{dtype}-{place_name(device).removeprefix('cpu-')}", content)

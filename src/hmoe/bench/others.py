@@ -12,7 +12,7 @@ from torch import nn
 OtherLayer = tuple[nn.Module, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]
 
 
-def transformers_mixtral(implementation: str) -> Callable[..., OtherLayer]:
+def choose_mixtral_maker(implementation: str) -> Callable[..., OtherLayer]:
     """Return a maker of transformers' Mixtral block with one of its implementations of the experts."""
 
     def make(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
@@ -37,7 +37,7 @@ def transformers_mixtral(implementation: str) -> Callable[..., OtherLayer]:
     return make
 
 
-def scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+def make_scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
     """Make ScatterMoE's gated MLP behind a plain top-k router."""
     from scattermoe.mlp import GLUMLP  # noqa: PLC0415
 
@@ -52,7 +52,7 @@ def scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: t
     return nn.ModuleList([router, mlp]), router.weight, run
 
 
-def sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+def make_sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
     """Make SonicMoE's layer, with its own kernels."""
     from sonicmoe import KernelBackendMoE, MoE  # noqa: PLC0415
     from sonicmoe.enums import ActivationType  # noqa: PLC0415
@@ -62,7 +62,7 @@ def sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype: tor
     return moe, moe.router.weight, lambda x: moe(x, kernel_backend_moe=KernelBackendMoE.sonicmoe)[0]
 
 
-def megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+def make_megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
     """Make MegaBlocks' dropless layer, grouped: its block-sparse path raises on current Triton."""
     from megablocks.layers.arguments import Arguments  # noqa: PLC0415
     from megablocks.layers.dmoe import dMoE  # noqa: PLC0415
@@ -82,9 +82,9 @@ def megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: t
 
 
 OTHERS: dict[str, tuple[str, Callable[..., OtherLayer]]] = {  # name -> (module it needs, maker)
-    "transformers eager": ("transformers", transformers_mixtral("eager")),
-    "transformers grouped_mm": ("transformers", transformers_mixtral("grouped_mm")),
-    "ScatterMoE": ("scattermoe", scattermoe),
-    "SonicMoE": ("sonicmoe", sonicmoe),
-    "MegaBlocks": ("megablocks", megablocks),
+    "transformers eager": ("transformers", choose_mixtral_maker("eager")),
+    "transformers grouped_mm": ("transformers", choose_mixtral_maker("grouped_mm")),
+    "ScatterMoE": ("scattermoe", make_scattermoe),
+    "SonicMoE": ("sonicmoe", make_sonicmoe),
+    "MegaBlocks": ("megablocks", make_megablocks),
 }

@@ -8,7 +8,7 @@ import torch
 from hmoe.bench.measure import Run
 
 
-def profile(run: Run, device: str, most: int) -> dict[str, Any]:
+def profile_call(run: Run, device: str, most: int) -> dict[str, Any]:
     """Profile one call: wall and busy milliseconds, launches, and the `most` longest kernels by name.
 
     On a CPU operators take the place of kernels; they contain each other, so that nothing adds up.

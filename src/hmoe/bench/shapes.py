@@ -8,7 +8,7 @@ from hmoe.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Shape:
+class LayerShape:
     """A layer and its batch: model width, expert widths, experts per token, and tokens."""
 
     dim: int
@@ -18,19 +18,19 @@ class Shape:
 
 
 SHAPES = {
-    "0.4B": Shape(768, hmoe.arithmetic(12288, 8), 2, 4096),
-    "small": Shape(256, hmoe.arithmetic(2048, 8, multiple=16), 2, 4096),
-    "64-experts": Shape(768, hmoe.arithmetic(12288, 64, ratio=3, multiple=32), 8, 4096),
-    "0.4B-long": Shape(768, hmoe.arithmetic(12288, 8), 2, 32768),
-    "3B-long": Shape(1024, hmoe.arithmetic(32768, 8), 2, 32768),
-    "64-experts-long": Shape(768, hmoe.arithmetic(12288, 64, ratio=3, multiple=32), 8, 32768),
+    "0.4B": LayerShape(768, hmoe.arithmetic(12288, 8), 2, 4096),
+    "small": LayerShape(256, hmoe.arithmetic(2048, 8, multiple=16), 2, 4096),
+    "64-experts": LayerShape(768, hmoe.arithmetic(12288, 64, ratio=3, multiple=32), 8, 4096),
+    "0.4B-long": LayerShape(768, hmoe.arithmetic(12288, 8), 2, 32768),
+    "3B-long": LayerShape(1024, hmoe.arithmetic(32768, 8), 2, 32768),
+    "64-experts-long": LayerShape(768, hmoe.arithmetic(12288, 64, ratio=3, multiple=32), 8, 32768),
 }
 ON = {"cpu": ("0.4B", "small", "64-experts"), "cuda": ("0.4B-long", "3B-long", "64-experts-long", "0.4B")}
 
 
-def own_shape(
+def parse_own_shape(
     shapes: Sequence[str] | None, dim: int | None, widths: str | None, top_k: int | None, tokens: int | None
-) -> Sequence[str] | dict[str, Shape] | None:
+) -> Sequence[str] | dict[str, LayerShape] | None:
     """Return the names of shapes as they are, or the one shape that is described by its sizes, named `own`.
 
     Raises:
@@ -50,10 +50,10 @@ def own_shape(
         raise ConfigError(
             f"widths = {widths}: must be numbers with commas, as in 864,1056", argument="widths"
         ) from None
-    return {"own": Shape(dim, sizes, top_k or 2, tokens or 4096)}
+    return {"own": LayerShape(dim, sizes, top_k or 2, tokens or 4096)}
 
 
-def known_shape(name: str) -> Shape:
+def get_shape(name: str) -> LayerShape:
     """Return a shape by name, or raise ConfigError for an unknown one."""
     if name not in SHAPES:
         raise ConfigError(f"shape = {name}: must be one of {', '.join(SHAPES)}", argument="shape")

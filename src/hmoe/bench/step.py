@@ -13,16 +13,16 @@ from typing import Any, cast
 import torch
 
 from hmoe.bench.measure import (
-    Options,
+    BenchOptions,
     Run,
     Timing,
+    describe_machine,
     describe_timing,
-    interleaved,
-    machine,
     median_seconds,
     median_wall,
     place_name,
-    save,
+    save_result,
+    time_interleaved,
 )
 from hmoe.config import recipes
 from hmoe.config.memory import Device, choose_unset, read_host
@@ -33,11 +33,11 @@ from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
-from hmoe.model.rotary import rotary
-from hmoe.model.transformer import SEQUENCES, Block, build, set_check_finite
-from hmoe.specs.chunk import loss_chunk
+from hmoe.model.rotary import compute_rotary
+from hmoe.model.transformer import SEQUENCES, Block, build_transformer, set_check_finite
+from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.train.compiled import compile_blocks
-from hmoe.train.optimizer import adamw
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import train_step
 
 DENSE = {"0.4b": "dense-0.2b", "3b": "dense-1b"}  # of the paper's sizes
@@ -49,12 +49,12 @@ class Training:
     def __init__(self, config: RunConfig, device: str) -> None:
         self.config, self.device = config, device
         self.batches = Batches(open_data(config), config.data, config.seed)
-        self.model = build(config.model, config.seed, device=device)
+        self.model = build_transformer(config.model, config.seed, device=device)
         self.model.activation_checkpointing = config.train.recomputes_blocks
         set_check_finite(self.model, False)
         if self.config.train.compile:
             compile_blocks(self.model)
-        self.optimizer = adamw(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim)
         self.step, self.flops = 0, 0
 
     def __call__(self) -> None:
@@ -70,7 +70,7 @@ def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, de
     Raises:
         ConfigError: for data that is not here, a precision or a device that is not measured.
     """
-    name, config = recipes.load(recipe, [*overrides, *([f"train.precision={precision}"] if precision else [])])
+    name, config = recipes.read_recipe(recipe, [*overrides, *([f"train.precision={precision}"] if precision else [])])
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision = {config.train.precision}: must be float32 or bfloat16 here")
     if precision and any(word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides):
@@ -91,15 +91,15 @@ def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, de
     return name, config
 
 
-def siblings(preset: str) -> dict[str, str]:
+def find_siblings(preset: str) -> dict[str, str]:
     """Return the names of the preset's `equal` and `dense` siblings, where it has them."""
     names = {kind: f"{preset}-{kind}" for kind in ("equal", "dense")}
     if preset.startswith("hmoe-"):
         names = {"equal": preset.removeprefix("h"), "dense": DENSE.get(preset.split("-")[1], "")}
-    return {kind: name for kind, name in names.items() if name in recipes.presets()}
+    return {kind: name for kind, name in names.items() if name in recipes.list_presets()}
 
 
-def parts(training: Training) -> dict[str, Run]:
+def list_step_parts(training: Training) -> dict[str, Run]:
     """Return each part of a step as a run: forward and backward for all layers and micro-batches."""
     config, model, device = training.config, training.model, training.device
     block, num_calls = cast(Block, model.blocks[0]), config.model.layers * config.data.num_micro_batches
@@ -107,9 +107,9 @@ def parts(training: Training) -> dict[str, Run]:
     shape = (sequences, config.data.sequence_length, config.model.dim)
     make_run = functools.partial(_make_run, training, shape)
     like, positions = torch.zeros(1, device=device), torch.arange(shape[1], device=device)[None]
-    table = rotary(positions, config.model.head_width, config.model.rope_theta, None, like)
+    table = compute_rotary(positions, config.model.head_width, config.model.rope_theta, None, like)
     target = torch.randint(config.model.vocab, shape[:2], device=device).flatten()
-    chunk = loss_chunk(config.model.vocab, device)
+    chunk = count_chunk_tokens(config.model.vocab, device)
     runs = {
         "attention": make_run(lambda x: block.attention(x, table, SEQUENCES)[0], num_calls),
         "norms and residuals": make_run(lambda x: block.ffn_norm(x + block.attention_norm(x)), num_calls),
@@ -167,7 +167,9 @@ def _update(training: Training) -> None:
     training.optimizer.step()
 
 
-def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alone: bool, options: Options) -> Path:
+def bench_step(
+    recipe: str, overrides: Sequence[str], precisions: Sequence[str], alone: bool, options: BenchOptions
+) -> Path:
     """Measure a recipe's step and its siblings', print and write the figures, and return the file's path.
 
     Args:
@@ -191,10 +193,10 @@ def bench(recipe: str, overrides: Sequence[str], precisions: Sequence[str], alon
             runs[other] = Training(choose_unset(load_recipe(other, overrides, precision, device)[1], share), device)
         rows += _measure(runs, others.get("equal", name), options)
     content = {
-        "machine": machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
+        "machine": describe_machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
         "overrides": list(overrides),
     }  # fmt: skip
-    return save(options.out, f"step-{name}-{place_name(device).removeprefix('cpu-')}", content)
+    return save_result(options.out, f"step-{name}-{place_name(device).removeprefix('cpu-')}", content)
 
 
 def _share_memory(device: str, trainings: int) -> Device:
@@ -206,13 +208,13 @@ def _share_memory(device: str, trainings: int) -> Device:
     return Device(device, whole // trainings)
 
 
-def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict[str, str]:
+def _comparable(recipe: str, overrides: Sequence[str], options: BenchOptions) -> dict[str, str]:
     """Return the siblings, or none if overrides change the feed-forward layers.
 
     In a sibling such overrides would mean something else, or nothing.
     """
-    names = siblings(recipe)
-    plain, changed = (recipes.load(recipe, words)[1].model for words in ((), overrides))
+    names = find_siblings(recipe)
+    plain, changed = (recipes.read_recipe(recipe, words)[1].model for words in ((), overrides))
     if names and (plain.moe, plain.ffn) != (changed.moe, changed.ffn):
         options.say(
             f"alone: an override changes the experts, so {' and '.join(names.values())} would not be comparable"
@@ -221,17 +223,17 @@ def _comparable(recipe: str, overrides: Sequence[str], options: Options) -> dict
     return names
 
 
-def _measure(runs: Mapping[str, Training], equal: str, options: Options) -> list[dict[str, Any]]:
+def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) -> list[dict[str, Any]]:
     """Measure one precision; return a row for every training, then one for the parts of the first."""
     preset, first = next(iter(runs.items()))
     device, precision, rows = options.device, first.config.train.precision, []
-    times = interleaved(dict(runs), options.rounds, warm=3, device=device)
+    times = time_interleaved(dict(runs), options.rounds, warm=3, device=device)
     for name, run in runs.items():
         ratio = median(a.seconds / b.seconds for a, b in zip(times[equal], times[name], strict=True))
         row = _row(name, run, times[name], ratio)
         rows.append(row)
         options.say(f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts")
-    alone = interleaved(parts(first), max(options.rounds // 3, 3), warm=1, device=device)
+    alone = time_interleaved(list_step_parts(first), max(options.rounds // 3, 3), warm=1, device=device)
     seconds = {name: median_seconds(timings) for name, timings in alone.items()}
     whole = median_seconds(times[preset])
     shares = {name: time / whole for name, time in sorted(seconds.items(), key=lambda item: -item[1])}

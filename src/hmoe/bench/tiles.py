@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 
 import hmoe
-from hmoe.bench.measure import kernel_milliseconds, machine, save
-from hmoe.bench.shapes import Shape
+from hmoe.bench.measure import describe_machine, kernel_milliseconds, save_result
+from hmoe.bench.shapes import LayerShape
 from hmoe.errors import ConfigError
-from hmoe.kernels.layer import Layer, room_bound
-from hmoe.kernels.ragged.launch import Launcher, refusal
-from hmoe.kernels.ragged.shapes import TABLES, VARIABLE, TileShape, forced, size_of
+from hmoe.kernels.layer import Layer, bound_room
+from hmoe.kernels.ragged.launch import Launcher, explain_triton_refusal
+from hmoe.kernels.ragged.shapes import TABLES, VARIABLE, TileShape, force_shapes, name_size
 
 Timer = Callable[[Callable[[], object]], float]  # a call -> its milliseconds
 
@@ -41,7 +41,7 @@ class Launch(NamedTuple):
     bytes: float
 
 
-def candidates(launch: str) -> tuple[TileShape, ...]:
+def list_candidate_shapes(launch: str) -> tuple[TileShape, ...]:
     """Return the tile shapes that are measured for a launch, each once."""
     tables = [shape for name in ("hopper", "portable") for shape in TABLES[name][launch].values()]
     return tuple(dict.fromkeys((*tables, *MORE_SHAPES[launch])))
@@ -52,7 +52,7 @@ def list_launches(layer: Layer) -> dict[str, Launch]:
     x, width = layer.x_TD, layer.x_TD.shape[1]
     run = Launcher(layer)
     # Random numbers everywhere: products of zeros take less power and run faster.
-    pre_gate, pre_up, act, dgate, dup = (torch.randn(room_bound(layer), device=x.device).to(x.dtype) for _ in range(5))
+    pre_gate, pre_up, act, dgate, dup = (torch.randn(bound_room(layer), device=x.device).to(x.dtype) for _ in range(5))
     rows, dy = torch.randn(run.num_pairs, width, device=x.device).to(x.dtype), torch.randn_like(x)
     partial = torch.zeros(-(-max(layer.widths) // 16), run.num_pairs, device=x.device)
     dw = [torch.empty_like(layer.w_gate_FD) for _ in range(2)]
@@ -96,7 +96,7 @@ def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer:
         rows.append(row)
         call.output.fill_(1)  # lest what a shape leaves unwritten is what the one before wrote
         try:
-            with forced({launch: shape}):
+            with force_shapes({launch: shape}):
                 time = timer(call.run)
         except Exception as error:
             if "CUDA error" in str(error):
@@ -112,7 +112,7 @@ def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer:
     return rows
 
 
-def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = print) -> Path:
+def bench_tiles(shape: LayerShape, dtype: str, out: Path, say: Callable[[str], None] = print) -> Path:
     """Measure every tile shape of a layer's launches, write the fastest, and return the file's path.
 
     Raises:
@@ -125,7 +125,7 @@ def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = prin
             f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks", argument="dtype"
         )
     layer = _draw_layer(shape, getattr(torch, dtype))
-    reason = refusal(layer)
+    reason = explain_triton_refusal(layer)
     if reason:
         raise ConfigError(f"bench tiles: {reason}")
     tiles: dict[str, dict[str, list[int]]] = {}
@@ -133,19 +133,19 @@ def bench(shape: Shape, dtype: str, out: Path, say: Callable[[str], None] = prin
     sizes = Launcher(layer).sizes
     timer = functools.partial(kernel_milliseconds, device="cuda")
     for launch, call in list_launches(layer).items():
-        table[launch] = rows = time_shapes(launch, call, candidates(launch), timer)
+        table[launch] = rows = time_shapes(launch, call, list_candidate_shapes(launch), timer)
         for line in _format_rows(launch, rows):
             say(line)
         timed = [row for row in rows if "ms" in row]
         if timed:
-            tiles[launch] = {size_of(launch, *sizes): min(timed, key=lambda row: row["ms"])["shape"]}
-    content = {"machine": machine("cuda"), **vars(shape), "dtype": dtype, "tiles": tiles, "rows": table}
-    path = save(out, f"tiles-{dtype}-{shape.dim}-{len(shape.widths)}experts-{shape.tokens}tokens", content)
+            tiles[launch] = {name_size(launch, *sizes): min(timed, key=lambda row: row["ms"])["shape"]}
+    content = {"machine": describe_machine("cuda"), **vars(shape), "dtype": dtype, "tiles": tiles, "rows": table}
+    path = save_result(out, f"tiles-{dtype}-{shape.dim}-{len(shape.widths)}experts-{shape.tokens}tokens", content)
     say(f"{VARIABLE}={path} uses the fastest for layers of this size; a run records it")
     return path
 
 
-def _draw_layer(shape: Shape, dtype: torch.dtype) -> Layer:
+def _draw_layer(shape: LayerShape, dtype: torch.dtype) -> Layer:
     moe = hmoe.MoE(shape.dim, shape.widths, hmoe.TopK(shape.k)).to("cuda", dtype)
     x_TD = torch.randn(shape.tokens, shape.dim, device="cuda").to(dtype)
     with torch.no_grad():

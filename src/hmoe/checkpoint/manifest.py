@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import CheckpointError
-from hmoe.storage import sha256
+from hmoe.storage import hash_file
 
 MANIFEST, STATE_FILE = "MANIFEST.json", "state.json"
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
-class FileEntry:
+class ManifestEntry:
     """What the manifest says of one file: its size in bytes, and its SHA-256 in hexadecimal."""
 
     num_bytes: int
-    sha256: str
+    hash_file: str
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,22 @@ class Manifest:
     """The files of a checkpoint by name, and the digest of the logical state that they hold."""
 
     digest: str
-    files: dict[str, FileEntry]
+    files: dict[str, ManifestEntry]
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
+def locate_checkpoint(run: Path, step: int) -> Path:
     """Return the folder where the checkpoint of a step lies."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def list_steps(run: Path) -> list[int]:
+def list_checkpoint_steps(run: Path) -> list[int]:
     """Return the steps of the published checkpoints, newest first."""
-    names = [name.removeprefix("step-") for name in list_checkpoints(run) if name.startswith("step-")]
+    names = [name.removeprefix("step-") for name in list_checkpoint_names(run) if name.startswith("step-")]
     steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
-    return [step for step in steps if checkpoint_folder(run, step).is_dir()]
+    return [step for step in steps if locate_checkpoint(run, step).is_dir()]
 
 
-def list_checkpoints(run: Path) -> list[str]:
+def list_checkpoint_names(run: Path) -> list[str]:
     """Return the sorted names in a run's folder of checkpoints, [] where there is none.
 
     Raises:
@@ -62,7 +62,7 @@ def list_checkpoints(run: Path) -> list[str]:
         return []
 
 
-def verify(folder: Path) -> Manifest:
+def verify_checkpoint(folder: Path) -> Manifest:
     """Check every byte of a checkpoint, and return its manifest.
 
     Raises:
@@ -91,7 +91,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     try:
         _check_file(folder, STATE_FILE, _read_manifest(folder))
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
-        if folder.name != checkpoint_folder(folder, state["step"]).name:
+        if folder.name != locate_checkpoint(folder, state["step"]).name:
             raise CheckpointError(f"{folder}: holds step {state['step']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, OSError):
@@ -100,11 +100,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def newest_state(run: Path) -> dict[str, Any] | None:
+def read_newest_state(run: Path) -> dict[str, Any] | None:
     """Return the state of the newest checkpoint whose state verifies, None if there is none."""
-    for step in list_steps(run):
+    for step in list_checkpoint_steps(run):
         try:
-            return read_state(checkpoint_folder(run, step))
+            return read_state(locate_checkpoint(run, step))
         except CheckpointError:
             continue  # named where the checkpoint itself is read
     return None
@@ -124,7 +124,7 @@ def encode_json(tree: dict[str, Any]) -> bytes:
 def write_manifest(folder: Path, digest: str) -> list[str]:
     """Write the manifest of all files that lie in a folder; return their names, the manifest's own last."""
     names = _list_files(folder)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in names}
+    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
     manifest: dict[str, Any] = {"digest": digest, "files": files}
     # The manifest's own hash makes a flip in it visible too.
     manifest["manifest_sha256"] = hashlib.sha256(encode_json(manifest)).hexdigest()
@@ -141,7 +141,7 @@ def _check_file(folder: Path, name: str, manifest: Manifest) -> None:
     size, expected = (folder / name).stat().st_size, manifest.files[name]
     if size != expected.num_bytes:  # also says how much of a large file is missing, at once
         raise CheckpointError(f"{folder / name}: is {size} bytes long, {expected.num_bytes} in the manifest")
-    if sha256(folder / name) != expected.sha256:
+    if hash_file(folder / name) != expected.sha256:
         raise CheckpointError(f"{folder / name}: SHA-256 differs from the manifest")
 
 
@@ -152,7 +152,7 @@ def _read_manifest(folder: Path) -> Manifest:
         own_sha256 = tree.pop("manifest_sha256")
         # Compared as bytes: a flip in the spaces between values is damage too.
         whole = encode_json({**tree, "manifest_sha256": own_sha256}) == content
-        files = {name: FileEntry(entry["bytes"], entry["sha256"]) for name, entry in tree["files"].items()}
+        files = {name: ManifestEntry(entry["bytes"], entry["sha256"]) for name, entry in tree["files"].items()}
         manifest = Manifest(tree["digest"], files)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{folder / MANIFEST}: damaged") from None

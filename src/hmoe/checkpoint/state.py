@@ -17,7 +17,7 @@ from torch import nn
 
 from hmoe.checkpoint.manifest import MANIFEST, STATE_FILE, encode_json
 from hmoe.errors import CheckpointError
-from hmoe.storage import utf8_name
+from hmoe.storage import open_utf8_name
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 STANDARD_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
@@ -43,7 +43,9 @@ class Checkpoint:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]) -> Checkpoint:
+def capture_state(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None, state: dict[str, Any]
+) -> Checkpoint:
     """Return the state of a run as a Checkpoint; on the CPU its tensors are views of the run's own.
 
     Without an optimizer there are no moments: AdamW begins anew.
@@ -58,7 +60,7 @@ def capture(step: int, model: nn.Module, optimizer: torch.optim.Optimizer | None
     return Checkpoint(step, weights, moments, {"step": step, **state})
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Put the weights of a checkpoint into a model, and its moments into the optimizer.
 
     Raises:
@@ -81,7 +83,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
         optimizer.state[parameters[name]][moment] = _place_tensor(value, parameters[name])
 
 
-def digest(checkpoint: Checkpoint) -> str:
+def digest_state(checkpoint: Checkpoint) -> str:
     """Return a SHA-256 of the logical state: names, types, shapes and values, whatever the layout of files."""
     total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
@@ -95,7 +97,7 @@ def digest(checkpoint: Checkpoint) -> str:
     return total.hexdigest()
 
 
-def write_files(folder: Path, checkpoint: Checkpoint) -> None:
+def write_checkpoint_files(folder: Path, checkpoint: Checkpoint) -> None:
     """Write the files of a checkpoint, all but its manifest, into an empty folder.
 
     Raises:
@@ -111,7 +113,7 @@ def write_files(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / name).write_bytes(content)
 
 
-def read_files(folder: Path, names: Iterable[str], optimizer: bool) -> Checkpoint:
+def read_checkpoint_files(folder: Path, names: Iterable[str], optimizer: bool) -> Checkpoint:
     """Read the named, verified files of a checkpoint; without `optimizer` its tensors are not read.
 
     Raises:
@@ -135,5 +137,5 @@ def _place_tensor(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _load_tensors(file: Path) -> NamedTensors:
-    with utf8_name(file) as name:
+    with open_utf8_name(file) as name:
         return load_file(name)

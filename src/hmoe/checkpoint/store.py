@@ -15,25 +15,31 @@ from safetensors import SafetensorError
 
 from hmoe.checkpoint.manifest import (
     MANIFEST,
-    checkpoint_folder,
-    list_checkpoints,
-    list_steps,
+    list_checkpoint_names,
+    list_checkpoint_steps,
+    locate_checkpoint,
     raise_shortage,
-    verify,
+    verify_checkpoint,
     write_manifest,
 )
-from hmoe.checkpoint.state import STANDARD_FILES, Checkpoint, digest, read_files, write_files
+from hmoe.checkpoint.state import (
+    STANDARD_FILES,
+    Checkpoint,
+    digest_state,
+    read_checkpoint_files,
+    write_checkpoint_files,
+)
 from hmoe.errors import CheckpointError
-from hmoe.storage import fsync
+from hmoe.storage import flush_to_disk
 
 
-def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
+def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Publish a checkpoint, verify it, then remove all but the newest `keep`; return its folder.
 
     Raises:
         CheckpointError: if it cannot be written; earlier ones are untouched and nothing is left behind.
     """
-    final = checkpoint_folder(run, checkpoint.step)
+    final = locate_checkpoint(run, checkpoint.step)
     if final.exists():
         raise CheckpointError(f"{final}: exists already and is never rewritten")
     try:
@@ -46,12 +52,14 @@ def save(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "earlier ones are intact"
         ) from None
     # Read back before anything older goes: a disk that lies about a write must not cost the last good one.
-    verify(final)
+    verify_checkpoint(final)
     _prune(run, keep)
     return final
 
 
-def latest(run: Path, quarantine: bool, say: Callable[[str], None], optimizer: bool = True) -> Checkpoint | None:
+def load_newest_checkpoint(
+    run: Path, quarantine: bool, say: Callable[[str], None], optimizer: bool = True
+) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, or None if none was ever written.
 
     A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried.
@@ -61,40 +69,40 @@ def latest(run: Path, quarantine: bool, say: Callable[[str], None], optimizer: b
         CheckpointError: if checkpoints were written and none can be trusted.
     """
     folder = run / "checkpoints"
-    corrupt = [name for name in list_checkpoints(run) if ".corrupt" in name]
+    corrupt = [name for name in list_checkpoint_names(run) if ".corrupt" in name]
     reasons = [f"{folder / name}: set aside as corrupt earlier" for name in corrupt]
-    for step in list_steps(run):
+    for step in list_checkpoint_steps(run):
         try:
-            return read(checkpoint_folder(run, step), optimizer)
+            return load_checkpoint(locate_checkpoint(run, step), optimizer)
         except CheckpointError as error:
             reasons.append(str(error))
             say(f"{error}; falling back to the checkpoint before it")
             if quarantine:
-                _set_aside(checkpoint_folder(run, step))
+                _set_aside(locate_checkpoint(run, step))
     if reasons:
         raise CheckpointError(f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again in another run folder")
     return None
 
 
-def read(folder: Path, optimizer: bool = True) -> Checkpoint:
+def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
     """Verify every byte of a checkpoint, then load it, and check the digest of what was loaded.
 
     Raises:
         CheckpointError: naming the file and the reason.
     """
-    manifest = verify(folder)
+    manifest = verify_checkpoint(folder)
     missing = [name for name in STANDARD_FILES if name not in manifest.files]
     if missing:
         raise CheckpointError(f"{folder / MANIFEST}: lists no {', '.join(missing)}, which every checkpoint has")
     try:
-        checkpoint = read_files(folder, manifest.files, optimizer)
+        checkpoint = read_checkpoint_files(folder, manifest.files, optimizer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, OSError):
             raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
-    if folder.name != checkpoint_folder(folder, checkpoint.step).name:
+    if folder.name != locate_checkpoint(folder, checkpoint.step).name:
         raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
-    if optimizer and digest(checkpoint) != manifest.digest:
+    if optimizer and digest_state(checkpoint) != manifest.digest:
         raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
     return checkpoint
 
@@ -108,22 +116,22 @@ def _publish(final: Path, checkpoint: Checkpoint) -> None:
         for litter in folder.glob(".step-*"):  # of a process that was killed while it wrote or deleted
             shutil.rmtree(litter, ignore_errors=True)
         temporary.mkdir()
-        write_files(temporary, checkpoint)
-        for name in write_manifest(temporary, digest(checkpoint)):
-            fsync(temporary / name)
+        write_checkpoint_files(temporary, checkpoint)
+        for name in write_manifest(temporary, digest_state(checkpoint)):
+            flush_to_disk(temporary / name)
         # The entries of a folder must be on disk before its name, and its name before anybody relies on it.
-        fsync(temporary)
+        flush_to_disk(temporary)
         temporary.rename(final)
-        fsync(folder)
+        flush_to_disk(folder)
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 def _prune(run: Path, keep: int) -> None:
-    for step in list_steps(run)[keep:]:
+    for step in list_checkpoint_steps(run)[keep:]:
         hidden = run / "checkpoints" / f".step-{step:08d}.old"
-        checkpoint_folder(run, step).rename(hidden)  # a kill while deleting must not leave half a checkpoint
+        locate_checkpoint(run, step).rename(hidden)  # a kill while deleting must not leave half a checkpoint
         shutil.rmtree(hidden)
 
 

@@ -20,8 +20,8 @@ def time_decoding(
     out: BenchOut = RESULTS,
 ) -> None:
     """Time a layer that serves one token, against reading its activated weights from memory."""
-    from hmoe.bench.decode import bench
-    from hmoe.bench.measure import Options, default_dtype
+    from hmoe.bench.decode import bench_decode
+    from hmoe.bench.measure import BenchOptions, choose_default_dtype
 
-    options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(shape, dtype or [default_dtype(device)], tokens, options)}")
+    options = BenchOptions(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench_decode(shape, dtype or [choose_default_dtype(device)], tokens, options)}")

@@ -39,10 +39,10 @@ def time_layer(
     out: BenchOut = RESULTS,
 ) -> None:
     """Time the MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
-    from hmoe.bench.layer import bench
-    from hmoe.bench.measure import Options, default_dtype
-    from hmoe.bench.shapes import own_shape
+    from hmoe.bench.layer import bench_layer
+    from hmoe.bench.measure import BenchOptions, choose_default_dtype
+    from hmoe.bench.shapes import parse_own_shape
 
-    shapes = own_shape(shape, dim, widths, top_k, tokens)
-    options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(shapes, dtype or [default_dtype(device)], against, profile, options)}")
+    shapes = parse_own_shape(shape, dim, widths, top_k, tokens)
+    options = BenchOptions(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench_layer(shapes, dtype or [choose_default_dtype(device)], against, profile, options)}")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchOut, BenchRounds, BenchThreads
-from hmoe.errors import missing_extra
+from hmoe.errors import make_missing_extra_error
 
 _Preset = Annotated[str, typer.Argument(help="A preset with top-k experts in every layer.")]
 _Dtype = Annotated[
@@ -27,14 +27,14 @@ def time_model(
     out: BenchOut = RESULTS,
 ) -> None:
     """Time a model that reads a prompt and writes tokens, beside transformers' Mixtral of equal parameters."""
-    from hmoe.bench.measure import Options, default_dtype
-    from hmoe.bench.model import bench
+    from hmoe.bench.measure import BenchOptions, choose_default_dtype
+    from hmoe.bench.model import bench_model
     from hmoe.bench.shapes import check_dtypes
 
-    chosen = dtype or default_dtype(device)
+    chosen = dtype or choose_default_dtype(device)
     check_dtypes([chosen])
     try:
-        path = bench(preset, chosen, prompt, new, Options(device, rounds, threads, out, typer.echo))
+        path = bench_model(preset, chosen, prompt, new, BenchOptions(device, rounds, threads, out, typer.echo))
     except ImportError:
-        raise missing_extra("transformers' models", "hf") from None
+        raise make_missing_extra_error("transformers' models", "hf") from None
     typer.echo(f"written to {path}")

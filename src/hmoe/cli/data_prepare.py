@@ -10,7 +10,9 @@ from hmoe.cli.progress import ProgressBar
 from hmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmoe.data.prepare import Progress
+    from hmoe.data.prepare import PrepareProgress
+
+    pass
 
 
 _Inputs = Annotated[
@@ -51,14 +53,14 @@ def prepare_data_folder(
 ) -> None:
     """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
     from hmoe.data.batches import describe_weights
-    from hmoe.data.prepare import Request, prepare
+    from hmoe.data.prepare import PrepareRequest, prepare_data
 
     begin, begin_notes = _find_begin(tokenizer, separator)
-    request = Request(
+    request = PrepareRequest(
         inputs, tokenizer, text_field, validation, _parse_weights(weight), max_bad, separator=separator, begin=begin
     )
     with ProgressBar() as bar:
-        index = prepare(request, out, lambda progress: _show_progress(bar, progress), say=print_note)
+        index = prepare_data(request, out, lambda progress: _show_progress(bar, progress), say=print_note)
     tokens = {split: index.tokens_of(split) for split in ("train", "valid")}
     empty = f", {index.empty_documents:,} empty documents left out" if index.empty_documents else ""
     typer.echo(
@@ -73,7 +75,7 @@ def prepare_data_folder(
             print_note(note)
 
 
-def _show_progress(bar: ProgressBar, progress: "Progress") -> None:
+def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
     counts = f"{progress.documents:,} documents | {progress.text_bytes / 1e6:,.1f} MB | {progress.tokens:,} tokens"
     stage = counts if progress.tokens else "reading"
     done = max(progress.file - 1, 0)  # this one is not finished yet
@@ -82,18 +84,18 @@ def _show_progress(bar: ProgressBar, progress: "Progress") -> None:
 
 def _find_begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, list[str]]:
     """Return the tokens before every document where a file or folder names them, and notes about them."""
-    from hmoe.config.run import bpe_size
-    from hmoe.data.tokenizer import load
+    from hmoe.config.run import parse_bpe_size
+    from hmoe.data.tokenizer import load_tokenizer
 
-    if name == "bytes" or bpe_size(name) is not None:
+    if name == "bytes" or parse_bpe_size(name) is not None:
         return None, []
-    tokenizer = load(name, separator)
+    tokenizer = load_tokenizer(name, separator)
     texts = {token: text for text, token in tokenizer.specials.items()}
     begin = tokenizer.begin
     if Path(name).is_dir():
-        from hmoe.runs.begin_tokens import begin_of_folder
+        from hmoe.runs.begin_tokens import find_folder_begin
 
-        begin = begin_of_folder(Path(name), tokenizer)
+        begin = find_folder_begin(Path(name), tokenizer)
     notes = []
     if begin:
         notes.append(

@@ -12,7 +12,9 @@ from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmoe.evaluate.perplexity import Perplexity
+    from hmoe.evaluate.perplexity import TextPerplexity
+
+    pass
 
 
 _Text = Annotated[
@@ -86,8 +88,8 @@ def evaluate_folder(
 def _evaluate_text(
     run: Path, text: list[Path] | None, text_field: str | None, window: int | None, precision: str | None, as_json: bool
 ) -> None:
-    from hmoe.evaluate.perplexity import by_domain, total
-    from hmoe.evaluate.precision import Precision
+    from hmoe.evaluate.perplexity import measure_perplexity_by_domain, sum_perplexities
+    from hmoe.evaluate.precision import EvaluationPrecision
     from hmoe.runs.open_model import open_model
 
     opened = open_model(run, print_note)
@@ -96,14 +98,14 @@ def _evaluate_text(
     documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
     if not opened.model.config.causal:
         print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
-    with Precision(opened.model, precision)(), ProgressBar() as bar:
+    with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
 
         def report(num_documents: int, num_tokens: int) -> None:
             bar.update("text", num_documents, None, f"{num_documents:,} documents | {num_tokens:,} tokens")
 
         length = window or opened.context_length
-        domains = by_domain(opened.model, opened.tokenizer, documents, length, report, opened.begin)
-    numbers = {"step": opened.step, **_list_numbers(total(domains))}
+        domains = measure_perplexity_by_domain(opened.model, opened.tokenizer, documents, length, report, opened.begin)
+    numbers = {"step": opened.step, **_list_numbers(sum_perplexities(domains))}
     if as_json:
         parts = {name: _list_numbers(domain) for name, domain in domains.items()}
         print_numbers({**numbers, "domains": parts}, as_json)
@@ -113,12 +115,12 @@ def _evaluate_text(
         _print_domains(domains)
 
 
-def _list_numbers(result: "Perplexity") -> dict[str, Any]:
+def _list_numbers(result: "TextPerplexity") -> dict[str, Any]:
     names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
     return {name: getattr(result, name) for name in names}
 
 
-def _print_domains(domains: dict[str, "Perplexity"]) -> None:
+def _print_domains(domains: dict[str, "TextPerplexity"]) -> None:
     width = max(map(len, domains))
     for name, domain in domains.items():
         typer.echo(
@@ -132,26 +134,26 @@ def _evaluate_tasks(
     as_json: bool,
 ) -> None:  # fmt: skip
     from hmoe.evaluate import harness
-    from hmoe.evaluate.precision import check
-    from hmoe.evaluate.table import table
-    from hmoe.evaluate.tasks import select
+    from hmoe.evaluate.precision import check_precision
+    from hmoe.evaluate.table import format_results_table
+    from hmoe.evaluate.tasks import select_tasks
     from hmoe.runs.open_model import open_model
 
-    check(chosen.get("precision"))
-    selection = select(names, benchmarks, print_note)  # before a large model is read
+    check_precision(chosen.get("precision"))
+    selection = select_tasks(names, benchmarks, print_note)  # before a large model is read
     opened = open_model(run, print_note)
-    about = harness.About(opened.name, harness.training_record(run, opened.step) if opened.run else {})
-    options = harness.Options(begin=opened.begin, **chosen)
+    about = harness.ModelInfo(opened.name, harness.read_training_record(run, opened.step) if opened.run else {})
+    options = harness.EvaluationOptions(begin=opened.begin, **chosen)
     with ProgressBar() as bar:
 
         def report(task: str, done: int, total: int) -> None:
             bar.update(task, done, total, f"{task}: {done:,} of {total:,} sequences")
 
-        result = harness.evaluate(
+        result = harness.evaluate_tasks(
             opened.model, opened.tokenizer, window or opened.context_length, selection,
             options=options, about=about, out=out, reports=harness.Reports(print_note, report),
         )  # fmt: skip
     if as_json:
         print_numbers(result, as_json)
     else:
-        typer.echo(table(result), nl=False)
+        typer.echo(format_results_table(result), nl=False)

@@ -8,7 +8,7 @@ import typer
 
 from hmoe.cli.arguments import AnyModel, parse_precision
 from hmoe.cli.output import print_note
-from hmoe.errors import missing_extra
+from hmoe.errors import make_missing_extra_error
 
 _Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write; must not exist, or be empty.")]
 _Form = Annotated[
@@ -40,13 +40,13 @@ def export_to_folder(
     try:
         from transformers.utils import logging
 
-        from hmoe.hub.export import Export, export
+        from hmoe.hub.export import ExportOptions, export_opened_model
     except ImportError:
-        raise missing_extra("Hugging Face folders", "hf") from None
+        raise make_missing_extra_error("Hugging Face folders", "hf") from None
     from hmoe.runs.open_model import open_model
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    options = Export(form, dtype, shard_size, with_code)  # refused before a large model is read
-    for line in export(open_model(model, print_note), model, folder, options):
+    options = ExportOptions(form, dtype, shard_size, with_code)  # refused before a large model is read
+    for line in export_opened_model(open_model(model, print_note), model, folder, options):
         typer.echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.flags import print_note_with_flags
-from hmoe.errors import missing_extra
+from hmoe.errors import make_missing_extra_error
 
 _Task = Annotated[
     str,
@@ -63,26 +63,26 @@ def finetune_to_folder(
     seed: _Seed = None,
 ) -> None:
     """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or a baseline, and score it."""
-    from hmoe.storage import refuse_used
+    from hmoe.storage import check_unused_folder
 
-    refuse_used(out)
+    check_unused_folder(out)
     try:
         import accelerate  # noqa: F401 - transformers asks for it only when it trains
         from transformers.utils import logging
 
-        from hmoe.adapt.finetune.fine_tune import Request, finetune
-        from hmoe.adapt.finetune.tasks import find, settings_of
+        from hmoe.adapt.finetune.fine_tune import FinetuneRequest, finetune_model
+        from hmoe.adapt.finetune.tasks import change_task_settings, get_finetune_task
     except ImportError:
-        raise missing_extra("fine-tuning recipes", "finetune") from None
+        raise make_missing_extra_error("fine-tuning recipes", "finetune") from None
     logging.set_verbosity_error()
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    recipe = find(task)
-    settings = settings_of(
+    recipe = get_finetune_task(task)
+    settings = change_task_settings(
         recipe, epochs=epochs, batch=batch, lr=lr, source_length=source_length, eval_examples=eval_examples, seed=seed
     )
-    request = Request(recipe, model, method, data, settings, train_examples)
-    result = finetune(request, out, print_note_with_flags("source_length"))
+    request = FinetuneRequest(recipe, model, method, data, settings, train_examples)
+    result = finetune_model(request, out, print_note_with_flags("source_length"))
     best = ", ".join(f"{name} {value:.2f}" for name, value in result["best"].items() if name != "epoch")
     typer.echo(
         f"{recipe.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"

@@ -23,7 +23,7 @@ def continue_prompt(
     seed: _Seed = 0,
 ) -> None:
     """Continue a prompt, written out as it is drawn."""
-    from hmoe.model.generate import Sampling, generate
+    from hmoe.model.generate import Sampling, generate_tokens
     from hmoe.model.transformer import check_causal
     from hmoe.runs.open_model import open_model
 
@@ -40,7 +40,7 @@ def continue_prompt(
         print_note(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}")
     detokenizer, shown = tokenizer.detokenizer(ids), 0
     typer.echo(tokenizer.decode(ids), nl=False)  # not always the prompt: some tokenizers normalise
-    for token in generate(opened.model, ids, max_tokens, sampling, seed, tokenizer):
+    for token in generate_tokens(opened.model, ids, max_tokens, sampling, seed, tokenizer):
         detokenizer.add(token)
         # A character may need several tokens: only what later tokens cannot change is printed.
         typer.echo(detokenizer.settled[shown:], nl=False)

@@ -24,16 +24,16 @@ def import_to_run(
     recipe: _Recipe = "quickstart",
 ) -> None:
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
-    from hmoe.runs.import_hf import adopt, beside
-    from hmoe.storage import refuse_used
+    from hmoe.runs.import_hf import import_hf_model, read_side_files
+    from hmoe.storage import check_unused_folder
 
-    refuse_used(run)
-    config, model, tokenizer = adopt(source, recipe, context.args)
+    check_unused_folder(run)
+    config, model, tokenizer = import_hf_model(source, recipe, context.args)
     from hmoe.runs.run_folder import RunFolder
-    from hmoe.train.begin_run import begin
+    from hmoe.train.begin_run import begin_run
 
     with RunFolder(run, config) as folder:
-        begin(folder, config, model, tokenizer, tokenizer.begin, beside(source, tokenizer))
+        begin_run(folder, config, model, tokenizer, tokenizer.begin, read_side_files(source, tokenizer))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     typer.echo(f"{run}: {num_parameters:,} parameters at step 0")
     typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")

@@ -67,7 +67,7 @@ _bench.command("model")(time_model)
 _bench.command("tiles")(time_tile_shapes)
 
 
-def run(arguments: list[str]) -> int:
+def run_command_line(arguments: list[str]) -> int:
     """Run a command line and return its exit code; an error is one line on stderr and the code of its class."""
     try:
         code = _invoke(arguments)

@@ -29,11 +29,11 @@ def plan_recipe(
 def print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -> None:
     """Print the plan of a recipe for a GPU with this memory in GB, or for this machine."""
     from hmoe.config.memory import Device, read_host
-    from hmoe.config.plan import plan
+    from hmoe.config.plan import make_plan
 
     host = read_host().memory_bytes
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
-    numbers = plan(config, Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9)))
+    numbers = make_plan(config, Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9)))
     numbers["memory_assumed"] = _describe_assumption(on_gpu, memory)
     if config.model.moe is not None and config.model.moe.warning:
         print_note(f"warning: {config.model.moe.warning}")

@@ -5,19 +5,19 @@ from pathlib import Path
 from hmoe.cli.output import print_note
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
-from hmoe.runs.config_binding import CONFIG, is_run, load_from_run
+from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
 
 
 def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
     """Return (name, config) of a recipe, or of a run folder, whose config is compared with its checkpoint."""
     run = find_run(recipe)
     if run is None:
-        return recipes.load(recipe, overrides)
-    return Path(recipe).stem, load_from_run(run, overrides, print_note)
+        return recipes.read_recipe(recipe, overrides)
+    return Path(recipe).stem, load_run_recipe(run, overrides, print_note)
 
 
 def find_run(recipe: str) -> Path | None:
     """Return the run folder that a recipe names, itself or by its config.yaml; a preset's name is that preset."""
     path = Path(recipe)
     run = path.parent if path.name == CONFIG else path
-    return run if recipe not in ("", *recipes.presets()) and "\0" not in recipe and is_run(run) else None
+    return run if recipe not in ("", *recipes.list_presets()) and "\0" not in recipe and is_run_folder(run) else None

@@ -9,11 +9,11 @@ import typer
 
 from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision
 from hmoe.cli.output import print_note
-from hmoe.errors import ConfigError, missing_extra
+from hmoe.errors import ConfigError, make_missing_extra_error
 
 if TYPE_CHECKING:
-    from hmoe.runs.open_model import Opened
-    from hmoe.serve.engine.types import Limits
+    from hmoe.runs.open_model import OpenedModel
+    from hmoe.serve.engine.types import EngineLimits
     from hmoe.serve.http.service import Service
 
 _Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")]
@@ -59,30 +59,32 @@ def serve_model(
     """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
     try:
         from hmoe.serve.http.origins import check_origins
-        from hmoe.serve.http.server import ConnectionLimits, Server, listen
+        from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket
     except ImportError:
-        raise missing_extra("the server's routes", "serve") from None
-    from hmoe.serve.engine.types import Limits
-    from hmoe.serve.http.middleware import GuardLimits
+        raise make_missing_extra_error("the server's routes", "serve") from None
+    from hmoe.serve.engine.types import EngineLimits
+    from hmoe.serve.http.middleware import RequestLimits
 
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
     origins = check_origins(allow_origin or ())
-    with listen(host, port) as listening:  # before the model is read, which may take long
+    with open_listening_socket(host, port) as listening:  # before the model is read, which may take long
         opened = open_served_model(path, precision)
-        limits = Limits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
+        limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout)
         if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
             print_note("anybody who reaches this address may use the model; --api-key asks for a key")
-        guard = GuardLimits(max_body_bytes, api_key=api_key, origins=origins)
+        guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
         with service.engine:
             Server(service, guard, ConnectionLimits(max_connections), partial(_print_address, service)).run([listening])
 
 
-def _make_service(opened: "Opened", name: str, limits: "Limits", max_tokens: int | None, timeout: float) -> "Service":
-    from hmoe.serve.http.service import Served, Service
+def _make_service(
+    opened: "OpenedModel", name: str, limits: "EngineLimits", max_tokens: int | None, timeout: float
+) -> "Service":
+    from hmoe.serve.http.service import ServedModel, Service
 
-    served = Served(opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder)
+    served = ServedModel(opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder)
     return Service(served, limits, max_tokens or limits.context_length, timeout)
 
 
@@ -90,7 +92,7 @@ def _print_address(service: "Service", url: str) -> None:
     typer.echo(f"hmoe: {service.served.name} is served at {url}/v1")
 
 
-def open_served_model(path: Path, precision: str | None) -> "Opened":
+def open_served_model(path: Path, precision: str | None) -> "OpenedModel":
     """Open a model for an engine: without gradients, in this precision or as it is stored.
 
     It is read in a thread that then ends: with two sets of OpenMP threads in a process, the engine's would take
@@ -102,7 +104,7 @@ def open_served_model(path: Path, precision: str | None) -> "Opened":
 
     from hmoe.runs.open_model import open_model
 
-    def load() -> "Opened":
+    def load() -> "OpenedModel":
         opened = open_model(path, print_note)
         if precision is not None:
             opened.model.to(getattr(torch, precision))

@@ -8,17 +8,19 @@ from hmoe.cli.output import print_note
 from hmoe.errors import DataError, HMoEError
 
 if TYPE_CHECKING:
-    from hmoe.runs.open_model import Opened
+    from hmoe.runs.open_model import OpenedModel
+
+    pass
 
 
 def read_texts(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of files and folders; empty documents are left out, and counted in a note."""
-    from hmoe.data.inputs import sources
-    from hmoe.data.readers import read
+    from hmoe.data.inputs import list_input_files
+    from hmoe.data.readers import read_documents
 
     num_empty = 0
-    for source in sources([str(path) for path in paths], say=print_note):
-        for document in read(source, text_field):
+    for source in list_input_files([str(path) for path in paths], say=print_note):
+        for document in read_documents(source, text_field):
             if isinstance(document, HMoEError):
                 raise document
             num_empty += not document.text
@@ -28,7 +30,7 @@ def read_texts(paths: list[Path], text_field: str | None) -> Iterator[tuple[str,
         print_note(f"left out {num_empty:,} empty documents")
 
 
-def list_validation_texts(opened: "Opened", run: Path) -> Iterator[tuple[str, str]]:
+def list_validation_texts(opened: "OpenedModel", run: Path) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of the documents that a run held out of its training, decoded from their tokens."""
     from hmoe.data.open import open_data
 

@@ -27,7 +27,7 @@ def train_recipe(
     """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
     name, config = read_recipe_argument(recipe, context.args)
     if dry_run:
-        typer.echo(recipes.dump(config))
+        typer.echo(recipes.dump_recipe(config))
         print_plan(config, as_json=False)
         return
     from hmoe.runs.run_folder import RunFolder
@@ -36,7 +36,7 @@ def train_recipe(
     with RunFolder(run or default, config) as folder:  # refuses a busy folder before torch is imported
         from hmoe.cli.progress import ProgressBar
         from hmoe.train.console import Console
-        from hmoe.train.loop import train
+        from hmoe.train.loop import train_run
 
         with ProgressBar(sys.stdout, at_once=True) as bar:
-            train(config, folder, Console(bar))
+            train_run(config, folder, Console(bar))

@@ -13,7 +13,7 @@ from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from hmoe.runs.open_model import Opened
+    from hmoe.runs.open_model import OpenedModel
     from hmoe.surgery.build_run import NewRun
 
 _LARGEST_LOSS_TOKENS = 65536  # of the text, on which the losses before and after are measured
@@ -72,28 +72,30 @@ def upcycle_to_run(
     skip: _Skip = False,
 ) -> None:
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
-    from hmoe.runs.import_hf import beside
+    from hmoe.runs.import_hf import read_side_files
     from hmoe.runs.open_model import open_model
     from hmoe.runs.run_folder import RunFolder
-    from hmoe.storage import refuse_used
+    from hmoe.storage import check_unused_folder
     from hmoe.surgery.build_run import RunOptions, build_run
-    from hmoe.train.begin_run import begin
+    from hmoe.train.begin_run import begin_run
 
     if text_field and not text:
         raise ConfigError("--text-field has no effect without --text; remove it or name a text")
-    refuse_used(run)
+    check_unused_folder(run)
     options = RunOptions(recipe, tuple(context.args), choice, tokens, width_budget, skip)
     opened = open_model(source, print_note)
     texts = list(_read_some_texts(source, opened, text or [], text_field, max(tokens, _LARGEST_LOSS_TOKENS)))
     new = build_run(opened, options, texts)
     with RunFolder(run, new.config) as folder:
-        begin(folder, new.config, new.model, opened.tokenizer, opened.begin, beside(source, opened.tokenizer))
+        begin_run(
+            folder, new.config, new.model, opened.tokenizer, opened.begin, read_side_files(source, opened.tokenizer)
+        )
     _print_report(run, opened, new, texts)
     typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
 
 
 def _read_some_texts(
-    source: Path, opened: "Opened", paths: list[Path], text_field: str | None, num_tokens: int
+    source: Path, opened: "OpenedModel", paths: list[Path], text_field: str | None, num_tokens: int
 ) -> Iterator[str]:
     """Yield texts of the files, or of the run's own validation split, until they have so many tokens."""
     from hmoe.data.long_text import encode_text
@@ -112,15 +114,15 @@ def _read_some_texts(
             return
 
 
-def _print_report(run: Path, opened: "Opened", new: "NewRun", texts: Sequence[str]) -> None:
+def _print_report(run: Path, opened: "OpenedModel", new: "NewRun", texts: Sequence[str]) -> None:
     """Print what the new model is, and how near it is to the old one."""
-    from hmoe.surgery.extras import lost_parts
+    from hmoe.surgery.extras import list_lost_extras
 
     total, before = (sum(p.numel() for p in model.parameters()) for model in (new.model, opened.model))
     typer.echo(f"{run}: {total:,} parameters at step 0, of {before:,}")
     moe = new.model.config.moe
     assert moe is not None
-    for part in lost_parts(opened.model, new.model.config):
+    for part in list_lost_extras(opened.model, new.model.config):
         typer.echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
     typer.echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
     if moe.warning:
@@ -139,11 +141,11 @@ def _print_report(run: Path, opened: "Opened", new: "NewRun", texts: Sequence[st
         typer.echo("no text: neither losses nor errors were measured; give --text")
 
 
-def _describe_losses(opened: "Opened", new: "NewRun", texts: Sequence[str]) -> str:
-    from hmoe.evaluate.perplexity import perplexity
+def _describe_losses(opened: "OpenedModel", new: "NewRun", texts: Sequence[str]) -> str:
+    from hmoe.evaluate.perplexity import measure_perplexity
 
     before, after = (
-        perplexity(model, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
+        measure_perplexity(model, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
         for model in (opened.model, new.model)
     )
     return f"loss on the text: {before:.4f} nats per token before, {after:.4f} after"

@@ -6,7 +6,7 @@ Counted as in the paper (its Table 1 matches only so): input embedding and outpu
 from hmoe.specs.model import ModelSpec
 
 
-def parameters_by_part(model: ModelSpec) -> dict[str, int]:
+def count_parameters(model: ModelSpec) -> dict[str, int]:
     """Parameters of each part; `experts` is all experts of all layers."""
     d, q_width, kv_width = model.dim, model.heads * model.head_width, model.num_kv_heads * model.head_width
     qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
@@ -43,19 +43,19 @@ def _beside(model: ModelSpec) -> dict[str, int]:
     }
 
 
-def fixed_parameters(model: ModelSpec) -> int:
+def count_fixed_parameters(model: ModelSpec) -> int:
     """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
-    parts = parameters_by_part(model)
+    parts = count_parameters(model)
     generated = 0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
     return sum(parts.values()) - parts["experts"] - parts["hyper"] + len(model.moe_layers) * generated
 
 
-def activated_parameters(model: ModelSpec, width: float) -> float:
+def count_activated_parameters(model: ModelSpec, width: float) -> float:
     """Parameters that a token uses when its experts have `width` hidden units in all, mean over MoE layers."""
-    return fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
+    return count_fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
 
 
-def activated_width(model: ModelSpec) -> tuple[int, float, int]:
+def estimate_activated_width(model: ModelSpec) -> tuple[int, float, int]:
     """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
     if model.moe is None:
         return 0, 0.0, 0
@@ -64,7 +64,7 @@ def activated_width(model: ModelSpec) -> tuple[int, float, int]:
     return sum(widths[:fewest]), expected * sum(widths) / len(widths), sum(widths[-most:])
 
 
-def training_flops(
+def count_training_flops(
     model: ModelSpec, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
 ) -> int:
     """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
@@ -80,13 +80,13 @@ def training_flops(
         num_selections: HyperExperts that were made, summed over micro-batches and MoE layers; each costs 6 x what its
             hypernetwork multiplies.
     """
-    multiplied = fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
+    multiplied = count_fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
     scores = model.layers * context * model.heads * model.head_width
     made = num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
     return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + made)
 
 
-def flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:
+def estimate_flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:
     """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
-    width = activated_width(model)[1] if width is None else width
-    return training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width
+    width = estimate_activated_width(model)[1] if width is None else width
+    return count_training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width

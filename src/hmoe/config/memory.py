@@ -3,9 +3,9 @@
 import os
 from typing import NamedTuple
 
-from hmoe.config.counts import activated_width, parameters_by_part
+from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
-from hmoe.specs.chunk import loss_chunk
+from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
 
 SHARE = (
@@ -73,10 +73,10 @@ def describe_choice(config: RunConfig, device: Device) -> str:
 
 def count_memory(config: RunConfig, kind: str) -> int:
     """Bytes of a training step in all, see `memory_by_part`."""
-    return sum(memory_by_part(config, kind).values())
+    return sum(estimate_memory_by_part(config, kind).values())
 
 
-def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
+def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     """Bytes of a training step on a kind of device (cpu, cuda), by part; micro-batches and checkpointing must be chosen.
 
     Weights, gradients and both AdamW moments in float32 (float64 doubles them). Activations are an estimate for one
@@ -86,7 +86,7 @@ def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
-    parts = parameters_by_part(model)
+    parts = count_parameters(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     sparse = [layer in model.moe_layers for layer in range(model.layers)]
     saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)}
@@ -94,7 +94,7 @@ def memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers
     converted = block if train.recomputes_blocks else model.layers * block
-    chunk = min(tokens, loss_chunk(model.vocab, kind))
+    chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
     return {
         "parameters": weight * total,
         "gradients": weight * total,
@@ -142,9 +142,9 @@ def _room(model: ModelSpec, kind: str) -> float:
     """Hidden units per token and MoE layer that memory is taken for.
 
     On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as a token can
-    choose (`hmoe.kernels.layer.room_bound`).
+    choose (`hmoe.kernels.layer.bound_room`).
     """
-    _, expected, most = activated_width(model)
+    _, expected, most = estimate_activated_width(model)
     assert model.moe is not None
     if model.moe.router.takes_agreed_tokens:
         return expected

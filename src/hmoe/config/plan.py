@@ -3,28 +3,33 @@
 import math
 from typing import Any
 
-from hmoe.config.counts import activated_parameters, activated_width, flops_per_token, parameters_by_part
-from hmoe.config.memory import Device, choose_unset, memory_by_part, read_host
+from hmoe.config.counts import (
+    count_activated_parameters,
+    count_parameters,
+    estimate_activated_width,
+    estimate_flops_per_token,
+)
+from hmoe.config.memory import Device, choose_unset, estimate_memory_by_part, read_host
 from hmoe.config.run import RunConfig
 from hmoe.specs.model import ModelSpec
 
 
-def plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
+def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
     """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device; None: this machine's CPU."""
     device = device or read_host()
     config = choose_unset(config, device)
     model, context = config.model, config.data.sequence_length
-    least, expected, most = activated_width(model)
-    per_token = flops_per_token(model, context) + _hyper_flops_per_token(config)
-    activated = activated_parameters(model, expected)
+    least, expected, most = estimate_activated_width(model)
+    per_token = estimate_flops_per_token(model, context) + _hyper_flops_per_token(config)
+    activated = count_activated_parameters(model, expected)
     tokens = _budget_tokens(config, per_token)
-    memory = memory_by_part(config, device.kind)
+    memory = estimate_memory_by_part(config, device.kind)
     return {
-        "total_parameters": sum(parameters_by_part(model).values()),
+        "total_parameters": sum(count_parameters(model).values()),
         "activated_parameters": round(activated),
-        "activated_parameters_range": [round(activated_parameters(model, width)) for width in (least, most)],
+        "activated_parameters_range": [round(count_activated_parameters(model, width)) for width in (least, most)],
         "activated_assumption": _assumption(model),
-        "parameters_by_part": parameters_by_part(model),
+        "parameters_by_part": count_parameters(model),
         "expert_widths": list(model.moe.expert_widths) if model.moe else [],
         "flops_per_token": round(per_token),
         "flops_per_token_6nd": round(6 * activated),

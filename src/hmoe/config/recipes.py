@@ -17,7 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from hmoe.config.key_names import OTHER_NAMES
 from hmoe.config.recipe_file import NamesLoader, parse_tree, read_tree
 from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
-from hmoe.config.section import annotation_parts
+from hmoe.config.section import list_annotation_parts
 from hmoe.errors import ConfigError
 from hmoe.specs.extensions import hint_extensions, load_extensions
 from hmoe.specs.fields import get_field_types
@@ -25,7 +25,7 @@ from hmoe.specs.model import ModelSpec
 from hmoe.specs.plain import to_plain
 from hmoe.specs.routers import ROUTERS
 from hmoe.specs.routers.base import RouterSpec
-from hmoe.storage import is_utf8
+from hmoe.storage import has_utf8_name
 
 Checked = TypeVar("Checked")
 _CHOICES = {
@@ -41,13 +41,13 @@ _ROUTER = "model.moe.router."  # its kind decides which keys there are
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
 
-def presets() -> list[str]:
+def list_presets() -> list[str]:
     """Names of the presets that are shipped."""
     files = resources.files("hmoe.config.presets").iterdir()
     return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml") and not f.name.startswith("_"))
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
+def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
     """Read a preset name or a YAML path, apply `a.b=c` / `--a.b c` overrides.
 
     Returns:
@@ -57,13 +57,13 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunConfig]:
         ConfigError: naming the key, the value, what is allowed and the nearest valid key.
     """
     try:
-        tree = resolve(recipe, overrides)
+        tree = resolve_recipe(recipe, overrides)
     except RecursionError:
         raise ConfigError(f"{recipe}: refers to itself") from None
-    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check(tree)
+    return Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe, check_recipe(tree)
 
 
-def resolve(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
+def resolve_recipe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
     """The recipe as plain values, what it inherits and overrides included, before it is checked."""
     return _overridden(_read(recipe, None, 0), overrides)
 
@@ -79,7 +79,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return tree
 
 
-def with_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_path: str) -> RunConfig:
+def replace_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_path: str) -> RunConfig:
     """A recipe whose model is replaced by a given one, and the embedded corpus, which has its own tokenizer, by `data_path`.
 
     Raises:
@@ -88,10 +88,10 @@ def with_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_pat
     tree = _read(recipe, None, 0) | {"model": to_plain(model)}
     if tree["data"]["path"] == "corpus" != data_path:
         tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
-    return check(tree, overrides)
+    return check_recipe(tree, overrides)
 
 
-def check(tree: Any, overrides: Sequence[str] = ()) -> RunConfig:
+def check_recipe(tree: Any, overrides: Sequence[str] = ()) -> RunConfig:
     """Validate a tree of plain values, overrides applied."""
     return _checked(RunConfig, _overridden(tree, overrides))
 
@@ -106,7 +106,7 @@ def _checked(kind: type[Checked], tree: Any) -> Checked:
     try:
         return _parser(kind, tuple(ROUTERS.items())).validate_python(tree)
     except ValidationError as error:
-        lines = list(dict.fromkeys(problem_line(problem) for problem in error.errors(include_url=False)))
+        lines = list(dict.fromkeys(describe_problem(problem) for problem in error.errors(include_url=False)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise ConfigError(lines[0] + more) from None
 
@@ -119,13 +119,13 @@ def _parser(kind: type[Checked], routers: Any) -> TypeAdapter[Checked]:
     return TypeAdapter(kind)
 
 
-def dump(config: RunConfig) -> str:
+def dump_recipe(config: RunConfig) -> str:
     """YAML that `load` reads back to an equal config."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
     return text
 
 
-def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+def list_changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value).
 
     What a run chooses by itself differs only where both give it.
@@ -136,18 +136,18 @@ def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]
     return {key: (before.get(key), after.get(key)) for key in sorted(changed - RESUMABLE)}
 
 
-def with_absolute_data(config: RunConfig) -> RunConfig:
+def make_data_path_absolute(config: RunConfig) -> RunConfig:
     """The config with a data.path that leads to the same folder from every working directory."""
     if config.data.path == "corpus":
         return config
     path = Path(config.data.path).absolute()
-    if not is_utf8(path):  # a recipe cannot hold it: it stays relative to the working directory
+    if not has_utf8_name(path):  # a recipe cannot hold it: it stays relative to the working directory
         return config
     data = config.data.model_copy(update={"path": str(path)})
     return config.model_copy(update={"data": data})
 
 
-def keys() -> list[str]:
+def list_recipe_keys() -> list[str]:
     """Every dotted key that a recipe may hold."""
     return sorted(set(_known(RunConfig, "")))
 
@@ -163,9 +163,9 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
     else:
         shipped = resources.files("hmoe.config.presets") / f"{recipe}.yaml"
         if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
-            nearest = difflib.get_close_matches(recipe, presets(), 1, 0)
+            nearest = difflib.get_close_matches(recipe, list_presets(), 1, 0)
             raise ConfigError(
-                f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(presets())})"
+                f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(list_presets())})"
             )
         tree = parse_tree(shipped.read_text(encoding="utf-8"), recipe)
     base = tree.pop("base", None)
@@ -188,7 +188,7 @@ def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not (folder / path).exists() and Path(path).exists():
         return tree  # it was relative to the working directory before; a recipe that relies on it still works
     full = (folder / path).absolute()
-    return tree | {"data": data | {"path": str(full) if is_utf8(full) else os.path.relpath(full)}}
+    return tree | {"data": data | {"path": str(full) if has_utf8_name(full) else os.path.relpath(full)}}
 
 
 def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
@@ -204,7 +204,7 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if not key or not (equals or (dashed and text)):
             raise ConfigError(f"{word}: an override is key=value; nearest key is {_nearest(key)}", argument="overrides")
         open_ended = any(key.startswith(prefix) and key != prefix for prefix in (_WEIGHTS, _ROUTER))
-        if key not in keys() and not open_ended:
+        if key not in list_recipe_keys() and not open_ended:
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)}", argument="overrides")
         try:
             yield key, yaml.load(text, NamesLoader)
@@ -223,12 +223,12 @@ def _merge(base: Any, new: Any) -> Any:
     return base | {key: _merge(base.get(key), value) for key, value in new.items()}
 
 
-def problem_line(problem: Any) -> str:
+def describe_problem(problem: Any) -> str:
     """What pydantic found, as one line that names key, value and nearest choice."""
     key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _CHOICES and part not in ROUTERS)
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _kind_names(problem["loc"])
-        if key in keys():
+        if key in list_recipe_keys():
             takes = f"; it takes {', '.join(allowed)}" if allowed else ""
             return f"{key} = {_shown(problem['input'])}: does not belong to this kind of {key.split('.')[-2]}{takes}"
         return f"{key}: unknown key; nearest is {_nearest(key, allowed)}"
@@ -271,10 +271,10 @@ def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
     section, _, name = key.rpartition(".")
     if not allowed and name in OTHER_NAMES:
         return OTHER_NAMES[name]
-    same = [known for known in keys() if known.rpartition(".")[2] == name]
-    near = [known for known in keys() if section and known.rpartition(".")[0] == section]
+    same = [known for known in list_recipe_keys() if known.rpartition(".")[2] == name]
+    near = [known for known in list_recipe_keys() if section and known.rpartition(".")[0] == section]
     near = [known for known in near if not allowed or known.rpartition(".")[2] in allowed]
-    return difflib.get_close_matches(key, near if allowed else same or near or keys(), 1, 0)[0]
+    return difflib.get_close_matches(key, near if allowed else same or near or list_recipe_keys(), 1, 0)[0]
 
 
 def _kind_names(loc: Sequence[Any]) -> list[str]:
@@ -289,7 +289,7 @@ def _known(section: Any, prefix: str) -> Iterator[str]:
     types = get_field_types(section) if is_spec else {n: f.annotation for n, f in section.model_fields.items()}
     for name, annotation in types.items():
         yield prefix + name
-        parts = list(annotation_parts(annotation))
+        parts = list(list_annotation_parts(annotation))
         for kind in [*parts, *(ROUTERS.values() if RouterSpec in parts else ())]:
             if is_dataclass(kind) or (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 yield from _known(kind, f"{prefix}{name}.")

@@ -19,7 +19,7 @@ Count = Annotated[int, Field(ge=1, le=10**15)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-def bpe_size(name: str) -> int | None:
+def parse_bpe_size(name: str) -> int | None:
     """SIZE of a `bpe:SIZE` tokenizer name, None for another name.
 
     Raises:
@@ -84,7 +84,7 @@ class DataConfig(Section):
             raise ValueError("path: must not hold a NUL character")
         if self.path != "corpus":
             self.no_effect("with prepared data, which has its own tokenizer", "tokenizer")
-        elif self.tokenizer not in (None, "bytes") and bpe_size(self.tokenizer) is None:
+        elif self.tokenizer not in (None, "bytes") and parse_bpe_size(self.tokenizer) is None:
             raise ValueError(f"tokenizer = {self.tokenizer!r}: must be bytes or bpe:SIZE for the embedded corpus")
         if self.weights is not None and (
             not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())
@@ -196,7 +196,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         if self.data.path == "corpus":
-            needed = BYTE_VOCAB if self.data.tokenizer is None else bpe_size(self.data.tokenizer) or BYTE_VOCAB
+            needed = BYTE_VOCAB if self.data.tokenizer is None else parse_bpe_size(self.data.tokenizer) or BYTE_VOCAB
             if self.model.vocab < needed:
                 raise ValueError(
                     f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"

@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from hmoe.specs.fields import refuse_bool
 
 
-def annotation_parts(annotation: Any) -> Iterator[Any]:
+def list_annotation_parts(annotation: Any) -> Iterator[Any]:
     """An annotation and what it is made of."""
     yield annotation
     for part in getattr(annotation, "__args__", ()):
-        yield from annotation_parts(part)
+        yield from list_annotation_parts(part)
 
 
 class Section(BaseModel):
@@ -25,7 +25,7 @@ class Section(BaseModel):
     def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
         if info.field_name in ("model", "moe", "data", "optim", "train"):
             return value  # sections check their own
-        switch = bool in annotation_parts(cls.model_fields[info.field_name].annotation)
+        switch = bool in list_annotation_parts(cls.model_fields[info.field_name].annotation)
         return value if switch else refuse_bool(value)
 
     def no_effect(self, why: str, *names: str) -> None:

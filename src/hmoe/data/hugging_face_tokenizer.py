@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as HuggingFace
 from tokenizers import models
 
-from hmoe.data.byte_letters import byte_letters
+from hmoe.data.byte_letters import map_letters_to_bytes
 from hmoe.data.control_tokens import hide_control_tokens
 from hmoe.data.detokenizer import Detokenizer
 from hmoe.data.post_processor import read_frame, write_frame
@@ -23,7 +23,7 @@ _END_TOKENS = ("</s>", SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SE
 # Words and letters that a vocabulary has, and such as it lacks unless it has bytes or an unknown token.
 _PROBES = ("a", "the", " ", "0", "zqxjkv", "98171", "\u05e9\u05dc", "\u6f22", "\U0001f600", "\ue123", "\u00eb!")
 _BEFORE, _AFTER = "\ue000", "\ue001"  # pieces to which no decoder does anything; two, as CTC drops repetitions
-_BYTE_OF = byte_letters()
+_BYTE_OF = map_letters_to_bytes()
 
 
 class HuggingFaceTokenizer:

@@ -14,7 +14,7 @@ KINDS = ".txt, .jsonl, .ndjson, .json or .parquet (also .gz, .xz, .zst, .zstd, .
 _NUM_NAMED = 5  # entries that a line names of what is left out
 
 
-class Source(NamedTuple):
+class InputFile(NamedTuple):
     """One input file and what it says of its documents' domain.
 
     Attributes:
@@ -39,7 +39,9 @@ def _ignore(line: str) -> None:
     """Say nothing."""
 
 
-def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str], None] = _ignore) -> list[Source]:
+def list_input_files(
+    inputs: list[str], leave_out: Path | None = None, say: Callable[[str], None] = _ignore
+) -> list[InputFile]:
     """List the files of `PATH` or `domain=PATH` inputs; folders are walked in sorted order, linked ones once.
 
     Without a name the domain is the record's own (`domain`, RedPajama's `red_pajama_subset`), else the first
@@ -53,7 +55,7 @@ def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str
     Raises:
         DataError: if there is nothing to read, or a file that was named is of an unknown kind.
     """
-    files: list[Source] = []
+    files: list[InputFile] = []
     left_out: list[LeftOut] = []
     for item in inputs:
         name, equals, rest = item.partition("=")
@@ -63,13 +65,13 @@ def sources(inputs: list[str], leave_out: Path | None = None, say: Callable[[str
             raise DataError(f"{root}: no such file or folder")
         if root.is_dir():
             paths = _list_folder(root, leave_out, left_out)
-            files += [Source(path, domain, _folder_domain(path, root)) for path in paths]
+            files += [InputFile(path, domain, _folder_domain(path, root)) for path in paths]
             continue
         if not SUFFIX.search(root.name):
             raise DataError(f"{root}: unknown kind; must end in {KINDS}")
         if not root.is_file():
             raise DataError(f"{root}: not a file")
-        files.append(Source(root, domain, SUFFIX.sub("", root.name) or root.name))
+        files.append(InputFile(root, domain, SUFFIX.sub("", root.name) or root.name))
     if left_out:
         say(_describe(left_out))
     return files

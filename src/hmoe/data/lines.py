@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hmoe.errors import DataError, missing_extra
+from hmoe.errors import DataError, make_missing_extra_error
 from hmoe.storage import describe_encoding
 
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)  # raised by files that end early or were changed
@@ -160,7 +160,7 @@ def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:
     try:
         import zstandard  # noqa: PLC0415 - optional extra
     except ImportError:
-        raise missing_extra(".zst files", "data") from None
+        raise make_missing_extra_error(".zst files", "data") from None
     frame, data = None, b""
     while data or (data := file.read(_ZSTD_BYTES)):
         frame = frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()

@@ -12,7 +12,7 @@ _SHOWN_CHARS = 48  # of an example
 
 
 @dataclass(frozen=True)
-class Losses:
+class EncodingLosses:
     """Counts of texts that differ from what their tokens decode to.
 
     Attributes:
@@ -29,9 +29,9 @@ class Losses:
     unknown: int = 0
     example: tuple[str, str] | None = None
 
-    def __add__(self, other: "Losses") -> "Losses":
+    def __add__(self, other: "EncodingLosses") -> "EncodingLosses":
         examples = (self, other) if self.lost or not other.lost else (other, self)
-        return Losses(
+        return EncodingLosses(
             self.texts + other.texts,
             self.lost + other.lost,
             self.changed + other.changed,
@@ -59,7 +59,7 @@ class CheckedTokenizer:
     """A tokenizer whose `encode` also counts in `losses` what the tokenizer loses."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer, self.losses, self._compared_bytes = tokenizer, Losses(), 0
+        self._tokenizer, self.losses, self._compared_bytes = tokenizer, EncodingLosses(), 0
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the tokenizer's ids of each text, and compare the texts with what the ids decode to."""
@@ -67,7 +67,9 @@ class CheckedTokenizer:
         unknown = self._tokenizer.unknown
         chosen = [(text, ids) for text, ids in zip(texts, encodings, strict=True) if self._is_chosen(text)]
         decoded = self._tokenizer.decode_batch([ids for _, ids in chosen])
-        self.losses += Losses(unknown=sum(ids.count(unknown) for ids in encodings) if unknown is not None else 0)
+        self.losses += EncodingLosses(
+            unknown=sum(ids.count(unknown) for ids in encodings) if unknown is not None else 0
+        )
         for (text, _), returned in zip(chosen, decoded, strict=True):
             self.losses += self._compare(text, returned)
         return encodings
@@ -78,11 +80,11 @@ class CheckedTokenizer:
         # A hash chooses the sample, so that a preparation that was killed counts the same texts.
         return self._compared_bytes <= _WHOLE_BYTES or zlib.crc32(content) % _SAMPLED_SHARE == 0
 
-    def _compare(self, text: str, returned: str) -> Losses:
+    def _compare(self, text: str, returned: str) -> EncodingLosses:
         if returned == text:
-            return Losses(texts=1)
+            return EncodingLosses(texts=1)
         lost = _strip_spaces(returned) != _strip_spaces(self._tokenizer.normalize(text))
-        return Losses(1, int(lost), int(not lost), 0, _show_difference(text, returned))
+        return EncodingLosses(1, int(lost), int(not lost), 0, _show_difference(text, returned))
 
 
 def _strip_spaces(text: str) -> str:

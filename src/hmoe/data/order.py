@@ -10,7 +10,7 @@ _ROUNDS = 6
 Indices = npt.NDArray[np.uint64]
 
 
-def permute(index_B: Indices, size: int, *key: Any) -> Indices:
+def permute_indices(index_B: Indices, size: int, *key: Any) -> Indices:
     """Return the position of each index (B,) under the permutation of [0, size) that `key` names.
 
     A Feistel network over the next even power of two; values that fall outside are sent through it again.

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hmoe.errors import DataError, missing_extra
+from hmoe.errors import DataError, make_missing_extra_error
 
 _BATCH_ROWS = 1024  # rows read at once, at most
 _BATCH_BYTES = 16 << 20  # of text read at once, about
@@ -20,7 +20,9 @@ class _Column(NamedTuple):
     place: tuple[str, ...]
 
 
-def read_rows(path: Path, names: Sequence[str], choices: Sequence[str], extras: Sequence[str]) -> Iterator[ParquetRow]:
+def read_parquet_rows(
+    path: Path, names: Sequence[str], choices: Sequence[str], extras: Sequence[str]
+) -> Iterator[ParquetRow]:
     """Read (row, record) of every row, counted from 1; an unusable row has an error in the record's place.
 
     A record holds text fields under their own names, "doc.text" for a nested one.
@@ -39,7 +41,7 @@ def read_rows(path: Path, names: Sequence[str], choices: Sequence[str], extras: 
         import pyarrow  # noqa: PLC0415 - optional extra
         from pyarrow import parquet  # noqa: PLC0415
     except ImportError:
-        raise missing_extra("parquet files", "data") from None
+        raise make_missing_extra_error("parquet files", "data") from None
     try:
         file = parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES)
         schema = file.schema_arrow

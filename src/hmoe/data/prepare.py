@@ -12,14 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hmoe.config.run import bpe_size
+from hmoe.config.run import parse_bpe_size
 from hmoe.data.documents import Documents
-from hmoe.data.inputs import Source, sources
+from hmoe.data.inputs import InputFile, list_input_files
 from hmoe.data.long_text import cut_text
 from hmoe.data.progress import PrepareState, describe_difference, load_progress, remove_progress, save_progress
-from hmoe.data.segment import Segment, hash64
-from hmoe.data.shards import Index, Shard, open_index, token_dtype, write_index
-from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load, train_bpe
+from hmoe.data.segment import Segment, hash_text
+from hmoe.data.shards import Index, Shard, choose_token_dtype, open_index, write_index
+from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError, DataError, RunBusyError
 from hmoe.storage import lock_file
@@ -29,7 +29,7 @@ _SCAN_BYTES = 256 << 20  # inputs up to this size are scanned so that at least o
 
 
 @dataclass(frozen=True)
-class Request:
+class PrepareRequest:
     """What to prepare, and how.
 
     Attributes:
@@ -60,7 +60,7 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
             raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1", argument="validation")
-        bpe_size(self.tokenizer)  # refuses a size out of range
+        parse_bpe_size(self.tokenizer)  # refuses a size out of range
         if self.max_bad < 0:
             raise ConfigError(f"max_bad = {self.max_bad}, must be at least 0", argument="max_bad")
         if self.segment_bytes < 1:
@@ -68,7 +68,7 @@ class Request:
         weights = self.weights
         if weights is not None and not (any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())):
             raise ConfigError(f"weights = {weights}, must be from 0 to 1e12, one of them above 0")
-        if self.separator is not None and (self.tokenizer == "bytes" or bpe_size(self.tokenizer) is not None):
+        if self.separator is not None and (self.tokenizer == "bytes" or parse_bpe_size(self.tokenizer) is not None):
             raise ConfigError(
                 f"separator = {self.separator!r} has no effect with {self.tokenizer}, which has its own",
                 argument="separator",
@@ -79,7 +79,7 @@ class Request:
         return tokenizer.begin if self.begin is None else self.begin
 
 
-class Progress(NamedTuple):
+class PrepareProgress(NamedTuple):
     """How far preparing is: `file` of `files`, and the documents, bytes and tokens that were written."""
 
     file: int
@@ -89,11 +89,11 @@ class Progress(NamedTuple):
     tokens: int
 
 
-PrepareReport = Callable[[Progress], None]
+PrepareReport = Callable[[PrepareProgress], None]
 
 
-def prepare(
-    request: Request,
+def prepare_data(
+    request: PrepareRequest,
     out: Path,
     report: PrepareReport = lambda progress: None,
     wait: bool = False,
@@ -112,7 +112,7 @@ def prepare(
         DataError: for bad input (file and line named), or if `out` holds something else.
         RunBusyError: if another process is preparing `out`.
     """
-    files = sources(list(request.inputs), leave_out=out, say=say)
+    files = list_input_files(list(request.inputs), leave_out=out, say=say)
     key = _make_key(request, files)
     out.mkdir(parents=True, exist_ok=True)
     if (out / "index.json").exists():  # it appears by one rename, so this needs no lock
@@ -139,8 +139,8 @@ def _open_finished(out: Path, key: dict[str, Any]) -> Index:
 
 
 def _write_folder(
-    request: Request,
-    files: list[Source],
+    request: PrepareRequest,
+    files: list[InputFile],
     key: dict[str, Any],
     out: Path,
     report: PrepareReport,
@@ -171,11 +171,13 @@ def _write_folder(
     remove_progress(out)
 
 
-def _index_fields(request: Request, key: dict[str, Any], tokenizer: Tokenizer, state: PrepareState) -> dict[str, Any]:
+def _index_fields(
+    request: PrepareRequest, key: dict[str, Any], tokenizer: Tokenizer, state: PrepareState
+) -> dict[str, Any]:
     """Return what index.json says besides the shards; empty fields are left out, as in earlier versions."""
     begin = request.begin_of(tokenizer)
     return {
-        "dtype": token_dtype(tokenizer.vocab_size),
+        "dtype": choose_token_dtype(tokenizer.vocab_size),
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "vocab_size": tokenizer.vocab_size,
         "separator": tokenizer.separator,
@@ -188,50 +190,50 @@ def _index_fields(request: Request, key: dict[str, Any], tokenizer: Tokenizer, s
     }
 
 
-def _read_all(files: list[Source], request: Request, report: PrepareReport) -> Documents:
+def _read_all(files: list[InputFile], request: PrepareRequest, report: PrepareReport) -> Documents:
     """Read all documents in a pass that writes nothing, so that `report` is told of files only."""
     return Documents(
         files,
         request.text_field,
         request.max_bad,
-        begin_file=lambda file: report(Progress(file + 1, len(files), 0, 0, 0)),
+        begin_file=lambda file: report(PrepareProgress(file + 1, len(files), 0, 0, 0)),
     )
 
 
-def _choose_threshold(request: Request, files: list[Source], report: PrepareReport) -> int:
+def _choose_threshold(request: PrepareRequest, files: list[InputFile], report: PrepareReport) -> int:
     """Return the hash below which documents are held out; small inputs hold out one of two documents."""
     threshold = int(request.validation * 2**64)
     if not request.validation or sum(source.path.stat().st_size for source in files) > _SCAN_BYTES:
         return threshold
-    hashes = {hash64(item.document.text.encode()) for item in _read_all(files, request, report)}
+    hashes = {hash_text(item.document.text.encode()) for item in _read_all(files, request, report)}
     return threshold if len(hashes) < 2 else max(threshold, min(hashes) + 1)
 
 
-def _make_tokenizer(request: Request, files: list[Source], out: Path, report: PrepareReport) -> Tokenizer:
+def _make_tokenizer(request: PrepareRequest, files: list[InputFile], out: Path, report: PrepareReport) -> Tokenizer:
     if request.tokenizer == "bytes":
         return ByteTokenizer()
-    size = bpe_size(request.tokenizer)
+    size = parse_bpe_size(request.tokenizer)
     if size is None:
-        tokenizer = load(request.tokenizer, request.separator)
+        tokenizer = load_tokenizer(request.tokenizer, request.separator)
     elif (out / "tokenizer.json").exists():  # trained before this call, which continues a killed one
-        return load(out)
+        return load_tokenizer(out)
     else:
         tokenizer = train_bpe(_sample_texts(request, files, report), size)
     write_tokenizer(out, tokenizer)
     return tokenizer
 
 
-def _sample_texts(request: Request, files: list[Source], report: PrepareReport) -> Iterator[str]:
+def _sample_texts(request: PrepareRequest, files: list[InputFile], report: PrepareReport) -> Iterator[str]:
     """Give all documents, long ones in pieces; of a large input a sample of about 64 MB, chosen by hash."""
     share = _BPE_SAMPLE_BYTES / max(sum(source.path.stat().st_size for source in files), 1)
     for item in _read_all(files, request, report):
         for piece, _ in cut_text(item.document.text, None):
             # The hash's low bits: its high bits choose the validation split.
-            if share >= 1 or hash64(piece.encode()) % 2**32 < share * 2**32:
+            if share >= 1 or hash_text(piece.encode()) % 2**32 < share * 2**32:
                 yield piece
 
 
-def _make_key(request: Request, files: list[Source]) -> dict[str, Any]:
+def _make_key(request: PrepareRequest, files: list[InputFile]) -> dict[str, Any]:
     """Return what the shards depend on: options, and every input file's name, size and hash."""
     left_out = {"inputs", "weights", "begin"}
     if request.separator is None:  # earlier versions had no such option, and their folders stay valid
@@ -241,8 +243,8 @@ def _make_key(request: Request, files: list[Source]) -> dict[str, Any]:
         [source.domain or source.folder_domain, source.path.name, source.path.stat().st_size, _hash_ends(source.path)]
         for source in files
     ]
-    if request.tokenizer != "bytes" and bpe_size(request.tokenizer) is None:
-        tokenizer = load(request.tokenizer, request.separator)
+    if request.tokenizer != "bytes" and parse_bpe_size(request.tokenizer) is None:
+        tokenizer = load_tokenizer(request.tokenizer, request.separator)
         begin = request.begin_of(tokenizer)
         options |= {"tokenizer": tokenizer.fingerprint} | ({"begin": list(begin)} if begin else {})
     return {**options, "weights": request.weights, "files": named}
@@ -260,7 +262,7 @@ def _hash_ends(path: Path) -> str:
         return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
-def _check_shards(request: Request, shards: Sequence[Shard]) -> None:
+def _check_shards(request: PrepareRequest, shards: Sequence[Shard]) -> None:
     """Raise DataError if there is nothing to train on, or a weight of a domain that is not in the input."""
     if not any(shard.split == "train" for shard in shards):
         raise DataError(f"{', '.join(request.inputs)}: no document to train on")
@@ -270,8 +272,8 @@ def _check_shards(request: Request, shards: Sequence[Shard]) -> None:
             raise DataError(f"weight of {domain!r}: no such domain in the input; it has {', '.join(known)}")
 
 
-def _report_progress(report: PrepareReport, segment: Segment, files: list[Source], shards: Sequence[Shard]) -> None:
+def _report_progress(report: PrepareReport, segment: Segment, files: list[InputFile], shards: Sequence[Shard]) -> None:
     counts = [*segment.counts.values(), *([shard.tokens, shard.documents, shard.text_bytes] for shard in shards)]
     tokens, documents, text_bytes = (sum(column) for column in zip(*counts, strict=True))
     file = segment.position.file + 1 if segment.position else 0
-    report(Progress(file, len(files), documents, text_bytes, tokens))
+    report(PrepareProgress(file, len(files), documents, text_bytes, tokens))

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.documents import START, Position
-from hmoe.data.losses import Losses
+from hmoe.data.documents import START, InputPosition
+from hmoe.data.losses import EncodingLosses
 from hmoe.data.shards import Shard
 from hmoe.errors import DataError
 from hmoe.storage import write_atomic
@@ -28,9 +28,9 @@ class PrepareState:
     """
 
     threshold: int | None = None
-    position: Position = START
+    position: InputPosition = START
     segment: int = 0
-    losses: Losses = field(default_factory=Losses)
+    losses: EncodingLosses = field(default_factory=EncodingLosses)
     shards: tuple[Shard, ...] = ()
 
 
@@ -66,9 +66,9 @@ def _read_state(tree: dict[str, Any], out: Path, key: dict[str, Any]) -> Prepare
         )
     return PrepareState(
         tree["threshold"],
-        Position(*tree["position"]),
+        InputPosition(*tree["position"]),
         tree["segment"],
-        Losses(**tree.get("losses", {})),  # not recorded by earlier versions
+        EncodingLosses(**tree.get("losses", {})),  # not recorded by earlier versions
         tuple(Shard(**shard) for shard in tree["shards"]),
     )
 

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hmoe.data.inputs import KINDS, SUFFIX, Source, sources
+from hmoe.data.inputs import KINDS, SUFFIX, InputFile
 from hmoe.data.lines import BYTE_ORDER_MARK, DAMAGED, decode_line, read_line_parts, read_lines
-from hmoe.data.parquet_rows import read_rows
+from hmoe.data.parquet_rows import read_parquet_rows
 from hmoe.errors import ConfigError, DataError
-
-__all__ = ["Document", "Source", "read", "sources"]
 
 _TXT_DOCUMENT_BYTES = 1 << 14  # a longer .txt file is cut at empty lines into documents of about this size
 _LONGEST_TXT_BYTES = 4 * _TXT_DOCUMENT_BYTES  # and after this size at the end of a line, or at white space
@@ -29,7 +27,7 @@ class Document(NamedTuple):
     domain: str
 
 
-def read(source: Source, text_field: str | None) -> Iterator[Document | DataError]:
+def read_documents(source: InputFile, text_field: str | None) -> Iterator[Document | DataError]:
     """Read the documents of one file; in place of an unusable one comes an error that names file and line.
 
     A file without any record gives one document without text, so that it is counted.
@@ -71,17 +69,17 @@ def read(source: Source, text_field: str | None) -> Iterator[Document | DataErro
         yield Document("", source.domain or source.folder_domain)
 
 
-def _read_records(source: Source, kind: str, text_field: str | None) -> Iterator[tuple[int, Any]]:
+def _read_records(source: InputFile, kind: str, text_field: str | None) -> Iterator[tuple[int, Any]]:
     """Read (line or row, record or error) of a file."""
     if kind == "txt":
         return _read_txt(source.path)
     if kind != "parquet":
         return _read_jsonl(source.path)
     names = _list_fields(text_field) if text_field else []
-    return read_rows(source.path, names, _TEXT_FIELDS, () if source.domain else _DOMAIN_PLACES)
+    return read_parquet_rows(source.path, names, _TEXT_FIELDS, () if source.domain else _DOMAIN_PLACES)
 
 
-def _make_document(record: Any, source: Source, text_field: str | None, line: int) -> Document | DataError:
+def _make_document(record: Any, source: InputFile, text_field: str | None, line: int) -> Document | DataError:
     where = f"{source.path}:{line}"
     if not isinstance(record, dict):
         return DataError(f"{where}: a record must be a JSON object, is {type(record).__name__}")

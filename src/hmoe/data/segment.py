@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from hmoe.data.documents import Item, Position
+from hmoe.data.documents import InputPosition, PositionedDocument
 from hmoe.data.long_text import encode_texts
-from hmoe.data.losses import CheckedTokenizer, Losses
+from hmoe.data.losses import CheckedTokenizer, EncodingLosses
 from hmoe.data.readers import Document
-from hmoe.data.shards import Shard, token_dtype
+from hmoe.data.shards import Shard, choose_token_dtype
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
-from hmoe.storage import fsync, sha256
+from hmoe.storage import flush_to_disk, hash_file
 
 MAX_DOMAINS = 1000
 _BATCH_BYTES = 4 << 20  # text that is encoded before the next look at whether the segment is full
@@ -37,18 +37,18 @@ class Segment:
         self.begin, self.checked = begin, CheckedTokenizer(tokenizer)
         self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
         self.files: dict[tuple[str, str], Path] = {}
-        self.position: Position | None = None
-        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.position: InputPosition | None = None
+        self.dtype = choose_token_dtype(tokenizer.vocab_size)
 
     @property
-    def losses(self) -> Losses:
+    def losses(self) -> EncodingLosses:
         """What the tokenizer lost of the texts so far."""
         return self.checked.losses
 
-    def fill(self, items: Iterator[Item], segment_bytes: int, report: Callable[[], None]) -> bool:
+    def fill(self, items: Iterator[PositionedDocument], segment_bytes: int, report: Callable[[], None]) -> bool:
         """Take documents until the segment is full; return True when the input ended."""
         while sum(count[2] for count in self.counts.values()) < segment_bytes:
-            batch, size = list[Item](), 0
+            batch, size = list[PositionedDocument](), 0
             for item in items:
                 batch.append(item)
                 size += len(item.document.text)
@@ -65,15 +65,15 @@ class Segment:
         """Flush, hash and rename the segment's files; return what they are."""
         shards = []
         for (split, domain), temporary in self.files.items():
-            fsync(temporary)
+            flush_to_disk(temporary)
             final = self.out / temporary.name.removeprefix(".").removesuffix(".tmp")
             tokens, documents, text_bytes = self.counts[split, domain]
-            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, sha256(temporary)))
+            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, hash_file(temporary)))
             temporary.replace(final)
-        fsync(self.out)
+        flush_to_disk(self.out)
         return shards
 
-    def _write(self, batch: list[Item]) -> None:
+    def _write(self, batch: list[PositionedDocument]) -> None:
         places = [self._count(item.document) for item in batch]
         texts = [item.document.text for item in batch]
         tokens: dict[tuple[str, str], list[int]] = {}
@@ -94,7 +94,7 @@ class Segment:
     def _count(self, document: Document) -> tuple[str, str]:
         """Count a document, but not its tokens, and return its split and domain."""
         text = document.text.encode()
-        where = ("valid" if hash64(text) < self.threshold else "train", document.domain)
+        where = ("valid" if hash_text(text) < self.threshold else "train", document.domain)
         counts = self.counts.setdefault(where, [0, 0, 0])
         counts[1] += 1
         counts[2] += len(text)
@@ -118,6 +118,6 @@ class Segment:
         return self.out / f".{split}-{safe}-{self.index:05d}.bin.tmp"
 
 
-def hash64(text: bytes) -> int:
+def hash_text(text: bytes) -> int:
     """Return the first 8 bytes of a text's SHA-256 as a number, which chooses a document's split."""
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.data.detokenizer import Detokenizer
-from hmoe.errors import DataError, missing_extra
+from hmoe.errors import DataError, make_missing_extra_error
 
 
 class SentencePieceTokenizer:
@@ -29,7 +29,7 @@ class SentencePieceTokenizer:
         try:
             import sentencepiece  # noqa: PLC0415 - optional extra
         except ImportError:
-            raise missing_extra("SentencePiece tokenizers", "data") from None
+            raise make_missing_extra_error("SentencePiece tokenizers", "data") from None
         try:
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:

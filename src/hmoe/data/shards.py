@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hmoe.data.losses import Losses
+from hmoe.data.losses import EncodingLosses
 from hmoe.errors import DataError
-from hmoe.storage import sha256, write_atomic
+from hmoe.storage import hash_file, write_atomic
 
 _FORMAT = 1
 _FIELDS = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
@@ -43,7 +43,7 @@ class Shard:
     tokens: int
     documents: int
     text_bytes: int
-    sha256: str
+    hash_file: str
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Index:
     empty_documents: int = 0
     packing: str = ACROSS
     begin: tuple[int, ...] = ()
-    losses: Losses | None = None
+    losses: EncodingLosses | None = None
 
     def of(self, split: str, domain: str | None = None) -> list[Shard]:
         """Return the shards of a split, or of one domain of it, in order."""
@@ -108,7 +108,7 @@ class Index:
         """
         for shard in self.shards:
             file = self.folder / shard.file
-            if sha256(file) != shard.sha256:
+            if hash_file(file) != shard.sha256:
                 raise DataError(f"{file}: SHA-256 differs from index.json; delete {self.folder} and prepare again")
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
@@ -121,7 +121,7 @@ def _map_file(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger[Any]]:
     return np.memmap(path, dtype=dtype, mode="r")
 
 
-def token_dtype(vocab_size: int) -> str:
+def choose_token_dtype(vocab_size: int) -> str:
     """Return the smallest little-endian unsigned type that holds all ids below `vocab_size`."""
     return "<u2" if vocab_size <= 1 << 16 else "<u4"
 
@@ -157,7 +157,7 @@ def open_index(folder: Path) -> Index:
         shards = tuple(Shard(**shard) for shard in tree["shards"])
         fields = {name: tree[name] for name in _FIELDS}
         begin = tuple(map(int, tree.get("begin", ())))
-        losses = Losses(**tree["losses"]) if "losses" in tree else None
+        losses = EncodingLosses(**tree["losses"]) if "losses" in tree else None
         width = np.dtype(fields["dtype"]).itemsize
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged: {error!r}; delete {folder} and prepare again") from None

@@ -115,7 +115,7 @@ class ByteTokenizer:
         return bytes([token]) if token < _BYTES else b""
 
 
-def load(path: str | Path, separator: str | None = None) -> Tokenizer:
+def load_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
     """Load a tokenizer from a `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one of them.
 
     A folder without either, made with the byte tokenizer, gives that. Next to a tokenizer.json,
@@ -155,7 +155,7 @@ def load(path: str | Path, separator: str | None = None) -> Tokenizer:
     return HuggingFaceTokenizer(content, str(path), end, _read_end_ids(path.parent))
 
 
-def begin_tokens(tokenizer: Tokenizer) -> list[int]:
+def get_begin_tokens(tokenizer: Tokenizer) -> list[int]:
     """Return what a tokenizer puts before every text by itself, such as LLaMA's <s>, as lm-eval does."""
     return list(tokenizer.begin)
 

@@ -1,4 +1,4 @@
-"""Keep a tokenizer in a folder, so that `hmoe.data.tokenizer.load` gives the same one and its separator."""
+"""Keep a tokenizer in a folder, so that `hmoe.data.tokenizer.load_tokenizer` gives the same one and its separator."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 from tokenizers import Tokenizer as HuggingFace
 
 from hmoe.data.shards import Index
-from hmoe.data.tokenizer import Tokenizer, load
+from hmoe.data.tokenizer import Tokenizer, load_tokenizer
 from hmoe.errors import DataError
-from hmoe.storage import sha256, write_atomic
+from hmoe.storage import hash_file, write_atomic
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -17,7 +17,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         return
     write_atomic(folder / tokenizer.file_name, tokenizer.content)
     try:
-        separator = load(folder).separator
+        separator = load_tokenizer(folder).separator
     except DataError:
         separator = -1
     if separator == tokenizer.separator:
@@ -32,16 +32,16 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
     write_atomic(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def data_tokenizer(index: Index) -> Tokenizer:
+def load_data_tokenizer(index: Index) -> Tokenizer:
     """Load the tokenizer of a data folder, with the separator that its shards have.
 
     Raises:
         DataError: if it is not the one that made the shards.
     """
     file = index.folder / "tokenizer.json"
-    is_unchanged = file.is_file() and sha256(file) == index.tokenizer_fingerprint
+    is_unchanged = file.is_file() and hash_file(file) == index.tokenizer_fingerprint
     # The separator is found by its id, because earlier versions did not keep a name that came from elsewhere.
-    tokenizer = load(index.folder, _token_text(file.read_bytes(), index.separator) if is_unchanged else None)
+    tokenizer = load_tokenizer(index.folder, _token_text(file.read_bytes(), index.separator) if is_unchanged else None)
     if tokenizer.fingerprint != index.tokenizer_fingerprint:
         raise DataError(
             f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; "

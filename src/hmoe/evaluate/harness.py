@@ -15,12 +15,12 @@ import torch
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.evaluate.precision import Precision
-from hmoe.evaluate.results_folder import Outcome
-from hmoe.evaluate.table import activated, summary
-from hmoe.evaluate.tasks import Selection, quiet, select
+from hmoe.evaluate.precision import EvaluationPrecision
+from hmoe.evaluate.results_folder import ResultsFolder
+from hmoe.evaluate.table import describe_activation, summarize_results
+from hmoe.evaluate.tasks import TaskSelection, select_tasks, silence_harness
 from hmoe.model.transformer import Transformer
-from hmoe.runs.step_metrics import metrics_at
+from hmoe.runs.step_metrics import read_step_metrics
 from hmoe.specs.losses import list_loss_keys
 from hmoe.specs.plain import to_plain
 
@@ -29,7 +29,7 @@ _SEED = 1234  # the harness's own, for the examples of few-shot prompts, which i
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How tasks are evaluated.
 
     Attributes:
@@ -37,7 +37,7 @@ class Options:
         num_fewshot: number of examples before each question; None: as the task says, 0 in most.
         precision: float32 or bfloat16; None: that of the weights.
         batch_tokens: tokens of one forward pass; does not change what is computed.
-        begin: tokens before every text; see `hmoe.data.tokenizer.begin_tokens`.
+        begin: tokens before every text; see `hmoe.data.tokenizer.get_begin_tokens`.
 
     Raises:
         ConfigError: for values out of range.
@@ -57,7 +57,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class About:
+class ModelInfo:
     """What a result says of the model that was evaluated.
 
     Attributes:
@@ -82,18 +82,18 @@ class Reports:
     progress: Callable[[str, int, int], None] = lambda task, done, total: None
 
 
-def evaluate(
+def evaluate_tasks(
     model: Transformer,
     tokenizer: Tokenizer,
     context_length: int,
-    tasks: Sequence[str] | Selection,
+    tasks: Sequence[str] | TaskSelection,
     benchmarks: Path | None = None,
-    options: Options = Options(),
-    about: About = About(),
+    options: EvaluationOptions = EvaluationOptions(),
+    about: ModelInfo = ModelInfo(),
     out: Path | None = None,
     reports: Reports = Reports(),
 ) -> dict[str, Any]:
-    """Evaluate tasks and sum them up as JSON values, which `hmoe.evaluate.table.table` lays out as Table 1.
+    """Evaluate tasks and sum them up as JSON values, which `hmoe.evaluate.table.format_results_table` lays out as Table 1.
 
     Args:
         model: the model, in evaluation mode; precision float32 changes its weights to that.
@@ -110,22 +110,22 @@ def evaluate(
         ConfigError: see `select`; also if `out` holds results of another model or of other options.
         DataError: if a task cannot be read.
     """
-    selection = tasks if isinstance(tasks, Selection) else select(tasks, benchmarks, reports.say)
+    selection = tasks if isinstance(tasks, TaskSelection) else select_tasks(tasks, benchmarks, reports.say)
     from hmoe.evaluate.language_model import LanguageModel  # noqa: PLC0415 - optional extra, tested by select
 
     lm = LanguageModel(model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin)
-    settings = _settings(options, context_length, Precision(model, options.precision).name)
-    model_fingerprint = fingerprint(model, tokenizer) if out else None  # it reads every weight
-    results = Outcome(out, {"model": model_fingerprint, **settings}) if out else None
+    settings = _settings(options, context_length, EvaluationPrecision(model, options.precision).name)
+    model_fingerprint = fingerprint_model(model, tokenizer) if out else None  # it reads every weight
+    results = ResultsFolder(out, {"model": model_fingerprint, **settings}) if out else None
     records = _evaluate_all(lm, selection, options, results, reports)
     head = {"name": about.name, "fingerprint": model_fingerprint, **_training_fields(about), "options": settings}
     if results:
-        results.close(summary(head, results.all(), model.config))
-    return summary(head, records, model.config)
+        results.close(summarize_results(head, results.all(), model.config))
+    return summarize_results(head, records, model.config)
 
 
 def _evaluate_all(
-    lm: Any, selection: Selection, options: Options, results: Outcome | None, reports: Reports
+    lm: Any, selection: TaskSelection, options: EvaluationOptions, results: ResultsFolder | None, reports: Reports
 ) -> dict[str, dict[str, Any]]:
     """Evaluate the tasks that are not finished yet, one after another, and return the records of all."""
     records = {}
@@ -142,7 +142,7 @@ def _evaluate_all(
     return records
 
 
-def _settings(options: Options, context_length: int, precision: str) -> dict[str, Any]:
+def _settings(options: EvaluationOptions, context_length: int, precision: str) -> dict[str, Any]:
     """Return what must be equal for results to go together; `batch_tokens` changes none."""
     return {
         "limit": options.limit,
@@ -153,7 +153,7 @@ def _settings(options: Options, context_length: int, precision: str) -> dict[str
     }
 
 
-def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
+def fingerprint_model(model: Transformer, tokenizer: Tokenizer) -> str:
     """Return a SHA-256 of what decides a model's answers: architecture, every weight, tokenizer."""
     moe = model.config.moe
     # Context and loss coefficients change no answer; `widths` may be a rule, so what it gives is hashed.
@@ -170,26 +170,26 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-def training_record(run: Path, step: int | None) -> dict[str, float]:
+def read_training_record(run: Path, step: int | None) -> dict[str, float]:
     """Read `step`, `tokens` and `flops` of a run folder at a step; {} where its metrics.jsonl has none."""
-    row = metrics_at(run, step)
+    row = read_step_metrics(run, step)
     return {name: row[name] for name in ("step", "tokens", "flops") if name in row}
 
 
-def _training_fields(about: About) -> dict[str, Any]:
+def _training_fields(about: ModelInfo) -> dict[str, Any]:
     return {f"training_{name}": about.training.get(name) for name in ("step", "tokens", "flops")}
 
 
-def _evaluate_task(lm: Any, selection: Selection, name: str, options: Options) -> dict[str, Any]:
+def _evaluate_task(lm: Any, selection: TaskSelection, name: str, options: EvaluationOptions) -> dict[str, Any]:
     """Evaluate one task, or a group of the harness's, and return its record."""
     from lm_eval import evaluator  # noqa: PLC0415 - optional extra
 
-    from hmoe.evaluate.language_model import Measured  # noqa: PLC0415
+    from hmoe.evaluate.language_model import ReadCounts  # noqa: PLC0415
 
-    lm.measured = Measured()
+    lm.measured = ReadCounts()
     random.seed(0)  # the harness's own command seeds both, and some tasks draw from them
     np.random.seed(_SEED)
-    with quiet():
+    with silence_harness():
         loaded = selection.load(name)
         for task in loaded["tasks"].values():
             _set_fewshot(name, task, options.num_fewshot)
@@ -204,7 +204,7 @@ def _evaluate_task(lm: Any, selection: Selection, name: str, options: Options) -
 
 
 def _make_record(
-    selection: Selection, name: str, tasks: dict[str, Any], metrics: dict[str, dict[str, float]]
+    selection: TaskSelection, name: str, tasks: dict[str, Any], metrics: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     """Return what is recorded of a task besides what its tokens activated.
 
@@ -280,5 +280,5 @@ def _count_activated(lm: Any) -> dict[str, Any]:
         "truncated_requests": counts.truncated,
         "windowed_requests": counts.windowed,
         "activated_units": counts.units,
-        **activated(lm.model.config, counts.tokens, counts.units),
+        **describe_activation(lm.model.config, counts.tokens, counts.units),
     }

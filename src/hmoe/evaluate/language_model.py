@@ -15,9 +15,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
-from hmoe.evaluate.precision import Precision
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.likelihood import Candidate, score
+from hmoe.evaluate.precision import EvaluationPrecision
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.likelihood import Candidate, score_candidates
 from hmoe.model.transformer import Transformer
 
 BATCH_TOKENS = 4096
@@ -28,7 +28,7 @@ Answer = tuple[float, bool]  # log-likelihood in nats, and whether greedy decodi
 
 
 @dataclass
-class Measured:
+class ReadCounts:
     """Counts of what a model read so far.
 
     Attributes:
@@ -62,7 +62,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         context_length: tokens read at once; longer requests lose the beginning of their context.
         batch_tokens: tokens of one forward pass; a document that is longer is read alone.
         precision: float32 or bfloat16; None: that of the weights.
-        begin: tokens before every text of the model, see `hmoe.data.tokenizer.begin_tokens`.
+        begin: tokens before every text of the model, see `hmoe.data.tokenizer.get_begin_tokens`.
         report: called with the sequences scored, or texts written, and their number in all.
 
     Raises:
@@ -84,9 +84,9 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             raise ConfigError(f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1")
         self.model, self._words, self._max_length = model, tokenizer, context_length
         self._begin = list(begin)
-        self._batch_tokens, self._precision, self.report = batch_tokens, Precision(model, precision), report
+        self._batch_tokens, self._precision, self.report = batch_tokens, EvaluationPrecision(model, precision), report
         self._device = model.embed.weight.device
-        self.measured = Measured()
+        self.measured = ReadCounts()
 
     @property
     def eot_token_id(self) -> int:
@@ -166,7 +166,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         sampling = Sampling(temperature, options.get("top_k", 0), options.get("top_p", 1.0))
         detokenizer = self._words.detokenizer(ids)
         with self._precision():
-            for token in generate(self.model, ids, new_tokens, sampling, options.get("seed", 0), self._words):
+            for token in generate_tokens(self.model, ids, new_tokens, sampling, options.get("seed", 0), self._words):
                 detokenizer.add(token)
                 if any(stop and stop in detokenizer.text for stop in stops):
                     break
@@ -211,7 +211,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         nats, greedy, num_done = [0.0] * len(pairs), [True] * len(pairs), 0
         for batch in _make_batches(groups, self._batch_tokens):
             with self._precision():
-                result = score(self.model, [group.candidates for group in batch])
+                result = score_candidates(self.model, [group.candidates for group in batch])
             for group, scores in zip(batch, result.groups, strict=True):
                 for place, candidate_score in zip(group.places, scores, strict=True):
                     nats[owners[place]] -= candidate_score.nll

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
-from hmoe.model.likelihood import text_nll
+from hmoe.model.likelihood import measure_text_nll
 from hmoe.model.transformer import Transformer
 
 PerplexityReport = Callable[[int, int], None]  # called with the documents and tokens done
@@ -18,7 +18,7 @@ def _ignore(documents: int, tokens: int) -> None:
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class TextPerplexity:
     """How well a model predicts texts; every token is predicted, the first from what texts begin with.
 
     Bits per byte can be compared between tokenizers, perplexity cannot.
@@ -50,8 +50,8 @@ class Perplexity:
         """Bits per UTF-8 byte of text."""
         return self.nats / math.log(2) / self.text_bytes
 
-    def __add__(self, other: "Perplexity") -> "Perplexity":
-        return Perplexity(
+    def __add__(self, other: "TextPerplexity") -> "TextPerplexity":
+        return TextPerplexity(
             self.documents + other.documents,
             self.tokens + other.tokens,
             self.text_bytes + other.text_bytes,
@@ -59,14 +59,14 @@ class Perplexity:
         )
 
 
-def perplexity(
+def measure_perplexity(
     model: Transformer,
     tokenizer: Tokenizer,
     texts: Iterable[str],
     window: int,
     report: PerplexityReport = _ignore,
     begin: Sequence[int] = (),
-) -> Perplexity:
+) -> TextPerplexity:
     """Measure the perplexity of texts, each on its own, in windows of `window` tokens that advance by half.
 
     Args:
@@ -80,17 +80,19 @@ def perplexity(
     Raises:
         DataError: if there is no text.
     """
-    return total(by_domain(model, tokenizer, (("", text) for text in texts), window, report, begin))
+    return sum_perplexities(
+        measure_perplexity_by_domain(model, tokenizer, (("", text) for text in texts), window, report, begin)
+    )
 
 
-def by_domain(
+def measure_perplexity_by_domain(
     model: Transformer,
     tokenizer: Tokenizer,
     documents: Iterable[tuple[str, str]],
     window: int,
     report: PerplexityReport = _ignore,
     begin: Sequence[int] = (),
-) -> dict[str, Perplexity]:
+) -> dict[str, TextPerplexity]:
     """Measure the perplexity of (domain, text) documents per domain, in the order of first appearance.
 
     The arguments are those of `perplexity`.
@@ -98,15 +100,15 @@ def by_domain(
     Raises:
         DataError: if there is no text.
     """
-    domains: dict[str, Perplexity] = {}
+    domains: dict[str, TextPerplexity] = {}
     before = list(begin) or [tokenizer.separator]  # what the first token of a text is predicted from
     documents_done = tokens_done = 0
     for domain, text in documents:
         ids = encode_text(tokenizer, text)
         if not ids:
             continue
-        nats = text_nll(model, [*before, *ids], window, len(before))
-        domains[domain] = domains.get(domain, Perplexity()) + Perplexity(1, len(ids), len(text.encode()), nats)
+        nats = measure_text_nll(model, [*before, *ids], window, len(before))
+        domains[domain] = domains.get(domain, TextPerplexity()) + TextPerplexity(1, len(ids), len(text.encode()), nats)
         documents_done, tokens_done = documents_done + 1, tokens_done + len(ids)
         report(documents_done, tokens_done)
     if not domains:
@@ -114,6 +116,6 @@ def by_domain(
     return domains
 
 
-def total(domains: dict[str, Perplexity]) -> Perplexity:
+def sum_perplexities(domains: dict[str, TextPerplexity]) -> TextPerplexity:
     """Return the perplexity of all domains together."""
-    return sum(domains.values(), Perplexity())
+    return sum(domains.values(), TextPerplexity())

@@ -8,13 +8,13 @@ from hmoe.model.transformer import Transformer
 PRECISIONS = ("float32", "bfloat16")
 
 
-def check(name: str | None) -> None:
+def check_precision(name: str | None) -> None:
     """Raise ConfigError for a precision that does not exist; None is that of the weights."""
     if name is not None and name not in PRECISIONS:
         raise ConfigError(f"precision = {name}, must be {' or '.join(PRECISIONS)}")
 
 
-class Precision:
+class EvaluationPrecision:
     """A precision for a model; a call gives a context in which the model computes in it.
 
     float32 changes the model's weights to it, once. bfloat16 computes as training does: matrix products in
@@ -28,7 +28,7 @@ class Precision:
     """
 
     def __init__(self, model: Transformer, name: str | None = None) -> None:
-        check(name)
+        check_precision(name)
         if name == "float32":
             model.to(torch.float32)
         weight = model.embed.weight

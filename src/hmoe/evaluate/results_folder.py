@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import ConfigError
-from hmoe.evaluate.table import table
+from hmoe.evaluate.table import format_results_table
 from hmoe.storage import write_atomic
 
 _FORMAT = 1
@@ -17,7 +17,7 @@ _KEYS = {"task", "data", "metrics", "documents", "requests", "chance", "majority
 _KEYS |= {"truncated_requests", "windowed_requests", "activated_ratio"}  # what a record must hold
 
 
-class Outcome:
+class ResultsFolder:
     """The results of one model with one set of options, in a folder.
 
     Args:
@@ -75,7 +75,7 @@ class Outcome:
     def close(self, result: dict[str, Any]) -> None:
         """Write the result of all finished tasks and its table."""
         write_atomic(self.folder / "results.json", _encode_json(result))
-        write_atomic(self.folder / "table.txt", table(result).encode())
+        write_atomic(self.folder / "table.txt", format_results_table(result).encode())
 
     def _path(self, name: str) -> Path:
         return self._tasks / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.json"

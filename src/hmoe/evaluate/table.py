@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from hmoe.config.counts import activated_parameters, parameters_by_part
+from hmoe.config.counts import count_activated_parameters, count_parameters
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
 from hmoe.model.trace import average_activated
 from hmoe.specs.model import ModelSpec
@@ -12,7 +12,7 @@ METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy
 _PAPER = [task.name for task in PAPER_TASKS]
 
 
-def summary(head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelSpec) -> dict[str, Any]:
+def summarize_results(head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelSpec) -> dict[str, Any]:
     """Return the result of an evaluation: `head`, what was activated, the average of the six, every task.
 
     Args:
@@ -23,15 +23,15 @@ def summary(head: dict[str, Any], records: dict[str, dict[str, Any]], model: Mod
     tokens, units = (sum(record[name] for record in records.values()) for name in ("tokens", "activated_units"))
     return {
         **head,
-        "total_parameters": sum(parameters_by_part(model).values()),
-        **activated(model, tokens, units),
+        "total_parameters": sum(count_parameters(model).values()),
+        **describe_activation(model, tokens, units),
         "table_metric": METRIC,
         "average_of_six": _average([records[task.name] for task in PAPER_SIX if task.name in records]),
         "tasks": records,
     }
 
 
-def activated(model: ModelSpec, tokens: int, units: float) -> dict[str, float | None]:
+def describe_activation(model: ModelSpec, tokens: int, units: float) -> dict[str, float | None]:
     """Return what a token activated: hidden units per MoE layer, their share (Table 3), parameters.
 
     Args:
@@ -41,10 +41,10 @@ def activated(model: ModelSpec, tokens: int, units: float) -> dict[str, float | 
     """
     width = ratio = parameters = None
     if model.moe is None:
-        parameters = float(sum(parameters_by_part(model).values()))
+        parameters = float(sum(count_parameters(model).values()))
     elif tokens:
         width = average_activated(units, tokens, len(model.moe_layers))
-        ratio, parameters = width / sum(model.moe.expert_widths), activated_parameters(model, width)
+        ratio, parameters = width / sum(model.moe.expert_widths), count_activated_parameters(model, width)
     return {"mean_activated_width": width, "activated_ratio": ratio, "activated_parameters": parameters}
 
 
@@ -61,7 +61,7 @@ def _average(records: list[dict[str, Any]]) -> dict[str, float | None] | None:
     }
 
 
-def table(result: dict[str, Any]) -> str:
+def format_results_table(result: dict[str, Any]) -> str:
     """Lay out a result as text: Table 1's columns, then other tasks and what was counted.
 
     ARC-Challenge stands after the average, which does not count it.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmark_splits import BROUGHT_TASKS, PAPER_TASKS, RECTIFY_TASKS, Group, Task
+from hmoe.data.benchmark_splits import BROUGHT_TASKS, PAPER_TASKS, RECTIFY_TASKS, BenchmarkGroup, BenchmarkTask
 from hmoe.data.benchmarks import Benchmarks, open_benchmarks
-from hmoe.errors import ConfigError, DataError, missing_extra
+from hmoe.errors import ConfigError, DataError, make_missing_extra_error
 
 ALL = "all"
 _PAPER = [task.name for task in PAPER_TASKS]
@@ -24,7 +24,7 @@ _HELPED = {
 
 
 @dataclass(frozen=True)
-class Selection:
+class TaskSelection:
     """Tasks that exist, in the order asked for, and the folder that holds some of them.
 
     Attributes:
@@ -35,7 +35,7 @@ class Selection:
     names: tuple[str, ...]
     benchmarks: Benchmarks | None
 
-    def local(self, name: str) -> Task | Group | None:
+    def local(self, name: str) -> BenchmarkTask | BenchmarkGroup | None:
         """Return the task of the benchmarks folder; None for one of the harness's own."""
         return self.benchmarks.tasks.get(name) if self.benchmarks else None
 
@@ -63,7 +63,9 @@ class Selection:
         return loaded
 
 
-def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], None] = lambda line: None) -> Selection:
+def select_tasks(
+    tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], None] = lambda line: None
+) -> TaskSelection:
     """Check task names and say where each task comes from.
 
     Args:
@@ -96,13 +98,13 @@ def select(tasks: Sequence[str], benchmarks: Path | None, say: Callable[[str], N
     others = [name for name in names if name not in held]
     if others:
         say(f"looking up {', '.join(others)} among the harness's own tasks")
-        with quiet():
+        with silence_harness():
             known = _make_manager(None).all_tasks
         for name in others:
             if name not in known:
                 near = difflib.get_close_matches(name, [*held, ALL, *known], 1, 0.0)
                 raise ConfigError(f"task {name}: unknown to lm-evaluation-harness; nearest is {near[0]}")
-    return Selection(names, opened)
+    return TaskSelection(names, opened)
 
 
 def _hint(name: str) -> str:
@@ -125,11 +127,11 @@ def _require_harness() -> None:
     try:
         import lm_eval  # noqa: F401, PLC0415 - optional extra
     except ImportError:
-        raise missing_extra("benchmark tasks", "eval") from None
+        raise make_missing_extra_error("benchmark tasks", "eval") from None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_harness() -> Iterator[None]:
     """Turn off the harness's own bars and notes, because ours say what there is to say."""
     import datasets  # noqa: PLC0415 - optional extra
     from lm_eval.api import task  # noqa: PLC0415

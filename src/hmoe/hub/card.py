@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from hmoe.config.counts import activated_parameters, activated_width, parameters_by_part
-from hmoe.runs.open_model import Opened
-from hmoe.runs.step_metrics import metrics_at
+from hmoe.config.counts import count_activated_parameters, count_parameters, estimate_activated_width
+from hmoe.runs.open_model import OpenedModel
+from hmoe.runs.step_metrics import read_step_metrics
 from hmoe.specs.routers.base import RouterSpec
 
 _HEAD = """---
@@ -38,7 +38,7 @@ _MEASURED = {  # key of metrics.jsonl: what it is
 }
 
 
-def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
+def format_model_card(opened: OpenedModel, source: Path, form: str, with_code: bool) -> str:
     """Return the model card of a folder: Markdown with the YAML head that model hubs read.
 
     Args:
@@ -48,7 +48,7 @@ def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
         with_code: whether the folder holds code that loads without hmoe.
     """
     lines = [_HEAD.format(name=opened.name), _describe(opened), "", "| fact | value |", "|---|---|"]
-    last = metrics_at(source, opened.step)
+    last = read_step_metrics(source, opened.step)
     lines += [f"| {name} | {value} |" for name, value in _facts(opened, last).items()]
     lines += ["", *_expert_shares(opened, last), "## Use", "", "```python", _usage(form, with_code), "```", ""]
     if form == "mixtral":
@@ -58,7 +58,7 @@ def text(opened: Opened, source: Path, form: str, with_code: bool) -> str:
     return "\n".join(lines)
 
 
-def _describe(opened: Opened) -> str:
+def _describe(opened: OpenedModel) -> str:
     moe = opened.model.config.moe
     if moe is None:
         return "A dense decoder language model, written by hmoe."
@@ -75,18 +75,18 @@ def _batch_dependence(router: RouterSpec) -> list[str]:
     return [_CAPACITY, ""] if router.batch_dependent else []
 
 
-def _facts(opened: Opened, last: dict[str, Any]) -> dict[str, str]:
+def _facts(opened: OpenedModel, last: dict[str, Any]) -> dict[str, str]:
     config = opened.model.config
-    total = sum(parameters_by_part(config).values())
+    total = sum(count_parameters(config).values())
     facts = {"parameters": f"{total:,}", "context length, tokens": f"{opened.context_length:,}"}
     if config.moe is not None:
-        width = last.get("mean_activated_width") or activated_width(config)[1]
+        width = last.get("mean_activated_width") or estimate_activated_width(config)[1]
         measured = "measured in the last training step" if "mean_activated_width" in last else "for a uniform router"
         facts |= {
             "expert widths, hidden units": ", ".join(map(str, config.moe.expert_widths)),
             "router": _describe_router(config.moe.router),
             f"activated hidden units per layer, {measured}": f"{width:,.1f}",
-            f"activated parameters, {measured}": f"{round(activated_parameters(config, width)):,}",
+            f"activated parameters, {measured}": f"{round(count_activated_parameters(config, width)):,}",
         }
     return facts | {
         title: _format_number(last[name]) for name, title in _MEASURED.items() if last.get(name) is not None
@@ -97,7 +97,7 @@ def _describe_router(router: RouterSpec) -> str:
     return f"{router.title}, {'renormalised gates' if router.renormalize else 'raw gates'}"
 
 
-def _expert_shares(opened: Opened, last: dict[str, Any]) -> list[str]:
+def _expert_shares(opened: OpenedModel, last: dict[str, Any]) -> list[str]:
     """Return a table with a row per MoE layer: the share of token-expert pairs that each expert got."""
     table, moe = last.get("expert_token_share"), opened.model.config.moe
     if not table or moe is None:

@@ -40,17 +40,17 @@ class Rule(tuple):
         return super().__new__(cls, fields)
 
 
-def fuses(tensor):
+def can_fuse(tensor):
     """Never: without the package's kernels everything is computed by its definition."""
     return False
 
 
-fuses_router = fuses
+fuses_router = can_fuse
 select_experts = rotate_pairs = softmax_loss = None
 '''
 
 
-def write(folder: Path) -> None:
+def write_code_files(folder: Path) -> None:
     """Write the code files and name them in config.json (`auto_map`)."""
     for module, text in _closure():
         (folder / f"{_flat(module)}.py").write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from hmoe.errors import ConfigError
-from hmoe.specs.hugging_face import DEFAULTS, read_model
+from hmoe.specs.hugging_face import DEFAULTS, read_hf_spec
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.routers.base import RouterSpec
 from hmoe.specs.widths import arithmetic
@@ -118,4 +118,4 @@ class HMoEConfig(PreTrainedConfig):
     def structure(self) -> ModelSpec:
         """The model that this configuration describes."""
         keys = {key: getattr(self, key) for key in DEFAULTS}
-        return read_model(keys | {"rope_parameters": self.rope_parameters})
+        return read_hf_spec(keys | {"rope_parameters": self.rope_parameters})

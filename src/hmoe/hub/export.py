@@ -14,14 +14,14 @@ from hmoe.errors import ConfigError
 from hmoe.hub import card, code, tokenizer_files
 from hmoe.hub.configuration import HMoEConfig
 from hmoe.hub.modeling import HMoEForCausalLM
-from hmoe.model.meta import on_meta
+from hmoe.model.meta import build_on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
-from hmoe.runs.open_model import Opened
-from hmoe.runs.weights import hugging_face_name
-from hmoe.specs.hugging_face import write_keys
+from hmoe.runs.open_model import OpenedModel
+from hmoe.runs.weights import name_hf_weight
+from hmoe.specs.hugging_face import write_hf_keys
 from hmoe.specs.model import ModelSpec
-from hmoe.storage import refuse_used
+from hmoe.storage import check_unused_folder
 
 FORMATS = ("hmoe", "mixtral")
 _OF_MIXTRAL = (  # keys of our config.json that say the same in Mixtral's
@@ -31,7 +31,7 @@ _OF_MIXTRAL = (  # keys of our config.json that say the same in Mixtral's
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportOptions:
     """What to write.
 
     Attributes:
@@ -54,13 +54,13 @@ class Export:
             )
 
 
-def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]:
+def export_opened_model(opened: OpenedModel, source: Path, folder: Path, how: ExportOptions) -> list[str]:
     """Write the folder in one rename; returns lines that say what it costs and how it is loaded.
 
     Raises:
         ConfigError: if the folder exists, or the form cannot say what the model does, naming why.
     """
-    refuse_used(folder)
+    check_unused_folder(folder)
     if how.form not in FORMATS:
         raise ConfigError(f"form = {how.form}: must be one of {', '.join(FORMATS)}", argument="form")
     if how.with_code and how.form != "hmoe":
@@ -68,7 +68,7 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
             "with_code has no effect with form = mixtral, which every transformers knows; remove it",
             argument=("with_code", "form"),
         )
-    model = hugging_face(opened) if how.form == "hmoe" else mixtral(opened)
+    model = convert_to_hugging_face(opened) if how.form == "hmoe" else convert_to_mixtral(opened)
     if how.dtype is not None:
         model = model.to(how.dtype)
     # not in config.json, where a padding token has no gradient: this one separates documents
@@ -78,10 +78,12 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         model.save_pretrained(temporary, max_shard_size=how.shard_size)
-        tokenizer_files.write(opened, temporary)
+        tokenizer_files.write_tokenizer_files(opened, temporary)
         if how.with_code:
-            code.write(temporary)
-        (temporary / "README.md").write_text(card.text(opened, source, how.form, how.with_code), encoding="utf-8")
+            code.write_code_files(temporary)
+        (temporary / "README.md").write_text(
+            card.format_model_card(opened, source, how.form, how.with_code), encoding="utf-8"
+        )
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -90,16 +92,16 @@ def export(opened: Opened, source: Path, folder: Path, how: Export) -> list[str]
     return _said(opened, model, folder, how)
 
 
-def hugging_face(opened: Opened) -> HMoEForCausalLM:
+def convert_to_hugging_face(opened: OpenedModel) -> HMoEForCausalLM:
     """The same weights (shared, not copied) in the Hugging Face class."""
     model = opened.model
-    config = HMoEConfig(**write_keys(model.config, opened.context_length), **_special_tokens(opened))
-    state = {hugging_face_name(name): parameter.detach() for name, parameter in model.named_parameters()}
+    config = HMoEConfig(**write_hf_keys(model.config, opened.context_length), **_special_tokens(opened))
+    state = {name_hf_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
     made: HMoEForCausalLM = _assigned(HMoEForCausalLM, config, state)
     return made
 
 
-def mixtral(opened: Opened) -> MixtralForCausalLM:
+def convert_to_mixtral(opened: OpenedModel) -> MixtralForCausalLM:
     """A MixtralForCausalLM that computes the same function: hidden units of zeros add nothing.
 
     Raises:
@@ -114,20 +116,20 @@ def mixtral(opened: Opened) -> MixtralForCausalLM:
     _, _, most = model.config.moe.router.count_experts_per_token(len(widths))
     config = MixtralConfig(
         **_mixtral_shape(opened), **_special_tokens(opened),
-        intermediate_size=padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=most,
+        intermediate_size=choose_padded_width(widths), num_local_experts=len(widths), num_experts_per_tok=most,
         router_aux_loss_coef=model.config.moe.load_balance, sliding_window=None,
     )  # fmt: skip
-    return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, padded_width(widths))))
+    return _assigned(MixtralForCausalLM, config, dict(_mixtral_state(model, choose_padded_width(widths))))
 
 
-def padded_width(widths: tuple[int, ...]) -> int:
+def choose_padded_width(widths: tuple[int, ...]) -> int:
     """The widest, up to a multiple of 8: grouped products want rows of 16 bytes."""
     return -(-max(widths) // 8) * 8
 
 
-def padding_factor(widths: tuple[int, ...]) -> float:
+def measure_padding(widths: tuple[int, ...]) -> float:
     """How many times the experts' memory grows when all are that wide."""
-    return len(widths) * padded_width(widths) / sum(widths)
+    return len(widths) * choose_padded_width(widths) / sum(widths)
 
 
 def _not_mixtral(config: ModelSpec) -> str | None:
@@ -191,7 +193,7 @@ def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.
 def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.Tensor]) -> Any:
     """A model of that class whose parameters are these tensors."""
     config.dtype = next(iter(state.values())).dtype
-    with on_meta():
+    with build_on_meta():
         model = kind(config)
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
@@ -200,8 +202,8 @@ def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.T
     return model.eval()
 
 
-def _mixtral_shape(opened: Opened) -> dict[str, Any]:
-    keys = write_keys(opened.model.config, opened.context_length)
+def _mixtral_shape(opened: OpenedModel) -> dict[str, Any]:
+    keys = write_hf_keys(opened.model.config, opened.context_length)
     shape = {key: keys[key] for key in _OF_MIXTRAL}
     scaling = opened.model.config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":  # counts from the maximum length there
@@ -210,22 +212,22 @@ def _mixtral_shape(opened: Opened) -> dict[str, Any]:
     return shape
 
 
-def _special_tokens(opened: Opened) -> dict[str, Any]:
+def _special_tokens(opened: OpenedModel) -> dict[str, Any]:
     """What stands before a text's first token, for a model trained here the separator of documents, and what ends it."""
     ends = list(opened.tokenizer.ends)
     begin = [*opened.begin, opened.tokenizer.separator]
     return {"bos_token_id": begin[0], "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
-def _said(opened: Opened, model: PreTrainedModel, folder: Path, how: Export) -> list[str]:
+def _said(opened: OpenedModel, model: PreTrainedModel, folder: Path, how: ExportOptions) -> list[str]:
     size = sum(parameter.nbytes for parameter in model.parameters())
     lines = [f"{folder}: {size:,} bytes of weights"]
     if how.form == "mixtral":
         assert opened.model.config.moe is not None
         widths = opened.model.config.moe.expert_widths
         lines.append(
-            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {padded_width(widths)}: "
-            f"{padding_factor(widths):.2f} times the memory of the experts"
+            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {choose_padded_width(widths)}: "
+            f"{measure_padding(widths):.2f} times the memory of the experts"
         )
     before = "import hmoe.hub; " if how.form == "hmoe" and not how.with_code else ""
     trust = ", trust_remote_code=True" if how.with_code else ""

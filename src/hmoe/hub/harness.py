@@ -7,13 +7,13 @@ lm_eval.simple_evaluate(model="hmoe", model_args="pretrained=runs/quickstart", t
 import logging
 from pathlib import Path
 
-from hmoe.errors import ConfigError, missing_extra
+from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.runs.open_model import open_model
 
 try:
     from lm_eval.api.registry import register_model
 except ImportError:
-    raise missing_extra("benchmark tasks", "eval") from None
+    raise make_missing_extra_error("benchmark tasks", "eval") from None
 
 from hmoe.evaluate.language_model import BATCH_TOKENS, LanguageModel
 

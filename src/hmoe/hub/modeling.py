@@ -18,16 +18,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hmoe.hub.configuration import HMoEConfig
-from hmoe.hub.padding import real_tokens
+from hmoe.hub.padding import select_real_tokens
 from hmoe.model.attention import Attended, Attention, Context
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
-from hmoe.model.losses import auxiliary, weighted
+from hmoe.model.losses import compute_auxiliary_losses, sum_weighted_losses
 from hmoe.model.memory import align_memory
 from hmoe.model.moe import MoE
-from hmoe.model.rotary import Rotary, rotary
-from hmoe.model.router import RouterLayer, route
-from hmoe.model.transformer import Block, check_causal, dropless, set_check_finite
+from hmoe.model.rotary import Rotary, compute_rotary
+from hmoe.model.router import RouterLayer, route_tokens
+from hmoe.model.transformer import Block, check_causal, set_check_finite, without_capacities
 from hmoe.model.zero import ZeroLayer
 
 logger = logging.get_logger(__name__)
@@ -199,7 +199,7 @@ class HMoEModel(HMoEPreTrainedModel):
         )
         context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
         if self._limited:
-            context.real_T = real_tokens(attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length())
+            context.real_T = select_real_tokens(attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length())
         x_BLD, router_logits = self._through_layers(x_BLD, context)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
@@ -209,7 +209,7 @@ class HMoEModel(HMoEPreTrainedModel):
     def _through_layers(
         self, x_BLD: torch.Tensor, context: _HuggingFaceContext
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-        table = rotary(context.position_ids, *self._rope, x_BLD)
+        table = compute_rotary(context.position_ids, *self._rope, x_BLD)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             context.cache = None  # recomputation would write to it twice
         found = []
@@ -284,7 +284,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in every model of transformers; a router's capacity is off, and a model that is not causal is refused."""
         check_causal(self.config)
-        with dropless(self):
+        with without_capacities(self):
             return super().generate(*args, **kwargs)
 
     def _auxiliary_loss(
@@ -298,11 +298,11 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         device = router_logits[0].device
         routers = [module for module in self.model.modules() if isinstance(module, RouterLayer)]
         routings = [
-            route(logits_TE.to(device), moe.router, router.circumstances(device))
+            route_tokens(logits_TE.to(device), moe.router, router.circumstances(device))
             for logits_TE, router in zip(router_logits, routers, strict=True)
         ]
-        terms = auxiliary(routings, moe)
-        return router_logits[0].new_zeros(()) + weighted(terms, moe)
+        terms = compute_auxiliary_losses(routings, moe)
+        return router_logits[0].new_zeros(()) + sum_weighted_losses(terms, moe)
 
 
 def _share_of_step(labels: torch.Tensor | None, num_items: torch.Tensor | int | None) -> torch.Tensor | float:

@@ -5,7 +5,7 @@ import torch
 from hmoe.errors import ConfigError
 
 
-def real_tokens(
+def select_real_tokens(
     attention_mask: torch.Tensor | None, x_BLD: torch.Tensor, past: int | torch.Tensor
 ) -> torch.Tensor | None:
     """Return which tokens of a batch a padding mask keeps, as a boolean (T,); None without a mask.

@@ -19,21 +19,21 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from hmoe.errors import ConfigError
 from hmoe.kernels import choice
-from hmoe.kernels.choice import NAMES, check, check_counts, resolve
-from hmoe.kernels.device import fuses
-from hmoe.kernels.layer import Layer, contiguous, exact_room, room_bound
+from hmoe.kernels.choice import NAMES, check_counts, check_layer_tensors, resolve_backend
+from hmoe.kernels.device import can_fuse
+from hmoe.kernels.layer import Layer, bound_room, count_room, make_contiguous
 from hmoe.kernels.loss import softmax_loss
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 from hmoe.kernels.rotation import rotate_pairs
-from hmoe.kernels.select import Rule, Selection, fuses_router, select_experts
+from hmoe.kernels.select import ExpertSelection, Rule, fuses_router, select_experts
 
 __all__ = [
     "NAMES",
+    "ExpertSelection",
     "Rule",
-    "Selection",
+    "can_fuse",
     "expert_ffn",
-    "fuses",
     "fuses_router",
     "rotate_pairs",
     "select_experts",
@@ -74,16 +74,16 @@ def expert_ffn(
             counts that do not fit together.
     """
     layer = Layer(x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD, tuple(widths))
-    check(layer)
+    check_layer_tensors(layer)
     differentiable = (x_TD, gate_N, w_gate_FD, w_up_FD, w_down_FD)
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     if torch.compiler.is_compiling():
         if backend == "reference":
             raise ConfigError("backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop")
         # The counts are symbols here, so the room is a bound, and the backend is chosen when the graph runs.
-        y_TD: torch.Tensor = forward_op(*layer, room_bound(layer) if needs_grad else 0, backend or "")[0]
+        y_TD: torch.Tensor = forward_op(*layer, bound_room(layer) if needs_grad else 0, backend or "")[0]
         return y_TD
-    name = resolve(backend, layer)
+    name = resolve_backend(backend, layer)
     if _get_current_dispatch_mode() is None:  # under a mode, tensors may be fake: their counts have no values
         check_counts(layer, name)
     if name == "reference":
@@ -92,7 +92,7 @@ def expert_ffn(
     if forward_ad._current_level >= 0 and any(_has_tangent(tensor) for tensor in layer[:7]):
         raise ConfigError(f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}")
     if not needs_grad and _can_skip_operator(layer):
-        return choice.backend(name).forward(contiguous(layer[:7], layer.widths), 0)[0]
+        return choice.get_backend(name).forward(make_contiguous(layer[:7], layer.widths), 0)[0]
     y_TD = forward_op(*layer, _choose_room(layer, name) if needs_grad else 0, name)[0]
     return y_TD
 
@@ -101,7 +101,7 @@ def _choose_room(layer: Layer, name: str) -> int:
     """Elements of one pre-activation that the forward pass gets memory for."""
     # Counts on a GPU are not asked for: the host would wait for the device, and a bound costs memory only.
     on_cpu = layer.num_tokens_E.device.type == "cpu"
-    return exact_room(choice.backend(name), layer) if on_cpu else room_bound(layer)
+    return count_room(choice.get_backend(name), layer) if on_cpu else bound_room(layer)
 
 
 def _can_skip_operator(layer: Layer) -> bool:

@@ -14,13 +14,13 @@ NAMES = ("reference", *HOMES)
 
 
 @functools.cache
-def backend(name: str) -> Backend:
+def get_backend(name: str) -> Backend:
     """Return the backend of that name, imported at the first call: Triton may be missing, and takes time."""
     module_backend: Backend = importlib.import_module(HOMES[name]).BACKEND
     return module_backend
 
 
-def check(layer: Layer) -> None:
+def check_layer_tensors(layer: Layer) -> None:
     """Raise ConfigError for tensors that do not fit together: the fast backends trust pointers."""
     x_TD, num_units = layer.x_TD, sum(layer.widths)
     for name, tensor in zip(layer._fields, layer[:7], strict=False):
@@ -71,14 +71,14 @@ def check_counts(layer: Layer, name: str) -> None:
         )
 
 
-def refusal(name: str, layer: Layer) -> str | None:
+def explain_refusal(name: str, layer: Layer) -> str | None:
     """Return why the backend of that name cannot compute this layer, or None."""
     if name == "triton" and not has_triton():  # importing the backend would fail
         return "triton is not installed: pip install triton"
-    return backend(name).refusal(layer)
+    return get_backend(name).refusal(layer)
 
 
-def choose(layer: Layer) -> str:
+def choose_backend(layer: Layer) -> str:
     """Return the name of the backend for these tensors; float64 goes to the definition."""
     device, dtype = layer.x_TD.device.type, layer.x_TD.dtype
     if dtype == torch.float64:
@@ -89,7 +89,7 @@ def choose(layer: Layer) -> str:
     # the loop waits for the counts. Float32 stays with the loop: there the kernels use no tensor cores, and
     # are for checks.
     low = dtype in (torch.bfloat16, torch.float16)
-    return "triton" if device == "cuda" and low and refusal("triton", layer) is None else "loop"
+    return "triton" if device == "cuda" and low and explain_refusal("triton", layer) is None else "loop"
 
 
 def describe_tiles() -> str:
@@ -98,20 +98,20 @@ def describe_tiles() -> str:
         return ""
     from hmoe.kernels.ragged import shapes  # noqa: PLC0415 - needs Triton
 
-    return shapes.describe(torch.device("cuda", torch.cuda.current_device()))
+    return shapes.describe_table(torch.device("cuda", torch.cuda.current_device()))
 
 
-def resolve(name: str | None, layer: Layer) -> str:
+def resolve_backend(name: str | None, layer: Layer) -> str:
     """Return the name of the backend that computes the layer: the one asked for, else the one chosen.
 
     Raises:
         ConfigError: for an unknown name, or one that cannot compute these tensors.
     """
     if not name:
-        return choose(layer)
+        return choose_backend(layer)
     if name not in NAMES:
         raise ConfigError(f"backend = {name!r}, must be one of {', '.join(NAMES)}")
-    reason = None if name == "reference" else refusal(name, layer)
+    reason = None if name == "reference" else explain_refusal(name, layer)
     if reason:
         raise ConfigError(f"backend = {name!r} cannot compute this layer: {reason}; nearest choice: loop")
     return name

@@ -22,12 +22,12 @@ def runs_triton(device: torch.device) -> bool:
     return nvidia and has_triton() and torch.cuda.get_device_capability(device) >= OLDEST
 
 
-def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+def use_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
     """Return a context whose launches go to the tensor's device: Triton takes the current one."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
-def fuses(tensor: torch.Tensor) -> bool:
+def can_fuse(tensor: torch.Tensor) -> bool:
     """Return whether one of our kernels takes the place of several operations on this tensor."""
     low = tensor.dtype in (torch.bfloat16, torch.float16, torch.float32)
     # A compiler fuses the operations itself.

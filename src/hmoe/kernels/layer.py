@@ -19,7 +19,7 @@ class Layer(NamedTuple):
     widths: Sequence[int]
 
 
-def contiguous(tensors: Sequence[torch.Tensor], widths: Sequence[int]) -> Layer:
+def make_contiguous(tensors: Sequence[torch.Tensor], widths: Sequence[int]) -> Layer:
     """Make a layer whose tensors are contiguous, as the backends expect."""
     x, token, gate, count, w_gate, w_up, w_down = (t.contiguous() for t in tensors)
     return Layer(x, token, gate, count, w_gate, w_up, w_down, tuple(widths))
@@ -67,13 +67,13 @@ class Backend(NamedTuple):
     rows: Callable[[torch.Tensor, int], int]
 
 
-def exact_room(backend: Backend, layer: Layer) -> int:
+def count_room(backend: Backend, layer: Layer) -> int:
     """Return the elements of one pre-activation, from the counts; waits for the device that holds them."""
     counts = layer.num_tokens_E.tolist()
     return sum(backend.rows(layer.x_TD, n) * h for n, h in zip(counts, layer.widths, strict=True) if n)
 
 
-def room_bound(layer: Layer) -> int:
+def bound_room(layer: Layer) -> int:
     """Return what `exact_room` cannot exceed, from shapes alone: the counts may be on a device, or symbolic.
 
     A token comes to an expert at most once, so at worst the widest experts take as many tokens as there are.

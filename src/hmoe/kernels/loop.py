@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
 
 
-def bucket(rows: int) -> int:
+def round_up_rows(rows: int) -> int:
     """Return the smallest number >= rows that is a multiple of 32 and has at most 4 significant bits.
 
     That is at most 12% more above 256 rows, 4% on average.
@@ -27,12 +27,12 @@ def bucket(rows: int) -> int:
     return -(-rows // step) * step
 
 
-def rows_kept(x_TD: torch.Tensor, num_pairs: int) -> int:
+def count_loop_rows(x_TD: torch.Tensor, num_pairs: int) -> int:
     """Return the rows computed for an expert: its pairs, or their bucket where shapes should recur."""
-    return bucket(num_pairs) if x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 else num_pairs
+    return round_up_rows(num_pairs) if x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 else num_pairs
 
 
-class Expert(NamedTuple):
+class ExpertSlices(NamedTuple):
     """Where a busy expert's pairs, padded rows, hidden units and pre-activations lie."""
 
     pairs: slice
@@ -44,21 +44,21 @@ class Expert(NamedTuple):
     width: int
 
 
-def busy_experts(layer: Layer) -> list[Expert]:
+def list_busy_experts(layer: Layer) -> list[ExpertSlices]:
     """List the experts that have pairs; reads the counts, so it waits for the device."""
     experts, pair, row, unit, pre = [], 0, 0, 0, 0
     for count, width in zip(layer.num_tokens_E.tolist(), layer.widths, strict=True):
-        rows = rows_kept(layer.x_TD, count) if count else 0
+        rows = count_loop_rows(layer.x_TD, count) if count else 0
         ends = pair + count, row + rows, unit + width, pre + rows * width
         if count:
             slices = slice(pair, ends[0]), slice(row, ends[1]), slice(unit, ends[2]), slice(pre, ends[3])
-            experts.append(Expert(*slices, count, rows, width))
+            experts.append(ExpertSlices(*slices, count, rows, width))
         pair, row, unit, pre = ends
     return experts
 
 
-def combine(
-    layer: Layer, experts: Sequence[Expert], order_N: torch.Tensor, rows_MD: torch.Tensor, gated: bool
+def sum_rows_by_token(
+    layer: Layer, experts: Sequence[ExpertSlices], order_N: torch.Tensor, rows_MD: torch.Tensor, gated: bool
 ) -> torch.Tensor:
     """Return each token's sum of its rows (T, D), times their gates if `gated`.
 
@@ -80,7 +80,7 @@ def combine(
     return F.embedding_bag(torch.cat(row_of_pair)[order_N], rows_MD, starts_T, mode="sum", per_sample_weights=weights)
 
 
-def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
+def order_by_token(layer: Layer, experts: Sequence[ExpertSlices]) -> torch.Tensor:
     """Return the pairs by token, then by expert (N,); pairs beyond the counts stay at the end."""
     num_used = experts[-1].pairs.stop if experts else 0
     order_N = torch.arange(len(layer.token_N), device=layer.token_N.device)
@@ -92,15 +92,15 @@ def order_by_token(layer: Layer, experts: Sequence[Expert]) -> torch.Tensor:
 class _Scratch:
     """Buffers that all experts use in turn: page faults of fresh memory cost as much as the arithmetic."""
 
-    def __init__(self, like: torch.Tensor, experts: Sequence[Expert], dim: int) -> None:
+    def __init__(self, like: torch.Tensor, experts: Sequence[ExpertSlices], dim: int) -> None:
         self._hidden = [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
         self._rows = [like.new_empty(max(e.num_rows for e in experts), dim) for _ in range(2)] if experts else []
 
-    def hidden(self, index: int, e: Expert) -> torch.Tensor:
+    def hidden(self, index: int, e: ExpertSlices) -> torch.Tensor:
         """Return the buffer of that index as (rows, units) of an expert."""
         return self._hidden[index][: e.num_rows * e.width].view(e.num_rows, e.width)
 
-    def gather(self, index: int, x_TD: torch.Tensor, token_N: torch.Tensor, e: Expert) -> torch.Tensor:
+    def gather(self, index: int, x_TD: torch.Tensor, token_N: torch.Tensor, e: ExpertSlices) -> torch.Tensor:
         """Copy an expert's rows of x into the buffer of that index (M, D); rows beyond its pairs are zero."""
         out_MD = self._rows[index][: e.num_rows]
         torch.index_select(x_TD, 0, token_N[e.pairs], out=out_MD[: e.num_pairs])
@@ -108,10 +108,10 @@ class _Scratch:
         return out_MD
 
 
-def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
+def forward_loop(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """Compute a layer's output expert by expert; arguments as in `layer.Backend`."""
     x_TD, token_N = layer.x_TD, layer.token_N
-    experts = busy_experts(layer)
+    experts = list_busy_experts(layer)
     # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
     padded_out = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), order_by_token(layer, experts))
@@ -126,13 +126,13 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
         torch.mm(x_MD, layer.w_up_FD[e.units].T, out=u_Mh)
         torch.ops.aten.silu.out(g_Mh, out=a_Mh)
         torch.mm(a_Mh.mul_(u_Mh), layer.w_down_FD[e.units], out=padded_out[e.rows])
-    return combine(layer, experts, saved.order_N, padded_out, gated=True), saved
+    return sum_rows_by_token(layer, experts, saved.order_N, padded_out, gated=True), saved
 
 
-def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
+def backward_loop(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """Compute a layer's gradients expert by expert; arguments as in `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
-    experts = busy_experts(layer)
+    experts = list_busy_experts(layer)
     # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
     padded_dx = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     dgate_N = torch.zeros_like(gate_N)
@@ -163,8 +163,8 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
         dx_MD = padded_dx[e.rows]
         torch.mm(dg_Mh, layer.w_gate_FD[e.units], out=dx_MD)
         dx_MD.addmm_(du_Mh, layer.w_up_FD[e.units])
-    dx_TD = combine(layer, experts, saved.order_N, padded_dx, gated=False)
+    dx_TD = sum_rows_by_token(layer, experts, saved.order_N, padded_dx, gated=False)
     return Gradients(dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD)
 
 
-BACKEND = Backend(forward, backward, lambda layer: None, rows_kept)
+BACKEND = Backend(forward_loop, backward_loop, lambda layer: None, count_loop_rows)

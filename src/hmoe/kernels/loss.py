@@ -16,6 +16,6 @@ def softmax_loss(
         ignore_index: target of the tokens that count nothing.
         back: whether the derivative is wanted.
     """
-    from hmoe.kernels.ragged.loss import launch  # noqa: PLC0415 - needs Triton
+    from hmoe.kernels.ragged.loss import launch_softmax_loss  # noqa: PLC0415 - needs Triton
 
-    return launch(logits_TV, target_T.contiguous(), count, ignore_index, back)
+    return launch_softmax_loss(logits_TV, target_T.contiguous(), count, ignore_index, back)

@@ -15,7 +15,7 @@ import torch
 
 from hmoe.errors import ConfigError
 from hmoe.kernels.layer import Gradients, Layer, Saved
-from hmoe.storage import cache_folder
+from hmoe.storage import get_cache_folder
 
 SOURCES = Path(__file__).parent / "cpp"
 NEEDED = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16")
@@ -34,7 +34,7 @@ class _Layer(ctypes.Structure):
     ]
 
 
-def features() -> set[str]:
+def read_processor_features() -> set[str]:
     """Return the instruction sets of this processor, as Linux names them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -43,9 +43,9 @@ def features() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def obstacle() -> str | None:
+def explain_obstacle() -> str | None:
     """Return why the library can do nothing for this machine, or None."""
-    missing = [name for name in NEEDED if name not in features()]
+    missing = [name for name in NEEDED if name not in read_processor_features()]
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         return f"it is for Linux on x86-64, this is {platform.system()} on {platform.machine()}"
     return f"this processor lacks {', '.join(missing)}" if missing else None
@@ -54,18 +54,18 @@ def obstacle() -> str | None:
 def library_path() -> Path:
     """Return where the library of these sources and this processor lies once built."""
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
-    key = hashlib.sha256(sources + " ".join([*FLAGS, *sorted(features())]).encode()).hexdigest()[:16]
-    return cache_folder() / f"kernels-{key}.so"
+    key = hashlib.sha256(sources + " ".join([*FLAGS, *sorted(read_processor_features())]).encode()).hexdigest()[:16]
+    return get_cache_folder() / f"kernels-{key}.so"
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
+def get_library() -> ctypes.CDLL | None:
     """Return the library, or None where it was not built; looked for once per process."""
     path = library_path()
-    return load(path) if obstacle() is None and path.exists() else None
+    return load_library(path) if explain_obstacle() is None and path.exists() else None
 
 
-def load(path: Path) -> ctypes.CDLL | None:
+def load_library(path: Path) -> ctypes.CDLL | None:
     """Load a built library; None if it is damaged, may not be executed, or gets no tile registers."""
     try:
         loaded = ctypes.CDLL(str(path))
@@ -75,11 +75,11 @@ def load(path: Path) -> ctypes.CDLL | None:
     return None if loaded.hmoe_start() else loaded
 
 
-def describe() -> str:
+def describe_library() -> str:
     """Describe in one line, for `hmoe info`, whether the library is there and what it would bring."""
-    if obstacle():
-        return f"not for this machine: {obstacle()}"
-    loaded = library()
+    if explain_obstacle():
+        return f"not for this machine: {explain_obstacle()}"
+    loaded = get_library()
     if loaded is not None:
         return f"built ({loaded.hmoe_instructions().decode()})"
     compiler = "" if any(map(shutil.which, COMPILERS)) else f", which needs a C++ compiler ({COMPILERS[0]})"
@@ -87,9 +87,9 @@ def describe() -> str:
     return f"not built: bfloat16 layers were 1.5 to 3 times faster (docs/log.md) after {command}"
 
 
-def usable(x_TD: torch.Tensor) -> bool:
+def can_use_library(x_TD: torch.Tensor) -> bool:
     """Return whether the library is there and computes tensors like x."""
-    return x_TD.dtype == torch.bfloat16 and library() is not None
+    return x_TD.dtype == torch.bfloat16 and get_library() is not None
 
 
 def _call(name: str, layer: Layer, saved: Saved, *outputs: torch.Tensor | None) -> None:
@@ -105,7 +105,7 @@ def _call(name: str, layer: Layer, saved: Saved, *outputs: torch.Tensor | None) 
     sizes = (num_tokens, dim, len(layer.widths), torch.get_num_threads())
     bounds = (len(layer.token_N), len(layer.w_gate_FD), len(saved.pre_gate))
     argument = _Layer(*sizes, *bounds, *map(_pointer, pointers))
-    failure = getattr(library(), name)(ctypes.byref(argument), *map(_pointer, outputs))
+    failure = getattr(get_library(), name)(ctypes.byref(argument), *map(_pointer, outputs))
     if failure == OUT_OF_MEMORY:
         raise MemoryError(f"{name}: no memory for {len(layer.token_N)} token-expert pairs")
     if failure:
@@ -119,7 +119,7 @@ def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
+def forward_native(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """Compute a layer's output by the C++ library; arguments as in `layer.Backend`."""
     y_TD = torch.empty_like(layer.x_TD)
     saved = Saved(layer.x_TD.new_empty(room), layer.x_TD.new_empty(room), torch.empty_like(layer.token_N))
@@ -127,7 +127,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     return y_TD, saved
 
 
-def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
+def backward_native(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """Compute a layer's gradients by the C++ library; arguments as in `layer.Backend`."""
     if not len(saved.pre_gate) and bool(layer.num_tokens_E.any()):
         raise ConfigError(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hmoe.kernels import choice
-from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, contiguous
+from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, make_contiguous
 
 FiveTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 FourTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -19,10 +19,10 @@ FourTensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 def _find_backend(name: str, layer: Layer) -> Backend:
     """Return the backend that the operator's argument names, or chooses if empty."""
-    resolved = choice.resolve(name, layer)
+    resolved = choice.resolve_backend(name, layer)
     if not name:  # from a compiled graph; otherwise the door has checked the counts
         choice.check_counts(layer, resolved)
-    return choice.backend("loop" if resolved == "reference" else resolved)  # the definition is no operator
+    return choice.get_backend("loop" if resolved == "reference" else resolved)  # the definition is no operator
 
 
 @torch.library.custom_op("hmoe::expert_ffn", mutates_args=())
@@ -43,7 +43,7 @@ def forward_op(
     Arguments as in `hmoe.kernels.expert_ffn`; `backend` is empty where the operator shall choose.
     """
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
-    layer = contiguous(tensors, widths)
+    layer = make_contiguous(tensors, widths)
     y_TD, saved = _find_backend(backend, layer).forward(layer, room)
     return y_TD, *saved
 
@@ -74,7 +74,7 @@ def backward_op(
 ) -> FiveTensors:
     """Compute (dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD), the last three empty unless `weights`."""
     tensors = (x_TD, token_N, gate_N, num_tokens_E, w_gate_FD, w_up_FD, w_down_FD)
-    layer = contiguous(tensors, widths)
+    layer = make_contiguous(tensors, widths)
     saved = Saved(pre_gate, pre_up, order_N)
     gradients = _find_backend(backend, layer).backward(layer, saved, dy_TD.contiguous(), weights)
     return gradients.dx_TD, gradients.dgate_N, gradients.dw_gate_FD, gradients.dw_up_FD, gradients.dw_down_FD

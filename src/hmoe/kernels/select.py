@@ -1,6 +1,6 @@
 """The router's selection as one operator on GPUs, `hmoe::select_experts`: three launches, and one backward.
 
-The definition is `hmoe.model.router.route`; this computes the plain routers, top-k and top-p.
+The definition is `hmoe.model.router.route_tokens`; this computes the plain routers, top-k and top-p.
 """
 
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
     scale: float
 
 
-class Selection(NamedTuple):
+class ExpertSelection(NamedTuple):
     """What a router gives; the fields are those of `hmoe.model.routing.Routing`.
 
     Pairs are sorted by expert, then by token; those beyond the counts have token 0 and gate 0.
@@ -55,7 +55,7 @@ def fuses_router(logits_TE: torch.Tensor) -> bool:
 
 def select_experts(
     logits_TE: torch.Tensor, bias_E: torch.Tensor | None, rule: Rule, chosen_TE: torch.Tensor | None
-) -> Selection:
+) -> ExpertSelection:
     """Choose experts, weigh them and list the pairs, by the kernels.
 
     Args:
@@ -65,7 +65,7 @@ def select_experts(
         chosen_TE: a choice made before (int8), which is kept; None: choose.
     """
     outputs = select_op(logits_TE.contiguous(), bias_E, chosen_TE, *rule)
-    return Selection(*outputs[:6])
+    return ExpertSelection(*outputs[:6])
 
 
 # The fields of `Selection`, then where each block of tokens begins within an expert: (experts, blocks).
@@ -74,7 +74,7 @@ SelectionOutputs = tuple[
 ]
 
 
-def block_size(num_experts: int) -> int:
+def choose_block_size(num_experts: int) -> int:
     """Return the tokens that a program holds: with all experts of each they must fit into registers."""
     padded = max(2, 1 << (num_experts - 1).bit_length())
     return max(1, min(64, 512 // padded))
@@ -94,14 +94,14 @@ def select_op(
     """Compute the selection; arguments as in `select_experts`, with the fields of its rule one by one."""
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
-    return router.select(logits_TE, bias_E, chosen_before_TE, Rule(k, p, sigmoid, renormalize, scale))
+    return router.launch_selection(logits_TE, bias_E, chosen_before_TE, Rule(k, p, sigmoid, renormalize, scale))
 
 
 @select_op.register_fake
 def _(logits_TE: torch.Tensor, bias_E: Any, chosen_before_TE: Any, k: int, *rule: Any) -> SelectionOutputs:
     num_tokens, num_experts = logits_TE.shape
     # Top-p may choose all experts: how many it does choose is known on the device only.
-    room, blocks = num_tokens * (k or num_experts), -(-num_tokens // block_size(num_experts))
+    room, blocks = num_tokens * (k or num_experts), -(-num_tokens // choose_block_size(num_experts))
     token_N, expert_N, num_tokens_E = (logits_TE.new_empty(n, dtype=torch.int64) for n in (room, room, num_experts))
     chosen_TE = logits_TE.new_empty(logits_TE.shape, dtype=torch.int8)
     block_begin = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
@@ -132,7 +132,7 @@ def select_backward_op(
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
     rule = Rule(0, 0.0, sigmoid, renormalize, scale)
-    return router.select_backward(dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, block_begin), rule)
+    return router.launch_selection_backward(dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, block_begin), rule)
 
 
 @select_backward_op.register_fake

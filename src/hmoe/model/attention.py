@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hmoe.model.layers import Projection, RMSNorm
-from hmoe.model.rotary import Rotary, rotate
+from hmoe.model.rotary import Rotary, rotate_heads
 
 # Output (B, L, H, C), and the attention weights where a context returns them.
 Attended = tuple[torch.Tensor, torch.Tensor | None]
@@ -138,8 +138,8 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> Attended:
         """Return (output (B, L, D), attention weights if the context returns them)."""
-        q_BHLC = rotate(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
-        k_BGLC = rotate(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
+        q_BHLC = rotate_heads(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
+        k_BGLC = rotate_heads(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
         v_BGLC = self._heads(self.v_proj(x_BLD), None)
         out_BLHC, weights = context.attend(self, q_BHLC, k_BGLC, v_BGLC)
         return self.o_proj(out_BLHC.flatten(2)), weights

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hmoe.errors import ConfigError
-from hmoe.model.waiting import constant
+from hmoe.model.waiting import get_constant
 from hmoe.specs.routers.top_k import TopK
 
 SMALLEST = 1e-30  # of what gates are divided by: where all scores underflow, gradients must not overflow
@@ -19,7 +19,7 @@ UNLIMITED = 2**31  # slots of an expert that costs nothing
 Ranks = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
-class Slots(NamedTuple):
+class CapacityCounts(NamedTuple):
     """Counts of one layer and batch, int64.
 
     Attributes:
@@ -35,7 +35,7 @@ class Slots(NamedTuple):
     padded: torch.Tensor
 
 
-class Kept(NamedTuple):
+class KeptChoices(NamedTuple):
     """Which experts serve a token.
 
     Attributes:
@@ -49,7 +49,7 @@ class Kept(NamedTuple):
     kept_TE: torch.Tensor
     times_TE: torch.Tensor | None
     accepted_T: torch.Tensor
-    slots: Slots
+    slots: CapacityCounts
 
     def weigh(self, scores_TE: torch.Tensor) -> torch.Tensor:
         """Weights before they are divided, which carry the scores' gradient."""
@@ -57,7 +57,7 @@ class Kept(NamedTuple):
         return weight_TE if self.times_TE is None else weight_TE + scores_TE * self.times_TE
 
 
-def limits(
+def count_capacity(
     spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], training: bool, device: torch.device
 ) -> torch.Tensor:
     """Tokens that each expert may take (E,), int64; experts of width 0 cost nothing and have no limit.
@@ -68,14 +68,14 @@ def limits(
     assert factor is not None
     if not isinstance(num_tokens, torch.Tensor):
         num_tokens = torch.full((), num_tokens, device=device)
-    width_E = constant(tuple(widths), torch.float64, device)
+    width_E = get_constant(tuple(widths), torch.float64, device)
     share_E = width_E / sum(widths) if spec.capacity_by == "width" else torch.full_like(width_E, 1 / len(widths))
     wanted = factor * spec.k * num_tokens.double()
     slots_E = torch.ceil(wanted * share_E - 1e-9).long().clamp(min=spec.min_capacity)
     return slots_E.masked_fill(width_E == 0, UNLIMITED)
 
 
-def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
+def accept_choices(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
     """Boolean (T, K): choices that get a slot. All first choices come before all second ones; within a choice tokens come in
     the order `order_T`."""
     queue_N = order_TK[order_T].T.flatten()
@@ -87,14 +87,14 @@ def accept(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tens
     return torch.empty_like(kept_TK).index_copy(0, order_T, kept_TK)
 
 
-def keep(
+def keep_within_capacity(
     scores_TE: torch.Tensor,
     order_TK: torch.Tensor,
     spec: TopK,
     capacity_E: torch.Tensor,
     ranks: Ranks,
     real_T: torch.Tensor | None = None,
-) -> Kept:
+) -> KeptChoices:
     """Drop what exceeds the capacity, and rectify.
 
     Args:
@@ -109,7 +109,7 @@ def keep(
         order_T = torch.argsort(scores_TE.amax(1), descending=True, stable=True)
     else:
         order_T = torch.arange(len(scores_TE), device=scores_TE.device)
-    kept_TK = accept(*_without_padding(order_TK, capacity_E, real_T), order_T)
+    kept_TK = accept_choices(*_without_padding(order_TK, capacity_E, real_T), order_T)
     kept_TE = torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, order_TK, kept_TK)
     accepted_T = kept_TK.sum(1)
     chosen_TE, times_TE = kept_TE, None
@@ -121,13 +121,13 @@ def keep(
         chosen_TE = kept_TE | (times_TE > 0)
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
     refused_TK = ~kept_TK[:, : spec.k]
-    slots = Slots(
+    slots = CapacityCounts(
         dropped=(refused_TK if real_T is None else refused_TK & real_T[:, None]).sum(),
         filled=kept_TK[:, spec.k :].sum(),
         rectified=served_T.sum(),
         padded=free_E.sum(),
     )
-    return Kept(chosen_TE, kept_TE, times_TE, accepted_T, slots)
+    return KeptChoices(chosen_TE, kept_TE, times_TE, accepted_T, slots)
 
 
 def _without_padding(
@@ -154,7 +154,7 @@ def _local(
     return torch.zeros_like(scores_TE).scatter(1, best_T1, times_T[:, None].to(scores_TE.dtype))
 
 
-def rectified_gates(weight_TE: torch.Tensor, kept: Kept, spec: TopK) -> torch.Tensor:
+def compute_rectified_gates(weight_TE: torch.Tensor, kept: KeptChoices, spec: TopK) -> torch.Tensor:
     """(T, E): gates that sum to 1, whose denominator is a constant to the gradient (straight through; paper A5).
 
     With k = 1 and no filling an accepted token's gate is p - constant(p) + 1, as in the authors' code.
@@ -163,16 +163,16 @@ def rectified_gates(weight_TE: torch.Tensor, kept: Kept, spec: TopK) -> torch.Te
     gate_TE = weight_TE / total_T1.clamp(min=SMALLEST)
     if spec.choices > 1:
         return gate_TE
-    one_TE = straight_through(weight_TE, kept.chosen_TE)
+    one_TE = give_unit_gates(weight_TE, kept.chosen_TE)
     return torch.where(kept.accepted_T[:, None] > 0, one_TE, gate_TE)
 
 
-def straight_through(weight_TE: torch.Tensor, chosen_TE: torch.Tensor) -> torch.Tensor:
+def give_unit_gates(weight_TE: torch.Tensor, chosen_TE: torch.Tensor) -> torch.Tensor:
     """Gates 1 with the gradient of raw ones (authors' code: moe_gate_st)."""
     return weight_TE - weight_TE.detach() + chosen_TE
 
 
-def ranks_of(
+def find_ranks(
     spec: TopK,
     num_tokens: int,
     widths: Sequence[int],
@@ -197,7 +197,7 @@ def ranks_of(
             token_rank_T = (real_T.cumsum(0) - 1).clamp(min=0) * ranks // real_T.sum().clamp(min=1)
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
-        expert_rank_E = constant(tuple(ranks_E), torch.int64, device)
+        expert_rank_E = get_constant(tuple(ranks_E), torch.int64, device)
     for name, found, expected in (
         ("token_rank_T", token_rank_T, num_tokens),
         ("expert_rank_E", expert_rank_E, len(widths)),

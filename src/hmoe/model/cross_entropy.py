@@ -5,9 +5,9 @@ from typing import Any
 import torch
 
 from hmoe.errors import ConfigError
-from hmoe.kernels import fuses, softmax_loss
+from hmoe.kernels import can_fuse, softmax_loss
 from hmoe.model.no_gradient import refuse_gradient
-from hmoe.model.precision import autocast_dtype, without_autocast
+from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.waiting import would_wait
 
 _SECOND = (
@@ -43,7 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             x_MD, back = x_TD[part], need_x or need_w
             d_MV = x_MD @ w_VD.T  # logits, in whose memory their derivative is made
-            if fuses(d_MV):
+            if can_fuse(d_MV):
                 nll += softmax_loss(d_MV, target_T[part], num_counted, ignore_index, back).sum()
             else:
                 d_MV = d_MV.to(dtype)
@@ -103,13 +103,13 @@ def cross_entropy(
             too (a GPU would have to be waited for, it ends with a device-side assertion).
     """
     _check_arguments(x_TD, w_VD, target_T, chunk, ignore_index)
-    dtype = autocast_dtype(x_TD.device)
+    dtype = find_autocast_dtype(x_TD.device)
     # Here and not inside, where autograd would not see the conversion: gradients come
     # back in the weights' own type.
     if dtype is not None:
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory
-    with without_autocast(x_TD.device):
+    with disable_autocast(x_TD.device):
         loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index, *sources)  # type: ignore[no-untyped-call]
     return loss
 

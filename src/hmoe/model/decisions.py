@@ -38,7 +38,7 @@ class Decisions:
         self._next = len(self._kept)
 
 
-def decide(decisions: Decisions | None, make: Callable[[], Decision]) -> Decision:
+def recall_or_decide(decisions: Decisions | None, make: Callable[[], Decision]) -> Decision:
     """Return what `make` decides, or what it decided in the first pass."""
     if decisions is None:
         return make()

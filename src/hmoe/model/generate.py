@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from hmoe.errors import ConfigError, NonFiniteError
-from hmoe.model.transformer import Transformer, dropless
+from hmoe.model.transformer import Transformer, without_capacities
 
 
 class Vocabulary(Protocol):
@@ -48,7 +48,7 @@ class Sampling:
             raise ConfigError(f"top_p = {self.top_p}, must be in (0, 1]")
 
 
-def sample(logits_V: torch.Tensor, options: Sampling, generator: torch.Generator) -> int:
+def sample_token(logits_V: torch.Tensor, options: Sampling, generator: torch.Generator) -> int:
     """Draw one token from logits; the generator is on the CPU, whatever device they are on.
 
     Raises:
@@ -71,7 +71,7 @@ def sample(logits_V: torch.Tensor, options: Sampling, generator: torch.Generator
 
 
 @torch.inference_mode()
-def generate(
+def generate_tokens(
     model: Transformer,
     prompt: list[int],
     num_tokens: int,
@@ -96,9 +96,9 @@ def generate(
     new = prompt
     for _ in range(num_tokens):
         # Entered for every token: between two of them the caller may use the model otherwise.
-        with dropless(model):
+        with without_capacities(model):
             x_BLD, _ = model.hidden(torch.tensor([new], device=device), cache)
-        token = sample(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], options, generator)
+        token = sample_token(model.head_weight[: tokenizer.vocab_size] @ x_BLD[0, -1], options, generator)
         yield token
         if token in tokenizer.ends:
             return

@@ -103,13 +103,13 @@ class HyperLayer(nn.Module):
     def forward(self, x_TD: torch.Tensor, selected_TE: torch.Tensor, network: HyperNetwork) -> torch.Tensor:
         """Return each token's HyperExpert of x (T, D), by the experts that it selected (boolean)."""
         # Once per distinct selection: a HyperExpert has 2 A D weights, too many to make for each token.
-        selected_UE, selection_T = distinct(selected_TE)
+        selected_UE, selection_T = find_distinct_selections(selected_TE)
         unselected_UE = (~selected_UE).to(self.embedding.dtype)
         selections = self.outer(F.relu(self.inner(unselected_UE @ self.embedding)))
-        return hyper_experts(x_TD, selection_T, network(selections, self.layer))
+        return apply_hyper_experts(x_TD, selection_T, network(selections, self.layer))
 
 
-def selected(routing: "Routing") -> torch.Tensor:
+def find_selected(routing: "Routing") -> torch.Tensor:
     """Return which experts serve each token, boolean (T, E)."""
     # Pairs beyond the counts are not real: they name token 0, which their expert may not serve.
     real_N = torch.arange(len(routing.token_N), device=routing.token_N.device) < routing.num_tokens_E.sum()
@@ -118,7 +118,7 @@ def selected(routing: "Routing") -> torch.Tensor:
     return selected_TE
 
 
-def distinct(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def find_distinct_selections(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the distinct sets of selected experts (U, E), and which of them each token has (T)."""
     num_experts = selected_TE.shape[1]
     # A set is one integer where its experts fit into the bits: those are sorted faster than rows.
@@ -130,7 +130,7 @@ def distinct(selected_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (code_U[:, None] >> bits_E) % 2 == 1, selection_T
 
 
-def hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, weights: HyperWeights) -> torch.Tensor:
+def apply_hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, weights: HyperWeights) -> torch.Tensor:
     """Return W_up ReLU(W_down x + b_down) + b_up (T, D) with the weights of each token's selection."""
     # Tokens of one selection come together, so that each HyperExpert is two dense products.
     order_T = torch.argsort(selection_T, stable=True)

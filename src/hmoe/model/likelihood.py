@@ -9,11 +9,11 @@ import torch
 from hmoe.model.attention import Attended, Attention, scaled_dot_product
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.trace import count_chunk_tokens, score_targets, sum_activated_units
-from hmoe.model.transformer import Transformer, check_causal, dropless
+from hmoe.model.transformer import Transformer, check_causal, without_capacities
 
 
 @torch.no_grad()
-def mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
+def measure_mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: torch.Tensor) -> float:
     """Return the mean negative log-likelihood of the targets, in nats per token."""
     x_BLD, _ = model.hidden(tokens_BL)
     # In chunks, since all logits of a batch at once can take more memory than the model.
@@ -22,7 +22,7 @@ def mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: torch.Tens
 
 
 @torch.no_grad()
-def text_nll(model: Transformer, tokens: list[int], window: int, num_given: int = 1) -> float:
+def measure_text_nll(model: Transformer, tokens: list[int], window: int, num_given: int = 1) -> float:
     """Return the negative log-likelihood of tokens[num_given:] in nats, summed; the text may have any length.
 
     Windows of `window` tokens advance by half a window, so every token but the first few is read after at
@@ -54,7 +54,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Score:
+class CandidateScore:
     """What a model thinks of a candidate's scored tokens.
 
     Attributes:
@@ -67,7 +67,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Scores:
+class GroupScores:
     """Scores of all candidates, and what they cost.
 
     Attributes:
@@ -76,7 +76,7 @@ class Scores:
         units: hidden units activated, summed over tokens and MoE layers.
     """
 
-    groups: list[list[Score]]
+    groups: list[list[CandidateScore]]
     tokens: int
     units: float
 
@@ -151,7 +151,7 @@ def _tree_mask(branches: list[int], device: torch.device) -> torch.Tensor | None
 
 
 @torch.no_grad()
-def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
+def score_candidates(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> GroupScores:
     """Score the candidates of every group in one pass; what those of a group begin with is read once.
 
     Routers have no capacity here, by which an answer's score would depend on its rivals.
@@ -162,7 +162,7 @@ def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
     check_causal(model.config)
     batch = _Groups(groups, model.embed.weight.device)
     # How many candidates are read together must not decide which tokens an expert has room for.
-    with dropless(model):
+    with without_capacities(model):
         x_BLD, routings = model.hidden(batch.tokens_BL, batch)
     rows = [place for places in batch.rows for place in places]
     # Both lists go group by group, candidate by candidate, so that scores are slices of what comes back.
@@ -171,14 +171,14 @@ def score(model: Transformer, groups: Sequence[Sequence[Candidate]]) -> Scores:
     nll_T, greedy_T = score_targets(
         model, x_BLD[0, torch.tensor(rows, device=device)], torch.tensor(targets, device=device)
     )
-    scores_by_group: list[list[Score]] = []
+    scores_by_group: list[list[CandidateScore]] = []
     begin = 0
     for group in groups:
         scores = []
         for candidate in group:
             scored = slice(begin, begin + candidate.scored)
-            scores.append(Score(float(nll_T[scored].sum()), bool(greedy_T[scored].all())))
+            scores.append(CandidateScore(float(nll_T[scored].sum()), bool(greedy_T[scored].all())))
             begin = scored.stop
         scores_by_group.append(scores)
     widths = model.config.moe.routed_widths if model.config.moe else ()
-    return Scores(scores_by_group, batch.tokens_BL.shape[1], sum_activated_units(routings, widths))
+    return GroupScores(scores_by_group, batch.tokens_BL.shape[1], sum_activated_units(routings, widths))

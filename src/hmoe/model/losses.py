@@ -12,7 +12,7 @@ import torch
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
-from hmoe.model.waiting import constant
+from hmoe.model.waiting import get_constant
 from hmoe.specs.losses import LOSSES, add_loss
 from hmoe.specs.model import MoESpec
 
@@ -34,7 +34,7 @@ def compute_load_balance(statistics: RouterStatistics, weights: Sequence[float] 
     if weights is None:
         return _penalise(statistics, 1.0)
     prob_sum_E = statistics.prob_sum_E
-    return _penalise(statistics, constant(tuple(weights), prob_sum_E.dtype, prob_sum_E.device))
+    return _penalise(statistics, get_constant(tuple(weights), prob_sum_E.dtype, prob_sum_E.device))
 
 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
@@ -59,7 +59,7 @@ def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int
     scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
-    return _penalise(statistics, constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm])
+    return _penalise(statistics, get_constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm])
 
 
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
@@ -132,7 +132,7 @@ def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
     LOSS_FUNCTIONS[name] = function
 
 
-def auxiliary(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:
+def compute_auxiliary_losses(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:
     """Return every auxiliary loss of one forward pass, mean over layers; a dense model has none."""
     return {} if moe is None else average_losses(measure_routers(routings), moe)
 
@@ -146,7 +146,7 @@ def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torc
     return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 
 
-def weighted(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
+def sum_weighted_losses(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
     """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
     for name in [] if moe is None else LOSSES:

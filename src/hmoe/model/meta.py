@@ -20,7 +20,7 @@ class _Undrawn(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def on_meta() -> Iterator[None]:
+def build_on_meta() -> Iterator[None]:
     """Make modules that have shapes and no values, inside the `with` block."""
     with torch.device("meta"), _Undrawn():
         yield

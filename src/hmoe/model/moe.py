@@ -10,12 +10,12 @@ from torch import nn
 from hmoe.errors import ConfigError, NonFiniteError
 from hmoe.kernels import expert_ffn
 from hmoe.model.decisions import Decisions
-from hmoe.model.hyper import HyperLayer, HyperNetwork, selected
+from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
 from hmoe.model.layers import SwiGLU
 from hmoe.model.no_gradient import guard_reentrant
-from hmoe.model.precision import autocast_dtype, without_autocast
+from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.router import RouterLayer
-from hmoe.model.routing import Hints, Routing
+from hmoe.model.routing import RouterInputs, Routing
 from hmoe.model.zero import ZeroLayer
 from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.model import MoESpec
@@ -154,10 +154,10 @@ class MoE(nn.Module):
         if x.dim() == 0 or x.shape[-1] != self.dim:
             raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(x_TD, Hints(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions))
+        routing = self.router(x_TD, RouterInputs(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions))
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
-        dtype = autocast_dtype(x.device)
+        dtype = find_autocast_dtype(x.device)
         x_TD = x_TD if dtype is None else x_TD.to(dtype)
         y_TD = self._add_extras(x_TD, self.run_experts(x_TD, routing), routing, hyper_network)
         return y_TD.view(x.shape), guard_reentrant(routing) if self.training else routing
@@ -173,9 +173,9 @@ class MoE(nn.Module):
         The one place between routing and kernels: whoever holds experts elsewhere replaces it.
         """
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
-        dtype = autocast_dtype(x_TD.device)
+        dtype = find_autocast_dtype(x_TD.device)
         weights = tuple(w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down))
-        with without_autocast(x_TD.device):
+        with disable_autocast(x_TD.device):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             return expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
 
@@ -194,7 +194,7 @@ class MoE(nn.Module):
             network = self.hyper_network or network
             if network is None:
                 raise ConfigError("MoE: hyper_network is missing, this layer shares the model's")
-            y_TD = y_TD + self.hyper(x_TD, selected(routing), network)
+            y_TD = y_TD + self.hyper(x_TD, find_selected(routing), network)
         return y_TD
 
     def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

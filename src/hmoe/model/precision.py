@@ -10,18 +10,18 @@ def _knows_autocast(device: torch.device) -> bool:
     return torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
+def find_autocast_dtype(device: torch.device) -> torch.dtype | None:
     """Return the type in which autocast computes products; None where it is off."""
     on = _knows_autocast(device) and torch.is_autocast_enabled(device.type)
     return torch.get_autocast_dtype(device.type) if on else None
 
 
-def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+def disable_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Return a region that computes in the types of its tensors."""
     return torch.autocast(device.type, enabled=False) if _knows_autocast(device) else contextlib.nullcontext()
 
 
-def mixed_precision(device: torch.device, on: bool) -> contextlib.AbstractContextManager[object]:
+def use_mixed_precision(device: torch.device, on: bool) -> contextlib.AbstractContextManager[object]:
     """Return a region whose products are computed in bfloat16 if `on`; the weights stay what they are."""
     # Switched on where autocast is unknown, PyTorch raises an error, which must not be hidden.
     if on or _knows_autocast(device):

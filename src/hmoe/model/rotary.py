@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from hmoe.kernels import fuses, rotate_pairs
-from hmoe.model.precision import autocast_dtype
+from hmoe.kernels import can_fuse, rotate_pairs
+from hmoe.model.precision import find_autocast_dtype
 from hmoe.specs.rope import RopeScaling
 
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, each (B or 1, 1, L, C/2)
 
 
-def rotary(
+def compute_rotary(
     positions_BL: torch.Tensor, head_width: int, theta: float, scaling: RopeScaling | None, like: torch.Tensor
 ) -> Rotary:
     """Return cosines and sines of positions in the type of attention; angles are float32 or better."""
@@ -29,7 +29,7 @@ def rotary(
     if scaling is not None and scaling.kind != "dynamic":
         frequency, magnitude = _stretched(frequency, head_width, theta, scaling)
     angles = positions_BL[:, None, :, None].to(dtype) * frequency
-    final = autocast_dtype(like.device) or like.dtype
+    final = find_autocast_dtype(like.device) or like.dtype
     return (angles.cos() * magnitude).to(final), (angles.sin() * magnitude).to(final)
 
 
@@ -80,7 +80,7 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    if fuses(x_BHLC):
+    if can_fuse(x_BHLC):
         return rotate_pairs(x_BHLC, cos, sin)
     out_BHLC = torch.empty_like(x_BHLC)
     first, second = x_BHLC.chunk(2, dim=-1)
@@ -90,10 +90,10 @@ def _rotate(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
     return out_BHLC
 
 
-def rotate(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
+def rotate_heads(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
     """Return queries or keys rotated by the angles of their positions."""
     cos, sin = (part.to(x_BHLC.dtype) for part in table)
-    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or fuses(x_BHLC)):
+    if torch.compiler.is_compiling() or not (torch.is_grad_enabled() or can_fuse(x_BHLC)):
         # A compiler fuses passes itself and cannot write into parts of a tensor; one token
         # is a matter of few operations.
         first, second = x_BHLC.chunk(2, dim=-1)

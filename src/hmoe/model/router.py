@@ -11,15 +11,15 @@ from torch import nn
 from hmoe.errors import ConfigError
 from hmoe.kernels import fuses_router, select_experts
 from hmoe.model.capacity import SMALLEST
-from hmoe.model.decisions import decide
-from hmoe.model.noise import uniform
+from hmoe.model.decisions import recall_or_decide
+from hmoe.model.noise import draw_seeded_uniform
 from hmoe.model.pairs import cut_pairs, list_pairs
-from hmoe.model.precision import without_autocast
+from hmoe.model.precision import disable_autocast
 from hmoe.model.routers import METHODS
-from hmoe.model.routers.base import Choice
+from hmoe.model.routers.base import ExpertChoices
 from hmoe.model.routers.top_p import check_thresholds
-from hmoe.model.routing import Circumstances, Hints, Routing
-from hmoe.model.waiting import constant, may_wait, would_wait
+from hmoe.model.routing import RouterInputs, RouterState, Routing
+from hmoe.model.waiting import get_constant, may_wait, would_wait
 from hmoe.specs.routers.base import RouterSpec
 
 _IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
@@ -53,7 +53,7 @@ class RouterLayer(nn.Module):
         if self.bias_E is not None:
             nn.init.zeros_(self.bias_E)
 
-    def forward(self, x_TD: torch.Tensor, hints: Hints = Hints()) -> Routing:  # noqa: B008 - frozen
+    def forward(self, x_TD: torch.Tensor, hints: RouterInputs = RouterInputs()) -> Routing:  # noqa: B008 - frozen
         """Route x_TD.
 
         Raises:
@@ -61,19 +61,19 @@ class RouterLayer(nn.Module):
         """
         self._check(hints, len(x_TD))
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
-        with without_autocast(x_TD.device):
+        with disable_autocast(x_TD.device):
             x_TD, gumbel_TE = x_TD.to(dtype), None
             if self.training and self.spec.needs_noise:
                 x_TD, gumbel_TE = self._noise(x_TD, hints)
             around = self.circumstances(x_TD.device)._replace(gumbel_TE=gumbel_TE, hints=hints)
-            return route(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
+            return route_tokens(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
 
-    def circumstances(self, device: torch.device) -> Circumstances:
+    def circumstances(self, device: torch.device) -> RouterState:
         """What a choice of this router depends on, without hints and noise."""
         if self.bias_E is not None and self.bias_E.dtype != _precise(self.bias_E.dtype):
             raise ConfigError(f"bias_E: was made {self.bias_E.dtype}, must stay torch.float32; {_IGNORE}")
         bias_E = None if self.bias_E is None else self.bias_E.to(device)
-        return Circumstances(self.widths, bias_E, training=self.training, true_gates=self.true_gates)
+        return RouterState(self.widths, bias_E, training=self.training, true_gates=self.true_gates)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move or convert the module; the bias stays float32 or better, whose small steps bfloat16 would swallow."""
@@ -111,11 +111,13 @@ class RouterLayer(nn.Module):
             raise ConfigError(f"update_bias: the bias is sharded, every device must hold it whole; {_IGNORE}")
         load_E = num_tokens_E.double()
         if update.by_compute:
-            load_E = load_E * constant(self.widths, load_E.dtype, load_E.device) * (len(self.widths) / sum(self.widths))
+            load_E = (
+                load_E * get_constant(self.widths, load_E.dtype, load_E.device) * (len(self.widths) / sum(self.widths))
+            )
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
         self.bias_E.add_(step_E, alpha=update.rate)
 
-    def _check(self, hints: Hints, num_tokens: int) -> None:
+    def _check(self, hints: RouterInputs, num_tokens: int) -> None:
         """Raise ConfigError for inputs that this router cannot use."""
         if hints.top_p_T is not None and self.spec.threshold is None:
             raise ConfigError(
@@ -136,18 +138,18 @@ class RouterLayer(nn.Module):
                 "changes with step and layer, or call eval()"
             )
 
-    def _noise(self, x_TD: torch.Tensor, hints: Hints) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _noise(self, x_TD: torch.Tensor, hints: RouterInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert hints.noise_seed is not None
         jitter, gumbel = self.spec.noise
         columns = x_TD.shape[1] if jitter else 0
         draws = columns + (len(self.widths) if gumbel else 0)
-        u_TN = uniform(hints.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
+        u_TN = draw_seeded_uniform(hints.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
         if jitter:
             x_TD = x_TD * (1 + jitter * (2 * u_TN[:, :columns] - 1))
         return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
 
 
-def route(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances = Circumstances()) -> Routing:  # noqa: B008 - frozen
+def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, around: RouterState = RouterState()) -> Routing:  # noqa: B008 - frozen
     """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
@@ -168,7 +170,7 @@ def route(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances = Cir
         choice_logits_TE = choice_logits_TE.masked_fill(around.off_E, -torch.inf)
         scores_TE, probs_TE = (of_TE.masked_fill(around.off_E, 0) for of_TE in (scores_TE, probs_TE))
     fixed_TE = scores_TE.detach()
-    decision = decide(around.hints.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, around))
+    decision = recall_or_decide(around.hints.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, around))
     choice = method.weigh(decision, scores_TE, spec, around)
     if around.off_E is not None:  # chosen by tokens that find fewer others than they ask for
         choice = replace(choice, chosen_TE=choice.chosen_TE & ~around.off_E)
@@ -182,7 +184,7 @@ def route(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances = Cir
     return Routing(token_N, expert_N, gate_N, logits_TE, probs_TE, num_tokens_E, choice.asked_E, choice.slots)
 
 
-def _gates_of_pairs(choice: Choice, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
+def _gates_of_pairs(choice: ExpertChoices, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
     """On a GPU divided before they are picked: the gradient of picking a token's sum adds up in no fixed order from three on."""
     if choice.total_T1 is None:
         return choice.weight_TE.flatten().gather(0, cell_N)
@@ -191,7 +193,7 @@ def _gates_of_pairs(choice: Choice, token_N: torch.Tensor, cell_N: torch.Tensor)
     return choice.weight_TE.flatten().gather(0, cell_N) / choice.total_T1.flatten().gather(0, token_N)
 
 
-def _select(logits_TE: torch.Tensor, spec: RouterSpec, around: Circumstances) -> Routing | None:
+def _select(logits_TE: torch.Tensor, spec: RouterSpec, around: RouterState) -> Routing | None:
     """By the kernels, where there are some for this router and device."""
     if around.gumbel_TE is not None or around.true_gates or not around.widths or around.off_E is not None:
         return None

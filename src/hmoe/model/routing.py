@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import torch
 
-from hmoe.model.capacity import Slots
+from hmoe.model.capacity import CapacityCounts
 from hmoe.model.decisions import Decisions
-from hmoe.model.waiting import constant
+from hmoe.model.waiting import get_constant
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Routing:
     probs_TE: torch.Tensor
     num_tokens_E: torch.Tensor
     asked_E: torch.Tensor | None = None
-    slots: Slots | None = None
+    slots: CapacityCounts | None = None
 
     @property
     def load_E(self) -> torch.Tensor:
@@ -44,7 +44,7 @@ class Routing:
 
     def width_T(self, widths: Sequence[int]) -> torch.Tensor:
         """Hidden units that each token activated, float64."""
-        width_N = constant(tuple(widths), torch.float64, self.expert_N.device)[self.expert_N]
+        width_N = get_constant(tuple(widths), torch.float64, self.expert_N.device)[self.expert_N]
         real_N = torch.arange(len(width_N), device=width_N.device) < self.num_tokens_E.sum()
         width_N = width_N.masked_fill(~real_N, 0)
         return torch.zeros(len(self.probs_TE), dtype=torch.float64, device=width_N.device).index_add(
@@ -52,7 +52,7 @@ class Routing:
         )
 
 
-class Hints(NamedTuple):
+class RouterInputs(NamedTuple):
     """What a router may be told of the tokens beside their content.
 
     Attributes:
@@ -72,7 +72,7 @@ class Hints(NamedTuple):
     decisions: Decisions | None = None
 
 
-class Circumstances(NamedTuple):
+class RouterState(NamedTuple):
     """What a choice depends on beside logits and spec.
 
     Attributes:
@@ -88,7 +88,7 @@ class Circumstances(NamedTuple):
     widths: Sequence[int] | None = None
     bias_E: torch.Tensor | None = None
     gumbel_TE: torch.Tensor | None = None
-    hints: Hints = Hints()
+    hints: RouterInputs = RouterInputs()
     training: bool = True
     true_gates: bool = False
     off_E: torch.Tensor | None = None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hmoe.model.router import route
-from hmoe.model.routing import Hints, Routing
+from hmoe.model.router import route_tokens
+from hmoe.model.routing import RouterInputs, Routing
 
 if TYPE_CHECKING:
     from hmoe.model.transformer import Transformer
@@ -40,14 +40,14 @@ def _route_without(off_E: torch.Tensor, router: Any, inputs: tuple[Any, ...], ro
     """Route once more, without some experts: a forward hook of a `RouterLayer`."""
     device, logits_TE = routing.logits_TE.device, routing.logits_TE.cpu()
     # On the CPU, where pairs are listed as they are chosen: a GPU makes room for k of every token.
-    hints = inputs[1] if len(inputs) > 1 else Hints()
+    hints = inputs[1] if len(inputs) > 1 else RouterInputs()
     hints = hints._replace(**_move(hints._asdict(), torch.device("cpu")))
     conditions = router.circumstances(logits_TE.device)._replace(hints=hints, off_E=off_E)
     if conditions.bias_E is not None and not bool(off_E.all()):
         # A bias of their own could lift these experts' score of 0 above others'.
         least = conditions.bias_E[~off_E].min().clamp(max=0)
         conditions = conditions._replace(bias_E=torch.where(off_E, least, conditions.bias_E))
-    rerouted = route(logits_TE, router.spec, conditions)
+    rerouted = route_tokens(logits_TE, router.spec, conditions)
     return replace(rerouted, **_move(vars(rerouted), device))
 
 

@@ -12,7 +12,7 @@ from hmoe.model.attention import Sequences
 from hmoe.model.pairs import cut_pairs
 from hmoe.model.routing import Routing
 from hmoe.model.switch_off import switch_off_experts
-from hmoe.model.waiting import constant
+from hmoe.model.waiting import get_constant
 
 if TYPE_CHECKING:
     from hmoe.model.transformer import Transformer
@@ -145,7 +145,7 @@ def count_activated(
     if not routings:
         return torch.zeros(num_tokens, dtype=torch.float64), torch.zeros(num_tokens, dtype=torch.int64)
     token_N = torch.cat([routing.token_N for routing in routings])
-    width_E = constant(tuple(widths), torch.float64, token_N.device)
+    width_E = get_constant(tuple(widths), torch.float64, token_N.device)
     width_N = width_E[torch.cat([routing.expert_N for routing in routings])]
     # Widths are whole numbers in float64, so that the sums are exact in any order.
     units_T = torch.bincount(token_N, width_N, minlength=num_tokens)

@@ -15,12 +15,12 @@ from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
-from hmoe.model.meta import on_meta
+from hmoe.model.meta import build_on_meta
 from hmoe.model.moe import MoE
-from hmoe.model.rotary import Rotary, rotary
+from hmoe.model.rotary import Rotary, compute_rotary
 from hmoe.model.router import RouterLayer
 from hmoe.model.routing import Routing
-from hmoe.specs.chunk import loss_chunk
+from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
 
 SEQUENCES = Sequences()
@@ -133,7 +133,9 @@ class Transformer(nn.Module):
         """
         config, x_BLD = self.config, self.embed(tokens_BL)
         # Once for all layers: they share the angles.
-        table = rotary(context.positions(tokens_BL), config.head_width, config.rope_theta, config.rope_scaling, x_BLD)
+        table = compute_rotary(
+            context.positions(tokens_BL), config.head_width, config.rope_theta, config.rope_scaling, x_BLD
+        )
         routings = []
         for block in self.blocks:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -157,7 +159,7 @@ class Transformer(nn.Module):
         x_BLD, routings = self.hidden(tokens_BL, context)
         if targets_BL is None:
             return nn.functional.linear(x_BLD, self.head_weight), routings
-        chunk = loss_chunk(self.config.vocab, x_BLD.device.type)
+        chunk = count_chunk_tokens(self.config.vocab, x_BLD.device.type)
         return cross_entropy(x_BLD.flatten(0, 1), self.head_weight, targets_BL.reshape(-1), chunk), routings
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -171,11 +173,13 @@ class Transformer(nn.Module):
         return KVCache(self.config.layers, shape, capacity, self.embed.weight.detach())
 
 
-def build(config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Transformer:
+def build_transformer(
+    config: ModelSpec, seed: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Transformer:
     """Return a model with random weights that depend on the seed only."""
     # Shapes first, because modules draw weights when they are made. Then on the CPU,
     # whatever the device, for equal bits.
-    with on_meta():
+    with build_on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu").init_weights(seed)
     return model.to(device)
@@ -211,7 +215,7 @@ def check_causal(config: Any) -> None:
 
 
 @contextlib.contextmanager
-def dropless(model: Any) -> Iterator[None]:
+def without_capacities(model: Any) -> Iterator[None]:
     """Switch the routers' capacities off for a while, to write text.
 
     Few tokens at a time fill a capacity at once, and by it a text would depend on the others of its batch.

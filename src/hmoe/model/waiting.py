@@ -20,7 +20,7 @@ def may_wait(tensor: torch.Tensor) -> bool:
     return not (tensor.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def constant(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def get_constant(values: tuple[int | float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Return numbers that never change as a tensor, which nobody may write into.
 
     They are copied to the device once and kept, because a copy from the host waits.

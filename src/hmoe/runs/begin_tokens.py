@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import newest_state
+from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.data.tokenizer import Tokenizer
 
 
-def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
+def read_recorded_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that texts begin with, as a checkpoint's state records them."""
     if "begin" in state:
         return tuple(state["begin"])
@@ -16,7 +16,7 @@ def run_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[int, ...]:
     return tokenizer.begin if state["step"] == 0 else ()
 
 
-def begin_of_folder(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+def find_folder_begin(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the tokens that texts of a folder begin with: those of its newest state, else its tokenizer's."""
-    state = newest_state(path)
-    return tokenizer.begin if state is None else run_begin(state, tokenizer)
+    state = read_newest_state(path)
+    return tokenizer.begin if state is None else read_recorded_begin(state, tokenizer)

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hmoe.errors import ConfigError
-from hmoe.runs.hf_folder import read_json
+from hmoe.runs.hf_folder import read_json_object
 
 
-def chat_template(folder: Path) -> str | None:
+def read_default_template(folder: Path) -> str | None:
     """Return the chat template of a folder, of several the one named default; None where there is none.
 
     Raises:
         ConfigError: if it cannot be read.
     """
-    return chat_templates(folder).get("default")
+    return read_chat_templates(folder).get("default")
 
 
-def chat_templates(folder: Path) -> dict[str, str]:
+def read_chat_templates(folder: Path) -> dict[str, str]:
     """Return the chat templates of a folder by name, as transformers finds them.
 
     Raises:
@@ -41,15 +41,15 @@ def chat_templates(folder: Path) -> dict[str, str]:
     config = folder / "tokenizer_config.json"
     if templates or not config.is_file():
         return templates
-    template = read_json(config).get("chat_template")
+    template = read_json_object(config).get("chat_template")
     named = [row for row in template if isinstance(row, dict)] if isinstance(template, list) else []
     rows = [(row.get("name"), row.get("template")) for row in named] or [("default", template)]
     return {name: text for name, text in rows if isinstance(name, str) and isinstance(text, str)}
 
 
-def check_templates(folder: Path, say: Callable[[str], None]) -> None:
+def check_chat_templates(folder: Path, say: Callable[[str], None]) -> None:
     """Say so where a folder has chat templates and none of them is the default."""
-    names = sorted(chat_templates(folder))
+    names = sorted(read_chat_templates(folder))
     if names and "default" not in names:
         say(
             f"{folder}: none of its chat templates is named default ({', '.join(names)}): "
@@ -57,7 +57,7 @@ def check_templates(folder: Path, say: Callable[[str], None]) -> None:
         )
 
 
-def template_files(folder: Path | None, default: str | None) -> Iterator[tuple[str, str]]:
+def iterate_template_files(folder: Path | None, default: str | None) -> Iterator[tuple[str, str]]:
     """Yield (file name, content) of the default template and of a folder's others, as transformers has them.
 
     Raises:
@@ -65,7 +65,7 @@ def template_files(folder: Path | None, default: str | None) -> Iterator[tuple[s
     """
     if default is not None:
         yield "chat_template.jinja", default
-    for name, text in (chat_templates(folder) if folder is not None else {}).items():
+    for name, text in (read_chat_templates(folder) if folder is not None else {}).items():
         if not re.fullmatch(r"[\w][\w.-]*", name):
             raise ConfigError(f"{folder}: a chat template named {name!r}; must be letters, digits, '_', '-' and '.'")
         if name != "default":

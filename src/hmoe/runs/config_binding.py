@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import list_steps, newest_state
+from hmoe.checkpoint.manifest import list_checkpoint_steps, read_newest_state
 from hmoe.config import recipes
 from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
 from hmoe.errors import CheckpointError, ConfigError
@@ -19,12 +19,12 @@ LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a check
 State = dict[str, Any]
 
 
-def is_run(path: Path) -> bool:
+def is_run_folder(path: Path) -> bool:
     """Return whether a folder is one that training or an import made, even if its config.yaml is lost."""
-    return (path / CONFIG).is_file() or bool(list_steps(path))
+    return (path / CONFIG).is_file() or bool(list_checkpoint_steps(path))
 
 
-def bound_part(config: RunConfig) -> dict[str, Any]:
+def dump_bound_config(config: RunConfig) -> dict[str, Any]:
     """Return what a checkpoint holds of its config: every key but those that may differ on resume."""
     tree = config.model_dump(mode="json")
     # The embedded corpus is a name, not a place: it cannot lie elsewhere, so it binds.
@@ -34,7 +34,7 @@ def bound_part(config: RunConfig) -> dict[str, Any]:
     return tree
 
 
-def recorded_config(state: State) -> RunConfig | None:
+def load_recorded_config(state: State) -> RunConfig | None:
     """Return the config that a checkpoint holds, with stand-ins for what may differ.
 
     None stands for a checkpoint that was written before checkpoints held their config.
@@ -47,14 +47,14 @@ def recorded_config(state: State) -> RunConfig | None:
     tree = state["config"]
     data, train = {"path": LOST_PATH, **tree["data"]}, {**tree["train"], "steps": max(1, state["step"])}
     try:
-        return recipes.check({**tree, "data": data, "train": train})
+        return recipes.check_recipe({**tree, "data": data, "train": train})
     except ConfigError as error:
         raise CheckpointError(f"{_name(state)}: its config does not fit this version of hmoe: {error}") from None
 
 
-def take_chosen(config: RunConfig, state: State) -> RunConfig:
+def fill_chosen_values(config: RunConfig, state: State) -> RunConfig:
     """Return the config, with what it leaves unset as the run chose it when it began, on whatever device."""
-    recorded = recorded_config(state)
+    recorded = load_recorded_config(state)
     if recorded is None or state["data"] is None:  # not begun: nothing is chosen yet
         return config
     for key in CHOSEN:
@@ -65,7 +65,7 @@ def take_chosen(config: RunConfig, state: State) -> RunConfig:
     return config
 
 
-def check_bound(state: State, config: RunConfig, where: str, advice: str, say: Callable[[str], None]) -> None:
+def check_bound_config(state: State, config: RunConfig, where: str, advice: str, say: Callable[[str], None]) -> None:
     """Raise ConfigError if a config differs from the one that a checkpoint holds in a key that binds.
 
     Before training has begun only the model is bound; what else differs is said.
@@ -73,8 +73,8 @@ def check_bound(state: State, config: RunConfig, where: str, advice: str, say: C
     Raises:
         ConfigError: naming the key and both values.
     """
-    recorded = recorded_config(state)
-    changed = {} if recorded is None else recipes.changed_values(recorded, config)
+    recorded = load_recorded_config(state)
+    changed = {} if recorded is None else recipes.list_changed_values(recorded, config)
     begun = state["data"] is not None
     for key, (old, new) in changed.items():
         values = f"{_shown(new)} in {where}, {_shown(old)} in the checkpoint"
@@ -84,16 +84,16 @@ def check_bound(state: State, config: RunConfig, where: str, advice: str, say: C
         say(f"{key}: {values}; training has not begun, so the former is used")
 
 
-def read_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfig:
+def read_run_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfig:
     """Read the config of a run at a checkpoint: config.yaml, or the checkpoint's own where that is lost.
 
     Raises:
         ConfigError: if config.yaml was changed in a key that binds, or is lost and the checkpoint holds none.
     """
     file = run / CONFIG
-    recorded = recorded_config(state)
+    recorded = load_recorded_config(state)
     try:
-        config = recipes.load(str(file))[1]
+        config = recipes.read_recipe(str(file))[1]
     except ConfigError as error:
         if recorded is None:
             raise ConfigError(_irreplaceable(error, state)) from None
@@ -104,11 +104,11 @@ def read_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfi
         return recorded
     if recorded is None:
         say(f"{_name(state)} of {run} was written before checkpoints held their config: {file} is not checked")
-    check_bound(state, config, str(file), _advice(file), say)
-    return take_chosen(config, state)
+    check_bound_config(state, config, str(file), _advice(file), say)
+    return fill_chosen_values(config, state)
 
 
-def check_resumed(run: Path, state: State, config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+def check_resumed_recipe(run: Path, state: State, config: RunConfig, say: Callable[[str], None]) -> RunConfig:
     """Compare the recipe that is to continue a run with its checkpoint; say what is wrong with config.yaml.
 
     Returns:
@@ -119,38 +119,38 @@ def check_resumed(run: Path, state: State, config: RunConfig, say: Callable[[str
     """
     advice = "a resumed run may change only budgets, logging, train.save_every, and where data and device are; choose another run folder"
     try:
-        written = recipes.load(str(run / CONFIG))[1]
+        written = recipes.read_recipe(str(run / CONFIG))[1]
     except ConfigError as error:
         if "config" not in state:
             raise ConfigError(_irreplaceable(error, state)) from None
-        check_bound(state, config, "the recipe", advice, say)
+        check_bound_config(state, config, "the recipe", advice, say)
         say(f"{_lost(error)}: written again from this recipe, which agrees with {_name(state)}")
-        return take_chosen(config, state)
+        return fill_chosen_values(config, state)
     # A checkpoint of an earlier version holds no config: then config.yaml is the only witness.
     if "config" not in state:
         say(f"{_name(state)} was written before checkpoints held their config: compared with {run / CONFIG}")
-        state = {**state, "config": bound_part(written)}
-    check_bound(state, config, "the recipe", advice, say)
+        state = {**state, "config": dump_bound_config(written)}
+    check_bound_config(state, config, "the recipe", advice, say)
     # An edited config.yaml stops nobody here, since the recipe that continues the run replaces it.
     try:
-        check_bound(state, written, str(run / CONFIG), "written again", lambda _: None)
+        check_bound_config(state, written, str(run / CONFIG), "written again", lambda _: None)
     except ConfigError as error:
         say(str(error))
-    return take_chosen(config, state)
+    return fill_chosen_values(config, state)
 
 
-def load_from_run(run: Path, overrides: Sequence[str], say: Callable[[str], None]) -> RunConfig:
+def load_run_recipe(run: Path, overrides: Sequence[str], say: Callable[[str], None]) -> RunConfig:
     """Read the config of a run folder as a recipe: config.yaml, or its newest checkpoint where that is lost.
 
     Raises:
         ConfigError: if nothing holds it, the file was changed in a key that binds, or an override does not fit.
     """
-    file, state = run / CONFIG, newest_state(run)
+    file, state = run / CONFIG, read_newest_state(run)
     if state is None:
-        return recipes.load(str(file), overrides)[1]
-    recorded = recorded_config(state)
+        return recipes.read_recipe(str(file), overrides)[1]
+    recorded = load_recorded_config(state)
     try:
-        written = recipes.load(str(file))[1]
+        written = recipes.read_recipe(str(file))[1]
     except ConfigError as error:
         if recorded is None:
             raise ConfigError(_irreplaceable(error, state)) from None
@@ -158,9 +158,9 @@ def load_from_run(run: Path, overrides: Sequence[str], say: Callable[[str], None
             f"{_lost(error)}: its recipe is read from {_name(state)}; budgets and data.path, "
             "which only the file held, must be given"
         )
-        return recipes.check(state["config"], overrides)
-    check_bound(state, written, str(file), _advice(file), lambda _: None)
-    return take_chosen(recipes.load(str(file), overrides)[1], state)
+        return recipes.check_recipe(state["config"], overrides)
+    check_bound_config(state, written, str(file), _advice(file), lambda _: None)
+    return fill_chosen_values(recipes.read_recipe(str(file), overrides)[1], state)
 
 
 def _name(state: State) -> str:

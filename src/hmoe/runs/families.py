@@ -6,7 +6,7 @@ from hmoe.errors import ConfigError
 from hmoe.runs.config_keys import ROPE_THETA, Raw, check_window, hint_absent, read_keys
 from hmoe.specs import hugging_face
 from hmoe.specs.model import ModelSpec, MoESpec
-from hmoe.specs.rope import from_hugging_face
+from hmoe.specs.rope import read_hf_rope
 from hmoe.specs.routers import TopK
 
 _THEIRS = hugging_face.OUR_KEYS | {"ffn": "intermediate_size"}  # ours -> Hugging Face's, for errors
@@ -14,7 +14,7 @@ _THEIRS = hugging_face.OUR_KEYS | {"ffn": "intermediate_size"}  # ours -> Huggin
 _MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelSpec; lists are made before it looks
 
 
-def model_config(raw: Raw, where: str) -> ModelSpec:
+def read_family_model(raw: Raw, where: str) -> ModelSpec:
     """What a `config.json` describes, as our model, read as transformers reads it.
 
     Raises:
@@ -44,7 +44,7 @@ def _common(raw: Raw, values: Raw, family: str) -> Raw:
         "context": length, "dim": values["hidden_size"], "layers": values["num_hidden_layers"], "vocab": values["vocab_size"],
         "heads": heads, "kv_heads": heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
         "head_dim": values["head_dim"], "tied": values["tie_word_embeddings"], "norm_eps": values["rms_norm_eps"],
-        "rope_scaling": from_hugging_face(rope, length), "rope_theta": rope["rope_theta"],
+        "rope_scaling": read_hf_rope(rope, length), "rope_theta": rope["rope_theta"],
     }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ def _hmoe(values: Raw) -> Raw:
     return {
         "qk_norm": values["qk_norm"],
         "ffn": values["dense_intermediate_size"],
-        "moe": hugging_face.read_moe(values),
+        "moe": hugging_face.read_hf_moe(values),
     }
 
 

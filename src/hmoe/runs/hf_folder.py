@@ -10,17 +10,17 @@ import torch
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
-from hmoe.model.meta import on_meta
+from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
 from hmoe.runs import families
 from hmoe.runs.config_keys import hint_absent, named_dtype
-from hmoe.runs.weights import Tensors, fill, hugging_face_name, is_head_apart
+from hmoe.runs.weights import StoredTensors, fill_model, is_head_apart, name_hf_weight
 from hmoe.specs.model import ModelSpec
 
 _LARGEST_JSON = 1 << 26  # bytes
 
 
-def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
+def read_hf_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
     """Read the model of a Hugging Face folder onto the CPU.
 
     Args:
@@ -30,46 +30,46 @@ def read_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = No
     Raises:
         ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
     """
-    config, tensors = describe_folder(folder, raw)
+    config, tensors = describe_hf_folder(folder, raw)
     stored = named_dtype(raw, str(folder / "config.json"))
     if dtype is None:
-        dtype = tensors[hugging_face_name("embed.weight")].dtype if stored is None else getattr(torch, stored)
-    with on_meta():
+        dtype = tensors[name_hf_weight("embed.weight")].dtype if stored is None else getattr(torch, stored)
+    with build_on_meta():
         model = Transformer(config).to(dtype)
     model.to_empty(device="cpu")  # aligned in memory, as stored tensors are not
     try:
-        fill(model, tensors, raw["model_type"], str(folder))
+        fill_model(model, tensors, raw["model_type"], str(folder))
     except CheckpointError as error:
         raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
     return model
 
 
-def describe_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, Tensors]:
+def describe_hf_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, StoredTensors]:
     """Return what the model of a Hugging Face folder is, and its tensors, which are read on demand.
 
     Raises:
         ConfigError, CheckpointError: naming what cannot be used.
     """
-    config, tensors = families.model_config(raw, str(folder / "config.json")), Tensors(folder)
+    config, tensors = families.read_family_model(raw, str(folder / "config.json")), StoredTensors(folder)
     # Folders that say so may still store a head of their own, which then counts, as in transformers.
     if config.tied and is_head_apart(tensors):
         config = replace(config, tied=False)
     return config, tensors
 
 
-def folder_tokenizer(folder: Path) -> Tokenizer:
+def load_hf_tokenizer(folder: Path) -> Tokenizer:
     """Read the tokenizer of a Hugging Face folder.
 
     Raises:
         DataError: if there is none.
     """
-    tokenizer = tokenizers.load(folder)
+    tokenizer = tokenizers.load_tokenizer(folder)
     if not tokenizer.file_name:
         raise DataError(f"{folder}: has no tokenizer.json and no tokenizer.model")
     return tokenizer
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:

@@ -13,7 +13,7 @@ _CLOCKS = ("seconds", "tokens_per_second")
 Row = tuple[bytes, dict[str, Any]]
 
 
-def read_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
+def read_log_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
     """Yield (line, values) of every row of a log up to a step, by default of all; a torn last one is left out.
 
     Raises:
@@ -42,12 +42,12 @@ def read_logs(run: Path, last_step: int | None = None) -> tuple[list[Row], list[
     Raises:
         CheckpointError: naming the line that is damaged.
     """
-    return list(read_rows(run / METRICS, last_step)), list(read_rows(run / TIMING, last_step))
+    return list(read_log_rows(run / METRICS, last_step)), list(read_log_rows(run / TIMING, last_step))
 
 
-def seconds_at(run: Path, step: int) -> float:
+def read_training_seconds(run: Path, step: int) -> float:
     """Return the training time of a run up to a step, in seconds; 0 where no clock was kept."""
-    rows = [row for _, row in read_rows(run / TIMING, step)]
+    rows = [row for _, row in read_log_rows(run / TIMING, step)]
     return float(rows[-1].get("seconds", 0.0)) if rows else 0.0
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from hmoe.runs.log_rows import METRICS, TIMING, Row, read_logs
 
 
-class Seal:
+class LogSeal:
     """A running SHA-256 over the rows of both logs, in the order in which they are written.
 
     Attributes:
@@ -38,12 +38,12 @@ class Seal:
         return {**clocks, "rows": self.rows, "seal": self._sha256.hexdigest()[:16]}
 
 
-def check_seals(run: Path, metrics: Iterable[Row], timing: Iterable[Row]) -> tuple[Seal, str | None]:
+def check_seals(run: Path, metrics: Iterable[Row], timing: Iterable[Row]) -> tuple[LogSeal, str | None]:
     """Return the seal of these rows, and how they differ from those that were written, None if they do not.
 
     The newest seal decides: once a change was told and training went on, it counts as it is.
     """
-    seal, waiting, changed, written = Seal(), deque(metrics), 0, 0
+    seal, waiting, changed, written = LogSeal(), deque(metrics), 0, 0
     for _, row in timing:
         while waiting and waiting[0][1]["step"] <= row["step"]:
             seal.add_metrics(waiting.popleft()[0])

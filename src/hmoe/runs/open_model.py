@@ -12,15 +12,15 @@ from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.begin_tokens import run_begin
-from hmoe.runs.chat_templates import chat_template, check_templates
-from hmoe.runs.config_binding import is_run
-from hmoe.runs.hf_folder import folder_tokenizer, read_json, read_model
+from hmoe.runs.begin_tokens import read_recorded_begin
+from hmoe.runs.chat_templates import check_chat_templates, read_default_template
+from hmoe.runs.config_binding import is_run_folder
+from hmoe.runs.hf_folder import load_hf_tokenizer, read_hf_model, read_json_object
 from hmoe.runs.open_run import open_run
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedModel:
     """A model that is ready to read text.
 
     Attributes:
@@ -40,21 +40,21 @@ class Opened:
     context_length: int
     name: str
     step: int | None = None
-    chat_template: str | None = None
+    read_default_template: str | None = None
     run: RunConfig | None = None
     begin: tuple[int, ...] = ()
     data: str | None = None
     folder: Path | None = None
 
 
-def open_model(path: Path, say: Callable[[str], None]) -> Opened:
+def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
     """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; `say` hears of faults.
 
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
-    check_templates(path, say)
-    if is_run(path):
+    check_chat_templates(path, say)
+    if is_run_folder(path):
         return _from_run(path, say)
     if not (path / "config.json").is_file():
         raise ConfigError(
@@ -89,36 +89,36 @@ def open_model_and_tokenizer(path: str | os.PathLike[str]) -> tuple[Transformer,
     return opened.model, opened.tokenizer
 
 
-def _from_run(path: Path, say: Callable[[str], None]) -> Opened:
+def _from_run(path: Path, say: Callable[[str], None]) -> OpenedModel:
     config, model, tokenizer, state = open_run(path, say)
-    return Opened(
+    return OpenedModel(
         model=model,
         tokenizer=tokenizer,
         context_length=config.model.context or config.data.sequence_length,
         name=path.resolve().name,
         step=state["step"],
-        chat_template=chat_template(path),
+        chat_template=read_default_template(path),
         run=config,
-        begin=run_begin(state, tokenizer),
+        begin=read_recorded_begin(state, tokenizer),
         data=state["data"],
         folder=path,
     )
 
 
-def _from_hugging_face(path: Path) -> Opened:
-    raw = read_json(path / "config.json")
-    tokenizer = folder_tokenizer(path)
-    model = read_model(path, raw)
+def _from_hugging_face(path: Path) -> OpenedModel:
+    raw = read_json_object(path / "config.json")
+    tokenizer = load_hf_tokenizer(path)
+    model = read_hf_model(path, raw)
     if tokenizer.vocab_size > model.config.vocab:
         num_tokens = tokenizer.vocab_size
         raise DataError(f"{path}: the tokenizer has {num_tokens} tokens, the model {model.config.vocab}")
     assert model.config.context is not None  # every family says
-    return Opened(
+    return OpenedModel(
         model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval(),
         tokenizer=tokenizer,
         context_length=model.config.context,
         name=path.resolve().name,
-        chat_template=chat_template(path),
+        chat_template=read_default_template(path),
         begin=tokenizer.begin,
         folder=path,
     )

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import newest_state
+from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, RunBusyError
-from hmoe.runs.config_binding import CONFIG, check_resumed
+from hmoe.runs.config_binding import CONFIG, check_resumed_recipe
 from hmoe.storage import lock_file, write_atomic
 
 
@@ -30,10 +30,10 @@ class RunFolder:
             raise ConfigError(f"{path}: cannot be a run folder: {error.strerror}") from None
         try:
             self._take_lock()
-            state = newest_state(path)
+            state = read_newest_state(path)
             # Compared here already, before torch is imported and tensors are read.
             if state is not None:
-                check_resumed(path, state, config, lambda _: None)
+                check_resumed_recipe(path, state, config, lambda _: None)
         except Exception:
             self._lock.close()
             raise
@@ -55,19 +55,19 @@ class RunFolder:
         Raises:
             ConfigError: if it differs in a key that may not, naming it.
         """
-        return check_resumed(self.path, state, config, say)
+        return check_resumed_recipe(self.path, state, config, say)
 
     def leads_elsewhere(self, config: RunConfig) -> bool:
         """Return whether a recipe's data.path is another one than config.yaml keeps."""
         try:
-            kept = recipes.load(str(self.path / CONFIG))[1]
+            kept = recipes.read_recipe(str(self.path / CONFIG))[1]
         except ConfigError:
             return True
-        return recipes.with_absolute_data(kept).data.path != recipes.with_absolute_data(config).data.path
+        return recipes.make_data_path_absolute(kept).data.path != recipes.make_data_path_absolute(config).data.path
 
     def write_config(self, config: RunConfig) -> None:
         """Keep the recipe as config.yaml, with a data.path that leads to the data from everywhere."""
-        content = recipes.dump(recipes.with_absolute_data(config)).encode()
+        content = recipes.dump_recipe(recipes.make_data_path_absolute(config)).encode()
         file = self.path / CONFIG
         if not file.is_file() or file.read_bytes() != content:
             self.write(CONFIG, content)

@@ -8,7 +8,7 @@ from hmoe.runs.log_rows import METRICS, read_logs
 from hmoe.runs.log_seals import check_seals
 
 
-def metrics_at(run: Path, step: int | None) -> dict[str, Any]:
+def read_step_metrics(run: Path, step: int | None) -> dict[str, Any]:
     """Return the last whole row up to `step` (None: of all), with the newest validation up to there.
 
     A run that was killed between checkpoints has rows of steps whose weights are lost. A folder without

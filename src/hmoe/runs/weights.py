@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from hmoe.errors import CheckpointError
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
-from hmoe.storage import utf8_name
+from hmoe.storage import open_utf8_name
 
 _LLAMA = {  # ours within a block -> LLaMA's
     "attention_norm.weight": "input_layernorm.weight",
@@ -28,7 +28,7 @@ _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _PROJECTIONS = {"w_gate": ("gate_proj", "w1"), "w_up": ("up_proj", "w3"), "w_down": ("down_proj", "w2")}
 
 
-class Tensors:
+class StoredTensors:
     """The tensors of a folder by name, read when asked for; remembers which were not.
 
     Raises:
@@ -71,7 +71,7 @@ class Tensors:
         return tensor
 
 
-def is_head_apart(tensors: Tensors) -> bool:
+def is_head_apart(tensors: StoredTensors) -> bool:
     """Whether a head other than the embedding is stored: whatever the tied flag says, transformers then uses both."""
     embedding, head = (_OUTSIDE[name] for name in ("embed.weight", "head.weight"))
     if embedding not in tensors or head not in tensors:
@@ -80,11 +80,11 @@ def is_head_apart(tensors: Tensors) -> bool:
 
 
 def _open(file: Path) -> Any:
-    with utf8_name(file) as name:
+    with open_utf8_name(file) as name:
         return safe_open(name, "pt")
 
 
-def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:
+def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: str) -> None:
     """Copy every parameter of the model from the folder, and check that the folder holds nothing else.
 
     Raises:
@@ -110,16 +110,16 @@ def fill(model: Transformer, tensors: Tensors, family: str, where: str) -> None:
         )
 
 
-def _own(model: Transformer, name: str, tensors: Tensors) -> Iterator[torch.Tensor]:
-    yield tensors[hugging_face_name(name)]
+def _own(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torch.Tensor]:
+    yield tensors[name_hf_weight(name)]
 
 
-def hugging_face_name(name: str) -> str:
+def name_hf_weight(name: str) -> str:
     """Our parameter's name in HMoEForCausalLM."""
     return _OUTSIDE.get(name) or "model." + name.replace("blocks.", "layers.", 1)
 
 
-def _llama(model: Transformer, name: str, tensors: Tensors) -> Iterator[torch.Tensor]:
+def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torch.Tensor]:
     """One parameter of ours from those of the LLaMA family: experts are stacked row by row, w_down is transposed."""
     if name in _OUTSIDE:
         yield tensors[_OUTSIDE[name]]
@@ -146,7 +146,7 @@ def _llama(model: Transformer, name: str, tensors: Tensors) -> Iterator[torch.Te
             yield turn(tensors[f"{sparse}experts.{expert}.{_PROJECTIONS[part][style]}.weight"])
 
 
-def _fused(tensors: Tensors, experts: str, part: str) -> Iterator[torch.Tensor]:
+def _fused(tensors: StoredTensors, experts: str, part: str) -> Iterator[torch.Tensor]:
     """From gate_up_proj (E, 2h, D) and down_proj (E, D, h), transformers 5's own layout in memory."""
     if part == "w_down":
         yield from (one.T for one in tensors[f"{experts}down_proj"])

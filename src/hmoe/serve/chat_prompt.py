@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import ConfigError, missing_extra
-from hmoe.runs.hf_tokenizer import transformers_tokenizer
+from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.runs.hf_tokenizer import load_transformers_tokenizer
 
 _NAMES = {"system": "System", "developer": "System", "user": "User", "assistant": "Assistant"}
 # By these, transformers tells control tokens that a user typed from the template's own.
@@ -19,7 +19,7 @@ Content = str | list[dict[str, str]] | None
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """Holds one message: the role system, developer, user or assistant, and a text or OpenAI's text parts."""
 
     role: str
@@ -27,12 +27,12 @@ class Turn:
     name: str | None = None
 
 
-def joined(content: Content) -> str:
+def join_content(content: Content) -> str:
     """Return a content as one text."""
     return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
-class Conversation:
+class ChatLayout:
     """Lays out turns by the model's Jinja template, or, if it has none, as plain lines.
 
     A template is rendered and its text encoded by transformers. Control tokens of the template become control
@@ -52,10 +52,10 @@ class Conversation:
         self._tokenizer, self._begin = tokenizer, list(begin)
         self._template_encoder: TemplateEncoder | None = None
         if template is not None:
-            self._template_encoder = TemplateEncoder(template, transformers_tokenizer(tokenizer, begin, folder))
+            self._template_encoder = TemplateEncoder(template, load_transformers_tokenizer(tokenizer, begin, folder))
         self.stops: tuple[str, ...] = ("\nUser:",) if template is None else ()
 
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
+    def encode(self, turns: Sequence[ChatTurn]) -> list[int]:
         """Return token ids up to where the answer begins.
 
         Raises:
@@ -63,7 +63,7 @@ class Conversation:
         """
         if self._template_encoder is not None:
             return self._template_encoder.encode(turns)
-        lines = [f"{_NAMES[turn.role]}: {joined(turn.content)}" for turn in turns]
+        lines = [f"{_NAMES[turn.role]}: {join_content(turn.content)}" for turn in turns]
         return self._begin + self._tokenizer.encode(["\n\n".join([*lines, "Assistant:"])])[0]
 
 
@@ -73,14 +73,14 @@ class TemplateEncoder:
     def __init__(self, template: str, tokenizer: Any) -> None:
         self._template, self._tokenizer = template, tokenizer
         if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
-            raise missing_extra("chat templates (a newer transformers)", "serve")
+            raise make_missing_extra_error("chat templates (a newer transformers)", "serve")
         self._tokenizer.chat_control_tokens = []  # none but the special tokens; others are words like any
         self._lock = threading.Lock()  # a fast tokenizer may not be used by two threads at a time
         self._reads_parts = self._try_parts()
 
-    def encode(self, turns: Sequence[Turn]) -> list[int]:
+    def encode(self, turns: Sequence[ChatTurn]) -> list[int]:
         """Return token ids up to where the answer begins; ConfigError if the template refuses the turns."""
-        texts = [joined(turn.content) for turn in turns]
+        texts = [join_content(turn.content) for turn in turns]
         if any(character in text for text in texts for character in _RESERVED_CHARACTERS):
             raise ConfigError("messages: hold U+F0000 or U+F0001, which chat templates cannot carry; leave them out")
         messages = [self._message(turn) for turn in turns]
@@ -89,10 +89,10 @@ class TemplateEncoder:
         except Exception as error:  # whatever a template may do
             raise ConfigError(f"messages: the model's chat template refuses them: {str(error)[:200]}") from None
 
-    def _message(self, turn: Turn) -> dict[str, Any]:
+    def _message(self, turn: ChatTurn) -> dict[str, Any]:
         content = turn.content
         if content is not None and not isinstance(content, str) and not self._reads_parts:
-            content = joined(content)
+            content = join_content(content)
         fields = {"role": turn.role, "content": content, "name": turn.name}
         return {key: value for key, value in fields.items() if value is not None}
 
@@ -110,7 +110,7 @@ class TemplateEncoder:
         try:
             text: str = self._tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)
         except ImportError:
-            raise missing_extra("chat templates", "serve") from None
+            raise make_missing_extra_error("chat templates", "serve") from None
         except Exception as error:
             # Jinja's, by its name: this module must load without Jinja.
             if type(error).__name__ == "TemplateSyntaxError":

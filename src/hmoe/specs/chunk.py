@@ -1,7 +1,7 @@
 """How many tokens' logits exist at one time: what the language-model loss computes with, and memory is counted by."""
 
 
-def loss_chunk(vocab: int, kind: str) -> int:
+def count_chunk_tokens(vocab: int, kind: str) -> int:
     """Return how many tokens' logits exist at one time in the training loss, on a kind of device (cpu, cuda).
 
     At least 512, which keeps the GEMMs efficient. On a CPU else about 2**21 numbers, which stay in its cache (64 MB of

@@ -13,7 +13,7 @@ from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.losses import LOSSES
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.plain import from_plain, list_options
-from hmoe.specs.rope import from_hugging_face, to_hugging_face
+from hmoe.specs.rope import read_hf_rope, write_hf_rope
 from hmoe.specs.routers import ROUTERS, make_router
 from hmoe.specs.widths import arithmetic
 
@@ -56,7 +56,7 @@ def use_their_names(line: str, names: Mapping[str, str]) -> str:
     return line.removeprefix("model: ").removeprefix("moe: ")
 
 
-def write_keys(model: ModelSpec, context: int) -> dict[str, Any]:
+def write_hf_keys(model: ModelSpec, context: int) -> dict[str, Any]:
     """Return the keys of a config.json that say what this model is, made to read `context` tokens at once."""
     keys = {key: getattr(model, name) for name, key in DECODER_KEYS.items()}
     keys |= {
@@ -64,7 +64,7 @@ def write_keys(model: ModelSpec, context: int) -> dict[str, Any]:
         "head_dim": model.head_width,
         "max_position_embeddings": context,
     }
-    keys["rope_parameters"] = to_hugging_face(model.rope_scaling, model.rope_theta)
+    keys["rope_parameters"] = write_hf_rope(model.rope_scaling, model.rope_theta)
     if model.moe is None:
         return keys | {"expert_widths": [], "parameter_penalty_coef": 0.0}
     return keys | _write_moe_keys(model.moe)
@@ -86,7 +86,7 @@ def _write_moe_keys(moe: MoESpec) -> dict[str, Any]:
     return keys | {loss.hf_key: moe.get_coefficient(loss.name) for loss in LOSSES.values() if loss.built_in}
 
 
-def read_router(keys: Mapping[str, Any]) -> Any:
+def read_hf_router(keys: Mapping[str, Any]) -> Any:
     """Return the router that these keys describe.
 
     Raises:
@@ -99,7 +99,7 @@ def read_router(keys: Mapping[str, Any]) -> Any:
     return make_router(keys["router_type"], plain | options)
 
 
-def read_moe(keys: Mapping[str, Any]) -> MoESpec | None:
+def read_hf_moe(keys: Mapping[str, Any]) -> MoESpec | None:
     """Return experts, router and losses that these keys describe; None: the model is dense.
 
     Raises:
@@ -123,14 +123,14 @@ def read_moe(keys: Mapping[str, Any]) -> MoESpec | None:
     values |= {"zero": None if zero is None else from_plain(ZeroExperts, zero, "zero_experts")}
     values |= {"hyper": None if hyper is None else from_plain(Hyper, hyper, "hyper_experts")}
     values |= {loss.name: keys[loss.hf_key] for loss in LOSSES.values() if loss.built_in}
-    values |= {"router": read_router(keys), "losses": keys.get("other_loss_coefs") or {}}
+    values |= {"router": read_hf_router(keys), "losses": keys.get("other_loss_coefs") or {}}
     for loss in LOSSES.values():  # a variant of a loss that is switched off stands in the file, but not in a spec
         if loss.option is not None and not keys[loss.hf_key]:
             del values[loss.option]
     return MoESpec(**values)
 
 
-def read_model(keys: Mapping[str, Any]) -> ModelSpec:
+def read_hf_spec(keys: Mapping[str, Any]) -> ModelSpec:
     """Return the model that these keys describe, absent ones at their default.
 
     Raises:
@@ -141,10 +141,10 @@ def read_model(keys: Mapping[str, Any]) -> ModelSpec:
     rope = keys.get("rope_parameters") or {}
     values |= {
         "rope_theta": rope.get("rope_theta", 10_000.0),
-        "rope_scaling": from_hugging_face(rope, keys["max_position_embeddings"]),
+        "rope_scaling": read_hf_rope(rope, keys["max_position_embeddings"]),
     }
     try:
-        return ModelSpec(**values, moe=read_moe(keys))
+        return ModelSpec(**values, moe=read_hf_moe(keys))
     except ConfigError as error:
         raise ConfigError(use_their_names(str(error), OUR_KEYS)) from None
 

@@ -94,7 +94,7 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
 
-def from_hugging_face(parameters: dict[str, Any], max_length: int) -> RopeScaling | None:
+def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | None:
     """Their `rope_parameters` (or the older `rope_scaling`), None for plain positions.
 
     Raises:
@@ -123,7 +123,7 @@ def from_hugging_face(parameters: dict[str, Any], max_length: int) -> RopeScalin
     return RopeScaling(kind, **ours)  # type: ignore[arg-type]
 
 
-def to_hugging_face(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
+def write_hf_rope(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
     """`rope_parameters` that `from_hugging_face` reads back; transformers' own dynamic scaling counts from the maximum length."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}

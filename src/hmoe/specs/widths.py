@@ -62,7 +62,7 @@ def equal(total: int, n: int) -> tuple[int, ...]:
     return _share(total, [Fraction(1)] * n, 1)
 
 
-def proportional(total: int, shares: Sequence[int], multiple: int = 1) -> tuple[int, ...]:
+def share_in_proportion(total: int, shares: Sequence[int], multiple: int = 1) -> tuple[int, ...]:
     """Widths in proportion to ascending shares, such as measured ones; arguments and errors as in `arithmetic`."""
     _check(total, len(shares), multiple)
     return _share(total, [Fraction(share) for share in shares], multiple)

@@ -9,12 +9,12 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.open_model import Opened
+from hmoe.runs.open_model import OpenedModel
 from hmoe.specs.model import ModelSpec
-from hmoe.surgery.measure import batches, importance, inputs_of, measured_widths
-from hmoe.surgery.skip import check, median_shares, with_shares
-from hmoe.surgery.upcycle import Choice, upcycle
-from hmoe.surgery.upcycle_recipe import recipe_of
+from hmoe.surgery.measure import choose_measured_widths, cut_measured_texts, measure_unit_importance, record_ffn_inputs
+from hmoe.surgery.skip import apply_skip_shares, check_can_skip, measure_skip_shares
+from hmoe.surgery.upcycle import UnitChoice, upcycle_model
+from hmoe.surgery.upcycle_recipe import build_upcycle_recipe
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunOptions:
     Attributes:
         recipe: preset or YAML file; its sections data, optim, train and model.moe count.
         overrides: of the recipe.
-        choice: which hidden units a narrower expert takes, see `hmoe.surgery.upcycle.Choice`.
+        choice: which hidden units a narrower expert takes, see `hmoe.surgery.upcycle.UnitChoice`.
         tokens: of the texts, on which units are measured.
         width_budget: hidden units of a layer's experts in all, shared by measured importance; None: the recipe's widths.
         skip: measure shares below which experts are skipped in evaluation.
@@ -41,7 +41,7 @@ class RunOptions:
     skip: bool = False
 
     def __post_init__(self) -> None:
-        Choice(self.choice)
+        UnitChoice(self.choice)
 
 
 class NewRun(NamedTuple):
@@ -52,7 +52,7 @@ class NewRun(NamedTuple):
     errors: list[float]
 
 
-def build_run(opened: Opened, options: RunOptions, texts: Sequence[str]) -> NewRun:
+def build_run(opened: OpenedModel, options: RunOptions, texts: Sequence[str]) -> NewRun:
     """Return a run whose experts are made from an opened model.
 
     Args:
@@ -66,28 +66,30 @@ def build_run(opened: Opened, options: RunOptions, texts: Sequence[str]) -> NewR
     inputs = None
     if texts:
         length, begin = opened.context_length, opened.begin
-        inputs = inputs_of(opened.model, batches(opened.tokenizer, texts, length, options.tokens, begin))
+        inputs = record_ffn_inputs(
+            opened.model, cut_measured_texts(opened.tokenizer, texts, length, options.tokens, begin)
+        )
     widths = None if options.width_budget is None else _measure_widths(options.width_budget, opened, inputs)
-    config = recipe_of(opened, options.recipe, options.overrides, widths)
+    config = build_upcycle_recipe(opened, options.recipe, options.overrides, widths)
     if options.skip:
         _check_skip(opened.model.config, config.model, inputs)
-    model, errors = upcycle(opened.model, config.model, Choice(options.choice, config.seed), inputs)
+    model, errors = upcycle_model(opened.model, config.model, UnitChoice(options.choice, config.seed), inputs)
     if options.skip:
         assert inputs is not None  # checked
-        model = with_shares(model, median_shares(model.eval(), inputs))
+        model = apply_skip_shares(model, measure_skip_shares(model.eval(), inputs))
         config = config.model_copy(update={"model": model.config})
     return NewRun(config, model, errors)
 
 
-def _measure_widths(budget: int, opened: Opened, inputs: list[torch.Tensor] | None) -> tuple[int, ...]:
+def _measure_widths(budget: int, opened: OpenedModel, inputs: list[torch.Tensor] | None) -> tuple[int, ...]:
     """Return widths by measured importance; multiples of 8 if the budget is one, for the kernels."""
     layers = opened.model.config.moe_layers
     if inputs is None or not layers:
         raise ConfigError(
             "width_budget: needs a model with experts, and a text to measure them on", argument="width_budget"
         )
-    importances = [importance(opened.model.blocks[layer].ffn, inputs[layer]) for layer in layers]  # type: ignore[arg-type]
-    return measured_widths(importances, budget, 8 if budget % 8 == 0 else 1)
+    importances = [measure_unit_importance(opened.model.blocks[layer].ffn, inputs[layer]) for layer in layers]  # type: ignore[arg-type]
+    return choose_measured_widths(importances, budget, 8 if budget % 8 == 0 else 1)
 
 
 def _check_skip(before: ModelSpec, after: ModelSpec, inputs: list[torch.Tensor] | None) -> None:
@@ -100,4 +102,4 @@ def _check_skip(before: ModelSpec, after: ModelSpec, inputs: list[torch.Tensor] 
         raise ConfigError(
             "skip: the routers are new, so which experts they find weak says nothing; train first", argument="skip"
         )
-    check(after)
+    check_can_skip(after)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 _HYPER_SIZES = ("dim", "embedding", "hidden", "layer_embedding")
 
 
-def check_parts(source: "ModelSpec", config: "ModelSpec") -> None:
+def check_extras(source: "ModelSpec", config: "ModelSpec") -> None:
     """Raise ConfigError for extras that can neither be taken over whole, nor be left out, nor begin anew.
 
     Args:
@@ -46,7 +46,7 @@ def _hyper_sizes(hyper: object) -> dict[str, int] | None:
     return None if hyper is None else {name: getattr(hyper, name) for name in _HYPER_SIZES}
 
 
-def lost_parts(source: Transformer, config: "ModelSpec") -> list[str]:
+def list_lost_extras(source: Transformer, config: "ModelSpec") -> list[str]:
     """Return the parts of the source that a model of this config lacks, with their numbers of parameters."""
     before, after = source.config.moe, config.moe
     if before is None or after is None:

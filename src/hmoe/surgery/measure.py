@@ -11,10 +11,10 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
-from hmoe.specs.widths import proportional
+from hmoe.specs.widths import share_in_proportion
 
 
-def batches(
+def cut_measured_texts(
     tokenizer: Tokenizer, texts: Iterable[str], length: int, most: int, begin: Sequence[int]
 ) -> Iterator[torch.Tensor]:
     """Cut texts into sequences to measure on, and yield each as tokens_BL with B = 1.
@@ -53,7 +53,7 @@ class UnitSource(NamedTuple):
 
 
 @torch.no_grad()
-def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+def record_ffn_inputs(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """Run a model over batches of tokens_BL, and return what the feed-forward part of each block reads.
 
     Args:
@@ -81,7 +81,7 @@ def inputs_of(model: Transformer, batches: Iterable[torch.Tensor]) -> list[torch
 
 
 @torch.no_grad()
-def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
+def measure_unit_importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
     """Return the importance of every hidden unit, one tensor (h,) per expert; a dense layer is one expert.
 
     It is the mean over tokens of gate x |activation|, times the norm of the unit's output row. Tokens that do
@@ -90,7 +90,7 @@ def importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Tensor]:
     return [sum_importance(source) / max(len(x_TD), 1) for source in list_unit_sources(ffn, x_TD)]
 
 
-def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
+def choose_measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
     """Return ascending widths of sum `total` that follow the measured importance of units.
 
     In each layer the `total` most important units are counted by the expert that they lie in, and the counts
@@ -110,7 +110,7 @@ def measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multi
         best = torch.argsort(torch.cat(layer), descending=True, stable=True)[:total]
         # Sorted: layers share their widths, but the experts of one layer have no counterparts in another.
         kept_E += torch.bincount(owner_F[best.cpu()], minlength=len(kept_E)).sort().values
-    return proportional(total, kept_E.tolist(), multiple)
+    return share_in_proportion(total, kept_E.tolist(), multiple)
 
 
 def list_unit_sources(ffn: nn.Module, x_TD: torch.Tensor) -> list[UnitSource]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model.meta import on_meta
+from hmoe.model.meta import build_on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
+def measure_skip_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float, ...]:
     """Return for each MoE layer the share below which experts are skipped.
 
     It is the median over tokens of the weakest chosen expert's score / the best one's. With k = 2 this is
@@ -25,18 +25,18 @@ def median_shares(model: Transformer, inputs: list[torch.Tensor]) -> tuple[float
 
     Args:
         model: see `check`.
-        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.measure.inputs_of`;
+        inputs: what the feed-forward part of each block reads (T, D), see `hmoe.surgery.measure.record_ffn_inputs`;
             for a model that was made from another one, the inputs of that one.
 
     Raises:
         ConfigError: see `check`.
     """
-    check(model.config)
+    check_can_skip(model.config)
     ffns: list[Any] = [block.ffn for block in model.blocks]
     return tuple(_median_share(ffns[layer], inputs[layer], layer) for layer in model.config.moe_layers)
 
 
-def check(config: "ModelSpec") -> None:
+def check_can_skip(config: "ModelSpec") -> None:
     """Raise ConfigError unless the router is top-k, k at least 2, without capacity, and skips nothing yet."""
     moe = config.moe
     if moe is None:
@@ -65,11 +65,11 @@ def _median_share(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
     return float((least_T / best_T)[several_T].median())
 
 
-def with_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
+def apply_skip_shares(model: Transformer, shares: tuple[float, ...]) -> Transformer:
     """Return a model with the weights of this one that skips experts by these shares, one per MoE layer."""
     assert model.config.moe is not None
     moe = replace(model.config.moe, skip=shares)
-    with on_meta():  # no memory for weights that are replaced at once
+    with build_on_meta():  # no memory for weights that are replaced at once
         skipping = Transformer(replace(model.config, moe=moe))
     skipping.load_state_dict(model.state_dict(), assign=True)
     return skipping.train(model.training)

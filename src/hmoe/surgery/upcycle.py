@@ -15,8 +15,8 @@ from torch import nn
 
 from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
-from hmoe.model.transformer import Transformer, build
-from hmoe.surgery.extras import check_parts
+from hmoe.model.transformer import Transformer, build_transformer
+from hmoe.surgery.extras import check_extras
 from hmoe.surgery.measure import UnitSource, compute_hidden, get_unit_weights, list_unit_sources, sum_importance
 from hmoe.surgery.prune import choose_experts, write_router
 
@@ -27,7 +27,7 @@ CHOICES = ("importance", "windows", "random")
 
 
 @dataclass(frozen=True)
-class Choice:
+class UnitChoice:
     """Which hidden units a narrower expert takes from its source.
 
     Attributes:
@@ -47,8 +47,8 @@ class Choice:
 
 
 @torch.no_grad()
-def upcycle(
-    source: Transformer, config: "ModelSpec", choice: Choice, inputs: Sequence[torch.Tensor] | None
+def upcycle_model(
+    source: Transformer, config: "ModelSpec", choice: UnitChoice, inputs: Sequence[torch.Tensor] | None
 ) -> tuple[Transformer, list[float]]:
     """Build a model that begins as `source`, and return it with the relative errors of its MoE layers.
 
@@ -56,7 +56,7 @@ def upcycle(
         source: a trained model, dense or with experts.
         config: of the new model; but for its experts like that of the source.
         choice: which units a narrower expert takes.
-        inputs: of `hmoe.surgery.measure.inputs_of`; the importance of units, and the scale of a narrower
+        inputs: of `hmoe.surgery.measure.record_ffn_inputs`; the importance of units, and the scale of a narrower
             expert's output (least squares), are measured on them. Without them nothing is scaled, and the
             errors are NaN.
 
@@ -70,7 +70,7 @@ def upcycle(
         )
     _check_target(source, config)
     weight = source.embed.weight
-    model = build(config, choice.seed, weight.dtype).to(weight.device).eval()
+    model = build_transformer(config, choice.seed, weight.dtype).to(weight.device).eval()
     _copy_equal_parameters(source, model)
     errors = []
     for layer, (source_block, block) in enumerate(zip(source.blocks, model.blocks, strict=True)):
@@ -108,7 +108,7 @@ def _check_target(source: Transformer, config: "ModelSpec") -> None:
             f"router {moe.router.title}: gates must sum to 1, else the new model does not begin as the old one; "
             f"nearest choice: {moe.router.sum_to_one_remedy}"
         )
-    check_parts(source.config, config)
+    check_extras(source.config, config)
     if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
         num_experts = len(source.config.moe.expert_widths)
         raise ConfigError(
@@ -116,7 +116,7 @@ def _check_target(source: Transformer, config: "ModelSpec") -> None:
         )
 
 
-def _fill_layer(new: MoE, old: nn.Module, choice: Choice, layer: int, x_TD: torch.Tensor | None) -> None:
+def _fill_layer(new: MoE, old: nn.Module, choice: UnitChoice, layer: int, x_TD: torch.Tensor | None) -> None:
     """Write the weights of one layer: experts, router, and a new shared expert.
 
     Args:

@@ -6,12 +6,14 @@ from typing import Any
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.runs.open_model import Opened
+from hmoe.runs.open_model import OpenedModel
 from hmoe.specs.model import ModelSpec
 from hmoe.specs.plain import to_plain
 
 
-def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Sequence[int] | None = None) -> RunConfig:
+def build_upcycle_recipe(
+    opened: OpenedModel, recipe: str, overrides: Sequence[str], widths: Sequence[int] | None = None
+) -> RunConfig:
     """Return a recipe with the model of a folder in it, whose experts (`model.moe`) are those of the recipe.
 
     A run that was trained on data goes on with them; a Hugging Face folder reads data/<its name> unless the
@@ -27,7 +29,7 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
         ConfigError: naming what does not fit.
     """
     changes = [word for word in overrides if word.lstrip("-").startswith("model.moe")]
-    moe = recipes.resolve(recipe, changes)["model"].get("moe")
+    moe = recipes.resolve_recipe(recipe, changes)["model"].get("moe")
     if moe is None:
         raise ConfigError(f"{recipe}: its model is dense (model.moe: null); name a recipe with experts")
     source = opened.model.config
@@ -42,7 +44,7 @@ def recipe_of(opened: Opened, recipe: str, overrides: Sequence[str], widths: Seq
         # Without it the recipe's own tokenizer would be trained on the corpus, whose tokens the model has not
         # seen.
         tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"]
-    config = recipes.with_model(recipe, model, [*tokenizer, *overrides], path)
+    config = recipes.replace_model(recipe, model, [*tokenizer, *overrides], path)
     if _without_experts(config.model) != _without_experts(model):
         raise ConfigError(f"model: comes from {opened.name}; only model.moe, data, optim and train can be overridden")
     # An override of model.moe.widths has been applied once more; a measured budget goes before it.

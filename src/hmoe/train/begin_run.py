@@ -2,22 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 
-from hmoe.checkpoint.manifest import list_steps
-from hmoe.checkpoint.state import capture
-from hmoe.checkpoint.store import save
+from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.checkpoint.state import capture_state
+from hmoe.checkpoint.store import save_checkpoint
 from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import write_tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
-from hmoe.runs.config_binding import bound_part
+from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
-from hmoe.runs.side_files import side_digests
+from hmoe.runs.side_files import hash_side_files
 from hmoe.train.environment import describe_environment
-from hmoe.train.session import Counts
+from hmoe.train.session import RunCounts
 
 
-def begin(
+def begin_run(
     folder: RunFolder,
     config: RunConfig,
     model: Transformer,
@@ -38,21 +38,21 @@ def begin(
     Raises:
         ConfigError: if the folder holds a run already.
     """
-    if list_steps(folder.path):
+    if list_checkpoint_steps(folder.path):
         raise ConfigError(f"{folder.path}: holds a run already; choose another folder")
     for name, content in side_files:
         folder.write(name, content)
     write_tokenizer(folder.path, tokenizer)
     state = {
-        "counts": vars(Counts()),
+        "counts": vars(RunCounts()),
         "watch": None,
         "data": None,
         "tokenizer": tokenizer.fingerprint,
         "begin": list(begin_tokens),
-        "config": bound_part(config),
-        "side_files": side_digests(folder.path),
+        "config": dump_bound_config(config),
+        "side_files": hash_side_files(folder.path),
         "environment": describe_environment(),
     }
-    save(folder.path, capture(0, model, None, state), config.train.keep)
+    save_checkpoint(folder.path, capture_state(0, model, None, state), config.train.keep)
     # Last: a folder that has a config has the weights too, and is never trained from random ones.
     folder.write_config(config)

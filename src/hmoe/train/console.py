@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from hmoe.config.plan import plan
+from hmoe.config.plan import make_plan
 from hmoe.config.run import RunConfig
 
 
@@ -43,7 +43,7 @@ class Console:
 
     def start(self, config: RunConfig, device: str) -> None:
         """Print what is trained."""
-        numbers = plan(config)
+        numbers = make_plan(config)
         total, active = numbers["total_parameters"], numbers["activated_parameters"]
         self.note(
             f"model: {_format_si(total)} parameters, {_format_si(active)} activated under uniform routing; "

@@ -7,7 +7,7 @@ from typing import Any
 _COLLAPSED_SHARE = 0.99
 
 
-class Watch:
+class ExpertAlarm:
     """Follows every expert of every MoE layer; its state is plain numbers and part of the checkpoint.
 
     Args:

@@ -10,7 +10,7 @@ from hmoe.data.batches import MicroBatch
 from hmoe.data.packing import Tokens
 
 
-class Source(Protocol):
+class PartSource(Protocol):
     """The micro-batches of step n as a pure function of n, such as `hmoe.data.batches.Batches`."""
 
     def parts(self, step: int) -> Sequence[MicroBatch[Tokens]]:
@@ -25,7 +25,7 @@ class Feed:
     one. Whatever goes wrong there is raised by the step that needs them.
     """
 
-    def __init__(self, source: Source, device: str) -> None:
+    def __init__(self, source: PartSource, device: str) -> None:
         self._source, self._device = source, torch.device(device)
         self._reader = None if device == "cpu" else ThreadPoolExecutor(1, "hmoe-feed")
         self._ahead: dict[int, Future[_Pinned]] = {}

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hmoe.errors import CheckpointError
-from hmoe.runs.log_rows import Row, read_rows
-from hmoe.storage import fsync, write_atomic
+from hmoe.runs.log_rows import Row, read_log_rows
+from hmoe.storage import flush_to_disk, write_atomic
 
 
-class Log:
+class LogFile:
     """A file of JSON lines, each with a `step`, whose lines after a given step can be taken back."""
 
     def __init__(self, path: Path) -> None:
@@ -18,7 +18,7 @@ class Log:
 
     def cut_back(self, step: int) -> list[Row]:
         """Drop lines after `step` and a torn last line; return those that are kept."""
-        kept = list(read_rows(self.path, step))
+        kept = list(read_log_rows(self.path, step))
         write_atomic(self.path, b"".join(line for line, _ in kept))
         return kept
 
@@ -36,7 +36,7 @@ class Log:
 
     def flush(self) -> None:
         """Make all lines durable, before the checkpoint that relies on them."""
-        fsync(self.path)
+        flush_to_disk(self.path)
 
     def close(self) -> None:
         """Close the file; no more lines are written."""

@@ -7,39 +7,39 @@ from typing import Any
 
 import torch
 
-from hmoe.checkpoint.store import latest
+from hmoe.checkpoint.store import load_newest_checkpoint
 from hmoe.config.run import RunConfig
-from hmoe.data.batches import MicroBatch, bytes_per_token, validation
+from hmoe.data.batches import MicroBatch, count_bytes_per_token, load_validation
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.likelihood import mean_nll
-from hmoe.runs.log_rows import seconds_at
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.likelihood import measure_mean_nll
+from hmoe.runs.log_rows import read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
-from hmoe.train.session import Counts, Session, open_session, progress
+from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP
 
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end the run
 
 
-def train(config: RunConfig, folder: RunFolder, console: Console) -> None:
+def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
     """Train until a budget is reached or a signal asks to stop; then the folder has a checkpoint of the step.
 
     Raises:
         NonFiniteError: after MAX_BAD_STEPS steps in a row whose loss or gradients were not finite.
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    restored = latest(folder.path, quarantine=True, say=console.warn)
+    restored = load_newest_checkpoint(folder.path, quarantine=True, say=console.warn)
     if restored is not None:
         # Before the session opens: a finished run reads neither its weights nor, most often, its data.
         config = folder.check_config(config, restored.state, console.warn)
-        seconds = seconds_at(folder.path, restored.step)
-        if progress(config, Counts(**restored.state["counts"]), seconds) >= 1:
+        seconds = read_training_seconds(folder.path, restored.step)
+        if measure_progress(config, RunCounts(**restored.state["counts"]), seconds) >= 1:
             if folder.leads_elsewhere(config):
                 open_data(config, restored.state["data"], restored.state["tokenizer"])
             folder.write_config(config)
@@ -155,7 +155,7 @@ def _validate(session: Session) -> dict[str, float]:
     Nothing is returned without a validation split, nor for a loss that is NaN or infinite.
     """
     config, device = session.config, session.device
-    inputs_BL, targets_BL = validation(
+    inputs_BL, targets_BL = load_validation(
         session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
     )
     # As many sequences at a time as a micro-batch holds: those are known to fit into memory.
@@ -170,12 +170,12 @@ def _validate(session: Session) -> dict[str, float]:
     ):
         for first in range(0, len(inputs_BL), size):
             some = slice(first, first + size)
-            nll = mean_nll(session.model, placed.tokens_BL[some], placed.targets_BL[some])
+            nll = measure_mean_nll(session.model, placed.tokens_BL[some], placed.targets_BL[some])
             total += nll * placed.targets_BL[some].numel()
     if not math.isfinite(total):
         return {}
     nats = total / num_tokens
-    bits = nats / math.log(2) / bytes_per_token(session.index, "valid")
+    bits = nats / math.log(2) / count_bytes_per_token(session.index, "valid")
     return {"validation_loss": nats, "validation_bits_per_byte": bits}
 
 
@@ -187,7 +187,7 @@ def _sample(session: Session) -> str:
     sampling, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
         with _evaluating(session):
-            new = list(generate(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer))
+            new = list(generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer))
         return tokenizer.decode(prompt + new)
     except NonFiniteError:
         return ""

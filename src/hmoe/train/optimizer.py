@@ -10,7 +10,7 @@ from hmoe.model.layers import RMSNorm
 from hmoe.model.router import RouterLayer
 
 
-def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Return a fused AdamW; norms, embeddings and routers decay with `decay_all` only (the paper's do)."""
     # By identity: an embedding that is tied to the head is one parameter, and spared.
     spared = {
@@ -35,7 +35,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def learning_rate(step: int, config: OptimConfig) -> float:
+def compute_learning_rate(step: int, config: OptimConfig) -> float:
     """Return the learning rate of the update that makes `step` into `step + 1`.
 
     Linear warm-up, then constant (the paper), cosine to `floor`, or constant with a final linear decay (wsd).

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hmoe.runs.log_rows import METRICS, TIMING, Row, seconds_at
-from hmoe.runs.log_seals import Seal, check_seals
-from hmoe.train.log_file import Log
+from hmoe.runs.log_rows import METRICS, TIMING, Row, read_training_seconds
+from hmoe.runs.log_seals import LogSeal, check_seals
+from hmoe.train.log_file import LogFile
 
 _SMOOTHING = 0.9  # of tokens per second
 
@@ -24,10 +24,10 @@ class Records:
     """
 
     def __init__(self, folder: Path, step: int, log_every: int, say: Callable[[str], None]) -> None:
-        self._metrics, self._timing = Log(folder / METRICS), Log(folder / TIMING)
+        self._metrics, self._timing = LogFile(folder / METRICS), LogFile(folder / TIMING)
         metrics, timing = self._metrics.cut_back(step), self._timing.cut_back(step)
         self._seal = _checked_seal(folder, metrics, timing, (step, log_every), say)
-        self.seconds = seconds_at(folder, step)
+        self.seconds = read_training_seconds(folder, step)
         self.tokens_per_second = 0.0
         self._last = self._begun = time.perf_counter()
         self._timed_step = step
@@ -77,7 +77,7 @@ class Records:
 
 def _checked_seal(
     folder: Path, metrics: list[Row], timing: list[Row], restored: tuple[int, int], say: Callable[[str], None]
-) -> Seal:
+) -> LogSeal:
     """Return the seal to go on with, after saying what is wrong with the rows up to the restored step."""
     step, log_every = restored
     seal, problem = check_seals(folder, metrics, timing)

@@ -7,32 +7,32 @@ from typing import Any
 
 import torch
 
-from hmoe.checkpoint.state import Checkpoint, capture, restore
-from hmoe.checkpoint.store import save
+from hmoe.checkpoint.state import Checkpoint, capture_state, restore_state
+from hmoe.checkpoint.store import save_checkpoint
 from hmoe.config.memory import Device, choose_unset, count_memory, describe_choice, read_host
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
 from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.data.tokenizer_folder import data_tokenizer, write_tokenizer
+from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
-from hmoe.model.transformer import Transformer, build, set_check_finite
-from hmoe.runs.begin_tokens import run_begin
-from hmoe.runs.config_binding import bound_part
+from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
+from hmoe.runs.begin_tokens import read_recorded_begin
+from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
-from hmoe.runs.side_files import TOKENIZER_SIDE, side_digests
-from hmoe.storage import sha256
+from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
+from hmoe.storage import hash_file
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment
-from hmoe.train.expert_alarm import Watch
-from hmoe.train.optimizer import adamw
+from hmoe.train.expert_alarm import ExpertAlarm
+from hmoe.train.optimizer import build_optimizer
 from hmoe.train.records import Records
 
 
 @dataclass
-class Counts:
+class RunCounts:
     """Where a run stands, in exact integers.
 
     Attributes:
@@ -72,8 +72,8 @@ class Session:
     batches: Batches
     model: Transformer
     optimizer: torch.optim.Optimizer
-    counts: Counts
-    watch: Watch
+    counts: RunCounts
+    watch: ExpertAlarm
     records: Records
     side_files: dict[str, str]
 
@@ -89,19 +89,19 @@ class Session:
             "begin": list(self.index.begin),
             "environment": describe_environment(self.device),
             "packing": self.batches.packing,
-            "config": bound_part(self.config),
+            "config": dump_bound_config(self.config),
             "side_files": self.side_files,
         }
-        captured = capture(self.counts.step, self.model, self.optimizer, state)
-        save(self.path, captured, self.config.train.keep)
+        captured = capture_state(self.counts.step, self.model, self.optimizer, state)
+        save_checkpoint(self.path, captured, self.config.train.keep)
         return self.counts.step
 
     def progress(self) -> float:
         """Return the share of the budget that is used up; 1 ends the run."""
-        return progress(self.config, self.counts, self.records.seconds)
+        return measure_progress(self.config, self.counts, self.records.seconds)
 
 
-def progress(config: RunConfig, counts: Counts, seconds: float) -> float:
+def measure_progress(config: RunConfig, counts: RunCounts, seconds: float) -> float:
     """Return the share of the budget that is used up, of several the largest; 1 ends the run."""
     train = config.train
     pairs = [
@@ -130,20 +130,20 @@ def open_session(config: RunConfig, folder: RunFolder, restored: Checkpoint | No
     _keep_tokenizer(folder.path, tokenizer, state is not None, console)
     batches = Batches(index, config.data, config.seed, _packing(restored))
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
-    model = build(config.model, config.seed, dtype, device)
+    model = build_transformer(config.model, config.seed, dtype, device)
     model.activation_checkpointing = config.train.recomputes_blocks
     if config.train.compile:
         compile_blocks(model)
     set_check_finite(model, False)  # train_step tests loss and gradients
-    optimizer = adamw(model, config.optim)
-    counts, watch_state = Counts(), None
+    optimizer = build_optimizer(model, config.optim)
+    counts, watch_state = RunCounts(), None
     if restored is not None:
-        restore(restored, model, optimizer)
-        counts, watch_state = Counts(**restored.state["counts"]), restored.state["watch"]
+        restore_state(restored, model, optimizer)
+        counts, watch_state = RunCounts(**restored.state["counts"]), restored.state["watch"]
         console.note(f"resuming from step {counts.step}")
     moe = config.model.moe
     shape = (len(config.model.moe_layers), len(moe.routed_widths) if moe else 0)
-    watch = Watch(shape, config.train.dead_after, watch_state)
+    watch = ExpertAlarm(shape, config.train.dead_after, watch_state)
     records = Records(folder.path, counts.step, config.train.log_every, console.warn)
     side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
@@ -161,7 +161,7 @@ def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console
         )
     if config.data.verify:
         index.verify()
-    return index, data_tokenizer(index)
+    return index, load_data_tokenizer(index)
 
 
 def _find_device(config: RunConfig) -> Device:
@@ -202,19 +202,19 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
 def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Console) -> None:
     """Write the tokenizer into the run folder; say so where a run that goes on has lost its own."""
     file = run / tokenizer.file_name
-    if resumed and tokenizer.file_name and not (file.is_file() and sha256(file) == tokenizer.fingerprint):
+    if resumed and tokenizer.file_name and not (file.is_file() and hash_file(file) == tokenizer.fingerprint):
         console.warn(f"{file}: is lost or damaged, written again from the data")
     write_tokenizer(run, tokenizer)
 
 
 def _side_files(run: Path) -> dict[str, str]:
     """Return what binds a new run next to its tokenizer: the file that names its separator."""
-    return {name: digest for name, digest in side_digests(run).items() if name == TOKENIZER_SIDE}
+    return {name: digest for name, digest in hash_side_files(run).items() if name == TOKENIZER_SIDE}
 
 
 def _check_begin(state: dict[str, Any], index: Index, tokenizer: Tokenizer) -> None:
     """Raise DataError if documents begin otherwise than the texts of a model whose weights were given."""
-    begin = run_begin(state, tokenizer)
+    begin = read_recorded_begin(state, tokenizer)
     if begin != index.begin:
         raise DataError(
             f"{index.folder}: documents begin with {_names(index.begin, tokenizer)}, texts of the model with "

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hmoe.config.counts import activated_parameters, training_flops
+from hmoe.config.counts import count_activated_parameters, count_training_flops
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import MicroBatch
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
-from hmoe.model.balance import Tally, balance, tally
-from hmoe.model.capacity import Slots
-from hmoe.model.precision import mixed_precision
+from hmoe.model.balance import RoutingCounts, count_routings, update_router_biases
+from hmoe.model.capacity import CapacityCounts
+from hmoe.model.precision import use_mixed_precision
 from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
-from hmoe.train.optimizer import learning_rate
+from hmoe.train.optimizer import compute_learning_rate
 from hmoe.train.processes import ONE_PROCESS, Processes
 
 # Seeds of noise are positions in a number of this base: run, step, micro-batch, and in the model layer.
@@ -42,7 +42,7 @@ class StepRecord:
         terms: loss (language model, nats per token), each auxiliary loss before its coefficient, loss_total.
         num_pairs_ZE: token-expert pairs that were computed.
         slots: what a router with capacity did, by name
-            (`hmoe.model.capacity.Slots`) and MoE layer; {} for others.
+            (`hmoe.model.capacity.CapacityCounts`) and MoE layer; {} for others.
         activated_parameters: of a token, on average.
         mean_activated_width: hidden units of routed experts that a token activated,
             mean over tokens and MoE layers.
@@ -57,7 +57,7 @@ class StepRecord:
     terms: dict[str, float] = field(default_factory=dict)
     num_pairs_ZE: list[list[int]] = field(default_factory=list)
     slots: dict[str, list[int]] = field(default_factory=dict)
-    activated_parameters: float = 0.0
+    count_activated_parameters: float = 0.0
     mean_activated_width: float = 0.0
     experts_per_token: float = 0.0
 
@@ -87,7 +87,7 @@ def train_step(
     placed = place_parts(parts, model.embed.weight.device)
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
-    record = StepRecord(lr=learning_rate(step, config.optim), tokens=num_tokens)
+    record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
     passes = [_accumulate(model, part, config, step) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -101,7 +101,7 @@ def train_step(
     _update(parameters, optimizer, norm, record, config)
     if record.applied:
         # After the update: the biases of this step chose the experts whose gradients were just applied.
-        balance(model, counts.num_asked_ZE)
+        update_router_biases(model, counts.num_asked_ZE)
     return record
 
 
@@ -109,7 +109,7 @@ class _Pass(NamedTuple):
     """What is kept of one micro-batch: its losses without their graphs, and what was counted."""
 
     terms: dict[str, torch.Tensor]
-    counts: Tally
+    counts: RoutingCounts
 
 
 def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
@@ -118,26 +118,26 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
     # Without noise no seed at all: a compiled block would be compiled again for each.
     noisy = moe is not None and moe.router.needs_noise
     seed = (config.seed * _SEED_BASE + step) * _SEED_BASE + part.index if noisy else None
-    with mixed_precision(device, config.train.precision == "bfloat16"):
+    with use_mixed_precision(device, config.train.precision == "bfloat16"):
         loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
         # Statistics are those of one micro-batch, whoever computes it: a run does not
         # depend on the number of processes.
         terms |= losses.average_losses(measure_routers(routings), moe)
-    terms["loss_total"] = loss + losses.weighted(terms, moe)
+    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
-    counts = tally(routings, device, moe is not None and moe.hyper is not None)
+    counts = count_routings(routings, device, moe is not None and moe.hyper is not None)
     return _Pass({name: value.detach() for name, value in terms.items()}, counts)
 
 
-def _reduce(passes: Sequence[_Pass], num_parts: int, processes: Processes) -> tuple[torch.Tensor, Tally]:
+def _reduce(passes: Sequence[_Pass], num_parts: int, processes: Processes) -> tuple[torch.Tensor, RoutingCounts]:
     """Return the mean of each loss over all micro-batches of the step, and the sums of the counts."""
     rows = [torch.stack(list(micro_batch.terms.values())) / num_parts for micro_batch in passes]
     means = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
     tables = zip(*(micro_batch.counts for micro_batch in passes), strict=True)
-    return means, Tally(*(processes.add(torch.stack(parts).sum(0)) for parts in tables))
+    return means, RoutingCounts(*(processes.add(torch.stack(parts).sum(0)) for parts in tables))
 
 
 def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
@@ -160,13 +160,13 @@ def _count(record: StepRecord, tables: Sequence[Sequence[float]], config: RunCon
     model, (num_pairs, slots, num_selections) = config.model, ([int(count) for count in table] for table in tables)
     widths = model.moe.routed_widths if model.moe else ()
     record.num_pairs_ZE = _cut_rows(num_pairs, len(widths))
-    record.slots = dict(zip(Slots._fields, _cut_rows(slots, len(record.num_pairs_ZE)), strict=False))
+    record.slots = dict(zip(CapacityCounts._fields, _cut_rows(slots, len(record.num_pairs_ZE)), strict=False))
     units = sum(count * width for row in record.num_pairs_ZE for count, width in zip(row, widths, strict=True))
-    record.flops = training_flops(model, config.data.sequence_length, record.tokens, units, sum(num_selections))
+    record.flops = count_training_flops(model, config.data.sequence_length, record.tokens, units, sum(num_selections))
     if record.num_pairs_ZE:
         record.mean_activated_width = units / record.tokens / len(record.num_pairs_ZE)
         record.experts_per_token = sum(num_pairs) / record.tokens / len(record.num_pairs_ZE)
-    record.activated_parameters = activated_parameters(model, record.mean_activated_width)
+    record.activated_parameters = count_activated_parameters(model, record.mean_activated_width)
 
 
 def _cut_rows(values: Sequence[int], length: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ from types import FrameType
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stop:
+class StopRequest:
     """A request to stop, true from the first signal on; a second one ends the process at once."""
 
     def __init__(self) -> None:
@@ -28,4 +28,4 @@ class Stop:
         return bool(self.signal_name)
 
 
-STOP = Stop()
+STOP = StopRequest()

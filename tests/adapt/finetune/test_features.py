@@ -6,8 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from hmoe.adapt.finetune.features import count_cut_heads, windows
-from hmoe.adapt.finetune.tasks import Example, find, settings_of
+from hmoe.adapt.finetune.features import count_cut_heads, cut_source_windows
+from hmoe.adapt.finetune.tasks import TaskExample, change_task_settings, get_finetune_task
 
 
 class Letters:
@@ -29,10 +29,10 @@ def test_every_token_of_a_context_is_in_a_window() -> None:
     for length in (2, 3, 5, 8, 13, 30, 60, 89, 92, 200):
         for question in ("", "why", "q" * 11, "q" * 29, "q" * 150):
             for stride in (1, 7, 128):
-                example = Example(question + "".join(body), (), head=question)
-                settings = replace(find("squad").settings, source_length=length, stride=stride)
+                example = TaskExample(question + "".join(body), (), head=question)
+                settings = replace(get_finetune_task("squad").settings, source_length=length, stride=stride)
                 case = (length, len(question), stride)
-                rows = [row["input_ids"] for row in windows(example, Letters(), settings)]
+                rows = [row["input_ids"] for row in cut_source_windows(example, Letters(), settings)]
                 read = {token for row in rows for token in row}
                 assert {ord(letter) for letter in body} <= read, case
                 assert max(map(len, rows)) <= length, case
@@ -48,9 +48,9 @@ def test_every_token_of_a_context_is_in_a_window() -> None:
 
 
 def test_windows_share_the_stride_where_it_fits() -> None:
-    example = Example("ab" + "".join(chr(1000 + i) for i in range(20)), (), head="ab")
-    settings = replace(find("squad").settings, source_length=11, stride=3)  # room for 8
-    rows = [row["input_ids"] for row in windows(example, Letters(), settings)]
+    example = TaskExample("ab" + "".join(chr(1000 + i) for i in range(20)), (), head="ab")
+    settings = replace(get_finetune_task("squad").settings, source_length=11, stride=3)  # room for 8
+    rows = [row["input_ids"] for row in cut_source_windows(example, Letters(), settings)]
     assert [row[2] - 1000 for row in rows] == [0, 5, 10, 15]
     assert rows[0] == [ord("a"), ord("b"), *range(1000, 1008), 1]
 
@@ -58,10 +58,10 @@ def test_windows_share_the_stride_where_it_fits() -> None:
 def test_every_window_has_the_question_and_all_of_the_context_is_read(switch: Path) -> None:
     fast = PreTrainedTokenizerFast.from_pretrained(switch)
     context = " ".join(random.Random(0).choices("good bad film story plot".split(), k=900))  # noqa: SIM905
-    settings = settings_of(find("squad"), source_length=100)
+    settings = change_task_settings(get_finetune_task("squad"), source_length=100)
     settings = replace(settings, stride=20)
-    rows = windows(
-        Example(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
+    rows = cut_source_windows(
+        TaskExample(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
     )
     head = fast("question: who ? context:", add_special_tokens=False)["input_ids"]
     bodies = []

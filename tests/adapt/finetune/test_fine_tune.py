@@ -16,9 +16,9 @@ from transformers import (
 
 from hmoe import CheckpointError, ConfigError
 from hmoe.adapt.duplicate import duplicate_mlps
-from hmoe.adapt.finetune.fine_tune import Request, finetune
-from hmoe.adapt.finetune.tasks import find
-from hmoe.cli.main import run as hmoe
+from hmoe.adapt.finetune.fine_tune import FinetuneRequest, finetune_model
+from hmoe.adapt.finetune.tasks import get_finetune_task
+from hmoe.cli.main import run_command_line as hmoe
 from hmoe.hub import attach_hyper
 from tests.adapt.finetune.helpers import ROWS, write
 
@@ -190,8 +190,8 @@ def test_what_is_no_model_is_told_before_data_and_network(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("x")
-    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.load", None)
+    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.load_task_examples", None)
     monkeypatch.setattr("hmoe.adapt.finetune.starting_model.AutoConfig", None)
-    request = Request(find("sst2"), place.replace("HERE", str(tmp_path)))
+    request = FinetuneRequest(get_finetune_task("sst2"), place.replace("HERE", str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"no such folder|is a file|without a config\.json"):
-        finetune(request, tmp_path / "out")
+        finetune_model(request, tmp_path / "out")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hmoe.adapt.finetune.load_examples import _file, load
-from hmoe.adapt.finetune.tasks import find
+from hmoe.adapt.finetune.load_examples import _file, load_task_examples
+from hmoe.adapt.finetune.tasks import get_finetune_task
 from hmoe.errors import DataError
 from tests.adapt.finetune.helpers import ROWS, write
 
@@ -28,10 +28,10 @@ def test_files_that_do_not_fit_are_one_line(rows: list[dict[str, Any]], message:
     write(tmp_path, [{"sentence": "a", "label": 1}], "train")
     write(tmp_path, rows, "validation")
     with pytest.raises(DataError, match=message) as error:
-        load(find("cola"), tmp_path)
+        load_task_examples(get_finetune_task("cola"), tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(DataError, match=r"no file train with an ending of .jsonl"):
-        load(find("cola"), tmp_path / "nowhere")
+        load_task_examples(get_finetune_task("cola"), tmp_path / "nowhere")
 
 
 def test_lists_that_are_no_lists_are_told(tmp_path: Path) -> None:
@@ -42,16 +42,20 @@ def test_lists_that_are_no_lists_are_told(tmp_path: Path) -> None:
         for split in ("train", "validation"):
             write(tmp_path, [ROWS[name][0] | {column: value}], split)
         with pytest.raises(DataError, match="must be a list of texts"):
-            load(find(name), tmp_path)
+            load_task_examples(get_finetune_task(name), tmp_path)
     (tmp_path / "train.jsonl").write_text('{"sentence": "a", "label": 1')
     with pytest.raises(DataError, match=r"train\.jsonl: cannot be read \((?!DatasetGenerationError)"):
-        load(find("cola"), tmp_path)
+        load_task_examples(get_finetune_task("cola"), tmp_path)
 
 
 def test_lines_of_a_text_keep_their_ends(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / f"{split}.txt").write_text(" = A = \n\nIt was.\n")
-    assert [example.source for example in load(find("wikitext2"), tmp_path)[0]] == [" = A = \n", "\n", "It was.\n"]
+    assert [example.source for example in load_task_examples(get_finetune_task("wikitext2"), tmp_path)[0]] == [
+        " = A = \n",
+        "\n",
+        "It was.\n",
+    ]
 
 
 def test_two_files_of_one_split_are_refused(tmp_path: Path) -> None:
@@ -69,7 +73,7 @@ def test_a_malformed_row_has_its_number(tmp_path: Path) -> None:
         DataError,
         match=r"train\.jsonl: row 3 is not as stsb has them: ValueError: label = 5\.5, must be a number from 0 to 5",
     ):
-        load(find("stsb"), tmp_path)
+        load_task_examples(get_finetune_task("stsb"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -85,4 +89,4 @@ def test_a_line_that_no_parser_reads_has_its_number(
 ) -> None:
     (tmp_path / f"train.{ending}").write_text(text)
     with pytest.raises(DataError, match=re.escape(told)):
-        load(find(task), tmp_path)
+        load_task_examples(get_finetune_task(task), tmp_path)

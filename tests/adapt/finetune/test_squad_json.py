@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hmoe.adapt.finetune.load_examples import load
-from hmoe.adapt.finetune.tasks import find
+from hmoe.adapt.finetune.load_examples import load_task_examples
+from hmoe.adapt.finetune.tasks import get_finetune_task
 from hmoe.errors import DataError
 
 
@@ -33,7 +33,7 @@ def test_official_files_are_read(layout: str, tmp_path: Path) -> None:
         if layout == "lines":
             text = "".join(json.dumps(article) + "\n" for article in whole["data"])
         (tmp_path / f"{split}.{'jsonl' if layout == 'lines' else 'json'}").write_text(text)
-    train, validation = load(find("squad"), tmp_path)
+    train, validation = load_task_examples(get_finetune_task("squad"), tmp_path)
     assert [example.source for example in train] == [
         "question: Who? context: It was me.",
         "question: Why? context: It was me.",
@@ -54,4 +54,4 @@ def test_what_is_not_as_squad_has_it_is_named_by_its_place(
 ) -> None:
     (tmp_path / "train.json").write_text(json.dumps(official(**change)))
     with pytest.raises(DataError, match=message):
-        load(find("squad"), tmp_path)
+        load_task_examples(get_finetune_task("squad"), tmp_path)

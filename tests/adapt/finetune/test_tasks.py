@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError
-from hmoe.adapt.finetune.load_examples import load
-from hmoe.adapt.finetune.tasks import TASKS, find, settings_of
+from hmoe.adapt.finetune.load_examples import load_task_examples
+from hmoe.adapt.finetune.tasks import TASKS, change_task_settings, get_finetune_task
 from tests.adapt.finetune.helpers import ROWS, write
 
 
@@ -19,7 +19,7 @@ def test_a_row_becomes_text(name: str, tmp_path: Path) -> None:
     row, expected = ROWS[name]
     for split in ("train", "validation"):
         write(tmp_path, [row, row], split)
-    for split_examples in load(find(name), tmp_path):
+    for split_examples in load_task_examples(get_finetune_task(name), tmp_path):
         assert [(example.source, example.targets) for example in split_examples] == expected * 2
     if name == "superglue-multirc":
         assert split_examples[0].group == "4.2"
@@ -27,14 +27,14 @@ def test_a_row_becomes_text(name: str, tmp_path: Path) -> None:
 
 def test_what_is_unknown_or_out_of_range_is_named() -> None:
     with pytest.raises(ConfigError, match="task colla: unknown; must be one of cola, sst2"):
-        find("colla")
+        get_finetune_task("colla")
     with pytest.raises(ConfigError, match="seed = 4294967296, must be from 0 to 4294967295"):
-        settings_of(find("cola"), seed=2**32)
+        change_task_settings(get_finetune_task("cola"), seed=2**32)
     with pytest.raises(ConfigError, match="epochs = 0, must be from 1"):
-        settings_of(find("cola"), epochs=0)
+        change_task_settings(get_finetune_task("cola"), epochs=0)
     with pytest.raises(ConfigError, match="lr = 2, must be above 0 and below 1"):
-        settings_of(find("cola"), lr=2)
-    paper = settings_of(find("squad"), lr=None)
+        change_task_settings(get_finetune_task("cola"), lr=2)
+    paper = change_task_settings(get_finetune_task("squad"), lr=None)
     assert (paper.lr, paper.epochs, paper.batch, paper.source_length, paper.stride, paper.seed) == (
         3e-5,
         10,

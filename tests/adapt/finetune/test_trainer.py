@@ -11,15 +11,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from hmoe.adapt.duplicate import balance_loss, duplicate_mlps, heard
-from hmoe.adapt.finetune.trainer import BalancedTrainer, Collator
+from hmoe.adapt.duplicate import compute_noisy_balance, duplicate_mlps, record_noisy_routers
+from hmoe.adapt.finetune.trainer import BalancedTrainer, RouterLossCollator
 from tests.adapt.test_duplicate import small
 
 
 def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:
     model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
     fast = PreTrainedTokenizerFast.from_pretrained(switch)
-    batch = Collator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
+    batch = RouterLossCollator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
     output = model(**batch)
     auxiliary = output.encoder_aux_loss + output.decoder_aux_loss
     z_loss = output.encoder_z_loss + output.decoder_z_loss
@@ -37,8 +37,8 @@ def test_the_loss_of_duplicated_mlps_has_their_balance(tmp_path: Path) -> None:
     torch.manual_seed(0)
     loss = trainer.compute_loss(model, inputs)
     torch.manual_seed(0)
-    with heard(model) as routers:
+    with record_noisy_routers(model) as routers:
         text = model(**inputs).loss
-    balance = sum(balance_loss(*routed).item() for routed in routers)
+    balance = sum(compute_noisy_balance(*routed).item() for routed in routers)
     assert balance > 0.01
     assert loss.item() == pytest.approx(text.item() + 1e-2 * balance, rel=1e-6)

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.likelihood import Candidate, score
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.likelihood import Candidate, score_candidates
 from hmoe.serve.engine.engine import Engine
-from hmoe.serve.engine.types import Ask
+from hmoe.serve.engine.types import SequenceTask
 from tests.serve.helpers import CONTEXT, GREEDY, NO_END, TOKENIZER, TOP_P, Asked, ask, engine, greedy, model, prompt
 
 
@@ -14,7 +14,7 @@ def test_greedy_tokens_are_those_of_generate() -> None:
     for length in (1, 7, 40):
         ids = prompt(length, length)
         with torch.no_grad():
-            expected = list(generate(built, list(ids), 12, GREEDY, 0, TOKENIZER))
+            expected = list(generate_tokens(built, list(ids), 12, GREEDY, 0, TOKENIZER))
         answer = ask(started, greedy(ids, bias={}))[0]
         assert answer.ids == expected
         assert answer.text == TOKENIZER.decode(expected)
@@ -56,7 +56,7 @@ def test_prompt_logprobs_are_those_of_the_scorer() -> None:
     assert [entry.token for entry in answer.prompt_entries] == list(ids)
     assert answer.prompt_entries[0].logprob is None
     assert answer.text == ""
-    expected = score(built, [[Candidate(ids, 20)]]).groups[0][0]
+    expected = score_candidates(built, [[Candidate(ids, 20)]]).groups[0][0]
     assert -sum(entry.logprob or 0 for entry in answer.prompt_entries[-20:]) == pytest.approx(expected.nll, abs=1e-4)
     best = [entry.top[0] for entry in answer.prompt_entries[1:]]
     assert all(len(entry.top) == 1 for entry in answer.prompt_entries[1:])
@@ -90,23 +90,23 @@ def test_used_counts_what_was_activated(running: Engine) -> None:
 
 def test_the_same_seed_gives_the_same_text_whatever_else_runs(running: Engine) -> None:
     samplings = [Sampling(1.0), Sampling(0.7, 20), Sampling(1.2, 0, 0.8), Sampling(0.9, 50, 0.9)]
-    asks = [Ask(prompt(3, 20), 30, sampling, seed=7, bias=NO_END) for sampling in samplings]
+    asks = [SequenceTask(prompt(3, 20), 30, sampling, seed=7, bias=NO_END) for sampling in samplings]
     alone = [ask(running, task)[0].text for task in asks]
-    noise = [Ask(prompt(100 + i, 3 * i + 1), 25, samplings[i % 4], seed=i) for i in range(12)]
+    noise = [SequenceTask(prompt(100 + i, 3 * i + 1), 25, samplings[i % 4], seed=i) for i in range(12)]
     mixed = [Asked(running, [task]) for pair in zip(noise, asks * 3, strict=True) for task in pair]
     assert [asked.wait()[0].text for asked in mixed[1::2]] == alone * 3
-    assert ask(running, Ask(prompt(3, 20), 30, samplings[0], seed=8, bias=NO_END))[0].text != alone[0]
+    assert ask(running, SequenceTask(prompt(3, 20), 30, samplings[0], seed=8, bias=NO_END))[0].text != alone[0]
 
 
 def test_sampling_follows_the_distribution(running: Engine) -> None:
     """Frequencies of first tokens against the told probabilities, within five standard errors."""
-    told = ask(running, Ask(prompt(1, 5), 1, GREEDY, logprobs=5, bias=NO_END))[0].entries[0]
-    draws = ask(running, *(Ask(prompt(1, 5), 1, Sampling(1.0), seed=i, logprobs=0) for i in range(2000)))
+    told = ask(running, SequenceTask(prompt(1, 5), 1, GREEDY, logprobs=5, bias=NO_END))[0].entries[0]
+    draws = ask(running, *(SequenceTask(prompt(1, 5), 1, Sampling(1.0), seed=i, logprobs=0) for i in range(2000)))
     tokens = [answer.ids[0] for answer in draws if answer.ids]
     for token, logprob in told.top:
         p = float(torch.tensor(logprob).exp())
         assert tokens.count(token) / 2000 == pytest.approx(p, abs=5 * (p * (1 - p) / 2000) ** 0.5)
-    few = ask(running, *(Ask(prompt(1, 5), 1, Sampling(1.0, top_k=2), seed=i, logprobs=0) for i in range(200)))
+    few = ask(running, *(SequenceTask(prompt(1, 5), 1, Sampling(1.0, top_k=2), seed=i, logprobs=0) for i in range(200)))
     assert {answer.ids[0] for answer in few} == {token for token, _ in told.top[:2]}
 
 
@@ -144,7 +144,9 @@ def test_the_separator_ends_a_text(running: Engine) -> None:
 def test_streamed_text_is_the_text_also_within_characters(running: Engine) -> None:
     """Bytes of characters and broken bytes come one token at a time."""
     letters = {**{i: 1e6 for i in "é漢\U0001f600a".encode()}, 0xFF: 1e6}
-    asks = [Ask(prompt(1, 3), 60, Sampling(1.0), seed=4, bias=letters, logprobs=0, stream=s) for s in (True, False)]
+    asks = [
+        SequenceTask(prompt(1, 3), 60, Sampling(1.0), seed=4, bias=letters, logprobs=0, stream=s) for s in (True, False)
+    ]
     streamed, whole = ask(running, *asks)
     assert streamed.text == whole.text == TOKENIZER.decode(whole.ids)
     for a, b in zip(streamed.entries, whole.entries, strict=True):

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from hmoe.model.generate import Sampling
-from hmoe.serve.engine.sampling import adjust, draw, tell
-from hmoe.serve.engine.types import Ask
+from hmoe.serve.engine.sampling import adjust_logits, draw_tokens, gather_logprobs
+from hmoe.serve.engine.types import SequenceTask
 
 
 def slow(logits: list[float], how: Sampling, uniform: float) -> int:
@@ -47,30 +47,30 @@ def test_draws_are_those_written_out_whatever_the_other_rows_are(vocab: int, sca
     if ties:  # as bfloat16 has many
         logits_MV = logits_MV.mul(4).round().div(4)
     uniforms = torch.rand(len(hows), dtype=torch.float64).tolist()
-    together = draw(logits_MV, hows, uniforms)
+    together = draw_tokens(logits_MV, hows, uniforms)
     for logits_V, how, uniform, token in zip(logits_MV, hows, uniforms, together, strict=True):
-        assert draw(logits_V[None], [how], [uniform]) == [token]
+        assert draw_tokens(logits_V[None], [how], [uniform]) == [token]
         assert slow(logits_V.tolist(), how, uniform) == token
 
 
 def test_the_largest_uniform_number_draws_a_token_that_is_kept() -> None:
     logits_MV = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
     last = 1 - 2**-53
-    assert draw(logits_MV, [Sampling(1.0, 2)], [last]) == [3]
-    assert draw(logits_MV, [Sampling(1.0, 0, 0.5)], [last]) == [1]
-    assert draw(logits_MV, [Sampling(1.0)], [0.0]) == [0]
+    assert draw_tokens(logits_MV, [Sampling(1.0, 2)], [last]) == [3]
+    assert draw_tokens(logits_MV, [Sampling(1.0, 0, 0.5)], [last]) == [1]
+    assert draw_tokens(logits_MV, [Sampling(1.0)], [0.0]) == [0]
 
 
 def test_biases_and_penalties_add_up() -> None:
     logits_V = torch.zeros(5)
-    ask = Ask((0,), bias={1: 2.0, 2: -1.0}, frequency_penalty=0.5, presence_penalty=0.25)
-    adjust(logits_V, ask, {2: 3, 4: 1})
+    ask = SequenceTask((0,), bias={1: 2.0, 2: -1.0}, frequency_penalty=0.5, presence_penalty=0.25)
+    adjust_logits(logits_V, ask, {2: 3, 4: 1})
     assert logits_V.tolist() == [0, 2, -1 - 3 * 0.5 - 0.25, 0, -0.5 - 0.25]
 
 
 def test_told_logprobs_are_of_the_whole_row() -> None:
     logits_MV = torch.randn(3, 9)
-    of_targets, ids, tops = tell(logits_MV, [4, 0, 8], 2)
+    of_targets, ids, tops = gather_logprobs(logits_MV, [4, 0, 8], 2)
     expected_MV = logits_MV.double().log_softmax(1)
     for row, target in enumerate([4, 0, 8]):
         assert of_targets[row] == pytest.approx(float(expected_MV[row, target]), abs=1e-6)

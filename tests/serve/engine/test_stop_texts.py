@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from hmoe.data.tokenizer import load
+from hmoe.data.tokenizer import load_tokenizer
 from hmoe.model.generate import Sampling
 from hmoe.serve.engine.engine import Engine
-from hmoe.serve.engine.stop_texts import Writer
-from hmoe.serve.engine.types import Ask, Limits
+from hmoe.serve.engine.stop_texts import StoppableText
+from hmoe.serve.engine.types import EngineLimits, SequenceTask
 from tests.data import kinds
 from tests.serve.helpers import CONTEXT, Asked, model
 
 
 def written(kind: str, text: str, stops: Sequence[str], folder: Path) -> tuple[str, list[str]]:
     """What is left at the end, and what is shown after each token."""
-    tokenizer = load(kinds.write(kinds.KINDS[kind](), folder))
+    tokenizer = load_tokenizer(kinds.write(kinds.KINDS[kind](), folder))
     prompt, ids = tokenizer.encode(["the"])[0], tokenizer.encode([text])[0]
-    writer, shown = Writer(tokenizer.detokenizer(prompt), stops), []
+    writer, shown = StoppableText(tokenizer.detokenizer(prompt), stops), []
     for token in ids:
         stopped = writer.add(token)
         shown.append(writer.text[: writer.count_safe()] if not stopped else writer.text)
@@ -39,12 +39,13 @@ def test_stop_texts_are_found_in_the_decoded_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "word piece", "suffix", "word level"])
 def test_served_text_is_the_decoded_text(kind: str, tmp_path: Path) -> None:
-    tokenizer = load(kinds.write(kinds.KINDS[kind](), tmp_path))
+    tokenizer = load_tokenizer(kinds.write(kinds.KINDS[kind](), tmp_path))
     prompt = tokenizer.encode(["the bird"])[0]
-    with Engine(model(), tokenizer, Limits(context_length=CONTEXT)) as engine:
+    with Engine(model(), tokenizer, EngineLimits(context_length=CONTEXT)) as engine:
         bias = dict.fromkeys(tokenizer.ends, -1e9)
         asks = [
-            Ask(tuple(prompt), 16, Sampling(1.0), seed, bias, logprobs=0, stream=seed % 2 == 0) for seed in range(4)
+            SequenceTask(tuple(prompt), 16, Sampling(1.0), seed, bias, logprobs=0, stream=seed % 2 == 0)
+            for seed in range(4)
         ]
         answers = Asked(engine, asks).wait()
     for answer in answers:

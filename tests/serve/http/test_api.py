@@ -6,9 +6,9 @@ import openai
 import pytest
 import torch
 
-from hmoe.config.counts import activated_parameters
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.likelihood import Candidate, score
+from hmoe.config.counts import count_activated_parameters
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.likelihood import Candidate, score_candidates
 from tests.serve.helpers import CONTEXT, TOKENIZER, TOP_P, Live, model
 
 PROMPT = "It was a dark"
@@ -23,7 +23,7 @@ def client(live: Live) -> Iterator[openai.OpenAI]:
 def test_completion_is_what_generate_gives(live: Live, client: openai.OpenAI) -> None:
     ids = TOKENIZER.encode([PROMPT])[0]
     with torch.no_grad():
-        expected = list(generate(live.model, ids, 20, Sampling(0), 0, TOKENIZER))
+        expected = list(generate_tokens(live.model, ids, 20, Sampling(0), 0, TOKENIZER))
     answer = client.completions.create(model="small", prompt=PROMPT, max_tokens=20, temperature=0)
     assert answer.choices[0].text == TOKENIZER.decode(expected)
     assert answer.choices[0].finish_reason == "length"
@@ -38,7 +38,7 @@ def test_the_answer_says_what_was_activated(live: Live, client: openai.OpenAI) -
     told = client.completions.create(model="small", prompt=PROMPT, max_tokens=8).model_extra["hmoe"]  # type: ignore[index]
     assert told["experts_per_token"] == 2
     assert 40 <= told["activated_hidden_units"] <= 80
-    assert told["activated_parameters"] == activated_parameters(live.model.config, told["activated_hidden_units"])
+    assert told["activated_parameters"] == count_activated_parameters(live.model.config, told["activated_hidden_units"])
 
 
 def test_several_prompts_and_several_answers(client: openai.OpenAI) -> None:
@@ -88,7 +88,7 @@ def test_echo_repeats_the_prompt_and_tells_its_logprobs(live: Live, client: open
         assert told.text_offset[: len(ids) + 1] == list(range(len(ids) + 1))
         assert told.token_logprobs[0] is None
         assert told.top_logprobs[0] is None
-        expected = score(live.model, [[Candidate(ids, 6)]]).groups[0][0]
+        expected = score_candidates(live.model, [[Candidate(ids, 6)]]).groups[0][0]
         assert -sum(told.token_logprobs[-8:-2]) == pytest.approx(expected.nll, abs=1e-4)
         assert all(
             max(top.values()) == lp for top, lp in zip(told.top_logprobs[-2:], told.token_logprobs[-2:], strict=True)

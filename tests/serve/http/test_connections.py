@@ -12,7 +12,7 @@ import httpx
 import pytest
 import torch
 
-from hmoe.serve.engine.batch import Passes
+from hmoe.serve.engine.batch import BatchRunner
 from tests.serve.helpers import CONTEXT, Live, model, receive_all, wait_until
 
 LONG = {"prompt": "x", "max_tokens": CONTEXT - 1, "logit_bias": {"256": -100}, "stream": True}
@@ -28,14 +28,14 @@ class Held:
     """Passes of the model wait until `gate` is set; `steps` counts those that were let through."""
 
     def __init__(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.gate, self.steps, run = threading.Event(), 0, Passes.run
+        self.gate, self.steps, run = threading.Event(), 0, BatchRunner.run
 
-        def held(passes: Passes, *arguments: object) -> None:
+        def held(passes: BatchRunner, *arguments: object) -> None:
             assert self.gate.wait(60)
             self.steps += 1
             run(passes, *arguments)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Passes, "run", held)
+        monkeypatch.setattr(BatchRunner, "run", held)
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /hea", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: "])
@@ -138,8 +138,8 @@ GREEDY = {"prompt": "It was a dark", "max_tokens": 12, "temperature": 0, "logpro
 
 def test_a_request_that_takes_too_long_is_told_504(monkeypatch: pytest.MonkeyPatch) -> None:
     with Live(seconds=0.3) as live:
-        run = Passes.run
-        monkeypatch.setattr(Passes, "run", lambda *arguments: (time.sleep(0.05), run(*arguments))[1])
+        run = BatchRunner.run
+        monkeypatch.setattr(BatchRunner, "run", lambda *arguments: (time.sleep(0.05), run(*arguments))[1])
         answer = live.post("/v1/completions", {**LONG, "stream": False})
         assert answer.status_code == 504
         assert answer.json()["error"]["type"] == "server_error"
@@ -195,7 +195,7 @@ def test_a_fault_of_the_server_is_500_and_the_next_request_is_answered(
             assert "division" not in answer.text
         wait_until(lambda: "ZeroDivisionError" in caplog.text)
         with monkeypatch.context() as broken:
-            broken.setattr(Passes, "_draw", lambda *arguments: 1 / 0)
+            broken.setattr(BatchRunner, "_draw", lambda *arguments: 1 / 0)
             assert live.greedy().status_code == 500
         assert live.greedy().status_code == 200
         assert live.get("/health").json()["status"] == "degraded"

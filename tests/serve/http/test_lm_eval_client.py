@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hmoe.model.generate import Sampling, generate
-from hmoe.model.likelihood import Candidate, score
+from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.likelihood import Candidate, score_candidates
 from tests.serve.helpers import CONTEXT, TOKENIZER, Live
 
 
@@ -43,7 +43,7 @@ def test_lm_evals_client_gets_the_scores_of_the_scorer(live: Live, monkeypatch: 
     expected = []
     for context, continuation in pairs:
         ids, scored = TOKENIZER.encode([context + continuation])[0], len(continuation.encode())
-        expected.append(score(live.model, [[Candidate(ids, scored)]]).groups[0][0])
+        expected.append(score_candidates(live.model, [[Candidate(ids, scored)]]).groups[0][0])
     for client in (make(1, 1), make(3, 1), make(1, 4)):
         for (nll, greedy), wanted in zip(client.loglikelihood(requests, disable_tqdm=True), expected, strict=True):
             assert -nll == pytest.approx(wanted.nll, abs=1e-4)
@@ -51,5 +51,5 @@ def test_lm_evals_client_gets_the_scores_of_the_scorer(live: Live, monkeypatch: 
     until = Instance("generate_until", {}, ("It was", {"until": ["zzz"], "max_gen_toks": 12, "temperature": 0}), 0)
     ids = TOKENIZER.encode(["It was"])[0]
     with torch.no_grad():
-        text = TOKENIZER.decode(list(generate(live.model, ids, 12, Sampling(0), 0, TOKENIZER)))
+        text = TOKENIZER.decode(list(generate_tokens(live.model, ids, 12, Sampling(0), 0, TOKENIZER)))
     assert make(1, 1).generate_until([until], disable_tqdm=True) == [text]

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.neutral_fields import CHAT, COMPLETION, SAMPLING
-from hmoe.serve.http.schema import ChatRequest, CompletionRequest, parse
+from hmoe.serve.http.schema import ChatRequest, CompletionRequest, parse_request
 
 BODIES: dict[type, dict[str, Any]] = {
     CompletionRequest: {"prompt": "x"},
@@ -18,7 +18,7 @@ USED = {"top_k", "logit_bias", "logprobs", "top_logprobs"}  # fields of ours tha
 
 
 def read(kind: Any, **fields: Any) -> Any:
-    return parse(kind, json.dumps({**BODIES[kind], **fields}).encode())
+    return parse_request(kind, json.dumps({**BODIES[kind], **fields}).encode())
 
 
 @pytest.mark.parametrize("kind", BODIES)
@@ -33,11 +33,11 @@ def test_a_neutral_value_gives_the_request_without_it(kind: Any) -> None:
 @pytest.mark.parametrize("kind", BODIES)
 def test_any_other_value_is_refused_by_its_name(kind: Any) -> None:
     for name in TABLES[kind].keys() - USED:
-        with pytest.raises(Refusal, match=f"^{name}: is not supported") as refused:
+        with pytest.raises(HTTPError, match=f"^{name}: is not supported") as refused:
             read(kind, **{name: "something else"})
         assert refused.value.param == name
     for name, value in (("min_p", False), ("ignore_eos", 0), ("repetition_penalty", True), ("stop_token_ids", [0])):
-        with pytest.raises(Refusal, match=f"^{name}: is not supported"):
+        with pytest.raises(HTTPError, match=f"^{name}: is not supported"):
             read(kind, **{name: value})
 
 
@@ -47,13 +47,13 @@ def test_any_other_value_is_refused_by_its_name(kind: Any) -> None:
      ("reasoning_effort", None), ("presence", None), ("options", None)],
 )  # fmt: skip
 def test_the_nearest_field_is_near_or_not_named(field: str, nearest: str | None) -> None:
-    with pytest.raises(Refusal) as refused:
+    with pytest.raises(HTTPError) as refused:
         read(CompletionRequest, **{field: 3})
     assert refused.value.message.partition("nearest field: ")[2] == (nearest or "")
 
 
 def test_reasoning_effort_is_told_what_is_taken() -> None:
-    with pytest.raises(Refusal, match="which takes 'none' only"):
+    with pytest.raises(HTTPError, match="which takes 'none' only"):
         read(ChatRequest, reasoning_effort="low")
 
 
@@ -61,13 +61,13 @@ def test_histories_with_tools_are_refused_by_name_and_silence_is_taken() -> None
     user, silent = {"role": "user", "content": "x"}, {"role": "assistant", "content": None}
     for turn in ({**silent, "tool_calls": [{"id": "c"}]}, {**silent, "function_call": {"name": "f"}},
                  {"role": "tool", "tool_call_id": "c", "content": "4"}, {"role": "function", "content": "4"}):  # fmt: skip
-        with pytest.raises(Refusal, match=r"tool|function"):
+        with pytest.raises(HTTPError, match=r"tool|function"):
             read(ChatRequest, messages=[user, turn])
     request = read(ChatRequest, messages=[user, {**silent, "tool_calls": [], "refusal": None, "audio": None}, user])
     assert [message.content for message in request.messages] == ["x", None, "x"]
-    with pytest.raises(Refusal, match=r"messages\.0\.content: Field required"):
+    with pytest.raises(HTTPError, match=r"messages\.0\.content: Field required"):
         read(ChatRequest, messages=[{"role": "user", "content": None}])
-    with pytest.raises(Refusal, match="'image_url' is not supported"):
+    with pytest.raises(HTTPError, match="'image_url' is not supported"):
         read(ChatRequest, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}])
     part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
     assert read(ChatRequest, messages=[{"role": "user", "content": [part]}]).messages[0].content == [
@@ -86,5 +86,5 @@ def test_stream_options_that_ask_for_nothing_need_no_stream() -> None:
 
 def test_an_assistant_that_called_tools_is_refused_for_the_call() -> None:
     turn = {"role": "assistant", "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f"}}]}
-    with pytest.raises(Refusal, match=r"^messages\.0\.tool_calls: is not supported"):
+    with pytest.raises(HTTPError, match=r"^messages\.0\.tool_calls: is not supported"):
         read(ChatRequest, messages=[turn])

@@ -10,12 +10,12 @@ import pytest
 from fastapi import Request, Response
 
 import hmoe
-from hmoe.serve.engine.types import Limits
+from hmoe.serve.engine.types import EngineLimits
 from hmoe.serve.http.app import create_app
 from hmoe.serve.http.handlers import ServerState
-from hmoe.serve.http.middleware import GuardLimits
+from hmoe.serve.http.middleware import RequestLimits
 from hmoe.serve.http.routes import ROUTES, Route, find_route
-from hmoe.serve.http.service import Served, Service
+from hmoe.serve.http.service import ServedModel, Service
 from tests.serve.helpers import CONTEXT, TOKENIZER, model
 
 KEY = {"Authorization": "Bearer k"}
@@ -50,8 +50,8 @@ ASKED = [
 
 
 def test_a_route_is_one_entry_and_its_handler() -> None:
-    service = Service(Served(model(), TOKENIZER, "small"), Limits(context_length=CONTEXT), CONTEXT, 60)
-    limits = GuardLimits(api_key="k", origins=("http://page:1",))
+    service = Service(ServedModel(model(), TOKENIZER, "small"), EngineLimits(context_length=CONTEXT), CONTEXT, 60)
+    limits = RequestLimits(api_key="k", origins=("http://page:1",))
     app = create_app(service, limits, lambda: 0, (*ROUTES, *ADDED))
 
     async def ask_all() -> str:

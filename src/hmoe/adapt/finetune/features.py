@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
-from hmoe.adapt.finetune.settings import Settings
-from hmoe.adapt.finetune.tasks import Example, Task
+from hmoe.adapt.finetune.settings import FinetuneSettings
+from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
 from hmoe.errors import ConfigError
 
 
-def sequences(task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+def encode_training_sequences(
+    task: FinetuneTask, examples: Sequence[TaskExample], tokenizer: Any, settings: FinetuneSettings
+) -> list[dict[str, Any]]:
     """Return sources and targets as tokens to be trained on, one row for each example and target."""
     rows = []
     for example in examples:
@@ -20,7 +22,7 @@ def sequences(task: Task, examples: Sequence[Example], tokenizer: Any, settings:
     return rows
 
 
-def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+def cut_source_windows(example: TaskExample, tokenizer: Any, settings: FinetuneSettings) -> list[dict[str, Any]]:
     """Cut an example's source into windows that together read it to its end.
 
     Each window begins with the example's head. Windows share `stride` tokens, or half of what fits beside the
@@ -44,7 +46,9 @@ def windows(example: Example, tokenizer: Any, settings: Settings) -> list[dict[s
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
 
 
-def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> list[dict[str, Any]]:
+def cut_text_blocks(
+    examples: Sequence[TaskExample], tokenizer: Any, settings: FinetuneSettings
+) -> list[dict[str, Any]]:
     """Join the texts to one stream of tokens and cut it into blocks; the rest at its end is left out.
 
     Raises:
@@ -62,7 +66,7 @@ def blocks(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> l
     return [{"input_ids": torch.tensor(block), "labels": torch.tensor(block)} for block in blocks]
 
 
-def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Settings) -> int:
+def count_cut_heads(examples: Sequence[TaskExample], tokenizer: Any, settings: FinetuneSettings) -> int:
     """Count the distinct questions so long that a window has no room for a token of the context."""
     if settings.stride is None:
         return 0
@@ -71,7 +75,7 @@ def count_cut_heads(examples: Sequence[Example], tokenizer: Any, settings: Setti
     return sum(not _has_room(_plain_tokens(head, tokenizer), end, settings) for head in heads)
 
 
-def _truncate(source: str, tokenizer: Any, settings: Settings) -> dict[str, Any]:
+def _truncate(source: str, tokenizer: Any, settings: FinetuneSettings) -> dict[str, Any]:
     encoding = tokenizer(source, max_length=settings.source_length, truncation=True)
     return {"input_ids": encoding["input_ids"], "attention_mask": encoding["attention_mask"]}
 
@@ -81,5 +85,5 @@ def _plain_tokens(text: str, tokenizer: Any) -> list[int]:
     return tokens
 
 
-def _has_room(head: Sequence[int], end: Sequence[int], settings: Settings) -> bool:
+def _has_room(head: Sequence[int], end: Sequence[int], settings: FinetuneSettings) -> bool:
     return len(head) + len(end) < settings.source_length

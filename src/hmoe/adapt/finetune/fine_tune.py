@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments, set_seed
 
-from hmoe.adapt.finetune.features import blocks, count_cut_heads, sequences
-from hmoe.adapt.finetune.load_examples import load
-from hmoe.adapt.finetune.scorers import Answers, Perplexity, Quality
-from hmoe.adapt.finetune.settings import Settings
+from hmoe.adapt.finetune.features import count_cut_heads, cut_text_blocks, encode_training_sequences
+from hmoe.adapt.finetune.load_examples import load_task_examples
+from hmoe.adapt.finetune.scorers import AnswerScorer, PerplexityScorer, Scorer
+from hmoe.adapt.finetune.settings import FinetuneSettings
 from hmoe.adapt.finetune.starting_model import open_starting_model
-from hmoe.adapt.finetune.tasks import Example, Task
-from hmoe.adapt.finetune.trainer import BalancedTrainer, Collator, Say, ScoreHistory
+from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
+from hmoe.adapt.finetune.trainer import BalancedTrainer, RouterLossCollator, Say, ScoreHistory
 from hmoe.errors import ConfigError
 from hmoe.storage import write_atomic
 
@@ -22,7 +22,7 @@ METHODS = ("moe", "share", "hyper")
 
 
 @dataclass(frozen=True)
-class Request:
+class FinetuneRequest:
     """What is fine-tuned, and how.
 
     Attributes:
@@ -34,11 +34,11 @@ class Request:
         train_examples: so many of the training split are used, the first ones; None: all.
     """
 
-    task: Task
+    task: FinetuneTask
     model: str
     method: str = "hyper"
     data: Path | None = None
-    settings: Settings | None = None
+    settings: FinetuneSettings | None = None
     train_examples: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Request:
             raise ConfigError(f"method = {self.method}, must be one of {', '.join(METHODS)}", argument="method")
 
 
-def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[str, Any]:
+def finetune_model(request: FinetuneRequest, out: Path, say: Say = lambda line: None) -> dict[str, Any]:
     """Fine-tune a model by the paper's recipe, write it to a folder, and return its results.
 
     Args:
@@ -64,7 +64,7 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
     set_seed(settings.seed)
     # The model first: data may come over the network, and take long.
     model, tokenizer = open_starting_model(task, request.model, request.method, settings)
-    examples, validation = load(task, request.data)
+    examples, validation = load_task_examples(task, request.data)
     examples, validation = examples[: request.train_examples], validation[: settings.eval_examples]
     features, collator, score = _prepare(task, settings, examples, validation, model, tokenizer)
     _warn(validation, model, tokenizer, settings, say)
@@ -89,16 +89,25 @@ def finetune(request: Request, out: Path, say: Say = lambda line: None) -> dict[
 
 
 def _prepare(
-    task: Task, settings: Settings, examples: list[Example], validation: list[Example], model: Any, tokenizer: Any
-) -> tuple[list[dict[str, Any]], Collator | None, Quality]:
+    task: FinetuneTask,
+    settings: FinetuneSettings,
+    examples: list[TaskExample],
+    validation: list[TaskExample],
+    model: Any,
+    tokenizer: Any,
+) -> tuple[list[dict[str, Any]], RouterLossCollator | None, Scorer]:
     """Return what is trained on, its collator (None: the trainer's own), and the score."""
     if task.score is None:
-        return blocks(examples, tokenizer, settings), None, Perplexity(validation, tokenizer, settings)
-    collator = Collator(DataCollatorForSeq2Seq(tokenizer, model))
-    return sequences(task, examples, tokenizer, settings), collator, Answers(task, validation, tokenizer, settings)
+        return cut_text_blocks(examples, tokenizer, settings), None, PerplexityScorer(validation, tokenizer, settings)
+    collator = RouterLossCollator(DataCollatorForSeq2Seq(tokenizer, model))
+    return (
+        encode_training_sequences(task, examples, tokenizer, settings),
+        collator,
+        AnswerScorer(task, validation, tokenizer, settings),
+    )
 
 
-def _warn(validation: list[Example], model: Any, tokenizer: Any, settings: Settings, say: Say) -> None:
+def _warn(validation: list[TaskExample], model: Any, tokenizer: Any, settings: FinetuneSettings, say: Say) -> None:
     """Say what makes the results worse than they might be."""
     num_cut = count_cut_heads(validation, tokenizer, settings)
     if num_cut:
@@ -113,7 +122,7 @@ def _warn(validation: list[Example], model: Any, tokenizer: Any, settings: Setti
         )
 
 
-def _training_arguments(settings: Settings, out: Path) -> TrainingArguments:
+def _training_arguments(settings: FinetuneSettings, out: Path) -> TrainingArguments:
     """Return the options of transformers' trainer, which itself neither scores nor saves."""
     return TrainingArguments(
         output_dir=str(out), num_train_epochs=settings.epochs, per_device_train_batch_size=settings.batch,

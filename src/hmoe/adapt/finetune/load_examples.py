@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.adapt.finetune.json_lines import describe_broken_line
-from hmoe.adapt.finetune.squad_json import is_nested, read_nested
-from hmoe.adapt.finetune.tasks import Example, Row, Task
-from hmoe.errors import DataError, missing_extra
+from hmoe.adapt.finetune.squad_json import is_squad_json, read_squad_json
+from hmoe.adapt.finetune.tasks import FinetuneTask, Row, TaskExample
+from hmoe.errors import DataError, make_missing_extra_error
 
 _KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
 
 
-def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]:
+def load_task_examples(task: FinetuneTask, folder: Path | None) -> tuple[list[TaskExample], list[TaskExample]]:
     """Return the training and the validation examples of a task.
 
     Args:
@@ -29,12 +29,12 @@ def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]
     try:
         import datasets  # noqa: PLC0415 - optional extra
     except ImportError:
-        raise missing_extra("fine-tuning recipes", "finetune") from None
+        raise make_missing_extra_error("fine-tuning recipes", "finetune") from None
     datasets.disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what goes wrong is raised below
     splits = []
     for split in ("train", task.validation):
-        examples: list[Example] = []
+        examples: list[TaskExample] = []
         name, rows = _rows(datasets, task, folder, split)
         for place, row in rows:
             try:
@@ -48,14 +48,14 @@ def load(task: Task, folder: Path | None) -> tuple[list[Example], list[Example]]
     return splits[0], splits[1]
 
 
-def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
+def _rows(datasets: Any, task: FinetuneTask, folder: Path | None, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
     """Return where a split is from, and its rows, each with its place: "row 1" comes after a header."""
     path = None if folder is None else _file(folder, split)
     name = f"{task.dataset} {task.subset or ''} {split}" if path is None else str(path)
     if path is not None and path.stat().st_size == 0:
         raise DataError(f"{name}: empty file")
-    if path is not None and task.name == "squad" and is_nested(path):
-        return name, read_nested(path)
+    if path is not None and task.name == "squad" and is_squad_json(path):
+        return name, read_squad_json(path)
     table = _table(datasets, task, path, split, name)
     missing = [column for column in task.columns if column not in table.column_names]
     if missing:
@@ -63,7 +63,7 @@ def _rows(datasets: Any, task: Task, folder: Path | None, split: str) -> tuple[s
     return name, ((f"row {position}", row) for position, row in enumerate(table, 1))
 
 
-def _table(datasets: Any, task: Task, path: Path | None, split: str, name: str) -> Any:
+def _table(datasets: Any, task: FinetuneTask, path: Path | None, split: str, name: str) -> Any:
     try:
         if path is None:
             return datasets.load_dataset(task.dataset, task.subset, split=split)

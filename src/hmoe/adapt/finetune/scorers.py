@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import torch
 
-from hmoe.adapt.finetune.features import blocks, windows
-from hmoe.adapt.finetune.settings import Settings
-from hmoe.adapt.finetune.tasks import Example, Task
+from hmoe.adapt.finetune.features import cut_source_windows, cut_text_blocks
+from hmoe.adapt.finetune.settings import FinetuneSettings
+from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
 
 
-class Quality(Protocol):
+class Scorer(Protocol):
     """Something that scores a model, and tells which of two scores is better."""
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -21,7 +21,7 @@ class Quality(Protocol):
         """Return one number for the scores of a model, which is larger for a better model."""
 
 
-class Answers:
+class AnswerScorer:
     """Score of the answers that a model generates.
 
     Of the answers to a question's several windows the one of the largest probability counts.
@@ -30,12 +30,14 @@ class Answers:
         windows: (index of the example, its tokens) for all windows.
     """
 
-    def __init__(self, task: Task, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> None:
+    def __init__(
+        self, task: FinetuneTask, examples: Sequence[TaskExample], tokenizer: Any, settings: FinetuneSettings
+    ) -> None:
         self.task, self.examples, self.tokenizer, self.settings = task, examples, tokenizer, settings
         self.windows = [
             (index, window)
             for index, example in enumerate(examples)
-            for window in windows(example, tokenizer, settings)
+            for window in cut_source_windows(example, tokenizer, settings)
         ]
 
     def __call__(self, model: Any) -> dict[str, float]:
@@ -63,11 +65,11 @@ class Answers:
                 no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
             texts = self.tokenizer.batch_decode(generation.sequences, skip_special_tokens=True)
-            for (index, _), text, log_prob in zip(part, texts, log_probs(model, generation), strict=True):
+            for (index, _), text, log_prob in zip(part, texts, sum_generated_log_probs(model, generation), strict=True):
                 yield index, (log_prob, text.strip())
 
 
-def log_probs(model: Any, generation: Any) -> list[float]:
+def sum_generated_log_probs(model: Any, generation: Any) -> list[float]:
     """Return the log-probability of each generated text, in nats; for beam search the score of the beam.
 
     Args:
@@ -85,11 +87,11 @@ def log_probs(model: Any, generation: Any) -> list[float]:
     return text_log_probs
 
 
-class Perplexity:
+class PerplexityScorer:
     """Score of a language model: its perplexity on the validation text, cut into blocks."""
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Any, settings: Settings) -> None:
-        self.blocks = blocks(examples, tokenizer, settings)
+    def __init__(self, examples: Sequence[TaskExample], tokenizer: Any, settings: FinetuneSettings) -> None:
+        self.blocks = cut_text_blocks(examples, tokenizer, settings)
 
     def __call__(self, model: Any) -> dict[str, float]:
         """Return the perplexity per token, from the mean loss over blocks."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Settings:
+class FinetuneSettings:
     """How a model is fine-tuned and scored.
 
     Attributes:
@@ -34,8 +34,8 @@ class Settings:
     seed: int = 42
 
 
-GLUE = Settings(lr=1e-5, weight_decay=0.1, target_length=8)
-QA = Settings(lr=3e-5, source_length=384, target_length=30, stride=128)
-SUMMARY = Settings(lr=3e-5, weight_decay=0.1, source_length=1024, target_length=60, beams=6, min_length=10,
+GLUE = FinetuneSettings(lr=1e-5, weight_decay=0.1, target_length=8)
+QA = FinetuneSettings(lr=3e-5, source_length=384, target_length=30, stride=128)
+SUMMARY = FinetuneSettings(lr=3e-5, weight_decay=0.1, source_length=1024, target_length=60, beams=6, min_length=10,
                    no_repeat_ngram=3, eval_examples=1600)  # fmt: skip
-LANGUAGE = Settings(lr=1e-5, epochs=20, batch=4, source_length=1024)
+LANGUAGE = FinetuneSettings(lr=1e-5, epochs=20, batch=4, source_length=1024)

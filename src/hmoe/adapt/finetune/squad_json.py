@@ -11,7 +11,7 @@ from hmoe.errors import DataError
 _HEAD_BYTES = 1 << 20  # enough of a file for its first article to begin in
 
 
-def is_nested(path: Path) -> bool:
+def is_squad_json(path: Path) -> bool:
     """Return whether a .json or .jsonl file holds articles rather than one question per row."""
     if path.suffix not in (".json", ".jsonl"):
         return False
@@ -19,7 +19,7 @@ def is_nested(path: Path) -> bool:
         return b'"paragraphs"' in file.read(_HEAD_BYTES)
 
 
-def read_nested(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_squad_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield every question as a row of the flat format, with its place: "article 1, paragraph 2, question 3".
 
     Args:

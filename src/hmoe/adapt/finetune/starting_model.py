@@ -8,15 +8,15 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GPT2L
 
 from hmoe.adapt.attach import attach_hyper, attach_shared
 from hmoe.adapt.duplicate import duplicate_mlps
-from hmoe.adapt.finetune.settings import Settings
-from hmoe.adapt.finetune.tasks import Task
-from hmoe.adapt.moe_blocks import expert_stacks
+from hmoe.adapt.finetune.settings import FinetuneSettings
+from hmoe.adapt.finetune.tasks import FinetuneTask
+from hmoe.adapt.moe_blocks import list_expert_stacks
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.model.memory import align_memory
 from hmoe.specs.experts import Hyper
 
 
-def open_starting_model(task: Task, source: str, method: str, settings: Settings) -> tuple[Any, Any]:
+def open_starting_model(task: FinetuneTask, source: str, method: str, settings: FinetuneSettings) -> tuple[Any, Any]:
     """Open a model with its tokenizer, and add to it what the method adds.
 
     A folder that was fine-tuned before comes with what was added to it then.
@@ -53,11 +53,11 @@ def open_starting_model(task: Task, source: str, method: str, settings: Settings
         attach_hyper(model, None if earlier else Hyper(), folder)
     elif method == "share":
         attach_shared(model, folder=folder)
-    expert_stacks(model)  # a model without experts is refused for the baseline too
+    list_expert_stacks(model)  # a model without experts is refused for the baseline too
     return model, tokenizer
 
 
-def _read_model(task: Task, source: str) -> tuple[Any, Any]:
+def _read_model(task: FinetuneTask, source: str) -> tuple[Any, Any]:
     """Read a model of the family that a task is for, and its tokenizer, from a folder or the hub."""
     language = task.score is None
     family, kind = (GPT2LMHeadModel, "gpt2") if language else (AutoModelForSeq2SeqLM, "switch_transformers")

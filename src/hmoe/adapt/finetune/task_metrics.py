@@ -11,45 +11,47 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from hmoe.errors import missing_extra
+from hmoe.errors import make_missing_extra_error
 
 try:
     from rouge_score import rouge_scorer
     from scipy import stats
     from sklearn import metrics
 except ImportError:
-    raise missing_extra("fine-tuning recipes", "finetune") from None
+    raise make_missing_extra_error("fine-tuning recipes", "finetune") from None
 
 if TYPE_CHECKING:
-    from hmoe.adapt.finetune.tasks import Example
+    from hmoe.adapt.finetune.tasks import TaskExample
 
-Score = Callable[[Sequence[str], "Sequence[Example]"], dict[str, float]]
+    pass
+
+Score = Callable[[Sequence[str], "Sequence[TaskExample]"], dict[str, float]]
 
 
-def accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return the share of answers that are the target."""
     right = [answer == example.targets[0] for answer, example in zip(predictions, examples, strict=True)]
     return {"accuracy": 100 * sum(right) / len(right)}
 
 
-def matthews(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_matthews(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return Matthews' correlation of binary answers with their targets (CoLA)."""
     return {"matthews": 100 * float(metrics.matthews_corrcoef(_targets(examples), _binary(predictions, examples)))}
 
 
-def f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return the F1 of class 1, and the accuracy (MRPC, QQP)."""
-    return {"f1": _f1(predictions, examples), **accuracy(predictions, examples)}
+    return {"f1": _f1(predictions, examples), **measure_accuracy(predictions, examples)}
 
 
-def macro_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_macro_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return the mean F1 over the classes that occur among the targets, and the accuracy (CB)."""
     targets = _targets(examples)
     macro = metrics.f1_score(targets, predictions, labels=sorted(set(targets)), average="macro", zero_division=0)
-    return {"f1": 100 * float(macro), **accuracy(predictions, examples)}
+    return {"f1": 100 * float(macro), **measure_accuracy(predictions, examples)}
 
 
-def correlations(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_correlations(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return Pearson's and Spearman's correlation of predicted and true numbers (STS-B).
 
     Both are 0 if one side is constant. An answer that is no number counts as -1, which no true number is.
@@ -64,7 +66,7 @@ def correlations(predictions: Sequence[str], examples: "Sequence[Example]") -> d
     return {"pearson": 100 * float(pearson), "spearman": 100 * float(spearman)}
 
 
-def grouped(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_grouped_answers(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return the F1 over all answers, and the share of questions whose answers are all right (MultiRC)."""
     right: dict[str, bool] = {}
     for answer, example in zip(predictions, examples, strict=True):
@@ -72,7 +74,7 @@ def grouped(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[s
     return {"f1": _f1(predictions, examples), "exact_match": 100 * sum(right.values()) / len(right)}
 
 
-def squad(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_squad_answers(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return the F1 of words and the exact matches, with the best target of each question (SQuAD, ReCoRD)."""
     pairs = list(zip(predictions, examples, strict=True))
     f1 = [max(_f1_of_words(answer, target) for target in example.targets) for answer, example in pairs]
@@ -80,7 +82,7 @@ def squad(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str
     return {"f1": 100 * sum(f1) / len(pairs), "exact_match": 100 * sum(exact) / len(pairs)}
 
 
-def rouge(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str, float]:
+def measure_rouge(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return ROUGE-2, ROUGE-1 and ROUGE-L as F1, with stemming (CNN/DailyMail)."""
     kinds = ["rouge2", "rouge1", "rougeL"]
     scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
@@ -88,18 +90,18 @@ def rouge(predictions: Sequence[str], examples: "Sequence[Example]") -> dict[str
     return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
 
 
-def _targets(examples: "Sequence[Example]") -> list[str]:
+def _targets(examples: "Sequence[TaskExample]") -> list[str]:
     return [example.targets[0] for example in examples]
 
 
-def _binary(predictions: Sequence[str], examples: "Sequence[Example]") -> list[str]:
+def _binary(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> list[str]:
     """Return the answers, of which those that are neither 0 nor 1 become the opposite of the target."""
     opposite = {"0": "1", "1": "0"}
     pairs = zip(predictions, _targets(examples), strict=True)
     return [answer if answer in opposite else opposite[target] for answer, target in pairs]
 
 
-def _f1(predictions: Sequence[str], examples: "Sequence[Example]") -> float:
+def _f1(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> float:
     return 100 * float(
         metrics.f1_score(_targets(examples), _binary(predictions, examples), pos_label="1", zero_division=0)
     )

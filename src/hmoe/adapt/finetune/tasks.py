@@ -9,24 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from hmoe.adapt.finetune.settings import GLUE, LANGUAGE, QA, SUMMARY, Settings
+from hmoe.adapt.finetune.settings import GLUE, LANGUAGE, QA, SUMMARY, FinetuneSettings
 from hmoe.adapt.finetune.task_metrics import (
     Score,
-    accuracy,
-    correlations,
-    f1_and_accuracy,
-    grouped,
-    macro_f1_and_accuracy,
-    matthews,
-    rouge,
-    squad,
+    measure_accuracy,
+    measure_correlations,
+    measure_f1_and_accuracy,
+    measure_grouped_answers,
+    measure_macro_f1_and_accuracy,
+    measure_matthews,
+    measure_rouge,
+    measure_squad_answers,
 )
 from hmoe.errors import ConfigError
 
 Row = Mapping[str, Any]
 
 
-class Example(NamedTuple):
+class TaskExample(NamedTuple):
     """One question with its right answers.
 
     Attributes:
@@ -43,7 +43,7 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Task:
+class FinetuneTask:
     """What a model can be fine-tuned on: where the data are, how a row becomes text, how answers are scored.
 
     Attributes:
@@ -62,14 +62,14 @@ class Task:
     dataset: str
     subset: str | None
     columns: tuple[str, ...]
-    examples: Callable[[Row], Iterator[Example]]
+    examples: Callable[[Row], Iterator[TaskExample]]
     score: Score | None
-    settings: Settings = GLUE
+    settings: FinetuneSettings = GLUE
     validation: str = "validation"
     all_targets: bool = False
 
 
-def find(name: str) -> Task:
+def get_finetune_task(name: str) -> FinetuneTask:
     """Return the task of that name.
 
     Raises:
@@ -88,7 +88,7 @@ def _classes(
     score: Score,
     classes: int = 2,
     **more: Any,
-) -> Task:
+) -> FinetuneTask:
     """Return a classification task whose source is a row's fields with their labels.
 
     Args:
@@ -100,11 +100,11 @@ def _classes(
         more: further arguments of `Task`.
     """
 
-    def examples(row: Row) -> Iterator[Example]:
+    def examples(row: Row) -> Iterator[TaskExample]:
         words = [f"{label}: {_words(row, column)}" for label, column in fields.items()]
-        yield Example(" ".join([name, *words]), (_label(row, classes),))
+        yield TaskExample(" ".join([name, *words]), (_label(row, classes),))
 
-    return Task(name, dataset, subset, (*fields.values(), "label"), examples, score, **more)
+    return FinetuneTask(name, dataset, subset, (*fields.values(), "label"), examples, score, **more)
 
 
 def _words(row: Row, column: str) -> str:
@@ -127,30 +127,30 @@ def _own_labels(*columns: str) -> dict[str, str]:
     return {column: column for column in columns}
 
 
-def _similarity(row: Row) -> Iterator[Example]:
+def _similarity(row: Row) -> Iterator[TaskExample]:
     """Yield the example of a row of STS-B: its target, from 0 to 5, is rounded to a fifth as in T5."""
     source = f"stsb sentence1: {_words(row, 'sentence1')} sentence2: {_words(row, 'sentence2')}"
     score = float(row["label"])
     if not 0 <= score <= 5:
         raise ValueError(f"label = {row['label']!r}, must be a number from 0 to 5")
-    yield Example(source, (f"{round(score * 5) / 5:.1f}",))
+    yield TaskExample(source, (f"{round(score * 5) / 5:.1f}",))
 
 
-def _multirc(row: Row) -> Iterator[Example]:
+def _multirc(row: Row) -> Iterator[TaskExample]:
     """Yield the example of a row of MultiRC: an answer, grouped with the others to its question."""
     question, answer, paragraph = (
         _without_markup(_words(row, column)) for column in ("question", "answer", "paragraph")
     )
     source = f"superglue-multirc question: {question} answer: {answer} paragraph: {paragraph}"
     index = row["idx"]
-    yield Example(source, (_label(row, 2),), f"{int(index['paragraph'])}.{int(index['question'])}")
+    yield TaskExample(source, (_label(row, 2),), f"{int(index['paragraph'])}.{int(index['question'])}")
 
 
 def _without_markup(text: str) -> str:
     return re.sub(r"</?b>", "", text.replace("<br>", " "))
 
 
-def _record(row: Row) -> Iterator[Example]:
+def _record(row: Row) -> Iterator[TaskExample]:
     """Yield the example of a row of ReCoRD, whose highlights become sentences of the passage.
 
     Its targets are all answers that the row lists.
@@ -159,7 +159,7 @@ def _record(row: Row) -> Iterator[Example]:
     passage = passage.replace("\n@highlight\n", ". ")
     query, entities = _words(row, "query"), ", ".join(_texts(row["entities"], "entities"))
     source = f"superglue-record query: {query} entities: {entities} passage: {passage}"
-    yield Example(source, _texts(row["answers"], "answers") or ("<unk>",))
+    yield TaskExample(source, _texts(row["answers"], "answers") or ("<unk>",))
 
 
 def _texts(values: Any, column: str) -> tuple[str, ...]:
@@ -169,7 +169,7 @@ def _texts(values: Any, column: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(values))
 
 
-def _wsc(row: Row) -> Iterator[Example]:
+def _wsc(row: Row) -> Iterator[TaskExample]:
     """Yield the example of a row of WSC: *noun* and #pronoun# are marked as in T5."""
     text = _words(row, "text")
     # The marks of the first span are words too: they move a later second span by two.
@@ -178,61 +178,61 @@ def _wsc(row: Row) -> Iterator[Example]:
         words_before = rf"((?:\S+\s){{{int(row[f'{name}_index']) + moved}}})"
         span = re.escape(_words(row, f"{name}_text"))
         text = re.sub(f"^{words_before}({span})", rf"\1{mark} \2 {mark}", text, count=1)
-    yield Example(f"superglue-wsc.fixed text: {text}", (_label(row, 2),))
+    yield TaskExample(f"superglue-wsc.fixed text: {text}", (_label(row, 2),))
 
 
-def _squad(row: Row) -> Iterator[Example]:
+def _squad(row: Row) -> Iterator[TaskExample]:
     head = f"question: {_words(row, 'question').strip()} context:"
     answers = _texts(row["answers"]["text"], "answers.text") or ("",)
-    yield Example(f"{head} {_words(row, 'context').strip()}", answers, head=head)
+    yield TaskExample(f"{head} {_words(row, 'context').strip()}", answers, head=head)
 
 
-def _summary(row: Row) -> Iterator[Example]:
-    yield Example(f"summarize: {_words(row, 'article')}", (_words(row, "highlights"),))
+def _summary(row: Row) -> Iterator[TaskExample]:
+    yield TaskExample(f"summarize: {_words(row, 'article')}", (_words(row, "highlights"),))
 
 
-def _text(row: Row) -> Iterator[Example]:
-    yield Example(_words(row, "text"), ())
+def _text(row: Row) -> Iterator[TaskExample]:
+    yield TaskExample(_words(row, "text"), ())
 
 
-def _glue(subset: str, columns: tuple[str, ...], score: Score = accuracy, **more: Any) -> Task:
+def _glue(subset: str, columns: tuple[str, ...], score: Score = measure_accuracy, **more: Any) -> FinetuneTask:
     return _classes(subset, "nyu-mll/glue", subset, _own_labels(*columns), score, **more)
 
 
-def _superglue(subset: str, fields: dict[str, str], score: Score = accuracy, **more: Any) -> Task:
+def _superglue(subset: str, fields: dict[str, str], score: Score = measure_accuracy, **more: Any) -> FinetuneTask:
     return _classes(f"superglue-{subset}", "aps/super_glue", subset, fields, score, **more)
 
 
 _PAIR, _NLI = ("sentence1", "sentence2"), ("premise", "hypothesis")
-_STS = _glue("stsb", _PAIR, correlations)
+_STS = _glue("stsb", _PAIR, measure_correlations)
 TASKS = {task.name: task for task in (
-    _glue("cola", ("sentence",), matthews),
+    _glue("cola", ("sentence",), measure_matthews),
     _glue("sst2", ("sentence",)),
-    _glue("mrpc", _PAIR, f1_and_accuracy),
-    _classes("qqp", "nyu-mll/glue", "qqp", _own_labels("question1", "question2"), f1_and_accuracy),
+    _glue("mrpc", _PAIR, measure_f1_and_accuracy),
+    _classes("qqp", "nyu-mll/glue", "qqp", _own_labels("question1", "question2"), measure_f1_and_accuracy),
     replace(_STS, examples=_similarity),
     _glue("mnli", _NLI, classes=3, validation="validation_matched"),
     _glue("qnli", ("question", "sentence")),
     _glue("rte", _PAIR),
     _glue("wnli", _PAIR),
     _superglue("boolq", _own_labels("question", "passage")),
-    _superglue("cb", _own_labels(*_NLI), macro_f1_and_accuracy, classes=3),
+    _superglue("cb", _own_labels(*_NLI), measure_macro_f1_and_accuracy, classes=3),
     _superglue("copa", _own_labels("premise", "choice1", "choice2")),
     _superglue("rte", _own_labels(*_NLI)),
     _superglue("wic", _own_labels("sentence1", "sentence2", "word")),
-    Task("superglue-wsc.fixed", "aps/super_glue", "wsc.fixed", ("text", "span1_index", "span1_text", "span2_index",
-         "span2_text", "label"), _wsc, accuracy),
-    Task("superglue-multirc", "aps/super_glue", "multirc", ("question", "answer", "paragraph", "idx", "label"), _multirc,
-         grouped),
-    Task("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, squad,
+    FinetuneTask("superglue-wsc.fixed", "aps/super_glue", "wsc.fixed", ("text", "span1_index", "span1_text", "span2_index",
+         "span2_text", "label"), _wsc, measure_accuracy),
+    FinetuneTask("superglue-multirc", "aps/super_glue", "multirc", ("question", "answer", "paragraph", "idx", "label"), _multirc,
+         measure_grouped_answers),
+    FinetuneTask("superglue-record", "aps/super_glue", "record", ("query", "entities", "passage", "answers"), _record, measure_squad_answers,
          replace(GLUE, target_length=30), all_targets=True),
-    Task("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, squad, QA),
-    Task("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, rouge, SUMMARY),
-    Task("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
+    FinetuneTask("squad", "rajpurkar/squad", None, ("question", "context", "answers"), _squad, measure_squad_answers, QA),
+    FinetuneTask("cnn_dailymail", "abisee/cnn_dailymail", "3.0.0", ("article", "highlights"), _summary, measure_rouge, SUMMARY),
+    FinetuneTask("wikitext2", "Salesforce/wikitext", "wikitext-2-raw-v1", ("text",), _text, None, LANGUAGE),
 )}  # fmt: skip
 
 
-def settings_of(task: Task, **changes: Any) -> Settings:
+def change_task_settings(task: FinetuneTask, **changes: Any) -> FinetuneSettings:
     """Return a task's settings with some of them changed; a change to None leaves what the paper has.
 
     Raises:

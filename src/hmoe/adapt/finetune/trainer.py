@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback
 
-from hmoe.adapt.duplicate import balance_loss, heard
-from hmoe.adapt.finetune.scorers import Quality
-from hmoe.adapt.finetune.tasks import Task
+from hmoe.adapt.duplicate import compute_noisy_balance, record_noisy_routers
+from hmoe.adapt.finetune.scorers import Scorer
+from hmoe.adapt.finetune.tasks import FinetuneTask
 from hmoe.errors import NonFiniteError
 
 _BALANCE = 1e-2  # coefficient of the noisy routers' loss (HyperMoE's GPT-2)
 Say = Callable[[str], None]
 
 
-class Collator:
+class RouterLossCollator:
     """Collator of batches for which a Switch model adds its routers' auxiliary losses to the loss."""
 
     def __init__(self, inner: DataCollatorForSeq2Seq) -> None:
@@ -34,10 +34,10 @@ class BalancedTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the model's loss plus 1e-2 times the sum of the noisy routers' balance losses."""
-        with heard(model) as routers:
+        with record_noisy_routers(model) as routers:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if routers:
-            balance = sum(balance_loss(*output) for output in routers)
+            balance = sum(compute_noisy_balance(*output) for output in routers)
             # The model's loss is divided by the items of all accumulated parts, so this is divided by their
             # number.
             loss = loss + _BALANCE / self.args.gradient_accumulation_steps * balance
@@ -51,7 +51,7 @@ class ScoreHistory(TrainerCallback):  # type: ignore[misc]
         rows: epoch and scores, a row per epoch.
     """
 
-    def __init__(self, task: Task, score: Quality, say: Say) -> None:
+    def __init__(self, task: FinetuneTask, score: Scorer, say: Say) -> None:
         self.task, self.score, self.say, self.rows = task, score, say, list[dict[str, float]]()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:

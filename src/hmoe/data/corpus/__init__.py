@@ -4,10 +4,10 @@ import dataclasses
 import shutil
 from importlib import resources
 
-from hmoe.data.prepare import PrepareReport, Request, prepare
+from hmoe.data.prepare import PrepareReport, PrepareRequest, prepare_data
 from hmoe.data.shards import WITHIN, Index
 from hmoe.errors import DataError
-from hmoe.storage import cache_folder, sha256
+from hmoe.storage import get_cache_folder, hash_file
 
 
 def open_corpus(tokenizer: str, report: PrepareReport = lambda progress: None) -> Index:
@@ -18,12 +18,12 @@ def open_corpus(tokenizer: str, report: PrepareReport = lambda progress: None) -
         report: called with the progress of preparing.
     """
     with resources.as_file(resources.files(__name__) / "austen.jsonl.xz") as text:
-        folder = cache_folder() / f"corpus-{sha256(text)[:8]}-{tokenizer.replace(':', '')}"
-        request = Request([str(text)], tokenizer, validation=0.05)
+        folder = get_cache_folder() / f"corpus-{hash_file(text)[:8]}-{tokenizer.replace(':', '')}"
+        request = PrepareRequest([str(text)], tokenizer, validation=0.05)
         try:
-            index = prepare(request, folder, report, wait=True)
+            index = prepare_data(request, folder, report, wait=True)
         except DataError:  # damaged, or of another version: it is only a cache
             shutil.rmtree(folder)
-            index = prepare(request, folder, report, wait=True)
+            index = prepare_data(request, folder, report, wait=True)
     # Sequences end with their book, as in every version, so that losses of all versions can be compared.
     return dataclasses.replace(index, packing=WITHIN)

@@ -3,7 +3,16 @@
 import triton
 import triton.language as tl
 
-from hmoe.kernels.ragged.tiles import BY_PAIRS, BY_WIDTH, WORK, halves, locate, multiply, row_and_column, sizes
+from hmoe.kernels.ragged.tiles import (
+    BY_PAIRS,
+    BY_WIDTH,
+    WORK,
+    accumulate_product,
+    load_sizes,
+    locate_tile,
+    row_and_column,
+    split_columns,
+)
 
 
 @triton.jit
@@ -49,10 +58,10 @@ def down_backward_kernel(
     Partial sums lie in [tile of BN units][pair] and are added up in order: the same bits for the same tile
     shape.
     """
-    pairs, width = sizes(plan, BY_WIDTH, PADDED)
+    pairs, width = load_sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
     for index in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
-        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_WIDTH, PADDED)
+        tile, M, h, pair, unit, pre = locate_tile(plan, ends, index, BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
         rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real = rows < M
@@ -69,15 +78,15 @@ def down_backward_kernel(
                 inside = k + depth < D
                 dy = tl.load(dy_at, mask=inside[None, :], other=0.0)
                 w = tl.load(w_at, mask=inside[:, None], other=0.0)
-            da = multiply(dy, w, da, UPCAST)
+            da = accumulate_product(dy, w, da, UPCAST)
             dy_at += BK
             w_at += BK
         # In quarters: the epilogue of a whole tile needs more registers than there are (1.8 KB of spills).
         base = pre + (m * BM).to(tl.int64) * h
         at = tl.arange(0, BM)[:, None] * h
-        left, right = halves(da, BM, BN)
-        a, b = halves(left, BM, BN // 2)
-        c, d = halves(right, BM, BN // 2)
+        left, right = split_columns(da, BM, BN)
+        a, b = split_columns(left, BM, BN // 2)
+        c, d = split_columns(right, BM, BN // 2)
         quarter = n * BN + tl.arange(0, BN // 4)
         sum_ = _swiglu_backward(a, base, at, quarter, gate, pre_gate, pre_up, dgate, dup, act, real, h)
         sum_ += _swiglu_backward(b, base, at, quarter + BN // 4, gate, pre_gate, pre_up, dgate, dup, act, real, h)
@@ -110,13 +119,13 @@ def weight_kernel(
     is done with one, because tiles are few and long, and those of busy experts several times as long as
     others.
     """
-    _, width = sizes(plan, BY_PAIRS, PADDED)
+    _, width = load_sizes(plan, BY_PAIRS, PADDED)
     ends = tl.cumsum(tl.cdiv(width, BM) * tl.cdiv(D, BN), 0)
     # Two launches of this kernel share a plan, each with a counter of its own.
     taken = plan + WORK * PADDED + TWO
     index = tl.atomic_add(taken, 1, sem="relaxed").to(tl.int32)
     while index < tl.max(ends, 0):
-        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_PAIRS, PADDED)
+        tile, M, h, pair, unit, pre = locate_tile(plan, ends, index, BY_PAIRS, PADDED)
         i, j = row_and_column(tile, tl.cdiv(h, BM), tl.cdiv(D, BN), GROUP)
         units, column, depth = i * BM + tl.arange(0, BM), j * BN + tl.arange(0, BN), tl.arange(0, BK)
         inside_h, inside_D = units < h, column < D
@@ -133,9 +142,9 @@ def weight_kernel(
                 rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0
             )
             mask = real[:, None] & inside_h[None, :]
-            sum_a = multiply(tl.trans(tl.load(a_at, mask=mask, other=0.0)), row, sum_a, UPCAST)
+            sum_a = accumulate_product(tl.trans(tl.load(a_at, mask=mask, other=0.0)), row, sum_a, UPCAST)
             if TWO:
-                sum_b = multiply(tl.trans(tl.load(b_at, mask=mask, other=0.0)), row, sum_b, UPCAST)
+                sum_b = accumulate_product(tl.trans(tl.load(b_at, mask=mask, other=0.0)), row, sum_b, UPCAST)
             a_at += BK * h
             b_at += BK * h
         base = (unit + i * BM) * D

@@ -7,13 +7,13 @@ from hmoe.kernels.ragged.tiles import (
     BY_WIDTH,
     PAIR,
     PAIRS,
-    halves,
-    locate,
-    multiply,
-    nth,
-    rounds,
+    accumulate_product,
+    count_turns,
+    load_sizes,
+    locate_tile,
     row_and_column,
-    sizes,
+    split_columns,
+    tile_of_turn,
 )
 
 
@@ -49,10 +49,10 @@ def up_kernel(
     GROUP: tl.constexpr,
 ):
     """Compute act = silu(x Wg^T) * (x Wu^T) for every pair; rows of x are gathered as they are loaded."""
-    pairs, width = sizes(plan, BY_WIDTH, PADDED)
+    pairs, width = load_sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(width, BN), 0)
     for index in range(tl.program_id(0), tl.max(ends, 0), tl.num_programs(0)):
-        tile, M, h, pair, unit, pre = locate(plan, ends, index, BY_WIDTH, PADDED)
+        tile, M, h, pair, unit, pre = locate_tile(plan, ends, index, BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(h, BN), GROUP)
         rows, units, depth = m * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         token = tl.load(token_N + pair + rows, mask=rows < M, other=0).to(tl.int32)
@@ -71,13 +71,13 @@ def up_kernel(
                 x = tl.load(x_TD + k + x_at, mask=inside[None, :], other=0.0)
                 w_gate = tl.load(gate_from + k + w_at, mask=inside[:, None], other=0.0)
                 w_up = tl.load(up_from + k + w_at, mask=inside[:, None], other=0.0)
-            gate = multiply(x, w_gate, gate, UPCAST)
-            up = multiply(x, w_up, up, UPCAST)
+            gate = accumulate_product(x, w_gate, gate, UPCAST)
+            up = accumulate_product(x, w_up, up, UPCAST)
         base, real = pre + (m * BM).to(tl.int64) * h, rows < M
         at = tl.arange(0, BM)[:, None] * h + n * BN
         # In halves, so that fewer registers are live at a time.
-        gate_left, gate_right = halves(gate, BM, BN)
-        up_left, up_right = halves(up, BM, BN)
+        gate_left, gate_right = split_columns(gate, BM, BN)
+        up_left, up_right = split_columns(up, BM, BN)
         _swiglu(gate_left, up_left, base, at, 0, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
         _swiglu(gate_right, up_right, base, at, BN // 2, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
 
@@ -92,7 +92,7 @@ def _add_product(
         inside = k + depth < h
         a = tl.load(a_at, mask=inside[None, :], other=0.0)
         w = tl.load(w_at, mask=inside[:, None] & inside_D[None, :], other=0.0)
-        sum_ = multiply(a, w, sum_, UPCAST)
+        sum_ = accumulate_product(a, w, sum_, UPCAST)
         a_at += BK
         w_at += BK * D
     return sum_
@@ -116,10 +116,10 @@ def down_kernel(
     GROUP: tl.constexpr,
 ):
     """Compute out = a W for every pair, or a W + b V if TWO (d x); the depth is the expert's width."""
-    pairs, _ = sizes(plan, BY_WIDTH, PADDED)
+    pairs, _ = load_sizes(plan, BY_WIDTH, PADDED)
     ends = tl.cumsum(tl.cdiv(pairs, BM) * tl.cdiv(D, BN), 0)
-    for turn in range(rounds(tl.max(ends, 0))):
-        tile, M, h, pair, unit, pre = locate(plan, ends, nth(turn), BY_WIDTH, PADDED)
+    for turn in range(count_turns(tl.max(ends, 0))):
+        tile, M, h, pair, unit, pre = locate_tile(plan, ends, tile_of_turn(turn), BY_WIDTH, PADDED)
         m, n = row_and_column(tile, tl.cdiv(M, BM), tl.cdiv(D, BN), GROUP)
         row, column, depth = tl.arange(0, BM), n * BN + tl.arange(0, BN), tl.arange(0, BK)
         real, inside_D = m * BM + row < M, column < D

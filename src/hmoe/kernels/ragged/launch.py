@@ -10,11 +10,11 @@ from triton.runtime.errors import OutOfResources
 
 from hmoe.errors import ConfigError
 from hmoe.kernels.capture import check_first_call
-from hmoe.kernels.device import on_device_of, runs_triton
-from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, room_bound
+from hmoe.kernels.device import runs_triton, use_device_of
+from hmoe.kernels.layer import Backend, Gradients, Layer, Saved, bound_room
 from hmoe.kernels.ragged.backward import down_backward_kernel, weight_kernel
 from hmoe.kernels.ragged.forward import combine_kernel, down_kernel, place_kernel, up_kernel
-from hmoe.kernels.ragged.shapes import LAUNCHES, VARIABLE, TileShape, choose_shape, size_of
+from hmoe.kernels.ragged.shapes import LAUNCHES, VARIABLE, TileShape, choose_shape, name_size
 from hmoe.kernels.ragged.tiles import INTERPRETED, ROWS_OF_PLAN, plan_kernel
 
 MULTIPLE = 16  # of model width and expert widths: 16-byte copies of any type
@@ -22,7 +22,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_EXPERTS = 1024  # one program holds a vector over experts
 
 
-def refusal(layer: Layer) -> str | None:
+def explain_triton_refusal(layer: Layer) -> str | None:
     """Return why the Triton kernels cannot compute this layer, or None."""
     x_TD = layer.x_TD
     odd = [size for size in (x_TD.shape[1], *layer.widths) if size % MULTIPLE]
@@ -83,7 +83,7 @@ class Launcher:
         self.padded = max(triton.next_power_of_2(self.num_experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
         self.sizes = (self.num_pairs // self.num_experts, sum(layer.widths) // self.num_experts, self.x_TD.shape[1])
-        tiles = tuple(size_of(launch, *self.sizes) for launch in LAUNCHES)
+        tiles = tuple(name_size(launch, *self.sizes) for launch in LAUNCHES)
         check_first_call(
             "expert_ffn", (variant, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device
         )
@@ -141,20 +141,20 @@ def _on_the_tensors_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def run(layer: Layer, *arguments: Any) -> Any:
-        with on_device_of(layer.x_TD):
+        with use_device_of(layer.x_TD):
             return function(layer, *arguments)
 
     return run
 
 
 @_on_the_tensors_device
-def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
+def forward_triton(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """Compute a layer's output by the ragged kernels; arguments as in `layer.Backend`."""
     x_TD = layer.x_TD
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N))
     run = Launcher(layer, "forward", room > 0)
     # The activation needs room also where nothing is kept; how much exactly is known on the device only.
-    act, out_ND = x_TD.new_empty(room or room_bound(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
+    act, out_ND = x_TD.new_empty(room or bound_room(layer)), x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     weights = (layer.w_gate_FD, layer.w_up_FD)
     run("up", x_TD, layer.token_N, run.plan, *weights, saved.pre_gate, saved.pre_up, act, KEEP=room > 0)
     run("down", act, layer.w_down_FD, act, layer.w_down_FD, run.plan, out_ND)
@@ -162,7 +162,7 @@ def forward(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
 
 
 @_on_the_tensors_device
-def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
+def backward_triton(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """Compute a layer's gradients by the ragged kernels; arguments as in `layer.Backend`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     run = Launcher(layer, "backward", weights)
@@ -185,4 +185,4 @@ def backward(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> 
     return Gradients(dx_TD, partial.sum(0).to(gate_N.dtype), dw_gate, dw_up, dw_down)
 
 
-BACKEND = Backend(forward, backward, refusal, lambda x_TD, num_pairs: num_pairs)
+BACKEND = Backend(forward_triton, backward_triton, explain_triton_refusal, lambda x_TD, num_pairs: num_pairs)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from hmoe.kernels.capture import check_first_call
-from hmoe.kernels.device import on_device_of
+from hmoe.kernels.device import use_device_of
 
 BLOCK = 4096  # logits that a program holds
 
@@ -43,7 +43,7 @@ def loss_kernel(
             tl.store(row + column, d, mask=column < V)
 
 
-def launch(
+def launch_softmax_loss(
     logits_TV: torch.Tensor, target_T: torch.Tensor, count: torch.Tensor, ignore_index: int, back: bool
 ) -> torch.Tensor:
     """Launch the kernel of the loss on the logits' device; arguments as in `hmoe.kernels.softmax_loss`."""
@@ -54,7 +54,7 @@ def launch(
         known_T = (target_T >= 0) & (target_T < vocab) | (target_T == ignore_index)
         # On the device, where nobody waits: the kernel would read outside of the logits.
         torch._assert_async(known_T.all(), "cross_entropy: a target is no row of the head")
-        with on_device_of(logits_TV):
+        with use_device_of(logits_TV):
             block = min(BLOCK, triton.next_power_of_2(vocab))
             loss_kernel[(num_tokens,)](logits_TV, target_T, count, nll_T, ignore_index, vocab, block, back)
     return nll_T

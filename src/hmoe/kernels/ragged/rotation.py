@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from hmoe.kernels.capture import check_first_call
-from hmoe.kernels.device import on_device_of
+from hmoe.kernels.device import use_device_of
 
 ROWS = 16  # heads at positions that a program rotates
 
@@ -50,7 +50,7 @@ def rotate_kernel(
     tl.store(out_BHLC + out_at + HALF, b * c + a * s, mask=real)
 
 
-def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+def launch_rotation(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Launch the kernel of rotary positions; arguments as in `hmoe.kernels.rotate_pairs`."""
     # The kernel knows the strides of all axes but the last.
     x_BHLC = x_BHLC if x_BHLC.stride(-1) == 1 else x_BHLC.contiguous()
@@ -61,7 +61,7 @@ def launch(x_BHLC: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
     # A table of one sequence serves all: its stride over sequences is 0.
     strides = (*x_BHLC.stride()[:3], *out_BHLC.stride()[:3], length * half if len(cos) > 1 else 0)
     if rows:
-        with on_device_of(x_BHLC):
+        with use_device_of(x_BHLC):
             grid = (triton.cdiv(rows, ROWS),)
             sizes = (rows, heads, length, *strides, half, triton.next_power_of_2(half), ROWS)
             rotate_kernel[grid](x_BHLC, cos, sin, out_BHLC, *sizes)

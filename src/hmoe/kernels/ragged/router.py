@@ -4,14 +4,14 @@ import torch
 import triton
 
 from hmoe.kernels.capture import check_first_call
-from hmoe.kernels.device import on_device_of
+from hmoe.kernels.device import use_device_of
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
-from hmoe.kernels.select import Rule, SelectionOutputs, block_size
+from hmoe.kernels.select import Rule, SelectionOutputs, choose_block_size
 
 _CHUNK = 1024  # blocks of tokens that are added up at a time
 
 
-def select(
+def launch_selection(
     logits_TE: torch.Tensor, bias_E: torch.Tensor | None, chosen_before_TE: torch.Tensor | None, rule: Rule
 ) -> SelectionOutputs:
     """Select experts in three launches: choose, count, list; arguments as in `hmoe.kernels.select`."""
@@ -19,7 +19,7 @@ def select(
     variant = (num_experts, rule, bias_E is None, chosen_before_TE is None)
     check_first_call("router", ("forward", *variant), logits_TE.device)
     # A program holds a block of tokens with all their experts, padded to a power of two.
-    block = block_size(num_experts)
+    block = choose_block_size(num_experts)
     blocks, padded = triton.cdiv(num_tokens, block), max(2, triton.next_power_of_2(num_experts))
     probs_TE, room = torch.empty_like(logits_TE), num_tokens * (rule.k or num_experts)
     chosen_TE = (
@@ -31,7 +31,7 @@ def select(
     token_N, expert_N = (new(room, dtype=torch.int64) for _ in range(2))
     gate_N, num_tokens_E = new(room), logits_TE.new_empty(num_experts, dtype=torch.int64)
     sizes = (num_experts, padded, block)
-    with on_device_of(logits_TE):
+    with use_device_of(logits_TE):
         if blocks:
             bias = logits_TE if bias_E is None else bias_E  # a pointer must be given, also if it is not read
             flags = {"SIGMOID": rule.sigmoid, "BIASED": bias_E is not None, "GIVEN": chosen_before_TE is not None}
@@ -45,7 +45,7 @@ def select(
     return probs_TE, gate_N, token_N, expert_N, num_tokens_E, chosen_TE, block_begin
 
 
-def select_backward(
+def launch_selection_backward(
     dprobs_TE: torch.Tensor | None,
     dgate_N: torch.Tensor | None,
     saved: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
@@ -61,14 +61,14 @@ def select_backward(
     logits_TE, block_begin = saved[0], saved[3]
     dlogits_TE = torch.empty_like(logits_TE)
     num_tokens, num_experts = logits_TE.shape
-    blocks, block = block_begin.shape[1], block_size(num_experts)
+    blocks, block = block_begin.shape[1], choose_block_size(num_experts)
     dprobs = logits_TE if dprobs_TE is None else dprobs_TE.contiguous()
     dgate = logits_TE if dgate_N is None else dgate_N.contiguous()
     sizes = (num_experts, max(2, triton.next_power_of_2(num_experts)), block)
     flags = {"PROBS": dprobs_TE is not None, "GATES": dgate_N is not None}
     check_first_call("router", ("backward", num_experts, rule, *flags.values()), logits_TE.device)
     if blocks:
-        with on_device_of(logits_TE):
+        with use_device_of(logits_TE):
             select_backward_kernel[(blocks,)](
                 dprobs, dgate, *saved, dlogits_TE, num_tokens, blocks, rule.scale, *sizes,
                 rule.sigmoid, rule.renormalize, **flags,

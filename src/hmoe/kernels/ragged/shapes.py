@@ -91,7 +91,7 @@ _LONGEST_SIDE, _MOST_WARPS = 512, 32  # what compiles; 32 warps are the 1024 thr
 _forced: dict[str, TileShape] = {}
 
 
-def size_of(launch: str, rows: int, width: int, dim: int) -> str:
+def name_size(launch: str, rows: int, width: int, dim: int) -> str:
     """Return which of SIZES a launch of a layer has: the column of a table that is used.
 
     Args:
@@ -109,14 +109,14 @@ def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, d
     """Return the tile shape of a launch; `sizes` are (rows, width, dim) as in `size_of`."""
     if launch in _forced:
         return _forced[launch]
-    size = size_of(launch, *sizes)
+    size = name_size(launch, *sizes)
     if dtype == torch.float32 and not INTERPRETED:
         return FLOAT32[launch][size]
-    return _own_shapes().get(launch, {}).get(size) or TABLES[table_name(device)][launch][size]
+    return _own_shapes().get(launch, {}).get(size) or TABLES[name_table(device)][launch][size]
 
 
 @functools.cache
-def table_name(device: torch.device) -> str:
+def name_table(device: torch.device) -> str:
     """Return the device's table: Hopper's where a block may use as much shared memory, else the portable."""
     if INTERPRETED:
         return "interpreter"
@@ -126,18 +126,18 @@ def table_name(device: torch.device) -> str:
     return "hopper" if shared >= _HOPPER_BYTES else "portable"
 
 
-def describe(device: torch.device) -> str:
+def describe_table(device: torch.device) -> str:
     """Return name and digest of the table in use, for a run's record.
 
     Other shapes sum in another order, so bits may differ between runs with different digests.
     """
-    table = {launch: {**TABLES[table_name(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES}
+    table = {launch: {**TABLES[name_table(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES}
     digest = hashlib.sha256(json.dumps([table, FLOAT32], sort_keys=True).encode()).hexdigest()[:8]
-    return f"{table_name(device)} {digest}"
+    return f"{name_table(device)} {digest}"
 
 
 @contextmanager
-def forced(shapes: Mapping[str, TileShape]) -> Iterator[None]:
+def force_shapes(shapes: Mapping[str, TileShape]) -> Iterator[None]:
     """Make these launches use these shapes within the context, whatever the sizes."""
     before = dict(_forced)
     _forced.update(shapes)
@@ -152,10 +152,10 @@ def forced(shapes: Mapping[str, TileShape]) -> Iterator[None]:
 def _own_shapes() -> Table:
     """Read the table that HMOE_TILE_SHAPES names; empty where it is not set."""
     file = os.environ.get(VARIABLE)
-    return read_table(Path(file)) if file else {}
+    return read_tile_table(Path(file)) if file else {}
 
 
-def read_table(file: Path) -> Table:
+def read_tile_table(file: Path) -> Table:
     """Read the tile shapes that `hmoe bench tiles` wrote.
 
     Raises:

@@ -54,14 +54,14 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
 
 
 @triton.jit
-def sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
+def load_sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
     """Load (pairs, width) of all experts in an order of the plan."""
     expert = tl.load(plan + ORDER * PADDED + tl.arange(0, PADDED))
     return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(tl.int32)
 
 
 @triton.jit
-def rounds(tiles):
+def count_turns(tiles):
     """Return how many tiles this program computes, when programs take them in the turns of `nth`."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     full = tiles // programs
@@ -70,7 +70,7 @@ def rounds(tiles):
 
 
 @triton.jit
-def nth(turn):
+def tile_of_turn(turn):
     """Return this program's tile of a turn; every other turn goes through the programs in reverse."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     # Tiles come longest first: the program with the longest of one turn gets the shortest of the next.
@@ -78,7 +78,7 @@ def nth(turn):
 
 
 @triton.jit
-def locate(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
+def locate_tile(plan, ends, tile, ORDER: tl.constexpr, PADDED: tl.constexpr):
     """Return (tile within its expert, its pairs, width, first pair, first unit, first pre-activation)."""
     before = ends <= tile
     expert = tl.load(plan + ORDER * PADDED + tl.sum(before.to(tl.int32), 0))
@@ -102,13 +102,13 @@ def row_and_column(tile, num_rows, num_columns, GROUP: tl.constexpr):
 
 
 @triton.jit
-def halves(tile, BM: tl.constexpr, BN: tl.constexpr):
+def split_columns(tile, BM: tl.constexpr, BN: tl.constexpr):
     """Split a tile's columns into a left and a right half: what follows on a part needs fewer registers."""
     return tl.split(tl.permute(tl.reshape(tile, (BM, 2, BN // 2)), (0, 2, 1)))
 
 
 @triton.jit
-def multiply(a, b, sum_, UPCAST: tl.constexpr):
+def accumulate_product(a, b, sum_, UPCAST: tl.constexpr):
     """Return sum_ + a @ b in float32.
 
     UPCAST is for the interpreter, which multiplies the bits of bfloat16 as they are (triton issue 11584).

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from hmoe.kernels import Rule
-from hmoe.model.capacity import SMALLEST, Slots
-from hmoe.model.routing import Circumstances
+from hmoe.model.capacity import SMALLEST, CapacityCounts
+from hmoe.model.routing import RouterState
 from hmoe.specs.routers.base import RouterSpec
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExpertChoices:
     """Which experts serve which token, and how they are weighed: a gate is weight_TE, divided by total_T1 if that is given, times scale.
 
     Attributes:
@@ -29,16 +29,16 @@ class Choice:
     weight_TE: torch.Tensor
     total_T1: torch.Tensor | None
     asked_E: torch.Tensor | None = None
-    slots: Slots | None = None
+    slots: CapacityCounts | None = None
     scale: float = 1.0
 
 
 def weigh_by_scores(
-    chosen_TE: torch.Tensor, scores_TE: torch.Tensor, spec: RouterSpec, around: Circumstances
-) -> Choice:
+    chosen_TE: torch.Tensor, scores_TE: torch.Tensor, spec: RouterSpec, around: RouterState
+) -> ExpertChoices:
     """Weigh the chosen experts by their scores, over their sum where the router renormalises (HMoE eq 7-11)."""
     weight_TE = scores_TE * chosen_TE
-    return Choice(chosen_TE, weight_TE, sum_weights(weight_TE, around) if spec.renormalize else None)
+    return ExpertChoices(chosen_TE, weight_TE, sum_weights(weight_TE, around) if spec.renormalize else None)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class RouterMethod:
         make_rule: (spec, circumstances) -> what the GPU's router kernels are told, None where they do not compute this router.
     """
 
-    choose: Callable[[torch.Tensor, torch.Tensor, Any, Circumstances], Any]
-    weigh: Callable[[Any, torch.Tensor, Any, Circumstances], Choice] = weigh_by_scores
-    make_rule: Callable[[Any, Circumstances], Rule | None] = lambda spec, around: None
+    choose: Callable[[torch.Tensor, torch.Tensor, Any, RouterState], Any]
+    weigh: Callable[[Any, torch.Tensor, Any, RouterState], ExpertChoices] = weigh_by_scores
+    make_rule: Callable[[Any, RouterState], Rule | None] = lambda spec, around: None
 
 
-def sum_weights(weight_TE: torch.Tensor, around: Circumstances) -> torch.Tensor:
+def sum_weights(weight_TE: torch.Tensor, around: RouterState) -> torch.Tensor:
     """Sum the weights of a token's experts, of those that compute if only these count; never 0, it divides."""
     if not around.true_gates:
         return weight_TE.sum(1, keepdim=True).clamp(min=SMALLEST)

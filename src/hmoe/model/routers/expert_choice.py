@@ -4,26 +4,28 @@ from collections.abc import Sequence
 
 import torch
 
-from hmoe.model.routers.base import Choice, RouterMethod
-from hmoe.model.routing import Circumstances
-from hmoe.model.waiting import constant
+from hmoe.model.routers.base import ExpertChoices, RouterMethod
+from hmoe.model.routing import RouterState
+from hmoe.model.waiting import get_constant
 from hmoe.specs.routers.expert_choice import ExpertChoice
 
 
 def choose_tokens(
-    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: ExpertChoice, around: Circumstances
+    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: ExpertChoice, around: RouterState
 ) -> torch.Tensor:
     """Choose each expert's most probable tokens."""
     assert around.widths is not None
-    return expert_choice(probs_TE, spec, around.widths, around.hints.real_T)
+    return choose_tokens_of_experts(probs_TE, spec, around.widths, around.hints.real_T)
 
 
-def weigh_tokens(chosen_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, around: Circumstances) -> Choice:
+def weigh_tokens(
+    chosen_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, around: RouterState
+) -> ExpertChoices:
     """Weigh by raw probabilities."""
-    return Choice(chosen_TE, probs_TE, None)
+    return ExpertChoices(chosen_TE, probs_TE, None)
 
 
-def expert_choice(
+def choose_tokens_of_experts(
     probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int], real_T: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022).
@@ -35,7 +37,7 @@ def expert_choice(
     real_tokens = torch.full((), num_tokens, device=device) if real_T is None else real_T.sum()
     limit_E = (spec.capacity_factor * real_tokens.double() / num_experts).expand(num_experts)
     if spec.capacity_by == "compute":
-        limit_E = limit_E * sum(widths) / num_experts / constant(tuple(widths), torch.int64, device)
+        limit_E = limit_E * sum(widths) / num_experts / get_constant(tuple(widths), torch.int64, device)
     capacity_E = torch.ceil(limit_E - 1e-9)
     if real_T is not None:
         probs_TE = probs_TE.masked_fill(~real_T[:, None], -torch.inf)  # last, also behind probabilities of 0

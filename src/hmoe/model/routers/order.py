@@ -5,7 +5,7 @@ import torch
 from hmoe.model.waiting import would_wait
 
 
-def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
+def choose_largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     """Boolean (T, E): the k largest of each row, lowest index first among equals.
 
     `topk` is a third of a stable sort's time, but which of equals it takes is not said.
@@ -20,7 +20,7 @@ def largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     return above_TE | (equal_TE & (equal_TE.cumsum(1) <= k - above_TE.sum(1, keepdim=True)))
 
 
-def ranked(value_TE: torch.Tensor, k: int) -> torch.Tensor:
+def rank_largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
     """(T, k): the k largest of each row in descending order, lowest index first among equals."""
     value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)
     return torch.argsort(value_TE, dim=1, descending=True, stable=True)[:, :k]

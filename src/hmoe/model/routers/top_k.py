@@ -8,40 +8,49 @@ import functools
 import torch
 
 from hmoe.kernels import Rule
-from hmoe.model.capacity import Kept, keep, limits, ranks_of, rectified_gates, straight_through
-from hmoe.model.routers.base import Choice, RouterMethod, sum_weights
-from hmoe.model.routers.order import largest, ranked
-from hmoe.model.routing import Circumstances
+from hmoe.model.capacity import (
+    KeptChoices,
+    compute_rectified_gates,
+    count_capacity,
+    find_ranks,
+    give_unit_gates,
+    keep_within_capacity,
+)
+from hmoe.model.routers.base import ExpertChoices, RouterMethod, sum_weights
+from hmoe.model.routers.order import choose_largest, rank_largest
+from hmoe.model.routing import RouterState
 from hmoe.specs.routers.top_k import TopK
 
-Decision = torch.Tensor | tuple[Kept, torch.Tensor]  # boolean (T, E); with a capacity what is kept, and what was asked
+Decision = (
+    torch.Tensor | tuple[KeptChoices, torch.Tensor]
+)  # boolean (T, E); with a capacity what is kept, and what was asked
 
 
-def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances) -> Decision:
+def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: RouterState) -> Decision:
     """Choose the k largest of each token, or what a capacity leaves of them."""
     if spec.get_capacity(around.training) is not None:
         return _keep_within_capacity(scores_TE, logits_TE, spec, around)
     assert around.widths is not None
-    chosen_TE = largest(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
+    chosen_TE = choose_largest(compute_preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
     if spec.skip and not around.training:
-        chosen_TE = stronger(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
+        chosen_TE = drop_weak_choices(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
     return chosen_TE
 
 
-def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, around: Circumstances) -> Choice:
+def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, around: RouterState) -> ExpertChoices:
     """Weigh the chosen experts by their scores, over those that were kept (GShard)."""
     if isinstance(decision, torch.Tensor):
         weight_TE, total_T1 = _divide(decision, scores_TE * decision, spec, around)
-        return Choice(decision, weight_TE, total_T1, scale=spec.gate_scale)
+        return ExpertChoices(decision, weight_TE, total_T1, scale=spec.gate_scale)
     kept, asked_E = decision
     weight_TE = kept.weigh(scores_TE)
     if spec.rectify:
-        return Choice(kept.chosen_TE, rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
+        return ExpertChoices(kept.chosen_TE, compute_rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
     weight_TE, total_T1 = _divide(kept.chosen_TE, weight_TE, spec, around)
-    return Choice(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots, spec.gate_scale)
+    return ExpertChoices(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots, spec.gate_scale)
 
 
-def make_top_k_rule(spec: TopK, around: Circumstances) -> Rule | None:
+def make_top_k_rule(spec: TopK, around: RouterState) -> Rule | None:
     """Tell the kernels of plain top-k; groups, capacities and constant divisors are computed by the definition."""
     if spec.groups is not None or spec.straight_through or spec.get_capacity(around.training) is not None:
         return None
@@ -50,7 +59,7 @@ def make_top_k_rule(spec: TopK, around: Circumstances) -> Rule | None:
     return Rule(spec.k, 0.0, spec.scores == "sigmoid", spec.renormalize, spec.gate_scale)
 
 
-def preference(
+def compute_preference(
     scores_TE: torch.Tensor,
     logits_TE: torch.Tensor,
     spec: TopK,
@@ -68,15 +77,15 @@ def preference(
     if spec.groups is not None and spec.keep_groups is not None:
         grouped_TGM = value_TE.view(len(value_TE), spec.groups, value_TE.shape[1] // spec.groups)
         best_TG = grouped_TGM.topk(min(2, grouped_TGM.shape[2]), dim=2).values.sum(2)
-        keep_TG = largest(best_TG, spec.keep_groups)
+        keep_TG = choose_largest(best_TG, spec.keep_groups)
         value_TE = grouped_TGM.masked_fill(~keep_TG[:, :, None], -torch.inf).flatten(1)
     if gumbel_TE is None:
         return value_TE
-    first_TE = largest(value_TE, 1)
+    first_TE = choose_largest(value_TE, 1)
     return (value_TE + gumbel_TE).masked_fill(first_TE, torch.inf)
 
 
-def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int) -> torch.Tensor:
+def drop_weak_choices(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int) -> torch.Tensor:
     """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
 
     Only the first `computing` experts are compared and skipped: skipping one of width 0 would save nothing.
@@ -89,7 +98,7 @@ def stronger(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, com
 
 
 def _divide(
-    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK, around: Circumstances
+    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK, around: RouterState
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return weights, and what they are divided by."""
     if not spec.renormalize:
@@ -97,23 +106,25 @@ def _divide(
     if not spec.straight_through:
         return weight_TE, sum_weights(weight_TE, around)
     if spec.k == 1:
-        return straight_through(weight_TE, chosen_TE), None
+        return give_unit_gates(weight_TE, chosen_TE), None
     return weight_TE, sum_weights(weight_TE.detach(), around)
 
 
 def _keep_within_capacity(
-    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: Circumstances
-) -> tuple[Kept, torch.Tensor]:
+    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: RouterState
+) -> tuple[KeptChoices, torch.Tensor]:
     """Return what the experts take of what is asked of them, and how often each is asked."""
     assert around.widths is not None
     device, hints = scores_TE.device, around.hints
     real_T = hints.real_T
-    order_TK = ranked(preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices)
+    order_TK = rank_largest(
+        compute_preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices
+    )
     num_tokens = len(scores_TE) if real_T is None else real_T.sum()
-    slots_E = limits(spec, num_tokens, around.widths, around.training, device)
+    slots_E = count_capacity(spec, num_tokens, around.widths, around.training, device)
     given = (hints.token_rank_T, hints.expert_rank_E)
-    ranks = functools.partial(ranks_of, spec, len(scores_TE), around.widths, device, given, real_T)
-    kept = keep(scores_TE, order_TK, spec, slots_E, ranks, real_T)
+    ranks = functools.partial(find_ranks, spec, len(scores_TE), around.widths, device, given, real_T)
+    kept = keep_within_capacity(scores_TE, order_TK, spec, slots_E, ranks, real_T)
     first_TK = order_TK[:, : spec.k]
     asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
     asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)

@@ -6,17 +6,17 @@ import torch.nn.functional as F
 from hmoe.errors import ConfigError
 from hmoe.kernels import Rule
 from hmoe.model.routers.base import RouterMethod
-from hmoe.model.routing import Circumstances
+from hmoe.model.routing import RouterState
 from hmoe.model.waiting import would_wait
 from hmoe.specs.routers.top_p import TopP
 
 
-def choose_top_p(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, around: Circumstances) -> torch.Tensor:
+def choose_top_p(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, around: RouterState) -> torch.Tensor:
     """Choose the largest until their sum reaches p; the inputs may give another p for each token."""
-    return top_p(probs_TE, logits_TE, spec, around.hints.top_p_T)
+    return choose_until_sum(probs_TE, logits_TE, spec, around.hints.top_p_T)
 
 
-def make_top_p_rule(spec: TopP, around: Circumstances) -> Rule | None:
+def make_top_p_rule(spec: TopP, around: RouterState) -> Rule | None:
     """Tell the kernels of top-p; thresholds of single tokens are computed by the definition."""
     if around.hints.top_p_T is not None or not around.widths:
         return None
@@ -24,7 +24,7 @@ def make_top_p_rule(spec: TopP, around: Circumstances) -> Rule | None:
     return Rule(every, spec.p, False, spec.renormalize, 1.0)
 
 
-def top_p(
+def choose_until_sum(
     probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, top_p_T: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Boolean (T, E): the largest until their sum reaches p (HMoE eq 9-10); `top_p_T` is another p for each token."""

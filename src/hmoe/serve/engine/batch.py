@@ -9,20 +9,20 @@ import torch
 from hmoe.data.tokenizer import Decoding
 from hmoe.model.trace import count_activated
 from hmoe.model.transformer import Transformer
-from hmoe.serve.engine.sampling import adjust, draw, tell
-from hmoe.serve.engine.sequence import Running
-from hmoe.serve.engine.slots import Part, Slots, Step
-from hmoe.serve.engine.types import Entry, Failure
+from hmoe.serve.engine.sampling import adjust_logits, draw_tokens, gather_logprobs
+from hmoe.serve.engine.sequence import RunningSequence
+from hmoe.serve.engine.slots import KeyValueSlots, SequencePart, StepContext
+from hmoe.serve.engine.types import SequenceFailure, TokenLogprob
 
 _LOG = logging.getLogger("hmoe.serve")
-_RAISED = Failure(500, "model_error", "the model failed on this request; others are not affected")
-_NOT_FINITE = Failure(500, "not_finite", "the model's output for this request is NaN or infinite")
+_RAISED = SequenceFailure(500, "model_error", "the model failed on this request; others are not affected")
+_NOT_FINITE = SequenceFailure(500, "not_finite", "the model's output for this request is NaN or infinite")
 
 # (T, D), and per token the hidden units and experts activated
 Hidden = tuple[torch.Tensor, list[float], list[float]]
 
 
-class Vocabulary(Decoding, Protocol):
+class EngineTokenizer(Decoding, Protocol):
     """Decodes tokens, and knows which of them end a text: what the engine needs of a tokenizer.
 
     Attributes:
@@ -34,26 +34,26 @@ class Vocabulary(Decoding, Protocol):
     ends: tuple[int, ...]
 
 
-def threshold(model: Transformer) -> float | None:
+def find_top_p_threshold(model: Transformer) -> float | None:
     """Of the model's top-p router, or None."""
     moe = model.config.moe
     return None if moe is None else moe.router.threshold
 
 
-class Passes:
+class BatchRunner:
     """Runs a model over its slots, a step at a time.
 
     Attributes:
         top_p: threshold of the model's top-p router; None: it has none.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Vocabulary, slots: Slots) -> None:
+    def __init__(self, model: Transformer, tokenizer: EngineTokenizer, slots: KeyValueSlots) -> None:
         self._model, self._tokenizer, self._slots = model, tokenizer, slots
         moe = model.config.moe
-        self.top_p = threshold(model)
+        self.top_p = find_top_p_threshold(model)
         self._widths = moe.routed_widths if moe else ()
 
-    def run(self, parts: Series[Part], sequences: Series[Running], decoding: int) -> None:
+    def run(self, parts: Series[SequencePart], sequences: Series[RunningSequence], decoding: int) -> None:
         """Run the parts of the sequences, of which the first `decoding` are one token each of slots 0, 1, ...
 
         If the model raises, every part is run alone, and only those that raise again end their sequence: a
@@ -72,20 +72,20 @@ class Passes:
             return
         self._take(parts, sequences, hidden)
 
-    def _hidden(self, parts: Series[Part], decoding: int) -> Hidden:
+    def _hidden(self, parts: Series[SequencePart], decoding: int) -> Hidden:
         asked = any(part.top_p is not None for part in parts)
-        step = Step(self._slots, parts, decoding, self.top_p if asked else None)
+        step = StepContext(self._slots, parts, decoding, self.top_p if asked else None)
         x_BLD, routings = self._model.hidden(step.tokens_BL, step)
         units_T, experts_T = count_activated(routings, self._widths, x_BLD.shape[1])
         return x_BLD[0], units_T.tolist(), experts_T.tolist()
 
-    def _take(self, parts: Series[Part], sequences: Series[Running], hidden: Hidden) -> None:
+    def _take(self, parts: Series[SequencePart], sequences: Series[RunningSequence], hidden: Hidden) -> None:
         """Give every sequence its rows; those whose prompt is read draw a token from the last of them."""
         x_TD, units, experts = hidden
         # NaN or infinity anywhere in a row makes its sum not finite, so one number per token is copied.
         finite = torch.isfinite(x_TD.sum(1, dtype=torch.float32)).tolist()
         rows: list[int] = []
-        drawing: list[Running] = []
+        drawing: list[RunningSequence] = []
         begin = 0
         for part, sequence in zip(parts, sequences, strict=True):
             end = begin + len(part.tokens)
@@ -106,7 +106,7 @@ class Passes:
             # Without prompts in the step, which is most of them, no row is copied.
             self._draw(x_TD if len(rows) == len(x_TD) else x_TD[rows], drawing)
 
-    def _draw(self, x_BD: torch.Tensor, sequences: list[Running]) -> None:
+    def _draw(self, x_BD: torch.Tensor, sequences: list[RunningSequence]) -> None:
         """Draw a token for every sequence from the row of its newest token."""
         logits_BV = self._logits(x_BD)
         finite = torch.isfinite(logits_BV.amax(1)).tolist()
@@ -116,10 +116,10 @@ class Passes:
         # A model's vocabulary may be padded; the tokenizer could not decode what is drawn from there.
         logits_BV = logits_BV[:, : self._tokenizer.vocab_size]
         for logits_V, sequence in zip(logits_BV, sequences, strict=True):
-            adjust(logits_V, sequence.task, sequence.counts)
+            adjust_logits(logits_V, sequence.task, sequence.counts)
         uniforms = [sequence.draw_uniform() for sequence in sequences]
-        tokens = draw(logits_BV, [sequence.task.sampling for sequence in sequences], uniforms)
-        entries: dict[int, Entry] = {}
+        tokens = draw_tokens(logits_BV, [sequence.task.sampling for sequence in sequences], uniforms)
+        entries: dict[int, TokenLogprob] = {}
         if raw_TV is not None:
             num_tops = [sequences[row].task.logprobs or 0 for row in scored]
             entries = dict(zip(scored, _entries(raw_TV, [tokens[row] for row in scored], num_tops), strict=True))
@@ -129,7 +129,7 @@ class Passes:
             else:
                 sequence.fail(_NOT_FINITE)
 
-    def _score_prompt(self, sequence: Running, part: Part, x_TD: torch.Tensor) -> None:
+    def _score_prompt(self, sequence: RunningSequence, part: SequencePart, x_TD: torch.Tensor) -> None:
         """Find log-probabilities of the prompt tokens that follow those of the part."""
         # The row of a token predicts the next one, so the prompt's last row has no target: from it a token is
         # drawn.
@@ -145,10 +145,10 @@ class Passes:
         return logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
 
 
-def _entries(logits_TV: torch.Tensor, targets: Series[int], num_tops: Series[int]) -> list[Entry]:
+def _entries(logits_TV: torch.Tensor, targets: Series[int], num_tops: Series[int]) -> list[TokenLogprob]:
     # The most that any row wants is computed for all, and each keeps what it asked for.
-    columns = zip(targets, num_tops, *tell(logits_TV, targets, max(num_tops)), strict=True)
+    columns = zip(targets, num_tops, *gather_logprobs(logits_TV, targets, max(num_tops)), strict=True)
     return [
-        Entry(target, logprob, tuple(zip(ids[:num_top], logprobs[:num_top], strict=True)))
+        TokenLogprob(target, logprob, tuple(zip(ids[:num_top], logprobs[:num_top], strict=True)))
         for target, num_top, logprob, ids, logprobs in columns
     ]

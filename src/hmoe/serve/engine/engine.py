@@ -11,14 +11,14 @@ from concurrent.futures import Future
 import torch
 
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.model.transformer import Transformer, check_causal, dropless, set_check_finite
-from hmoe.serve.engine.batch import Passes, Vocabulary, threshold
-from hmoe.serve.engine.sequence import Job, Running
-from hmoe.serve.engine.slots import Part, Slots
-from hmoe.serve.engine.types import Ask, Deliver, Failure, Limits, Used
+from hmoe.model.transformer import Transformer, check_causal, set_check_finite, without_capacities
+from hmoe.serve.engine.batch import BatchRunner, EngineTokenizer, find_top_p_threshold
+from hmoe.serve.engine.sequence import RunningSequence, SequenceJob
+from hmoe.serve.engine.slots import KeyValueSlots, SequencePart
+from hmoe.serve.engine.types import Deliver, EngineLimits, SequenceFailure, SequenceTask, UsageCounts
 
 _LOG = logging.getLogger("hmoe.serve")
-_CLOSING = Failure(503, "shutting_down", "the server is shutting down")
+_CLOSING = SequenceFailure(503, "shutting_down", "the server is shutting down")
 # How often the queue is searched for what nobody waits for any more: it may be long, so not every step.
 _SWEEP_SECONDS = 0.25
 
@@ -52,7 +52,7 @@ class Engine:
         ConfigError: if there is no memory for the slots, or the model cannot generate.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Vocabulary, limits: Limits) -> None:
+    def __init__(self, model: Transformer, tokenizer: EngineTokenizer, limits: EngineLimits) -> None:
         check_causal(model.config)
         set_check_finite(model, False)
         self.limits, self.capacity = limits, limits.context_length
@@ -63,16 +63,16 @@ class Engine:
             self.capacity = min(self.capacity, scaling.original_length or self.capacity)
         # A prompt may hold any id of a padded vocabulary; those beyond the tokenizer's are never drawn.
         self._vocab, self._last_drawn = model.config.vocab, min(tokenizer.vocab_size, model.config.vocab) - 1
-        self._tokenizer, self.top_p = tokenizer, threshold(model)
+        self._tokenizer, self.top_p = tokenizer, find_top_p_threshold(model)
         # By slot: [decoding 0][decoding 1] ... [still being read]. Only the engine's thread changes it.
-        self._active: list[Running] = []
-        self._waiting: deque[Running] = deque()
+        self._active: list[RunningSequence] = []
+        self._waiting: deque[RunningSequence] = deque()
         self._open = 0
         self._swept_at = 0.0
         self._wake = threading.Condition()  # guards _waiting, _open, _closed
         self._closed = False
         self._give_up = False
-        self.steps, self.failures, self.failed_at, self.total = 0, 0, -math.inf, Used()
+        self.steps, self.failures, self.failed_at, self.total = 0, 0, -math.inf, UsageCounts()
         started: Future[None] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(model, tokenizer, started), name="hmoe engine", daemon=True
@@ -104,7 +104,7 @@ class Engine:
         """Return the numbers of open requests, and of sequences that wait and that run."""
         return {"open": self._open, "waiting": len(self._waiting), "running": len(self._active)}
 
-    def check(self, task: Ask) -> None:
+    def check(self, task: SequenceTask) -> None:
         """Raise ConfigError for a prompt that is empty or too long, for wrong ids, or a threshold of no use.
 
         The message begins with the name that the field has in requests.
@@ -122,7 +122,7 @@ class Engine:
         if task.top_p_experts is not None and self.top_p is None:
             raise ConfigError("top_p_experts: the router of this model is not top-p and has no threshold")
 
-    def submit(self, tasks: Series[Ask], deliver: Deliver, seconds: float) -> Job:
+    def submit(self, tasks: Series[SequenceTask], deliver: Deliver, seconds: float) -> SequenceJob:
         """Queue sequences as one job; `deliver` gets their events, in the engine's thread.
 
         Args:
@@ -136,7 +136,7 @@ class Engine:
         """
         for task in tasks:
             self.check(task)
-        job = Job(tasks, deliver, time.monotonic() + seconds, self._tokenizer)
+        job = SequenceJob(tasks, deliver, time.monotonic() + seconds, self._tokenizer)
         with self._wake:
             if self._closed:
                 raise ClosedError("the server is shutting down")
@@ -158,14 +158,14 @@ class Engine:
         """Wait for the thread to end, which it does when closed and without work."""
         self._thread.join(seconds)
 
-    def _run(self, model: Transformer, tokenizer: Vocabulary, started: "Future[None]") -> None:
-        with torch.inference_mode(), dropless(model):
+    def _run(self, model: Transformer, tokenizer: EngineTokenizer, started: "Future[None]") -> None:
+        with torch.inference_mode(), without_capacities(model):
             # Memory is taken here, not by the caller, so that all parallel work is of this thread: each
             # thread that uses PyTorch's parallel operations keeps a set of OpenMP threads, and two sets take
             # turns on the same cores.
             try:
-                self._slots = Slots(model, self.limits.max_batch, self.capacity)
-                self._passes = Passes(model, tokenizer, self._slots)
+                self._slots = KeyValueSlots(model, self.limits.max_batch, self.capacity)
+                self._passes = BatchRunner(model, tokenizer, self._slots)
             except BaseException as error:  # whoever constructs the engine waits for it and raises it there
                 started.set_exception(error)
                 return
@@ -181,7 +181,7 @@ class Engine:
                     _LOG.exception("a step failed")
                     for sequence in self._active:
                         if not sequence.ended:
-                            sequence.fail(Failure(500, "internal_error", "the server failed on this request"))
+                            sequence.fail(SequenceFailure(500, "internal_error", "the server failed on this request"))
                 self._free_ended()
 
     def _has_work(self) -> bool:
@@ -215,16 +215,16 @@ class Engine:
             if sequence.ended:
                 self._release(sequence)
 
-    def _find_reason_to_end(self, sequence: Running, now: float) -> Failure | None:
+    def _find_reason_to_end(self, sequence: RunningSequence, now: float) -> SequenceFailure | None:
         if sequence.job.cancelled:
-            return Failure(499, "cancelled", "the client went away")
+            return SequenceFailure(499, "cancelled", "the client went away")
         if self._give_up:
             return _CLOSING
         if now > sequence.job.deadline:
-            return Failure(504, "timeout", "the request took longer than this server allows")
+            return SequenceFailure(504, "timeout", "the request took longer than this server allows")
         return None
 
-    def _plan(self) -> tuple[list[Part], list[Running], int]:
+    def _plan(self) -> tuple[list[SequencePart], list[RunningSequence], int]:
         """Return parts for the next step, their sequences, and how many of them decode.
 
         Every decoding sequence gets one token; then come prompts, oldest first, up to `prefill_tokens` in
@@ -269,7 +269,7 @@ class Engine:
             self._active.pop()
             self._release(sequence)
 
-    def _release(self, sequence: Running) -> None:
+    def _release(self, sequence: RunningSequence) -> None:
         self.total.add(sequence.used)
         with self._wake:
             sequence.job.num_left -= 1

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from hmoe.model.generate import Sampling
-from hmoe.serve.engine.types import Ask
+from hmoe.serve.engine.types import SequenceTask
 
 _NUM_NEAR = 256  # most probable tokens that are looked at before the whole vocabulary is sorted
 
 
-def adjust(logits_V: torch.Tensor, task: Ask, counts: Mapping[int, int]) -> None:
+def adjust_logits(logits_V: torch.Tensor, task: SequenceTask, counts: Mapping[int, int]) -> None:
     """Add biases and subtract penalties in place; `counts` tells how often each token was drawn."""
     change = dict(task.bias)
     if task.frequency_penalty or task.presence_penalty:
@@ -26,7 +26,7 @@ def adjust(logits_V: torch.Tensor, task: Ask, counts: Mapping[int, int]) -> None
         logits_V[ids] += torch.tensor(list(change.values()), dtype=logits_V.dtype, device=logits_V.device)
 
 
-def draw(logits_BV: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
+def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
     """Draw one token per row: where the cumulated probability passes the row's uniform number in [0, 1).
 
     Tokens are cumulated in the order of their ids, or, where top_k or top_p is set, of their probabilities.
@@ -112,7 +112,7 @@ def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
 Logprobs = tuple[list[float], list[list[int]], list[list[float]]]
 
 
-def tell(logits_TV: torch.Tensor, targets: Sequence[int], num_top: int) -> Logprobs:
+def gather_logprobs(logits_TV: torch.Tensor, targets: Sequence[int], num_top: int) -> Logprobs:
     """Return log-probabilities of the targets in nats; of each row the most probable tokens, and theirs."""
     logprob_TV = logits_TV.log_softmax(1)
     target_T1 = torch.tensor(targets, device=logits_TV.device)[:, None]

@@ -10,14 +10,22 @@ import torch
 
 from hmoe.data.tokenizer import Decoding
 from hmoe.errors import HMoEError
-from hmoe.serve.engine.slots import Part
-from hmoe.serve.engine.stop_texts import Writer
-from hmoe.serve.engine.types import Ask, Deliver, Entry, Event, Failure, FinishReason, Used
+from hmoe.serve.engine.slots import SequencePart
+from hmoe.serve.engine.stop_texts import StoppableText
+from hmoe.serve.engine.types import (
+    Deliver,
+    FinishReason,
+    SequenceEvent,
+    SequenceFailure,
+    SequenceTask,
+    TokenLogprob,
+    UsageCounts,
+)
 
 _CONTEXT_TOKENS = 256  # of the prompt's end, without which the answer's first token may have another text
 
 
-class Job:
+class SequenceJob:
     """Holds what one request asked for: some sequences, whose events go to one place.
 
     Attributes:
@@ -25,9 +33,9 @@ class Job:
         num_left: sequences that the engine still holds.
     """
 
-    def __init__(self, tasks: Series[Ask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
+    def __init__(self, tasks: Series[SequenceTask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
         self.deliver, self.deadline = deliver, deadline
-        self.sequences = [Running(task, index, self, tokenizer) for index, task in enumerate(tasks)]
+        self.sequences = [RunningSequence(task, index, self, tokenizer) for index, task in enumerate(tasks)]
         self.num_left = len(self.sequences)
         self._cancelled = threading.Event()
 
@@ -41,7 +49,7 @@ class Job:
         return self._cancelled.is_set()
 
 
-class Running:
+class RunningSequence:
     """Holds the state of one sequence, which only the engine's thread changes.
 
     Attributes:
@@ -52,19 +60,19 @@ class Running:
         failure: what it ended with, if not well.
     """
 
-    def __init__(self, task: Ask, index: int, job: Job, tokenizer: Decoding) -> None:
+    def __init__(self, task: SequenceTask, index: int, job: SequenceJob, tokenizer: Decoding) -> None:
         self.task, self.index, self.job = task, index, job
         self.slot, self.cached = -1, 0
-        self._last: Event | None = None
-        self.failure: Failure | None = None
+        self._last: SequenceEvent | None = None
+        self.failure: SequenceFailure | None = None
         self.ids: list[int] = []
         self.counts: Counter[int] = Counter()
-        self.used = Used(prompt_tokens=len(task.prompt))
-        self._output = Writer(tokenizer.detokenizer(task.prompt[-_CONTEXT_TOKENS:]), task.stops)
+        self.used = UsageCounts(prompt_tokens=len(task.prompt))
+        self._output = StoppableText(tokenizer.detokenizer(task.prompt[-_CONTEXT_TOKENS:]), task.stops)
         self._num_shown = 0  # characters of the text that have been delivered
-        self._entries: list[Entry] = []  # of drawn tokens, not delivered yet
+        self._entries: list[TokenLogprob] = []  # of drawn tokens, not delivered yet
         # Nothing comes before the first token of a prompt, so it has no probability.
-        self._prompt_entries: list[Entry] = [Entry(task.prompt[0], None, ())] if task.echo else []
+        self._prompt_entries: list[TokenLogprob] = [TokenLogprob(task.prompt[0], None, ())] if task.echo else []
 
     @property
     def decoding(self) -> bool:
@@ -81,23 +89,23 @@ class Running:
             return 0.0
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
-    def next_part(self, budget: int) -> Part:
+    def next_part(self, budget: int) -> SequencePart:
         """Return what it wants to run next: its newest token, or up to `budget` tokens of its prompt."""
         if self.decoding:
-            return Part(self.slot, self.cached, self.ids[-1:], self.task.top_p_experts)
+            return SequencePart(self.slot, self.cached, self.ids[-1:], self.task.top_p_experts)
         tokens = self.task.prompt[self.cached : self.cached + budget]
-        return Part(self.slot, self.cached, tokens, self.task.top_p_experts)
+        return SequencePart(self.slot, self.cached, tokens, self.task.top_p_experts)
 
     def advance(self, rows: int, units: float, experts: float) -> None:
         """Note that its next `rows` tokens went through the model, and what they activated."""
         self.cached += rows
-        self.used.add(Used(rows=rows, units=units, experts=experts))
+        self.used.add(UsageCounts(rows=rows, units=units, experts=experts))
 
-    def add_prompt_entries(self, entries: Series[Entry]) -> None:
+    def add_prompt_entries(self, entries: Series[TokenLogprob]) -> None:
         """Take log-probabilities of the next prompt tokens."""
         self._prompt_entries += entries
 
-    def accept(self, token: int, entry: Entry | None, ends: Series[int]) -> None:
+    def accept(self, token: int, entry: TokenLogprob | None, ends: Series[int]) -> None:
         """Take the token that was drawn and its log-probabilities; end if it is one of `ends` or the last."""
         self.ids.append(token)
         self.counts[token] += 1
@@ -107,7 +115,7 @@ class Running:
         try:
             stopped = token in ends or self._output.add(token)
         except HMoEError as error:  # a token that this tokenizer cannot decode ends this sequence alone
-            self.fail(Failure(500, "tokenizer_error", str(error)))
+            self.fail(SequenceFailure(500, "tokenizer_error", str(error)))
             return
         if stopped:
             self.finish("stop")
@@ -125,12 +133,12 @@ class Running:
         if reason == "stop":  # tokens of the stop text itself, and of what is behind it, are not reported
             self._entries = [entry for entry in self._entries if entry.offset < len(text)]
         entries, prompt_entries = tuple(self._entries), tuple(self._prompt_entries)
-        self._last = Event(self.index, text[self._num_shown :], entries, prompt_entries, reason)
+        self._last = SequenceEvent(self.index, text[self._num_shown :], entries, prompt_entries, reason)
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: SequenceFailure) -> None:
         """End with a failure, which is all that its last event tells."""
         self.failure = failure
-        self._last = Event(self.index, failure=failure)
+        self._last = SequenceEvent(self.index, failure=failure)
 
     @property
     def ended(self) -> bool:
@@ -150,6 +158,6 @@ class Running:
         ready = [entry for entry in self._entries if entry.offset < num_safe]
         self._entries = self._entries[len(ready) :]
         text = self._output.text[self._num_shown : num_safe]
-        event = Event(self.index, text, tuple(ready), tuple(self._prompt_entries))
+        event = SequenceEvent(self.index, text, tuple(ready), tuple(self._prompt_entries))
         self._prompt_entries, self._num_shown = [], num_safe
         self.job.deliver(event)

@@ -9,7 +9,7 @@ from hmoe.model.attention import Attended, Attention, scaled_dot_product
 from hmoe.model.transformer import Transformer
 
 
-class Slots:
+class KeyValueSlots:
     """Holds one slot of keys and values per sequence, `capacity` positions long.
 
     Attributes:
@@ -34,7 +34,7 @@ class Slots:
 
 
 @dataclass(frozen=True)
-class Part:
+class SequencePart:
     """Tokens of one sequence in a step: the `tokens` from position `start` on, of the sequence in `slot`."""
 
     slot: int
@@ -43,7 +43,7 @@ class Part:
     top_p: float | None = None
 
 
-class Step:
+class StepContext:
     """Shows the model one step of many sequences, whose tokens are laid end to end in one row.
 
     The first `decoding` parts are one token each, of slots 0, 1, ..., and are attended together.
@@ -55,7 +55,7 @@ class Step:
     noise_seed: int | None = None  # routers add no noise
     real_T: torch.Tensor | None = None  # no token is padding
 
-    def __init__(self, slots: Slots, parts: Series[Part], decoding: int, top_p: float | None) -> None:
+    def __init__(self, slots: KeyValueSlots, parts: Series[SequencePart], decoding: int, top_p: float | None) -> None:
         self._kv, device = slots.kv, slots.kv.device
         self._decoding, self._chunks = decoding, parts[decoding:]
         self._begins: list[int] = []  # where each chunk begins in the row of tokens

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hmoe.data.detokenizer import Detokenizer
 
 
-class Writer:
+class StoppableText:
     """Collects the text of a sequence, of which only the first `count_safe()` characters may be shown yet.
 
     Attributes:

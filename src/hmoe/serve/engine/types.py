@@ -10,7 +10,7 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """Limits how much work the engine takes on at a time.
 
     Attributes:
@@ -27,7 +27,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Ask:
+class SequenceTask:
     """Says what to do with one sequence: continue it or score it, and how.
 
     Attributes:
@@ -61,7 +61,7 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TokenLogprob:
     """Tells the log-probability of a token, the most probable tokens in its place, and where its text begins.
 
     The first token of a prompt has no log-probability. Offsets are characters of the continuation; those of
@@ -75,7 +75,7 @@ class Entry:
 
 
 @dataclass
-class Used:
+class UsageCounts:
     """Counts what a sequence, or several together, cost.
 
     Attributes:
@@ -91,7 +91,7 @@ class Used:
     units: float = 0.0
     experts: float = 0.0
 
-    def add(self, other: "Used") -> None:
+    def add(self, other: "UsageCounts") -> None:
         """Add the counts of another to these."""
         self.prompt_tokens += other.prompt_tokens
         self.new_tokens += other.new_tokens
@@ -101,7 +101,7 @@ class Used:
 
 
 @dataclass(frozen=True)
-class Failure:
+class SequenceFailure:
     """Says why a sequence ended early; `status` is the HTTP status for it, `code` a word for programs."""
 
     status: int
@@ -110,16 +110,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Event:
+class SequenceEvent:
     """Tells news of sequence `index` of a job: its new text, and at the end `finish` or `failure`."""
 
     index: int
     text: str = ""
-    entries: tuple[Entry, ...] = ()
-    prompt_entries: tuple[Entry, ...] = ()
+    entries: tuple[TokenLogprob, ...] = ()
+    prompt_entries: tuple[TokenLogprob, ...] = ()
     finish: FinishReason | None = None
-    failure: Failure | None = None
-    used: Used | None = None  # with the last event only
+    failure: SequenceFailure | None = None
+    used: UsageCounts | None = None  # with the last event only
 
 
-Deliver = Callable[[Event], None]
+Deliver = Callable[[SequenceEvent], None]

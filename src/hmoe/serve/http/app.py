@@ -7,16 +7,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from hmoe.serve.http.handlers import ServerState
-from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.metrics import Metrics
-from hmoe.serve.http.middleware import Guard, GuardLimits
-from hmoe.serve.http.origins import Origins
+from hmoe.serve.http.middleware import BoundsMiddleware, RequestLimits
+from hmoe.serve.http.origins import OriginsMiddleware
 from hmoe.serve.http.routes import ROUTES, Route
 from hmoe.serve.http.service import Service
 
 
 def create_app(
-    service: Service, limits: GuardLimits, connections: Callable[[], int], routes: Sequence[Route] = ROUTES
+    service: Service, limits: RequestLimits, connections: Callable[[], int], routes: Sequence[Route] = ROUTES
 ) -> ASGIApp:
     """Return the ASGI application of a served model.
 
@@ -32,11 +32,11 @@ def create_app(
     for route in sorted(routes, key=lambda route: route.has_parameter):
         app.add_route(route.path, _endpoint(route, state), methods=[route.method])
     handle_errors(app)
-    guard = Guard(app, limits, state.metrics, routes)
+    guard = BoundsMiddleware(app, limits, state.metrics, routes)
     if not limits.origins:
         return guard
     # Outermost, so that a page may read why the middleware refused its request.
-    return Origins(guard, limits.origins, sorted({route.method for route in routes}))
+    return OriginsMiddleware(guard, limits.origins, sorted({route.method for route in routes}))
 
 
 def _endpoint(route: Route, state: ServerState) -> Callable[[Request], Awaitable[Response]]:
@@ -49,17 +49,17 @@ def _endpoint(route: Route, state: ServerState) -> Callable[[Request], Awaitable
 def handle_errors(app: FastAPI) -> None:
     """Answer every error as JSON; one that nobody foresaw reaches the middleware too, which logs it."""
 
-    @app.exception_handler(Refusal)
-    async def answer_refusal(request: Request, error: Refusal) -> Response:
+    @app.exception_handler(HTTPError)
+    async def answer_refusal(request: Request, error: HTTPError) -> Response:
         return Response(error.body(), error.status, error.headers, "application/json")
 
     @app.exception_handler(HTTPException)
     async def answer_routing_error(request: Request, error: HTTPException) -> Response:
         message = f"{request.method[:20]} {request.url.path[:100]}: {error.detail}"
-        refusal = Refusal(error.status_code, message, headers=dict(error.headers or {}))
+        refusal = HTTPError(error.status_code, message, headers=dict(error.headers or {}))
         return await answer_refusal(request, refusal)
 
     @app.exception_handler(Exception)
     async def answer_fault(request: Request, error: Exception) -> Response:
-        refusal = Refusal(500, "the server failed on this request", code="internal_error")
+        refusal = HTTPError(500, "the server failed on this request", code="internal_error")
         return await answer_refusal(request, refusal)

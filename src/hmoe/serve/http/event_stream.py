@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
-from hmoe.serve.engine.types import Event
-from hmoe.serve.http.http_error import Refusal, to_json
+from hmoe.serve.engine.types import SequenceEvent
+from hmoe.serve.http.http_error import HTTPError, encode_response_json
 from hmoe.serve.http.service import Exchange, Service
 
 # Proxies, of which nginx knows the second field, must hand on every event at once.
@@ -20,7 +20,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, chunks: "Chunks") -> None:
+    def __init__(self, chunks: "StreamChunks") -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]  # starlette's, of the empty body it was given
         self._chunks = chunks
@@ -39,7 +39,7 @@ class EventStream(Response):
             self._chunks.exchange.give_up()
 
 
-class Chunks:
+class StreamChunks:
     """Encodes the events of one stream as bytes, each chunk as `data: JSON`."""
 
     def __init__(self, exchange: Exchange, service: Service, include_usage: bool) -> None:
@@ -61,19 +61,19 @@ class Chunks:
         try:
             async for batch in self._batches:
                 yield self._encode(batch)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             yield b"data: " + refusal.body() + b"\n\n"
             return
         if self._include_usage:
             numbers = self.exchange.numbers(self._service.served)
-            yield b"data: " + to_json(self.exchange.formatter.end(numbers)) + b"\n\n"
+            yield b"data: " + encode_response_json(self.exchange.formatter.end(numbers)) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    def _encode(self, batch: list[Event]) -> bytes:
+    def _encode(self, batch: list[SequenceEvent]) -> bytes:
         # As OpenAI has it: if the last chunk will tell the usage, all others say that they do not.
         extra: dict[str, Any] = {"usage": None} if self._include_usage else {}
         chunks = self.exchange.formatter.chunk(batch)
-        return b"".join(b"data: " + to_json(chunk | extra) + b"\n\n" for chunk in chunks)
+        return b"".join(b"data: " + encode_response_json(chunk | extra) + b"\n\n" for chunk in chunks)
 
 
 async def give_up_on_disconnect(receive: Receive, exchange: Exchange) -> None:

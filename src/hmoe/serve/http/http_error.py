@@ -8,7 +8,7 @@ from hmoe.errors import HMoEError
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class Refusal(HMoEError):
+class HTTPError(HMoEError):
     """Answers a request with an HTTP status of 400 or more, and says what is wrong.
 
     Attributes:
@@ -33,7 +33,7 @@ class Refusal(HMoEError):
 
     def body(self) -> bytes:
         """Return the response's body: JSON of an object with the one field `error`."""
-        return to_json({"error": self.content()})
+        return encode_response_json({"error": self.content()})
 
     def content(self) -> dict[str, str | None]:
         """Return what stands under `error`."""
@@ -41,7 +41,7 @@ class Refusal(HMoEError):
         return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
 
 
-def to_json(content: Any) -> bytes:
+def encode_response_json(content: Any) -> bytes:
     """Encode the content as compact JSON; NaN and infinity raise ValueError, because JSON has none."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode(errors="replace")  # half of a surrogate pair, which a path may hold, is not encodable

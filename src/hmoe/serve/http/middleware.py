@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.metrics import Metrics
 from hmoe.serve.http.routes import OTHER_LABEL, Route, find_route
 
@@ -19,7 +19,7 @@ _CLOSE = {"Connection": "close"}  # the body was not read, and must not be taken
 
 
 @dataclass(frozen=True)
-class GuardLimits:
+class RequestLimits:
     """Limits what one request may be, and says what it must show.
 
     Attributes:
@@ -35,10 +35,10 @@ class GuardLimits:
     origins: tuple[str, ...] = ()
 
 
-class Guard:
+class BoundsMiddleware:
     """Wraps an ASGI application, for which it reads the body and hands it on as scope["hmoe.body"]."""
 
-    def __init__(self, app: ASGIApp, limits: GuardLimits, metrics: Metrics, routes: Sequence[Route]) -> None:
+    def __init__(self, app: ASGIApp, limits: RequestLimits, metrics: Metrics, routes: Sequence[Route]) -> None:
         self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,11 +52,11 @@ class Guard:
             self._check(scope, route)
             scope["hmoe.body"] = await self._read_body(scope, receive, route)
             await self._app(scope, receive, reply.send)
-        except Refusal as refusal:
+        except HTTPError as refusal:
             await reply.refuse(refusal)
         except Exception:
             _LOG.exception("a request failed: %s %r", scope["method"], scope["path"][:100])
-            await reply.refuse(Refusal(500, "the server failed on this request", code="internal_error"))
+            await reply.refuse(HTTPError(500, "the server failed on this request", code="internal_error"))
         finally:
             reply.count(route.label if route else OTHER_LABEL)
 
@@ -71,7 +71,7 @@ class Guard:
             self._check_key(headers)
         # A small compressed body may become gigabytes.
         if b"content-encoding" in headers:
-            raise Refusal(415, "Content-Encoding: compressed bodies are not read", headers=_CLOSE)
+            raise HTTPError(415, "Content-Encoding: compressed bodies are not read", headers=_CLOSE)
         limit = self._max_body_bytes(route)
         for size in headers.get(b"content-length", []):
             # No limit has 18 digits, and int() of thousands of them is slow or raises.
@@ -82,7 +82,7 @@ class Guard:
         if scope["method"] == "POST" and route is not None and route.json_only:
             media_type = headers.get(b"content-type", [b""])[0].split(b";")[0].strip().lower()
             if media_type != b"application/json":
-                raise Refusal(415, "Content-Type: must be application/json", code="unsupported_media_type")
+                raise HTTPError(415, "Content-Type: must be application/json", code="unsupported_media_type")
 
     def _check_framing(self, scope: Scope, headers: Mapping[bytes, list[bytes]]) -> None:
         """Raise Refusal for what could be read in two ways, or is larger than any client needs."""
@@ -90,19 +90,19 @@ class Guard:
         size = sum(len(name) + len(value) + 4 for name, value in scope["headers"])
         if len(scope["headers"]) > _MAX_HEADERS or size > _MAX_HEADER_BYTES:
             most = f"{_MAX_HEADERS} header fields, {_MAX_HEADER_BYTES} bytes"
-            raise Refusal(431, f"more than {most}", code="header_too_large", headers=_CLOSE)
+            raise HTTPError(431, f"more than {most}", code="header_too_large", headers=_CLOSE)
         if len(scope["raw_path"]) + len(scope["query_string"]) > _MAX_TARGET_BYTES:
             message = f"the path is longer than {_MAX_TARGET_BYTES} bytes"
-            raise Refusal(414, message, code="path_too_long", headers=_CLOSE)
+            raise HTTPError(414, message, code="path_too_long", headers=_CLOSE)
         if scope["http_version"] not in ("1.0", "1.1"):
-            raise Refusal(400, "HTTP: versions 1.0 and 1.1 are spoken here", code="invalid_http", headers=_CLOSE)
+            raise HTTPError(400, "HTTP: versions 1.0 and 1.1 are spoken here", code="invalid_http", headers=_CLOSE)
         # With both, a proxy and this server may disagree where the request ends: the rest would be a smuggled
         # one.
         if b"content-length" in headers and b"transfer-encoding" in headers:
             message = "Content-Length and Transfer-Encoding in one request"
-            raise Refusal(400, message, code="invalid_http", headers=_CLOSE)
+            raise HTTPError(400, message, code="invalid_http", headers=_CLOSE)
         if len(headers.get(b"host", [])) > 1:
-            raise Refusal(400, "more than one Host", code="invalid_http", headers=_CLOSE)
+            raise HTTPError(400, "more than one Host", code="invalid_http", headers=_CLOSE)
 
     def _check_key(self, headers: Mapping[bytes, list[bytes]]) -> None:
         if self._limits.api_key is None:
@@ -113,7 +113,7 @@ class Guard:
         # Compared in constant time: how long a comparison takes must not tell how much of the key is right.
         if not (hmac.compare_digest(key.strip(), expected) and scheme.lower() == b"bearer"):
             message = "Authorization: Bearer with the server's API key"
-            raise Refusal(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _max_body_bytes(self, route: Route | None) -> int:
         if route is None or route.max_body_bytes is None:
@@ -129,7 +129,7 @@ class Guard:
                 return await _receive_body(receive, self._max_body_bytes(route))
         except TimeoutError:
             message = f"the body did not come within {self._limits.body_seconds:g} s"
-            raise Refusal(408, message, code="body_timeout", headers=_CLOSE) from None
+            raise HTTPError(408, message, code="body_timeout", headers=_CLOSE) from None
 
 
 async def _receive_body(receive: Receive, limit: int) -> bytes:
@@ -137,7 +137,7 @@ async def _receive_body(receive: Receive, limit: int) -> bytes:
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the client went away")
+            raise HTTPError(400, "the client went away")
         body += message.get("body", b"")
         more = message.get("more_body", False)
         if len(body) > limit:  # a chunked body does not say its size before
@@ -145,8 +145,8 @@ async def _receive_body(receive: Receive, limit: int) -> bytes:
     return bytes(body)
 
 
-def _body_too_large(limit: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {limit} bytes", code="body_too_large")
+def _body_too_large(limit: int) -> HTTPError:
+    return HTTPError(413, f"the body is larger than {limit} bytes", code="body_too_large")
 
 
 def _group_headers(scope: Scope) -> dict[bytes, list[bytes]]:
@@ -176,7 +176,7 @@ class _Reply:
             self._ended = True
         await self._send(message)
 
-    async def refuse(self, refusal: Refusal) -> None:
+    async def refuse(self, refusal: HTTPError) -> None:
         """Answer with the error if nothing was answered yet; else break off, for the client to see."""
         if self._ended:
             return

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from hmoe.errors import ConfigError
-from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.http_error import HTTPError
 
 # A public page that was let in may ask a private network's machine. Not every starlette has this option.
 _NEWER_OPTIONS = {"allow_private_network": True}
@@ -37,7 +37,7 @@ def check_origins(origins: Sequence[str]) -> tuple[str, ...]:
     return tuple(origins)
 
 
-class Origins(CORSMiddleware):
+class OriginsMiddleware(CORSMiddleware):
     """Answers what a browser asks before a request, and marks answers and errors that its page may read."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str], methods: Sequence[str]) -> None:
@@ -55,7 +55,7 @@ class Origins(CORSMiddleware):
             return response
         origin = request_headers["origin"][:100]
         message = f"Origin: {origin!r} or what it asks for is not among the allowed origins of this server"
-        refusal = Refusal(400, message, code="invalid_origin")
+        refusal = HTTPError(400, message, code="invalid_origin")
         # Length and type were those of starlette's own text.
         headers = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
         return Response(refusal.body(), 400, headers, "application/json")

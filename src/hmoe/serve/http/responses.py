@@ -5,27 +5,27 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from hmoe.config.counts import activated_parameters
+from hmoe.config.counts import count_activated_parameters
 from hmoe.model.trace import average_activated
-from hmoe.serve.engine.batch import Vocabulary
-from hmoe.serve.engine.types import Entry, Event, Used
+from hmoe.serve.engine.batch import EngineTokenizer
+from hmoe.serve.engine.types import SequenceEvent, TokenLogprob, UsageCounts
 from hmoe.specs.model import ModelSpec
 
 _LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 
-def activated(config: ModelSpec, used: Used) -> dict[str, float]:
+def average_activation(config: ModelSpec, used: UsageCounts) -> dict[str, float]:
     """Return what the tokens of a request activated, as means over tokens and MoE layers."""
     num_layers = len(config.moe_layers)
     units = average_activated(used.units, used.rows, num_layers)
     return {
         "activated_hidden_units": units,
-        "activated_parameters": activated_parameters(config, units),
+        "activated_parameters": count_activated_parameters(config, units),
         "experts_per_token": average_activated(used.experts, used.rows, num_layers),
     }
 
 
-def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
+def count_usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
     """Return token counts, in which a prompt counts once however many continuations it has."""
     return {
         "prompt_tokens": prompt_tokens,
@@ -34,10 +34,10 @@ def usage(prompt_tokens: int, new_tokens: int) -> dict[str, int]:
     }
 
 
-class Names:
+class TokenNames:
     """Writes tokens as clients read them."""
 
-    def __init__(self, tokenizer: Vocabulary, specials: dict[str, int]) -> None:
+    def __init__(self, tokenizer: EngineTokenizer, specials: dict[str, int]) -> None:
         self._tokenizer = tokenizer
         self._specials = {token: text for text, token in specials.items()}
 
@@ -64,7 +64,9 @@ class Names:
         return offsets
 
 
-def completion_logprobs(names: Names, entries: Sequence[Entry], offsets: Sequence[int]) -> dict[str, Any]:
+def format_completion_logprobs(
+    names: TokenNames, entries: Sequence[TokenLogprob], offsets: Sequence[int]
+) -> dict[str, Any]:
     """Return the four lists of a text completion; of two tokens with one text the more probable is told."""
     tops: list[dict[str, float] | None] = []
     for entry in entries:
@@ -83,7 +85,7 @@ def completion_logprobs(names: Names, entries: Sequence[Entry], offsets: Sequenc
     }
 
 
-def chat_logprobs(names: Names, entries: Sequence[Entry]) -> dict[str, Any]:
+def format_chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
     """Return the log-probabilities of a chat completion: one object per token."""
 
     def describe(token: int, logprob: float) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def chat_logprobs(names: Names, entries: Sequence[Entry]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-class Shape:
+class CompletionFormatter:
     """Writes one request's answer as a text completion; the class below writes a chat completion.
 
     Attributes:
@@ -107,17 +109,19 @@ class Shape:
 
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
-    def __init__(self, model: str, names: Names, logprobs: bool, prompts: Sequence[tuple[str, Sequence[int]]]) -> None:
+    def __init__(
+        self, model: str, names: TokenNames, logprobs: bool, prompts: Sequence[tuple[str, Sequence[int]]]
+    ) -> None:
         self._head = {"id": self.prefix + uuid.uuid4().hex, "created": int(time.time()), "model": model}
         self.names, self.logprobs, self.prompts = names, logprobs, prompts
         self._begun: set[int] = set()
 
-    def whole(self, events: Sequence[Event]) -> dict[str, Any]:
+    def whole(self, events: Sequence[SequenceEvent]) -> dict[str, Any]:
         """Return the answer as a whole, from one event per choice."""
         choices = [self.choice(event) for event in sorted(events, key=lambda event: event.index)]
         return self._head | {"object": self.kind, "choices": choices}
 
-    def chunk(self, events: Sequence[Event]) -> list[dict[str, Any]]:
+    def chunk(self, events: Sequence[SequenceEvent]) -> list[dict[str, Any]]:
         """Return the chunks of a stream for some events: each holds a piece of one choice."""
         head = self._head | {"object": self.chunk_kind}
         return [head | {"choices": [choice]} for event in events for choice in self.deltas(event)]
@@ -126,7 +130,7 @@ class Shape:
         """Return the last chunk, which has no text and tells the usage."""
         return self._head | {"object": self.chunk_kind, "choices": []} | numbers
 
-    def choice(self, event: Event) -> dict[str, Any]:
+    def choice(self, event: SequenceEvent) -> dict[str, Any]:
         """Return a choice, or the next piece of it."""
         text, entries, offsets = event.text, list(event.entries), [entry.offset for entry in event.entries]
         if self.prompts:
@@ -137,25 +141,25 @@ class Shape:
                 text = shown + text
                 entries, offsets = [*event.prompt_entries, *entries], [*self.names.offsets(tokens), *offsets]
         self._begun.add(event.index)
-        logprobs = completion_logprobs(self.names, entries, offsets) if self.logprobs else None
+        logprobs = format_completion_logprobs(self.names, entries, offsets) if self.logprobs else None
         return {"index": event.index, "text": text, "logprobs": logprobs, "finish_reason": event.finish}
 
-    def deltas(self, event: Event) -> list[dict[str, Any]]:
+    def deltas(self, event: SequenceEvent) -> list[dict[str, Any]]:
         """Return the pieces that an event of a stream becomes."""
         return [self.choice(event)]
 
 
-class ChatShape(Shape):
+class ChatFormatter(CompletionFormatter):
     """Writes one request's answer as a chat completion."""
 
     prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, event: Event) -> dict[str, Any]:
+    def choice(self, event: SequenceEvent) -> dict[str, Any]:
         """Return a choice with the assistant's message."""
         message = {"role": "assistant", "content": event.text, "refusal": None}
         return self._wrap({"message": message}, event)
 
-    def deltas(self, event: Event) -> list[dict[str, Any]]:
+    def deltas(self, event: SequenceEvent) -> list[dict[str, Any]]:
         """Return a piece of the message; the first piece tells the role."""
         delta: dict[str, str] = {"content": event.text} if event.text or not event.finish else {}
         if event.index not in self._begun:
@@ -163,6 +167,6 @@ class ChatShape(Shape):
             delta = {"role": "assistant", "content": event.text}
         return [self._wrap({"delta": delta}, event)]
 
-    def _wrap(self, content: dict[str, Any], event: Event) -> dict[str, Any]:
-        logprobs = chat_logprobs(self.names, event.entries) if self.logprobs else None
+    def _wrap(self, content: dict[str, Any], event: SequenceEvent) -> dict[str, Any]:
+        logprobs = format_chat_logprobs(self.names, event.entries) if self.logprobs else None
         return {"index": event.index, **content, "logprobs": logprobs, "finish_reason": event.finish}

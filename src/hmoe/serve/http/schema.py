@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError, model_validator
 
 from hmoe.serve.http import neutral_fields
-from hmoe.serve.http.http_error import Refusal
+from hmoe.serve.http.http_error import HTTPError
 
 MAX_SEQUENCES = 128  # prompts x n of one request
 _MAX_STOPS, _MAX_STOP_CHARACTERS, _MAX_BIASES = 64, 1024, 1024
@@ -109,7 +109,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: Literal[False] | None = None
 
 
-class Request(BaseModel):
+class GenerationRequest(BaseModel):
     """Checks the fields that both kinds of requests have.
 
     Attributes:
@@ -144,7 +144,7 @@ class Request(BaseModel):
         return neutral_fields.drop_neutral(content, cls.neutral) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
-    def _stream_options_need_a_stream(self) -> "Request":
+    def _stream_options_need_a_stream(self) -> "GenerationRequest":
         if self.stream_options is not None and self.stream_options.include_usage and not self.stream:
             raise ValueError("stream_options: only with stream = true")
         return self
@@ -155,7 +155,7 @@ class Request(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """Checks the body of a request for a text completion."""
 
     neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.COMPLETION
@@ -174,7 +174,7 @@ class CompletionRequest(Request):
         return self
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """Checks one message of a conversation."""
 
     model_config = Strict
@@ -193,11 +193,11 @@ class Message(BaseModel):
         return silent | neutral_fields.drop_neutral(content, cls.neutral)
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """Checks the body of a request for a chat completion."""
 
     neutral: ClassVar = neutral_fields.SAMPLING | neutral_fields.CHAT
-    messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], FailFast(), Field(min_length=1, max_length=4096)]
     max_completion_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -211,25 +211,25 @@ class ChatRequest(Request):
         return self
 
 
-Kind = TypeVar("Kind", bound=Request)
+Kind = TypeVar("Kind", bound=GenerationRequest)
 
 
-def parse(kind: type[Kind], body: bytes) -> Kind:
+def parse_request(kind: type[Kind], body: bytes) -> Kind:
     """Return the request that the bytes of a body hold.
 
     Raises:
         Refusal: 400, naming the field that is wrong.
     """
-    content = strict_json(body)
+    content = parse_strict_json(body)
     if not isinstance(content, dict):
-        raise Refusal(400, "the body must be a JSON object", code="invalid_json")
+        raise HTTPError(400, "the body must be a JSON object", code="invalid_json")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise _refusal(kind, error) from None
 
 
-def strict_json(body: bytes) -> Any:
+def parse_strict_json(body: bytes) -> Any:
     """Decode JSON as the standard has it: UTF-8, no NaN, no infinity, no duplicate keys, no half characters.
 
     Raises:
@@ -241,13 +241,13 @@ def strict_json(body: bytes) -> Any:
         # Finds what json.loads lets through: 1e999, which becomes infinity, and half of a surrogate pair.
         json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeDecodeError:
-        raise Refusal(400, "the body is not UTF-8", code="invalid_json") from None
+        raise HTTPError(400, "the body is not UTF-8", code="invalid_json") from None
     except UnicodeEncodeError:
-        raise Refusal(400, "a text holds half of a surrogate pair", code="invalid_json") from None
+        raise HTTPError(400, "a text holds half of a surrogate pair", code="invalid_json") from None
     except RecursionError:
-        raise Refusal(400, "the JSON is nested too deep", code="invalid_json") from None
+        raise HTTPError(400, "the JSON is nested too deep", code="invalid_json") from None
     except ValueError as error:
-        raise Refusal(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
+        raise HTTPError(400, f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from None
     return content
 
 
@@ -262,17 +262,17 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _refusal(kind: type[BaseModel], error: ValidationError) -> Refusal:
+def _refusal(kind: type[BaseModel], error: ValidationError) -> HTTPError:
     """Return the first of the errors, as `field: what is wrong`."""
     first = error.errors(include_url=False, include_input=False)[0]
     path = [str(step)[:64] for step in first["loc"]]  # such as messages, 0, content
     if first["type"] == "extra_forbidden":
-        levels: dict[str, type[BaseModel]] = {"messages": Message, "stream_options": StreamOptions}
+        levels: dict[str, type[BaseModel]] = {"messages": ChatMessage, "stream_options": StreamOptions}
         level = levels.get(path[0], kind) if path[1:] else kind
         message = neutral_fields.explain_unknown(path[-1], getattr(level, "neutral", {}), list(level.model_fields))
-        return Refusal(400, f"{'.'.join(path)}: {message}", path[0], "unknown_parameter")
+        return HTTPError(400, f"{'.'.join(path)}: {message}", path[0], "unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
     if path:
-        return Refusal(400, f"{'.'.join(path)}: {message[:300]}", path[0], "invalid_value")
+        return HTTPError(400, f"{'.'.join(path)}: {message[:300]}", path[0], "invalid_value")
     # A check of several fields has no path, so its message begins with the field.
-    return Refusal(400, message[:300], message.split(":")[0], "invalid_value")
+    return HTTPError(400, message[:300], message.split(":")[0], "invalid_value")

@@ -17,8 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from hmoe.errors import ConfigError
 from hmoe.serve.http.app import create_app
-from hmoe.serve.http.http_error import Refusal
-from hmoe.serve.http.middleware import GuardLimits
+from hmoe.serve.http.http_error import HTTPError
+from hmoe.serve.http.middleware import RequestLimits
 from hmoe.serve.http.service import Service
 
 _HEADER_BYTES = 32 * 1024
@@ -60,7 +60,7 @@ class BoundedProtocol(H11Protocol):
         self._last_request = False
         self._written_at = self._since  # when last nothing waited to be read by the client
         if len(self.connections) > self.limits.connections:
-            self._refuse(Refusal(503, "too many open connections", code="busy", headers={"Retry-After": "1"}))
+            self._refuse(HTTPError(503, "too many open connections", code="busy", headers={"Retry-After": "1"}))
 
     def data_received(self, data: bytes) -> None:
         """Read what the client sent, unless the connection is being closed."""
@@ -75,7 +75,7 @@ class BoundedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what h11 cannot read; uvicorn calls this."""
-        self._refuse(Refusal(400, "this is not a valid HTTP request", code="invalid_http"))
+        self._refuse(HTTPError(400, "this is not a valid HTTP request", code="invalid_http"))
 
     def shutdown(self) -> None:
         """Close the connection, but let a request that may be on its way come, to be answered with 503."""
@@ -96,7 +96,7 @@ class BoundedProtocol(H11Protocol):
         seconds = {"header": self.limits.header_seconds, "body": self.limits.body_seconds + 1}.get(self._phase)
         if seconds is not None and now - self._since > seconds:
             if self._phase == "header" and self.conn.our_state is h11.IDLE:
-                self._refuse(Refusal(408, f"the header did not come within {seconds:g} s", code="header_timeout"))
+                self._refuse(HTTPError(408, f"the header did not come within {seconds:g} s", code="header_timeout"))
             else:
                 self.transport.abort()
 
@@ -112,7 +112,7 @@ class BoundedProtocol(H11Protocol):
         if again or phase != self._phase:
             self._phase, self._since = phase, time.monotonic()
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, refusal: HTTPError) -> None:
         """Answer and close, whatever the client has sent."""
         if self.transport.is_closing():
             return
@@ -137,7 +137,7 @@ class Server(uvicorn.Server):
     def __init__(
         self,
         service: Service,
-        guard: GuardLimits,
+        guard: RequestLimits,
         limits: ConnectionLimits,
         ready: Callable[[str], None] = lambda address: None,
     ) -> None:
@@ -198,7 +198,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int) -> socket.socket:
+def open_listening_socket(host: str, port: int) -> socket.socket:
     """Return a socket on an address of this machine; port 0 takes any that is free.
 
     Raises:

@@ -13,20 +13,20 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling
 from hmoe.model.transformer import Transformer
-from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.chat_prompt import ChatLayout, ChatTurn
 from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
-from hmoe.serve.engine.sequence import Job
-from hmoe.serve.engine.types import Ask, Event, Failure, Limits, Used
-from hmoe.serve.http.http_error import Refusal
-from hmoe.serve.http.responses import ChatShape, Names, Shape, activated, usage
-from hmoe.serve.http.schema import ChatRequest, CompletionRequest, Request
+from hmoe.serve.engine.sequence import SequenceJob
+from hmoe.serve.engine.types import EngineLimits, SequenceEvent, SequenceFailure, SequenceTask, UsageCounts
+from hmoe.serve.http.http_error import HTTPError
+from hmoe.serve.http.responses import ChatFormatter, CompletionFormatter, TokenNames, average_activation, count_usage
+from hmoe.serve.http.schema import ChatRequest, CompletionRequest, GenerationRequest
 
 _DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
 _RETRY_SECONDS = 1
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """Names the model that is served, and how texts for it are written.
 
     Attributes:
@@ -48,14 +48,14 @@ class Served:
 class Exchange:
     """Brings the events of a job from the engine's thread to the event loop."""
 
-    def __init__(self, formatter: Shape, prompt_tokens: int) -> None:
+    def __init__(self, formatter: CompletionFormatter, prompt_tokens: int) -> None:
         self.formatter, self._prompt_tokens = formatter, prompt_tokens
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._events: asyncio.Queue[SequenceEvent | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self.job: Job | None = None
-        self.used = Used()
+        self.job: SequenceJob | None = None
+        self.used = UsageCounts()
 
-    def deliver(self, event: Event) -> None:
+    def deliver(self, event: SequenceEvent) -> None:
         """Take an event from the engine's thread to the event loop's."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server has ended
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -66,7 +66,7 @@ class Exchange:
             self.job.cancel()
         self._events.put_nowait(None)
 
-    async def batches(self) -> AsyncIterator[list[Event]]:
+    async def batches(self) -> AsyncIterator[list[SequenceEvent]]:
         """Yield whatever events have arrived, until every sequence has ended.
 
         Raises:
@@ -82,7 +82,7 @@ class Exchange:
                 while not self._events.empty():
                     events.append(self._events.get_nowait())
                 if None in events:
-                    raise Refusal(499, "the client went away")
+                    raise HTTPError(499, "the client went away")
                 batch = [event for event in events if event is not None]
                 for event in batch:
                     self._take(event)
@@ -91,23 +91,23 @@ class Exchange:
         finally:
             self.job.cancel()
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: SequenceEvent) -> None:
         if event.failure is not None:
-            raise refusal_of(event.failure)
+            raise make_http_error(event.failure)
         if event.used is not None:
             self.used.add(event.used)
 
-    def numbers(self, served: Served) -> dict[str, Any]:
+    def numbers(self, served: ServedModel) -> dict[str, Any]:
         """Return the usage, and next to it what was activated."""
         return {
-            "usage": usage(self._prompt_tokens, self.used.new_tokens),
-            "hmoe": activated(served.model.config, self.used),
+            "usage": count_usage(self._prompt_tokens, self.used.new_tokens),
+            "hmoe": average_activation(served.model.config, self.used),
         }
 
 
-def refusal_of(failure: Failure) -> Refusal:
+def make_http_error(failure: SequenceFailure) -> HTTPError:
     """Return the HTTP error of a sequence that failed."""
-    return Refusal(failure.status, failure.message, code=failure.code)
+    return HTTPError(failure.status, failure.message, code=failure.code)
 
 
 class Service:
@@ -119,10 +119,10 @@ class Service:
         created: time of start, in seconds since 1970.
     """
 
-    def __init__(self, served: Served, limits: Limits, max_tokens: int, seconds: float) -> None:
+    def __init__(self, served: ServedModel, limits: EngineLimits, max_tokens: int, seconds: float) -> None:
         self.served, self.max_tokens, self.seconds = served, max_tokens, seconds
-        self.conversation = Conversation(served.tokenizer, served.chat_template, served.begin, served.folder)
-        self.names = Names(served.tokenizer, served.tokenizer.specials)
+        self.conversation = ChatLayout(served.tokenizer, served.chat_template, served.begin, served.folder)
+        self.names = TokenNames(served.tokenizer, served.tokenizer.specials)
         self.engine = Engine(served.model, served.tokenizer, limits)
         self.created = int(time.time())
 
@@ -146,10 +146,10 @@ class Service:
         status = "closing" if not self.engine.alive else "degraded" if since < 60 else "ok"
         return {"status": status, "model": self.served.name, "failures": self.engine.failures, **self.engine.load()}
 
-    def check_model(self, request: Request) -> None:
+    def check_model(self, request: GenerationRequest) -> None:
         """Raise Refusal 404 if the request names another model than the one that is served."""
         if request.model not in (None, self.served.name):
-            raise Refusal(
+            raise HTTPError(
                 404,
                 f"model: {request.model[:100]!r} is not served here; {self.served.name!r} is",
                 "model",
@@ -184,7 +184,7 @@ class Service:
             for prompt, ids in zip(request.prompt, prompts, strict=True):
                 text = prompt if isinstance(prompt, str) else self.served.tokenizer.decode(ids)
                 echoes += [(text, ids)] * (request.n or 1)
-        formatter = Shape(self.served.name, self.names, request.logprobs is not None, echoes)
+        formatter = CompletionFormatter(self.served.name, self.names, request.logprobs is not None, echoes)
         return self._submit(tasks, Exchange(formatter, sum(map(len, prompts))))
 
     async def chat(self, request: ChatRequest) -> Exchange:
@@ -194,29 +194,29 @@ class Service:
             Refusal: 400, 404, 429 or 503; nothing was queued.
         """
         self.check_model(request)
-        turns = [Turn(message.role, message.content, message.name) for message in request.messages]
+        turns = [ChatTurn(message.role, message.content, message.name) for message in request.messages]
         try:
             ids = await asyncio.to_thread(self.conversation.encode, turns)
         except ConfigError as error:
-            raise Refusal(400, str(error), "messages", "invalid_value") from None
+            raise HTTPError(400, str(error), "messages", "invalid_value") from None
         max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
         if max_tokens is None:
             max_tokens = max(1, min(self.max_tokens, self.engine.capacity - len(ids)))
         tasks = self._make_tasks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
-        formatter = ChatShape(self.served.name, self.names, bool(request.logprobs), [])
+        formatter = ChatFormatter(self.served.name, self.names, bool(request.logprobs), [])
         tasks = [replace(task, stops=(*task.stops, *self.conversation.stops)) for task in tasks]
         self._check_tasks(tasks, prompt_field="messages")
         return self._submit(tasks, Exchange(formatter, len(ids)))
 
     def _make_tasks(
-        self, request: Request, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None
-    ) -> list[Ask]:
+        self, request: GenerationRequest, prompts: Sequence[list[int]], max_tokens: int, logprobs: int | None
+    ) -> list[SequenceTask]:
         if max_tokens > self.max_tokens:
-            raise Refusal(400, f"max_tokens: at most {self.max_tokens} here", "max_tokens", "invalid_value")
+            raise HTTPError(400, f"max_tokens: at most {self.max_tokens} here", "max_tokens", "invalid_value")
         temperature = 1.0 if request.temperature is None else request.temperature
         # Seeds may be negative in a request, but not in a generator.
         seed = secrets.randbits(62) if request.seed is None else request.seed % 2**63
-        task = Ask(
+        task = SequenceTask(
             prompt=(),
             max_tokens=max_tokens,
             sampling=Sampling(temperature, request.top_k or 0, request.top_p or 1.0),
@@ -233,7 +233,7 @@ class Service:
         pairs = [(ids, offset) for ids in prompts for offset in range(request.n or 1)]
         return [replace(task, prompt=tuple(ids), seed=(seed + offset) % 2**63) for ids, offset in pairs]
 
-    def _check_tasks(self, tasks: list[Ask], prompt_field: str) -> None:
+    def _check_tasks(self, tasks: list[SequenceTask], prompt_field: str) -> None:
         """Raise Refusal 400 for what the engine cannot do; `prompt_field` is what the request calls its prompt."""
         try:
             for task in tasks:
@@ -243,13 +243,13 @@ class Service:
             field, _, reason = str(error).partition(":")
             field = prompt_field if field == "prompt" else field
             code = "context_length_exceeded" if " max_tokens " in reason else "invalid_value"
-            raise Refusal(400, f"{field}:{reason}", field, code) from None
+            raise HTTPError(400, f"{field}:{reason}", field, code) from None
 
-    def _submit(self, tasks: list[Ask], exchange: Exchange) -> Exchange:
+    def _submit(self, tasks: list[SequenceTask], exchange: Exchange) -> Exchange:
         try:
             exchange.job = self.engine.submit(tasks, exchange.deliver, self.seconds)
         except BusyError as error:
-            raise Refusal(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
+            raise HTTPError(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
         except ClosedError as error:
-            raise Refusal(503, str(error), code="shutting_down", headers={"Retry-After": "10"}) from None
+            raise HTTPError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}) from None
         return exchange

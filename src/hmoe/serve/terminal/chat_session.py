@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.serve.chat_prompt import Conversation, Turn
+from hmoe.serve.chat_prompt import ChatLayout, ChatTurn
 from hmoe.serve.engine.engine import Engine
-from hmoe.serve.engine.types import Ask, Event
+from hmoe.serve.engine.types import SequenceEvent, SequenceTask
 
 _ANSWER_SECONDS = 86400.0  # who waits for an answer ends it with Ctrl-C, so the engine need not
 
 
-class Chat:
+class ChatSession:
     """Holds a conversation and keeps it within the model's context by leaving out its oldest turns.
 
     Args:
@@ -27,12 +27,12 @@ class Chat:
     """
 
     def __init__(
-        self, engine: Engine, layout: Conversation, options: Ask, system: str | None, say: Callable[[str], None]
+        self, engine: Engine, layout: ChatLayout, options: SequenceTask, system: str | None, say: Callable[[str], None]
     ) -> None:
         self._engine, self._layout, self._say = engine, layout, say
         self._options = replace(options, stops=layout.stops, stream=True)
         self._num_fixed = 0 if system is None else 1
-        self.turns = [] if system is None else [Turn("system", system)]
+        self.turns = [] if system is None else [ChatTurn("system", system)]
 
     def reply(self, text: str) -> Iterator[str]:
         """Yield pieces of the answer to the user's next words; if closed early, the turn is what was yielded.
@@ -42,8 +42,8 @@ class Chat:
             HMoEError: if the model fails.
         """
         turns_before = list(self.turns)
-        self.turns.append(Turn("user", text))
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.turns.append(ChatTurn("user", text))
+        events: queue.SimpleQueue[SequenceEvent] = queue.SimpleQueue()
         try:
             prompt = self._fit_into_context()
             # Each turn draws its own random numbers.
@@ -67,7 +67,7 @@ class Chat:
                     return
         finally:
             job.cancel()
-            self.turns.append(Turn("assistant", answer))
+            self.turns.append(ChatTurn("assistant", answer))
 
     def _fit_into_context(self) -> list[int]:
         """Leave out the oldest turns until there is room for the answer; return the tokens of the others."""
@@ -90,7 +90,9 @@ class Chat:
         return prompt
 
 
-def talk(chat: Chat, lines: Iterator[str], write: Callable[[str], None], say: Callable[[str], None]) -> None:
+def answer_lines(
+    chat: ChatSession, lines: Iterator[str], write: Callable[[str], None], say: Callable[[str], None]
+) -> None:
     """Answer every line; where one fails the error is told, and the conversation goes on."""
     for line in lines:
         if not line.strip():
