@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from hmoe import ConfigError
-from hmoe.cli.flags import find_command, list_flags, name_flags
+from hmoe.cli.flags import explain_error, find_command, list_flags, name_flags
 from hmoe.cli.main import app, run_command_line
 
 FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_code": "--with-code", "form": "--format"}
@@ -37,6 +37,19 @@ def test_flags_are_those_of_the_verb_that_runs() -> None:
     assert list_flags(find_command(command, ["data", "prepare", "plan"]))["max_bad"] == "--max-bad"
     assert list_flags(find_command(command, ["upcycle"]))["inputs"] == "--text"
     assert list_flags(find_command(command, ["nothing"])) == {}
+
+
+def test_a_measurement_without_a_text_asks_for_the_flag_of_the_verb() -> None:
+    from hmoe.surgery.build_run import RunOptions, _check_skip
+
+    with pytest.raises(ConfigError, match="choice = widest: must be one of importance"):
+        RunOptions("tiny", choice="widest")
+    with pytest.raises(ConfigError) as refused:
+        _check_skip(None, None, None)  # type: ignore[arg-type]
+    command = find_command(typer.main.get_command(app), ["upcycle"])
+    assert explain_error(refused.value, command) == (
+        "--skip: which experts are weak is measured on a text; give --text"
+    )
 
 
 def test_a_verb_prints_its_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,7 +110,7 @@ def test_a_recomputation_that_rounds_otherwise_chooses_the_same(name: str, devic
     decisions = Decisions()
     first_TE, given = (
         torch.randn(50, 8, device=device),
-        make_circumstances(name, 8, device)._replace(hints=RouterInputs(decisions=decisions)),
+        make_circumstances(name, 8, device)._replace(inputs=RouterInputs(decisions=decisions)),
     )
     first = route_tokens(first_TE, SPECS[name], given)
     decisions.begin()

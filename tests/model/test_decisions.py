@@ -33,9 +33,9 @@ def test_the_second_pass_routes_as_the_first(preset: str, monkeypatch: pytest.Mo
     model, passes = recomputed(preset), list[tuple[Any, Routing]]()
     forward = RouterLayer.forward
 
-    def rounding(self: RouterLayer, x_TD: torch.Tensor, hints: RouterInputs) -> Routing:
+    def rounding(self: RouterLayer, x_TD: torch.Tensor, inputs: RouterInputs) -> Routing:
         again = any(layer is self for layer, _ in passes)
-        routing = forward(self, -x_TD if again else x_TD, hints)
+        routing = forward(self, -x_TD if again else x_TD, inputs)
         passes.append((self, routing))
         return routing
 

@@ -134,7 +134,7 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
     assume(
         bool(((sums[:, :-1] - p_T[:, None]).abs() > 1e-12).all())
     )  # sums round differently where one reaches p exactly
-    routing = route_tokens(logits, TopP(0.6), RouterState(hints=RouterInputs(p_T)))
+    routing = route_tokens(logits, TopP(0.6), RouterState(inputs=RouterInputs(p_T)))
     for token, (row, p) in enumerate(zip(logits, p_T.tolist(), strict=True)):
         found = routing.expert_N[routing.token_N == token].tolist()
         assert found == sorted(oracles.chosen(row, p=p))
@@ -143,7 +143,7 @@ def test_a_threshold_for_each_token_is_the_oracle_of_that_token(
 def test_a_threshold_of_one_takes_all_and_top_k_has_none() -> None:
     logits = torch.tensor([[40.0, -40.0, 0.0]] * 2)
     assert route_tokens(
-        logits, TopP(0.6), RouterState(hints=RouterInputs(torch.tensor([1.0, 0.5])))
+        logits, TopP(0.6), RouterState(inputs=RouterInputs(torch.tensor([1.0, 0.5])))
     ).num_tokens_E.tolist() == [
         2,
         1,

@@ -43,7 +43,7 @@ class Share(RouterSpec):
         return 1, (1 + num_experts) / 2, num_experts
 
 
-def choose(scores_TE, logits_TE, spec, around):
+def choose(scores_TE, logits_TE, spec, state):
     return ~(scores_TE < spec.share * scores_TE.amax(1, keepdim=True))
 
 

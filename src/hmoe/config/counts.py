@@ -12,22 +12,22 @@ def count_parameters(model: ModelSpec) -> dict[str, int]:
     qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
     num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
     widths = model.moe.expert_widths if model.moe else ()
-    beside = _beside(model)
+    extras = _count_extras(model)
     return {
         "embedding": model.vocab * d,
         "head": 0 if model.tied else model.vocab * d,
         "attention": model.layers * 2 * d * (q_width + kv_width),
         "norms": (2 * model.layers + 1) * d + model.layers * qk_norms,
-        "router": num_moe * beside["router"],
+        "router": num_moe * extras["router"],
         "experts": num_moe * 3 * d * sum(widths),
         "ffn": num_dense * 3 * d * (model.ffn or 0),
-        "shared": num_moe * beside["shared"],
-        "zero": num_moe * beside["zero"],
-        "hyper": beside["hyper"],
+        "shared": num_moe * extras["shared"],
+        "zero": num_moe * extras["zero"],
+        "hyper": extras["hyper"],
     }
 
 
-def _beside(model: ModelSpec) -> dict[str, int]:
+def _count_extras(model: ModelSpec) -> dict[str, int]:
     """Parameters of a MoE layer that are not its experts'; those of HyperExperts are all layers' together."""
     moe, d = model.moe, model.dim
     if moe is None:
@@ -82,8 +82,10 @@ def count_training_flops(
     """
     multiplied = count_fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
     scores = model.layers * context * model.heads * model.head_width
-    made = num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
-    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + made)
+    generated = (
+        num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
+    )
+    return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + generated)
 
 
 def estimate_flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:

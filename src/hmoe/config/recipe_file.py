@@ -49,9 +49,9 @@ class NamesLoader(yaml.SafeLoader):
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is written twice")
-        found = super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
         written = {self.construct_object(key): key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
-        return {"null" if key is None else written.get(key, key): value for key, value in found.items()}
+        return {"null" if key is None else written.get(key, key): value for key, value in mapping.items()}
 
 
 def parse_tree(text: str, where: str) -> dict[str, Any]:

@@ -97,8 +97,8 @@ def convert_to_hugging_face(opened: OpenedModel) -> HMoEForCausalLM:
     model = opened.model
     config = HMoEConfig(**write_hf_keys(model.config, opened.context_length), **_special_tokens(opened))
     state = {name_hf_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
-    made: HMoEForCausalLM = _assigned(HMoEForCausalLM, config, state)
-    return made
+    exported: HMoEForCausalLM = _assigned(HMoEForCausalLM, config, state)
+    return exported
 
 
 def convert_to_mixtral(opened: OpenedModel) -> MixtralForCausalLM:
@@ -151,13 +151,13 @@ def _not_mixtral(config: ModelSpec) -> str | None:
 
 def _bias_in_use(model: Transformer) -> str | None:
     """A bias that is still zero, as of a model that was not trained yet, moves no choice."""
-    for number in model.config.moe_layers:
-        block = model.blocks[number]
+    for layer in model.config.moe_layers:
+        block = model.blocks[layer]
         assert isinstance(block, Block)
         assert isinstance(block.ffn, MoE)
         bias = block.ffn.router.bias_E
         if bias is not None and bool(bias.any()):
-            return f"router.bias_rate: layer {number} chooses by a bias, which Mixtral's router does not have"
+            return f"router.bias_rate: layer {layer} chooses by a bias, which Mixtral's router does not have"
     return None
 
 
@@ -171,9 +171,9 @@ def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.
     for name, parameter in model.named_parameters():
         if name in outside:
             yield outside[name], parameter.detach()
-    for number, block in enumerate(model.blocks):
+    for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        layer, ffn = f"model.layers.{number}.", block.ffn
+        layer, ffn = f"model.layers.{index}.", block.ffn
         assert isinstance(ffn, MoE)
         for part in "qkvo":
             yield f"{layer}self_attn.{part}_proj.weight", getattr(block.attention, f"{part}_proj").weight.detach()

@@ -212,14 +212,14 @@ class HMoEModel(HMoEPreTrainedModel):
         table = compute_rotary(context.position_ids, *self._rope, x_BLD)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             context.cache = None  # recomputation would write to it twice
-        found = []
+        router_logits = []
         if self._noisy and self.training:
             context.noise_seed = torch.randint(2**62, ())  # a tensor: a compiled pass must not be of one seed
         for layer in self.layers:
             x_BLD, logits_TE = layer(x_BLD, table, context, self.hyper_network)
             if logits_TE is not None:
-                found.append(logits_TE)
-        return x_BLD, tuple(found)
+                router_logits.append(logits_TE)
+        return x_BLD, tuple(router_logits)
 
 
 class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
@@ -298,7 +298,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         device = router_logits[0].device
         routers = [module for module in self.model.modules() if isinstance(module, RouterLayer)]
         routings = [
-            route_tokens(logits_TE.to(device), moe.router, router.circumstances(device))
+            route_tokens(logits_TE.to(device), moe.router, router.make_state(device))
             for logits_TE, router in zip(router_logits, routers, strict=True)
         ]
         terms = compute_auxiliary_losses(routings, moe)

@@ -198,10 +198,10 @@ def find_ranks(
     if expert_rank_E is None:
         ranks_E = [i * ranks // computing if i < computing else _NOWHERE for i in range(len(widths))]
         expert_rank_E = get_constant(tuple(ranks_E), torch.int64, device)
-    for name, found, expected in (
+    for name, rank, expected in (
         ("token_rank_T", token_rank_T, num_tokens),
         ("expert_rank_E", expert_rank_E, len(widths)),
     ):
-        if found.shape != (expected,):
-            raise ConfigError(f"{name}: its shape is {tuple(found.shape)}, must be ({expected},), a rank each")
+        if rank.shape != (expected,):
+            raise ConfigError(f"{name}: its shape is {tuple(rank.shape)}, must be ({expected},), a rank each")
     return token_rank_T, expert_rank_E

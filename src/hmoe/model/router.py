@@ -53,23 +53,23 @@ class RouterLayer(nn.Module):
         if self.bias_E is not None:
             nn.init.zeros_(self.bias_E)
 
-    def forward(self, x_TD: torch.Tensor, hints: RouterInputs = RouterInputs()) -> Routing:  # noqa: B008 - frozen
+    def forward(self, x_TD: torch.Tensor, inputs: RouterInputs = RouterInputs()) -> Routing:  # noqa: B008 - frozen
         """Route x_TD.
 
         Raises:
-            ConfigError: for hints that this router cannot use, and in training for noise without a seed.
+            ConfigError: for inputs that this router cannot use, and in training for noise without a seed.
         """
-        self._check(hints, len(x_TD))
+        self._check(inputs, len(x_TD))
         dtype = torch.float64 if x_TD.dtype == torch.float64 else torch.float32
         with disable_autocast(x_TD.device):
             x_TD, gumbel_TE = x_TD.to(dtype), None
             if self.training and self.spec.needs_noise:
-                x_TD, gumbel_TE = self._noise(x_TD, hints)
-            around = self.circumstances(x_TD.device)._replace(gumbel_TE=gumbel_TE, hints=hints)
-            return route_tokens(F.linear(x_TD, self.weight.to(dtype)), self.spec, around)
+                x_TD, gumbel_TE = self._noise(x_TD, inputs)
+            state = self.make_state(x_TD.device)._replace(gumbel_TE=gumbel_TE, inputs=inputs)
+            return route_tokens(F.linear(x_TD, self.weight.to(dtype)), self.spec, state)
 
-    def circumstances(self, device: torch.device) -> RouterState:
-        """What a choice of this router depends on, without hints and noise."""
+    def make_state(self, device: torch.device) -> RouterState:
+        """What a choice of this router depends on, without inputs and noise."""
         if self.bias_E is not None and self.bias_E.dtype != _precise(self.bias_E.dtype):
             raise ConfigError(f"bias_E: was made {self.bias_E.dtype}, must stay torch.float32; {_IGNORE}")
         bias_E = None if self.bias_E is None else self.bias_E.to(device)
@@ -117,46 +117,46 @@ class RouterLayer(nn.Module):
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
         self.bias_E.add_(step_E, alpha=update.rate)
 
-    def _check(self, hints: RouterInputs, num_tokens: int) -> None:
+    def _check(self, inputs: RouterInputs, num_tokens: int) -> None:
         """Raise ConfigError for inputs that this router cannot use."""
-        if hints.top_p_T is not None and self.spec.threshold is None:
+        if inputs.top_p_T is not None and self.spec.threshold is None:
             raise ConfigError(
                 f"top_p_T: the router is {self.spec.title}, which has no threshold; nearest choice: a top-p model"
             )
-        if hints.top_p_T is not None:
-            check_thresholds(hints.top_p_T, num_tokens)
-        if not self.spec.uses_ranks and not (hints.token_rank_T is None and hints.expert_rank_E is None):
+        if inputs.top_p_T is not None:
+            check_thresholds(inputs.top_p_T, num_tokens)
+        if not self.spec.uses_ranks and not (inputs.token_rank_T is None and inputs.expert_rank_E is None):
             raise ConfigError('token_rank_T, expert_rank_E: have no effect unless rectify is "ir" or "fr+ir"')
-        real_T = hints.real_T
+        real_T = inputs.real_T
         if real_T is not None and (real_T.dtype != torch.bool or real_T.shape != (num_tokens,)):
             raise ConfigError(
                 f"real_T: {real_T.dtype} of shape {tuple(real_T.shape)}, must be torch.bool of shape ({num_tokens},)"
             )
-        if self.training and self.spec.needs_noise and hints.noise_seed is None:
+        if self.training and self.spec.needs_noise and inputs.noise_seed is None:
             raise ConfigError(
                 "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); give an integer that "
                 "changes with step and layer, or call eval()"
             )
 
-    def _noise(self, x_TD: torch.Tensor, hints: RouterInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        assert hints.noise_seed is not None
+    def _noise(self, x_TD: torch.Tensor, inputs: RouterInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert inputs.noise_seed is not None
         jitter, gumbel = self.spec.noise
         columns = x_TD.shape[1] if jitter else 0
         draws = columns + (len(self.widths) if gumbel else 0)
-        u_TN = draw_seeded_uniform(hints.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
+        u_TN = draw_seeded_uniform(inputs.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
         if jitter:
             x_TD = x_TD * (1 + jitter * (2 * u_TN[:, :columns] - 1))
         return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
 
 
-def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, around: RouterState = RouterState()) -> Routing:  # noqa: B008 - frozen
+def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState = RouterState()) -> Routing:  # noqa: B008 - frozen
     """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
-    if around.widths is None:
-        around = around._replace(widths=(1,) * logits_TE.shape[1])
-    fused = _select(logits_TE, spec, around)
+    if state.widths is None:
+        state = state._replace(widths=(1,) * logits_TE.shape[1])
+    fused = _select(logits_TE, spec, state)
     if fused is not None:
         return fused
     method = METHODS[spec.name]
@@ -166,16 +166,16 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, around: RouterState 
     scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
     probs_TE = scores_TE / scores_TE.sum(1, keepdim=True).clamp(min=SMALLEST) if sigmoid else scores_TE
     choice_logits_TE = logits_TE.detach()
-    if around.off_E is not None:
-        choice_logits_TE = choice_logits_TE.masked_fill(around.off_E, -torch.inf)
-        scores_TE, probs_TE = (of_TE.masked_fill(around.off_E, 0) for of_TE in (scores_TE, probs_TE))
+    if state.off_E is not None:
+        choice_logits_TE = choice_logits_TE.masked_fill(state.off_E, -torch.inf)
+        scores_TE, probs_TE = (of_TE.masked_fill(state.off_E, 0) for of_TE in (scores_TE, probs_TE))
     fixed_TE = scores_TE.detach()
-    decision = recall_or_decide(around.hints.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, around))
-    choice = method.weigh(decision, scores_TE, spec, around)
-    if around.off_E is not None:  # chosen by tokens that find fewer others than they ask for
-        choice = replace(choice, chosen_TE=choice.chosen_TE & ~around.off_E)
+    decision = recall_or_decide(state.inputs.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, state))
+    choice = method.weigh(decision, scores_TE, spec, state)
+    if state.off_E is not None:  # chosen by tokens that find fewer others than they ask for
+        choice = replace(choice, chosen_TE=choice.chosen_TE & ~state.off_E)
     num_tokens_E = choice.chosen_TE.sum(0)
-    token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, around.training)
+    token_N, expert_N, real_N = list_pairs(choice.chosen_TE, num_tokens_E, spec, state.training)
     gate_N = _gates_of_pairs(choice, token_N, token_N * len(num_tokens_E) + expert_N)
     if real_N is not None:
         gate_N = gate_N.masked_fill(~real_N, 0)
@@ -193,16 +193,16 @@ def _gates_of_pairs(choice: ExpertChoices, token_N: torch.Tensor, cell_N: torch.
     return choice.weight_TE.flatten().gather(0, cell_N) / choice.total_T1.flatten().gather(0, token_N)
 
 
-def _select(logits_TE: torch.Tensor, spec: RouterSpec, around: RouterState) -> Routing | None:
+def _select(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState) -> Routing | None:
     """By the kernels, where there are some for this router and device."""
-    if around.gumbel_TE is not None or around.true_gates or not around.widths or around.off_E is not None:
+    if state.gumbel_TE is not None or state.true_gates or not state.widths or state.off_E is not None:
         return None
-    rule = METHODS[spec.name].make_rule(spec, around)
+    rule = METHODS[spec.name].make_rule(spec, state)
     if rule is None or not fuses_router(logits_TE):
         return None
-    decisions = around.hints.decisions
+    decisions = state.inputs.decisions
     given_TE = None if decisions is None else decisions.recall()
-    selection = select_experts(logits_TE, around.bias_E, rule, given_TE)
+    selection = select_experts(logits_TE, state.bias_E, rule, given_TE)
     if decisions is not None and given_TE is None:
         decisions.keep(selection.chosen_TE)
     pairs = (selection.token_N, selection.expert_N, selection.gate_N)

@@ -79,7 +79,7 @@ class RouterState(NamedTuple):
         widths: hidden units of each expert; 0: it computes nothing. None: all alike.
         bias_E: added to the scores for choosing.
         gumbel_TE: noise of all choices but the first.
-        hints: see there.
+        inputs: see there.
         training: which capacity factor holds.
         true_gates: gates are renormalised over experts that compute.
         off_E: experts that are switched off: never chosen, and their probability goes to nobody; None: none is.
@@ -88,7 +88,7 @@ class RouterState(NamedTuple):
     widths: Sequence[int] | None = None
     bias_E: torch.Tensor | None = None
     gumbel_TE: torch.Tensor | None = None
-    hints: RouterInputs = RouterInputs()
+    inputs: RouterInputs = RouterInputs()
     training: bool = True
     true_gates: bool = False
     off_E: torch.Tensor | None = None

@@ -40,9 +40,9 @@ def _route_without(off_E: torch.Tensor, router: Any, inputs: tuple[Any, ...], ro
     """Route once more, without some experts: a forward hook of a `RouterLayer`."""
     device, logits_TE = routing.logits_TE.device, routing.logits_TE.cpu()
     # On the CPU, where pairs are listed as they are chosen: a GPU makes room for k of every token.
-    hints = inputs[1] if len(inputs) > 1 else RouterInputs()
-    hints = hints._replace(**_move(hints._asdict(), torch.device("cpu")))
-    conditions = router.circumstances(logits_TE.device)._replace(hints=hints, off_E=off_E)
+    given = inputs[1] if len(inputs) > 1 else RouterInputs()
+    given = given._replace(**_move(given._asdict(), torch.device("cpu")))
+    conditions = router.make_state(logits_TE.device)._replace(inputs=given, off_E=off_E)
     if conditions.bias_E is not None and not bool(off_E.all()):
         # A bias of their own could lift these experts' score of 0 above others'.
         least = conditions.bias_E[~off_E].min().clamp(max=0)

@@ -204,7 +204,7 @@ def _check_kind(key: str, name: str, value: Any, family: str) -> None:
 
 def _check_harmless(key: str, value: Any) -> None:
     allowed = _HARMLESS[key]
-    if not any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed):
+    if not any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in allowed):
         raise ConfigError(
             f"{key} = {reprlib.repr(value)} is not part of our decoder; only {allowed[0]!r} can be imported"
         )

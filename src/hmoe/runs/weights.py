@@ -124,12 +124,12 @@ def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[to
     if name in _OUTSIDE:
         yield tensors[_OUTSIDE[name]]
         return
-    _, number, inner = name.split(".", 2)
-    layer = f"model.layers.{number}."
+    _, index, inner = name.split(".", 2)
+    layer = f"model.layers.{index}."
     if inner in _LLAMA:
         yield tensors[layer + _LLAMA[inner]]
         return
-    ffn = model.blocks[int(number)].ffn
+    ffn = model.blocks[int(index)].ffn
     part = inner.removeprefix("ffn.")
     sparse = layer + ("block_sparse_moe." if f"{layer}block_sparse_moe.gate.weight" in tensors else "mlp.")
     if part == "router.weight":
@@ -149,9 +149,9 @@ def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[to
 def _fused(tensors: StoredTensors, experts: str, part: str) -> Iterator[torch.Tensor]:
     """From gate_up_proj (E, 2h, D) and down_proj (E, D, h), transformers 5's own layout in memory."""
     if part == "w_down":
-        yield from (one.T for one in tensors[f"{experts}down_proj"])
+        yield from (expert.T for expert in tensors[f"{experts}down_proj"])
     else:
-        yield from (one.chunk(2)[part == "w_up"] for one in tensors[f"{experts}gate_up_proj"])
+        yield from (expert.chunk(2)[part == "w_up"] for expert in tensors[f"{experts}gate_up_proj"])
 
 
 def _files(folder: Path) -> list[Path]:

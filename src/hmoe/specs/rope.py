@@ -11,7 +11,7 @@ _OF_ONE_KIND = {  # what is read by one kind only
     "attention_factor": "yarn", "truncate": "yarn",
 }  # fmt: skip
 
-_THEIRS = {  # Hugging Face's name -> ours
+_FIELD_OF_KEY = {  # Hugging Face's name -> ours
     "factor": "factor", "original_max_position_embeddings": "original_length", "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor", "beta_fast": "beta_fast", "beta_slow": "beta_slow",
     "attention_factor": "attention_factor", "truncate": "truncate",
@@ -102,9 +102,9 @@ def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | N
     """
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     for key, value in parameters.items():
-        if key not in (*_THEIRS, "rope_theta", "rope_type", "type") and value not in _HARMLESS.get(key, ()):
+        if key not in (*_FIELD_OF_KEY, "rope_theta", "rope_type", "type") and value not in _HARMLESS.get(key, ()):
             raise ConfigError(
-                f"rope_parameters.{key} = {value!r}: is not computed here; known are {', '.join(_THEIRS)}"
+                f"rope_parameters.{key} = {value!r}: is not computed here; known are {', '.join(_FIELD_OF_KEY)}"
             )
     if kind == "default":
         return None
@@ -115,7 +115,7 @@ def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | N
             raise ConfigError(f"rope_parameters.{key}: missing, {kind} positions need it")
     if parameters.get("truncate", True) is None:
         raise ConfigError("rope_parameters.truncate = None, must be true or false")
-    ours = {_THEIRS[key]: value for key, value in parameters.items() if key in _THEIRS}
+    ours = {_FIELD_OF_KEY[key]: value for key, value in parameters.items() if key in _FIELD_OF_KEY}
     if kind == "linear":
         ours.pop("original_length", None)
     else:
@@ -127,6 +127,6 @@ def write_hf_rope(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
     """`rope_parameters` that `from_hugging_face` reads back; transformers' own dynamic scaling counts from the maximum length."""
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
-    values = {theirs: getattr(scaling, ours) for theirs, ours in _THEIRS.items()}
+    values = {key: getattr(scaling, name) for key, name in _FIELD_OF_KEY.items()}
     kept = {key: value for key, value in values.items() if value is not None}
     return {"rope_type": scaling.kind, "rope_theta": theta, **kept}

@@ -34,11 +34,11 @@ class ExpertChoices:
 
 
 def weigh_by_scores(
-    chosen_TE: torch.Tensor, scores_TE: torch.Tensor, spec: RouterSpec, around: RouterState
+    chosen_TE: torch.Tensor, scores_TE: torch.Tensor, spec: RouterSpec, state: RouterState
 ) -> ExpertChoices:
     """Weigh the chosen experts by their scores, over their sum where the router renormalises (HMoE eq 7-11)."""
     weight_TE = scores_TE * chosen_TE
-    return ExpertChoices(chosen_TE, weight_TE, sum_weights(weight_TE, around) if spec.renormalize else None)
+    return ExpertChoices(chosen_TE, weight_TE, sum_weights(weight_TE, state) if spec.renormalize else None)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class RouterMethod:
 
     choose: Callable[[torch.Tensor, torch.Tensor, Any, RouterState], Any]
     weigh: Callable[[Any, torch.Tensor, Any, RouterState], ExpertChoices] = weigh_by_scores
-    make_rule: Callable[[Any, RouterState], Rule | None] = lambda spec, around: None
+    make_rule: Callable[[Any, RouterState], Rule | None] = lambda spec, state: None
 
 
-def sum_weights(weight_TE: torch.Tensor, around: RouterState) -> torch.Tensor:
+def sum_weights(weight_TE: torch.Tensor, state: RouterState) -> torch.Tensor:
     """Sum the weights of a token's experts, of those that compute if only these count; never 0, it divides."""
-    if not around.true_gates:
+    if not state.true_gates:
         return weight_TE.sum(1, keepdim=True).clamp(min=SMALLEST)
-    assert around.widths is not None
-    computing = sum(1 for width in around.widths if width)
+    assert state.widths is not None
+    computing = sum(1 for width in state.widths if width)
     total_T1 = weight_TE[:, :computing].sum(1, keepdim=True)
     return torch.where(total_T1 == 0, 1, total_T1)  # nothing but null experts

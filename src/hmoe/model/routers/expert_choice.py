@@ -11,15 +11,15 @@ from hmoe.specs.routers.expert_choice import ExpertChoice
 
 
 def choose_tokens(
-    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: ExpertChoice, around: RouterState
+    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: ExpertChoice, state: RouterState
 ) -> torch.Tensor:
     """Choose each expert's most probable tokens."""
-    assert around.widths is not None
-    return choose_tokens_of_experts(probs_TE, spec, around.widths, around.hints.real_T)
+    assert state.widths is not None
+    return choose_tokens_of_experts(probs_TE, spec, state.widths, state.inputs.real_T)
 
 
 def weigh_tokens(
-    chosen_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, around: RouterState
+    chosen_TE: torch.Tensor, probs_TE: torch.Tensor, spec: ExpertChoice, state: RouterState
 ) -> ExpertChoices:
     """Weigh by raw probabilities."""
     return ExpertChoices(chosen_TE, probs_TE, None)

@@ -26,35 +26,35 @@ Decision = (
 )  # boolean (T, E); with a capacity what is kept, and what was asked
 
 
-def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: RouterState) -> Decision:
+def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, state: RouterState) -> Decision:
     """Choose the k largest of each token, or what a capacity leaves of them."""
-    if spec.get_capacity(around.training) is not None:
-        return _keep_within_capacity(scores_TE, logits_TE, spec, around)
-    assert around.widths is not None
-    chosen_TE = choose_largest(compute_preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.k)
-    if spec.skip and not around.training:
-        chosen_TE = drop_weak_choices(chosen_TE, scores_TE, spec.skip, sum(1 for width in around.widths if width))
+    if spec.get_capacity(state.training) is not None:
+        return _keep_within_capacity(scores_TE, logits_TE, spec, state)
+    assert state.widths is not None
+    chosen_TE = choose_largest(compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.k)
+    if spec.skip and not state.training:
+        chosen_TE = drop_weak_choices(chosen_TE, scores_TE, spec.skip, sum(1 for width in state.widths if width))
     return chosen_TE
 
 
-def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, around: RouterState) -> ExpertChoices:
+def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, state: RouterState) -> ExpertChoices:
     """Weigh the chosen experts by their scores, over those that were kept (GShard)."""
     if isinstance(decision, torch.Tensor):
-        weight_TE, total_T1 = _divide(decision, scores_TE * decision, spec, around)
+        weight_TE, total_T1 = _divide(decision, scores_TE * decision, spec, state)
         return ExpertChoices(decision, weight_TE, total_T1, scale=spec.gate_scale)
     kept, asked_E = decision
     weight_TE = kept.weigh(scores_TE)
     if spec.rectify:
         return ExpertChoices(kept.chosen_TE, compute_rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
-    weight_TE, total_T1 = _divide(kept.chosen_TE, weight_TE, spec, around)
+    weight_TE, total_T1 = _divide(kept.chosen_TE, weight_TE, spec, state)
     return ExpertChoices(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots, spec.gate_scale)
 
 
-def make_top_k_rule(spec: TopK, around: RouterState) -> Rule | None:
+def make_top_k_rule(spec: TopK, state: RouterState) -> Rule | None:
     """Tell the kernels of plain top-k; groups, capacities and constant divisors are computed by the definition."""
-    if spec.groups is not None or spec.straight_through or spec.get_capacity(around.training) is not None:
+    if spec.groups is not None or spec.straight_through or spec.get_capacity(state.training) is not None:
         return None
-    if spec.skip and not around.training:
+    if spec.skip and not state.training:
         return None
     return Rule(spec.k, 0.0, spec.scores == "sigmoid", spec.renormalize, spec.gate_scale)
 
@@ -98,32 +98,30 @@ def drop_weak_choices(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: f
 
 
 def _divide(
-    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK, around: RouterState
+    chosen_TE: torch.Tensor, weight_TE: torch.Tensor, spec: TopK, state: RouterState
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return weights, and what they are divided by."""
     if not spec.renormalize:
         return weight_TE, None
     if not spec.straight_through:
-        return weight_TE, sum_weights(weight_TE, around)
+        return weight_TE, sum_weights(weight_TE, state)
     if spec.k == 1:
         return give_unit_gates(weight_TE, chosen_TE), None
-    return weight_TE, sum_weights(weight_TE.detach(), around)
+    return weight_TE, sum_weights(weight_TE.detach(), state)
 
 
 def _keep_within_capacity(
-    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, around: RouterState
+    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, state: RouterState
 ) -> tuple[KeptChoices, torch.Tensor]:
     """Return what the experts take of what is asked of them, and how often each is asked."""
-    assert around.widths is not None
-    device, hints = scores_TE.device, around.hints
-    real_T = hints.real_T
-    order_TK = rank_largest(
-        compute_preference(scores_TE, logits_TE, spec, around.bias_E, around.gumbel_TE), spec.choices
-    )
+    assert state.widths is not None
+    device, inputs = scores_TE.device, state.inputs
+    real_T = inputs.real_T
+    order_TK = rank_largest(compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.choices)
     num_tokens = len(scores_TE) if real_T is None else real_T.sum()
-    slots_E = count_capacity(spec, num_tokens, around.widths, around.training, device)
-    given = (hints.token_rank_T, hints.expert_rank_E)
-    ranks = functools.partial(find_ranks, spec, len(scores_TE), around.widths, device, given, real_T)
+    slots_E = count_capacity(spec, num_tokens, state.widths, state.training, device)
+    given = (inputs.token_rank_T, inputs.expert_rank_E)
+    ranks = functools.partial(find_ranks, spec, len(scores_TE), state.widths, device, given, real_T)
     kept = keep_within_capacity(scores_TE, order_TK, spec, slots_E, ranks, real_T)
     first_TK = order_TK[:, : spec.k]
     asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()

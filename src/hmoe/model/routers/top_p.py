@@ -11,16 +11,16 @@ from hmoe.model.waiting import would_wait
 from hmoe.specs.routers.top_p import TopP
 
 
-def choose_top_p(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, around: RouterState) -> torch.Tensor:
+def choose_top_p(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, state: RouterState) -> torch.Tensor:
     """Choose the largest until their sum reaches p; the inputs may give another p for each token."""
-    return choose_until_sum(probs_TE, logits_TE, spec, around.hints.top_p_T)
+    return choose_until_sum(probs_TE, logits_TE, spec, state.inputs.top_p_T)
 
 
-def make_top_p_rule(spec: TopP, around: RouterState) -> Rule | None:
+def make_top_p_rule(spec: TopP, state: RouterState) -> Rule | None:
     """Tell the kernels of top-p; thresholds of single tokens are computed by the definition."""
-    if around.hints.top_p_T is not None or not around.widths:
+    if state.inputs.top_p_T is not None or not state.widths:
         return None
-    every = len(around.widths) if spec.p == 1 else 0  # sums of probabilities round to 1 before the last expert
+    every = len(state.widths) if spec.p == 1 else 0  # sums of probabilities round to 1 before the last expert
     return Rule(every, spec.p, False, spec.renormalize, 1.0)
 
 
