@@ -149,8 +149,10 @@ def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torc
 def sum_weighted_losses(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
     """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
-    for name in [] if moe is None else LOSSES:
+    if moe is None:
+        return total
+    for name in LOSSES:
         coefficient = moe.get_coefficient(name)
-        if coefficient:
+        if coefficient:  # not 0 times the loss: 0 x NaN is NaN
             total = total + coefficient * terms[name]
     return total
