@@ -61,12 +61,16 @@ def find_fastest(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("benchmarks", type=Path)
     parser.add_argument("--task", action="append")
     parser.add_argument("--limit", type=int, default=200)
-    parser.add_argument("--window", type=int, default=320, help="the hf model refuses answers longer than this")
+    parser.add_argument(
+        "--window", type=int, default=320, help="the hf model refuses answers longer than this"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     return parser.parse_args()
@@ -92,11 +96,15 @@ def main() -> None:
     for name in args.task or ["arc_easy", "hellaswag", "piqa", "boolq", "social_iqa", "winogrande"]:
         requests = build_requests(name, args.benchmarks, args.limit)
         form, size = find_fastest(models, tokenizers, args.window, requests)
-        stock = HFLM(models[form], tokenizer=tokenizers[form], device="cpu", batch_size=size, max_length=args.window)
+        stock = HFLM(
+            models[form], tokenizer=tokenizers[form], device="cpu", batch_size=size, max_length=args.window
+        )
         ours = LanguageModel(opened.model, opened.tokenizer, args.window, begin=opened.begin)
         rows = []
         for index in range(args.rounds + 1):  # the first is for warmth
-            pair = {id(lm): score_requests(lm, requests) for lm in ((ours, stock) if index % 2 else (stock, ours))}
+            pair = {
+                id(lm): score_requests(lm, requests) for lm in ((ours, stock) if index % 2 else (stock, ours))
+            }
             if index:
                 rows.append((pair[id(ours)][0], pair[id(stock)][0]))
         difference = max(abs(a[0] - b[0]) for a, b in zip(pair[id(ours)][1], pair[id(stock)][1], strict=True))

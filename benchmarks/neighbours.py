@@ -31,7 +31,13 @@ NOT_CAUSAL = {"tiny-expert-choice"}
 
 def train_preset(preset: str, seed: int, flops: float, folder: Path) -> dict[str, Any]:
     """Train a preset until the FLOPs are spent, unless that was done; return the last row of its metrics."""
-    budget = ["train.steps=null", f"train.flops={flops}", f"seed={seed}", "train.sample_every=0", "train.eval_every=0"]
+    budget = [
+        "train.steps=null",
+        f"train.flops={flops}",
+        f"seed={seed}",
+        "train.sample_every=0",
+        "train.eval_every=0",
+    ]
     config = recipes.read_recipe(preset, [*budget, "train.eval_sequences=512", "train.save_every=1000000"])[1]
     with RunFolder(folder, config) as opened:
         train_run(config, opened, Console())
@@ -66,7 +72,9 @@ def summarize_seeds(preset: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--flops", type=float, default=4e12)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--presets", nargs="+", default=PRESETS)

@@ -38,22 +38,32 @@ def draw_loss(axes: Any, rows: list[dict[str, Any]], tokens: list[float]) -> Non
     axes.legend(frameon=False)
 
 
-def draw_activated_width(axes: Any, rows: list[dict[str, Any]], tokens: list[float], widths: Sequence[int]) -> None:
+def draw_activated_width(
+    axes: Any, rows: list[dict[str, Any]], tokens: list[float], widths: Sequence[int]
+) -> None:
     uniform = 2 * sum(widths) / len(widths)
     last_ten = [rows[max(0, index - 9) : index + 1] for index in range(len(rows))]
     smooth = [statistics.mean(row["mean_activated_width"] for row in part) for part in last_ten]
     axes.plot(tokens, smooth, color="#1f4e79")
     axes.axhline(uniform, color="#999999", lw=1, ls="--")
     axes.annotate(
-        "uniform routing", (tokens[-1], uniform), (-2, 4), textcoords="offset points", ha="right", color="#666666"
+        "uniform routing",
+        (tokens[-1], uniform),
+        (-2, 4),
+        textcoords="offset points",
+        ha="right",
+        color="#666666",
     )
-    axes.set(xlabel="million tokens", title="hidden units a token activates", ylim=(0.8 * uniform, 1.1 * uniform))
+    axes.set(
+        xlabel="million tokens", title="hidden units a token activates", ylim=(0.8 * uniform, 1.1 * uniform)
+    )
 
 
 def draw_shares(axes: Any, rows: list[dict[str, Any]], widths: Sequence[int]) -> None:
     last_fifth = rows[-len(rows) // 5 :]
     share = [
-        sum(layer[expert] for row in last_fifth for layer in row["expert_token_share"]) for expert in range(len(widths))
+        sum(layer[expert] for row in last_fifth for layer in row["expert_token_share"])
+        for expert in range(len(widths))
     ]
     axes.bar(
         [str(width) for width in widths],

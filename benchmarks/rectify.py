@@ -62,7 +62,9 @@ def train_once(config: Any, folder: Path, dense: Path | None) -> dict[str, Any]:
                 source = open_model(dense, print)
                 model = source.model
                 if config.model.moe is not None:
-                    model = upcycle_model(source.model, config.model, UnitChoice("windows", config.seed), None)[0]
+                    model = upcycle_model(
+                        source.model, config.model, UnitChoice("windows", config.seed), None
+                    )[0]
                 begin_run(opened, config, model, source.tokenizer, source.begin)
             train_run(config, opened, Console())
     row: dict[str, Any] = json.loads(metrics.read_text().splitlines()[-1])
@@ -74,12 +76,15 @@ def name_folder(arguments: argparse.Namespace, method: str, seed: int) -> Path:
     letters = "".join(letter for letter in method if letter.isalnum())
     origin = "scratch" if arguments.scratch else f"upcycled-{arguments.dense_steps}"
     path: Path = (
-        arguments.runs / f"{origin}-{letters}-{arguments.steps}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
+        arguments.runs
+        / f"{origin}-{letters}-{arguments.steps}-{arguments.lr:g}-{arguments.load_balance:g}-{seed}"
     )
     return path
 
 
-def summarize_seeds(method: str, rows: list[dict[str, Any]], base_rows: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize_seeds(
+    method: str, rows: list[dict[str, Any]], base_rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Return a method's row in the table: means over seeds, and the difference to the base, seed by seed."""
     losses, base_losses = ([row["validation_loss"] for row in group] for group in (rows, base_rows))
     mean, half = mean_and_interval([loss - base for loss, base in zip(losses, base_losses, strict=True)])
@@ -94,7 +99,9 @@ def summarize_seeds(method: str, rows: list[dict[str, Any]], base_rows: list[dic
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dense-steps", type=int, help="default: 480")
     parser.add_argument("--steps", type=int, default=480)
     parser.add_argument("--seeds", type=int, default=3)
@@ -126,7 +133,9 @@ def main() -> None:
             rows.append(train_once(config, name_folder(arguments, method, seed), dense))
     base_rows = rows_by_method["top-1"]
     measured = [summarize_seeds(method, rows, base_rows) for method, rows in rows_by_method.items()]
-    print("method             validation loss   difference to top-1   dropped of first choices in the last step")
+    print(
+        "method             validation loss   difference to top-1   dropped of first choices in the last step"
+    )
     for row in measured:
         dropped = f"{row['slots_last_step']['dropped']:.0f}" if row["slots_last_step"] else ""
         difference = f"{row['difference']:+.4f} {show_half(row['interval'])}"
@@ -138,7 +147,9 @@ def main() -> None:
         "load_balance": arguments.load_balance,
     }
     name = "rectify-scratch" if arguments.scratch else "rectify-upcycled"
-    print(save_result(arguments.out, name, {**about, "machine": describe_machine("cpu"), "methods": measured}))
+    print(
+        save_result(arguments.out, name, {**about, "machine": describe_machine("cpu"), "methods": measured})
+    )
 
 
 if __name__ == "__main__":

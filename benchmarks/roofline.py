@@ -42,12 +42,16 @@ def count_kernels(shape: LayerShape) -> dict[str, tuple[str, float, float]]:
 def useful_share(shape: LayerShape, tile_rows: int, tile_units: int) -> float:
     """Return the share of the tiles' work on real rows and units."""
     rows = shape.tokens * shape.k / len(shape.widths)
-    done = sum(math.ceil(rows / tile_rows) * tile_rows * math.ceil(h / tile_units) * tile_units for h in shape.widths)
+    done = sum(
+        math.ceil(rows / tile_rows) * tile_rows * math.ceil(h / tile_units) * tile_units for h in shape.widths
+    )
     return rows * sum(shape.widths) / done
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tflops", type=float, default=790)
     parser.add_argument("--terabytes", type=float, default=4.3)
     arguments = parser.parse_args()
@@ -78,7 +82,12 @@ def main() -> None:
     path = Path(__file__).parent / "results" / "roofline-h200.json"
     path.write_text(
         json.dumps(
-            {"tflops": arguments.tflops, "terabytes_per_second": arguments.terabytes, "counted": True, "rows": rows},
+            {
+                "tflops": arguments.tflops,
+                "terabytes_per_second": arguments.terabytes,
+                "counted": True,
+                "rows": rows,
+            },
             indent=1,
         )
         + "\n"

@@ -60,14 +60,17 @@ def run_server(preset: str, precision: str, context: int, clients: int, pipe: Co
     config = recipes.read_recipe(preset)[1].model
     with ThreadPoolExecutor(1) as pool:  # as `hmoe serve` does
         model = (
-            pool.submit(build_transformer, config, 0, getattr(torch, precision)).result().eval().requires_grad_(False)
+            pool.submit(build_transformer, config, 0, getattr(torch, precision))
+            .result()
+            .eval()
+            .requires_grad_(False)
         )
     served = ServedModel(model, NumberTokenizer(config.vocab), preset)
     service = Service(served, EngineLimits(clients, 64, context), context, 600)
     listening = open_listening_socket("127.0.0.1", 0)
-    Server(service, RequestLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))).run(
-        [listening]
-    )
+    Server(
+        service, RequestLimits(), ConnectionLimits(), lambda address: pipe.send((address, config.vocab))
+    ).run([listening])
 
 
 async def request_all(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> int:
@@ -95,7 +98,9 @@ async def measure_rate(url: str, clients: int, requests: int, make_body: Any) ->
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--preset", default="hmoe-0.4b-topk")
     parser.add_argument("--precision", default="bfloat16", choices=["float32", "bfloat16"])
     parser.add_argument("--clients", type=int, default=8)

@@ -51,12 +51,16 @@ def busiest_work(costs: list[int], programs: int) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    print(f"{'layer':26s} {'busiest':>7s} {'launch':16s} {'tiles':>6s} {'in turn':>8s} {'and back':>8s} {'free':>6s}")
+    print(
+        f"{'layer':26s} {'busiest':>7s} {'launch':16s} {'tiles':>6s} {'in turn':>8s} {'and back':>8s} {'free':>6s}"
+    )
     for name, (dim, widths, pairs) in LAYERS.items():
         for busiest in (1, 3):  # times the mean
             rest = (len(widths) - busiest) / (len(widths) - 1)
             share = [busiest if i == 2 else rest for i in range(len(widths))]
-            experts = [(width, round(pairs * part / len(widths))) for width, part in zip(widths, share, strict=True)]
+            experts = [
+                (width, round(pairs * part / len(widths))) for width, part in zip(widths, share, strict=True)
+            ]
             for launch in ("up", "down", "dx", "weights_gate_up", "weights_down"):
                 costs = list(list_costs(launch, dim, experts))
                 programs = MULTIPROCESSORS * find_shape(launch, widths).programs

@@ -44,7 +44,9 @@ def sentences(seed: int, count: int) -> str:
 def corpus_jsonl(tmp_path: Path) -> Path:
     """60 documents of two domains."""
     path = tmp_path / "corpus.jsonl"
-    rows = [{"text": sentences(i, 5 + i % 7), "domain": "prose" if i % 3 else "code", "id": i} for i in range(60)]
+    rows = [
+        {"text": sentences(i, 5 + i % 7), "domain": "prose" if i % 3 else "code", "id": i} for i in range(60)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -72,7 +74,10 @@ def tiny(recipe: str) -> list[str]:
     moe = recipes.read_recipe(recipe)[1].model.moe
     if moe is None:
         return [*TINY, "model.ffn=48"]
-    experts, dense = len(moe.expert_widths), ["model.moe.dense_layers=[0]", "model.ffn=48"] if moe.dense_layers else []
+    experts, dense = (
+        len(moe.expert_widths),
+        ["model.moe.dense_layers=[0]", "model.ffn=48"] if moe.dense_layers else [],
+    )
     if isinstance(moe.widths, tuple):
         return [*TINY, *dense, f"model.moe.widths={[16] * experts}"]
     multiple = [] if moe.widths.shape == "equal" else ["model.moe.widths.multiple=1"]

@@ -144,7 +144,9 @@ def attention(
         weight = w.get(f"{name}_norm")
         if weight is None:
             return whole[rows]
-        return rms_norm(whole, weight, eps)[rows] if len(weight) > width else rms_norm(whole[rows], weight, eps)
+        return (
+            rms_norm(whole, weight, eps)[rows] if len(weight) > width else rms_norm(whole[rows], weight, eps)
+        )
 
     rows = []
     for position in range(len(x_LD)):
@@ -161,7 +163,9 @@ def attention(
     return torch.stack(rows)
 
 
-def capacities(factor: float, k: int, tokens: int, widths: list[int], by: str = "equal", least: int = 0) -> list[int]:
+def capacities(
+    factor: float, k: int, tokens: int, widths: list[int], by: str = "equal", least: int = 0
+) -> list[int]:
     """ceil(factor k T / E), or in proportion to width; at least `least`."""
     shares = [1 / len(widths) if by == "equal" else h / sum(widths) for h in widths]
     return [max(least, math.ceil(factor * k * tokens * share - 1e-9)) for share in shares]
@@ -227,14 +231,18 @@ def rectified(
             rows.append((weight - weight.detach() + 1) * expert(x_D, experts[i]))
             continue
         total = sum(weight.item() for weight, _ in weights)
-        rows.append(sum((weight / total * expert(x_D, experts[i]) for weight, i in weights), torch.zeros_like(x_D)))
+        rows.append(
+            sum((weight / total * expert(x_D, experts[i]) for weight, i in weights), torch.zeros_like(x_D))
+        )
     return torch.stack(rows), slots
 
 
 def expert_choice(probs_TE: torch.Tensor, limits: list[int]) -> list[list[int]]:
     """Zhou et al.: tokens of each expert, its most probable ones."""
     tokens = range(len(probs_TE))
-    return [sorted(tokens, key=lambda t: (-probs_TE[t, i].item(), t))[:limit] for i, limit in enumerate(limits)]
+    return [
+        sorted(tokens, key=lambda t: (-probs_TE[t, i].item(), t))[:limit] for i, limit in enumerate(limits)
+    ]
 
 
 def grouped_sigmoid(

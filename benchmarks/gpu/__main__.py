@@ -46,7 +46,9 @@ def run_stage(stage: int, seconds: float, arguments: argparse.Namespace) -> str:
 
     A process whose device is lost is followed by another, which goes on with the next case.
     """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | ({"TRITON_INTERPRET": "1"} if arguments.dry_run else {})
+    environment = (
+        os.environ | {"PYTHONUNBUFFERED": "1"} | ({"TRITON_INTERPRET": "1"} if arguments.dry_run else {})
+    )
     deadline = time.monotonic() + seconds
     for _ in range(6):
         left = deadline - time.monotonic()
@@ -108,7 +110,11 @@ def format_summary(ends: dict[int, tuple[str, float]], cases: list[dict[str, Any
     lines = [f"{'stage':12s} {'seconds':>7s}  done failed lost   ended by"]
     for stage, (end, seconds) in ends.items():
         states = [case["state"] for case in cases if case["stage"] == stage]
-        counts = [states.count("done"), states.count("failed"), states.count("begun") + states.count("no time")]
+        counts = [
+            states.count("done"),
+            states.count("failed"),
+            states.count("begun") + states.count("no time"),
+        ]
         lines.append(
             f"{stage} {STAGES[stage][0]:10s} {seconds:7.0f}  {counts[0]:4d} {counts[1]:6d} {counts[2]:4d}   {end}"
         )
@@ -119,16 +125,22 @@ def format_summary(ends: dict[int, tuple[str, float]], cases: list[dict[str, Any
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stages", default="", help="numbers, with commas; all if empty")
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results"))
+    parser.add_argument(
+        "--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "benchmarks" / "results")
+    )
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=WHOLE_SECONDS, help="for all stages together")
     arguments = parser.parse_args()
     words = arguments.stages.split(",") if arguments.stages else list(map(str, range(len(STAGES))))
     if not all(word in map(str, range(len(STAGES))) for word in words):
-        parser.error(f"--stages {arguments.stages}: must be numbers from 0 to {len(STAGES) - 1} with commas between")
+        parser.error(
+            f"--stages {arguments.stages}: must be numbers from 0 to {len(STAGES) - 1} with commas between"
+        )
     arguments.stages, arguments.out = sorted(map(int, words)), arguments.out.resolve()
     return arguments
 
@@ -149,7 +161,10 @@ def main() -> int:
     cases = last_records(journal)
     lines = format_summary(ends, cases)
     print("\n".join(lines), flush=True)
-    path = arguments.out / f"gpu-{'dry-run' if arguments.dry_run else 'run'}-{datetime.date.today().isoformat()}.json"
+    path = (
+        arguments.out
+        / f"gpu-{'dry-run' if arguments.dry_run else 'run'}-{datetime.date.today().isoformat()}.json"
+    )
     content = {"seconds": time.monotonic() - start, "stages": ends, "summary": lines, "cases": cases}
     path.write_text(json.dumps(content, indent=1) + "\n")
     journal.unlink(missing_ok=True)

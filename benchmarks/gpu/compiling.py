@@ -45,13 +45,22 @@ def compile_one(task: Task) -> None:
     """Compile one kernel as a launch would, into the same cache."""
     function, flags = KERNELS[task.launch]
     options = TileShape(*task.shape).options
-    constants = {"D": task.dim, "PADDED": task.padded, "UPCAST": False, **flags, **KEPT.get(task.launch, {}), **options}
+    constants = {
+        "D": task.dim,
+        "PADDED": task.padded,
+        "UPCAST": False,
+        **flags,
+        **KEPT.get(task.launch, {}),
+        **options,
+    }
     types = {
         **dict.fromkeys(INTEGERS, torch.int64),
         **dict.fromkeys(FLOATS, torch.float32),
         "num_pairs": 64,
     }
-    arguments = [types.get(name, getattr(torch, task.dtype)) for name in function.arg_names if name not in constants]
+    arguments = [
+        types.get(name, getattr(torch, task.dtype)) for name in function.arg_names if name not in constants
+    ]
     function.warmup(*arguments, grid=(1,), **constants)
 
 
@@ -82,9 +91,14 @@ def compile_all(setting: Setting, wanted: Sequence[Task]) -> Outcome:
             out, error = worker.communicate()
         lines = [json.loads(line) for line in out.splitlines()]
         done += sum(not line["error"] for line in lines)
-        failures += [line for line in lines if line["error"]] + ([{"error": error[-600:]}] if worker.returncode else [])
+        failures += [line for line in lines if line["error"]] + (
+            [{"error": error[-600:]}] if worker.returncode else []
+        )
     shown = f"; {len(failures)} failures, first: {str(failures[0])[:300]}" if failures else ""
-    return f"{done} of {len(wanted)} kernels in {time.monotonic() - start:.0f} s, {count} processes{shown}", failures
+    return (
+        f"{done} of {len(wanted)} kernels in {time.monotonic() - start:.0f} s, {count} processes{shown}",
+        failures,
+    )
 
 
 def main() -> None:

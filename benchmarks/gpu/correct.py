@@ -82,7 +82,9 @@ def _case(setting: Setting, name: str, dtype: torch.dtype, index: int) -> Outcom
         chosen[launch] = shapes[index % len(shapes)]
     with force_shapes(chosen):
         first, second = (compute(given, grad, "triton") for _ in range(2))
-    errors = {n: float((r.double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, first, truth, strict=True)}
+    errors = {
+        n: float((r.double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, first, truth, strict=True)
+    }
     slack = 4 if setting.dry else 1  # the interpreter cuts bfloat16 off instead of rounding it
     wrong = [n for n, error in errors.items() if not error <= slack * ALLOWED[dtype][n]]
     differing = [n for n, a, b in zip(NAMES, first, second, strict=True) if not torch.equal(a, b)]
@@ -115,16 +117,17 @@ def _largest(setting: Setting) -> Outcome:
     grad = torch.randn_like(given.x_TD)
     torch.use_deterministic_algorithms(False)  # NaN into six tensors of 4 GB each is not needed here
     results = compute(given, grad, "triton")[:3]
-    sample = torch.cat([torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]).to(
-        setting.device
-    )
+    sample = torch.cat(
+        [torch.arange(20), torch.randint(tokens, (960,)), torch.arange(tokens - 20, tokens)]
+    ).to(setting.device)
     count = torch.tensor([len(sample)], device=setting.device)
     pairs = (torch.arange(len(sample), device=setting.device), given.gate_N[sample].double(), count)
     part = Layer(given.x_TD[sample].double(), *pairs, *(w.double() for w in given[4:7]), given.widths)  # type: ignore[arg-type]
     truth = compute(part, grad[sample].double(), "reference")[:3]
     torch.use_deterministic_algorithms(True, warn_only=True)
     errors = {
-        n: float((r[sample].double() - t).norm() / t.norm()) for n, r, t in zip(NAMES, results, truth, strict=False)
+        n: float((r[sample].double() - t).norm() / t.norm())
+        for n, r, t in zip(NAMES, results, truth, strict=False)
     }
     line = f"{tokens} x {dim}: " + " ".join(f"{n} {error:.1e}" for n, error in errors.items())
     if not all(error < 3e-2 for error in errors.values()):

@@ -17,7 +17,9 @@ SMALL = [
     "data.tokenizer=bytes", "data.sequence_length=64", "data.batch_tokens=512", "data.micro_batches=2", "train.log_every=1",
     "train.eval_every=0", "train.sample_every=0", "train.save_every=1000",
 ]  # fmt: skip
-MANY = ["model.moe.widths={shape: equal, total: 512, experts: 32}"]  # as many groups of experts as tiny-deepseek has
+MANY = [
+    "model.moe.widths={shape: equal, total: 512, experts: 32}"
+]  # as many groups of experts as tiny-deepseek has
 UNEQUAL = ["model.moe.widths={shape: arithmetic, total: 256, experts: 4, multiple: 16}"]
 KINDS = {"top-p": "tiny-topp", "capacity": "tiny-gshard", "rectify": "tiny-rectify", "hyper": "tiny-hyper",
          "expert choice": "tiny-expert-choice", "null experts": "tiny-moepp", "bias": "tiny-deepseek"}  # fmt: skip
@@ -51,7 +53,13 @@ def train_run(
     from hmoe.train.loop import train_run
 
     os.environ.setdefault("XDG_CACHE_HOME", tempfile.mkdtemp())  # the corpus is prepared there
-    overrides = [*SMALL, f"train.device={device}", f"train.steps={steps}", f"train.precision={precision}", *changes]
+    overrides = [
+        *SMALL,
+        f"train.device={device}",
+        f"train.steps={steps}",
+        f"train.precision={precision}",
+        *changes,
+    ]
     config = recipes.read_recipe(preset, overrides)[1]
     with contextlib.redirect_stdout(io.StringIO()), RunFolder(folder, config) as opened:
         train_run(config, opened, Console())

@@ -39,7 +39,11 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     """Return the cases: the machine, a copy, the products."""
 
     def machine() -> Outcome:
-        versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+        versions = {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "python": platform.python_version(),
+        }
         if not setting.dry:
             properties = torch.cuda.get_device_properties(0)
             versions |= {"gpu": properties.name, "multiprocessors": properties.multi_processor_count,

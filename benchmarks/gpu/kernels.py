@@ -20,7 +20,9 @@ from hmoe.kernels.ragged.shapes import TileShape
 def cases(setting: Setting) -> Mapping[str, Case]:
     """Return the cases: compiling, then sizes and loads, the most useful first, since this stage gives way."""
     wanted = [
-        task for dim, experts in ((768, 8), (1024, 8), (768, 64)) for task in list_tasks("bfloat16", dim, experts)
+        task
+        for dim, experts in ((768, 8), (1024, 8), (768, 64))
+        for task in list_tasks("bfloat16", dim, experts)
     ]
     cases_by_name: dict[str, Case] = {"compile": lambda: compile_all(setting, wanted)}
     names = ("0.4B",) if setting.dry else ("0.4B", "3B", "64 experts", "0.4B short")
@@ -45,8 +47,12 @@ def _case(setting: Setting, size: LayerShape, skewed: bool) -> Outcome:
             share, own = best["tflops"] / peak, Launcher(given).shape(name)
             used = next((row["ms"] for row in timed if tuple(row["shape"]) == own), 0)
             shape = format_shape(TileShape(*best["shape"]))
-            parts.append(f"{name} {best['ms']:.2f} ms {best['tflops']:.0f} TF {share:.0%} {shape} (table {used:.2f})")
-        wrong = [f"{format_shape(TileShape(*row['shape']))}: {row['error']}" for row in rows if "error" in row]
+            parts.append(
+                f"{name} {best['ms']:.2f} ms {best['tflops']:.0f} TF {share:.0%} {shape} (table {used:.2f})"
+            )
+        wrong = [
+            f"{format_shape(TileShape(*row['shape']))}: {row['error']}" for row in rows if "error" in row
+        ]
         parts += [f"{name} FAILED {wrong[0][:160]} ({len(wrong)})"] if wrong else []
     busiest = float(given.num_tokens_E.max() / given.num_tokens_E.double().mean())
     return " | ".join(parts), {"peak_tflops": peak, "busiest": busiest, "launches": table}

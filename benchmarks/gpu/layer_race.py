@@ -23,7 +23,11 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     names = ("0.4B",) if setting.dry else ("0.4B", "3B", "64 experts", "0.4B short")
     races: dict[str, Case] = {name: functools.partial(_race, setting, name) for name in names}
     first, *others = races
-    return {first: races[first], "profile 0.4B": lambda: _profile(setting), **{name: races[name] for name in others}}
+    return {
+        first: races[first],
+        "profile 0.4B": lambda: _profile(setting),
+        **{name: races[name] for name in others},
+    }
 
 
 def _shape(setting: Setting, name: str) -> LayerShape:
@@ -82,8 +86,12 @@ def _race(setting: Setting, name: str) -> Outcome:
         try:
             forward, leaves = make()
             with torch.no_grad():
-                rows[label] = {"forward": mean_milliseconds(functools.partial(forward, x.detach()), setting.device)}
-            rows[label]["both"] = mean_milliseconds(functools.partial(_both, forward, leaves, x, grad), setting.device)
+                rows[label] = {
+                    "forward": mean_milliseconds(functools.partial(forward, x.detach()), setting.device)
+                }
+            rows[label]["both"] = mean_milliseconds(
+                functools.partial(_both, forward, leaves, x, grad), setting.device
+            )
         except Exception as error:
             if "CUDA error" in str(error):
                 raise
@@ -110,7 +118,9 @@ def _profile(setting: Setting) -> Outcome:
 
 def format_profile(profiled: dict[str, object], most: int) -> str:
     """Return a line with launches, busy milliseconds and the longest kernels."""
-    longest = ", ".join(f"{row['kernel'][:34]} {row['ms']:.2f}/{row['calls']}" for row in profiled["longest"][:most])  # type: ignore[index]
+    longest = ", ".join(
+        f"{row['kernel'][:34]} {row['ms']:.2f}/{row['calls']}" for row in profiled["longest"][:most]
+    )  # type: ignore[index]
     return (
         f"{profiled['launches']} launches, busy {profiled['busy_ms']:.1f} of {profiled['wall_ms']:.1f} ms; "
         f"ms/calls: {longest}"

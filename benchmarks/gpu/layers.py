@@ -45,7 +45,9 @@ def draw_routing(
     return token_N, gate_N, torch.bincount(expert_N, minlength=experts)
 
 
-def make_layer(size: LayerShape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False) -> Layer:
+def make_layer(
+    size: LayerShape, dtype: torch.dtype, device: str, skewed: bool = False, empty: bool = False
+) -> Layer:
     """Make a layer of random tokens and weights that `dtype` holds exactly."""
     generator = torch.Generator(device).manual_seed(1)
 
@@ -53,4 +55,6 @@ def make_layer(size: LayerShape, dtype: torch.dtype, device: str, skewed: bool =
         return torch.randn(rows, size.dim, device=device, generator=generator)
 
     weights = [(normal(sum(size.widths)) / size.dim**0.5).to(dtype) for _ in range(3)]
-    return Layer(normal(size.tokens).to(dtype), *draw_routing(size, device, skewed, empty), *weights, size.widths)  # type: ignore[arg-type]
+    return Layer(
+        normal(size.tokens).to(dtype), *draw_routing(size, device, skewed, empty), *weights, size.widths
+    )  # type: ignore[arg-type]

@@ -37,7 +37,9 @@ def cases(setting: Setting) -> Mapping[str, Case]:
                                timeout=setting.left - 2, check=False)  # fmt: skip
         if result.returncode:
             raise RuntimeError(result.stderr[-1500:])
-        sanitizer = shutil.which("compute-sanitizer", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin")
+        sanitizer = shutil.which(
+            "compute-sanitizer", path=os.environ.get("PATH", "") + ":/usr/local/cuda/bin"
+        )
         for tool in ("memcheck", "racecheck") if sanitizer and not setting.dry else ():
             words = [str(sanitizer), "--tool", tool, "--error-exitcode", "99", "--print-limit", "3"]
             tools[tool] = subprocess.Popen([*words, *command], cwd=ROOT, env=os.environ | ENVIRONMENT, text=True,

@@ -78,7 +78,9 @@ def run_cases(setting: Setting, cases: Mapping[str, Case]) -> int:
 def _failure(error: Exception) -> tuple[str, Any]:
     """Return a line with type, place and message, and the traceback: nobody can ask the machine again."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "/hmoe/" in frame.filename or "/benchmarks/" in frame.filename] or frames
+    ours = [
+        frame for frame in frames if "/hmoe/" in frame.filename or "/benchmarks/" in frame.filename
+    ] or frames
     place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}"
     message = " ".join(str(error).split())
     return f"{type(error).__name__} at {place}: {message[:300]}", {

@@ -40,7 +40,9 @@ def _suite(setting: Setting) -> Outcome:
     if report.exists():
         return _read_report(report, ended_early)
     text = log.read_text()
-    raise RuntimeError(f"{ended_early}{text.count('PASSED')} passed, {text.count('FAILED')} failed; {text[-1500:]}")
+    raise RuntimeError(
+        f"{ended_early}{text.count('PASSED')} passed, {text.count('FAILED')} failed; {text[-1500:]}"
+    )
 
 
 def _read_report(report: Path, ended_early: str) -> Outcome:

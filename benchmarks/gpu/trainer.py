@@ -102,7 +102,12 @@ def _case(setting: Setting, preset: str, tokens: int, checkpointing: bool) -> Ou
         torch.cuda.synchronize() if on_gpu else None
         times.append(time.perf_counter() - start)
         losses.append(record.terms["loss"])
-    figures: dict[str, Any] = {"seconds": times, "losses": losses, "tokens": record.tokens, "flops": record.flops}
+    figures: dict[str, Any] = {
+        "seconds": times,
+        "losses": losses,
+        "tokens": record.tokens,
+        "flops": record.flops,
+    }
     figures["gigabytes"] = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0
     figures["waits"] = _waits(training)
     figures["profile"] = profile_call(training, setting.device, 20)

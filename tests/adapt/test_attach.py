@@ -221,7 +221,9 @@ def test_what_is_attached_to_lies_in_aligned_memory(tmp_path: Path) -> None:
 
 def test_what_cannot_be_attached(tmp_path: Path) -> None:
     dense = LlamaForCausalLM(
-        LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4)
+        LlamaConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4
+        )
     )
     with pytest.raises(ConfigError, match="no mixture-of-experts layer"):
         attach_hyper(dense)

@@ -38,6 +38,8 @@ def test_stacks_and_sizes() -> None:
     assert [(count_block_experts(block), get_model_width(block)) for block in iterate_moe_blocks(stack)] == [
         (5, 16)
     ] * 2
-    dense = LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4)
+    dense = LlamaConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=1, num_attention_heads=4
+    )
     with pytest.raises(ConfigError, match="no mixture-of-experts layer"):
         list_expert_stacks(LlamaForCausalLM(dense))

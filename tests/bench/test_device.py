@@ -136,7 +136,9 @@ def test_a_kernel_is_timed_again_and_again_behind_one_sleep(gpu: FakeGpu) -> Non
     assert gpu.log == [*["call"] * 3, "sync", "sleep", *["begin", "call", "end"] * 2, "sync"]
 
 
-def test_gradients_of_a_call_do_not_add_to_those_of_another(gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_of_a_call_do_not_add_to_those_of_another(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def make(*arguments: Any) -> contenders.Contender:
         contender = contenders.make_contender(*arguments)
         forward, module = contender.forward, contender.module
@@ -149,11 +151,15 @@ def test_gradients_of_a_call_do_not_add_to_those_of_another(gpu: FakeGpu, monkey
         return contender
 
     monkeypatch.setattr(layer, "make_contender", make)
-    racing = layer.race_contenders(LayerShape(32, (16, 48), 1, 8), torch.float32, "cuda", True, 3, ["hmoe loop"])
+    racing = layer.race_contenders(
+        LayerShape(32, (16, 48), 1, 8), torch.float32, "cuda", True, 3, ["hmoe loop"]
+    )
     assert all(p.grad is not None for p in racing["hmoe loop"].module.parameters())
 
 
-def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(
+    gpu: FakeGpu, tmp_path: Path
+) -> None:
     content = bench(*OWN, "--against", "hmoe", "--against", "hmoe loop", "--dtype", "float32", out=tmp_path)
     assert gpu.forgotten == []
     assert {"MoE", "SwiGLU"} <= gpu.moved
@@ -166,7 +172,9 @@ def test_layer_reaches_the_device_and_reads_nothing_while_the_clock_runs(gpu: Fa
 
 
 def test_units_are_those_of_the_call_that_was_timed(gpu: FakeGpu) -> None:
-    racing = layer.race_contenders(LayerShape(32, (16, 48, 32), 2, 29), torch.float32, "cuda", False, 3, ["hmoe"])
+    racing = layer.race_contenders(
+        LayerShape(32, (16, 48, 32), 2, 29), torch.float32, "cuda", False, 3, ["hmoe"]
+    )
     assert len(racing["hmoe"].activated_units) == len(racing["hmoe"].wall_seconds) == 3
     assert all(29 * (16 + 32) <= units <= 29 * (48 + 32) for units in racing["hmoe"].activated_units)
     assert len(set(racing["hmoe"].activated_units)) > 1
@@ -235,7 +243,9 @@ def test_hmoe_triton_forces_the_backend_and_is_left_out_with_its_reason(
     shape = LayerShape(32, (16, 48), 1, 8)
     assert contenders.make_contender("hmoe triton", shape, torch.float32, "cuda").module.backend == "triton"
     monkeypatch.setattr(contenders.choice, "explain_refusal", _too_old)
-    with pytest.raises(ConfigError, match="against = hmoe triton: triton is too old for 2; nearest choice: hmoe loop"):
+    with pytest.raises(
+        ConfigError, match="against = hmoe triton: triton is too old for 2; nearest choice: hmoe loop"
+    ):
         contenders.check_contenders(["hmoe triton"], {"own": shape}, ["bfloat16"], "cuda")
     monkeypatch.setattr(layer, "CONTENDERS", ("hmoe triton", "hmoe"))
     content = bench(*OWN, out=tmp_path)
@@ -256,7 +266,9 @@ def test_a_wrong_triton_layer_is_not_timed(
     monkeypatch.setattr(contenders.choice, "explain_refusal", lambda *_: None)
     monkeypatch.setattr(layer, "check_layer_results", check)
     lines: list[str] = []
-    measurement = layer.Measurement(asked, False, measure.BenchOptions("cuda", out=tmp_path, say=lines.append))
+    measurement = layer.Measurement(
+        asked, False, measure.BenchOptions("cuda", out=tmp_path, say=lines.append)
+    )
     if asked:
         with pytest.raises(HMoEError, match="too large an error"):
             measurement._choose(LayerShape(32, (16, 48), 1, 8), torch.float32)
@@ -283,7 +295,9 @@ def test_a_profile_names_the_longest_kernels(
 
 
 @pytest.mark.parametrize("verb", ["layer", "step", "decode", "model"])
-def test_without_a_gpu_one_line_names_the_cpu(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_gpu_one_line_names_the_cpu(
+    verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(["bench", verb, "--device", "cuda", "--out", str(tmp_path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("--device cuda: PyTorch sees no GPU; nearest choice: cpu")

@@ -33,7 +33,10 @@ pytestmark = pytest.mark.usefixtures("small_limits")
         (["step", "hmoe-3b-topk"], "embedded corpus; nearest choice: quickstart"),
         (["step", "hmoe-3b-topk"], "data.path=corpus data.tokenizer=bytes"),
         (["step", "tiny", "--precision", "int8"], "train.precision"),
-        (["step", "tiny", "train.precision=float64"], "train.precision = float64: must be float32 or bfloat16"),
+        (
+            ["step", "tiny", "train.precision=float64"],
+            "train.precision = float64: must be float32 or bfloat16",
+        ),
         (
             ["step", "tiny", "--train.precision", "float32", "--precision", "float32"],
             "--precision float32 and an override",

@@ -62,7 +62,10 @@ def test_what_fails_costs_only_itself_and_a_lost_device_only_its_process(setting
     assert calls == ["a", "b", "c", "d"]
     ends = command.last_records(setting.journal)
     assert [end["state"] for end in ends] == ["done", "failed", "failed", "done"]
-    assert ends[1]["line"].startswith("RuntimeError at test_gpu_script.py:") or "not right at all" in ends[1]["line"]
+    assert (
+        ends[1]["line"].startswith("RuntimeError at test_gpu_script.py:")
+        or "not right at all" in ends[1]["line"]
+    )
     assert "Traceback" in ends[1]["data"]["traceback"]
 
 
@@ -73,7 +76,9 @@ def test_a_case_without_time_is_said_to_have_none(tmp_path: Path) -> None:
 
 
 def test_a_case_that_hung_is_named(tmp_path: Path) -> None:
-    lines = [{"stage": 0, "case": "a", "state": state, "line": "", "data": None} for state in ("begun", "done")]
+    lines = [
+        {"stage": 0, "case": "a", "state": state, "line": "", "data": None} for state in ("begun", "done")
+    ]
     lines.append({**lines[0], "case": "b"})
     (tmp_path / "gpu.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = command.format_summary({0: ("time limit", 30.0)}, command.last_records(tmp_path / "gpu.jsonl"))

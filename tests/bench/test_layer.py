@@ -13,7 +13,9 @@ pytestmark = pytest.mark.usefixtures("small_limits")
 OWN = ["bench", "layer", "--dim", "32", "--widths", "16,48,32", "--tokens", "37", "--rounds", "3"]
 
 
-def test_layer_races_every_contender_and_writes_it_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_layer_races_every_contender_and_writes_it_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line([*OWN, "--dtype", "float32", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     (path,) = tmp_path.glob("layer-cpu-*threads-*.json")
@@ -34,7 +36,9 @@ def test_layer_races_every_contender_and_writes_it_down(tmp_path: Path, capsys: 
         rows = [row for row in content["rows"] if row["pass"] == backward]
         assert [row["contender"] for row in rows] == names
         assert rows[0]["ratio"] == 1
-        assert all(row["ms"] > 0 and row["tflops_per_second"] > 0 and row["roofline_share"] > 0 for row in rows)
+        assert all(
+            row["ms"] > 0 and row["tflops_per_second"] > 0 and row["roofline_share"] > 0 for row in rows
+        )
         assert all(row["widths"] == [16, 48, 32] and row["tokens"] == 37 for row in rows)
 
 
@@ -42,7 +46,9 @@ def test_a_ratio_is_at_equal_activated_work() -> None:
     """A contender that did twice the work in the same time counts as twice as fast."""
     shape = layer.Shape(32, (16, 48), 1, 8)
     racing = {
-        name: layer.Contender(torch.relu, lambda: 0.0, torch.nn.Linear(2, 2), None, [0.5, 0.5], [units, units])
+        name: layer.Contender(
+            torch.relu, lambda: 0.0, torch.nn.Linear(2, 2), None, [0.5, 0.5], [units, units]
+        )
         for name, units in (("dense", 100.0), ("other", 200.0))
     }
     dense, other = layer.tabulate_race(shape, torch.float32, False, racing, {"flops": 1e9, "bytes": 1e9})

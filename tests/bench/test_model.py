@@ -17,7 +17,9 @@ def test_a_whole_model_beside_transformers(tmp_path: Path, capsys: pytest.Captur
     rates = content["tokens_per_second"]
     assert len(rates) == 7
     for part in ("read", "write"):
-        best = max(rate for name, rate in rates.items() if name.startswith("transformers") and name.endswith(part))
+        best = max(
+            rate for name, rate in rates.items() if name.startswith("transformers") and name.endswith(part)
+        )
         assert content["ratio_to_best_of_transformers"][part] == pytest.approx(rates[f"hmoe {part}"] / best)
     assert run_command_line(["bench", "model", "hmoe-0.4b-topp", *words]) == 2
     assert "needs a preset with top-k experts" in capsys.readouterr().err

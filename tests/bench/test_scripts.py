@@ -24,14 +24,37 @@ def run(name: str, out: Path, *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
 def test_serve(tmp_path: Path, stream: list[str]) -> None:
-    small = ["--rounds", "1", "--clients", "2", "--requests", "1", "--prompt-tokens", "8", "--new-tokens", "6"]
+    small = [
+        "--rounds",
+        "1",
+        "--clients",
+        "2",
+        "--requests",
+        "1",
+        "--prompt-tokens",
+        "8",
+        "--new-tokens",
+        "6",
+    ]
     result = run("serve.py", tmp_path, "--preset", "tiny", "--precision", "float32", *small, *stream)
     assert result["tokens_per_second_many"] > 0
-    assert result["ratio"] == pytest.approx(result["tokens_per_second_many"] / result["tokens_per_second_one"])
+    assert result["ratio"] == pytest.approx(
+        result["tokens_per_second_many"] / result["tokens_per_second_one"]
+    )
 
 
 def test_neighbours(tmp_path: Path) -> None:
-    words = ["--flops", "2e10", "--seeds", "2", "--presets", "tiny", "tiny-rectify", "--runs", str(tmp_path / "runs")]
+    words = [
+        "--flops",
+        "2e10",
+        "--seeds",
+        "2",
+        "--presets",
+        "tiny",
+        "tiny-rectify",
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
     result = run("neighbours.py", tmp_path / "out", *words)
     assert [row["preset"] for row in result["presets"]] == ["tiny", "tiny-rectify"]
     for row in result["presets"]:
@@ -43,14 +66,22 @@ def test_neighbours(tmp_path: Path) -> None:
 def test_rectify(tmp_path: Path, origin: list[str]) -> None:
     small = ["--steps", "2", "--seeds", "1", "--methods", "top-1", "top-1 + FR + IR"]
     result = run(
-        "rectify.py", tmp_path / "out", *small, *(origin or ["--dense-steps", "2"]), "--runs", str(tmp_path / "runs")
+        "rectify.py",
+        tmp_path / "out",
+        *small,
+        *(origin or ["--dense-steps", "2"]),
+        "--runs",
+        str(tmp_path / "runs"),
     )
     plain, rectified = result["methods"]
     assert plain["method"] == "top-1"
     assert rectified["flops"] > plain["flops"]  # what was dropped is computed
     assert plain["slots_last_step"]["rectified"] == 0 < rectified["slots_last_step"]["rectified"]
     assert (
-        plain["difference"] == 0 != rectified["difference"] == rectified["validation_loss"] - plain["validation_loss"]
+        plain["difference"]
+        == 0
+        != rectified["difference"]
+        == rectified["validation_loss"] - plain["validation_loss"]
     )
 
 

@@ -36,4 +36,6 @@ def test_a_papers_preset_is_measured_on_the_corpus_with_its_siblings() -> None:
 def test_other_experts_are_measured_alone() -> None:
     lines: list[str] = []
     assert step._comparable("tiny", ["model.moe.router.k=1"], measure.BenchOptions(say=lines.append)) == {}
-    assert lines == ["alone: an override changes the experts, so tiny-equal and tiny-dense would not be comparable"]
+    assert lines == [
+        "alone: an override changes the experts, so tiny-equal and tiny-dense would not be comparable"
+    ]

@@ -11,8 +11,14 @@ STATE = {"step": 3, "counts": {"tokens": 7}}
 
 def example(step: int = 3, seed: int = 0) -> Checkpoint:
     generator = torch.Generator().manual_seed(seed)
-    model = {"a.weight": torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator).bfloat16()}
-    optimizer = {"a.weight.exp_avg": torch.randn(4, 5, generator=generator), "a.weight.step": torch.tensor(3.0)}
+    model = {
+        "a.weight": torch.randn(4, 5, generator=generator),
+        "b": torch.randn(3, generator=generator).bfloat16(),
+    }
+    optimizer = {
+        "a.weight.exp_avg": torch.randn(4, 5, generator=generator),
+        "a.weight.step": torch.tensor(3.0),
+    }
     return Checkpoint(step, model, optimizer, {**STATE, "step": step})
 
 

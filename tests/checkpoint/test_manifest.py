@@ -39,7 +39,9 @@ def test_every_file_is_listed_with_its_size_and_hash(tmp_path: Path, extra: bool
 
 @pytest.mark.parametrize("name", [*STANDARD, "extra.bin", "MANIFEST.json"])
 @pytest.mark.parametrize("damage", ["flipped", "shorter", "longer", "missing"])
-def test_damage_of_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path: Path, name: str, damage: str) -> None:
+def test_damage_of_any_file_is_found_and_the_checkpoint_before_is_used(
+    tmp_path: Path, name: str, damage: str
+) -> None:
     for step in (2, 3):
         save_checkpoint(tmp_path, with_extra_file(step), keep=2)
     file = tmp_path / "checkpoints" / "step-00000003" / name
@@ -51,7 +53,9 @@ def test_damage_of_any_file_is_found_and_the_checkpoint_before_is_used(tmp_path:
         file.write_bytes(content)
     else:
         file.write_bytes(content[:-1] if damage == "shorter" else content + b"\n")
-    with pytest.raises(CheckpointError, match=f"step-00000003.*{name}" if damage != "missing" else "step-00000003"):
+    with pytest.raises(
+        CheckpointError, match=f"step-00000003.*{name}" if damage != "missing" else "step-00000003"
+    ):
         verify_checkpoint(file.parent)
     newest = load_newest_checkpoint(tmp_path, quarantine=True, say=nothing)
     assert newest is not None
@@ -84,7 +88,9 @@ def test_the_bytes_of_a_manifest_are_those_that_earlier_versions_wrote(tmp_path:
         for name in STANDARD
     }
     tree = {"digest": verify_checkpoint(folder).digest, "files": files}
-    tree["manifest_sha256"] = hashlib.sha256((json.dumps(tree, sort_keys=True, indent=1) + "\n").encode()).hexdigest()
+    tree["manifest_sha256"] = hashlib.sha256(
+        (json.dumps(tree, sort_keys=True, indent=1) + "\n").encode()
+    ).hexdigest()
     assert (folder / "MANIFEST.json").read_text() == json.dumps(tree, sort_keys=True, indent=1) + "\n"
 
 

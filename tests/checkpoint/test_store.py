@@ -65,7 +65,9 @@ def test_a_bit_flip_anywhere_is_found_and_the_one_before_is_used(tmp_path: Path)
     assert (tmp_path / "checkpoints" / "step-00000002.corrupt").is_dir()
 
 
-@pytest.mark.parametrize("damage", ["missing", "extra", "swapped", "renamed", "pickle", "unreadable manifest"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "extra", "swapped", "renamed", "pickle", "unreadable manifest"]
+)
 def test_other_damage_is_found(tmp_path: Path, damage: str) -> None:
     for step in (1, 2):
         save_checkpoint(tmp_path, example(step, seed=step), keep=2)
@@ -112,7 +114,9 @@ def test_reading_only_renames_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir()
 
 
-def test_a_failed_write_leaves_the_old_one_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_the_old_one_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path, example(1), keep=2)
 
     def full(*_: object) -> None:
@@ -127,12 +131,17 @@ def test_a_failed_write_leaves_the_old_one_and_no_litter(tmp_path: Path, monkeyp
 def test_everything_is_flushed_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Power loss cannot be tested; the order of fsync and rename can."""
     order: list[str] = []
-    monkeypatch.setattr("hmoe.checkpoint.store.flush_to_disk", lambda path: order.append(f"fsync {path.name}"))
+    monkeypatch.setattr(
+        "hmoe.checkpoint.store.flush_to_disk", lambda path: order.append(f"fsync {path.name}")
+    )
     real = Path.rename
     monkeypatch.setattr(Path, "rename", lambda self, to: (order.append("rename"), real(self, to))[1])
     save_checkpoint(tmp_path, example(), keep=2)
     assert order == [
-        *(f"fsync {name}" for name in ("model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")),
+        *(
+            f"fsync {name}"
+            for name in ("model.safetensors", "optimizer.safetensors", "state.json", "MANIFEST.json")
+        ),
         "fsync .step-00000003.tmp",
         "rename",
         "fsync checkpoints",
@@ -148,7 +157,9 @@ def test_the_package_never_imports_pickle() -> None:
         assert "torch.save" not in text
 
 
-def test_a_shortage_of_handles_sets_no_checkpoint_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shortage_of_handles_sets_no_checkpoint_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path, example(), keep=2)
 
     def refuse(*_: Any) -> Any:

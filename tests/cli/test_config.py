@@ -9,7 +9,9 @@ from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 
 
-def test_config_prints_a_recipe_that_trains_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_prints_a_recipe_that_trains_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(["config", "hmoe-3b-topp", "--optim.lr", "3e-4", "seed=5"]) == 0
     text = capsys.readouterr().out
     (tmp_path / "r.yaml").write_text(text)

@@ -7,7 +7,13 @@ from hmoe import ConfigError
 from hmoe.cli.flags import explain_error, find_command, list_flags, name_flags
 from hmoe.cli.main import app, run_command_line
 
-FLAGS = {"shard_size": "--shard-size", "out": "--out", "text": "--text", "with_code": "--with-code", "form": "--format"}
+FLAGS = {
+    "shard_size": "--shard-size",
+    "out": "--out",
+    "text": "--text",
+    "with_code": "--with-code",
+    "form": "--format",
+}
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,10 @@ def test_a_verb_ends_with_130_and_a_line(tmp_path: Path) -> None:
     """The recipe is a pipe, which nobody writes to: the verb waits in it."""
     os.mkfifo(tmp_path / "r.yaml")
     command = [sys.executable, "-m", "hmoe", "plan", str(tmp_path / "r.yaml")]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process, (tmp_path / "r.yaml").open("w"):
+    with (
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        (tmp_path / "r.yaml").open("w"),
+    ):
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == (None, "hmoe: interrupted\n")
     assert process.returncode == 130

@@ -14,7 +14,9 @@ def test_streams_that_are_closed_or_full(tmp_path: Path) -> None:
     """Files get no number of a closed stream; a full output is told and counts."""
 
     def shell(words: str) -> int:
-        return subprocess.run(["bash", "-c", f"{sys.executable} -m hmoe {words}"], cwd=tmp_path, check=False).returncode
+        return subprocess.run(
+            ["bash", "-c", f"{sys.executable} -m hmoe {words}"], cwd=tmp_path, check=False
+        ).returncode
 
     assert shell("config tiny >&- 2>&- <&-") == 0
     assert shell("config nope >&- 2>&-") == 2

@@ -81,11 +81,15 @@ def test_what_stands_beside_the_experts_is_counted() -> None:
     plain = make_plan(recipes.read_recipe("tiny")[1])
     layers, dim, tokens = 2, 128, 4096
     hyper = make_plan(
-        recipes.read_recipe("tiny", ["model.moe.hyper={dim: 16, embedding: 32, hidden: 24, layer_embedding: 3}"])[1]
+        recipes.read_recipe(
+            "tiny", ["model.moe.hyper={dim: 16, embedding: 32, hidden: 24, layer_embedding: 3}"]
+        )[1]
     )
     used = 2 * dim * 16 + dim + 16
     assert hyper["activated_parameters"] - plain["activated_parameters"] == layers * used
-    made = 28 * layers * (32 * 24 + 24 * 24 + (24 + 3) * 24 + 24 * used)  # 28 pairs of 8 experts, in each micro-batch
+    made = (
+        28 * layers * (32 * 24 + 24 * 24 + (24 + 3) * 24 + 24 * used)
+    )  # 28 pairs of 8 experts, in each micro-batch
     assert hyper["flops_per_token"] - plain["flops_per_token"] == pytest.approx(
         6 * (layers * used + made / tokens), abs=1
     )
@@ -116,7 +120,10 @@ def test_budgets_become_tokens() -> None:
     numbers = make_plan(recipes.read_recipe("moe-0.4b-topk")[1])
     assert numbers["budget_tokens"] * numbers["flops_per_token"] == pytest.approx(7e19, rel=1e-6)
     assert make_plan(recipes.read_recipe("tiny", ["train.steps=7"])[1])["budget_tokens"] == 7 * 4096
-    assert make_plan(recipes.read_recipe("tiny", ["train.steps=null", "train.seconds=5"])[1])["budget_tokens"] is None
+    assert (
+        make_plan(recipes.read_recipe("tiny", ["train.steps=null", "train.seconds=5"])[1])["budget_tokens"]
+        is None
+    )
 
 
 def test_memory_falls_with_micro_batches_and_checkpointing() -> None:

@@ -43,7 +43,9 @@ def chosen(config: RunConfig, device: Device) -> tuple[int, bool]:
         ("hmoe-16b-topk", 80, (640, True)),  # nothing fits: the least
     ],
 )
-def test_the_paper_s_presets_are_cut_for_a_gpu(preset: str, gigabytes: float, expected: tuple[int, bool]) -> None:
+def test_the_paper_s_presets_are_cut_for_a_gpu(
+    preset: str, gigabytes: float, expected: tuple[int, bool]
+) -> None:
     assert chosen(recipes.read_recipe(preset)[1], gpu(gigabytes)) == expected
 
 
@@ -65,7 +67,9 @@ def test_a_choice_divides_the_batch_and_fits_and_nothing_better_does(gigabytes: 
     if larger and tokens < ENOUGH_TOKENS:
         assert not fits(larger[-1], recompute)
     if recompute:
-        plain = [4096 * sequences // n for n in range(1, sequences + 1) if sequences % n == 0 and fits(n, False)]
+        plain = [
+            4096 * sequences // n for n in range(1, sequences + 1) if sequences % n == 0 and fits(n, False)
+        ]
         assert max(plain, default=0) < min(tokens, FEWEST_TOKENS)
 
 
@@ -101,7 +105,8 @@ def test_a_gpu_has_room_for_all_experts_that_a_token_can_choose() -> None:
     def units_beyond_equal(preset: str, kind: str) -> int:
         given = ["data.micro_batches=640", "train.activation_checkpointing=false"]
         ours, equal = (
-            estimate_memory_by_part(load(name, *given), kind)["activations"] for name in (preset, "moe-0.4b-topk")
+            estimate_memory_by_part(load(name, *given), kind)["activations"]
+            for name in (preset, "moe-0.4b-topk")
         )
         return round((ours - equal) / (12 * 4096 * 2 * 2))
 
@@ -133,7 +138,12 @@ def test_the_estimate_is_what_a_gpu_took(
 
 def test_chunks_of_the_loss() -> None:
     assert [count_chunk_tokens(vocab, "cpu") for vocab in (257, 1024, 32000)] == [8160, 2048, 512]
-    assert [count_chunk_tokens(vocab, "cuda") for vocab in (257, 32000, 2**17, 2**24)] == [8192, 8192, 2048, 512]
+    assert [count_chunk_tokens(vocab, "cuda") for vocab in (257, 32000, 2**17, 2**24)] == [
+        8192,
+        8192,
+        2048,
+        512,
+    ]
 
 
 def test_plan_tells_the_choice_and_the_memory_it_assumed(capsys: pytest.CaptureFixture[str]) -> None:

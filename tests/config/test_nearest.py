@@ -55,7 +55,10 @@ def test_the_nearest_key_may_be_written(before: list[str], wrong: str, nearest: 
         (["model.head_dim=3"], "model.head_dim"),
         (["model.dim=36", "model.heads=4"], "model.head_dim"),
         (["model.moe.router.name=expert_choice"], "train.sample_every"),
-        (["model.moe.widths={shape: arithmetic, total: 1001, experts: 4, multiple: 8}"], "model.moe.widths.total"),
+        (
+            ["model.moe.widths={shape: arithmetic, total: 1001, experts: 4, multiple: 8}"],
+            "model.moe.widths.total",
+        ),
         (["model.moe.widths={shape: hybrid, total: 1000, experts: 5}"], "model.moe.widths.experts"),
     ],
 )
@@ -64,7 +67,9 @@ def test_the_nearest_value_is_taken(overrides: list[str], key: str) -> None:
     recipes.read_recipe("tiny", [*overrides, f"{key}={nearest}"])
 
 
-@pytest.mark.parametrize("extra", ["model.moe.router.renormalize=true", "model.moe.router={renormalize: true}"])
+@pytest.mark.parametrize(
+    "extra", ["model.moe.router.renormalize=true", "model.moe.router={renormalize: true}"]
+)
 def test_a_key_of_another_kind_is_told_what_this_kind_takes(extra: str) -> None:
     said = message([*CHOICE, extra])
     assert (
@@ -74,13 +79,19 @@ def test_a_key_of_another_kind_is_told_what_this_kind_takes(extra: str) -> None:
 
 
 def test_a_switch_that_is_unknown_is_no_number_that_is_wrong() -> None:
-    assert "model.moe.router.normalize: unknown key" in message([*CHOICE, "model.moe.router={normalize: true}"])
+    assert "model.moe.router.normalize: unknown key" in message(
+        [*CHOICE, "model.moe.router={normalize: true}"]
+    )
     assert "must not be true or false" in message(["model.moe.router={k: true}"])
     assert "must not be true or false" in message(["data.weights={a: true}"])
 
 
-@pytest.mark.parametrize(("words", "nearest"), [(["trian"], "train"), (["data", "prep"], "prepare"), (["xyz"], None)])
-def test_the_nearest_verb_exists(words: list[str], nearest: str | None, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("words", "nearest"), [(["trian"], "train"), (["data", "prep"], "prepare"), (["xyz"], None)]
+)
+def test_the_nearest_verb_exists(
+    words: list[str], nearest: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(words) == 2
     said = capsys.readouterr().err
     verb = re.search("Did you mean '([a-z]+)'|nearest is ([a-z]+)", said)

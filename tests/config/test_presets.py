@@ -14,10 +14,23 @@ PAPER = ["dense-0.2b", "dense-1b"] + [
     for size in ("0.4b", "3b", "16b")
     for router in ("topk", "topp")
 ]
-SMALL = [family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")]
+SMALL = [
+    family + sibling for family in ("tiny", "quickstart") for sibling in ("", "-equal", "-dense", "-control")
+]
 
 RECTIFY = ["rectify-llama2-7b-8", "rectify-llama2-7b-32"]
-OTHERS = ["topp", "hyper", "moepp", "deepseek", "gshard", "switch", "top1", "rectify", "expert-choice", "adamoe"]
+OTHERS = [
+    "topp",
+    "hyper",
+    "moepp",
+    "deepseek",
+    "gshard",
+    "switch",
+    "top1",
+    "rectify",
+    "expert-choice",
+    "adamoe",
+]
 
 
 def test_the_presets_are_these() -> None:
@@ -77,7 +90,9 @@ def test_one_step_shrunk_by_overrides(preset: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["tiny", "quickstart"])
 def test_siblings_compare_at_equal_flops(family: str) -> None:
     """Equal: same total width. Dense: the width activated under uniform routing. Control: the width measured."""
-    own, equal, dense, control = (recipes.read_recipe(family + s)[1] for s in ("", "-equal", "-dense", "-control"))
+    own, equal, dense, control = (
+        recipes.read_recipe(family + s)[1] for s in ("", "-equal", "-dense", "-control")
+    )
     moes = [c.model.moe for c in (own, equal, control)]
     assert all(m is not None for m in moes)
     widths = [m.expert_widths for m in moes if m is not None]

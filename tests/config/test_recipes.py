@@ -31,7 +31,9 @@ train: {flops: 1e12}
 def test_a_recipe_of_ten_lines(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(RECIPE)
-    name, config = recipes.read_recipe(str(path), ["model.layers=3", "--train.steps", "7", "--optim.clip=null"])
+    name, config = recipes.read_recipe(
+        str(path), ["model.layers=3", "--train.steps", "7", "--optim.clip=null"]
+    )
     assert (name, config.seed, config.model.layers, config.train.steps) == ("mine", 3, 3, 7)
     assert config.model.moe is not None
     assert config.model.moe.router == TopP(0.5)
@@ -54,7 +56,9 @@ def test_changing_the_kind_drops_keys_of_the_old_kind() -> None:
     config = recipes.read_recipe("hmoe-0.4b-topk", ["model.moe.router.name=top_p"])[1]
     assert config.model.moe is not None
     assert config.model.moe.router == TopP(0.6)
-    config = recipes.read_recipe("hmoe-0.4b-topk", ["model.moe.widths.ratio=2", "model.moe.widths.shape=hybrid"])[1]
+    config = recipes.read_recipe(
+        "hmoe-0.4b-topk", ["model.moe.widths.ratio=2", "model.moe.widths.shape=hybrid"]
+    )[1]
     assert config.model.moe is not None
     assert config.model.moe.expert_widths == (768,) * 4 + (1536,) * 2 + (3072,) * 2
     assert config.model.moe.router == TopK(2)
@@ -127,7 +131,16 @@ def test_unknown_preset_names_the_nearest(name: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["[1, 2]", "a: [", "\xff", "3", "&a [*a]", "x: !!python/object:os.system {}", "{1: 2}", "seed: 1\nseed: 2"],
+    [
+        "[1, 2]",
+        "a: [",
+        "\xff",
+        "3",
+        "&a [*a]",
+        "x: !!python/object:os.system {}",
+        "{1: 2}",
+        "seed: 1\nseed: 2",
+    ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str) -> None:
     path = tmp_path / "r.yaml"
@@ -155,7 +168,10 @@ def test_every_documented_key_is_an_override() -> None:
 def test_only_budgets_logging_and_saving_may_change_on_resume() -> None:
     old = recipes.read_recipe("tiny")[1]
     assert (
-        recipes.list_changed_values(old, recipes.read_recipe("tiny", ["train.steps=9", "train.save_every=3"])[1]) == {}
+        recipes.list_changed_values(
+            old, recipes.read_recipe("tiny", ["train.steps=9", "train.save_every=3"])[1]
+        )
+        == {}
     )
     assert recipes.list_changed_values(old, recipes.read_recipe("tiny", ["optim.lr=1"])[1]) == {
         "optim.lr": (old.optim.lr, 1.0)
@@ -186,7 +202,11 @@ def tiny_tree() -> dict[str, Any]:
     return tree
 
 
-@given(st.dictionaries(st.sampled_from([*recipes.list_recipe_keys(), "model.nope"]), VALUES, min_size=1, max_size=4))
+@given(
+    st.dictionaries(
+        st.sampled_from([*recipes.list_recipe_keys(), "model.nope"]), VALUES, min_size=1, max_size=4
+    )
+)
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) -> None:
     tree = copy.deepcopy(tiny_tree())
@@ -212,7 +232,9 @@ def test_nonsense_is_a_clear_line_or_a_sound_config(changes: dict[str, object]) 
 def test_a_key_of_any_characters_is_shown_in_one_line(key: str) -> None:
     tree = yaml.safe_load(recipes.dump_recipe(recipes.read_recipe("tiny")[1]))
     for place, value in ((tree["data"], {key: None}), (tree, None)):
-        changed = tree | ({"data": tree["data"] | {"weights": value}} if place is tree["data"] else {key: value})
+        changed = tree | (
+            {"data": tree["data"] | {"weights": value}} if place is tree["data"] else {key: value}
+        )
         with pytest.raises(ConfigError) as error:
             recipes.check_recipe(changed)
         assert str(error.value).isprintable()
@@ -262,7 +284,9 @@ def test_a_weight_of_no_domain_is_refused() -> None:
 def test_a_recipe_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_bytes("base: tiny\n".encode(encoding))
-    with pytest.raises(ConfigError, match=rf"r\.yaml: is {encoding[:6].upper()}.*, a recipe must be UTF-8; .*iconv"):
+    with pytest.raises(
+        ConfigError, match=rf"r\.yaml: is {encoding[:6].upper()}.*, a recipe must be UTF-8; .*iconv"
+    ):
         recipes.read_recipe(str(path))
     path.write_bytes("base: tiny\n".encode("utf-8-sig"))
     assert recipes.read_recipe(str(path))[1] == recipes.read_recipe("tiny")[1]

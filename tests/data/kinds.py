@@ -11,7 +11,9 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzT.!"
 SPECIALS = ["<unk>", "<s>", "</s>"]
 UNDERLINE = "\u2581"
 METASPACE = {"type": "Metaspace", "replacement": UNDERLINE, "prepend_scheme": "always", "split": True}
-BYTE_FALLBACK = decoders.Sequence([decoders.Replace(UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()])
+BYTE_FALLBACK = decoders.Sequence(
+    [decoders.Replace(UNDERLINE, " "), decoders.ByteFallback(), decoders.Fuse()]
+)
 
 
 def vocabulary(*pieces: str) -> dict[str, int]:
@@ -21,8 +23,12 @@ def vocabulary(*pieces: str) -> dict[str, int]:
 def llama() -> Tokenizer:
     """Letters, and bytes for all else."""
     vocab = vocabulary(*(f"<0x{byte:02X}>" for byte in range(256)), UNDERLINE, *LETTERS)
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(UNDERLINE), normalizers.Replace(" ", UNDERLINE)])
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(UNDERLINE), normalizers.Replace(" ", UNDERLINE)]
+    )
     tokenizer.decoder = decoders.Sequence([BYTE_FALLBACK, decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.add_special_tokens(SPECIALS)
@@ -54,7 +60,9 @@ def word_level(unknown: str = "<unk>") -> Tokenizer:
 
 
 def word_piece(unknown: str = "<unk>") -> Tokenizer:
-    vocab = vocabulary("the", "bird", "sing", "##s", ".", *(f"##{letter}" for letter in LETTERS), *LETTERS[:-2])
+    vocab = vocabulary(
+        "the", "bird", "sing", "##s", ".", *(f"##{letter}" for letter in LETTERS), *LETTERS[:-2]
+    )
     tokenizer = Tokenizer(models.WordPiece(vocab=vocab, unk_token=unknown))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.WhitespaceSplit()
     tokenizer.decoder = decoders.WordPiece()

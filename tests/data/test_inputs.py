@@ -21,7 +21,16 @@ def names(root: Path, notes: list[str] | None = None, leave_out: Path | None = N
 
 
 def test_endings_in_any_case_and_of_every_compression(tmp_path: Path) -> None:
-    files = ["A.TXT", "B.Jsonl.GZ", "c.ndjson", "d.json.zstd", "e.PARQUET", "f.jsonl.bz2", "g.txt.xz", "h.ndjson.zst"]
+    files = [
+        "A.TXT",
+        "B.Jsonl.GZ",
+        "c.ndjson",
+        "d.json.zstd",
+        "e.PARQUET",
+        "f.jsonl.bz2",
+        "g.txt.xz",
+        "h.ndjson.zst",
+    ]
     write(tmp_path, *files)
     notes: list[str] = []
     assert names(tmp_path, notes) == sorted(files)
@@ -36,7 +45,12 @@ def test_what_is_left_out_is_counted_and_named_with_its_reason(tmp_path: Path) -
     assert names(tmp_path, notes, tmp_path / "out") == ["a.txt"]
     (line,) = notes
     assert line.startswith("left out 5: ")
-    for entry in (".git (hidden)", ".hidden.txt (hidden)", "c.pdf (unknown kind)", "nothing.txt (a link to nothing)"):
+    for entry in (
+        ".git (hidden)",
+        ".hidden.txt (hidden)",
+        "c.pdf (unknown kind)",
+        "nothing.txt (a link to nothing)",
+    ):
         assert f"{tmp_path / entry}" in line
     assert "out (the output)" in line
     (tmp_path / "e.csv").write_text("x")

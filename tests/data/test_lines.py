@@ -63,21 +63,29 @@ def test_the_content_tells_the_compression(tmp_path: Path, pack: "type[bytes]", 
 def test_other_encodings_are_named_with_the_way_out(tmp_path: Path, name: str, encoding: str) -> None:
     content = (LINE.decode() * 3).encode(encoding)
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(DataError, match=rf"{name}: is {encoding[:6].upper()}.*must be UTF-8; .*iconv -f UTF-"):
+    with pytest.raises(
+        DataError, match=rf"{name}: is {encoding[:6].upper()}.*must be UTF-8; .*iconv -f UTF-"
+    ):
         documents(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", b'[\n {"text": "x"},\n {"text": "y"}\n]\n', r"one JSON array over several lines; .*jq -c '\.\[\]'"),
+        (
+            "a.json",
+            b'[\n {"text": "x"},\n {"text": "y"}\n]\n',
+            r"one JSON array over several lines; .*jq -c '\.\[\]'",
+        ),
         ("a.json", b'[{"text": "x"}, {"text": "y"}]', r"is one JSON array of 2 objects; .*jq -c '\.\[\]'"),
         ("a.jsonl", b'{\n "text": "x"\n}\n', r"one JSON object over several lines; .*jq -c '\.'"),
         ("a.txt", b"PK\x03\x04\x00", "is a zip archive"),
         ("a.jsonl", b"PAR1\x15\x04", "is a parquet file"),
     ],
 )
-def test_what_is_no_lines_of_records_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_what_is_no_lines_of_records_is_named(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         documents(tmp_path / name)

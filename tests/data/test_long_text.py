@@ -9,7 +9,22 @@ from hmoe.data import long_text
 from hmoe.data.long_text import cut_text, encode_text, encode_texts
 from hmoe.data.tokenizer import ByteTokenizer, HuggingFaceTokenizer, train_bpe
 
-WORDS = ["The", "cat", "don't", "12345", "naïve", "北京大学", "。", "e\u0301", "...", "(x)", "🙂", "a,b", "\n\n", "\t"]
+WORDS = [
+    "The",
+    "cat",
+    "don't",
+    "12345",
+    "naïve",
+    "北京大学",
+    "。",
+    "e\u0301",
+    "...",
+    "(x)",
+    "🙂",
+    "a,b",
+    "\n\n",
+    "\t",
+]
 LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -37,8 +52,12 @@ def llama_2() -> HuggingFaceTokenizer:
     vocab = {"</s>": 0, "<unk>": 1} | {f"<0x{byte:02X}>": 2 + byte for byte in range(256)}
     for letter in "\u2581Thecatdon'12345":
         vocab.setdefault(letter, len(vocab))
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=[], unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
     tokenizer.decoder = decoders.Fuse()
     return HuggingFaceTokenizer(tokenizer.to_str().encode(), "test")
 

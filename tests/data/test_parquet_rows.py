@@ -17,7 +17,9 @@ INVALID = pa.Array.from_buffers(
 )
 
 
-def items(path: Path, columns: dict[str, Any], field: str | None = None, domain: str | None = None) -> list[Any]:
+def items(
+    path: Path, columns: dict[str, Any], field: str | None = None, domain: str | None = None
+) -> list[Any]:
     parquet.write_table(pa.table(columns), path / "a.parquet")
     return list(read_documents(InputFile(path / "a.parquet", domain, "folder"), field))
 
@@ -50,11 +52,15 @@ def test_columns_that_are_not_needed_are_not_read(tmp_path: Path, kind: Any) -> 
 def test_meta_that_is_no_text_or_holds_invalid_text_is_no_matter(tmp_path: Path) -> None:
     expected = [Document(text, "folder") for text in TEXTS]
     assert items(tmp_path, {"text": TEXTS, "meta": INVALID}) == expected
-    assert items(tmp_path, {"text": TEXTS, "meta": pa.StructArray.from_arrays([INVALID], ["src"])}) == expected
+    assert (
+        items(tmp_path, {"text": TEXTS, "meta": pa.StructArray.from_arrays([INVALID], ["src"])}) == expected
+    )
     bad, good = items(tmp_path, {"text": TEXTS, "domain": INVALID})
     assert "a.parquet:1: field domain: invalid UTF-8" in str(bad)
     assert good == Document("second", "abc")
-    assert items(tmp_path, {"text": TEXTS, "domain": INVALID}, domain="own") == [Document(t, "own") for t in TEXTS]
+    assert items(tmp_path, {"text": TEXTS, "domain": INVALID}, domain="own") == [
+        Document(t, "own") for t in TEXTS
+    ]
 
 
 def test_a_text_column_of_another_type_is_named(tmp_path: Path) -> None:
@@ -65,12 +71,15 @@ def test_a_text_column_of_another_type_is_named(tmp_path: Path) -> None:
     ):
         errors = items(tmp_path, {"text": column})
         assert [
-            f"a.parquet:{row}: field text must be text, is {kind}" in str(e) for row, e in enumerate(errors, 1)
+            f"a.parquet:{row}: field text must be text, is {kind}" in str(e)
+            for row, e in enumerate(errors, 1)
         ] == [True] * 2
     assert "no field body; has text" in str(items(tmp_path, {"text": TEXTS}, "body")[0])
 
 
-@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.json_()], ids=str)
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string()), pa.json_()], ids=str
+)
 def test_every_type_of_text_is_text(tmp_path: Path, kind: Any) -> None:
     column = (
         pa.ExtensionArray.from_storage(kind, pa.array(TEXTS))
@@ -93,7 +102,9 @@ def test_nested_text_fields(tmp_path: Path) -> None:
 
 def test_nested_text_fields_of_json(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"doc": {"text": "inner"}}\n{"doc.text": "whole", "doc": {"text": "inner"}}\n{"doc": 1}\n')
+    path.write_text(
+        '{"doc": {"text": "inner"}}\n{"doc.text": "whole", "doc": {"text": "inner"}}\n{"doc": 1}\n'
+    )
     *good, bad = read_documents(InputFile(path, None, "folder"), "doc.text")
     assert good == [Document("inner", "folder"), Document("whole", "folder")]
     assert "a.jsonl:3: no field doc.text; has doc" in str(bad)

@@ -40,7 +40,9 @@ def test_every_document_is_in_exactly_one_split(corpus_jsonl: Path, tmp_path: Pa
     index.verify()
 
 
-def test_the_held_out_split_does_not_depend_on_order_or_neighbours(corpus_jsonl: Path, tmp_path: Path) -> None:
+def test_the_held_out_split_does_not_depend_on_order_or_neighbours(
+    corpus_jsonl: Path, tmp_path: Path
+) -> None:
     lines = corpus_jsonl.read_text().splitlines(keepends=True)
     other = tmp_path / "other.jsonl"
     other.write_text("".join(reversed(lines[10:])))
@@ -131,7 +133,9 @@ def test_killed_at_any_step_and_run_again_it_gives_the_same_bytes(corpus_jsonl: 
 @pytest.mark.slow
 def test_sigkill_at_fifty_random_times(tmp_path: Path) -> None:
     path = tmp_path / "big.jsonl"
-    path.write_text("".join(json.dumps({"text": sentences(i, 400), "domain": f"d{i % 3}"}) + "\n" for i in range(400)))
+    path.write_text(
+        "".join(json.dumps({"text": sentences(i, 400), "domain": f"d{i % 3}"}) + "\n" for i in range(400))
+    )
     request = ["data", "prepare", str(path), "--tokenizer", "bpe:300"]
     run = [sys.executable, "-m", "hmoe", *request, "--out"]
     start = time.perf_counter()
@@ -164,7 +168,9 @@ def test_bad_input_stops_with_its_name_or_is_skipped_and_counted(corpus_jsonl: P
 def test_domains_with_odd_names_get_their_own_files(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     names = ["a/b", "a b", "../a", "é", "a_b"]
-    path.write_text("".join(json.dumps({"text": sentences(i, 3), "domain": n}) + "\n" for i, n in enumerate(names)))
+    path.write_text(
+        "".join(json.dumps({"text": sentences(i, 3), "domain": n}) + "\n" for i, n in enumerate(names))
+    )
     index = prepare_data(PrepareRequest([str(path)], "bytes", validation=0), tmp_path / "out")
     assert {s.domain for s in index.shards} == set(names)
     assert len({s.file for s in index.shards}) == len(names)
@@ -199,7 +205,12 @@ def test_two_at_once_are_refused(corpus_jsonl: Path, tmp_path: Path) -> None:
 
 
 def test_bad_requests(corpus_jsonl: Path, tmp_path: Path) -> None:
-    for options in ({"validation": 1.0}, {"validation": float("nan")}, {"max_bad": -1}, {"tokenizer": "bpe:x"}):
+    for options in (
+        {"validation": 1.0},
+        {"validation": float("nan")},
+        {"max_bad": -1},
+        {"tokenizer": "bpe:x"},
+    ):
         with pytest.raises(ConfigError):
             PrepareRequest([str(corpus_jsonl)], **options)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="it has code, prose"):

@@ -55,9 +55,13 @@ def test_a_separator_can_be_named_and_is_kept_with_the_data(tmp_path: Path) -> N
     path = lines(tmp_path / "a.jsonl", "one two", "three")
     with pytest.raises(DataError, match=r"no end-of-text token .*; name one as separator"):
         prepare_data(PrepareRequest([str(path)], str(lone)), tmp_path / "a")
-    index = prepare_data(PrepareRequest([str(path)], str(lone), validation=0, separator="<|fim|>"), tmp_path / "out")
+    index = prepare_data(
+        PrepareRequest([str(path)], str(lone), validation=0, separator="<|fim|>"), tmp_path / "out"
+    )
     assert index.separator == tokenizer.separator
-    assert load_tokenizer(tmp_path / "out").separator == load_data_tokenizer(index).separator == index.separator
+    assert (
+        load_tokenizer(tmp_path / "out").separator == load_data_tokenizer(index).separator == index.separator
+    )
     assert np.count_nonzero(index.tokens(index.shards[0]) == index.separator) == 2
     with pytest.raises(DataError, match="other inputs or options"):
         prepare_data(PrepareRequest([str(path)], str(lone), validation=0, separator="o"), tmp_path / "out")
@@ -96,7 +100,9 @@ def test_more_held_out_than_trained_on_is_told(tmp_path: Path) -> None:
     assert other.describe_split() == ""
 
 
-def test_a_long_document_becomes_the_shard_of_the_whole_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_becomes_the_shard_of_the_whole_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = " ".join(f"word{index % 97} and some." for index in range(3000))
     request = PrepareRequest([str(lines(tmp_path / "a.jsonl", text, "end"))], "bpe:300", validation=0)
     whole = prepare_data(request, tmp_path / "whole")

@@ -16,7 +16,9 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 
 def documents(path: Path, **options: str) -> list[Document | DataError]:
     return [
-        item for source in list_input_files([str(path)]) for item in read_documents(source, options.get("text_field"))
+        item
+        for source in list_input_files([str(path)])
+        for item in read_documents(source, options.get("text_field"))
     ]
 
 
@@ -32,7 +34,14 @@ def zstd(data: bytes) -> bytes:
     return zstandard.ZstdCompressor().compress(data)
 
 
-PACK = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd, ".bz2": bz2.compress, ".zstd": zstd}
+PACK = {
+    "": bytes,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": zstd,
+    ".bz2": bz2.compress,
+    ".zstd": zstd,
+}
 
 
 @pytest.mark.parametrize("suffix", PACK)
@@ -128,7 +137,9 @@ def test_invalid_utf8_in_txt_names_the_line(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"fine\nb\xe9d\nfine\n")
     errors = [str(item) for item in documents(path) if isinstance(item, DataError)]
-    assert [error.partition(";")[0] for error in errors] == [f"{path}:2: invalid UTF-8: byte 0xe9 at column 2"]
+    assert [error.partition(";")[0] for error in errors] == [
+        f"{path}:2: invalid UTF-8: byte 0xe9 at column 2"
+    ]
     assert "iconv -f LATIN1" in errors[0]
 
 
@@ -137,7 +148,9 @@ def test_parquet_with_its_rows_counted(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     path = tmp_path / "a.parquet"
-    parquet.write_table(pyarrow.table({"text": ["a", "b", None], "domain": ["x", "y", "y"], "n": [1, 2, 3]}), path)
+    parquet.write_table(
+        pyarrow.table({"text": ["a", "b", None], "domain": ["x", "y", "y"], "n": [1, 2, 3]}), path
+    )
     *good, bad = documents(path)
     assert good == [Document("a", "x"), Document("b", "y")]
     assert f"{path}:3: field text must be text" in str(bad)
@@ -184,7 +197,9 @@ def test_a_template_joins_fields(kind: str, tmp_path: Path) -> None:
         documents(path, text_field="{question} {{answer}")
     text = tmp_path / "plain.txt"
     text.write_text("as it is")
-    assert documents(text, text_field=template) == [Document("as it is", "plain")]  # a .txt file has no fields
+    assert documents(text, text_field=template) == [
+        Document("as it is", "plain")
+    ]  # a .txt file has no fields
     (error,) = documents(path, text_field="{question} {answer}")
     assert "orca." in str(error)
     assert ":1: no field answer; has " in str(error)

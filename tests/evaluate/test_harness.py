@@ -14,7 +14,13 @@ from hmoe.config.counts import count_activated_parameters
 from hmoe.data.benchmark_splits import PAPER_TASKS
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate import language_model
-from hmoe.evaluate.harness import EvaluationOptions, ModelInfo, evaluate_tasks, fingerprint_model, read_training_record
+from hmoe.evaluate.harness import (
+    EvaluationOptions,
+    ModelInfo,
+    evaluate_tasks,
+    fingerprint_model,
+    read_training_record,
+)
 from hmoe.model.transformer import Transformer
 from tests.evaluate.helpers import LENGTH, ROUTERS, model, words
 from tests.evaluate.independent import accuracies, questions
@@ -56,14 +62,18 @@ def test_accuracies_are_not_all_the_same(whole: Result) -> None:
 )
 def test_activated_ratios_where_they_are_known(moe: dict[str, Any], ratio: float, benchmarks: Path) -> None:
     moe_model = model(moe)
-    result = evaluate_tasks(moe_model, words(), LENGTH, ["piqa", "arc_easy"], benchmarks, EvaluationOptions(limit=2))
+    result = evaluate_tasks(
+        moe_model, words(), LENGTH, ["piqa", "arc_easy"], benchmarks, EvaluationOptions(limit=2)
+    )
     for record in (result, *result["tasks"].values()):
         assert record["activated_ratio"] == ratio
         assert record["mean_activated_width"] == 64 * ratio
         assert record["activated_parameters"] == count_activated_parameters(moe_model.config, 64 * ratio)
 
 
-def test_activated_units_are_those_of_the_tokens_read(whole: Result, moe_model: Transformer, benchmarks: Path) -> None:
+def test_activated_units_are_those_of_the_tokens_read(
+    whole: Result, moe_model: Transformer, benchmarks: Path
+) -> None:
     """Of WinoGrande: what the two sentences share once, then each option and what follows."""
     widths = torch.tensor(ROUTERS["top_p"]["widths"])
     tokens, units = 0, 0.0
@@ -84,7 +94,9 @@ def test_activated_units_are_those_of_the_tokens_read(whole: Result, moe_model: 
     assert record["truncated_requests"] == 0
 
 
-def test_limit_and_num_fewshot(moe_model: Transformer, benchmarks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_and_num_fewshot(
+    moe_model: Transformer, benchmarks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[str] = []
     plain = language_model.LanguageModel.loglikelihood
 
@@ -146,9 +158,13 @@ def test_training_is_read_at_the_step_of_the_checkpoint(tmp_path: Path) -> None:
 
 def test_what_is_known_of_the_training_stands_in_the_result(moe_model: Transformer, benchmarks: Path) -> None:
     about = ModelInfo("HMoE", {"step": 2, "tokens": 20, "flops": 200})
-    result = evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2), about)
+    result = evaluate_tasks(
+        moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2), about
+    )
     assert (result["name"], result["training_step"], result["training_flops"]) == ("HMoE", 2, 200)
     assert (
-        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2))["training_flops"]
+        evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=2))[
+            "training_flops"
+        ]
         is None
     )

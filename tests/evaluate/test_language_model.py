@@ -36,7 +36,9 @@ def varied() -> list[tuple[str, str]]:
     """Pairs as tasks ask them: shared contexts, shared answers, one token, many, none before, too long."""
     contexts = [sentences(1, 1), f"{sentences(2, 2)}\nAnswer:", sentences(3, 9), "The  ", "the old house  "]
     pairs = [
-        (context, f" {answer}") for context in contexts for answer in ("no", "a bird sings", "a bird falls or", "é\n")
+        (context, f" {answer}")
+        for context in contexts
+        for answer in ("no", "a bird sings", "a bird falls or", "é\n")
     ]
     pairs += [(f"The {who}", " sings under the old stone.") for who in ("bird", "small river", "house")]
     return [*pairs, ("", "the river"), ("", "a house."), ("x", "y")]
@@ -48,7 +50,9 @@ def varied() -> list[tuple[str, str]]:
 def test_answers_are_those_of_each_sequence_alone(router: str, per_document: int, batch_tokens: int) -> None:
     moe_model, tokenizer = model(ROUTERS[router]), words()
     pairs = [pair for pair in varied() if pair[0].strip() == pair[0] and pair[0]]
-    answers = LanguageModel(moe_model, tokenizer, LENGTH, batch_tokens).loglikelihood(likelihoods(pairs, per_document))
+    answers = LanguageModel(moe_model, tokenizer, LENGTH, batch_tokens).loglikelihood(
+        likelihoods(pairs, per_document)
+    )
     for (context, answer), (nats, greedy) in zip(pairs, answers, strict=True):
         alone, alone_greedy = log_likelihood(moe_model, tokenizer, context, answer, LENGTH)
         assert nats == pytest.approx(alone, rel=1e-9)
@@ -87,7 +91,9 @@ def test_a_beginning_is_read_once_and_units_are_counted() -> None:
     moe_model = model({"widths": [10, 10, 10, 10], "router": {"name": "top_k", "k": 3}})
     lm = LanguageModel(moe_model, tokenizer, 200)
     lm.loglikelihood(likelihoods([("abcdefgh", " xy"), ("abcdefgh", " xyz"), ("abcdefgh", " q")], 3))
-    assert lm.measured.tokens == 9 + 1 + 2  # "abcdefgh ", then "x" and "xy": the last token of each is not read
+    assert (
+        lm.measured.tokens == 9 + 1 + 2
+    )  # "abcdefgh ", then "x" and "xy": the last token of each is not read
     assert lm.measured.units == 2 * 3 * 10 * lm.measured.tokens
     assert lm.measured.truncated == 0
 
@@ -111,7 +117,9 @@ def test_an_answer_longer_than_the_context_is_read_in_windows() -> None:
     requests = likelihoods([("0123456789", answer), ("0123456789", answer[:10]), ("0", answer)], 3)
     answers = lm.loglikelihood(requests)
     assert (lm.measured.windowed, lm.measured.truncated) == (2, 1)
-    for (context, whole), (nats, greedy) in zip([request.args for request in requests[::2]], answers[::2], strict=True):
+    for (context, whole), (nats, greedy) in zip(
+        [request.args for request in requests[::2]], answers[::2], strict=True
+    ):
         parts = []
         for start in range(0, 13, 5):
             before, part = context + whole[:start], whole[start : start + 5]
@@ -138,10 +146,14 @@ def test_candidates_that_share_too_little_are_read_apart(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(language_model, "score_candidates", counted)
     lm = LanguageModel(model(ROUTERS["top_k"]), ByteTokenizer(), 30)
-    lm.loglikelihood(likelihoods([(sentences(1, 2), answer) for answer in ("a", "bcd", "efghi", "jklmnopq")], 4))
+    lm.loglikelihood(
+        likelihoods([(sentences(1, 2), answer) for answer in ("a", "bcd", "efghi", "jklmnopq")], 4)
+    )
     assert groups == [1, 1, 1, 1]
     groups.clear()
-    lm.loglikelihood(likelihoods([("the small bird", answer) for answer in ("a", "bcd", "efghi", "jklmnopq")], 4))
+    lm.loglikelihood(
+        likelihoods([("the small bird", answer) for answer in ("a", "bcd", "efghi", "jklmnopq")], 4)
+    )
     assert groups == [4]
 
 
@@ -235,7 +247,9 @@ def close(log_likelihood_nats: float, expected: float) -> bool:
 
 
 @pytest.mark.parametrize("per_document", [0, 4])
-def test_likelihoods_equal_the_stock_models(stock: tuple[HFLM, OpenedModel, list[int]], per_document: int) -> None:
+def test_likelihoods_equal_the_stock_models(
+    stock: tuple[HFLM, OpenedModel, list[int]], per_document: int
+) -> None:
     requests = likelihoods(varied(), per_document)
     lm = ours(stock)
     expected = stock[0].loglikelihood(requests, disable_tqdm=True)
@@ -259,7 +273,9 @@ def test_rolling_likelihoods_equal_the_stock_models(stock: tuple[HFLM, OpenedMod
 def test_generated_text_equals_the_stock_models(stock: tuple[HFLM, OpenedModel, list[int]]) -> None:
     how = [{"until": ["\n"], "max_gen_toks": 12}, {"until": [], "max_gen_toks": 5, "do_sample": False}]
     requests = [
-        asked("generate_until", context, options) for context in (sentences(6, 1), sentences(7, 9)) for options in how
+        asked("generate_until", context, options)
+        for context in (sentences(6, 1), sentences(7, 9))
+        for options in how
     ]
     expected = stock[0].generate_until(requests, disable_tqdm=True)
     assert all(expected)
@@ -285,7 +301,8 @@ def test_generation_ends_at_a_stop_sequence_and_can_be_drawn() -> None:
     assert cut == free[: free.index(stop)]
     drawn = {"until": [], "max_gen_toks": 20, "do_sample": True, "temperature": 1.0}
     first, second, other = (
-        lm.generate_until([asked("generate_until", "The old", {**drawn, "seed": seed})])[0] for seed in (1, 1, 2)
+        lm.generate_until([asked("generate_until", "The old", {**drawn, "seed": seed})])[0]
+        for seed in (1, 1, 2)
     )
     assert first == second != other
     with pytest.raises(ConfigError, match="generates 40 tokens, the model reads 40 at once"):

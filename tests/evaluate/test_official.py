@@ -37,13 +37,22 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
     manifest = json.loads((folder / "MANIFEST.json").read_text())
     assert {name.removesuffix(".jsonl"): entry["rows"] for name, entry in manifest["data"].items()} == ROWS
     assert (
-        run_command_line(["train", "quickstart", "train.steps=60", "train.sample_every=0", "--run", str(trained)]) == 0
+        run_command_line(
+            ["train", "quickstart", "train.steps=60", "train.sample_every=0", "--run", str(trained)]
+        )
+        == 0
     )
     assert run_command_line(["export", str(trained), str(exported), "--format", "mixtral"]) == 0
 
     opened = open_model(trained, print)
     result = evaluate_tasks(
-        opened.model, opened.tokenizer, LENGTH, ["all"], folder, EvaluationOptions(limit=LIMIT), out=tmp_path / "out"
+        opened.model,
+        opened.tokenizer,
+        LENGTH,
+        ["all"],
+        folder,
+        EvaluationOptions(limit=LIMIT),
+        out=tmp_path / "out",
     )
     stock = HFLM(
         pretrained=AutoModelForCausalLM.from_pretrained(exported),
@@ -97,8 +106,12 @@ def test_two_hundred_documents_of_each_task_against_an_independent_scorer(
     subprocess.run(command, check=True, cwd=tmp_path, env=os.environ)
     (written,) = (tmp_path / "hf").rglob("results_*.json")
     harness_results = json.loads(written.read_text())["results"]
-    ours_20 = evaluate_tasks(opened.model, opened.tokenizer, LENGTH, ["all"], folder, EvaluationOptions(limit=20))
+    ours_20 = evaluate_tasks(
+        opened.model, opened.tokenizer, LENGTH, ["all"], folder, EvaluationOptions(limit=20)
+    )
     for task in PAPER_TASKS[:6]:
-        assert harness_results[task.local]["acc,none"] == ours_20["tasks"][task.name]["metrics"]["acc"], task.name
+        assert harness_results[task.local]["acc,none"] == ours_20["tasks"][task.name]["metrics"]["acc"], (
+            task.name
+        )
     assert harness_results["hmoe6"]["acc,none"] == pytest.approx(ours_20["average_of_six"]["acc"])
     capfd.readouterr()

@@ -10,7 +10,13 @@ from hmoe.evaluate.perplexity import measure_perplexity, measure_perplexity_by_d
 from hmoe.model.transformer import build_transformer
 
 CONFIG = check_model(
-    {"dim": 16, "layers": 1, "heads": 2, "vocab": 257, "moe": {"widths": [8, 24], "router": {"name": "top_k", "k": 1}}}
+    {
+        "dim": 16,
+        "layers": 1,
+        "heads": 2,
+        "vocab": 257,
+        "moe": {"widths": [8, 24], "router": {"name": "top_k", "k": 1}},
+    }
 )
 
 
@@ -46,7 +52,9 @@ def test_domains_add_up() -> None:
     model, tokenizer = build_transformer(CONFIG, 0, torch.float64), ByteTokenizer()
     documents = [("prose", "one text"), ("code", "x = 1"), ("prose", "another"), ("code", ""), ("none", "")]
     told: list[tuple[int, int]] = []
-    domains = measure_perplexity_by_domain(model, tokenizer, documents, 64, lambda *counts: told.append(counts))
+    domains = measure_perplexity_by_domain(
+        model, tokenizer, documents, 64, lambda *counts: told.append(counts)
+    )
     assert list(domains) == ["prose", "code"]
     for domain in domains:
         alone = measure_perplexity(model, tokenizer, [text for name, text in documents if name == domain], 64)

@@ -59,7 +59,9 @@ def test_there_are_rows_for_every_task_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize("name", ["cb", "copa", "sglue_rte", "wic", "multirc", "logiqa"])
-def test_accuracies_are_those_of_an_independent_scorer(name: str, records: dict[str, Any], benchmarks: Path) -> None:
+def test_accuracies_are_those_of_an_independent_scorer(
+    name: str, records: dict[str, Any], benchmarks: Path
+) -> None:
     asked = questions(benchmarks, name)
     assert records[name]["metrics"]["acc"] == pytest.approx(
         accuracies(model(ROUTERS["top_p"]), words(), asked, LENGTH)[0]
@@ -86,15 +88,17 @@ def test_mmlu_is_the_mean_over_questions_of_all_subjects(records: dict[str, Any]
 
 def test_few_shot_examples_come_from_the_subjects_own(benchmarks: Path) -> None:
     short, long = (
-        evaluate_tasks(model(None), words(), 2000, ["mmlu_anatomy"], benchmarks, EvaluationOptions(num_fewshot=shots))[
-            "tasks"
-        ]["mmlu_anatomy"]
+        evaluate_tasks(
+            model(None), words(), 2000, ["mmlu_anatomy"], benchmarks, EvaluationOptions(num_fewshot=shots)
+        )["tasks"]["mmlu_anatomy"]
         for shots in (0, 2)
     )
     assert long["tokens"] > 1.5 * short["tokens"]
 
 
-@pytest.mark.parametrize(("name", "metric"), [("wsc", "acc"), ("truthfulqa_mc1", "acc"), ("truthfulqa_mc2", "acc")])
+@pytest.mark.parametrize(
+    ("name", "metric"), [("wsc", "acc"), ("truthfulqa_mc1", "acc"), ("truthfulqa_mc2", "acc")]
+)
 def test_other_tasks_of_ones_own_have_their_metric(name: str, metric: str, records: dict[str, Any]) -> None:
     assert 0 <= records[name]["metrics"][metric] <= 1
     assert records[name]["documents"] == len(ROWS[name])

@@ -69,13 +69,19 @@ def test_what_differs_is_refused(
     )
     for changed, name in [(EvaluationOptions(limit=2), r"limit \(3 there, 2 now\)"), (EvaluationOptions(3, 1), "num_fewshot"),
                           (EvaluationOptions(3, precision="bfloat16"), "precision"), (EvaluationOptions(3, begin=(1,)), "begin")]:  # fmt: skip
-        with pytest.raises(ConfigError, match=f"holds an evaluation with another {name}.*name another folder"):
+        with pytest.raises(
+            ConfigError, match=f"holds an evaluation with another {name}.*name another folder"
+        ):
             evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, changed, out=out)
     with pytest.raises(ConfigError, match="another context_length"):
-        evaluate_tasks(moe_model, words(), LENGTH + 1, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
+        evaluate_tasks(
+            moe_model, words(), LENGTH + 1, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out
+        )
     for other, tokenizer in ((model(ROUTERS["top_k"]), words()), (moe_model, ByteTokenizer())):
         with pytest.raises(ConfigError, match="another model; name"):
-            evaluate_tasks(other, tokenizer, LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
+            evaluate_tasks(
+                other, tokenizer, LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out
+            )
     elsewhere = folder(tmp_path / "other", seed=5)
     with pytest.raises(ConfigError, match=r"piqa\.json: was evaluated on other benchmark files"):
         evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], elsewhere, EvaluationOptions(limit=3), out=out)
@@ -83,7 +89,9 @@ def test_what_differs_is_refused(
     for damaged in ("{", "[]", json.dumps({"data": record["data"]}), json.dumps(record | {"metrics": 1})):
         (out / "tasks" / "piqa.json").write_text(damaged)
         with pytest.raises(ConfigError, match=r"piqa\.json: damaged; delete it"):
-            evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
+            evaluate_tasks(
+                moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out
+            )
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "a.tex").write_text("x")
     for occupied in (tmp_path / "thesis", tmp_path / "thesis" / "a.tex"):
@@ -98,10 +106,18 @@ def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any
             "activated_ratio": 0.5, **counts}  # fmt: skip
 
 
-def test_results_of_one_folder_are_summed_up_together(moe_model: Transformer, benchmarks: Path, tmp_path: Path) -> None:
+def test_results_of_one_folder_are_summed_up_together(
+    moe_model: Transformer, benchmarks: Path, tmp_path: Path
+) -> None:
     for task in PAPER_SIX:
         last = evaluate_tasks(
-            moe_model, words(), LENGTH, [task.name], benchmarks, EvaluationOptions(limit=2), out=tmp_path / "o"
+            moe_model,
+            words(),
+            LENGTH,
+            [task.name],
+            benchmarks,
+            EvaluationOptions(limit=2),
+            out=tmp_path / "o",
         )
     assert list(last["tasks"]) == ["social_iqa"]
     together = json.loads((tmp_path / "o" / "results.json").read_text())

@@ -37,7 +37,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         "generation_kwargs: {until: ['.'], max_gen_toks: 3}\nnum_fewshot: 0\n"
         "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]\n"
     )
-    (other / "gone.yaml").write_text("include: sums.yaml\ntask: gone\ndataset_kwargs: {data_files: {test: nowhere}}\n")
+    (other / "gone.yaml").write_text(
+        "include: sums.yaml\ntask: gone\ndataset_kwargs: {data_files: {test: nowhere}}\n"
+    )
     (other / "both.yaml").write_text("group: both\ntask: [sums]\n")
     manager = TaskManager(include_path=str(other), include_defaults=False)
     plain = tasks._make_manager
@@ -116,12 +118,16 @@ class Shortest(LM):  # type: ignore[misc]
     loglikelihood_rolling = generate_until = None  # type: ignore[assignment]
 
 
-def test_the_folder_works_wherever_it_lies_and_for_the_harness_alone(benchmarks: Path, tmp_path: Path) -> None:
+def test_the_folder_works_wherever_it_lies_and_for_the_harness_alone(
+    benchmarks: Path, tmp_path: Path
+) -> None:
     """No path is frozen in it; the harness needs nothing of hmoe."""
     moved = tmp_path / "moved here"
     shutil.copytree(benchmarks, moved)
     manager = TaskManager(include_path=str(moved), include_defaults=False)
-    results = lm_eval.simple_evaluate(Shortest(), tasks=["hmoe6", "arc_challenge_local"], task_manager=manager, limit=3)
+    results = lm_eval.simple_evaluate(
+        Shortest(), tasks=["hmoe6", "arc_challenge_local"], task_manager=manager, limit=3
+    )
     assert results is not None
     assert set(results["results"]) == {"hmoe6", *(task.local for task in PAPER_TASKS)}
     six = [results["results"][task.local]["acc,none"] for task in PAPER_SIX]
@@ -145,6 +151,8 @@ def test_the_harness_is_as_loud_as_before(
     from lm_eval.api import task
 
     before = (logging.getLogger("lm_eval").level, datasets.is_progress_bar_enabled(), task.tqdm)
-    evaluate_tasks(moe_model, words(), LENGTH, ["hellaswag"], benchmarks, EvaluationOptions(limit=2, num_fewshot=1))
+    evaluate_tasks(
+        moe_model, words(), LENGTH, ["hellaswag"], benchmarks, EvaluationOptions(limit=2, num_fewshot=1)
+    )
     assert (logging.getLogger("lm_eval").level, datasets.is_progress_bar_enabled(), task.tqdm) == before
     assert capfd.readouterr() == ("", "")

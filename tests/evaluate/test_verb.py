@@ -40,14 +40,29 @@ def test_tasks_as_json_and_as_a_table(
     trained: Path, benchmarks: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    words = ["eval", str(trained), "--tasks", "all", "--benchmarks", str(benchmarks), "--limit", "3", "--out", str(out)]
+    words = [
+        "eval",
+        str(trained),
+        "--tasks",
+        "all",
+        "--benchmarks",
+        str(benchmarks),
+        "--limit",
+        "3",
+        "--out",
+        str(out),
+    ]
     assert run_command_line([*words, "--json"]) == 0
     result = json_of(capfd)
     last = rows(trained)[-1]
     assert [result[f"training_{name}"] for name in ("step", "tokens", "flops")] == [
         last[name] for name in ("step", "tokens", "flops")
     ]
-    assert (result["name"], result["options"]["limit"], result["options"]["context_length"]) == ("run", 3, 128)
+    assert (result["name"], result["options"]["limit"], result["options"]["context_length"]) == (
+        "run",
+        3,
+        128,
+    )
     assert result == json.loads((out / "results.json").read_text())
     assert run_command_line(words) == 0
     shown = capfd.readouterr()
@@ -71,7 +86,13 @@ def test_tasks_as_json_and_as_a_table(
         == 0
     )
     options = json_of(capfd)["options"]
-    assert options == {"limit": 3, "num_fewshot": 1, "precision": "bfloat16", "context_length": 200, "begin": None}
+    assert options == {
+        "limit": 3,
+        "num_fewshot": 1,
+        "precision": "bfloat16",
+        "context_length": 200,
+        "begin": None,
+    }
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(
@@ -84,7 +105,9 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
 def test_text_in_all_and_per_domain(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     texts = {name: sentences(seed, 3) for seed, name in enumerate(("prose", "code"))}
     path = tmp_path / "t.jsonl"
-    path.write_text("".join(json.dumps({"text": text, "domain": name}) + "\n" for name, text in texts.items()))
+    path.write_text(
+        "".join(json.dumps({"text": text, "domain": name}) + "\n" for name, text in texts.items())
+    )
     words = ["eval", str(trained), "--text", str(path)]
     assert run_command_line([*words, "--json"]) == 0
     result = json_of(capfd)
@@ -108,7 +131,17 @@ def test_the_validation_split_has_a_row_per_domain(
     shards = str(tmp_path / "shards")
     assert (
         run_command_line(
-            ["data", "prepare", str(corpus_jsonl), "--out", shards, "--tokenizer", "bytes", "--validation", "0.5"]
+            [
+                "data",
+                "prepare",
+                str(corpus_jsonl),
+                "--out",
+                shards,
+                "--tokenizer",
+                "bytes",
+                "--validation",
+                "0.5",
+            ]
         )
         == 0
     )
@@ -132,20 +165,35 @@ def test_the_validation_split_has_a_row_per_domain(
         (["--benchmarks", "x"], 2, "--benchmarks has no effect without --tasks"),
         (["--tasks", "piqa", "--text", "x"], 2, "--text has no effect with --tasks"),
         (["--tasks", "piqa", "--text-field", "x"], 2, "--text-field has no effect with --tasks"),
-        (["--tasks", "piqa", "--benchmarks", "/nowhere"], 3, "make the folder with `hmoe data benchmarks /nowhere`"),
+        (
+            ["--tasks", "piqa", "--benchmarks", "/nowhere"],
+            3,
+            "make the folder with `hmoe data benchmarks /nowhere`",
+        ),
         (["--tasks", "pika", "--benchmarks", "HERE"], 2, "nearest is piqa"),
         (["--tasks", ","], 2, "no tasks; name some of"),
         (["--tasks", "piqa", "--benchmarks", "HERE", "--limit", "0"], 2, "--limit"),
         (["--tasks", "piqa", "--benchmarks", "HERE", "--precision", "fp8"], 2, "precision = fp8"),
         (["--precision", "fp8"], 2, "precision = fp8"),
-        (["--tasks", "piqa", "--benchmarks", "HERE", "--out", "HERE"], 2, "is not empty and holds no evaluation"),
+        (
+            ["--tasks", "piqa", "--benchmarks", "HERE", "--out", "HERE"],
+            2,
+            "is not empty and holds no evaluation",
+        ),
     ],
 )
 def test_errors_are_one_line(
-    words: list[str], code: int, message: str, trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    message: str,
+    trained: Path,
+    benchmarks: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert (
-        run_command_line(["eval", str(trained), *(str(benchmarks) if word == "HERE" else word for word in words)])
+        run_command_line(
+            ["eval", str(trained), *(str(benchmarks) if word == "HERE" else word for word in words)]
+        )
         == code
     )
     err = capfd.readouterr().err
@@ -154,7 +202,9 @@ def test_errors_are_one_line(
     assert err.startswith("hmoe: error: ")
 
 
-def test_a_hugging_face_folder_needs_a_text(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_hugging_face_folder_needs_a_text(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run_command_line(["export", str(trained), str(tmp_path / "hf")]) == 0
     capfd.readouterr()
     assert run_command_line(["eval", str(tmp_path / "hf")]) == 2
@@ -168,7 +218,10 @@ def test_a_hugging_face_folder_gives_the_runs_accuracies(
     results = []
     for path in (trained, tmp_path / "hf"):
         capfd.readouterr()
-        assert run_command_line(["eval", str(path), "--tasks", "all", "--benchmarks", str(benchmarks), "--json"]) == 0
+        assert (
+            run_command_line(["eval", str(path), "--tasks", "all", "--benchmarks", str(benchmarks), "--json"])
+            == 0
+        )
         results.append(json_of(capfd))
     assert results[0]["tasks"] == results[1]["tasks"]
     assert results[1]["training_flops"] is None

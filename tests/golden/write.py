@@ -20,7 +20,10 @@ CASES = {
     "tiny-dense": ("tiny-dense", []),
     "tiny-control": ("tiny-control", []),
     "tiny-topp": ("tiny", TOP_P),
-    "tiny-mixed": ("tiny", ["model.moe.dense_layers=[1]", "model.ffn=40", "model.kv_heads=1", "model.tied=true"]),
+    "tiny-mixed": (
+        "tiny",
+        ["model.moe.dense_layers=[1]", "model.ffn=40", "model.kv_heads=1", "model.tied=true"],
+    ),
 }
 
 
@@ -34,7 +37,9 @@ def losses(name: str) -> list[float]:
     model = build_transformer(config.model, config.seed, torch.float64)
     set_check_finite(model, False)
     optimizer = build_optimizer(model, config.optim)
-    return [train_step(model, optimizer, batches.parts(i), config, i).terms["loss_total"] for i in range(STEPS)]
+    return [
+        train_step(model, optimizer, batches.parts(i), config, i).terms["loss_total"] for i in range(STEPS)
+    ]
 
 
 def main() -> None:

@@ -13,7 +13,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "raw gates, QK-norm": {"norm_topk_prob": False, "qk_norm": "head", "head_dim": 12},
     "rectified": {"router_options": {"capacity_factor": 0.5, "rectify": "fr+ir", "when": "fewer"}},
     "bias": {"router_options": {"scores": "sigmoid", "bias_rate": 0.1, "gate_scale": 2.5}},
-    "beside": {"shared_expert_width": 7, "zero_experts": {"null": 1, "constant": 1}, "hyper_experts": {"dim": 5}},
+    "beside": {
+        "shared_expert_width": 7,
+        "zero_experts": {"null": 1, "constant": 1},
+        "hyper_experts": {"dim": 5},
+    },
     "dense layer": {"dense_layers": [0], "dense_intermediate_size": 20},
     "dense": {"expert_widths": [], "dense_intermediate_size": 20},
 }

@@ -32,7 +32,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "top-k": {},
     "top-p": {"moe": {"widths": [5, 9, 4], "router": {"name": "top_p", "p": 0.7}, "router_entropy": 0.03}},
     "raw gates": {"moe": {"widths": [5, 9, 4], "router": {"name": "top_k", "k": 2, "renormalize": False}}},
-    "tied, wide heads, QK-norm, yarn": {"tied": True, "head_dim": 6, "qk_norm": "width", "rope_scaling": ROPE},
+    "tied, wide heads, QK-norm, yarn": {
+        "tied": True,
+        "head_dim": 6,
+        "qk_norm": "width",
+        "rope_scaling": ROPE,
+    },
     "a dense layer": {"ffn": 7, "moe": {"widths": [5, 9], "dense_layers": [0]}},
     "dense": {"moe": None, "ffn": 11},
     "rectified": {
@@ -62,7 +67,9 @@ MODELS: dict[str, dict[str, Any]] = {
             },
         }
     },
-    "experts choose": {"moe": {"widths": [5, 9, 4], "router": {"name": "expert_choice", "capacity_factor": 2.0}}},
+    "experts choose": {
+        "moe": {"widths": [5, 9, 4], "router": {"name": "expert_choice", "capacity_factor": 2.0}}
+    },
     "everything beside": {
         "moe": {
             "widths": [5, 9, 4],
@@ -99,7 +106,9 @@ def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
     assert type(theirs) is HMoEForCausalLM
     again = open_model(tmp_path / "out", say)
     assert recipes_equal(again, model)
-    for (name, ours), (same, back) in zip(model.model.named_parameters(), again.model.named_parameters(), strict=True):
+    for (name, ours), (same, back) in zip(
+        model.model.named_parameters(), again.model.named_parameters(), strict=True
+    ):
         assert name == same
         assert torch.equal(ours, back), name
     with torch.no_grad():
@@ -133,7 +142,12 @@ def test_the_same_function_as_an_ordinary_mixtral(changes: dict[str, Any], tmp_p
             open_model(tmp_path / "out", say).model(ids)[0], model.model(ids)[0], rtol=1e-5, atol=1e-5
         )
     ours = HMoEForCausalLM.from_pretrained(export_as_hmoe(model, tmp_path))
-    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    options = {
+        "max_new_tokens": 12,
+        "min_new_tokens": 12,
+        "do_sample": False,
+        "attention_mask": torch.ones_like(ids),
+    }
     assert torch.equal(theirs.generate(ids, **options), ours.generate(ids, **options))
 
 
@@ -196,7 +210,8 @@ def test_bytes_are_the_same_bytes_under_autotokenizer(tmp_path: Path) -> None:
     assert theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
     assert theirs(["a", "bc"], padding=True)["input_ids"][0].count(ByteTokenizer.separator) == 1
     assert (
-        json.loads((tmp_path / "out" / "generation_config.json").read_text())["pad_token_id"] == ByteTokenizer.separator
+        json.loads((tmp_path / "out" / "generation_config.json").read_text())["pad_token_id"]
+        == ByteTokenizer.separator
     )
     assert "pad_token_id" not in {
         k for k, v in json.loads((tmp_path / "out" / "config.json").read_text()).items() if v is not None
@@ -223,7 +238,9 @@ def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(
     (source / "additional_chat_templates" / "rag.jinja").write_text("{{ unk_token }}")
     named = json.loads((source / "tokenizer_config.json").read_text())
     named.pop("add_bos_token")  # it says that nothing goes before a text
-    (source / "tokenizer_config.json").write_text(json.dumps({**named, "bos_token": "<s>", "unk_token": "<|eot|>"}))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps({**named, "bos_token": "<s>", "unk_token": "<|eot|>"})
+    )
     run, again = tmp_path / "run", tmp_path / "again"
     assert hmoe(["import", str(source), str(run), "data.sequence_length=32", "data.batch_tokens=128"]) == 0
     assert hmoe(["export", str(run), str(again)]) == 0
@@ -238,7 +255,8 @@ def test_what_begins_and_ends_a_text_and_the_template_survive_import_and_export(
     theirs = AutoTokenizer.from_pretrained(again)
     assert (theirs.bos_token, theirs.unk_token) == ("<s>", "<|eot|>")
     assert (
-        theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, chat_template="rag") == "<|eot|>"
+        theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False, chat_template="rag")
+        == "<|eot|>"
     )
     assert json.loads((again / "generation_config.json").read_text())["eos_token_id"] == ends
 
@@ -259,14 +277,20 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path: Path) -> None:
     model = opened()
     export_opened_model(model, tmp_path, tmp_path / "out", ExportOptions(dtype=torch.bfloat16))
     again = open_model(tmp_path / "out", say)
-    for (_, ours), (_, low) in zip(model.model.named_parameters(), again.model.named_parameters(), strict=True):
+    for (_, ours), (_, low) in zip(
+        model.model.named_parameters(), again.model.named_parameters(), strict=True
+    ):
         assert low.dtype == torch.bfloat16
         assert torch.equal(low, ours.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize(
     "kind",
-    ["top-k", "everything beside", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("top-p", "rectified"))],
+    [
+        "top-k",
+        "everything beside",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("top-p", "rectified")),
+    ],
 )
 def test_code_loads_where_hmoe_is_not_installed(kind: str, tmp_path: Path) -> None:
     model, ids = opened(**MODELS[kind]), tokens()
@@ -284,8 +308,15 @@ model.generate(ids, max_new_tokens=3)
 AutoTokenizer.from_pretrained({str(tmp_path / "out")!r}, trust_remote_code=True)
 torch.save(out.logits, {str(tmp_path / "logits")!r})
 """
-    env = {"HF_HOME": str(tmp_path / "cache"), "HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    env = {
+        "HF_HOME": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "HF_HUB_OFFLINE": "1",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     found = torch.load(tmp_path / "logits")
     torch.testing.assert_close(found, model.model(ids)[0], rtol=1e-5, atol=1e-5)
@@ -336,21 +367,33 @@ def test_the_command_line_from_run_to_run(tmp_path: Path, capfd: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["export", "/nowhere", "/tmp/x"], 2, "not a run folder (no config.yaml) and not a Hugging Face folder"),
+        (
+            ["export", "/nowhere", "/tmp/x"],
+            2,
+            "not a run folder (no config.yaml) and not a Hugging Face folder",
+        ),
         (["export", "/nowhere", "/tmp/x", "--precision", "fp8"], 2, "must be float32 or bfloat16"),
-        (["export", "/nowhere", "/tmp/x", "--shard-size", "foo"], 2, "--shard-size foo: must be a number with KB"),
+        (
+            ["export", "/nowhere", "/tmp/x", "--shard-size", "foo"],
+            2,
+            "--shard-size foo: must be a number with KB",
+        ),
         (["import", "/nowhere", "/nowhere/x"], 2, "no config.json"),
         (["import", "/nowhere", "/usr"], 2, "exists and is not empty"),
     ],
 )
-def test_errors_are_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert hmoe(words) == code
     err = capsys.readouterr().err
     assert said in err
     assert len(err.splitlines()) == 1
 
 
-def test_the_model_of_an_import_comes_from_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_of_an_import_comes_from_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     export_opened_model(opened(), tmp_path, tmp_path / "hf", ExportOptions())
     words = ["import", str(tmp_path / "hf"), str(tmp_path / "run")]
     assert hmoe([*words, "model.dim=32"]) == 2

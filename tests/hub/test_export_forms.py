@@ -89,7 +89,11 @@ def test_what_counts_when_a_model_reads_forbids_it(router: dict[str, Any], said:
 
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("rectified", "depends on its batch"), ("experts choose", "later ones and other texts"), ("top-k", None)],
+    [
+        ("rectified", "depends on its batch"),
+        ("experts choose", "later ones and other texts"),
+        ("top-k", None),
+    ],
 )
 def test_the_card_says_when_results_depend_on_the_batch(kind: str, said: str | None, tmp_path: Path) -> None:
     text = card.format_model_card(opened(**MODELS[kind]), tmp_path, "hmoe", False)

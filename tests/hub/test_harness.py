@@ -34,7 +34,9 @@ def benchmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def simple(benchmarks: Path, arguments: Any, **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(benchmarks), include_defaults=False)
     names = ["piqa_local", "boolq_local"]
-    results = lm_eval.simple_evaluate("hmoe", arguments, tasks=names, task_manager=manager, limit=4, **options)
+    results = lm_eval.simple_evaluate(
+        "hmoe", arguments, tasks=names, task_manager=manager, limit=4, **options
+    )
     assert results is not None
     return {name.removesuffix("_local"): row for name, row in results["results"].items()}
 

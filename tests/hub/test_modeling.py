@@ -32,7 +32,9 @@ def test_logits_and_loss_are_the_trainers(kind: str) -> None:
     out = made(ids, labels=ids, output_router_logits=True)
     torch.testing.assert_close(out.logits, logits, rtol=1e-6, atol=1e-6)
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    torch.testing.assert_close(out.loss, loss + sum_weighted_losses(compute_auxiliary_losses(routings, moe), moe))
+    torch.testing.assert_close(
+        out.loss, loss + sum_weighted_losses(compute_auxiliary_losses(routings, moe), moe)
+    )
     torch.testing.assert_close(made(ids, labels=ids).loss, loss)
     assert len(out.router_logits) == len(made.config.moe_layers)
     for found, routing in zip(out.router_logits, routings, strict=True):
@@ -144,7 +146,9 @@ def test_gradient_checkpointing_changes_no_gradient(reentrant: bool) -> None:
         made.zero_grad()
         made(ids, labels=ids, output_router_logits=True, use_cache=False).loss.backward()
         return {
-            name: parameter.grad.clone() for name, parameter in made.named_parameters() if parameter.grad is not None
+            name: parameter.grad.clone()
+            for name, parameter in made.named_parameters()
+            if parameter.grad is not None
         }
 
     made.train()
@@ -182,7 +186,9 @@ def test_a_compiled_forward_pass_is_one_graph() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(made, fullgraph=True, backend="eager", dynamic=True)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(ids, use_cache=False).logits, made(ids).logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            compiled(ids, use_cache=False).logits, made(ids).logits, rtol=1e-5, atol=1e-5
+        )
     torch._dynamo.reset()
 
 
@@ -219,7 +225,10 @@ def test_a_compiled_training_pass_is_one_graph_with_its_auxiliary_losses() -> No
         ({"expert_skip": [0.5]}, "expert_skip has 1 numbers"),
         ({"router_options": {"foo": 1}}, "router_options = .*foo"),
         ({"router_type": "expert_choice", "zero_experts": {"null": 1}}, "no place with expert_choice"),
-        ({"expert_widths": [], "dense_intermediate_size": 9, "hyper_experts": {"dim": 3}}, "no effect without experts"),
+        (
+            {"expert_widths": [], "dense_intermediate_size": 9, "hyper_experts": {"dim": 3}},
+            "no effect without experts",
+        ),
         ({"penalty_norm": "median"}, "mean, max, raw"),
         ({"entropy_scale": "two"}, "experts, one"),
     ],

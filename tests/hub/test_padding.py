@@ -11,7 +11,9 @@ from tests.hub.helpers import model, tokens
 
 LIMITED: dict[str, dict[str, Any]] = {
     "capacity": {"router_options": {"capacity_factor": 0.6}},
-    "by width and score": {"router_options": {"capacity_factor": 0.7, "capacity_by": "width", "priority": "score"}},
+    "by width and score": {
+        "router_options": {"capacity_factor": 0.7, "capacity_by": "width", "priority": "score"}
+    },
     "rectified": {"router_options": {"capacity_factor": 0.5, "rectify": "fr+ir", "when": "fewer"}},
     "local": {"router_options": {"capacity_factor": 0.4, "rectify": "ir", "when": "any"}},
     "expert choice": {"router_type": "expert_choice", "router_options": {"capacity_factor": 1.4}},
@@ -72,10 +74,14 @@ def test_a_mask_that_does_not_fit_the_tokens_is_told() -> None:
     assert 1 not in routing.token_N
     assert int(routing.load_E.sum()) == 2
     assert routing.slots is not None
-    assert int(routing.slots.padded) + int(routing.num_tokens_E.sum()) == 2  # a slot for each half of two tokens
+    assert (
+        int(routing.slots.padded) + int(routing.num_tokens_E.sum()) == 2
+    )  # a slot for each half of two tokens
 
 
-def test_a_router_that_the_text_gives_no_gradient_is_announced_when_it_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_router_that_the_text_gives_no_gradient_is_announced_when_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from hmoe.hub import modeling
 
     told: list[str] = []

@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader
 from hmoe.hub import HMoEForCausalLM
 from tests.hub.helpers import model
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
+)
 
 
 def rows(count: int = 32) -> list[dict[str, torch.Tensor]]:
@@ -100,7 +102,9 @@ def test_lora_learns_and_merges_into_the_same_function(where: dict[str, Any], tm
     merged = adapted.merge_and_unload()
     assert type(merged) is HMoEForCausalLM
     assert loss_of(merged) == pytest.approx(after, rel=1e-4)
-    changed = {name for name, parameter in merged.named_parameters() if not torch.equal(parameter, frozen[name])}
+    changed = {
+        name for name, parameter in merged.named_parameters() if not torch.equal(parameter, frozen[name])
+    }
     assert changed
     assert all(("ffn.w_" in name) == ("target_parameters" in where) for name in changed)
 
@@ -128,6 +132,9 @@ def test_accelerate_trains_and_dispatches(tmp_path: Path) -> None:
     layers = {f"model.layers.{i}": "disk" if i else "cpu" for i in range(2)}
     device_map = {"model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", **layers}
     spread = load_checkpoint_and_dispatch(
-        empty, str(tmp_path / "model.safetensors"), device_map=device_map, offload_folder=str(tmp_path / "offload")
+        empty,
+        str(tmp_path / "model.safetensors"),
+        device_map=device_map,
+        offload_folder=str(tmp_path / "offload"),
     )
     assert loss_of(spread.eval()) == pytest.approx(after, rel=1e-5)

@@ -37,7 +37,9 @@ NAMES = ("y", "dx", "dgate", "dw_gate", "dw_up", "dw_down")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def arguments(case: str, device: str = "cpu", seed: int = 0) -> tuple[list[torch.Tensor], Routing, tuple[int, ...]]:
+def arguments(
+    case: str, device: str = "cpu", seed: int = 0
+) -> tuple[list[torch.Tensor], Routing, tuple[int, ...]]:
     """float64 x, gate, w_gate, w_up, w_down; the pairs; the widths."""
     dim, widths, spec, tokens = {**CASES, **ODD}[case]
     generator = torch.Generator().manual_seed(100 * seed + len(case))
@@ -46,9 +48,13 @@ def arguments(case: str, device: str = "cpu", seed: int = 0) -> tuple[list[torch
         logits[:, 0] = -40
     if case == "one expert takes everything":
         logits[:, 1] = 40
-    weights = [torch.randn(sum(widths), dim, dtype=torch.float64, generator=generator) / dim**0.5 for _ in range(3)]
+    weights = [
+        torch.randn(sum(widths), dim, dtype=torch.float64, generator=generator) / dim**0.5 for _ in range(3)
+    ]
     x = torch.randn(tokens, dim, dtype=torch.float64, generator=generator)
-    with torch.no_grad():  # in training, top-p on a GPU leaves room behind its pairs, which the oracle does not
+    with (
+        torch.no_grad()
+    ):  # in training, top-p on a GPU leaves room behind its pairs, which the oracle does not
         routing = route_tokens(logits.to(device), spec)
     return [x.to(device), routing.gate_N, *(w.to(device) for w in weights)], routing, widths
 
@@ -104,7 +110,8 @@ def largest_errors(truth: list[torch.Tensor], results: list[torch.Tensor]) -> li
     """In the order of NAMES, relative to the largest true value."""
     pairs = zip(truth, results, strict=True)
     return [
-        float((r.double() - t).abs().max() / t.abs().max().clamp(min=1e-30)) if t.numel() else 0.0 for t, r in pairs
+        float((r.double() - t).abs().max() / t.abs().max().clamp(min=1e-30)) if t.numel() else 0.0
+        for t, r in pairs
     ]
 
 
@@ -133,6 +140,8 @@ def engine(name: str, request: pytest.FixtureRequest) -> str:
             pytest.skip(f"no {variant} library here: {libraries['why']}")
         manager, threads = library(variant), torch.get_num_threads()
         manager.__enter__()
-        torch.set_num_threads(2)  # the suite runs with one; the library's own threads are part of what is tested
+        torch.set_num_threads(
+            2
+        )  # the suite runs with one; the library's own threads are part of what is tested
         request.addfinalizer(lambda: (torch.set_num_threads(threads), manager.__exit__(None, None, None)))
     return backend

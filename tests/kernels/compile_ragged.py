@@ -30,7 +30,8 @@ TYPES = {  # of arguments that are not in the precision of the layer
     **dict.fromkeys(("token_N", "expert_N", "plan", "count_E", "width_E", "num_tokens_E"), "*i64"),
     **dict.fromkeys(("num_pairs", "num_tokens", "blocks"), "i32"),
     **dict.fromkeys(
-        ("gate_N", "partial", "logits_TE", "bias_E", "probs_TE", "dprobs_TE", "dgate_N", "dlogits_TE"), "*fp32"
+        ("gate_N", "partial", "logits_TE", "bias_E", "probs_TE", "dprobs_TE", "dgate_N", "dlogits_TE"),
+        "*fp32",
     ),
     **dict.fromkeys(("place_TE", "block_count", "block_begin"), "*i32"),
     **dict.fromkeys(("p", "scale"), "fp32"),
@@ -49,7 +50,10 @@ for experts in (8, 64, 1024):  # of a router
         flags = {"K": k, "SIGMOID": False, "BIASED": True, "GIVEN": False}
         PLAIN[f"choose {k} of {experts}"] = (choose_kernel, {**held, **flags})
     PLAIN[f"pairs {experts}"] = (pairs_kernel, {**held, **scores})
-    PLAIN[f"select_backward {experts}"] = (select_backward_kernel, {**held, **scores, "PROBS": True, "GATES": True})
+    PLAIN[f"select_backward {experts}"] = (
+        select_backward_kernel,
+        {**held, **scores, "PROBS": True, "GATES": True},
+    )
 SIZES = (
     "num_rows",
     "heads",
@@ -70,7 +74,9 @@ SCALAR = r"ld\.global(?:\.\w+)*\.b16"
 PLAIN["begin"] = (begin_kernel, {"CHUNK": 1024})
 
 
-def compiled(kernel: Any, constants: dict[str, Any], dtype: str, capability: int, options: dict[str, int]) -> Any:
+def compiled(
+    kernel: Any, constants: dict[str, Any], dtype: str, capability: int, options: dict[str, int]
+) -> Any:
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else TYPES.get(name) or f"*{dtype}" for name in names}
     attributes = {

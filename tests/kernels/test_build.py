@@ -3,7 +3,9 @@
 import pytest
 
 
-def test_the_kernels_builder_helps_and_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_kernels_builder_helps_and_refuses_what_it_does_not_know(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     from hmoe.kernels.build import run_build_module
 
     with pytest.raises(SystemExit) as ended:

@@ -29,7 +29,9 @@ def test_a_pass_that_loads_other_kernels_is_a_first_call_of_its_own(monkeypatch:
     """Else a capture of the backward pass, or of a larger batch, would fail in CUDA's own words."""
     seen: list[object] = []
     for module in (launch, router):
-        monkeypatch.setattr(module, "check_first_call", lambda caller, sizes, device: seen.append((caller, sizes)))
+        monkeypatch.setattr(
+            module, "check_first_call", lambda caller, sizes, device: seen.append((caller, sizes))
+        )
     monkeypatch.setattr("hmoe.model.router.fuses_router", lambda logits_TE: True)
 
     def calls(dim: int, tokens: int, train: bool) -> set[object]:

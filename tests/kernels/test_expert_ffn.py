@@ -50,10 +50,16 @@ def low_precision() -> Iterator[object]:
         yield from (pytest.param("cpu", name, dtype, case, marks=marks(case)) for name, dtype in here)
         backends = ("loop", "triton") if case in CASES else ("loop",)  # Triton refuses ODD, tested below
         there = itertools.product(backends, DTYPES)
-        yield from (pytest.param("cuda", name, dtype, case, marks=(GPU, *marks(case))) for name, dtype in there)
+        yield from (
+            pytest.param("cuda", name, dtype, case, marks=(GPU, *marks(case))) for name, dtype in there
+        )
     for case, dtype in itertools.product(CASES, DTYPES):
         yield pytest.param(
-            "cpu", "triton", dtype, case, marks=marks(case, case in LARGE or (dtype == "bfloat16" and case != "mixed"))
+            "cpu",
+            "triton",
+            dtype,
+            case,
+            marks=marks(case, case in LARGE or (dtype == "bfloat16" and case != "mixed")),
         )
 
 
@@ -66,7 +72,9 @@ def interpreted(name: str, device: str) -> bool:
 def test_float64_is_the_oracle(name: str, device: str, case: str) -> None:
     values, routing, widths, grad, truth = known(case, device, 0, torch.float64)
     for label, actual, expected in zip(NAMES, run(name, values, routing, widths, grad), truth, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-11, msg=lambda m, label=label: f"{label}: {m}")
+        torch.testing.assert_close(
+            actual, expected, rtol=1e-11, atol=1e-11, msg=lambda m, label=label: f"{label}: {m}"
+        )
 
 
 @pytest.mark.parametrize(("device", "name", "dtype", "case"), list(low_precision()))
@@ -171,11 +179,15 @@ def test_expert_without_tokens_gets_zero_gradients(engine_and_dtype: tuple[str, 
     backend, dtype = engine_and_dtype
     values, routing, widths = arguments("top-p, one expert empty")
     assert routing.num_tokens_E[0] == 0
-    *_, w_gate, w_up, w_down = run(backend, low_gates(values, dtype), routing, widths, torch.ones_like(values[0]))
+    *_, w_gate, w_up, w_down = run(
+        backend, low_gates(values, dtype), routing, widths, torch.ones_like(values[0])
+    )
     assert all((w[: widths[0]] == 0).all() for w in (w_gate, w_up, w_down))
 
 
-def test_frozen_weights_cost_no_gradient_and_change_nothing_else(engine_and_dtype: tuple[str, torch.dtype]) -> None:
+def test_frozen_weights_cost_no_gradient_and_change_nothing_else(
+    engine_and_dtype: tuple[str, torch.dtype],
+) -> None:
     backend, dtype = engine_and_dtype
     values, routing, widths = arguments(some_case(backend))
     values = low_gates(values, dtype)
@@ -265,7 +277,8 @@ def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object],
 
 
 @pytest.mark.parametrize(
-    "name", ["reference", "loop", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)]
+    "name",
+    ["reference", "loop", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)],
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) -> None:
@@ -282,7 +295,9 @@ def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) 
 
 @pytest.mark.parametrize("name", LIBRARIES)
 @pytest.mark.parametrize("change", ["token too large", "token negative", "more counts than pairs"])
-def test_the_library_does_not_follow_wild_indices(name: str, change: str, request: pytest.FixtureRequest) -> None:
+def test_the_library_does_not_follow_wild_indices(
+    name: str, change: str, request: pytest.FixtureRequest
+) -> None:
     backend = engine(name, request)
     values, routing, widths = arguments("prime tokens")
     x, gate, *weights = low_gates(values, torch.bfloat16)
@@ -305,7 +320,10 @@ def test_unknown_backend_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("case", "dtype", "message"),
-    [("odd widths", torch.float32, "multiples of 16, 24 is not"), ("mixed", torch.float64, "is not one of bfloat16")],
+    [
+        ("odd widths", torch.float32, "multiples of 16, 24 is not"),
+        ("mixed", torch.float64, "is not one of bfloat16"),
+    ],
 )
 def test_what_triton_cannot_compute_is_said(case: str, dtype: torch.dtype, message: str) -> None:
     values, routing, widths = arguments(case)

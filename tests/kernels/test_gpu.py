@@ -24,7 +24,9 @@ def no_synchronisation() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unwritten_is_nan")
-@pytest.mark.parametrize("case", ["mixed", "64 experts", "one expert takes everything", "top-p, one expert empty"])
+@pytest.mark.parametrize(
+    "case", ["mixed", "64 experts", "one expert takes everything", "top-p, one expert empty"]
+)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_triton_gives_the_same_bits_twice(dtype: torch.dtype, case: str) -> None:
     values, routing, widths = arguments(case, "cuda")
@@ -53,7 +55,9 @@ def gradients(moe: hmoe.MoE, x: torch.Tensor, grad: torch.Tensor) -> list[torch.
     x.grad = None
     moe.zero_grad()
     y, routing = moe(x)
-    torch.autograd.backward([y, hmoe.router_z(routing) + hmoe.parameter_penalty(routing, moe.widths)], [grad, None])
+    torch.autograd.backward(
+        [y, hmoe.router_z(routing) + hmoe.parameter_penalty(routing, moe.widths)], [grad, None]
+    )
     return [y.detach(), *(p.grad.clone() for p in (x, *moe.parameters()) if p.grad is not None)]
 
 
@@ -95,7 +99,10 @@ def test_a_capture_before_the_first_call_is_refused_in_a_line() -> None:
     moe = hmoe.MoE(64, (16, 48, 176, 32), hmoe.TopK(2)).cuda().bfloat16()
     moe.check_finite = False
     x = torch.randn(17, 64, device="cuda").bfloat16()
-    with pytest.raises(hmoe.ConfigError, match="before the capture"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with (
+        pytest.raises(hmoe.ConfigError, match="before the capture"),
+        torch.cuda.graph(torch.cuda.CUDAGraph()),
+    ):
         moe(x)
 
 
@@ -109,7 +116,8 @@ def test_triton_is_chosen_for_low_precision() -> None:
         values, routing, widths = arguments("64 experts", "cuda")
         x, gate, *weights = low_gates(values, dtype)
         assert (
-            choice.choose_backend(Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)) == expected
+            choice.choose_backend(Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths))
+            == expected
         )
 
 
@@ -140,9 +148,16 @@ def test_a_real_shape_against_the_definition() -> None:
         routing = moe.router(x)
         weights = [w.bfloat16() for w in (moe.w_gate, moe.w_up, moe.w_down)]
         outputs = {}
-        for name, dtype in (("reference", torch.float64), ("reference", torch.bfloat16), ("triton", torch.bfloat16)):
+        for name, dtype in (
+            ("reference", torch.float64),
+            ("reference", torch.bfloat16),
+            ("triton", torch.bfloat16),
+        ):
             converted = [w.to(dtype) for w in weights]
-            pairs = (routing.token_N, routing.gate_N.to(torch.float64 if dtype == torch.float64 else torch.float32))
+            pairs = (
+                routing.token_N,
+                routing.gate_N.to(torch.float64 if dtype == torch.float64 else torch.float32),
+            )
             y = expert_ffn(x.to(dtype), *pairs, routing.num_tokens_E, *converted, moe.widths, name)
             outputs[name, dtype] = y.double()
     truth = outputs["reference", torch.float64]

@@ -87,7 +87,9 @@ def operators(count: Callable[[Callable[[], Any]], int]) -> dict[str, int]:
     kept = (logits_TE, selected[5], selected[4], selected[6])
     return {
         "select_experts": count(lambda: router.launch_selection(logits_TE, None, None, rule)),
-        "select_experts_backward": count(lambda: router.launch_selection_backward(logits_TE, selected[1], kept, rule)),
+        "select_experts_backward": count(
+            lambda: router.launch_selection_backward(logits_TE, selected[1], kept, rule)
+        ),
         "expert_ffn": count(lambda: launch.forward_triton(layer, bound_room(layer))),
         "expert_ffn_backward": count(lambda: launch.backward_triton(layer, saved, x_TD, True)),
     }

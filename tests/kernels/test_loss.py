@@ -17,7 +17,9 @@ pytestmark = [pytest.mark.usefixtures("unwritten_is_nan"), pytest.mark.parametri
 
 
 @pytest.mark.parametrize(("tokens", "vocab", "chunk"), [(0, 5, 2), (1, 3, 8), (7, 300, 3), (5, 4097, 8)])
-def test_it_is_pytorchs_loss(tokens: int, vocab: int, chunk: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_pytorchs_loss(
+    tokens: int, vocab: int, chunk: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "can_fuse", lambda logits: logits.dtype == torch.float32)
     x, w = torch.randn(tokens, 6, device=device), torch.randn(vocab, 6, device=device)
     target = torch.randint(vocab, (tokens,), device=device)
@@ -26,7 +28,9 @@ def test_it_is_pytorchs_loss(tokens: int, vocab: int, chunk: int, device: str, m
     leaves = x.requires_grad_(), w.requires_grad_()
     twins = [leaf.detach().double().requires_grad_() for leaf in leaves]
     loss = cross_entropy(*leaves, target, chunk)
-    truth = F.cross_entropy(twins[0] @ twins[1].T, target) if tokens else 0 * twins[0].sum() + 0 * twins[1].sum()
+    truth = (
+        F.cross_entropy(twins[0] @ twins[1].T, target) if tokens else 0 * twins[0].sum() + 0 * twins[1].sum()
+    )
     (3 * loss).backward()
     (3 * truth).backward()
     torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)

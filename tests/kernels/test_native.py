@@ -39,7 +39,10 @@ def test_a_backward_pass_without_pre_activations_is_an_error(native_libraries: d
     empty, order = x.new_empty(0), torch.arange(len(gate))
     layer = (x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)
     for variant in native_libraries.keys() - {"why"}:
-        with library(variant), pytest.raises(ConfigError, match="room = 0 in the forward pass kept no pre-activations"):
+        with (
+            library(variant),
+            pytest.raises(ConfigError, match="room = 0 in the forward pass kept no pre-activations"),
+        ):
             torch.ops.hmoe.expert_ffn_backward(x, *layer, empty, empty, order, True, "cpu")
 
 
@@ -58,7 +61,11 @@ def test_the_library_and_onednn_share_tile_registers(native_libraries: dict[str,
 def test_the_build_command_builds_what_is_then_found(tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     result = subprocess.run(
-        [sys.executable, "-m", "hmoe.kernels.build"], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "hmoe.kernels.build"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert len((result.stdout + result.stderr).splitlines()) == 1
     if result.returncode == 2:  # this machine cannot, or has no compiler
@@ -68,7 +75,9 @@ def test_the_build_command_builds_what_is_then_found(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert result.stdout.startswith("hmoe: built (")
     code = "from hmoe.kernels import native; assert native.get_library() is not None; print(native.describe_library())"
-    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.startswith("built (")
 
 
@@ -95,7 +104,9 @@ def test_a_failing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_pat
         build.build_library()
 
 
-def test_another_source_or_processor_is_another_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_another_source_or_processor_is_another_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     first = native.library_path()
     monkeypatch.setattr(native, "read_processor_features", lambda: {"avx512f"})
     second = native.library_path()

@@ -95,7 +95,9 @@ def test_a_whole_model_compiles_whole() -> None:
     model.zero_grad()
     loss().backward()
     for (name, parameter), grad in zip(model.named_parameters(), compiled_grads, strict=True):
-        torch.testing.assert_close(grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def test_compiled_top_p_pads_its_pairs_and_top_k_does_not() -> None:
@@ -150,8 +152,17 @@ os._exit(0)  # gloo's threads sometimes abort an orderly exit
 
 
 def test_fsdp2_on_two_processes_gives_the_mean_gradient() -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
-    result = subprocess.run([*command, sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "--no-python",
+    ]
+    result = subprocess.run(
+        [*command, sys.executable, "-c", SHARDED], capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.count("equal") == 2
 
@@ -250,7 +261,9 @@ def test_forward_mode_derivatives_are_right_or_refused_but_never_dropped() -> No
         layer.backend = "reference"
         assert forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))[0]).tangent is not None
         layer.backend = "cpu"
-        with pytest.raises(hmoe.ConfigError, match="forward-mode derivatives: computed by backend = 'reference' only"):
+        with pytest.raises(
+            hmoe.ConfigError, match="forward-mode derivatives: computed by backend = 'reference' only"
+        ):
             layer(forward_ad.make_dual(x, x))
 
 
@@ -273,7 +286,12 @@ def test_the_definition_is_not_for_graphs() -> None:
     ],
 )
 def test_the_choice_on_a_gpu(
-    dtype: torch.dtype, experts: int, tokens: int, refused: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    experts: int,
+    tokens: int,
+    refused: str | None,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class OnGpu:
         device, shape = torch.device("cuda"), (tokens, 1024)

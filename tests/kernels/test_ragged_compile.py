@@ -43,7 +43,9 @@ def test_on_hopper_every_tile_shape_multiplies_with_wgmma_copies_asynchronously_
     assert all(len(of(kernel, hopper)) >= 2 for kernel in MATRIX_KERNELS)
 
 
-def test_the_loss_reads_its_target_before_any_warp_may_overwrite_it(hopper: dict[str, dict[str, int]]) -> None:
+def test_the_loss_reads_its_target_before_any_warp_may_overwrite_it(
+    hopper: dict[str, dict[str, int]],
+) -> None:
     assert hopper["loss"]["scalar_loads"] > hopper["loss"]["late_loads"] == 0
 
 

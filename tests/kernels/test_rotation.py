@@ -16,7 +16,9 @@ pytestmark = [pytest.mark.usefixtures("unwritten_is_nan"), pytest.mark.parametri
 
 def definition(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = x.double().chunk(2, -1)
-    return torch.cat([first * cos.double() - second * sin.double(), second * cos.double() + first * sin.double()], -1)
+    return torch.cat(
+        [first * cos.double() - second * sin.double(), second * cos.double() + first * sin.double()], -1
+    )
 
 
 def table(batch: int, length: int, half: int, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -26,13 +28,19 @@ def table(batch: int, length: int, half: int, device: str) -> tuple[torch.Tensor
 
 @pytest.mark.parametrize(("batch", "tables"), [(1, 1), (3, 1), (3, 3)], ids=["one", "shared", "each its own"])
 @pytest.mark.parametrize(("heads", "length", "width"), [(1, 1, 2), (3, 7, 24), (2, 9, 40)])
-def test_it_is_the_definition(batch: int, tables: int, heads: int, length: int, width: int, device: str) -> None:
+def test_it_is_the_definition(
+    batch: int, tables: int, heads: int, length: int, width: int, device: str
+) -> None:
     cos, sin = table(tables, length, width // 2, device)
     plain = torch.randn(batch, heads, length, width, device=device)
-    transposed = torch.randn(batch, length, heads, width, device=device).transpose(1, 2)  # as attention gives it
+    transposed = torch.randn(batch, length, heads, width, device=device).transpose(
+        1, 2
+    )  # as attention gives it
     part = torch.randn(batch, heads, length, 2 * width, device=device)[..., ::2]
     for x in (plain, transposed, part):
-        torch.testing.assert_close(rotate_pairs(x, cos, sin).double(), definition(x, cos, sin), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            rotate_pairs(x, cos, sin).double(), definition(x, cos, sin), rtol=1e-6, atol=1e-6
+        )
 
 
 def test_no_row_is_no_launch(device: str) -> None:

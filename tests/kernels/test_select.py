@@ -38,7 +38,9 @@ def make_circumstances(name: str, experts: int, device: str) -> RouterState:
     return RouterState((1,) * experts, bias_E)
 
 
-def both(logits_TE: torch.Tensor, name: str) -> tuple[tuple[Routing, torch.Tensor], tuple[Routing, torch.Tensor]]:
+def both(
+    logits_TE: torch.Tensor, name: str
+) -> tuple[tuple[Routing, torch.Tensor], tuple[Routing, torch.Tensor]]:
     """(routing, d logits) by the kernels, and by the definition in float64."""
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -51,7 +53,8 @@ def both(logits_TE: torch.Tensor, name: str) -> tuple[tuple[Routing, torch.Tenso
         weight_N = torch.linspace(-1, 2, len(routing.gate_N), dtype=dtype, device=leaf.device)[:used]
         weight_TE = torch.linspace(-1, 1, leaf.numel(), dtype=dtype, device=leaf.device).view_as(leaf)
         weight_N = (
-            weight_TE.flatten()[routing.token_N[:used] * leaf.shape[1] + routing.expert_N[:used]].sin() + 0 * weight_N
+            weight_TE.flatten()[routing.token_N[:used] * leaf.shape[1] + routing.expert_N[:used]].sin()
+            + 0 * weight_N
         )
         ((routing.gate_N[:used] * weight_N).sum() + (routing.probs_TE * weight_TE).sum()).backward()
         assert leaf.grad is not None
@@ -100,7 +103,9 @@ def test_rows_that_are_not_finite_choose_and_give_nan(name: str, device: str) ->
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # numpy's, of the interpreter
 def test_scores_that_underflow_have_finite_gradients(device: str) -> None:
     logits_TE = torch.full((3, 4), -200.0, device=device, requires_grad=True)
-    route_tokens(logits_TE, SPECS["sigmoid"], make_circumstances("sigmoid", 4, device)).gate_N.sum().backward()
+    route_tokens(
+        logits_TE, SPECS["sigmoid"], make_circumstances("sigmoid", 4, device)
+    ).gate_N.sum().backward()
     assert logits_TE.grad is not None
     assert logits_TE.grad.isfinite().all()
 
@@ -125,7 +130,9 @@ def test_only_what_is_asked_for_is_differentiated(device: str) -> None:
         leaf = torch.randn(20, 8, device=device, requires_grad=True)
         twin = leaf.detach().double().requires_grad_()
         for logits_TE in (leaf, twin):
-            value = getattr(route_tokens(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device)), field)
+            value = getattr(
+                route_tokens(logits_TE, SPECS["top-2"], make_circumstances("top-2", 8, device)), field
+            )
             (value * torch.arange(value.numel(), device=device).view_as(value)).sum().backward()
         torch.testing.assert_close(leaf.grad, twin.grad, check_dtype=False, rtol=1e-5, atol=1e-4)
 

@@ -80,7 +80,9 @@ def test_a_gpu_with_less_shared_memory_uses_the_portable_table(monkeypatch: pyte
     shapes.name_table.cache_clear()
 
 
-def test_a_file_of_ones_own_replaces_shapes_and_is_told(own_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_ones_own_replaces_shapes_and_is_told(
+    own_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shapes, "name_table", lambda device: "portable")
     before = shapes.HOPPER["up"]["few"]
     own_file.write_text(json.dumps({"tiles": {"up": {"few": [32, 64, 32, 4, 2, 1]}}}))
@@ -107,7 +109,9 @@ def test_a_file_of_ones_own_replaces_shapes_and_is_told(own_file: Path, monkeypa
         ('{"tiles": {"up": {"wide": [64, 64, 64, 64, 3, 2]}}}', "warps (1 to 32"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused_in_a_line(own_file: Path, content: str | None, words: str) -> None:
+def test_a_file_that_is_no_table_is_refused_in_a_line(
+    own_file: Path, content: str | None, words: str
+) -> None:
     if content is not None:
         own_file.write_text(content)
     with pytest.raises(ConfigError, match="HMOE_TILE_SHAPES") as caught:
@@ -126,5 +130,7 @@ def test_a_shape_that_does_not_fit_the_gpu_is_refused_in_a_line(monkeypatch: pyt
 
     monkeypatch.setitem(launch.KERNELS, "up", (Kernel(), {}))
     values, routing, widths = arguments("one token")
-    with pytest.raises(ConfigError, match=r"tile shape \[.*\] of up does not fit this GPU .*HMOE_TILE_SHAPES"):
+    with pytest.raises(
+        ConfigError, match=r"tile shape \[.*\] of up does not fit this GPU .*HMOE_TILE_SHAPES"
+    ):
         run("triton", low_gates(values, torch.float32), routing, widths, values[0])

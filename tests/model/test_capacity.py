@@ -39,7 +39,9 @@ def reference(
     return y, slots, named
 
 
-def compare(spec: hmoe.TopK, tokens: int, widths: tuple[int, ...] = WIDTHS, given: bool = False) -> dict[str, int]:
+def compare(
+    spec: hmoe.TopK, tokens: int, widths: tuple[int, ...] = WIDTHS, given: bool = False
+) -> dict[str, int]:
     moe = layer(spec, widths)
     experts = len(widths)
     x = torch.randn(tokens, DIM, dtype=torch.float64, requires_grad=True)
@@ -92,7 +94,9 @@ def test_rectified_layers_are_the_oracle(rule: dict[str, Any], k: int, factor: f
 @pytest.mark.parametrize("priority", ["position", "score"])
 @pytest.mark.parametrize("capacity_by", ["equal", "width"])
 def test_sizes_priorities_and_capacities_by_width(tokens: int, priority: Any, capacity_by: Any) -> None:
-    spec = hmoe.TopK(2, capacity_factor=0.7, priority=priority, capacity_by=capacity_by, rectify="fr+ir", when="fewer")
+    spec = hmoe.TopK(
+        2, capacity_factor=0.7, priority=priority, capacity_by=capacity_by, rectify="fr+ir", when="fewer"
+    )
     compare(spec, tokens)
 
 
@@ -131,7 +135,9 @@ def test_without_rectification_dropped_tokens_get_less_or_nothing(k: int, renorm
         torch.testing.assert_close(y[t], sum(parts, torch.zeros(DIM, dtype=torch.float64)))
     assert routing.slots is not None
     assert int(routing.slots.dropped) == sum(not ok for row in kept for ok in row) > 0
-    assert routing.load_E.tolist() == [sum(i in row for row in choices) for i in range(4)]  # losses see what was asked
+    assert routing.load_E.tolist() == [
+        sum(i in row for row in choices) for i in range(4)
+    ]  # losses see what was asked
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -170,7 +176,10 @@ def test_enough_capacity_drops_nothing_and_changes_nothing() -> None:
 
 
 def test_evaluation_has_its_own_factor() -> None:
-    moe, x = layer(hmoe.TopK(1, capacity_factor=0.25, eval_capacity_factor=4.0)), torch.randn(20, DIM).double()
+    moe, x = (
+        layer(hmoe.TopK(1, capacity_factor=0.25, eval_capacity_factor=4.0)),
+        torch.randn(20, DIM).double(),
+    )
     training = moe(x)[1].slots
     evaluation = moe.eval()(x)[1].slots
     assert training is not None
@@ -189,7 +198,9 @@ def test_first_choices_come_before_second_ones() -> None:
 
 def test_limits() -> None:
     assert (
-        count_capacity(hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True, torch.device("cpu")).tolist()
+        count_capacity(
+            hmoe.TopK(2, capacity_factor=1.25), 16, (1, 1, 1, 1), True, torch.device("cpu")
+        ).tolist()
         == [10] * 4
     )
     assert (
@@ -206,7 +217,8 @@ def test_limits() -> None:
         60,
     ]
     assert (
-        count_capacity(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True, torch.device("cpu")).tolist() == [2] * 7
+        count_capacity(hmoe.TopK(2, capacity_factor=0.7), 10, (1,) * 7, True, torch.device("cpu")).tolist()
+        == [2] * 7
     )  # 2.0000000000000004 in floats
 
 
@@ -247,7 +259,10 @@ def test_capacity_compiles_as_one_graph(spec: hmoe.TopK) -> None:
             {"capacity_factor": 1.0, "rectify": "ir", "straight_through": True},
             "straight_through has no effect with rect",
         ),
-        ({"capacity_factor": 1.0, "rectify": "ir", "renormalize": False}, "renormalize has no effect with rectify"),
+        (
+            {"capacity_factor": 1.0, "rectify": "ir", "renormalize": False},
+            "renormalize has no effect with rectify",
+        ),
         (
             {"capacity_factor": 1.0, "rectify": "ir", "local_scale": "k+1-r"},
             "local_scale has no effect with when = all",

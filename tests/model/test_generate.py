@@ -41,14 +41,20 @@ def test_writing_does_without_the_capacity_of_training() -> None:
     """What a token becomes must not depend on how much of the text is read at once."""
     router = {"name": "top_k", "k": 1, "capacity_factor": 0.5}
     moe = {"widths": [8, 24, 16], "router": router}
-    model = build_transformer(check_model(dict(dim=16, layers=3, heads=4, vocab=31, moe=moe)), 0, torch.float64)
+    model = build_transformer(
+        check_model(dict(dim=16, layers=3, heads=4, vocab=31, moe=moe)), 0, torch.float64
+    )
     free = build_transformer(
-        check_model(dict(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}})), 0
+        check_model(
+            dict(dim=16, layers=3, heads=4, vocab=31, moe=moe | {"router": {"k": 1, "name": "top_k"}})
+        ),
+        0,
     )
     free.double().load_state_dict(model.state_dict())
     prompt = list(range(3, 27))
     text, expected = (
-        list(generate_tokens(each, prompt, 10, Sampling(temperature=0), 0, Vocabulary())) for each in (model, free)
+        list(generate_tokens(each, prompt, 10, Sampling(temperature=0), 0, Vocabulary()))
+        for each in (model, free)
     )
     assert text == expected
     tokens = torch.tensor([prompt])

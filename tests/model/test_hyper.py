@@ -24,7 +24,9 @@ def test_hyper_experts_are_those_generated_for_each_token(spec: Any) -> None:
     assert moe.hyper is not None
     assert moe.hyper_network is not None
     named = {
-        name: p.detach().clone().requires_grad_() for name, p in moe.named_parameters() if name.startswith("hyper")
+        name: p.detach().clone().requires_grad_()
+        for name, p in moe.named_parameters()
+        if name.startswith("hyper")
     }
     weights = {name.split(".", 1)[1].removeprefix("heads."): p for name, p in named.items()}
     weights["layer_embedding"] = weights.pop("layer_embedding.weight")[0]
@@ -35,7 +37,10 @@ def test_hyper_experts_are_those_generated_for_each_token(spec: Any) -> None:
     chosen: list[set[int]] = [set() for _ in x]
     for token, expert in zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True):
         chosen[token].add(expert)
-    more = [oracles.hyper_expert(x2[t], [i for i in range(4) if i not in chosen[t]], weights) for t in range(len(x2))]
+    more = [
+        oracles.hyper_expert(x2[t], [i for i in range(4) if i not in chosen[t]], weights)
+        for t in range(len(x2))
+    ]
     y2 = y2 + torch.stack(more)
     (y2 * grad).sum().backward()
     torch.testing.assert_close(y, y2, rtol=1e-10, atol=1e-11)

@@ -33,7 +33,9 @@ def alone(model: Transformer, candidate: Candidate) -> tuple[float, bool]:
 @given(groups=st.lists(st.tuples(TOKENS, st.lists(TOKENS, min_size=1, max_size=4)), min_size=1, max_size=3))
 @settings(deadline=None, max_examples=40)
 @pytest.mark.parametrize("router", list(MODELS))
-def test_scores_are_those_of_each_sequence_alone(router: str, groups: list[tuple[list[int], list[list[int]]]]) -> None:
+def test_scores_are_those_of_each_sequence_alone(
+    router: str, groups: list[tuple[list[int], list[list[int]]]]
+) -> None:
     model = MODELS[router]
     asked = [[Candidate([*begin, *end], len(end)) for end in ends] for begin, ends in groups]
     scored = score_candidates(model, asked)

@@ -25,7 +25,11 @@ def test_output_gradients_and_losses_are_the_oracle(spec: hmoe.TopK | hmoe.TopP,
     x = torch.randn(tokens, 12, dtype=torch.float64, requires_grad=True)
     grad = torch.randn_like(x)
     y, routing = moe(x)
-    aux = hmoe.load_balance(routing) + 3 * hmoe.parameter_penalty(routing, WIDTHS) + 5 * hmoe.router_entropy(routing)
+    aux = (
+        hmoe.load_balance(routing)
+        + 3 * hmoe.parameter_penalty(routing, WIDTHS)
+        + 5 * hmoe.router_entropy(routing)
+    )
     aux = aux + 7 * hmoe.router_z(routing)
     (y * grad).sum().add(aux).backward()
 
@@ -136,7 +140,9 @@ def test_an_input_of_another_width_is_refused(shape: tuple[int, ...]) -> None:
         layer(hmoe.TopK(2))(torch.zeros(shape, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(("dim", "widths"), [(0, (4,)), (4, ()), (4, (4, 0)), (4, (4.5, 2)), (8.0, (4,)), (4, "44")])
+@pytest.mark.parametrize(
+    ("dim", "widths"), [(0, (4,)), (4, ()), (4, (4, 0)), (4, (4.5, 2)), (8.0, (4,)), (4, "44")]
+)
 def test_bad_sizes(dim: int, widths: tuple[int, ...]) -> None:
     with pytest.raises(hmoe.ConfigError):
         hmoe.MoE(dim, widths, hmoe.TopK(1))

@@ -19,7 +19,13 @@ from tests.model.test_transformer import config
 WIDTHS = (5, 16, 3, 24)
 TRUE = hmoe.ZeroExperts(null=1, true_gates=True)
 DIM = 12
-SPECS = [hmoe.TopK(1), hmoe.TopK(2), hmoe.TopP(0.6), hmoe.TopK(2, capacity_factor=0.6), hmoe.ExpertChoice(1.0)]
+SPECS = [
+    hmoe.TopK(1),
+    hmoe.TopK(2),
+    hmoe.TopP(0.6),
+    hmoe.TopK(2, capacity_factor=0.6),
+    hmoe.ExpertChoice(1.0),
+]
 
 
 def make_layer(spec: hmoe.TopK | hmoe.TopP | hmoe.ExpertChoice, **parts: Any) -> hmoe.MoE:
@@ -54,7 +60,9 @@ def test_a_shared_expert_serves_every_token() -> None:
     x, _ = draw_x_and_grad()
     y = moe(x)[0]
     assert moe.shared is not None
-    dense = torch.stack([oracles.expert(row, (moe.shared.w_gate, moe.shared.w_up, moe.shared.w_down.T)) for row in x])
+    dense = torch.stack(
+        [oracles.expert(row, (moe.shared.w_gate, moe.shared.w_up, moe.shared.w_down.T)) for row in x]
+    )
     torch.testing.assert_close(y - take_out(moe, "shared")(x)[0], dense, rtol=1e-10, atol=1e-11)
 
 
@@ -86,8 +94,16 @@ def test_models_have_the_parameters_that_are_counted(parts: dict[str, Any]) -> N
         (lambda: hmoe.ZeroExperts(1, balance=2), "from 0 to 1"),
         (lambda: hmoe.Hyper(dim=0), "hyper.dim = 0"),
         (lambda: hmoe.Hyper(init="ones"), "must be one of paper, zero"),  # type: ignore[arg-type]
-        (lambda: hmoe.MoE(4, (3,), hmoe.ExpertChoice(), zero=hmoe.ZeroExperts(1)), "no place with expert_choice"),
-        (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, bias_rate=0.1, bias_by="compute"), zero=hmoe.ZeroExperts(1)), "tokens"),
+        (
+            lambda: hmoe.MoE(4, (3,), hmoe.ExpertChoice(), zero=hmoe.ZeroExperts(1)),
+            "no place with expert_choice",
+        ),
+        (
+            lambda: hmoe.MoE(
+                4, (3,), hmoe.TopK(1, bias_rate=0.1, bias_by="compute"), zero=hmoe.ZeroExperts(1)
+            ),
+            "tokens",
+        ),
         (lambda: hmoe.MoE(4, (3,), hmoe.TopK(1), shared=-1), "shared = -1"),
         (
             lambda: hmoe.MoE(4, (3,), hmoe.TopK(1, renormalize=False), zero=TRUE),

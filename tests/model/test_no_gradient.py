@@ -71,7 +71,9 @@ def test_second_derivatives_are_right_or_refused_in_one_line() -> None:
     weight = torch.randn(5, 8, requires_grad=True)
     for name, run in {
         "expert_ffn: computed by backend = 'reference' only": lambda x: moe(x)[0].square().sum(),
-        "hmoe.model.cross_entropy: not computed": lambda x: cross_entropy(x, weight, torch.tensor([0, 1, 4]), 2),
+        "hmoe.model.cross_entropy: not computed": lambda x: cross_entropy(
+            x, weight, torch.tensor([0, 1, 4]), 2
+        ),
     }.items():
         low = x.detach().float().requires_grad_()
         for wanted in (low, weight if "cross" in name else moe.w_up):
@@ -82,7 +84,11 @@ def test_second_derivatives_are_right_or_refused_in_one_line() -> None:
 
 
 def test_second_derivatives_of_cross_entropy_are_no_zeros_to_whom_asks_for_them_alone() -> None:
-    x, weight, factor = torch.randn(3, 8), torch.randn(5, 8, requires_grad=True), torch.tensor(2.0, requires_grad=True)
+    x, weight, factor = (
+        torch.randn(3, 8),
+        torch.randn(5, 8, requires_grad=True),
+        torch.tensor(2.0, requires_grad=True),
+    )
     asked: list[Callable[[], object]] = [
         lambda: torch.autograd.functional.hessian(loss, x),
         lambda: torch.autograd.functional.hvp(loss, x, torch.ones_like(x)),
@@ -104,7 +110,11 @@ def test_second_derivatives_of_cross_entropy_are_no_zeros_to_whom_asks_for_them_
 @pytest.mark.parametrize(
     ("spec", "experts", "told"),
     [
-        (hmoe.TopK(1), 3, r"router top-1 of 3: .* router\.straight_through = true or router\.renormalize = false"),
+        (
+            hmoe.TopK(1),
+            3,
+            r"router top-1 of 3: .* router\.straight_through = true or router\.renormalize = false",
+        ),
         (hmoe.TopK(1, capacity_factor=1.0), 2, "router top-1, capacity 1 of 2"),
         (hmoe.TopP(0.25), 4, r"router\.p above 0\.25 or router\.renormalize = false"),
         (hmoe.TopP(0.9), 4, None),
@@ -119,7 +129,10 @@ def test_second_derivatives_of_cross_entropy_are_no_zeros_to_whom_asks_for_them_
     ids=str,
 )
 def test_a_router_without_gradient_from_the_text_is_announced(
-    spec: hmoe.TopK | hmoe.TopP | hmoe.ExpertChoice, experts: int, told: str | None, recwarn: pytest.WarningsRecorder
+    spec: hmoe.TopK | hmoe.TopP | hmoe.ExpertChoice,
+    experts: int,
+    told: str | None,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     """And what is announced is so: the gradient of the router's weights is 0 there, and is not elsewhere."""
     moe = hmoe.MoE(8, [5] * experts, spec).double()
@@ -154,7 +167,10 @@ def test_ignored_targets_are_as_pytorchs() -> None:
         ({"target_T": torch.tensor([1, 2, -1])}, "target -1 of token 2, must be from 0 to 10, or -100"),
         ({"target_T": torch.tensor([1, 11, 2])}, "target 11 of token 1, must be from 0 to 10"),
         ({"target_T": torch.tensor([1, 2])}, r"target is \(2,\); must be \(tokens, dim\)"),
-        ({"target_T": torch.tensor([1, 2, 3], dtype=torch.int32)}, "target is torch.int32, must be torch.int64"),
+        (
+            {"target_T": torch.tensor([1, 2, 3], dtype=torch.int32)},
+            "target is torch.int32, must be torch.int64",
+        ),
         ({"chunk": 0}, "chunk = 0, must be at least 1"),
     ):
         arguments = {"x_TD": x[:3], "w_VD": w, "target_T": torch.tensor([1, 2, 3]), "chunk": 4, **wrong}

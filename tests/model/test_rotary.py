@@ -40,9 +40,13 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("scaling", "theirs"), CASES, ids=lambda x: x.kind if isinstance(x, RopeScaling) else "")
+@pytest.mark.parametrize(
+    ("scaling", "theirs"), CASES, ids=lambda x: x.kind if isinstance(x, RopeScaling) else ""
+)
 @pytest.mark.parametrize("length", [10, 64, 200])
-def test_tables_are_those_of_transformers(scaling: RopeScaling, theirs: dict[str, object], length: int) -> None:
+def test_tables_are_those_of_transformers(
+    scaling: RopeScaling, theirs: dict[str, object], length: int
+) -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -78,7 +82,10 @@ def test_rotation_is_the_oracle_at_any_positions() -> None:
         ({"kind": "linear", "factor": 0.5}, "from 1 to"),
         ({"kind": "linear", "factor": 2.0, "original_length": 4}, "no effect with linear"),
         ({"kind": "yarn", "factor": 2.0}, "needs it"),
-        ({"kind": "yarn", "factor": 2.0, "original_length": 4, "low_freq_factor": 1.0}, "no effect with yarn"),
+        (
+            {"kind": "yarn", "factor": 2.0, "original_length": 4, "low_freq_factor": 1.0},
+            "no effect with yarn",
+        ),
         ({"kind": "llama3", "factor": 2.0, "original_length": 4, "low_freq_factor": -1.0}, "above 0"),
         ({"kind": "llama3", "factor": 2.0, "original_length": 4, "low_freq_factor": 5.0}, "must be below"),
     ],

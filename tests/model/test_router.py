@@ -222,7 +222,9 @@ def test_a_bias_that_was_cast_behind_the_modules_back_is_refused() -> None:
     layer = RouterLayer(6, 4, TopK(2, bias_rate=0.1))
     assert layer.bias_E is not None
     layer.bias_E.data = layer.bias_E.data.bfloat16()
-    with pytest.raises(ConfigError, match=r"bias_E: was made torch\.bfloat16, must stay torch\.float32; with FSDP2"):
+    with pytest.raises(
+        ConfigError, match=r"bias_E: was made torch\.bfloat16, must stay torch\.float32; with FSDP2"
+    ):
         layer(torch.randn(3, 6))
 
 

@@ -107,7 +107,10 @@ def test_an_own_router_and_loss_go_everywhere(
     texts = []
     for path in (folder, exported):
         capsys.readouterr()
-        assert run_command_line(["generate", str(path), "She was", "--max-tokens", "5", "--temperature", "0"]) == 0
+        assert (
+            run_command_line(["generate", str(path), "She was", "--max-tokens", "5", "--temperature", "0"])
+            == 0
+        )
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     loads = (
@@ -118,7 +121,9 @@ def test_an_own_router_and_loss_go_everywhere(
         "out = model(ids, labels=ids, output_router_logits=True)\n"
         "assert out.aux_loss > 0\nprint(model.generate(ids, max_new_tokens=3, do_sample=False).shape)"
     )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", loads], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", loads], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "[1, 11]" in done.stdout
 

@@ -82,7 +82,9 @@ def test_sigmoid_scores_groups_and_bias_are_the_oracle(k: int) -> None:
 def test_a_bias_changes_the_choice_but_not_the_gates_of_a_softmax() -> None:
     logits = torch.randn(50, 4, dtype=torch.float64)
     spec = hmoe.TopK(1, bias_rate=1e-3, renormalize=False)
-    found = pairs(route_tokens(logits, spec, RouterState(bias_E=torch.tensor([0.0, 0, 9, 0], dtype=torch.float64))))
+    found = pairs(
+        route_tokens(logits, spec, RouterState(bias_E=torch.tensor([0.0, 0, 9, 0], dtype=torch.float64)))
+    )
     assert found.keys() == {(t, 2) for t in range(50)}
     assert all(gate == logits.softmax(1)[t, 2] for (t, _), gate in found.items())
 
@@ -158,7 +160,9 @@ def test_a_group_of_one_expert_and_ties() -> None:
 
 
 def test_groups_are_kept_by_scores_not_by_logits() -> None:
-    logits = torch.tensor([[4.0, -9.0, 1.0, 1.0]])  # sums of two: logits -5 and 2, softmax scores 0.90 and 0.09
+    logits = torch.tensor(
+        [[4.0, -9.0, 1.0, 1.0]]
+    )  # sums of two: logits -5 and 2, softmax scores 0.90 and 0.09
     value = compute_preference(logits.softmax(1), logits, hmoe.TopK(1, groups=2, keep_groups=1), None, None)
     assert (value > -torch.inf).tolist() == [[True, True, False, False]]
 
@@ -174,7 +178,10 @@ def test_scores_that_round_to_one_are_told_apart() -> None:
     [
         (lambda: hmoe.TopK(2, groups=4), "give both"),
         (lambda: hmoe.TopK(2, groups=2, keep_groups=3), "keep_groups at most groups"),
-        (lambda: RouterLayer(3, 9, hmoe.TopK(2, groups=2, keep_groups=1)), "must divide the number of experts, 9"),
+        (
+            lambda: RouterLayer(3, 9, hmoe.TopK(2, groups=2, keep_groups=1)),
+            "must divide the number of experts, 9",
+        ),
         (lambda: RouterLayer(3, 8, hmoe.TopK(3, groups=4, keep_groups=1)), "must hold at least k = 3"),
         (lambda: hmoe.TopK(2, bias_by="compute"), "bias_by has no effect while bias_rate is 0"),
         (lambda: hmoe.TopK(1, gumbel=True), "no second choice"),

@@ -38,16 +38,22 @@ def of_two_processes(first: RouterStatistics, second: RouterStatistics) -> Route
 @pytest.mark.parametrize("first", [8, 1, 0], ids=lambda tokens: f"{tokens} tokens first")
 @pytest.mark.parametrize("join", [RouterStatistics.__add__, of_two_processes])
 def test_statistics_of_two_parts_are_those_of_the_whole(
-    spec: hmoe.TopK | hmoe.TopP, first: int, join: Callable[[RouterStatistics, RouterStatistics], RouterStatistics]
+    spec: hmoe.TopK | hmoe.TopP,
+    first: int,
+    join: Callable[[RouterStatistics, RouterStatistics], RouterStatistics],
 ) -> None:
     logits_TE = logits(17)
     whole = measure_router(route_tokens(logits_TE, spec))
-    both = join(*(measure_router(route_tokens(part_TE, spec)) for part_TE in (logits_TE[:first], logits_TE[first:])))
+    both = join(
+        *(measure_router(route_tokens(part_TE, spec)) for part_TE in (logits_TE[:first], logits_TE[first:]))
+    )
     for value, expected in zip(fields(both), fields(whole), strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-13, atol=1e-13)
     for loss in LOSSES.values():
         torch.testing.assert_close(loss(both), loss(whole), rtol=1e-13, atol=1e-13)
-        (gradient,), (truth,) = (torch.autograd.grad(loss(s), logits_TE, retain_graph=True) for s in (both, whole))
+        (gradient,), (truth,) = (
+            torch.autograd.grad(loss(s), logits_TE, retain_graph=True) for s in (both, whole)
+        )
         torch.testing.assert_close(gradient, truth, rtol=1e-12, atol=1e-14)
 
 

@@ -30,7 +30,13 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "capacity": {"name": "top_k", "k": 2, "capacity_factor": 0.7},
     "capacity by score": {"name": "top_k", "k": 2, "capacity_factor": 0.7, "priority": "score"},
     "rectified": {"name": "top_k", "k": 1, "capacity_factor": 0.6, "rectify": "ir"},
-    "rectified and filled": {"name": "top_k", "k": 2, "capacity_factor": 0.6, "rectify": "fr+ir", "when": "fewer"},
+    "rectified and filled": {
+        "name": "top_k",
+        "k": 2,
+        "capacity_factor": 0.6,
+        "rectify": "fr+ir",
+        "when": "fewer",
+    },
     "expert choice": {"name": "expert_choice", "capacity_factor": 1.3},
 }
 MODELS = {name: {"router": router} for name, router in ROUTERS.items()}
@@ -44,7 +50,9 @@ Gates = list[dict[int, torch.Tensor]]  # of each token: expert -> gate
 def make(dense_layers: Sequence[int] = (1,), **moe: Any) -> Transformer:
     """Three layers, of which the second is dense; logits far enough apart for choices that differ."""
     moe = {"widths": WIDTHS, "dense_layers": list(dense_layers), **moe}
-    model = build_transformer(check_model(dict(dim=12, layers=3, heads=3, vocab=23, ffn=11, moe=moe)), 0, torch.float64)
+    model = build_transformer(
+        check_model(dict(dim=12, layers=3, heads=3, vocab=23, ffn=11, moe=moe)), 0, torch.float64
+    )
     with torch.no_grad():
         for block in model.blocks:
             if isinstance(block.ffn, MoE):
@@ -52,7 +60,9 @@ def make(dense_layers: Sequence[int] = (1,), **moe: Any) -> Transformer:
     return model
 
 
-def slow_gates(logits_TE: torch.Tensor, spec: Any, widths: Sequence[int], off: set[int], p: float | None) -> Gates:
+def slow_gates(
+    logits_TE: torch.Tensor, spec: Any, widths: Sequence[int], off: set[int], p: float | None
+) -> Gates:
     """Who serves whom in one layer: probabilities over all experts, a choice among those that are not switched off."""
     probs_TE = torch.stack([oracles.probabilities(row) for row in logits_TE])
     num_tokens, num_experts = probs_TE.shape
@@ -66,7 +76,9 @@ def slow_gates(logits_TE: torch.Tensor, spec: Any, widths: Sequence[int], off: s
         chosen = []
         for t in range(num_tokens):
             sums = [sum(float(probs_TE[t, i]) for i in ranked[t][:place]) for place in range(len(left))]
-            chosen.append([i for i, total in zip(ranked[t], sums, strict=True) if total < (p or spec.p) or total == 0])
+            chosen.append(
+                [i for i, total in zip(ranked[t], sums, strict=True) if total < (p or spec.p) or total == 0]
+            )
     elif spec.capacity_factor is None:
         chosen = [row[: spec.k] for row in ranked]
     else:
@@ -87,7 +99,9 @@ def slow_capacity(
     limits = oracles.capacities(spec.capacity_factor, spec.k, num_tokens, [1] * num_experts)
     limits = [limit if width else 10**9 for limit, width in zip(limits, widths, strict=True)]
     choices = [row[: spec.k + ("fr" in (spec.rectify or ""))] for row in ranked]
-    largest_TE = torch.stack([probs_TE[:, i] if i in left else probs_TE[:, i] * 0 for i in range(num_experts)], 1)
+    largest_TE = torch.stack(
+        [probs_TE[:, i] if i in left else probs_TE[:, i] * 0 for i in range(num_experts)], 1
+    )
     kept = oracles.with_capacity(largest_TE, choices, limits, spec.priority == "score")
     gates = []
     for t in range(num_tokens):
@@ -145,7 +159,9 @@ def slow_trace(
             gates = slow_gates(logits_TE, ffn.router.spec, ffn.routed_widths, off, p)
             outputs = []
             for row, of_token in zip(rows, gates, strict=True):
-                y_D = sum((gate * slow_expert(ffn, i, row) for i, gate in of_token.items()), torch.zeros_like(row))
+                y_D = sum(
+                    (gate * slow_expert(ffn, i, row) for i, gate in of_token.items()), torch.zeros_like(row)
+                )
                 if ffn.shared is not None:
                     shared = (ffn.shared.w_gate, ffn.shared.w_up, ffn.shared.w_down.T)
                     y_D = y_D + oracles.expert(row, shared)
@@ -165,7 +181,9 @@ def slow_trace(
     return layers, probs, nlls
 
 
-def check(model: Transformer, tokens: list[list[int]], without: Any = (), p: float | None = None) -> hmoe.RoutingTrace:
+def check(
+    model: Transformer, tokens: list[list[int]], without: Any = (), p: float | None = None
+) -> hmoe.RoutingTrace:
     """Compare a trace with the loops, pair by pair."""
     num_layers = len(model.config.moe_layers)
     by_layer = without if isinstance(without, Mapping) else {layer: without for layer in range(num_layers)}
@@ -174,7 +192,9 @@ def check(model: Transformer, tokens: list[list[int]], without: Any = (), p: flo
     trace = hmoe.trace(model, torch.tensor(tokens), top_p_experts=p, without=without)
     assert trace.tokens_T.tolist() == [token for sequence in tokens for token in sequence]
     assert trace.blocks == model.config.moe_layers
-    torch.testing.assert_close(trace.nll_T, torch.tensor(nlls, dtype=torch.float64), rtol=1e-9, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        trace.nll_T, torch.tensor(nlls, dtype=torch.float64), rtol=1e-9, atol=0, equal_nan=True
+    )
     expected = [
         (layer, i, t, float(of_token[i]))
         for layer, gates in enumerate(layers)
@@ -187,7 +207,10 @@ def check(model: Transformer, tokens: list[list[int]], without: Any = (), p: flo
         list(pair[:3]) for pair in expected
     ]
     torch.testing.assert_close(
-        trace.gate_N.double(), torch.tensor([pair[3] for pair in expected], dtype=torch.float64), rtol=1e-9, atol=0
+        trace.gate_N.double(),
+        torch.tensor([pair[3] for pair in expected], dtype=torch.float64),
+        rtol=1e-9,
+        atol=0,
     )
     for layer in range(num_layers):
         torch.testing.assert_close(trace.probs_ZTE[layer], probs[layer], rtol=1e-9, atol=0)
@@ -263,7 +286,9 @@ def test_balanced_and_grouped_routers_without_an_expert() -> None:
 
 
 def test_a_dense_model_has_a_likelihood_and_no_layers() -> None:
-    model = build_transformer(check_model(dict(dim=12, layers=2, heads=3, vocab=23, ffn=11)), 0, torch.float64)
+    model = build_transformer(
+        check_model(dict(dim=12, layers=2, heads=3, vocab=23, ffn=11)), 0, torch.float64
+    )
     for tokens in (TOKENS, [[4]]):
         trace = check(model, tokens)
         num_tokens = len(tokens) * len(tokens[0])
@@ -329,7 +354,9 @@ def test_what_the_model_does_not_have(arguments: dict[str, Any], message: str) -
         hmoe.trace(**{"model": model, "tokens": [1, 2], **arguments})
 
 
-def test_a_compiled_block_does_not_answer_as_if_nothing_had_been_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_block_does_not_answer_as_if_nothing_had_been_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = make(router=ROUTERS["top-k"])
     unheard = RemovableHandle(OrderedDict())
     monkeypatch.setattr(torch.nn.Module, "register_forward_hook", lambda *_: unheard)

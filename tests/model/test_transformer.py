@@ -35,7 +35,12 @@ def oracle_logits(model: Transformer, tokens: list[int]) -> torch.Tensor:
         normed = torch.stack([oracles.rms_norm(row, block.ffn_norm.weight, c.norm_eps) for row in x])
         if isinstance(block.ffn, MoE):
             experts = [block.ffn.expert(i) for i in range(len(block.ffn.widths))]
-            x = x + oracles.moe(normed, block.ffn.router.weight, experts, k=2, renormalize=c.moe.router.renormalize)[0]
+            x = (
+                x
+                + oracles.moe(
+                    normed, block.ffn.router.weight, experts, k=2, renormalize=c.moe.router.renormalize
+                )[0]
+            )
         else:
             weight = (block.ffn.w_gate, block.ffn.w_up, block.ffn.w_down.T)
             x = x + torch.stack([oracles.expert(row, weight) for row in normed])
@@ -107,7 +112,11 @@ def test_activation_checkpointing_changes_no_bit() -> None:
 
 
 def test_weights_depend_on_the_seed_and_the_name_only() -> None:
-    a, b, c = build_transformer(config(), 1), build_transformer(config(layers=3), 1), build_transformer(config(), 2)
+    a, b, c = (
+        build_transformer(config(), 1),
+        build_transformer(config(layers=3), 1),
+        build_transformer(config(), 2),
+    )
     assert torch.equal(a.blocks[1].attention.q_proj.weight, b.blocks[1].attention.q_proj.weight)
     assert not torch.equal(a.blocks[1].attention.q_proj.weight, c.blocks[1].attention.q_proj.weight)
     assert not torch.equal(a.blocks[0].attention.q_proj.weight, a.blocks[1].attention.q_proj.weight)
@@ -119,7 +128,9 @@ def test_the_first_loss_is_that_of_knowing_nothing(preset: str) -> None:
     model_config = recipes.read_recipe(preset)[1].model
     model = build_transformer(model_config, 0)
     logits, _ = model(torch.randint(0, model_config.vocab, (2, 64)))
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.randint(0, model_config.vocab, (128,)))
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), torch.randint(0, model_config.vocab, (128,))
+    )
     uniform = torch.tensor(float(model_config.vocab)).log()
     assert abs(loss - uniform) < 1.0
 

@@ -10,7 +10,9 @@ from tests import oracles
 from tests.model.test_moe_parts import DIM, WIDTHS, draw_x_and_grad, make_layer
 
 
-@pytest.mark.parametrize("zero", [hmoe.ZeroExperts(1, 1, 2), hmoe.ZeroExperts(2), hmoe.ZeroExperts(copy=1)], ids=str)
+@pytest.mark.parametrize(
+    "zero", [hmoe.ZeroExperts(1, 1, 2), hmoe.ZeroExperts(2), hmoe.ZeroExperts(copy=1)], ids=str
+)
 @pytest.mark.parametrize("spec", [hmoe.TopK(3), hmoe.TopP(0.7), hmoe.TopK(2, capacity_factor=0.5)], ids=str)
 def test_zero_computation_experts_are_the_oracle(zero: hmoe.ZeroExperts, spec: Any) -> None:
     moe = make_layer(spec, zero=zero)
@@ -21,18 +23,26 @@ def test_zero_computation_experts_are_the_oracle(zero: hmoe.ZeroExperts, spec: A
     copy = {name: p.detach().clone().requires_grad_() for name, p in moe.named_parameters()}
     x2 = x.detach().clone().requires_grad_()
     kinds = ["null"] * zero.null + ["copy"] * zero.copy + ["constant"] * zero.constant
-    experts = [[torch.split(copy[part], WIDTHS)[i] for part in ("w_gate", "w_up", "w_down")] for i in range(4)]
+    experts = [
+        [torch.split(copy[part], WIDTHS)[i] for part in ("w_gate", "w_up", "w_down")] for i in range(4)
+    ]
     rows = [torch.zeros(DIM, dtype=torch.float64) for _ in range(len(x2))]
     gates = routing.gate_N.detach()
     again = moe.router(x2)
-    for token, i, gate, fixed in zip(again.token_N.tolist(), again.expert_N.tolist(), again.gate_N, gates, strict=True):
+    for token, i, gate, fixed in zip(
+        again.token_N.tolist(), again.expert_N.tolist(), again.gate_N, gates, strict=True
+    ):
         assert gate == fixed
         if i < 4:
             w_gate, w_up, w_down = experts[i]
             out = oracles.expert(x2[token], (w_gate, w_up, w_down.T))
         else:
             index = i - 4 - zero.null - zero.copy
-            own = (copy["zero.value"][index], copy["zero.mix"][index]) if kinds[i - 4] == "constant" else (None, None)
+            own = (
+                (copy["zero.value"][index], copy["zero.mix"][index])
+                if kinds[i - 4] == "constant"
+                else (None, None)
+            )
             out = oracles.zero_expert(x2[token], kinds[i - 4], *own)
         rows[token] = rows[token] + gate * out
     y2 = torch.stack(rows)
@@ -66,4 +76,6 @@ def test_width_0_costs_nothing_in_the_parameter_penalty_and_can_weigh_less_in_th
     penalty = 6 * (share * widths / widths[:4].mean() * prob).sum()
     torch.testing.assert_close(hmoe.parameter_penalty(routing, moe.routed_widths), penalty)
     weights = torch.tensor([1, 1, 1, 1, 0.75, 0.75], dtype=torch.float64)
-    torch.testing.assert_close(hmoe.load_balance(routing, weights.tolist()), 6 * (share * weights * prob).sum())
+    torch.testing.assert_close(
+        hmoe.load_balance(routing, weights.tolist()), 6 * (share * weights * prob).sum()
+    )

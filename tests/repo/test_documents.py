@@ -34,9 +34,9 @@ def verbs() -> dict[str, set[str]]:
         for name, child in getattr(command, "commands", {}).items():
             walk(child, f"{prefix} {name}".strip())
         if not getattr(command, "commands", {}):
-            found[prefix] = {o for p in command.params for o in getattr(p, "opts", []) if o.startswith("--")} | {
-                "--help"
-            }  # type: ignore[attr-defined]
+            found[prefix] = {
+                o for p in command.params for o in getattr(p, "opts", []) if o.startswith("--")
+            } | {"--help"}  # type: ignore[attr-defined]
 
     walk(typer.main.get_command(app), "")
     return found
@@ -45,12 +45,16 @@ def verbs() -> dict[str, set[str]]:
 def unknown(text: str) -> list[str]:
     """`hmoe VERB --flag` in a text that the command line does not have."""
     known, wrong = verbs(), []
-    for line in re.findall(r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(blocks(text, "sh")), re.MULTILINE):
+    for line in re.findall(
+        r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(blocks(text, "sh")), re.MULTILINE
+    ):
         words = line.split()
         verb = " ".join(words[:2]) if words[0] in ("data", "bench") else words[0]
         wrong += [verb] * (verb not in known)
         wrong += [
-            w for w in words if w.startswith("--") and "." not in w and w.split("=")[0] not in known.get(verb, set())
+            w
+            for w in words
+            if w.startswith("--") and "." not in w and w.split("=")[0] not in known.get(verb, set())
         ]
     return wrong
 
@@ -168,7 +172,9 @@ def test_the_equation_table_names_things_that_exist() -> None:
 
 
 def test_the_project_speaks_of_itself_alone() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     forbidden = re.compile("/" + "work/|/" + "root/|" + "sub" + "agent", re.IGNORECASE)
     for name in listed:
         path = ROOT / name

@@ -31,8 +31,20 @@ LAYERS = {
 }  # fmt: skip
 SIBLINGS_APART = {3, 7, 8}
 TORCH_FREE = {"errors", "storage", "specs", "config", "data"}
-TORCH_ONLY = {"kernels", "model"}  # these must work where pydantic, typer, yaml and numpy's friends are missing
-NOT_FOR_TORCH_ONLY = {"pydantic", "typer", "yaml", "rich", "tokenizers", "safetensors", "numpy", "transformers"}
+TORCH_ONLY = {
+    "kernels",
+    "model",
+}  # these must work where pydantic, typer, yaml and numpy's friends are missing
+NOT_FOR_TORCH_ONLY = {
+    "pydantic",
+    "typer",
+    "yaml",
+    "rich",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "transformers",
+}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -130,7 +142,17 @@ def test_signatures_of_the_public_surface() -> None:
         "geometric": ["total", "n", "ratio", "multiple"],
         "hybrid": ["total", "n", "multiple"],
         "equal": ["total", "n"],
-        "MoE": ["dim", "widths", "router", "hyper", "shared", "zero", "shared_network_layer", "dtype", "device"],
+        "MoE": [
+            "dim",
+            "widths",
+            "router",
+            "hyper",
+            "shared",
+            "zero",
+            "shared_network_layer",
+            "dtype",
+            "device",
+        ],
         "load_balance": ["routing", "weights"],
         "parameter_penalty": ["routing", "widths", "norm"],
         "router_entropy": ["routing", "scale"],
@@ -149,7 +171,9 @@ def test_files_and_functions_stay_small(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
-            limit = 70 if "ragged" in path.parts else 60  # a Triton kernel names every tensor in its signature
+            limit = (
+                70 if "ragged" in path.parts else 60
+            )  # a Triton kernel names every tensor in its signature
             assert node.end_lineno - node.lineno < limit, node.name
 
 
@@ -172,7 +196,9 @@ def flags_in(code: str) -> list[str]:
         and node.body
         and isinstance(node.body[0], ast.Expr)
     }
-    texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     return [flag for text in texts if id(text) not in docstrings for flag in FLAG.findall(text.value)]
 
 
@@ -190,9 +216,9 @@ def test_flags_are_named_by_the_command_line_alone(path: Path) -> None:
 
 
 def test_the_guard_of_flags_can_fail() -> None:
-    assert flags_in('"""Of `hmoe x --text`."""\n# --text\nraise ConfigError(f"a {b}: give --text-field")') == [
-        "--text-field"
-    ]
+    assert flags_in(
+        '"""Of `hmoe x --text`."""\n# --text\nraise ConfigError(f"a {b}: give --text-field")'
+    ) == ["--text-field"]
     assert flags_in('"a -- b", "--", "x--text", "---text"') == []
     assert set(FLAGS_OF_OTHERS) <= {str(p.relative_to(SOURCE)) for p in FILES}
 
@@ -218,7 +244,9 @@ def test_tensor_names_carry_their_shapes(monkeypatch: pytest.MonkeyPatch) -> Non
                     expected = 1 if letter == "1" else sizes.setdefault(letter, size)
                     # rows and hidden units are those of one expert: they change within a function
                     if letter not in "MhLP" and size != expected:
-                        wrong.append(f"{frame.f_code.co_qualname}: {letter} of {name} is {size}, was {expected}")  # type: ignore[attr-defined]
+                        wrong.append(
+                            f"{frame.f_code.co_qualname}: {letter} of {name} is {size}, was {expected}"
+                        )  # type: ignore[attr-defined]
         return check
 
     def trace(frame: object, event: str, _: object) -> object:

@@ -28,7 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, begin in (("with", None), ("without", ())):
         request = PrepareRequest([str(folder / "text.txt")], tokenizer, validation=0, begin=begin)
         prepare_data(request, folder / "data" / name)
-        words = ["train", "tiny", *tiny("tiny"), *TRAIN, f"data.path={folder}/data/{name}", "data.tokenizer=null"]
+        words = [
+            "train",
+            "tiny",
+            *tiny("tiny"),
+            *TRAIN,
+            f"data.path={folder}/data/{name}",
+            "data.tokenizer=null",
+        ]
         assert hmoe([*words, "--run", str(folder / name)]) == 0
     return folder
 
@@ -59,7 +66,13 @@ def test_given_weights_are_trained_on_data_that_begin_alike(
     """An upcycled run keeps its source's begin, though its tokenizer has a post-processor that says otherwise."""
     for name, other in (("with", "without"), ("without", "with")):
         run = str(tmp_path / name)
-        words = ["--recipe", "tiny", f"model.moe.widths={[16] * 8}", "data.sequence_length=32", "data.batch_tokens=128"]
+        words = [
+            "--recipe",
+            "tiny",
+            f"model.moe.widths={[16] * 8}",
+            "data.sequence_length=32",
+            "data.batch_tokens=128",
+        ]
         words += ["data.micro_batches=2", "train.device=cpu", "--text", str(folder / "line.txt"), *TRAIN]
         assert hmoe(["upcycle", str(folder / name), run, *words]) == 0
         train = ["train", f"{run}/config.yaml", "--run", run]
@@ -82,7 +95,9 @@ def test_checkpoints_without_a_record_mean_what_they_meant(folder: Path) -> None
     assert read_recorded_begin({"step": 3, "begin": [1]}, tokenizer) == (1,)
 
 
-def test_evaluation_and_samples_begin_as_training_did(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_evaluation_and_samples_begin_as_training_did(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rows = [json.loads(line) for line in (folder / "with" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["sample"].startswith("The")
     numbers = []

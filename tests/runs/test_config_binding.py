@@ -24,7 +24,13 @@ def config_of(*overrides: str) -> RunConfig:
 
 
 def state_of(config: RunConfig, step: int = 2, data: str | None = "data") -> dict[str, Any]:
-    return {"step": step, "data": data, "config": binding.dump_bound_config(config), "tokenizer": "", "side_files": {}}
+    return {
+        "step": step,
+        "data": data,
+        "config": binding.dump_bound_config(config),
+        "tokenizer": "",
+        "side_files": {},
+    }
 
 
 def write_config(folder: Path, config: RunConfig) -> Path:
@@ -57,16 +63,22 @@ def test_a_checkpoint_holds_every_key_but_those_that_may_differ(preset: str) -> 
 
 def test_a_changed_key_is_refused_with_both_values_and_a_free_one_is_not(tmp_path: Path) -> None:
     config = config_of()
-    write_config(tmp_path, config_of("train.steps=9", "train.device=auto", "train.dead_after=7", "data.verify=false"))
+    write_config(
+        tmp_path, config_of("train.steps=9", "train.device=auto", "train.dead_after=7", "data.verify=false")
+    )
     told: list[str] = []
     assert binding.read_run_config(tmp_path, state_of(config), told.append).train.steps == 9
     assert told == []
-    for change in ("model.heads=4", "seed=1", "optim.eps=1e-7", "data.micro_batches=1", "model.moe.router.k=1"):
+    for change in (
+        "model.heads=4",
+        "seed=1",
+        "optim.eps=1e-7",
+        "data.micro_batches=1",
+        "model.moe.router.k=1",
+    ):
         write_config(tmp_path, config_of(change))
         key, _, value = change.partition("=")
-        expected = (
-            rf"{key}: differs from the checkpoint of step 2: {value.rstrip('7')}.* in .*yaml, .* in the checkpoint"
-        )
+        expected = rf"{key}: differs from the checkpoint of step 2: {value.rstrip('7')}.* in .*yaml, .* in the checkpoint"
         with pytest.raises(ConfigError, match=expected):
             binding.read_run_config(tmp_path, state_of(config), told.append)
 
@@ -158,19 +170,28 @@ def test_training_writes_a_lost_or_edited_config_again(
     }
 
 
-def test_a_run_folder_is_a_recipe_that_continues_itself(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_folder_is_a_recipe_that_continues_itself(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert hmoe(["train", str(copied), "train.steps=3"]) == 0
     assert (copied / "checkpoints" / "step-00000003").is_dir()
     (copied / "config.yaml").unlink()
     assert hmoe(["train", f"{copied}/config.yaml", "--run", str(copied)]) == 2
     assert "budget" in capsys.readouterr().err
-    assert hmoe(["train", f"{copied}/config.yaml", "--run", str(copied), "train.steps=3", "train.device=cpu"]) == 0
+    assert (
+        hmoe(["train", f"{copied}/config.yaml", "--run", str(copied), "train.steps=3", "train.device=cpu"])
+        == 0
+    )
     assert recipes.read_recipe(str(copied / "config.yaml"))[1].train.steps == 3
 
 
 def test_another_kind_of_device_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hmoe.train.environment.describe_environment", lambda device: {"device": f"not {device}"})
-    with pytest.raises(ConfigError, match=r"train\.device = cpu: is not cpu here, the run was trained on cpu"):
+    monkeypatch.setattr(
+        "hmoe.train.environment.describe_environment", lambda device: {"device": f"not {device}"}
+    )
+    with pytest.raises(
+        ConfigError, match=r"train\.device = cpu: is not cpu here, the run was trained on cpu"
+    ):
         run(copied, "train.steps=4", *MINI)
 
 
@@ -195,7 +216,9 @@ def test_bit_flips_keep_the_meaning_or_are_told(copied: Path) -> None:
     assert {"told", "free key"} <= outcomes
 
 
-def test_training_a_finished_run_tells_of_damaged_logs(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_a_finished_run_tells_of_damaged_logs(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = copied / "metrics.jsonl"
     log.write_bytes(log.read_bytes().replace(b'"tokens"', b'"tokans"', 1))
     assert hmoe(["train", str(copied)]) == 0

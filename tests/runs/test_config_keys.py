@@ -20,7 +20,8 @@ from tests.hub.helpers import config as small_hmoe
 from tests.runs.test_families import MODELS
 
 FAMILIES = {
-    name.replace("-", "_"): MODELS[name] for name in ("mixtral", "qwen3-moe", "olmoe", "llama", "mistral", "qwen3")
+    name.replace("-", "_"): MODELS[name]
+    for name in ("mixtral", "qwen3-moe", "olmoe", "llama", "mistral", "qwen3")
 }
 CLASSES: dict[str, Any] = {family: CONFIG_MAPPING[family] for family in FAMILIES} | {"hmoe": HMoEConfig}
 WRONG = (None, "4", 1.5, [1], -1)
@@ -56,7 +57,11 @@ def read_by_transformers(raw: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def experts(config: PreTrainedConfig, width: int, renormalize: bool) -> dict[str, Any]:
-    return {"widths": (width,) * config.num_local_experts, "k": config.num_experts_per_tok, "renormalize": renormalize}
+    return {
+        "widths": (width,) * config.num_local_experts,
+        "k": config.num_experts_per_tok,
+        "renormalize": renormalize,
+    }
 
 
 def read_here(raw: dict[str, Any]) -> dict[str, Any] | str:
@@ -166,8 +171,14 @@ def test_what_is_refused_names_the_key(family: str, changes: dict[str, Any], sai
     ("family", "changes"),
     [
         ("mistral", {"sliding_window": ...}),  # 4096, more than the context
-        ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": None}),
-        ("qwen3", {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2}),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2, "layer_types": None},
+        ),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 2},
+        ),
         ("qwen3_moe", {"sliding_window": 16, "use_sliding_window": False, "max_window_layers": 1}),
         ("mixtral", {"num_experts": 6}),  # beside num_local_experts, which it replaces
         ("qwen3_moe", {"num_local_experts": 4}),
@@ -175,7 +186,10 @@ def test_what_is_refused_names_the_key(family: str, changes: dict[str, Any], sai
         ("llama", {"rope_parameters": None, "rope_theta": 77}),
         ("llama", {"rope_theta": 77.0}),  # beside rope_parameters, which counts
         ("llama", {"rope_scaling": {"rope_type": "default"}, "rope_theta": 77.0}),
-        ("mixtral", {"rope_scaling": {"rope_type": "default"}}),  # the theta inside rope_parameters goes with it
+        (
+            "mixtral",
+            {"rope_scaling": {"rope_type": "default"}},
+        ),  # the theta inside rope_parameters goes with it
         ("llama", {"temperature": 0.6, "_name_or_path": "x", "mystery": None, "hidden_act": "swish"}),
     ],
 )
@@ -187,7 +201,11 @@ def test_doubled_and_moved_keys_count_as_in_transformers(family: str, changes: d
 LINEAR = {"rope_type": "linear", "factor": 2.0}
 YARN = {"rope_type": "yarn", "factor": 4.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}  # which dynamic does not read
+DYNAMIC = {
+    "rope_type": "dynamic",
+    "factor": 2.0,
+    "original_max_position_embeddings": 16,
+}  # which dynamic does not read
 
 
 @pytest.mark.parametrize("inside", [{}, {"rope_theta": 77.0}, {"original_max_position_embeddings": 16}])
@@ -197,11 +215,20 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddi
 def test_rotary_settings_count_from_every_place(kind: dict[str, Any], inside: dict[str, Any]) -> None:
     raw = {key: value for key, value in described("llama").items() if key != "rope_parameters"}
     positions = torch.arange(80)[None]
-    for place in ({"rope_parameters": kind | inside}, {"rope_scaling": kind | inside, "rope_parameters": LINEAR}):
+    for place in (
+        {"rope_parameters": kind | inside},
+        {"rope_scaling": kind | inside, "rope_parameters": LINEAR},
+    ):
         for outside in ({}, {"rope_theta": 300.0}, {"original_max_position_embeddings": 32}):
-            config = CLASSES["llama"].from_dict({name: value for name, value in (raw | place | outside).items()})
+            config = CLASSES["llama"].from_dict(
+                {name: value for name, value in (raw | place | outside).items()}
+            )
             cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
             model = read_family_model(raw | place | outside, "config.json")
-            table = compute_rotary(positions, model.head_width, model.rope_theta, model.rope_scaling, torch.zeros(1))
+            table = compute_rotary(
+                positions, model.head_width, model.rope_theta, model.rope_scaling, torch.zeros(1)
+            )
             for found, expected in zip(table, (cos, sin), strict=True):
-                torch.testing.assert_close(found[0, 0], expected[0, :, : model.head_width // 2], rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(
+                    found[0, 0], expected[0, :, : model.head_width // 2], rtol=1e-4, atol=1e-4
+                )

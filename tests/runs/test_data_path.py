@@ -62,7 +62,9 @@ def test_other_data_at_the_same_place_is_neither_trained_on_nor_evaluated(
     assert "the data changed" in capsys.readouterr().err
 
 
-def test_a_recipes_relative_path_is_relative_to_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipes_relative_path_is_relative_to_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("proj", "base", "data", "base/data"):
         Path(folder).mkdir()
@@ -77,8 +79,12 @@ def test_a_recipes_relative_path_is_relative_to_its_file(tmp_path: Path, monkeyp
     assert path("proj/inherits.yaml").samefile("base/data")
     assert path("proj/own.yaml").samefile("data")
     assert path("proj/own.yaml").is_absolute()
-    assert path("proj/own.yaml", "data.path=data") == Path("data")  # of the command line: of the working directory
-    assert path("proj/before.yaml") == Path("data")  # a recipe that was written for the working directory still works
+    assert path("proj/own.yaml", "data.path=data") == Path(
+        "data"
+    )  # of the command line: of the working directory
+    assert path("proj/before.yaml") == Path(
+        "data"
+    )  # a recipe that was written for the working directory still works
     Path("proj/data").mkdir()
     assert path("proj/before.yaml") == tmp_path / "proj" / "data"
     Path("proj/corpus.yaml").write_text("base: tiny\ndata: {path: corpus}\n")

@@ -128,7 +128,10 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path) -> None:
         ({"attention_bias": True}, "attention_bias = True is not part"),
         ({"sliding_window": 16}, "sliding_window = 16 is not part"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "one of linear, dynamic, yarn, llama3"),
+        (
+            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+            "one of linear, dynamic, yarn, llama3",
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0}}, "rope_parameters.mscale"),
         ({"num_attention_heads": 3}, "heads"),
         ({"num_experts_per_tok": 9}, "at most the number of experts, 4"),
@@ -173,7 +176,9 @@ def test_a_folder_without_tokenizer_or_with_a_larger_one(tmp_path: Path) -> None
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DataError, match=r"no tokenizer\.json"):
         open_model(tmp_path, say)
-    (tmp_path / "tokenizer.json").write_bytes(train_bpe([f"{i} {i * i} word{i}" for i in range(500)], 400).content)
+    (tmp_path / "tokenizer.json").write_bytes(
+        train_bpe([f"{i} {i * i} word{i}" for i in range(500)], 400).content
+    )
     with pytest.raises(DataError, match="the tokenizer has 400 tokens, the model 300"):
         open_model(tmp_path, say)
 

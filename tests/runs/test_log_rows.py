@@ -44,7 +44,10 @@ def test_nothing_else_in_the_package_names_the_logs() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and node.value in ("metrics.jsonl", "timing.jsonl"):
                 naming.add(str(file.relative_to(source)))
-            if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} & {"METRICS", "TIMING"}:
+            if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} & {
+                "METRICS",
+                "TIMING",
+            }:
                 importing.add(str(file.relative_to(source)))
     assert naming == {"runs/log_rows.py"}
     assert importing == {"runs/log_seals.py", "runs/step_metrics.py", "train/records.py"}

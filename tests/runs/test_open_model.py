@@ -26,7 +26,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run folder with two checkpoints, and its export."""
     folder = tmp_path_factory.mktemp("open")
     run(folder / "run", "train.steps=2", "train.save_every=1", *MINI)
-    export_opened_model(open_model(folder / "run", print), folder / "run", folder / "exported", ExportOptions())
+    export_opened_model(
+        open_model(folder / "run", print), folder / "run", folder / "exported", ExportOptions()
+    )
     return {"run": folder / "run", "exported": folder / "exported"}
 
 
@@ -56,7 +58,9 @@ def test_another_folder_is_one_line(tmp_path: Path) -> None:
         )
 
 
-def test_faults_that_leave_a_model_are_warnings_at_the_callers_line(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_faults_that_leave_a_model_are_warnings_at_the_callers_line(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(folders["run"], tmp_path / "run"))
     (folder / "checkpoints" / "step-00000002" / "model.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="step-00000002.*falling back") as caught:
@@ -87,6 +91,13 @@ def test_the_builtin_is_not_hidden_within_the_package() -> None:
     assert "open" not in vars(hmoe)
     for file in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ImportFrom) and file != SOURCE / "__init__.py":
-                names = [a.asname or a.name for a in node.names] if isinstance(node, ast.ImportFrom) else [node.name]
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ImportFrom)
+                and file != SOURCE / "__init__.py"
+            ):
+                names = (
+                    [a.asname or a.name for a in node.names]
+                    if isinstance(node, ast.ImportFrom)
+                    else [node.name]
+                )
                 assert "open" not in names, file

@@ -31,11 +31,15 @@ def change(source: Path, folder: Path, config: dict[str, Any], **tensors: torch.
     folder.mkdir()
     shutil.copy(source / "tokenizer.json", folder)
     raw = json.loads((source / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+    (folder / "config.json").write_text(
+        json.dumps({key: value for key, value in raw.items() if value is not ...})
+    )
     state = load_file(source / "model.safetensors") | {
         name.replace("__", "."): value for name, value in tensors.items()
     }
-    save_file({name: value for name, value in state.items() if value is not None}, folder / "model.safetensors")
+    save_file(
+        {name: value for name, value in state.items() if value is not None}, folder / "model.safetensors"
+    )
     return folder
 
 
@@ -63,7 +67,9 @@ def test_a_tied_flag_with_whatever_is_stored(stored: str, llama: Path, tmp_path:
 def test_weights_have_the_type_that_the_folder_names(key: str, llama: Path, tmp_path: Path) -> None:
     folder = change(llama, tmp_path / "hf", {"dtype": ..., key: "bfloat16"})
     model = read_hf_model(folder, read_json_object(folder / "config.json"))
-    assert {parameter.dtype for parameter in model.parameters()} == {AutoModelForCausalLM.from_pretrained(folder).dtype}
+    assert {parameter.dtype for parameter in model.parameters()} == {
+        AutoModelForCausalLM.from_pretrained(folder).dtype
+    }
     assert all(parameter.data_ptr() % 64 == 0 for parameter in model.parameters())
 
 

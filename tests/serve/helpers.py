@@ -108,7 +108,9 @@ def ask(of: Engine, *asks: SequenceTask) -> list[Answer]:
 
 
 def greedy(ids: tuple[int, ...], **changes: object) -> SequenceTask:
-    return SequenceTask(ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes})  # type: ignore[arg-type]
+    return SequenceTask(
+        ids, **{"max_tokens": 12, "sampling": GREEDY, "logprobs": 3, "bias": NO_END, **changes}
+    )  # type: ignore[arg-type]
 
 
 def prompt(seed: int, length: int) -> tuple[int, ...]:

@@ -161,7 +161,9 @@ def test_parts_of_a_content_are_read_by_templates_for_either(folder: Path) -> No
 
 def test_content_null_is_left_out_as_transformers_does(folder: Path) -> None:
     messages = [CHAT[0], {"role": "assistant", "content": None}, CHAT[2]]
-    vocabulary = write(folder, LOOP + "{{ m.role }}{% if 'content' in m %}{{ m.content }}{% endif %}{% endfor %}")
+    vocabulary = write(
+        folder, LOOP + "{{ m.role }}{% if 'content' in m %}{{ m.content }}{% endif %}{% endfor %}"
+    )
     ids, expected = both(folder, vocabulary, messages)
     assert ids == expected
 

@@ -32,7 +32,11 @@ class Process:
     def __init__(self, folder: Path, *options: str, **environment: str) -> None:
         words = [sys.executable, "-m", "hmoe", "serve", str(folder), "--port", "0", *options]
         self.process = subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
         )
         assert self.process.stdout is not None
         self.line = self.process.stdout.readline()
@@ -72,7 +76,9 @@ def test_serve_prints_its_address_and_ends_in_order(folder: Path, sig: int) -> N
         assert listening(server.process.pid) == {"0100007F"}
         body = {"model": "look", "prompt": "It", "max_tokens": 20, "logit_bias": {"256": -100}}
         with ThreadPoolExecutor(20) as pool:
-            waiting = [pool.submit(httpx.post, server.url + "/completions", json=body, timeout=60) for _ in range(20)]
+            waiting = [
+                pool.submit(httpx.post, server.url + "/completions", json=body, timeout=60) for _ in range(20)
+            ]
             health = server.url.removesuffix("/v1") + "/health"
             while httpx.get(health).json()["open"] == 0 and not all(future.done() for future in waiting):
                 time.sleep(0.001)
@@ -86,7 +92,18 @@ def test_serve_prints_its_address_and_ends_in_order(folder: Path, sig: int) -> N
 
 
 def test_serve_takes_its_options(folder: Path) -> None:
-    options = ("--name", "other", "--context", "24", "--max-tokens", "9", "--precision", "bfloat16", "--timeout", "30")
+    options = (
+        "--name",
+        "other",
+        "--context",
+        "24",
+        "--max-tokens",
+        "9",
+        "--precision",
+        "bfloat16",
+        "--timeout",
+        "30",
+    )
     with Process(folder, *options, HMOE_API_KEY="k") as server:
         assert httpx.get(server.url + "/models").status_code == 401
         headers = {"Authorization": "Bearer k"}
@@ -136,7 +153,9 @@ def test_a_missing_extra_is_one_line(folder: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "hmoe: error: the server's routes need the serve extra: pip install 'hmoe[serve]'\n"
+    assert (
+        result.stderr == "hmoe: error: the server's routes need the serve extra: pip install 'hmoe[serve]'\n"
+    )
 
 
 class Chat:
@@ -212,7 +231,9 @@ def test_load(folder: Path) -> None:
             answers = list(pool.map(client, [prompts[i::64] for i in range(64)]))
         after = resident_bytes(server.process.pid)
         alone = dict(zip(sorted(set(prompts)), expected, strict=True))
-        assert [answers[i % 64][i // 64] for i in range(len(prompts))] == [alone[prompt] for prompt in prompts]
+        assert [answers[i % 64][i // 64] for i in range(len(prompts))] == [
+            alone[prompt] for prompt in prompts
+        ]
         print(
             f"\n{len(refused)} refused, median {statistics.median(refused) * 1e3:.0f} ms; {(after - before) / 1e6:+.1f} MB"
         )

@@ -25,7 +25,9 @@ def test_widths_of_the_paper() -> None:
     multiple=st.sampled_from([1, 2, 16, 32, 96, 128]),
     ratio=st.floats(1, 1000),
 )
-def test_sum_is_exact_ascending_and_aligned(name: str, n: int, units: int, multiple: int, ratio: float) -> None:
+def test_sum_is_exact_ascending_and_aligned(
+    name: str, n: int, units: int, multiple: int, ratio: float
+) -> None:
     total = max(units, n) * multiple
     widths = WIDTHS[name](total, n, ratio=ratio, multiple=multiple)
     assert sum(widths) == total

@@ -15,7 +15,9 @@ def trained(**changes: Any) -> Transformer:
     """A model whose units differ in importance, as trained ones do."""
     model = build_transformer(config(**changes), 1, torch.float64).eval()
     for block in model.blocks:
-        scale = torch.logspace(0, -2, len(block.ffn.w_down), dtype=torch.float64)[torch.randperm(len(block.ffn.w_down))]
+        scale = torch.logspace(0, -2, len(block.ffn.w_down), dtype=torch.float64)[
+            torch.randperm(len(block.ffn.w_down))
+        ]
         block.ffn.w_down.data.mul_(scale[:, None] * 10)
         if hasattr(block.ffn, "router"):
             torch.nn.init.normal_(block.ffn.router.weight, std=1.0)

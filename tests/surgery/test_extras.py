@@ -54,7 +54,11 @@ def test_parts_that_the_new_model_lacks_are_named_and_counted() -> None:
     assert max(errors) < 1e-12
     plain = {"name": "top_k", "k": 2}
     for left_out, title in (("shared", "shared experts of width 8 ("), ("hyper", "HyperExperts (")):
-        moe = {**FOUR, "router": router, **{name: value for name, value in extras.items() if name != left_out}}
+        moe = {
+            **FOUR,
+            "router": router,
+            **{name: value for name, value in extras.items() if name != left_out},
+        }
         smaller, errors = upcycle_model(model, target(moe), UnitChoice(), inputs)
         (line,) = list_lost_extras(model, smaller.config)
         count = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in smaller.parameters())

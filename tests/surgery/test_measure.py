@@ -29,7 +29,9 @@ def test_importance_is_load_times_activation_times_output(moe: bool) -> None:
                     continue
                 gate = probs[expert] / sum(probs[i] for i in chosen)
             before = w_gate @ row
-            expected += gate * (before / (1 + torch.exp(-before)) * (w_up @ row)).abs() * w_down.norm(dim=0) / len(x)
+            expected += (
+                gate * (before / (1 + torch.exp(-before)) * (w_up @ row)).abs() * w_down.norm(dim=0) / len(x)
+            )
         torch.testing.assert_close(importances[expert], expected.detach(), rtol=1e-10, atol=1e-12)
 
 

@@ -29,12 +29,19 @@ def test_the_subset_is_the_nearest_with_the_router_that_is_written(name: str) ->
     old_router = {"name": "top_k", "k": 2} if name == "top-1 of top-2" else new
     model = source(old_router)
     inputs = record_ffn_inputs(model, [tokens()])
-    chosen, errors = upcycle_model(model, target({"widths": [12] * count, "router": new}), UnitChoice(), inputs)
+    chosen, errors = upcycle_model(
+        model, target({"widths": [12] * count, "router": new}), UnitChoice(), inputs
+    )
     old, x = model.blocks[0].ffn, inputs[0]
     y = old(x)[0]
     candidates = []
     for subset in itertools.combinations(range(4), count):
-        part = build_transformer(target({"widths": [12] * count, "router": new}), 1, torch.float64).eval().blocks[0].ffn
+        part = (
+            build_transformer(target({"widths": [12] * count, "router": new}), 1, torch.float64)
+            .eval()
+            .blocks[0]
+            .ffn
+        )
         part.router.weight.data.copy_(old.router.weight[list(subset)])
         if part.router.bias_E is not None:
             part.router.bias_E.data.copy_(old.router.bias_E[list(subset)])

@@ -67,7 +67,9 @@ def test_nan_is_no_reason_to_skip() -> None:
 
 def model(**router: Any) -> Transformer:
     moe = {"widths": [8, 24, 16], "router": {"name": "top_k", "k": 2, **router}, "dense_layers": [1]}
-    small = build_transformer(check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64)
+    small = build_transformer(
+        check_model(dict(dim=16, layers=3, heads=4, vocab=31, ffn=20, moe=moe)), 0, torch.float64
+    )
     for block in (small.blocks[0], small.blocks[2]):
         torch.nn.init.normal_(block.ffn.router.weight)  # type: ignore[union-attr, arg-type]
     return small.eval()
@@ -109,7 +111,13 @@ def test_what_cannot_skip_is_told() -> None:
     for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):
         with pytest.raises(ValueError, match=r"hyper: router\.skip"):
             check_model(
-                dict(dim=16, layers=2, heads=4, vocab=31, moe={"widths": [8, 8, 8], "hyper": {"dim": 3}, **skips})
+                dict(
+                    dim=16,
+                    layers=2,
+                    heads=4,
+                    vocab=31,
+                    moe={"widths": [8, 8, 8], "hyper": {"dim": 3}, **skips},
+                )
             )
     with pytest.raises(ConfigError, match=r"hyper: router\.skip"):
         hmoe.MoE(DIM, WIDTHS, hmoe.TopK(2, skip=0.5), hyper=hmoe.Hyper(dim=3))
@@ -137,7 +145,9 @@ def test_skipping_compares_and_skips_only_experts_that_compute() -> None:
         computing = [i for i in chosen if i < 4]
         if len(computing) > 1:
             ratios.append(float(min(values[computing]) / max(values[computing])))
-        expected.append({i for i in chosen if i >= 4 or values[i] / max(values[computing]) >= shares[0] * (1 - 1e-12)})
+        expected.append(
+            {i for i in chosen if i >= 4 or values[i] / max(values[computing]) >= shares[0] * (1 - 1e-12)}
+        )
     assert shares[0] == pytest.approx(sorted(ratios)[(len(ratios) - 1) // 2])
     chosen_T: list[set[int]] = [set() for _ in expected]
     for token, expert in zip(routing.token_N.tolist(), routing.expert_N.tolist(), strict=True):

@@ -13,7 +13,9 @@ from hmoe.surgery.upcycle import UnitChoice, upcycle_model
 from tests.surgery.helpers import DENSE, target, tokens, trained
 
 
-@pytest.mark.parametrize("router", [{"name": "top_k", "k": 1}, {"name": "top_k", "k": 2}, {"name": "top_p", "p": 0.7}])
+@pytest.mark.parametrize(
+    "router", [{"name": "top_k", "k": 1}, {"name": "top_k", "k": 2}, {"name": "top_p", "p": 0.7}]
+)
 @pytest.mark.parametrize("widths", [[24, 24, 24], [24, 30, 50]], ids=str)
 @pytest.mark.parametrize("kind", ["windows", "random"])
 def test_copies_are_the_dense_model(router: dict[str, Any], widths: list[int], kind: str) -> None:
@@ -83,7 +85,9 @@ def test_a_narrower_expert_is_scaled_to_be_nearest() -> None:
     torch.testing.assert_close(ffn.w_down.data, (whole.w_down[:9] * expected).data)
     for factor in (0.95, 1.05):
         ffn.w_down.data.mul_(factor)
-        worse = (ffn(inputs[0])[0] - dense.blocks[0].ffn(inputs[0])).norm() / dense.blocks[0].ffn(inputs[0]).norm()
+        worse = (ffn(inputs[0])[0] - dense.blocks[0].ffn(inputs[0])).norm() / dense.blocks[0].ffn(
+            inputs[0]
+        ).norm()
         assert worse > error
         ffn.w_down.data.div_(factor)
 
@@ -134,7 +138,9 @@ def test_fewer_experts_are_those_whose_layer_is_nearest() -> None:
         (DENSE, {"widths": [9, 9]}, "best", "must be one of importance, windows, random"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_upcycled(source: dict[str, Any], moe: dict[str, Any], kind: str, message: str) -> None:
+def test_what_cannot_be_upcycled(
+    source: dict[str, Any], moe: dict[str, Any], kind: str, message: str
+) -> None:
     moe = {"router": {"name": "top_k", "k": 1}, **moe}
     changes = {"ffn": 24} if moe.get("dense_layers") else {}
     with pytest.raises(ConfigError, match=message):

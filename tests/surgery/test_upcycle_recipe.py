@@ -38,7 +38,9 @@ def test_a_dense_run_becomes_experts_and_trains_on(
     words = ["upcycle", str(dense), str(there), "--recipe", "tiny", *TEXT]
     assert hmoe([*words, "model.moe.widths=[48, 48, 64]", *few]) == 0
     before, after = losses(capsys.readouterr().out)
-    assert after == pytest.approx(before, abs=1e-4)  # 48 units in the dense layer: every expert holds all of them
+    assert after == pytest.approx(
+        before, abs=1e-4
+    )  # 48 units in the dense layer: every expert holds all of them
     opened = open_model(there, lambda text: None)
     assert opened.step == 0
     assert opened.model.config.moe is not None
@@ -89,7 +91,15 @@ def test_weak_experts_are_skipped_in_evaluation(
 ) -> None:
     train_run(tmp_path / "run", recipe="tiny")
     recipe = str(tmp_path / "run" / "config.yaml")
-    words = ["upcycle", str(tmp_path / "run"), str(tmp_path / "skip"), "--recipe", recipe, *some_text, "--skip"]
+    words = [
+        "upcycle",
+        str(tmp_path / "run"),
+        str(tmp_path / "skip"),
+        "--recipe",
+        recipe,
+        *some_text,
+        "--skip",
+    ]
     assert hmoe(words) == 0
     out = capsys.readouterr().out
     assert "relative error of layers: mean 0.0000" in out  # widths as before: every expert stays what it is
@@ -108,7 +118,16 @@ def test_weak_experts_are_skipped_in_evaluation(
     assert results[0]["step"] == 0
     assert hmoe(["export", str(tmp_path / "skip"), str(tmp_path / "mixtral"), "--format", "mixtral"]) == 2
     assert (
-        hmoe(["train", str(tmp_path / "skip" / "config.yaml"), "--run", str(tmp_path / "skip"), "train.steps=2"]) == 0
+        hmoe(
+            [
+                "train",
+                str(tmp_path / "skip" / "config.yaml"),
+                "--run",
+                str(tmp_path / "skip"),
+                "train.steps=2",
+            ]
+        )
+        == 0
     )
     rows = [json.loads(line) for line in (tmp_path / "skip" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["experts_per_token"] == 2  # not in training

@@ -34,14 +34,27 @@ def digests(folder: Path) -> dict[str, str]:
     newest = max((folder / "checkpoints").glob("step-????????"))
     files = [folder / "metrics.jsonl", *newest.iterdir()]
     return {
-        f"{p.parent.name}/{p.name}".removeprefix(f"{folder.name}/"): hashlib.sha256(p.read_bytes()).hexdigest()
+        f"{p.parent.name}/{p.name}".removeprefix(f"{folder.name}/"): hashlib.sha256(
+            p.read_bytes()
+        ).hexdigest()
         for p in files
     }
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
     """The command line of the same run."""
-    return [sys.executable, "-m", "hmoe", "train", "tiny", "--run", str(folder), *tiny("tiny"), *SMALL, *overrides]
+    return [
+        sys.executable,
+        "-m",
+        "hmoe",
+        "train",
+        "tiny",
+        "--run",
+        str(folder),
+        *tiny("tiny"),
+        *SMALL,
+        *overrides,
+    ]
 
 
 def call(*words: str, **options: Any) -> "subprocess.CompletedProcess[str]":

@@ -26,7 +26,13 @@ from tests.conftest import tiny
 from tests.train.helpers import digests
 
 CALLS = ("mkdir", "open", "fsync", "replace", "rename", "unlink", "rmdir")
-OVERRIDES = [*tiny("tiny"), "train.steps=8", "train.save_every=2", "train.eval_every=4", "train.sample_every=4"]
+OVERRIDES = [
+    *tiny("tiny"),
+    "train.steps=8",
+    "train.save_every=2",
+    "train.eval_every=4",
+    "train.sample_every=4",
+]
 
 
 def run(folder: Path) -> None:
@@ -76,7 +82,9 @@ def main() -> None:
     start = time.perf_counter()
     assert wait(forked(lambda: run(base / "whole"))) == 0
     length = time.perf_counter() - start
-    assert wait(forked(lambda: counting(0, base / "counted", base / "calls"))) == 0  # after the first run's imports
+    assert (
+        wait(forked(lambda: counting(0, base / "counted", base / "calls"))) == 0
+    )  # after the first run's imports
     expected = digests(base / "whole")
     folder = base / "killed"
     kills = runs = different = 0

@@ -59,6 +59,8 @@ def test_a_device_that_is_too_small_is_refused_with_what_would_help(
     with pytest.raises(ConfigError, match=r"which has 0\.0 GB; see `hmoe plan`, then lower model sizes$"):
         run(tmp_path / "a", *UNSET)
     given = ["data.micro_batches=2", "train.activation_checkpointing=false"]
-    with pytest.raises(ConfigError, match=r"sizes, raise data\.micro_batches or set train\.activation_checkpointing$"):
+    with pytest.raises(
+        ConfigError, match=r"sizes, raise data\.micro_batches or set train\.activation_checkpointing$"
+    ):
         run(tmp_path / "b", *given)
     assert not (tmp_path / "a" / "config.yaml").exists()

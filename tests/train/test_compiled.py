@@ -49,7 +49,9 @@ def losses(config: RunConfig, backend: str | None) -> list[float]:
     optimizer, rng = build_optimizer(model, config.optim), np.random.default_rng(0)
     batches = [rng.integers(0, 300, (2, 4, 32)) for _ in range(2)]
     return [
-        train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, i).terms["loss_total"]
+        train_step(model, optimizer, cut_batch(*batch, config.data.num_micro_batches), config, i).terms[
+            "loss_total"
+        ]
         for i, batch in enumerate(batches)
     ]
 
@@ -85,7 +87,9 @@ def test_a_compiled_run_validates_and_samples_without_another_graph(
     assert num_graphs() == 1
     for name in ("loss", "validation_loss"):
         assert [row[name] for row in table] == pytest.approx([row[name] for row in eager], rel=1e-5)
-    with pytest.raises(ConfigError, match=r"train\.compile: differs .*: false in the recipe, true in the checkpoint"):
+    with pytest.raises(
+        ConfigError, match=r"train\.compile: differs .*: false in the recipe, true in the checkpoint"
+    ):
         run(tmp_path / "compiled", *short, "train.steps=3")
 
 
@@ -101,7 +105,9 @@ def test_a_compiler_that_fails_is_one_line() -> None:
 
     config = load("tiny", "train.compile=true")
     with (
-        pytest.raises(ConfigError, match=r"^train\.compile = true: a block cannot be compiled here \(no compiler"),
+        pytest.raises(
+            ConfigError, match=r"^train\.compile = true: a block cannot be compiled here \(no compiler"
+        ),
         explain_failure(config),
     ):
         raise Unsupported("no compiler\nfound")

@@ -17,7 +17,9 @@ CONFIG = recipes.read_recipe("tiny")[1]
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, name: str, tiles: str = "h100-1") -> dict[str, Any]:
     """The environment on a GPU of that name."""
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda: SimpleNamespace(name=name, major=9, minor=0))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda: SimpleNamespace(name=name, major=9, minor=0)
+    )
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
     monkeypatch.setattr(choice, "describe_tiles", lambda: tiles, raising=False)
     return describe_environment("cuda")
@@ -29,7 +31,9 @@ def changes(before: dict[str, Any], device: str = "cuda") -> list[str]:
     return told
 
 
-def test_a_gpu_is_known_by_its_name_what_it_can_do_and_the_kernels_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_known_by_its_name_what_it_can_do_and_the_kernels_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = pretend_gpu(monkeypatch, "NVIDIA H100")
     expected = {
         "device": "cuda",
@@ -42,7 +46,10 @@ def test_a_gpu_is_known_by_its_name_what_it_can_do_and_the_kernels_tiles(monkeyp
     assert changes(before) == []
     pretend_gpu(monkeypatch, "NVIDIA H200", "h200-1")
     why = "bits may differ from those of one unbroken run"
-    assert changes(before) == [f"gpu was NVIDIA H100, is NVIDIA H200: {why}", f"tiles was h100-1, is h200-1: {why}"]
+    assert changes(before) == [
+        f"gpu was NVIDIA H100, is NVIDIA H200: {why}",
+        f"tiles was h100-1, is h200-1: {why}",
+    ]
 
 
 def test_what_an_older_checkpoint_does_not_hold_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,9 @@ def test_a_collapsed_router_is_announced() -> None:
     lines_of_steps = [alarm.update([[1000, 999, 1, 0]], 1000, WIDTHS) for _ in range(2)]
     assert any("the router collapsed, 2 of 4 experts took 100%" in line for line in lines_of_steps[1])
     alarm = ExpertAlarm((1, 4), patience=2)
-    assert not any("collapsed" in line for _ in range(9) for line in alarm.update([[900, 900, 100, 100]], 1000, WIDTHS))
+    assert not any(
+        "collapsed" in line for _ in range(9) for line in alarm.update([[900, 900, 100, 100]], 1000, WIDTHS)
+    )
 
 
 def test_using_all_experts_is_no_collapse() -> None:
@@ -31,4 +33,6 @@ def test_state_continues_a_count() -> None:
     for _ in range(2):
         alarm.update([[9, 0]], 5, (4, 4))
     restored = ExpertAlarm((1, 2), 3, alarm.state())
-    assert restored.update([[9, 0]], 5, (4, 4)) == ["MoE layer 0: expert 1 (width 4) got no token for 3 steps"]
+    assert restored.update([[9, 0]], 5, (4, 4)) == [
+        "MoE layer 0: expert 1 (width 4) got no token for 3 steps"
+    ]

@@ -105,7 +105,9 @@ def test_arrays_and_tensors_are_one_batch() -> None:
     for batch in (arrays, tuple(torch.from_numpy(table) for table in arrays)):
         config, model, optimizer, _ = setup()
         terms.append(
-            train_step(model, optimizer, cut_batch(batch[0], batch[1], config.data.num_micro_batches), config, 0).terms
+            train_step(
+                model, optimizer, cut_batch(batch[0], batch[1], config.data.num_micro_batches), config, 0
+            ).terms
         )
     assert terms[0] == terms[1]
 
@@ -114,6 +116,10 @@ def test_arrays_go_to_a_gpu_in_one_copy(pinned: list[torch.Tensor]) -> None:
     parts = cut_batch(np.arange(8).reshape(4, 2), np.arange(8, 16).reshape(4, 2), 2)[::-1]
     placed = place_parts(parts, META)
     assert [part.index for part in placed] == [1, 0]
-    assert [tuple(table.shape) for part in placed for table in (part.tokens_BL, part.targets_BL)] == [(2, 2)] * 4
+    assert [tuple(table.shape) for part in placed for table in (part.tokens_BL, part.targets_BL)] == [
+        (2, 2)
+    ] * 4
     assert all(table.is_meta for part in placed for table in (part.tokens_BL, part.targets_BL))
-    assert [table.flatten().tolist() for table in pinned] == [[4, 5, 6, 7, 12, 13, 14, 15, 0, 1, 2, 3, 8, 9, 10, 11]]
+    assert [table.flatten().tolist() for table in pinned] == [
+        [4, 5, 6, 7, 12, 13, 14, 15, 0, 1, 2, 3, 8, 9, 10, 11]
+    ]

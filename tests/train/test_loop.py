@@ -38,7 +38,10 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
     assert table[3]["sample"].startswith("The")
     for layer in table[0]["expert_compute_share"]:
         assert sum(layer) == pytest.approx(1, abs=1e-5)
-    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir()) == [
+        "step-00000004",
+        "step-00000006",
+    ]
     timing = [json.loads(line) for line in (tmp_path / "r" / "timing.jsonl").read_text().splitlines()]
     assert [row["step"] for row in timing] == [1, 2, 3, 4, 5, 6]
     config, model, tokenizer, state = open_run(tmp_path / "r", print)
@@ -128,7 +131,9 @@ def test_a_run_read_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
         open_run(tmp_path / "r", print)
 
 
-def test_a_stop_right_after_a_resume_saves_nothing_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_right_after_a_resume_saves_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "r", "train.steps=4")
     before = digests(tmp_path / "r")
     monkeypatch.setattr("hmoe.train.console.Console.end", lambda *_: None)
@@ -172,7 +177,9 @@ def test_a_run_that_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> 
         run(tmp_path / "r", "model.dim=65536", "model.layers=1000")
 
 
-def test_five_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_five_steps_in_a_row_that_are_not_finite_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(tmp_path / "r", "train.steps=4")
     monkeypatch.setattr("hmoe.model.transformer.cross_entropy", lambda x, *_: (x * float("nan")).sum())
     with pytest.raises(NonFiniteError, match="5 steps in a row"):
@@ -205,7 +212,11 @@ def test_one_bad_step_is_the_run_that_skips_it(tmp_path: Path, monkeypatch: pyte
 def test_an_expert_that_dies_is_announced(tmp_path: Path) -> None:
     """With 8 experts, top-1 and no balancing, some expert is idle for 3 steps of 2 tokens."""
     table = run(
-        tmp_path / "r", "train.dead_after=3", "data.sequence_length=2", "data.batch_tokens=4", "model.moe.router.k=1"
+        tmp_path / "r",
+        "train.dead_after=3",
+        "data.sequence_length=2",
+        "data.batch_tokens=4",
+        "model.moe.router.k=1",
     )
     assert any("got no token for 3 steps" in line for row in table for line in row.get("warnings", []))
 
@@ -242,7 +253,9 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_happened(
     tmp_path: Path, name: str, undisturbed: dict[str, str]
 ) -> None:
     words = LONG
-    process = subprocess.Popen(command(tmp_path / "r", *words), env=one_thread(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path / "r", *words), env=one_thread(), stdout=subprocess.PIPE, text=True
+    )
     metrics = tmp_path / "r" / "metrics.jsonl"
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 3):
         time.sleep(0.01)

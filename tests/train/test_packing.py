@@ -24,7 +24,9 @@ def test_packing_of_a_resumed_run_is_its_own() -> None:
     assert session._packing(restored()) == WITHIN  # begun by an earlier version
     assert session._packing(restored(packing=ACROSS)) == ACROSS
     assert session._packing(restored(data=None)) is None  # given weights: nothing was read yet
-    with pytest.raises(CheckpointError, match="packing = 'sorted', this version knows across shards, within shards"):
+    with pytest.raises(
+        CheckpointError, match="packing = 'sorted', this version knows across shards, within shards"
+    ):
         session._packing(restored(packing="sorted"))
 
 

@@ -22,7 +22,13 @@ class Board:
 
 
 def row(step: int) -> dict[str, Any]:
-    return {"step": step, "loss": 2.5, "skipped": None, "sample": "text", "expert_token_share": [[0.25, 0.75]]}
+    return {
+        "step": step,
+        "loss": 2.5,
+        "skipped": None,
+        "sample": "text",
+        "expert_token_share": [[0.25, 0.75]],
+    }
 
 
 def test_every_number_goes_to_the_board_shares_per_layer_and_expert(

@@ -13,9 +13,14 @@ from tests.train.helpers import run as train_run
 
 KINDS: dict[str, list[str]] = {
     "rectified": ["router={name: top_k, k: 1, capacity_factor: 1.0, rectify: fr+ir, when: fewer}"],
-    "by width": ["router={name: top_k, k: 2, capacity_factor: 1.0, eval_capacity_factor: 2.0, capacity_by: width}"],
+    "by width": [
+        "router={name: top_k, k: 2, capacity_factor: 1.0, eval_capacity_factor: 2.0, capacity_by: width}"
+    ],
     "expert choice": ["router={name: expert_choice, capacity_factor: 2.0}"],
-    "bias": ["router={name: top_k, k: 2, scores: sigmoid, bias_rate: 0.01, bias_by: compute}", "parameter_penalty=0"],
+    "bias": [
+        "router={name: top_k, k: 2, scores: sigmoid, bias_rate: 0.01, bias_by: compute}",
+        "parameter_penalty=0",
+    ],
     "noise": ["router={name: top_k, k: 2, jitter: 0.01, gumbel: true}"],
     "zero": ["zero={null: 1, copy: 1, constant: 2, balance: 0.75}", "load_balance=0.01"],
     "shared": ["shared=16"],

@@ -11,7 +11,9 @@ from hmoe.train.console import Console
 from hmoe.train.session import RunCounts, _keep_tokenizer, measure_progress
 
 
-def test_a_damaged_tokenizer_is_written_again_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_tokenizer_is_written_again_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = HuggingFaceTokenizer(encode_bytes_tokenizer(), "", "<|endoftext|>")
     for resumed, told in ((False, 0), (True, 0), (True, 1)):
         if told:

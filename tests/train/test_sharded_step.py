@@ -59,18 +59,22 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 def load(name: str) -> RunConfig:
     recipe, overrides = CASES[name]
-    return recipes.read_recipe(recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides])[
-        1
-    ]
+    return recipes.read_recipe(
+        recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides]
+    )[1]
 
 
-def steps(config: RunConfig, model: Transformer, indices: range, processes: Processes) -> list[dict[str, Any]]:
+def steps(
+    config: RunConfig, model: Transformer, indices: range, processes: Processes
+) -> list[dict[str, Any]]:
     """Records and clipped gradients of steps on random tokens; this process computes the parts `indices`."""
     set_check_finite(model, False)
     model.activation_checkpointing = config.train.recomputes_blocks
     optimizer, generator, results = build_optimizer(model, config.optim), torch.Generator().manual_seed(1), []
     for step in range(STEPS):
-        tokens_BL, targets_BL = torch.randint(0, config.model.vocab, (2, 4, 32), generator=generator).unbind(0)
+        tokens_BL, targets_BL = torch.randint(0, config.model.vocab, (2, 4, 32), generator=generator).unbind(
+            0
+        )
         parts = [cut_batch(tokens_BL, targets_BL, config.data.num_micro_batches)[index] for index in indices]
         gradients: dict[str, torch.Tensor] = {}
         hook = optimizer.register_step_pre_hook(lambda *_, kept=gradients: keep_gradients(model, kept))
@@ -125,12 +129,16 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, lis
     """What every case gives on one rank and on two."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    results: dict[int, dict[str, list[dict[str, Any]]]] = torch.load(folder / "results.pt", weights_only=False)
+    results: dict[int, dict[str, list[dict[str, Any]]]] = torch.load(
+        folder / "results.pt", weights_only=False
+    )
     return results
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_sharded_steps_are_the_plain_ones(name: str, sharded: dict[int, dict[str, list[dict[str, Any]]]]) -> None:
+def test_sharded_steps_are_the_plain_ones(
+    name: str, sharded: dict[int, dict[str, list[dict[str, Any]]]]
+) -> None:
     config = load(name)
     model = build_transformer(config.model, config.seed)
     plain = steps(config, model, range(4), ONE_PROCESS)
@@ -153,5 +161,13 @@ def compare(record: StepRecord, expected: StepRecord) -> None:
     assert record.applied
     assert record.terms == pytest.approx(expected.terms, rel=1e-5)
     assert record.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
-    for field in ("lr", "tokens", "flops", "num_pairs_ZE", "slots", "activated_parameters", "experts_per_token"):
+    for field in (
+        "lr",
+        "tokens",
+        "flops",
+        "num_pairs_ZE",
+        "slots",
+        "activated_parameters",
+        "experts_per_token",
+    ):
         assert getattr(record, field) == getattr(expected, field), field

@@ -42,18 +42,24 @@ def test_the_total_is_the_sum_of_its_terms_and_their_gradients_arrive() -> None:
     record = take_step(model, optimizer, batch, config, 0)
     terms = record.terms
     expected = (
-        terms["loss"] + 0.1 * terms["parameter_penalty"] + 0.5 * terms["load_balance"] + 0.03 * terms["router_entropy"]
+        terms["loss"]
+        + 0.1 * terms["parameter_penalty"]
+        + 0.5 * terms["load_balance"]
+        + 0.03 * terms["router_entropy"]
     )
     assert terms["loss_total"] == pytest.approx(expected, rel=1e-12)
 
     fresh = setup("data.micro_batches=1")[1]
     logits, routings = fresh(torch.from_numpy(batch[0]))
     assert terms["loss"] == pytest.approx(
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch[1]).flatten()).item(), rel=1e-12
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch[1]).flatten()).item(),
+        rel=1e-12,
     )
     assert terms["load_balance"] == pytest.approx(np.mean([load_balance(r).item() for r in routings]))
     widths = config.model.moe.expert_widths  # type: ignore[union-attr]
-    assert terms["parameter_penalty"] == pytest.approx(np.mean([parameter_penalty(r, widths).item() for r in routings]))
+    assert terms["parameter_penalty"] == pytest.approx(
+        np.mean([parameter_penalty(r, widths).item() for r in routings])
+    )
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
@@ -79,7 +85,9 @@ def test_activated_flops_are_those_of_the_experts_chosen() -> None:
 
 
 def test_hyperexperts_are_counted_for_each_selection_that_occurred() -> None:
-    config, model, optimizer, batch = setup("model.moe.hyper={dim: 4, embedding: 5, hidden: 6}", "data.micro_batches=2")
+    config, model, optimizer, batch = setup(
+        "model.moe.hyper={dim: 4, embedding: 5, hidden: 6}", "data.micro_batches=2"
+    )
     num_generated = []
     network = model.hyper_network
     assert network is not None
@@ -116,7 +124,10 @@ def test_noise_differs_between_micro_batches_steps_and_seeds_and_repeats() -> No
         )
         noise_seeds: list[object] = []
         real = model.hidden
-        model.hidden = lambda tokens, context: (noise_seeds.append(context.noise_seed), real(tokens, context))[1]  # type: ignore[method-assign, func-returns-value]
+        model.hidden = lambda tokens, context: (
+            noise_seeds.append(context.noise_seed),
+            real(tokens, context),
+        )[1]  # type: ignore[method-assign, func-returns-value]
         take_step(model, optimizer, batch, config, step)
         return noise_seeds
 

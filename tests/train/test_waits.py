@@ -42,14 +42,27 @@ class Watch(TorchDispatchMode):
         indices = args[1] if name in ("index", "index_put_", "index_put") else ()
         if any(i is not None and i.dtype == torch.bool for i in indices):
             self.waits.append(f"{name} by booleans")
-        self.launches += "meta" in given | _devices(result) and not func.is_view and name not in ("empty", "detach")
+        self.launches += (
+            "meta" in given | _devices(result) and not func.is_view and name not in ("empty", "detach")
+        )
         return result
 
 
 class WatchCalls(TorchFunctionMode):
     """Collects what makes a tensor of numbers that the host holds, and what asks a tensor for its own."""
 
-    NAMES = ("tensor", "as_tensor", "new_tensor", "item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__")
+    NAMES = (
+        "tensor",
+        "as_tensor",
+        "new_tensor",
+        "item",
+        "tolist",
+        "cpu",
+        "numpy",
+        "__bool__",
+        "__int__",
+        "__float__",
+    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +87,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
         counts.append(1)
-        assert {tensor.device.type for tensor in tensors} == {"meta"}, "one copy reads them all: they must lie together"
+        assert {tensor.device.type for tensor in tensors} == {"meta"}, (
+            "one copy reads them all: they must lie together"
+        )
         return [[1.0] * tensor.numel() for tensor in tensors]
 
     monkeypatch.setattr(training, "read_numbers", read_numbers)
@@ -89,7 +104,9 @@ def run(preset: str, *overrides: str) -> Watch:
     model = build_transformer(config.model, 0, device="meta")
     model.activation_checkpointing = bool(config.train.activation_checkpointing)
     set_check_finite(model, False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=True)  # fused AdamW does not know the device
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, foreach=True
+    )  # fused AdamW does not know the device
     tokens = torch.zeros(4, 32, dtype=torch.int64, device="meta")
     for step in range(2):
         with Watch() as watch, WatchCalls() as calls:

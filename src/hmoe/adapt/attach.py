@@ -164,7 +164,9 @@ def _add_shared(block: Any, arguments: tuple[torch.Tensor, ...], output: torch.T
 def _refuse_twice(model: nn.Module, name: str) -> None:
     """Raise ConfigError if a part is attached already."""
     if any(hasattr(block, name) for block in iterate_moe_blocks(model)):
-        raise ConfigError(f"this model has {_PARTS[name].title} already; attach them once, or load the model anew")
+        raise ConfigError(
+            f"this model has {_PARTS[name].title} already; attach them once, or load the model anew"
+        )
 
 
 def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
@@ -176,14 +178,18 @@ def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
     if folder is not None:
         return
     for name, part in _PARTS.items():
-        if hasattr(model.config, part.mark) and not any(hasattr(block, name) for block in iterate_moe_blocks(model)):
+        if hasattr(model.config, part.mark) and not any(
+            hasattr(block, name) for block in iterate_moe_blocks(model)
+        ):
             raise ConfigError(
                 f"this model was saved with {part.title}, which it lacks now; {part.call}(model, folder=...) loads them, "
                 f"or delete config.{part.mark} to go on without"
             )
 
 
-def load_attached_parts(model: PreTrainedModel, tensors: StoredTensors, folder: str, parts: tuple[str, ...]) -> None:
+def load_attached_parts(
+    model: PreTrainedModel, tensors: StoredTensors, folder: str, parts: tuple[str, ...]
+) -> None:
     """Copy stored values into the parameters of a model whose names have one of these parts.
 
     Args:

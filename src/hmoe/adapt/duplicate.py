@@ -127,7 +127,9 @@ def duplicate_mlps(
     return model
 
 
-def compute_noisy_balance(load_TE: torch.Tensor, gate_TK: torch.Tensor, expert_TK: torch.Tensor) -> torch.Tensor:
+def compute_noisy_balance(
+    load_TE: torch.Tensor, gate_TK: torch.Tensor, expert_TK: torch.Tensor
+) -> torch.Tensor:
     """Return CV(importance)^2 + CV(load)^2 of one layer (Shazeer et al. 2017).
 
     CV is the coefficient of variation over experts, standard deviation / mean.
@@ -146,14 +148,18 @@ def _cv_squared(value_E: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def record_noisy_routers(model: nn.Module) -> Iterator[Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
+def record_noisy_routers(
+    model: nn.Module,
+) -> Iterator[Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Collect what the noisy routers of a model return while it runs inside the context.
 
     The list that the context gives has one element per call of a router, in the order of the calls.
     """
     outputs: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
     routers = [module for module in model.modules() if isinstance(module, NoisyRouter)]
-    hooks = [router.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for router in routers]
+    hooks = [
+        router.register_forward_hook(lambda _, inputs, output: outputs.append(output)) for router in routers
+    ]
     try:
         yield outputs
     finally:

@@ -80,6 +80,8 @@ def read_selection(output: tuple[torch.Tensor, ...], num_experts: int) -> torch.
     """
     last = output[-1]
     # Switch's mask is not used: a token that a full expert refused has selected it all the same.
-    expert_TK = last.argmax(-1).reshape(-1, 1) if last.is_floating_point() else last.reshape(-1, last.shape[-1])
+    expert_TK = (
+        last.argmax(-1).reshape(-1, 1) if last.is_floating_point() else last.reshape(-1, last.shape[-1])
+    )
     selected_TE = torch.zeros(len(expert_TK), num_experts, dtype=torch.bool, device=last.device)
     return selected_TE.scatter(1, expert_TK, True)

@@ -105,5 +105,6 @@ def check_contenders(
                 reason = explain_contender_refusal(name, shape, getattr(torch, dtype), device)
                 if reason:
                     raise ConfigError(
-                        f"against = {name}: {reason}; nearest choice: hmoe loop", argument=("against", "device")
+                        f"against = {name}: {reason}; nearest choice: hmoe loop",
+                        argument=("against", "device"),
                     )

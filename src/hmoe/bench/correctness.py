@@ -8,7 +8,9 @@ from hmoe.errors import HMoEError
 from hmoe.kernels import expert_ffn
 
 
-def check_layer_results(shape: LayerShape, dtype: torch.dtype, device: str, backend: str | None = None) -> None:
+def check_layer_results(
+    shape: LayerShape, dtype: torch.dtype, device: str, backend: str | None = None
+) -> None:
     """Raise HMoEError unless what is about to be timed is right: a wrong layer may be fast.
 
     On some tokens, output and gradients are compared with the float64 definition; the largest error may be
@@ -26,9 +28,13 @@ def check_layer_results(shape: LayerShape, dtype: torch.dtype, device: str, back
         ("plain", "reference", dtype),
         ("ours", backend, dtype),
     ):
-        inputs, gate, up, down = (t.detach().to(kind).requires_grad_() for t in (x, moe.w_gate, moe.w_up, moe.w_down))
+        inputs, gate, up, down = (
+            t.detach().to(kind).requires_grad_() for t in (x, moe.w_gate, moe.w_up, moe.w_down)
+        )
         gates = routing.gate_N.to(torch.float64 if kind == torch.float64 else torch.float32).requires_grad_()
-        y = expert_ffn(inputs, routing.token_N, gates, routing.num_tokens_E, gate, up, down, shape.widths, computed_by)
+        y = expert_ffn(
+            inputs, routing.token_N, gates, routing.num_tokens_E, gate, up, down, shape.widths, computed_by
+        )
         torch.autograd.backward(y, x.to(kind))
         results[name] = [y.detach(), *(t.grad for t in (gates, inputs, gate, up, down) if t.grad is not None)]
     for label, truth, plain, ours in zip(

@@ -50,8 +50,12 @@ def measure_decode(
     with torch.inference_mode():
         routings = [layer(x)[1] for layer in layers]
         runs = {
-            "experts": lambda: [_experts(layer, x, r, None) for layer, r in zip(layers, routings, strict=True)],
-            "experts, loop": lambda: [_experts(layer, x, r, "loop") for layer, r in zip(layers, routings, strict=True)],
+            "experts": lambda: [
+                _experts(layer, x, r, None) for layer, r in zip(layers, routings, strict=True)
+            ],
+            "experts, loop": lambda: [
+                _experts(layer, x, r, "loop") for layer, r in zip(layers, routings, strict=True)
+            ],
             "layer": lambda: [layer(x) for layer in layers],
         }
         times = time_interleaved(runs, rounds, warm=3, device=device, queued=True)
@@ -73,7 +77,9 @@ def _experts(layer: hmoe.MoE, x_TD: torch.Tensor, routing: Routing, backend: str
     return expert_ffn(x_TD, *pairs, layer.w_gate, layer.w_up, layer.w_down, layer.widths, backend)
 
 
-def bench_decode(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: BenchOptions) -> Path:
+def bench_decode(
+    shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: int, options: BenchOptions
+) -> Path:
     """Measure one-token layers, print and write the figures, and return the file's path."""
     device = options.device
     options.prepare()
@@ -101,7 +107,9 @@ def bench_decode(shapes: Sequence[str] | None, dtypes: Sequence[str], tokens: in
 
 def run_decode_module() -> int:
     """Run the benchmark of decoding from a command line that needs PyTorch only; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)

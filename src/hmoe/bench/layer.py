@@ -18,7 +18,13 @@ from typing import Any
 
 import torch
 
-from hmoe.bench.contenders import CONTENDERS, Contender, check_contenders, explain_contender_refusal, make_contender
+from hmoe.bench.contenders import (
+    CONTENDERS,
+    Contender,
+    check_contenders,
+    explain_contender_refusal,
+    make_contender,
+)
 from hmoe.bench.correctness import check_layer_results
 from hmoe.bench.measure import (
     RESULTS,
@@ -82,7 +88,11 @@ def _call(contender: Contender, x: torch.Tensor, grad: torch.Tensor | None) -> N
 
 
 def tabulate_race(
-    shape: LayerShape, dtype: torch.dtype, backward: bool, racing: dict[str, Contender], limits: dict[str, float]
+    shape: LayerShape,
+    dtype: torch.dtype,
+    backward: bool,
+    racing: dict[str, Contender],
+    limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     """Return a row per contender: milliseconds, ratio to dense, FLOP/s, least bytes, share of the roofline.
 
@@ -163,7 +173,9 @@ class Measurement:
             for name, shape in shapes.items():
                 self._measure_shape(name, shape, dtype, limits)
 
-    def _measure_shape(self, name: str, shape: LayerShape, dtype: torch.dtype, limits: dict[str, float]) -> None:
+    def _measure_shape(
+        self, name: str, shape: LayerShape, dtype: torch.dtype, limits: dict[str, float]
+    ) -> None:
         device = self.options.device
         check_layer_results(shape, dtype, device)
         names = self._choose(shape, dtype)
@@ -188,7 +200,9 @@ class Measurement:
             reason = explain_contender_refusal(name, shape, dtype, self.options.device)
             if name == "hmoe triton" and reason is None:
                 try:
-                    check_layer_results(shape, dtype, self.options.device, "triton")  # `choose` may have taken another
+                    check_layer_results(
+                        shape, dtype, self.options.device, "triton"
+                    )  # `choose` may have taken another
                 except HMoEError as error:
                     if self.against:
                         raise
@@ -235,7 +249,9 @@ def bench_layer(
     measurement = Measurement(against, profiled, options)
     measurement.measure(wanted, dtypes)
     # The plain measurement has a plain name; any other says in its name what it measured.
-    special = [] if not shapes and not against else [*wanted, *(name.replace(" ", "-") for name in against or ())]
+    special = (
+        [] if not shapes and not against else [*wanted, *(name.replace(" ", "-") for name in against or ())]
+    )
     content = {
         "machine": describe_machine(device), "timing": describe_timing(device, queued=True), "rounds": options.rounds,
         "rows": measurement.rows, "left_out": measurement.left_out,
@@ -247,7 +263,9 @@ def bench_layer(
 
 def run_layer_module() -> int:
     """Run the benchmark of layers from a command line that needs PyTorch only; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", nargs="+", choices=list(SHAPES))
     parser.add_argument("--dim", type=int)
     parser.add_argument("--widths", help="864,1056,...")

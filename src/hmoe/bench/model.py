@@ -85,7 +85,9 @@ def _mixtral(config: ModelSpec, dtype: torch.dtype) -> Any:
     moe = config.moe
     _, _, most = (0, 0, 0) if moe is None else moe.router.count_experts_per_token(len(moe.expert_widths))
     if moe is None or moe.router.describe_mixtral_fault(len(moe.expert_widths)) or moe.dense_layers:
-        raise ConfigError("bench model: needs a preset with top-k experts in every layer, such as hmoe-0.4b-topk")
+        raise ConfigError(
+            "bench model: needs a preset with top-k experts in every layer, such as hmoe-0.4b-topk"
+        )
     experts = len(moe.expert_widths)
     shape = MixtralConfig(
         vocab_size=config.vocab, hidden_size=config.dim, intermediate_size=sum(moe.expert_widths) // experts,
@@ -109,7 +111,9 @@ def bench_model(preset: str, dtype: str, prompt: int, new: int, options: BenchOp
     rate = {name: num_tokens[name] / median_seconds(timings) for name, timings in times.items()}
     ratio = {}
     for part in ("read", "write"):
-        fastest = max(value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part))
+        fastest = max(
+            value for name, value in rate.items() if name.startswith("transformers") and name.endswith(part)
+        )
         ratio[part] = rate[f"hmoe {part}"] / fastest
     for name, value in rate.items():
         options.say(f"{name:32s} {value:10.1f} tokens/s")
@@ -127,4 +131,6 @@ def bench_model(preset: str, dtype: str, prompt: int, new: int, options: BenchOp
     if device == "cuda":
         content["ms"] = {name: 1e3 * median_seconds(timings) for name, timings in times.items()}
         content["wall_ms"] = {name: 1e3 * median_wall(timings) for name, timings in times.items()}
-    return save_result(options.out, f"model-{preset}-{dtype}-{place_name(device).removeprefix('cpu-')}", content)
+    return save_result(
+        options.out, f"model-{preset}-{dtype}-{place_name(device).removeprefix('cpu-')}", content
+    )

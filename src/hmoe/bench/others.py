@@ -37,7 +37,9 @@ def choose_mixtral_maker(implementation: str) -> Callable[..., OtherLayer]:
     return make
 
 
-def make_scattermoe(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+def make_scattermoe(
+    dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype
+) -> OtherLayer:
     """Make ScatterMoE's gated MLP behind a plain top-k router."""
     from scattermoe.mlp import GLUMLP  # noqa: PLC0415
 
@@ -58,11 +60,15 @@ def make_sonicmoe(dim: int, width: int, experts: int, k: int, device: str, dtype
     from sonicmoe.enums import ActivationType  # noqa: PLC0415
 
     sizes = {"num_experts": experts, "num_experts_per_tok": k, "hidden_size": dim, "intermediate_size": width}
-    moe = MoE(**sizes, activation_function=ActivationType.SWIGLU, add_bias=False, std=dim**-0.5).to(device, dtype)
+    moe = MoE(**sizes, activation_function=ActivationType.SWIGLU, add_bias=False, std=dim**-0.5).to(
+        device, dtype
+    )
     return moe, moe.router.weight, lambda x: moe(x, kernel_backend_moe=KernelBackendMoE.sonicmoe)[0]
 
 
-def make_megablocks(dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype) -> OtherLayer:
+def make_megablocks(
+    dim: int, width: int, experts: int, k: int, device: str, dtype: torch.dtype
+) -> OtherLayer:
     """Make MegaBlocks' dropless layer, grouped: its block-sparse path raises on current Triton."""
     from megablocks.layers.arguments import Arguments  # noqa: PLC0415
     from megablocks.layers.dmoe import dMoE  # noqa: PLC0415

@@ -64,16 +64,22 @@ class Training:
         self.step += 1
 
 
-def load_recipe(recipe: str, overrides: Sequence[str], precision: str | None, device: str) -> tuple[str, RunConfig]:
+def load_recipe(
+    recipe: str, overrides: Sequence[str], precision: str | None, device: str
+) -> tuple[str, RunConfig]:
     """Return name and config of a recipe whose step can be measured here.
 
     Raises:
         ConfigError: for data that is not here, a precision or a device that is not measured.
     """
-    name, config = recipes.read_recipe(recipe, [*overrides, *([f"train.precision={precision}"] if precision else [])])
+    name, config = recipes.read_recipe(
+        recipe, [*overrides, *([f"train.precision={precision}"] if precision else [])]
+    )
     if config.train.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"train.precision = {config.train.precision}: must be float32 or bfloat16 here")
-    if precision and any(word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides):
+    if precision and any(
+        word.removeprefix("--").partition("=")[0] == "train.precision" for word in overrides
+    ):
         raise ConfigError(
             f"precision = {precision} and an override of train.precision are both given; leave one out",
             argument="precision",
@@ -115,7 +121,8 @@ def list_step_parts(training: Training) -> dict[str, Run]:
         "norms and residuals": make_run(lambda x: block.ffn_norm(x + block.attention_norm(x)), num_calls),
         # Once per micro-batch, not per layer.
         "head and loss": make_run(
-            lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk), config.data.num_micro_batches
+            lambda x: cross_entropy(x.flatten(0, 1), model.head_weight, target, chunk),
+            config.data.num_micro_batches,
         ),
         "optimiser": lambda: _update(training),
     }
@@ -143,7 +150,10 @@ def _low_precision(training: Training) -> torch.dtype:
 
 
 def _make_run(
-    training: Training, shape: tuple[int, int, int], function: Callable[[torch.Tensor], torch.Tensor], repeats: int
+    training: Training,
+    shape: tuple[int, int, int],
+    function: Callable[[torch.Tensor], torch.Tensor],
+    repeats: int,
 ) -> Run:
     """Return a run of a part of the model, forward and backward, on fresh inputs of that shape."""
     low = _low_precision(training)
@@ -190,7 +200,9 @@ def bench_step(
         name, config = load_recipe(recipe, overrides, precision, device)
         runs = {name: Training(choose_unset(config, share), device)}
         for other in others.values():
-            runs[other] = Training(choose_unset(load_recipe(other, overrides, precision, device)[1], share), device)
+            runs[other] = Training(
+                choose_unset(load_recipe(other, overrides, precision, device)[1], share), device
+            )
         rows += _measure(runs, others.get("equal", name), options)
     content = {
         "machine": describe_machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
@@ -232,7 +244,9 @@ def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) ->
         ratio = median(a.seconds / b.seconds for a, b in zip(times[equal], times[name], strict=True))
         row = _row(name, run, times[name], ratio)
         rows.append(row)
-        options.say(f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts")
+        options.say(
+            f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts"
+        )
     alone = time_interleaved(list_step_parts(first), max(options.rounds // 3, 3), warm=1, device=device)
     seconds = {name: median_seconds(timings) for name, timings in alone.items()}
     whole = median_seconds(times[preset])
@@ -242,7 +256,9 @@ def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) ->
     if device == "cuda":
         row["ms"] = {name: 1e3 * time for name, time in seconds.items()}
         row["wall_ms"] = {name: 1e3 * median_wall(timings) for name, timings in alone.items()}
-    options.say(f"{preset} {precision}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    options.say(
+        f"{preset} {precision}: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    )
     return [*rows, row]
 
 

@@ -24,7 +24,11 @@ Timer = Callable[[Callable[[], object]], float]  # a call -> its milliseconds
 
 MORE_SHAPES: dict[str, tuple[TileShape, ...]] = {  # in addition to those of the tables
     "up": (TileShape(128, 128, 64, 8, 3, 1), TileShape(128, 64, 64, 8, 3, 1)),
-    "down": (TileShape(128, 128, 64, 4, 3, 2), TileShape(128, 128, 32, 4, 4, 2), TileShape(128, 256, 64, 8, 4, 1)),
+    "down": (
+        TileShape(128, 128, 64, 4, 3, 2),
+        TileShape(128, 128, 32, 4, 4, 2),
+        TileShape(128, 256, 64, 8, 4, 1),
+    ),
     "down_backward": (TileShape(128, 64, 64, 4, 3, 2), TileShape(128, 64, 64, 8, 3, 1)),
     "weights_gate_up": (TileShape(128, 128, 64, 8, 4, 1),),
     "weights_down": (TileShape(128, 256, 64, 8, 3, 1), TileShape(128, 128, 64, 8, 4, 1)),
@@ -52,7 +56,9 @@ def list_launches(layer: Layer) -> dict[str, Launch]:
     x, width = layer.x_TD, layer.x_TD.shape[1]
     run = Launcher(layer)
     # Random numbers everywhere: products of zeros take less power and run faster.
-    pre_gate, pre_up, act, dgate, dup = (torch.randn(bound_room(layer), device=x.device).to(x.dtype) for _ in range(5))
+    pre_gate, pre_up, act, dgate, dup = (
+        torch.randn(bound_room(layer), device=x.device).to(x.dtype) for _ in range(5)
+    )
     rows, dy = torch.randn(run.num_pairs, width, device=x.device).to(x.dtype), torch.randn_like(x)
     partial = torch.zeros(-(-max(layer.widths) // 16), run.num_pairs, device=x.device)
     dw = [torch.empty_like(layer.w_gate_FD) for _ in range(2)]
@@ -72,7 +78,9 @@ def list_launches(layer: Layer) -> dict[str, Launch]:
         "weights_down": ((act, act, dy, layer.token_N, run.plan, dw[0], dw[0]), dw[0], 1, units + pairs + weights),
     }  # fmt: skip
     return {
-        launch: Launch(functools.partial(_call, run, launch, tensors), output, products * product, size * moved)
+        launch: Launch(
+            functools.partial(_call, run, launch, tensors), output, products * product, size * moved
+        )
         for launch, (tensors, output, products, moved) in calls.items()
     }
 
@@ -83,7 +91,9 @@ def _call(run: Launcher, launch: str, tensors: tuple[Any, ...]) -> None:
     run(launch, *tensors, **({"KEEP": True} if launch == "up" else {}))
 
 
-def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer: Timer) -> list[dict[str, Any]]:
+def time_shapes(
+    launch: str, call: Launch, shapes: tuple[TileShape, ...], timer: Timer
+) -> list[dict[str, Any]]:
     """Time a launch with each tile shape; return a row per shape.
 
     A row has milliseconds, TFLOP/s and GB/s, or an error: what was raised, or that the result is not the
@@ -108,7 +118,11 @@ def time_shapes(launch: str, call: Launch, shapes: tuple[TileShape, ...], timer:
         if not float((result - first).norm() / first.norm()) < 1e-2:
             row["error"] = f"differs from the first shape; {time:.3f} ms"
             continue
-        row |= {"ms": time, "tflops": call.flops / time / 1e9, "gigabytes_per_second": call.bytes / time / 1e6}
+        row |= {
+            "ms": time,
+            "tflops": call.flops / time / 1e9,
+            "gigabytes_per_second": call.bytes / time / 1e6,
+        }
     return rows
 
 
@@ -119,10 +133,13 @@ def bench_tiles(shape: LayerShape, dtype: str, out: Path, say: Callable[[str], N
         ConfigError: without a GPU, or where the Triton backend cannot compute the layer.
     """
     if not torch.cuda.is_available():
-        raise ConfigError("bench tiles: PyTorch sees no NVIDIA GPU, and tile shapes can be measured nowhere else")
+        raise ConfigError(
+            "bench tiles: PyTorch sees no NVIDIA GPU, and tile shapes can be measured nowhere else"
+        )
     if dtype not in ("bfloat16", "float16"):
         raise ConfigError(
-            f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks", argument="dtype"
+            f"dtype = {dtype}: must be bfloat16 or float16; float32 has one tile shape, for checks",
+            argument="dtype",
         )
     layer = _draw_layer(shape, getattr(torch, dtype))
     reason = explain_triton_refusal(layer)
@@ -139,8 +156,16 @@ def bench_tiles(shape: LayerShape, dtype: str, out: Path, say: Callable[[str], N
         timed = [row for row in rows if "ms" in row]
         if timed:
             tiles[launch] = {name_size(launch, *sizes): min(timed, key=lambda row: row["ms"])["shape"]}
-    content = {"machine": describe_machine("cuda"), **vars(shape), "dtype": dtype, "tiles": tiles, "rows": table}
-    path = save_result(out, f"tiles-{dtype}-{shape.dim}-{len(shape.widths)}experts-{shape.tokens}tokens", content)
+    content = {
+        "machine": describe_machine("cuda"),
+        **vars(shape),
+        "dtype": dtype,
+        "tiles": tiles,
+        "rows": table,
+    }
+    path = save_result(
+        out, f"tiles-{dtype}-{shape.dim}-{len(shape.widths)}experts-{shape.tokens}tokens", content
+    )
     say(f"{VARIABLE}={path} uses the fastest for layers of this size; a run records it")
     return path
 

@@ -124,7 +124,9 @@ def encode_json(tree: dict[str, Any]) -> bytes:
 def write_manifest(folder: Path, digest: str) -> list[str]:
     """Write the manifest of all files that lie in a folder; return their names, the manifest's own last."""
     names = _list_files(folder)
-    files = {name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names}
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names
+    }
     manifest: dict[str, Any] = {"digest": digest, "files": files}
     # The manifest's own hash makes a flip in it visible too.
     manifest["manifest_sha256"] = hashlib.sha256(encode_json(manifest)).hexdigest()
@@ -152,7 +154,9 @@ def _read_manifest(folder: Path) -> Manifest:
         own_sha256 = tree.pop("manifest_sha256")
         # Compared as bytes: a flip in the spaces between values is damage too.
         whole = encode_json({**tree, "manifest_sha256": own_sha256}) == content
-        files = {name: ManifestEntry(entry["bytes"], entry["sha256"]) for name, entry in tree["files"].items()}
+        files = {
+            name: ManifestEntry(entry["bytes"], entry["sha256"]) for name, entry in tree["files"].items()
+        }
         manifest = Manifest(tree["digest"], files)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{folder / MANIFEST}: damaged") from None

@@ -60,7 +60,9 @@ def capture_state(
     return Checkpoint(step, weights, moments, {"step": step, **state})
 
 
-def restore_state(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def restore_state(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """Put the weights of a checkpoint into a model, and its moments into the optimizer.
 
     Raises:
@@ -105,7 +107,9 @@ def write_checkpoint_files(folder: Path, checkpoint: Checkpoint) -> None:
     """
     for name in checkpoint.extra_files:
         if name in ("", *STANDARD_FILES, MANIFEST) or name.startswith(".") or Path(name).name != name:
-            raise ValueError(f"extra file {name!r}: must be a plain, visible file name that no other file has")
+            raise ValueError(
+                f"extra file {name!r}: must be a plain, visible file name that no other file has"
+            )
     for name, tensors in ((MODEL_FILE, checkpoint.model), (OPTIMIZER_FILE, checkpoint.optimizer)):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / name)
     (folder / STATE_FILE).write_bytes(encode_json(checkpoint.state))

@@ -80,7 +80,9 @@ def load_newest_checkpoint(
             if quarantine:
                 _set_aside(locate_checkpoint(run, step))
     if reasons:
-        raise CheckpointError(f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again in another run folder")
+        raise CheckpointError(
+            f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again in another run folder"
+        )
     return None
 
 
@@ -93,7 +95,9 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
     manifest = verify_checkpoint(folder)
     missing = [name for name in STANDARD_FILES if name not in manifest.files]
     if missing:
-        raise CheckpointError(f"{folder / MANIFEST}: lists no {', '.join(missing)}, which every checkpoint has")
+        raise CheckpointError(
+            f"{folder / MANIFEST}: lists no {', '.join(missing)}, which every checkpoint has"
+        )
     try:
         checkpoint = read_checkpoint_files(folder, manifest.files, optimizer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

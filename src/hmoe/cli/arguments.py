@@ -9,7 +9,9 @@ from hmoe.errors import ConfigError
 
 # A verb with these settings takes words that are no options of its own: overrides of recipe keys.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-Recipe = Annotated[str, typer.Argument(help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.")]
+Recipe = Annotated[
+    str, typer.Argument(help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.")
+]
 AnyModel = Annotated[
     Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
 ]
@@ -17,11 +19,14 @@ Temperature = Annotated[float, typer.Option(help="0 takes the most probable toke
 TopKTokens = Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0: from all.")]
 TopPTokens = Annotated[float, typer.Option(help="Draw from the most probable tokens whose sum reaches p.")]
 ServedPrecision = Annotated[
-    Literal["float32", "bfloat16"] | None, typer.Option(help="Of weights and keys. Default: as the weights are stored.")
+    Literal["float32", "bfloat16"] | None,
+    typer.Option(help="Of weights and keys. Default: as the weights are stored."),
 ]
 ServedContext = Annotated[
     int | None,
-    typer.Option(min=2, max=2**24, help="Tokens of prompt and answer. Default: the length it was trained on."),
+    typer.Option(
+        min=2, max=2**24, help="Tokens of prompt and answer. Default: the length it was trained on."
+    ),
 ]
 
 

@@ -6,7 +6,9 @@ import typer
 
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchDtypes, BenchOut, BenchRounds, BenchThreads
 
-_Shape = Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: 0.4B and 64-experts.")]
+_Shape = Annotated[
+    list[str] | None, typer.Option(help="A shape by name; repeatable. Default: 0.4B and 64-experts.")
+]
 _Tokens = Annotated[int, typer.Option(min=1, max=1024, help="Tokens at a time.")]
 
 

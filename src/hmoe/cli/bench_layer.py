@@ -6,7 +6,9 @@ import typer
 
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchDtypes, BenchOut, BenchRounds, BenchThreads
 
-_Shape = Annotated[list[str] | None, typer.Option(help="A shape by name; repeatable. Default: those for the device.")]
+_Shape = Annotated[
+    list[str] | None, typer.Option(help="A shape by name; repeatable. Default: those for the device.")
+]
 _Dim = Annotated[int | None, typer.Option(min=1, help="Model width of a shape of your own.")]
 _Widths = Annotated[str | None, typer.Option(help="Its expert widths: 864,1056,...")]
 _TopK = Annotated[int | None, typer.Option(min=1, help="Its experts per token. Default: 2.")]
@@ -45,4 +47,6 @@ def time_layer(
 
     shapes = parse_own_shape(shape, dim, widths, top_k, tokens)
     options = BenchOptions(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench_layer(shapes, dtype or [choose_default_dtype(device)], against, profile, options)}")
+    typer.echo(
+        f"written to {bench_layer(shapes, dtype or [choose_default_dtype(device)], against, profile, options)}"
+    )

@@ -10,7 +10,9 @@ from hmoe.errors import make_missing_extra_error
 _Preset = Annotated[str, typer.Argument(help="A preset with top-k experts in every layer.")]
 _Dtype = Annotated[
     str | None,
-    typer.Option(help="float32 or bfloat16. Default: bfloat16 where the hardware multiplies it, else float32."),
+    typer.Option(
+        help="float32 or bfloat16. Default: bfloat16 where the hardware multiplies it, else float32."
+    ),
 ]
 _Prompt = Annotated[int, typer.Option(min=16, help="Tokens read at once.")]
 _New = Annotated[int, typer.Option(min=1, help="Tokens written one by one, after 16.")]
@@ -34,7 +36,9 @@ def time_model(
     chosen = dtype or choose_default_dtype(device)
     check_dtypes([chosen])
     try:
-        path = bench_model(preset, chosen, prompt, new, BenchOptions(device, rounds, threads, out, typer.echo))
+        path = bench_model(
+            preset, chosen, prompt, new, BenchOptions(device, rounds, threads, out, typer.echo)
+        )
     except ImportError:
         raise make_missing_extra_error("transformers' models", "hf") from None
     typer.echo(f"written to {path}")

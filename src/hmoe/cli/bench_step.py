@@ -13,7 +13,9 @@ _Recipe = Annotated[
         "data.path=corpus data.tokenizer=bytes where their data is not at hand."
     ),
 ]
-_Precision = Annotated[list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")]
+_Precision = Annotated[
+    list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")
+]
 _Alone = Annotated[bool, typer.Option("--alone", help="Without the equal and dense siblings.")]
 
 

@@ -13,7 +13,8 @@ from hmoe.cli.serve import open_served_model
 from hmoe.errors import ConfigError
 
 ExpertThreshold = Annotated[
-    float | None, typer.Option(help="Threshold of a top-p router, in (0, 1]: lower is cheaper. Default: the model's.")
+    float | None,
+    typer.Option(help="Threshold of a top-p router, in (0, 1]: lower is cheaper. Default: the model's."),
 ]
 
 
@@ -52,7 +53,9 @@ def chat_with_model(
     with Engine(opened.model, opened.tokenizer, EngineLimits(1, 0, context)) as engine:
         if top_p_experts is not None and engine.top_p is None:
             raise ConfigError(f"--top-p-experts {top_p_experts}: the router of this model is not top-p")
-        ask = SequenceTask((), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts)
+        ask = SequenceTask(
+            (), max_tokens or max(1, engine.capacity // 4), sampling, seed, top_p_experts=top_p_experts
+        )
         note = print_note_with_flags("max_tokens")
         conversation = ChatSession(engine, layout, ask, system, note)
         answer_lines(conversation, read_turns(), lambda piece: typer.echo(piece, nl=False), note)

@@ -8,7 +8,9 @@ import typer
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 
-_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")]
+_Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder for the benchmarks; continued if it was begun.")
+]
 _Add = Annotated[
     list[str] | None,
     typer.Option(

@@ -23,7 +23,9 @@ _Inputs = Annotated[
     ),
 ]
 _Out = Annotated[Path, typer.Option(help="Folder for the shards; continued if it was begun.")]
-_Tokenizer = Annotated[str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")]
+_Tokenizer = Annotated[
+    str, typer.Option(help="bytes, bpe:SIZE (trained on the input), or a tokenizer file or folder.")
+]
 _Separator = Annotated[
     str | None, typer.Option(help="Token after every document. Default: the tokenizer's end-of-text token.")
 ]
@@ -57,7 +59,14 @@ def prepare_data_folder(
 
     begin, begin_notes = _find_begin(tokenizer, separator)
     request = PrepareRequest(
-        inputs, tokenizer, text_field, validation, _parse_weights(weight), max_bad, separator=separator, begin=begin
+        inputs,
+        tokenizer,
+        text_field,
+        validation,
+        _parse_weights(weight),
+        max_bad,
+        separator=separator,
+        begin=begin,
     )
     with ProgressBar() as bar:
         index = prepare_data(request, out, lambda progress: _show_progress(bar, progress), say=print_note)
@@ -69,14 +78,18 @@ def prepare_data_folder(
     )
     notes = [*begin_notes, index.losses.describe() if index.losses else ""]
     if not tokens["valid"]:
-        notes.append("no document was held out, so training will not report validation loss; see --validation")
+        notes.append(
+            "no document was held out, so training will not report validation loss; see --validation"
+        )
     for note in (*notes, index.describe_split(), describe_weights(index)):
         if note:
             print_note(note)
 
 
 def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
-    counts = f"{progress.documents:,} documents | {progress.text_bytes / 1e6:,.1f} MB | {progress.tokens:,} tokens"
+    counts = (
+        f"{progress.documents:,} documents | {progress.text_bytes / 1e6:,.1f} MB | {progress.tokens:,} tokens"
+    )
     stage = counts if progress.tokens else "reading"
     done = max(progress.file - 1, 0)  # this one is not finished yet
     bar.update("files", done, progress.files, f"file {progress.file}/{progress.files} | {stage}")
@@ -102,7 +115,9 @@ def _find_begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | Non
             f"every document begins with {' '.join(texts.get(token, str(token)) for token in begin)}, as {name} says"
         )
     if after := [texts.get(token, str(token)) for token in tokenizer.after if token != tokenizer.separator]:
-        notes.append(f"{name} puts {' '.join(after)} after a text; documents end with the end-of-text token alone")
+        notes.append(
+            f"{name} puts {' '.join(after)} after a text; documents end with the end-of-text token alone"
+        )
     return begin, notes
 
 

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 _Text = Annotated[
     list[Path] | None,
-    typer.Option(help="Text, jsonl or parquet file or folder; repeatable. Default: the run's validation split."),
+    typer.Option(
+        help="Text, jsonl or parquet file or folder; repeatable. Default: the run's validation split."
+    ),
 ]
 _TextField = Annotated[
     str | None,
-    typer.Option(help="Field of jsonl and parquet records, or a template of several: '{question}\\n{response}'."),
+    typer.Option(
+        help="Field of jsonl and parquet records, or a template of several: '{question}\\n{response}'."
+    ),
 ]
-_Window = Annotated[int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")]
+_Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")
+]
 _Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16. Default: that of the weights.")]
 _Tasks = Annotated[
     str | None,
@@ -43,7 +49,9 @@ _NumFewshot = Annotated[
     int | None, typer.Option(min=0, help="Examples before each question. Default: as the task says.")
 ]
 _BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one forward pass. Default: 4096.")]
-_Out = Annotated[Path | None, typer.Option(help="Folder for results; tasks finished there are not evaluated again.")]
+_Out = Annotated[
+    Path | None, typer.Option(help="Folder for results; tasks finished there are not evaluated again.")
+]
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
@@ -78,15 +86,27 @@ def evaluate_folder(
         _evaluate_text(run, text, text_field, window, precision, as_json)
         return
     if text or text_field:
-        raise ConfigError(f"{'--text' if text else '--text-field'} has no effect with --tasks; remove one of them")
-    options = {"limit": limit, "num_fewshot": num_fewshot, "precision": precision, "batch_tokens": batch_tokens}
+        raise ConfigError(
+            f"{'--text' if text else '--text-field'} has no effect with --tasks; remove one of them"
+        )
+    options = {
+        "limit": limit,
+        "num_fewshot": num_fewshot,
+        "precision": precision,
+        "batch_tokens": batch_tokens,
+    }
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     chosen = {key: value for key, value in options.items() if value is not None}
     _evaluate_tasks(run, names, benchmarks, window, out, chosen, as_json)
 
 
 def _evaluate_text(
-    run: Path, text: list[Path] | None, text_field: str | None, window: int | None, precision: str | None, as_json: bool
+    run: Path,
+    text: list[Path] | None,
+    text_field: str | None,
+    window: int | None,
+    precision: str | None,
+    as_json: bool,
 ) -> None:
     from hmoe.evaluate.perplexity import measure_perplexity_by_domain, sum_perplexities
     from hmoe.evaluate.precision import EvaluationPrecision
@@ -104,7 +124,9 @@ def _evaluate_text(
             bar.update("text", num_documents, None, f"{num_documents:,} documents | {num_tokens:,} tokens")
 
         length = window or opened.context_length
-        domains = measure_perplexity_by_domain(opened.model, opened.tokenizer, documents, length, report, opened.begin)
+        domains = measure_perplexity_by_domain(
+            opened.model, opened.tokenizer, documents, length, report, opened.begin
+        )
     numbers = {"step": opened.step, **_list_numbers(sum_perplexities(domains))}
     if as_json:
         parts = {name: _list_numbers(domain) for name, domain in domains.items()}
@@ -142,7 +164,9 @@ def _evaluate_tasks(
     check_precision(chosen.get("precision"))
     selection = select_tasks(names, benchmarks, print_note)  # before a large model is read
     opened = open_model(run, print_note)
-    about = harness.ModelInfo(opened.name, harness.read_training_record(run, opened.step) if opened.run else {})
+    about = harness.ModelInfo(
+        opened.name, harness.read_training_record(run, opened.step) if opened.run else {}
+    )
     options = harness.EvaluationOptions(begin=opened.begin, **chosen)
     with ProgressBar() as bar:
 

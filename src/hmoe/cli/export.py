@@ -23,7 +23,9 @@ _Precision = Annotated[str | None, typer.Option(help="float32 or bfloat16. Defau
 _ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
 _WithCode = Annotated[
     bool,
-    typer.Option("--with-code", help="Add files that load with trust_remote_code=True where hmoe is not installed."),
+    typer.Option(
+        "--with-code", help="Add files that load with trust_remote_code=True where hmoe is not installed."
+    ),
 ]
 
 

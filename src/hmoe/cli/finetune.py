@@ -24,7 +24,8 @@ _Model = Annotated[
     ),
 ]
 _Out = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Folder for model and results.json; must not exist, or be empty.")
+    Path,
+    typer.Argument(metavar="DIR", help="Folder for model and results.json; must not exist, or be empty."),
 ]
 _Method = Annotated[
     str,
@@ -41,10 +42,18 @@ _Data = Annotated[
 ]
 _Epochs = Annotated[int | None, typer.Option(help="Default: 10; wikitext2: 20.")]
 _Batch = Annotated[int | None, typer.Option(help="Sequences per step. Default: 8; wikitext2: 4.")]
-_Lr = Annotated[float | None, typer.Option(help="Peak learning rate. Default: 1e-5; squad, cnn_dailymail: 3e-5.")]
-_SourceLength = Annotated[int | None, typer.Option(help="Tokens read. Default: 256; squad: 384; others: 1024.")]
-_TrainExamples = Annotated[int | None, typer.Option(min=1, help="Of the training split, the first ones. Default: all.")]
-_EvalExamples = Annotated[int | None, typer.Option(help="Scored after each epoch. Default: all; cnn_dailymail: 1600.")]
+_Lr = Annotated[
+    float | None, typer.Option(help="Peak learning rate. Default: 1e-5; squad, cnn_dailymail: 3e-5.")
+]
+_SourceLength = Annotated[
+    int | None, typer.Option(help="Tokens read. Default: 256; squad: 384; others: 1024.")
+]
+_TrainExamples = Annotated[
+    int | None, typer.Option(min=1, help="Of the training split, the first ones. Default: all.")
+]
+_EvalExamples = Annotated[
+    int | None, typer.Option(help="Scored after each epoch. Default: all; cnn_dailymail: 1600.")
+]
 _Seed = Annotated[int | None, typer.Option(help="Default: 42.")]
 
 
@@ -79,7 +88,13 @@ def finetune_to_folder(
         logging.disable_progress_bar()
     recipe = get_finetune_task(task)
     settings = change_task_settings(
-        recipe, epochs=epochs, batch=batch, lr=lr, source_length=source_length, eval_examples=eval_examples, seed=seed
+        recipe,
+        epochs=epochs,
+        batch=batch,
+        lr=lr,
+        source_length=source_length,
+        eval_examples=eval_examples,
+        seed=seed,
     )
     request = FinetuneRequest(recipe, model, method, data, settings, train_examples)
     result = finetune_model(request, out, print_note_with_flags("source_length"))

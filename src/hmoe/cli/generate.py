@@ -37,7 +37,9 @@ def continue_prompt(
     tokenizer, length = opened.tokenizer, opened.context_length
     ids = [*opened.begin, *tokenizer.encode([prompt])[0]] or [tokenizer.separator]
     if len(ids) + max_tokens > length:
-        print_note(f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}")
+        print_note(
+            f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}"
+        )
     detokenizer, shown = tokenizer.detokenizer(ids), 0
     typer.echo(tokenizer.decode(ids), nl=False)  # not always the prompt: some tokenizers normalise
     for token in generate_tokens(opened.model, ids, max_tokens, sampling, seed, tokenizer):

@@ -19,13 +19,19 @@ def print_info() -> None:
 
     triton = importlib.util.find_spec("triton")
     numbers: dict[str, Any] = {"hmoe": __version__, "python": platform.python_version()}
-    numbers |= {name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
+    numbers |= {
+        name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")
+    }
     numbers["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    numbers["cpu_bfloat16"] = "hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated: use float32"
+    numbers["cpu_bfloat16"] = (
+        "hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated: use float32"
+    )
     numbers["cpu_kernels"] = native.describe_library()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     numbers["gpu"] = ", ".join(gpus) or "none"
-    numbers["triton"] = importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
+    numbers["triton"] = (
+        importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
+    )
     numbers |= {f"extra [{extra}]": _describe_extra(extra) for extra in _list_extras("hmoe")}
     print_numbers(numbers, as_json=False)
 

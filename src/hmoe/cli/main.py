@@ -41,7 +41,9 @@ app = typer.Typer(
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
 )  # fmt: skip
 _data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
-_bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down.")
+_bench = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down."
+)
 
 # In the order of `hmoe --help`.
 app.command("eval")(evaluate_folder)
@@ -119,7 +121,10 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
         return f"error: {explain_error(error, command)}", error.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written
         kind = DataError if arguments[:1] == ["data"] else CheckpointError
-        return f"error: {_decode_name(error.filename) or 'input/output'}: {error.strerror or error}", kind.exit_code
+        return (
+            f"error: {_decode_name(error.filename) or 'input/output'}: {error.strerror or error}",
+            kind.exit_code,
+        )
     if isinstance(error, UnicodeEncodeError) and any("\ud800" <= c <= "\udfff" for c in error.object):
         return f"error: {error.object}: a name that is not UTF-8 cannot be used here", ConfigError.exit_code
     if _is_out_of_memory(error):

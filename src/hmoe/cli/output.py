@@ -26,4 +26,10 @@ def print_numbers(numbers: dict[str, Any], as_json: bool) -> None:
 def _format(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:,.4f}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -12,7 +12,9 @@ from hmoe.config.run import RunConfig
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
 _Memory = Annotated[
     float | None,
-    typer.Option(metavar="GB", min=0.001, max=1000000.0, help="Plan for a GPU with this memory, not for this machine."),
+    typer.Option(
+        metavar="GB", min=0.001, max=1000000.0, help="Plan for a GPU with this memory, not for this machine."
+    ),
 ]
 
 
@@ -33,7 +35,9 @@ def print_plan(config: RunConfig, as_json: bool, memory: float | None = None) ->
 
     host = read_host().memory_bytes
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
-    numbers = make_plan(config, Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9)))
+    numbers = make_plan(
+        config, Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9))
+    )
     numbers["memory_assumed"] = _describe_assumption(on_gpu, memory)
     if config.model.moe is not None and config.model.moe.warning:
         print_note(f"warning: {config.model.moe.warning}")

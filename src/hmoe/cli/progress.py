@@ -49,7 +49,9 @@ class ProgressBar:
             console = Console(file=self._stream, highlight=False, soft_wrap=True)
             columns = (BarColumn(24), TextColumn("{task.fields[line]}", markup=False))
             # What is printed meanwhile appears above the bar, but must not leave the file that standard output goes to.
-            self._live = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
+            self._live = Progress(
+                *columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty()
+            )
             self._live.start()
         return self
 

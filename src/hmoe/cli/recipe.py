@@ -20,4 +20,8 @@ def find_run(recipe: str) -> Path | None:
     """Return the run folder that a recipe names, itself or by its config.yaml; a preset's name is that preset."""
     path = Path(recipe)
     run = path.parent if path.name == CONFIG else path
-    return run if recipe not in ("", *recipes.list_presets()) and "\0" not in recipe and is_run_folder(run) else None
+    return (
+        run
+        if recipe not in ("", *recipes.list_presets()) and "\0" not in recipe and is_run_folder(run)
+        else None
+    )

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 _Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")]
 _Port = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one, which is printed.")]
-_ApiKey = Annotated[str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")]
+_ApiKey = Annotated[
+    str | None, typer.Option(envvar="HMOE_API_KEY", help="Demanded on every route but /health.")
+]
 _AllowOrigin = Annotated[
     list[str] | None,
     typer.Option(
@@ -31,12 +33,18 @@ _Name = Annotated[str | None, typer.Option(help="Name of the model in requests. 
 _MaxBatch = Annotated[
     int, typer.Option(min=1, max=4096, help="Sequences computed at a time; each has memory for the context.")
 ]
-_MaxQueue = Annotated[int, typer.Option(min=0, max=100000, help="Requests that wait beside those; the next get 429.")]
-_MaxTokens = Annotated[int | None, typer.Option(min=1, help="New tokens a request may ask for. Default: the context.")]
+_MaxQueue = Annotated[
+    int, typer.Option(min=0, max=100000, help="Requests that wait beside those; the next get 429.")
+]
+_MaxTokens = Annotated[
+    int | None, typer.Option(min=1, help="New tokens a request may ask for. Default: the context.")
+]
 _PrefillTokens = Annotated[int, typer.Option(min=1, max=2**20, help="Prompt tokens read per step.")]
 _MaxBodyBytes = Annotated[int, typer.Option(min=1024, max=2**30, help="Largest body of a request, bytes.")]
 _MaxConnections = Annotated[int, typer.Option(min=1, max=65536, help="Open connections; the next get 503.")]
-_Timeout = Annotated[float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")]
+_Timeout = Annotated[
+    float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")
+]
 
 
 def serve_model(
@@ -76,7 +84,9 @@ def serve_model(
             print_note("anybody who reaches this address may use the model; --api-key asks for a key")
         guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
         with service.engine:
-            Server(service, guard, ConnectionLimits(max_connections), partial(_print_address, service)).run([listening])
+            Server(service, guard, ConnectionLimits(max_connections), partial(_print_address, service)).run(
+                [listening]
+            )
 
 
 def _make_service(
@@ -84,7 +94,9 @@ def _make_service(
 ) -> "Service":
     from hmoe.serve.http.service import ServedModel, Service
 
-    served = ServedModel(opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder)
+    served = ServedModel(
+        opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder
+    )
     return Service(served, limits, max_tokens or limits.context_length, timeout)
 
 

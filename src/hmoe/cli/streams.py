@@ -57,6 +57,10 @@ def _make_forgiving(stream: Any, descriptor: int) -> Any:
         return OutputStream(open(descriptor, "wb", closefd=False), "utf-8", "replace")
     if not isinstance(stream, io.TextIOWrapper):
         return stream
-    encoding, by_line, at_once = stream.encoding, stream.line_buffering or descriptor == 2, stream.write_through
+    encoding, by_line, at_once = (
+        stream.encoding,
+        stream.line_buffering or descriptor == 2,
+        stream.write_through,
+    )
     # left attached, the old stream would close it
     return OutputStream(stream.detach(), encoding, "replace", line_buffering=by_line, write_through=at_once)

@@ -13,7 +13,9 @@ from hmoe.config import recipes
 
 _Run = Annotated[
     Path | None,
-    typer.Option(help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."),
+    typer.Option(
+        help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."
+    ),
 ]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")]
 

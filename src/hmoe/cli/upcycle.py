@@ -29,10 +29,13 @@ _Recipe = Annotated[
 ]
 _Text = Annotated[
     list[Path] | None,
-    typer.Option(help="Text, jsonl or parquet to measure on; repeatable. Default: the run's validation split."),
+    typer.Option(
+        help="Text, jsonl or parquet to measure on; repeatable. Default: the run's validation split."
+    ),
 ]
 _TextField = Annotated[
-    str | None, typer.Option(help="Field of its records, or a template of several: '{question}\\n{response}'.")
+    str | None,
+    typer.Option(help="Field of its records, or a template of several: '{question}\\n{response}'."),
 ]
 _Choice = Annotated[
     str,
@@ -40,7 +43,9 @@ _Choice = Annotated[
         help="Which hidden units a narrower expert takes: importance (measured on the text), windows or random."
     ),
 ]
-_Tokens = Annotated[int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")]
+_Tokens = Annotated[
+    int, typer.Option(min=1, max=2**24, help="Tokens of the text that units are measured on.")
+]
 _WidthBudget = Annotated[
     int | None,
     typer.Option(
@@ -88,7 +93,12 @@ def upcycle_to_run(
     new = build_run(opened, options, texts)
     with RunFolder(run, new.config) as folder:
         begin_run(
-            folder, new.config, new.model, opened.tokenizer, opened.begin, read_side_files(source, opened.tokenizer)
+            folder,
+            new.config,
+            new.model,
+            opened.tokenizer,
+            opened.begin,
+            read_side_files(source, opened.tokenizer),
         )
     _print_report(run, opened, new, texts)
     typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
@@ -134,7 +144,9 @@ def _print_report(run: Path, opened: "OpenedModel", new: "NewRun", texts: Sequen
         )
     measured = [error for error in new.errors if not math.isnan(error)]
     if measured:
-        typer.echo(f"relative error of layers: mean {sum(measured) / len(measured):.4f}, largest {max(measured):.4f}")
+        typer.echo(
+            f"relative error of layers: mean {sum(measured) / len(measured):.4f}, largest {max(measured):.4f}"
+        )
     if texts:
         typer.echo(_describe_losses(opened, new, texts))
     else:
@@ -145,7 +157,9 @@ def _describe_losses(opened: "OpenedModel", new: "NewRun", texts: Sequence[str])
     from hmoe.evaluate.perplexity import measure_perplexity
 
     before, after = (
-        measure_perplexity(model, opened.tokenizer, texts, opened.context_length, begin=opened.begin).nats_per_token
+        measure_perplexity(
+            model, opened.tokenizer, texts, opened.context_length, begin=opened.begin
+        ).nats_per_token
         for model in (opened.model, new.model)
     )
     return f"loss on the text: {before:.4f} nats per token before, {after:.4f} after"

@@ -34,7 +34,11 @@ def _count_extras(model: ModelSpec) -> dict[str, int]:
         return {"router": 0, "shared": 0, "zero": 0, "hyper": 0}
     experts, num_moe = len(moe.routed_widths), len(model.moe_layers)
     balanced = moe.router.bias_update is not None
-    hyper = moe.hyper.network_parameters(d, num_moe) + num_moe * moe.hyper.layer_parameters(experts) if moe.hyper else 0
+    hyper = (
+        moe.hyper.network_parameters(d, num_moe) + num_moe * moe.hyper.layer_parameters(experts)
+        if moe.hyper
+        else 0
+    )
     return {
         "router": d * experts + experts * balanced,
         "shared": 3 * d * moe.shared,
@@ -46,7 +50,9 @@ def _count_extras(model: ModelSpec) -> dict[str, int]:
 def count_fixed_parameters(model: ModelSpec) -> int:
     """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
     parts = count_parameters(model)
-    generated = 0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
+    generated = (
+        0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)
+    )
     return sum(parts.values()) - parts["experts"] - parts["hyper"] + len(model.moe_layers) * generated
 
 
@@ -83,7 +89,9 @@ def count_training_flops(
     multiplied = count_fixed_parameters(model) - (0 if model.tied else model.vocab * model.dim)
     scores = model.layers * context * model.heads * model.head_width
     generated = (
-        num_selections * model.moe.hyper.generation_parameters(model.dim) if model.moe and model.moe.hyper else 0
+        num_selections * model.moe.hyper.generation_parameters(model.dim)
+        if model.moe and model.moe.hyper
+        else 0
     )
     return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + generated)
 

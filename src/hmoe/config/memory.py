@@ -8,9 +8,7 @@ from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
 
-SHARE = (
-    0.85  # of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments
-)
+SHARE = 0.85  # of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments
 ENOUGH_TOKENS = 32_768  # a GPU works no faster with larger micro-batches
 FEWEST_TOKENS = 8_192  # with smaller ones it waits for the host, which costs more than computing blocks twice
 _ROUTER_NUMBERS = 10  # that a router keeps per token and expert: logits, scores, choices, places
@@ -53,7 +51,9 @@ def choose_unset(config: RunConfig, device: Device) -> RunConfig:
     choices = []
     for recompute in (False, True) if given is None else (given,):
         candidates = (_with(config, size, recompute) for size in sizes)
-        choices += [next((c for c in candidates if count_memory(c, device.kind) <= SHARE * device.memory_bytes), None)]
+        choices += [
+            next((c for c in candidates if count_memory(c, device.kind) <= SHARE * device.memory_bytes), None)
+        ]
     without, again = choices[0], choices[-1]
     if without is None or again is None:
         return without or again or _with(config, sizes[-1], given is not False)
@@ -64,7 +64,9 @@ def choose_unset(config: RunConfig, device: Device) -> RunConfig:
 def describe_choice(config: RunConfig, device: Device) -> str:
     """What was chosen, and what it needs of the device's memory, on one line."""
     parts, needed = config.data.num_micro_batches, count_memory(config, device.kind)
-    recomputing = "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
+    recomputing = (
+        "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
+    )
     return (
         f"micro-batches: {parts} of {config.data.batch_tokens // parts:,} tokens, {recomputing}: "
         f"{needed / 1e9:.1f} of {device.memory_bytes / 1e9:.1f} GB"
@@ -89,7 +91,9 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     parts = count_parameters(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     sparse = [layer in model.moe_layers for layer in range(model.layers)]
-    saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)}
+    saved = {
+        is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)
+    }
     kept = sum(saved[is_sparse] for is_sparse in sparse)
     inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers

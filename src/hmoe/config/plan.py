@@ -27,7 +27,9 @@ def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]
     return {
         "total_parameters": sum(count_parameters(model).values()),
         "activated_parameters": round(activated),
-        "activated_parameters_range": [round(count_activated_parameters(model, width)) for width in (least, most)],
+        "activated_parameters_range": [
+            round(count_activated_parameters(model, width)) for width in (least, most)
+        ],
         "activated_assumption": _assumption(model),
         "parameters_by_part": count_parameters(model),
         "expert_widths": list(model.moe.expert_widths) if model.moe else [],

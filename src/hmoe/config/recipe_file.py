@@ -50,7 +50,9 @@ class NamesLoader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.YAMLError(f"key {twice!r} is written twice")
         mapping = super().construct_mapping(node, deep)
-        written = {self.construct_object(key): key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)}
+        written = {
+            self.construct_object(key): key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)
+        }
         return {"null" if key is None else written.get(key, key): value for key, value in mapping.items()}
 
 

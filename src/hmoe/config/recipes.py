@@ -72,7 +72,11 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for key, value in _parse(overrides):
         change = value
         # A domain's name is one part, whatever it holds: data.weights.c4.en.
-        parts = [*_WEIGHTS[:-1].split("."), key.removeprefix(_WEIGHTS)] if key.startswith(_WEIGHTS) else key.split(".")
+        parts = (
+            [*_WEIGHTS[:-1].split("."), key.removeprefix(_WEIGHTS)]
+            if key.startswith(_WEIGHTS)
+            else key.split(".")
+        )
         for part in reversed(parts):
             change = {part: change}
         tree = _merge(tree, change)
@@ -87,7 +91,9 @@ def replace_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_
     """
     tree = _read(recipe, None, 0) | {"model": to_plain(model)}
     if tree["data"]["path"] == "corpus" != data_path:
-        tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {"path": data_path}
+        tree["data"] = {key: value for key, value in tree["data"].items() if key != "tokenizer"} | {
+            "path": data_path
+        }
     return check_recipe(tree, overrides)
 
 
@@ -197,12 +203,16 @@ def _parse(overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
         dashed = word.startswith("--")
         word_key = word.removeprefix("--")
         # A domain's name may hold "=", a weight does not.
-        key, equals, text = word_key.rpartition("=") if word_key.startswith(_WEIGHTS) else word_key.partition("=")
+        key, equals, text = (
+            word_key.rpartition("=") if word_key.startswith(_WEIGHTS) else word_key.partition("=")
+        )
         key = key if equals else word_key
         if not equals:
             text = next(words, "") if dashed else ""
         if not key or not (equals or (dashed and text)):
-            raise ConfigError(f"{word}: an override is key=value; nearest key is {_nearest(key)}", argument="overrides")
+            raise ConfigError(
+                f"{word}: an override is key=value; nearest key is {_nearest(key)}", argument="overrides"
+            )
         open_ended = any(key.startswith(prefix) and key != prefix for prefix in (_WEIGHTS, _ROUTER))
         if key not in list_recipe_keys() and not open_ended:
             raise ConfigError(f"{key}: unknown key; nearest is {_nearest(key)}", argument="overrides")
@@ -225,7 +235,9 @@ def _merge(base: Any, new: Any) -> Any:
 
 def describe_problem(problem: Any) -> str:
     """What pydantic found, as one line that names key, value and nearest choice."""
-    key = ".".join(_named(str(part)) for part in problem["loc"] if part not in _CHOICES and part not in ROUTERS)
+    key = ".".join(
+        _named(str(part)) for part in problem["loc"] if part not in _CHOICES and part not in ROUTERS
+    )
     if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         allowed = _kind_names(problem["loc"])
         if key in list_recipe_keys():
@@ -286,7 +298,9 @@ def _kind_names(loc: Sequence[Any]) -> list[str]:
 def _known(section: Any, prefix: str) -> Iterator[str]:
     """Dotted keys of a section, or of a spec."""
     is_spec = is_dataclass(section)
-    types = get_field_types(section) if is_spec else {n: f.annotation for n, f in section.model_fields.items()}
+    types = (
+        get_field_types(section) if is_spec else {n: f.annotation for n, f in section.model_fields.items()}
+    )
     for name, annotation in types.items():
         yield prefix + name
         parts = list(list_annotation_parts(annotation))

@@ -29,7 +29,9 @@ def parse_bpe_size(name: str) -> int | None:
         return None
     size = name.removeprefix("bpe:")
     if not re.fullmatch("[0-9]{1,8}", size) or not BYTE_VOCAB <= int(size) <= 2**24:
-        raise ConfigError(f"tokenizer = {name!r}: bpe:SIZE needs a size from {BYTE_VOCAB} to {2**24}, such as bpe:8192")
+        raise ConfigError(
+            f"tokenizer = {name!r}: bpe:SIZE needs a size from {BYTE_VOCAB} to {2**24}, such as bpe:8192"
+        )
     return int(size)
 
 
@@ -37,11 +39,14 @@ class DataConfig(Section):
     """Which tokens, in which batches."""
 
     path: Annotated[
-        str, Field(min_length=1, description="a folder made by `hmoe data prepare`, or `corpus`: the embedded one")
+        str,
+        Field(
+            min_length=1, description="a folder made by `hmoe data prepare`, or `corpus`: the embedded one"
+        ),
     ]
-    tokenizer: Annotated[str | None, Field(description="for `corpus`: bytes or bpe:SIZE; null: bpe of model.vocab")] = (
-        None
-    )
+    tokenizer: Annotated[
+        str | None, Field(description="for `corpus`: bytes or bpe:SIZE; null: bpe of model.vocab")
+    ] = None
     sequence_length: Annotated[int, Field(ge=1, le=2**22, description="tokens per sequence")]
     batch_tokens: Annotated[Count, Field(description="tokens per optimiser step")]
     micro_batches: Annotated[
@@ -85,7 +90,9 @@ class DataConfig(Section):
         if self.path != "corpus":
             self.no_effect("with prepared data, which has its own tokenizer", "tokenizer")
         elif self.tokenizer not in (None, "bytes") and parse_bpe_size(self.tokenizer) is None:
-            raise ValueError(f"tokenizer = {self.tokenizer!r}: must be bytes or bpe:SIZE for the embedded corpus")
+            raise ValueError(
+                f"tokenizer = {self.tokenizer!r}: must be bytes or bpe:SIZE for the embedded corpus"
+            )
         if self.weights is not None and (
             not self.weights or any(w < 0 for w in self.weights.values()) or not any(self.weights.values())
         ):
@@ -100,8 +107,12 @@ class OptimConfig(Section):
     betas: Annotated[tuple[float, float], Field(description="AdamW moment decays")] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0, le=1, description="AdamW epsilon")] = 1e-8
     weight_decay: Annotated[float, Field(ge=0, le=10, description="decoupled, times the learning rate")] = 0.1
-    decay_all: Annotated[bool, Field(description="decay norms, embeddings and routers too, as the paper does")] = False
-    clip: Annotated[float | None, Field(gt=0, le=1e6, description="largest gradient norm; null: no clipping")] = 1.0
+    decay_all: Annotated[
+        bool, Field(description="decay norms, embeddings and routers too, as the paper does")
+    ] = False
+    clip: Annotated[
+        float | None, Field(gt=0, le=1e6, description="largest gradient norm; null: no clipping")
+    ] = 1.0
     warmup_steps: Annotated[int, Field(ge=0, le=10**9, description="steps of linear warm-up from 0")] = 0
     schedule: Annotated[
         Literal["constant", "cosine", "wsd"], Field(description="after warm-up; wsd: warm-up, stable, decay")
@@ -109,7 +120,9 @@ class OptimConfig(Section):
     schedule_steps: Annotated[
         int | None, Field(ge=1, le=10**9, description="cosine, wsd: step at which lr reaches its floor")
     ] = None
-    decay_steps: Annotated[int | None, Field(ge=1, le=10**9, description="wsd: steps of the final linear decay")] = None
+    decay_steps: Annotated[
+        int | None, Field(ge=1, le=10**9, description="wsd: steps of the final linear decay")
+    ] = None
     floor: Annotated[Fraction | None, Field(description="cosine, wsd: final lr / peak lr; null: 0.1")] = None
 
     @model_validator(mode="after")
@@ -119,7 +132,9 @@ class OptimConfig(Section):
         if self.schedule == "constant":
             self.no_effect("with a constant schedule", "schedule_steps", "floor")
         elif self.schedule_steps is None:
-            raise ValueError(f"schedule_steps: missing, the {self.schedule} schedule needs its length in steps")
+            raise ValueError(
+                f"schedule_steps: missing, the {self.schedule} schedule needs its length in steps"
+            )
         elif self.schedule_steps <= self.warmup_steps:
             raise ValueError(
                 f"schedule_steps = {self.schedule_steps}: must be above warmup_steps = {self.warmup_steps}"
@@ -127,7 +142,9 @@ class OptimConfig(Section):
         if self.schedule != "wsd":
             self.no_effect(f"with a {self.schedule} schedule", "decay_steps")
         elif self.decay_steps is None or self.decay_steps > (self.schedule_steps or 0) - self.warmup_steps:
-            raise ValueError(f"decay_steps = {self.decay_steps}: wsd needs 1 to schedule_steps - warmup_steps")
+            raise ValueError(
+                f"decay_steps = {self.decay_steps}: wsd needs 1 to schedule_steps - warmup_steps"
+            )
         return self
 
 
@@ -139,11 +156,12 @@ class TrainConfig(Section):
     flops: Annotated[
         float | None, Field(gt=0, le=1e40, description="training FLOPs of the experts really activated")
     ] = None
-    seconds: Annotated[float | None, Field(gt=0, le=1e10, description="wall-clock time; never drives the schedule")] = (
-        None
-    )
+    seconds: Annotated[
+        float | None, Field(gt=0, le=1e10, description="wall-clock time; never drives the schedule")
+    ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16", "float64"], Field(description="bfloat16: autocast with float32 weights")
+        Literal["float32", "bfloat16", "float64"],
+        Field(description="bfloat16: autocast with float32 weights"),
     ] = "float32"
     activation_checkpointing: Annotated[
         bool | None,
@@ -154,11 +172,17 @@ class TrainConfig(Section):
     compile: Annotated[
         bool, Field(description="torch.compile each block; changes bits, the first step takes a minute")
     ] = False
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda where there is one")] = "auto"
-    save_every: Annotated[Count, Field(description="steps between checkpoints; one is always written at the end")] = 100
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: cuda where there is one")] = (
+        "auto"
+    )
+    save_every: Annotated[
+        Count, Field(description="steps between checkpoints; one is always written at the end")
+    ] = 100
     keep: Annotated[int, Field(ge=2, le=10**6, description="newest checkpoints to keep")] = 2
     log_every: Annotated[Count, Field(description="steps between rows of metrics.jsonl")] = 1
-    eval_every: Annotated[int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")] = 0
+    eval_every: Annotated[
+        int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")
+    ] = 0
     eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
     sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
     sample_prompt: Annotated[str, Field(max_length=10_000, description="text that samples continue")] = "The"
@@ -182,7 +206,9 @@ class TrainConfig(Section):
 class RunConfig(Section):
     """Everything a run depends on; two runs of equal RunConfig on one machine end with equal bits."""
 
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1, description="of weights, sample order and text samples")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=2**63 - 1, description="of weights, sample order and text samples")
+    ] = 0
     model: Annotated[ModelSpec, PlainSerializer(to_plain)]
     data: DataConfig
     optim: OptimConfig
@@ -196,7 +222,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
         if self.data.path == "corpus":
-            needed = BYTE_VOCAB if self.data.tokenizer is None else parse_bpe_size(self.data.tokenizer) or BYTE_VOCAB
+            needed = (
+                BYTE_VOCAB
+                if self.data.tokenizer is None
+                else parse_bpe_size(self.data.tokenizer) or BYTE_VOCAB
+            )
             if self.model.vocab < needed:
                 raise ValueError(
                     f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"
@@ -224,7 +254,19 @@ CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
 # Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save, and where
 # things lie. The data and the kind of device are bound by what the checkpoint records of them, not by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
-_LOGGING = ("log_every", "eval_every", "eval_sequences", "sample_every", "sample_prompt", "sample_tokens", "dead_after")
+_LOGGING = (
+    "log_every",
+    "eval_every",
+    "eval_sequences",
+    "sample_every",
+    "sample_prompt",
+    "sample_tokens",
+    "dead_after",
+)
 RESUMABLE = frozenset(
-    ("data.path", "data.verify", *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")))
+    (
+        "data.path",
+        "data.verify",
+        *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")),
+    )
 )

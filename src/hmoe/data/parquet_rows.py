@@ -48,11 +48,15 @@ def read_parquet_rows(
         names = names or [name for name in choices if name in schema.names][:1] or [" or ".join(choices)]
         places = {name: _find_place(schema, name) for name in names}
         if problem := _describe_problem(path, schema, places):
-            yield from ((row, DataError(f"{path}:{row}: {problem}")) for row in range(1, file.metadata.num_rows + 1))
+            yield from (
+                (row, DataError(f"{path}:{row}: {problem}")) for row in range(1, file.metadata.num_rows + 1)
+            )
             return
         places |= {name: _find_place(schema, name) for name in extras}
         columns = [
-            _Column(name, place) for name, place in places.items() if place and _is_text(_type_at(schema, place))
+            _Column(name, place)
+            for name, place in places.items()
+            if place and _is_text(_type_at(schema, place))
         ]
         yield from _read_columns(path, file, columns)
     except pyarrow.ArrowException as error:
@@ -164,5 +168,7 @@ def _check_record(path: Path, row: int, record: dict[str, Any]) -> dict[str, Any
                 f"{path}:{row}: field {name}: invalid UTF-8: byte {value.object[value.start]:#04x} at {value.start + 1}"
             )
         if isinstance(value, Exception):
-            return DataError(f"{path}:{row}: field {name}: cannot be read: {' '.join(str(value).split())[:200]}")
+            return DataError(
+                f"{path}:{row}: field {name}: cannot be read: {' '.join(str(value).split())[:200]}"
+            )
     return record

@@ -16,7 +16,13 @@ from hmoe.config.run import parse_bpe_size
 from hmoe.data.documents import Documents
 from hmoe.data.inputs import InputFile, list_input_files
 from hmoe.data.long_text import cut_text
-from hmoe.data.progress import PrepareState, describe_difference, load_progress, remove_progress, save_progress
+from hmoe.data.progress import (
+    PrepareState,
+    describe_difference,
+    load_progress,
+    remove_progress,
+    save_progress,
+)
 from hmoe.data.segment import Segment, hash_text
 from hmoe.data.shards import Index, Shard, choose_token_dtype, open_index, write_index
 from hmoe.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
@@ -59,16 +65,24 @@ class PrepareRequest:
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
-            raise ConfigError(f"validation = {self.validation}, must be at least 0 and below 1", argument="validation")
+            raise ConfigError(
+                f"validation = {self.validation}, must be at least 0 and below 1", argument="validation"
+            )
         parse_bpe_size(self.tokenizer)  # refuses a size out of range
         if self.max_bad < 0:
             raise ConfigError(f"max_bad = {self.max_bad}, must be at least 0", argument="max_bad")
         if self.segment_bytes < 1:
-            raise ConfigError(f"segment_bytes = {self.segment_bytes}, must be at least 1", argument="segment_bytes")
+            raise ConfigError(
+                f"segment_bytes = {self.segment_bytes}, must be at least 1", argument="segment_bytes"
+            )
         weights = self.weights
-        if weights is not None and not (any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())):
+        if weights is not None and not (
+            any(weights.values()) and all(0 <= w <= 1e12 for w in weights.values())
+        ):
             raise ConfigError(f"weights = {weights}, must be from 0 to 1e12, one of them above 0")
-        if self.separator is not None and (self.tokenizer == "bytes" or parse_bpe_size(self.tokenizer) is not None):
+        if self.separator is not None and (
+            self.tokenizer == "bytes" or parse_bpe_size(self.tokenizer) is not None
+        ):
             raise ConfigError(
                 f"separator = {self.separator!r} has no effect with {self.tokenizer}, which has its own",
                 argument="separator",
@@ -209,7 +223,9 @@ def _choose_threshold(request: PrepareRequest, files: list[InputFile], report: P
     return threshold if len(hashes) < 2 else max(threshold, min(hashes) + 1)
 
 
-def _make_tokenizer(request: PrepareRequest, files: list[InputFile], out: Path, report: PrepareReport) -> Tokenizer:
+def _make_tokenizer(
+    request: PrepareRequest, files: list[InputFile], out: Path, report: PrepareReport
+) -> Tokenizer:
     if request.tokenizer == "bytes":
         return ByteTokenizer()
     size = parse_bpe_size(request.tokenizer)
@@ -240,7 +256,12 @@ def _make_key(request: PrepareRequest, files: list[InputFile]) -> dict[str, Any]
         left_out.add("separator")
     options = {name: value for name, value in dataclasses.asdict(request).items() if name not in left_out}
     named = [
-        [source.domain or source.folder_domain, source.path.name, source.path.stat().st_size, _hash_ends(source.path)]
+        [
+            source.domain or source.folder_domain,
+            source.path.name,
+            source.path.stat().st_size,
+            _hash_ends(source.path),
+        ]
         for source in files
     ]
     if request.tokenizer != "bytes" and parse_bpe_size(request.tokenizer) is None:
@@ -272,8 +293,13 @@ def _check_shards(request: PrepareRequest, shards: Sequence[Shard]) -> None:
             raise DataError(f"weight of {domain!r}: no such domain in the input; it has {', '.join(known)}")
 
 
-def _report_progress(report: PrepareReport, segment: Segment, files: list[InputFile], shards: Sequence[Shard]) -> None:
-    counts = [*segment.counts.values(), *([shard.tokens, shard.documents, shard.text_bytes] for shard in shards)]
+def _report_progress(
+    report: PrepareReport, segment: Segment, files: list[InputFile], shards: Sequence[Shard]
+) -> None:
+    counts = [
+        *segment.counts.values(),
+        *([shard.tokens, shard.documents, shard.text_bytes] for shard in shards),
+    ]
     tokens, documents, text_bytes = (sum(column) for column in zip(*counts, strict=True))
     file = segment.position.file + 1 if segment.position else 0
     report(PrepareProgress(file, len(files), documents, text_bytes, tokens))

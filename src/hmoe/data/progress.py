@@ -44,7 +44,9 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
     if not file.exists():
         foreign = sorted(path.name for path in out.iterdir() if path.name not in (".lock", f".{_FILE}.tmp"))
         if foreign:
-            raise DataError(f"out = {out}: is not empty (holds {foreign[0]}); choose another folder", argument="out")
+            raise DataError(
+                f"out = {out}: is not empty (holds {foreign[0]}); choose another folder", argument="out"
+            )
         save_progress(out, key, PrepareState())
     for litter in out.glob(".*.tmp"):  # of a segment that was not published
         litter.unlink()
@@ -57,7 +59,9 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
 def _read_state(tree: dict[str, Any], out: Path, key: dict[str, Any]) -> PrepareState:
     other_key = tree["key"]
     if tree.get("rule") != _RULE:  # first of all, as other versions may have had other fields
-        raise DataError(f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again")
+        raise DataError(
+            f"{out}: was begun by another version, which cuts texts otherwise; delete it and prepare again"
+        )
     if other_key != key:
         differing = describe_difference(key, other_key)
         raise DataError(

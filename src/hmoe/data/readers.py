@@ -61,7 +61,9 @@ def read_documents(source: InputFile, text_field: str | None) -> Iterator[Docume
     line = 0
     try:
         for line, record in _read_records(source, kind, text_field):
-            yield record if isinstance(record, DataError) else _make_document(record, source, text_field, line)
+            yield (
+                record if isinstance(record, DataError) else _make_document(record, source, text_field, line)
+            )
     except DAMAGED as error:
         # Not one bad document but all that follow it, so it is not skipped and counted.
         raise DataError(f"{path}:{line + 1}: cannot be read on, truncated or damaged: {error}") from None
@@ -93,7 +95,9 @@ def _make_document(record: Any, source: InputFile, text_field: str | None, line:
             return DataError(f"{where}: field {name} must be text, is {type(value).__name__}")
         values[name] = value
     is_template = _FIELD.search(field) is not None
-    text = _FIELD.sub(lambda part: values[part[1]], field.replace("\\n", "\n")) if is_template else values[field]
+    text = (
+        _FIELD.sub(lambda part: values[part[1]], field.replace("\\n", "\n")) if is_template else values[field]
+    )
     try:
         text.encode()
     except UnicodeEncodeError as error:  # JSON may hold half of a surrogate pair
@@ -184,5 +188,7 @@ def _parse_line(raw: bytes, path: Path, line: int, is_first: bool) -> Any:
             ) from None
         return DataError(f"{path}:{line}: not JSON: {error}")
     if is_first and isinstance(record, list) and record and isinstance(record[0], dict):
-        raise DataError(f"{path}: is one JSON array of {len(record)} objects; write one object a line: jq -c '.[]'")
+        raise DataError(
+            f"{path}: is one JSON array of {len(record)} objects; write one object a line: jq -c '.[]'"
+        )
     return record

@@ -32,7 +32,9 @@ class Segment:
         begin: tokens before every document.
     """
 
-    def __init__(self, out: Path, index: int, tokenizer: Tokenizer, threshold: int, begin: Sequence[int] = ()) -> None:
+    def __init__(
+        self, out: Path, index: int, tokenizer: Tokenizer, threshold: int, begin: Sequence[int] = ()
+    ) -> None:
         self.out, self.index, self.tokenizer, self.threshold = out, index, tokenizer, threshold
         self.begin, self.checked = begin, CheckedTokenizer(tokenizer)
         self.counts: dict[tuple[str, str], list[int]] = {}  # (split, domain) -> tokens, documents, text bytes
@@ -45,7 +47,9 @@ class Segment:
         """What the tokenizer lost of the texts so far."""
         return self.checked.losses
 
-    def fill(self, items: Iterator[PositionedDocument], segment_bytes: int, report: Callable[[], None]) -> bool:
+    def fill(
+        self, items: Iterator[PositionedDocument], segment_bytes: int, report: Callable[[], None]
+    ) -> bool:
         """Take documents until the segment is full; return True when the input ended."""
         while sum(count[2] for count in self.counts.values()) < segment_bytes:
             batch, size = list[PositionedDocument](), 0
@@ -68,7 +72,9 @@ class Segment:
             flush_to_disk(temporary)
             final = self.out / temporary.name.removeprefix(".").removesuffix(".tmp")
             tokens, documents, text_bytes = self.counts[split, domain]
-            shards.append(Shard(final.name, split, domain, tokens, documents, text_bytes, hash_file(temporary)))
+            shards.append(
+                Shard(final.name, split, domain, tokens, documents, text_bytes, hash_file(temporary))
+            )
             temporary.replace(final)
         flush_to_disk(self.out)
         return shards
@@ -80,7 +86,11 @@ class Segment:
         num_waiting, is_continued = 0, False
         for index, ids, is_last in encode_texts(self.tokenizer, texts, self.checked.encode):
             # A long document comes in parts: only its first part has the begin, only its last the separator.
-            content = [*(() if is_continued else self.begin), *ids, *([self.tokenizer.separator] if is_last else ())]
+            content = [
+                *(() if is_continued else self.begin),
+                *ids,
+                *([self.tokenizer.separator] if is_last else ()),
+            ]
             is_continued = not is_last
             tokens.setdefault(places[index], []).extend(content)
             self.counts[places[index]][0] += len(content)
@@ -114,7 +124,11 @@ class Segment:
     def _path(self, split: str, domain: str) -> Path:
         # Names are made safe; a hash keeps those apart that become the same.
         safe = re.sub(r"[^A-Za-z0-9_-]+", "_", domain)[:60]
-        safe += "" if safe == domain else f"-{hashlib.sha256(domain.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+        safe += (
+            ""
+            if safe == domain
+            else f"-{hashlib.sha256(domain.encode('utf-8', 'surrogatepass')).hexdigest()[:6]}"
+        )
         return self.out / f".{split}-{safe}-{self.index:05d}.bin.tmp"
 
 

@@ -33,9 +33,13 @@ class SentencePieceTokenizer:
         try:
             self._model: Any = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
-            raise DataError(f"{where}: not a SentencePiece model: {' '.join(str(error).split())[:200]}") from None
+            raise DataError(
+                f"{where}: not a SentencePiece model: {' '.join(str(error).split())[:200]}"
+            ) from None
         if self._model.eos_id() < 0:  # a piece of that name which users defined counts as text
-            raise DataError(f"{where}: the SentencePiece model has no end-of-text token to separate documents")
+            raise DataError(
+                f"{where}: the SentencePiece model has no end-of-text token to separate documents"
+            )
         self.content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.vocab_size = self._model.vocab_size()

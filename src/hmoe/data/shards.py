@@ -15,10 +15,20 @@ from hmoe.errors import DataError
 from hmoe.storage import hash_file, write_atomic
 
 _FORMAT = 1
-_FIELDS = ("dtype", "tokenizer_fingerprint", "vocab_size", "separator", "weights", "skipped_documents", "request")
+_FIELDS = (
+    "dtype",
+    "tokenizer_fingerprint",
+    "vocab_size",
+    "separator",
+    "weights",
+    "skipped_documents",
+    "request",
+)
 
 # How the shards of a pool are cut into sequences.
-ACROSS = "across shards"  # a pool is one stream: only its last tokens, fewer than a sequence, are out of reach
+ACROSS = (
+    "across shards"  # a pool is one stream: only its last tokens, fewer than a sequence, are out of reach
+)
 WITHIN = "within shards"  # windows end with their shard: in runs begun before ACROSS, and the embedded corpus
 PACKINGS = (ACROSS, WITHIN)
 
@@ -109,7 +119,9 @@ class Index:
         for shard in self.shards:
             file = self.folder / shard.file
             if hash_file(file) != shard.sha256:
-                raise DataError(f"{file}: SHA-256 differs from index.json; delete {self.folder} and prepare again")
+                raise DataError(
+                    f"{file}: SHA-256 differs from index.json; delete {self.folder} and prepare again"
+                )
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Return the token ids of a shard, memory-mapped."""

@@ -16,7 +16,14 @@ from hmoe.errors import DataError
 
 _BYTES = 256
 # Files of tokenizers that cannot be read here; a folder with one of them is not one of the byte tokenizer.
-_OTHER_FORMATS = ("vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "tiktoken.model")
+_OTHER_FORMATS = (
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
 _CONVERT = "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
 
 
@@ -135,10 +142,13 @@ def load_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
         files = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
         if not files and separator is not None:
             raise DataError(
-                f"{path}: holds no tokenizer.json, so separator = {separator!r} has no effect", argument="separator"
+                f"{path}: holds no tokenizer.json, so separator = {separator!r} has no effect",
+                argument="separator",
             )
         if foreign := [name for name in _OTHER_FORMATS if not files and (path / name).is_file()]:
-            raise DataError(f"{path}: holds {foreign[0]} but no tokenizer.json, which transformers writes: {_CONVERT}")
+            raise DataError(
+                f"{path}: holds {foreign[0]} but no tokenizer.json, which transformers writes: {_CONVERT}"
+            )
         if not files:
             return ByteTokenizer()
         path = files[0]
@@ -147,7 +157,9 @@ def load_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if path.suffix == ".model" and separator is not None:
-        raise DataError(f"{path}: separator = {separator!r}: a SentencePiece model has its own", argument="separator")
+        raise DataError(
+            f"{path}: separator = {separator!r}: a SentencePiece model has its own", argument="separator"
+        )
     config = _read_object(path.with_name("tokenizer_config.json"))
     if path.suffix == ".model":
         return SentencePieceTokenizer(content, str(path), config.get("add_bos_token") is True)

@@ -41,7 +41,9 @@ def load_data_tokenizer(index: Index) -> Tokenizer:
     file = index.folder / "tokenizer.json"
     is_unchanged = file.is_file() and hash_file(file) == index.tokenizer_fingerprint
     # The separator is found by its id, because earlier versions did not keep a name that came from elsewhere.
-    tokenizer = load_tokenizer(index.folder, _token_text(file.read_bytes(), index.separator) if is_unchanged else None)
+    tokenizer = load_tokenizer(
+        index.folder, _token_text(file.read_bytes(), index.separator) if is_unchanged else None
+    )
     if tokenizer.fingerprint != index.tokenizer_fingerprint:
         raise DataError(
             f"{index.folder / tokenizer.file_name}: is not the tokenizer that made the shards; "

@@ -113,19 +113,30 @@ def evaluate_tasks(
     selection = tasks if isinstance(tasks, TaskSelection) else select_tasks(tasks, benchmarks, reports.say)
     from hmoe.evaluate.language_model import LanguageModel  # noqa: PLC0415 - optional extra, tested by select
 
-    lm = LanguageModel(model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin)
+    lm = LanguageModel(
+        model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin
+    )
     settings = _settings(options, context_length, EvaluationPrecision(model, options.precision).name)
     model_fingerprint = fingerprint_model(model, tokenizer) if out else None  # it reads every weight
     results = ResultsFolder(out, {"model": model_fingerprint, **settings}) if out else None
     records = _evaluate_all(lm, selection, options, results, reports)
-    head = {"name": about.name, "fingerprint": model_fingerprint, **_training_fields(about), "options": settings}
+    head = {
+        "name": about.name,
+        "fingerprint": model_fingerprint,
+        **_training_fields(about),
+        "options": settings,
+    }
     if results:
         results.close(summarize_results(head, results.all(), model.config))
     return summarize_results(head, records, model.config)
 
 
 def _evaluate_all(
-    lm: Any, selection: TaskSelection, options: EvaluationOptions, results: ResultsFolder | None, reports: Reports
+    lm: Any,
+    selection: TaskSelection,
+    options: EvaluationOptions,
+    results: ResultsFolder | None,
+    reports: Reports,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate the tasks that are not finished yet, one after another, and return the records of all."""
     records = {}
@@ -180,7 +191,9 @@ def _training_fields(about: ModelInfo) -> dict[str, Any]:
     return {f"training_{name}": about.training.get(name) for name in ("step", "tokens", "flops")}
 
 
-def _evaluate_task(lm: Any, selection: TaskSelection, name: str, options: EvaluationOptions) -> dict[str, Any]:
+def _evaluate_task(
+    lm: Any, selection: TaskSelection, name: str, options: EvaluationOptions
+) -> dict[str, Any]:
     """Evaluate one task, or a group of the harness's, and return its record."""
     from lm_eval import evaluator  # noqa: PLC0415 - optional extra
 
@@ -194,7 +207,9 @@ def _evaluate_task(lm: Any, selection: TaskSelection, name: str, options: Evalua
         for task in loaded["tasks"].values():
             _set_fewshot(name, task, options.num_fewshot)
         try:
-            scores = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)["results"]
+            scores = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)[
+                "results"
+            ]
         except HMoEError as error:  # of the model, which does not know the task
             raise type(error)(f"{name}: {error}", argument=error.arguments) from None
         except ValueError as error:  # the harness's own checks, such as a task that runs code
@@ -245,7 +260,9 @@ def _set_fewshot(name: str, task: Any, num_fewshot: int | None) -> None:
 
 def _clean_metrics(row: dict[str, Any]) -> dict[str, float]:
     """Return the numbers among the harness's metrics, with `acc,none` named `acc`."""
-    numbers = {key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)}
+    numbers = {
+        key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)
+    }
     return {key: float(value) for key, value in numbers.items() if not key.startswith("sample_")}
 
 
@@ -269,7 +286,10 @@ def _group_chance(tasks: dict[str, Any]) -> dict[str, float | None]:
     known = {name: chance for name, chance in chances.items() if chance is not None}
     if not known or len(known) < len(tasks):
         return {"chance": None, "majority_class": None}
-    return {"chance": sum(known[name] * counts[name] for name in known) / sum(counts.values()), "majority_class": None}
+    return {
+        "chance": sum(known[name] * counts[name] for name in known) / sum(counts.values()),
+        "majority_class": None,
+    }
 
 
 def _count_activated(lm: Any) -> dict[str, Any]:

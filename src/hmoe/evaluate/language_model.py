@@ -81,10 +81,16 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         if batch_tokens < 1 or context_length < 1:
-            raise ConfigError(f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1")
+            raise ConfigError(
+                f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1"
+            )
         self.model, self._words, self._max_length = model, tokenizer, context_length
         self._begin = list(begin)
-        self._batch_tokens, self._precision, self.report = batch_tokens, EvaluationPrecision(model, precision), report
+        self._batch_tokens, self._precision, self.report = (
+            batch_tokens,
+            EvaluationPrecision(model, precision),
+            report,
+        )
         self._device = model.embed.weight.device
         self.measured = ReadCounts()
 
@@ -117,7 +123,8 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         """Return (log-likelihood in nats, does greedy decoding write it) of each (context, continuation)."""
         pairs = self._encode_pairs([request.args for request in requests])
         documents = [
-            (request.task_name, request.doc_id) if request.doc_id is not None else None for request in requests
+            (request.task_name, request.doc_id) if request.doc_id is not None else None
+            for request in requests
         ]
         answers = self._score(pairs, documents)
         for request, answer in zip(requests, answers, strict=True):
@@ -127,14 +134,18 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[Answer]:
-        return self._score([(context, continuation) for _, context, continuation in requests], [None] * len(requests))
+        return self._score(
+            [(context, continuation) for _, context, continuation in requests], [None] * len(requests)
+        )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts in nats, every token once, in windows without overlap."""
         pairs: list[TokenPair] = []
         counts = []
         for (text,) in (request.args for request in requests):
-            windows = get_rolling_token_windows(self.tok_encode(text), self.prefix_token_id, self.max_length, 1)
+            windows = get_rolling_token_windows(
+                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+            )
             text_pairs = [make_disjoint_window(window) for window in windows]
             pairs += text_pairs
             counts.append(len(text_pairs))
@@ -160,13 +171,17 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         new_tokens = options["max_gen_toks"]
         room = self.max_length - new_tokens
         if room < 1:
-            raise ConfigError(f"the task generates {new_tokens} tokens, the model reads {self.max_length} at once")
+            raise ConfigError(
+                f"the task generates {new_tokens} tokens, the model reads {self.max_length} at once"
+            )
         ids = (self.tok_encode(context) or [self.eot_token_id])[-room:]
         temperature = options.get("temperature", 1.0 if options["do_sample"] else 0.0)
         sampling = Sampling(temperature, options.get("top_k", 0), options.get("top_p", 1.0))
         detokenizer = self._words.detokenizer(ids)
         with self._precision():
-            for token in generate_tokens(self.model, ids, new_tokens, sampling, options.get("seed", 0), self._words):
+            for token in generate_tokens(
+                self.model, ids, new_tokens, sampling, options.get("seed", 0), self._words
+            ):
                 detokenizer.add(token)
                 if any(stop and stop in detokenizer.text for stop in stops):
                     break

@@ -108,7 +108,9 @@ def measure_perplexity_by_domain(
         if not ids:
             continue
         nats = measure_text_nll(model, [*before, *ids], window, len(before))
-        domains[domain] = domains.get(domain, TextPerplexity()) + TextPerplexity(1, len(ids), len(text.encode()), nats)
+        domains[domain] = domains.get(domain, TextPerplexity()) + TextPerplexity(
+            1, len(ids), len(text.encode()), nats
+        )
         documents_done, tokens_done = documents_done + 1, tokens_done + len(ids)
         report(documents_done, tokens_done)
     if not domains:

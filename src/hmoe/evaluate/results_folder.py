@@ -13,7 +13,17 @@ from hmoe.evaluate.table import format_results_table
 from hmoe.storage import write_atomic
 
 _FORMAT = 1
-_KEYS = {"task", "data", "metrics", "documents", "requests", "chance", "majority_class", "tokens", "activated_units"}
+_KEYS = {
+    "task",
+    "data",
+    "metrics",
+    "documents",
+    "requests",
+    "chance",
+    "majority_class",
+    "tokens",
+    "activated_units",
+}
 _KEYS |= {"truncated_requests", "windowed_requests", "activated_ratio"}  # what a record must hold
 
 
@@ -35,7 +45,9 @@ class ResultsFolder:
         key = {"format": _FORMAT, **key}
         if head.exists():
             self._check_key(_read_object(head), key)
-        elif folder.exists() and (not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())):
+        elif folder.exists() and (
+            not folder.is_dir() or any(not p.name.startswith(".") for p in folder.iterdir())
+        ):
             # Hidden files are what a killed write leaves.
             raise ConfigError(
                 f"out = {folder}: is not empty and holds no evaluation; name another folder", argument="out"
@@ -59,7 +71,8 @@ class ResultsFolder:
         record = _read_record(path)
         if record.get("data") != data:
             raise ConfigError(
-                f"{path}: was evaluated on other benchmark files; name another folder for `out`", argument="out"
+                f"{path}: was evaluated on other benchmark files; name another folder for `out`",
+                argument="out",
             )
         return record
 

@@ -12,7 +12,9 @@ METRIC = "acc"  # all seven tasks have it; the paper does not say which accuracy
 _PAPER = [task.name for task in PAPER_TASKS]
 
 
-def summarize_results(head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelSpec) -> dict[str, Any]:
+def summarize_results(
+    head: dict[str, Any], records: dict[str, dict[str, Any]], model: ModelSpec
+) -> dict[str, Any]:
     """Return the result of an evaluation: `head`, what was activated, the average of the six, every task.
 
     Args:
@@ -20,7 +22,9 @@ def summarize_results(head: dict[str, Any], records: dict[str, dict[str, Any]], 
         records: records of the tasks, by name.
         model: spec of the model.
     """
-    tokens, units = (sum(record[name] for record in records.values()) for name in ("tokens", "activated_units"))
+    tokens, units = (
+        sum(record[name] for record in records.values()) for name in ("tokens", "activated_units")
+    )
     return {
         **head,
         "total_parameters": sum(count_parameters(model).values()),
@@ -82,7 +86,9 @@ def format_results_table(result: dict[str, Any]) -> str:
         ("truncated_requests", "requests longer than the context, which lost their beginning"),
         ("windowed_requests", "answers longer than the context, read in windows"),
     ):
-        counts = [f"{name} {record[key]} of {record['requests']}" for name, record in tasks.items() if record[key]]
+        counts = [
+            f"{name} {record[key]} of {record['requests']}" for name, record in tasks.items() if record[key]
+        ]
         lines += [f"{meaning}: {', '.join(counts)}"] if counts else []
     return "\n".join(lines) + "\n"
 
@@ -123,7 +129,10 @@ def _align(rows: list[list[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+            [
+                row[0].ljust(widths[0]),
+                *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
+            ]
         ).rstrip()
         for row in rows
     ]

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.data.benchmark_splits import BROUGHT_TASKS, PAPER_TASKS, RECTIFY_TASKS, BenchmarkGroup, BenchmarkTask
+from hmoe.data.benchmark_splits import (
+    BROUGHT_TASKS,
+    PAPER_TASKS,
+    RECTIFY_TASKS,
+    BenchmarkGroup,
+    BenchmarkTask,
+)
 from hmoe.data.benchmarks import Benchmarks, open_benchmarks
 from hmoe.errors import ConfigError, DataError, make_missing_extra_error
 
@@ -58,7 +64,8 @@ class TaskSelection:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             hint = "" if task else _hint(name)
             raise DataError(
-                f"{name}: the harness cannot load it ({reason}){hint}", argument="benchmarks" if hint else None
+                f"{name}: the harness cannot load it ({reason}){hint}",
+                argument="benchmarks" if hint else None,
             ) from None
         return loaded
 

@@ -50,7 +50,16 @@ def format_model_card(opened: OpenedModel, source: Path, form: str, with_code: b
     lines = [_HEAD.format(name=opened.name), _describe(opened), "", "| fact | value |", "|---|---|"]
     last = read_step_metrics(source, opened.step)
     lines += [f"| {name} | {value} |" for name, value in _facts(opened, last).items()]
-    lines += ["", *_expert_shares(opened, last), "## Use", "", "```python", _usage(form, with_code), "```", ""]
+    lines += [
+        "",
+        *_expert_shares(opened, last),
+        "## Use",
+        "",
+        "```python",
+        _usage(form, with_code),
+        "```",
+        "",
+    ]
     if form == "mixtral":
         lines += [_PADDED, ""]
     elif opened.model.config.moe is not None:
@@ -81,7 +90,9 @@ def _facts(opened: OpenedModel, last: dict[str, Any]) -> dict[str, str]:
     facts = {"parameters": f"{total:,}", "context length, tokens": f"{opened.context_length:,}"}
     if config.moe is not None:
         width = last.get("mean_activated_width") or estimate_activated_width(config)[1]
-        measured = "measured in the last training step" if "mean_activated_width" in last else "for a uniform router"
+        measured = (
+            "measured in the last training step" if "mean_activated_width" in last else "for a uniform router"
+        )
         facts |= {
             "expert widths, hidden units": ", ".join(map(str, config.moe.expert_widths)),
             "router": _describe_router(config.moe.router),

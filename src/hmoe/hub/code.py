@@ -56,7 +56,9 @@ def write_code_files(folder: Path) -> None:
         (folder / f"{_flat(module)}.py").write_text(text, encoding="utf-8")
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(config | {"auto_map": _AUTO}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    file.write_text(
+        json.dumps(config | {"auto_map": _AUTO}, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+    )
 
 
 def _closure() -> Iterator[tuple[str, str]]:
@@ -74,7 +76,9 @@ def _closure() -> Iterator[tuple[str, str]]:
             text = text.replace(_COMPILES, _COMPILES.replace("True", "False"))  # the definition loops
         if module == "hmoe.hub.configuration":
             # They register what they define; transformers copies modules that are imported in this form only.
-            text += "".join(f"from .{_flat(module)} import {name}\n" for module, name in _extensions().items())
+            text += "".join(
+                f"from .{_flat(module)} import {name}\n" for module, name in _extensions().items()
+            )
         yield module, text
 
 

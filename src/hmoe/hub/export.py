@@ -176,7 +176,10 @@ def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.
         layer, ffn = f"model.layers.{index}.", block.ffn
         assert isinstance(ffn, MoE)
         for part in "qkvo":
-            yield f"{layer}self_attn.{part}_proj.weight", getattr(block.attention, f"{part}_proj").weight.detach()
+            yield (
+                f"{layer}self_attn.{part}_proj.weight",
+                getattr(block.attention, f"{part}_proj").weight.detach(),
+            )
         yield f"{layer}input_layernorm.weight", block.attention_norm.weight.detach()
         yield f"{layer}post_attention_layernorm.weight", block.ffn_norm.weight.detach()
         yield f"{layer}mlp.gate.weight", ffn.router.weight.detach()

@@ -49,7 +49,11 @@ class HMoELanguageModel(LanguageModel):
         length = opened.context_length if max_length is None else max_length
         if batch_size is not None:
             if not str(batch_size).isdecimal() or int(batch_size) < 1:
-                raise ConfigError(f"batch_size = {batch_size}, must be an integer of at least 1; or give batch_tokens")
+                raise ConfigError(
+                    f"batch_size = {batch_size}, must be an integer of at least 1; or give batch_tokens"
+                )
             batch_tokens = int(batch_size) * length
         model = opened.model if device is None else opened.model.to(device)
-        super().__init__(model, opened.tokenizer, length, batch_tokens or BATCH_TOKENS, precision, opened.begin)
+        super().__init__(
+            model, opened.tokenizer, length, batch_tokens or BATCH_TOKENS, precision, opened.begin
+        )

@@ -63,9 +63,20 @@ class _HuggingFaceContext:
     noise_seed: int | torch.Tensor | None = None
 
     def __init__(
-        self, config: HMoEConfig, position_ids: torch.Tensor, mask: Any, cache: Cache | None, options: dict[str, Any]
+        self,
+        config: HMoEConfig,
+        position_ids: torch.Tensor,
+        mask: Any,
+        cache: Cache | None,
+        options: dict[str, Any],
     ) -> None:
-        self.config, self.position_ids, self.mask, self.cache, self.options = config, position_ids, mask, cache, options
+        self.config, self.position_ids, self.mask, self.cache, self.options = (
+            config,
+            position_ids,
+            mask,
+            cache,
+            options,
+        )
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         """Those that were given."""
@@ -148,13 +159,18 @@ class HMoEModel(HMoEPreTrainedModel):
         super().__init__(config)
         structure = config.structure
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(HMoEDecoderLayer(structure, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            HMoEDecoderLayer(structure, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         hyper = None if structure.moe is None else structure.moe.hyper
-        self.hyper_network = None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
+        self.hyper_network = (
+            None if hyper is None else HyperNetwork(config.hidden_size, len(config.moe_layers), hyper)
+        )
         self._noisy = structure.moe is not None and structure.moe.router.needs_noise
         self._limited = structure.moe is not None and (
-            structure.moe.router.has_capacity or not structure.moe.router.causal  # padding takes no place there
+            structure.moe.router.has_capacity
+            or not structure.moe.router.causal  # padding takes no place there
         )
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
@@ -199,11 +215,15 @@ class HMoEModel(HMoEPreTrainedModel):
         )
         context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
         if self._limited:
-            context.real_T = select_real_tokens(attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length())
+            context.real_T = select_real_tokens(
+                attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length()
+            )
         x_BLD, router_logits = self._through_layers(x_BLD, context)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         return MoeModelOutputWithPast(
-            last_hidden_state=self.norm(x_BLD), router_logits=router_logits if wanted else None, **{_CACHE: cache}
+            last_hidden_state=self.norm(x_BLD),
+            router_logits=router_logits if wanted else None,
+            **{_CACHE: cache},
         )
 
     def _through_layers(
@@ -271,7 +291,9 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         logits_BLV = self.lm_head(x_BLD[:, keep, :])
         loss = None if labels is None else self.loss_function(logits_BLV, labels, self.vocab_size, **kwargs)
         aux_loss = (
-            self._auxiliary_loss(outputs.router_logits, attention_mask) if wanted and outputs.router_logits else None
+            self._auxiliary_loss(outputs.router_logits, attention_mask)
+            if wanted and outputs.router_logits
+            else None
         )
         if loss is not None and aux_loss is not None:
             share = _share_of_step(labels, kwargs.get("num_items_in_batch"))
@@ -292,7 +314,11 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     ) -> torch.Tensor:
         moe = self.config.moe
         assert moe is not None
-        if attention_mask is not None and attention_mask.dim() == 2 and attention_mask.numel() == len(router_logits[0]):
+        if (
+            attention_mask is not None
+            and attention_mask.dim() == 2
+            and attention_mask.numel() == len(router_logits[0])
+        ):
             kept_T = attention_mask.flatten().bool()
             router_logits = tuple(logits_TE[kept_T.to(logits_TE.device)] for logits_TE in router_logits)
         device = router_logits[0].device

@@ -23,6 +23,8 @@ def select_real_tokens(
         return None
     length, covered = x_BLD.shape[1], attention_mask.shape[1]
     if isinstance(past, int) and covered < past + length:
-        raise ConfigError(f"attention_mask: covers {covered} tokens, must cover {past + length} (in the cache: {past})")
+        raise ConfigError(
+            f"attention_mask: covers {covered} tokens, must cover {past + length} (in the cache: {past})"
+        )
     position_L = torch.arange(length, device=attention_mask.device) + past
     return attention_mask[:, position_L].expand(len(x_BLD), -1).to(x_BLD.device).bool().flatten()

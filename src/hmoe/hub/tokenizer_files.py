@@ -25,11 +25,16 @@ def write_tokenizer_files(opened: OpenedModel, folder: Path) -> None:
     if isinstance(tokenizer, HuggingFaceTokenizer):
         content = tokenizer.content_with_begin(opened.begin)
     (folder / name).write_bytes(content)
-    config: dict[str, object] = {"model_max_length": opened.context_length, "clean_up_tokenization_spaces": False}
+    config: dict[str, object] = {
+        "model_max_length": opened.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
     if name == "tokenizer.json":
         definition = Tokenizer.from_str(content.decode())
         config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        config |= name_special_roles(definition, tokenizer.separator, opened.begin) | _own_roles(opened, definition)
+        config |= name_special_roles(definition, tokenizer.separator, opened.begin) | _own_roles(
+            opened, definition
+        )
         if len(opened.begin) < 2:  # of several, tokenizer.json alone can tell
             config["add_bos_token"] = bool(opened.begin)
     else:
@@ -49,9 +54,13 @@ def _own_roles(opened: OpenedModel, definition: Tokenizer) -> dict[str, object]:
     file = opened.folder / "tokenizer_config.json" if opened.folder is not None else None
     named = read_json_object(file) if file is not None and file.is_file() else {}
     texts = {
-        role: named.get(role) for role in ROLES if role != "eos_token" and not (role == "bos_token" and opened.begin)
+        role: named.get(role)
+        for role in ROLES
+        if role != "eos_token" and not (role == "bos_token" and opened.begin)
     }
     texts = {role: text.get("content") if isinstance(text, dict) else text for role, text in texts.items()}
     return {
-        role: text for role, text in texts.items() if isinstance(text, str) and definition.token_to_id(text) is not None
+        role: text
+        for role, text in texts.items()
+        if isinstance(text, str) and definition.token_to_id(text) is not None
     }

@@ -79,7 +79,9 @@ def expert_ffn(
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
     if torch.compiler.is_compiling():
         if backend == "reference":
-            raise ConfigError("backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop")
+            raise ConfigError(
+                "backend = 'reference' is plain Python and cannot be compiled; nearest choice: loop"
+            )
         # The counts are symbols here, so the room is a bound, and the backend is chosen when the graph runs.
         y_TD: torch.Tensor = forward_op(*layer, bound_room(layer) if needs_grad else 0, backend or "")[0]
         return y_TD
@@ -90,7 +92,9 @@ def expert_ffn(
         return expert_ffn_reference(*layer)
     # An operator would drop a tangent without a word, and the derivative would silently be zero.
     if forward_ad._current_level >= 0 and any(_has_tangent(tensor) for tensor in layer[:7]):
-        raise ConfigError(f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}")
+        raise ConfigError(
+            f"forward-mode derivatives: computed by backend = 'reference' only, this is {name!r}"
+        )
     if not needs_grad and _can_skip_operator(layer):
         return choice.get_backend(name).forward(make_contiguous(layer[:7], layer.widths), 0)[0]
     y_TD = forward_op(*layer, _choose_room(layer, name) if needs_grad else 0, name)[0]

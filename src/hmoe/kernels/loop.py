@@ -29,7 +29,9 @@ def round_up_rows(rows: int) -> int:
 
 def count_loop_rows(x_TD: torch.Tensor, num_pairs: int) -> int:
     """Return the rows computed for an expert: its pairs, or their bucket where shapes should recur."""
-    return round_up_rows(num_pairs) if x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 else num_pairs
+    return (
+        round_up_rows(num_pairs) if x_TD.device.type == "cpu" and x_TD.dtype == torch.bfloat16 else num_pairs
+    )
 
 
 class ExpertSlices(NamedTuple):
@@ -70,14 +72,18 @@ def sum_rows_by_token(
         gated: whether each row is multiplied by its pair's gate.
     """
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
-    row_of_pair = [torch.arange(e.rows.start, e.rows.start + e.num_pairs, device=token_N.device) for e in experts]
+    row_of_pair = [
+        torch.arange(e.rows.start, e.rows.start + e.num_pairs, device=token_N.device) for e in experts
+    ]
     if not row_of_pair:
         return torch.zeros_like(x_TD)
     order_N = order_N[: experts[-1].pairs.stop]  # without the pairs beyond the counts
     starts_T = torch.searchsorted(token_N[order_N], torch.arange(len(x_TD), device=token_N.device))
     weights = gate_N[order_N].to(rows_MD.dtype) if gated else None
     # A bag is a token, its entries are the token's rows; 5 times faster than `index_add_`.
-    return F.embedding_bag(torch.cat(row_of_pair)[order_N], rows_MD, starts_T, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(
+        torch.cat(row_of_pair)[order_N], rows_MD, starts_T, mode="sum", per_sample_weights=weights
+    )
 
 
 def order_by_token(layer: Layer, experts: Sequence[ExpertSlices]) -> torch.Tensor:
@@ -93,8 +99,12 @@ class _Scratch:
     """Buffers that all experts use in turn: page faults of fresh memory cost as much as the arithmetic."""
 
     def __init__(self, like: torch.Tensor, experts: Sequence[ExpertSlices], dim: int) -> None:
-        self._hidden = [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
-        self._rows = [like.new_empty(max(e.num_rows for e in experts), dim) for _ in range(2)] if experts else []
+        self._hidden = (
+            [like.new_empty(max(e.num_rows * e.width for e in experts)) for _ in range(3)] if experts else []
+        )
+        self._rows = (
+            [like.new_empty(max(e.num_rows for e in experts), dim) for _ in range(2)] if experts else []
+        )
 
     def hidden(self, index: int, e: ExpertSlices) -> torch.Tensor:
         """Return the buffer of that index as (rows, units) of an expert."""

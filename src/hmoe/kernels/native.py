@@ -28,8 +28,14 @@ class _Layer(ctypes.Structure):
     """The same fields in the same order as `Layer` of cpp/plan.hpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")),
-        *((name, ctypes.c_void_p) for name in ("token", "count", "width", "gate", "x", "w_gate", "w_up", "w_down")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("tokens", "dim", "experts", "threads", "pairs", "units", "room")
+        ),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("token", "count", "width", "gate", "x", "w_gate", "w_up", "w_down")
+        ),
         *((name, ctypes.c_void_p) for name in ("pre_gate", "pre_up", "order")),
     ]
 
@@ -54,7 +60,9 @@ def explain_obstacle() -> str | None:
 def library_path() -> Path:
     """Return where the library of these sources and this processor lies once built."""
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
-    key = hashlib.sha256(sources + " ".join([*FLAGS, *sorted(read_processor_features())]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        sources + " ".join([*FLAGS, *sorted(read_processor_features())]).encode()
+    ).hexdigest()[:16]
     return get_cache_folder() / f"kernels-{key}.so"
 
 

@@ -22,7 +22,9 @@ def _find_backend(name: str, layer: Layer) -> Backend:
     resolved = choice.resolve_backend(name, layer)
     if not name:  # from a compiled graph; otherwise the door has checked the counts
         choice.check_counts(layer, resolved)
-    return choice.get_backend("loop" if resolved == "reference" else resolved)  # the definition is no operator
+    return choice.get_backend(
+        "loop" if resolved == "reference" else resolved
+    )  # the definition is no operator
 
 
 @torch.library.custom_op("hmoe::expert_ffn", mutates_args=())
@@ -52,7 +54,12 @@ def forward_op(
 def _(*arguments: Any) -> FourTensors:
     layer, room = Layer(*arguments[:8]), arguments[8]
     x_TD = layer.x_TD
-    return x_TD.new_empty(x_TD.shape), x_TD.new_empty(room), x_TD.new_empty(room), torch.empty_like(layer.token_N)
+    return (
+        x_TD.new_empty(x_TD.shape),
+        x_TD.new_empty(room),
+        x_TD.new_empty(room),
+        torch.empty_like(layer.token_N),
+    )
 
 
 @torch.library.custom_op("hmoe::expert_ffn_backward", mutates_args=())
@@ -120,7 +127,16 @@ def _backward(ctx: Any, dy_TD: torch.Tensor | None, *_: Any) -> tuple[torch.Tens
     saved = (pre_gate, pre_up, order_N)
     gradients = Gradients(*backward_op(dy_TD, *tensors, ctx.widths, *saved, weights, ctx.backend))
     # In the order of the operator's arguments: token_N, num_tokens_E, widths, room and backend have none.
-    return gradients.dx_TD, None, gradients.dgate_N, None, *_select_weights(gradients, needed), None, None, None
+    return (
+        gradients.dx_TD,
+        None,
+        gradients.dgate_N,
+        None,
+        *_select_weights(gradients, needed),
+        None,
+        None,
+        None,
+    )
 
 
 def _select_weights(gradients: Gradients, needed: Mapping[str, bool]) -> list[torch.Tensor | None]:

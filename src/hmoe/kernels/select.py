@@ -94,7 +94,9 @@ def select_op(
     """Compute the selection; arguments as in `select_experts`, with the fields of its rule one by one."""
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
-    return router.launch_selection(logits_TE, bias_E, chosen_before_TE, Rule(k, p, sigmoid, renormalize, scale))
+    return router.launch_selection(
+        logits_TE, bias_E, chosen_before_TE, Rule(k, p, sigmoid, renormalize, scale)
+    )
 
 
 @select_op.register_fake
@@ -102,7 +104,9 @@ def _(logits_TE: torch.Tensor, bias_E: Any, chosen_before_TE: Any, k: int, *rule
     num_tokens, num_experts = logits_TE.shape
     # Top-p may choose all experts: how many it does choose is known on the device only.
     room, blocks = num_tokens * (k or num_experts), -(-num_tokens // choose_block_size(num_experts))
-    token_N, expert_N, num_tokens_E = (logits_TE.new_empty(n, dtype=torch.int64) for n in (room, room, num_experts))
+    token_N, expert_N, num_tokens_E = (
+        logits_TE.new_empty(n, dtype=torch.int64) for n in (room, room, num_experts)
+    )
     chosen_TE = logits_TE.new_empty(logits_TE.shape, dtype=torch.int8)
     block_begin = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
     return (
@@ -132,7 +136,9 @@ def select_backward_op(
     from hmoe.kernels.ragged import router  # noqa: PLC0415 - needs Triton
 
     rule = Rule(0, 0.0, sigmoid, renormalize, scale)
-    return router.launch_selection_backward(dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, block_begin), rule)
+    return router.launch_selection_backward(
+        dprobs_TE, dgate_N, (logits_TE, chosen_TE, num_tokens_E, block_begin), rule
+    )
 
 
 @select_backward_op.register_fake
@@ -156,7 +162,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: SelectionOutputs) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dprobs_TE: torch.Tensor | None, dgate_N: torch.Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _backward(
+    ctx: Any, dprobs_TE: torch.Tensor | None, dgate_N: torch.Tensor | None, *_: Any
+) -> tuple[Any, ...]:
     dlogits_TE = None
     if dprobs_TE is not None or dgate_N is not None:
         dlogits_TE = select_backward_op(dprobs_TE, dgate_N, *ctx.saved_tensors, *ctx.rule)

@@ -38,7 +38,11 @@ class Context(Protocol):
 
 
 def scaled_dot_product(
-    q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor, mask: torch.Tensor | None, is_causal: bool
+    q_BHLC: torch.Tensor,
+    k_BGLC: torch.Tensor,
+    v_BGLC: torch.Tensor,
+    mask: torch.Tensor | None,
+    is_causal: bool,
 ) -> torch.Tensor:
     """Return scaled dot-product attention as (B, L, H, C); G key/value heads serve H query heads."""
     # Said only where it is so: with it some backends of SDPA are not chosen.
@@ -78,7 +82,9 @@ class KVCache:
     real_T: torch.Tensor | None = None
     noise_seed: int | None = None
 
-    def __init__(self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor) -> None:
+    def __init__(
+        self, layers: int, shape_BGC: tuple[int, int, int], capacity: int, like: torch.Tensor
+    ) -> None:
         batch, heads, width = shape_BGC
         self.kv = like.new_empty(layers, 2, batch, heads, capacity, width)
         self.length = 0
@@ -118,7 +124,14 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, dim: int, heads: int, kv_heads: int, head_width: int, qk_norm: str | None, eps: float, layer: int
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        qk_norm: str | None,
+        eps: float,
+        layer: int,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_width, self.layer = heads, kv_heads, head_width, layer

@@ -69,7 +69,9 @@ def count_capacity(
     if not isinstance(num_tokens, torch.Tensor):
         num_tokens = torch.full((), num_tokens, device=device)
     width_E = get_constant(tuple(widths), torch.float64, device)
-    share_E = width_E / sum(widths) if spec.capacity_by == "width" else torch.full_like(width_E, 1 / len(widths))
+    share_E = (
+        width_E / sum(widths) if spec.capacity_by == "width" else torch.full_like(width_E, 1 / len(widths))
+    )
     wanted = factor * spec.k * num_tokens.double()
     slots_E = torch.ceil(wanted * share_E - 1e-9).long().clamp(min=spec.min_capacity)
     return slots_E.masked_fill(width_E == 0, UNLIMITED)
@@ -149,7 +151,9 @@ def _local(
     token_rank_T, expert_rank_E = ranks
     own_TE = token_rank_T[:, None] == expert_rank_E
     best_T1 = scores_TE.masked_fill(~own_TE, -1).argmax(1, keepdim=True)
-    needy_T = {"all": accepted_T == 0, "any": accepted_T < spec.choices, "fewer": accepted_T < spec.k}[spec.when]
+    needy_T = {"all": accepted_T == 0, "any": accepted_T < spec.choices, "fewer": accepted_T < spec.k}[
+        spec.when
+    ]
     times_T = (spec.k + (spec.local_scale == "k+1-r") - accepted_T).clamp(min=0) * needy_T * own_TE.any(1)
     return torch.zeros_like(scores_TE).scatter(1, best_T1, times_T[:, None].to(scores_TE.dtype))
 

@@ -66,12 +66,18 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dx_TD = None if dx_TD is None else dx_TD * scale.to(dx_TD.dtype)
         dw_VD = None if dw_VD is None else (dw_VD * scale).to(ctx.w_dtype)
         if torch.is_grad_enabled():  # create_graph=True: somebody means to differentiate them
-            dx_TD, dw_VD = (None if d is None else refuse_gradient(d, _SECOND, scale, *sources) for d in (dx_TD, dw_VD))
+            dx_TD, dw_VD = (
+                None if d is None else refuse_gradient(d, _SECOND, scale, *sources) for d in (dx_TD, dw_VD)
+            )
         return dx_TD, dw_VD, None, None, None, None, None
 
 
 def _softmax_loss(
-    logits_MV: torch.Tensor, target_M1: torch.Tensor, ignored_M1: torch.Tensor, count: torch.Tensor, back: bool
+    logits_MV: torch.Tensor,
+    target_M1: torch.Tensor,
+    ignored_M1: torch.Tensor,
+    count: torch.Tensor,
+    back: bool,
 ) -> torch.Tensor:
     """Return -log softmax of the targets; if `back`, overwrite logits by the derivative of sum / count."""
     # Minus the largest, in place: no exponential overflows, and no second table of logits is needed.
@@ -118,7 +124,12 @@ def _check_arguments(
     x_TD: torch.Tensor, w_VD: torch.Tensor, target_T: torch.Tensor, chunk: int, ignore_index: int
 ) -> None:
     shapes = f"x is {tuple(x_TD.shape)}, w is {tuple(w_VD.shape)}, target is {tuple(target_T.shape)}"
-    if x_TD.dim() != 2 or w_VD.dim() != 2 or x_TD.shape[1] != w_VD.shape[1] or target_T.shape != x_TD.shape[:1]:
+    if (
+        x_TD.dim() != 2
+        or w_VD.dim() != 2
+        or x_TD.shape[1] != w_VD.shape[1]
+        or target_T.shape != x_TD.shape[:1]
+    ):
         raise ConfigError(f"cross_entropy: {shapes}; must be (tokens, dim), (vocabulary, dim) and (tokens,)")
     if target_T.dtype != torch.int64:
         raise ConfigError(f"cross_entropy: target is {target_T.dtype}, must be torch.int64")

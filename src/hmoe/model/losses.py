@@ -29,7 +29,9 @@ def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> to
     return compute_load_balance(measure_router(routing, logits=False), weights)
 
 
-def compute_load_balance(statistics: RouterStatistics, weights: Sequence[float] | None = None) -> torch.Tensor:
+def compute_load_balance(
+    statistics: RouterStatistics, weights: Sequence[float] | None = None
+) -> torch.Tensor:
     """Return the load-balancing loss of `load_balance`, from statistics."""
     if weights is None:
         return _penalise(statistics, 1.0)
@@ -49,7 +51,9 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
     return compute_parameter_penalty(measure_router(routing, logits=False), widths, norm)
 
 
-def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
+def compute_parameter_penalty(
+    statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean"
+) -> torch.Tensor:
     """Return the parameter-penalty loss of `parameter_penalty`, from statistics; raises the same."""
     prob_sum_E = statistics.prob_sum_E
     if len(widths) != prob_sum_E.shape[-1]:
@@ -59,7 +63,9 @@ def compute_parameter_penalty(statistics: RouterStatistics, widths: Sequence[int
     scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
-    return _penalise(statistics, get_constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm])
+    return _penalise(
+        statistics, get_constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm]
+    )
 
 
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
@@ -127,7 +133,9 @@ def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
         ConfigError: for a name that is taken or that a recipe cannot hold.
     """
     if not callable(function):
-        raise ConfigError(f"register_loss: function = {function!r}, must be a function of RouterStatistics and MoESpec")
+        raise ConfigError(
+            f"register_loss: function = {function!r}, must be a function of RouterStatistics and MoESpec"
+        )
     add_loss(name, summary)
     LOSS_FUNCTIONS[name] = function
 

@@ -82,7 +82,9 @@ class MoE(nn.Module):
         if type(dim) is not int or dim < 1:
             raise ConfigError(f"MoE: dim = {dim!r}, must be an integer of at least 1")
         spec = MoESpec(widths=tuple(widths), router=router, hyper=hyper, shared=shared, zero=zero)
-        if spec.warning is not None and shared_network_layer is None:  # of a whole model whoever trains it is told once
+        if (
+            spec.warning is not None and shared_network_layer is None
+        ):  # of a whole model whoever trains it is told once
             warnings.warn(spec.warning, stacklevel=2)
         self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
@@ -96,7 +98,10 @@ class MoE(nn.Module):
     @classmethod
     def from_spec(cls, dim: int, spec: MoESpec, place: int) -> "MoE":
         """Make the MoE layer of this number among those of a model, whose layers share a hypernetwork if there is one."""
-        router, extras = spec.get_router(place), {"hyper": spec.hyper, "shared": spec.shared, "zero": spec.zero}
+        router, extras = (
+            spec.get_router(place),
+            {"hyper": spec.hyper, "shared": spec.shared, "zero": spec.zero},
+        )
         return cls(dim, spec.expert_widths, router, **extras, shared_network_layer=place)  # type: ignore[arg-type]
 
     def _make_parts(self, spec: MoESpec, shared_network_layer: int | None) -> None:
@@ -152,9 +157,13 @@ class MoE(nn.Module):
             NonFiniteError: see `check_finite`.
         """
         if x.dim() == 0 or x.shape[-1] != self.dim:
-            raise ConfigError(f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}")
+            raise ConfigError(
+                f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}"
+            )
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(x_TD, RouterInputs(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions))
+        routing = self.router(
+            x_TD, RouterInputs(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions)
+        )
         if self.check_finite and not torch.compiler.is_compiling():
             self._raise_if_not_finite(routing.logits_TE)
         dtype = find_autocast_dtype(x.device)

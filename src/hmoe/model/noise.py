@@ -8,7 +8,9 @@ _GAMMA, _MIX_1, _MIX_2 = (
 )  # fmt: skip
 
 
-def draw_seeded_uniform(seed: int | torch.Tensor, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+def draw_seeded_uniform(
+    seed: int | torch.Tensor, shape: tuple[int, ...], device: torch.device
+) -> torch.Tensor:
     """Return float64 numbers in (0, 1) of this shape, by splitmix64 of (seed, place).
 
     Integers that are equal modulo 2**63 are the same seed.

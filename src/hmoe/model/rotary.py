@@ -51,7 +51,9 @@ def _stretched(
     ends = []
     for turns_at_end in (scaling.beta_fast or 32.0, scaling.beta_slow or 1.0):
         ends.append(
-            head_width * math.log(scaling.original_length / (turns_at_end * 2 * math.pi)) / (2 * math.log(theta))
+            head_width
+            * math.log(scaling.original_length / (turns_at_end * 2 * math.pi))
+            / (2 * math.log(theta))
         )
     if scaling.truncate is not False:
         ends = [math.floor(ends[0]), math.ceil(ends[1])]

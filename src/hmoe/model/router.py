@@ -38,7 +38,9 @@ class RouterLayer(nn.Module):
             module) whatever the module is converted to.
     """
 
-    def __init__(self, dim: int, widths: Sequence[int] | int, spec: RouterSpec, true_gates: bool = False) -> None:
+    def __init__(
+        self, dim: int, widths: Sequence[int] | int, spec: RouterSpec, true_gates: bool = False
+    ) -> None:
         super().__init__()
         self.widths = (1,) * widths if isinstance(widths, int) else tuple(widths)
         spec.check_experts(len(self.widths))
@@ -112,7 +114,9 @@ class RouterLayer(nn.Module):
         load_E = num_tokens_E.double()
         if update.by_compute:
             load_E = (
-                load_E * get_constant(self.widths, load_E.dtype, load_E.device) * (len(self.widths) / sum(self.widths))
+                load_E
+                * get_constant(self.widths, load_E.dtype, load_E.device)
+                * (len(self.widths) / sum(self.widths))
             )
         step_E = torch.sign(load_E.mean() - load_E).to(self.bias_E)
         self.bias_E.add_(step_E, alpha=update.rate)
@@ -160,7 +164,9 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState =
     if fused is not None:
         return fused
     method = METHODS[spec.name]
-    poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)  # 0, or NaN where any logit of the row is not finite
+    poison_T1 = 0 * logits_TE.detach().sum(
+        1, keepdim=True
+    )  # 0, or NaN where any logit of the row is not finite
     sigmoid = spec.score_function == "sigmoid"
     poisoned_TE = logits_TE + poison_T1
     scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
@@ -170,7 +176,9 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState =
         choice_logits_TE = choice_logits_TE.masked_fill(state.off_E, -torch.inf)
         scores_TE, probs_TE = (of_TE.masked_fill(state.off_E, 0) for of_TE in (scores_TE, probs_TE))
     fixed_TE = scores_TE.detach()
-    decision = recall_or_decide(state.inputs.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, state))
+    decision = recall_or_decide(
+        state.inputs.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, state)
+    )
     choice = method.weigh(decision, scores_TE, spec, state)
     if state.off_E is not None:  # chosen by tokens that find fewer others than they ask for
         choice = replace(choice, chosen_TE=choice.chosen_TE & ~state.off_E)

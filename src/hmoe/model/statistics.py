@@ -46,7 +46,11 @@ class RouterStatistics:
     @property
     def divisor(self) -> int | torch.Tensor:
         """The number of tokens, but at least 1: without tokens shares and losses are 0, not NaN."""
-        return self.num_tokens.clamp(min=1) if isinstance(self.num_tokens, torch.Tensor) else max(self.num_tokens, 1)
+        return (
+            self.num_tokens.clamp(min=1)
+            if isinstance(self.num_tokens, torch.Tensor)
+            else max(self.num_tokens, 1)
+        )
 
     def __add__(self, other: "RouterStatistics") -> "RouterStatistics":
         """Return the statistics of the tokens of both."""
@@ -54,7 +58,9 @@ class RouterStatistics:
             self.num_tokens + other.num_tokens,
             self.load_E + other.load_E,
             self.prob_sum_E + other.prob_sum_E,
-            None if self.entropy_sum is None or other.entropy_sum is None else self.entropy_sum + other.entropy_sum,
+            None
+            if self.entropy_sum is None or other.entropy_sum is None
+            else self.entropy_sum + other.entropy_sum,
             None if self.z_sum is None or other.z_sum is None else self.z_sum + other.z_sum,
         )
 
@@ -99,7 +105,9 @@ def measure_routers(routings: Sequence[Routing]) -> RouterStatistics:
     return RouterStatistics(layers[0].num_tokens, load_ZE, prob_sum_ZE, entropy_sum_Z, z_sum_Z)
 
 
-def _sum_tokens(probs_TE: torch.Tensor, load_E: torch.Tensor, logits_TE: torch.Tensor | None) -> RouterStatistics:
+def _sum_tokens(
+    probs_TE: torch.Tensor, load_E: torch.Tensor, logits_TE: torch.Tensor | None
+) -> RouterStatistics:
     if logits_TE is None:
         return RouterStatistics(probs_TE.shape[-2], load_E, probs_TE.sum(-2))
     log_probs_TE = torch.log_softmax(logits_TE, dim=-1)  # P log P through log_softmax is 0 at P = 0, not NaN

@@ -33,7 +33,13 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(
-            config.dim, config.heads, config.num_kv_heads, config.head_width, config.qk_norm, config.norm_eps, layer
+            config.dim,
+            config.heads,
+            config.num_kv_heads,
+            config.head_width,
+            config.qk_norm,
+            config.norm_eps,
+            layer,
         )
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn: MoE | SwiGLU
@@ -68,7 +74,9 @@ class Block(nn.Module):
         if self.sparse:
             # A seed for each layer: with the step's own, all layers would
             # favour the same experts for a token.
-            seed = None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
+            seed = (
+                None if context.noise_seed is None else context.noise_seed * 1_000_003 + self.attention.layer
+            )
             y_BLD, routing = self.ffn(
                 normed_BLD,
                 context.top_p_T,
@@ -125,7 +133,9 @@ class Transformer(nn.Module):
             if name in ("embed", "head"):
                 nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)
 
-    def hidden(self, tokens_BL: torch.Tensor, context: Context = SEQUENCES) -> tuple[torch.Tensor, list[Routing]]:
+    def hidden(
+        self, tokens_BL: torch.Tensor, context: Context = SEQUENCES
+    ) -> tuple[torch.Tensor, list[Routing]]:
         """Return the outputs of the last norm (B, L, D), and one Routing per MoE layer.
 
         For those who pick rows before the head. With sharded weights call the model

@@ -67,6 +67,8 @@ def iterate_template_files(folder: Path | None, default: str | None) -> Iterator
         yield "chat_template.jinja", default
     for name, text in (read_chat_templates(folder) if folder is not None else {}).items():
         if not re.fullmatch(r"[\w][\w.-]*", name):
-            raise ConfigError(f"{folder}: a chat template named {name!r}; must be letters, digits, '_', '-' and '.'")
+            raise ConfigError(
+                f"{folder}: a chat template named {name!r}; must be letters, digits, '_', '-' and '.'"
+            )
         if name != "default":
             yield f"additional_chat_templates/{name}.jinja", text

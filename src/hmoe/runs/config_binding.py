@@ -49,7 +49,9 @@ def load_recorded_config(state: State) -> RunConfig | None:
     try:
         return recipes.check_recipe({**tree, "data": data, "train": train})
     except ConfigError as error:
-        raise CheckpointError(f"{_name(state)}: its config does not fit this version of hmoe: {error}") from None
+        raise CheckpointError(
+            f"{_name(state)}: its config does not fit this version of hmoe: {error}"
+        ) from None
 
 
 def fill_chosen_values(config: RunConfig, state: State) -> RunConfig:
@@ -65,7 +67,9 @@ def fill_chosen_values(config: RunConfig, state: State) -> RunConfig:
     return config
 
 
-def check_bound_config(state: State, config: RunConfig, where: str, advice: str, say: Callable[[str], None]) -> None:
+def check_bound_config(
+    state: State, config: RunConfig, where: str, advice: str, say: Callable[[str], None]
+) -> None:
     """Raise ConfigError if a config differs from the one that a checkpoint holds in a key that binds.
 
     Before training has begun only the model is bound; what else differs is said.
@@ -103,7 +107,9 @@ def read_run_config(run: Path, state: State, say: Callable[[str], None]) -> RunC
         )
         return recorded
     if recorded is None:
-        say(f"{_name(state)} of {run} was written before checkpoints held their config: {file} is not checked")
+        say(
+            f"{_name(state)} of {run} was written before checkpoints held their config: {file} is not checked"
+        )
     check_bound_config(state, config, str(file), _advice(file), say)
     return fill_chosen_values(config, state)
 

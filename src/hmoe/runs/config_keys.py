@@ -20,7 +20,12 @@ _SIZES = (
 
 
 def _defaults(*sizes: float | None, **rest: Any) -> Raw:
-    return {"hidden_act": "silu", "tie_word_embeddings": False, **dict(zip(_SIZES, sizes, strict=True)), **rest}
+    return {
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        **dict(zip(_SIZES, sizes, strict=True)),
+        **rest,
+    }
 
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096}
@@ -78,7 +83,9 @@ _CHECKED = {  # keys without effect on the model whose kind is looked at all the
     "attention_dropout": (int, float), "use_cache": (bool,), "output_router_logits": (bool,), "pretraining_tp": (int,),
     "router_jitter_noise": (int, float),
 }  # fmt: skip
-_KIND_OF = _CHECKED | {key: kinds for kinds, keys in _KINDS.items() for key in keys}  # all others are integers
+_KIND_OF = _CHECKED | {
+    key: kinds for kinds, keys in _KINDS.items() for key in keys
+}  # all others are integers
 _MAY_BE_ZERO = ("num_experts", "max_window_layers", "shared_expert_width")
 _NAME_OF = {
     int: "an integer",
@@ -96,7 +103,13 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {  # values of keys that we do not compu
     "is_causal": (True,), "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "pruned_heads": ({}, None),
     "quantization_config": (None,), "rope_interleaved": (False, None),
 }  # fmt: skip
-_ROPE = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+_ROPE = (
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 _ELSEWHERE = (*_ROPE, "sliding_window", "layer_types")  # checked for every family
 _NOT_A_SIZE = (
     "max_position_embeddings", "sliding_window", "max_window_layers", "num_experts_per_tok", "decoder_sparse_step",
@@ -153,7 +166,9 @@ def named_dtype(raw: Raw, where: str) -> str | None:
         value = raw.get(key)
         if value is not None:
             if value not in DTYPES:
-                raise ConfigError(f"{where}: {key} = {reprlib.repr(value)}, must be one of {', '.join(DTYPES)}")
+                raise ConfigError(
+                    f"{where}: {key} = {reprlib.repr(value)}, must be one of {', '.join(DTYPES)}"
+                )
             return str(value)
     return None
 
@@ -161,7 +176,11 @@ def named_dtype(raw: Raw, where: str) -> str | None:
 def hint_absent(raw: Raw, family: str) -> str:
     """End of an error's line that names what this `config.json` does not say of the sizes, '' if it says all."""
     names = {ours: key for key, ours in _OTHER_NAME.get(family, {}).items()}
-    sizes = [key for key, size in DEFAULTS[family].items() if size and key not in _KIND_OF and key not in _NOT_A_SIZE]
+    sizes = [
+        key
+        for key, size in DEFAULTS[family].items()
+        if size and key not in _KIND_OF and key not in _NOT_A_SIZE
+    ]
     absent = [key for key in sizes if key not in raw and names.get(key) not in raw]
     return f"; config.json lacks {', '.join(absent)}, taken as transformers' default" if absent else ""
 
@@ -172,7 +191,11 @@ def check_window(raw: Raw, values: Raw, family: str) -> None:
     window, types = values.get("sliding_window", raw.get("sliding_window")), raw.get("layer_types")
     for key, value in (("sliding_window", window), ("layer_types", types)):
         _check_kind(key, key, value, family)
-    kinds = ("full_attention", "sliding_attention") if family == "qwen3" and window is not None else ("full_attention",)
+    kinds = (
+        ("full_attention", "sliding_attention")
+        if family == "qwen3" and window is not None
+        else ("full_attention",)
+    )
     if types is not None and (len(types) != layers or any(kind not in kinds for kind in types)):
         raise ConfigError(f"layer_types = {reprlib.repr(types)}, must be {layers} times {' or '.join(kinds)}")
     if "use_sliding_window" in values and not values["use_sliding_window"]:
@@ -194,11 +217,19 @@ def _check_kind(key: str, name: str, value: Any, family: str) -> None:
     kinds = _KIND_OF.get(name, (int,))
     null = name in _NULL and family not in _NULL[name]
     least = (
-        0 if kinds == (int, float) or name in _MAY_BE_ZERO else 1 if kinds == (int,) and name not in _CHECKED else None
+        0
+        if kinds == (int, float) or name in _MAY_BE_ZERO
+        else 1
+        if kinds == (int,) and name not in _CHECKED
+        else None
     )
     if (value is None and null) or (type(value) in kinds and (least is None or least <= value < 2**31)):
         return
-    allowed = _NAME_OF[kinds[-1]] + ("" if least is None else f" of at least {least}") + (" or null" if null else "")
+    allowed = (
+        _NAME_OF[kinds[-1]]
+        + ("" if least is None else f" of at least {least}")
+        + (" or null" if null else "")
+    )
     raise ConfigError(f"{key} = {reprlib.repr(value)}, must be {allowed}")
 
 

@@ -102,7 +102,11 @@ def _olmoe(values: Raw) -> Raw:
 
 
 def _qwen3_moe(values: Raw) -> Raw:
-    only, step, layers = values["mlp_only_layers"] or [], values["decoder_sparse_step"], values["num_hidden_layers"]
+    only, step, layers = (
+        values["mlp_only_layers"] or [],
+        values["decoder_sparse_step"],
+        values["num_hidden_layers"],
+    )
     if step < 1:
         raise ConfigError(f"decoder_sparse_step = {step}, must be at least 1")
     dense = [i for i in range(min(layers, _MOST_LAYERS)) if i in only or (i + 1) % step]

@@ -15,7 +15,9 @@ _SEPARATOR = "<|endoftext|>"
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def load_transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None) -> Any:
+def load_transformers_tokenizer(
+    tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None
+) -> Any:
     """Return transformers' tokenizer of a folder, made from hmoe's where AutoTokenizer could not read the folder.
 
     `begin` are the tokens that every text of the model begins with, for a tokenizer that is made here.
@@ -39,7 +41,9 @@ def load_transformers_tokenizer(tokenizer: tokenizers.Tokenizer, begin: Sequence
             return LlamaTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever transformers raises
         why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ConfigError(f"{folder}: transformers cannot read its tokenizer for the chat template ({why})") from None
+        raise ConfigError(
+            f"{folder}: transformers cannot read its tokenizer for the chat template ({why})"
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
     content = tokenizer.content if tokenizer.file_name else encode_bytes_tokenizer()

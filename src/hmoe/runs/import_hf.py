@@ -16,7 +16,9 @@ from hmoe.runs.hf_folder import describe_hf_folder, load_hf_tokenizer, read_hf_m
 from hmoe.specs.losses import list_loss_keys
 
 
-def import_hf_model(source: Path, recipe: str, overrides: Sequence[str]) -> tuple[RunConfig, Transformer, Tokenizer]:
+def import_hf_model(
+    source: Path, recipe: str, overrides: Sequence[str]
+) -> tuple[RunConfig, Transformer, Tokenizer]:
     """Return a recipe with the folder's model in it, the model in training precision, and its tokenizer.
 
     Overrides may change the keys under data, optim and train, and the auxiliary losses.

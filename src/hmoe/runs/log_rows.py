@@ -28,7 +28,9 @@ def read_log_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole and index < len(lines):
-            raise CheckpointError(f"{path}:{index}: damaged line; mend it, or move the file away to lose its rows")
+            raise CheckpointError(
+                f"{path}:{index}: damaged line; mend it, or move the file away to lose its rows"
+            )
         if whole:
             _check_clocks(path, index, row)
             before = row["step"]

@@ -18,7 +18,9 @@ from hmoe.runs.config_binding import is_run_folder, read_run_config
 from hmoe.runs.side_files import check_side_files
 
 
-def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
+def open_run(
+    run: Path, say: Callable[[str], None]
+) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
     """Return config, model, tokenizer and newest state of a run folder; nothing in it is changed.
 
     Raises:
@@ -29,11 +31,15 @@ def open_run(run: Path, say: Callable[[str], None]) -> tuple[RunConfig, Transfor
         raise ConfigError(f"{run}: not a run folder, it has no config.yaml; `hmoe train RECIPE` makes one")
     newest = load_newest_checkpoint(run, quarantine=False, say=say, optimizer=False)
     if newest is None:
-        raise CheckpointError(f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps")
+        raise CheckpointError(
+            f"{run}: no checkpoint yet; `hmoe train` writes one every train.save_every steps"
+        )
     config = read_run_config(run, newest.state, say)
     tokenizer = tokenizers.load_tokenizer(run)
     if tokenizer.fingerprint != newest.state["tokenizer"]:
-        raise CheckpointError(f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with")
+        raise CheckpointError(
+            f"{run / tokenizer.file_name}: is not the tokenizer that the run was trained with"
+        )
     check_side_files(run, newest.state, say)
     with build_on_meta():
         model = Transformer(config.model).to(next(iter(newest.model.values())).dtype)

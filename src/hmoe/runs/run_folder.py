@@ -63,7 +63,10 @@ class RunFolder:
             kept = recipes.read_recipe(str(self.path / CONFIG))[1]
         except ConfigError:
             return True
-        return recipes.make_data_path_absolute(kept).data.path != recipes.make_data_path_absolute(config).data.path
+        return (
+            recipes.make_data_path_absolute(kept).data.path
+            != recipes.make_data_path_absolute(config).data.path
+        )
 
     def write_config(self, config: RunConfig) -> None:
         """Keep the recipe as config.yaml, with a data.path that leads to the data from everywhere."""

@@ -67,7 +67,9 @@ class StoredTensors:
         if tensor.dtype not in _TYPES:  # numbers of a quantised model mean nothing without their scales
             allowed = ", ".join(str(kind).removeprefix("torch.") for kind in _TYPES)
             stored = str(tensor.dtype).removeprefix("torch.")
-            raise CheckpointError(f"{self._folder}: tensor {name} is stored as {stored}, must be one of {allowed}")
+            raise CheckpointError(
+                f"{self._folder}: tensor {name} is stored as {stored}, must be one of {allowed}"
+            )
         return tensor
 
 
@@ -92,14 +94,18 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
     """
     source = _own if family == "hmoe" else _llama
     if model.config.tied and _OUTSIDE["embed.weight"] not in tensors:
-        tensors.rename(_OUTSIDE["head.weight"], _OUTSIDE["embed.weight"])  # one matrix, stored under its other name
+        tensors.rename(
+            _OUTSIDE["head.weight"], _OUTSIDE["embed.weight"]
+        )  # one matrix, stored under its other name
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parts = list(source(model, name, tensors))
             rows = sum(len(part) for part in parts)
             if rows != len(parameter) or any(part.shape[1:] != parameter.shape[1:] for part in parts):
                 shape = (rows, *parts[0].shape[1:])
-                raise CheckpointError(f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}")
+                raise CheckpointError(
+                    f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}"
+                )
             for part, place in zip(parts, parameter.split([len(part) for part in parts]), strict=True):  # type: ignore[no-untyped-call]
                 place.copy_(part)
     if model.config.tied:

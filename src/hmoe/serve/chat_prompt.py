@@ -47,12 +47,18 @@ class ChatLayout:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: str | None, begin: Sequence[int] = (), folder: Path | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: str | None,
+        begin: Sequence[int] = (),
+        folder: Path | None = None,
     ) -> None:
         self._tokenizer, self._begin = tokenizer, list(begin)
         self._template_encoder: TemplateEncoder | None = None
         if template is not None:
-            self._template_encoder = TemplateEncoder(template, load_transformers_tokenizer(tokenizer, begin, folder))
+            self._template_encoder = TemplateEncoder(
+                template, load_transformers_tokenizer(tokenizer, begin, folder)
+            )
         self.stops: tuple[str, ...] = ("\nUser:",) if template is None else ()
 
     def encode(self, turns: Sequence[ChatTurn]) -> list[int]:
@@ -82,12 +88,16 @@ class TemplateEncoder:
         """Return token ids up to where the answer begins; ConfigError if the template refuses the turns."""
         texts = [join_content(turn.content) for turn in turns]
         if any(character in text for text in texts for character in _RESERVED_CHARACTERS):
-            raise ConfigError("messages: hold U+F0000 or U+F0001, which chat templates cannot carry; leave them out")
+            raise ConfigError(
+                "messages: hold U+F0000 or U+F0001, which chat templates cannot carry; leave them out"
+            )
         messages = [self._message(turn) for turn in turns]
         try:
             return self._apply(messages)
         except Exception as error:  # whatever a template may do
-            raise ConfigError(f"messages: the model's chat template refuses them: {str(error)[:200]}") from None
+            raise ConfigError(
+                f"messages: the model's chat template refuses them: {str(error)[:200]}"
+            ) from None
 
     def _message(self, turn: ChatTurn) -> dict[str, Any]:
         content = turn.content
@@ -108,7 +118,9 @@ class TemplateEncoder:
         """Return whether the template writes the texts of a list of parts, not the list itself."""
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
         try:
-            text: str = self._tokenizer.apply_chat_template(probe, chat_template=self._template, tokenize=False)
+            text: str = self._tokenizer.apply_chat_template(
+                probe, chat_template=self._template, tokenize=False
+            )
         except ImportError:
             raise make_missing_extra_error("chat templates", "serve") from None
         except Exception as error:

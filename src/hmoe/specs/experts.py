@@ -37,7 +37,9 @@ class ZeroExperts(Spec):
         if not self.count:
             raise ConfigError("zero: null, copy and constant are all 0; leave zero out")
         if self.true_gates and self.count > self.null:
-            raise ConfigError("zero.true_gates: would leave copy and constant experts without gates; null experts only")
+            raise ConfigError(
+                "zero.true_gates: would leave copy and constant experts without gates; null experts only"
+            )
 
     def check_router(self, router: RouterSpec) -> None:
         """Raise ConfigError for a router that cannot choose them sensibly."""
@@ -90,7 +92,11 @@ class Hyper(Spec):
 
     def layer_parameters(self, num_experts: int) -> int:
         """Of one layer: its experts' embeddings and the map after their sum."""
-        return num_experts * self.embedding + (self.embedding + 1) * self.hidden + (self.hidden + 1) * self.hidden
+        return (
+            num_experts * self.embedding
+            + (self.embedding + 1) * self.hidden
+            + (self.hidden + 1) * self.hidden
+        )
 
     def generation_parameters(self, dim: int) -> int:
         """Multiplied once per distinct selection and layer, to make its HyperExpert."""

@@ -18,7 +18,9 @@ _LARGEST_INTEGER = 2**31 - 1
 
 def refuse_bool(value: Any) -> Any:
     """Return the value; raise ValueError if it is, or holds, a truth value where numbers belong."""
-    values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,)
+    values = (
+        value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else (value,)
+    )
     if any(isinstance(each, bool) for each in values):
         raise ValueError("must not be true or false")
     return value
@@ -93,7 +95,9 @@ class Spec:
     """
 
     section: ClassVar[str] = ""
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}  # read by pydantic when it parses a recipe
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid"
+    }  # read by pydantic when it parses a recipe
 
     def __post_init__(self) -> None:
         for name, annotation in get_field_types(type(self)).items():

@@ -81,7 +81,9 @@ def _write_moe_keys(moe: MoESpec) -> dict[str, Any]:
     keys |= {"zero_experts": moe.zero and asdict(moe.zero), "hyper_experts": moe.hyper and asdict(moe.hyper)}
     keys |= {"router_type": router.name, "other_loss_coefs": dict(moe.losses) or None}
     keys |= {key: getattr(router, name) for name, key in _router_keys(router.name).items()}
-    options = {name: value for name, value in list_options(router).items() if name not in _router_keys(router.name)}
+    options = {
+        name: value for name, value in list_options(router).items() if name not in _router_keys(router.name)
+    }
     keys["router_options"] = options or None
     return keys | {loss.hf_key: moe.get_coefficient(loss.name) for loss in LOSSES.values() if loss.built_in}
 
@@ -124,7 +126,9 @@ def read_hf_moe(keys: Mapping[str, Any]) -> MoESpec | None:
     values |= {"hyper": None if hyper is None else from_plain(Hyper, hyper, "hyper_experts")}
     values |= {loss.name: keys[loss.hf_key] for loss in LOSSES.values() if loss.built_in}
     values |= {"router": read_hf_router(keys), "losses": keys.get("other_loss_coefs") or {}}
-    for loss in LOSSES.values():  # a variant of a loss that is switched off stands in the file, but not in a spec
+    for (
+        loss
+    ) in LOSSES.values():  # a variant of a loss that is switched off stands in the file, but not in a spec
         if loss.option is not None and not keys[loss.hf_key]:
             del values[loss.option]
     return MoESpec(**values)

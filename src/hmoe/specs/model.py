@@ -24,7 +24,9 @@ class _Widths(Range):
 
     def describe_fault(self, value: Any) -> str | None:
         """See `Range`."""
-        return None if isinstance(value, WidthRule | tuple) else "must be a list of hidden units or a WidthRule"
+        return (
+            None if isinstance(value, WidthRule | tuple) else "must be a list of hidden units or a WidthRule"
+        )
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         choices = {
@@ -44,7 +46,9 @@ class _Router(Range):
     def describe_fault(self, value: Any) -> str | None:
         """See `Range`."""
         # By name: exported code may hold a class twice.
-        return None if getattr(value, "name", None) in ROUTERS else "must be a router spec such as hmoe.TopK(2)"
+        return (
+            None if getattr(value, "name", None) in ROUTERS else "must be a router spec such as hmoe.TopK(2)"
+        )
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
         choices = {name: handler.generate_schema(kind) for name, kind in ROUTERS.items()}  # type: ignore[attr-defined]
@@ -148,7 +152,10 @@ class MoESpec(Spec):
                 self.refuse_unused(f"while {loss.name} is 0", loss.option)
         for name in self.losses:
             if name not in LOSSES or LOSSES[name].built_in:
-                known = ", ".join(loss.name for loss in LOSSES.values() if not loss.built_in) or "none is registered"
+                known = (
+                    ", ".join(loss.name for loss in LOSSES.values() if not loss.built_in)
+                    or "none is registered"
+                )
                 raise ConfigError(f"moe.losses.{name}: no such loss ({known}); {hint_extensions()}")
 
     def _check_widths(self, widths: tuple[int, ...]) -> None:
@@ -213,7 +220,9 @@ class ModelSpec(Spec):
     @functools.cached_property
     def moe_layers(self) -> tuple[int, ...]:
         """Indices of the layers that are mixtures of experts."""
-        return () if self.moe is None else tuple(i for i in range(self.layers) if i not in self.moe.dense_layers)
+        return (
+            () if self.moe is None else tuple(i for i in range(self.layers) if i not in self.moe.dense_layers)
+        )
 
     @property
     def causal(self) -> bool:
@@ -251,7 +260,9 @@ class ModelSpec(Spec):
                 f"model: moe.dense_layers = {list(dense)}: must be distinct layers from 0 to {self.layers - 1}"
             )
         if len(dense) == self.layers:
-            raise ConfigError("model: moe.dense_layers names every layer; write `moe: null` for a dense model")
+            raise ConfigError(
+                "model: moe.dense_layers names every layer; write `moe: null` for a dense model"
+            )
         if skip and len(skip) != len(self.moe_layers):
             raise ConfigError(
                 f"model: moe.skip: {len(skip)} numbers, must be one for each of the {len(self.moe_layers)} MoE layers"

@@ -14,7 +14,11 @@ def to_plain(value: Any) -> Any:
     """Return a spec as a dict of its fields in their order, specs within it too; an empty mapping at its default is left out."""
     if is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in fields(value)}
-        return {name: to_plain(item) for name, item in items.items() if not (isinstance(item, Mapping) and not item)}
+        return {
+            name: to_plain(item)
+            for name, item in items.items()
+            if not (isinstance(item, Mapping) and not item)
+        }
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value

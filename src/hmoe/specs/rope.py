@@ -64,7 +64,9 @@ class RopeScaling(Spec):
             raise ConfigError("rope_scaling.original_length has no effect with linear scaling; remove it")
         if self.kind != "linear" and self.original_length is None:
             raise ConfigError(f"rope_scaling.original_length: missing, {self.kind} scaling needs it")
-        if self.kind != "linear" and (type(self.original_length) is not int or not 0 < self.original_length <= 2**30):
+        if self.kind != "linear" and (
+            type(self.original_length) is not int or not 0 < self.original_length <= 2**30
+        ):
             raise ConfigError(
                 f"rope_scaling.original_length = {self.original_length!r}, must be an integer from 1 to 2**30"
             )
@@ -77,7 +79,10 @@ class RopeScaling(Spec):
             ("low_freq_factor", "high_freq_factor", (1, 4)),
             ("beta_slow", "beta_fast", (1, 32)),
         ):
-            ends = [defaults[i] if getattr(self, n) is None else getattr(self, n) for i, n in enumerate((low, high))]
+            ends = [
+                defaults[i] if getattr(self, n) is None else getattr(self, n)
+                for i, n in enumerate((low, high))
+            ]
             if ends[0] >= ends[1]:
                 raise ConfigError(f"rope_scaling.{low} = {ends[0]}, must be below {high} = {ends[1]}")
 
@@ -87,7 +92,9 @@ class RopeScaling(Spec):
             if value is not None and kind != self.kind:
                 raise ConfigError(f"rope_scaling.{name} has no effect with {self.kind} scaling; remove it")
             if value is not None and name != "truncate" and not (_is_number(value) and 0 < value <= 1e6):
-                raise ConfigError(f"rope_scaling.{name} = {value!r}, must be a number above 0 and at most 1e6")
+                raise ConfigError(
+                    f"rope_scaling.{name} = {value!r}, must be a number above 0 and at most 1e6"
+                )
 
 
 def _is_number(value: Any) -> bool:
@@ -102,14 +109,18 @@ def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | N
     """
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     for key, value in parameters.items():
-        if key not in (*_FIELD_OF_KEY, "rope_theta", "rope_type", "type") and value not in _HARMLESS.get(key, ()):
+        if key not in (*_FIELD_OF_KEY, "rope_theta", "rope_type", "type") and value not in _HARMLESS.get(
+            key, ()
+        ):
             raise ConfigError(
                 f"rope_parameters.{key} = {value!r}: is not computed here; known are {', '.join(_FIELD_OF_KEY)}"
             )
     if kind == "default":
         return None
     if not isinstance(kind, str) or kind not in _REQUIRED:
-        raise ConfigError(f"rope_parameters.rope_type = {kind!r}, must be default, or one of {', '.join(_REQUIRED)}")
+        raise ConfigError(
+            f"rope_parameters.rope_type = {kind!r}, must be default, or one of {', '.join(_REQUIRED)}"
+        )
     for key in _REQUIRED[kind]:
         if parameters.get(key) is None:
             raise ConfigError(f"rope_parameters.{key}: missing, {kind} positions need it")

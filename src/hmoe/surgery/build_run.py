@@ -11,7 +11,12 @@ from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.runs.open_model import OpenedModel
 from hmoe.specs.model import ModelSpec
-from hmoe.surgery.measure import choose_measured_widths, cut_measured_texts, measure_unit_importance, record_ffn_inputs
+from hmoe.surgery.measure import (
+    choose_measured_widths,
+    cut_measured_texts,
+    measure_unit_importance,
+    record_ffn_inputs,
+)
 from hmoe.surgery.skip import apply_skip_shares, check_can_skip, measure_skip_shares
 from hmoe.surgery.upcycle import UnitChoice, upcycle_model
 from hmoe.surgery.upcycle_recipe import build_upcycle_recipe
@@ -100,6 +105,7 @@ def _check_skip(before: ModelSpec, after: ModelSpec, inputs: list[torch.Tensor] 
         )
     if before.moe_layers != after.moe_layers:
         raise ConfigError(
-            "skip: the routers are new, so which experts they find weak says nothing; train first", argument="skip"
+            "skip: the routers are new, so which experts they find weak says nothing; train first",
+            argument="skip",
         )
     check_can_skip(after)

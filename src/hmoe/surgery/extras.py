@@ -20,8 +20,12 @@ def check_extras(source: "ModelSpec", config: "ModelSpec") -> None:
     """
     before, after = source.moe, config.moe
     assert after is not None
-    if after.zero is not None and (before is None or before.zero is None or source.moe_layers != config.moe_layers):
-        raise ConfigError("moe.zero: a new router would send tokens to experts that give nothing; leave it out")
+    if after.zero is not None and (
+        before is None or before.zero is None or source.moe_layers != config.moe_layers
+    ):
+        raise ConfigError(
+            "moe.zero: a new router would send tokens to experts that give nothing; leave it out"
+        )
     if before is None:
         return
     for name, present, wanted in (
@@ -30,7 +34,9 @@ def check_extras(source: "ModelSpec", config: "ModelSpec") -> None:
         ("hyper", _hyper_sizes(before.hyper), _hyper_sizes(after.hyper)),
     ):
         if present is not None and wanted is not None and present != wanted:
-            raise ConfigError(f"moe.{name} = {wanted}: the source has {present}; must be that, or be left out")
+            raise ConfigError(
+                f"moe.{name} = {wanted}: the source has {present}; must be that, or be left out"
+            )
     if before.hyper is not None and after.hyper is not None and source.moe_layers != config.moe_layers:
         # The hypernetwork has an embedding per layer, learned for the layer that it was trained in.
         raise ConfigError(
@@ -62,6 +68,8 @@ def list_lost_extras(source: Transformer, config: "ModelSpec") -> list[str]:
         ("the bias that balances the router", was_balanced, is_balanced, (".bias_E",)),
     ):
         if present and not stays:
-            count = sum(size for name, size in parameters.items() if any(mark in f".{name}" for mark in marks))
+            count = sum(
+                size for name, size in parameters.items() if any(mark in f".{name}" for mark in marks)
+            )
             lost.append(f"{title} ({count:,} parameters)")
     return lost

@@ -90,7 +90,9 @@ def measure_unit_importance(ffn: nn.Module, x_TD: torch.Tensor) -> list[torch.Te
     return [sum_importance(source) / max(len(x_TD), 1) for source in list_unit_sources(ffn, x_TD)]
 
 
-def choose_measured_widths(importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1) -> tuple[int, ...]:
+def choose_measured_widths(
+    importances: Sequence[list[torch.Tensor]], total: int, multiple: int = 1
+) -> tuple[int, ...]:
     """Return ascending widths of sum `total` that follow the measured importance of units.
 
     In each layer the `total` most important units are counted by the expert that they lie in, and the counts
@@ -106,7 +108,9 @@ def choose_measured_widths(importances: Sequence[list[torch.Tensor]], total: int
     """
     kept_E = torch.zeros(len(importances[0]), dtype=torch.int64)
     for layer in importances:
-        owner_F = torch.repeat_interleave(torch.arange(len(kept_E)), torch.tensor([len(part) for part in layer]))
+        owner_F = torch.repeat_interleave(
+            torch.arange(len(kept_E)), torch.tensor([len(part) for part in layer])
+        )
         best = torch.argsort(torch.cat(layer), descending=True, stable=True)[:total]
         # Sorted: layers share their widths, but the experts of one layer have no counterparts in another.
         kept_E += torch.bincount(owner_F[best.cpu()], minlength=len(kept_E)).sort().values

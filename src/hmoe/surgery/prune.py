@@ -83,7 +83,9 @@ def _arrange(order: Sequence[int], widths: Sequence[int]) -> list[int]:
     return arranged
 
 
-def _mix_experts(layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]) -> torch.Tensor:
+def _mix_experts(
+    layer: MoE, old: MoE, routing: Routing, x_TD: torch.Tensor, order: Sequence[int]
+) -> torch.Tensor:
     """Return what a layer gives if its expert i is the old layer's expert `order[i]`; without shared experts.
 
     The new experts are not written yet, so that their pairs are computed with the old layer's weights.

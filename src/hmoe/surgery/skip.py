@@ -40,10 +40,14 @@ def check_can_skip(config: "ModelSpec") -> None:
     """Raise ConfigError unless the router is top-k, k at least 2, without capacity, and skips nothing yet."""
     moe = config.moe
     if moe is None:
-        raise ConfigError("skip: the model is dense; must be top-k with k of at least 2 and without a capacity")
+        raise ConfigError(
+            "skip: the model is dense; must be top-k with k of at least 2 and without a capacity"
+        )
     moe.router.check_skip()
     if moe.skip:
-        raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
+        raise ConfigError(
+            "skip: this model skips experts already; remove moe.skip and router.skip from the recipe"
+        )
     if moe.hyper is not None:
         moe.hyper.check_router(moe.router.with_skip(1.0))  # refuses every share
 
@@ -61,7 +65,9 @@ def _median_share(ffn: nn.Module, x_TD: torch.Tensor, layer: int) -> float:
     least_T = score_N.new_ones(num_tokens).scatter_reduce(0, token_N, score_N, "amin")
     several_T = torch.bincount(token_N, minlength=num_tokens) > 1
     if not several_T.any():
-        raise ConfigError(f"skip: in layer {layer} no token of the text has two experts that compute; nothing to skip")
+        raise ConfigError(
+            f"skip: in layer {layer} no token of the text has two experts that compute; nothing to skip"
+        )
     return float((least_T / best_T)[several_T].median())
 
 

@@ -17,7 +17,13 @@ from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer, build_transformer
 from hmoe.surgery.extras import check_extras
-from hmoe.surgery.measure import UnitSource, compute_hidden, get_unit_weights, list_unit_sources, sum_importance
+from hmoe.surgery.measure import (
+    UnitSource,
+    compute_hidden,
+    get_unit_weights,
+    list_unit_sources,
+    sum_importance,
+)
 from hmoe.surgery.prune import choose_experts, write_router
 
 if TYPE_CHECKING:
@@ -81,7 +87,9 @@ def upcycle_model(
         x_TD = None if inputs is None else inputs[layer]
         _fill_layer(new, old, choice, layer, x_TD)
         errors.append(
-            math.nan if x_TD is None else _relative_error(_run_ffn(source, old, x_TD), _run_ffn(model, new, x_TD))
+            math.nan
+            if x_TD is None
+            else _relative_error(_run_ffn(source, old, x_TD), _run_ffn(model, new, x_TD))
         )
     return model, errors
 
@@ -109,7 +117,11 @@ def _check_target(source: Transformer, config: "ModelSpec") -> None:
             f"nearest choice: {moe.router.sum_to_one_remedy}"
         )
     check_extras(source.config, config)
-    if before and source.config.moe is not None and len(moe.expert_widths) > len(source.config.moe.expert_widths):
+    if (
+        before
+        and source.config.moe is not None
+        and len(moe.expert_widths) > len(source.config.moe.expert_widths)
+    ):
         num_experts = len(source.config.moe.expert_widths)
         raise ConfigError(
             f"widths: {len(moe.expert_widths)} experts from {num_experts}; at most as many, experts are not split"
@@ -133,7 +145,9 @@ def _fill_layer(new: MoE, old: nn.Module, choice: UnitChoice, layer: int, x_TD: 
     if isinstance(old, MoE):
         mass = None if scores is None else [float(score.sum()) for score in scores]
         # Experts of the same widths keep their places, whatever was measured: then nothing changes at all.
-        order = list(range(len(old.widths))) if new.widths == old.widths else choose_experts(new, old, mass, x_TD)
+        order = (
+            list(range(len(old.widths))) if new.widths == old.widths else choose_experts(new, old, mass, x_TD)
+        )
         write_router(new, old, order)
     else:
         order = [0] * len(new.widths)  # all take from the dense layer
@@ -154,7 +168,12 @@ def _fill_layer(new: MoE, old: nn.Module, choice: UnitChoice, layer: int, x_TD: 
 
 
 def _choose_units(
-    available: int, width: int, kind: str, score_F: torch.Tensor | None, start: int, generator: torch.Generator
+    available: int,
+    width: int,
+    kind: str,
+    score_F: torch.Tensor | None,
+    start: int,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the units that an expert takes, and which of them are repeated.
 

@@ -46,7 +46,9 @@ def build_upcycle_recipe(
         tokenizer = [f"data.tokenizer={opened.run.corpus_tokenizer}"]
     config = recipes.replace_model(recipe, model, [*tokenizer, *overrides], path)
     if _without_experts(config.model) != _without_experts(model):
-        raise ConfigError(f"model: comes from {opened.name}; only model.moe, data, optim and train can be overridden")
+        raise ConfigError(
+            f"model: comes from {opened.name}; only model.moe, data, optim and train can be overridden"
+        )
     # An override of model.moe.widths has been applied once more; a measured budget goes before it.
     return config if widths is None else config.model_copy(update={"model": model})
 

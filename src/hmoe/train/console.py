@@ -68,7 +68,9 @@ class Console:
         self._display.update("train", progress, 1.0, _describe_step(row, records.tokens_per_second, progress))
         if "validation_loss" in row:
             bits = row["validation_bits_per_byte"]
-            self.note(f"step {row['step']}: validation loss {row['validation_loss']:.4f}, {bits:.4f} bits per byte")
+            self.note(
+                f"step {row['step']}: validation loss {row['validation_loss']:.4f}, {bits:.4f} bits per byte"
+            )
             self._print_slots(row.get("slots"))
         if row.get("sample"):
             self.note(f"step {row['step']} writes: {row['sample']!r}")
@@ -78,7 +80,9 @@ class Console:
     def end(self, state: Any, folder: Path, signal_name: str) -> None:
         """Print where things stand, and what to do next."""
         why = f"stopped by {signal_name}, the same command continues" if signal_name else "finished"
-        self.note(f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}")
+        self.note(
+            f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}"
+        )
         if not signal_name:
             writes = f'hmoe generate {folder} "She was"; ' if self._writes else ""
             self.note(f"try: {writes}hmoe eval {folder}")
@@ -94,7 +98,9 @@ def _describe_step(row: dict[str, Any], tokens_per_second: float, progress: floa
     loss = "nan" if row["loss"] is None else f"{row['loss']:.4f}"
     parts = [f"step {row['step']} ({progress:.0%})", f"loss {loss}", f"{tokens_per_second:,.0f} tok/s"]
     if "expert_token_share" in row:
-        parts.append(f"{row['experts_per_token']:.2f} experts, {row['mean_activated_width']:.0f} hidden units")
+        parts.append(
+            f"{row['experts_per_token']:.2f} experts, {row['mean_activated_width']:.0f} hidden units"
+        )
     parts.append(f"{_format_si(row['activated_parameters'])} active")
     return " | ".join(parts)
 

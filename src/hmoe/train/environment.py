@@ -18,7 +18,9 @@ def describe_environment(device: str | None = None) -> dict[str, Any]:
     return {**common, "device": device, **(_describe_cpu() if device == "cpu" else _describe_gpu())}
 
 
-def compare_environment(state: dict[str, Any], config: RunConfig, device: str, warn: Callable[[str], None]) -> None:
+def compare_environment(
+    state: dict[str, Any], config: RunConfig, device: str, warn: Callable[[str], None]
+) -> None:
     """Warn of what changed since a checkpoint was written and may change bits, a line each.
 
     Raises:

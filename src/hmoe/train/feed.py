@@ -58,12 +58,16 @@ class _Pinned(NamedTuple):
         """Return the parts on the device, by one copy, which the host does not wait for."""
         # Parts are views of one table on the device: a copy for each would be as many launches.
         placed = self.table.to(device, non_blocking=True).unbind(0)
-        return [MicroBatch(index, *tables.unbind(0)) for index, tables in zip(self.indices, placed, strict=True)]
+        return [
+            MicroBatch(index, *tables.unbind(0)) for index, tables in zip(self.indices, placed, strict=True)
+        ]
 
 
 def _pin(parts: Sequence[MicroBatch[Tokens]]) -> _Pinned:
     tables = [torch.from_numpy(table_BL) for part in parts for table_BL in (part.tokens_BL, part.targets_BL)]
-    return _Pinned([part.index for part in parts], torch.stack(tables).view(-1, 2, *tables[0].shape).pin_memory())
+    return _Pinned(
+        [part.index for part in parts], torch.stack(tables).view(-1, 2, *tables[0].shape).pin_memory()
+    )
 
 
 def place_parts(
@@ -76,7 +80,8 @@ def place_parts(
         return _pin(on_host).copy(device)
     return [
         MicroBatch(
-            part.index, *(torch.as_tensor(table_BL, device=device) for table_BL in (part.tokens_BL, part.targets_BL))
+            part.index,
+            *(torch.as_tensor(table_BL, device=device) for table_BL in (part.tokens_BL, part.targets_BL)),
         )
         for part in parts
     ]

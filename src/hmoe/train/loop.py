@@ -78,7 +78,11 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             row |= _validate(session)
         if _due(counts.step, every.sample_every):
             row["sample"] = _sample(session)
-        if done or _due(counts.step, every.log_every) or row.keys() & {"warnings", "validation_loss", "sample"}:
+        if (
+            done
+            or _due(counts.step, every.log_every)
+            or row.keys() & {"warnings", "validation_loss", "sample"}
+        ):
             session.records.write(row)
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
@@ -103,7 +107,9 @@ def _account(session: Session, record: StepRecord) -> list[str]:
     counts.bad_in_a_row = 0 if record.applied else counts.bad_in_a_row + 1
     # The pairs of a step that was not finite say nothing about experts.
     if not record.applied:
-        return [f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"]
+        return [
+            f"step {counts.step}: loss or gradients not finite, update skipped ({counts.bad_in_a_row} in a row)"
+        ]
     return session.watch.update(record.num_pairs_ZE, record.tokens, moe.routed_widths if moe else ())
 
 
@@ -113,9 +119,14 @@ def _metrics_row(session: Session, record: StepRecord, warnings: list[str]) -> d
     row: dict[str, Any] = {"step": counts.step, "tokens": counts.tokens, "flops": counts.flops}
     row |= {name: _finite(value) for name, value in record.terms.items()}
     row |= {"grad_norm": _finite(record.grad_norm), "lr": record.lr, "skipped": counts.skipped}
-    row |= {"activated_parameters": record.activated_parameters, "mean_activated_width": record.mean_activated_width}
+    row |= {
+        "activated_parameters": record.activated_parameters,
+        "mean_activated_width": record.mean_activated_width,
+    }
     if moe:
-        work_ZE = [[n * h for n, h in zip(row_E, moe.routed_widths, strict=True)] for row_E in record.num_pairs_ZE]
+        work_ZE = [
+            [n * h for n, h in zip(row_E, moe.routed_widths, strict=True)] for row_E in record.num_pairs_ZE
+        ]
         row |= {"experts_per_token": record.experts_per_token}
         row |= {"expert_token_share": _shares(record.num_pairs_ZE), "expert_compute_share": _shares(work_ZE)}
     row |= {"slots": record.slots} if record.slots else {}
@@ -187,7 +198,9 @@ def _sample(session: Session) -> str:
     sampling, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
     try:
         with _evaluating(session):
-            new = list(generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer))
+            new = list(
+                generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer)
+            )
         return tokenizer.decode(prompt + new)
     except NonFiniteError:
         return ""

@@ -113,7 +113,9 @@ def measure_progress(config: RunConfig, counts: RunCounts, seconds: float) -> fl
     return max(used / limit for used, limit in pairs if limit)
 
 
-def open_session(config: RunConfig, folder: RunFolder, restored: Checkpoint | None, console: Console) -> Session:
+def open_session(
+    config: RunConfig, folder: RunFolder, restored: Checkpoint | None, console: Console
+) -> Session:
     """Open the data, build the model, and continue from the restored checkpoint if there is one.
 
     Raises:
@@ -182,7 +184,9 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
     chosen = choose_unset(config, device)
     needed = count_memory(chosen, device.kind)
     if needed > device.memory_bytes:
-        ways = ["raise data.micro_batches"] * (config.data.micro_batches not in (None, config.data.batch_sequences))
+        ways = ["raise data.micro_batches"] * (
+            config.data.micro_batches not in (None, config.data.batch_sequences)
+        )
         ways += ["set train.activation_checkpointing"] * (config.train.activation_checkpointing is False)
         advice = " or ".join(
             [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
@@ -193,7 +197,9 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
         )
     # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
     plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
-    usual = device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
+    usual = (
+        device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
+    )
     if chosen != config and not usual:
         console.note(describe_choice(chosen, device))
     return chosen

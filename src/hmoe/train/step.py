@@ -132,7 +132,9 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
     return _Pass({name: value.detach() for name, value in terms.items()}, counts)
 
 
-def _reduce(passes: Sequence[_Pass], num_parts: int, processes: Processes) -> tuple[torch.Tensor, RoutingCounts]:
+def _reduce(
+    passes: Sequence[_Pass], num_parts: int, processes: Processes
+) -> tuple[torch.Tensor, RoutingCounts]:
     """Return the mean of each loss over all micro-batches of the step, and the sums of the counts."""
     rows = [torch.stack(list(micro_batch.terms.values())) / num_parts for micro_batch in passes]
     means = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
@@ -157,12 +159,19 @@ def _count(record: StepRecord, tables: Sequence[Sequence[float]], config: RunCon
 
     `tables` are the flattened counts of `Tally`: pairs, slots, selections.
     """
-    model, (num_pairs, slots, num_selections) = config.model, ([int(count) for count in table] for table in tables)
+    model, (num_pairs, slots, num_selections) = (
+        config.model,
+        ([int(count) for count in table] for table in tables),
+    )
     widths = model.moe.routed_widths if model.moe else ()
     record.num_pairs_ZE = _cut_rows(num_pairs, len(widths))
     record.slots = dict(zip(CapacityCounts._fields, _cut_rows(slots, len(record.num_pairs_ZE)), strict=False))
-    units = sum(count * width for row in record.num_pairs_ZE for count, width in zip(row, widths, strict=True))
-    record.flops = count_training_flops(model, config.data.sequence_length, record.tokens, units, sum(num_selections))
+    units = sum(
+        count * width for row in record.num_pairs_ZE for count, width in zip(row, widths, strict=True)
+    )
+    record.flops = count_training_flops(
+        model, config.data.sequence_length, record.tokens, units, sum(num_selections)
+    )
     if record.num_pairs_ZE:
         record.mean_activated_width = units / record.tokens / len(record.num_pairs_ZE)
         record.experts_per_token = sum(num_pairs) / record.tokens / len(record.num_pairs_ZE)

@@ -40,7 +40,8 @@ def test_every_token_of_a_context_is_in_a_window() -> None:
                 assert len(rows) <= 2 + 90 * 2, case
                 if len(question) + 1 < length:
                     assert all(
-                        row[: len(question)] == [ord("q" if "q" in question else c) for c in question] for row in rows
+                        row[: len(question)] == [ord("q" if "q" in question else c) for c in question]
+                        for row in rows
                     ), case
                 assert count_cut_heads([example], Letters(), settings) == (
                     question != "" and len(question) + 1 >= length
@@ -61,7 +62,9 @@ def test_every_window_has_the_question_and_all_of_the_context_is_read(switch: Pa
     settings = change_task_settings(get_finetune_task("squad"), source_length=100)
     settings = replace(settings, stride=20)
     rows = cut_source_windows(
-        TaskExample(f"question: who ? context: {context}", ("me",), head="question: who ? context:"), fast, settings
+        TaskExample(f"question: who ? context: {context}", ("me",), head="question: who ? context:"),
+        fast,
+        settings,
     )
     head = fast("question: who ? context:", add_special_tokens=False)["input_ids"]
     bodies = []

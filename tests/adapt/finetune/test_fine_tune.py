@@ -41,18 +41,39 @@ def test_it_learns_what_can_be_learned(
     write(tmp_path / "data", reviews(96, 0), "train")
     write(tmp_path / "data", reviews(24, 1), "validation")
     out = tmp_path / "out"
-    command = ["finetune", "sst2", str(switch), str(out), "--data", str(tmp_path / "data"), "--method", method]
+    command = [
+        "finetune",
+        "sst2",
+        str(switch),
+        str(out),
+        "--data",
+        str(tmp_path / "data"),
+        "--method",
+        method,
+    ]
     assert hmoe([*command, "--epochs", "7", "--lr", "8e-3"]) == 0, capsys.readouterr().err
     result = json.loads((out / "results.json").read_text())
     assert len(result["epochs"]) == 7
     assert result["best"]["accuracy"] == max(row["accuracy"] for row in result["epochs"]) > 90
     assert "sst2 " + method in capsys.readouterr().out
-    plain = sum(p.numel() for p in SwitchTransformersForConditionalGeneration.from_pretrained(switch).parameters())
+    plain = sum(
+        p.numel() for p in SwitchTransformersForConditionalGeneration.from_pretrained(switch).parameters()
+    )
     assert (result["parameters"] > plain) == (method != "moe")
     if method == "hyper":
         again = attach_hyper(AutoModelForSeq2SeqLM.from_pretrained(out), folder=out)
         assert sum(p.numel() for p in again.parameters()) == result["parameters"]
-    more = ["finetune", "sst2", str(out), str(tmp_path / "more"), *command[4:], "--epochs", "1", "--lr", "1e-12"]
+    more = [
+        "finetune",
+        "sst2",
+        str(out),
+        str(tmp_path / "more"),
+        *command[4:],
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-12",
+    ]
     assert hmoe(more) == 0  # goes on with what was added
     gone_on = json.loads((tmp_path / "more" / "results.json").read_text())
     assert gone_on["best"]["accuracy"] == result["epochs"][-1]["accuracy"]
@@ -74,17 +95,24 @@ def test_only_so_many_examples_are_trained_on_and_scored(switch: Path, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["superglue-record", "squad", "cnn_dailymail", "superglue-multirc", "stsb"])
-def test_each_kind_of_task_runs(name: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_kind_of_task_runs(
+    name: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     row = dict(ROWS[name][0])
     if name == "squad":
         row["context"] = "it was me . " * 120  # three windows
     for split in ("train", "validation"):
         write(tmp_path / "data", [row] * 3, split)
     out = tmp_path / "out"
-    assert hmoe(["finetune", name, str(switch), str(out), "--data", str(tmp_path / "data"), "--epochs", "1"]) == 0
+    assert (
+        hmoe(["finetune", name, str(switch), str(out), "--data", str(tmp_path / "data"), "--epochs", "1"])
+        == 0
+    )
     result = json.loads((out / "results.json").read_text())
     sequences = {"superglue-record": 6}
-    assert (result["train_sequences"], result["scored"]) == (sequences.get(name, 3), 3), capsys.readouterr().err
+    assert (result["train_sequences"], result["scored"]) == (sequences.get(name, 3), 3), (
+        capsys.readouterr().err
+    )
     assert result["settings"]["beams"] == (6 if name == "cnn_dailymail" else 1)
 
 
@@ -134,7 +162,12 @@ def test_gpt2_with_duplicated_mlps_learns_a_text(method: str, gpt2: Path, tmp_pa
     ],
 )
 def test_wrong_words_are_one_line(
-    words: list[str], code: int, message: str, switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    code: int,
+    message: str,
+    switch: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert hmoe(["finetune", words[0], str(switch), str(tmp_path / "out"), *words[1:]]) == code
     error = capsys.readouterr().err
@@ -142,7 +175,9 @@ def test_wrong_words_are_one_line(
     assert error.count("\n") == 1
 
 
-def test_models_that_do_not_fit_are_one_line(gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_that_do_not_fit_are_one_line(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for split in ("train", "validation"):
         write(tmp_path / "data", reviews(4, 0), split)
     data = ["--data", str(tmp_path / "data")]
@@ -173,14 +208,24 @@ def test_texts_and_losses_that_cannot_be_used_are_one_line(
         assert not any("Traceback" in line for line in error)
 
 
-def test_a_loss_that_is_no_number_ends_it(switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_no_number_ends_it(
+    switch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
     model.lm_head.weight.data[3] = torch.nan
     model.save_pretrained(tmp_path / "broken")
     PreTrainedTokenizerFast.from_pretrained(switch).save_pretrained(tmp_path / "broken")
     for split in ("train", "validation"):
         write(tmp_path / "data", reviews(4, 0), split)
-    words = ["sst2", str(tmp_path / "broken"), str(tmp_path / "out"), "--data", str(tmp_path / "data"), "--epochs", "1"]
+    words = [
+        "sst2",
+        str(tmp_path / "broken"),
+        str(tmp_path / "out"),
+        "--data",
+        str(tmp_path / "data"),
+        "--epochs",
+        "1",
+    ]
     assert hmoe(["finetune", *words]) == 5
     assert "sst2: the training loss is nan after epoch 1; lower --lr" in capsys.readouterr().err
 

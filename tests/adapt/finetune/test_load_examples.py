@@ -51,7 +51,9 @@ def test_lists_that_are_no_lists_are_told(tmp_path: Path) -> None:
 def test_lines_of_a_text_keep_their_ends(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / f"{split}.txt").write_text(" = A = \n\nIt was.\n")
-    assert [example.source for example in load_task_examples(get_finetune_task("wikitext2"), tmp_path)[0]] == [
+    assert [
+        example.source for example in load_task_examples(get_finetune_task("wikitext2"), tmp_path)[0]
+    ] == [
         " = A = \n",
         "\n",
         "It was.\n",

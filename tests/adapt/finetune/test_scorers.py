@@ -11,7 +11,9 @@ from hmoe.adapt.finetune.scorers import AnswerScorer, sum_generated_log_probs
 from hmoe.adapt.finetune.tasks import TaskExample, get_finetune_task
 
 
-def test_of_several_windows_the_most_probable_answer_counts(switch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_windows_the_most_probable_answer_counts(
+    switch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, fast = get_finetune_task("squad"), PreTrainedTokenizerFast.from_pretrained(switch)
     asked = [
         TaskExample("question: who ? context: " + "it was me . " * 200, ("me",)),

@@ -19,7 +19,9 @@ from tests.adapt.test_duplicate import small
 def test_the_loss_of_a_switch_has_its_routers_terms(switch: Path) -> None:
     model = SwitchTransformersForConditionalGeneration.from_pretrained(switch)
     fast = PreTrainedTokenizerFast.from_pretrained(switch)
-    batch = RouterLossCollator(DataCollatorForSeq2Seq(fast, model))([{"input_ids": [4, 5, 1], "labels": [6, 1]}])
+    batch = RouterLossCollator(DataCollatorForSeq2Seq(fast, model))(
+        [{"input_ids": [4, 5, 1], "labels": [6, 1]}]
+    )
     output = model(**batch)
     auxiliary = output.encoder_aux_loss + output.decoder_aux_loss
     z_loss = output.encoder_z_loss + output.decoder_z_loss
@@ -33,7 +35,9 @@ def test_the_loss_of_duplicated_mlps_has_their_balance(tmp_path: Path) -> None:
     model = duplicate_mlps(small(), experts=4).train()
     inputs = {"input_ids": torch.randint(0, 30, (3, 9))}
     inputs["labels"] = inputs["input_ids"]
-    trainer = BalancedTrainer(model=model, args=TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True))
+    trainer = BalancedTrainer(
+        model=model, args=TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True)
+    )
     torch.manual_seed(0)
     loss = trainer.compute_loss(model, inputs)
     torch.manual_seed(0)

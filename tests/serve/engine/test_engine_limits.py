@@ -159,5 +159,7 @@ try:
 finally:
     assert not started._thread.is_alive()  # the abort itself is a race
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 5, result.stderr

@@ -37,7 +37,9 @@ HOWS = [Sampling(0), Sampling(1.0), Sampling(0.5), Sampling(1.0, 7), Sampling(2.
 @pytest.mark.parametrize("vocab", [20, 2000])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("ties", [False, True])
-def test_draws_are_those_written_out_whatever_the_other_rows_are(vocab: int, scale: float, ties: bool) -> None:
+def test_draws_are_those_written_out_whatever_the_other_rows_are(
+    vocab: int, scale: float, ties: bool
+) -> None:
     """Flat and peaked distributions: with few tokens kept, and with so many that the vocabulary is sorted.
 
     No top_p is a sum of equal shares, where rounding decides.

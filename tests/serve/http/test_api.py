@@ -38,7 +38,9 @@ def test_the_answer_says_what_was_activated(live: Live, client: openai.OpenAI) -
     told = client.completions.create(model="small", prompt=PROMPT, max_tokens=8).model_extra["hmoe"]  # type: ignore[index]
     assert told["experts_per_token"] == 2
     assert 40 <= told["activated_hidden_units"] <= 80
-    assert told["activated_parameters"] == count_activated_parameters(live.model.config, told["activated_hidden_units"])
+    assert told["activated_parameters"] == count_activated_parameters(
+        live.model.config, told["activated_hidden_units"]
+    )
 
 
 def test_several_prompts_and_several_answers(client: openai.OpenAI) -> None:
@@ -55,7 +57,14 @@ def test_several_prompts_and_several_answers(client: openai.OpenAI) -> None:
 
 
 def test_streams_add_up_to_the_whole(client: openai.OpenAI) -> None:
-    common = {"model": "small", "prompt": ["alpha", "beta"], "max_tokens": 30, "seed": 3, "n": 2, "logprobs": 2}
+    common = {
+        "model": "small",
+        "prompt": ["alpha", "beta"],
+        "max_tokens": 30,
+        "seed": 3,
+        "n": 2,
+        "logprobs": 2,
+    }
     whole = client.completions.create(**common)  # type: ignore[call-overload]
     stream = list(client.completions.create(**common, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
     assert stream[-1].choices == []
@@ -65,9 +74,13 @@ def test_streams_add_up_to_the_whole(client: openai.OpenAI) -> None:
     for choice in whole.choices:
         pieces = [c.choices[0] for c in stream[:-1] if c.choices[0].index == choice.index]
         assert "".join(piece.text for piece in pieces) == choice.text
-        assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [choice.finish_reason]
+        assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + [
+            choice.finish_reason
+        ]
         for name in ("tokens", "text_offset"):
-            assert [x for piece in pieces for x in getattr(piece.logprobs, name)] == getattr(choice.logprobs, name)
+            assert [x for piece in pieces for x in getattr(piece.logprobs, name)] == getattr(
+                choice.logprobs, name
+            )
 
 
 def test_echo_repeats_the_prompt_and_tells_its_logprobs(live: Live, client: openai.OpenAI) -> None:
@@ -91,7 +104,8 @@ def test_echo_repeats_the_prompt_and_tells_its_logprobs(live: Live, client: open
         expected = score_candidates(live.model, [[Candidate(ids, 6)]]).groups[0][0]
         assert -sum(told.token_logprobs[-8:-2]) == pytest.approx(expected.nll, abs=1e-4)
         assert all(
-            max(top.values()) == lp for top, lp in zip(told.top_logprobs[-2:], told.token_logprobs[-2:], strict=True)
+            max(top.values()) == lp
+            for top, lp in zip(told.top_logprobs[-2:], told.token_logprobs[-2:], strict=True)
         )
     streamed = client.completions.create(
         model="small", prompt=PROMPT, echo=True, max_tokens=3, stream=True, temperature=0
@@ -130,7 +144,9 @@ def test_chat(client: openai.OpenAI) -> None:
     for token in choice.logprobs.content:
         assert len(token.top_logprobs) == 3
         assert token.top_logprobs[0].logprob == token.logprob
-        assert bytes(token.bytes or []).decode(errors="replace") == token.token or token.token.startswith("bytes:")
+        assert bytes(token.bytes or []).decode(errors="replace") == token.token or token.token.startswith(
+            "bytes:"
+        )
     laid_out = "System: Be kind.\n\nUser: Hi\n\nAssistant:"
     plain = client.completions.create(model="small", prompt=laid_out, max_tokens=12, temperature=0)
     assert choice.message.content == plain.choices[0].text
@@ -144,7 +160,9 @@ def test_chat_streams(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     common = {"model": "small", "messages": messages, "seed": 1, "max_tokens": 25, "n": 2}
     whole = client.chat.completions.create(**common)  # type: ignore[call-overload]
-    stream = list(client.chat.completions.create(**common, stream=True, stream_options={"include_usage": True}))  # type: ignore[call-overload]
+    stream = list(
+        client.chat.completions.create(**common, stream=True, stream_options={"include_usage": True})
+    )  # type: ignore[call-overload]
     assert stream[-1].usage == whole.usage
     for choice in whole.choices:
         pieces = [c.choices[0] for c in stream[:-1] if c.choices[0].index == choice.index]
@@ -222,7 +240,9 @@ def test_another_model_is_404(client: openai.OpenAI) -> None:
 
 
 def test_an_empty_prompt_begins_a_document(live: Live) -> None:
-    empty = live.post("/v1/completions", {"prompt": "", "max_tokens": 9, "temperature": 0, "echo": True}).json()
+    empty = live.post(
+        "/v1/completions", {"prompt": "", "max_tokens": 9, "temperature": 0, "echo": True}
+    ).json()
     by_id = live.post("/v1/completions", {"prompt": [256], "max_tokens": 9, "temperature": 0}).json()
     assert empty["choices"][0]["text"] == by_id["choices"][0]["text"]
 
@@ -236,15 +256,23 @@ def test_every_event_of_a_stream_is_json(live: Live) -> None:
         assert json.loads(event.removeprefix("data: "))["object"] == "text_completion"
 
 
-def test_texts_begin_with_what_the_model_knows_before_them_and_token_ids_are_taken_as_they_are(live: Live) -> None:
+def test_texts_begin_with_what_the_model_knows_before_them_and_token_ids_are_taken_as_they_are(
+    live: Live,
+) -> None:
     ids = TOKENIZER.encode([PROMPT])[0]
     common = {"max_tokens": 6, "temperature": 0, "logprobs": 1, "echo": True}
     with Live(live.model, begin=(7,)) as beginning:
         text = beginning.post("/v1/completions", {"prompt": PROMPT, **common}).json()
         same = beginning.post("/v1/completions", {"prompt": [7, *ids], **common}).json()
-        chat = beginning.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}).json()
-    assert text["choices"][0]["logprobs"]["token_logprobs"] == same["choices"][0]["logprobs"]["token_logprobs"]
+        chat = beginning.post(
+            "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}
+        ).json()
+    assert (
+        text["choices"][0]["logprobs"]["token_logprobs"] == same["choices"][0]["logprobs"]["token_logprobs"]
+    )
     assert text["usage"]["prompt_tokens"] == len(ids) + 1
     assert text["choices"][0]["text"].startswith(PROMPT)
-    plain = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}).json()
+    plain = live.post(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    ).json()
     assert chat["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"] + 1

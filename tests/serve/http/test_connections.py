@@ -119,7 +119,8 @@ def test_a_full_queue_is_told_429_at_once(monkeypatch: pytest.MonkeyPatch) -> No
         held = Held(live, monkeypatch)
         with ThreadPoolExecutor(5) as pool:
             waiting = [
-                pool.submit(lambda: httpx.post(live.url + "/v1/completions", timeout=60, json=GREEDY)) for _ in range(5)
+                pool.submit(lambda: httpx.post(live.url + "/v1/completions", timeout=60, json=GREEDY))
+                for _ in range(5)
             ]
             wait_until(lambda: live.service.engine.load()["open"] == 5)
             for stream in (False, True):
@@ -208,7 +209,9 @@ def test_closing_ends_what_is_open_or_tells_it_503(monkeypatch: pytest.MonkeyPat
                 held = Held(live, patched)
                 body = {**LONG, "stream": False}
                 waiting = [
-                    pool.submit(lambda body=body: httpx.post(live.url + "/v1/completions", timeout=60, json=body))
+                    pool.submit(
+                        lambda body=body: httpx.post(live.url + "/v1/completions", timeout=60, json=body)
+                    )
                     for _ in range(6)
                 ]  # type: ignore[misc]
                 wait_until(lambda: live.service.engine.load()["open"] == 6)

@@ -113,24 +113,40 @@ def test_bodies_nested_deep_or_too_large(live: Live) -> None:
 
 def test_compressed_bodies_and_other_types_are_refused(live: Live) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
-    check((a := live.post("/v1/completions", bomb, **{"Content-Encoding": "gzip"})).status_code, a.content, (415,))
+    check(
+        (a := live.post("/v1/completions", bomb, **{"Content-Encoding": "gzip"})).status_code,
+        a.content,
+        (415,),
+    )
     good = b'{"prompt": "x"}'
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
         answer = live.post("/v1/completions", good, **{"Content-Type": kind})
         check(answer.status_code, answer.content, (415,))
-    assert live.post("/v1/completions", good, **{"Content-Type": "Application/JSON; charset=utf-8"}).status_code == 200
+    assert (
+        live.post("/v1/completions", good, **{"Content-Type": "Application/JSON; charset=utf-8"}).status_code
+        == 200
+    )
 
 
 JSONS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
-FIELDS = st.dictionaries(st.sampled_from([*CompletionRequest.model_fields, "messages", "x"]), JSONS, max_size=5)
+FIELDS = st.dictionaries(
+    st.sampled_from([*CompletionRequest.model_fields, "messages", "x"]), JSONS, max_size=5
+)
 
 
 @settings(
-    max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=500,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 @given(fields=FIELDS, prompt=st.none() | st.text(max_size=20) | st.lists(st.integers(0, 300), max_size=9))
 def test_bodies_from_hypothesis(live: Live, fields: dict[str, object], prompt: object) -> None:
@@ -195,10 +211,14 @@ def test_headers(live: Live, name: str) -> None:
 def test_pipelined_requests_are_answered_in_order_and_nothing_is_smuggled(live: Live) -> None:
     smuggled = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
     answer = live.raw(
-        request("GET /health HTTP/1.1\nHost: x") * 3 + request("GET /nothing HTTP/1.1\nHost: x\nConnection: close")
+        request("GET /health HTTP/1.1\nHost: x") * 3
+        + request("GET /nothing HTTP/1.1\nHost: x\nConnection: close")
     )
     assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200"] * 3 + [b"404"]
-    for framing in ("Content-Length: 4\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\nContent-Length: 200"):
+    for framing in (
+        "Content-Length: 4\nTransfer-Encoding: chunked",
+        "Transfer-Encoding: chunked\nContent-Length: 200",
+    ):
         answer = live.raw(request(POST + framing, "0\r\n\r\n" + smuggled))
         assert answer.count(b"HTTP/1.1 ") == 1
         assert answer.startswith(b"HTTP/1.1 400")
@@ -251,7 +271,9 @@ def test_the_key_is_asked_for_on_every_route_but_health(live: Live) -> None:
                      "/health/../v1/models", "/v1/models?x=/health", "/health;/../metrics"):  # fmt: skip
             for headers in ("", f"Authorization: {KEY}", "Authorization: Bearer", "Authorization: Bearer sesam",
                             f"Authorization: Basic {KEY}", f"X-Api-Key: {KEY}", "Host: localhost"):  # fmt: skip
-                extra = (headers + "\r\n" if headers else "") + ("" if headers.startswith("Host") else "Host: x\r\n")
+                extra = (headers + "\r\n" if headers else "") + (
+                    "" if headers.startswith("Host") else "Host: x\r\n"
+                )
                 answer = locked.raw(f"GET {path} HTTP/1.1\r\n{extra}Connection: close\r\n\r\n".encode())
                 assert answer.startswith(b"HTTP/1.1 401"), (path, headers, answer[:100])
                 assert b"\nwww-authenticate: bearer" in answer.lower()
@@ -259,7 +281,5 @@ def test_the_key_is_asked_for_on_every_route_but_health(live: Live) -> None:
         twice += f"\r\nAuthorization: {bearer}\r\n\r\n".encode()
         assert locked.raw(twice).startswith(b"HTTP/1.1 401")
         assert locked.post("/v1/completions", {"prompt": "x"}).status_code == 401
-        authorized = (
-            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n".encode()
-        )
+        authorized = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n".encode()
         assert locked.raw(authorized).startswith(b"HTTP/1.1 200")

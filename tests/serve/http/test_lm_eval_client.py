@@ -38,17 +38,27 @@ def test_lm_evals_client_gets_the_scores_of_the_scorer(live: Live, monkeypatch: 
         client.tokenizer_backend, client.tokenizer, client.tokenized_requests = "huggingface", Bytes(), True
         return client
 
-    pairs = [("It was", " a dark night"), ("Once upon", " a time"), ("Hello", ","), ("é", " ü"), ("x", "\u6f22")]
+    pairs = [
+        ("It was", " a dark night"),
+        ("Once upon", " a time"),
+        ("Hello", ","),
+        ("é", " ü"),
+        ("x", "\u6f22"),
+    ]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     expected = []
     for context, continuation in pairs:
         ids, scored = TOKENIZER.encode([context + continuation])[0], len(continuation.encode())
         expected.append(score_candidates(live.model, [[Candidate(ids, scored)]]).groups[0][0])
     for client in (make(1, 1), make(3, 1), make(1, 4)):
-        for (nll, greedy), wanted in zip(client.loglikelihood(requests, disable_tqdm=True), expected, strict=True):
+        for (nll, greedy), wanted in zip(
+            client.loglikelihood(requests, disable_tqdm=True), expected, strict=True
+        ):
             assert -nll == pytest.approx(wanted.nll, abs=1e-4)
             assert greedy == wanted.greedy
-    until = Instance("generate_until", {}, ("It was", {"until": ["zzz"], "max_gen_toks": 12, "temperature": 0}), 0)
+    until = Instance(
+        "generate_until", {}, ("It was", {"until": ["zzz"], "max_gen_toks": 12, "temperature": 0}), 0
+    )
     ids = TOKENIZER.encode(["It was"])[0]
     with torch.no_grad():
         text = TOKENIZER.decode(list(generate_tokens(live.model, ids, 12, Sampling(0), 0, TOKENIZER)))

@@ -36,7 +36,12 @@ def test_any_other_value_is_refused_by_its_name(kind: Any) -> None:
         with pytest.raises(HTTPError, match=f"^{name}: is not supported") as refused:
             read(kind, **{name: "something else"})
         assert refused.value.param == name
-    for name, value in (("min_p", False), ("ignore_eos", 0), ("repetition_penalty", True), ("stop_token_ids", [0])):
+    for name, value in (
+        ("min_p", False),
+        ("ignore_eos", 0),
+        ("repetition_penalty", True),
+        ("stop_token_ids", [0]),
+    ):
         with pytest.raises(HTTPError, match=f"^{name}: is not supported"):
             read(kind, **{name: value})
 
@@ -63,7 +68,9 @@ def test_histories_with_tools_are_refused_by_name_and_silence_is_taken() -> None
                  {"role": "tool", "tool_call_id": "c", "content": "4"}, {"role": "function", "content": "4"}):  # fmt: skip
         with pytest.raises(HTTPError, match=r"tool|function"):
             read(ChatRequest, messages=[user, turn])
-    request = read(ChatRequest, messages=[user, {**silent, "tool_calls": [], "refusal": None, "audio": None}, user])
+    request = read(
+        ChatRequest, messages=[user, {**silent, "tool_calls": [], "refusal": None, "audio": None}, user]
+    )
     assert [message.content for message in request.messages] == ["x", None, "x"]
     with pytest.raises(HTTPError, match=r"messages\.0\.content: Field required"):
         read(ChatRequest, messages=[{"role": "user", "content": None}])

@@ -23,7 +23,10 @@ def test_other_origins_are_refused_with_one_that_is_taken(origin: str) -> None:
 
 def test_a_page_of_an_allowed_origin_may_ask() -> None:
     page, allow = {"Origin": "http://page:1"}, "access-control-allow-origin"
-    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
     with Live(origins=("http://page:1",), api_key="k") as live:
         key = {**page, "Authorization": "Bearer k"}
         before = live._client.options("/v1/chat/completions", headers={**page, **asks})

@@ -50,7 +50,9 @@ ASKED = [
 
 
 def test_a_route_is_one_entry_and_its_handler() -> None:
-    service = Service(ServedModel(model(), TOKENIZER, "small"), EngineLimits(context_length=CONTEXT), CONTEXT, 60)
+    service = Service(
+        ServedModel(model(), TOKENIZER, "small"), EngineLimits(context_length=CONTEXT), CONTEXT, 60
+    )
     limits = RequestLimits(api_key="k", origins=("http://page:1",))
     app = create_app(service, limits, lambda: 0, (*ROUTES, *ADDED))
 
@@ -58,7 +60,11 @@ def test_a_route_is_one_entry_and_its_handler() -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             for (method, path), content, status, text in ASKED:
                 answer = await client.request(method, path, **content)  # type: ignore[arg-type]
-                assert (answer.status_code, text in answer.text) == (status, True), (method, path, answer.text)
+                assert (answer.status_code, text in answer.text) == (status, True), (
+                    method,
+                    path,
+                    answer.text,
+                )
             before = {"Origin": "http://page:1", "Access-Control-Request-Method": "PUT"}
             preflight = await client.options("/v1/repeat", headers=before)
             assert preflight.headers["access-control-allow-methods"] == "GET, POST, PUT"

@@ -43,7 +43,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("change", "param", "reason"), REFUSED, ids=lambda value: str(value)[:40])
-def test_what_cannot_be_done_is_refused_by_name(live: Live, change: dict[str, object], param: str, reason: str) -> None:
+def test_what_cannot_be_done_is_refused_by_name(
+    live: Live, change: dict[str, object], param: str, reason: str
+) -> None:
     answer = live.post("/v1/completions", {"prompt": "x", **change})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -60,7 +62,11 @@ USER = {"role": "user", "content": "x"}
     ("change", "param", "reason"),
     [
         ({"messages": []}, "messages", "at least 1 item"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages", "'system', 'developer', 'user' or 'assistant'"),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            "messages",
+            "'system', 'developer', 'user' or 'assistant'",
+        ),
         ({"messages": [{"role": "user"}]}, "messages", "messages.0.content: Field required"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},

@@ -17,12 +17,16 @@ def encode_training_sequences(
     rows = []
     for example in examples:
         for target in example.targets if task.all_targets else example.targets[:1]:
-            labels = tokenizer(text_target=target, max_length=settings.target_length, truncation=True)["input_ids"]
+            labels = tokenizer(text_target=target, max_length=settings.target_length, truncation=True)[
+                "input_ids"
+            ]
             rows.append({**_truncate(example.source, tokenizer, settings), "labels": labels})
     return rows
 
 
-def cut_source_windows(example: TaskExample, tokenizer: Any, settings: FinetuneSettings) -> list[dict[str, Any]]:
+def cut_source_windows(
+    example: TaskExample, tokenizer: Any, settings: FinetuneSettings
+) -> list[dict[str, Any]]:
     """Cut an example's source into windows that together read it to its end.
 
     Each window begins with the example's head. Windows share `stride` tokens, or half of what fits beside the

@@ -43,7 +43,9 @@ class FinetuneRequest:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigError(f"method = {self.method}, must be one of {', '.join(METHODS)}", argument="method")
+            raise ConfigError(
+                f"method = {self.method}, must be one of {', '.join(METHODS)}", argument="method"
+            )
 
 
 def finetune_model(request: FinetuneRequest, out: Path, say: Say = lambda line: None) -> dict[str, Any]:
@@ -98,7 +100,11 @@ def _prepare(
 ) -> tuple[list[dict[str, Any]], RouterLossCollator | None, Scorer]:
     """Return what is trained on, its collator (None: the trainer's own), and the score."""
     if task.score is None:
-        return cut_text_blocks(examples, tokenizer, settings), None, PerplexityScorer(validation, tokenizer, settings)
+        return (
+            cut_text_blocks(examples, tokenizer, settings),
+            None,
+            PerplexityScorer(validation, tokenizer, settings),
+        )
     collator = RouterLossCollator(DataCollatorForSeq2Seq(tokenizer, model))
     return (
         encode_training_sequences(task, examples, tokenizer, settings),
@@ -107,7 +113,9 @@ def _prepare(
     )
 
 
-def _warn(validation: list[TaskExample], model: Any, tokenizer: Any, settings: FinetuneSettings, say: Say) -> None:
+def _warn(
+    validation: list[TaskExample], model: Any, tokenizer: Any, settings: FinetuneSettings, say: Say
+) -> None:
     """Say what makes the results worse than they might be."""
     num_cut = count_cut_heads(validation, tokenizer, settings)
     if num_cut:

@@ -18,7 +18,11 @@ def describe_broken_line(path: Path) -> str | None:
                 continue
             # A .json file whose first line is no object is one value over many lines.
             is_object_per_line = path.suffix == ".jsonl" or position > 0
-            return f"line {line_index} is not a JSON object: {text.strip()[:80]!r}" if is_object_per_line else None
+            return (
+                f"line {line_index} is not a JSON object: {text.strip()[:80]!r}"
+                if is_object_per_line
+                else None
+            )
     return None
 
 

@@ -10,10 +10,19 @@ from hmoe.adapt.finetune.squad_json import is_squad_json, read_squad_json
 from hmoe.adapt.finetune.tasks import FinetuneTask, Row, TaskExample
 from hmoe.errors import DataError, make_missing_extra_error
 
-_KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+_KINDS = {
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+}
 
 
-def load_task_examples(task: FinetuneTask, folder: Path | None) -> tuple[list[TaskExample], list[TaskExample]]:
+def load_task_examples(
+    task: FinetuneTask, folder: Path | None
+) -> tuple[list[TaskExample], list[TaskExample]]:
     """Return the training and the validation examples of a task.
 
     Args:
@@ -48,7 +57,9 @@ def load_task_examples(task: FinetuneTask, folder: Path | None) -> tuple[list[Ta
     return splits[0], splits[1]
 
 
-def _rows(datasets: Any, task: FinetuneTask, folder: Path | None, split: str) -> tuple[str, Iterable[tuple[str, Row]]]:
+def _rows(
+    datasets: Any, task: FinetuneTask, folder: Path | None, split: str
+) -> tuple[str, Iterable[tuple[str, Row]]]:
     """Return where a split is from, and its rows, each with its place: "row 1" comes after a header."""
     path = None if folder is None else _file(folder, split)
     name = f"{task.dataset} {task.subset or ''} {split}" if path is None else str(path)
@@ -59,7 +70,9 @@ def _rows(datasets: Any, task: FinetuneTask, folder: Path | None, split: str) ->
     table = _table(datasets, task, path, split, name)
     missing = [column for column in task.columns if column not in table.column_names]
     if missing:
-        raise DataError(f"{name}: has no column {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}")
+        raise DataError(
+            f"{name}: has no column {', '.join(missing)}; {task.name} needs {', '.join(task.columns)}"
+        )
     return name, ((f"row {position}", row) for position, row in enumerate(table, 1))
 
 

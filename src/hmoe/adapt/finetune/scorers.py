@@ -65,7 +65,9 @@ class AnswerScorer:
                 no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True, output_scores=True,
             )  # fmt: skip
             texts = self.tokenizer.batch_decode(generation.sequences, skip_special_tokens=True)
-            for (index, _), text, log_prob in zip(part, texts, sum_generated_log_probs(model, generation), strict=True):
+            for (index, _), text, log_prob in zip(
+                part, texts, sum_generated_log_probs(model, generation), strict=True
+            ):
                 yield index, (log_prob, text.strip())
 
 
@@ -79,7 +81,9 @@ def sum_generated_log_probs(model: Any, generation: Any) -> list[float]:
     if getattr(generation, "sequences_scores", None) is not None:
         beam_scores: list[float] = generation.sequences_scores.tolist()
         return beam_scores
-    token_log_probs = model.compute_transition_scores(generation.sequences, generation.scores, normalize_logits=True)
+    token_log_probs = model.compute_transition_scores(
+        generation.sequences, generation.scores, normalize_logits=True
+    )
     # A text that ended before the longest one of its batch is filled up with padding, which is not part of
     # it.
     padding = generation.sequences[:, -token_log_probs.shape[1] :] == model.generation_config.pad_token_id
@@ -96,7 +100,8 @@ class PerplexityScorer:
     def __call__(self, model: Any) -> dict[str, float]:
         """Return the perplexity per token, from the mean loss over blocks."""
         losses = [
-            model(**{name: ids[None].to(model.device) for name, ids in block.items()}).loss for block in self.blocks
+            model(**{name: ids[None].to(model.device) for name, ids in block.items()}).loss
+            for block in self.blocks
         ]
         return {"perplexity": float(torch.stack(losses).double().mean().exp())}
 

@@ -69,5 +69,7 @@ def _get_entry(value: Any, key: str, kind: type, where: str) -> Any:
     if not isinstance(value, dict) or key not in value:
         raise DataError(f"{where}: has no {key}")
     if not isinstance(value[key], kind):
-        raise DataError(f"{where}: {key} = {str(value[key])[:80]!r}, must be {'a list' if kind is list else 'text'}")
+        raise DataError(
+            f"{where}: {key} = {str(value[key])[:80]!r}, must be {'a list' if kind is list else 'text'}"
+        )
     return value[key]

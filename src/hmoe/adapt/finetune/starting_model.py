@@ -16,7 +16,9 @@ from hmoe.model.memory import align_memory
 from hmoe.specs.experts import Hyper
 
 
-def open_starting_model(task: FinetuneTask, source: str, method: str, settings: FinetuneSettings) -> tuple[Any, Any]:
+def open_starting_model(
+    task: FinetuneTask, source: str, method: str, settings: FinetuneSettings
+) -> tuple[Any, Any]:
     """Open a model with its tokenizer, and add to it what the method adds.
 
     A folder that was fine-tuned before comes with what was added to it then.
@@ -44,7 +46,8 @@ def open_starting_model(task: FinetuneTask, source: str, method: str, settings: 
     earlier = next((name for name, mark in marks.items() if hasattr(config, mark)), None)
     if earlier not in (None, method):
         raise ConfigError(
-            f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}", argument="method"
+            f"method = {method}: {source} was fine-tuned with {earlier}; nearest is {earlier}",
+            argument="method",
         )
     folder = source if earlier else None
     if language:

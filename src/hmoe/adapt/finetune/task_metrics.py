@@ -36,18 +36,26 @@ def measure_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample
 
 def measure_matthews(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
     """Return Matthews' correlation of binary answers with their targets (CoLA)."""
-    return {"matthews": 100 * float(metrics.matthews_corrcoef(_targets(examples), _binary(predictions, examples)))}
+    return {
+        "matthews": 100 * float(metrics.matthews_corrcoef(_targets(examples), _binary(predictions, examples)))
+    }
 
 
-def measure_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
+def measure_f1_and_accuracy(
+    predictions: Sequence[str], examples: "Sequence[TaskExample]"
+) -> dict[str, float]:
     """Return the F1 of class 1, and the accuracy (MRPC, QQP)."""
     return {"f1": _f1(predictions, examples), **measure_accuracy(predictions, examples)}
 
 
-def measure_macro_f1_and_accuracy(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
+def measure_macro_f1_and_accuracy(
+    predictions: Sequence[str], examples: "Sequence[TaskExample]"
+) -> dict[str, float]:
     """Return the mean F1 over the classes that occur among the targets, and the accuracy (CB)."""
     targets = _targets(examples)
-    macro = metrics.f1_score(targets, predictions, labels=sorted(set(targets)), average="macro", zero_division=0)
+    macro = metrics.f1_score(
+        targets, predictions, labels=sorted(set(targets)), average="macro", zero_division=0
+    )
     return {"f1": 100 * float(macro), **measure_accuracy(predictions, examples)}
 
 
@@ -66,7 +74,9 @@ def measure_correlations(predictions: Sequence[str], examples: "Sequence[TaskExa
     return {"pearson": 100 * float(pearson), "spearman": 100 * float(spearman)}
 
 
-def measure_grouped_answers(predictions: Sequence[str], examples: "Sequence[TaskExample]") -> dict[str, float]:
+def measure_grouped_answers(
+    predictions: Sequence[str], examples: "Sequence[TaskExample]"
+) -> dict[str, float]:
     """Return the F1 over all answers, and the share of questions whose answers are all right (MultiRC)."""
     right: dict[str, bool] = {}
     for answer, example in zip(predictions, examples, strict=True):
@@ -78,7 +88,10 @@ def measure_squad_answers(predictions: Sequence[str], examples: "Sequence[TaskEx
     """Return the F1 of words and the exact matches, with the best target of each question (SQuAD, ReCoRD)."""
     pairs = list(zip(predictions, examples, strict=True))
     f1 = [max(_f1_of_words(answer, target) for target in example.targets) for answer, example in pairs]
-    exact = [any(_normalize(answer) == _normalize(target) for target in example.targets) for answer, example in pairs]
+    exact = [
+        any(_normalize(answer) == _normalize(target) for target in example.targets)
+        for answer, example in pairs
+    ]
     return {"f1": 100 * sum(f1) / len(pairs), "exact_match": 100 * sum(exact) / len(pairs)}
 
 
@@ -86,7 +99,9 @@ def measure_rouge(predictions: Sequence[str], examples: "Sequence[TaskExample]")
     """Return ROUGE-2, ROUGE-1 and ROUGE-L as F1, with stemming (CNN/DailyMail)."""
     kinds = ["rouge2", "rouge1", "rougeL"]
     scorer = rouge_scorer.RougeScorer(kinds, use_stemmer=True)
-    scores = [scorer.score(target, answer) for answer, target in zip(predictions, _targets(examples), strict=True)]
+    scores = [
+        scorer.score(target, answer) for answer, target in zip(predictions, _targets(examples), strict=True)
+    ]
     return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in kinds}
 
 

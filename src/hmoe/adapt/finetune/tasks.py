@@ -195,11 +195,15 @@ def _text(row: Row) -> Iterator[TaskExample]:
     yield TaskExample(_words(row, "text"), ())
 
 
-def _glue(subset: str, columns: tuple[str, ...], score: Score = measure_accuracy, **more: Any) -> FinetuneTask:
+def _glue(
+    subset: str, columns: tuple[str, ...], score: Score = measure_accuracy, **more: Any
+) -> FinetuneTask:
     return _classes(subset, "nyu-mll/glue", subset, _own_labels(*columns), score, **more)
 
 
-def _superglue(subset: str, fields: dict[str, str], score: Score = measure_accuracy, **more: Any) -> FinetuneTask:
+def _superglue(
+    subset: str, fields: dict[str, str], score: Score = measure_accuracy, **more: Any
+) -> FinetuneTask:
     return _classes(f"superglue-{subset}", "aps/super_glue", subset, fields, score, **more)
 
 

@@ -59,7 +59,8 @@ class ScoreHistory(TrainerCallback):  # type: ignore[misc]
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(float(loss)):
             raise NonFiniteError(
-                f"{self.task.name}: the training loss is {loss} after epoch {state.epoch:g}; lower lr", argument="lr"
+                f"{self.task.name}: the training loss is {loss} after epoch {state.epoch:g}; lower lr",
+                argument="lr",
             )
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
@@ -74,4 +75,6 @@ class ScoreHistory(TrainerCallback):  # type: ignore[misc]
                 argument="lr",
             )
         self.rows.append({"epoch": round(state.epoch, 3), **scores})
-        self.say(f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items()))
+        self.say(
+            f"epoch {state.epoch:g}: " + ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+        )

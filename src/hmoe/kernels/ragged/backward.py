@@ -89,9 +89,15 @@ def down_backward_kernel(
         c, d = split_columns(right, BM, BN // 2)
         quarter = n * BN + tl.arange(0, BN // 4)
         sum_ = _swiglu_backward(a, base, at, quarter, gate, pre_gate, pre_up, dgate, dup, act, real, h)
-        sum_ += _swiglu_backward(b, base, at, quarter + BN // 4, gate, pre_gate, pre_up, dgate, dup, act, real, h)
-        sum_ += _swiglu_backward(c, base, at, quarter + BN // 2, gate, pre_gate, pre_up, dgate, dup, act, real, h)
-        sum_ += _swiglu_backward(d, base, at, quarter + 3 * (BN // 4), gate, pre_gate, pre_up, dgate, dup, act, real, h)
+        sum_ += _swiglu_backward(
+            b, base, at, quarter + BN // 4, gate, pre_gate, pre_up, dgate, dup, act, real, h
+        )
+        sum_ += _swiglu_backward(
+            c, base, at, quarter + BN // 2, gate, pre_gate, pre_up, dgate, dup, act, real, h
+        )
+        sum_ += _swiglu_backward(
+            d, base, at, quarter + 3 * (BN // 4), gate, pre_gate, pre_up, dgate, dup, act, real, h
+        )
         tl.store(partial + n.to(tl.int64) * num_pairs + pair + rows, sum_, mask=real)
 
 
@@ -139,7 +145,9 @@ def weight_kernel(
             real, following, token = m + depth < M, m + BK + depth, ahead
             ahead = tl.load(token_N + pair + following, mask=following < M, other=0).to(tl.int32)
             row = tl.load(
-                rows_TD + token[:, None] * D + column[None, :], mask=real[:, None] & inside_D[None, :], other=0.0
+                rows_TD + token[:, None] * D + column[None, :],
+                mask=real[:, None] & inside_D[None, :],
+                other=0.0,
             )
             mask = real[:, None] & inside_h[None, :]
             sum_a = accumulate_product(tl.trans(tl.load(a_at, mask=mask, other=0.0)), row, sum_a, UPCAST)

@@ -18,7 +18,9 @@ from hmoe.kernels.ragged.tiles import (
 
 
 @triton.jit
-def _swiglu(gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: tl.constexpr, BN: tl.constexpr):
+def _swiglu(
+    gate, up, base, at, start, pre_gate, pre_up, act, real, left, KEEP: tl.constexpr, BN: tl.constexpr
+):
     """Store silu(gate) * up of some columns, and gate and up if KEEP; there are `left` columns."""
     column = start + tl.arange(0, BN)
     at += column[None, :]
@@ -65,7 +67,11 @@ def up_kernel(
         gate, up = tl.zeros((BM, BN), tl.float32), tl.zeros((BM, BN), tl.float32)
         for k in range(0, D, BK):
             if D % BK == 0:
-                x, w_gate, w_up = tl.load(x_TD + k + x_at), tl.load(gate_from + k + w_at), tl.load(up_from + k + w_at)
+                x, w_gate, w_up = (
+                    tl.load(x_TD + k + x_at),
+                    tl.load(gate_from + k + w_at),
+                    tl.load(up_from + k + w_at),
+                )
             else:
                 inside = k + depth < D
                 x = tl.load(x_TD + k + x_at, mask=inside[None, :], other=0.0)
@@ -79,7 +85,9 @@ def up_kernel(
         gate_left, gate_right = split_columns(gate, BM, BN)
         up_left, up_right = split_columns(up, BM, BN)
         _swiglu(gate_left, up_left, base, at, 0, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
-        _swiglu(gate_right, up_right, base, at, BN // 2, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2)
+        _swiglu(
+            gate_right, up_right, base, at, BN // 2, pre_gate, pre_up, act, real, h - n * BN, KEEP, BN // 2
+        )
 
 
 @triton.jit

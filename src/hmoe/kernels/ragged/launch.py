@@ -32,7 +32,9 @@ def explain_triton_refusal(layer: Layer) -> str | None:
             x_TD
         ),
         f"{x_TD.dtype} is not one of bfloat16, float16, float32": x_TD.dtype not in DTYPES,
-        f"the model width and all widths must be multiples of {MULTIPLE}, {odd[0] if odd else 0} is not": bool(odd),
+        f"the model width and all widths must be multiples of {MULTIPLE}, {odd[0] if odd else 0} is not": bool(
+            odd
+        ),
         f"{len(layer.widths)} experts are more than {MOST_EXPERTS}": len(layer.widths) > MOST_EXPERTS,
         f"{x_TD.numel()} elements of x are too many for 32-bit offsets": x_TD.numel() >= 2**31,
         f"{largest} weights of one projection of an expert are too many for 32-bit offsets": largest >= 2**31,
@@ -82,7 +84,11 @@ class Launcher:
         # At least 2: a row of the plan holds two counters of tiles.
         self.padded = max(triton.next_power_of_2(self.num_experts), 2)
         self.plan = torch.empty(ROWS_OF_PLAN, self.padded, dtype=torch.int64, device=self.x_TD.device)
-        self.sizes = (self.num_pairs // self.num_experts, sum(layer.widths) // self.num_experts, self.x_TD.shape[1])
+        self.sizes = (
+            self.num_pairs // self.num_experts,
+            sum(layer.widths) // self.num_experts,
+            self.x_TD.shape[1],
+        )
         tiles = tuple(name_size(launch, *self.sizes) for launch in LAUNCHES)
         check_first_call(
             "expert_ffn", (variant, layer.widths, self.sizes[2], tiles, layer.x_TD.dtype), layer.x_TD.device
@@ -107,7 +113,14 @@ class Launcher:
         """
         (kernel, variant), shape = KERNELS[launch], self.shape(launch)
         upcast = INTERPRETED and self.x_TD.dtype == torch.bfloat16
-        constants = {"D": self.sizes[2], "PADDED": self.padded, "UPCAST": upcast, **variant, **flags, **shape.options}
+        constants = {
+            "D": self.sizes[2],
+            "PADDED": self.padded,
+            "UPCAST": upcast,
+            **variant,
+            **flags,
+            **shape.options,
+        }
         try:
             kernel[(_multiprocessors(self.x_TD.device) * shape.programs,)](*tensors, **constants)
         except OutOfResources as error:
@@ -172,7 +185,17 @@ def backward_triton(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bo
     tiles = triton.cdiv(max(layer.widths), run.shape("down_backward").columns)
     partial = gate_N.new_zeros(tiles, run.num_pairs, dtype=torch.float32)
     into = (dgate, dup, act, partial, run.num_pairs)
-    run("down_backward", dy_TD, token_N, gate_N, run.plan, layer.w_down_FD, saved.pre_gate, saved.pre_up, *into)
+    run(
+        "down_backward",
+        dy_TD,
+        token_N,
+        gate_N,
+        run.plan,
+        layer.w_down_FD,
+        saved.pre_gate,
+        saved.pre_up,
+        *into,
+    )
     dx_ND = x_TD.new_empty(run.num_pairs, x_TD.shape[1])
     run("dx", dgate, layer.w_gate_FD, dup, layer.w_up_FD, run.plan, dx_ND)
     dx_TD = run.combine(dx_ND, None)

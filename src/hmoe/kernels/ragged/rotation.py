@@ -40,7 +40,9 @@ def rotate_kernel(
     position, batch = place % length, (place // length).to(tl.int64)
     # Input and output have strides of their own: attention gives its heads transposed.
     x_at = (batch * x_stride_batch + head * x_stride_head + position * x_stride_position)[:, None] + column
-    out_at = (batch * out_stride_batch + head * out_stride_head + position * out_stride_position)[:, None] + column
+    out_at = (batch * out_stride_batch + head * out_stride_head + position * out_stride_position)[
+        :, None
+    ] + column
     table_at = (batch * table_stride_batch + position * HALF)[:, None] + column
     c = tl.load(cos + table_at, mask=real, other=0.0).to(tl.float32)
     s = tl.load(sin + table_at, mask=real, other=0.0).to(tl.float32)

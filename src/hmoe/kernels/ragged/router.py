@@ -23,7 +23,9 @@ def launch_selection(
     blocks, padded = triton.cdiv(num_tokens, block), max(2, triton.next_power_of_2(num_experts))
     probs_TE, room = torch.empty_like(logits_TE), num_tokens * (rule.k or num_experts)
     chosen_TE = (
-        logits_TE.new_empty(logits_TE.shape, dtype=torch.int8) if chosen_before_TE is None else chosen_before_TE.clone()
+        logits_TE.new_empty(logits_TE.shape, dtype=torch.int8)
+        if chosen_before_TE is None
+        else chosen_before_TE.clone()
     )
     block_begin = logits_TE.new_empty(num_experts, blocks, dtype=torch.int32)
     # Top-k fills its pairs; of top-p's room what lies beyond the counts must be a token and a gate of 0.
@@ -34,7 +36,11 @@ def launch_selection(
     with use_device_of(logits_TE):
         if blocks:
             bias = logits_TE if bias_E is None else bias_E  # a pointer must be given, also if it is not read
-            flags = {"SIGMOID": rule.sigmoid, "BIASED": bias_E is not None, "GIVEN": chosen_before_TE is not None}
+            flags = {
+                "SIGMOID": rule.sigmoid,
+                "BIASED": bias_E is not None,
+                "GIVEN": chosen_before_TE is not None,
+            }
             tensors = (logits_TE, bias, probs_TE, chosen_TE, block_begin)
             choose_kernel[(blocks,)](*tensors, num_tokens, blocks, rule.p, *sizes, rule.k, **flags)
         begin_kernel[(num_experts,)](block_begin, num_tokens_E, blocks, _CHUNK)

@@ -50,7 +50,9 @@ def _first_largest(value, free, lane, PADDED: tl.constexpr):
 
 
 @triton.jit
-def _choose(value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr):
+def _choose(
+    value, score, lane, p, E: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, K: tl.constexpr
+):
     """Return 1 for the K largest values of a row, or if K is 0 for the largest until their scores reach p."""
     chosen = tl.zeros((BLOCK, PADDED), tl.int32)
     # All experts: no comparison may leave one out.
@@ -129,7 +131,9 @@ def _places(num_tokens_E, block_begin, chosen, lane, blocks, E: tl.constexpr):
     """Return where the pair of each chosen token and expert lies among the pairs sorted by expert."""
     count = tl.load(num_tokens_E + lane, mask=lane < E, other=0)
     begin = (
-        tl.cumsum(count, 0) - count + tl.load(block_begin + lane * blocks + tl.program_id(0), mask=lane < E, other=0)
+        tl.cumsum(count, 0)
+        - count
+        + tl.load(block_begin + lane * blocks + tl.program_id(0), mask=lane < E, other=0)
     )
     return begin[None, :] + tl.cumsum(chosen, 0) - chosen
 

@@ -79,7 +79,9 @@ HOPPER: Table = {
 PORTABLE: Table = {launch: _sizes(_64x64, _64x64, _64x64) for launch in LAUNCHES}
 # For checks; two products at a time need twice the registers.
 FLOAT32: Table = {
-    launch: dict.fromkeys(SIZES, TileShape(32, 32, 32, 4, 2, 2) if launch in ("up", "weights_gate_up") else _32_DEEP)
+    launch: dict.fromkeys(
+        SIZES, TileShape(32, 32, 32, 4, 2, 2) if launch in ("up", "weights_gate_up") else _32_DEEP
+    )
     for launch in LAUNCHES
 }
 # The interpreter pays per tile, however large it is.
@@ -105,7 +107,9 @@ def name_size(launch: str, rows: int, width: int, dim: int) -> str:
     return "narrow" if width < NARROW_WIDTH else "wide"
 
 
-def choose_shape(launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> TileShape:
+def choose_shape(
+    launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> TileShape:
     """Return the tile shape of a launch; `sizes` are (rows, width, dim) as in `size_of`."""
     if launch in _forced:
         return _forced[launch]
@@ -131,7 +135,9 @@ def describe_table(device: torch.device) -> str:
 
     Other shapes sum in another order, so bits may differ between runs with different digests.
     """
-    table = {launch: {**TABLES[name_table(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES}
+    table = {
+        launch: {**TABLES[name_table(device)][launch], **_own_shapes().get(launch, {})} for launch in LAUNCHES
+    }
     digest = hashlib.sha256(json.dumps([table, FLOAT32], sort_keys=True).encode()).hexdigest()[:8]
     return f"{name_table(device)} {digest}"
 
@@ -164,7 +170,8 @@ def read_tile_table(file: Path) -> Table:
     try:
         content = json.loads(file.read_text())["tiles"]
         return {
-            launch: {size: _check_shape(shape) for size, shape in row.items()} for launch, row in _check_rows(content)
+            launch: {size: _check_shape(shape) for size, shape in row.items()}
+            for launch, row in _check_rows(content)
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -182,8 +189,15 @@ def _check_rows(content: dict[str, dict[str, list[int]]]) -> Iterator[tuple[str,
 
 
 def _check_shape(shape: list[int]) -> TileShape:
-    fitting = len(shape) == len(TileShape._fields) and all(type(value) is int and value > 0 for value in shape)
-    if not fitting or any(value & (value - 1) for value in shape[:4]) or min(shape[:3]) < 16 or not _compiles(shape):
+    fitting = len(shape) == len(TileShape._fields) and all(
+        type(value) is int and value > 0 for value in shape
+    )
+    if (
+        not fitting
+        or any(value & (value - 1) for value in shape[:4])
+        or min(shape[:3]) < 16
+        or not _compiles(shape)
+    ):
         raise ValueError(
             f"{shape}: must be rows, columns, depth (powers of two from 16 to {_LONGEST_SIDE}), warps (1 to "
             f"{_MOST_WARPS}, a power of two), stages, programs (from 1)"

@@ -37,17 +37,24 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
     pairs = tl.load(count_E + lane, mask=real, other=0).to(tl.int64)
     width = tl.load(width_E + lane, mask=real, other=0).to(tl.int64)
     tl.device_assert(
-        (pairs >= 0) & (pairs <= num_tokens), "expert_ffn: num_tokens_E must be from 0 to the number of tokens"
+        (pairs >= 0) & (pairs <= num_tokens),
+        "expert_ffn: num_tokens_E must be from 0 to the number of tokens",
     )
-    tl.device_assert(tl.sum(pairs, 0) <= num_pairs, "expert_ffn: num_tokens_E must sum to at most the pairs in token_N")
+    tl.device_assert(
+        tl.sum(pairs, 0) <= num_pairs, "expert_ffn: num_tokens_E must sum to at most the pairs in token_N"
+    )
     tl.store(plan + PAIR * PADDED + lane, tl.cumsum(pairs, 0) - pairs)
     tl.store(plan + UNIT * PADDED + lane, tl.cumsum(width, 0) - width)
     tl.store(plan + PRE * PADDED + lane, tl.cumsum(pairs * width, 0) - pairs * width)
     # Tiles of the widest (busiest) experts take longest, so they come first. The lane in the key makes it
     # unique, and is taken out of it again after the sort: Triton sorts values, not indices.
     back = PADDED - 1 - lane
-    tl.store(plan + BY_WIDTH * PADDED + lane, PADDED - 1 - tl.sort(width * PADDED + back, descending=True) % PADDED)
-    tl.store(plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED)
+    tl.store(
+        plan + BY_WIDTH * PADDED + lane, PADDED - 1 - tl.sort(width * PADDED + back, descending=True) % PADDED
+    )
+    tl.store(
+        plan + BY_PAIRS * PADDED + lane, PADDED - 1 - tl.sort(pairs * PADDED + back, descending=True) % PADDED
+    )
     tl.store(plan + PAIRS * PADDED + lane, pairs)
     tl.store(plan + WIDTH * PADDED + lane, width)
     tl.store(plan + WORK * PADDED + lane, pairs * 0)
@@ -57,7 +64,9 @@ def plan_kernel(count_E, width_E, plan, num_pairs, num_tokens, E: tl.constexpr, 
 def load_sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
     """Load (pairs, width) of all experts in an order of the plan."""
     expert = tl.load(plan + ORDER * PADDED + tl.arange(0, PADDED))
-    return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(tl.int32)
+    return tl.load(plan + PAIRS * PADDED + expert).to(tl.int32), tl.load(plan + WIDTH * PADDED + expert).to(
+        tl.int32
+    )
 
 
 @triton.jit

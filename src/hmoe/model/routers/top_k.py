@@ -26,14 +26,20 @@ Decision = (
 )  # boolean (T, E); with a capacity what is kept, and what was asked
 
 
-def choose_top_k(scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, state: RouterState) -> Decision:
+def choose_top_k(
+    scores_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopK, state: RouterState
+) -> Decision:
     """Choose the k largest of each token, or what a capacity leaves of them."""
     if spec.get_capacity(state.training) is not None:
         return _keep_within_capacity(scores_TE, logits_TE, spec, state)
     assert state.widths is not None
-    chosen_TE = choose_largest(compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.k)
+    chosen_TE = choose_largest(
+        compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.k
+    )
     if spec.skip and not state.training:
-        chosen_TE = drop_weak_choices(chosen_TE, scores_TE, spec.skip, sum(1 for width in state.widths if width))
+        chosen_TE = drop_weak_choices(
+            chosen_TE, scores_TE, spec.skip, sum(1 for width in state.widths if width)
+        )
     return chosen_TE
 
 
@@ -45,7 +51,9 @@ def weigh_top_k(decision: Decision, scores_TE: torch.Tensor, spec: TopK, state: 
     kept, asked_E = decision
     weight_TE = kept.weigh(scores_TE)
     if spec.rectify:
-        return ExpertChoices(kept.chosen_TE, compute_rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots)
+        return ExpertChoices(
+            kept.chosen_TE, compute_rectified_gates(weight_TE, kept, spec), None, asked_E, kept.slots
+        )
     weight_TE, total_T1 = _divide(kept.chosen_TE, weight_TE, spec, state)
     return ExpertChoices(kept.chosen_TE, weight_TE, total_T1, asked_E, kept.slots, spec.gate_scale)
 
@@ -85,7 +93,9 @@ def compute_preference(
     return (value_TE + gumbel_TE).masked_fill(first_TE, torch.inf)
 
 
-def drop_weak_choices(chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int) -> torch.Tensor:
+def drop_weak_choices(
+    chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int
+) -> torch.Tensor:
     """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
 
     Only the first `computing` experts are compared and skipped: skipping one of width 0 would save nothing.
@@ -117,7 +127,9 @@ def _keep_within_capacity(
     assert state.widths is not None
     device, inputs = scores_TE.device, state.inputs
     real_T = inputs.real_T
-    order_TK = rank_largest(compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.choices)
+    order_TK = rank_largest(
+        compute_preference(scores_TE, logits_TE, spec, state.bias_E, state.gumbel_TE), spec.choices
+    )
     num_tokens = len(scores_TE) if real_T is None else real_T.sum()
     slots_E = count_capacity(spec, num_tokens, state.widths, state.training, device)
     given = (inputs.token_rank_T, inputs.expert_rank_E)

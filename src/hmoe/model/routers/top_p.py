@@ -11,7 +11,9 @@ from hmoe.model.waiting import would_wait
 from hmoe.specs.routers.top_p import TopP
 
 
-def choose_top_p(probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, state: RouterState) -> torch.Tensor:
+def choose_top_p(
+    probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, state: RouterState
+) -> torch.Tensor:
     """Choose the largest until their sum reaches p; the inputs may give another p for each token."""
     return choose_until_sum(probs_TE, logits_TE, spec, state.inputs.top_p_T)
 
@@ -46,7 +48,9 @@ def check_thresholds(top_p_T: torch.Tensor, num_tokens: int) -> None:
     """Raise ConfigError unless there is one for each token, from 0 to 1; values are seen on the CPU only, a GPU would have to be waited
     for."""
     if top_p_T.shape != (num_tokens,):
-        raise ConfigError(f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each")
+        raise ConfigError(
+            f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each"
+        )
     if would_wait(top_p_T):
         return
     wrong_T = ~((top_p_T >= 0) & (top_p_T <= 1))

@@ -122,7 +122,9 @@ class BatchRunner:
         entries: dict[int, TokenLogprob] = {}
         if raw_TV is not None:
             num_tops = [sequences[row].task.logprobs or 0 for row in scored]
-            entries = dict(zip(scored, _entries(raw_TV, [tokens[row] for row in scored], num_tops), strict=True))
+            entries = dict(
+                zip(scored, _entries(raw_TV, [tokens[row] for row in scored], num_tops), strict=True)
+            )
         for row, sequence in enumerate(sequences):
             if finite[row]:
                 sequence.accept(tokens[row], entries.get(row), self._tokenizer.ends)

@@ -181,7 +181,9 @@ class Engine:
                     _LOG.exception("a step failed")
                     for sequence in self._active:
                         if not sequence.ended:
-                            sequence.fail(SequenceFailure(500, "internal_error", "the server failed on this request"))
+                            sequence.fail(
+                                SequenceFailure(500, "internal_error", "the server failed on this request")
+                            )
                 self._free_ended()
 
     def _has_work(self) -> bool:

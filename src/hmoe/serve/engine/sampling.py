@@ -26,7 +26,9 @@ def adjust_logits(logits_V: torch.Tensor, task: SequenceTask, counts: Mapping[in
         logits_V[ids] += torch.tensor(list(change.values()), dtype=logits_V.dtype, device=logits_V.device)
 
 
-def draw_tokens(logits_BV: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> list[int]:
+def draw_tokens(
+    logits_BV: torch.Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]
+) -> list[int]:
     """Draw one token per row: where the cumulated probability passes the row's uniform number in [0, 1).
 
     Tokens are cumulated in the order of their ids, or, where top_k or top_p is set, of their probabilities.
@@ -55,7 +57,9 @@ def _pick(z_BV: torch.Tensor, samplings: Sequence[Sampling], uniform_B1: torch.T
     return _search(z_BV.softmax(1), uniform_B1)[:, 0]
 
 
-def _pick_filtered(z_BV: torch.Tensor, samplings: Sequence[Sampling], uniform_B1: torch.Tensor) -> torch.Tensor:
+def _pick_filtered(
+    z_BV: torch.Tensor, samplings: Sequence[Sampling], uniform_B1: torch.Tensor
+) -> torch.Tensor:
     """Pick from the most probable tokens where no others are kept, which spares sorting; else from all."""
     num_near = min(_NUM_NEAR, z_BV.shape[1])
     total_B1 = z_BV.logsumexp(1, keepdim=True)

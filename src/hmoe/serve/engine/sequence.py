@@ -33,7 +33,9 @@ class SequenceJob:
         num_left: sequences that the engine still holds.
     """
 
-    def __init__(self, tasks: Series[SequenceTask], deliver: Deliver, deadline: float, tokenizer: Decoding) -> None:
+    def __init__(
+        self, tasks: Series[SequenceTask], deliver: Deliver, deadline: float, tokenizer: Decoding
+    ) -> None:
         self.deliver, self.deadline = deliver, deadline
         self.sequences = [RunningSequence(task, index, self, tokenizer) for index, task in enumerate(tasks)]
         self.num_left = len(self.sequences)
@@ -72,7 +74,9 @@ class RunningSequence:
         self._num_shown = 0  # characters of the text that have been delivered
         self._entries: list[TokenLogprob] = []  # of drawn tokens, not delivered yet
         # Nothing comes before the first token of a prompt, so it has no probability.
-        self._prompt_entries: list[TokenLogprob] = [TokenLogprob(task.prompt[0], None, ())] if task.echo else []
+        self._prompt_entries: list[TokenLogprob] = (
+            [TokenLogprob(task.prompt[0], None, ())] if task.echo else []
+        )
 
     @property
     def decoding(self) -> bool:

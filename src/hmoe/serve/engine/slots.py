@@ -55,7 +55,9 @@ class StepContext:
     noise_seed: int | None = None  # routers add no noise
     real_T: torch.Tensor | None = None  # no token is padding
 
-    def __init__(self, slots: KeyValueSlots, parts: Series[SequencePart], decoding: int, top_p: float | None) -> None:
+    def __init__(
+        self, slots: KeyValueSlots, parts: Series[SequencePart], decoding: int, top_p: float | None
+    ) -> None:
         self._kv, device = slots.kv, slots.kv.device
         self._decoding, self._chunks = decoding, parts[decoding:]
         self._begins: list[int] = []  # where each chunk begins in the row of tokens

@@ -75,7 +75,9 @@ async def report_metrics(request: Request, state: ServerState) -> Response:
     return Response(page, media_type=_METRICS_TYPE)
 
 
-async def send_answer(request: Request, exchange: Exchange, fields: RequestFields, service: Service) -> Response:
+async def send_answer(
+    request: Request, exchange: Exchange, fields: RequestFields, service: Service
+) -> Response:
     """Wait for the answer, or for its beginning if it is streamed."""
     watch = asyncio.create_task(give_up_on_disconnect(request.receive, exchange))
     try:

@@ -38,8 +38,12 @@ class Metrics:
 
     def __init__(self) -> None:
         self._requests: Counter[tuple[str, int]] = Counter()
-        self._request_seconds = Histogram("hmoe_request_seconds", "From the request's header to its last byte.")
-        self.first_token_seconds = Histogram("hmoe_first_text_seconds", "From the request's header to its first text.")
+        self._request_seconds = Histogram(
+            "hmoe_request_seconds", "From the request's header to its last byte."
+        )
+        self.first_token_seconds = Histogram(
+            "hmoe_first_text_seconds", "From the request's header to its first text."
+        )
 
     def count_request(self, label: str, status: int, seconds: float) -> None:
         """Count a request that has ended.

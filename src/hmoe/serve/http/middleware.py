@@ -38,7 +38,9 @@ class RequestLimits:
 class BoundsMiddleware:
     """Wraps an ASGI application, for which it reads the body and hands it on as scope["hmoe.body"]."""
 
-    def __init__(self, app: ASGIApp, limits: RequestLimits, metrics: Metrics, routes: Sequence[Route]) -> None:
+    def __init__(
+        self, app: ASGIApp, limits: RequestLimits, metrics: Metrics, routes: Sequence[Route]
+    ) -> None:
         self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +97,9 @@ class BoundsMiddleware:
             message = f"the path is longer than {_MAX_TARGET_BYTES} bytes"
             raise HTTPError(414, message, code="path_too_long", headers=_CLOSE)
         if scope["http_version"] not in ("1.0", "1.1"):
-            raise HTTPError(400, "HTTP: versions 1.0 and 1.1 are spoken here", code="invalid_http", headers=_CLOSE)
+            raise HTTPError(
+                400, "HTTP: versions 1.0 and 1.1 are spoken here", code="invalid_http", headers=_CLOSE
+            )
         # With both, a proxy and this server may disagree where the request ends: the rest would be a smuggled
         # one.
         if b"content-length" in headers and b"transfer-encoding" in headers:

@@ -82,7 +82,9 @@ def drop_neutral(content: dict[str, Any], neutral: dict[str, tuple[Any, ...]]) -
 def explain_unknown(name: str, neutral: dict[str, tuple[Any, ...]], fields: list[str]) -> str:
     """Return why a field is refused, with what may be written instead."""
     if name in neutral:
-        values = " or ".join(str(value).lower() if isinstance(value, bool) else repr(value) for value in neutral[name])
+        values = " or ".join(
+            str(value).lower() if isinstance(value, bool) else repr(value) for value in neutral[name]
+        )
         return f"is not supported by this server, which takes {values} only; leave it out"
     nearest = _SAME_AS.get(name) or next(iter(difflib.get_close_matches(name, fields, 1, 0.8)), None)
     hint = f"; nearest field: {nearest}" if nearest in fields else ""

@@ -93,7 +93,8 @@ def format_chat_logprobs(names: TokenNames, entries: Sequence[TokenLogprob]) -> 
         return {"token": names.text_of(token), "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": content}
 
     content = [
-        describe(entry.token, entry.logprob or 0.0) | {"top_logprobs": [describe(*pair) for pair in entry.top]}
+        describe(entry.token, entry.logprob or 0.0)
+        | {"top_logprobs": [describe(*pair) for pair in entry.top]}
         for entry in entries
     ]
     return {"content": content, "refusal": None}

@@ -20,7 +20,9 @@ def _prompts(value: Any) -> list[Prompt]:
     if isinstance(value, str):
         return [value]
     if not isinstance(value, list) or not value:
-        raise ValueError("must be a text, a list of texts, a list of token ids, or a list of such lists, not empty")
+        raise ValueError(
+            "must be a text, a list of texts, a list of token ids, or a list of such lists, not empty"
+        )
     if _are(value, int):
         return [value]
     if len(value) > MAX_SEQUENCES:
@@ -170,7 +172,9 @@ class CompletionRequest(GenerationRequest):
         if self.best_of not in (None, n):
             raise ValueError(f"best_of: must equal n = {n}; this server returns what it draws")
         if len(self.prompt) * n > MAX_SEQUENCES:
-            raise ValueError(f"n: {len(self.prompt)} prompts x n = {n} are more than {MAX_SEQUENCES} sequences")
+            raise ValueError(
+                f"n: {len(self.prompt)} prompts x n = {n} are more than {MAX_SEQUENCES} sequences"
+            )
         return self
 
 
@@ -206,7 +210,10 @@ class ChatRequest(GenerationRequest):
     def _check(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs: only with logprobs = true")
-        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+        if (
+            None not in (self.max_tokens, self.max_completion_tokens)
+            and self.max_tokens != self.max_completion_tokens
+        ):
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
         return self
 
@@ -269,7 +276,9 @@ def _refusal(kind: type[BaseModel], error: ValidationError) -> HTTPError:
     if first["type"] == "extra_forbidden":
         levels: dict[str, type[BaseModel]] = {"messages": ChatMessage, "stream_options": StreamOptions}
         level = levels.get(path[0], kind) if path[1:] else kind
-        message = neutral_fields.explain_unknown(path[-1], getattr(level, "neutral", {}), list(level.model_fields))
+        message = neutral_fields.explain_unknown(
+            path[-1], getattr(level, "neutral", {}), list(level.model_fields)
+        )
         return HTTPError(400, f"{'.'.join(path)}: {message}", path[0], "unknown_parameter")
     message = first["msg"].removeprefix("Value error, ")
     if path:

@@ -60,7 +60,9 @@ class BoundedProtocol(H11Protocol):
         self._last_request = False
         self._written_at = self._since  # when last nothing waited to be read by the client
         if len(self.connections) > self.limits.connections:
-            self._refuse(HTTPError(503, "too many open connections", code="busy", headers={"Retry-After": "1"}))
+            self._refuse(
+                HTTPError(503, "too many open connections", code="busy", headers={"Retry-After": "1"})
+            )
 
     def data_received(self, data: bytes) -> None:
         """Read what the client sent, unless the connection is being closed."""
@@ -93,10 +95,14 @@ class BoundedProtocol(H11Protocol):
             self.transport.abort()
         # The middleware ends a slow body with an answer; a second later is for what is left after one was
         # given.
-        seconds = {"header": self.limits.header_seconds, "body": self.limits.body_seconds + 1}.get(self._phase)
+        seconds = {"header": self.limits.header_seconds, "body": self.limits.body_seconds + 1}.get(
+            self._phase
+        )
         if seconds is not None and now - self._since > seconds:
             if self._phase == "header" and self.conn.our_state is h11.IDLE:
-                self._refuse(HTTPError(408, f"the header did not come within {seconds:g} s", code="header_timeout"))
+                self._refuse(
+                    HTTPError(408, f"the header did not come within {seconds:g} s", code="header_timeout")
+                )
             else:
                 self.transport.abort()
 
@@ -119,7 +125,11 @@ class BoundedProtocol(H11Protocol):
         # In any other state an answer has begun, and another would become part of it.
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             body = refusal.body()
-            head = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+            head = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
             event = h11.Response(status_code=refusal.status, headers=[*head, *refusal.headers.items()])
             self.transport.write(self.conn.send(event) or b"")
             self.transport.write(self.conn.send(h11.Data(data=body)) or b"")
@@ -170,7 +180,9 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no new requests; those that are left after the grace period are told 503."""
         self._service.engine.close()
-        timer = threading.Timer(self._limits.grace_seconds, self._service.engine.close, kwargs={"give_up": True})
+        timer = threading.Timer(
+            self._limits.grace_seconds, self._service.engine.close, kwargs={"give_up": True}
+        )
         timer.start()
         try:
             await asyncio.sleep(_BACKLOG_SECONDS)

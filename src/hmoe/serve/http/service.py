@@ -18,7 +18,13 @@ from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
 from hmoe.serve.engine.sequence import SequenceJob
 from hmoe.serve.engine.types import EngineLimits, SequenceEvent, SequenceFailure, SequenceTask, UsageCounts
 from hmoe.serve.http.http_error import HTTPError
-from hmoe.serve.http.responses import ChatFormatter, CompletionFormatter, TokenNames, average_activation, count_usage
+from hmoe.serve.http.responses import (
+    ChatFormatter,
+    CompletionFormatter,
+    TokenNames,
+    average_activation,
+    count_usage,
+)
 from hmoe.serve.http.schema import ChatRequest, CompletionRequest, GenerationRequest
 
 _DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it
@@ -144,7 +150,12 @@ class Service:
         """
         since = time.monotonic() - self.engine.failed_at
         status = "closing" if not self.engine.alive else "degraded" if since < 60 else "ok"
-        return {"status": status, "model": self.served.name, "failures": self.engine.failures, **self.engine.load()}
+        return {
+            "status": status,
+            "model": self.served.name,
+            "failures": self.engine.failures,
+            **self.engine.load(),
+        }
 
     def check_model(self, request: GenerationRequest) -> None:
         """Raise Refusal 404 if the request names another model than the one that is served."""
@@ -170,7 +181,8 @@ class Service:
         separator = [self.served.tokenizer.separator]
         begin = self.served.begin
         prompts = [
-            ([*begin, *next(encoded)] or separator) if isinstance(prompt, str) else prompt for prompt in request.prompt
+            ([*begin, *next(encoded)] or separator) if isinstance(prompt, str) else prompt
+            for prompt in request.prompt
         ]
         max_tokens = _DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
         # Checked before an echo decodes the ids: a tokenizer may raise anything for ids that it does not have.
@@ -199,10 +211,14 @@ class Service:
             ids = await asyncio.to_thread(self.conversation.encode, turns)
         except ConfigError as error:
             raise HTTPError(400, str(error), "messages", "invalid_value") from None
-        max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        max_tokens = (
+            request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+        )
         if max_tokens is None:
             max_tokens = max(1, min(self.max_tokens, self.engine.capacity - len(ids)))
-        tasks = self._make_tasks(request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None)
+        tasks = self._make_tasks(
+            request, [ids], max_tokens, (request.top_logprobs or 0) if request.logprobs else None
+        )
         formatter = ChatFormatter(self.served.name, self.names, bool(request.logprobs), [])
         tasks = [replace(task, stops=(*task.stops, *self.conversation.stops)) for task in tasks]
         self._check_tasks(tasks, prompt_field="messages")
@@ -249,7 +265,9 @@ class Service:
         try:
             exchange.job = self.engine.submit(tasks, exchange.deliver, self.seconds)
         except BusyError as error:
-            raise HTTPError(429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}) from None
+            raise HTTPError(
+                429, str(error), code="busy", headers={"Retry-After": str(_RETRY_SECONDS)}
+            ) from None
         except ClosedError as error:
             raise HTTPError(503, str(error), code="shutting_down", headers={"Retry-After": "10"}) from None
         return exchange

@@ -27,7 +27,12 @@ class ChatSession:
     """
 
     def __init__(
-        self, engine: Engine, layout: ChatLayout, options: SequenceTask, system: str | None, say: Callable[[str], None]
+        self,
+        engine: Engine,
+        layout: ChatLayout,
+        options: SequenceTask,
+        system: str | None,
+        say: Callable[[str], None],
     ) -> None:
         self._engine, self._layout, self._say = engine, layout, say
         self._options = replace(options, stops=layout.stops, stream=True)

@@ -48,7 +48,10 @@ def add_router(spec_class: type[RouterSpec]) -> None:
             f"register_router: {spec_class!r}, must be a subclass of hmoe.RouterSpec with a default for name"
         )
     taken = ROUTERS.get(spec_class.name)
-    if taken is not None and (taken.__module__, taken.__qualname__) != (spec_class.__module__, spec_class.__qualname__):
+    if taken is not None and (taken.__module__, taken.__qualname__) != (
+        spec_class.__module__,
+        spec_class.__qualname__,
+    ):
         raise ConfigError(
             f"register_router: name = {spec_class.name!r} is taken by {taken.__module__}.{taken.__qualname__}"
         )

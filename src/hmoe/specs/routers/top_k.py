@@ -14,7 +14,13 @@ from hmoe.specs.routers.base import BiasUpdate, Noise, RouterSpec
 _OF_CAPACITY = (  # fields that say what a capacity does
     "eval_capacity_factor", "min_capacity", "capacity_by", "priority", "rectify", "when", "local_scale", "ranks",
 )  # fmt: skip
-_OF_TRAINING = ("straight_through", "jitter", "gumbel", "bias_rate", "bias_by")  # change nothing of a trained model
+_OF_TRAINING = (
+    "straight_through",
+    "jitter",
+    "gumbel",
+    "bias_rate",
+    "bias_by",
+)  # change nothing of a trained model
 
 
 @dataclass(frozen=True)
@@ -80,13 +86,17 @@ class TopK(RouterSpec):
 
     def check_fields(self) -> None:
         """See `hmoe.specs.fields.Spec`."""
-        if (self.groups is None) != (self.keep_groups is None) or (self.keep_groups or 0) > (self.groups or 0):
+        if (self.groups is None) != (self.keep_groups is None) or (self.keep_groups or 0) > (
+            self.groups or 0
+        ):
             raise ConfigError(
                 f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: give both, keep_groups at most groups"
             )
         self._check_capacity_fields()
         if self.rectify:
-            self.refuse_unused("with rectify, whose gates sum to 1", "renormalize", "straight_through", "gate_scale")
+            self.refuse_unused(
+                "with rectify, whose gates sum to 1", "renormalize", "straight_through", "gate_scale"
+            )
         if not self.renormalize:
             self.refuse_unused("on raw gates, which are not divided", "straight_through")
         if not self.bias_rate:
@@ -94,7 +104,9 @@ class TopK(RouterSpec):
         if self.skip == 0:
             raise ConfigError("router.skip = 0 has no effect: no score is below 0; remove it")
         if self.k == 1 or self.capacity_factor is not None:
-            self.refuse_unused("with k = 1" if self.k == 1 else "with a capacity, which drops by itself", "skip")
+            self.refuse_unused(
+                "with k = 1" if self.k == 1 else "with a capacity, which drops by itself", "skip"
+            )
         if self.k == 1 and not self._fills_in:
             self.refuse_unused("with k = 1, there is no second choice", "gumbel")
 
@@ -181,7 +193,9 @@ class TopK(RouterSpec):
 
     def get_capacity(self, training: bool) -> float | None:
         """See `RouterSpec`."""
-        return self.eval_capacity_factor if not training and self.eval_capacity_factor else self.capacity_factor
+        return (
+            self.eval_capacity_factor if not training and self.eval_capacity_factor else self.capacity_factor
+        )
 
     def without_capacity(self) -> "TopK":
         """See `RouterSpec`."""
@@ -191,7 +205,9 @@ class TopK(RouterSpec):
     def with_skip(self, share: float) -> "TopK":
         """See `RouterSpec`."""
         if self.skips:
-            raise ConfigError(f"moe.skip: the router is {self.title}; must be top-k without a skip of its own")
+            raise ConfigError(
+                f"moe.skip: the router is {self.title}; must be top-k without a skip of its own"
+            )
         return replace(self, skip=share)
 
     def check_skip(self) -> None:
@@ -199,7 +215,9 @@ class TopK(RouterSpec):
         if self.k < 2 or self.capacity_factor is not None:
             super().check_skip()
         if self.skips:
-            raise ConfigError("skip: this model skips experts already; remove moe.skip and router.skip from the recipe")
+            raise ConfigError(
+                "skip: this model skips experts already; remove moe.skip and router.skip from the recipe"
+            )
 
     def count_experts_per_token(self, num_experts: int, training: bool = True) -> tuple[int, int, int]:
         """See `RouterSpec`; expected is before anything is dropped or added."""
@@ -212,7 +230,9 @@ class TopK(RouterSpec):
         """See `RouterSpec`."""
         if self.choices > num_experts:
             fill = " (rectify fills in with one more)" if self._fills_in else ""
-            raise ConfigError(f"router.k = {self.k}, must be at most the number of experts, {num_experts}{fill}")
+            raise ConfigError(
+                f"router.k = {self.k}, must be at most the number of experts, {num_experts}{fill}"
+            )
         groups, keep = self.groups or 1, self.keep_groups or 1
         if num_experts % groups:
             raise ConfigError(f"router.groups = {groups}, must divide the number of experts, {num_experts}")
@@ -221,7 +241,9 @@ class TopK(RouterSpec):
                 f"router.keep_groups = {keep}: {num_experts // groups * keep} experts, must hold at least k = {self.choices}"
             )
         if self.ranks is not None and self.ranks > num_experts:
-            raise ConfigError(f"router.ranks = {self.ranks}, must be at most the number of experts, {num_experts}")
+            raise ConfigError(
+                f"router.ranks = {self.ranks}, must be at most the number of experts, {num_experts}"
+            )
 
     def check_zero_experts(self, true_gates: bool) -> None:
         """See `RouterSpec`."""
@@ -246,7 +268,12 @@ class TopK(RouterSpec):
         if self.keep_groups == self.groups:  # all of them
             names |= {"groups", "keep_groups"}
         factor = self.get_capacity(training=False)
-        if factor is not None and self.capacity_by == "equal" and not self.rectify and factor * self.k >= num_experts:
+        if (
+            factor is not None
+            and self.capacity_by == "equal"
+            and not self.rectify
+            and factor * self.k >= num_experts
+        ):
             # every expert has room for all tokens
             names |= {"capacity_factor", "eval_capacity_factor", "min_capacity", "priority"}
         return names
