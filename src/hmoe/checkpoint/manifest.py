@@ -27,7 +27,7 @@ class ManifestEntry:
     """What the manifest says of one file: its size in bytes, and its SHA-256 in hexadecimal."""
 
     num_bytes: int
-    hash_file: str
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def check_model(tree: Any) -> ModelSpec:
 def _checked(kind: type[Checked], tree: Any) -> Checked:
     load_extensions()
     try:
-        return _parser(kind, tuple(ROUTERS.items())).validate_python(tree)
+        checked: Checked = _parser(kind, tuple(ROUTERS.items())).validate_python(tree)  # type: ignore[arg-type]
+        return checked
     except ValidationError as error:
         lines = list(dict.fromkeys(describe_problem(problem) for problem in error.errors(include_url=False)))
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
@@ -118,7 +119,7 @@ def _checked(kind: type[Checked], tree: Any) -> Checked:
 
 
 @functools.lru_cache(maxsize=8)
-def _parser(kind: type[Checked], routers: Any) -> TypeAdapter[Checked]:
+def _parser(kind: Any, routers: Any) -> TypeAdapter[Any]:
     """pydantic's parser of a kind; another one once further routers are known, which are part of its schema."""
     if issubclass(kind, BaseModel):
         kind.model_rebuild(force=True)

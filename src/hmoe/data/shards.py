@@ -53,7 +53,7 @@ class Shard:
     tokens: int
     documents: int
     text_bytes: int
-    hash_file: str
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from hmoe.model.routing import RouterInputs, Routing
 from hmoe.model.zero import ZeroLayer
 from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.model import MoESpec
-from hmoe.specs.routers import TopK
 from hmoe.specs.routers.base import RouterSpec
+from hmoe.specs.routers.top_k import TopK
 
 
 class MoE(nn.Module):
@@ -183,10 +183,10 @@ class MoE(nn.Module):
         """
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
         dtype = find_autocast_dtype(x_TD.device)
-        weights = tuple(w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down))
+        w_gate, w_up, w_down = (w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down))
         with disable_autocast(x_TD.device):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
-            return expert_ffn(x_TD, *pairs, *weights, self.widths, self.backend)
+            return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
 
     def _add_extras(
         self, x_TD: torch.Tensor, y_TD: torch.Tensor, routing: Routing, network: HyperNetwork | None

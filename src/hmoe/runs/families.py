@@ -7,7 +7,7 @@ from hmoe.runs.config_keys import ROPE_THETA, Raw, check_window, hint_absent, re
 from hmoe.specs import hugging_face
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import read_hf_rope
-from hmoe.specs.routers import TopK
+from hmoe.specs.routers.top_k import TopK
 
 _THEIRS = hugging_face.OUR_KEYS | {"ffn": "intermediate_size"}  # ours -> Hugging Face's, for errors
 

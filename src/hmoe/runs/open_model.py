@@ -40,7 +40,7 @@ class OpenedModel:
     context_length: int
     name: str
     step: int | None = None
-    read_default_template: str | None = None
+    chat_template: str | None = None
     run: RunConfig | None = None
     begin: tuple[int, ...] = ()
     data: str | None = None

@@ -100,7 +100,7 @@ class Spec:
     }  # read by pydantic when it parses a recipe
 
     def __post_init__(self) -> None:
-        for name, annotation in get_field_types(type(self)).items():
+        for name, annotation in get_field_types(type(self)).items():  # type: ignore[arg-type]
             value = getattr(self, name)
             check_value(f"{self.section}.{name}", value, annotation)
             if type(value) is int and float in get_options(annotation):
@@ -118,7 +118,7 @@ class Spec:
 
 
 @functools.cache
-def get_field_types(spec_class: type) -> dict[str, Any]:
+def get_field_types(spec_class: Any) -> dict[str, Any]:
     """Return the annotated type of every field of a spec class."""
     hints = get_type_hints(spec_class, include_extras=True)
     return {field.name: hints[field.name] for field in fields(spec_class) if field.init}

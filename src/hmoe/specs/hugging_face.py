@@ -5,11 +5,12 @@ Export, import and `HMoEConfig` use it. A field of a router needs no line here: 
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from hmoe.errors import ConfigError
 from hmoe.specs.experts import Hyper, ZeroExperts
+from hmoe.specs.fields import get_field_types
 from hmoe.specs.losses import LOSSES
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.plain import from_plain, list_options
@@ -155,5 +156,5 @@ def read_hf_spec(keys: Mapping[str, Any]) -> ModelSpec:
 
 def _router_keys(kind: str) -> dict[str, str]:
     """Fields of this kind of router that have keys of their own."""
-    names = {field.name for field in fields(ROUTERS[kind])} if kind in ROUTERS else set()
+    names = get_field_types(ROUTERS[kind]) if kind in ROUTERS else {}  # type: ignore[arg-type]
     return {name: key for name, key in ROUTER_KEYS.items() if name in names}

@@ -11,8 +11,9 @@ from hmoe.specs.extensions import hint_extensions
 from hmoe.specs.fields import Each, Range, Real, Spec, Whole
 from hmoe.specs.losses import LOSSES
 from hmoe.specs.rope import RopeScaling
-from hmoe.specs.routers import ROUTERS, TopK
+from hmoe.specs.routers import ROUTERS
 from hmoe.specs.routers.base import RouterSpec, describe_constant_gates
+from hmoe.specs.routers.top_k import TopK
 from hmoe.specs.widths import WidthRule
 
 _WIDTHS = Each(Whole(1, 10**7), least=1)

@@ -57,7 +57,7 @@ class StepRecord:
     terms: dict[str, float] = field(default_factory=dict)
     num_pairs_ZE: list[list[int]] = field(default_factory=list)
     slots: dict[str, list[int]] = field(default_factory=dict)
-    count_activated_parameters: float = 0.0
+    activated_parameters: float = 0.0
     mean_activated_width: float = 0.0
     experts_per_token: float = 0.0
 
