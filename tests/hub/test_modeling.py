@@ -16,7 +16,7 @@ from tests.hub.helpers import KINDS, config, model, tokens
 
 def ours(made: HMoEForCausalLM) -> Transformer:
     """The trainer's model with the same weights."""
-    from hmoe.runs.weights import name_hf_weight
+    from hmoe.runs.weight_names import name_hf_weight
 
     transformer = Transformer(made.config.structure)
     state = made.state_dict()

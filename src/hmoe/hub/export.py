@@ -18,7 +18,7 @@ from hmoe.model.meta import build_on_meta
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Block, Transformer
 from hmoe.runs.open_model import OpenedModel
-from hmoe.runs.weights import name_hf_weight
+from hmoe.runs.weight_names import name_hf_weight, name_llama_weight
 from hmoe.specs.hugging_face import write_hf_keys
 from hmoe.specs.model import ModelSpec
 from hmoe.storage import check_unused_folder
@@ -163,25 +163,14 @@ def _bias_in_use(model: Transformer) -> str | None:
 
 def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights by their names in memory; transformers writes them in the layout that all software reads."""
-    outside = {
-        "embed.weight": "model.embed_tokens.weight",
-        "norm.weight": "model.norm.weight",
-        "head.weight": "lm_head.weight",
-    }
     for name, parameter in model.named_parameters():
-        if name in outside:
-            yield outside[name], parameter.detach()
+        llama_name = name_llama_weight(name)
+        if llama_name is not None:
+            yield llama_name, parameter.detach()
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
         layer, ffn = f"model.layers.{index}.", block.ffn
         assert isinstance(ffn, MoE)
-        for part in "qkvo":
-            yield (
-                f"{layer}self_attn.{part}_proj.weight",
-                getattr(block.attention, f"{part}_proj").weight.detach(),
-            )
-        yield f"{layer}input_layernorm.weight", block.attention_norm.weight.detach()
-        yield f"{layer}post_attention_layernorm.weight", block.ffn_norm.weight.detach()
         yield f"{layer}mlp.gate.weight", ffn.router.weight.detach()
         dim, count = ffn.dim, len(ffn.widths)
         gate_up = ffn.w_gate.new_zeros(count, 2 * width, dim).detach()

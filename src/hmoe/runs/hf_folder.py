@@ -14,7 +14,8 @@ from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
 from hmoe.runs import families
 from hmoe.runs.config_keys import hint_absent, named_dtype
-from hmoe.runs.weights import StoredTensors, fill_model, is_head_apart, name_hf_weight
+from hmoe.runs.weight_names import name_hf_weight
+from hmoe.runs.weights import StoredTensors, fill_model, is_head_apart
 from hmoe.specs.model import ModelSpec
 
 _LARGEST_JSON = 1 << 26  # bytes

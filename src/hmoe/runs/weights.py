@@ -11,21 +11,10 @@ from safetensors import SafetensorError, safe_open
 from hmoe.errors import CheckpointError
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
+from hmoe.runs.weight_names import OUTSIDE_BLOCKS, PROJECTIONS, name_hf_weight, name_llama_weight
 from hmoe.storage import open_utf8_name
 
-_LLAMA = {  # ours within a block -> LLaMA's
-    "attention_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    **{f"attention.{x}_proj.weight": f"self_attn.{x}_proj.weight" for x in "qkvo"},
-    **{f"attention.{x}_norm.weight": f"self_attn.{x}_norm.weight" for x in "qk"},
-}
-_OUTSIDE = {
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-}
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_PROJECTIONS = {"w_gate": ("gate_proj", "w1"), "w_up": ("up_proj", "w3"), "w_down": ("down_proj", "w2")}
 
 
 class StoredTensors:
@@ -75,7 +64,7 @@ class StoredTensors:
 
 def is_head_apart(tensors: StoredTensors) -> bool:
     """Whether a head other than the embedding is stored: whatever the tied flag says, transformers then uses both."""
-    embedding, head = (_OUTSIDE[name] for name in ("embed.weight", "head.weight"))
+    embedding, head = (OUTSIDE_BLOCKS[name] for name in ("embed.weight", "head.weight"))
     if embedding not in tensors or head not in tensors:
         return False
     return not torch.equal(tensors[embedding], tensors[head])
@@ -93,9 +82,9 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
         CheckpointError: for a tensor that is missing, superfluous or of another shape.
     """
     source = _own if family == "hmoe" else _llama
-    if model.config.tied and _OUTSIDE["embed.weight"] not in tensors:
+    if model.config.tied and OUTSIDE_BLOCKS["embed.weight"] not in tensors:
         tensors.rename(
-            _OUTSIDE["head.weight"], _OUTSIDE["embed.weight"]
+            OUTSIDE_BLOCKS["head.weight"], OUTSIDE_BLOCKS["embed.weight"]
         )  # one matrix, stored under its other name
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -120,21 +109,14 @@ def _own(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torc
     yield tensors[name_hf_weight(name)]
 
 
-def name_hf_weight(name: str) -> str:
-    """Our parameter's name in HMoEForCausalLM."""
-    return _OUTSIDE.get(name) or "model." + name.replace("blocks.", "layers.", 1)
-
-
 def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torch.Tensor]:
     """One parameter of ours from those of the LLaMA family: experts are stacked row by row, w_down is transposed."""
-    if name in _OUTSIDE:
-        yield tensors[_OUTSIDE[name]]
+    llama_name = name_llama_weight(name)
+    if llama_name is not None:
+        yield tensors[llama_name]
         return
     _, index, inner = name.split(".", 2)
     layer = f"model.layers.{index}."
-    if inner in _LLAMA:
-        yield tensors[layer + _LLAMA[inner]]
-        return
     ffn = model.blocks[int(index)].ffn
     part = inner.removeprefix("ffn.")
     sparse = layer + ("block_sparse_moe." if f"{layer}block_sparse_moe.gate.weight" in tensors else "mlp.")
@@ -143,13 +125,13 @@ def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[to
         return
     turn: Callable[[torch.Tensor], torch.Tensor] = (lambda w: w.T) if part == "w_down" else (lambda w: w)
     if not isinstance(ffn, MoE):
-        yield turn(tensors[f"{layer}mlp.{_PROJECTIONS[part][0]}.weight"])
+        yield turn(tensors[f"{layer}mlp.{PROJECTIONS[part][0]}.weight"])
     elif f"{sparse}experts.gate_up_proj" in tensors:
         yield from _fused(tensors, f"{sparse}experts.", part)
     else:
         style = 1 if f"{sparse}experts.0.w1.weight" in tensors else 0
         for expert in range(len(ffn.widths)):
-            yield turn(tensors[f"{sparse}experts.{expert}.{_PROJECTIONS[part][style]}.weight"])
+            yield turn(tensors[f"{sparse}experts.{expert}.{PROJECTIONS[part][style]}.weight"])
 
 
 def _fused(tensors: StoredTensors, experts: str, part: str) -> Iterator[torch.Tensor]:
