@@ -109,13 +109,14 @@ def main() -> None:
                 rows.append((pair[id(ours)][0], pair[id(stock)][0]))
         difference = max(abs(a[0] - b[0]) for a, b in zip(pair[id(ours)][1], pair[id(stock)][1], strict=True))
         tasks[name] = {
-            "examples_per_second": median(mine for mine, _ in rows), "hf_examples_per_second": median(hf for _, hf in rows),
-            "hf_form": form, "hf_batch_size": size, "ratio": median(mine / hf for mine, hf in rows),
-            "largest_difference_nats": difference, "rounds_ours_hf": rows,
+            "examples_per_second": median(mine for mine, _ in rows),
+            "hf_examples_per_second": median(hf for _, hf in rows), "hf_form": form, "hf_batch_size": size,
+            "ratio": median(mine / hf for mine, hf in rows), "largest_difference_nats": difference,
+            "rounds_ours_hf": rows,
         }  # fmt: skip
         row = tasks[name]
-        print(f"{name:12s} ours {row['examples_per_second']:.1f}, hf {row['hf_examples_per_second']:.1f} ({form}, {size}): "
-              f"ratio {row['ratio']:.2f}", flush=True)  # fmt: skip
+        print(f"{name:12s} ours {row['examples_per_second']:.1f}, hf {row['hf_examples_per_second']:.1f} "
+              f"({form}, {size}): ratio {row['ratio']:.2f}", flush=True)  # fmt: skip
     result = {
         "model": opened.name,
         "limit": args.limit,

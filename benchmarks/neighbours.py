@@ -24,8 +24,9 @@ from hmoe.runs.run_folder import RunFolder
 from hmoe.train.console import Console
 from hmoe.train.loop import train_run
 
-PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp", "tiny-adamoe", "tiny-deepseek",
-           "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify", "tiny-expert-choice"]  # fmt: skip
+PRESETS = ["tiny-dense", "tiny-equal", "tiny-control", "tiny", "tiny-topp", "tiny-hyper", "tiny-moepp",
+           "tiny-adamoe", "tiny-deepseek", "tiny-gshard", "tiny-switch", "tiny-top1", "tiny-rectify",
+           "tiny-expert-choice"]  # fmt: skip
 NOT_CAUSAL = {"tiny-expert-choice"}
 
 
@@ -91,8 +92,9 @@ def main() -> None:
         dropped = "" if row["dropped_last_step"] is None else f"{row['dropped_last_step']:.0f}"
         note = "  not causal: not comparable" if row["preset"] in NOT_CAUSAL else ""
         print(
-            f"{row['preset']:18s}  {row['validation_loss']:.4f} {show_half(row['interval'])}  {row['parameters']:>13,}  "
-            f"{row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  {dropped:>8s}{note}"
+            f"{row['preset']:18s}  {row['validation_loss']:.4f} {show_half(row['interval'])}  "
+            f"{row['parameters']:>13,}  {row['activated_parameters']:>9,.0f}  {row['tokens']:>10,.0f}  "
+            f"{dropped:>8s}{note}"
         )
     measured = {"flops": arguments.flops, "machine": describe_machine("cpu"), "presets": summaries}
     print(save_result(arguments.out, "neighbours", measured))

@@ -49,7 +49,8 @@ def make_recipe(router: dict[str, Any] | None, seed: int, steps: int, lr: float,
     if router is None:
         return recipes.read_recipe("tiny-dense", [*_COMMON, *plan])[1]
     experts = ["model.moe.widths={shape: equal, total: 2048, experts: 8}", "model.moe.dense_layers=[0, 2]",
-               f"model.moe.router={json.dumps({'name': 'top_k', **router})}", f"model.moe.load_balance={balance}"]  # fmt: skip
+               f"model.moe.router={json.dumps({'name': 'top_k', **router})}",
+               f"model.moe.load_balance={balance}"]  # fmt: skip
     return recipes.read_recipe("tiny-equal", [*_COMMON, *plan, *experts])[1]
 
 
@@ -90,8 +91,8 @@ def summarize_seeds(
     mean, half = mean_and_interval([loss - base for loss, base in zip(losses, base_losses, strict=True)])
     slots = [row["slots"] for row in rows if "slots" in row]
     return {
-        "method": method, "validation_loss": statistics.mean(losses), "difference": mean, "interval": half, "seeds": losses,
-        "flops": statistics.mean(row["flops"] for row in rows),
+        "method": method, "validation_loss": statistics.mean(losses), "difference": mean, "interval": half,
+        "seeds": losses, "flops": statistics.mean(row["flops"] for row in rows),
         "slots_last_step": {
             name: statistics.mean(sum(counts[name]) for counts in slots) for name in (slots[0] if slots else {})
         },

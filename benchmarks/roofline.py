@@ -57,7 +57,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     print(
-        "shape             ms forward  ms forward+backward  ratio forward  forward+backward  useful 128x128, 128x64, 64x64"
+        "shape             ms forward  ms forward+backward  ratio forward  forward+backward  "
+        "useful 128x128, 128x64, 64x64"
     )
     for name, shape in SHAPES.items():
         table = count_kernels(shape)
@@ -72,12 +73,14 @@ def main() -> None:
         )
         tiles = [useful_share(shape, *tile) for tile in ((128, 128), (128, 64), (64, 64))]
         print(
-            f"{name:17s} {1e3 * bound[0]:10.2f} {1e3 * bound[1]:20.2f} {ideal[0] / bound[0]:14.2f} {ideal[1] / bound[1]:17.2f}  "
+            f"{name:17s} {1e3 * bound[0]:10.2f} {1e3 * bound[1]:20.2f} "
+            f"{ideal[0] / bound[0]:14.2f} {ideal[1] / bound[1]:17.2f}  "
             + ", ".join(f"{share:.0%}" for share in tiles)
         )
         rows.append({
-            "shape": name, "milliseconds": {k: 1e3 * t for k, (_, t) in times.items()}, "ratio_forward": ideal[0] / bound[0],
-            "ratio_forward_backward": ideal[1] / bound[1], "useful_tiles": tiles,
+            "shape": name, "milliseconds": {k: 1e3 * t for k, (_, t) in times.items()},
+            "ratio_forward": ideal[0] / bound[0], "ratio_forward_backward": ideal[1] / bound[1],
+            "useful_tiles": tiles,
         })  # fmt: skip
     path = Path(__file__).parent / "results" / "roofline-h200.json"
     path.write_text(

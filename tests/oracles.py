@@ -135,8 +135,11 @@ def rotary(x_C: torch.Tensor, position: int, theta: float) -> torch.Tensor:
 def attention(
     x_LD: torch.Tensor, w: dict[str, torch.Tensor], heads: int, kv_heads: int, theta: float, eps: float = 0.0
 ) -> torch.Tensor:
-    """Causal grouped-query attention of one sequence; `w` holds q, k, v, o of shape (out, in), perhaps weights q_norm, k_norm
-    of an RMSNorm over one head, or over all of them, whichever is as wide."""
+    """Causal grouped-query attention of one sequence.
+
+    `w` holds q, k, v, o of shape (out, in), perhaps weights q_norm, k_norm of an RMSNorm over one head, or
+    over all of them, whichever is as wide.
+    """
     width = w["q"].shape[0] // heads
 
     def projected(name: str, position: int, rows: slice) -> torch.Tensor:
@@ -174,8 +177,10 @@ def capacities(
 def with_capacity(
     probs_TE: torch.Tensor, choices: list[list[int]], limits: list[int], by_score: bool = False
 ) -> list[list[bool]]:
-    """GShard: every first choice, in the tokens' order (or by their largest probability), then every second, ...; an expert
-    whose slots are used up refuses."""
+    """GShard: every first choice, in the tokens' order (or by largest probability), then every second, ...
+
+    An expert whose slots are used up refuses.
+    """
     order = list(range(len(choices)))
     if by_score:
         order.sort(key=lambda t: (-probs_TE[t].max().item(), t))
@@ -205,8 +210,9 @@ def rectified(
 ) -> tuple[torch.Tensor, dict[str, int]]:
     """Rectify-Router, one token at a time (ALGORITHMS 3.2-3.4): (y_TD, slots).
 
-    IR: o = [sum_R p E + (k - |R|) p_h E_h] / [sum_R p + (k - |R|) p_h] with a constant denominator, h the best expert of the
-    token's rank; FR: k + 1 choices. With k = 1 and no FR an accepted expert has weight p - constant(p) + 1.
+    IR: o = [sum_R p E + (k - |R|) p_h E_h] / [sum_R p + (k - |R|) p_h] with a constant denominator, h the
+    best expert of the token's rank; FR: k + 1 choices. With k = 1 and no FR an accepted expert has weight
+    p - constant(p) + 1.
     """
     asked = k + ("fr" in how)
     probs_TE = torch.stack([probabilities(w_router_ED @ x_D) for x_D in x_TD])
@@ -248,7 +254,7 @@ def expert_choice(probs_TE: torch.Tensor, limits: list[int]) -> list[list[int]]:
 def grouped_sigmoid(
     logits_E: torch.Tensor, bias: list[float], k: int, groups: int, keep: int, scale: float
 ) -> dict[int, torch.Tensor]:
-    """DeepSeek-V3: expert -> gate. Chosen by sigmoid + bias within the groups of largest two; gates without the bias."""
+    """DeepSeek-V3: expert -> gate, chosen by sigmoid + bias in groups of largest two, gates without bias."""
     scores = [1 / (1 + torch.exp(-z)) for z in logits_E]
     values = [s.item() + b for s, b in zip(scores, bias, strict=True)]
     size = len(values) // groups

@@ -13,8 +13,9 @@ from pathlib import Path
 from benchmarks.gpu.setting import Case, Outcome, Setting
 
 SMALL = [
-    "model.dim=64", "model.layers=2", "model.heads=2", "model.vocab=300", "model.moe.widths={shape: equal, total: 256, experts: 8}",
-    "data.tokenizer=bytes", "data.sequence_length=64", "data.batch_tokens=512", "data.micro_batches=2", "train.log_every=1",
+    "model.dim=64", "model.layers=2", "model.heads=2", "model.vocab=300",
+    "model.moe.widths={shape: equal, total: 256, experts: 8}", "data.tokenizer=bytes",
+    "data.sequence_length=64", "data.batch_tokens=512", "data.micro_batches=2", "train.log_every=1",
     "train.eval_every=0", "train.sample_every=0", "train.save_every=1000",
 ]  # fmt: skip
 MANY = [

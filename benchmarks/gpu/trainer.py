@@ -37,8 +37,8 @@ def cases(setting: Setting) -> Mapping[str, Case]:
     if missing := [name for name in ("pydantic", "yaml") if not importlib.util.find_spec(name)]:
         return {"trainer": lambda: (f"skipped: {missing[0]} is not installed", None)}
     topk, equal, dense, large = "hmoe-0.4b-topk", "moe-0.4b-topk", "dense-0.2b", "hmoe-3b-topk"
-    wanted = [(topk, 4096, True), (topk, 32768, False), (equal, 32768, False), (dense, 32768, False), (large, 4096, True),
-              (equal, 4096, True), (dense, 4096, True)]  # fmt: skip
+    wanted = [(topk, 4096, True), (topk, 32768, False), (equal, 32768, False), (dense, 32768, False),
+              (large, 4096, True), (equal, 4096, True), (dense, 4096, True)]  # fmt: skip
     return {
         f"{preset} {PARTS}x{tokens}{' checkpointing' if again else ''}": functools.partial(
             _case, setting, preset, tokens, again
@@ -58,8 +58,10 @@ class Training:
 
         length = 16 if setting.dry else SEQUENCE
         tokens = 2 * length if setting.dry else tokens
-        changes = [f"data.sequence_length={length}", f"data.batch_tokens={PARTS * tokens}", f"data.micro_batches={PARTS}",
-                   f"train.activation_checkpointing={str(checkpointing).lower()}", *(TINY if setting.dry else [])]  # fmt: skip
+        changes = [f"data.sequence_length={length}", f"data.batch_tokens={PARTS * tokens}",
+                   f"data.micro_batches={PARTS}",
+                   f"train.activation_checkpointing={str(checkpointing).lower()}",
+                   *(TINY if setting.dry else [])]  # fmt: skip
         self.config, self.setting, self.step = recipes.read_recipe(preset, changes)[1], setting, 0
         with torch.device("meta"):
             model = Transformer(self.config.model)

@@ -57,7 +57,8 @@ def qwen3() -> Any:
     return Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             vocab_size=60, hidden_size=16, intermediate_size=12, moe_intermediate_size=8, num_hidden_layers=3,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=4, num_experts=6, num_experts_per_tok=2, mlp_only_layers=[1],
+            num_attention_heads=4, num_key_value_heads=2, head_dim=4, num_experts=6, num_experts_per_tok=2,
+            mlp_only_layers=[1],
         )
     ).eval()  # fmt: skip
 
@@ -66,8 +67,9 @@ def qwen2() -> Any:
     torch.manual_seed(3)
     return Qwen2MoeForCausalLM(
         Qwen2MoeConfig(
-            vocab_size=60, hidden_size=16, intermediate_size=12, moe_intermediate_size=8, shared_expert_intermediate_size=8,
-            num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, num_experts=5, num_experts_per_tok=2,
+            vocab_size=60, hidden_size=16, intermediate_size=12, moe_intermediate_size=8,
+            shared_expert_intermediate_size=8, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, num_experts=5, num_experts_per_tok=2,
         )
     ).eval()  # fmt: skip
 
@@ -76,8 +78,8 @@ def olmoe() -> Any:
     torch.manual_seed(3)
     return OlmoeForCausalLM(
         OlmoeConfig(
-            vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4, num_experts=5,
-            num_experts_per_tok=2,
+            vocab_size=60, hidden_size=16, intermediate_size=12, num_hidden_layers=2, num_attention_heads=4,
+            num_experts=5, num_experts_per_tok=2,
         )
     ).eval()  # fmt: skip
 
@@ -112,7 +114,7 @@ def test_zero_changes_nothing_and_paper_nearly_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", list(MAKES))
 def test_each_layer_adds_the_experts_of_the_oracle(name: str) -> None:
-    """What is added is of the layer's input and of the experts left out; a full expert's refusal changes no selection."""
+    """What is added is of the layer's input and the experts left out; a full expert changes no selection."""
     model = attach_hyper(MAKES[name](), SMALL).double()
     if name != "switch":
         model.set_experts_implementation("eager")  # grouped products know no float64

@@ -1,4 +1,7 @@
-"""`hmoe bench` on a GPU, without one: "cuda" is mapped to the CPU, events are stubs, and what a GPU would see is recorded."""
+"""`hmoe bench` on a GPU, without one: what a GPU would see is recorded.
+
+"cuda" is mapped to the CPU, and events are stubs.
+"""
 
 import json
 import sys
@@ -22,7 +25,10 @@ BENCH = str(Path(measure.__file__).parent)
 
 
 class FakeGpu(TorchFunctionMode):
-    """Runs on the CPU what is meant for "cuda"; notes where hmoe.bench forgets a device, or reads a tensor on the host."""
+    """Runs on the CPU what is meant for "cuda".
+
+    It notes where hmoe.bench forgets a device, or reads a tensor on the host.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,8 +12,9 @@ from hmoe.cli.flags import find_command
 from hmoe.cli.main import app, run_command_line
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
-        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"], ["bench", "layer"],
-        ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"], ["finetune"]]  # fmt: skip
+        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"],
+        ["bench", "layer"], ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"],
+        ["finetune"]]  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", HELP, ids=str)
@@ -130,7 +131,8 @@ def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"x")
     code = (
         "import sys; sys.modules['pyarrow'] = None; from hmoe.cli.main import run; "
-        f"sys.exit(run(['data', 'prepare', {str(tmp_path)!r}, '--out', {str(tmp_path / 'o')!r}, '--tokenizer', 'bytes']))"
+        f"sys.exit(run(['data', 'prepare', {str(tmp_path)!r}, '--out', "
+        f"{str(tmp_path / 'o')!r}, '--tokenizer', 'bytes']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2

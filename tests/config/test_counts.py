@@ -77,7 +77,10 @@ def test_flops_agree_with_a_count_of_the_matrix_products() -> None:
 
 
 def test_what_stands_beside_the_experts_is_counted() -> None:
-    """By differences to the plain model: parameters a token uses, numbers kept for the backward pass, HyperExperts made."""
+    """What is beside the experts is counted by differences to the plain model.
+
+    These are of the parameters a token uses, the numbers kept for the backward pass, the HyperExperts made.
+    """
     plain = make_plan(recipes.read_recipe("tiny")[1])
     layers, dim, tokens = 2, 128, 4096
     hyper = make_plan(

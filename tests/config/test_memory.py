@@ -150,7 +150,8 @@ def test_plan_tells_the_choice_and_the_memory_it_assumed(capsys: pytest.CaptureF
     assert run_command_line(["plan", "hmoe-3b-topp", "--memory", "80", "--json"]) == 0
     numbers = json.loads(capsys.readouterr().out)
     expected = {"micro_batches": 80, "micro_batch_tokens": 32768, "activation_checkpointing": True, "device": "cuda",
-                "device_memory_bytes": 80_000_000_000, "fits": True, "memory_assumed": "as given, of a GPU"}  # fmt: skip
+                "device_memory_bytes": 80_000_000_000, "fits": True,
+                "memory_assumed": "as given, of a GPU"}  # fmt: skip
     assert {key: numbers[key] for key in expected} == expected
     assert run_command_line(["plan", "hmoe-16b-topk", "--memory=80", "train.device=cpu"]) == 0
     out = capsys.readouterr().out

@@ -29,10 +29,12 @@ def value_of(config: RunConfig, key: str) -> object:
 @pytest.mark.parametrize(
     ("before", "wrong", "nearest"),
     [
-        ([], "modle.dim", "model.dim"), ([], "lr", "optim.lr"), ([], "optim.steps", "train.steps"), ([], "train.lr", "optim.lr"),
-        ([], "model.moe.router.kk", "model.moe.router.k"), (CHOICE, "model.moe.router.capacity", "model.moe.router.capacity_by"),
-        (CHOICE, "model.moe.router.capacity_facto", "model.moe.router.capacity_factor"), (CHOICE, "model.moe.router.kapa", None),
-        (CHOICE, "model.moe.router.renormalise", None), ([], "model.moe.router.capacity_factr", "model.moe.router.capacity_factor"),
+        ([], "modle.dim", "model.dim"), ([], "lr", "optim.lr"), ([], "optim.steps", "train.steps"),
+        ([], "train.lr", "optim.lr"), ([], "model.moe.router.kk", "model.moe.router.k"),
+        (CHOICE, "model.moe.router.capacity", "model.moe.router.capacity_by"),
+        (CHOICE, "model.moe.router.capacity_facto", "model.moe.router.capacity_factor"),
+        (CHOICE, "model.moe.router.kapa", None), (CHOICE, "model.moe.router.renormalise", None),
+        ([], "model.moe.router.capacity_factr", "model.moe.router.capacity_factor"),
     ],
 )  # fmt: skip
 def test_the_nearest_key_may_be_written(before: list[str], wrong: str, nearest: str | None) -> None:
@@ -102,7 +104,8 @@ def test_the_nearest_verb_exists(
 
 @pytest.mark.parametrize(
     ("wrong", "nearest"),
-    [("optim.learning_rate", "optim.lr"), ("train.batch_size", "data.batch_tokens"), ("model.moe.num_experts", "model.moe.widths")],
+    [("optim.learning_rate", "optim.lr"), ("train.batch_size", "data.batch_tokens"),
+     ("model.moe.num_experts", "model.moe.widths")],
 )  # fmt: skip
 def test_names_of_other_trainers_lead_to_ours(wrong: str, nearest: str) -> None:
     assert f"{wrong}: unknown key; nearest is {nearest}" in message([f"{wrong}=3"])

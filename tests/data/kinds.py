@@ -41,8 +41,9 @@ def unigram() -> Tokenizer:
     pieces += [[piece, -5.0] for piece in [UNDERLINE, "<", ">", "/", *LETTERS]]
     added = [_added(token, name) for token, name in enumerate(SPECIALS)]
     return Tokenizer.from_str(json.dumps({
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None, "pre_tokenizer": METASPACE,
-        "post_processor": None, "decoder": METASPACE, "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": METASPACE, "post_processor": None, "decoder": METASPACE,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False},
     }))  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def sentencepiece_model(text: str) -> bytes:
 
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text.split(". ")), model_writer=out, vocab_size=300, byte_fallback=True, model_type="bpe",
-        minloglevel=2,
+        sentence_iterator=iter(text.split(". ")), model_writer=out, vocab_size=300, byte_fallback=True,
+        model_type="bpe", minloglevel=2,
     )  # fmt: skip
     return out.getvalue()

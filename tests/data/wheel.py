@@ -77,7 +77,8 @@ def rows(seed: int = 0, count: int = 7) -> dict[str, Rows]:
 
     makers = {"super_glue/cb": nli, "super_glue/copa": copa, "glue/rte": rte,
               "piqa/plain_text": piqa, "hellaswag/none": hellaswag, "boolq/none": boolq, "social_i_qa/none": siqa,
-              "winogrande/winogrande_xl": winogrande, "ai2_arc/ARC-Easy": arc, "ai2_arc/ARC-Challenge": arc}  # fmt: skip
+              "winogrande/winogrande_xl": winogrande, "ai2_arc/ARC-Easy": arc,
+              "ai2_arc/ARC-Challenge": arc}  # fmt: skip
     return {folder: [make(index) for index in range(count)] for folder, make in makers.items()}
 
 

@@ -114,8 +114,9 @@ def _logiqa(doc: Doc) -> Question:
 PROMPTS: dict[str, tuple[str, Callable[[Doc], Question]]] = {
     "piqa": ("validation", _piqa), "hellaswag": ("validation", _hellaswag), "boolq": ("validation", _boolq),
     "arc_easy": ("test", _arc), "winogrande": ("validation", _winogrande), "social_iqa": ("validation", _siqa),
-    "arc_challenge": ("test", _arc), "cb": ("validation", _cb), "copa": ("validation", _copa), "sglue_rte": ("validation", _rte),
-    "wic": ("validation", _wic), "multirc": ("validation", _multirc), "logiqa": ("test", _logiqa),
+    "arc_challenge": ("test", _arc), "cb": ("validation", _cb), "copa": ("validation", _copa),
+    "sglue_rte": ("validation", _rte), "wic": ("validation", _wic), "multirc": ("validation", _multirc),
+    "logiqa": ("test", _logiqa),
 }  # fmt: skip
 
 

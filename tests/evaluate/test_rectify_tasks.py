@@ -18,14 +18,16 @@ LENGTH = 400
 TARGETS = {"choices": ["the bird sings", "the river walks", "a stone"], "labels": [1, 0, 0]}
 ROWS: dict[str, list[dict[str, Any]]] = {
     "multirc": [{"paragraph": "The bird sings.", "question": "Who sings?", "answer": answer, "label": label,
-                 "idx": {"paragraph": 0, "question": 0, "answer": label}} for label, answer in enumerate(("the stone", "the bird"))],
-    "wic": [{"word": "bank", "sentence1": "the old bank falls", "sentence2": "a bank of stone", "start1": 8, "start2": 2, "end1": 12,
-             "end2": 6, "label": label, "idx": label} for label in (0, 1)],
-    "wsc": [{"text": "The bird saw the stone and it sings .", "span1_text": "The bird", "span1_index": 0, "span2_text": "it",
-             "span2_index": 6, "label": label, "idx": label} for label in (0, 1)],
+                 "idx": {"paragraph": 0, "question": 0, "answer": label}}
+                for label, answer in enumerate(("the stone", "the bird"))],
+    "wic": [{"word": "bank", "sentence1": "the old bank falls", "sentence2": "a bank of stone", "start1": 8,
+             "start2": 2, "end1": 12, "end2": 6, "label": label, "idx": label} for label in (0, 1)],
+    "wsc": [{"text": "The bird saw the stone and it sings .", "span1_text": "The bird", "span1_index": 0,
+             "span2_text": "it", "span2_index": 6, "label": label, "idx": label} for label in (0, 1)],
     "truthfulqa_mc1": [{"question": "Who sings?", "mc1_targets": TARGETS, "mc2_targets": TARGETS}] * 2,
     "truthfulqa_mc2": [{"question": "Who sings?", "mc1_targets": TARGETS, "mc2_targets": TARGETS}] * 2,
-    "logiqa": [{"context": "The bird sings.", "question": "Who sings?", "options": ["the bird", "a stone", "the house", "rises"],
+    "logiqa": [{"context": "The bird sings.", "question": "Who sings?",
+                "options": ["the bird", "a stone", "the house", "rises"],
                 "label": label} for label in "acbd"],
 }  # fmt: skip
 
@@ -115,8 +117,9 @@ def test_own_files_stay_and_are_checked(benchmarks: Path, own: dict[str, Path], 
     with pytest.raises(DataError, match=r"wsc.validation.jsonl: SHA-256 differs"):
         open_benchmarks(benchmarks)
     (benchmarks / "wsc.validation.jsonl").write_text(own["wsc"].read_text())
-    for content, message in ((b"[1]", "my:1: a document must be a JSON object, is list"), (b"", "my: holds no document"),
-                             (b"{", "my:1: not JSON"), (b'{"word": "\\ud800"}', "my:1: not JSON"), (b"[" * 200_000, "my:1: not JSON"),
+    for content, message in ((b"[1]", "my:1: a document must be a JSON object, is list"),
+                             (b"", "my: holds no document"), (b"{", "my:1: not JSON"),
+                             (b'{"word": "\\ud800"}', "my:1: not JSON"), (b"[" * 200_000, "my:1: not JSON"),
                              (b'{"word": NaN}', "my:1: not JSON"),
                              (b'{"word": "a", "label": 1}', "my:1: has no sentence1, sentence2")):  # fmt: skip
         (tmp_path / "my").write_bytes(content)

@@ -67,8 +67,10 @@ def test_what_differs_is_refused(
     evaluate_tasks(
         moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3, batch_tokens=9), out=out
     )
-    for changed, name in [(EvaluationOptions(limit=2), r"limit \(3 there, 2 now\)"), (EvaluationOptions(3, 1), "num_fewshot"),
-                          (EvaluationOptions(3, precision="bfloat16"), "precision"), (EvaluationOptions(3, begin=(1,)), "begin")]:  # fmt: skip
+    for changed, name in [(EvaluationOptions(limit=2), r"limit \(3 there, 2 now\)"),
+                          (EvaluationOptions(3, 1), "num_fewshot"),
+                          (EvaluationOptions(3, precision="bfloat16"), "precision"),
+                          (EvaluationOptions(3, begin=(1,)), "begin")]:  # fmt: skip
         with pytest.raises(
             ConfigError, match=f"holds an evaluation with another {name}.*name another folder"
         ):
@@ -102,8 +104,8 @@ def test_what_differs_is_refused(
 def _finished(lm: Any, selection: Any, name: str, options: Any) -> dict[str, Any]:
     counts = {"documents": 1, "requests": 2, "tokens": 3, "truncated_requests": 0, "windowed_requests": 0,
               "activated_units": 4.0}  # fmt: skip
-    return {"task": name, "data": selection.digest(name), "metrics": {"acc": 1.0}, "chance": 0.5, "majority_class": None,
-            "activated_ratio": 0.5, **counts}  # fmt: skip
+    return {"task": name, "data": selection.digest(name), "metrics": {"acc": 1.0}, "chance": 0.5,
+            "majority_class": None, "activated_ratio": 0.5, **counts}  # fmt: skip
 
 
 def test_results_of_one_folder_are_summed_up_together(

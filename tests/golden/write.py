@@ -1,4 +1,7 @@
-"""Golden losses: 50 steps of small models in float64 on the embedded corpus as bytes. `make golden` writes them anew."""
+"""Golden losses of 50 steps of small models in float64, on the embedded corpus as bytes.
+
+`make golden` writes them anew.
+"""
 
 import json
 from pathlib import Path

@@ -26,7 +26,8 @@ KINDS: dict[str, dict[str, Any]] = {
 def config(**changes: Any) -> HMoEConfig:
     base = {
         "vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "expert_widths": [5, 9, 16], "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "expert_widths": [5, 9, 16], "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+        "eos_token_id": 2,
     }  # fmt: skip
     return HMoEConfig(**base | changes)
 

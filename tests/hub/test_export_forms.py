@@ -1,4 +1,7 @@
-"""Every kind of rotary positions and every option of training, exported in both forms: the same function, and back the same model."""
+"""Every kind of rotary positions and every option of training is exported in both forms.
+
+Both compute the same function, and read back they are the same model.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -47,8 +50,9 @@ def moe(**router: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "router",
     [
-        {"jitter": 0.1}, {"gumbel": True}, {"k": 1, "straight_through": True}, {"bias_rate": 0.01, "bias_by": "compute"},
-        {"groups": 3, "keep_groups": 3}, {"capacity_factor": 0.5, "eval_capacity_factor": 1.5},
+        {"jitter": 0.1}, {"gumbel": True}, {"k": 1, "straight_through": True},
+        {"bias_rate": 0.01, "bias_by": "compute"}, {"groups": 3, "keep_groups": 3},
+        {"capacity_factor": 0.5, "eval_capacity_factor": 1.5},
         {"jitter": 0.1, "gumbel": True, "straight_through": True, "bias_rate": 0.1},
     ],
     ids=str,

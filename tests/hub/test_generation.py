@@ -1,4 +1,4 @@
-"""`generate` with every cache and strategy: the tokens of plain greedy decoding, or those that the strategy promises."""
+"""`generate` with every cache and strategy gives the tokens of greedy decoding, or what was promised."""
 
 import pytest
 import torch

@@ -50,7 +50,10 @@ def test_trainer_lowers_the_loss_and_its_checkpoint_loads(tmp_path: Path) -> Non
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
-    """Also of the auxiliary losses, which a trainer does not divide by itself; they are a mean over tokens of a micro-batch."""
+    """Also of the auxiliary losses, which a trainer does not divide by itself.
+
+    They are a mean over tokens of a micro-batch.
+    """
     from transformers import Trainer, TrainingArguments
 
     same = rows(1) * 4  # equal rows have equal statistics, however they are batched

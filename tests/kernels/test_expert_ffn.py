@@ -83,7 +83,9 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_pytorch(
 ) -> None:
     kind, backend = getattr(torch, dtype), engine(name, request)
     _, widths, _, tokens = {**CASES, **ODD}[case]
-    draws = 1  # the largest error of a few numbers is mostly chance; the interpreter's, which is slow, stays below 1.2 times
+    # The largest error of a few numbers is mostly chance; the interpreter's, which is slow, stays below 1.2
+    # times.
+    draws = 1
     if tokens < 100 and sum(widths) < 1000:
         draws = 2 if interpreted(name, device) else 5
     plain, ours = [], []

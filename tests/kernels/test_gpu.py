@@ -1,4 +1,7 @@
-"""What only a GPU can show: no synchronisation with the host, the choice of Triton, compiled graphs; `make test-gpu`."""
+"""What only a GPU can show: no synchronisation with the host, the choice of Triton, compiled graphs.
+
+`make test-gpu` runs it.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,7 @@
-"""The kernel of the language-model loss against PyTorch's in float64: values and both gradients, ignored targets, odd sizes."""
+"""The kernel of the language-model loss against PyTorch's in float64.
+
+Values and both gradients, ignored targets and odd sizes are compared.
+"""
 
 import pytest
 import torch

@@ -1,4 +1,7 @@
-"""The custom operator under torch.library's own checks, torch.compile, checkpointing and FSDP2; the choice of a backend."""
+"""The custom operator and the choice of a backend.
+
+The operator is put under torch.library's own checks, torch.compile, checkpointing and FSDP2.
+"""
 
 import copy
 import inspect

@@ -1,4 +1,7 @@
-"""What ptxas makes of the ragged kernels, without a GPU: Hopper's matrix instructions, 16-byte copies, no spilled register."""
+"""What ptxas makes of the ragged kernels, without a GPU.
+
+It is Hopper's matrix instructions and 16-byte copies, with no spilled register.
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""The router's kernels against its definition: choice, pairs, gates, probabilities and the gradient, at odd sizes and edges."""
+"""The router's kernels against its definition, at odd sizes and edges.
+
+Choice, pairs, gates, probabilities and the gradient are compared.
+"""
 
 import pytest
 import torch

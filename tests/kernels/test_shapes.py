@@ -1,4 +1,7 @@
-"""Tile shapes come from a table: every one computes the same, none leaves a part of the result to chance, nothing is measured."""
+"""Tile shapes come from a table, nothing is measured.
+
+Every shape computes the same, none leaves a part of the result to chance.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""A block that is computed again in the backward pass goes by the routing of the first pass, however it rounds the second time."""
+"""A block that is computed again in the backward pass goes by the routing of the first pass.
+
+It does so however it rounds the second time.
+"""
 
 import functools
 from typing import Any

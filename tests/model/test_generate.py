@@ -82,7 +82,8 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     logits = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2]))
     generator = torch.Generator().manual_seed(0)
     drawn = {how: {sample_token(logits, how, generator) for _ in range(300)} for how in (
-        Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.65), Sampling(1.0, top_p=0.01), Sampling(0.0))}  # fmt: skip
+        Sampling(1.0), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.65), Sampling(1.0, top_p=0.01),
+        Sampling(0.0))}  # fmt: skip
     assert list(drawn.values()) == [{0, 1, 2, 3}, {1, 2}, {1, 2}, {1}, {1}]
 
 

@@ -1,4 +1,7 @@
-"""A router and a loss from outside the package: in recipes, plan, config, training, logs, export with code, import and generation."""
+"""A router and a loss from outside the package work wherever those of the package do.
+
+These are recipes, plan, config, training, logs, export with code, import and generation.
+"""
 
 import json
 import subprocess

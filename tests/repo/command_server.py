@@ -2,9 +2,10 @@
 
     python -m tests.repo.command_server FOLDER
 
-writes FOLDER/hmoe, to be put first on PATH. That script passes its arguments, folder, environment and streams to the process
-here, which forks: the child is a `hmoe` like any other, but that its modules are there already and its corpus is short.
-Where `import hmoe.x` costs time or fails is not seen here; tests/cli/test_main.py and the README's commands in `.ci/run` are for that.
+writes FOLDER/hmoe, to be put first on PATH. That script passes its arguments, folder, environment and streams
+to the process here, which forks: the child is a `hmoe` like any other, but that its modules are there already
+and its corpus is short. Where `import hmoe.x` costs time or fails is not seen here; tests/cli/test_main.py
+and the README's commands in `.ci/run` are for that.
 """
 
 import contextlib

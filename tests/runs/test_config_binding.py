@@ -1,4 +1,7 @@
-"""A run is what its checkpoint says it is: config.yaml is compared with it at every door, and taken from it where it is lost."""
+"""A run is what its checkpoint says it is.
+
+config.yaml is compared with it at every door, and taken from it where it is lost.
+"""
 
 import random
 import shutil
@@ -78,7 +81,10 @@ def test_a_changed_key_is_refused_with_both_values_and_a_free_one_is_not(tmp_pat
     ):
         write_config(tmp_path, config_of(change))
         key, _, value = change.partition("=")
-        expected = rf"{key}: differs from the checkpoint of step 2: {value.rstrip('7')}.* in .*yaml, .* in the checkpoint"
+        expected = (
+            rf"{key}: differs from the checkpoint of step 2: {value.rstrip('7')}.* in .*yaml, "
+            r".* in the checkpoint"
+        )
         with pytest.raises(ConfigError, match=expected):
             binding.read_run_config(tmp_path, state_of(config), told.append)
 
@@ -131,7 +137,8 @@ def test_before_training_only_the_model_is_bound_and_the_rest_is_told(tmp_path: 
 @pytest.mark.parametrize(
     "words",
     [
-        ["eval"], ["generate", "She"], ["chat"], ["upcycle", "OUT", "--recipe", "tiny"], ["plan"], ["config"], ["train"],
+        ["eval"], ["generate", "She"], ["chat"], ["upcycle", "OUT", "--recipe", "tiny"], ["plan"], ["config"],
+        ["train"],
     ],
     ids=lambda words: words[0],
 )  # fmt: skip

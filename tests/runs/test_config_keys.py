@@ -1,4 +1,7 @@
-"""Every key of every family's config.json, deleted, of a wrong kind, moved and doubled: read as transformers reads it, or refused."""
+"""Every key of every family's config.json is read as transformers reads it, or refused.
+
+This holds for a key that is deleted, of a wrong kind, moved or doubled.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -42,10 +45,10 @@ def read_by_transformers(raw: dict[str, Any]) -> dict[str, Any] | None:
         return None
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     read: dict[str, Any] = {
-        "dim": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads, "head_width": head,
-        "num_kv_heads": config.num_key_value_heads, "vocab": config.vocab_size, "tied": config.tie_word_embeddings,
-        "norm_eps": config.rms_norm_eps, "rope_theta": config.rope_parameters["rope_theta"],
-        "context": config.max_position_embeddings,
+        "dim": config.hidden_size, "layers": config.num_hidden_layers, "heads": config.num_attention_heads,
+        "head_width": head, "num_kv_heads": config.num_key_value_heads, "vocab": config.vocab_size,
+        "tied": config.tie_word_embeddings, "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_parameters["rope_theta"], "context": config.max_position_embeddings,
     }  # fmt: skip
     if raw["model_type"] in ("mixtral", "olmoe"):
         read |= experts(config, config.intermediate_size, getattr(config, "norm_topk_prob", True))
@@ -109,8 +112,8 @@ def test_absent_keys_have_the_defaults_of_transformers(family: str) -> None:
     assert CLASSES[family].default_theta == ROPE_THETA.get(family, 10_000.0)
     base = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     harmless = {
-        "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "attention_dropout", "pretraining_tp",
-        "output_router_logits", "router_jitter_noise", "rope_parameters",
+        "initializer_range", "use_cache", "pad_token_id", "bos_token_id", "eos_token_id", "attention_dropout",
+        "pretraining_tp", "output_router_logits", "router_jitter_noise", "rope_parameters",
     }  # fmt: skip
     assert fields.keys() - base - harmless == ours.keys() - ({"hidden_act"} if family == "hmoe" else set())
 
@@ -135,7 +138,8 @@ def test_every_key_deleted_moved_or_of_a_wrong_kind(family: str) -> None:
         ("mistral", {"sliding_window": ...}, "sliding_window = 4096"),
         ("llama", {"rope_theta": None, "rope_parameters": None}, "rope_theta = None"),
         ("llama", {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "full_attention"),
-        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0, "high_freq_factor": 4.0}}, "low_freq_factor: missing"),
+        ("llama", {"rope_parameters": {"rope_type": "llama3", "factor": 2.0, "high_freq_factor": 4.0}},
+         "low_freq_factor: missing"),
         ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "factor: missing"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "factor = '4'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
@@ -147,14 +151,17 @@ def test_every_key_deleted_moved_or_of_a_wrong_kind(family: str) -> None:
         ("llama", {"hidden_sice": 32}, "nearest known key is hidden_size"),
         ("olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
         ("olmoe", {"head_dim": None}, "head_dim = None"),
-        ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": None}, "sliding_window = 16"),
+        ("qwen3",
+         {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": None},
+         "sliding_window = 16"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 16}, "sliding_window = 16"),
         ("mixtral", {"sliding_window": 16, "use_sliding_window": False}, "sliding_window = 16"),
         ("mixtral", {"num_local_experts": 10**9}, "num_experts = 1000000000"),
         ("hmoe", {"original_max_position_embeddings": 16}, "original_max_position_embeddings = 16"),
         ("hmoe", {"router_options": {"name": "top_p"}}, "router_options.name"),
-        ("hmoe", {"expert_widths": [], "dense_intermediate_size": 9, "shared_expert_width": 4}, "shared_expert_width has no effect"),
+        ("hmoe", {"expert_widths": [], "dense_intermediate_size": 9, "shared_expert_width": 4},
+         "shared_expert_width has no effect"),
         ("hmoe", {"penalty_norm": "median", "parameter_penalty_coef": 0.0}, "penalty_norm = 'median'"),
     ],
 )  # fmt: skip

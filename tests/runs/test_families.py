@@ -45,11 +45,13 @@ MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
         **SIZES, head_dim=12, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=3, intermediate_size=40
     ),
     "qwen3-moe-renormalised-and-dense": lambda: Qwen3MoeConfig(
-        **SIZES | {"num_hidden_layers": 3}, head_dim=8, moe_intermediate_size=24, num_experts=6, norm_topk_prob=True, num_experts_per_tok=2,
-        intermediate_size=40, mlp_only_layers=[1],
+        **SIZES | {"num_hidden_layers": 3}, head_dim=8, moe_intermediate_size=24, num_experts=6,
+        norm_topk_prob=True, num_experts_per_tok=2, intermediate_size=40, mlp_only_layers=[1],
     ),
     "olmoe": lambda: OlmoeConfig(**SIZES, intermediate_size=24, num_experts=6, num_experts_per_tok=3),
-    "olmoe-renormalised": lambda: OlmoeConfig(**SIZES, intermediate_size=24, num_experts=6, norm_topk_prob=True, num_experts_per_tok=2),
+    "olmoe-renormalised": lambda: OlmoeConfig(
+        **SIZES, intermediate_size=24, num_experts=6, norm_topk_prob=True, num_experts_per_tok=2
+    ),
     "llama": lambda: LlamaConfig(**SIZES, intermediate_size=48),
     "llama-tied": lambda: LlamaConfig(**SIZES, intermediate_size=48, tie_word_embeddings=True),
     "llama-3": lambda: LlamaConfig(**SIZES, intermediate_size=48, rope_parameters=LLAMA3),

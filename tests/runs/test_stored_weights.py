@@ -1,4 +1,7 @@
-"""What a Hugging Face folder's tensors say beside its config.json: tied heads, types of numbers, sizes, all as transformers reads them."""
+"""What a Hugging Face folder's tensors say beside its config.json is read as transformers reads it.
+
+These are tied heads, types of numbers and sizes.
+"""
 
 import json
 import shutil

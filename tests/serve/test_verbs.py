@@ -235,7 +235,8 @@ def test_load(folder: Path) -> None:
             alone[prompt] for prompt in prompts
         ]
         print(
-            f"\n{len(refused)} refused, median {statistics.median(refused) * 1e3:.0f} ms; {(after - before) / 1e6:+.1f} MB"
+            f"\n{len(refused)} refused, median {statistics.median(refused) * 1e3:.0f} ms; "
+            f"{(after - before) / 1e6:+.1f} MB"
         )
         assert after - before < 50e6
         assert server.end(signal.SIGTERM)[0] == 0

@@ -104,8 +104,9 @@ def test_what_cannot_skip_is_told() -> None:
         with pytest.raises(ConfigError, match=message):
             hmoe.TopK(**spec)  # type: ignore[arg-type]
     inputs = [torch.zeros(4, 16, dtype=torch.float64)] * 3
-    for refused, message in ((model(capacity_factor=1.0), "without a capacity"), (model(skip=0.5), "skips experts already"),
-                          (apply_skip_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
+    for refused, message in ((model(capacity_factor=1.0), "without a capacity"),
+                             (model(skip=0.5), "skips experts already"),
+                             (apply_skip_shares(model(), (0.5, 0.5)), "skips experts already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             measure_skip_shares(refused, inputs)
     for skips in ({"skip": [0.5, 0.0]}, {"router": {"name": "top_k", "skip": 0.5}}):

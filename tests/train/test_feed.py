@@ -1,4 +1,7 @@
-"""Batches on their way to a GPU, which a CPU stands for: `meta` memory is nowhere, so only the copy itself is looked at."""
+"""Batches on their way to a GPU, for which a CPU stands.
+
+`meta` memory is nowhere, so only the copy itself is looked at.
+"""
 
 import threading
 

@@ -20,8 +20,8 @@ from tests.conftest import tiny
 
 META = torch.device("meta")
 WAITS = (
-    "_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "masked_select", "_unique2", "unique_dim", "unique_consecutive",
-    "repeat_interleave", "equal", "item",
+    "_local_scalar_dense", "nonzero", "is_nonzero", "bincount", "masked_select", "_unique2", "unique_dim",
+    "unique_consecutive", "repeat_interleave", "equal", "item",
 )  # fmt: skip
 
 
@@ -119,7 +119,9 @@ def run(preset: str, *overrides: str) -> Watch:
 @pytest.mark.parametrize("fused", [True, False], ids=["router kernels", "router by operations"])
 @pytest.mark.parametrize("again", ["false", "true"], ids=["", "checkpointing"])
 @pytest.mark.parametrize(
-    "preset", ["tiny", "tiny-topp", "tiny-dense", "tiny-deepseek", "tiny-gshard", "tiny-rectify", "tiny-moepp", "tiny-expert-choice"]
+    "preset",
+    ["tiny", "tiny-topp", "tiny-dense", "tiny-deepseek", "tiny-gshard", "tiny-rectify", "tiny-moepp",
+     "tiny-expert-choice"],
 )  # fmt: skip
 def test_a_step_waits_for_the_device_once(
     preset: str, again: str, fused: bool, reads: list[int], monkeypatch: pytest.MonkeyPatch

@@ -182,8 +182,8 @@ def _refuse_lost(model: PreTrainedModel, folder: Path | str | None) -> None:
             hasattr(block, name) for block in iterate_moe_blocks(model)
         ):
             raise ConfigError(
-                f"this model was saved with {part.title}, which it lacks now; {part.call}(model, folder=...) loads them, "
-                f"or delete config.{part.mark} to go on without"
+                f"this model was saved with {part.title}, which it lacks now; "
+                f"{part.call}(model, folder=...) loads them, or delete config.{part.mark} to go on without"
             )
 
 

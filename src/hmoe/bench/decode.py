@@ -100,7 +100,8 @@ def bench_decode(
                 f"{row['share_of_memory_read_limit']:8.2f} {row['experts, loop us']:9.0f} {row['layer us']:14.0f}{wall}"
             )
     content = {
-        "machine": describe_machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS, "rows": rows,
+        "machine": describe_machine(device), "timing": describe_timing(device, queued=True), "layers": LAYERS,
+        "rows": rows,
     }  # fmt: skip
     return save_result(options.out, f"decode-{place_name(device)}-{tokens}tokens", content)
 

@@ -74,8 +74,9 @@ def make_megablocks(
     from megablocks.layers.dmoe import dMoE  # noqa: PLC0415
 
     arguments = Arguments(
-        hidden_size=dim, ffn_hidden_size=width, moe_num_experts=experts, moe_top_k=k, mlp_type="glu", mlp_impl="grouped",
-        activation_fn=nn.functional.silu, bias=False, bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16, device=device,
+        hidden_size=dim, ffn_hidden_size=width, moe_num_experts=experts, moe_top_k=k, mlp_type="glu",
+        mlp_impl="grouped", activation_fn=nn.functional.silu, bias=False, bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16, device=device,
     )  # fmt: skip
     moe: Any = dMoE(arguments).to(device, dtype)
 

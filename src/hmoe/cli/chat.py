@@ -62,7 +62,10 @@ def chat_with_model(
 
 
 def read_turns() -> Iterator[str]:
-    """Yield the turns of the user, one a line of the input, after a prompt only on a terminal; none where there is no input."""
+    """Yield the turns of the user, one a line of the input; none where there is no input.
+
+    Only on a terminal a prompt stands before each.
+    """
     if sys.stdin is None:
         return
     if not sys.stdin.isatty():

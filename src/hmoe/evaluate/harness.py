@@ -93,7 +93,7 @@ def evaluate_tasks(
     out: Path | None = None,
     reports: Reports = Reports(),
 ) -> dict[str, Any]:
-    """Evaluate tasks and sum them up as JSON values, which `hmoe.evaluate.table.format_results_table` lays out as Table 1.
+    """Evaluate tasks and sum them up as JSON values, which `table.format_results_table` lays out as Table 1.
 
     Args:
         model: the model, in evaluation mode; precision float32 changes its weights to that.

@@ -1,4 +1,7 @@
-"""The Hugging Face classes. Importing this registers them, so that AutoConfig, AutoModel and AutoModelForCausalLM know "hmoe"."""
+"""Importing this registers the Hugging Face classes of hmoe.
+
+AutoConfig, AutoModel and AutoModelForCausalLM know "hmoe" from then on.
+"""
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

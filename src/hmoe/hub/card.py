@@ -18,15 +18,19 @@ tags:
 
 # {name}
 """
-_PADDED = "The experts are padded with zeros to the widest one, so that whatever knows Mixtral computes exactly the same function."
+_PADDED = (
+    "The experts are padded with zeros to the widest one, so that whatever knows Mixtral computes exactly "
+    "the same function."
+)
 _CAPACITY = (
-    "**The result for a text depends on its batch**: experts have a capacity, and which tokens are dropped or sent on depends "
-    "on all tokens of the forward pass, other texts included. Compare figures at the same batch size and length; "
-    "`generate` switches the capacity off."
+    "**The result for a text depends on its batch**: experts have a capacity, and which tokens are dropped "
+    "or sent on depends on all tokens of the forward pass, other texts included. Compare figures at the same "
+    "batch size and length; `generate` switches the capacity off."
 )
 _READS_AHEAD = (
-    "**Experts choose their tokens among all of the forward pass, later ones and other texts included**: results depend on the "
-    "batch, losses are not comparable with those of causal models, and the model cannot generate."
+    "**Experts choose their tokens among all of the forward pass, later ones and other texts included**: "
+    "results depend on the batch, losses are not comparable with those of causal models, and the model "
+    "cannot generate."
 )
 _MEASURED = {  # key of metrics.jsonl: what it is
     "step": "training steps",
@@ -72,8 +76,8 @@ def _describe(opened: OpenedModel) -> str:
     if moe is None:
         return "A dense decoder language model, written by hmoe."
     return (
-        "A decoder language model whose experts differ in size (HMoE, [arXiv:2408.10681](https://arxiv.org/abs/2408.10681)), "
-        "written by hmoe."
+        "A decoder language model whose experts differ in size (HMoE, "
+        "[arXiv:2408.10681](https://arxiv.org/abs/2408.10681)), written by hmoe."
     )
 
 
@@ -118,8 +122,8 @@ def _expert_shares(opened: OpenedModel, last: dict[str, Any]) -> list[str]:
         f"| {layer} | {' | '.join(f'{share:.3f}' for share in shares)} |"
         for layer, shares in zip(opened.model.config.moe_layers, table, strict=False)
     ]
-    return ["Share of token-expert pairs per layer and expert (by width), last training step:", "", f"| layer | {head} |",
-            "|---" * (len(moe.routed_widths) + 1) + "|", *rows, ""]  # fmt: skip
+    return ["Share of token-expert pairs per layer and expert (by width), last training step:", "",
+            f"| layer | {head} |", "|---" * (len(moe.routed_widths) + 1) + "|", *rows, ""]  # fmt: skip
 
 
 def _usage(form: str, with_code: bool) -> str:

@@ -1,7 +1,8 @@
-"""Files that make a folder load where hmoe is not installed: generated from this package's own sources, never kept twice.
+"""Files that make a folder load where hmoe is not installed are generated from this package's own sources.
 
-transformers copies `modeling_hmoe.py` and what it imports relatively, so the package is flattened: `hmoe.model.moe`
-becomes `hmoe_model_moe.py`, imports follow. The kernels become their definition in plain PyTorch.
+Nothing is kept twice. transformers copies `modeling_hmoe.py` and what it imports relatively, so the package
+is flattened: `hmoe.model.moe` becomes `hmoe_model_moe.py`, imports follow. The kernels become their
+definition in plain PyTorch.
 """
 
 import ast
@@ -23,7 +24,9 @@ _AUTO = {
     "AutoModelForCausalLM": "modeling_hmoe.HMoEForCausalLM",
 }
 _COMPILES = "_can_compile_fullgraph = True"
-_DOOR = '''"""The expert computation: its definition in plain PyTorch. The package has faster ones, also of the router."""
+_DOOR = '''\
+"""The expert computation: its definition in plain PyTorch. \
+The package has faster ones, also of the router."""
 
 from hmoe.kernels.reference import expert_ffn_reference
 

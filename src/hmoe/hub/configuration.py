@@ -17,18 +17,19 @@ class HMoEConfig(PreTrainedConfig):
     """Configuration of HMoEModel; the defaults are the paper's 0.4B model with top-2 routing.
 
     Args (those that other models do not have):
-        expert_widths: hidden units of each expert; [] for a dense model, None for eight widths in arithmetic progression
-            with 16 hidden units in all per unit of hidden_size.
+        expert_widths: hidden units of each expert; [] for a dense model, None for eight widths in arithmetic
+            progression with 16 hidden units in all per unit of hidden_size.
         dense_layers: layers, from 0, with a dense feed-forward layer of width dense_intermediate_size.
-        router_type: top_k (num_experts_per_tok), top_p (router_top_p) or expert_choice, with router_options as in `hmoe.TopK`,
-            `hmoe.TopP`, `hmoe.ExpertChoice`.
+        router_type: top_k (num_experts_per_tok), top_p (router_top_p) or expert_choice, with router_options
+            as in `hmoe.TopK`, `hmoe.TopP`, `hmoe.ExpertChoice`.
         shared_expert_width: hidden units of an expert that serves every token.
-        expert_skip: per MoE layer the share of the best expert's score below which others are left out in evaluation.
+        expert_skip: per MoE layer the share of the best expert's score below which others are left out in
+            evaluation.
         zero_experts, hyper_experts: options of `hmoe.ZeroExperts` and `hmoe.Hyper`; None: there are none.
         norm_topk_prob: gates are renormalised over the chosen experts.
         qk_norm: RMSNorm of queries and keys, "head": over each head, "width": over all heads together.
-        load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE eq 3, 4, 5 and
-            ST-MoE's), added to the loss when output_router_logits is set, as transformers does.
+        load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE
+            eq 3, 4, 5 and ST-MoE's), added to the loss if output_router_logits is set, as transformers does.
         penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
         other_loss_coefs: of losses that `hmoe.register_loss` added, by name.
 

@@ -1,4 +1,7 @@
-"""A model -> a Hugging Face folder: as it is, or a top-k model exactly as an ordinary Mixtral for software that knows no HMoE."""
+"""A model becomes a Hugging Face folder: as it is, or a top-k model as an ordinary Mixtral.
+
+The Mixtral computes exactly the same function, for software that knows no HMoE.
+"""
 
 import re
 import shutil
@@ -205,7 +208,7 @@ def _mixtral_shape(opened: OpenedModel) -> dict[str, Any]:
 
 
 def _special_tokens(opened: OpenedModel) -> dict[str, Any]:
-    """What stands before a text's first token, for a model trained here the separator of documents, and what ends it."""
+    """Return the token that begins a text, in a model trained here the documents' separator, and its ends."""
     ends = list(opened.tokenizer.ends)
     begin = [*opened.begin, opened.tokenizer.separator]
     return {"bos_token_id": begin[0], "eos_token_id": ends if len(ends) > 1 else ends[0]}
@@ -218,8 +221,8 @@ def _said(opened: OpenedModel, model: PreTrainedModel, folder: Path, how: Export
         assert opened.model.config.moe is not None
         widths = opened.model.config.moe.expert_widths
         lines.append(
-            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to {choose_padded_width(widths)}: "
-            f"{measure_padding(widths):.2f} times the memory of the experts"
+            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to "
+            f"{choose_padded_width(widths)}: {measure_padding(widths):.2f} times the memory of the experts"
         )
     before = "import hmoe.hub; " if how.form == "hmoe" and not how.with_code else ""
     trust = ", trust_remote_code=True" if how.with_code else ""

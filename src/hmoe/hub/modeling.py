@@ -1,4 +1,4 @@
-"""The Hugging Face classes: the same blocks as `hmoe.model`, with transformers' caches, masks and attention around them."""
+"""The Hugging Face classes: the blocks of `hmoe.model`, amid transformers' caches, masks and attention."""
 
 from typing import Any
 
@@ -104,7 +104,7 @@ class _HuggingFaceContext:
 
 
 class HMoEDecoderLayer(GradientCheckpointingLayer, Block):
-    """`hmoe.model`'s block; it hands out the router's logits, not the whole routing: checkpointing keeps tensors only."""
+    """`hmoe.model`'s block; it hands out the router's logits alone, as checkpointing keeps tensors only."""
 
     def forward(  # type: ignore[override]
         self, x_BLD: torch.Tensor, rotary: Rotary, context: Context, network: HyperNetwork | None = None
@@ -153,7 +153,10 @@ class HMoEPreTrainedModel(PreTrainedModel):
 
 
 class HMoEModel(HMoEPreTrainedModel):
-    """Decoder without head. `input_ids` or `inputs_embeds` -> the last norm's output, and one router_logits per MoE layer."""
+    """The decoder without head returns the last norm's output and one router_logits per MoE layer.
+
+    It takes `input_ids` or `inputs_embeds`.
+    """
 
     def __init__(self, config: HMoEConfig) -> None:
         super().__init__(config)
@@ -272,19 +275,20 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> MoeCausalLMOutputWithPast:
-        """Logits (B, L, V); with `labels` the loss in nats per token, with `output_router_logits` plus the auxiliary losses.
+        """Return logits (B, L, V) and, with `labels`, the loss in nats per token.
 
-        Auxiliary losses are the mean over MoE layers of tokens that `attention_mask` keeps, each times its coefficient, of
-        the experts that they choose without noise;
-        `aux_loss` is their sum. Where a trainer accumulates gradients and tells `num_items_in_batch`, the loss is this batch's
-        part of the step's, and so is what `aux_loss` adds to it.
+        `output_router_logits` adds the auxiliary losses to it. These are the mean over MoE layers of tokens
+        that `attention_mask` keeps, each times its coefficient, of the experts that they choose without
+        noise; `aux_loss` is their sum. Where a trainer accumulates gradients and tells `num_items_in_batch`,
+        the loss is this batch's part of the step's, and so is what `aux_loss` adds to it.
         """
         if labels is not None and self.training and self._note and not torch.compiler.is_compiling():
             logger.warning_once(self._note)
         wanted = self.config.output_router_logits if output_router_logits is None else output_router_logits
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, inputs_embeds=inputs_embeds,
-            use_cache=use_cache, output_router_logits=wanted, **{_CACHE: past_key_values if cache is None else cache}, **kwargs,
+            use_cache=use_cache, output_router_logits=wanted,
+            **{_CACHE: past_key_values if cache is None else cache}, **kwargs,
         )  # fmt: skip
         x_BLD = outputs.last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

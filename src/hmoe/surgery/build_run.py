@@ -1,4 +1,7 @@
-"""A model of any folder + a recipe that says what its experts become -> the config and the weights of a run at step 0."""
+"""A model of any folder becomes the config and the weights of a run at step 0.
+
+A recipe says what its experts become.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +34,8 @@ class RunOptions:
         overrides: of the recipe.
         choice: which hidden units a narrower expert takes, see `hmoe.surgery.upcycle.UnitChoice`.
         tokens: of the texts, on which units are measured.
-        width_budget: hidden units of a layer's experts in all, shared by measured importance; None: the recipe's widths.
+        width_budget: hidden units of a layer's experts in all, shared by measured importance; None: the
+            recipe's widths.
         skip: measure shares below which experts are skipped in evaluation.
 
     Raises:
@@ -50,7 +54,7 @@ class RunOptions:
 
 
 class NewRun(NamedTuple):
-    """A run at step 0: its config, its model, and the relative error of each MoE layer (NaN where it was not measured)."""
+    """A run at step 0: its config, its model and the relative error of each MoE layer (NaN: unmeasured)."""
 
     config: RunConfig
     model: Transformer

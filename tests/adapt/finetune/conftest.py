@@ -14,7 +14,10 @@ from transformers import (
     SwitchTransformersForConditionalGeneration,
 )
 
-WORDS = "good bad film story plot the a is was it very 0 1 2 sst2 sentence : summarize question context who me . ? cats purr".split()  # noqa: SIM905
+WORDS = (  # noqa: SIM905
+    "good bad film story plot the a is was it very 0 1 2 sst2 sentence : summarize question context who me . "
+    "? cats purr"
+).split()
 
 
 def tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -38,7 +41,8 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = SwitchTransformersConfig(
         vocab_size=vocab, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_sparse_encoder_layers=1, num_decoder_layers=2,
-        num_sparse_decoder_layers=1, num_heads=4, num_experts=4, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        num_sparse_decoder_layers=1, num_heads=4, num_experts=4, decoder_start_token_id=0, pad_token_id=0,
+        eos_token_id=1,
     )  # fmt: skip
     SwitchTransformersForConditionalGeneration(config).save_pretrained(folder)
     return folder

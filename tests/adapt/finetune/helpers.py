@@ -10,7 +10,8 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[str, tuple[str, ...]]]]] = {
     "cola": ({"sentence": "Cats purr.", "label": 1, "idx": 0}, [("cola sentence: Cats purr.", ("1",))]),
     "sst2": ({"sentence": "bad", "label": 0, "idx": 0}, [("sst2 sentence: bad", ("0",))]),
     "mrpc": ({**PAIR, "label": 1}, [("mrpc sentence1: Cats purr. sentence2: Dogs bark.", ("1",))]),
-    "qqp": ({"question1": "Who?", "question2": "What?", "label": 0}, [("qqp question1: Who? question2: What?", ("0",))]),
+    "qqp": ({"question1": "Who?", "question2": "What?", "label": 0},
+            [("qqp question1: Who? question2: What?", ("0",))]),
     "stsb": ({**PAIR, "label": 3.27}, [("stsb sentence1: Cats purr. sentence2: Dogs bark.", ("3.2",))]),
     "mnli": ({**NLI, "label": 2}, [("mnli premise: It rains. hypothesis: It is wet.", ("2",))]),
     "qnli": ({"question": "Who?", "sentence": "Me.", "label": 0}, [("qnli question: Who? sentence: Me.", ("0",))]),
@@ -35,8 +36,10 @@ ROWS: dict[str, tuple[dict[str, Any], list[tuple[str, tuple[str, ...]]]]] = {
     "superglue-record": (
         {"query": "A @placeholder flies.", "entities": ["bird", "fish"], "answers": ["bird", "bird", "eagle"],
          "passage": "Birds fly.\n@highlight\nFish swim\n@highlight\nso"},
-        [("superglue-record query: A @placeholder flies. entities: bird, fish passage: Birds fly. Fish swim. so", ("bird", "eagle"))]),
-    "squad": ({"question": " Who? ", "context": "It was me.", "answers": {"text": ["me", "me", "I"], "answer_start": [7, 7, 7]}},
+        [("superglue-record query: A @placeholder flies. entities: bird, fish passage: Birds fly. "
+          "Fish swim. so", ("bird", "eagle"))]),
+    "squad": ({"question": " Who? ", "context": "It was me.",
+               "answers": {"text": ["me", "me", "I"], "answer_start": [7, 7, 7]}},
               [("question: Who? context: It was me.", ("me", "I"))]),
     "cnn_dailymail": ({"article": "Long.", "highlights": "Short.", "id": "1"}, [("summarize: Long.", ("Short.",))]),
     "wikitext2": ({"text": " = Title = \n"}, [(" = Title = \n", ())]),

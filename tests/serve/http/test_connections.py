@@ -297,7 +297,8 @@ def test_200_slow_connections(kind: str) -> None:
             connection.close()
         first, last = min(closed.values()), max(closed.values())
         print(
-            f"\np99 {alone * 1e3:.1f} ms alone, {meanwhile * 1e3:.1f} ms meanwhile; closed after {first:.1f} to {last:.1f} s"
+            f"\np99 {alone * 1e3:.1f} ms alone, {meanwhile * 1e3:.1f} ms meanwhile; "
+            f"closed after {first:.1f} to {last:.1f} s"
         )
         limit = 30 if kind == "body" else 10
         assert limit - 1 < first <= last < limit + 5

@@ -172,7 +172,9 @@ GOOD = '{"prompt": "x"}'
 RAW = {
     "64 KB header": request("GET /health HTTP/1.1\nHost: x\nX: " + "a" * 70_000),
     "64 KB target": request("GET /" + "a" * 70_000 + " HTTP/1.1\nHost: x"),
-    "1,000 headers": request("GET /health HTTP/1.1\nHost: x\nConnection: close\n" + "\n".join(f"X{i}: 1" for i in range(1000))),
+    "1,000 headers": request(
+        "GET /health HTTP/1.1\nHost: x\nConnection: close\n" + "\n".join(f"X{i}: 1" for i in range(1000))
+    ),
     "no Host": request("GET /health HTTP/1.1\nConnection: close"),
     "two Hosts": request("GET /health HTTP/1.1\nHost: a\nHost: b"),
     "bad method": request("G@T /health HTTP/1.1\nHost: x"),
@@ -184,7 +186,10 @@ RAW = {
     "huge length": request(POST + "Connection: close\nContent-Length: " + "9" * 19, GOOD),
     "endless length": request(POST + "Content-Length: " + "9" * 6000, GOOD),
     "two lengths": request(POST + "Content-Length: 15\nContent-Length: 16", GOOD),
-    "length and chunked": request(POST + "Content-Length: 4\nTransfer-Encoding: chunked", "0\r\n\r\nGET /x HTTP/1.1\r\nHost: x\r\n\r\n"),
+    "length and chunked": request(
+        POST + "Content-Length: 4\nTransfer-Encoding: chunked",
+        "0\r\n\r\nGET /x HTTP/1.1\r\nHost: x\r\n\r\n",
+    ),
     "other encoding": request(POST + "Transfer-Encoding: xchunked", "0\r\n\r\n"),
     "encoding twice": request(POST + "Transfer-Encoding: chunked\nTransfer-Encoding: identity", "0\r\n\r\n"),
     "chunked garbage": request(POST + "Transfer-Encoding: chunked", "zz\r\nhello\r\n"),
@@ -224,9 +229,10 @@ def test_pipelined_requests_are_answered_in_order_and_nothing_is_smuggled(live: 
         assert answer.startswith(b"HTTP/1.1 400")
 
 
-PATHS = ["/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%252e%252e/etc/passwd", "/..\\..\\etc\\passwd", "//etc/passwd",
-         "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/metrics/../../etc/passwd", "/v1/", "/v1/models/", "/docs",
-         "/openapi.json", "/static/x", "/health/", "/HEALTH", "/v1/completions/../models", "/%ff", "/a\u00e9"]  # fmt: skip
+PATHS = ["/../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/%252e%252e/etc/passwd", "/..\\..\\etc\\passwd",
+         "//etc/passwd", "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/metrics/../../etc/passwd",
+         "/v1/", "/v1/models/", "/docs", "/openapi.json", "/static/x", "/health/", "/HEALTH",
+         "/v1/completions/../models", "/%ff", "/a\u00e9"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -246,7 +252,8 @@ def test_wrong_methods_are_405_with_what_is_allowed(live: Live) -> None:
     ):
         answer = live.raw(
             request(
-                f"{method} {path} HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: 0\nConnection: close"
+                f"{method} {path} HTTP/1.1\nHost: x\nContent-Type: application/json\nContent-Length: 0\n"
+                "Connection: close"
             )
         )
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -267,8 +274,9 @@ def test_the_key_is_asked_for_on_every_route_but_health(live: Live) -> None:
     with Live(model(), api_key=KEY) as locked:
         bearer = "Bearer " + KEY
         assert locked.get("/health").status_code == 200
-        for path in ("/v1/models", "/metrics", "/nothing", "/health/", "//health", "/%2fhealth", "/health%00", "/v1/../health",
-                     "/health/../v1/models", "/v1/models?x=/health", "/health;/../metrics"):  # fmt: skip
+        for path in ("/v1/models", "/metrics", "/nothing", "/health/", "//health", "/%2fhealth", "/health%00",
+                     "/v1/../health", "/health/../v1/models", "/v1/models?x=/health",
+                     "/health;/../metrics"):  # fmt: skip
             for headers in ("", f"Authorization: {KEY}", "Authorization: Bearer", "Authorization: Bearer sesam",
                             f"Authorization: Basic {KEY}", f"X-Api-Key: {KEY}", "Host: localhost"):  # fmt: skip
                 extra = (headers + "\r\n" if headers else "") + (
@@ -281,5 +289,7 @@ def test_the_key_is_asked_for_on_every_route_but_health(live: Live) -> None:
         twice += f"\r\nAuthorization: {bearer}\r\n\r\n".encode()
         assert locked.raw(twice).startswith(b"HTTP/1.1 401")
         assert locked.post("/v1/completions", {"prompt": "x"}).status_code == 401
-        authorized = f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n".encode()
+        authorized = (
+            f"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bearer}\r\n\r\n"
+        ).encode()
         assert locked.raw(authorized).startswith(b"HTTP/1.1 200")

@@ -1,4 +1,7 @@
-"""Values that change nothing are taken whatever client sends them; any other value of those fields is refused by its name."""
+"""Values that change nothing are taken whatever client sends them.
+
+Any other value of those fields is refused by its name.
+"""
 
 import json
 from typing import Any
@@ -48,8 +51,8 @@ def test_any_other_value_is_refused_by_its_name(kind: Any) -> None:
 
 @pytest.mark.parametrize(
     ("field", "nearest"),
-    [("max_tokenz", "max_tokens"), ("temprature", "temperature"), ("n_predict", "max_tokens"), ("stop_sequences", "stop"),
-     ("reasoning_effort", None), ("presence", None), ("options", None)],
+    [("max_tokenz", "max_tokens"), ("temprature", "temperature"), ("n_predict", "max_tokens"),
+     ("stop_sequences", "stop"), ("reasoning_effort", None), ("presence", None), ("options", None)],
 )  # fmt: skip
 def test_the_nearest_field_is_near_or_not_named(field: str, nearest: str | None) -> None:
     with pytest.raises(HTTPError) as refused:
@@ -65,7 +68,8 @@ def test_reasoning_effort_is_told_what_is_taken() -> None:
 def test_histories_with_tools_are_refused_by_name_and_silence_is_taken() -> None:
     user, silent = {"role": "user", "content": "x"}, {"role": "assistant", "content": None}
     for turn in ({**silent, "tool_calls": [{"id": "c"}]}, {**silent, "function_call": {"name": "f"}},
-                 {"role": "tool", "tool_call_id": "c", "content": "4"}, {"role": "function", "content": "4"}):  # fmt: skip
+                 {"role": "tool", "tool_call_id": "c", "content": "4"},
+                 {"role": "function", "content": "4"}):  # fmt: skip
         with pytest.raises(HTTPError, match=r"tool|function"):
             read(ChatRequest, messages=[user, turn])
     request = read(

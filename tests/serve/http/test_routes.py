@@ -1,4 +1,7 @@
-"""One table of routes: what is added to it is routed, bounded, locked, counted and open to pages without another change."""
+"""There is one table of routes.
+
+What is added to it is routed, bounded, locked, counted and open to pages without another change.
+"""
 
 import asyncio
 import re
@@ -82,7 +85,8 @@ def test_a_route_is_one_entry_and_its_handler() -> None:
     ("path", "label"),
     [
         ("/v1/completions", "/v1/completions"), ("/v1/models", "/v1/models"), ("/v1/models/", "/v1/models/..."),
-        ("/v1/models/a/b", "/v1/models/..."), ("/health", "/health"), ("/health/", None), ("/v1/modelsx", None), ("/", None),
+        ("/v1/models/a/b", "/v1/models/..."), ("/health", "/health"), ("/health/", None),
+        ("/v1/modelsx", None), ("/", None),
     ],
 )  # fmt: skip
 def test_paths_belong_to_the_route_that_answers_them(path: str, label: str | None) -> None:

@@ -45,7 +45,10 @@ def test_talk_answers_every_line_and_goes_on_after_errors() -> None:
 
 
 def test_words_that_the_template_refuses_are_forgotten() -> None:
-    template = "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('boom') }}{% endif %}{{ m.content }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.content == 'boom' %}{{ raise_exception('boom') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
     started = engine()
     how = SequenceTask((), 8, bias={256: -1e9, **{i: -1e9 for i in range(128, 256)}})
     talking = ChatSession(started, ChatLayout(ByteTokenizer(), template), how, None, [].append)

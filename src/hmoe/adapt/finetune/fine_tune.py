@@ -120,13 +120,13 @@ def _warn(
     num_cut = count_cut_heads(validation, tokenizer, settings)
     if num_cut:
         say(
-            f"warning: {num_cut:,} distinct questions leave no room for a context in source_length = {settings.source_length} tokens and "
-            "are cut; raise source_length"
+            f"warning: {num_cut:,} distinct questions leave no room for a context in "
+            f"source_length = {settings.source_length} tokens and are cut; raise source_length"
         )
     if getattr(model.config, "duplicated_mlps", {"k": 0})["k"] == 1:
         say(
-            "warning: the routers are top-1 with renormalised gates, as the paper's: the text gives them no gradient, only their "
-            "balance loss moves them"
+            "warning: the routers are top-1 with renormalised gates, as the paper's: the text gives them no "
+            "gradient, only their balance loss moves them"
         )
 
 

@@ -62,7 +62,8 @@ class AnswerScorer:
             batch = self.tokenizer.pad([window for _, window in part], return_tensors="pt").to(model.device)
             generation = model.generate(
                 **batch, max_length=settings.target_length, min_length=settings.min_length, num_beams=settings.beams,
-                no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True, output_scores=True,
+                no_repeat_ngram_size=settings.no_repeat_ngram, do_sample=False, return_dict_in_generate=True,
+                output_scores=True,
             )  # fmt: skip
             texts = self.tokenizer.batch_decode(generation.sequences, skip_special_tokens=True)
             for (index, _), text, log_prob in zip(

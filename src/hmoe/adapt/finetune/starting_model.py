@@ -39,7 +39,8 @@ def open_starting_model(
     config, language = model.config, task.score is None
     if language and settings.source_length > config.n_positions:
         raise ConfigError(
-            f"source_length = {settings.source_length}, must be at most the {config.n_positions} tokens that {source} reads",
+            f"source_length = {settings.source_length}, must be at most the "
+            f"{config.n_positions} tokens that {source} reads",
             argument="source_length",
         )
     marks = {"hyper": "hyper_experts", "share": "attached_shared_width"}

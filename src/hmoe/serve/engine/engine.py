@@ -82,8 +82,8 @@ class Engine:
             started.result()
         except RuntimeError as error:  # what PyTorch raises for memory
             raise ConfigError(
-                f"max_batch = {limits.max_batch} sequences of {self.capacity} tokens: no memory for their keys and values; "
-                f"lower one of them ({' '.join(str(error).split())[:100]})"
+                f"max_batch = {limits.max_batch} sequences of {self.capacity} tokens: no memory for their "
+                f"keys and values; lower one of them ({' '.join(str(error).split())[:100]})"
             ) from None
 
     def __enter__(self) -> "Engine":

@@ -93,7 +93,8 @@ _SILENT = {"content", "tool_calls", "function_call"}
 def _role(value: Any) -> Any:
     if value in ("tool", "function"):
         raise ValueError(
-            f"{value!r} is not supported by this server, which calls no tools; must be 'system', 'developer', 'user' or 'assistant'"
+            f"{value!r} is not supported by this server, which calls no tools; "
+            "must be 'system', 'developer', 'user' or 'assistant'"
         )
     return value
 

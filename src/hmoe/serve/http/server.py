@@ -158,7 +158,8 @@ class Server(uvicorn.Server):
                 create_app(service, guard, lambda: len(self.server_state.connections)),
                 http=protocol, ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="critical",
                 access_log=False, proxy_headers=False, server_header=False, h11_max_incomplete_event_size=_HEADER_BYTES,
-                timeout_keep_alive=round(limits.idle_seconds), timeout_graceful_shutdown=round(limits.grace_seconds + 2),
+                timeout_keep_alive=round(limits.idle_seconds),
+                timeout_graceful_shutdown=round(limits.grace_seconds + 2),
             )
         )  # fmt: skip
         self._service, self._limits, self.ready = service, limits, ready

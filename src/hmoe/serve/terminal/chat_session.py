@@ -80,8 +80,8 @@ class ChatSession:
         while len(prompt := self._layout.encode(self.turns)) > room:
             if len(self.turns) == self._num_fixed + 1:
                 raise ConfigError(
-                    f"{len(prompt)} tokens and max_tokens = {self._options.max_tokens} for the answer do not fit into the "
-                    f"model's context of {self._engine.capacity}; say less, or lower max_tokens",
+                    f"{len(prompt)} tokens and max_tokens = {self._options.max_tokens} for the answer do not "
+                    f"fit into the model's context of {self._engine.capacity}; say less, or lower max_tokens",
                     argument="max_tokens",
                 )
             # The user's words go with their answer, as many templates demand that the roles alternate.
@@ -90,7 +90,8 @@ class ChatSession:
             num_dropped += num_oldest
         if num_dropped:
             self._say(
-                f"the {num_dropped} oldest turns were left out, to fit into the context of {self._engine.capacity} tokens"
+                f"the {num_dropped} oldest turns were left out, "
+                f"to fit into the context of {self._engine.capacity} tokens"
             )
         return prompt
 
