@@ -48,7 +48,10 @@ def _count_extras(model: ModelSpec) -> dict[str, int]:
 
 
 def count_fixed_parameters(model: ModelSpec) -> int:
-    """Parameters that every token uses: all but the experts; of HyperMoE its HyperExpert, which is generated per selection."""
+    """Parameters that every token uses: all but the experts.
+
+    HyperMoE's HyperExpert, which is generated per selection, is among them; what generates it is not.
+    """
     parts = count_parameters(model)
     generated = (
         0 if model.moe is None or model.moe.hyper is None else model.moe.hyper.active_parameters(model.dim)

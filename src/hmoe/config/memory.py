@@ -8,7 +8,8 @@ from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
 
-SHARE = 0.85  # of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments
+# Of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments.
+SHARE = 0.85
 ENOUGH_TOKENS = 32_768  # a GPU works no faster with larger micro-batches
 FEWEST_TOKENS = 8_192  # with smaller ones it waits for the host, which costs more than computing blocks twice
 _ROUTER_NUMBERS = 10  # that a router keeps per token and expert: logits, scores, choices, places
@@ -29,13 +30,13 @@ def read_host() -> Device:
 def choose_unset(config: RunConfig, device: Device) -> RunConfig:
     """The config with data.micro_batches and train.activation_checkpointing chosen for a device where they are unset.
 
-    On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory, else the largest
-    that does. Activations are checkpointed only where otherwise a micro-batch would have less than FEWEST_TOKENS, and then
-    has more. It depends on the kind of device and its memory alone, so equal devices choose equally; router statistics are
-    per micro-batch, so the choice is a part of the run.
+    On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory,
+    else the largest that does. Activations are checkpointed only where otherwise a micro-batch would have
+    less than FEWEST_TOKENS, and then has more. It depends on the kind of device and its memory alone, so
+    equal devices choose equally; router statistics are per micro-batch, so the choice is a part of the run.
 
-    On a CPU: one micro-batch without checkpointing where that fits into the memory, else the largest that fits into SHARE of
-    it, without checkpointing unless no size does: small products keep a CPU busy.
+    On a CPU: one micro-batch without checkpointing where that fits into the memory, else the largest that
+    fits into SHARE of it, without checkpointing unless no size does: small products keep a CPU busy.
 
     Where nothing fits the smallest choice is returned; who trains it looks at `count_memory`.
     """
@@ -79,11 +80,12 @@ def count_memory(config: RunConfig, kind: str) -> int:
 
 
 def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
-    """Bytes of a training step on a kind of device (cpu, cuda), by part; micro-batches and checkpointing must be chosen.
+    """Bytes of a training step on a kind of device (cpu, cuda), by part.
 
-    Weights, gradients and both AdamW moments in float32 (float64 doubles them). Activations are an estimate for one
-    micro-batch, on a CPU under a uniform router; with activation checkpointing one block's, plus the input of each block.
-    Copies are the weights that a forward pass has converted to bfloat16, and one block's gradients before they are added.
+    Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
+    (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
+    with activation checkpointing one block's, plus the input of each block. Copies are the weights that a
+    forward pass has converted to bfloat16, and one block's gradients before they are added.
     """
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
@@ -145,8 +147,8 @@ def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> flo
 def _room(model: ModelSpec, kind: str) -> float:
     """Hidden units per token and MoE layer that memory is taken for.
 
-    On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as a token can
-    choose (`hmoe.kernels.layer.bound_room`).
+    On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as
+    a token can choose (`hmoe.kernels.layer.bound_room`).
     """
     _, expected, most = estimate_activated_width(model)
     assert model.moe is not None

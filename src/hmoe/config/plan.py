@@ -50,7 +50,7 @@ def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]
 
 
 def _hyper_flops_per_token(config: RunConfig) -> float:
-    """Making HyperExperts for every selection that is possible, or one for each token if those are fewer: at most this."""
+    """Making HyperExperts, at most: for every possible selection, or for each token if those are fewer."""
     model = config.model
     if model.moe is None or model.moe.hyper is None:
         return 0.0

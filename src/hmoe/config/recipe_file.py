@@ -1,4 +1,7 @@
-"""A recipe as YAML -> its sections as plain values, before they are checked; what YAML would lose or change is refused."""
+"""A recipe as YAML -> its sections as plain values, before they are checked.
+
+What YAML would lose or change is refused.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -38,9 +41,9 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 
 class NamesLoader(yaml.SafeLoader):
-    """Refuses a key that is written twice, of which YAML would silently take the last; keys are names, as they are written.
+    """Refuses a key that is written twice, of which YAML would silently take the last.
 
-    `null` is a kind of expert, and 2019 or `no` may be a domain.
+    Keys are names, as they are written: `null` is a kind of expert, and 2019 or `no` may be a domain.
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

@@ -28,13 +28,11 @@ from hmoe.specs.routers.base import RouterSpec
 from hmoe.storage import has_utf8_name
 
 Checked = TypeVar("Checked")
-_CHOICES = {
-    "rule",
-    "list",
-}  # beside the kinds of routers: what pydantic inserts into a key where it chose between kinds
+# Beside the kinds of routers: what pydantic inserts into a key where it chose between kinds.
+_CHOICES = {"rule", "list"}
 _PLACES = {  # of specs in a recipe; they know their own section only
-    "model": "model", "moe": "model.moe", "router": "model.moe.router", "zero": "model.moe.zero", "hyper": "model.moe.hyper",
-    "widths": "model.moe.widths", "rope_scaling": "model.rope_scaling",
+    "model": "model", "moe": "model.moe", "router": "model.moe.router", "zero": "model.moe.zero",
+    "hyper": "model.moe.hyper", "widths": "model.moe.widths", "rope_scaling": "model.rope_scaling",
 }  # fmt: skip
 _WEIGHTS = "data.weights."  # before the name of a domain
 _ROUTER = "model.moe.router."  # its kind decides which keys there are
@@ -84,7 +82,9 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def replace_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_path: str) -> RunConfig:
-    """A recipe whose model is replaced by a given one, and the embedded corpus, which has its own tokenizer, by `data_path`.
+    """A recipe whose model is replaced by a given one, and the embedded corpus by `data_path`.
+
+    The embedded corpus has its own tokenizer, whose key goes with it.
 
     Raises:
         ConfigError: as `load`.
@@ -280,7 +280,7 @@ def _shown(value: Any) -> str:
 
 
 def _nearest(key: str, allowed: Sequence[str] = ()) -> str:
-    """The same name in another section, else the likest in its own section, of those that are allowed there, or anywhere."""
+    """The likest allowed key of its section; with none given, its name elsewhere, else the likest key."""
     section, _, name = key.rpartition(".")
     if not allowed and name in OTHER_NAMES:
         return OTHER_NAMES[name]

@@ -54,7 +54,8 @@ class DataConfig(Section):
         Field(
             ge=1,
             le=MOST_MICRO_BATCHES,
-            description="parts of a batch; router statistics are per part; null: chosen from the device's memory when the run begins",
+            description="parts of a batch; router statistics are per part; "
+            "null: chosen from the device's memory when the run begins",
         ),
     ] = None
     weights: Annotated[
@@ -70,7 +71,10 @@ class DataConfig(Section):
 
     @property
     def num_micro_batches(self) -> int:
-        """Parts of a batch: one where nothing was chosen (`hmoe.config.memory.choose_unset` does, when a run begins)."""
+        """Parts of a batch: one where nothing was chosen.
+
+        `hmoe.config.memory.choose_unset` chooses when a run begins.
+        """
         return self.micro_batches or 1
 
     @model_validator(mode="after")
@@ -166,7 +170,8 @@ class TrainConfig(Section):
     activation_checkpointing: Annotated[
         bool | None,
         Field(
-            description="recompute each block in the backward pass; null: chosen from the device's memory when the run begins"
+            description="recompute each block in the backward pass; "
+            "null: chosen from the device's memory when the run begins"
         ),
     ] = None
     compile: Annotated[
@@ -234,8 +239,8 @@ class RunConfig(Section):
         moe = self.model.moe
         if not self.model.causal and self.train.sample_every:
             raise ValueError(
-                f"train.sample_every = {self.train.sample_every}: a model with model.moe.router.name = expert_choice cannot "
-                "generate text; nearest is 0"
+                f"train.sample_every = {self.train.sample_every}: a model with "
+                "model.moe.router.name = expert_choice cannot generate text; nearest is 0"
             )
         if self.train.compile and moe is not None and (moe.router.needs_noise or moe.hyper):
             why = (
@@ -251,8 +256,9 @@ class RunConfig(Section):
 
 # Keys that a recipe may leave unset: the run chooses them when it begins, and they are its own from then on.
 CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
-# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save, and where
-# things lie. The data and the kind of device are bound by what the checkpoint records of them, not by how they are named.
+# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save,
+# and where things lie. The data and the kind of device are bound by what the checkpoint records of them, not
+# by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
 _LOGGING = (
     "log_every",

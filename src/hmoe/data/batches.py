@@ -74,14 +74,16 @@ class Batches:
         for name, pool in zip(names, self.pools, strict=True):
             if pool.size == 0:
                 raise DataError(
-                    f"{index.folder}: training split{f' of {name}' if name else ''} has at most {pool.longest_tokens} tokens "
-                    f"in a row, data.sequence_length = {length} needs {length + 1}"
+                    f"{index.folder}: training split{f' of {name}' if name else ''} has at most "
+                    f"{pool.longest_tokens} tokens in a row, "
+                    f"data.sequence_length = {length} needs {length + 1}"
                 )
         share = np.cumsum([weights[name] for name in names]) if weights else np.ones(1)
         for name in names:
             if weights and weights[name] * _BLOCK_SAMPLES < share[-1]:
                 raise ConfigError(
-                    f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK_SAMPLES} of the sum; raise it or set it to 0"
+                    f"data.weights.{name} = {weights[name]}: below 1/{_BLOCK_SAMPLES} of the sum; "
+                    "raise it or set it to 0"
                 )
         self.names = names
         self.undrawn = [name for name in known if weights and name not in names]  # domains without a weight

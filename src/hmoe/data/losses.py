@@ -46,7 +46,10 @@ class EncodingLosses:
         before, after = self.example
         shown = f"for one {before!r} comes back as {after!r}"
         if not (self.lost or self.unknown):
-            return f"the tokenizer changes spaces or letters: {self.changed:,} of {self.texts:,} texts compared, {shown}"
+            return (
+                f"the tokenizer changes spaces or letters: {self.changed:,} of {self.texts:,} texts "
+                f"compared, {shown}"
+            )
         return (
             f"the tokenizer loses text: {self.lost:,} of {self.texts:,} texts compared do not come back, {shown}; "
             f"{self.unknown:,} tokens in all stand for unknown text"

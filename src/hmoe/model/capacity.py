@@ -1,6 +1,7 @@
 """Experts with a limit: what is dropped, and how Rectify-Router makes use of it (Zeng et al. 2024; Switch, GShard).
 
-Capacity concerns what an expert may hold, so it is a matter of one batch: whether a token is dropped depends on the others.
+Capacity concerns what an expert may hold, so it is a matter of one batch: whether a token is dropped depends
+on the others.
 """
 
 from collections.abc import Callable, Sequence
@@ -78,8 +79,10 @@ def count_capacity(
 
 
 def accept_choices(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
-    """Boolean (T, K): choices that get a slot. All first choices come before all second ones; within a choice tokens come in
-    the order `order_T`."""
+    """Boolean (T, K): choices that get a slot.
+
+    All first choices come before all second ones; within a choice tokens come in the order `order_T`.
+    """
     queue_N = order_TK[order_T].T.flatten()
     sorted_N, by_expert_N = torch.sort(queue_N, stable=True)
     begin_E = torch.searchsorted(sorted_N, torch.arange(len(capacity_E), device=sorted_N.device))

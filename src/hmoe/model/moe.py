@@ -26,11 +26,12 @@ from hmoe.specs.routers.top_k import TopK
 class MoE(nn.Module):
     """Mixture of SwiGLU experts of any widths (HMoE eq 1, 2, 6-11); dropless unless the router has a capacity.
 
-    Optionally beside them: a shared expert that serves every token (DeepSeekMoE), experts without hidden units that the router
-    may choose (MoE++), HyperExperts made from the experts that were not chosen (HyperMoE).
+    Optionally beside them: a shared expert that serves every token (DeepSeekMoE), experts without hidden
+    units that the router may choose (MoE++), HyperExperts made from the experts that were not chosen
+    (HyperMoE).
 
-    In float16 numbers end at 65,504: an expert whose units exceed it gives infinite or NaN outputs, as plain PyTorch does; there is
-    no loss scaling here. bfloat16 has float32's range.
+    In float16 numbers end at 65,504: an expert whose units exceed it gives infinite or NaN outputs, as plain
+    PyTorch does; there is no loss scaling here. bfloat16 has float32's range.
 
     The three weight matrices are rows of hidden units, expert after expert; the down projection is transposed, so a
     hidden unit is one row in each and an expert is a row range.
@@ -42,14 +43,15 @@ class MoE(nn.Module):
         w_gate, w_up, w_down: (F, D) with F = sum(widths).
         check_finite: eager forward raises NonFiniteError on NaN or infinite router logits; costs one device sync.
             Switched off (and always under torch.compile), the outputs of such tokens are NaN.
-        shared, zero, hyper, hyper_network: modules of what is beside the experts, or None. In a model whose layers share one
-            hypernetwork, that is given to `forward`.
+        shared, zero, hyper, hyper_network: modules of what is beside the experts, or None. In a model whose
+            layers share one hypernetwork, that is given to `forward`.
         backend: name of the backend that computes the experts (`hmoe.kernels.NAMES`), or None for the fastest known.
 
     A router whose gates are constants (top-1, renormalised) is announced by a UserWarning.
 
     Raises:
-        ConfigError: for widths below 1, a router that asks for more experts than there are, or parts that do not fit together.
+        ConfigError: for widths below 1, a router that asks for more experts than there are, or parts that do
+            not fit together.
     """
 
     def __init__(
@@ -74,7 +76,8 @@ class MoE(nn.Module):
             hyper: adds HyperExperts.
             shared: hidden units of a shared expert; 0: none.
             zero: zero-computation experts, which the router can choose too.
-            shared_network_layer: index of this layer in a model whose layers share a hypernetwork; None: it has its own.
+            shared_network_layer: index of this layer in a model whose layers share a hypernetwork; None: it
+                has its own.
             dtype: of the parameters; a router's bias stays float32 or better. None: PyTorch's default.
             device: of the parameters. None: PyTorch's default.
         """
@@ -97,7 +100,10 @@ class MoE(nn.Module):
 
     @classmethod
     def from_spec(cls, dim: int, spec: MoESpec, place: int) -> "MoE":
-        """Make the MoE layer of this number among those of a model, whose layers share a hypernetwork if there is one."""
+        """Make the MoE layer of this number among those of a model.
+
+        The layers of a model share its hypernetwork, if it has one.
+        """
         router, extras = (
             spec.get_router(place),
             {"hyper": spec.hyper, "shared": spec.shared, "zero": spec.zero},
@@ -148,9 +154,11 @@ class MoE(nn.Module):
                 in one batch.
             token_rank_T, expert_rank_E: ranks that tokens and experts live on, for a router that rectifies.
             noise_seed: for a router with noise, in training: an integer that changes with step and layer.
-            real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose experts choose.
+            real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose
+                experts choose.
             hyper_network: that of the model, for a layer without its own.
-            decisions: which experts were chosen in an earlier pass over x, for one that repeats it (activation checkpointing).
+            decisions: which experts were chosen in an earlier pass over x, for one that repeats it
+                (activation checkpointing).
 
         Raises:
             ConfigError: if the last axis is not `dim`, or the router cannot use what it is given.
@@ -234,6 +242,7 @@ class MoE(nn.Module):
         if bad_T.any():
             first = int(bad_T.nonzero()[0])
             raise NonFiniteError(
-                f"router logits of {int(bad_T.sum())} of {len(bad_T)} tokens are NaN or infinite (first: token {first}); "
+                f"router logits of {int(bad_T.sum())} of {len(bad_T)} tokens are NaN or infinite "
+                f"(first: token {first}); "
                 "check the layer's input, or set check_finite=False to get NaN outputs instead"
             )

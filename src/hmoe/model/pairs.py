@@ -13,8 +13,8 @@ def list_pairs(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
-    Their number is not asked for where plain top-k knows it, or where the host may not wait: then there is room for the most that
-    can be chosen, and pairs beyond the counts are not real.
+    Their number is not asked for where plain top-k knows it, or where the host may not wait: then there is
+    room for the most that can be chosen, and pairs beyond the counts are not real.
     """
     num_tokens, num_experts = chosen_TE.shape
     fewest, _, most = spec.count_experts_per_token(num_experts, training)

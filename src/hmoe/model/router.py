@@ -34,8 +34,8 @@ class RouterLayer(nn.Module):
 
     Attributes:
         weight: (E, D).
-        bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`. Stays float32 (float64 in a float64
-            module) whatever the module is converted to.
+        bias_E: of a router that balances by a bias, else None; no gradient, see `update_bias`. Stays float32
+            (float64 in a float64 module) whatever the module is converted to.
     """
 
     def __init__(
@@ -98,10 +98,13 @@ class RouterLayer(nn.Module):
 
     @torch.no_grad()
     def update_bias(self, num_tokens_E: torch.Tensor) -> None:
-        """Move each expert's bias by `bias_rate` against its load (Wang et al. 2408.15664); call once per training step.
+        """Move each expert's bias by `bias_rate` against its load (Wang et al. 2408.15664).
+
+        Call it once per training step.
 
         Args:
-            num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops (`Routing.load_E`).
+            num_tokens_E: tokens of the whole step, summed over micro-batches and devices, before drops
+                (`Routing.load_E`).
         """
         update = self.spec.bias_update
         if self.bias_E is None or update is None or num_tokens_E.shape != self.bias_E.shape:
@@ -138,8 +141,8 @@ class RouterLayer(nn.Module):
             )
         if self.training and self.spec.needs_noise and inputs.noise_seed is None:
             raise ConfigError(
-                "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); give an integer that "
-                "changes with step and layer, or call eval()"
+                "noise_seed: missing, this router draws random numbers in training (jitter, gumbel); "
+                "give an integer that changes with step and layer, or call eval()"
             )
 
     def _noise(self, x_TD: torch.Tensor, inputs: RouterInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -193,7 +196,10 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState =
 
 
 def _gates_of_pairs(choice: ExpertChoices, token_N: torch.Tensor, cell_N: torch.Tensor) -> torch.Tensor:
-    """On a GPU divided before they are picked: the gradient of picking a token's sum adds up in no fixed order from three on."""
+    """Return the gate of each pair, on a GPU divided before pairs are picked.
+
+    The gradient of picking a token's sum adds up in no fixed order from three on.
+    """
     if choice.total_T1 is None:
         return choice.weight_TE.flatten().gather(0, cell_N)
     if would_wait(token_N):

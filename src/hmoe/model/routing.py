@@ -16,9 +16,9 @@ class Routing:
     """Token-expert pairs sorted by expert (within an expert by token), and what the losses need.
 
     Attributes:
-        token_N: token of each pair. A router whose number of pairs is not known beforehand appends pairs that are not real
-            (token 0, gate 0) where asking for the number would wait: compiled, or in training on a GPU; num_tokens_E.sum() are
-            real.
+        token_N: token of each pair. A router whose number of pairs is not known beforehand appends pairs that
+            are not real (token 0, gate 0) where asking for the number would wait: compiled, or in training on
+            a GPU; num_tokens_E.sum() are real.
         expert_N: expert of each pair.
         gate_N: gate of each pair, float32 or float64; the gates of a token sum to 1 unless the router leaves them raw.
         logits_TE: router logits.
@@ -59,8 +59,8 @@ class RouterInputs(NamedTuple):
         top_p_T: threshold of a top-p router for each token.
         token_rank_T, expert_rank_E: rank where each token and expert lives, for `rectify`; None: simulated.
         noise_seed: of the random numbers of one training step and layer.
-        real_T: False for padding, which takes no slot where experts have a limit; None: no token is. Other routers route padding
-            like any token, which changes nothing for the others.
+        real_T: False for padding, which takes no slot where experts have a limit; None: no token is. Other
+            routers route padding like any token, which changes nothing for the others.
         decisions: those of an earlier pass over the same tokens, for a recomputation; None: decide.
     """
 

@@ -123,7 +123,10 @@ def check_resumed_recipe(run: Path, state: State, config: RunConfig, say: Callab
     Raises:
         ConfigError: if the recipe differs in a key that binds, naming it.
     """
-    advice = "a resumed run may change only budgets, logging, train.save_every, and where data and device are; choose another run folder"
+    advice = (
+        "a resumed run may change only budgets, logging, train.save_every, and where data and device are; "
+        "choose another run folder"
+    )
     try:
         written = recipes.read_recipe(str(run / CONFIG))[1]
     except ConfigError as error:

@@ -1,4 +1,6 @@
-"""What each key of a family's `config.json` means here: computed, harmless at certain values only, or without effect on the model.
+"""What each key of a family's `config.json` means here.
+
+A key is computed, harmless at certain values only, or without effect on the model.
 
 An absent key has the default of transformers' configuration class of that family; the tests compare this table with
 those classes, so that a folder reads the same whether transformers is installed or not.
@@ -30,7 +32,9 @@ def _defaults(*sizes: float | None, **rest: Any) -> Raw:
 
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096}
 DEFAULTS: dict[str, Raw] = {  # family -> what the model is computed from
-    "llama": _defaults(32000, 4096, 11008, 32, 32, None, 2048, 1e-6, head_dim=None, attention_bias=False, mlp_bias=False),
+    "llama": _defaults(
+        32000, 4096, 11008, 32, 32, None, 2048, 1e-6, head_dim=None, attention_bias=False, mlp_bias=False,
+    ),
     "mistral": _defaults(32000, 4096, 14336, 32, 32, 8, 131072, 1e-6, head_dim=None, sliding_window=4096),
     "qwen3": _defaults(
         151936, 4096, 22016, 32, 32, 32, 32768, 1e-6, head_dim=128, attention_bias=False, **_QWEN_WINDOW,
@@ -42,8 +46,8 @@ DEFAULTS: dict[str, Raw] = {  # family -> what the model is computed from
     ),
     "qwen3_moe": _defaults(
         151936, 2048, 6144, 24, 32, 4, 32768, 1e-6, attention_bias=False, **_QWEN_WINDOW, num_experts=128,
-        num_experts_per_tok=8, norm_topk_prob=False, moe_intermediate_size=768, decoder_sparse_step=1, mlp_only_layers=None,
-        router_aux_loss_coef=0.001,
+        num_experts_per_tok=8, norm_topk_prob=False, moe_intermediate_size=768, decoder_sparse_step=1,
+        mlp_only_layers=None, router_aux_loss_coef=0.001,
     ),
     "olmoe": _defaults(
         50304, 2048, 2048, 16, 16, None, 4096, 1e-5, attention_bias=False, clip_qkv=None, num_experts=64,
@@ -64,8 +68,8 @@ _NULL = {  # keys that may be null, without the families that refuse it
     "num_key_value_heads": ("mixtral", "qwen3_moe", "mistral"), "head_dim": ("qwen3", "qwen3_moe", "olmoe"),
     "sliding_window": (), "layer_types": (), "mlp_only_layers": (), "clip_qkv": (), "qk_norm": (), "expert_widths": (),
     "dense_layers": (), "dense_intermediate_size": (), "router_options": (), "expert_skip": (), "zero_experts": (),
-    "hyper_experts": (), "other_loss_coefs": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (), "attention_dropout": (),
-    "pretraining_tp": (),
+    "hyper_experts": (), "other_loss_coefs": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (),
+    "attention_dropout": (), "pretraining_tp": (),
 }  # fmt: skip
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (bool,): ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window", "norm_topk_prob"),
@@ -98,9 +102,10 @@ _NAME_OF = {
 
 _HARMLESS: dict[str, tuple[Any, ...]] = {  # values of keys that we do not compute at which they change nothing
     "hidden_act": ("silu", "swish"), "attention_bias": (False, None), "mlp_bias": (False, None), "bias": (False, None),
-    "clip_qkv": (None,), "logit_scale": (1.0, None), "residual_multiplier": (1.0, None), "embedding_multiplier": (1.0, None),
-    "shared_expert_intermediate_size": (0, None), "num_shared_experts": (0, None), "n_shared_experts": (0, None),
-    "is_causal": (True,), "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "pruned_heads": ({}, None),
+    "clip_qkv": (None,), "logit_scale": (1.0, None), "residual_multiplier": (1.0, None),
+    "embedding_multiplier": (1.0, None), "shared_expert_intermediate_size": (0, None),
+    "num_shared_experts": (0, None), "n_shared_experts": (0, None), "is_causal": (True,),
+    "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "pruned_heads": ({}, None),
     "quantization_config": (None,), "rope_interleaved": (False, None),
 }  # fmt: skip
 _ROPE = (
@@ -207,9 +212,9 @@ def check_window(raw: Raw, values: Raw, family: str) -> None:
         return
     default = "" if "sliding_window" in raw else f" (config.json lacks it; the default of {family})"
     raise ConfigError(
-        f"sliding_window = {window}{default} is not part of our decoder; only null, or at least max_position_embeddings = "
-        f"{length}, can be imported; with plain rotary positions the model is the same for texts up to the window: set "
-        f"max_position_embeddings to {window}"
+        f"sliding_window = {window}{default} is not part of our decoder; only null, or at least "
+        f"max_position_embeddings = {length}, can be imported; with plain rotary positions the model is "
+        f"the same for texts up to the window: set max_position_embeddings to {window}"
     )
 
 

@@ -1,4 +1,7 @@
-"""`config.json` of the families that our decoder can be: Mixtral, Qwen3-MoE, OLMoE, dense LLaMA, Mistral and Qwen3, and our own."""
+"""`config.json` of the families that our decoder can be.
+
+Mixtral, Qwen3-MoE, OLMoE, dense LLaMA, Mistral and Qwen3, and our own.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -41,8 +44,9 @@ def _common(raw: Raw, values: Raw, family: str) -> Raw:
     length, heads = values["max_position_embeddings"], values["num_attention_heads"]
     rope = _rope_parameters(raw, family)
     return {
-        "context": length, "dim": values["hidden_size"], "layers": values["num_hidden_layers"], "vocab": values["vocab_size"],
-        "heads": heads, "kv_heads": heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
+        "context": length, "dim": values["hidden_size"], "layers": values["num_hidden_layers"],
+        "vocab": values["vocab_size"], "heads": heads,
+        "kv_heads": heads if values["num_key_value_heads"] is None else values["num_key_value_heads"],
         "head_dim": values["head_dim"], "tied": values["tie_word_embeddings"], "norm_eps": values["rms_norm_eps"],
         "rope_scaling": read_hf_rope(rope, length), "rope_theta": rope["rope_theta"],
     }  # fmt: skip
@@ -51,8 +55,8 @@ def _common(raw: Raw, values: Raw, family: str) -> Raw:
 def _rope_parameters(raw: Raw, family: str) -> Raw:
     """The settings of rotary positions from every place where transformers looks, in its order of preference.
 
-    `rope_scaling` (the older form) takes the place of all of `rope_parameters`; what stands inside counts before what stands
-    beside it, but for the original length of llama3 and yarn.
+    `rope_scaling` (the older form) takes the place of all of `rope_parameters`; what stands inside counts
+    before what stands beside it, but for the original length of llama3 and yarn.
     """
     for name in ("rope_scaling", "rope_parameters"):
         if not isinstance(raw.get(name), dict | None):

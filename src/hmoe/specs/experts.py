@@ -1,4 +1,7 @@
-"""What a layer may have beside routed experts, as frozen values without torch: zero-computation experts, HyperExperts."""
+"""What a layer may have beside routed experts: zero-computation experts, HyperExperts.
+
+They are frozen values without torch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +16,9 @@ from hmoe.specs.routers.base import RouterSpec
 class ZeroExperts(Spec):
     """Experts of width 0, which the router can choose like any other (MoE++, AdaMoE): the limit of small size.
 
-    They come after the others, in this order: null give 0, copy give the input x, constant give a1 x + a2 v with
-    (a1, a2) = softmax(W x) and a learned v. They count among the E experts of an equal capacity, and have none themselves.
+    They come after the others, in this order: null give 0, copy give the input x, constant give a1 x + a2 v
+    with (a1, a2) = softmax(W x) and a learned v. They count among the E experts of an equal capacity, and
+    have none themselves.
 
     Attributes:
         null, copy, constant: how many of each.
@@ -52,7 +56,10 @@ class ZeroExperts(Spec):
 
 
 def append_zero_widths(widths: Sequence[int], zero: ZeroExperts | None) -> tuple[int, ...]:
-    """Return the hidden units of everything that a router chooses from: zero-computation experts have none, and come last."""
+    """Return the hidden units of everything that a router chooses from.
+
+    Zero-computation experts have none, and come last.
+    """
     return (*widths, *(0,) * (zero.count if zero else 0))
 
 

@@ -1,4 +1,7 @@
-"""Routers and losses from outside this package: files or modules that the environment names, run before a recipe is read."""
+"""Routers and losses from outside this package: files or modules that the environment names.
+
+They are run before a recipe is read.
+"""
 
 import importlib
 import importlib.util
@@ -14,8 +17,8 @@ VARIABLE = "HMOE_EXTENSIONS"
 def load_extensions() -> None:
     """Import what HMOE_EXTENSIONS names: modules, or files that end in .py, with commas between.
 
-    What they register is then known by its name. Every command, and every process of a training run, reads the same variable, so
-    a run resumes, serves and exports with it.
+    What they register is then known by its name. Every command, and every process of a training run, reads
+    the same variable, so a run resumes, serves and exports with it.
 
     Raises:
         ConfigError: for what cannot be imported.

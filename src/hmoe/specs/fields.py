@@ -1,8 +1,8 @@
 """How the fields of a spec are checked: every complaint is a ConfigError that names field, value and what is allowed.
 
-A field's type says most: `bool`, `Literal[...]` and `X | None` are checked as they stand. Numbers carry their range,
-`k: Annotated[int, Whole(1)]`. pydantic reads the same annotations where a recipe is parsed; it needs no help but one: it would take
-true for 1.
+A field's type says most: `bool`, `Literal[...]` and `X | None` are checked as they stand. Numbers carry their
+range, `k: Annotated[int, Whole(1)]`. pydantic reads the same annotations where a recipe is parsed; it needs
+no help but one: it would take true for 1.
 """
 
 import functools
@@ -50,8 +50,9 @@ class Whole(Range):
         most = _LARGEST_INTEGER if self.most is None else self.most
         if type(value) is int and self.least <= value <= most:
             return None
-        above = "" if self.most is not None else ", below 2**31"
-        return f"must be an integer {f'from {self.least} to {most}' if self.most is not None else f'of at least {self.least}'}{above}"
+        if self.most is None:
+            return f"must be an integer of at least {self.least}, below 2**31"
+        return f"must be an integer from {self.least} to {most}"
 
 
 class Real(Range):

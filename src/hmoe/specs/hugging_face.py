@@ -19,16 +19,18 @@ from hmoe.specs.routers import ROUTERS, make_router
 from hmoe.specs.widths import arithmetic
 
 DECODER_KEYS = {  # field of ModelSpec -> key
-    "context": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads", "head_dim": "head_dim", "qk_norm": "qk_norm", "vocab": "vocab_size",
-    "ffn": "dense_intermediate_size", "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
+    "context": "max_position_embeddings", "dim": "hidden_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "head_dim": "head_dim",
+    "qk_norm": "qk_norm", "vocab": "vocab_size", "ffn": "dense_intermediate_size",
+    "tied": "tie_word_embeddings", "norm_eps": "rms_norm_eps",
 }  # fmt: skip
 MOE_KEYS = {  # field of MoESpec -> key
     "widths": "expert_widths", "shared": "shared_expert_width", "skip": "expert_skip", "zero": "zero_experts",
-    "hyper": "hyper_experts", "dense_layers": "dense_layers", "penalty_norm": "penalty_norm", "entropy_scale": "entropy_scale",
-    "losses": "other_loss_coefs",
+    "hyper": "hyper_experts", "dense_layers": "dense_layers", "penalty_norm": "penalty_norm",
+    "entropy_scale": "entropy_scale", "losses": "other_loss_coefs",
 }  # fmt: skip
-ROUTER_KEYS = {  # field of a router -> key, for those that Hugging Face has names for; the others go under router_options
+# Field of a router -> key, for those that Hugging Face has names for; the others go under router_options.
+ROUTER_KEYS = {
     "k": "num_experts_per_tok", "p": "router_top_p", "renormalize": "norm_topk_prob",
 }  # fmt: skip
 OUR_KEYS = {  # field as a complaint names it -> key
@@ -36,13 +38,16 @@ OUR_KEYS = {  # field as a complaint names it -> key
     "rope_scaling.original_length": "rope_parameters.original_max_position_embeddings",
 }  # fmt: skip
 _WITHOUT_EXPERTS = ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts")
-DEFAULTS: dict[str, Any] = {  # of the keys above in a config.json that does not say: the paper's 0.4B model with top-2 routing
-    "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_key_value_heads": None,
-    "head_dim": None, "qk_norm": None, "expert_widths": None, "dense_layers": None, "dense_intermediate_size": None,
-    "router_type": "top_k", "num_experts_per_tok": 2, "router_top_p": 0.6, "norm_topk_prob": True, "router_options": None,
-    "shared_expert_width": 0, "expert_skip": None, "zero_experts": None, "hyper_experts": None, "load_balance_coef": 0.0,
+# Of the keys above in a config.json that does not say: the paper's 0.4B model with top-2 routing.
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "num_key_value_heads": None, "head_dim": None, "qk_norm": None, "expert_widths": None,
+    "dense_layers": None, "dense_intermediate_size": None, "router_type": "top_k", "num_experts_per_tok": 2,
+    "router_top_p": 0.6, "norm_topk_prob": True, "router_options": None, "shared_expert_width": 0,
+    "expert_skip": None, "zero_experts": None, "hyper_experts": None, "load_balance_coef": 0.0,
     "parameter_penalty_coef": 0.1, "penalty_norm": "mean", "router_entropy_coef": 0.0, "entropy_scale": "experts",
-    "router_z_coef": 0.0, "other_loss_coefs": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    "router_z_coef": 0.0, "other_loss_coefs": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
 }  # fmt: skip
 
 

@@ -42,7 +42,10 @@ def _tag_widths(value: Any) -> str:
 
 
 class _Router(Range):
-    """A router of any kind that is known when pydantic builds its schema; `hmoe.config.recipes` builds it anew for new kinds."""
+    """A router of any kind that is known when pydantic builds its schema.
+
+    `hmoe.config.recipes` builds it anew for new kinds.
+    """
 
     def describe_fault(self, value: Any) -> str | None:
         """See `Range`."""
@@ -129,7 +132,9 @@ class MoESpec(Spec):
         return float(getattr(self, name)) if LOSSES[name].built_in else self.losses.get(name, 0.0)
 
     def get_router(self, place: int) -> RouterSpec:
-        """Return the router of the MoE layer of this number among them: with its own share of `skip`, if there are shares.
+        """Return the router of the MoE layer of this number among them.
+
+        It has its own share of `skip`, if there are shares.
 
         Raises:
             ConfigError: if the router has no use for them.
@@ -238,7 +243,8 @@ class ModelSpec(Spec):
             )
         if self.head_width % 2:
             raise ConfigError(
-                f"model: head width = {self.head_width}: must be even (rotary pairs); nearest is head_dim = {self.head_width + 1}"
+                f"model: head width = {self.head_width}: must be even (rotary pairs); "
+                f"nearest is head_dim = {self.head_width + 1}"
             )
         if self.heads % self.num_kv_heads:
             raise ConfigError(f"model: kv_heads = {self.kv_heads}: must divide heads = {self.heads}")

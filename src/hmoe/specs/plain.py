@@ -11,7 +11,10 @@ SpecType = TypeVar("SpecType")
 
 
 def to_plain(value: Any) -> Any:
-    """Return a spec as a dict of its fields in their order, specs within it too; an empty mapping at its default is left out."""
+    """Return a spec as a dict of its fields in their order, specs within it too.
+
+    An empty mapping is left out.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         items = {field.name: getattr(value, field.name) for field in fields(value)}
         return {

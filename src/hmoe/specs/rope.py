@@ -1,4 +1,7 @@
-"""How rotary positions are stretched beyond the trained length, as frozen values without torch; the maths is in `hmoe.model.rotary`."""
+"""How rotary positions are stretched beyond the trained length, as frozen values without torch.
+
+The maths is in `hmoe.model.rotary`.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -135,7 +138,10 @@ def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | N
 
 
 def write_hf_rope(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
-    """`rope_parameters` that `from_hugging_face` reads back; transformers' own dynamic scaling counts from the maximum length."""
+    """Return `rope_parameters` that `from_hugging_face` reads back.
+
+    transformers' own dynamic scaling counts from the maximum length.
+    """
     if scaling is None:
         return {"rope_type": "default", "rope_theta": theta}
     values = {key: getattr(scaling, name) for key, name in _FIELD_OF_KEY.items()}

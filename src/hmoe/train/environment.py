@@ -34,8 +34,8 @@ def compare_environment(
         # and another order of every sum.
         if name == "device":
             raise ConfigError(
-                f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, and another kind of "
-                f"device changes bits; use {before} or choose another run folder"
+                f"train.device = {config.train.device}: is {now} here, the run was trained on {before}, "
+                f"and another kind of device changes bits; use {before} or choose another run folder"
             )
         warn(f"{name} was {before}, is {now}: bits may differ from those of one unbroken run")
 

@@ -40,7 +40,8 @@ class ExpertAlarm:
             idle_E[expert] = 0 if num_pairs else idle_E[expert] + 1
             if idle_E[expert] == self.patience:  # not more: an expert that stays idle is announced once
                 lines.append(
-                    f"MoE layer {layer}: expert {expert} (width {widths[expert]}) got no token for {self.patience} steps"
+                    f"MoE layer {layer}: expert {expert} (width {widths[expert]}) got no token "
+                    f"for {self.patience} steps"
                 )
         return lines
 
@@ -57,6 +58,7 @@ class ExpertAlarm:
         if self.collapsed[layer] != self.patience:
             return []
         return [
-            f"MoE layer {layer}: the router collapsed, {fewest} of {len(num_pairs_E)} experts took {held / total:.0%} of "
-            f"the work for {self.patience} steps; a higher load_balance or parameter_penalty spreads it"
+            f"MoE layer {layer}: the router collapsed, {fewest} of {len(num_pairs_E)} experts took "
+            f"{held / total:.0%} of the work for {self.patience} steps; "
+            "a higher load_balance or parameter_penalty spreads it"
         ]

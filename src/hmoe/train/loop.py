@@ -88,8 +88,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
             raise NonFiniteError(
-                f"step {counts.step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; the weights "
-                f"of step {counts.step - MAX_BAD_STEPS} were kept; lower optim.lr (now {config.optim.lr}) or see the data"
+                f"step {counts.step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; "
+                f"the weights of step {counts.step - MAX_BAD_STEPS} were kept; "
+                f"lower optim.lr (now {config.optim.lr}) or see the data"
             )
         if done or _due(counts.step, every.save_every):
             saved = session.save()

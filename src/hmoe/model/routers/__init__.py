@@ -15,7 +15,8 @@ def register_router(spec_class: type[RouterSpec], method: RouterMethod) -> None:
     """Add a kind of router: recipes, plans, training, export with code and generation then know it by its name.
 
     Args:
-        spec_class: a frozen dataclass derived from `hmoe.RouterSpec`, whose field `name` has the kind's name as its default.
+        spec_class: a frozen dataclass derived from `hmoe.RouterSpec`, whose field `name` has the kind's name
+            as its default.
         method: how it chooses and weighs experts.
 
     Raises:

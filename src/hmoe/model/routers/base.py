@@ -14,7 +14,9 @@ from hmoe.specs.routers.base import RouterSpec
 
 @dataclass(frozen=True)
 class ExpertChoices:
-    """Which experts serve which token, and how they are weighed: a gate is weight_TE, divided by total_T1 if that is given, times scale.
+    """Which experts serve which token, and how they are weighed.
+
+    A gate is weight_TE, divided by total_T1 if that is given, times scale.
 
     Attributes:
         chosen_TE: boolean.
@@ -46,10 +48,12 @@ class RouterMethod:
     """The mathematics of one kind of router.
 
     Attributes:
-        choose: (scores_TE without gradient, logits_TE without gradient, spec, circumstances) -> a decision: a boolean (T, E), or whatever
-            `weigh` understands. A recomputation under activation checkpointing gets the first pass's decision again.
+        choose: (scores_TE without gradient, logits_TE without gradient, spec, circumstances) -> a decision: a
+            boolean (T, E), or whatever `weigh` understands. A recomputation under activation checkpointing
+            gets the first pass's decision again.
         weigh: (decision, scores_TE with gradient, spec, circumstances) -> Choice.
-        make_rule: (spec, circumstances) -> what the GPU's router kernels are told, None where they do not compute this router.
+        make_rule: (spec, circumstances) -> what the GPU's router kernels are told, None where they do not
+            compute this router.
     """
 
     choose: Callable[[torch.Tensor, torch.Tensor, Any, RouterState], Any]

@@ -76,8 +76,9 @@ def compute_preference(
 ) -> torch.Tensor:
     """What top-k takes the largest of; -infinity where a token may not go.
 
-    Plain, the logits, which tell apart what a softmax or a sigmoid rounds to the same number. With groups or a bias (DeepSeek-V3)
-    scores + bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the first choice.
+    Plain, the logits, which tell apart what a softmax or a sigmoid rounds to the same number. With groups or
+    a bias (DeepSeek-V3) scores + bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the
+    first choice.
     """
     value_TE = logits_TE if spec.groups is None and bias_E is None else scores_TE
     if bias_E is not None:
@@ -102,8 +103,8 @@ def drop_weak_choices(
     """
     compared_TE = chosen_TE & (torch.arange(chosen_TE.shape[1], device=chosen_TE.device) < computing)
     best_T1 = scores_TE.masked_fill(~compared_TE, -torch.inf).amax(1, keepdim=True)
-    # A quotient as where the share was measured (`skipping`), lest rounding skip the median token; negated, so that a row with
-    # NaN keeps its choices.
+    # A quotient as where the share was measured (`skipping`), lest rounding skip the median token; negated,
+    # so that a row with NaN keeps its choices.
     return chosen_TE & ~(compared_TE & (scores_TE / best_T1 < share))
 
 

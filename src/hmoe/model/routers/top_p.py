@@ -1,4 +1,7 @@
-"""Top-p: the best experts of each token until their probabilities reach p (HMoE eq 9-11; `hmoe.specs.routers.top_p`)."""
+"""Top-p: the best experts of each token until their probabilities reach p (HMoE eq 9-11).
+
+Its spec is `hmoe.specs.routers.top_p`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +48,10 @@ def choose_until_sum(
 
 
 def check_thresholds(top_p_T: torch.Tensor, num_tokens: int) -> None:
-    """Raise ConfigError unless there is one for each token, from 0 to 1; values are seen on the CPU only, a GPU would have to be waited
-    for."""
+    """Raise ConfigError unless there is one for each token, from 0 to 1.
+
+    Values are seen on the CPU only, a GPU would have to be waited for.
+    """
     if top_p_T.shape != (num_tokens,):
         raise ConfigError(
             f"top_p_T: its shape is {tuple(top_p_T.shape)}, must be ({num_tokens},), a threshold each"

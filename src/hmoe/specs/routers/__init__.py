@@ -1,8 +1,10 @@
-"""Kinds of routers as frozen values without torch, one file a kind; `hmoe.model.routers` has a file of the same name for the mathematics.
+"""Kinds of routers as frozen values without torch, one file a kind.
+
+`hmoe.model.routers` has a file of the same name for the mathematics.
 
 | spec | who chooses | source |
 |---|---|---|
-| `TopK` | a token its k best experts; with a capacity, rectified, by a sigmoid, in groups, with a bias, with noise | HMoE eq 8 |
+| `TopK` | a token its k best experts; capacity, rectifying, sigmoid, groups, bias, noise | HMoE eq 8 |
 | `TopP` | a token its best experts until their probabilities reach p | HMoE eq 9-11; Huang et al. 2024 |
 | `ExpertChoice` | an expert its best tokens; not causal | Zhou et al. 2022 |
 
@@ -34,7 +36,9 @@ def make_router(name: str, options: Mapping[str, Any], where: str = "router_opti
 
 
 def add_router(spec_class: type[RouterSpec]) -> None:
-    """Make a kind of router known by its name, for recipes and exported folders; `hmoe.register_router` does so with its mathematics.
+    """Make a kind of router known by its name, for recipes and exported folders.
+
+    `hmoe.register_router` does so with its mathematics.
 
     Raises:
         ConfigError: for a class that is no router spec, or a name that is taken.

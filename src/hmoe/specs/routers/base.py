@@ -158,6 +158,7 @@ def describe_constant_gates(spec: RouterSpec, num_experts: int) -> str | None:
     if not spec.has_constant_gates(num_experts):
         return None
     return (
-        f"router {spec.title} of {num_experts}: a token's one gate is renormalised to a constant, so the text gives the router no "
-        f"gradient, only balance losses move it; {spec.describe_remedy(num_experts)} lets it learn from the text"
+        f"router {spec.title} of {num_experts}: a token's one gate is renormalised to a constant, "
+        "so the text gives the router no gradient, only balance losses move it; "
+        f"{spec.describe_remedy(num_experts)} lets it learn from the text"
     )

@@ -15,8 +15,8 @@ from hmoe.specs.routers.base import Noise, RouterSpec
 class ExpertChoice(RouterSpec):
     """Each expert takes its C most probable tokens of the batch, C = ceil(capacity_factor x T / E) (Zhou et al. 2022).
 
-    A token gets 0 to E experts, with raw probabilities as gates. Not causal: whether a token is taken depends on later ones,
-    so a language model trained so reads the future, and cannot generate.
+    A token gets 0 to E experts, with raw probabilities as gates. Not causal: whether a token is taken depends
+    on later ones, so a language model trained so reads the future, and cannot generate.
 
     Attributes:
         capacity_factor: mean number of experts per token where capacity_by is "equal" (paper: 2).

@@ -1,4 +1,6 @@
-"""Top-k: a token takes its k best experts; with a capacity, rectified, by a sigmoid, in groups, with a bias, with noise (HMoE eq 8).
+"""Top-k: a token takes its k best experts (HMoE eq 8).
+
+Also with a capacity, rectified, by a sigmoid, in groups, with a bias, with noise.
 
 The mathematics is `hmoe.model.routers.top_k`.
 """
@@ -28,36 +30,45 @@ class TopK(RouterSpec):
     """Each token goes to its k most probable experts (HMoE eq 8; the paper uses k=2).
 
     Attributes:
-        k: experts per token. With k = 1 and renormalised gates the gate is always 1: the text gives the router no gradient, unless
-            straight_through is true or renormalize is false.
-        renormalize: gates are divided by their sum over the experts that took the token; False leaves them raw (Switch, OLMoE).
-        straight_through: what gates are divided by is a constant to the gradient, so that with k = 1, where the gate is always
-            1, the router learns from the text too (Rectify-Router's baselines; `rectify` always does so).
+        k: experts per token. With k = 1 and renormalised gates the gate is always 1: the text gives the
+            router no gradient, unless straight_through is true or renormalize is false.
+        renormalize: gates are divided by their sum over the experts that took the token; False leaves them
+            raw (Switch, OLMoE).
+        straight_through: what gates are divided by is a constant to the gradient, so that with k = 1, where
+            the gate is always 1, the router learns from the text too (Rectify-Router's baselines; `rectify`
+            always does so).
         scores: softmax over all experts, or a sigmoid of each logit (DeepSeek-V3).
         gate_scale: gates are multiplied by this (DeepSeek-V3: 2.5).
-        groups, keep_groups: experts lie in `groups` equal groups in their order; a token chooses from the `keep_groups` with
-            the largest sum of their two best scores (DeepSeek-V3: 8, 4).
-        bias_rate: step of a bias per expert that is added to the scores for choosing, not for the gates, and moves against the
-            expert's load once per training step (Wang et al. 2408.15664: 1e-3); 0: no bias.
+        groups, keep_groups: experts lie in `groups` equal groups in their order; a token chooses from the
+            `keep_groups` with the largest sum of their two best scores (DeepSeek-V3: 8, 4).
+        bias_rate: step of a bias per expert that is added to the scores for choosing, not for the gates, and
+            moves against the expert's load once per training step (Wang et al. 2408.15664: 1e-3); 0: no bias.
         bias_by: load counted in tokens, or in compute: tokens x width / mean width.
         capacity_factor: an expert takes at most C tokens, C = ceil(capacity_factor x k x T / E); None: no limit.
         eval_capacity_factor: the same in evaluation mode (Switch: 1.25 and 2.0); None: as in training.
         min_capacity: C is at least this (DeepSpeed: 4).
         capacity_by: C equal for all experts, or proportional to width: ceil(capacity_factor x k x T x h / sum h).
-        priority: who comes first where C is reached. First choices before second ones; within a choice by position in the
-            batch (GShard), or by the token's largest score (batch-prioritised, Rectify-Router).
-        rectify: Rectify-Router. "ir": dropped tokens go to the best expert of their own rank, without a limit. "fr": k + 1
-            choices with the capacity of k, so that the last fills what would be padding. "fr+ir": both.
-        when: which tokens "ir" serves: those that "all" chosen experts refused, that "any" refused, that "fewer" than k took.
-        local_scale: weight of the local expert, for R experts that took the token: k - R (paper) or k + 1 - R (authors' code).
+        priority: who comes first where C is reached. First choices before second ones; within a choice by
+            position in the batch (GShard), or by the token's largest score (batch-prioritised,
+            Rectify-Router).
+        rectify: Rectify-Router. "ir": dropped tokens go to the best expert of their own rank, without a
+            limit. "fr": k + 1 choices with the capacity of k, so that the last fills what would be padding.
+            "fr+ir": both.
+        when: which tokens "ir" serves: those that "all" chosen experts refused, that "any" refused, that
+            "fewer" than k took.
+        local_scale: weight of the local expert, for R experts that took the token: k - R (paper) or k + 1 - R
+            (authors' code).
         ranks: number of simulated ranks, experts and tokens in contiguous shares; None: one expert per rank.
-        skip: in evaluation mode an expert is left out whose score is below this share of the best one's (dynamic skipping, Lu et
-            al. 2024; they take the median on a text, see `hmoe upcycle`); None: none is.
+        skip: in evaluation mode an expert is left out whose score is below this share of the best one's
+            (dynamic skipping, Lu et al. 2024; they take the median on a text, see `hmoe upcycle`); None: none
+            is.
         jitter: in training the router's input is multiplied by uniform(1 - jitter, 1 + jitter) (Switch).
-        gumbel: in training choices after the first are drawn: Gumbel noise is added to their logits (DeepSpeed's top-2).
+        gumbel: in training choices after the first are drawn: Gumbel noise is added to their logits
+            (DeepSpeed's top-2).
 
     Raises:
-        ConfigError: for a value out of range, or one without effect. What depends on the experts is checked where they are known.
+        ConfigError: for a value out of range, or one without effect. What depends on the experts is checked
+            where they are known.
     """
 
     k: Annotated[int, Whole(1)] = 2
@@ -90,7 +101,8 @@ class TopK(RouterSpec):
             self.groups or 0
         ):
             raise ConfigError(
-                f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: give both, keep_groups at most groups"
+                f"router.groups = {self.groups}, router.keep_groups = {self.keep_groups}: "
+                "give both, keep_groups at most groups"
             )
         self._check_capacity_fields()
         if self.rectify:
@@ -238,7 +250,8 @@ class TopK(RouterSpec):
             raise ConfigError(f"router.groups = {groups}, must divide the number of experts, {num_experts}")
         if num_experts // groups * keep < self.choices:
             raise ConfigError(
-                f"router.keep_groups = {keep}: {num_experts // groups * keep} experts, must hold at least k = {self.choices}"
+                f"router.keep_groups = {keep}: {num_experts // groups * keep} experts, "
+                f"must hold at least k = {self.choices}"
             )
         if self.ranks is not None and self.ranks > num_experts:
             raise ConfigError(

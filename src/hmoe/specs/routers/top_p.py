@@ -68,7 +68,10 @@ class TopP(RouterSpec):
     def describe_assumption(self, num_experts: int) -> str:
         """See `RouterSpec`."""
         _, expected, _ = self.count_experts_per_token(num_experts)
-        return f"top-p {self.p}, uniform router: {expected} experts; training moves it, see activated_parameters in metrics"
+        return (
+            f"top-p {self.p}, uniform router: {expected} experts; "
+            "training moves it, see activated_parameters in metrics"
+        )
 
     def check_zero_experts(self, true_gates: bool) -> None:
         """See `RouterSpec`."""
