@@ -191,7 +191,9 @@ class MoE(nn.Module):
         """
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
         dtype = find_autocast_dtype(x_TD.device)
-        w_gate, w_up, w_down = (w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down))
+        w_gate, w_up, w_down = (
+            w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down)
+        )
         with disable_autocast(x_TD.device):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
