@@ -28,5 +28,5 @@ def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "fcntl", None)
     with (tmp_path / "lock").open("w") as file, pytest.raises(ConfigError, match="on Windows use WSL"):
         lock_file(file)
-    code = "import sys; sys.modules['fcntl'] = None; import hmoe.data.prepare, hmoe.train.run_folder"
+    code = "import sys; sys.modules['fcntl'] = None; import hmoe.data.prepare, hmoe.runs.run_folder"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,4 +11,4 @@ def test_a_wrong_layer_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     real = correctness.expert_ffn
     monkeypatch.setattr(correctness, "expert_ffn", lambda *a: real(*a) * (1.01 if a[-1] is None else 1))
     with pytest.raises(HMoEError, match=r"y of \w*Shape.* above twice PyTorch's .* nothing was timed"):
-        correctness.check_layer_results(layer.Shape(32, (16, 48), 1, 29), torch.float32, "cpu")
+        correctness.check_layer_results(layer.LayerShape(32, (16, 48), 1, 29), torch.float32, "cpu")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_limits")
         (["layer", "--dim", "32"], "a shape of your own needs --dim and --widths"),
         (["layer", "--shape", "small", "--dim", "32", "--widths", "16"], "excludes --shape"),
         (["layer", "--dim", "32", "--widths", "16,x"], "--widths 16,x: must be numbers"),
-        (["layer", "--dim", "32", "--widths", "16,0"], "all must be integers of at least 1"),
+        (["layer", "--dim", "32", "--widths", "16,0"], "must be an integer from 1 to"),
         (
             ["layer", "--dim", "32", "--widths", "16,32", "--top-k", "3"],
             "router.k = 3, must be at most the number of experts",

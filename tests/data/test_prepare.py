@@ -90,7 +90,7 @@ def test_a_second_call_is_a_no_op_and_other_options_are_refused(corpus_jsonl: Pa
 SCRIPT = """
 import sys, os, signal
 from pathlib import Path
-from hmoe.data.prepare import Request, prepare
+from hmoe.data.prepare import PrepareRequest as Request, prepare_data as prepare
 request = Request([sys.argv[1]], "bpe:300", segment_bytes=2000)
 calls, limit = 0, int(sys.argv[3])
 def counted(name):

@@ -21,7 +21,7 @@ def test_finished_tasks_are_not_evaluated_again(
 ) -> None:
     """Killed in the third task, the same call evaluates the third, and ends as if it had not been killed."""
     names, out, count = ["piqa", "boolq", "winogrande"], tmp_path / "out", iter(range(100))
-    score = language_model.score
+    score = language_model.score_candidates
 
     def killed(*arguments: Any) -> Any:
         if next(count) == 2:

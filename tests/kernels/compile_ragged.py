@@ -24,7 +24,7 @@ from hmoe.kernels.ragged.loss import BLOCK, loss_kernel
 from hmoe.kernels.ragged.rotation import ROWS, rotate_kernel
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
 from hmoe.kernels.ragged.tiles import plan_kernel
-from hmoe.kernels.select import choose_block_size
+from hmoe.kernels.router_rule import choose_block_size
 
 TYPES = {  # of arguments that are not in the precision of the layer
     **dict.fromkeys(("token_N", "expert_N", "plan", "count_E", "width_E", "num_tokens_E"), "*i64"),

@@ -15,6 +15,7 @@ import pytest
 import hmoe
 from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
+from hmoe.config.recipe_errors import list_recipe_keys
 from hmoe.model.losses import LOSS_FUNCTIONS
 from hmoe.model.routers import METHODS
 from hmoe.specs.losses import LOSSES
@@ -86,7 +87,7 @@ def test_an_own_router_and_loss_go_everywhere(
     assert "share of best, every expert equally likely" in capsys.readouterr().out
     assert run_command_line(["config", "tiny", *words]) == 0
     assert "share: 0.7" in capsys.readouterr().out
-    assert "model.moe.router.share" in recipes.list_recipe_keys()
+    assert "model.moe.router.share" in list_recipe_keys()
     folder, exported = tmp_path / "run", tmp_path / "exported"
     assert run_command_line(["train", "tiny", "--run", str(folder), *words]) == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

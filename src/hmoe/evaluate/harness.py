@@ -4,7 +4,6 @@ import functools
 import hashlib
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
+from hmoe.evaluate.chance import measure_chance, measure_group_chance
 from hmoe.evaluate.precision import EvaluationPrecision
 from hmoe.evaluate.results_folder import ResultsFolder
 from hmoe.evaluate.table import describe_activation, summarize_results
@@ -241,7 +241,7 @@ def _make_record(
         "metrics": metrics.get(harness_name, {}),
         "documents": sum(len({request.doc_id for request in task.instances}) for task in tasks.values()),
         "requests": sum(len(task.instances) for task in tasks.values()),
-        **(_chance(tasks[harness_name]) if harness_name in tasks else _group_chance(tasks)),
+        **(measure_chance(tasks[harness_name]) if harness_name in tasks else measure_group_chance(tasks)),
     }
     if subtasks := {task: row for task, row in metrics.items() if task != harness_name}:
         record["subtasks"] = subtasks
@@ -264,32 +264,6 @@ def _clean_metrics(row: dict[str, Any]) -> dict[str, float]:
         key.removesuffix(",none"): value for key, value in row.items() if isinstance(value, int | float)
     }
     return {key: float(value) for key, value in numbers.items() if not key.startswith("sample_")}
-
-
-def _chance(task: Any) -> dict[str, float | None]:
-    """Return the accuracy of guessing and, where all documents offer the same choices, of the commonest."""
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return {"chance": None, "majority_class": None}
-    # A document has a request per choice.
-    documents = list({request.doc_id: request.doc for request in task.instances}.values())
-    choices = [tuple(task.doc_to_choice(doc)) for doc in documents]
-    majority = None
-    if len(set(choices)) == 1 < len(documents):
-        majority = max(Counter(map(str, map(task.doc_to_target, documents))).values()) / len(documents)
-    return {"chance": sum(1 / len(names) for names in choices) / len(documents), "majority_class": majority}
-
-
-def _group_chance(tasks: dict[str, Any]) -> dict[str, float | None]:
-    """Return a group's accuracy of guessing, weighted by documents; None unless every task has one."""
-    counts = {name: len({request.doc_id for request in task.instances}) for name, task in tasks.items()}
-    chances = {name: _chance(task)["chance"] for name, task in tasks.items()}
-    known = {name: chance for name, chance in chances.items() if chance is not None}
-    if not known or len(known) < len(tasks):
-        return {"chance": None, "majority_class": None}
-    return {
-        "chance": sum(known[name] * counts[name] for name in known) / sum(counts.values()),
-        "majority_class": None,
-    }
 
 
 def _count_activated(lm: Any) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from hmoe.hub.configuration import HMoEConfig
+from hmoe.hub.context import HuggingFaceContext
 from hmoe.hub.padding import select_real_tokens
-from hmoe.model.attention import Attended, Attention, Context
+from hmoe.model.attention import Attention, Context
 from hmoe.model.hyper import HyperLayer, HyperNetwork
 from hmoe.model.layers import RMSNorm, SwiGLU
 from hmoe.model.losses import compute_auxiliary_losses, sum_weighted_losses
@@ -38,69 +38,6 @@ _CACHE = "cache" if _RENAMED else "past_key_values"
 def _both_names(forward: Any) -> Any:
     """`past_key_values` goes on working, with transformers' warning where it is deprecated."""
     return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward) if _RENAMED else forward
-
-
-def _eager_attention(
-    module: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
-    scaling: float, dropout: float = 0.0, **_: Any,
-) -> Attended:  # fmt: skip
-    """Attention that also returns its weights; softmax in float32 as everywhere in transformers."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    scores = query @ key.transpose(2, 3) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = torch.softmax(scores, -1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, dropout, module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class _HuggingFaceContext:
-    """Positions, mask and cache as transformers gives them."""
-
-    top_p_T: torch.Tensor | None = None
-    real_T: torch.Tensor | None = None
-    noise_seed: int | torch.Tensor | None = None
-
-    def __init__(
-        self,
-        config: HMoEConfig,
-        position_ids: torch.Tensor,
-        mask: Any,
-        cache: Cache | None,
-        options: dict[str, Any],
-    ) -> None:
-        self.config, self.position_ids, self.mask, self.cache, self.options = (
-            config,
-            position_ids,
-            mask,
-            cache,
-            options,
-        )
-
-    def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Those that were given."""
-        return self.position_ids
-
-    def attend(
-        self, attention: Attention, q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
-    ) -> Attended:
-        """Through transformers' registry of attention functions."""
-        if self.cache is not None:
-            k_BGLC, v_BGLC = self.cache.update(k_BGLC, v_BGLC, attention.layer)
-        function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)
-        dropout = float(self.config.attention_dropout) if attention.training else 0.0
-        out, weights = function(
-            attention,
-            q_BHLC,
-            k_BGLC,
-            v_BGLC,
-            self.mask,
-            scaling=attention.head_width**-0.5,
-            dropout=dropout,
-            **self.options,
-        )
-        return out, weights
 
 
 class HMoEDecoderLayer(GradientCheckpointingLayer, Block):
@@ -178,7 +115,8 @@ class HMoEModel(HMoEPreTrainedModel):
         self._rope = (structure.head_width, structure.rope_theta, structure.rope_scaling)
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
-            attention.config, attention.layer_idx, attention.is_causal = config, attention.layer, True  # type: ignore[assignment]
+            attention.layer_idx, attention.is_causal = attention.layer, True  # type: ignore[assignment]
+            attention.config = config  # type: ignore[assignment]
             attention.num_key_value_groups = attention.heads // attention.kv_heads  # type: ignore[assignment]
         set_check_finite(self, False)  # rows of padding may be NaN; no wait for the device per layer
         self.gradient_checkpointing = False
@@ -216,7 +154,7 @@ class HMoEModel(HMoEPreTrainedModel):
             position_ids=position_ids,
             **{_CACHE: cache},
         )
-        context = _HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
+        context = HuggingFaceContext(self.config, position_ids, mask, cache, kwargs)
         if self._limited:
             context.real_T = select_real_tokens(
                 attention_mask, x_BLD, 0 if cache is None else cache.get_seq_length()
@@ -230,7 +168,7 @@ class HMoEModel(HMoEPreTrainedModel):
         )
 
     def _through_layers(
-        self, x_BLD: torch.Tensor, context: _HuggingFaceContext
+        self, x_BLD: torch.Tensor, context: HuggingFaceContext
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         table = compute_rotary(context.position_ids, *self._rope, x_BLD)
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
@@ -253,7 +191,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def __init__(self, config: HMoEConfig) -> None:
         super().__init__(config)
         self.model = HMoEModel(config)
-        moe = config.structure.moe
+        moe = self._moe = config.structure.moe
         self._note = None if moe is None else moe.warning
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -316,7 +254,8 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
     def _auxiliary_loss(
         self, router_logits: tuple[torch.Tensor, ...], attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        moe = self.config.moe
+        # A compiler cannot trace how a spec is made; it sees the one that the model was made of.
+        moe = self._moe if torch.compiler.is_compiling() else self.config.moe
         assert moe is not None
         if (
             attention_mask is not None

@@ -26,7 +26,8 @@ from hmoe.kernels.loss import softmax_loss
 from hmoe.kernels.op import forward_op
 from hmoe.kernels.reference import expert_ffn_reference
 from hmoe.kernels.rotation import rotate_pairs
-from hmoe.kernels.select import ExpertSelection, Rule, fuses_router, select_experts
+from hmoe.kernels.router_rule import Rule
+from hmoe.kernels.select import ExpertSelection, fuses_router, select_experts
 
 __all__ = [
     "NAMES",

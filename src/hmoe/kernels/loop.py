@@ -77,12 +77,12 @@ def sum_rows_by_token(
     ]
     if not row_of_pair:
         return torch.zeros_like(x_TD)
-    order_N = order_N[: experts[-1].pairs.stop]  # without the pairs beyond the counts
-    starts_T = torch.searchsorted(token_N[order_N], torch.arange(len(x_TD), device=token_N.device))
-    weights = gate_N[order_N].to(rows_MD.dtype) if gated else None
+    order = order_N[: experts[-1].pairs.stop]  # without the pairs beyond the counts
+    starts_T = torch.searchsorted(token_N[order], torch.arange(len(x_TD), device=token_N.device))
+    weights = gate_N[order].to(rows_MD.dtype) if gated else None
     # A bag is a token, its entries are the token's rows; 5 times faster than `index_add_`.
     return F.embedding_bag(
-        torch.cat(row_of_pair)[order_N], rows_MD, starts_T, mode="sum", per_sample_weights=weights
+        torch.cat(row_of_pair)[order], rows_MD, starts_T, mode="sum", per_sample_weights=weights
     )
 
 

@@ -8,26 +8,9 @@ from typing import Any, NamedTuple
 import torch
 
 from hmoe.kernels.device import runs_triton
+from hmoe.kernels.router_rule import Rule, SelectionOutputs, choose_block_size
 
 MOST_EXPERTS = 1024  # one program holds a vector over experts
-
-
-class Rule(NamedTuple):
-    """How a plain router chooses experts and weighs them.
-
-    Attributes:
-        k: experts per token; 0: the largest until their probabilities reach p.
-        p: the probability to reach where k is 0; otherwise not used.
-        sigmoid: scores are sigmoids of the logits, else their softmax.
-        renormalize: gates are divided by their sum.
-        scale: multiplies gates.
-    """
-
-    k: int
-    p: float
-    sigmoid: bool
-    renormalize: bool
-    scale: float
 
 
 class ExpertSelection(NamedTuple):
@@ -66,18 +49,6 @@ def select_experts(
     """
     outputs = select_op(logits_TE.contiguous(), bias_E, chosen_TE, *rule)
     return ExpertSelection(*outputs[:6])
-
-
-# The fields of `Selection`, then where each block of tokens begins within an expert: (experts, blocks).
-SelectionOutputs = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]
-
-
-def choose_block_size(num_experts: int) -> int:
-    """Return the tokens that a program holds: with all experts of each they must fit into registers."""
-    padded = max(2, 1 << (num_experts - 1).bit_length())
-    return max(1, min(64, 512 // padded))
 
 
 @torch.library.custom_op("hmoe::select_experts", mutates_args=())

@@ -125,9 +125,9 @@ def keep_within_capacity(
         served_T = times_TE.any(1)
         chosen_TE = kept_TE | (times_TE > 0)
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
-    refused_TK = ~kept_TK[:, : spec.k]
+    refused = ~kept_TK[:, : spec.k]  # of the k choices, without the one that fills in
     slots = CapacityCounts(
-        dropped=(refused_TK if real_T is None else refused_TK & real_T[:, None]).sum(),
+        dropped=(refused if real_T is None else refused & real_T[:, None]).sum(),
         filled=kept_TK[:, spec.k :].sum(),
         rectified=served_T.sum(),
         padded=free_E.sum(),

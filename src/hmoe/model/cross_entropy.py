@@ -116,7 +116,8 @@ def cross_entropy(
         x_TD, w_VD = x_TD.to(dtype), w_VD.to(dtype)
     sources = (x_TD[:0].clone(), w_VD[:0].clone())  # ways back to x and w that hold none of their memory
     with disable_autocast(x_TD.device):
-        loss: torch.Tensor = _ChunkedCrossEntropy.apply(x_TD, w_VD, target_T, chunk, ignore_index, *sources)  # type: ignore[no-untyped-call]
+        apply: Any = _ChunkedCrossEntropy.apply
+        loss: torch.Tensor = apply(x_TD, w_VD, target_T, chunk, ignore_index, *sources)
     return loss
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hmoe.model.attention import Attended, Attention, scaled_dot_product
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.trace import count_chunk_tokens, score_targets, sum_activated_units
+from hmoe.model.trace import count_scored_tokens, score_targets, sum_activated_units
 from hmoe.model.transformer import Transformer, check_causal, without_capacities
 
 
@@ -17,7 +17,7 @@ def measure_mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: to
     """Return the mean negative log-likelihood of the targets, in nats per token."""
     x_BLD, _ = model.hidden(tokens_BL)
     # In chunks, since all logits of a batch at once can take more memory than the model.
-    chunk = count_chunk_tokens(model.config.vocab)
+    chunk = count_scored_tokens(model.config.vocab)
     return cross_entropy(x_BLD.flatten(0, 1), model.head_weight, targets_BL.flatten(), chunk).item()
 
 
@@ -29,7 +29,7 @@ def measure_text_nll(model: Transformer, tokens: list[int], window: int, num_giv
     least window / 2 tokens of context, and each is counted once.
     """
     device = model.embed.weight.device
-    chunk = count_chunk_tokens(model.config.vocab)
+    chunk = count_scored_tokens(model.config.vocab)
     total_nats, num_counted = 0.0, num_given
     for start in range(0, max(len(tokens) - 1, 0), max(1, window // 2)):
         # One token more than is read: the last one is only predicted.

@@ -35,8 +35,8 @@ def compute_load_balance(
     """Return the load-balancing loss of `load_balance`, from statistics."""
     if weights is None:
         return _penalise(statistics, 1.0)
-    prob_sum_E = statistics.prob_sum_E
-    return _penalise(statistics, get_constant(tuple(weights), prob_sum_E.dtype, prob_sum_E.device))
+    prob_sum = statistics.prob_sum_E
+    return _penalise(statistics, get_constant(tuple(weights), prob_sum.dtype, prob_sum.device))
 
 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
@@ -55,17 +55,15 @@ def compute_parameter_penalty(
     statistics: RouterStatistics, widths: Sequence[int], norm: str = "mean"
 ) -> torch.Tensor:
     """Return the parameter-penalty loss of `parameter_penalty`, from statistics; raises the same."""
-    prob_sum_E = statistics.prob_sum_E
-    if len(widths) != prob_sum_E.shape[-1]:
-        raise ConfigError(f"parameter_penalty: {len(widths)} widths for {prob_sum_E.shape[-1]} experts")
+    prob_sum = statistics.prob_sum_E
+    if len(widths) != prob_sum.shape[-1]:
+        raise ConfigError(f"parameter_penalty: {len(widths)} widths for {prob_sum.shape[-1]} experts")
     # Zero-computation experts have width 0 and cost nothing: the mean is over those that compute.
     computing = sum(1 for width in widths if width)
     scales = {"mean": sum(widths) / computing, "max": max(widths), "raw": 1}
     if norm not in scales:
         raise ConfigError(f"penalty norm = {norm!r}, must be one of mean, max, raw")
-    return _penalise(
-        statistics, get_constant(tuple(widths), prob_sum_E.dtype, prob_sum_E.device) / scales[norm]
-    )
+    return _penalise(statistics, get_constant(tuple(widths), prob_sum.dtype, prob_sum.device) / scales[norm])
 
 
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
@@ -102,9 +100,9 @@ def compute_router_z(statistics: RouterStatistics) -> torch.Tensor:
 
 def _penalise(statistics: RouterStatistics, weight_E: torch.Tensor | float) -> torch.Tensor:
     """Return E x sum_i share_i weight_i prob_i: eq 3 with weight 1, eq 4 with relative widths."""
-    prob_E = statistics.prob_E
+    prob = statistics.prob_E  # perhaps with an axis of layers in front
     # Shares are counts and have no gradient: the router learns through the probabilities of crowded experts.
-    return prob_E.shape[-1] * (statistics.share_E * weight_E * prob_E).sum(-1)
+    return prob.shape[-1] * (statistics.share_E * weight_E * prob).sum(-1)
 
 
 # By the names of `hmoe.specs.losses.LOSSES`.

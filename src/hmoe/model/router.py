@@ -156,11 +156,12 @@ class RouterLayer(nn.Module):
         return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
 
 
-def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState = RouterState()) -> Routing:  # noqa: B008 - frozen
+def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState | None = None) -> Routing:
     """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
 
     A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
     """
+    state = RouterState() if state is None else state
     if state.widths is None:
         state = state._replace(widths=(1,) * logits_TE.shape[1])
     fused = _select(logits_TE, spec, state)

@@ -166,7 +166,7 @@ def average_activated(total: float, num_tokens: int, num_layers: int) -> float:
     return total / num_tokens / num_layers if num_tokens and num_layers else 0.0
 
 
-def count_chunk_tokens(vocab: int) -> int:
+def count_scored_tokens(vocab: int) -> int:
     """Return for how many tokens logits are computed at one time: 2**24 numbers, and at least one token."""
     return max(1, 2**24 // vocab)
 
@@ -184,7 +184,7 @@ def score_targets(
         target_T: tokens that follow them.
     """
     nlls, greedy = [], []
-    chunk = count_chunk_tokens(model.config.vocab)
+    chunk = count_scored_tokens(model.config.vocab)
     # Piece by piece: the logits of a long text and a large vocabulary do not fit into memory together.
     for x, target in zip(torch.split(x_TD, chunk), torch.split(target_T, chunk), strict=True):
         logits = (x @ model.head_weight.T).to(torch.promote_types(x.dtype, torch.float32))

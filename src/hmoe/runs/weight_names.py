@@ -1,4 +1,4 @@
-"""One map between our parameters' names and those of Hugging Face's classes, for reading folders and for writing them."""
+"""One map between our parameters' names and those of Hugging Face's classes, for reading and for writing."""
 
 OUTSIDE_BLOCKS = {  # ours -> Hugging Face's
     "embed.weight": "model.embed_tokens.weight",
@@ -20,7 +20,7 @@ def name_hf_weight(name: str) -> str:
 
 
 def name_llama_weight(name: str) -> str | None:
-    """Return what our parameter is called in the LLaMA family; None for those of feed-forward layers, which it cuts otherwise."""
+    """Return what our parameter is called in the LLaMA family; None for those of feed-forward layers."""
     if name in OUTSIDE_BLOCKS:
         return OUTSIDE_BLOCKS[name]
     _, index, inner = name.split(".", 2)

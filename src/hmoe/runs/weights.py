@@ -95,7 +95,8 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
                 raise CheckpointError(
                     f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}"
                 )
-            for part, place in zip(parts, parameter.split([len(part) for part in parts]), strict=True):  # type: ignore[no-untyped-call]
+            places: Any = parameter.split([len(part) for part in parts])  # type: ignore[no-untyped-call]
+            for part, place in zip(parts, places, strict=True):
                 place.copy_(part)
     if model.config.tied:
         tensors.unread.discard("lm_head.weight")

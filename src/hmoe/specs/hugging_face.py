@@ -10,7 +10,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError
 from hmoe.specs.experts import Hyper, ZeroExperts
-from hmoe.specs.fields import get_field_types
+from hmoe.specs.fields import check_value, get_field_types
 from hmoe.specs.losses import LOSSES
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.plain import from_plain, list_options
@@ -136,7 +136,8 @@ def read_hf_moe(keys: Mapping[str, Any]) -> MoESpec | None:
         loss
     ) in LOSSES.values():  # a variant of a loss that is switched off stands in the file, but not in a spec
         if loss.option is not None and not keys[loss.hf_key]:
-            del values[loss.option]
+            annotation = get_field_types(MoESpec)[loss.option]
+            check_value(loss.option, values.pop(loss.option), annotation)
     return MoESpec(**values)
 
 

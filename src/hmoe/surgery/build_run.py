@@ -5,7 +5,7 @@ A recipe says what its experts become.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -97,7 +97,10 @@ def _measure_widths(budget: int, opened: OpenedModel, inputs: list[torch.Tensor]
         raise ConfigError(
             "width_budget: needs a model with experts, and a text to measure them on", argument="width_budget"
         )
-    importances = [measure_unit_importance(opened.model.blocks[layer].ffn, inputs[layer]) for layer in layers]  # type: ignore[arg-type]
+    ffns: list[Any] = [opened.model.blocks[layer].ffn for layer in layers]
+    importances = [
+        measure_unit_importance(ffn, inputs[layer]) for ffn, layer in zip(ffns, layers, strict=True)
+    ]
     return choose_measured_widths(importances, budget, 8 if budget % 8 == 0 else 1)
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.features import count_cut_heads, cut_source_windows
-from hmoe.adapt.finetune.tasks import TaskExample, change_task_settings, get_finetune_task
+from hmoe.adapt.finetune.tasks import change_task_settings, get_finetune_task
 
 
 class Letters:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast, SwitchTransformersForConditionalGeneration
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.scorers import AnswerScorer, sum_generated_log_probs
-from hmoe.adapt.finetune.tasks import TaskExample, get_finetune_task
+from hmoe.adapt.finetune.tasks import get_finetune_task
 
 
 def test_of_several_windows_the_most_probable_answer_counts(

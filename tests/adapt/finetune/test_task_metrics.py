@@ -3,7 +3,7 @@
 import pytest
 
 from hmoe.adapt.finetune import task_metrics
-from hmoe.adapt.finetune.tasks import TaskExample
+from hmoe.adapt.finetune.example import TaskExample
 
 
 def examples(*targets: str, groups: str = "") -> list[TaskExample]:

@@ -149,12 +149,12 @@ def test_a_dynamic_rotary_scale_limits_the_context_to_where_it_is_constant() -> 
 def test_a_program_may_end_while_the_engine_computes() -> None:
     """As a context it has ended before the interpreter does; a thread inside PyTorch would abort the process."""
     program = """
-from hmoe.serve.engine.types import Ask
+from hmoe.serve.engine.types import SequenceTask
 from tests.serve.helpers import engine, prompt
 
 try:
     with engine() as started:
-        started.submit([Ask(prompt(1, 8), max_tokens=80)], lambda event: None, 60)
+        started.submit([SequenceTask(prompt(1, 8), max_tokens=80)], lambda event: None, 60)
         raise SystemExit(5)
 finally:
     assert not started._thread.is_alive()  # the abort itself is a race

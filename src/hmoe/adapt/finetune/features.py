@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.settings import FinetuneSettings
-from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
+from hmoe.adapt.finetune.tasks import FinetuneTask
 from hmoe.errors import ConfigError
 
 

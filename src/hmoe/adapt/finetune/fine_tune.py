@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from transformers import DataCollatorForSeq2Seq, PrinterCallback, TrainingArguments, set_seed
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.features import count_cut_heads, cut_text_blocks, encode_training_sequences
 from hmoe.adapt.finetune.load_examples import load_task_examples
 from hmoe.adapt.finetune.scorers import AnswerScorer, PerplexityScorer, Scorer
 from hmoe.adapt.finetune.settings import FinetuneSettings
 from hmoe.adapt.finetune.starting_model import open_starting_model
-from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
+from hmoe.adapt.finetune.tasks import FinetuneTask
 from hmoe.adapt.finetune.trainer import BalancedTrainer, RouterLossCollator, Say, ScoreHistory
 from hmoe.errors import ConfigError
 from hmoe.storage import write_atomic

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.json_lines import describe_broken_line
 from hmoe.adapt.finetune.squad_json import is_squad_json, read_squad_json
-from hmoe.adapt.finetune.tasks import FinetuneTask, Row, TaskExample
+from hmoe.adapt.finetune.tasks import FinetuneTask, Row
 from hmoe.errors import DataError, make_missing_extra_error
 
 _KINDS = {

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import torch
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.features import cut_source_windows, cut_text_blocks
 from hmoe.adapt.finetune.settings import FinetuneSettings
-from hmoe.adapt.finetune.tasks import FinetuneTask, TaskExample
+from hmoe.adapt.finetune.tasks import FinetuneTask
 
 
 class Scorer(Protocol):

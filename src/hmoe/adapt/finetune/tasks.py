@@ -7,8 +7,9 @@ its number as text.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
+from hmoe.adapt.finetune.example import TaskExample
 from hmoe.adapt.finetune.settings import GLUE, LANGUAGE, QA, SUMMARY, FinetuneSettings
 from hmoe.adapt.finetune.task_metrics import (
     Score,
@@ -24,22 +25,6 @@ from hmoe.adapt.finetune.task_metrics import (
 from hmoe.errors import ConfigError
 
 Row = Mapping[str, Any]
-
-
-class TaskExample(NamedTuple):
-    """One question with its right answers.
-
-    Attributes:
-        source: text that the model reads.
-        targets: any of these is right; a model is trained on each of them (ReCoRD) or on the first (SQuAD).
-        group: name shared by questions that are scored together (MultiRC).
-        head: text that the source begins with, and every window of a long source (SQuAD's question).
-    """
-
-    source: str
-    targets: tuple[str, ...]
-    group: str = ""
-    head: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import triton
 from hmoe.kernels.capture import check_first_call
 from hmoe.kernels.device import use_device_of
 from hmoe.kernels.ragged.select import begin_kernel, choose_kernel, pairs_kernel, select_backward_kernel
-from hmoe.kernels.select import Rule, SelectionOutputs, choose_block_size
+from hmoe.kernels.router_rule import Rule, SelectionOutputs, choose_block_size
 
 _CHUNK = 1024  # blocks of tokens that are added up at a time
 

@@ -136,9 +136,9 @@ def _keep_within_capacity(
     given = (inputs.token_rank_T, inputs.expert_rank_E)
     ranks = functools.partial(find_ranks, spec, len(scores_TE), state.widths, device, given, real_T)
     kept = keep_within_capacity(scores_TE, order_TK, spec, slots_E, ranks, real_T)
-    first_TK = order_TK[:, : spec.k]
-    asks_TK = torch.ones_like(first_TK) if real_T is None else real_T[:, None].expand_as(first_TK).long()
-    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, first_TK, asks_TK).sum(0)
+    asked = order_TK[:, : spec.k]  # without the choice that fills in: nobody is balanced by it
+    counts = torch.ones_like(asked) if real_T is None else real_T[:, None].expand_as(asked).long()
+    asked_E = torch.zeros_like(kept.chosen_TE, dtype=torch.int64).scatter(1, asked, counts).sum(0)
     return kept, asked_E
 
 

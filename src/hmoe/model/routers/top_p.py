@@ -38,10 +38,10 @@ def choose_until_sum(
         return torch.ones_like(probs_TE, dtype=torch.bool)
     order_TE = torch.argsort(logits_TE, dim=1, descending=True, stable=True)
     sorted_TE = probs_TE.gather(1, order_TE)
-    larger_TE = sorted_TE.cumsum(1)[:, :-1]  # sum of the strictly earlier ones, of all but the first
+    larger = sorted_TE.cumsum(1)[:, :-1]  # sum of the strictly earlier ones, of all but the first
     p_T1 = spec.p if top_p_T is None else top_p_T[:, None]
     # The first is kept without comparing: a tiny p is 0 in float32. The one that crosses p is kept too.
-    keep_TE = F.pad(larger_TE < p_T1, (1, 0), value=True)
+    keep_TE = F.pad(larger < p_T1, (1, 0), value=True)
     if top_p_T is not None:
         keep_TE = keep_TE | (top_p_T == 1)[:, None]
     return torch.zeros_like(keep_TE).scatter(1, order_TE, keep_TE)
