@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hmoe.specs.routers import ROUTERS
+
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -57,6 +59,17 @@ def banned_names(code: str) -> list[str]:
     return [name for name in names if name in BANNED]
 
 
+def questions_of_kind(code: str) -> list[str]:
+    """Where code asks for the name or the type of a router, which its spec should answer."""
+    kinds = {*ROUTERS, *(kind.__name__ for kind in ROUTERS.values())}
+    nodes = [n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Compare | ast.Call)]
+    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "isinstance"]
+    compared = [part for n in nodes if isinstance(n, ast.Compare) for part in (n.left, *n.comparators)]
+    words = [part.value for part in compared if isinstance(part, ast.Constant)]
+    words += [getattr(part, "id", getattr(part, "attr", "")) for n in calls for part in ast.walk(n.args[1])]
+    return [word for word in words if isinstance(word, str) and word in kinds]
+
+
 def import_graph(codes: Mapping[str, str]) -> dict[str, set[str]]:
     """Module -> the modules that it imports anywhere, for type checking too."""
     graph = {}
@@ -92,6 +105,12 @@ def test_files_functions_and_names_of_values(path: Path) -> None:
     assert [
         line for line in code.split("\n") if len(line) > WIDEST and path.name != "benchmark_task.py"
     ] == []
+
+
+def test_nobody_asks_which_kind_a_router_is() -> None:
+    """Its two files may; whoever else does would have to learn every kind from outside."""
+    outside = [p for p in FILES if p.parent.name != "routers"]
+    assert {p.name: q for p in outside if (q := questions_of_kind(p.read_text()))} == {}
 
 
 def test_a_public_name_is_defined_once() -> None:
@@ -135,6 +154,10 @@ def test_the_guards_can_fail() -> None:
         import_graph({"a": "import b", "b": "from c import x", "c": "import a", "d": "import a"})
     ) == set("abc")
     assert modules_in_circles(import_graph({"a": "import b", "b": "", "d": "import a"})) == set()
+    assert questions_of_kind('if a.name == "top_p" or isinstance(a, (int, TopK)): b != "top"') == [
+        "top_p",
+        "TopK",
+    ]
     for name in LONG_FUNCTIONS:
         file, function = name.split(":")
         assert any(f"def {function}(" in p.read_text() for p in FILES if p.name == file), name

@@ -1,3 +1,5 @@
+"""What the quickstart reaches, and in what time it may be expected."""
+
 import json
 import subprocess
 import sys

@@ -47,7 +47,7 @@ class NamesLoader(yaml.SafeLoader):
     """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """See yaml.SafeLoader."""
+        """Read a mapping whose keys are the names that were written, each once."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for key in keys if keys.count(key) > 1), None)
         if twice is not None:

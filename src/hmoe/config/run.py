@@ -240,7 +240,7 @@ class RunConfig(Section):
         if not self.model.causal and self.train.sample_every:
             raise ValueError(
                 f"train.sample_every = {self.train.sample_every}: a model with "
-                "model.moe.router.name = expert_choice cannot generate text; nearest is 0"
+                f"model.moe.router.name = {moe.router.name if moe else None} cannot generate text; nearest is 0"
             )
         if self.train.compile and moe is not None and (moe.router.needs_noise or moe.hyper):
             why = (

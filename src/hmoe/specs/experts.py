@@ -37,7 +37,7 @@ class ZeroExperts(Spec):
     section: ClassVar[str] = "zero"
 
     def check_fields(self) -> None:
-        """See `Spec`."""
+        """Raise ConfigError for fields that do not fit together."""
         if not self.count:
             raise ConfigError("zero: null, copy and constant are all 0; leave zero out")
         if self.true_gates and self.count > self.null:

@@ -46,7 +46,7 @@ class Whole(Range):
         self.least, self.most = least, most
 
     def describe_fault(self, value: Any) -> str | None:
-        """See `Range`."""
+        """Return what the value must be, or None if it is right."""
         most = _LARGEST_INTEGER if self.most is None else self.most
         if type(value) is int and self.least <= value <= most:
             return None
@@ -62,7 +62,7 @@ class Real(Range):
         self.most, self.zero = most, zero
 
     def describe_fault(self, value: Any) -> str | None:
-        """See `Range`."""
+        """Return what the value must be, or None if it is right."""
         right = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= self.most
         if right and (value or self.zero):
             return None
@@ -78,7 +78,7 @@ class Each(Range):
         self.range, self.least, self.most = range_, least, most
 
     def describe_fault(self, value: Any) -> str | None:
-        """See `Range`."""
+        """Return what the value must be, or None if it is right."""
         if not isinstance(value, tuple | list | Mapping) or not self.least <= len(value) <= self.most:
             return f"must have {self.least} to {self.most} numbers"
         return None

@@ -24,7 +24,7 @@ class _Widths(Range):
     """A list of widths or a rule: pydantic chooses by what was written, so that its complaint is about that."""
 
     def describe_fault(self, value: Any) -> str | None:
-        """See `Range`."""
+        """Return what the value must be, or None if it is right."""
         return (
             None if isinstance(value, WidthRule | tuple) else "must be a list of hidden units or a WidthRule"
         )
@@ -48,7 +48,7 @@ class _Router(Range):
     """
 
     def describe_fault(self, value: Any) -> str | None:
-        """See `Range`."""
+        """Return what the value must be, or None if it is right."""
         # By name: exported code may hold a class twice.
         return (
             None if getattr(value, "name", None) in ROUTERS else "must be a router spec such as hmoe.TopK(2)"
@@ -143,7 +143,7 @@ class MoESpec(Spec):
         return self.router.with_skip(share) if share else self.router
 
     def check_fields(self) -> None:
-        """See `Spec`."""
+        """Raise ConfigError for fields that do not fit together."""
         if isinstance(self.widths, tuple):
             self._check_widths(self.widths)
         self.router.check_experts(len(self.routed_widths))
@@ -236,7 +236,7 @@ class ModelSpec(Spec):
         return self.moe is None or self.moe.router.causal
 
     def check_fields(self) -> None:
-        """See `Spec`."""
+        """Raise ConfigError for fields that do not fit together."""
         if self.head_dim is None and self.dim % self.heads:
             raise ConfigError(
                 f"model: dim = {self.dim} with heads = {self.heads}: dim / heads must be an integer, or give head_dim"

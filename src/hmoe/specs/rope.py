@@ -60,7 +60,7 @@ class RopeScaling(Spec):
     section: ClassVar[str] = "rope_scaling"
 
     def check_fields(self) -> None:
-        """See `Spec`; what a field may be depends on the kind."""
+        """Raise ConfigError for fields that do not fit together."""
         if not _is_number(self.factor) or not 1 <= self.factor <= 1e6:
             raise ConfigError(f"rope_scaling.factor = {self.factor!r}, must be a number from 1 to 1e6")
         if self.kind == "linear" and self.original_length is not None:

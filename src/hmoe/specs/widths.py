@@ -91,7 +91,7 @@ class WidthRule(Spec):
     section: ClassVar[str] = "widths"
 
     def check_fields(self) -> None:
-        """See `Spec`."""
+        """Raise ConfigError for fields that do not fit together."""
         if self.shape in ("hybrid", "equal"):
             self.refuse_unused(f"with {self.shape} widths", "ratio")
         if self.shape == "equal":

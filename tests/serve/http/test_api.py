@@ -1,3 +1,5 @@
+"""Every route of the server as OpenAI's client and plain HTTP use it."""
+
 import json
 import math
 from collections.abc import Iterator

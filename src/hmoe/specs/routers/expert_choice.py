@@ -36,41 +36,41 @@ class ExpertChoice(RouterSpec):
 
     @property
     def title(self) -> str:
-        """See `RouterSpec`."""
+        """Return a name for people."""
         return f"expert choice {self.capacity_factor:g}"
 
     @property
     def noise(self) -> Noise:
-        """See `RouterSpec`."""
+        """Return what training draws."""
         return Noise(self.jitter)
 
     @property
     def takes_agreed_tokens(self) -> bool:
-        """See `RouterSpec`."""
+        """Return True: each expert takes a number of tokens that is known beforehand."""
         return True
 
     @property
     def constant_load(self) -> bool:
-        """See `RouterSpec`."""
+        """Return whether every expert takes equally many tokens, so that no loss need balance them."""
         return self.capacity_by == "equal"
 
     def count_experts_per_token(self, num_experts: int, training: bool = True) -> tuple[int, float, int]:
-        """See `RouterSpec`."""
+        """Return (fewest, expected, most) experts per token."""
         return 0, min(num_experts, self.capacity_factor), num_experts
 
     def describe_assumption(self, num_experts: int) -> str:
-        """See `RouterSpec`."""
+        """Return what a plan assumes of the experts that a token takes."""
         return f"expert choice, {self.capacity_factor:g} experts per token in the mean"
 
     def check_experts(self, num_experts: int) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError if this router cannot serve so many experts."""
         if self.capacity_factor > num_experts:
             raise ConfigError(
                 f"router.capacity_factor = {self.capacity_factor}, must be at most the number of experts, {num_experts}"
             )
 
     def check_zero_experts(self, true_gates: bool) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError if experts without hidden units make no sense with this router."""
         raise ConfigError(
             "zero: has no place with expert_choice, whose experts take tokens whether they compute or not"
         )

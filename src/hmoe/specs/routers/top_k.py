@@ -96,7 +96,7 @@ class TopK(RouterSpec):
     name: Literal["top_k"] = "top_k"
 
     def check_fields(self) -> None:
-        """See `hmoe.specs.fields.Spec`."""
+        """Raise ConfigError for fields that do not fit together."""
         if (self.groups is None) != (self.keep_groups is None) or (self.keep_groups or 0) > (
             self.groups or 0
         ):
@@ -132,7 +132,7 @@ class TopK(RouterSpec):
 
     @property
     def title(self) -> str:
-        """See `RouterSpec`."""
+        """Return a name for people."""
         parts = [f"top-{self.k}"]
         parts += [f"capacity {self.capacity_factor:g}"] if self.capacity_factor is not None else []
         parts += [self.rectify] if self.rectify else []
@@ -144,22 +144,22 @@ class TopK(RouterSpec):
 
     @property
     def score_function(self) -> str:
-        """See `RouterSpec`."""
+        """Return what makes scores of logits: softmax or sigmoid."""
         return self.scores
 
     @property
     def noise(self) -> Noise:
-        """See `RouterSpec`."""
+        """Return what training draws."""
         return Noise(self.jitter, self.gumbel)
 
     @property
     def bias_update(self) -> BiasUpdate | None:
-        """See `RouterSpec`."""
+        """Return how the bias moves against the load, or None without a bias."""
         return BiasUpdate(self.bias_rate, self.bias_by == "compute") if self.bias_rate else None
 
     @property
     def uses_ranks(self) -> bool:
-        """See `RouterSpec`; dropped tokens go to an expert of their own rank."""
+        """Return whether dropped tokens go to an expert of their own rank."""
         return self.rectify in ("ir", "fr+ir")
 
     @property
@@ -169,23 +169,23 @@ class TopK(RouterSpec):
 
     @property
     def skips(self) -> bool:
-        """See `RouterSpec`."""
+        """Return whether weak experts are left out in evaluation."""
         return self.skip is not None
 
     @property
     def gates_sum_to_one(self) -> bool:
-        """See `RouterSpec`."""
+        """Return whether a token's gates sum to 1."""
         return self.renormalize and self.gate_scale == 1
 
     @property
     def sum_to_one_remedy(self) -> str:
-        """See `RouterSpec`."""
+        """Return the overrides of a recipe that make the gates sum to 1."""
         remedies = [] if self.renormalize else ["model.moe.router.renormalize=true"]
         remedies += [] if self.gate_scale == 1 else ["model.moe.router.gate_scale=1"]
         return " ".join(remedies)
 
     def describe_assumption(self, num_experts: int) -> str:
-        """See `RouterSpec`."""
+        """Return what a plan assumes of the experts that a token takes."""
         dropless = "" if self.capacity_factor is None else ", nothing dropped or added"
         return f"top-{self.k}, every expert equally likely{dropless}"
 
@@ -200,22 +200,22 @@ class TopK(RouterSpec):
         return self.k == 1 and num_experts > 1 and self.renormalize and not straight
 
     def describe_remedy(self, num_experts: int) -> str:
-        """See `RouterSpec`."""
+        """Return which change lets a router with constant gates learn from the text."""
         return "router.straight_through = true or router.renormalize = false"
 
     def get_capacity(self, training: bool) -> float | None:
-        """See `RouterSpec`."""
+        """Return the factor of the most tokens that an expert may take; None: no limit."""
         return (
             self.eval_capacity_factor if not training and self.eval_capacity_factor else self.capacity_factor
         )
 
     def without_capacity(self) -> "TopK":
-        """See `RouterSpec`."""
+        """Return the same router without a capacity."""
         defaults = {name: get_default(TopK, name) for name in _OF_CAPACITY}
         return replace(self, capacity_factor=None, **defaults)
 
     def with_skip(self, share: float) -> "TopK":
-        """See `RouterSpec`."""
+        """Return the same router leaving out experts below this share of the best one's score."""
         if self.skips:
             raise ConfigError(
                 f"moe.skip: the router is {self.title}; must be top-k without a skip of its own"
@@ -223,7 +223,7 @@ class TopK(RouterSpec):
         return replace(self, skip=share)
 
     def check_skip(self) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError unless k is at least 2, without a capacity, and nothing is skipped yet."""
         if self.k < 2 or self.capacity_factor is not None:
             super().check_skip()
         if self.skips:
@@ -232,14 +232,14 @@ class TopK(RouterSpec):
             )
 
     def count_experts_per_token(self, num_experts: int, training: bool = True) -> tuple[int, int, int]:
-        """See `RouterSpec`; expected is before anything is dropped or added."""
+        """Return (fewest, expected, most) experts per token, before anything is dropped or added."""
         k = min(self.k, num_experts)
         if self.capacity_factor is None:
             return k if training or not self.skips else 1, k, k
         return int(self.uses_ranks), k, min(self.choices + self.uses_ranks, num_experts)
 
     def check_experts(self, num_experts: int) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError if this router cannot serve so many experts."""
         if self.choices > num_experts:
             fill = " (rectify fills in with one more)" if self._fills_in else ""
             raise ConfigError(
@@ -259,7 +259,7 @@ class TopK(RouterSpec):
             )
 
     def check_zero_experts(self, true_gates: bool) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError if experts without hidden units make no sense with this router."""
         if true_gates and (self.rectify or not self.renormalize):
             raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
         if self.bias_by == "compute":
@@ -268,7 +268,7 @@ class TopK(RouterSpec):
             )
 
     def describe_mixtral_fault(self, num_experts: int) -> str | None:
-        """See `RouterSpec`."""
+        """Return why Mixtral's router is not the same as this one, None if it is."""
         if not self.renormalize:
             return "gates are raw probabilities, Mixtral renormalises them over the chosen experts"
         for name in sorted(list_options(self).keys() - self._list_idle_fields(num_experts)):

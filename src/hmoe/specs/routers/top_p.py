@@ -35,22 +35,22 @@ class TopP(RouterSpec):
 
     @property
     def title(self) -> str:
-        """See `RouterSpec`."""
+        """Return a name for people."""
         return f"top-p {self.p}"
 
     @property
     def noise(self) -> Noise:
-        """See `RouterSpec`."""
+        """Return what training draws."""
         return Noise(self.jitter)
 
     @property
     def threshold(self) -> float | None:
-        """See `RouterSpec`."""
+        """Return the sum of probabilities that a token's experts reach."""
         return self.p
 
     @property
     def sum_to_one_remedy(self) -> str:
-        """See `RouterSpec`."""
+        """Return the overrides of a recipe that make the gates sum to 1."""
         return "model.moe.router.renormalize=true"
 
     def has_constant_gates(self, num_experts: int) -> bool:
@@ -58,15 +58,15 @@ class TopP(RouterSpec):
         return self.renormalize and 1 < num_experts <= 1 / self.p
 
     def describe_remedy(self, num_experts: int) -> str:
-        """See `RouterSpec`."""
+        """Return which change lets a router with constant gates learn from the text."""
         return f"router.p above {1 / num_experts:.3g} or router.renormalize = false"
 
     def count_experts_per_token(self, num_experts: int, training: bool = True) -> tuple[int, int, int]:
-        """See `RouterSpec`; ceil(p x experts) are expected."""
+        """Return (fewest, expected, most) experts per token; a uniform router gives ceil(p x experts)."""
         return 1, max(1, math.ceil(self.p * num_experts - 1e-9)), num_experts
 
     def describe_assumption(self, num_experts: int) -> str:
-        """See `RouterSpec`."""
+        """Return what a plan assumes of the experts that a token takes."""
         _, expected, _ = self.count_experts_per_token(num_experts)
         return (
             f"top-p {self.p}, uniform router: {expected} experts; "
@@ -74,6 +74,6 @@ class TopP(RouterSpec):
         )
 
     def check_zero_experts(self, true_gates: bool) -> None:
-        """See `RouterSpec`."""
+        """Raise ConfigError if experts without hidden units make no sense with this router."""
         if true_gates and not self.renormalize:
             raise ConfigError("zero.true_gates has no effect on gates that are raw or rectified; remove it")
