@@ -3,7 +3,7 @@
     python benchmarks/waves.py
 
 A tile costs the depth of its product, and 250 more for what it loads and stores once. Three ways to hand
-tiles out, the longest first: in turn; in turn and back; to whoever is free. What the kernels use is `nth`
+tiles out, the longest first: in turn; in turn and back; to whoever is free. What the kernels use is `tile_of_turn`
 (there and back) and a counter (whoever is free) in src/hmoe/kernels/ragged/tiles.py and backward.py.
 """
 

@@ -82,7 +82,7 @@ class Training:
 
 
 def draw_weights(model: Any) -> Any:
-    """Draw random weights on the device: on a CPU, as `build` does, 3B parameters take half a minute."""
+    """Draw random weights on the device: on a CPU, as `build_transformer` does, 3B parameters take half a minute."""
     with torch.no_grad():
         for value in model.buffers():
             value.zero_()

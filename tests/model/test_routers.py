@@ -4,6 +4,7 @@ These are recipes, plan, config, training, logs, export with code, import and ge
 """
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,9 +17,12 @@ import hmoe
 from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.config.recipe_errors import list_recipe_keys
+from hmoe.hub import HMoEConfig
 from hmoe.model.losses import LOSS_FUNCTIONS
 from hmoe.model.routers import METHODS
+from hmoe.specs.fields import get_field_types
 from hmoe.specs.losses import LOSSES
+from hmoe.specs.model import MoESpec
 from hmoe.specs.routers import ROUTERS
 
 EXTENSION = '''
@@ -42,6 +46,10 @@ class Share(RouterSpec):
     share: Annotated[float, Real(1, zero=False)] = 0.5
     renormalize: bool = True
     name: Literal["share_of_best"] = "share_of_best"
+
+    @property
+    def title(self):
+        return f"share of best {self.share}"
 
     def count_experts_per_token(self, num_experts, training=True):
         return 1, (1 + num_experts) / 2, num_experts
@@ -84,10 +92,12 @@ def test_an_own_router_and_loss_go_everywhere(
 ) -> None:
     words = [*WORDS, "train.eval_sequences=2", "data.batch_tokens=512", "data.sequence_length=64"]
     assert run_command_line(["plan", "tiny", *words]) == 0
-    assert "share of best, every expert equally likely" in capsys.readouterr().out
+    assert "share of best 0.7, every expert equally likely" in capsys.readouterr().out
     assert run_command_line(["config", "tiny", *words]) == 0
     assert "share: 0.7" in capsys.readouterr().out
     assert "model.moe.router.share" in list_recipe_keys()
+    reference = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "generate.py"))["config_page"]()
+    assert "| `model.moe.router.share` | `0.5` | of the best probability that is enough. |" in reference
     folder, exported = tmp_path / "run", tmp_path / "exported"
     assert run_command_line(["train", "tiny", "--run", str(folder), *words]) == 0
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -141,6 +151,14 @@ def test_what_is_not_known_is_one_line() -> None:
         recipes.read_recipe("tiny", ["model.moe.losses={importance: 0.5}"])
 
 
+def test_every_router_and_loss_has_both_halves() -> None:
+    assert METHODS.keys() == ROUTERS.keys()
+    assert LOSS_FUNCTIONS.keys() == LOSSES.keys()
+    fields = get_field_types(MoESpec)
+    assert {key for loss in LOSSES.values() for key in (loss.name, loss.option) if key} <= fields.keys()
+    assert {loss.hf_key for loss in LOSSES.values()} <= set(HMoEConfig.__annotations__)
+
+
 def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(hmoe.RouterSpec):
         name = "top_k"
@@ -150,9 +168,23 @@ def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             hmoe.register_router(spec_class, METHODS["top_k"])
     with pytest.raises(hmoe.ConfigError, match=r"must be a hmoe\.RouterMethod"):
         hmoe.register_router(hmoe.TopK, print)
-    for name, message in (("router_z", "is taken"), ("a b", "must be letters")):
-        with pytest.raises(hmoe.ConfigError, match=message):
+    for name in ("router_z", "loss", "step"):
+        with pytest.raises(hmoe.ConfigError, match="is taken"):
+            hmoe.register_loss(name, print)
+    for name in ("class", "a b"):
+        with pytest.raises(hmoe.ConfigError, match="must be letters"):
             hmoe.register_loss(name, print)
     monkeypatch.setenv("HMOE_EXTENSIONS", "no_such_module")
     with pytest.raises(hmoe.ConfigError, match="HMOE_EXTENSIONS: no_such_module cannot be imported"):
         recipes.read_recipe("tiny")
+
+
+def test_a_loss_may_be_registered_again_but_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(statistics: object, moe: object) -> None: ...
+
+    monkeypatch.setattr("hmoe.model.losses.LOSS_FUNCTIONS", {})
+    monkeypatch.setattr("hmoe.specs.losses.LOSSES", dict(LOSSES))
+    hmoe.register_loss("mine", measure)
+    hmoe.register_loss("mine", measure)
+    with pytest.raises(hmoe.ConfigError, match="name = 'mine' is taken"):
+        hmoe.register_loss("mine", print)

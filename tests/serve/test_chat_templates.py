@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - templates
-"""Chat prompts are those of transformers: the tokens of `Conversation` against apply_chat_template of the same folder."""
+"""Chat prompts are those of transformers: the tokens of `ChatLayout` against apply_chat_template of the same folder."""
 
 import json
 from pathlib import Path

@@ -127,7 +127,9 @@ def test_what_cannot_skip_is_told() -> None:
     base = {"widths": [8, 8], "skip": [0.5]}
     with pytest.raises(ValueError, match=r"moe\.skip: 1 numbers, must be one for each of the 2 MoE layers"):
         check_model(dict(dim=16, layers=2, heads=4, vocab=31, moe=base))
-    with pytest.raises(ValueError, match=r"moe\.skip: the router is top-p 0\.6; must be top-k"):
+    with pytest.raises(
+        ValueError, match=r"moe\.skip: the router is top-p 0\.6; cannot leave out weak experts"
+    ):
         check_model(dict(dim=16, layers=1, heads=4, vocab=31, moe=base | {"router": {"name": "top_p"}}))
 
 

@@ -75,7 +75,7 @@ def describe_choice(config: RunConfig, device: Device) -> str:
 
 
 def count_memory(config: RunConfig, kind: str) -> int:
-    """Bytes of a training step in all, see `memory_by_part`."""
+    """Bytes of a training step in all, see `estimate_memory_by_part`."""
     return sum(estimate_memory_by_part(config, kind).values())
 
 

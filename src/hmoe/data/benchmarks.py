@@ -71,7 +71,7 @@ class Benchmarks:
 
 
 def open_benchmarks(folder: Path) -> Benchmarks:
-    """Open a folder made by `fetch` and check every byte of it.
+    """Open a folder made by `fetch_benchmarks` and check every byte of it.
 
     Raises:
         DataError: if a file is missing, changed, or was made by another version of hmoe.

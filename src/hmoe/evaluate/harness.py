@@ -99,7 +99,7 @@ def evaluate_tasks(
         model: the model, in evaluation mode; precision float32 changes its weights to that.
         tokenizer: the model's tokenizer.
         context_length: tokens read at once.
-        tasks: names, or what `select` made of them.
+        tasks: names, or what `select_tasks` made of them.
         benchmarks: folder of `hmoe data benchmarks`; None: every task is the harness's own, from the hub.
         options: how to evaluate.
         about: what the result says of the model.
@@ -107,7 +107,7 @@ def evaluate_tasks(
         reports: called while tasks are evaluated.
 
     Raises:
-        ConfigError: see `select`; also if `out` holds results of another model or of other options.
+        ConfigError: see `select_tasks`; also if `out` holds results of another model or of other options.
         DataError: if a task cannot be read.
     """
     selection = tasks if isinstance(tasks, TaskSelection) else select_tasks(tasks, benchmarks, reports.say)

@@ -116,7 +116,7 @@ class HMoEModel(HMoEPreTrainedModel):
         for attention in (module for module in self.modules() if isinstance(module, Attention)):
             # what transformers' attention functions read from the module that calls them
             attention.layer_idx, attention.is_causal = attention.layer, True  # type: ignore[assignment]
-            attention.config = config  # type: ignore[assignment]
+            attention.config = config
             attention.num_key_value_groups = attention.heads // attention.kv_heads  # type: ignore[assignment]
         set_check_finite(self, False)  # rows of padding may be NaN; no wait for the device per layer
         self.gradient_checkpointing = False

@@ -74,7 +74,7 @@ def count_room(backend: Backend, layer: Layer) -> int:
 
 
 def bound_room(layer: Layer) -> int:
-    """Return what `exact_room` cannot exceed, from shapes alone: the counts may be on a device, or symbolic.
+    """Return what `count_room` cannot exceed, from shapes alone: the counts may be on a device, or symbolic.
 
     A token comes to an expert at most once, so at worst the widest experts take as many tokens as there are.
     """

@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     scale: float
 
 
-# The fields of `Selection`, then where each block of tokens begins within an expert: (experts, blocks).
+# The fields of `ExpertSelection`, then where each block of tokens begins within an expert: (experts, blocks).
 SelectionOutputs = tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]

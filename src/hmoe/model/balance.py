@@ -17,7 +17,7 @@ class RoutingCounts(NamedTuple):
     Attributes:
         num_pairs_ZE: token-expert pairs that were computed.
         num_asked_ZE: tokens that chose an expert, before anything was dropped.
-        slots: what capacities did, a row for each field of `capacity.Slots`, a column for
+        slots: what capacities did, a row for each field of `capacity.CapacityCounts`, a column for
             each MoE layer; empty without them.
         num_selections_Z: distinct sets of experts that a token selected, for each of
             which a HyperExpert was generated.

@@ -53,7 +53,7 @@ class KeptChoices(NamedTuple):
     slots: CapacityCounts
 
     def weigh(self, scores_TE: torch.Tensor) -> torch.Tensor:
-        """Weights before they are divided, which carry the scores' gradient."""
+        """Return weights before they are divided, which carry the scores' gradient."""
         weight_TE = scores_TE * self.kept_TE
         return weight_TE if self.times_TE is None else weight_TE + scores_TE * self.times_TE
 
@@ -124,6 +124,7 @@ def keep_within_capacity(
         times_TE = times_TE if real_T is None else times_TE * real_T[:, None]
         served_T = times_TE.any(1)
         chosen_TE = kept_TE | (times_TE > 0)
+    # Slots of experts without a limit would make the padding infinite; they cost nothing.
     free_E = (capacity_E - kept_TE.sum(0)).masked_fill(capacity_E == UNLIMITED, 0)
     refused = ~kept_TK[:, : spec.k]  # of the k choices, without the one that fills in
     slots = CapacityCounts(
@@ -152,12 +153,14 @@ def _local(
     A rank without experts rectifies nothing.
     """
     token_rank_T, expert_rank_E = ranks
-    own_TE = token_rank_T[:, None] == expert_rank_E
-    best_T1 = scores_TE.masked_fill(~own_TE, -1).argmax(1, keepdim=True)
+    local_TE = token_rank_T[:, None] == expert_rank_E
+    best_T1 = scores_TE.masked_fill(~local_TE, -1).argmax(1, keepdim=True)
     needy_T = {"all": accepted_T == 0, "any": accepted_T < spec.choices, "fewer": accepted_T < spec.k}[
         spec.when
     ]
-    times_T = (spec.k + (spec.local_scale == "k+1-r") - accepted_T).clamp(min=0) * needy_T * own_TE.any(1)
+    wanted = spec.k + 1 if spec.local_scale == "k+1-r" else spec.k  # paper: k; the authors' code: k + 1
+    missing_T = (wanted - accepted_T).clamp(min=0)
+    times_T = torch.where(needy_T & local_TE.any(1), missing_T, 0)  # a rank may have no expert
     return torch.zeros_like(scores_TE).scatter(1, best_T1, times_T[:, None].to(scores_TE.dtype))
 
 

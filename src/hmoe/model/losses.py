@@ -6,6 +6,7 @@ processes before: losses do not know.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -134,8 +135,15 @@ def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
         raise ConfigError(
             f"register_loss: function = {function!r}, must be a function of RouterStatistics and MoESpec"
         )
-    add_loss(name, summary)
+    known = LOSS_FUNCTIONS.get(name)
+    again = known is not None and _locate(known) == _locate(function)
+    add_loss(name, summary, again)
     LOSS_FUNCTIONS[name] = function
+
+
+def _locate(function: Any) -> tuple[str, str]:
+    """Return where a function is defined, which stays the same when its file is run again."""
+    return function.__module__, function.__qualname__
 
 
 def compute_auxiliary_losses(routings: Sequence[Routing], moe: MoESpec | None) -> dict[str, torch.Tensor]:

@@ -85,9 +85,8 @@ class MoE(nn.Module):
         if type(dim) is not int or dim < 1:
             raise ConfigError(f"MoE: dim = {dim!r}, must be an integer of at least 1")
         spec = MoESpec(widths=tuple(widths), router=router, hyper=hyper, shared=shared, zero=zero)
-        if (
-            spec.warning is not None and shared_network_layer is None
-        ):  # of a whole model whoever trains it is told once
+        # Of a whole model whoever trains it is told once, not by every layer.
+        if spec.warning is not None and shared_network_layer is None:
             warnings.warn(spec.warning, stacklevel=2)
         self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
@@ -104,11 +103,10 @@ class MoE(nn.Module):
 
         The layers of a model share its hypernetwork, if it has one.
         """
-        router, extras = (
-            spec.get_router(place),
-            {"hyper": spec.hyper, "shared": spec.shared, "zero": spec.zero},
-        )
-        return cls(dim, spec.expert_widths, router, **extras, shared_network_layer=place)  # type: ignore[arg-type]
+        return cls(
+            dim, spec.expert_widths, spec.get_router(place), hyper=spec.hyper, shared=spec.shared,
+            zero=spec.zero, shared_network_layer=place,
+        )  # fmt: skip
 
     def _make_parts(self, spec: MoESpec, shared_network_layer: int | None) -> None:
         dim, hyper, zero = self.dim, spec.hyper, spec.zero
@@ -119,15 +117,17 @@ class MoE(nn.Module):
         self.shared = SwiGLU(dim, spec.shared) if spec.shared else None
         self.zero = ZeroLayer(dim, zero, len(self.widths)) if zero else None
         self.hyper = HyperLayer(len(self.routed_widths), hyper, shared_network_layer or 0) if hyper else None
+        # Layers of a model share the hypernetwork, which then belongs to the model, not to a layer.
         own = hyper if shared_network_layer is None else None
         self.hyper_network = HyperNetwork(dim, 1, own) if own else None
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Random weights; every expert's output has the same scale whatever its width."""
+        """Draw random weights; every expert's output has the same scale whatever its width."""
         self.router.reset_parameters(generator)
         nn.init.normal_(self.w_gate, std=self.dim**-0.5, generator=generator)
         nn.init.normal_(self.w_up, std=self.dim**-0.5, generator=generator)
+        # By the expert's own width: else wide experts would begin louder, and the router would follow them.
         for w_down, width in zip(torch.split(self.w_down, list(self.widths)), self.widths, strict=True):
             nn.init.normal_(w_down, std=width**-0.5, generator=generator)
         for part in (self.shared, self.zero, self.hyper, self.hyper_network):

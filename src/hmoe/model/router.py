@@ -150,10 +150,11 @@ class RouterLayer(nn.Module):
         jitter, gumbel = self.spec.noise
         columns = x_TD.shape[1] if jitter else 0
         draws = columns + (len(self.widths) if gumbel else 0)
-        u_TN = draw_seeded_uniform(inputs.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
+        # One draw for both, so that the numbers of a seed do not depend on how many calls are made.
+        uniform = draw_seeded_uniform(inputs.noise_seed, (len(x_TD), draws), x_TD.device).to(x_TD.dtype)
         if jitter:
-            x_TD = x_TD * (1 + jitter * (2 * u_TN[:, :columns] - 1))
-        return x_TD, -torch.log(-torch.log(u_TN[:, columns:])) if gumbel else None
+            x_TD = x_TD * (1 + jitter * (2 * uniform[:, :columns] - 1))
+        return x_TD, -torch.log(-torch.log(uniform[:, columns:])) if gumbel else None
 
 
 def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState | None = None) -> Routing:
@@ -168,9 +169,8 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState |
     if fused is not None:
         return fused
     method = METHODS[spec.name]
-    poison_T1 = 0 * logits_TE.detach().sum(
-        1, keepdim=True
-    )  # 0, or NaN where any logit of the row is not finite
+    # 0, or NaN where any logit of the row is not finite: one bad logit must spoil its whole row.
+    poison_T1 = 0 * logits_TE.detach().sum(1, keepdim=True)
     sigmoid = spec.score_function == "sigmoid"
     poisoned_TE = logits_TE + poison_T1
     scores_TE = torch.sigmoid(poisoned_TE) if sigmoid else torch.softmax(poisoned_TE, dim=1)
@@ -179,6 +179,7 @@ def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState |
     if state.off_E is not None:
         choice_logits_TE = choice_logits_TE.masked_fill(state.off_E, -torch.inf)
         scores_TE, probs_TE = (of_TE.masked_fill(state.off_E, 0) for of_TE in (scores_TE, probs_TE))
+    # A choice has no gradient: the router learns through the weights of what was chosen.
     fixed_TE = scores_TE.detach()
     decision = recall_or_decide(
         state.inputs.decisions, lambda: method.choose(fixed_TE, choice_logits_TE, spec, state)

@@ -219,9 +219,8 @@ def check_causal(config: Any) -> None:
     """Raise ConfigError if a token's experts depend on tokens after it: such a model cannot generate."""
     if config.moe is not None and not config.moe.router.causal:
         raise ConfigError(
-            f"router.name = {config.moe.router.name}: experts choose among all tokens of a batch, "
-            "later ones too, so this model cannot generate, nor score an answer that it does not see; "
-            "nearest choice: top_k"
+            f"router.name = {config.moe.router.name}: {config.moe.router.causal_fault}, so this model "
+            "cannot generate, nor score an answer that it does not see; nearest choice: top_k"
         )
 
 

@@ -44,10 +44,10 @@ DEFAULTS: dict[str, Any] = {
     "num_key_value_heads": None, "head_dim": None, "qk_norm": None, "expert_widths": None,
     "dense_layers": None, "dense_intermediate_size": None, "router_type": "top_k", "num_experts_per_tok": 2,
     "router_top_p": 0.6, "norm_topk_prob": True, "router_options": None, "shared_expert_width": 0,
-    "expert_skip": None, "zero_experts": None, "hyper_experts": None, "load_balance_coef": 0.0,
-    "parameter_penalty_coef": 0.1, "penalty_norm": "mean", "router_entropy_coef": 0.0, "entropy_scale": "experts",
-    "router_z_coef": 0.0, "other_loss_coefs": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
+    "expert_skip": None, "zero_experts": None, "hyper_experts": None,
+    "penalty_norm": "mean", "entropy_scale": "experts",
+    "other_loss_coefs": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False, **{loss.hf_key: loss.hf_default for loss in LOSSES.values()},
 }  # fmt: skip
 
 

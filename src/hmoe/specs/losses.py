@@ -3,6 +3,7 @@
 Their functions are in `hmoe.model.losses`; `hmoe.register_loss` adds one from outside this package.
 """
 
+import keyword
 from dataclasses import dataclass
 
 from hmoe.errors import ConfigError
@@ -16,12 +17,14 @@ class LossSpec:
         name: key of its coefficient under `model.moe`, and of its values in metrics.jsonl.
         summary: what it is, for documents.
         option: key under `model.moe` of a variant of it; None: it has none.
+        hf_default: coefficient where a Hugging Face config.json does not say.
         built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
     """
 
     name: str
     summary: str
     option: str | None = None
+    hf_default: float = 0.0
     built_in: bool = True
 
     @property
@@ -30,11 +33,17 @@ class LossSpec:
         return f"{self.name}_coef"
 
 
+_TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
+    "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
+    "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",
+    "mean_activated_width", "expert_token_share", "expert_compute_share", "penalty_norm", "entropy_scale", "widths",
+    "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses",
+}  # fmt: skip
 LOSSES: dict[str, LossSpec] = {
     loss.name: loss
     for loss in (
         LossSpec("load_balance", "HMoE eq 3; the paper's equal experts: 1e-2"),
-        LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm"),
+        LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm", 0.1),
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
     )
@@ -47,14 +56,18 @@ def list_loss_keys() -> tuple[str, ...]:
     return (*keys, "losses")
 
 
-def add_loss(name: str, summary: str) -> None:
-    """Make a loss known by its name, for recipes and exported folders; `hmoe.register_loss` does so with its function.
+def add_loss(name: str, summary: str, again: bool = False) -> None:
+    """Make a loss known by its name; `hmoe.register_loss` does so with its function.
+
+    `again` is for the same loss a second time, as where a cell of a notebook is run anew.
 
     Raises:
         ConfigError: for a name that is taken, or no name that a recipe can hold.
     """
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ConfigError(f"register_loss: name = {name!r}, must be letters, digits and '_', such as my_loss")
-    if name in LOSSES and LOSSES[name].built_in:
-        raise ConfigError(f"register_loss: name = {name!r} is taken by a loss of this package")
+    if (name in LOSSES and (LOSSES[name].built_in or not again)) or name in _TAKEN:
+        raise ConfigError(
+            f"register_loss: name = {name!r} is taken; a loss must not replace another column of the logs"
+        )
     LOSSES[name] = LossSpec(name, summary, built_in=False)

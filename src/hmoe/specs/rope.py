@@ -138,7 +138,7 @@ def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | N
 
 
 def write_hf_rope(scaling: RopeScaling | None, theta: float) -> dict[str, Any]:
-    """Return `rope_parameters` that `from_hugging_face` reads back.
+    """Return `rope_parameters` that `read_hf_rope` reads back.
 
     transformers' own dynamic scaling counts from the maximum length.
     """

@@ -99,7 +99,7 @@ def choose_measured_widths(
     are sorted; widths are in proportion to their mean over layers. Every expert keeps at least one multiple.
 
     Args:
-        importances: of `importance`, a list per layer.
+        importances: of `measure_unit_importance`, a list per layer.
         total: hidden units of all experts together.
         multiple: of which every width is one.
 

@@ -23,7 +23,7 @@ def write_router(new: MoE, old: MoE, order: Sequence[int]) -> None:
         old: its router is read.
         order: the old experts that are the new layer's, in the new layer's order.
     """
-    # Zero-computation experts come after the others, and either all of them stay or none (`check_parts`).
+    # Zero-computation experts come after the others, and either all of them stay or none (`check_extras`).
     rows = [*order, *range(len(old.widths), len(old.widths) + len(new.routed_widths) - len(new.widths))]
     new.router.weight.copy_(old.router.weight[rows])
     if new.router.bias_E is not None and old.router.bias_E is not None:

@@ -183,7 +183,7 @@ def _choose_units(
     Args:
         available: units of the source.
         width: units of the new expert.
-        kind: of `Choice`.
+        kind: of `UnitChoice`.
         score_F: importance of the source's units; needed for kind importance only.
         start: first unit of a window.
         generator: of random units.

@@ -157,7 +157,7 @@ def read_numbers(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
 def _count(record: StepRecord, tables: Sequence[Sequence[float]], config: RunConfig) -> None:
     """Write down FLOPs and parameters of the experts that were activated and the HyperExperts generated.
 
-    `tables` are the flattened counts of `Tally`: pairs, slots, selections.
+    `tables` are the flattened counts of `RoutingCounts`: pairs, slots, selections.
     """
     model, (num_pairs, slots, num_selections) = (
         config.model,

@@ -82,7 +82,7 @@ def _classes(
         fields: columns by label.
         score: how answers are scored.
         classes: how many there are.
-        more: further arguments of `Task`.
+        more: further arguments of `FinetuneTask`.
     """
 
     def examples(row: Row) -> Iterator[TaskExample]:

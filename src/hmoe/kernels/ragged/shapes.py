@@ -110,7 +110,7 @@ def name_size(launch: str, rows: int, width: int, dim: int) -> str:
 def choose_shape(
     launch: str, sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device
 ) -> TileShape:
-    """Return the tile shape of a launch; `sizes` are (rows, width, dim) as in `size_of`."""
+    """Return the tile shape of a launch; `sizes` are (rows, width, dim) as in `name_size`."""
     if launch in _forced:
         return _forced[launch]
     size = name_size(launch, *sizes)

@@ -71,7 +71,7 @@ def load_sizes(plan, ORDER: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def count_turns(tiles):
-    """Return how many tiles this program computes, when programs take them in the turns of `nth`."""
+    """Return how many tiles this program computes, when programs take them in the turns of `tile_of_turn`."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     full = tiles // programs
     place = tl.where(full % 2 == 0, program, programs - 1 - program)

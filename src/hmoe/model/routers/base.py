@@ -39,6 +39,7 @@ def weigh_by_scores(
     chosen_TE: torch.Tensor, scores_TE: torch.Tensor, spec: RouterSpec, state: RouterState
 ) -> ExpertChoices:
     """Weigh the chosen experts by their scores, over their sum where the router renormalises (HMoE eq 7-11)."""
+    # A product, not a mask: what is not chosen gets the gradient 0, and a row of NaN stays NaN.
     weight_TE = scores_TE * chosen_TE
     return ExpertChoices(chosen_TE, weight_TE, sum_weights(weight_TE, state) if spec.renormalize else None)
 
@@ -48,11 +49,11 @@ class RouterMethod:
     """The mathematics of one kind of router.
 
     Attributes:
-        choose: (scores_TE without gradient, logits_TE without gradient, spec, circumstances) -> a decision: a
+        choose: (scores_TE without gradient, logits_TE without gradient, spec, state) -> a decision: a
             boolean (T, E), or whatever `weigh` understands. A recomputation under activation checkpointing
             gets the first pass's decision again.
-        weigh: (decision, scores_TE with gradient, spec, circumstances) -> Choice.
-        make_rule: (spec, circumstances) -> what the GPU's router kernels are told, None where they do not
+        weigh: (decision, scores_TE with gradient, spec, state) -> ExpertChoices.
+        make_rule: (spec, state) -> what the GPU's router kernels are told, None where they do not
             compute this router.
     """
 

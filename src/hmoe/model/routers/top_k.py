@@ -74,7 +74,7 @@ def compute_preference(
     bias_E: torch.Tensor | None,
     gumbel_TE: torch.Tensor | None,
 ) -> torch.Tensor:
-    """What top-k takes the largest of; -infinity where a token may not go.
+    """Return what top-k takes the largest of; -infinity where a token may not go.
 
     Plain, the logits, which tell apart what a softmax or a sigmoid rounds to the same number. With groups or
     a bias (DeepSeek-V3) scores + bias. Gumbel noise (DeepSpeed's top-2) is added to the logits of all but the
@@ -84,12 +84,14 @@ def compute_preference(
     if bias_E is not None:
         value_TE = value_TE + bias_E
     if spec.groups is not None and spec.keep_groups is not None:
-        grouped_TGM = value_TE.view(len(value_TE), spec.groups, value_TE.shape[1] // spec.groups)
-        best_TG = grouped_TGM.topk(min(2, grouped_TGM.shape[2]), dim=2).values.sum(2)
-        keep_TG = choose_largest(best_TG, spec.keep_groups)
-        value_TE = grouped_TGM.masked_fill(~keep_TG[:, :, None], -torch.inf).flatten(1)
+        grouped = value_TE.view(len(value_TE), spec.groups, value_TE.shape[1] // spec.groups)  # (T, J, E / J)
+        # A group is worth its two best experts together, or its only one (DeepSeek-V3).
+        best_TJ = grouped.topk(min(2, grouped.shape[2]), dim=2).values.sum(2)
+        keep_TJ = choose_largest(best_TJ, spec.keep_groups)
+        value_TE = grouped.masked_fill(~keep_TJ[:, :, None], -torch.inf).flatten(1)
     if gumbel_TE is None:
         return value_TE
+    # The first choice is fixed before the noise, whatever that adds to the others.
     first_TE = choose_largest(value_TE, 1)
     return (value_TE + gumbel_TE).masked_fill(first_TE, torch.inf)
 

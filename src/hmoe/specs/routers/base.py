@@ -40,6 +40,11 @@ class RouterSpec(Spec):
         return self.name.replace("_", " ")
 
     @property
+    def causal_fault(self) -> str:
+        """Why a model with this router cannot generate, of one that is not causal."""
+        return "a token's experts depend on tokens after it"
+
+    @property
     def score_function(self) -> str:
         """What makes scores of logits: softmax over the experts, or sigmoid of each."""
         return "softmax"
@@ -122,7 +127,7 @@ class RouterSpec(Spec):
         Raises:
             ConfigError: for a router that cannot.
         """
-        raise ConfigError(f"moe.skip: the router is {self.title}; must be top-k without a skip of its own")
+        raise ConfigError(f"moe.skip: the router is {self.title}; cannot leave out weak experts; top-k can")
 
     def check_skip(self) -> None:
         """Raise ConfigError for a router whose weak experts cannot be measured, then skipped."""

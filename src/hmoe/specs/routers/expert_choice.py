@@ -35,6 +35,11 @@ class ExpertChoice(RouterSpec):
     name: Literal["expert_choice"] = "expert_choice"
 
     @property
+    def causal_fault(self) -> str:
+        """Return why a model with this router cannot generate."""
+        return "experts choose among all tokens of a batch, later ones too"
+
+    @property
     def title(self) -> str:
         """Return a name for people."""
         return f"expert choice {self.capacity_factor:g}"
