@@ -92,13 +92,13 @@ def lock_file(file: IO[Any], wait: bool = False) -> bool:
 
 
 def has_utf8_name(path: Path) -> bool:
-    """Whether a file's name is UTF-8; Python holds bytes of other encodings as half characters."""
+    """Return whether a file's name is UTF-8; Python holds bytes of other encodings as half characters."""
     return not any("\ud800" <= c <= "\udfff" for c in str(path))
 
 
 @contextlib.contextmanager
 def open_utf8_name(path: Path) -> Iterator[str]:
-    """Give an existing file a name in UTF-8, which libraries written in Rust demand, while the context is open."""
+    """Give an existing file a name in UTF-8, as libraries in Rust demand, while the context is open."""
     name = str(path)
     if has_utf8_name(path):
         yield name

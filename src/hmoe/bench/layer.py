@@ -200,9 +200,8 @@ class Measurement:
             reason = explain_contender_refusal(name, shape, dtype, self.options.device)
             if name == "hmoe triton" and reason is None:
                 try:
-                    check_layer_results(
-                        shape, dtype, self.options.device, "triton"
-                    )  # `choose` may have taken another
+                    # `choose` may have taken another.
+                    check_layer_results(shape, dtype, self.options.device, "triton")
                 except HMoEError as error:
                     if self.against:
                         raise

@@ -111,7 +111,7 @@ def read_newest_state(run: Path) -> dict[str, Any] | None:
 
 
 def raise_shortage(error: OSError) -> None:
-    """Raise the error again if it is about the process, without handles or memory, and not about the files."""
+    """Raise the error again if it is about the process, without handles or memory, not about the files."""
     if error.errno in _SHORTAGES:
         raise error
 

@@ -86,7 +86,7 @@ def restore_state(
 
 
 def digest_state(checkpoint: Checkpoint) -> str:
-    """Return a SHA-256 of the logical state: names, types, shapes and values, whatever the layout of files."""
+    """Return a SHA-256 of the logical state: names, types, shapes and values, whatever the files' layout."""
     total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
         for name, tensor in sorted(tensors.items()):

@@ -209,7 +209,7 @@ def _brought_task(
 
 
 def _read_nothing(wheel: zipfile.ZipFile) -> Iterator[BenchmarkRow]:
-    """Return no row, because the wheel has none of such a task."""
+    """Yield no row, because the wheel has none of such a task."""
     yield from ()
 
 

@@ -34,10 +34,8 @@ _PROBES = (
     "\ue123",
     "\u00eb!",
 )
-_BEFORE, _AFTER = (
-    "\ue000",
-    "\ue001",
-)  # pieces to which no decoder does anything; two, as CTC drops repetitions
+# Pieces to which no decoder does anything; two, as CTC drops repetitions.
+_BEFORE, _AFTER = ("\ue000", "\ue001")
 _BYTE_OF = map_letters_to_bytes()
 
 
@@ -214,7 +212,7 @@ class HuggingFaceTokenizer:
         return texts[0]
 
     def _is_open(self, token: int) -> bool:
-        """Whether the text of a token may change with the tokens after it.
+        """Return whether the text of a token may change with the tokens after it.
 
         A run of bytes is decoded as a whole, and a replacement of several characters may span tokens.
         """

@@ -83,7 +83,7 @@ def _find_cut(text: str, limit: int, tokenizer: Tokenizer | None) -> tuple[int, 
 
 
 def _is_neutral(text: str, stop: int, start: int, tokenizer: Tokenizer | None) -> bool:
-    """Whether text[:stop] and text[start:] have the ids of the whole text, as their neighbourhood tells."""
+    """Return whether text[:stop] and text[start:] have the ids of the whole, as their neighbourhood tells."""
     if tokenizer is None:
         return text[stop] == " " and start == stop and not text[stop + 1 : stop + 2].isspace()
     left, right = text[stop - _NEIGHBOURHOOD_CHARS : stop], text[start : start + _NEIGHBOURHOOD_CHARS]

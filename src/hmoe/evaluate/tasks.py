@@ -21,12 +21,8 @@ from hmoe.errors import ConfigError, DataError, make_missing_extra_error
 
 ALL = "all"
 _PAPER = [task.name for task in PAPER_TASKS]
-_HELPED = {
-    *_PAPER,
-    *BROUGHT_TASKS,
-    *(task.name for task in RECTIFY_TASKS),
-    "mmlu",
-}  # by a folder, where there is no network
+# Tasks that a folder can hold, for where there is no network.
+_HELPED = {*_PAPER, *BROUGHT_TASKS, *(task.name for task in RECTIFY_TASKS), "mmlu"}
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def write_code_files(folder: Path) -> None:
 
 
 def _closure() -> Iterator[tuple[str, str]]:
-    """(module, rewritten source) of the two entry files and of everything they import from this package."""
+    """Yield (module, rewritten source) of the two entry files and of what they import from hmoe."""
     entries = [*_NAMES, *_extensions()]
     waiting, seen = list(entries), set(entries)
     while waiting:
@@ -86,7 +86,7 @@ def _closure() -> Iterator[tuple[str, str]]:
 
 
 def _extensions() -> dict[str, str]:
-    """Modules from outside this package that register a router or a loss -> a name that each defines."""
+    """Return the modules outside this package that register a router or a loss, with a name of each."""
     definitions: list[Any] = [*ROUTERS.values(), *LOSS_FUNCTIONS.values()]
     return {each.__module__: each.__name__ for each in definitions if each.__module__.split(".")[0] != "hmoe"}
 
@@ -98,7 +98,7 @@ def _source(module: str) -> str:
 
 
 def _rewritten(source: str) -> tuple[str, set[str]]:
-    """The source with relative imports of flat modules and without imports for type checkers; the modules it needs."""
+    """Return a source that imports flat modules, but nothing for type checkers, and the modules it needs."""
     lines, needed = source.splitlines(keepends=True), set()
     for node in reversed(ast.parse(source).body):
         begin, end = node.lineno - 1, node.end_lineno
@@ -114,7 +114,7 @@ def _rewritten(source: str) -> tuple[str, set[str]]:
 
 
 def _home(module: str, name: str) -> str:
-    """The module that defines a name: names of `hmoe` itself are found where they are at home."""
+    """Return the module that defines a name: names of `hmoe` itself are found where they are at home."""
     return hmoe._HOME[name] if module == "hmoe" else module
 
 

@@ -15,7 +15,7 @@ def _eager_attention(
     module: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None,
     scaling: float, dropout: float = 0.0, **_: Any,
 ) -> Attended:  # fmt: skip
-    """Attention that also returns its weights; softmax in float32 as everywhere in transformers."""
+    """Attend, and also return the weights; softmax is in float32 as everywhere in transformers."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
@@ -50,13 +50,13 @@ class HuggingFaceContext:
         )
 
     def positions(self, tokens_BL: torch.Tensor) -> torch.Tensor:
-        """Those that were given."""
+        """Return those that were given."""
         return self.position_ids
 
     def attend(
         self, attention: Attention, q_BHLC: torch.Tensor, k_BGLC: torch.Tensor, v_BGLC: torch.Tensor
     ) -> Attended:
-        """Through transformers' registry of attention functions."""
+        """Attend through transformers' registry of attention functions."""
         if self.cache is not None:
             k_BGLC, v_BGLC = self.cache.update(k_BGLC, v_BGLC, attention.layer)
         function = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, _eager_attention)

@@ -96,7 +96,7 @@ def export_opened_model(opened: OpenedModel, source: Path, folder: Path, how: Ex
 
 
 def convert_to_hugging_face(opened: OpenedModel) -> HMoEForCausalLM:
-    """The same weights (shared, not copied) in the Hugging Face class."""
+    """Return the same weights (shared, not copied) in the Hugging Face class."""
     model = opened.model
     config = HMoEConfig(**write_hf_keys(model.config, opened.context_length), **_special_tokens(opened))
     state = {name_hf_weight(name): parameter.detach() for name, parameter in model.named_parameters()}
@@ -105,7 +105,7 @@ def convert_to_hugging_face(opened: OpenedModel) -> HMoEForCausalLM:
 
 
 def convert_to_mixtral(opened: OpenedModel) -> MixtralForCausalLM:
-    """A MixtralForCausalLM that computes the same function: hidden units of zeros add nothing.
+    """Return a MixtralForCausalLM that computes the same function: hidden units of zeros add nothing.
 
     Raises:
         ConfigError: for what Mixtral cannot say.
@@ -126,12 +126,12 @@ def convert_to_mixtral(opened: OpenedModel) -> MixtralForCausalLM:
 
 
 def choose_padded_width(widths: tuple[int, ...]) -> int:
-    """The widest, up to a multiple of 8: grouped products want rows of 16 bytes."""
+    """Return the largest width, rounded up to a multiple of 8: grouped products want rows of 16 bytes."""
     return -(-max(widths) // 8) * 8
 
 
 def measure_padding(widths: tuple[int, ...]) -> float:
-    """How many times the experts' memory grows when all are that wide."""
+    """Return by what factor the experts' memory grows when all have the padded width."""
     return len(widths) * choose_padded_width(widths) / sum(widths)
 
 
@@ -153,7 +153,7 @@ def _not_mixtral(config: ModelSpec) -> str | None:
 
 
 def _bias_in_use(model: Transformer) -> str | None:
-    """A bias that is still zero, as of a model that was not trained yet, moves no choice."""
+    """Return why routers' biases cannot be left out, or None where all are zero, as before training."""
     for layer in model.config.moe_layers:
         block = model.blocks[layer]
         assert isinstance(block, Block)
@@ -165,7 +165,7 @@ def _bias_in_use(model: Transformer) -> str | None:
 
 
 def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Weights by their names in memory; transformers writes them in the layout that all software reads."""
+    """Yield weights by their names in memory; transformers writes them in the layout that all can read."""
     for name, parameter in model.named_parameters():
         llama_name = name_llama_weight(name)
         if llama_name is not None:
@@ -186,7 +186,7 @@ def _mixtral_state(model: Transformer, width: int) -> Iterator[tuple[str, torch.
 
 
 def _assigned(kind: type[PreTrainedModel], config: Any, state: dict[str, torch.Tensor]) -> Any:
-    """A model of that class whose parameters are these tensors."""
+    """Return a model of that class whose parameters are these tensors."""
     config.dtype = next(iter(state.values())).dtype
     with build_on_meta():
         model = kind(config)

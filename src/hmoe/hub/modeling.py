@@ -36,7 +36,7 @@ _CACHE = "cache" if _RENAMED else "past_key_values"
 
 
 def _both_names(forward: Any) -> Any:
-    """`past_key_values` goes on working, with transformers' warning where it is deprecated."""
+    """Let `past_key_values` go on working, with transformers' warning where it is deprecated."""
     return deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")(forward) if _RENAMED else forward
 
 
@@ -46,7 +46,7 @@ class HMoEDecoderLayer(GradientCheckpointingLayer, Block):
     def forward(  # type: ignore[override]
         self, x_BLD: torch.Tensor, rotary: Rotary, context: Context, network: HyperNetwork | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(x (B, L, D), router logits (T, E) or None)."""
+        """Return (x (B, L, D), router logits (T, E) or None)."""
         x_BLD, routing = Block.forward(self, x_BLD, rotary, context, network)
         return x_BLD, None if routing is None else routing.logits_TE
 
@@ -71,7 +71,7 @@ class HMoEPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in every model of transformers; weights on the CPU are copied out of the file into aligned memory."""
+        """Load as every model of transformers; weights on the CPU are copied out into aligned memory."""
         loaded = super().from_pretrained(*args, **kwargs)
         align_memory(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
@@ -137,7 +137,10 @@ class HMoEModel(HMoEPreTrainedModel):
         output_router_logits: bool | None = None,
         **kwargs: Any,
     ) -> MoeModelOutputWithPast:
-        """Arguments as in every decoder of transformers."""
+        """Return the last norm's output, the cache and, if asked for, the routers' logits.
+
+        Arguments are as in every decoder of transformers.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         x_BLD = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
@@ -246,7 +249,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
         )  # fmt: skip
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As in every model of transformers; a router's capacity is off, and a model that is not causal is refused."""
+        """Generate as every model of transformers, without capacities; refuse a model that is not causal."""
         check_causal(self.config)
         with without_capacities(self):
             return super().generate(*args, **kwargs)
@@ -275,7 +278,7 @@ class HMoEForCausalLM(HMoEPreTrainedModel, GenerationMixin):
 
 
 def _share_of_step(labels: torch.Tensor | None, num_items: torch.Tensor | int | None) -> torch.Tensor | float:
-    """Share of an optimiser step's targets that are in this batch; trainers count them without each first token."""
+    """Return the share of an optimiser step's targets that are in this batch; first tokens are none."""
     if labels is None or num_items is None:
         return 1.0
     return (labels[..., 1:] != -100).sum() / num_items

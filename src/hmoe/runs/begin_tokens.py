@@ -17,6 +17,6 @@ def read_recorded_begin(state: dict[str, Any], tokenizer: Tokenizer) -> tuple[in
 
 
 def find_folder_begin(path: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Return the tokens that texts of a folder begin with: those of its newest state, else its tokenizer's."""
+    """Return the tokens that a folder's texts begin with: those of its newest state, else its tokenizer's."""
     state = read_newest_state(path)
     return tokenizer.begin if state is None else read_recorded_begin(state, tokenizer)

@@ -87,9 +87,8 @@ _CHECKED = {  # keys without effect on the model whose kind is looked at all the
     "attention_dropout": (int, float), "use_cache": (bool,), "output_router_logits": (bool,), "pretraining_tp": (int,),
     "router_jitter_noise": (int, float),
 }  # fmt: skip
-_KIND_OF = _CHECKED | {
-    key: kinds for kinds, keys in _KINDS.items() for key in keys
-}  # all others are integers
+# All others are integers.
+_KIND_OF = _CHECKED | {key: kinds for kinds, keys in _KINDS.items() for key in keys}
 _MAY_BE_ZERO = ("num_experts", "max_window_layers", "shared_expert_width")
 _NAME_OF = {
     int: "an integer",
@@ -119,6 +118,7 @@ _ELSEWHERE = (*_ROPE, "sliding_window", "layer_types")  # checked for every fami
 _NOT_A_SIZE = (
     "max_position_embeddings", "sliding_window", "max_window_layers", "num_experts_per_tok", "decoder_sparse_step",
 )  # fmt: skip
+# Metadata, and settings of training and generation.
 _WITHOUT_EFFECT = frozenset(
     """
     model_type transformers_version architectures auto_map dtype torch_dtype name_or_path _name_or_path _commit_hash
@@ -142,11 +142,11 @@ _WITHOUT_EFFECT = frozenset(
     max_sequence_length is_llama_config
     unsloth_version unsloth_fixed unsloth_optimized model_name license transformers.js_config neftune_noise_alpha
 """.split()  # noqa: SIM905 - readable
-)  # metadata, training, generation
+)
 
 
 def read_keys(raw: Raw, family: str) -> Raw:
-    """Every key that the model of this family is computed from, absent ones at their default.
+    """Return every key that the model of this family is computed from, absent ones at their default.
 
     Raises:
         ConfigError: for a key whose effect is not computed here, or a value of the wrong type, naming it.
@@ -166,7 +166,7 @@ def read_keys(raw: Raw, family: str) -> Raw:
 
 
 def named_dtype(raw: Raw, where: str) -> str | None:
-    """The type of the weights that `config.json` asks for; None: as they are stored."""
+    """Return the type of the weights that `config.json` asks for; None: as they are stored."""
     for key in ("dtype", "torch_dtype"):
         value = raw.get(key)
         if value is not None:
@@ -179,7 +179,7 @@ def named_dtype(raw: Raw, where: str) -> str | None:
 
 
 def hint_absent(raw: Raw, family: str) -> str:
-    """End of an error's line that names what this `config.json` does not say of the sizes, '' if it says all."""
+    """Return the end of an error's line, naming the sizes that this `config.json` lacks; "" if it has all."""
     names = {ours: key for key, ours in _OTHER_NAME.get(family, {}).items()}
     sizes = [
         key

@@ -18,7 +18,7 @@ _MOST_EXPERTS, _MOST_LAYERS = 4096, 1024  # of ModelSpec; lists are made before 
 
 
 def read_family_model(raw: Raw, where: str) -> ModelSpec:
-    """What a `config.json` describes, as our model, read as transformers reads it.
+    """Return the model of ours that a `config.json` describes, read as transformers reads it.
 
     Raises:
         ConfigError: for another family, or a feature that our decoder does not have, naming it.
@@ -40,7 +40,7 @@ def read_family_model(raw: Raw, where: str) -> ModelSpec:
 
 
 def _common(raw: Raw, values: Raw, family: str) -> Raw:
-    """What all families share."""
+    """Return what all families share."""
     length, heads = values["max_position_embeddings"], values["num_attention_heads"]
     rope = _rope_parameters(raw, family)
     return {
@@ -53,7 +53,7 @@ def _common(raw: Raw, values: Raw, family: str) -> Raw:
 
 
 def _rope_parameters(raw: Raw, family: str) -> Raw:
-    """The settings of rotary positions from every place where transformers looks, in its order of preference.
+    """Return the settings of rotary positions from wherever transformers looks, in its order of preference.
 
     `rope_scaling` (the older form) takes the place of all of `rope_parameters`; what stands inside counts
     before what stands beside it, but for the original length of llama3 and yarn.

@@ -18,7 +18,7 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 def load_transformers_tokenizer(
     tokenizer: tokenizers.Tokenizer, begin: Sequence[int], folder: Path | None
 ) -> Any:
-    """Return transformers' tokenizer of a folder, made from hmoe's where AutoTokenizer could not read the folder.
+    """Return transformers' tokenizer of a folder, made from hmoe's where AutoTokenizer cannot read it.
 
     `begin` are the tokens that every text of the model begins with, for a tokenizer that is made here.
 

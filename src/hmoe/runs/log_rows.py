@@ -14,7 +14,7 @@ Row = tuple[bytes, dict[str, Any]]
 
 
 def read_log_rows(path: Path, last_step: int | None = None) -> Iterator[Row]:
-    """Yield (line, values) of every row of a log up to a step, by default of all; a torn last one is left out.
+    """Yield (line, values) of each row of a log up to a step, by default of all, but no torn last one.
 
     Raises:
         CheckpointError: naming the line that is damaged, also one after that step.

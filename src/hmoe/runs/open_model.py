@@ -48,7 +48,7 @@ class OpenedModel:
 
 
 def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
-    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; `say` hears of faults.
+    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; faults go to `say`.
 
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.

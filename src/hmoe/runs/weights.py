@@ -63,7 +63,7 @@ class StoredTensors:
 
 
 def is_head_apart(tensors: StoredTensors) -> bool:
-    """Whether a head other than the embedding is stored: whatever the tied flag says, transformers then uses both."""
+    """Return whether a head other than the embedding is stored: transformers then uses both, tied or not."""
     embedding, head = (OUTSIDE_BLOCKS[name] for name in ("embed.weight", "head.weight"))
     if embedding not in tensors or head not in tensors:
         return False
@@ -83,9 +83,8 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
     """
     source = _own if family == "hmoe" else _llama
     if model.config.tied and OUTSIDE_BLOCKS["embed.weight"] not in tensors:
-        tensors.rename(
-            OUTSIDE_BLOCKS["head.weight"], OUTSIDE_BLOCKS["embed.weight"]
-        )  # one matrix, stored under its other name
+        # One matrix, stored under its other name.
+        tensors.rename(OUTSIDE_BLOCKS["head.weight"], OUTSIDE_BLOCKS["embed.weight"])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parts = list(source(model, name, tensors))
@@ -111,7 +110,7 @@ def _own(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torc
 
 
 def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[torch.Tensor]:
-    """One parameter of ours from those of the LLaMA family: experts are stacked row by row, w_down is transposed."""
+    """Yield one parameter from the LLaMA family's, in parts to be stacked by rows; w_down is transposed."""
     llama_name = name_llama_weight(name)
     if llama_name is not None:
         yield tensors[llama_name]
@@ -136,7 +135,7 @@ def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[to
 
 
 def _fused(tensors: StoredTensors, experts: str, part: str) -> Iterator[torch.Tensor]:
-    """From gate_up_proj (E, 2h, D) and down_proj (E, D, h), transformers 5's own layout in memory."""
+    """Yield experts from gate_up_proj (E, 2h, D) and down_proj (E, D, h), as transformers 5 holds them."""
     if part == "w_down":
         yield from (expert.T for expert in tensors[f"{experts}down_proj"])
     else:

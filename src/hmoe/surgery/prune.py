@@ -93,9 +93,8 @@ def _mix_experts(
     # Pairs are sorted by expert, and zero-computation experts, which have no weights, come last.
     num_computed = int(routing.num_tokens_E[: len(order)].sum())
     origin_N = torch.tensor(list(order), device=x_TD.device)[routing.expert_N[:num_computed]]
-    by_origin_N = torch.argsort(
-        origin_N, stable=True
-    )  # the kernel wants pairs sorted by the expert whose weights they read
+    # The kernel wants pairs sorted by the expert whose weights they read.
+    by_origin_N = torch.argsort(origin_N, stable=True)
     token_N, gate_N = (pairs[:num_computed][by_origin_N] for pairs in (routing.token_N, routing.gate_N))
     num_tokens_E = torch.bincount(origin_N, minlength=len(old.widths))
     y_TD = expert_ffn(x_TD, token_N, gate_N, num_tokens_E, old.w_gate, old.w_up, old.w_down, old.widths)

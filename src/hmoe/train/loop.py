@@ -145,7 +145,7 @@ def _finite(value: float) -> float | None:
 
 
 def _due(step: int, every: int) -> bool:
-    """Whether something that is done every so many steps is due; 0: never."""
+    """Return whether something that is done every so many steps is due; 0: never."""
     return bool(every) and step % every == 0
 
 

@@ -35,7 +35,7 @@ class EngineTokenizer(Decoding, Protocol):
 
 
 def find_top_p_threshold(model: Transformer) -> float | None:
-    """Of the model's top-p router, or None."""
+    """Return the threshold of the model's top-p router, or None."""
     moe = model.config.moe
     return None if moe is None else moe.router.threshold
 

@@ -250,7 +250,7 @@ class Service:
         return [replace(task, prompt=tuple(ids), seed=(seed + offset) % 2**63) for ids, offset in pairs]
 
     def _check_tasks(self, tasks: list[SequenceTask], prompt_field: str) -> None:
-        """Raise Refusal 400 for what the engine cannot do; `prompt_field` is what the request calls its prompt."""
+        """Raise Refusal 400 for what the engine cannot do; `prompt_field` is the field of the prompt."""
         try:
             for task in tasks:
                 self.engine.check(task)
