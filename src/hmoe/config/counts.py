@@ -7,7 +7,7 @@ from hmoe.specs.model import ModelSpec
 
 
 def count_parameters(model: ModelSpec) -> dict[str, int]:
-    """Parameters of each part; `experts` is all experts of all layers."""
+    """Return the parameters of each part; `experts` is all experts of all layers."""
     d, q_width, kv_width = model.dim, model.heads * model.head_width, model.num_kv_heads * model.head_width
     qk_norms = {None: 0, "head": 2 * model.head_width, "width": q_width + kv_width}[model.qk_norm]
     num_moe, num_dense = len(model.moe_layers), model.layers - len(model.moe_layers)
@@ -28,7 +28,10 @@ def count_parameters(model: ModelSpec) -> dict[str, int]:
 
 
 def _count_extras(model: ModelSpec) -> dict[str, int]:
-    """Parameters of a MoE layer that are not its experts'; those of HyperExperts are all layers' together."""
+    """Return the parameters of a MoE layer that are not its experts'.
+
+    Those of HyperExperts are all layers' together.
+    """
     moe, d = model.moe, model.dim
     if moe is None:
         return {"router": 0, "shared": 0, "zero": 0, "hyper": 0}
@@ -48,7 +51,7 @@ def _count_extras(model: ModelSpec) -> dict[str, int]:
 
 
 def count_fixed_parameters(model: ModelSpec) -> int:
-    """Parameters that every token uses: all but the experts.
+    """Return the parameters that every token uses: all but the experts.
 
     HyperMoE's HyperExpert, which is generated per selection, is among them; what generates it is not.
     """
@@ -60,12 +63,18 @@ def count_fixed_parameters(model: ModelSpec) -> int:
 
 
 def count_activated_parameters(model: ModelSpec, width: float) -> float:
-    """Parameters that a token uses when its experts have `width` hidden units in all, mean over MoE layers."""
+    """Return the parameters that a token uses when its experts have `width` hidden units in all.
+
+    The width is a mean over MoE layers.
+    """
     return count_fixed_parameters(model) + len(model.moe_layers) * 3 * model.dim * width
 
 
 def estimate_activated_width(model: ModelSpec) -> tuple[int, float, int]:
-    """(least, expected, most) hidden units a token activates per MoE layer; expected is for a uniform router."""
+    """Return (least, expected, most) hidden units that a token activates per MoE layer.
+
+    The expected number is for a uniform router.
+    """
     if model.moe is None:
         return 0, 0.0, 0
     widths = sorted(model.moe.routed_widths)
@@ -76,10 +85,11 @@ def estimate_activated_width(model: ModelSpec) -> tuple[int, float, int]:
 def count_training_flops(
     model: ModelSpec, context: int, num_tokens: int, num_activated_units: int, num_selections: int = 0
 ) -> int:
-    """Training FLOPs of `num_tokens` tokens, exact: 6 x (activated parameters - input embedding) + causal scores.
+    """Return the training FLOPs of `num_tokens` tokens, exactly.
 
-    Scores are 6 x layers x context x heads x head width per token; recomputation is not counted. A tied embedding
-    is the output head and is counted.
+    They are 6 x (activated parameters - input embedding) + causal scores, which are 6 x layers x context x
+    heads x head width per token; recomputation is not counted. A tied embedding is the output head and is
+    counted.
 
     Args:
         model: the model.
@@ -100,6 +110,9 @@ def count_training_flops(
 
 
 def estimate_flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:
-    """Training FLOPs of one token whose experts have `width` hidden units in all (None: uniform router)."""
+    """Return the training FLOPs of one token whose experts have `width` hidden units in all.
+
+    Without a width it is what a uniform router activates.
+    """
     width = estimate_activated_width(model)[1] if width is None else width
     return count_training_flops(model, context, 1, 0) + 18.0 * model.dim * len(model.moe_layers) * width

@@ -23,12 +23,12 @@ class Device(NamedTuple):
 
 
 def read_host() -> Device:
-    """The CPU of this machine."""
+    """Return the CPU of this machine."""
     return Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def choose_unset(config: RunConfig, device: Device) -> RunConfig:
-    """The config with data.micro_batches and train.activation_checkpointing chosen for a device where they are unset.
+    """Choose data.micro_batches and train.activation_checkpointing for a device, where they are unset.
 
     On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory,
     else the largest that does. Activations are checkpointed only where otherwise a micro-batch would have
@@ -63,7 +63,7 @@ def choose_unset(config: RunConfig, device: Device) -> RunConfig:
 
 
 def describe_choice(config: RunConfig, device: Device) -> str:
-    """What was chosen, and what it needs of the device's memory, on one line."""
+    """Describe in one line what was chosen, and what it needs of the device's memory."""
     parts, needed = config.data.num_micro_batches, count_memory(config, device.kind)
     recomputing = (
         "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
@@ -75,12 +75,12 @@ def describe_choice(config: RunConfig, device: Device) -> str:
 
 
 def count_memory(config: RunConfig, kind: str) -> int:
-    """Bytes of a training step in all, see `estimate_memory_by_part`."""
+    """Return the bytes of a training step in all, see `estimate_memory_by_part`."""
     return sum(estimate_memory_by_part(config, kind).values())
 
 
 def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
-    """Bytes of a training step on a kind of device (cpu, cuda), by part.
+    """Return the bytes of a training step on a kind of device (cpu, cuda), by part.
 
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
     (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
@@ -125,9 +125,10 @@ class _Bytes(NamedTuple):
 
 
 def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> float:
-    """Bytes kept per token and block for the backward pass (kernels keep x and pre-activations only).
+    """Return the bytes kept per token and block for the backward pass.
 
-    Autocast converts the input anew for every product that takes it; without it all keep the norm's output.
+    Kernels keep x and pre-activations only. Autocast converts the input anew for every product that takes it;
+    without it all keep the norm's output.
     """
     queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
     attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)  # q, k, v and the output
@@ -145,7 +146,7 @@ def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> flo
 
 
 def _room(model: ModelSpec, kind: str) -> float:
-    """Hidden units per token and MoE layer that memory is taken for.
+    """Return the hidden units per token and MoE layer that memory is taken for.
 
     On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as
     a token can choose (`hmoe.kernels.layer.bound_room`).
@@ -158,7 +159,10 @@ def _room(model: ModelSpec, kind: str) -> float:
 
 
 def _divisors(config: RunConfig, on_cpu: bool) -> list[int]:
-    """Numbers of micro-batches to try, ascending: the first has ENOUGH_TOKENS on a GPU, the whole batch on a CPU."""
+    """Return the numbers of micro-batches to try, ascending.
+
+    With the first each holds ENOUGH_TOKENS on a GPU, the whole batch on a CPU.
+    """
     sequences, tokens = config.data.batch_sequences, config.data.batch_tokens
     sizes = [n for n in range(1, min(sequences, MOST_MICRO_BATCHES) + 1) if sequences % n == 0]
     enough = [n for n in sizes if n == 1 or tokens // n >= ENOUGH_TOKENS]

@@ -15,7 +15,10 @@ from hmoe.specs.model import ModelSpec
 
 
 def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
-    """What `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device; None: this machine's CPU."""
+    """Return what `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device.
+
+    Without a device it is this machine's CPU.
+    """
     device = device or read_host()
     config = choose_unset(config, device)
     model, context = config.model, config.data.sequence_length
@@ -50,7 +53,10 @@ def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]
 
 
 def _hyper_flops_per_token(config: RunConfig) -> float:
-    """Making HyperExperts, at most: for every possible selection, or for each token if those are fewer."""
+    """Return the most FLOPs per token that making HyperExperts can take.
+
+    They are made for every possible selection, or for each token if those are fewer.
+    """
     model = config.model
     if model.moe is None or model.moe.hyper is None:
         return 0.0
@@ -62,7 +68,7 @@ def _hyper_flops_per_token(config: RunConfig) -> float:
 
 
 def _budget_tokens(config: RunConfig, per_token: float) -> int | None:
-    """Tokens until the first of the recipe's budgets; None if only seconds bound it."""
+    """Return the tokens until the first of the recipe's budgets; None if only seconds bound it."""
     train = config.train
     limits = [
         train.steps and train.steps * config.data.batch_tokens,

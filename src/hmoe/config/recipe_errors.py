@@ -25,12 +25,12 @@ _PLACES = {  # of specs in a recipe; they know their own section only
 
 
 def list_recipe_keys() -> list[str]:
-    """Every dotted key that a recipe may hold."""
+    """Return every dotted key that a recipe may hold."""
     return sorted(set(_known(RunConfig, "")))
 
 
 def describe_problem(problem: Any) -> str:
-    """What pydantic found, as one line that names key, value and nearest choice."""
+    """Describe what pydantic found, as one line that names key, value and nearest choice."""
     key = ".".join(
         _named(str(part)) for part in problem["loc"] if part not in _CHOICES and part not in ROUTERS
     )
@@ -58,7 +58,7 @@ def describe_problem(problem: Any) -> str:
 
 
 def _placed(message: str) -> str | None:
-    """The complaint of a spec with the place of its section in a recipe; None if it is not one of a spec."""
+    """Return a spec's complaint with its section's place in a recipe; None if it is not one of a spec."""
     section, rest = re.match(r"(\w*)(.*)", message, re.DOTALL).groups()  # type: ignore[union-attr]
     return f"{_PLACES[section]}{rest}" if section in _PLACES and rest[:1] in (".", ":") else None
 
@@ -75,7 +75,10 @@ def _shown(value: Any) -> str:
 
 
 def find_nearest_key(key: str, allowed: Sequence[str] = ()) -> str:
-    """The likest allowed key of its section; with none given, its name elsewhere, else the likest key."""
+    """Return the likest allowed key of its section.
+
+    Without allowed ones it is a key of the same name elsewhere, else the likest of the section, else of all.
+    """
     section, _, name = key.rpartition(".")
     if not allowed and name in OTHER_NAMES:
         return OTHER_NAMES[name]
@@ -86,13 +89,13 @@ def find_nearest_key(key: str, allowed: Sequence[str] = ()) -> str:
 
 
 def _kind_names(loc: Sequence[Any]) -> list[str]:
-    """Names of the fields of the kind of router that a problem is about, if it is about one."""
+    """Return the fields' names of the kind of router that a problem is about, if it is about one."""
     kinds: list[Any] = [kind for name, kind in ROUTERS.items() if name in loc]
     return [field.name for kind in kinds for field in fields(kind) if field.name != "name"]
 
 
 def _known(section: Any, prefix: str) -> Iterator[str]:
-    """Dotted keys of a section, or of a spec."""
+    """Yield the dotted keys of a section, or of a spec."""
     is_spec = is_dataclass(section)
     types = (
         get_field_types(section) if is_spec else {n: f.annotation for n, f in section.model_fields.items()}

@@ -13,7 +13,7 @@ from hmoe.storage import describe_encoding
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """The sections of a YAML file.
+    """Read the sections of a YAML file.
 
     Raises:
         ConfigError: if it is no recipe, with what converts another encoding.
@@ -60,7 +60,7 @@ class NamesLoader(yaml.SafeLoader):
 
 
 def parse_tree(text: str, where: str) -> dict[str, Any]:
-    """The sections of a text; `where` names it in errors."""
+    """Read the sections of a text; `where` names it in errors."""
     try:
         tree = yaml.load(text, NamesLoader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:

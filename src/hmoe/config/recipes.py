@@ -29,7 +29,7 @@ _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only th
 
 
 def list_presets() -> list[str]:
-    """Names of the presets that are shipped."""
+    """Return the names of the presets that are shipped."""
     files = resources.files("hmoe.config.presets").iterdir()
     return sorted(f.name[:-5] for f in files if f.name.endswith(".yaml") and not f.name.startswith("_"))
 
@@ -51,7 +51,7 @@ def read_recipe(recipe: str, overrides: Sequence[str] = ()) -> tuple[str, RunCon
 
 
 def resolve_recipe(recipe: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The recipe as plain values, what it inherits and overrides included, before it is checked."""
+    """Return the recipe as plain values, what it inherits and overrides included, before it is checked."""
     return _overridden(_read(recipe, None, 0), overrides)
 
 
@@ -71,7 +71,7 @@ def _overridden(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any
 
 
 def replace_model(recipe: str, model: ModelSpec, overrides: Sequence[str], data_path: str) -> RunConfig:
-    """A recipe whose model is replaced by a given one, and the embedded corpus by `data_path`.
+    """Read a recipe, but replace its model by a given one and the embedded corpus by `data_path`.
 
     The embedded corpus has its own tokenizer, whose key goes with it.
 
@@ -109,20 +109,23 @@ def _checked(kind: type[Checked], tree: Any) -> Checked:
 
 @functools.lru_cache(maxsize=8)
 def _parser(kind: Any, routers: Any) -> TypeAdapter[Any]:
-    """pydantic's parser of a kind; another one once further routers are known, which are part of its schema."""
+    """Return pydantic's parser of a kind.
+
+    It is another one once further routers are known, which are part of its schema.
+    """
     if issubclass(kind, BaseModel):
         kind.model_rebuild(force=True)
     return TypeAdapter(kind)
 
 
 def dump_recipe(config: RunConfig) -> str:
-    """YAML that `load` reads back to an equal config."""
+    """Return YAML that `load` reads back to an equal config."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
     return text
 
 
 def list_changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys that differ and may not differ when a run is resumed -> (old value, new value).
+    """Return the dotted keys that differ and may not when a run is resumed -> (old value, new value).
 
     What a run chooses by itself differs only where both give it.
     """
@@ -133,7 +136,7 @@ def list_changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, 
 
 
 def make_data_path_absolute(config: RunConfig) -> RunConfig:
-    """The config with a data.path that leads to the same folder from every working directory."""
+    """Return the config with a data.path that leads to the same folder from every working directory."""
     if config.data.path == "corpus":
         return config
     path = Path(config.data.path).absolute()
@@ -169,7 +172,7 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
 
 
 def _resolve_data_path(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A relative data.path of a file is relative to that file, as `base:` is."""
+    """Resolve a relative data.path of a file from that file's folder, as `base:` is."""
     data = tree.get("data")
     if not isinstance(data, dict):
         return tree  # refused when it is checked

@@ -20,7 +20,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def parse_bpe_size(name: str) -> int | None:
-    """SIZE of a `bpe:SIZE` tokenizer name, None for another name.
+    """Return SIZE of a `bpe:SIZE` tokenizer name, None for another name.
 
     Raises:
         ConfigError: for a size below 257 (256 bytes and the separator) or no number.

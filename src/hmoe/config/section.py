@@ -9,7 +9,7 @@ from hmoe.specs.fields import refuse_bool
 
 
 def list_annotation_parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and what it is made of."""
+    """Yield an annotation and what it is made of."""
     yield annotation
     for part in getattr(annotation, "__args__", ()):
         yield from list_annotation_parts(part)

@@ -103,7 +103,7 @@ def expert_ffn(
 
 
 def _choose_room(layer: Layer, name: str) -> int:
-    """Elements of one pre-activation that the forward pass gets memory for."""
+    """Return the elements of one pre-activation that the forward pass gets memory for."""
     # Counts on a GPU are not asked for: the host would wait for the device, and a bound costs memory only.
     on_cpu = layer.num_tokens_E.device.type == "cpu"
     return count_room(choice.get_backend(name), layer) if on_cpu else bound_room(layer)

@@ -22,9 +22,8 @@ def _find_backend(name: str, layer: Layer) -> Backend:
     resolved = choice.resolve_backend(name, layer)
     if not name:  # from a compiled graph; otherwise the door has checked the counts
         choice.check_counts(layer, resolved)
-    return choice.get_backend(
-        "loop" if resolved == "reference" else resolved
-    )  # the definition is no operator
+    # The definition is no operator.
+    return choice.get_backend("loop" if resolved == "reference" else resolved)
 
 
 @torch.library.custom_op("hmoe::expert_ffn", mutates_args=())

@@ -61,9 +61,10 @@ class KeptChoices(NamedTuple):
 def count_capacity(
     spec: TopK, num_tokens: int | torch.Tensor, widths: Sequence[int], training: bool, device: torch.device
 ) -> torch.Tensor:
-    """Tokens that each expert may take (E,), int64; experts of width 0 cost nothing and have no limit.
+    """Return the tokens that each expert may take (E,), int64.
 
-    The number of tokens is a tensor where the batch has padding: asking for it would wait for the device.
+    Experts of width 0 cost nothing and have no limit. The number of tokens is a tensor where the batch has
+    padding: asking for it would wait for the device.
     """
     factor = spec.get_capacity(training)
     assert factor is not None
@@ -79,7 +80,7 @@ def count_capacity(
 
 
 def accept_choices(order_TK: torch.Tensor, capacity_E: torch.Tensor, order_T: torch.Tensor) -> torch.Tensor:
-    """Boolean (T, K): choices that get a slot.
+    """Return which choices get a slot, boolean (T, K).
 
     All first choices come before all second ones; within a choice tokens come in the order `order_T`.
     """
@@ -139,7 +140,7 @@ def keep_within_capacity(
 def _without_padding(
     order_TK: torch.Tensor, capacity_E: torch.Tensor, real_T: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choices and slots where padding asks for one more expert, which has no slot."""
+    """Return choices and slots where padding asks for one more expert, which has no slot."""
     if real_T is None:
         return order_TK, capacity_E
     return order_TK.masked_fill(~real_T[:, None], len(capacity_E)), F.pad(capacity_E, (0, 1))
@@ -148,7 +149,7 @@ def _without_padding(
 def _local(
     scores_TE: torch.Tensor, accepted_T: torch.Tensor, spec: TopK, ranks: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """(T, E): how many times a token's best expert of its own rank stands in (IR); 0 for all others.
+    """Return how many times a token's best expert of its own rank stands in (IR), (T, E); 0 for all others.
 
     A rank without experts rectifies nothing.
     """
@@ -165,9 +166,10 @@ def _local(
 
 
 def compute_rectified_gates(weight_TE: torch.Tensor, kept: KeptChoices, spec: TopK) -> torch.Tensor:
-    """(T, E): gates that sum to 1, whose denominator is a constant to the gradient (straight through; paper A5).
+    """Return gates (T, E) that sum to 1.
 
-    With k = 1 and no filling an accepted token's gate is p - constant(p) + 1, as in the authors' code.
+    Their denominator is a constant to the gradient (straight through; paper A5). With k = 1 and no filling an
+    accepted token's gate is p - constant(p) + 1, as in the authors' code.
     """
     total_T1 = weight_TE.detach().sum(1, keepdim=True)
     gate_TE = weight_TE / total_T1.clamp(min=SMALLEST)
@@ -178,7 +180,7 @@ def compute_rectified_gates(weight_TE: torch.Tensor, kept: KeptChoices, spec: To
 
 
 def give_unit_gates(weight_TE: torch.Tensor, chosen_TE: torch.Tensor) -> torch.Tensor:
-    """Gates 1 with the gradient of raw ones (authors' code: moe_gate_st)."""
+    """Return gates 1 with the gradient of raw ones (authors' code: moe_gate_st)."""
     return weight_TE - weight_TE.detach() + chosen_TE
 
 
@@ -190,9 +192,10 @@ def find_ranks(
     given: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     real_T: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks of tokens and experts: those given, else contiguous shares on `spec.ranks` simulated ranks.
+    """Return ranks of tokens and experts: those given, else simulated ones.
 
-    Experts of width 0, which come last, are on no rank: they rectify nothing.
+    Simulated ones are contiguous shares on `spec.ranks` ranks. Experts of width 0, which come last, are on no
+    rank: they rectify nothing.
 
     Raises:
         ConfigError: for ranks of the wrong number.

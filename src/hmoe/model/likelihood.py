@@ -139,7 +139,7 @@ class _Groups:
 
 
 def _tree_mask(branches: list[int], device: torch.device) -> torch.Tensor | None:
-    """(L, L) bool: earlier tokens of the beginning (branch 0) and of the same branch are seen.
+    """Return (L, L) bool: earlier tokens of the beginning (branch 0) and of the same branch are seen.
 
     None where that is plain causal attention, which has faster kernels without a mask.
     """

@@ -22,10 +22,11 @@ LossFunction = Callable[[RouterStatistics, MoESpec], torch.Tensor]
 
 
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
-    """Load-balancing loss E sum_i T_i P_i (HMoE eq 3); uniform routing gives the experts per token.
+    """Return the load-balancing loss E sum_i T_i P_i (HMoE eq 3).
 
-    T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights`
-    of the experts multiply their terms: MoE++ weighs zero-computation experts less.
+    Uniform routing gives the experts per token. T_i is the share of tokens that selected expert i, not
+    divided by k, P_i its mean probability. `weights` of the experts multiply their terms: MoE++ weighs
+    zero-computation experts less.
     """
     return compute_load_balance(measure_router(routing, logits=False), weights)
 
@@ -41,7 +42,7 @@ def compute_load_balance(
 
 
 def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean") -> torch.Tensor:
-    """Parameter-penalty loss E sum_i T_i w_i P_i with w_i = h_i / mean(h) (HMoE eq 4).
+    """Return the parameter-penalty loss E sum_i T_i w_i P_i with w_i = h_i / mean(h) (HMoE eq 4).
 
     The paper prints w_i = h_i, which contradicts its statement that equal widths give the load-balancing
     loss; with `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
@@ -68,7 +69,7 @@ def compute_parameter_penalty(
 
 
 def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
-    """Router-entropy loss -E mean_t sum_i P log P (HMoE eq 5), which sharpens the router when minimised.
+    """Return the router-entropy loss -E mean_t sum_i P log P (HMoE eq 5): minimised, it sharpens the router.
 
     The printed formula lacks the minus sign and would make the router uniform.
     `scale="one"` leaves out the factor E.
@@ -89,7 +90,7 @@ def compute_router_entropy(statistics: RouterStatistics, scale: str = "experts")
 
 
 def router_z(routing: Routing) -> torch.Tensor:
-    """Router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
+    """Return the router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
     return compute_router_z(measure_router(routing))
 
 

@@ -146,7 +146,7 @@ class MoE(nn.Module):
         hyper_network: HyperNetwork | None = None,
         decisions: Decisions | None = None,
     ) -> tuple[torch.Tensor, Routing]:
-        """x (..., D) -> (y (..., D), Routing of the flattened tokens).
+        """Map x (..., D) to (y (..., D), Routing of the flattened tokens).
 
         Args:
             x: inputs.
@@ -217,11 +217,11 @@ class MoE(nn.Module):
         return y_TD
 
     def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Writable views of expert i: w_gate (h_i, D), w_up (h_i, D), w_down (D, h_i)."""
+        """Return writable views of expert i: w_gate (h_i, D), w_up (h_i, D), w_down (D, h_i)."""
         return self._slices(i, self.w_gate.data, self.w_up.data, self.w_down.data)
 
     def expert_grad(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of expert i, shaped as `expert(i)`; zeros if no token came.
+        """Return the gradients of expert i, shaped as `expert(i)`; zeros if no token came.
 
         Raises:
             RuntimeError: before a backward pass.
@@ -232,7 +232,7 @@ class MoE(nn.Module):
         return self._slices(i, *(grad for grad in grads if grad is not None))
 
     def extra_repr(self) -> str:
-        """Shown by print(model)."""
+        """Return what print(model) shows."""
         return f"dim={self.dim}, widths={self.widths}, router={self.router.spec}"
 
     def _slices(self, i: int, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

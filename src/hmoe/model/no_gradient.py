@@ -59,7 +59,7 @@ def guard_reentrant(routing: "Routing") -> "Routing":
 
 
 def _inside_autograd_function() -> bool:
-    """Whether a caller is an autograd function's forward, of any library: its first argument tells."""
+    """Return whether a caller is an autograd function's forward, of any library: its first argument tells."""
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code

@@ -29,7 +29,7 @@ def draw_seeded_uniform(
 
 
 def _mix_bits(state: torch.Tensor) -> torch.Tensor:
-    """The output function of splitmix64."""
+    """Apply the output function of splitmix64."""
     state = (state ^ _shift_right(state, 30)) * _MIX_1
     state = (state ^ _shift_right(state, 27)) * _MIX_2
     return state ^ _shift_right(state, 31)

@@ -11,7 +11,7 @@ T = torch.Tensor
 def list_pairs(
     chosen_TE: torch.Tensor, num_tokens_E: torch.Tensor, spec: RouterSpec, training: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
+    """Return (token_N, expert_N) sorted by expert, then token; and which of them are real, None for all.
 
     Their number is not asked for where plain top-k knows it, or where the host may not wait: then there is
     room for the most that can be chosen, and pairs beyond the counts are not real.
@@ -35,7 +35,7 @@ def list_pairs(
 
 
 def cut_pairs(pairs: tuple[T, T, T], num_tokens_E: T) -> tuple[T, T, T]:
-    """The real ones of what was given room for the most; waits for the device."""
+    """Return the real ones of pairs that were given room for the most; waits for the device."""
     num_pairs = int(num_tokens_E.sum())
     token_N, expert_N, gate_N = (of_pairs[:num_pairs] for of_pairs in pairs)
     return token_N, expert_N, gate_N

@@ -50,7 +50,7 @@ class RouterLayer(nn.Module):
         self.bias_E = nn.Parameter(bias_E, requires_grad=False) if spec.bias_update is not None else None
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Small logits, so that routing starts near uniform."""
+        """Draw weights of small logits, so that routing starts near uniform."""
         nn.init.normal_(self.weight, std=0.1 * self.weight.shape[1] ** -0.5, generator=generator)
         if self.bias_E is not None:
             nn.init.zeros_(self.bias_E)
@@ -71,7 +71,7 @@ class RouterLayer(nn.Module):
             return route_tokens(F.linear(x_TD, self.weight.to(dtype)), self.spec, state)
 
     def make_state(self, device: torch.device) -> RouterState:
-        """What a choice of this router depends on, without inputs and noise."""
+        """Return what a choice of this router depends on, without inputs and noise."""
         if self.bias_E is not None and self.bias_E.dtype != _precise(self.bias_E.dtype):
             raise ConfigError(f"bias_E: was made {self.bias_E.dtype}, must stay torch.float32; {_IGNORE}")
         bias_E = None if self.bias_E is None else self.bias_E.to(device)
@@ -158,9 +158,10 @@ class RouterLayer(nn.Module):
 
 
 def route_tokens(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState | None = None) -> Routing:
-    """Select experts and renormalise their scores over the selected set (HMoE eq 7-11), unless `spec` leaves them raw.
+    """Select experts and renormalise their scores over the selected set (HMoE eq 7-11).
 
-    A row with a NaN or infinite logit gets NaN probabilities and gates, never a valid choice.
+    `spec` may leave them raw. A row with a NaN or infinite logit gets NaN probabilities and gates, never a
+    valid choice.
     """
     state = RouterState() if state is None else state
     if state.widths is None:
@@ -210,7 +211,7 @@ def _gates_of_pairs(choice: ExpertChoices, token_N: torch.Tensor, cell_N: torch.
 
 
 def _select(logits_TE: torch.Tensor, spec: RouterSpec, state: RouterState) -> Routing | None:
-    """By the kernels, where there are some for this router and device."""
+    """Select by the kernels, where there are some for this router and device; else return None."""
     if state.gumbel_TE is not None or state.true_gates or not state.widths or state.off_E is not None:
         return None
     rule = METHODS[spec.name].make_rule(spec, state)

@@ -43,7 +43,7 @@ class Routing:
         return self.num_tokens_E if self.asked_E is None else self.asked_E
 
     def width_T(self, widths: Sequence[int]) -> torch.Tensor:
-        """Hidden units that each token activated, float64."""
+        """Return the hidden units that each token activated, float64."""
         width_N = get_constant(tuple(widths), torch.float64, self.expert_N.device)[self.expert_N]
         real_N = torch.arange(len(width_N), device=width_N.device) < self.num_tokens_E.sum()
         width_N = width_N.masked_fill(~real_N, 0)

@@ -52,5 +52,5 @@ def _route_without(off_E: torch.Tensor, router: Any, inputs: tuple[Any, ...], ro
 
 
 def _move(fields: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Fields that are tensors, on this device."""
+    """Return the fields that are tensors, on this device."""
     return {name: value.to(device) for name, value in fields.items() if isinstance(value, torch.Tensor)}

@@ -194,7 +194,7 @@ def score_targets(
 
 
 def _read_tokens(tokens: Sequence[int] | torch.Tensor, model: "Transformer") -> torch.Tensor:
-    """Token ids as (B, L) on the model's device."""
+    """Return token ids as (B, L) on the model's device."""
     tokens_BL = torch.as_tensor(tokens)
     tokens_BL = tokens_BL[None] if tokens_BL.dim() == 1 else tokens_BL
     if tokens_BL.dim() != 2 or not tokens_BL.numel():
@@ -210,7 +210,7 @@ def _read_tokens(tokens: Sequence[int] | torch.Tensor, model: "Transformer") -> 
 
 
 def _list_off(without: ExpertsOff, model: "Transformer") -> dict[int, list[int]]:
-    """Experts that are switched off, by MoE layer; layers without any are left out."""
+    """Return the experts that are switched off, by MoE layer; layers without any are left out."""
     num_layers = len(model.config.moe_layers)
     num_experts = len(model.config.moe.routed_widths) if model.config.moe is not None else 0
     by_layer = without if isinstance(without, Mapping) else {layer: without for layer in range(num_layers)}
@@ -226,7 +226,7 @@ def _list_off(without: ExpertsOff, model: "Transformer") -> dict[int, list[int]]
 
 
 def _fill_thresholds(top_p_experts: float, model: "Transformer", tokens_BL: torch.Tensor) -> torch.Tensor:
-    """The threshold of every token."""
+    """Return the threshold of every token."""
     if not 0 < top_p_experts <= 1:
         raise ConfigError(f"top_p_experts = {top_p_experts}, must be in (0, 1]")
     if model.config.moe is None or model.config.moe.router.threshold is None:
@@ -251,7 +251,7 @@ def _evaluating(model: "Transformer") -> Iterator[None]:
 def _assemble(
     model: "Transformer", tokens_BL: torch.Tensor, routings: Sequence[Routing], nll_T: torch.Tensor
 ) -> RoutingTrace:
-    """A trace from what a pass gave, moved to the CPU."""
+    """Return a trace from what a pass gave, moved to the CPU."""
     num_tokens, tokens_T = tokens_BL.numel(), tokens_BL.flatten().cpu()
     if not routings:
         no_pairs = torch.empty(0, dtype=torch.int64)

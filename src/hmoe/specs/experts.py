@@ -93,12 +93,12 @@ class Hyper(Spec):
             )
 
     def network_parameters(self, dim: int, layers: int) -> int:
-        """Of the hypernetwork that the layers share, for a model of width `dim`."""
+        """Return the parameters of the hypernetwork that the layers share, for a model of width `dim`."""
         trunk = layers * self.layer_embedding + (self.hidden + self.layer_embedding + 1) * self.hidden
         return trunk + (self.hidden + 1) * self.active_parameters(dim)
 
     def layer_parameters(self, num_experts: int) -> int:
-        """Of one layer: its experts' embeddings and the map after their sum."""
+        """Return the parameters of one layer: its experts' embeddings and the map after their sum."""
         return (
             num_experts * self.embedding
             + (self.embedding + 1) * self.hidden
@@ -106,10 +106,10 @@ class Hyper(Spec):
         )
 
     def generation_parameters(self, dim: int) -> int:
-        """Multiplied once per distinct selection and layer, to make its HyperExpert."""
+        """Return the parameters multiplied once per distinct selection and layer for its HyperExpert."""
         before = self.embedding + self.hidden + self.hidden + self.layer_embedding
         return self.hidden * (before + self.active_parameters(dim))
 
     def active_parameters(self, dim: int) -> int:
-        """Of one HyperExpert: what a token is multiplied with."""
+        """Return the parameters of one HyperExpert: what a token is multiplied with."""
         return 2 * dim * self.dim + dim + self.dim

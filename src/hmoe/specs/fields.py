@@ -96,9 +96,8 @@ class Spec:
     """
 
     section: ClassVar[str] = ""
-    __pydantic_config__: ClassVar[dict[str, Any]] = {
-        "extra": "forbid"
-    }  # read by pydantic when it parses a recipe
+    # Read by pydantic when it parses a recipe.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         for name, annotation in get_field_types(type(self)).items():  # type: ignore[arg-type]

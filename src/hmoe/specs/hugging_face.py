@@ -161,6 +161,6 @@ def read_hf_spec(keys: Mapping[str, Any]) -> ModelSpec:
 
 
 def _router_keys(kind: str) -> dict[str, str]:
-    """Fields of this kind of router that have keys of their own."""
+    """Return the fields of this kind of router that have keys of their own, with these keys."""
     names = get_field_types(ROUTERS[kind]) if kind in ROUTERS else {}  # type: ignore[arg-type]
     return {name: key for name, key in ROUTER_KEYS.items() if name in names}

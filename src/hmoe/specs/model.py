@@ -256,7 +256,7 @@ class ModelSpec(Spec):
             self.refuse_unused("when every layer is a mixture of experts", "ffn")
 
     def _check_layers(self) -> None:
-        """Which layers are dense, and what skips in the others."""
+        """Raise ConfigError for dense layers, skips or balance weights that do not fit the model."""
         if self.moe is None:
             return
         if self.moe.balance_weights is not None and self.moe.load_balance == 0:

@@ -105,7 +105,7 @@ def _is_number(value: Any) -> bool:
 
 
 def read_hf_rope(parameters: dict[str, Any], max_length: int) -> RopeScaling | None:
-    """Their `rope_parameters` (or the older `rope_scaling`), None for plain positions.
+    """Read their `rope_parameters` (or the older `rope_scaling`); return None for plain positions.
 
     Raises:
         ConfigError: for a kind or a key that is not computed here, or one that is missing.

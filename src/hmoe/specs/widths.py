@@ -18,7 +18,7 @@ _LARGEST_RATIO = 10**6
 
 
 def arithmetic(total: int, n: int, ratio: float = 23 / 9, multiple: int = 1) -> tuple[int, ...]:
-    """Widths in arithmetic progression, the largest `ratio` times the smallest.
+    """Return widths in arithmetic progression, the largest `ratio` times the smallest.
 
     The paper's main setting {9, 11, ..., 23} is n=8, ratio=23/9; figure 10 varies `ratio`.
 
@@ -37,7 +37,7 @@ def arithmetic(total: int, n: int, ratio: float = 23 / 9, multiple: int = 1) -> 
 
 
 def geometric(total: int, n: int, ratio: float = 128, multiple: int = 1) -> tuple[int, ...]:
-    """Widths in geometric progression; the paper's {1, 2, 4, ..., 128} is n=8, ratio=128.
+    """Return widths in geometric progression; the paper's {1, 2, 4, ..., 128} is n=8, ratio=128.
 
     Arguments and errors as in `arithmetic`. An expert never gets less than one `multiple`.
     """
@@ -48,7 +48,7 @@ def geometric(total: int, n: int, ratio: float = 128, multiple: int = 1) -> tupl
 
 
 def hybrid(total: int, n: int, multiple: int = 1) -> tuple[int, ...]:
-    """Widths 1 : 2 : 4 for n/2, n/4 and n/4 experts; the paper's {1, 1, 1, 1, 2, 2, 4, 4} is n=8."""
+    """Return widths 1 : 2 : 4 for n/2, n/4 and n/4 experts; the paper's {1, 1, 1, 1, 2, 2, 4, 4} is n=8."""
     if n < 4 or n % 4:
         nearest = max(4, round(n / 4) * 4)
         raise ConfigError(f"hybrid: n = {n}, must be a positive multiple of 4; nearest is {nearest}")
@@ -57,13 +57,16 @@ def hybrid(total: int, n: int, multiple: int = 1) -> tuple[int, ...]:
 
 
 def equal(total: int, n: int) -> tuple[int, ...]:
-    """Widths that are all the same (they differ by at most one unit where `n` does not divide `total`)."""
+    """Return widths all the same, or at most one unit apart where `n` does not divide `total`."""
     _check(total, n, 1)
     return _share(total, [Fraction(1)] * n, 1)
 
 
 def share_in_proportion(total: int, shares: Sequence[int], multiple: int = 1) -> tuple[int, ...]:
-    """Widths in proportion to ascending shares, such as measured ones; arguments and errors as in `arithmetic`."""
+    """Return widths in proportion to ascending shares, such as measured ones.
+
+    Arguments and errors as in `arithmetic`.
+    """
     _check(total, len(shares), multiple)
     return _share(total, [Fraction(share) for share in shares], multiple)
 
@@ -128,7 +131,7 @@ def _check(total: int, n: int, multiple: int) -> None:
 
 
 def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, ...]:
-    """Largest remainder: floor every quota, then one more unit to the largest remainders."""
+    """Share by largest remainder: floor every quota, then give one more unit to the largest remainders."""
     n = len(shares)
     units = total // multiple
     quotas = _quotas(units, shares)
@@ -141,7 +144,7 @@ def _share(total: int, shares: Sequence[Fraction], multiple: int) -> tuple[int, 
 
 
 def _quotas(units: int, shares: Sequence[Fraction]) -> list[Fraction]:
-    """Proportional quotas in which nobody has less than one unit (`shares` ascending)."""
+    """Return proportional quotas in which nobody has less than one unit (`shares` ascending)."""
     rest = sum(shares, Fraction(0))
     for small, smallest in enumerate(shares):
         if smallest * (units - small) >= rest:

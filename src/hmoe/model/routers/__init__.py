@@ -12,7 +12,9 @@ METHODS: dict[str, RouterMethod] = {"top_k": TOP_K, "top_p": TOP_P, "expert_choi
 
 
 def register_router(spec_class: type[RouterSpec], method: RouterMethod) -> None:
-    """Add a kind of router: recipes, plans, training, export with code and generation then know it by its name.
+    """Add a kind of router.
+
+    Recipes, plans, training, export with code and generation then know it by its name.
 
     Args:
         spec_class: a frozen dataclass derived from `hmoe.RouterSpec`, whose field `name` has the kind's name

@@ -28,9 +28,10 @@ def weigh_tokens(
 def choose_tokens_of_experts(
     probs_TE: torch.Tensor, spec: ExpertChoice, widths: Sequence[int], real_T: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Boolean (T, E): each expert's most probable tokens, earlier ones first among equals (Zhou et al. 2022).
+    """Choose each expert's most probable tokens, as boolean (T, E) (Zhou et al. 2022).
 
-    Padding, where `real_T` is False, is not chosen and does not count for the capacity.
+    Earlier ones come first among equals. Padding, where `real_T` is False, is not chosen and does not count
+    for the capacity.
     """
     num_tokens, num_experts = probs_TE.shape
     device = probs_TE.device

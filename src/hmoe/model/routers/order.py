@@ -6,7 +6,7 @@ from hmoe.model.waiting import would_wait
 
 
 def choose_largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
-    """Boolean (T, E): the k largest of each row, lowest index first among equals.
+    """Choose the k largest of each row, lowest index first among equals; return boolean (T, E).
 
     `topk` is a third of a stable sort's time, but which of equals it takes is not said.
     """
@@ -21,6 +21,6 @@ def choose_largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def rank_largest(value_TE: torch.Tensor, k: int) -> torch.Tensor:
-    """(T, k): the k largest of each row in descending order, lowest index first among equals."""
+    """Return indices (T, k) of the k largest of each row, descending, lowest index first among equals."""
     value_TE = value_TE.nan_to_num(torch.inf, torch.inf, -torch.inf)
     return torch.argsort(value_TE, dim=1, descending=True, stable=True)[:, :k]

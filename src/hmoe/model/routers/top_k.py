@@ -21,9 +21,8 @@ from hmoe.model.routers.order import choose_largest, rank_largest
 from hmoe.model.routing import RouterState
 from hmoe.specs.routers.top_k import TopK
 
-Decision = (
-    torch.Tensor | tuple[KeptChoices, torch.Tensor]
-)  # boolean (T, E); with a capacity what is kept, and what was asked
+# Boolean (T, E); with a capacity what is kept, and what was asked.
+Decision = torch.Tensor | tuple[KeptChoices, torch.Tensor]
 
 
 def choose_top_k(
@@ -99,7 +98,7 @@ def compute_preference(
 def drop_weak_choices(
     chosen_TE: torch.Tensor, scores_TE: torch.Tensor, share: float, computing: int
 ) -> torch.Tensor:
-    """Of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
+    """Keep of the chosen ones those with at least `share` of the best one's score (Lu et al. 2024).
 
     Only the first `computing` experts are compared and skipped: skipping one of width 0 would save nothing.
     """

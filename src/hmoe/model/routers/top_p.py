@@ -32,7 +32,10 @@ def make_top_p_rule(spec: TopP, state: RouterState) -> Rule | None:
 def choose_until_sum(
     probs_TE: torch.Tensor, logits_TE: torch.Tensor, spec: TopP, top_p_T: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Boolean (T, E): the largest until their sum reaches p (HMoE eq 9-10); `top_p_T` is another p for each token."""
+    """Choose the largest until their sum reaches p (HMoE eq 9-10); return boolean (T, E).
+
+    `top_p_T` is another p for each token.
+    """
     # Float sums of probabilities round to 1 before the last expert, so p = 1 does not compare.
     if top_p_T is None and spec.p == 1:
         return torch.ones_like(probs_TE, dtype=torch.bool)

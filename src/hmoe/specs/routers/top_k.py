@@ -16,13 +16,8 @@ from hmoe.specs.routers.base import BiasUpdate, Noise, RouterSpec
 _OF_CAPACITY = (  # fields that say what a capacity does
     "eval_capacity_factor", "min_capacity", "capacity_by", "priority", "rectify", "when", "local_scale", "ranks",
 )  # fmt: skip
-_OF_TRAINING = (
-    "straight_through",
-    "jitter",
-    "gumbel",
-    "bias_rate",
-    "bias_by",
-)  # change nothing of a trained model
+# These change nothing of a trained model.
+_OF_TRAINING = ("straight_through", "jitter", "gumbel", "bias_rate", "bias_by")
 
 
 @dataclass(frozen=True)
