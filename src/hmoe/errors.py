@@ -27,7 +27,7 @@ class HMoEError(Exception):
     exit_code = 1
 
     def __init__(self, *args: object, argument: str | tuple[str, ...] | None = None) -> None:
-        # `args` are set by the exception itself; torch.compile could not trace a call of its __init__.
+        self.args = args  # not by super().__init__: torch.compile cannot trace that call
         self.arguments = (argument,) if isinstance(argument, str) else argument or ()
 
 
