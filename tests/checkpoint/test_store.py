@@ -11,7 +11,7 @@ import torch
 
 from hmoe import CheckpointError
 from hmoe.checkpoint import store
-from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.checkpoint.manifest import list_checkpoint_steps, read_newest_state
 from hmoe.checkpoint.store import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from tests.checkpoint.helpers import assert_equal, example, nothing
 
@@ -174,4 +174,8 @@ def test_a_shortage_of_handles_sets_no_checkpoint_aside(
             patch.setattr(place, refuse)
             with pytest.raises(OSError, match="Too many open files"):
                 load_newest_checkpoint(tmp_path, quarantine=True, say=print)
+    with monkeypatch.context() as patch:
+        patch.setattr("hmoe.checkpoint.manifest.hash_file", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            read_newest_state(tmp_path)  # not None, which would say that there is no checkpoint
     assert list_checkpoint_steps(tmp_path) == [3]

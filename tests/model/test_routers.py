@@ -127,6 +127,21 @@ def test_an_own_router_and_loss_go_everywhere(
         )
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+    # In a process that has read no recipe the folder itself must lead to the extension.
+    command = [
+        sys.executable,
+        "-m",
+        "hmoe",
+        "generate",
+        str(exported),
+        "She was",
+        "--max-tokens",
+        "5",
+        "--temperature",
+        "0",
+    ]
+    fresh = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (fresh.returncode, fresh.stdout) == (0, texts[0]), fresh.stderr
     loads = (
         "import sys; sys.modules['hmoe'] = None\n"
         "import torch\nfrom transformers import AutoModelForCausalLM\n"
@@ -166,6 +181,13 @@ def test_a_taken_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for spec_class, message in ((Other, "is taken by"), (int, "must be a subclass of hmoe.RouterSpec")):
         with pytest.raises(hmoe.ConfigError, match=message):
             hmoe.register_router(spec_class, METHODS["top_k"])
+
+    class Unfinished(hmoe.RouterSpec):
+        name = "unfinished"
+
+    with pytest.raises(hmoe.ConfigError, match="Unfinished must define count_experts_per_token"):
+        hmoe.register_router(Unfinished, METHODS["top_k"])
+    assert "unfinished" not in ROUTERS
     with pytest.raises(hmoe.ConfigError, match=r"must be a hmoe\.RouterMethod"):
         hmoe.register_router(hmoe.TopK, print)
     for name in ("router_z", "loss", "step"):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from hmoe.errors import ConfigError
 from hmoe.runs.config_keys import ROPE_THETA, Raw, check_window, hint_absent, read_keys
 from hmoe.specs import hugging_face
+from hmoe.specs.extensions import load_extensions
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import read_hf_rope
 from hmoe.specs.routers.top_k import TopK
@@ -28,6 +29,7 @@ def read_family_model(raw: Raw, where: str) -> ModelSpec:
         raise ConfigError(f"{where}: model_type = {family!r}, must be one of {', '.join(FAMILIES)}")
     names = hugging_face.OUR_KEYS if family == "hmoe" else _THEIRS
     try:
+        load_extensions()  # a folder may have been written with a router or a loss from outside
         values = read_keys(raw, family)
         check_window(raw, values, family)
         return ModelSpec(**_common(raw, values, family), **FAMILIES[family](values))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hmoe.errors import ConfigError
+from hmoe.specs.extensions import hint_extensions
 from hmoe.specs.plain import from_plain
 from hmoe.specs.routers.base import RouterSpec
 from hmoe.specs.routers.expert_choice import ExpertChoice
@@ -31,7 +32,7 @@ def make_router(name: str, options: Mapping[str, Any], where: str = "router_opti
         ConfigError: for an unknown kind, or options that do not fit.
     """
     if name not in ROUTERS:
-        raise ConfigError(f"router_type = {name!r}, must be one of {', '.join(ROUTERS)}")
+        raise ConfigError(f"router_type = {name!r}, must be one of {', '.join(ROUTERS)}; {hint_extensions()}")
     return from_plain(ROUTERS[name], options, where)
 
 
@@ -58,5 +59,10 @@ def add_router(spec_class: type[RouterSpec]) -> None:
     ):
         raise ConfigError(
             f"register_router: name = {spec_class.name!r} is taken by {taken.__module__}.{taken.__qualname__}"
+        )
+    if spec_class.count_experts_per_token is RouterSpec.count_experts_per_token:
+        raise ConfigError(
+            f"register_router: {spec_class.__name__} must define count_experts_per_token(num_experts, training), "
+            "which plans, memory and the room for pairs are computed from"
         )
     ROUTERS[spec_class.name] = spec_class
