@@ -19,8 +19,8 @@ from hmoe.model.losses import compute_auxiliary_losses
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "hmoe"
 LAYERS = {
-    "errors": 0, "storage": 0,
-    "specs": 1,
+    "errors": 0, "storage": 0, "units": 0,
+    "specs": 1, "statistics": 1,
     "config": 2,
     "data": 3, "kernels": 3,
     "model": 4,
@@ -32,10 +32,11 @@ LAYERS = {
     "cli": 10, "__main__": 11,
 }  # fmt: skip
 SIBLINGS_APART = {3, 7, 8}
-TORCH_FREE = {"errors", "storage", "specs", "config", "data"}
+TORCH_FREE = {"errors", "storage", "units", "statistics", "specs", "config", "data"}
 PLAIN = {
     "errors",
     "storage",
+    "units",
     "specs",
 }  # neither pydantic nor what torch alone lacks: models are made of specs
 TORCH_ONLY = {
