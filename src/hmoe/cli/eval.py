@@ -8,11 +8,14 @@ import typer
 from hmoe.cli.arguments import AnyModel
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.progress import ProgressBar
+from hmoe.cli.table import Column, Table, render_table
 from hmoe.cli.texts import list_validation_texts, read_texts
-from hmoe.errors import ConfigError
+from hmoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import TextPerplexity
+    from hmoe.runs.open_model import OpenedModel
+    from hmoe.specs.model import ModelSpec
 
     pass
 
@@ -118,37 +121,78 @@ def _evaluate_text(
     documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
     if not opened.model.config.causal:
         print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
+    total = None if text else _count_held_out_tokens(opened)
     with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
 
         def report(num_documents: int, num_tokens: int) -> None:
-            bar.update("text", num_documents, None, f"{num_documents:,} documents | {num_tokens:,} tokens")
+            # Texts that were decoded may be encoded in a few tokens more.
+            done = min(num_tokens, total) if total else num_tokens
+            bar.update("text", done, total, [f"{num_documents:,} documents", f"{num_tokens:,} tokens"])
 
         length = window or opened.context_length
         domains = measure_perplexity_by_domain(
             opened.model, opened.tokenizer, documents, length, report, opened.begin
         )
-    numbers = {"step": opened.step, **_list_numbers(sum_perplexities(domains))}
+    read = ", ".join(map(str, text)) if text else "the run's held-out documents, whole"
+    model = opened.model.config
+    numbers = {"text": read, "step": opened.step, **_list_numbers(sum_perplexities(domains), model)}
+    parts = {name: _list_numbers(domain, model) for name, domain in domains.items()}
     if as_json:
-        parts = {name: _list_numbers(domain) for name, domain in domains.items()}
         print_numbers({**numbers, "domains": parts}, as_json)
         return
-    print_numbers({name: value for name, value in numbers.items() if value is not None}, as_json)
+    print_numbers(
+        {name: _shorten(name, value) for name, value in numbers.items() if value is not None}, False
+    )
     if len(domains) > 1:
-        _print_domains(domains)
+        _print_domains(parts)
+    if model.causal:
+        from hmoe.train.summary import quote_folder
+
+        print_note(f'next: hmoe generate {quote_folder(run)} "She was"')
 
 
-def _list_numbers(result: "TextPerplexity") -> dict[str, Any]:
+def _count_held_out_tokens(opened: "OpenedModel") -> int | None:
+    """Return the tokens of a run's held-out documents without what stands between them; None if nobody knows."""
+    from hmoe.data.open import open_data
+
+    assert opened.run is not None
+    try:
+        index = open_data(opened.run, opened.data, opened.tokenizer.fingerprint)
+    except DataError:
+        return None  # whoever reads the documents says what is wrong
+    shards = index.of("valid")
+    return sum(shard.tokens - shard.documents * (1 + len(index.begin)) for shard in shards)
+
+
+def _list_numbers(result: "TextPerplexity", model: "ModelSpec") -> dict[str, Any]:
+    from hmoe.evaluate.table import describe_activation
+
     names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
-    return {name: getattr(result, name) for name in names}
+    values = {name: getattr(result, name) for name in names}
+    return {**values, **describe_activation(model, result.tokens, result.units)}
 
 
-def _print_domains(domains: dict[str, "TextPerplexity"]) -> None:
-    width = max(map(len, domains))
-    for name, domain in domains.items():
-        typer.echo(
-            f"{name:{width}s}  {domain.documents:,} documents  {domain.tokens:,} tokens  "
-            f"perplexity {domain.perplexity:,.4f}  bits_per_byte {domain.bits_per_byte:.4f}"
-        )
+def _shorten(name: str, value: Any) -> Any:
+    return round(value) if name == "activated_parameters" else value
+
+
+def _print_domains(domains: dict[str, dict[str, Any]]) -> None:
+    columns = [
+        Column("domain", "domain", str, is_text=True),
+        Column("documents", "documents"),
+        Column("tokens", "tokens"),
+        *(
+            Column(name, name, _show_digits)
+            for name in ("nats_per_token", "bits_per_byte", "activated_ratio")
+        ),
+    ]
+    typer.echo()
+    rows = [{"domain": name, **numbers} for name, numbers in domains.items()]
+    typer.echo(render_table(Table(columns, rows)), nl=False)
+
+
+def _show_digits(value: float) -> str:
+    return f"{value:,.4f}"
 
 
 def _evaluate_tasks(

@@ -111,9 +111,9 @@ class ProgressBar:
         """Return the live lines; they leave the last column free, from which some terminals go on to a new row."""
         size = measure_terminal(self._stream)
         room = size.columns - 1
-        while len(head) > 1 and len(" ".join(head)) + 2 > room:
+        if len(" ".join(head)) + 2 > room:
             head = head[:1]
-        line = " ".join(head)
+        line = " ".join([head[0].rjust(len("100%")), *head[1:]])
         if total is not None and room > len(line) + 1:
             cells = min(max(size.columns // 8, _NARROWEST_BAR), _WIDEST_BAR, room - len(line) - 1)
             line = f"{self._draw_bar(cells, done / total if total > 0 else 1)} {line}"

@@ -23,7 +23,7 @@ class Validation:
 
 def get_number(row: dict[str, Any], name: str) -> float | None:
     """Return a number of a row of a log; None where it has none, as rows may have been changed by hand."""
-    value = row.get(name)
+    value: Any = row.get(name)
     return value if type(value) in (int, float) and math.isfinite(value) else None
 
 
@@ -45,7 +45,7 @@ class BestValidation:
             self.update(row)
 
     def update(self, row: dict[str, Any]) -> str:
-        """Take in a row, with or without a validation; return a warning, once, when two in a row were above the best."""
+        """Take in a row, with or without a validation; return a warning once two in a row were above the best."""
         loss, bits = (get_number(row, f"validation_{name}") for name in ("loss", "bits_per_byte"))
         if loss is None or bits is None:
             return ""

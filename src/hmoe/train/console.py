@@ -66,8 +66,10 @@ class Console:
         numbers = make_plan(config)
         total, active = numbers["total_parameters"], numbers["activated_parameters"]
         self.note(
-            f"model: {format_count(total)} parameters, {format_count(active)} activated under uniform routing; "
-            f"{config.train.precision} on {device}; {config.data.batch_tokens:,} tokens per step"
+            f"model: {format_count(total)} parameters, {format_count(active)} activated under uniform routing"
+        )
+        self.note(
+            f"training: {config.train.precision} on {device}, {config.data.batch_tokens:,} tokens per step"
         )
         if config.model.moe:
             widths = ", ".join(map(str, config.model.moe.expert_widths))
@@ -156,7 +158,8 @@ class Console:
             return ""
         widths = moe.routed_widths
         bars = draw_shares(row["expert_token_share"], widths, self._display.encoding)
-        return f"tokens of the experts of {min(widths):,} to {max(widths):,} units: {bars}"
+        span = f"{min(widths):,} to {max(widths):,}" if min(widths) < max(widths) else f"{max(widths):,}"
+        return f"experts of {span} units: {bars}"
 
     def _print_slots(self, slots: dict[str, list[int]] | None) -> None:
         """Print what capacities did in this step, a line per MoE layer."""
