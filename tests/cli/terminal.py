@@ -95,7 +95,7 @@ class Terminal:
     def __init__(self, columns: int = 80, rows: int = 24, encoding: str = "utf-8") -> None:
         self.columns, self.shown = columns, ""
         self._master, slave = pty.openpty()
-        self.stream: TextIO = open(slave, "w", encoding=encoding, errors="replace")
+        self.stream: TextIO = open(slave, "w", encoding=encoding, errors="replace")  # noqa: SIM115
         self.resize(columns, rows)
         self._reader = threading.Thread(target=self._read, daemon=True)  # or its buffer would fill
         self._reader.start()

@@ -1,5 +1,6 @@
 """`hmoe eval`: perplexity of text, or accuracy on benchmark tasks."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,30 +112,19 @@ def _evaluate_text(
     precision: str | None,
     as_json: bool,
 ) -> None:
-    from hmoe.evaluate.perplexity import measure_perplexity_by_domain, sum_perplexities
-    from hmoe.evaluate.precision import EvaluationPrecision
+    from hmoe.evaluate.perplexity import sum_perplexities
     from hmoe.runs.open_model import open_model
 
     opened = open_model(run, print_note)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
     documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
-    if not opened.model.config.causal:
+    model = opened.model.config
+    if not model.causal:
         print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
     total = None if text else _count_held_out_tokens(opened)
-    with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
-
-        def report(num_documents: int, num_tokens: int) -> None:
-            # Texts that were decoded may be encoded in a few tokens more.
-            done = min(num_tokens, total) if total else num_tokens
-            bar.update("text", done, total, [f"{num_documents:,} documents", f"{num_tokens:,} tokens"])
-
-        length = window or opened.context_length
-        domains = measure_perplexity_by_domain(
-            opened.model, opened.tokenizer, documents, length, report, opened.begin
-        )
+    domains = _measure_domains(opened, documents, total, window, precision)
     read = ", ".join(map(str, text)) if text else "the run's held-out documents, whole"
-    model = opened.model.config
     numbers = {"text": read, "step": opened.step, **_list_numbers(sum_perplexities(domains), model)}
     parts = {name: _list_numbers(domain, model) for name, domain in domains.items()}
     if as_json:
@@ -149,6 +139,30 @@ def _evaluate_text(
         from hmoe.train.summary import quote_folder
 
         print_note(f'next: hmoe generate {quote_folder(run)} "She was"')
+
+
+def _measure_domains(
+    opened: "OpenedModel",
+    documents: Iterable[tuple[str, str]],
+    total: int | None,
+    window: int | None,
+    precision: str | None,
+) -> dict[str, "TextPerplexity"]:
+    """Return the perplexity of each domain, with a bar over `total` tokens."""
+    from hmoe.evaluate.perplexity import measure_perplexity_by_domain
+    from hmoe.evaluate.precision import EvaluationPrecision
+
+    with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
+
+        def report(num_documents: int, num_tokens: int) -> None:
+            # A text that was decoded may be encoded in a few tokens more.
+            done = min(num_tokens, total) if total else num_tokens
+            bar.update("text", done, total, [f"{num_documents:,} documents", f"{num_tokens:,} tokens"])
+
+        length = window or opened.context_length
+        return measure_perplexity_by_domain(
+            opened.model, opened.tokenizer, documents, length, report, opened.begin
+        )
 
 
 def _count_held_out_tokens(opened: "OpenedModel") -> int | None:
@@ -181,10 +195,9 @@ def _print_domains(domains: dict[str, dict[str, Any]]) -> None:
         Column("domain", "domain", str, is_text=True),
         Column("documents", "documents"),
         Column("tokens", "tokens"),
-        *(
-            Column(name, name, _show_digits)
-            for name in ("nats_per_token", "bits_per_byte", "activated_ratio")
-        ),
+        Column("perplexity", "perplexity", _show_digits),
+        Column("bits_per_byte", "bits/byte", _show_digits),
+        Column("activated_ratio", "activated", _show_share),
     ]
     typer.echo()
     rows = [{"domain": name, **numbers} for name, numbers in domains.items()]
@@ -193,6 +206,10 @@ def _print_domains(domains: dict[str, dict[str, Any]]) -> None:
 
 def _show_digits(value: float) -> str:
     return f"{value:,.4f}"
+
+
+def _show_share(value: float) -> str:
+    return f"{value:.2%}"
 
 
 def _evaluate_tasks(
