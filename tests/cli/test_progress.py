@@ -7,7 +7,6 @@ import time
 
 import pytest
 
-from hmoe.cli import progress
 from hmoe.cli.progress import ProgressBar
 from tests.cli.terminal import Screen, Terminal
 
@@ -19,7 +18,7 @@ BELOW = "experts of 72 to 184 units: ▆▅▃▃▃█▂█"
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that a test sets."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("hmoe.cli.progress.time.perf_counter", lambda: now[0])
     return now
 
 

@@ -87,12 +87,14 @@ def prepare_data_folder(
 
 
 def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
-    counts = (
-        f"{progress.documents:,} documents | {progress.text_bytes / 1e6:,.1f} MB | {progress.tokens:,} tokens"
-    )
-    stage = counts if progress.tokens else "reading"
+    counts = [
+        f"{progress.documents:,} documents",
+        f"{progress.tokens:,} tokens",
+        f"{progress.text_bytes / 1e6:,.1f} MB",
+    ]
+    stage = counts if progress.tokens else ["reading"]
     done = max(progress.file - 1, 0)  # this one is not finished yet
-    bar.update("files", done, progress.files, f"file {progress.file}/{progress.files} | {stage}")
+    bar.update("files", done, progress.files, [f"file {progress.file} of {progress.files}", *stage])
 
 
 def _find_begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, list[str]]:
