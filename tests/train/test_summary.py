@@ -38,7 +38,7 @@ def test_a_summary_is_a_few_aligned_lines() -> None:
         "validation        loss 2.5000, 1.2500 bits per byte",
         "best validation   loss 2.0000, 1.0000 bits per byte at step 2",
         "training time     3m07s",
-        "activated         22 of 32 units (those of a uniform router), mean over the run",
+        "activated         22 of 32 units of a uniform router, in the mean",
         "run folder        runs/my tiny",
     ]
     assert max(map(len, lines)) < 80

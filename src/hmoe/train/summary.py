@@ -67,7 +67,7 @@ def summarize_run(
             values["best validation"] = f"{_describe_validation(best)} at step {best.step}"
     values["training time"] = format_duration(seconds)
     if units := describe_units(config, mean.get()):
-        values["activated"] = f"{units} (those of a uniform router), mean over the run"
+        values["activated"] = f"{units} of a uniform router, in the mean"
     values["run folder"] = str(folder)
     lines = [f"{name:{_NAME_COLUMNS}s}{value}" for name, value in values.items()]
     return [f"{reason}: step {counts.step}", *lines], newest is not None
