@@ -7,6 +7,7 @@ import re
 import struct
 import termios
 import threading
+import time
 from collections.abc import Iterator
 from typing import TextIO
 
@@ -35,21 +36,14 @@ class Screen:
             elif command == "J" and not argument:
                 self._cut()
                 del self.rows[self.row + 1 :], self.breaks[self.row + 1 :]
+            elif command == "K" and argument == "2":
+                self.rows[self.row], self.breaks[self.row] = "", False
             elif command == "A":
                 self.row = max(self.row - int(argument or 1), 0)
             else:
-                assert command == "m", piece[0]
-
-    def narrow(self, columns: int) -> None:
-        """Become narrower, as terminals that break lines anew do: the cursor stays at its character."""
-        before, row, column = self.rows, self.row, self.column
-        self.columns, self.rows, self.breaks = columns, [], []
-        for index, text in enumerate(before):
-            pieces = [text[at : at + columns] for at in range(0, len(text), columns)] or [""]
-            if index == row:
-                self.row, self.column = len(self.rows) + column // columns, column % columns
-            self.rows += pieces
-            self.breaks += [True] * (len(pieces) - 1) + [False]
+                assert command == "m" or argument == "?25", piece[
+                    0
+                ]  # colours, and whether the cursor is seen
 
     @property
     def lines(self) -> list[str]:
@@ -112,9 +106,21 @@ class Terminal:
         screen.feed(self.shown)
         return screen
 
+    def look(self) -> Screen:
+        """Return what is on the screen now."""
+        mark = "\x1b[0m\x1b[0m"  # unlike anything that is drawn
+        seen = self.shown.count(mark)
+        self.stream.write(mark)
+        self.stream.flush()
+        while self.shown.count(mark) == seen:
+            time.sleep(0.001)
+        screen = Screen(self.columns)
+        screen.feed(self.shown)
+        return screen
+
     def frames(self) -> Iterator[list[str]]:
-        """Yield the live lines of each drawing; call it after `close`."""
-        for piece in self.shown.split("\r\x1b[J"):
+        """Yield the lines of each drawing, after which the cursor goes back to its first row; call it after `close`."""
+        for piece in re.split("\r\x1b\\[2K(?:\x1b\\[1A\x1b\\[2K)*", self.shown):
             screen = Screen(10**6)
             screen.feed(piece)
             yield screen.lines

@@ -1,17 +1,25 @@
 """The one progress bar: of every verb that takes long."""
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+from unicodedata import combining, east_asian_width
 
-from hmoe.cli.live_lines import LiveLines, count_columns, is_live, measure_terminal
 from hmoe.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+    pass
 
 _PLAIN_SECONDS = 10.0  # between plain lines
 _LIVE_SECONDS = 0.1  # between drawings on a terminal
 _NARROWEST_BAR, _WIDEST_BAR = 4, 24
 _GAP = "  "  # between parts of a live line
+_DUMB = ("dumb", "unknown")  # terminals that cannot move the cursor
 
 
 class _Pace:
@@ -44,20 +52,30 @@ class ProgressBar:
 
     def __init__(self, stream: TextIO | None = None, at_once: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._live = LiveLines(self._stream) if is_live(self._stream) else None
+        self._live: Live | None = None
         self._paces: dict[str, _Pace] = {}
         self._last_task, self._last_drawn = "", 0.0
         self._last_update = time.perf_counter()
         self._last_plain = -_PLAIN_SECONDS if at_once else self._last_update
 
     def __enter__(self) -> "ProgressBar":
-        if self._live is not None:
-            self._live.open()
+        if self._stream.isatty() and os.environ.get("TERM", "").lower() not in _DUMB:
+            # Not above: verbs whose output is read by programs need not wait for rich.
+            from rich.console import Console
+            from rich.live import Live
+
+            console = Console(
+                file=self._stream, highlight=False, markup=False, emoji=False, force_terminal=True
+            )
+            # What is printed meanwhile appears above the bar, but what goes to files is left alone.
+            redirected = {f"redirect_{name}": getattr(sys, name).isatty() for name in ("stdout", "stderr")}
+            self._live = Live(console=console, auto_refresh=False, transient=True, **redirected)
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
-            self._live.close()
+            self._live.stop()
 
     @property
     def encoding(self) -> str:
@@ -69,7 +87,7 @@ class ProgressBar:
         if self._live is None:
             print(text, file=self._stream, flush=True)
         else:
-            self._live.print_above(text, style=style)
+            self._live.console.print(text, style=style or None, soft_wrap=True)
 
     def update(
         self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
@@ -91,7 +109,7 @@ class ProgressBar:
         if self._live is not None:
             if is_done or task != self._last_task or now - self._last_drawn >= _LIVE_SECONDS:
                 self._last_task, self._last_drawn = task, now
-                self._live.draw(self._lay_out(done, total, head, parts, below))
+                self._draw(self._live, done, total, head, parts, below)
         # The next update is expected after as long as this one took, and must not come too late for a line.
         elif is_done or now - self._last_plain + (now - self._last_update) > _PLAIN_SECONDS:
             self._last_plain = now
@@ -105,11 +123,27 @@ class ProgressBar:
         pace.last_done = done
         return pace
 
+    def _draw(
+        self, live: "Live", done: float, total: float | None, head: list[str], parts: list[str], below: str
+    ) -> None:
+        from rich.text import Text
+
+        # Of this stream: rich would ask standard output. Measured anew, since people drag windows.
+        size = measure_terminal(self._stream)
+        live.console.width, live.console.height = size.columns, size.lines
+        lines = self._lay_out(size, done, total, head, parts, below)
+        live.update(Text("\n".join(lines), no_wrap=True, overflow="crop"), refresh=True)
+
     def _lay_out(
-        self, done: float, total: float | None, head: list[str], parts: list[str], below: str
+        self,
+        size: os.terminal_size,
+        done: float,
+        total: float | None,
+        head: list[str],
+        parts: list[str],
+        below: str,
     ) -> list[str]:
         """Return the live lines; they leave the last column free, from which some terminals go on to a new row."""
-        size = measure_terminal(self._stream)
         room = size.columns - 1
         if len(" ".join(head)) + 2 > room:
             head = head[:1]
@@ -133,3 +167,17 @@ def _join_while_fitting(line: str, parts: Sequence[str], room: int) -> str:
             break
         line += _GAP + part
     return line
+
+
+def measure_terminal(stream: TextIO) -> os.terminal_size:
+    """Return the columns and rows of a stream's terminal as they are now; 80 x 24 where it does not know."""
+    try:
+        size = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        size = os.terminal_size((0, 0))
+    return size if size.columns and size.lines else shutil.get_terminal_size()
+
+
+def count_columns(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
