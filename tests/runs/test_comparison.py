@@ -121,8 +121,9 @@ def test_what_cannot_be_grouped(
 def test_a_run_without_rows_says_so(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", "tiny", 2.0)
     (run / "metrics.jsonl").write_text("")
+    assert read_run_summary(run).step == 0
     with pytest.raises(ConfigError, match="has taken no training step"):
-        read_run_summary(run)
+        read_run_groups([str(run)])
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,10 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
     """
     summary = read_run_summary(run)
     moe = summary.config.model.moe
-    if moe is None or summary.mean_width is None or summary.experts_per_token is None:
+    if moe is None:
         raise ConfigError(f"{run}: a dense model has no uniform control")
+    if summary.mean_width is None or summary.experts_per_token is None:
+        raise ConfigError(f"{run}: has taken no training step yet, so nobody knows what its experts activate")
     if len(set(moe.expert_widths)) == 1:
         raise ConfigError(f"{run}: its experts are equal already, all {moe.expert_widths[0]} units wide")
     width = find_control_width(moe, summary.mean_width, summary.experts_per_token)

@@ -60,6 +60,8 @@ def read_run_groups(words: Sequence[str]) -> list[RunGroup]:
                 raise ConfigError(f"{run}: is given twice")
             paths.add(run.resolve())
             summary = read_run_summary(run)
+            if summary.step == 0:
+                raise ConfigError(f"{run}: has taken no training step yet")
             members.setdefault((name, _identify_recipe(summary)), []).append(summary)
     _check_names([name for name, _ in members if name])
     groups = [

@@ -64,6 +64,11 @@ class RunSummary:
         return self.validation[-1][1] if self.validation and self.validation[-1][0] == self.step else None
 
     @property
+    def best_validation(self) -> tuple[int, float, float] | None:
+        """The validation of the smallest loss, of equal ones the earliest; None where there was none."""
+        return min(self.validation, key=lambda values: values[1], default=None)
+
+    @property
     def total_parameters(self) -> int:
         """Of the model, both embeddings included."""
         return sum(count_parameters(self.config.model).values())
@@ -83,7 +88,7 @@ def read_run_summary(run: Path) -> RunSummary:
     """Read the logs and the recipe of a run folder; neither weights nor data are read.
 
     Raises:
-        ConfigError: if it is no run folder, or has taken no step.
+        ConfigError: if it is no run folder.
         CheckpointError: naming a damaged line of a log.
     """
     if not is_run_folder(run):
@@ -97,10 +102,8 @@ def read_run_summary(run: Path) -> RunSummary:
     problem = check_seals(run, metrics, timing)[1]
     warnings += [problem] if problem else []
     rows = [row for _, row in metrics]
-    if not rows:
-        raise ConfigError(f"{run}: has taken no training step that {METRICS} tells of")
-    last = rows[-1]
-    if step is not None and last["step"] != step and config.train.log_every == 1:
+    last = rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
+    if step and last["step"] != step and config.train.log_every == 1:
         warnings.append(f"{run / METRICS}: its last row is of step {last['step']}, the checkpoint of {step}")
     validation = tuple((row["step"], row[NATS], row[BITS]) for row in rows if BITS in row)
     return RunSummary(
@@ -110,7 +113,7 @@ def read_run_summary(run: Path) -> RunSummary:
         tokens=last["tokens"],
         flops=last["flops"],
         validation=validation,
-        mean_width=_measure_mean_width(config, rows),
+        mean_width=_measure_mean_width(config, rows) if rows else None,
         uniform_width=estimate_activated_width(config.model)[1] if config.model.moe else None,
         experts_per_token=_average(rows, "experts_per_token"),
         seconds=read_training_seconds(run, last["step"]) if timing else 0.0,

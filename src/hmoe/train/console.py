@@ -1,17 +1,17 @@
 """What a person sees of a training run: lines that stay, and one that tells how far it is."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 from hmoe.config.plan import make_plan
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches, describe_validation
 from hmoe.data.shards import Index
+from hmoe.runs.summary import RunSummary
 from hmoe.train.advice import DataReads, describe_short_documents
 from hmoe.train.best_validation import BestValidation
 from hmoe.train.sparkline import draw_shares
-from hmoe.train.summary import describe_units, list_next_steps, summarize_run
+from hmoe.train.summary import describe_run, describe_units, list_next_steps
 from hmoe.units import format_count
 
 
@@ -112,24 +112,13 @@ class Console:
             self.note(f"step {row['step']} writes: {row['sample']!r}")
         self._warn_all([*row.get("warnings", []), rising, self._reads.update(row["tokens"])])
 
-    def end(
-        self, config: RunConfig, counts: Any, rows: Iterable[dict[str, Any]], seconds: float, folder: Path,
-        reason: str, is_finished: bool = True,
-    ) -> None:  # fmt: skip
-        """Print where a run stands, and what can be done next.
-
-        Args:
-            config: of the run.
-            counts: steps, tokens and FLOPs.
-            rows: of metrics.jsonl.
-            seconds: training time.
-            folder: the run folder.
-            reason: why it ended.
-            is_finished: whether its budget is used up.
-        """
-        lines, has_validation = summarize_run(reason, config, counts, rows, seconds, folder)
-        steps = list_next_steps(folder, config, counts, seconds, is_finished, has_validation)
-        for line in (*lines, "next:", *(f"  {step}" for step in steps)):
+    def end(self, run: RunSummary, reason: str, is_finished: bool = True) -> None:
+        """Print where a run stands and why it ended, and what can be done next."""
+        for line in (
+            *describe_run(run, reason),
+            "next:",
+            *(f"  {step}" for step in list_next_steps(run, is_finished)),
+        ):
             self.note(line)
 
     def _warn_all(self, texts: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ from hmoe.model.likelihood import measure_mean_nll
 from hmoe.runs.log_rows import METRICS, read_log_rows, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
+from hmoe.runs.summary import read_run_summary
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
@@ -44,9 +45,7 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
                 open_data(config, restored.state["data"], restored.state["tokenizer"])
             folder.write_config(config)
             _check_logs(folder, restored.step, console)
-            counts = RunCounts(**restored.state["counts"])
-            rows = _read_rows(folder, restored.step)
-            console.end(config, counts, rows, seconds, folder.path, "finished already")
+            console.end(read_run_summary(folder.path), "finished already")
             return
     session = open_session(config, folder, restored, console)
     folder.write_config(session.config)  # not before the data is known to be the run's
@@ -58,8 +57,7 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
         is_finished = session.progress() >= 1
         reason = "finished" if is_finished else f"stopped by {STOP.signal_name}, the same command continues"
-        rows, seconds = _read_rows(folder, counts.step), session.records.seconds
-        console.end(session.config, counts, rows, seconds, folder.path, reason, is_finished)
+        console.end(read_run_summary(folder.path), reason, is_finished)
 
 
 def _read_rows(folder: RunFolder, step: int) -> Iterator[dict[str, Any]]:

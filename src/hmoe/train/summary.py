@@ -3,35 +3,15 @@
 import importlib.util
 import math
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from hmoe.config.counts import estimate_activated_width
 from hmoe.config.recipes import list_presets
 from hmoe.config.run import RunConfig
-from hmoe.train.best_validation import BestValidation, Validation, get_number
+from hmoe.runs.summary import RunSummary
 from hmoe.units import format_duration, format_flops
 
 _NAME_COLUMNS = 18
-_Lines = list[str]
-
-
-class MeanWidth:
-    """The mean of the hidden units that the steps of a run activated, of the rows of its metrics.jsonl."""
-
-    def __init__(self) -> None:
-        self._sum, self._num_rows = 0.0, 0
-
-    def update(self, row: dict[str, Any]) -> None:
-        """Take in a row; that of a step that was skipped says nothing of routers."""
-        width = get_number(row, "mean_activated_width")
-        if width is not None and get_number(row, "loss") is not None:
-            self._sum, self._num_rows = self._sum + width, self._num_rows + 1
-
-    def get(self) -> float | None:
-        """Return the mean, None without any row."""
-        return self._sum / self._num_rows if self._num_rows else None
 
 
 def describe_units(config: RunConfig, width: float | None) -> str:
@@ -41,53 +21,39 @@ def describe_units(config: RunConfig, width: float | None) -> str:
     return f"{width:,.0f} of {estimate_activated_width(config.model)[1]:,.0f} units"
 
 
-def summarize_run(
-    reason: str, config: RunConfig, counts: Any, rows: Iterable[dict[str, Any]], seconds: float, folder: Path
-) -> tuple[_Lines, bool]:
-    """Return the lines that say where a run stands, and whether it has a validation split.
-
-    Args:
-        reason: why it ended.
-        config: of the run.
-        counts: steps, tokens and FLOPs (`hmoe.train.session.RunCounts`).
-        rows: of metrics.jsonl.
-        seconds: training time.
-        folder: the run folder.
-    """
-    validations, mean = BestValidation(), MeanWidth()
-    for row in rows:
-        validations.update(row)
-        mean.update(row)
-    values = {"tokens": f"{counts.tokens:,}", "FLOPs": format_flops(counts.flops)}
-    newest, best = validations.newest, validations.best
-    if newest is not None and best is not None:
-        when = "" if newest.step == counts.step else f" at step {newest.step}"
-        values["validation"] = _describe_validation(newest) + when
-        if best.step != newest.step:
-            values["best validation"] = f"{_describe_validation(best)} at step {best.step}"
-    values["training time"] = format_duration(seconds)
-    if units := describe_units(config, mean.get()):
+def describe_run(run: RunSummary, reason: str) -> list[str]:
+    """Return the lines that say where a run stands, after why it ended."""
+    values = {"tokens": f"{run.tokens:,}", "FLOPs": format_flops(run.flops)}
+    best = run.best_validation
+    if best is not None:
+        newest = run.validation[-1]
+        when = "" if newest[0] == run.step else f" at step {newest[0]}"
+        values["validation"] = _describe_validation(*newest[1:]) + when
+        if best[0] != newest[0]:
+            values["best validation"] = f"{_describe_validation(*best[1:])} at step {best[0]}"
+    values["training time"] = format_duration(run.seconds)
+    if units := describe_units(run.config, run.mean_width):
         values["activated"] = f"{units} of a uniform router, in the mean"
-    values["run folder"] = str(folder)
-    lines = [f"{name:{_NAME_COLUMNS}s}{value}" for name, value in values.items()]
-    return [f"{reason}: step {counts.step}", *lines], newest is not None
+    values["run folder"] = str(run.path)
+    return [
+        f"{reason}: step {run.step}",
+        *(f"{name:{_NAME_COLUMNS}s}{value}" for name, value in values.items()),
+    ]
 
 
-def list_next_steps(
-    folder: Path, config: RunConfig, counts: Any, seconds: float, is_finished: bool, has_validation: bool
-) -> _Lines:
+def list_next_steps(run: RunSummary, is_finished: bool) -> list[str]:
     """Return the commands that go on with a run, each of which works as it stands."""
-    name = quote_folder(folder)
+    name, causal = quote_folder(run.path), run.config.model.causal
     if not is_finished:
         return [f"hmoe train {name}"]
     steps = []
-    if config.model.causal:
+    if causal:
         steps.append(f'hmoe generate {name} "She was"')
-    if has_validation:  # without one, a text must be named
+    if run.validation:  # without one, a text must be named
         steps.append(f"hmoe eval {name}")
-    if config.model.causal and all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
+    if causal and all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
         steps.append(f"hmoe serve {name}")
-    return [*steps, f"hmoe train {name} {' '.join(_double_budgets(config, counts, seconds))}"]
+    return [*steps, f"hmoe train {name} {' '.join(_double_budgets(run))}"]
 
 
 def quote_folder(folder: Path) -> str:
@@ -97,14 +63,14 @@ def quote_folder(folder: Path) -> str:
     return shlex.quote(f"./{text}" if text in list_presets() or text.startswith("-") else text)
 
 
-def _double_budgets(config: RunConfig, counts: Any, seconds: float) -> list[str]:
+def _double_budgets(run: RunSummary) -> list[str]:
     """Return overrides that double each budget that is used up."""
-    train = config.train
+    train = run.config.train
     budgets = (
-        ("steps", counts.step, train.steps),
-        ("tokens", counts.tokens, train.tokens),
-        ("flops", counts.flops, train.flops),
-        ("seconds", seconds, train.seconds),
+        ("steps", run.step, train.steps),
+        ("tokens", run.tokens, train.tokens),
+        ("flops", run.flops, train.flops),
+        ("seconds", run.seconds, train.seconds),
     )
     return [
         f"train.{name}={_format_budget(name, 2 * max(used, limit))}"
@@ -117,5 +83,5 @@ def _format_budget(name: str, value: float) -> str:
     return f"{value:.1e}".replace("e+", "e") if name == "flops" else str(math.ceil(value))
 
 
-def _describe_validation(validation: Validation) -> str:
-    return f"loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte"
+def _describe_validation(loss: float, bits_per_byte: float) -> str:
+    return f"loss {loss:.4f}, {bits_per_byte:.4f} bits per byte"
