@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from hmoe.cli.main import run_command_line
+from hmoe.errors import make_install_command
 from tests.train.helpers import run as train_run
 
 
@@ -154,7 +155,8 @@ def test_a_missing_extra_is_one_line(folder: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert (
-        result.stderr == "hmoe: error: the server's routes need the serve extra: pip install 'hmoe[serve]'\n"
+        result.stderr
+        == f"hmoe: error: the server's routes need the serve extra: {make_install_command('serve')}\n"
     )
 
 
