@@ -86,10 +86,9 @@ def serve_model(
         opened = open_served_model(path, precision)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout)
-        if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
-            print_note("anybody who reaches this address may use the model; --api-key asks for a key")
+        if not api_key:
+            _warn_of_strangers(listening.getsockname()[0])
         guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
-        # By --api-key or HMOE_API_KEY; commands for users name the variable, never the key.
         ready = partial(_print_address, service, bool(api_key))
         with service.engine, nullcontext() if quiet else RequestLog(_write_to_stderr) as log:
             record = None if log is None else log.add
@@ -99,6 +98,11 @@ def serve_model(
 def _check_key(api_key: str | None) -> None:
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
+
+
+def _warn_of_strangers(host: str) -> None:
+    if not host.startswith(("127.", "::1")):
+        print_note("anybody who reaches this address may use the model; --api-key asks for a key")
 
 
 def _make_service(
