@@ -244,6 +244,12 @@ def test_benchmarks_are_made_by_the_verb(
     shown = capfd.readouterr().out
     assert "ARC-Easy       validation 7, test 5" in shown
     assert "fetched here, not redistributed" in shown
+    step = shown.partition("next:\n")[2].split()
+    assert run_command_line(["data", "benchmarks", str(out), "--wheel", str(path), "--json"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["rows"]["arc_easy"] == {"validation": 7, "test": 5}
+    assert (record["folder"], record["next"]) == (str(out), [" ".join(step[: step.index("#")])])
+    assert step[1:3] == ["eval", "RUN"]
 
 
 @pytest.mark.parametrize("missing", ["lm_eval"])

@@ -9,7 +9,7 @@ from hmoe.cli.next_steps import AsJson, list_steps_of_data, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.errors import ConfigError
-from hmoe.units import format_count
+from hmoe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from hmoe.data.prepare import PrepareProgress
@@ -115,7 +115,8 @@ def _describe_record(record: dict[str, Any]) -> str:
 
 def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
     counts = (
-        f"{progress.documents:,} documents | {progress.text_bytes / 1e6:,.1f} MB | {progress.tokens:,} tokens"
+        f"{progress.documents:,} documents | {format_bytes(progress.text_bytes)} | "
+        f"{format_count(progress.tokens)} tokens"
     )
     stage = counts if progress.tokens else "reading"
     done = max(progress.file - 1, 0)  # this one is not finished yet
