@@ -5,7 +5,6 @@ from typing import Any
 
 from hmoe import __version__
 from hmoe.cli.output import print_numbers
-from hmoe.errors import make_install_command
 
 
 def print_info() -> None:
@@ -73,4 +72,4 @@ def _describe_extra(extra: str) -> str:
             version(name)
         except PackageNotFoundError:
             missing.append(name)
-    return f"missing {', '.join(missing)}: {make_install_command(extra)}" if missing else "installed"
+    return f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
