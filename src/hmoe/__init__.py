@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from typing import Any
 
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
+    from hmoe.hub.save import save_model as save
     from hmoe.model.losses import load_balance, parameter_penalty, register_loss, router_entropy, router_z
     from hmoe.model.moe import MoE
     from hmoe.model.routers import register_router
@@ -55,6 +56,7 @@ _HOME = {
     "register_router": "hmoe.model.routers",
     "router_entropy": "hmoe.model.losses",
     "router_z": "hmoe.model.losses",
+    "save": "hmoe.hub.save:save_model",
     "trace": "hmoe.model.trace",
 }
 
@@ -86,6 +88,7 @@ __all__ = [
     "register_router",
     "router_entropy",
     "router_z",
+    "save",
     "trace",
 ]
 

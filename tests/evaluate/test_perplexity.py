@@ -8,6 +8,7 @@ from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
 from hmoe.evaluate.perplexity import measure_perplexity, measure_perplexity_by_domain, sum_perplexities
 from hmoe.model.transformer import build_transformer
+from hmoe.specs.plain import to_plain
 
 CONFIG = check_model(
     {
@@ -69,3 +70,32 @@ def test_domains_add_up() -> None:
     assert told == [(1, 8), (2, 13), (3, 20)]
     with pytest.raises(DataError, match="nothing to evaluate"):
         measure_perplexity_by_domain(model, tokenizer, [("a", "")], 8)
+
+
+@pytest.mark.parametrize("window", [4, 5, 64])
+def test_activated_units_are_those_of_the_token_that_each_is_predicted_from(window: int) -> None:
+    """Counted slowly: each token alone at the end of what its window lets it see."""
+    tree = {**to_plain(CONFIG), "layers": 2}
+    tree["moe"] = {"widths": [4, 8, 20], "router": {"name": "top_p", "p": 0.6}}
+    config = check_model(tree)
+    model, tokenizer, begin = build_transformer(config, 0, torch.float64), ByteTokenizer(), [256, 7]
+    texts = ["héllo wörld", "", "a", "another text"]
+    result = measure_perplexity(model, tokenizer, texts, window, begin=begin)
+    units = 0.0
+    for text in texts:
+        ids = [*begin, *text.encode()]
+        for target in range(len(begin), len(ids) if text else 0):
+            # The first of the windows, half a window apart, that reach the target.
+            start = next(s for s in range(0, len(ids), window // 2) if s + window >= target)
+            routings = model(torch.tensor([ids[start:target]]))[1]
+            units += sum(float(routing.width_T((4, 8, 20))[-1]) for routing in routings)
+    assert result.units == units
+    assert result.tokens == sum(len(text.encode()) for text in texts)
+    assert result.units > 2 * 4 * result.tokens  # more than the smallest expert alone
+
+
+def test_a_long_text_is_reported_while_it_is_read() -> None:
+    told: list[tuple[int, int]] = []
+    model = build_transformer(CONFIG, 0)
+    measure_perplexity(model, ByteTokenizer(), ["0123456789", "a"], 4, lambda *counts: told.append(counts))
+    assert told == [(0, 4), (0, 6), (0, 8), (1, 10), (2, 11)]

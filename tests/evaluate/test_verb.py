@@ -101,7 +101,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(
     trained: Path, benchmarks: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command_line(["eval", str(trained), "--tasks", "piqa", "--benchmarks", str(benchmarks)]) == 0
-    assert capfd.readouterr().err == "piqa: 14 of 14 sequences\n"
+    assert capfd.readouterr().err == "100% | piqa: 14 of 14 sequences\n"
 
 
 def test_text_in_all_and_per_domain(trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

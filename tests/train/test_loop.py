@@ -182,16 +182,28 @@ def test_five_steps_in_a_row_that_are_not_finite_end_the_run(
 ) -> None:
     run(tmp_path / "r", "train.steps=4")
     monkeypatch.setattr("hmoe.model.transformer.cross_entropy", lambda x, *_: (x * float("nan")).sum())
-    with pytest.raises(NonFiniteError, match="5 steps in a row"):
-        run(tmp_path / "r", "train.steps=20")
+    with pytest.raises(
+        NonFiniteError, match="5 steps in a row; the newest checkpoint is that of step 4, from which"
+    ):
+        run(tmp_path / "r", "train.steps=20", "train.save_every=100")
     checkpoints = sorted((tmp_path / "r" / "checkpoints").glob("step-*"))
     table = rows(tmp_path / "r")
     assert table[-1]["loss"] is None
     assert table[-1]["skipped"] == 5
     monkeypatch.undo()
-    _, model, _, _ = open_run(tmp_path / "r", print)
+    _, model, _, state = open_run(tmp_path / "r", print)
+    assert state["step"] == 4
     assert all(p.isfinite().all() for p in model.parameters())
     assert checkpoints
+
+
+def test_bad_steps_before_any_checkpoint_say_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmoe.model.transformer.cross_entropy", lambda x, *_: (x * float("nan")).sum())
+    with pytest.raises(NonFiniteError, match="in a row; no checkpoint was written yet; see the data"):
+        run(tmp_path / "r", "train.save_every=100")
+    assert not (tmp_path / "r" / "checkpoints").exists()
 
 
 def test_one_bad_step_is_the_run_that_skips_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +275,8 @@ def test_a_signal_saves_and_the_same_command_ends_as_if_nothing_happened(
     process.send_signal(getattr(signal, name))
     out, _ = process.communicate()
     assert process.returncode == 0
-    assert f"stopped by {name}, the same command continues" in out
+    assert f"stopped by {name}, the same command continues: step " in out
+    assert out.endswith(f"next:\n  hmoe train {tmp_path / 'r'}\n")
     assert 3 < len(rows(tmp_path / "r")) < 90
     assert call(*command(tmp_path / "r", *words)).returncode == 0
     assert digests(tmp_path / "r") == undisturbed

@@ -6,6 +6,7 @@ parts are added up in another order.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,11 @@ CASES = {
     "shared and zero experts": ("tiny-moepp", ["model.moe.shared=24"]),
     "dense": ("tiny-dense", []),
 }
+FEW = (
+    "top-p",
+    "bias, capacity, noise",
+    "HyperExperts",
+)  # the others, and one rank alone, are for `make test-slow`
 STEPS = 2
 
 
@@ -112,48 +118,55 @@ def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
     return [*results, {"biases": biases}]
 
 
-def run_rank(rank: int, folder: str) -> None:
-    """Train every case by one rank, and by two; the first rank writes what came of it."""
+def run_rank(rank: int, folder: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
+    """Train cases by one rank, and by two, where asked for; the first rank writes what came of it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("both", "alone"))
-    alone = {name: train_sharded(name, mesh["alone"]) for name in CASES} if rank == 0 else {}
-    results = {1: alone, 2: {name: train_sharded(name, mesh["both"]) for name in CASES}}
+    results = {2: {name: train_sharded(name, mesh["both"]) for name in names}}
+    if rank == 0 and 1 in sizes:
+        results[1] = {name: train_sharded(name, mesh["alone"]) for name in names}
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, list[dict[str, Any]]]]:
-    """What every case gives on one rank and on two."""
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
-    results: dict[int, dict[str, list[dict[str, Any]]]] = torch.load(
-        folder / "results.pt", weights_only=False
-    )
-    return results
-
-
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        pytest.param(FEW, (2,), id="two ranks"),
+        pytest.param(tuple(CASES), (1, 2), id="every case", marks=pytest.mark.slow),
+    ],
+)
 def test_sharded_steps_are_the_plain_ones(
-    name: str, sharded: dict[int, dict[str, list[dict[str, Any]]]]
+    names: tuple[str, ...], sizes: tuple[int, ...], tmp_path: Path
 ) -> None:
-    config = load(name)
-    model = build_transformer(config.model, config.seed)
-    plain = steps(config, model, range(4), ONE_PROCESS)
-    for ranks in (1, 2):
-        *results, last = sharded[ranks][name]
-        for step, (result, expected) in enumerate(zip(results, plain, strict=True)):
-            compare(result["record"], expected["record"])
-            assert result["gradients"].keys() == expected["gradients"].keys()
-            largest = max(gradient.abs().max() for gradient in expected["gradients"].values())
-            for key, gradient in expected["gradients"].items():
-                error = (result["gradients"][key] - gradient).abs().max()
-                assert error <= (1e-6 if step == 0 else 1e-4) * largest, (ranks, step, key)
-        biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        assert all(torch.equal(bias, other) for bias, other in zip(biases, last["biases"], strict=True))
-        assert len(biases) == (2 if name.startswith("bias") else 0)
+    arguments = (str(tmp_path), names, sizes)
+    torch.multiprocessing.spawn(run_rank, arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    sharded = torch.load(tmp_path / "results.pt", weights_only=False)
+    for name in names:
+        config = load(name)
+        model = build_transformer(config.model, config.seed)
+        plain = steps(config, model, range(4), ONE_PROCESS)
+        for size in sizes:
+            compare_runs(f"{name}, {size} ranks", sharded[size][name], plain, model)
+
+
+def compare_runs(
+    case: str, sharded: list[dict[str, Any]], plain: list[dict[str, Any]], model: Transformer
+) -> None:
+    """Records, gradients by name and biases of routers are those of one process."""
+    *results, last = sharded
+    for step, (result, expected) in enumerate(zip(results, plain, strict=True)):
+        compare(result["record"], expected["record"])
+        assert result["gradients"].keys() == expected["gradients"].keys()
+        largest = max(gradient.abs().max() for gradient in expected["gradients"].values())
+        for key, gradient in expected["gradients"].items():
+            error = (result["gradients"][key] - gradient).abs().max()
+            assert error <= (1e-6 if step == 0 else 1e-4) * largest, (case, step, key)
+    biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    assert all(torch.equal(bias, other) for bias, other in zip(biases, last["biases"], strict=True))
+    assert len(biases) == (2 if case.startswith("bias") else 0)
 
 
 def compare(record: StepRecord, expected: StepRecord) -> None:

@@ -114,13 +114,14 @@ def _describe_record(record: dict[str, Any]) -> str:
 
 
 def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
-    counts = (
-        f"{progress.documents:,} documents | {format_bytes(progress.text_bytes)} | "
-        f"{format_count(progress.tokens)} tokens"
-    )
-    stage = counts if progress.tokens else "reading"
+    counts = [
+        f"{progress.documents:,} documents",
+        f"{format_count(progress.tokens)} tokens",
+        format_bytes(progress.text_bytes),
+    ]
+    stage = counts if progress.tokens else ["reading"]
     done = max(progress.file - 1, 0)  # this one is not finished yet
-    bar.update("files", done, progress.files, f"file {progress.file}/{progress.files} | {stage}")
+    bar.update("files", done, progress.files, [f"file {progress.file} of {progress.files}", *stage])
 
 
 def _find_begin(name: str, separator: str | None) -> tuple[tuple[int, ...] | None, list[str]]:

@@ -1,5 +1,6 @@
 """`hmoe eval`: perplexity of text, or accuracy on benchmark tasks."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,11 +9,14 @@ import typer
 from hmoe.cli.arguments import AnyModel
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.progress import ProgressBar
+from hmoe.cli.table import Column, Table, render_table
 from hmoe.cli.texts import list_validation_texts, read_texts
-from hmoe.errors import ConfigError
+from hmoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import TextPerplexity
+    from hmoe.runs.open_model import OpenedModel
+    from hmoe.specs.model import ModelSpec
 
     pass
 
@@ -108,47 +112,104 @@ def _evaluate_text(
     precision: str | None,
     as_json: bool,
 ) -> None:
-    from hmoe.evaluate.perplexity import measure_perplexity_by_domain, sum_perplexities
-    from hmoe.evaluate.precision import EvaluationPrecision
+    from hmoe.evaluate.perplexity import sum_perplexities
     from hmoe.runs.open_model import open_model
 
     opened = open_model(run, print_note)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
     documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
-    if not opened.model.config.causal:
+    model = opened.model.config
+    if not model.causal:
         print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
+    total = None if text else _count_held_out_tokens(opened)
+    domains = _measure_domains(opened, documents, total, window, precision)
+    read = ", ".join(map(str, text)) if text else "the run's held-out documents, whole"
+    numbers = {"text": read, "step": opened.step, **_list_numbers(sum_perplexities(domains), model)}
+    parts = {name: _list_numbers(domain, model) for name, domain in domains.items()}
+    if as_json:
+        print_numbers({**numbers, "domains": parts}, as_json)
+        return
+    print_numbers(
+        {name: _shorten(name, value) for name, value in numbers.items() if value is not None}, False
+    )
+    if len(domains) > 1:
+        _print_domains(parts)
+    if model.causal:
+        from hmoe.train.summary import quote_folder
+
+        print_note(f'next: hmoe generate {quote_folder(run)} "She was"')
+
+
+def _measure_domains(
+    opened: "OpenedModel",
+    documents: Iterable[tuple[str, str]],
+    total: int | None,
+    window: int | None,
+    precision: str | None,
+) -> dict[str, "TextPerplexity"]:
+    """Return the perplexity of each domain, with a bar over `total` tokens."""
+    from hmoe.evaluate.perplexity import measure_perplexity_by_domain
+    from hmoe.evaluate.precision import EvaluationPrecision
+
     with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
 
         def report(num_documents: int, num_tokens: int) -> None:
-            bar.update("text", num_documents, None, f"{num_documents:,} documents | {num_tokens:,} tokens")
+            # A text that was decoded may be encoded in a few tokens more.
+            done = min(num_tokens, total) if total else num_tokens
+            bar.update("text", done, total, [f"{num_documents:,} documents", f"{num_tokens:,} tokens"])
 
         length = window or opened.context_length
-        domains = measure_perplexity_by_domain(
+        return measure_perplexity_by_domain(
             opened.model, opened.tokenizer, documents, length, report, opened.begin
         )
-    numbers = {"step": opened.step, **_list_numbers(sum_perplexities(domains))}
-    if as_json:
-        parts = {name: _list_numbers(domain) for name, domain in domains.items()}
-        print_numbers({**numbers, "domains": parts}, as_json)
-        return
-    print_numbers({name: value for name, value in numbers.items() if value is not None}, as_json)
-    if len(domains) > 1:
-        _print_domains(domains)
 
 
-def _list_numbers(result: "TextPerplexity") -> dict[str, Any]:
+def _count_held_out_tokens(opened: "OpenedModel") -> int | None:
+    """Return the tokens of a run's held-out documents without what stands between them; None if nobody knows."""
+    from hmoe.data.open import open_data
+
+    assert opened.run is not None
+    try:
+        index = open_data(opened.run, opened.data, opened.tokenizer.fingerprint)
+    except DataError:
+        return None  # whoever reads the documents says what is wrong
+    shards = index.of("valid")
+    return sum(shard.tokens - shard.documents * (1 + len(index.begin)) for shard in shards)
+
+
+def _list_numbers(result: "TextPerplexity", model: "ModelSpec") -> dict[str, Any]:
+    from hmoe.evaluate.table import describe_activation
+
     names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
-    return {name: getattr(result, name) for name in names}
+    values = {name: getattr(result, name) for name in names}
+    return {**values, **describe_activation(model, result.tokens, result.units)}
 
 
-def _print_domains(domains: dict[str, "TextPerplexity"]) -> None:
-    width = max(map(len, domains))
-    for name, domain in domains.items():
-        typer.echo(
-            f"{name:{width}s}  {domain.documents:,} documents  {domain.tokens:,} tokens  "
-            f"perplexity {domain.perplexity:,.4f}  bits_per_byte {domain.bits_per_byte:.4f}"
-        )
+def _shorten(name: str, value: Any) -> Any:
+    return round(value) if name == "activated_parameters" else value
+
+
+def _print_domains(domains: dict[str, dict[str, Any]]) -> None:
+    columns = [
+        Column("domain", "domain", str, is_text=True),
+        Column("documents", "documents"),
+        Column("tokens", "tokens"),
+        Column("perplexity", "perplexity", _show_digits),
+        Column("bits_per_byte", "bits/byte", _show_digits),
+        Column("activated_ratio", "activated", _show_share),
+    ]
+    typer.echo()
+    rows = [{"domain": name, **numbers} for name, numbers in domains.items()]
+    typer.echo(render_table(Table(columns, rows)), nl=False)
+
+
+def _show_digits(value: float) -> str:
+    return f"{value:,.4f}"
+
+
+def _show_share(value: float) -> str:
+    return f"{value:.2%}"
 
 
 def _evaluate_tasks(

@@ -178,6 +178,13 @@ def describe_weights(index: Index) -> str:
     return f"sequences may be up to {longest:,} tokens long: {shortest} is the shortest domain with a weight{undrawn}"
 
 
+def describe_validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> str:
+    """Return how many sequences `load_validation` gives for the same arguments; "" if there are none."""
+    num_windows = _make_validation_pool(index, length, packing).size
+    chosen = min(num_sequences, num_windows)
+    return f"{chosen:,} held-out sequence{'s' * (chosen != 1)}" if chosen else ""
+
+
 def load_validation(
     index: Index, length: int, num_sequences: int, packing: str | None = None
 ) -> tuple[Tokens, Tokens]:
@@ -186,16 +193,20 @@ def load_validation(
     They are the same every time. A split shorter than one sequence gives one shorter sequence, an empty one
     none. `packing` is the run's.
     """
-    shards = [shard for shard in index.of("valid") if shard.tokens > 1]
-    if not shards:
-        return np.zeros((0, length), np.int64), np.zeros((0, length), np.int64)
-    packing = packing or index.packing
-    pool = Pool(index, shards, length, packing)
+    pool = _make_validation_pool(index, length, packing)
     if pool.size == 0:
-        pool = Pool(index, shards, pool.longest_tokens - 1, packing)
+        return np.zeros((0, length), np.int64), np.zeros((0, length), np.int64)
     places = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
     windows = np.stack([pool.window(int(place)) for place in places])
     return windows[:, :-1], windows[:, 1:]
+
+
+def _make_validation_pool(index: Index, length: int, packing: str | None) -> Pool:
+    """Return the sequences of the validation split; of a split shorter than one sequence, one shorter sequence."""
+    shards = [shard for shard in index.of("valid") if shard.tokens > 1]
+    packing = packing or index.packing
+    pool = Pool(index, shards, length, packing)
+    return Pool(index, shards, pool.longest_tokens - 1, packing) if shards and pool.size == 0 else pool
 
 
 def count_bytes_per_token(index: Index, split: str) -> float:

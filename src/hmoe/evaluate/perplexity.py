@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
-from hmoe.model.likelihood import measure_text_nll
+from hmoe.model.likelihood import score_text
 from hmoe.model.transformer import Transformer
 
 PerplexityReport = Callable[[int, int], None]  # called with the documents and tokens done
@@ -21,19 +21,23 @@ def _ignore(documents: int, tokens: int) -> None:
 class TextPerplexity:
     """How well a model predicts texts; every token is predicted, the first from what texts begin with.
 
-    Bits per byte can be compared between tokenizers, perplexity cannot.
+    Bits per byte can be compared between tokenizers, perplexity cannot. Each predicted token counts the hidden units
+    of the one token that it is predicted from, in the window that predicts it: what windows read again as context
+    counts once, and nothing is padded.
 
     Attributes:
         documents: number of texts.
         tokens: number of their tokens.
         text_bytes: UTF-8 bytes of the texts.
         nats: negative log-likelihood of all tokens, summed.
+        units: hidden units activated, one token read for each that is predicted, summed over MoE layers.
     """
 
     documents: int = 0
     tokens: int = 0
     text_bytes: int = 0
     nats: float = 0.0
+    units: float = 0.0
 
     @property
     def nats_per_token(self) -> float:
@@ -56,6 +60,7 @@ class TextPerplexity:
             self.tokens + other.tokens,
             self.text_bytes + other.text_bytes,
             self.nats + other.nats,
+            self.units + other.units,
         )
 
 
@@ -74,7 +79,7 @@ def measure_perplexity(
         tokenizer: the model's tokenizer.
         texts: the texts; those without tokens are passed over.
         window: tokens read at once.
-        report: called after each text.
+        report: called with the texts and tokens that are done, several times in a long text.
         begin: tokens that every text of the model begins with; none: the separator.
 
     Raises:
@@ -95,7 +100,7 @@ def measure_perplexity_by_domain(
 ) -> dict[str, TextPerplexity]:
     """Measure the perplexity of (domain, text) documents per domain, in the order of first appearance.
 
-    The arguments are those of `perplexity`.
+    The arguments are those of `measure_perplexity`.
 
     Raises:
         DataError: if there is no text.
@@ -107,12 +112,15 @@ def measure_perplexity_by_domain(
         ids = encode_text(tokenizer, text)
         if not ids:
             continue
-        nats = measure_text_nll(model, [*before, *ids], window, len(before))
+        tokens_before = tokens_done
+        nats = units = 0.0
+        for part in score_text(model, [*before, *ids], window, len(before)):
+            nats, units, tokens_done = nats + part.nats, units + part.units, tokens_done + part.tokens
+            documents_done += tokens_done == tokens_before + len(ids)
+            report(documents_done, tokens_done)
         domains[domain] = domains.get(domain, TextPerplexity()) + TextPerplexity(
-            1, len(ids), len(text.encode()), nats
+            1, len(ids), len(text.encode()), nats, units
         )
-        documents_done, tokens_done = documents_done + 1, tokens_done + len(ids)
-        report(documents_done, tokens_done)
     if not domains:
         raise DataError("nothing to evaluate: the text is empty")
     return domains

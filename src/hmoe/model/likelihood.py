@@ -1,6 +1,6 @@
 """How probable a model finds tokens: the basis of validation, perplexity and benchmarks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -21,28 +21,54 @@ def measure_mean_nll(model: Transformer, tokens_BL: torch.Tensor, targets_BL: to
     return cross_entropy(x_BLD.flatten(0, 1), model.head_weight, targets_BL.flatten(), chunk).item()
 
 
-@torch.no_grad()
 def measure_text_nll(model: Transformer, tokens: list[int], window: int, num_given: int = 1) -> float:
-    """Return the negative log-likelihood of tokens[num_given:] in nats, summed; the text may have any length.
+    """Return the negative log-likelihood of tokens[num_given:] in nats, summed; see `score_text`."""
+    total_nats = 0.0
+    for part in score_text(model, tokens, window, num_given):
+        total_nats += part.nats
+    return total_nats
+
+
+@dataclass(frozen=True)
+class WindowScore:
+    """What a model made of the tokens of a text that one of its windows counts.
+
+    Attributes:
+        nats: their negative log-likelihood, summed.
+        tokens: how many they are.
+        units: hidden units activated by the tokens that they were predicted from, one each, summed over MoE layers.
+    """
+
+    nats: float
+    tokens: int
+    units: float
+
+
+@torch.no_grad()
+def score_text(
+    model: Transformer, tokens: list[int], window: int, num_given: int = 1
+) -> Iterator[WindowScore]:
+    """Yield the scores of tokens[num_given:], window by window; the text may have any length.
 
     Windows of `window` tokens advance by half a window, so every token but the first few is read after at
     least window / 2 tokens of context, and each is counted once.
     """
     device = model.embed.weight.device
     chunk = count_scored_tokens(model.config.vocab)
-    total_nats, num_counted = 0.0, num_given
+    widths = model.config.moe.routed_widths if model.config.moe else ()
+    num_counted = num_given
     for start in range(0, max(len(tokens) - 1, 0), max(1, window // 2)):
         # One token more than is read: the last one is only predicted.
         piece = torch.tensor(tokens[start : start + window + 1], device=device)
         fresh = len(piece) - (num_counted - start)
         if fresh <= 0:
             continue
-        x_BLD, _ = model.hidden(piece[None, :-1])
+        x_BLD, routings = model.hidden(piece[None, :-1])
         # The window before has counted all targets but the last `fresh` ones.
         mean_nats = cross_entropy(x_BLD[0, -fresh:], model.head_weight, piece[-fresh:], chunk).item()
-        total_nats += fresh * mean_nats
+        units = [routing.width_T(widths)[-fresh:].sum() for routing in routings]
+        yield WindowScore(fresh * mean_nats, fresh, float(torch.stack(units).sum()) if units else 0.0)
         num_counted = start + len(piece)
-    return total_nats
 
 
 @dataclass(frozen=True)

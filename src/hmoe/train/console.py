@@ -1,29 +1,47 @@
 """What a person sees of a training run: lines that stay, and one that tells how far it is."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from hmoe.config.plan import make_plan
 from hmoe.config.run import RunConfig
+from hmoe.data.batches import Batches, describe_validation
+from hmoe.data.shards import Index
+from hmoe.train.advice import DataReads, describe_short_documents
+from hmoe.train.best_validation import BestValidation
+from hmoe.train.sparkline import draw_shares
+from hmoe.train.summary import describe_units, list_next_steps, summarize_run
+from hmoe.units import format_count
 
 
 class Display(Protocol):
     """Where the lines go; `hmoe.cli.progress.ProgressBar` is one for terminals."""
 
+    @property
+    def encoding(self) -> str:
+        """Encoding of what is shown."""
+
     def print_line(self, text: str, style: str = "") -> None:
         """Print a line that stays."""
 
-    def update(self, task: str, done: float, total: float | None, text: str) -> None:
-        """Show how far a task is: `done` parts of `total`, with a text."""
+    def update(
+        self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
+    ) -> None:
+        """Show how far a task is: `done` parts of `total`, with texts, the most important first."""
 
 
 class _PlainDisplay:
     """Prints the lines that stay, for who calls the trainer without a command line."""
 
+    encoding = "utf-8"
+
     def print_line(self, text: str, style: str = "") -> None:
         print(text, flush=True)
 
-    def update(self, task: str, done: float, total: float | None, text: str) -> None:
+    def update(
+        self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
+    ) -> None:
         """Show nothing."""
 
 
@@ -32,6 +50,7 @@ class Console:
 
     def __init__(self, display: Display | None = None) -> None:
         self._display = display or _PlainDisplay()
+        self._validations = BestValidation()
 
     def note(self, text: str) -> None:
         """Print a line."""
@@ -41,72 +60,109 @@ class Console:
         """Print a line that should be read."""
         self._display.print_line(f"warning: {text}", style="yellow")
 
-    def start(self, config: RunConfig, device: str) -> None:
-        """Print what is trained."""
+    def start(self, config: RunConfig, device: str, is_new: bool) -> None:
+        """Print what is trained; what a run is warned of when it begins is not said again when it goes on."""
+        self._config = config
         numbers = make_plan(config)
         total, active = numbers["total_parameters"], numbers["activated_parameters"]
         self.note(
-            f"model: {_format_si(total)} parameters, {_format_si(active)} activated under uniform routing; "
-            f"{config.train.precision} on {device}; {config.data.batch_tokens} tokens per step"
+            f"model: {format_count(total)} parameters, {format_count(active)} activated under uniform routing"
         )
-        self._writes = config.model.causal
+        self.note(
+            f"training: {config.train.precision} on {device}, {config.data.batch_tokens:,} tokens per step"
+        )
         if config.model.moe:
             widths = ", ".join(map(str, config.model.moe.expert_widths))
             self.note(f"experts: widths {widths}; router {config.model.moe.router.title}")
-            if config.model.moe.warning:
+            if config.model.moe.warning and is_new:
                 self.warn(config.model.moe.warning)
 
-    def data(self, index: Any, batches: Any) -> None:
-        """Print which training tokens no sequence holds, and warn where most of the data is held out."""
+    def data(self, index: Index, batches: Batches, tokens: int, rows: Iterable[dict[str, Any]]) -> None:
+        """Print what the data means for the run, and warn of what would spoil it.
+
+        Args:
+            index: of the data.
+            batches: of the run.
+            tokens: that the run was trained on already.
+            rows: of its metrics.jsonl up to there.
+        """
+        self._validations, self._reads = BestValidation(rows), DataReads(batches, tokens)
+        train, length = self._config.train, self._config.data.sequence_length
+        self._held_out = describe_validation(index, length, train.eval_sequences, batches.packing)
         if unreached := batches.describe_reach():
             self.note(f"data: {unreached}")
-        if unbalanced := index.describe_split():
-            self.warn(unbalanced)
+        if self._held_out:
+            self.note(f"validation: {self._held_out} of {length:,} tokens, always the same ones")
+        if tokens == 0:
+            warnings = (index.describe_split(), describe_short_documents(index, length))
+            self._warn_all([*warnings, self._reads.check_budget(train)])
 
     def row(self, row: dict[str, Any], records: Any, progress: float) -> None:
         """Show one step, which brings the run to `progress` of its budget."""
-        self._display.update("train", progress, 1.0, _describe_step(row, records.tokens_per_second, progress))
+        rising = self._validations.update(row)
+        parts = self._describe_step(row, records.tokens_per_second)
+        self._display.update("train", progress, 1.0, parts, self._draw_experts(row))
         if "validation_loss" in row:
-            bits = row["validation_bits_per_byte"]
+            loss, bits = row["validation_loss"], row["validation_bits_per_byte"]
             self.note(
-                f"step {row['step']}: validation loss {row['validation_loss']:.4f}, {bits:.4f} bits per byte"
+                f"step {row['step']}: validation on {self._held_out}: loss {loss:.4f}, {bits:.4f} bits per byte"
             )
             self._print_slots(row.get("slots"))
         if row.get("sample"):
             self.note(f"step {row['step']} writes: {row['sample']!r}")
-        for warning in row.get("warnings", []):
-            self.warn(warning)
+        self._warn_all([*row.get("warnings", []), rising, self._reads.update(row["tokens"])])
 
-    def end(self, state: Any, folder: Path, signal_name: str) -> None:
-        """Print where things stand, and what to do next."""
-        why = f"stopped by {signal_name}, the same command continues" if signal_name else "finished"
-        self.note(
-            f"{why}: step {state.step}, {state.tokens} tokens, {state.flops:.3e} FLOPs; run folder {folder}"
-        )
-        if not signal_name:
-            writes = f'hmoe generate {folder} "She was"; ' if self._writes else ""
-            self.note(f"try: {writes}hmoe eval {folder}")
+    def end(
+        self, config: RunConfig, counts: Any, rows: Iterable[dict[str, Any]], seconds: float, folder: Path,
+        reason: str, is_finished: bool = True,
+    ) -> None:  # fmt: skip
+        """Print where a run stands, and what can be done next.
+
+        Args:
+            config: of the run.
+            counts: steps, tokens and FLOPs.
+            rows: of metrics.jsonl.
+            seconds: training time.
+            folder: the run folder.
+            reason: why it ended.
+            is_finished: whether its budget is used up.
+        """
+        lines, has_validation = summarize_run(reason, config, counts, rows, seconds, folder)
+        steps = list_next_steps(folder, config, counts, seconds, is_finished, has_validation)
+        for line in (*lines, "next:", *(f"  {step}" for step in steps)):
+            self.note(line)
+
+    def _warn_all(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if text:
+                self.warn(text)
+
+    def _describe_step(self, row: dict[str, Any], tokens_per_second: float) -> list[str]:
+        """Return what is known of a step, the most important first."""
+        loss, newest = row["loss"], self._validations.newest
+        parts = [
+            "loss nan" if loss is None else f"loss {loss:.4f}",
+            f"{newest.bits_per_byte:.4f} bits/byte" if newest else "",
+            describe_units(self._config, row["mean_activated_width"]),
+            f"{tokens_per_second:,.0f} tokens/s",
+            f"epoch {self._reads.count_epochs(row['tokens']):.2f}",
+            f"step {row['step']}",
+        ]
+        parts += [f"{row['experts_per_token']:.2f} experts per token"] if "experts_per_token" in row else []
+        return [part for part in parts if part]
+
+    def _draw_experts(self, row: dict[str, Any]) -> str:
+        """Return the experts' shares of the tokens as bars; "" for a dense model."""
+        moe = self._config.model.moe
+        if moe is None or not row.get("expert_token_share"):
+            return ""
+        widths = moe.routed_widths
+        bars = draw_shares(row["expert_token_share"], widths, self._display.encoding)
+        span = f"{min(widths):,} to {max(widths):,}" if min(widths) < max(widths) else f"{max(widths):,}"
+        return f"experts of {span} units: {bars}"
 
     def _print_slots(self, slots: dict[str, list[int]] | None) -> None:
         """Print what capacities did in this step, a line per MoE layer."""
         for layer, counts in enumerate(zip(*slots.values(), strict=True) if slots else ()):
             parts = ", ".join(f"{count:,} {name}" for name, count in zip(slots or (), counts, strict=True))
             self.note(f"slots of MoE layer {layer}: {parts}")
-
-
-def _describe_step(row: dict[str, Any], tokens_per_second: float, progress: float) -> str:
-    loss = "nan" if row["loss"] is None else f"{row['loss']:.4f}"
-    parts = [f"step {row['step']} ({progress:.0%})", f"loss {loss}", f"{tokens_per_second:,.0f} tok/s"]
-    if "expert_token_share" in row:
-        parts.append(
-            f"{row['experts_per_token']:.2f} experts, {row['mean_activated_width']:.0f} hidden units"
-        )
-    parts.append(f"{_format_si(row['activated_parameters'])} active")
-    return " | ".join(parts)
-
-
-def _format_si(value: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.2f}{unit}"
-    return f"{value:.0f}"

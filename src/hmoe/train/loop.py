@@ -14,7 +14,7 @@ from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate_tokens
 from hmoe.model.likelihood import measure_mean_nll
-from hmoe.runs.log_rows import read_training_seconds
+from hmoe.runs.log_rows import METRICS, read_log_rows, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.train.compiled import explain_failure, run_eagerly
@@ -44,16 +44,28 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
                 open_data(config, restored.state["data"], restored.state["tokenizer"])
             folder.write_config(config)
             _check_logs(folder, restored.step, console)
-            console.note(f"finished already: step {restored.step}; a larger budget continues it")
+            counts = RunCounts(**restored.state["counts"])
+            rows = _read_rows(folder, restored.step)
+            console.end(config, counts, rows, seconds, folder.path, "finished already")
             return
     session = open_session(config, folder, restored, console)
     folder.write_config(session.config)  # not before the data is known to be the run's
     with contextlib.closing(session.records):
-        console.start(session.config, session.device)
-        console.data(session.index, session.batches)
+        counts = session.counts
+        console.start(session.config, session.device, is_new=counts.tokens == 0)
+        console.data(session.index, session.batches, counts.tokens, _read_rows(folder, counts.step))
         with contextlib.closing(Feed(session.batches, session.device)) as feed:
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
-        console.end(session.counts, folder.path, STOP.signal_name if session.progress() < 1 else "")
+        is_finished = session.progress() >= 1
+        reason = "finished" if is_finished else f"stopped by {STOP.signal_name}, the same command continues"
+        rows, seconds = _read_rows(folder, counts.step), session.records.seconds
+        console.end(session.config, counts, rows, seconds, folder.path, reason, is_finished)
+
+
+def _read_rows(folder: RunFolder, step: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of metrics.jsonl up to a step."""
+    for _, row in read_log_rows(folder.path / METRICS, step):
+        yield row
 
 
 def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
@@ -87,15 +99,25 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
-            raise NonFiniteError(
-                f"step {counts.step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; "
-                f"the weights of step {counts.step - MAX_BAD_STEPS} were kept; "
-                f"lower optim.lr (now {config.optim.lr}) or see the data"
-            )
+            raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
         if done or _due(counts.step, every.save_every):
             saved = session.save()
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
+
+
+def _explain_bad_steps(step: int, saved: int, lr: float) -> str:
+    """Return why the run ends and what is kept; `saved` is the step of the newest checkpoint or -1."""
+    # Nothing is saved here: a newer checkpoint would hold weights no better, and crowd out those to go back to.
+    kept = (
+        f"the newest checkpoint is that of step {saved}, from which the run folder continues"
+        if saved >= 0
+        else "no checkpoint was written yet"
+    )
+    return (
+        f"step {step}: loss or gradients were NaN or infinite {MAX_BAD_STEPS} steps in a row; {kept}; "
+        f"see the data, or begin another run with a lower optim.lr (now {lr})"
+    )
 
 
 def _account(session: Session, record: StepRecord) -> list[str]:
