@@ -1,9 +1,17 @@
 """One tree of errors; each may say which arguments it is about."""
 
+import json
 import pickle
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
 
 from hmoe import ConfigError
-from hmoe.errors import DataError, HMoEError
+from hmoe.errors import DataError, HMoEError, make_install_command, make_missing_extra_error
 
 
 def test_an_error_keeps_what_it_is_about() -> None:
@@ -11,3 +19,55 @@ def test_an_error_keeps_what_it_is_about() -> None:
     assert ConfigError("x", argument="a").arguments == ("a",)
     copy = pickle.loads(pickle.dumps(DataError("x", argument=("a", "b"))))
     assert (str(copy), copy.arguments) == ("x", ("a", "b"))
+
+
+INSTALLED = {
+    "editable": (
+        {"url": "file:///home/a%20b", "dir_info": {"editable": True}}, "pip install -e '/home/a b[hf]'"
+    ),
+    "local": ({"url": "file:///home/hmoe", "dir_info": {}}, "pip install '/home/hmoe[hf]'"),
+    "wheel": ({"url": "file:///tmp/h.whl", "archive_info": {}}, "pip install '/tmp/h.whl[hf]'"),
+    "git": (
+        {"url": "https://x.org/hmoe.git", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}},
+        "pip install 'hmoe[hf] @ git+https://x.org/hmoe.git@0a1b'",
+    ),
+    "link": ({"url": "https://x.org/h.whl", "archive_info": {}}, "pip install 'hmoe[hf] @ https://x.org/h.whl'"),
+    "registry": (None, "pip install 'hmoe[hf]'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", INSTALLED)
+def test_an_extra_comes_from_where_hmoe_was_installed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    origin, command = INSTALLED[kind]
+
+    class Installed:
+        def read_text(self, name: str) -> str | None:
+            assert name == "direct_url.json"
+            return None if origin is None else json.dumps(origin)
+
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: Installed())
+    assert make_install_command("hf") == command
+    error = make_missing_extra_error("models", "hf")
+    assert str(error) == f"models need the hf extra: {command}"
+    assert shlex.split(command)[:2] == ["pip", "install"]
+
+
+def test_without_an_installation_an_extra_comes_from_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", refuse)
+    root = Path(__file__).resolve().parents[1]
+    assert shlex.split(make_install_command("hf")) == ["pip", "install", "-e", f"{root}[hf]"]
+    monkeypatch.setattr("hmoe.errors.__file__", str(tmp_path / "src" / "hmoe" / "errors.py"))
+    assert make_install_command("hf") == "pip install 'hmoe[hf]'"
+
+
+def test_errors_import_nothing_slow() -> None:
+    code = "import sys; before = set(sys.modules); import hmoe.errors; print(*set(sys.modules) - before)"
+    out = subprocess.run(
+        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert not {"json", "pathlib", "shlex", "urllib", "importlib.metadata", "email"} & set(out.split())

@@ -30,3 +30,21 @@ def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pyt
         lock_file(file)
     code = "import sys; sys.modules['fcntl'] = None; import hmoe.data.prepare, hmoe.runs.run_folder"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_a_system_without_fcntl_and_sysconf_can_do(tmp_path: Path) -> None:
+    """As Windows is: the layer works, and the trainer says in one line why it cannot."""
+    code = (
+        "import os, sys; sys.modules['fcntl'] = None; del os.sysconf\n"
+        "import hmoe, torch\n"
+        "assert hmoe.MoE(8, (4, 12))(torch.randn(3, 8))[0].isfinite().all()\n"
+        "from hmoe.cli.main import run_command_line as run\n"
+        "print(run(['train', 'tiny', '--run', sys.argv[1]]), run(['plan', 'tiny']))"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert result.stdout == "2 2\n"
+    train, plan = result.stderr.splitlines()
+    assert "Python has no fcntl" in train
+    assert "os.sysconf" in plan
+    assert all("on Windows use WSL" in line for line in (train, plan))

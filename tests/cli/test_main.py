@@ -10,6 +10,7 @@ import typer
 
 from hmoe.cli.flags import find_command
 from hmoe.cli.main import app, run_command_line
+from hmoe.errors import make_install_command
 
 HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"],
@@ -136,4 +137,6 @@ def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "hmoe: error: parquet files need the data extra: pip install 'hmoe[data]'\n"
+    assert (
+        result.stderr == f"hmoe: error: parquet files need the data extra: {make_install_command('data')}\n"
+    )

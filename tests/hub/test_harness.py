@@ -11,6 +11,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError
+from hmoe.errors import make_install_command
 from hmoe.evaluate.harness import evaluate_tasks
 from hmoe.hub.harness import HMoELanguageModel
 from hmoe.runs.open_model import open_model
@@ -86,4 +87,4 @@ def test_a_missing_extra_is_one_line() -> None:
         "except ConfigError as error: print(error)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out == "benchmark tasks need the eval extra: pip install 'hmoe[eval]'\n"
+    assert out == f"benchmark tasks need the eval extra: {make_install_command('eval')}\n"

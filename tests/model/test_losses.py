@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -29,11 +31,36 @@ def test_equal_widths_give_exactly_the_load_balancing_loss() -> None:
     assert hmoe.parameter_penalty(r, WIDTHS) == hmoe.parameter_penalty(r, [2 * w for w in WIDTHS])
 
 
-def test_uniform_routing_gives_the_number_of_experts_per_token() -> None:
-    probs = torch.full((8, 4), 0.25, dtype=torch.float64)
-    r = hmoe.Routing(torch.zeros(0), torch.zeros(0), torch.zeros(0), probs.log(), probs, torch.full((4,), 4))
-    assert hmoe.load_balance(r) == pytest.approx(2.0)
-    assert hmoe.parameter_penalty(r, WIDTHS) == pytest.approx(2.0)
+def balanced(num_experts: int, k: int) -> hmoe.Routing:
+    """Zero logits, and every expert chosen by as many tokens."""
+    logits = torch.zeros(num_experts, num_experts, dtype=torch.float64)
+    load_E, none = torch.full((num_experts,), k), torch.zeros(0)
+    return hmoe.Routing(none, none, none, logits, torch.softmax(logits, 1), load_E)
+
+
+@pytest.mark.parametrize(("num_experts", "k"), [(4, 2), (8, 1), (8, 3)])
+def test_what_losses_are_at_balance(num_experts: int, k: int) -> None:
+    r, widths = balanced(num_experts, k), range(1, num_experts + 1)
+    mean = (num_experts + 1) / 2
+    assert hmoe.load_balance(r).item() == pytest.approx(k)
+    assert hmoe.parameter_penalty(r, widths).item() == pytest.approx(k)
+    assert hmoe.parameter_penalty(r, widths, "max").item() == pytest.approx(k * mean / num_experts)
+    assert hmoe.parameter_penalty(r, widths, "raw").item() == pytest.approx(k * mean)
+    assert hmoe.router_entropy(r).item() == pytest.approx(num_experts * math.log(num_experts))
+    assert hmoe.router_entropy(r, "one").item() == pytest.approx(math.log(num_experts))
+    assert hmoe.router_z(r).item() == pytest.approx(math.log(num_experts) ** 2)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_losses_are_where_all_tokens_take_the_same_experts(k: int) -> None:
+    logits = torch.tensor([[30.0] * k + [-800.0] * (4 - k)] * 5, dtype=torch.float64)
+    r = route_tokens(logits, hmoe.TopK(k))
+    assert hmoe.load_balance(r).item() == pytest.approx(4)
+    assert hmoe.router_z(r).item() == pytest.approx((30 + math.log(k)) ** 2)
+    assert hmoe.router_entropy(r).item() == pytest.approx(4 * math.log(k))
+    narrow, wide = (hmoe.parameter_penalty(r, widths) for widths in ((1, 1, 9, 9), (9, 9, 1, 1)))
+    assert narrow.item() == pytest.approx(4 * 1 / 5)
+    assert wide.item() == pytest.approx(4 * 9 / 5)
 
 
 def test_minimising_the_entropy_sharpens_the_router() -> None:

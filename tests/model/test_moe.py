@@ -148,5 +148,70 @@ def test_bad_sizes(dim: int, widths: tuple[int, ...]) -> None:
         hmoe.MoE(dim, widths, hmoe.TopK(1))
 
 
-def test_repr_names_widths_and_router() -> None:
-    assert "widths=(5, 16, 3, 24)" in repr(layer(hmoe.TopK(2)))
+def test_repr_is_one_line_that_tells_what_it_is() -> None:
+    moe = layer(hmoe.TopK(2))
+    shown = "MoE(dim=12, widths=(5, 16, 3, 24), router=top-2, 1,776 parameters in float64 on cpu)"
+    assert repr(moe) == str(moe) == shown
+    moe.backend = "loop"
+    assert "router=top-2, backend='loop', 1,776" in repr(moe)
+    large = hmoe.MoE(4, range(1, 65), hmoe.TopP(0.6), shared=3, hyper=hmoe.Hyper(2), device="meta")
+    assert "widths=64 from 1 to 64, router=top-p 0.6, with shared and hyper, " in repr(large)
+    assert repr(torch.nn.Sequential(moe)).count("\n") == 2
+    assert "widths=(5, 16, 3, 24)" in repr(moe)
+
+
+@pytest.mark.parametrize("name", ["expert", "expert_grad"])
+def test_experts_are_counted_as_in_a_list(name: str) -> None:
+    moe = layer(hmoe.TopK(4))
+    moe(torch.randn(3, 12, dtype=torch.float64))[0].sum().backward()
+    get = getattr(moe, name)
+    for own, same in zip(get(-1), get(3), strict=True):
+        assert own.data_ptr() == same.data_ptr()
+    for i in (4, 9, -5):
+        with pytest.raises(IndexError, match=f"^expert {i}: must be from 0 to 3, or from -4 to -1"):
+            get(i)
+    with pytest.raises(TypeError, match="float"):
+        get(1.5)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.randint(0, 9, (4, 12)), "the input is torch.int64, must be floating point, such as the weights' t"),
+        (torch.ones(4, 12, dtype=torch.bool), "the input is torch.bool, must be floating point"),
+        (torch.ones(4, 12, dtype=torch.complex64), "the input is torch.complex64"),
+        ([[1.0] * 12], "the input is of type list, must be a tensor"),
+        (torch.ones(4, 12, device="meta"), "the input is on meta, the weights on cpu; move one"),
+        (torch.ones(4, 12, dtype=torch.float16), "the input is torch.float16, the experts' weights are torch.float32"),
+        (torch.ones(4, 12, dtype=torch.float64), r"the input is torch.float64, .* \(x.to\(torch.float32\)\)"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_input_that_cannot_be_computed_is_one_clear_line(x: object, message: str) -> None:
+    with pytest.raises(hmoe.ConfigError, match=message) as caught:
+        hmoe.MoE(12, WIDTHS)(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_type_and_device_of_the_parameters_are_arguments() -> None:
+    moe = hmoe.MoE(12, WIDTHS, hmoe.TopK(2, bias_rate=0.1), dtype=torch.bfloat16, device="meta")
+    types = {name: p.dtype for name, p in moe.named_parameters()}
+    assert types.pop("router.bias_E") == torch.float32
+    assert set(types.values()) == {torch.bfloat16}
+    assert {p.device.type for p in moe.parameters()} == {"meta"}
+    moe.to_empty(device="cpu")
+    moe.reset_parameters()
+    y, _ = moe.eval()(torch.randn(5, 12, dtype=torch.bfloat16))
+    assert y.isfinite().all()
+    assert y.dtype == torch.bfloat16
+    for dtype in (torch.int64, "bfloat16"):
+        with pytest.raises(hmoe.ConfigError, match="must be a floating-point type"):
+            hmoe.MoE(12, WIDTHS, dtype=dtype)  # type: ignore[arg-type]
+
+
+def test_weights_begin_as_the_docstring_says() -> None:
+    moe = hmoe.MoE(64, (400, 1600))
+    assert moe.router.weight.std().item() == pytest.approx(0.1 / 8, rel=0.2)
+    for i, width in enumerate(moe.widths):
+        for weight, std in zip(moe.expert(i), (1 / 8, 1 / 8, width**-0.5), strict=True):
+            assert weight.std().item() == pytest.approx(std, rel=0.02)

@@ -25,6 +25,7 @@ from hmoe.serve.engine.types import (
     TokenLogprob,
     UsageCounts,
 )
+from hmoe.serve.http.request_log import RequestRecord
 from hmoe.specs.model import ModelSpec
 
 TOKENIZER = ByteTokenizer()
@@ -137,7 +138,8 @@ class Live:
         self.service = Service(served, limits, int(changes.get("max_tokens", CONTEXT)), seconds)  # type: ignore[call-overload]
         guard, connections = RequestLimits(**pick(RequestLimits)), ConnectionLimits(**pick(ConnectionLimits))  # type: ignore[arg-type]
         started = threading.Event()
-        self.server = Server(self.service, guard, connections, lambda address: started.set())
+        log: Callable[[RequestRecord], None] | None = changes.get("log")  # type: ignore[assignment]
+        self.server = Server(self.service, guard, connections, lambda address: started.set(), log)
         listening = open_listening_socket("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from hmoe.cli.main import run_command_line
+from hmoe.errors import make_install_command
 from tests.train.helpers import run as train_run
 
 
@@ -71,7 +73,7 @@ def listening(pid: int) -> set[str]:
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_serve_prints_its_address_and_ends_in_order(folder: Path, sig: int) -> None:
-    with Process(folder) as server:
+    with Process(folder, "--quiet") as server:
         assert server.line == f"hmoe: look is served at {server.url}\n"
         assert listening(server.process.pid) == {"0100007F"}
         body = {"model": "look", "prompt": "It", "max_tokens": 20, "logit_bias": {"256": -100}}
@@ -105,6 +107,17 @@ def test_serve_takes_its_options(folder: Path) -> None:
         "30",
     )
     with Process(folder, *options, HMOE_API_KEY="k") as server:
+        assert server.process.stdout is not None
+        assert server.process.stdout.readline() == "next:\n"
+        step = server.process.stdout.readline().strip()
+        assert step.endswith(' -H "Authorization: Bearer $HMOE_API_KEY"')
+        curl, url, *words = shlex.split(step.replace("$HMOE_API_KEY", "k"))
+        assert curl == "curl"
+        options_of_curl = list(zip(words[::2], words[1::2], strict=True))
+        fields = dict(word.split(": ") for flag, word in options_of_curl if flag == "-H")
+        content = dict(options_of_curl)["-d"]
+        answer = httpx.post(url, content=content, headers=fields)
+        assert answer.json()["usage"]["completion_tokens"] >= 1
         assert httpx.get(server.url + "/models").status_code == 401
         headers = {"Authorization": "Bearer k"}
         (described,) = httpx.get(server.url + "/models", headers=headers).json()["data"]
@@ -113,6 +126,24 @@ def test_serve_takes_its_options(folder: Path) -> None:
         assert httpx.post(server.url + "/completions", json=body, headers=headers).status_code == 400
         answer = httpx.post(server.url + "/completions", json={**body, "max_tokens": 9}, headers=headers)
         assert answer.status_code == 200
+        code, _, err = server.end(signal.SIGTERM)
+        assert code == 0
+        log = [line.split(" ")[1:4] for line in err.splitlines()]
+        assert log[:2] == [["POST", "/v1/completions", "200"], ["GET", "/v1/models", "401"]]
+        assert len(log) == 5
+
+
+def test_a_server_whose_errors_nobody_reads_goes_on(folder: Path) -> None:
+    with Process(folder) as server:
+        assert server.process.stderr is not None
+        health = server.url.removesuffix("/v1") + "/health"
+        with httpx.Client() as client:
+            # More than a pipe holds: lines of some 250 bytes.
+            paths = [f"{health}{'x' * 180}" for _ in range(400)]
+            assert {client.get(path).status_code for path in paths} == {404}
+            server.process.stderr.close()
+            assert client.get(health).status_code == 200
+        server.process.stderr = None
         assert server.end(signal.SIGTERM)[0] == 0
 
 
@@ -154,7 +185,8 @@ def test_a_missing_extra_is_one_line(folder: Path) -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert (
-        result.stderr == "hmoe: error: the server's routes need the serve extra: pip install 'hmoe[serve]'\n"
+        result.stderr
+        == f"hmoe: error: the server's routes need the serve extra: {make_install_command('serve')}\n"
     )
 
 

@@ -56,7 +56,7 @@ def test_a_device_that_is_too_small_is_refused_with_what_would_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmoe.train.session.read_host", lambda: Device("cpu", 1000))
-    with pytest.raises(ConfigError, match=r"which has 0\.0 GB; see `hmoe plan`, then lower model sizes$"):
+    with pytest.raises(ConfigError, match=r"which has 1\.0 kB; see `hmoe plan`, then lower model sizes$"):
         run(tmp_path / "a", *UNSET)
     given = ["data.micro_batches=2", "train.activation_checkpointing=false"]
     with pytest.raises(

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import hmoe
 from hmoe.config.run import OptimConfig
 from hmoe.model.transformer import build_transformer
 from hmoe.train.optimizer import build_optimizer, compute_learning_rate
@@ -41,6 +42,22 @@ def test_norms_embeddings_and_routers_do_not_decay_unless_asked() -> None:
         g["weight_decay"]
         for g in build_optimizer(model, OptimConfig(lr=1e-3, weight_decay=0.5, decay_all=True)).param_groups
     } == {0.5}
+
+
+def test_of_a_layer_alone_router_and_layer_embedding_do_not_decay() -> None:
+    moe = hmoe.MoE(
+        8,
+        (4, 6),
+        hmoe.TopK(2, bias_rate=0.1),
+        hyper=hmoe.Hyper(3),
+        shared=2,
+        zero=hmoe.ZeroExperts(constant=1),
+    )
+    names = {id(p): n for n, p in moe.named_parameters()}
+    groups = build_optimizer(moe, OptimConfig(lr=1e-3, weight_decay=0.5)).param_groups
+    spared = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
+    assert spared == {"router.weight", "hyper_network.layer_embedding.weight"}
+    assert "router.bias_E" not in {names[id(p)] for g in groups for p in g["params"]}
 
 
 def test_the_update_is_torchs_adamw() -> None:

@@ -3,14 +3,19 @@
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision, Temperature, TopKTokens, TopPTokens
 from hmoe.cli.flags import print_note_with_flags
+from hmoe.cli.output import print_note
 from hmoe.cli.serve import open_served_model
 from hmoe.errors import ConfigError
+from hmoe.units import format_count
+
+if TYPE_CHECKING:
+    from hmoe.runs.open_model import OpenedModel
 
 ExpertThreshold = Annotated[
     float | None,
@@ -58,7 +63,21 @@ def chat_with_model(
         )
         note = print_note_with_flags("max_tokens")
         conversation = ChatSession(engine, layout, ask, system, note)
+        if sys.stdin is not None and sys.stdin.isatty():
+            print_note(_introduce_model(opened))
         answer_lines(conversation, read_turns(), lambda piece: typer.echo(piece, nl=False), note)
+
+
+def _introduce_model(opened: "OpenedModel") -> str:
+    """Return a line that says who answers, and how to leave."""
+    num_parameters = sum(parameter.numel() for parameter in opened.model.parameters())
+    kind = (
+        "" if opened.chat_template else "; it has no chat template, so it continues a dialogue in plain text"
+    )
+    return (
+        f"{opened.name}, {format_count(num_parameters)} parameters{kind}; "
+        "every line is a turn, Ctrl-C stops an answer, Ctrl-D leaves"
+    )
 
 
 def read_turns() -> Iterator[str]:

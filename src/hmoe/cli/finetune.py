@@ -1,13 +1,16 @@
 """`hmoe finetune`: HyperMoE's fine-tuning recipes."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from hmoe.cli.flags import print_note_with_flags
+from hmoe.cli.next_steps import AsJson, NextStep, make_step, name_path, print_report
 from hmoe.errors import make_missing_extra_error
+from hmoe.units import format_count
 
 _Task = Annotated[
     str,
@@ -70,6 +73,7 @@ def finetune_to_folder(
     train_examples: _TrainExamples = None,
     eval_examples: _EvalExamples = None,
     seed: _Seed = None,
+    as_json: AsJson = False,
 ) -> None:
     """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or a baseline, and score it."""
     from hmoe.storage import check_unused_folder
@@ -98,8 +102,31 @@ def finetune_to_folder(
     )
     request = FinetuneRequest(recipe, model, method, data, settings, train_examples)
     result = finetune_model(request, out, print_note_with_flags("source_length"))
+    options = {
+        "data": data, "epochs": epochs, "batch": batch, "lr": lr, "source_length": source_length,
+        "train_examples": train_examples, "eval_examples": eval_examples, "seed": seed,
+    }  # fmt: skip
+    steps = _list_baseline_steps(task, model, out, method, options)
+    print_report({"out": str(out), **result}, _describe_result(out, result), steps, as_json)
+
+
+def _describe_result(out: Path, result: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that say to people what came out."""
     best = ", ".join(f"{name} {value:.2f}" for name, value in result["best"].items() if name != "epoch")
-    typer.echo(
-        f"{recipe.name} {method}: {best} at epoch {result['best']['epoch']:g}, {result['parameters']:,} parameters"
+    yield (
+        f"{result['task']} {result['method']}: {best} at epoch {result['best']['epoch']:g}, "
+        f"{format_count(result['parameters'])} parameters"
     )
-    typer.echo(f"{out}: the model of the last epoch, and results.json")
+    yield f"{out}: the model of the last epoch, and results.json"
+
+
+def _list_baseline_steps(
+    task: str, model: str, out: Path, method: str, options: dict[str, Any]
+) -> list[NextStep]:
+    """Return what fine-tunes the model as it is, by the same settings, which HyperExperts are compared with."""
+    baseline = out.with_name(f"{out.name}-moe")
+    if method == "moe" or baseline.exists():
+        return []
+    given = {name.replace("_", "-"): str(value) for name, value in options.items() if value is not None}
+    flags = [word for name, value in given.items() for word in (f"--{name}", value)]
+    return [make_step("finetune", task, model, name_path(baseline), "--method", "moe", *flags)]

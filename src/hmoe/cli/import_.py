@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
+from hmoe.units import format_count
+
 _Source = Annotated[
     Path,
     typer.Argument(
@@ -22,6 +25,7 @@ def import_to_run(
     source: _Source,
     run: _Run,
     recipe: _Recipe = "quickstart",
+    as_json: AsJson = False,
 ) -> None:
     """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
     from hmoe.runs.import_hf import import_hf_model, read_side_files
@@ -35,6 +39,14 @@ def import_to_run(
     with RunFolder(run, config) as folder:
         begin_run(folder, config, model, tokenizer, tokenizer.begin, read_side_files(source, tokenizer))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    typer.echo(f"{run}: {num_parameters:,} parameters at step 0")
-    typer.echo(f"prepare text: hmoe data prepare FILES --tokenizer {run} --out {config.data.path}")
-    typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
+    record = {
+        "source": str(source),
+        "run": str(run),
+        "step": 0,
+        "parameters": num_parameters,
+        "vocabulary": config.model.vocab,
+        "tokenizer_vocabulary": tokenizer.vocab_size,
+        "data_path": config.data.path,
+    }
+    steps = list_training_steps(run, config, tokenizer.fingerprint, tokenizer.begin)
+    print_report(record, [f"{run}: {format_count(num_parameters)} parameters at step 0"], steps, as_json)

@@ -1,6 +1,9 @@
 """`hmoe serve`: answer HTTP requests from a model in memory."""
 
+import json
 import os
+import shlex
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -46,6 +49,8 @@ _Timeout = Annotated[
     float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")
 ]
 
+_Quiet = Annotated[bool, typer.Option("--quiet", help="No line per request on standard error.")]
+
 
 def serve_model(
     path: AnyModel,
@@ -63,30 +68,41 @@ def serve_model(
     max_connections: _MaxConnections = 512,
     timeout: _Timeout = 300,
     precision: ServedPrecision = None,
+    quiet: _Quiet = False,
 ) -> None:
     """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
     try:
         from hmoe.serve.http.origins import check_origins
+        from hmoe.serve.http.request_log import RequestLog
         from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket
     except ImportError:
         raise make_missing_extra_error("the server's routes", "serve") from None
     from hmoe.serve.engine.types import EngineLimits
     from hmoe.serve.http.middleware import RequestLimits
 
-    if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
-        raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
+    _check_key(api_key)
     origins = check_origins(allow_origin or ())
     with open_listening_socket(host, port) as listening:  # before the model is read, which may take long
         opened = open_served_model(path, precision)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout)
-        if not api_key and not listening.getsockname()[0].startswith(("127.", "::1")):
-            print_note("anybody who reaches this address may use the model; --api-key asks for a key")
+        if not api_key:
+            _warn_of_strangers(listening.getsockname()[0])
         guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
-        with service.engine:
-            Server(service, guard, ConnectionLimits(max_connections), partial(_print_address, service)).run(
-                [listening]
-            )
+        ready = partial(_print_address, service, bool(api_key))
+        with service.engine, nullcontext() if quiet else RequestLog(_write_to_stderr) as log:
+            record = None if log is None else log.add
+            Server(service, guard, ConnectionLimits(max_connections), ready, record).run([listening])
+
+
+def _check_key(api_key: str | None) -> None:
+    if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
+        raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
+
+
+def _warn_of_strangers(host: str) -> None:
+    if not host.startswith(("127.", "::1")):
+        print_note("anybody who reaches this address may use the model; --api-key asks for a key")
 
 
 def _make_service(
@@ -100,8 +116,28 @@ def _make_service(
     return Service(served, limits, max_tokens or limits.context_length, timeout)
 
 
-def _print_address(service: "Service", url: str) -> None:
-    typer.echo(f"hmoe: {service.served.name} is served at {url}/v1")
+def _print_address(service: "Service", has_key: bool, url: str) -> None:
+    typer.echo(
+        f"hmoe: {service.served.name} is served at {url}/v1\nnext:\n  {_make_request(service, has_key, url)}"
+    )
+
+
+def _make_request(service: "Service", has_key: bool, url: str) -> str:
+    """Return a command that asks the server for a few tokens."""
+    served, capacity, prompt = service.served, service.engine.capacity, "She was"
+    room = capacity - len([*served.begin, *served.tokenizer.encode([prompt])[0]])
+    if room < 1:  # a text without tokens is the one token that begins a document
+        room, prompt = capacity - max(1, len(served.begin)), ""
+    body = {"model": served.name, "prompt": prompt, "max_tokens": min(32, room, service.max_tokens)}
+    # An address that stands for all is none to ask.
+    url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    words = ["curl", f"{url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    return shlex.join(words) + ' -H "Authorization: Bearer $HMOE_API_KEY"' * has_key
+
+
+def _write_to_stderr(line: str) -> None:
+    # Past Python's stream: a thread that waits there for a full pipe would hold its lock, and so stop all others.
+    os.write(2, line.encode())
 
 
 def open_served_model(path: Path, precision: str | None) -> "OpenedModel":

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hmoe.cli.arguments import AnyModel
+from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
+from hmoe.units import format_count
 
 if TYPE_CHECKING:
     from hmoe.runs.open_model import OpenedModel
@@ -75,6 +77,7 @@ def upcycle_to_run(
     tokens: _Tokens = 8192,
     width_budget: _WidthBudget = None,
     skip: _Skip = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
     from hmoe.runs.import_hf import read_side_files
@@ -100,8 +103,9 @@ def upcycle_to_run(
             opened.begin,
             read_side_files(source, opened.tokenizer),
         )
-    _print_report(run, opened, new, texts)
-    typer.echo(f"train: hmoe train {run}/config.yaml --run {run}")
+    record = _make_record(source, run, opened, new, texts)
+    steps = list_training_steps(run, new.config, opened.tokenizer.fingerprint, opened.begin)
+    print_report(record, _describe_record(record), steps, as_json)
 
 
 def _read_some_texts(
@@ -124,36 +128,60 @@ def _read_some_texts(
             return
 
 
-def _print_report(run: Path, opened: "OpenedModel", new: "NewRun", texts: Sequence[str]) -> None:
-    """Print what the new model is, and how near it is to the old one."""
+def _make_record(
+    source: Path, run: Path, opened: "OpenedModel", new: "NewRun", texts: Sequence[str]
+) -> dict[str, Any]:
+    """Return what the new model is, and how near it is to the old one; None for what was not measured."""
     from hmoe.surgery.extras import list_lost_extras
 
     total, before = (sum(p.numel() for p in model.parameters()) for model in (new.model, opened.model))
-    typer.echo(f"{run}: {total:,} parameters at step 0, of {before:,}")
     moe = new.model.config.moe
     assert moe is not None
-    for part in list_lost_extras(opened.model, new.model.config):
-        typer.echo(f"left out: {part} of {opened.name}; the errors and the loss below count it")
-    typer.echo(f"experts: widths {', '.join(map(str, moe.expert_widths))}; router {moe.router.title}")
-    if moe.warning:
-        typer.echo(f"warning: {moe.warning}")
-    if moe.skip:
-        shares = ", ".join(f"{share:.3f}" for share in moe.skip)
-        typer.echo(
+    losses = _measure_losses(opened, new, texts) if texts else (None, None)
+    return {
+        "source": str(source),
+        "run": str(run),
+        "step": 0,
+        "parameters": total,
+        "parameters_before": before,
+        "left_out": list(list_lost_extras(opened.model, new.model.config)),
+        "widths": list(moe.expert_widths),
+        "router": moe.router.title,
+        "warning": moe.warning,
+        "skip": None if moe.skip is None else list(moe.skip),
+        "relative_errors": [None if not math.isfinite(error) else error for error in new.errors],
+        "loss_before": losses[0],
+        "loss_after": losses[1],
+    }
+
+
+def _describe_record(record: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines that say the same to people."""
+    total, before = format_count(record["parameters"]), format_count(record["parameters_before"])
+    yield f"{record['run']}: {total} parameters at step 0, of {before}"
+    for part in record["left_out"]:
+        yield f"left out: {part} of {Path(record['source']).resolve().name}; the errors and the loss below count it"
+    yield f"experts: widths {', '.join(map(str, record['widths']))}; router {record['router']}"
+    if record["warning"]:
+        yield f"warning: {record['warning']}"
+    if record["skip"]:
+        shares = ", ".join(f"{share:.3f}" for share in record["skip"])
+        yield (
             f"in evaluation experts are skipped whose score is below this share of the best one's, per layer: {shares}"
         )
-    measured = [error for error in new.errors if not math.isnan(error)]
+    measured = [error for error in record["relative_errors"] if error is not None]
     if measured:
-        typer.echo(
-            f"relative error of layers: mean {sum(measured) / len(measured):.4f}, largest {max(measured):.4f}"
-        )
-    if texts:
-        typer.echo(_describe_losses(opened, new, texts))
+        yield f"relative error of layers: mean {sum(measured) / len(measured):.4f}, largest {max(measured):.4f}"
+    if record["loss_before"] is None:
+        yield "no text: neither losses nor errors were measured; give --text"
     else:
-        typer.echo("no text: neither losses nor errors were measured; give --text")
+        yield (
+            f"loss on the text: {record['loss_before']:.4f} nats per token before, {record['loss_after']:.4f} after"
+        )
 
 
-def _describe_losses(opened: "OpenedModel", new: "NewRun", texts: Sequence[str]) -> str:
+def _measure_losses(opened: "OpenedModel", new: "NewRun", texts: Sequence[str]) -> tuple[float, float]:
+    """Return the loss on the texts before and after, in nats per token."""
     from hmoe.evaluate.perplexity import measure_perplexity
 
     before, after = (
@@ -162,4 +190,4 @@ def _describe_losses(opened: "OpenedModel", new: "NewRun", texts: Sequence[str])
         ).nats_per_token
         for model in (opened.model, new.model)
     )
-    return f"loss on the text: {before:.4f} nats per token before, {after:.4f} after"
+    return before, after

@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
+from hmoe.errors import ConfigError
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
+from hmoe.units import format_bytes
 
 # Of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments.
 SHARE = 0.85
@@ -23,8 +25,21 @@ class Device(NamedTuple):
 
 
 def read_host() -> Device:
-    """Return the CPU of this machine."""
-    return Device("cpu", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Return the CPU of this machine.
+
+    Raises:
+        ConfigError: on a system that does not tell its memory.
+    """
+    try:
+        page_bytes, num_pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        page_bytes = num_pages = 0
+    if min(page_bytes, num_pages) <= 0:
+        raise ConfigError(
+            "this system does not tell how much memory it has (os.sysconf): hmoe plans and trains on Linux "
+            "and macOS; on Windows use WSL"
+        )
+    return Device("cpu", page_bytes * num_pages)
 
 
 def choose_unset(config: RunConfig, device: Device) -> RunConfig:
@@ -70,7 +85,7 @@ def describe_choice(config: RunConfig, device: Device) -> str:
     )
     return (
         f"micro-batches: {parts} of {config.data.batch_tokens // parts:,} tokens, {recomputing}: "
-        f"{needed / 1e9:.1f} of {device.memory_bytes / 1e9:.1f} GB"
+        f"{format_bytes(needed)} of {format_bytes(device.memory_bytes)}"
     )
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
@@ -57,8 +57,28 @@ class ExportOptions:
             )
 
 
-def export_opened_model(opened: OpenedModel, source: Path, folder: Path, how: ExportOptions) -> list[str]:
-    """Write the folder in one rename; returns lines that say what it costs and how it is loaded.
+class ExportReport(NamedTuple):
+    """What was written, and the line of Python that loads it.
+
+    Attributes:
+        parameters: of the written model, padding included.
+        weight_bytes: of these.
+        widths: hidden units of each expert, none in a dense model.
+        padded_width: that all experts have in a Mixtral; None: each has its own.
+        padding: by what factor the memory of the experts grew; None: it did not.
+        load: Python.
+    """
+
+    parameters: int
+    weight_bytes: int
+    widths: tuple[int, ...]
+    padded_width: int | None
+    padding: float | None
+    load: str
+
+
+def export_opened_model(opened: OpenedModel, source: Path, folder: Path, how: ExportOptions) -> ExportReport:
+    """Write the folder in one rename; returns what it costs and how it is loaded.
 
     Raises:
         ConfigError: if the folder exists, or the form cannot say what the model does, naming why.
@@ -92,7 +112,7 @@ def export_opened_model(opened: OpenedModel, source: Path, folder: Path, how: Ex
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return _said(opened, model, folder, how)
+    return _report(opened, model, folder, how)
 
 
 def convert_to_hugging_face(opened: OpenedModel) -> HMoEForCausalLM:
@@ -214,17 +234,18 @@ def _special_tokens(opened: OpenedModel) -> dict[str, Any]:
     return {"bos_token_id": begin[0], "eos_token_id": ends if len(ends) > 1 else ends[0]}
 
 
-def _said(opened: OpenedModel, model: PreTrainedModel, folder: Path, how: ExportOptions) -> list[str]:
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    lines = [f"{folder}: {size:,} bytes of weights"]
-    if how.form == "mixtral":
-        assert opened.model.config.moe is not None
-        widths = opened.model.config.moe.expert_widths
-        lines.append(
-            f"experts of {', '.join(map(str, widths))} hidden units are padded with zeros to "
-            f"{choose_padded_width(widths)}: {measure_padding(widths):.2f} times the memory of the experts"
-        )
-    before = "import hmoe.hub; " if how.form == "hmoe" and not how.with_code else ""
+def _report(opened: OpenedModel, model: PreTrainedModel, folder: Path, how: ExportOptions) -> ExportReport:
+    moe = opened.model.config.moe
+    widths = () if moe is None else moe.expert_widths
+    is_padded = how.form == "mixtral"
+    needs_hmoe = how.form == "hmoe" and not how.with_code
     trust = ", trust_remote_code=True" if how.with_code else ""
-    lines.append(f"load: {before}AutoModelForCausalLM.from_pretrained({str(folder)!r}{trust})")
-    return lines
+    return ExportReport(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        weight_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+        widths=widths,
+        padded_width=choose_padded_width(widths) if is_padded else None,
+        padding=measure_padding(widths) if is_padded else None,
+        load=f"{'import hmoe.hub; ' * needs_hmoe}from transformers import AutoModelForCausalLM; "
+        f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r}{trust})",
+    )

@@ -24,9 +24,11 @@ LossFunction = Callable[[RouterStatistics, MoESpec], torch.Tensor]
 def load_balance(routing: Routing, weights: Sequence[float] | None = None) -> torch.Tensor:
     """Return the load-balancing loss E sum_i T_i P_i (HMoE eq 3).
 
-    Uniform routing gives the experts per token. T_i is the share of tokens that selected expert i, not
-    divided by k, P_i its mean probability. `weights` of the experts multiply their terms: MoE++ weighs
-    zero-computation experts less.
+    T_i is the share of tokens that selected expert i, not divided by k, P_i its mean probability. `weights`
+    of the experts multiply their terms: MoE++ weighs zero-computation experts less.
+
+    At balance (every T_i = k / E, every P_i = 1 / E) it is k, the experts per token, whatever E is. Where all
+    tokens take the same k experts with all of their probability it is E.
     """
     return compute_load_balance(measure_router(routing, logits=False), weights)
 
@@ -46,6 +48,9 @@ def parameter_penalty(routing: Routing, widths: Sequence[int], norm: str = "mean
 
     The paper prints w_i = h_i, which contradicts its statement that equal widths give the load-balancing
     loss; with `mean` they do, exactly. `max` divides by the largest width, `raw` is as printed.
+
+    At balance it is the experts per token k, times mean(h) / max(h) with `max` and mean(h) with `raw`. Below
+    that narrow experts are preferred: its minimum is where the router takes the narrowest ones alone.
 
     Raises:
         ConfigError: for another norm, or if there is not one width per expert.
@@ -74,6 +79,8 @@ def router_entropy(routing: Routing, scale: str = "experts") -> torch.Tensor:
     The printed formula lacks the minus sign and would make the router uniform.
     `scale="one"` leaves out the factor E.
 
+    A uniform router gives E ln E, ln E with scale "one"; a router that is certain of one expert gives 0.
+
     Raises:
         ConfigError: for another scale.
     """
@@ -90,7 +97,10 @@ def compute_router_entropy(statistics: RouterStatistics, scale: str = "experts")
 
 
 def router_z(routing: Routing) -> torch.Tensor:
-    """Return the router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small."""
+    """Return the router z-loss mean_t logsumexp(z_t)^2 (ST-MoE), which keeps router logits small.
+
+    At logits of 0 it is (ln E)^2; one large logit z gives about z^2.
+    """
     return compute_router_z(measure_router(routing))
 
 

@@ -1,6 +1,7 @@
 """The mixture of experts whose widths differ: router + experts, usable alone in anybody's model."""
 
 import contextlib
+import operator
 import warnings
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from hmoe.kernels import expert_ffn
 from hmoe.model.decisions import Decisions
 from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
 from hmoe.model.layers import SwiGLU
+from hmoe.model.moe_input import check_moe_input, check_same_dtype
 from hmoe.model.no_gradient import guard_reentrant
 from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.router import RouterLayer
@@ -21,6 +23,8 @@ from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.model import MoESpec
 from hmoe.specs.routers.base import RouterSpec
 from hmoe.specs.routers.top_k import TopK
+
+_MOST_WIDTHS_SHOWN = 16
 
 
 class MoE(nn.Module):
@@ -35,6 +39,12 @@ class MoE(nn.Module):
 
     The three weight matrices are rows of hidden units, expert after expert; the down projection is transposed, so a
     hidden unit is one row in each and an expert is a row range.
+
+    Weights begin as normal random numbers (`reset_parameters`): of the router with deviation 0.1 / sqrt(D), so
+    that routing begins near uniform; of w_gate and w_up with 1 / sqrt(D), of w_down with 1 / sqrt(h_i) by the
+    expert's own width, so that all experts begin equally loud; a router's bias with 0. A whole model divides
+    w_down by sqrt(2 x its layers). hmoe's trainer lets every weight of the layer decay but the router's and the
+    hypernetwork's layer embedding; a router's bias has no gradient, `router.update_bias` moves it.
 
     Attributes:
         widths: hidden units of each expert.
@@ -79,11 +89,14 @@ class MoE(nn.Module):
             shared_network_layer: index of this layer in a model whose layers share a hypernetwork; None: it
                 has its own.
             dtype: of the parameters; a router's bias stays float32 or better. None: PyTorch's default.
-            device: of the parameters. None: PyTorch's default.
+            device: of the parameters. None: PyTorch's default. On "meta" they take no memory, until
+                `to_empty(device=...)` and `reset_parameters()`.
         """
         super().__init__()
         if type(dim) is not int or dim < 1:
             raise ConfigError(f"MoE: dim = {dim!r}, must be an integer of at least 1")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigError(f"MoE: dtype = {dtype!r}, must be a floating-point type such as torch.bfloat16")
         spec = MoESpec(widths=tuple(widths), router=router, hyper=hyper, shared=shared, zero=zero)
         # Of a whole model whoever trains it is told once, not by every layer.
         if spec.warning is not None and shared_network_layer is None:
@@ -161,13 +174,11 @@ class MoE(nn.Module):
                 (activation checkpointing).
 
         Raises:
-            ConfigError: if the last axis is not `dim`, or the router cannot use what it is given.
+            ConfigError: if the last axis is not `dim`, x has another type (outside autocast) or device than the
+                weights, or the router cannot use what it is given.
             NonFiniteError: see `check_finite`.
         """
-        if x.dim() == 0 or x.shape[-1] != self.dim:
-            raise ConfigError(
-                f"MoE: the input's shape is {tuple(x.shape)}, its last axis must be dim = {self.dim}"
-            )
+        check_moe_input(x, self.dim, self.router.weight)
         x_TD = x.reshape(-1, self.dim)
         routing = self.router(
             x_TD, RouterInputs(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions)
@@ -194,6 +205,7 @@ class MoE(nn.Module):
         w_gate, w_up, w_down = (
             w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down)
         )
+        check_same_dtype(x_TD, w_gate)
         with disable_autocast(x_TD.device):
             pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
@@ -217,26 +229,59 @@ class MoE(nn.Module):
         return y_TD
 
     def expert(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return writable views of expert i: w_gate (h_i, D), w_up (h_i, D), w_down (D, h_i)."""
+        """Return writable views of expert i: w_gate (h_i, D), w_up (h_i, D), w_down (D, h_i).
+
+        As in a Python list, -1 is the last expert.
+
+        Raises:
+            IndexError: if there is no such expert.
+        """
         return self._slices(i, self.w_gate.data, self.w_up.data, self.w_down.data)
 
     def expert_grad(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the gradients of expert i, shaped as `expert(i)`; zeros if no token came.
 
         Raises:
+            IndexError: as `expert`.
             RuntimeError: before a backward pass.
         """
+        self._find_expert(i)
         grads = [w.grad for w in (self.w_gate, self.w_up, self.w_down)]
         if any(grad is None for grad in grads):
             raise RuntimeError("expert_grad: no gradients yet, run backward() first")
         return self._slices(i, *(grad for grad in grads if grad is not None))
 
+    def __repr__(self) -> str:
+        """Return one line, also inside of print(model): PyTorch's own would list every part of every layer."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     def extra_repr(self) -> str:
         """Return what print(model) shows."""
-        return f"dim={self.dim}, widths={self.widths}, router={self.router.spec}"
+        widths = self.widths
+        if len(widths) > _MOST_WIDTHS_SHOWN:
+            shown = f"widths={len(widths)} from {min(widths)} to {max(widths)}"
+        else:
+            shown = f"widths={widths}"
+        parts = [name for name in ("shared", "zero", "hyper") if getattr(self, name) is not None]
+        num_parameters = sum(parameter.numel() for parameter in self.parameters())
+        fields = [f"dim={self.dim}", shown, f"router={self.router.spec.title}"]
+        fields += [f"with {' and '.join(parts)}"] * bool(parts)
+        fields += [f"backend={self.backend!r}"] * (self.backend is not None)
+        dtype, device = str(self.w_gate.dtype).removeprefix("torch."), self.w_gate.device
+        return ", ".join([*fields, f"{num_parameters:,} parameters in {dtype} on {device}"])
+
+    def _find_expert(self, i: int) -> int:
+        """Return the place of expert i among all, counted from the end where it is negative."""
+        place, num_experts = operator.index(i), len(self.widths)
+        if not -num_experts <= place < num_experts:
+            raise IndexError(
+                f"expert {place}: must be from 0 to {num_experts - 1}, or from -{num_experts} to -1 from the end"
+            )
+        return place % num_experts
 
     def _slices(self, i: int, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        gate, up, down = (torch.split(w, list(self.widths))[i] for w in rows)
+        place = self._find_expert(i)
+        gate, up, down = (torch.split(w, list(self.widths))[place] for w in rows)
         return gate, up, down.T
 
     def _raise_if_not_finite(self, logits_TE: torch.Tensor) -> None:

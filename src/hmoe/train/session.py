@@ -29,6 +29,7 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.records import Records
+from hmoe.units import format_bytes
 
 
 @dataclass
@@ -185,8 +186,8 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
             [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
         )
         raise ConfigError(
-            f"the run needs about {needed / 1e9:.1f} GB on {device.kind}, "
-            f"which has {device.memory_bytes / 1e9:.1f} GB; see `hmoe plan`, then {advice}"
+            f"the run needs about {format_bytes(needed)} on {device.kind}, "
+            f"which has {format_bytes(device.memory_bytes)}; see `hmoe plan`, then {advice}"
         )
     # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
     plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,28 @@ def test_what_is_no_model_is_told_before_data_and_network(
     request = FinetuneRequest(get_finetune_task("sst2"), place.replace("HERE", str(tmp_path)))
     with pytest.raises(CheckpointError, match=r"no such folder|is a file|without a config\.json"):
         finetune_model(request, tmp_path / "out")
+
+
+def test_the_next_step_is_the_baseline_with_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = []
+
+    def finetune(request: FinetuneRequest, out: Path, say: object) -> dict[str, object]:
+        requests.append(request)
+        best = {"epoch": 1.0, "accuracy": 50.0}
+        return {"task": "sst2", "method": request.method, "parameters": 12345, "best": best}
+
+    monkeypatch.setattr("hmoe.adapt.finetune.fine_tune.finetune_model", finetune)
+    words = ["sst2", "my model", str(tmp_path / "out"), "--data", "my data", "--epochs", "2", "--lr", "0.001"]
+    assert hmoe(["finetune", *words]) == 0
+    out = capsys.readouterr().out
+    assert "sst2 hyper: accuracy 50.00 at epoch 1, 12.35k parameters" in out
+    baseline = shlex.split(out.partition("next:\n")[2])
+    assert hmoe(baseline[1:]) == 0
+    assert "next:" not in capsys.readouterr().out
+    assert [request.method for request in requests] == ["hyper", "moe"]
+    assert requests[0] == replace(requests[1], method="hyper")
+    assert hmoe(["finetune", *words, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["out"], record["parameters"], record["next"]) == (words[2], 12345, [shlex.join(baseline)])

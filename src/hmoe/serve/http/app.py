@@ -11,12 +11,17 @@ from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.metrics import Metrics
 from hmoe.serve.http.middleware import BoundsMiddleware, RequestLimits
 from hmoe.serve.http.origins import OriginsMiddleware
+from hmoe.serve.http.request_log import RequestRecord
 from hmoe.serve.http.routes import ROUTES, Route
 from hmoe.serve.http.service import Service
 
 
 def create_app(
-    service: Service, limits: RequestLimits, connections: Callable[[], int], routes: Sequence[Route] = ROUTES
+    service: Service,
+    limits: RequestLimits,
+    connections: Callable[[], int],
+    routes: Sequence[Route] = ROUTES,
+    log: Callable[[RequestRecord], None] | None = None,
 ) -> ASGIApp:
     """Return the ASGI application of a served model.
 
@@ -25,6 +30,7 @@ def create_app(
         limits: bounds of one request.
         connections: tells how many are open.
         routes: what can be asked for.
+        log: told of every request that has ended; it must not wait.
     """
     state = ServerState(service, Metrics(), connections)
     app = FastAPI(openapi_url=None, redirect_slashes=False)
@@ -32,7 +38,7 @@ def create_app(
     for route in sorted(routes, key=lambda route: route.has_parameter):
         app.add_route(route.path, _endpoint(route, state), methods=[route.method])
     handle_errors(app)
-    guard = BoundsMiddleware(app, limits, state.metrics, routes)
+    guard = BoundsMiddleware(app, limits, state.metrics, routes, log)
     if not limits.origins:
         return guard
     # Outermost, so that a page may read why the middleware refused its request.

@@ -79,6 +79,7 @@ async def send_answer(
     request: Request, exchange: Exchange, fields: RequestFields, service: Service
 ) -> Response:
     """Wait for the answer, or for its beginning if it is streamed."""
+    request.scope["hmoe.exchange"] = exchange  # for the request log
     watch = asyncio.create_task(give_up_on_disconnect(request.receive, exchange))
     try:
         if fields.stream:

@@ -4,13 +4,14 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.metrics import Metrics
+from hmoe.serve.http.request_log import RequestRecord
 from hmoe.serve.http.routes import OTHER_LABEL, Route, find_route
 
 _LOG = logging.getLogger("hmoe.serve")
@@ -39,9 +40,15 @@ class BoundsMiddleware:
     """Wraps an ASGI application, for which it reads the body and hands it on as scope["hmoe.body"]."""
 
     def __init__(
-        self, app: ASGIApp, limits: RequestLimits, metrics: Metrics, routes: Sequence[Route]
+        self,
+        app: ASGIApp,
+        limits: RequestLimits,
+        metrics: Metrics,
+        routes: Sequence[Route],
+        log: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         self._app, self._limits, self._metrics, self._routes = app, limits, metrics, routes
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let one request through; whatever goes wrong with it is answered as JSON."""
@@ -61,6 +68,10 @@ class BoundsMiddleware:
             await reply.refuse(HTTPError(500, "the server failed on this request", code="internal_error"))
         finally:
             reply.count(route.label if route else OTHER_LABEL)
+            if self._log is not None:
+                exchange = scope.get("hmoe.exchange")  # of a request that was given to the engine
+                tokens = (None, None) if exchange is None else exchange.count_tokens()
+                self._log(RequestRecord(scope["method"], scope["path"], reply.status, reply.seconds, *tokens))
 
     def _check(self, scope: Scope, route: Route | None) -> None:
         """Raise Refusal 400, 401, 413, 414, 415 or 431 for what the header alone forbids.
@@ -161,19 +172,23 @@ def _group_headers(scope: Scope) -> dict[bytes, list[bytes]]:
 
 
 class _Reply:
-    """Sends to one client, and notes what was sent and when."""
+    """Sends to one client, and notes what was sent and when.
+
+    Attributes:
+        status: of HTTP.
+    """
 
     def __init__(self, send: Send, metrics: Metrics) -> None:
         self._send, self._metrics = send, metrics
         self._start = time.monotonic()
-        self._status = 499  # the client went away before an answer
+        self.status = 499  # the client went away before an answer
         self._begun = self._text_sent = self._ended = False
 
     async def send(self, message: Message) -> None:
         """Send a message of the application, and note what it was."""
         if message["type"] == "http.response.start":
-            self._begun, self._status = True, message["status"]
-        elif message.get("body") and not self._text_sent and self._status == 200:
+            self._begun, self.status = True, message["status"]
+        elif message.get("body") and not self._text_sent and self.status == 200:
             self._text_sent = True
             self._metrics.first_token_seconds.observe(time.monotonic() - self._start)
         if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -194,4 +209,9 @@ class _Reply:
 
     def count(self, label: str) -> None:
         """Add the request to the metrics of its route."""
-        self._metrics.count_request(label, self._status, time.monotonic() - self._start)
+        self._metrics.count_request(label, self.status, self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the request's header came."""
+        return time.monotonic() - self._start

@@ -19,6 +19,7 @@ from hmoe.errors import ConfigError
 from hmoe.serve.http.app import create_app
 from hmoe.serve.http.http_error import HTTPError
 from hmoe.serve.http.middleware import RequestLimits
+from hmoe.serve.http.request_log import RequestRecord
 from hmoe.serve.http.service import Service
 
 _HEADER_BYTES = 32 * 1024
@@ -150,12 +151,13 @@ class Server(uvicorn.Server):
         guard: RequestLimits,
         limits: ConnectionLimits,
         ready: Callable[[str], None] = lambda address: None,
+        log: Callable[[RequestRecord], None] | None = None,
     ) -> None:
         # uvicorn makes the protocols itself, so their limits travel in a class.
         protocol = type("Protocol", (BoundedProtocol,), {"limits": limits})
         super().__init__(
             uvicorn.Config(
-                create_app(service, guard, lambda: len(self.server_state.connections)),
+                create_app(service, guard, lambda: len(self.server_state.connections), log=log),
                 http=protocol, ws="none", loop="asyncio", lifespan="off", log_config=None, log_level="critical",
                 access_log=False, proxy_headers=False, server_header=False, h11_max_incomplete_event_size=_HEADER_BYTES,
                 timeout_keep_alive=round(limits.idle_seconds),

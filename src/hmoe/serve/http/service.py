@@ -103,6 +103,10 @@ class Exchange:
         if event.used is not None:
             self.used.add(event.used)
 
+    def count_tokens(self) -> tuple[int, int]:
+        """Return the tokens of the prompts, and those that were drawn for answers that have ended."""
+        return self._prompt_tokens, self.used.new_tokens
+
     def numbers(self, served: ServedModel) -> dict[str, Any]:
         """Return the usage, and next to it what was activated."""
         return {
