@@ -1,6 +1,7 @@
 """One tree of errors; each may say which arguments it is about."""
 
 import json
+import os
 import pickle
 import shlex
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hmoe
 from hmoe import ConfigError
 from hmoe.errors import DataError, HMoEError, make_install_command, make_missing_extra_error
 
@@ -68,6 +70,10 @@ def test_without_an_installation_an_extra_comes_from_the_checkout(
 def test_errors_import_nothing_slow() -> None:
     code = "import sys; before = set(sys.modules); import hmoe.errors; print(*set(sys.modules) - before)"
     out = subprocess.run(
-        [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(hmoe.__file__).parents[1])},  # -S: nothing is installed
     ).stdout
     assert not {"json", "pathlib", "shlex", "urllib", "importlib.metadata", "email"} & set(out.split())
