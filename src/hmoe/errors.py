@@ -63,4 +63,36 @@ class NonFiniteError(HMoEError, ArithmeticError):
 
 def make_missing_extra_error(subject: str, extra: str) -> ConfigError:
     """Return the one-line error for a library of an extra that is not installed."""
-    return ConfigError(f"{subject} need the {extra} extra: pip install 'hmoe[{extra}]'")
+    return ConfigError(f"{subject} need the {extra} extra: {make_install_command(extra)}")
+
+
+def make_install_command(extra: str) -> str:
+    """Return the command that adds an extra to this hmoe, from the place that it was installed from."""
+    import shlex  # noqa: PLC0415 - slow, and most commands never fail
+
+    place, editable = _find_install_place()
+    wanted = f"hmoe[{extra}] @ {place}" if "://" in place else f"{place or 'hmoe'}[{extra}]"
+    return f"pip install {'-e ' * editable}{shlex.quote(wanted)}"
+
+
+def _find_install_place() -> tuple[str, bool]:
+    """Return a folder, a file or a link that hmoe was installed from ("": a registry), and whether editable.
+
+    pip records it in direct_url.json (PEP 610). Where hmoe runs without having been installed it is its checkout.
+    """
+    import json  # noqa: PLC0415
+    from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415
+    from pathlib import Path  # noqa: PLC0415
+    from urllib.parse import urlsplit  # noqa: PLC0415
+    from urllib.request import url2pathname  # noqa: PLC0415
+
+    try:
+        origin = json.loads(distribution("hmoe").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        checkout = Path(__file__).resolve().parents[2]  # above src/hmoe
+        return (str(checkout), True) if (checkout / "pyproject.toml").is_file() else ("", False)
+    url = origin.get("url", "")
+    if urlsplit(url).scheme == "file":
+        return url2pathname(urlsplit(url).path), bool(origin.get("dir_info", {}).get("editable"))
+    revision = origin.get("vcs_info")
+    return (f"{revision['vcs']}+{url}@{revision['commit_id']}" if revision else url), False

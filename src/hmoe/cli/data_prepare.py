@@ -53,7 +53,10 @@ def prepare_data_folder(
     weight: _Weight = None,
     max_bad: _MaxBad = 0,
 ) -> None:
-    """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
+    """Turn text into token shards.
+
+    A killed call is continued by the same command.
+    """
     from hmoe.data.batches import describe_weights
     from hmoe.data.prepare import PrepareRequest, prepare_data
 

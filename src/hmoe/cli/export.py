@@ -37,7 +37,10 @@ def export_to_folder(
     shard_size: _ShardSize = "5GB",
     with_code: _WithCode = False,
 ) -> None:
-    """Write a model as a Hugging Face folder."""
+    """Write a model as a Hugging Face folder.
+
+    For transformers, with or without hmoe.
+    """
     dtype = parse_precision(precision) if precision else None
     try:
         from transformers.utils import logging

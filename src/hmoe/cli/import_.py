@@ -23,7 +23,10 @@ def import_to_run(
     run: _Run,
     recipe: _Recipe = "quickstart",
 ) -> None:
-    """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
+    """Make a run at step 0 from a Hugging Face folder.
+
+    Ready to evaluate, serve, or train further.
+    """
     from hmoe.runs.import_hf import import_hf_model, read_side_files
     from hmoe.storage import check_unused_folder
 

@@ -64,7 +64,10 @@ def serve_model(
     timeout: _Timeout = 300,
     precision: ServedPrecision = None,
 ) -> None:
-    """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
+    """Answer HTTP requests as OpenAI's API does.
+
+    Completions, chat, streams, log-probabilities.
+    """
     try:
         from hmoe.serve.http.origins import check_origins
         from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket

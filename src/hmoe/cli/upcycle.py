@@ -76,7 +76,10 @@ def upcycle_to_run(
     width_budget: _WidthBudget = None,
     skip: _Skip = False,
 ) -> None:
-    """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
+    """Make a run whose experts come from another model.
+
+    A dense one, or one of wider or more experts.
+    """
     from hmoe.runs.import_hf import read_side_files
     from hmoe.runs.open_model import open_model
     from hmoe.runs.run_folder import RunFolder
