@@ -20,6 +20,7 @@ from hmoe.cli.bench_model import time_model
 from hmoe.cli.bench_step import time_step
 from hmoe.cli.bench_tiles import time_tile_shapes
 from hmoe.cli.chat import chat_with_model
+from hmoe.cli.compare import compare_runs
 from hmoe.cli.config import print_recipe
 from hmoe.cli.data_benchmarks import write_benchmarks_folder
 from hmoe.cli.data_prepare import prepare_data_folder
@@ -79,6 +80,7 @@ app.command("serve")(serve_model)
 app.command("chat")(chat_with_model)
 app.command("generate")(continue_prompt)
 app.command("train", context_settings=OVERRIDES)(train_recipe)
+app.command("compare")(compare_runs)
 app.command("plan", context_settings=OVERRIDES)(plan_recipe)
 app.command("config", context_settings=OVERRIDES)(print_recipe)
 app.command("info")(print_info)

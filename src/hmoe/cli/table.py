@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +105,8 @@ def _render_text(columns: Sequence[Column], cells: list[list[str]], notes: Seque
     for block in blocks:
         lines = [[column.title for column in columns], *cells]
         shown.append("\n".join(_align(line, [0, *block], columns, sizes) for line in lines))
-    return "\n".join(["\n\n".join(shown), *([""] if notes else []), *notes]) + "\n"
+    wrapped = [textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False) for note in notes]
+    return "\n".join(["\n\n".join(shown), *([""] if notes else []), *wrapped]) + "\n"
 
 
 def _align(line: list[str], block: list[int], columns: Sequence[Column], sizes: list[int]) -> str:

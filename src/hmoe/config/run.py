@@ -201,6 +201,11 @@ class TrainConfig(Section):
         """Whether activations are checkpointed: no where nothing was chosen (`hmoe.config.memory.choose_unset`)."""
         return bool(self.activation_checkpointing)
 
+    def measure_progress(self, step: int, tokens: int, flops: float, seconds: float) -> float:
+        """Return the share of the budget that is used up, of several the largest; 1 ends the run."""
+        pairs = [(step, self.steps), (tokens, self.tokens), (flops, self.flops), (seconds, self.seconds)]
+        return max(used / limit for used, limit in pairs if limit)
+
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
         if not (self.steps or self.tokens or self.flops or self.seconds):

@@ -103,14 +103,7 @@ class Session:
 
 def measure_progress(config: RunConfig, counts: RunCounts, seconds: float) -> float:
     """Return the share of the budget that is used up, of several the largest; 1 ends the run."""
-    train = config.train
-    pairs = [
-        (counts.step, train.steps),
-        (counts.tokens, train.tokens),
-        (counts.flops, train.flops),
-        (seconds, train.seconds),
-    ]
-    return max(used / limit for used, limit in pairs if limit)
+    return config.train.measure_progress(counts.step, counts.tokens, counts.flops, seconds)
 
 
 def open_session(

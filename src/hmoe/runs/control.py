@@ -1,0 +1,66 @@
+"""The uniform control of a finished run: equal experts that activate as many hidden units as it did. No torch."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
+from hmoe.runs.summary import RunSummary, read_run_summary
+from hmoe.specs.model import MoESpec
+from hmoe.specs.widths import WidthRule
+
+CONTROL_LOAD_BALANCE = 1e-2  # what the paper gives equal experts in place of the parameter penalty
+
+
+def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
+    """Return the recipe of a run's uniform control, and what the run was measured to do.
+
+    All experts are as wide as makes the expected activated width, at the run's own number of experts per token, that of
+    the run's whole training; so both cost the same FLOPs per token, and a difference in loss is due to unequal widths
+    and not to less compute. The parameter penalty, which on equal experts only balances them, becomes the
+    load-balancing loss with the paper's coefficient for equal experts, unless the run has one of its own.
+
+    Raises:
+        ConfigError: if the run is dense or its experts are equal already.
+    """
+    summary = read_run_summary(run)
+    moe = summary.config.model.moe
+    if moe is None or summary.mean_width is None or summary.experts_per_token is None:
+        raise ConfigError(f"{run}: a dense model has no uniform control")
+    if len(set(moe.expert_widths)) == 1:
+        raise ConfigError(f"{run}: its experts are equal already, all {moe.expert_widths[0]} units wide")
+    width = find_control_width(moe, summary.mean_width, summary.experts_per_token)
+    experts = len(moe.expert_widths)
+    control = replace(
+        moe,
+        widths=WidthRule(shape="equal", total=width * experts, experts=experts),
+        parameter_penalty=0.0,
+        penalty_norm="mean",
+        load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
+        skip=(),
+    )
+    config = summary.config
+    return config.model_copy(update={"model": replace(config.model, moe=control)}), summary
+
+
+def find_control_width(moe: MoESpec, mean_width: float, experts_per_token: float) -> int:
+    """Return the width of equal experts that activate `mean_width` units when a token takes so many of all experts.
+
+    Of experts without hidden units a token takes its share, as of the others.
+    """
+    share = len(moe.expert_widths) / len(moe.routed_widths)
+    return max(1, round(mean_width / (experts_per_token * share)))
+
+
+def explain_control(summary: RunSummary, control: RunConfig) -> list[str]:
+    """Return the lines that say what the control is of."""
+    moe = control.model.moe
+    assert moe is not None
+    assert summary.mean_width is not None
+    assert summary.experts_per_token is not None
+    return [
+        f"Uniform control of {summary.path}, which activated {summary.mean_width:.2f} hidden units",
+        f"per token and MoE layer (mean of its {summary.step:,} steps; {summary.uniform_width:.0f} under uniform "
+        f"routing) in {summary.experts_per_token:.2f} experts:",
+        f"{len(moe.expert_widths)} equal experts of {moe.expert_widths[0]} hidden units.",
+    ]

@@ -1,0 +1,1 @@
+"""Intervals, paired differences and corrections for several comparisons: numbers in, numbers out."""
