@@ -10,8 +10,9 @@ import typer
 
 from hmoe.cli.flags import find_command
 from hmoe.cli.main import app, run_command_line
+from hmoe.errors import make_install_command
 
-HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
+HELP = [[], ["presets"], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"],
         ["bench", "layer"], ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"],
         ["finetune"]]  # fmt: skip
@@ -60,7 +61,7 @@ def test_too_little_memory_is_one_line(
     [
         (["tran"], 2, "No such command 'tran'"),
         (["plan"], 2, "Missing argument"),
-        (["plan", "tinny"], 2, "nearest preset is tiny"),
+        (["plan", "tinny"], 2, "nearest is tiny; see `hmoe presets`"),
         (["plan", "tiny", "model.dim=x"], 2, "model.dim = 'x'"),
         (["train", "tiny", "--rnu", "x"], 2, "rnu: unknown key"),
         (["eval", "/nowhere"], 2, "not a run folder"),
@@ -136,4 +137,4 @@ def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "hmoe: error: parquet files need the data extra: pip install 'hmoe[data]'\n"
+    assert result.stderr == f"hmoe: error: parquet files need the data extra: {make_install_command('data')}\n"

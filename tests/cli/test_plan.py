@@ -22,4 +22,4 @@ def test_plan_prints_the_promised_keys(capsys: pytest.CaptureFixture[str]) -> No
     }
     assert promised <= set(numbers)
     assert run_command_line(["plan", "moe-0.4b-topk", "model.layers=6"]) == 0
-    assert re.search(r"total_parameters +233,\d\d\d,\d\d\d", capsys.readouterr().out)
+    assert re.search(r"  total +233\.\d\dM", capsys.readouterr().out)

@@ -174,7 +174,6 @@ def _list_types(parameter: Any) -> list[Any]:
 def _show_number(limit: float | None) -> str:
     if limit is None:
         return ""
-    exponent = round(limit).bit_length() - 1
-    if limit > 2**31 and abs(limit - 2**exponent) <= 1:
-        return f"2^{exponent}"
+    if limit == 2**63 - 1:
+        return "2^63 - 1"
     return f"{limit:,.10g}" if isinstance(limit, float) else f"{limit:,}"

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.arguments import complete_recipe
+
 _Source = Annotated[
     Path,
     typer.Argument(
@@ -14,7 +16,12 @@ _Source = Annotated[
     ),
 ]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")]
-_Recipe = Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")]
+_Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Preset or YAML file with the keys under data, optim and train.", autocompletion=complete_recipe
+    ),
+]
 
 
 def import_to_run(

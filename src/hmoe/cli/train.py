@@ -53,7 +53,8 @@ def train_recipe(
     own = find_run(recipe)
     if own is not None and run is not None and not is_run_folder(run):
         print_note(f"{run}: a new run of the recipe of {own}, from the beginning")
-    with RunFolder(run or own or Path("runs") / name, config) as folder:  # refuses a busy folder before torch is imported
+    # Refuses a busy folder before torch is imported.
+    with RunFolder(run or own or Path("runs") / name, config) as folder:
         from hmoe.cli.progress import ProgressBar
         from hmoe.train.console import Console
         from hmoe.train.loop import train_run

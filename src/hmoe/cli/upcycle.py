@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmoe.cli.arguments import AnyModel
+from hmoe.cli.arguments import AnyModel, complete_recipe
 from hmoe.cli.output import print_note
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
@@ -24,7 +24,8 @@ _Recipe = Annotated[
     str,
     typer.Option(
         help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
-        "overrides: a.b=c or --a.b c."
+        "overrides: a.b=c or --a.b c.",
+        autocompletion=complete_recipe,
     ),
 ]
 _Text = Annotated[

@@ -35,7 +35,8 @@ def describe_unknown_recipe(recipe: str, presets: Sequence[str]) -> str:
     folder = Path(recipe)
     if recipe and "\0" not in recipe and folder.is_dir():
         if (folder / "config.yaml").is_file():
-            return f"{recipe}: is a run folder; only a preset or a .yaml file works here, such as its {folder / 'config.yaml'}"
+            own = folder / "config.yaml"
+            return f"{recipe}: is a run folder; only a preset or a .yaml file works here, such as its {own}"
         if (folder / "config.json").is_file():
             return f"{recipe}: is a Hugging Face folder, not a recipe; `hmoe import {recipe} RUN` makes a run of it"
         return f"{recipe}: is a folder without config.yaml; a recipe is a preset, a .yaml file or a run folder"
