@@ -105,5 +105,5 @@ def test_no_line_is_too_long_and_no_word_is_lost(width: int) -> None:
 def test_the_examples_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert all(example.split()[1] in verbs for example in EXAMPLES)
-    assert run_command_line("plan hmoe-3b-topp --memory 80".split()) == 0
+    assert run_command_line(["plan", "hmoe-3b-topp", "--memory", "80"]) == 0
     assert "hmoe plan hmoe-3b-topp --memory 80" in EXAMPLES

@@ -24,7 +24,9 @@ def test_info_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    assert [extra for extra in declared if f"extra [{extra}]" not in shown and extra not in ("all", "dev")] == []
+    assert [
+        extra for extra in declared if f"extra [{extra}]" not in shown and extra not in ("all", "dev")
+    ] == []
     assert {"transformers", "accelerate"} <= set(list_packages("finetune"))
     assert "extra [hf]                   installed" in shown
 

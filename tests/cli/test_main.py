@@ -137,4 +137,6 @@ def test_a_missing_extra_is_one_line_with_the_command(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == f"hmoe: error: parquet files need the data extra: {make_install_command('data')}\n"
+    assert (
+        result.stderr == f"hmoe: error: parquet files need the data extra: {make_install_command('data')}\n"
+    )

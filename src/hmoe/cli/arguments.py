@@ -1,7 +1,6 @@
 """Arguments and options that several verbs share."""
 
 import os
-
 from pathlib import Path
 from typing import Annotated, Any, Literal
 

@@ -108,7 +108,7 @@ class RootGroup(HelpGroup):
 class VerbTyper(typer.Typer):
     """Verbs that explain themselves as all others do."""
 
-    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:  # type: ignore[override]
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
         """Register a function as a verb."""
         return super().command(name, cls=HelpCommand, **options)
 

@@ -71,8 +71,9 @@ class Interrupts:
 
     def _say_and_end(self) -> None:
         if self.exit_code:
-            try:  # noqa: SIM105 - contextlib is slow to import
+            try:
                 os.write(2, self.erase + b"hmoe: interrupted\n")
+                self.erase = b""
             except OSError:
                 pass
         self.end()

@@ -48,7 +48,9 @@ app = VerbTyper(
     rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
 )  # fmt: skip
-_data = VerbTyper(cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
+_data = VerbTyper(
+    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards."
+)
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
     help="Measure speed: layer, step, decode, model, tiles.\n\nSide by side, in dated files.",

@@ -97,9 +97,12 @@ def _list_costs(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if numbers["budget_tokens"] is None:
         yield "budget", "of seconds alone"
         return
-    yield "budget", (
-        f"{format_count(numbers['budget_tokens'])} tokens in {numbers['budget_steps']:,} steps, "
-        f"{format_flops(numbers['budget_flops'])} FLOPs"
+    yield (
+        "budget",
+        (
+            f"{format_count(numbers['budget_tokens'])} tokens in {numbers['budget_steps']:,} steps, "
+            f"{format_flops(numbers['budget_flops'])} FLOPs"
+        ),
     )
 
 

@@ -39,7 +39,9 @@ def describe_unknown_recipe(recipe: str, presets: Sequence[str]) -> str:
             return f"{recipe}: is a run folder; only a preset or a .yaml file works here, such as its {own}"
         if (folder / "config.json").is_file():
             return f"{recipe}: is a Hugging Face folder, not a recipe; `hmoe import {recipe} RUN` makes a run of it"
-        return f"{recipe}: is a folder without config.yaml; a recipe is a preset, a .yaml file or a run folder"
+        return (
+            f"{recipe}: is a folder without config.yaml; a recipe is a preset, a .yaml file or a run folder"
+        )
     nearest = difflib.get_close_matches(recipe, presets, 1, 0)[0]
     return f"no preset or .yaml file {recipe!r}; nearest is {nearest}; see `hmoe presets`"
 
