@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from pydantic import BaseModel
 
+from hmoe.cli.help import describe_limits, label_parameter
 from hmoe.cli.main import app
 from hmoe.config.run import RunConfig
 from hmoe.config.section import Section
@@ -121,10 +122,11 @@ def verbs_below(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def parameter_row(parameter: Any) -> str:
-    is_option = parameter.param_type_name == "option"
-    label = ", ".join(parameter.opts) if is_option else (parameter.metavar or parameter.name.upper())
     default = "" if parameter.default is None or parameter.required else f"`{parameter.default}`"
-    return f"| `{label}` | {default} | {parameter.help or ''} |"
+    limits = describe_limits(parameter)
+    meaning = f"{parameter.help or ''} ({limits})" if limits else parameter.help or ""
+    label = label_parameter(parameter).replace("|", "\\|")  # else a new cell
+    return f"| `{label}` | {default} | {meaning} |"
 
 
 PAGES = {"config.md": config_page, "cli.md": cli_page}

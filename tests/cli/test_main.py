@@ -12,7 +12,7 @@ from hmoe.cli.flags import find_command
 from hmoe.cli.main import app, run_command_line
 from hmoe.errors import make_install_command
 
-HELP = [[], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
+HELP = [[], ["presets"], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
         ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"],
         ["bench", "layer"], ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"],
         ["finetune"]]  # fmt: skip
@@ -61,7 +61,7 @@ def test_too_little_memory_is_one_line(
     [
         (["tran"], 2, "No such command 'tran'"),
         (["plan"], 2, "Missing argument"),
-        (["plan", "tinny"], 2, "nearest preset is tiny"),
+        (["plan", "tinny"], 2, "nearest is tiny; see `hmoe presets`"),
         (["plan", "tiny", "model.dim=x"], 2, "model.dim = 'x'"),
         (["train", "tiny", "--rnu", "x"], 2, "rnu: unknown key"),
         (["eval", "/nowhere"], 2, "not a run folder"),

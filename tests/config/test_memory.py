@@ -158,7 +158,7 @@ def test_plan_tells_the_choice_and_the_memory_it_assumed(capsys: pytest.CaptureF
     assert run_command_line(["plan", "hmoe-16b-topk", "--memory=80", "train.device=cpu"]) == 0
     out = capsys.readouterr().out
     assert "as given, of a CPU" in out
-    assert " false" in out
+    assert "in 80.0 GB: no" in out
     assert run_command_line(["plan", "tiny"]) == 0
     assert "this machine's; --memory GB plans for a GPU" in capsys.readouterr().out
     assert run_command_line(["plan", "tiny", "--memory", "0"]) == 2

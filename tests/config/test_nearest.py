@@ -90,17 +90,20 @@ def test_a_switch_that_is_unknown_is_no_number_that_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "nearest"), [(["trian"], "train"), (["data", "prep"], "prepare"), (["xyz"], None)]
+    ("words", "nearest"), [(["trian"], "train"), (["data", "prep"], "prepare"), (["preset"], "presets")]
 )
-def test_the_nearest_verb_exists(
-    words: list[str], nearest: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_nearest_verb_exists(words: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(words) == 2
     said = capsys.readouterr().err
-    verb = re.search("Did you mean '([a-z]+)'|nearest is ([a-z]+)", said)
+    verb = re.search("; nearest is ([a-z]+); see hmoe", said)
     assert verb, said
-    assert nearest in (None, verb[1] or verb[2])
-    assert run_command_line([*words[:-1], verb[1] or verb[2], "--help"]) == 0
+    assert verb[1] == nearest
+    assert run_command_line([*words[:-1], verb[1], "--help"]) == 0
+
+
+def test_a_verb_that_is_like_none_is_told_where_all_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["xyz"]) == 2
+    assert capsys.readouterr().err == "hmoe: error: No such command 'xyz'; see hmoe -h\n"
 
 
 @pytest.mark.parametrize(

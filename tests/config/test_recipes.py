@@ -126,7 +126,7 @@ def test_errors_are_one_line_that_names_key_value_and_choice(override: str, said
 
 @pytest.mark.parametrize("name", ["tinny", "", "../x", "a\0b"])
 def test_unknown_preset_names_the_nearest(name: str) -> None:
-    with pytest.raises(ConfigError, match="nearest preset"):
+    with pytest.raises(ConfigError, match=r"; nearest is \S+; see `hmoe presets`$"):
         recipes.read_recipe(name)
 
 

@@ -1,16 +1,42 @@
 """Arguments and options that several verbs share."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from hmoe.config import recipes
 from hmoe.errors import ConfigError
 
 # A verb with these settings takes words that are no options of its own: overrides of recipe keys.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Return the presets that begin so, for the shell, with the files and folders that could be a recipe too.
+
+    Where no preset does, the shell's own completion of paths is better.
+    """
+    presets = [name for name in recipes.list_presets() if name.startswith(incomplete)]
+    try:
+        entries = [entry for entry in os.scandir() if entry.name.startswith(incomplete or "\0")]
+    except OSError:
+        return presets
+    paths = [
+        f"{entry.name}/" if entry.is_dir() else entry.name
+        for entry in entries
+        if entry.is_dir() or entry.name.endswith((".yaml", ".yml"))
+    ]
+    return presets + sorted(paths) if presets else []
+
+
 Recipe = Annotated[
-    str, typer.Argument(help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.")
+    str,
+    typer.Argument(
+        help="Preset name, YAML file or run folder; then overrides: a.b=c or --a.b c.",
+        autocompletion=complete_recipe,
+    ),
 ]
 AnyModel = Annotated[
     Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")

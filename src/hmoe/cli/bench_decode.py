@@ -21,7 +21,10 @@ def time_decoding(
     threads: BenchThreads = None,
     out: BenchOut = RESULTS,
 ) -> None:
-    """Time a layer that serves one token, against reading its activated weights from memory."""
+    """Time a layer that serves one token at a time.
+
+    Against reading its activated weights from memory.
+    """
     from hmoe.bench.decode import bench_decode
     from hmoe.bench.measure import BenchOptions, choose_default_dtype
 

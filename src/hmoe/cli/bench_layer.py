@@ -40,7 +40,10 @@ def time_layer(
     threads: BenchThreads = None,
     out: BenchOut = RESULTS,
 ) -> None:
-    """Time the MoE layer beside a dense SwiGLU of the same activated FLOPs (the limit) and beside other libraries."""
+    """Time the MoE layer beside other libraries' layers.
+
+    Also beside its limit, a dense SwiGLU of the same activated FLOPs.
+    """
     from hmoe.bench.layer import bench_layer
     from hmoe.bench.measure import BenchOptions, choose_default_dtype
     from hmoe.bench.shapes import parse_own_shape

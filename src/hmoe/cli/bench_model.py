@@ -4,10 +4,14 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.arguments import complete_recipe
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchOut, BenchRounds, BenchThreads
 from hmoe.errors import make_missing_extra_error
 
-_Preset = Annotated[str, typer.Argument(help="A preset with top-k experts in every layer.")]
+_Preset = Annotated[
+    str,
+    typer.Argument(help="A preset with top-k experts in every layer.", autocompletion=complete_recipe),
+]
 _Dtype = Annotated[
     str | None,
     typer.Option(
@@ -28,7 +32,10 @@ def time_model(
     threads: BenchThreads = None,
     out: BenchOut = RESULTS,
 ) -> None:
-    """Time a model that reads a prompt and writes tokens, beside transformers' Mixtral of equal parameters."""
+    """Time a model that reads a prompt and writes tokens.
+
+    Beside transformers' Mixtral of equal parameters.
+    """
     from hmoe.bench.measure import BenchOptions, choose_default_dtype
     from hmoe.bench.model import bench_model
     from hmoe.bench.shapes import check_dtypes

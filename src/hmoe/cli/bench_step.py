@@ -4,13 +4,15 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.arguments import complete_recipe
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchOut, BenchRounds, BenchThreads
 
 _Recipe = Annotated[
     str,
     typer.Argument(
         help="Preset name or YAML file; then overrides: a.b=c or --a.b c. The paper's presets need "
-        "data.path=corpus data.tokenizer=bytes where their data is not at hand."
+        "data.path=corpus data.tokenizer=bytes where their data is not at hand.",
+        autocompletion=complete_recipe,
     ),
 ]
 _Precision = Annotated[
@@ -29,7 +31,10 @@ def time_step(
     threads: BenchThreads = None,
     out: BenchOut = RESULTS,
 ) -> None:
-    """Time a training step of unequal experts against equal ones and dense, and its parts."""
+    """Time a training step and its parts.
+
+    Unequal experts against equal ones and dense.
+    """
     from hmoe.bench.measure import BenchOptions
     from hmoe.bench.step import bench_step
 

@@ -16,7 +16,10 @@ def time_tile_shapes(
     dtype: _Dtype = "bfloat16",
     out: BenchOut = RESULTS,
 ) -> None:
-    """Time every tile shape of every kernel on an NVIDIA GPU, and write the fastest, for HMOE_TILE_SHAPES."""
+    """Time every tile shape of the Triton kernels.
+
+    On an NVIDIA GPU; the fastest are written, for HMOE_TILE_SHAPES.
+    """
     from hmoe.bench.shapes import get_shape
 
     try:

@@ -42,7 +42,10 @@ def chat_with_model(
     context: ServedContext = None,
     precision: ServedPrecision = None,
 ) -> None:
-    """Talk with a model: every line of the input is a turn, Ctrl-D or the end of the input ends it."""
+    """Talk with a model on the terminal.
+
+    Every line of the input is a turn; Ctrl-D ends it.
+    """
     from hmoe.model.generate import Sampling
     from hmoe.serve.chat_prompt import ChatLayout
     from hmoe.serve.engine.engine import Engine

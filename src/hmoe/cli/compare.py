@@ -32,7 +32,7 @@ def compare_runs(
     as_latex: _AsLatex = False,
     as_csv: _AsCsv = False,
 ) -> None:
-    """Compare trained runs at equal FLOPs, with intervals over seeds."""
+    """Compare runs at equal FLOPs, with intervals."""
     from hmoe.runs.comparison import compare_groups
     from hmoe.runs.groups import read_run_groups
 

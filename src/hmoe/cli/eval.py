@@ -73,7 +73,10 @@ def evaluate_folder(
     out: _Out = None,
     as_json: _AsJson = False,
 ) -> None:
-    """Measure perplexity and bits per byte of any text, in all and per domain, or accuracy on benchmark tasks."""
+    """Measure perplexity of text, or benchmark accuracy.
+
+    In all and per domain, in bits per byte.
+    """
     of_tasks = {
         "--benchmarks": benchmarks,
         "--limit": limit,

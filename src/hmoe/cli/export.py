@@ -44,7 +44,10 @@ def export_to_folder(
     with_code: _WithCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as a Hugging Face folder."""
+    """Write a model as a Hugging Face folder.
+
+    For transformers, with or without hmoe.
+    """
     dtype = parse_precision(precision) if precision else None
     try:
         from transformers.utils import logging

@@ -75,7 +75,10 @@ def finetune_to_folder(
     seed: _Seed = None,
     as_json: AsJson = False,
 ) -> None:
-    """Fine-tune a mixture of experts as the HyperMoE paper does, with HyperExperts or a baseline, and score it."""
+    """Fine-tune an MoE as the HyperMoE paper does.
+
+    With HyperExperts or a baseline; then score it.
+    """
     from hmoe.storage import check_unused_folder
 
     check_unused_folder(out)

@@ -41,7 +41,7 @@ def explain_error(error: HMoEError, command: Any) -> str:
     """Return an error's message as the user of a verb should read it."""
     if "overrides" in error.arguments:
         # A word that is neither an option of the verb nor a key of a recipe may be meant as either one.
-        return f"{error} (options: --help)"
+        return f"{error} (options: -h)"
     return name_flags(str(error), error.arguments, list_flags(command)) if error.arguments else str(error)
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from hmoe.cli.arguments import complete_recipe
 from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
 from hmoe.units import format_count
 
@@ -17,7 +18,12 @@ _Source = Annotated[
     ),
 ]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")]
-_Recipe = Annotated[str, typer.Option(help="Preset or YAML file with the keys under data, optim and train.")]
+_Recipe = Annotated[
+    str,
+    typer.Option(
+        help="Preset or YAML file with the keys under data, optim and train.", autocompletion=complete_recipe
+    ),
+]
 
 
 def import_to_run(
@@ -27,7 +33,10 @@ def import_to_run(
     recipe: _Recipe = "quickstart",
     as_json: AsJson = False,
 ) -> None:
-    """Make a run at step 0 from a Hugging Face folder, to be evaluated, served, or trained further."""
+    """Make a run at step 0 from a Hugging Face folder.
+
+    Ready to evaluate, serve, or train further.
+    """
     from hmoe.runs.import_hf import import_hf_model, read_side_files
     from hmoe.storage import check_unused_folder
 

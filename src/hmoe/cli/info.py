@@ -1,39 +1,61 @@
 """`hmoe info`: what is installed, and what this machine can do."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from hmoe import __version__
 from hmoe.cli.output import print_numbers
+from hmoe.errors import make_install_command
+
+_COLLECTIONS = ("all", "dev")  # extras whose parts are other extras and tools: no news where they are missing
+_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
-def print_info() -> None:
-    """Print versions, CPU and GPU features, and installed extras."""
-    import importlib.metadata
-    import importlib.util
+def print_info(as_json: _AsJson = False) -> None:
+    """Show versions, extras, and what this machine can do."""
+    numbers = _read_versions() | _describe_hardware()
+    extras = {extra: _list_missing(extra) for extra in _list_extras("hmoe")}
+    if as_json:
+        described = {
+            extra: {"missing": missing, "install": make_install_command(extra) if missing else None}
+            for extra, missing in extras.items()
+        }
+        print_numbers(numbers | {"extras": described}, as_json)
+        return
+    for extra, missing in extras.items():
+        if not missing:
+            numbers[f"extra [{extra}]"] = "installed"
+        elif extra not in _COLLECTIONS:
+            numbers[f"extra [{extra}]"] = f"missing {', '.join(missing)}: {make_install_command(extra)}"
+    print_numbers(numbers, as_json)
+
+
+def _read_versions() -> dict[str, Any]:
     import platform
+    from importlib.metadata import version
+    from importlib.util import find_spec
 
+    numbers = {"hmoe": __version__, "python": platform.python_version()}
+    numbers |= {name: version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")}
+    triton = version("triton") if find_spec("triton") else "not installed: used on NVIDIA GPUs"
+    return numbers | {"triton": triton}
+
+
+def _describe_hardware() -> dict[str, Any]:
     import torch
 
     from hmoe.kernels import native
 
-    triton = importlib.util.find_spec("triton")
-    numbers: dict[str, Any] = {"hmoe": __version__, "python": platform.python_version()}
-    numbers |= {
-        name: importlib.metadata.version(name) for name in ("torch", "numpy", "safetensors", "tokenizers")
-    }
-    numbers["cpu"] = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    numbers["cpu_bfloat16"] = (
-        "hardware" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "emulated: use float32"
-    )
-    numbers["cpu_kernels"] = native.describe_library()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    numbers["gpu"] = ", ".join(gpus) or "none"
-    numbers["triton"] = (
-        importlib.metadata.version("triton") if triton else "not installed: used on NVIDIA GPUs"
-    )
-    numbers |= {f"extra [{extra}]": _describe_extra(extra) for extra in _list_extras("hmoe")}
-    print_numbers(numbers, as_json=False)
+    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return {
+        "cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads",
+        "cpu_bfloat16": "hardware" if has_bfloat16 else "emulated: use float32",
+        "cpu_kernels": native.describe_library(),
+        "gpu": ", ".join(gpus) or "none",
+    }
 
 
 def list_packages(extra: str) -> list[str]:
@@ -62,8 +84,8 @@ def _list_extras(distribution: str) -> list[str]:
         return []
 
 
-def _describe_extra(extra: str) -> str:
-    """Return `installed`, or what is missing and how to install it."""
+def _list_missing(extra: str) -> list[str]:
+    """Return the packages of an extra that are not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     missing = []
@@ -72,4 +94,4 @@ def _describe_extra(extra: str) -> str:
             version(name)
         except PackageNotFoundError:
             missing.append(name)
-    return f"missing {', '.join(missing)}: pip install 'hmoe[{extra}]'" if missing else "installed"
+    return missing

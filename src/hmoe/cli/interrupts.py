@@ -30,11 +30,13 @@ class Interrupts:
     Attributes:
         came: whether a signal has come.
         exit_code: exit code of the process then.
+        erase: what erases a line that is shown on the terminal for a while.
     """
 
     def __init__(self) -> None:
         self.came = False
         self.exit_code = 0
+        self.erase = b""
 
     def install(self, exit_code: int) -> None:
         """Listen from now on, unless whoever started the process has it ignore the signal."""
@@ -69,8 +71,9 @@ class Interrupts:
 
     def _say_and_end(self) -> None:
         if self.exit_code:
-            try:  # noqa: SIM105 - contextlib is slow to import
-                os.write(2, b"hmoe: interrupted\n")
+            try:
+                os.write(2, self.erase + b"hmoe: interrupted\n")
+                self.erase = b""
             except OSError:
                 pass
         self.end()

@@ -7,10 +7,12 @@ import difflib
 import os
 import re
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+from typer.completion import shell_complete
 
+from hmoe import __version__
 from hmoe.cli.arguments import OVERRIDES
 from hmoe.cli.bench_decode import time_decoding
 from hmoe.cli.bench_layer import time_layer
@@ -27,26 +29,50 @@ from hmoe.cli.export import export_to_folder
 from hmoe.cli.finetune import finetune_to_folder
 from hmoe.cli.flags import explain_error, find_command
 from hmoe.cli.generate import continue_prompt
+from hmoe.cli.help import SETTINGS, HelpGroup, RootGroup, VerbTyper
 from hmoe.cli.import_ import import_to_run
 from hmoe.cli.info import print_info
 from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import plan_recipe
+from hmoe.cli.presets import print_presets
 from hmoe.cli.serve import serve_model
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
+from hmoe.cli.waiting import WaitingNote
 from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
 
-app = typer.Typer(
-    add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+_COMPLETION = "_HMOE_COMPLETE"  # set by the shell that asks for completions
+app = VerbTyper(
+    cls=RootGroup, no_args_is_help=True, suggest_commands=False, context_settings=SETTINGS,
+    rich_markup_mode=None, pretty_exceptions_enable=False,
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
 )  # fmt: skip
-_data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards.")
-_bench = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Measure speed side by side, and write it down."
+_data = VerbTyper(
+    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards."
 )
+_bench = VerbTyper(
+    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
+    help="Measure speed: layer, step, decode, model, tiles.\n\nSide by side, in dated files.",
+)  # fmt: skip
 
-# In the order of `hmoe --help`.
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"hmoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _take_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# The first screen has an order of its own, that of GROUPS in first_screen.py.
 app.command("eval")(evaluate_folder)
 app.command("finetune")(finetune_to_folder)
 app.command("export")(export_to_folder)
@@ -60,6 +86,7 @@ app.command("compare")(compare_runs)
 app.command("plan", context_settings=OVERRIDES)(plan_recipe)
 app.command("config", context_settings=OVERRIDES)(print_recipe)
 app.command("info")(print_info)
+app.command("presets")(print_presets)
 app.add_typer(_data, name="data")
 app.add_typer(_bench, name="bench")
 _data.command("prepare")(prepare_data_folder)
@@ -82,7 +109,7 @@ def run_command_line(arguments: list[str]) -> int:
             return _end_interrupted(arguments)
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(error.ctx.get_help())  # type: ignore[attr-defined]
-            return 2
+            return 0
         line, code = _explain(error, arguments)
         if not line:
             raise
@@ -99,11 +126,15 @@ def _invoke(arguments: list[str]) -> int:
     Not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files.
     """
     command = typer.main.get_command(app)
+    if instruction := os.environ.get(_COMPLETION):
+        return shell_complete(command, {}, "hmoe", _COMPLETION, instruction)
     try:
-        with command.make_context("hmoe", list(arguments)) as context:
+        with WaitingNote(arguments), command.make_context("hmoe", list(arguments)) as context:
             command.invoke(context)
     except typer.Exit as ended:
         return ended.exit_code
+    except SystemExit as ended:  # of the options for shell completion
+        return int(ended.code or 0)
     if sys.stdout is not None:
         sys.stdout.flush()
     return 0
@@ -142,8 +173,9 @@ def _explain_usage(error: Any) -> str:
     path = context.command_path if context is not None else "hmoe"
     wrong = re.fullmatch("No such command '(.*)'", line)
     if wrong and context is not None:
-        line += f"; nearest is {difflib.get_close_matches(wrong[1], context.command.commands, 1, 0)[0]}"
-    return f"{line}; see {path} --help"
+        nearest = difflib.get_close_matches(wrong[1], context.command.commands, 1, 0.6)
+        line += f"; nearest is {nearest[0]}" if nearest else ""
+    return f"{line}; see {path} -h"
 
 
 def _decode_name(name: Any) -> str:

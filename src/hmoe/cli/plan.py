@@ -1,5 +1,8 @@
 """`hmoe plan`: what a recipe will cost."""
 
+import shutil
+import textwrap
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -8,6 +11,7 @@ from hmoe.cli.arguments import Recipe
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.recipe import read_recipe_argument
 from hmoe.config.run import RunConfig
+from hmoe.units import format_bytes, format_count, format_flops
 
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
 _Memory = Annotated[
@@ -24,27 +28,33 @@ def plan_recipe(
     as_json: _AsJson = False,
     memory: _Memory = None,
 ) -> None:
-    """Print parameters, FLOPs, tokens and memory of a recipe, without making a tensor."""
+    """Tell size, cost and memory of a recipe beforehand.
+
+    Without making a single tensor.
+    """
     print_plan(read_recipe_argument(recipe, context.args)[1], as_json, memory)
 
 
 def print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -> None:
     """Print the plan of a recipe for a GPU with this memory in GB, or for this machine."""
-    from hmoe.config.memory import Device, read_host
-    from hmoe.config.plan import make_plan
-
-    host = read_host().memory_bytes
-    on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
-    numbers = make_plan(
-        config, Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9))
-    )
-    numbers["memory_assumed"] = _describe_assumption(on_gpu, memory)
+    numbers = describe_plan(config, memory)
     if config.model.moe is not None and config.model.moe.warning:
         print_note(f"warning: {config.model.moe.warning}")
     if as_json:
         print_numbers(numbers, as_json)
     else:
-        _print_nested(numbers)
+        _print_sections(numbers, memory is None)
+
+
+def describe_plan(config: RunConfig, memory: float | None = None) -> dict[str, Any]:
+    """Return the exact numbers of a plan, for a GPU with this memory in GB, or for this machine."""
+    from hmoe.config.memory import Device, read_host
+    from hmoe.config.plan import make_plan
+
+    host = read_host().memory_bytes
+    on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
+    device = Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9))
+    return make_plan(config, device) | {"memory_assumed": _describe_assumption(on_gpu, memory)}
 
 
 def _describe_assumption(on_gpu: bool, memory: float | None) -> str:
@@ -54,10 +64,58 @@ def _describe_assumption(on_gpu: bool, memory: float | None) -> str:
     return f"this machine's{mismatch}; --memory GB plans for a GPU"
 
 
-def _print_nested(numbers: dict[str, Any]) -> None:
-    for name, value in numbers.items():
-        if isinstance(value, dict):
-            typer.echo(f"{name}:")
-            print_numbers({f"  {part}": size for part, size in value.items()}, as_json=False)
-        else:
-            print_numbers({name: value}, as_json=False)
+def _print_sections(numbers: dict[str, Any], is_here: bool) -> None:
+    """Print numbers as people read them, parts that are zero left out, no wider than the terminal."""
+    sections = {
+        "parameters": list(_list_sizes(numbers)),
+        "cost": list(_list_costs(numbers)),
+        "memory": list(_list_memory(numbers, is_here)),
+    }
+    size = max(len(label) for rows in sections.values() for label, _ in rows)
+    width = max(40, min(shutil.get_terminal_size().columns, 100))
+    for i, (heading, rows) in enumerate(sections.items()):
+        typer.echo(f"{chr(10) if i else ''}{heading}")
+        for label, value in rows:
+            first = f"  {label.ljust(size)}  "
+            typer.echo(textwrap.fill(value, width, initial_indent=first, subsequent_indent=" " * len(first)))
+
+
+def _list_sizes(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "total", format_count(numbers["total_parameters"])
+    activated, (least, most) = numbers["activated_parameters"], numbers["activated_parameters_range"]
+    span = "" if least == most else f", from {format_count(least)} to {format_count(most)}"
+    yield "activated", f"{format_count(activated)}{span}"
+    yield "assumed", numbers["activated_assumption"]
+    if numbers["expert_widths"]:
+        yield "expert widths", ", ".join(map(str, numbers["expert_widths"]))
+    yield from ((part, format_count(size)) for part, size in numbers["parameters_by_part"].items() if size)
+
+
+def _list_costs(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "FLOPs per token", format_flops(numbers["flops_per_token"])
+    yield "by 6ND", format_flops(numbers["flops_per_token_6nd"])
+    if numbers["budget_tokens"] is None:
+        yield "budget", "of seconds alone"
+        return
+    yield (
+        "budget",
+        (
+            f"{format_count(numbers['budget_tokens'])} tokens in {numbers['budget_steps']:,} steps, "
+            f"{format_flops(numbers['budget_flops'])} FLOPs"
+        ),
+    )
+
+
+def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, str]]:
+    yield "micro-batches", f"{numbers['micro_batches']:,} of {numbers['micro_batch_tokens']:,} tokens"
+    yield "activation checkpointing", _say(numbers["activation_checkpointing"])
+    parts = numbers["memory_by_part_bytes"].items()
+    yield from ((part, format_bytes(size)) for part, size in parts if size)
+    yield "in all", format_bytes(numbers["memory_bytes"])
+    owner = "this machine's " if is_here else ""
+    yield "fits", f"in {owner}{format_bytes(numbers['device_memory_bytes'])}: {_say(numbers['fits'])}"
+    yield "memory assumed", numbers["memory_assumed"]
+
+
+def _say(value: bool) -> str:
+    return "yes" if value else "no"

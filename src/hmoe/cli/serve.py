@@ -70,7 +70,10 @@ def serve_model(
     precision: ServedPrecision = None,
     quiet: _Quiet = False,
 ) -> None:
-    """Answer HTTP requests as OpenAI's API does: completions, chat, streams, log-probabilities."""
+    """Answer HTTP requests as OpenAI's API does.
+
+    Completions, chat, streams, log-probabilities.
+    """
     try:
         from hmoe.serve.http.origins import check_origins
         from hmoe.serve.http.request_log import RequestLog

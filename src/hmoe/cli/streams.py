@@ -3,7 +3,8 @@
 import io
 import os
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 
 class OutputStream(io.TextIOWrapper):
@@ -11,12 +12,16 @@ class OutputStream(io.TextIOWrapper):
 
     Attributes:
         failure: the system's error, unless the reader has gone; None: all was written.
+        before_output: called before anything is written or flushed to any such stream.
     """
 
     failure: OSError | None = None
+    before_output: ClassVar[Callable[[], None] | None] = None
 
     def write(self, text: str) -> int:
         """Write a text; one that cannot be written is lost."""
+        if OutputStream.before_output is not None:
+            OutputStream.before_output()
         try:
             return super().write(text)
         except OSError as error:
@@ -25,6 +30,8 @@ class OutputStream(io.TextIOWrapper):
 
     def flush(self) -> None:
         """Flush what is buffered; what cannot be written is lost."""
+        if OutputStream.before_output is not None:
+            OutputStream.before_output()
         try:
             super().flush()
         except OSError as error:

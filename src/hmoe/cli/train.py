@@ -1,5 +1,6 @@
 """`hmoe train`: train a recipe, or continue a run folder."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -7,9 +8,12 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.arguments import Recipe
-from hmoe.cli.plan import print_plan
+from hmoe.cli.output import print_note
+from hmoe.cli.plan import describe_plan, print_plan
 from hmoe.cli.recipe import find_run, read_recipe_argument
 from hmoe.config import recipes
+from hmoe.errors import ConfigError
+from hmoe.runs.config_binding import is_run_folder
 
 _Run = Annotated[
     Path | None,
@@ -18,6 +22,9 @@ _Run = Annotated[
     ),
 ]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")]
+_AsJson = Annotated[
+    bool, typer.Option("--json", help="With --dry-run: one JSON object, of the recipe and its plan.")
+]
 
 
 def train_recipe(
@@ -25,17 +32,29 @@ def train_recipe(
     recipe: Recipe,
     run: _Run = None,
     dry_run: _DryRun = False,
+    as_json: _AsJson = False,
 ) -> None:
-    """Train a recipe until its budget is reached; the same command resumes a run that was stopped."""
+    """Train a recipe, or continue a run that was stopped.
+
+    The same command resumes it bit for bit.
+    """
     name, config = read_recipe_argument(recipe, context.args)
+    if as_json and not dry_run:
+        raise ConfigError("--json has no effect without --dry-run; remove it or add --dry-run")
+    if dry_run and as_json:
+        typer.echo(json.dumps({"recipe": config.model_dump(mode="json"), "plan": describe_plan(config)}))
+        return
     if dry_run:
         typer.echo(recipes.dump_recipe(config))
         print_plan(config, as_json=False)
         return
     from hmoe.runs.run_folder import RunFolder
 
-    default = Path(recipe) if find_run(recipe) == Path(recipe) else Path("runs") / name
-    with RunFolder(run or default, config) as folder:  # refuses a busy folder before torch is imported
+    own = find_run(recipe)
+    if own is not None and run is not None and not is_run_folder(run):
+        print_note(f"{run}: a new run of the recipe of {own}, from the beginning")
+    # Refuses a busy folder before torch is imported.
+    with RunFolder(run or own or Path("runs") / name, config) as folder:
         from hmoe.cli.progress import ProgressBar
         from hmoe.train.console import Console
         from hmoe.train.loop import train_run

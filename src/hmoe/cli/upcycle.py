@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmoe.cli.arguments import AnyModel
+from hmoe.cli.arguments import AnyModel, complete_recipe
 from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.texts import list_validation_texts, read_texts
@@ -26,7 +26,8 @@ _Recipe = Annotated[
     str,
     typer.Option(
         help="Preset or YAML file; what it says under model.moe is what the model becomes, then "
-        "overrides: a.b=c or --a.b c."
+        "overrides: a.b=c or --a.b c.",
+        autocompletion=complete_recipe,
     ),
 ]
 _Text = Annotated[
@@ -79,7 +80,10 @@ def upcycle_to_run(
     skip: _Skip = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a run at step 0 whose experts are made from a dense model's layers, or from wider or more experts."""
+    """Make a run whose experts come from another model.
+
+    A dense one, or one of wider or more experts.
+    """
     from hmoe.runs.import_hf import read_side_files
     from hmoe.runs.open_model import open_model
     from hmoe.runs.run_folder import RunFolder

@@ -5,6 +5,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -27,6 +28,22 @@ _PLACES = {  # of specs in a recipe; they know their own section only
 def list_recipe_keys() -> list[str]:
     """Return every dotted key that a recipe may hold."""
     return sorted(set(_known(RunConfig, "")))
+
+
+def describe_unknown_recipe(recipe: str, presets: Sequence[str]) -> str:
+    """Describe as one line why a name is no recipe: what kind of folder it is, or the preset that is nearest."""
+    folder = Path(recipe)
+    if recipe and "\0" not in recipe and folder.is_dir():
+        if (folder / "config.yaml").is_file():
+            own = folder / "config.yaml"
+            return f"{recipe}: is a run folder; only a preset or a .yaml file works here, such as its {own}"
+        if (folder / "config.json").is_file():
+            return f"{recipe}: is a Hugging Face folder, not a recipe; `hmoe import {recipe} RUN` makes a run of it"
+        return (
+            f"{recipe}: is a folder without config.yaml; a recipe is a preset, a .yaml file or a run folder"
+        )
+    nearest = difflib.get_close_matches(recipe, presets, 1, 0)[0]
+    return f"no preset or .yaml file {recipe!r}; nearest is {nearest}; see `hmoe presets`"
 
 
 def describe_problem(problem: Any) -> str:

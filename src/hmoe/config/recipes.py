@@ -1,6 +1,5 @@
 """A recipe (preset name or YAML file) plus overrides -> RunConfig, with one-line errors that name the key."""
 
-import difflib
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,12 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from hmoe.config.recipe_errors import describe_problem, find_nearest_key, list_recipe_keys
+from hmoe.config.recipe_errors import (
+    describe_problem,
+    describe_unknown_recipe,
+    find_nearest_key,
+    list_recipe_keys,
+)
 from hmoe.config.recipe_file import NamesLoader, parse_tree, read_tree
 from hmoe.config.run import CHOSEN, RESUMABLE, RunConfig
 from hmoe.errors import ConfigError
@@ -157,10 +161,7 @@ def _read(recipe: str, folder: Path | None, depth: int) -> dict[str, Any]:
     else:
         shipped = resources.files("hmoe.config.presets") / f"{recipe}.yaml"
         if not recipe or set(recipe) & set("/\\\0") or not shipped.is_file():
-            nearest = difflib.get_close_matches(recipe, list_presets(), 1, 0)
-            raise ConfigError(
-                f"no preset or .yaml file {recipe!r}; nearest preset is {nearest[0]} (all: {', '.join(list_presets())})"
-            )
+            raise ConfigError(describe_unknown_recipe(recipe, list_presets()))
         tree = parse_tree(shipped.read_text(encoding="utf-8"), recipe)
     base = tree.pop("base", None)
     if base is None:
