@@ -3,14 +3,17 @@
 import shutil
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hmoe.cli.arguments import Recipe
 from hmoe.cli.output import print_note, print_numbers
+from hmoe.cli.plan_control import write_control
 from hmoe.cli.recipe import read_recipe_argument
 from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
 from hmoe.units import format_bytes, format_count, format_flops
 
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
@@ -21,17 +24,38 @@ _Memory = Annotated[
     ),
 ]
 
+_Control = Annotated[
+    bool,
+    typer.Option(
+        "--control",
+        help="Of a run folder: print the recipe of its uniform control, equal experts that activate as many hidden "
+        "units as the run was measured to.",
+    ),
+]
+_Out = Annotated[
+    Path | None, typer.Option(help="With --control: the .yaml file to write. Default: standard output.")
+]
+
 
 def plan_recipe(
     context: typer.Context,
     recipe: Recipe,
     as_json: _AsJson = False,
     memory: _Memory = None,
+    control: _Control = False,
+    out: _Out = None,
 ) -> None:
     """Tell size, cost and memory of a recipe beforehand.
 
     Without making a single tensor.
     """
+    if control:
+        if memory is not None:
+            raise ConfigError("--memory has no effect with --control; remove one of them")
+        write_control(recipe, context.args, out, as_json)
+        return
+    if out is not None:
+        raise ConfigError("--out has no effect without --control; remove it")
     print_plan(read_recipe_argument(recipe, context.args)[1], as_json, memory)
 
 
