@@ -12,11 +12,11 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from hmoe import ConfigError, DataError
+from hmoe.cli.results_table import format_results_table
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
 from hmoe.data.benchmarks import fetch_benchmarks
 from hmoe.evaluate import tasks
 from hmoe.evaluate.harness import EvaluationOptions, Reports, evaluate_tasks
-from hmoe.evaluate.table import format_results_table
 from hmoe.model.transformer import Transformer
 from tests.data import wheel
 from tests.evaluate.helpers import LENGTH, words

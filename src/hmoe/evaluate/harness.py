@@ -17,7 +17,7 @@ from hmoe.errors import ConfigError, HMoEError
 from hmoe.evaluate.chance import measure_chance, measure_group_chance
 from hmoe.evaluate.precision import EvaluationPrecision
 from hmoe.evaluate.results_folder import ResultsFolder
-from hmoe.evaluate.table import describe_activation, summarize_results
+from hmoe.evaluate.summary import describe_activation, summarize_results
 from hmoe.evaluate.tasks import TaskSelection, select_tasks, silence_harness
 from hmoe.model.transformer import Transformer
 from hmoe.runs.step_metrics import read_step_metrics
@@ -93,7 +93,7 @@ def evaluate_tasks(
     out: Path | None = None,
     reports: Reports = Reports(),
 ) -> dict[str, Any]:
-    """Evaluate tasks and sum them up as JSON values, which `table.format_results_table` lays out as Table 1.
+    """Evaluate tasks and sum them up as JSON values, which `hmoe.cli.results_table` lays out as Table 1.
 
     Args:
         model: the model, in evaluation mode; precision float32 changes its weights to that.

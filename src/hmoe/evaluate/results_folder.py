@@ -1,6 +1,6 @@
 """Keep the results of an evaluation in a folder, a file per finished task, so that it can be continued.
 
-OUT/{evaluation.json, tasks/piqa.json, ..., results.json, table.txt}
+OUT/{evaluation.json, tasks/piqa.json, ..., results.json}
 """
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import ConfigError
-from hmoe.evaluate.table import format_results_table
 from hmoe.storage import write_atomic
 
 _FORMAT = 1
@@ -86,9 +85,8 @@ class ResultsFolder:
         return {record["task"]: record for record in records}
 
     def close(self, result: dict[str, Any]) -> None:
-        """Write the result of all finished tasks and its table."""
+        """Write the result of all finished tasks."""
         write_atomic(self.folder / "results.json", _encode_json(result))
-        write_atomic(self.folder / "table.txt", format_results_table(result).encode())
 
     def _path(self, name: str) -> Path:
         return self._tasks / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.json"
