@@ -99,8 +99,8 @@ class ProgressBar:
             done: parts that are done.
             total: all parts, None if nobody knows.
             text: what stands after the bar, the share that is done and the time left; several parts in the order of
-                their importance, of which a terminal shows the first that fit.
-            below: what stands on a second line of a terminal, if it is wide enough; a last part elsewhere.
+                their importance, of which a terminal shows the first that fit on two lines.
+            below: what a second line of a terminal begins with, if it is wide enough; a last part elsewhere.
         """
         parts = [text] if isinstance(text, str) else list(text)
         now = time.perf_counter()
@@ -151,8 +151,13 @@ class ProgressBar:
         if total is not None and room > len(line) + 1:
             cells = min(max(size.columns // 8, _NARROWEST_BAR), _WIDEST_BAR, room - len(line) - 1)
             line = f"{self._draw_bar(cells, done / total if total > 0 else 1)} {line}"
-        line = _join_while_fitting(line[: max(room, 0)], parts, room)
-        return [line, below] if below and count_columns(below) <= room and size.lines > 2 else [line]
+        line, rest = _join_while_fitting(line[: max(room, 0)], parts, room)
+        if size.lines <= 2:
+            return [line]
+        # What the first line had no room for goes on in the second.
+        second = below if count_columns(below) <= room else ""
+        second, _ = _join_while_fitting(second, rest, room)
+        return [line, second] if second else [line]
 
     def _draw_bar(self, cells: int, share: float) -> str:
         filled, empty = "█░" if self.encoding.lower().replace("-", "") == "utf8" else "#."
@@ -160,13 +165,14 @@ class ProgressBar:
         return filled * num_filled + empty * (cells - num_filled)
 
 
-def _join_while_fitting(line: str, parts: Sequence[str], room: int) -> str:
-    """Append parts until one is too wide: none is cut, and none stands where a more important one is missing."""
-    for part in parts:
-        if count_columns(line) + len(_GAP) + count_columns(part) > room:
-            break
-        line += _GAP + part
-    return line
+def _join_while_fitting(line: str, parts: Sequence[str], room: int) -> tuple[str, Sequence[str]]:
+    """Append parts until one is too wide, and return the line and the parts that are left; none is cut."""
+    for i, part in enumerate(parts):
+        gap = _GAP if line else ""
+        if count_columns(line) + len(gap) + count_columns(part) > room:
+            return line, parts[i:]
+        line += gap + part
+    return line, ()
 
 
 def measure_terminal(stream: TextIO) -> os.terminal_size:
