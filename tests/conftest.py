@@ -17,8 +17,8 @@ WORDS = (
 
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
-    """Ids are the same in every worker: bytes may hold the time, functions show their address."""
-    return argname if isinstance(val, bytes) or callable(val) else None
+    """Ids are the same in every worker: bytes may hold the time, functions show their address, tensors chance."""
+    return argname if isinstance(val, bytes | torch.Tensor) or callable(val) else None
 
 
 @pytest.fixture(scope="session", autouse=True)
