@@ -15,15 +15,13 @@ import typer
 
 from hmoe.cli.main import app
 from hmoe.config import recipes
+from tests.repo.pages import Commands, compare_output, list_blocks, list_commands, list_files
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"^```(sh|python|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-def blocks(text: str, kind: str) -> list[str]:
-    return [body for name, body in BLOCK.findall(text) if name == kind]
+GUIDES = sorted((ROOT / "docs" / "guides").iterdir())
+TEXTS = [README, *(page.read_text() for page in GUIDES)]
 
 
 def verbs() -> dict[str, set[str]]:
@@ -46,7 +44,7 @@ def unknown(text: str) -> list[str]:
     """`hmoe VERB --flag` in a text that the command line does not have."""
     known, wrong = verbs(), []
     for line in re.findall(
-        r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(blocks(text, "sh")), re.MULTILINE
+        r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(list_blocks(text, "sh")), re.MULTILINE
     ):
         words = line.split()
         verb = " ".join(words[:2]) if words[0] in ("data", "bench") else words[0]
@@ -60,9 +58,9 @@ def unknown(text: str) -> list[str]:
 
 
 def test_the_first_block_holds_exactly_the_two_commands() -> None:
-    assert len(blocks(README, "sh")[0].splitlines()) == 2
+    assert len(list_blocks(README, "sh")[0].splitlines()) == 2
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for line in blocks(README, "sh")[0].splitlines():
+    for line in list_blocks(README, "sh")[0].splitlines():
         assert line.removeprefix("make ") in targets
 
 
@@ -98,9 +96,12 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
     assert named == there
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "python")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if list_blocks(p.read_text(), "python")], ids=lambda p: p.stem
+)
 def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
-    code = "\n".join(blocks(page.read_text(), "python"))
+    files = list_files(page.read_text()).values()  # run by the page's own commands
+    code = "\n".join(block for block in list_blocks(page.read_text(), "python") if block not in files)
     between_libraries = ["-W", "ignore::FutureWarning"]  # peft calls what transformers has renamed
     subprocess.run([sys.executable, "-W", "error", *between_libraries, "-c", code], check=True, cwd=tmp_path)
 
@@ -119,26 +120,57 @@ def commands() -> Iterator[Path]:
         server.communicate()
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text(), "sh")], ids=lambda p: p.stem)
-def test_shell_snippets_run(page: Path, tmp_path: Path, commands: Path) -> None:
-    """In a folder that holds the page's YAML files, each named in a comment in its first line."""
-    for recipe in blocks(page.read_text(), "yaml"):
-        name = re.match(r"# ([\w.-]+\.yaml)", recipe)
-        if name:
-            (tmp_path / name[1]).write_text(recipe)
+def list_guides() -> list[Path]:
+    """The guides in the README's order."""
+    links = re.findall(r"\]\((docs/guides/[\w-]+\.md)\)", README)
+    return [ROOT / link for link in dict.fromkeys(links)]
+
+
+def test_every_guide_stands_in_the_readme() -> None:
+    assert set(list_guides()) == set((ROOT / "docs" / "guides").iterdir())
+
+
+def test_every_page_with_commands_is_a_guide() -> None:
+    pages = {page for page in PAGES if list_commands(page.read_text())}
+    assert pages <= set(list_guides())
+
+
+def test_the_readme_and_the_guides_write_no_folder_twice() -> None:
+    """Whoever has run the README's commands can run the guides' in the same folder."""
+    written = [
+        set(re.findall(r"\b(?:runs|hf|data)/[\w-]+", "\n".join(list_blocks(text, "sh")))) for text in TEXTS
+    ]
+    assert written[0] & set().union(*written[1:]) <= {"runs/quickstart"}
+
+
+def run_block(page: Path, block: Commands, folder: Path, path: str) -> None:
+    """Run one ```sh block, and compare what it prints with what its page promises."""
+    result = subprocess.run(
+        ["bash", "-euc", block.body],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    place = f"{page.name}:{block.line}"
+    assert result.returncode == 0, f"{place}\n{block.body}\n{result.stdout[-3000:]}"
+    fault = "" if block.output is None else compare_output(block.output, result.stdout)
+    assert not fault, f"{place} promises, but does not print: {fault}\n{result.stdout[-3000:]}"
+
+
+def test_a_reader_can_follow_the_guides_one_after_another(tmp_path: Path, commands: Path) -> None:
+    """In one folder, in the README's order, so that what one guide leaves is what the next one meets."""
     (tmp_path / "novels").mkdir()
-    (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 1000)
+    (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 400)
     path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
-    for block in blocks(page.read_text(), "sh"):
-        result = subprocess.run(
-            ["bash", "-euc", block],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, f"{block}\n{result.stdout[-1000:]}\n{result.stderr[-2000:]}"
+    for page in list_guides():
+        text = page.read_text()
+        for name, body in list_files(text).items():
+            (tmp_path / name).write_text(body)
+        for block in list_commands(text):
+            run_block(page, block, tmp_path, path)
 
 
 def test_the_reference_is_up_to_date() -> None:
@@ -150,7 +182,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_python_snippets_of_the_readme_run() -> None:
-    for code in blocks(README, "python"):
+    for code in list_blocks(README, "python"):
         subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
