@@ -8,12 +8,16 @@ and its corpus is short. Where `import hmoe.x` costs time or fails is not seen h
 and the README's commands in `.ci/run` are for that.
 """
 
+import atexit
 import contextlib
+import gc
 import json
 import lzma
 import os
 import socket
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 CLIENT = """
@@ -90,7 +94,23 @@ def run_command(words: list[str], folder: str, environment: dict[str, str], stre
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the old ones remember what kind of file they were
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.argv = words
-    main()
+    end_child(main)
+
+
+def end_child(main: Callable[[], None]) -> None:
+    """End this process as Python ends, but leave its memory alone: to tear it down would copy all that is shared."""
+    code: object = 1
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def answer(asked: socket.socket) -> None:
@@ -115,6 +135,8 @@ def serve(folder: Path) -> None:
     import_everything()
     shorten_corpus(folder)
     shorten_work()
+    gc.collect()
+    gc.freeze()  # a child that collects garbage would copy what it shares
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(folder / "socket"))
     listening.listen()

@@ -1,5 +1,6 @@
 """Pages of commands as a reader meets them: blocks in order, the files they name, the output they promise."""
 
+import itertools
 import re
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def list_commands(text: str) -> list[Commands]:
     """Return the ```sh blocks of a page in order."""
     blocks = list(_BLOCK.finditer(text))
     commands = []
-    for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+    for block, following in itertools.zip_longest(blocks, blocks[1:]):
         if block[1] != "sh":
             continue
         promised = following and following[1] == "text" and not text[block.end() : following.start()].strip()
