@@ -1,7 +1,10 @@
 """Pages of commands as a reader meets them: blocks in order, the files they name, the output they promise."""
 
 import itertools
+import os
 import re
+import subprocess
+from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -14,7 +17,8 @@ class Commands(NamedTuple):
 
     Attributes:
         body: the commands.
-        output: the ```text block right after it, which says what they print, or None.
+        output: the ```text block right after it, which says what they print, or None. A first line `exit N` says
+            with which code they end, otherwise 0.
         line: of the page, where the block begins.
     """
 
@@ -60,6 +64,26 @@ def compare_output(promised: str, printed: str) -> str:
         if not re.match("".join(patterns[:count]), printed):
             return line
     return "" if re.fullmatch("".join(patterns), printed) else "(the end)"
+
+
+def run_commands(page: Path, commands: Commands, folder: Path, path: str) -> None:
+    """Run a ```sh block in a folder with this PATH; its code and what it prints must be what its page promises."""
+    result = subprocess.run(
+        ["bash", "-euc", commands.body],
+        cwd=folder,
+        env={**os.environ, "PATH": path, "COLUMNS": "80"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    place, output = f"{page.name}:{commands.line}", commands.output
+    ended = re.match(r"exit (\d+)\n", output or "")
+    code = int(ended[1]) if ended else 0
+    shown = f"{commands.body}\n{result.stdout[-3000:]}"
+    assert result.returncode == code, f"{place} ends with {result.returncode}, not {code}\n{shown}"
+    fault = "" if output is None else compare_output(output[ended.end() if ended else 0 :], result.stdout)
+    assert not fault, f"{place} promises, but does not print: {fault}\n{shown}"
 
 
 def _make_pattern(line: str) -> str:

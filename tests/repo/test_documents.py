@@ -1,13 +1,8 @@
 """What the README and the guides say is run, or compared with the code."""
 
-import contextlib
-import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +10,7 @@ import typer
 
 from hmoe.cli.main import app
 from hmoe.config import recipes
-from tests.repo.pages import Commands, compare_output, list_blocks, list_commands, list_files
+from tests.repo.pages import list_blocks, list_commands, list_files, run_commands
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -106,20 +101,6 @@ def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-W", "error", *between_libraries, "-c", code], check=True, cwd=tmp_path)
 
 
-@pytest.fixture(scope="session")
-def commands() -> Iterator[Path]:
-    """A folder with a `hmoe` that starts in no time and whose embedded corpus is short: see command_server.py."""
-    with tempfile.TemporaryDirectory(prefix="hmoe-") as folder:
-        words = [sys.executable, "-m", "tests.repo.command_server", folder]
-        server = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)
-        assert server.stdout is not None
-        assert server.stdout.readline() == "ready\n"
-        yield Path(folder)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGKILL)  # what a failed test left, too
-        server.communicate()
-
-
 def list_guides() -> list[Path]:
     """The guides in the README's order."""
     links = re.findall(r"\]\((docs/guides/[\w-]+\.md)\)", README)
@@ -143,34 +124,18 @@ def test_the_readme_and_the_guides_write_no_folder_twice() -> None:
     assert written[0] & set().union(*written[1:]) <= {"runs/quickstart"}
 
 
-def run_block(page: Path, block: Commands, folder: Path, path: str) -> None:
-    """Run one ```sh block, and compare what it prints with what its page promises."""
-    result = subprocess.run(
-        ["bash", "-euc", block.body],
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    place = f"{page.name}:{block.line}"
-    assert result.returncode == 0, f"{place}\n{block.body}\n{result.stdout[-3000:]}"
-    fault = "" if block.output is None else compare_output(block.output, result.stdout)
-    assert not fault, f"{place} promises, but does not print: {fault}\n{result.stdout[-3000:]}"
-
-
-def test_a_reader_can_follow_the_guides_one_after_another(tmp_path: Path, commands: Path) -> None:
+def test_a_reader_can_follow_the_guides_one_after_another(tmp_path: Path, command_path: str) -> None:
     """In one folder, in the README's order, so that what one guide leaves is what the next one meets."""
     (tmp_path / "novels").mkdir()
     (tmp_path / "novels" / "one.txt").write_text("It was a bright cold day in the village. " * 400)
-    path = os.pathsep.join([str(commands), str(Path(sys.executable).parent), os.environ["PATH"]])
     for page in list_guides():
+        if page.stem == "troubleshooting":  # has a folder and a test of its own
+            continue
         text = page.read_text()
         for name, body in list_files(text).items():
             (tmp_path / name).write_text(body)
         for block in list_commands(text):
-            run_block(page, block, tmp_path, path)
+            run_commands(page, block, tmp_path, command_path)
 
 
 def test_the_reference_is_up_to_date() -> None:
