@@ -34,7 +34,7 @@ sys.exit(int.from_bytes(asked.recv(1), "big"))
 """
 BOOKS_SHARE = 8  # one of so many documents of the embedded corpus is in the short one
 LETTERS = 4000  # that remain of each
-LOSS_TOKENS = 2048  # of a text, on which `hmoe upcycle` compares losses
+MEASURED_TOKENS = 1024  # of a text, on which `hmoe upcycle` measures units and losses
 BATCH_TOKENS = 1024  # of the preset tiny
 
 
@@ -66,11 +66,16 @@ def shorten_corpus(folder: Path) -> None:
 
 
 def shorten_work() -> None:
-    """Fewer tokens for a step of the preset tiny, and for a number that is only printed."""
+    """Fewer tokens for a step of the preset tiny, and for what `hmoe upcycle` measures."""
     from hmoe.cli import upcycle
     from hmoe.config import recipes
+    from hmoe.surgery import build_run
 
-    upcycle._LARGEST_LOSS_TOKENS = LOSS_TOKENS
+    upcycle._LARGEST_LOSS_TOKENS = MEASURED_TOKENS
+    cut = build_run.cut_measured_texts
+    build_run.cut_measured_texts = lambda tokenizer, texts, length, most, begin: cut(
+        tokenizer, texts, length, min(most, MEASURED_TOKENS), begin
+    )
     read = recipes.parse_tree
 
     def read_shorter(text: str, name: str) -> object:
