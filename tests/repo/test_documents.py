@@ -74,12 +74,10 @@ def test_the_guard_of_verbs_can_fail() -> None:
     assert unknown("```sh\nhmoe train x --dry-runn\n```") == ["--dry-runn"]
 
 
-def test_every_verb_and_every_preset_stand_in_the_readme() -> None:
+def test_every_verb_stands_in_the_readme() -> None:
+    """`hmoe presets`, one of them, lists the presets."""
     for verb in verbs():
         assert f"hmoe {verb}" in README, verb
-    for preset in recipes.list_presets():
-        family = re.sub(r"-(topk|topp|equal|dense|control)$", "", preset)
-        assert family in README, preset
 
 
 def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
