@@ -185,7 +185,6 @@ def test_experts_are_counted_as_in_a_list(name: str) -> None:
         (torch.ones(4, 12, dtype=torch.float16), "the input is torch.float16, the experts' weights are torch.float32"),
         (torch.ones(4, 12, dtype=torch.float64), r"the input is torch.float64, .* \(x.to\(torch.float32\)\)"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_an_input_that_cannot_be_computed_is_one_clear_line(x: object, message: str) -> None:
     with pytest.raises(hmoe.ConfigError, match=message) as caught:
