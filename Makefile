@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLD_TRITON := .triton36/.ready
 
-.PHONY: setup quickstart kernels test test-slow test-triton test-gpu gpu check fmt docs golden bench
+.PHONY: setup quickstart kernels test test-slow test-triton test-gpu gpu check fmt docs site golden bench
 
 setup: $(READY)
 
@@ -54,6 +54,10 @@ fmt: $(READY)
 
 docs: $(READY)  ## docs/reference from the code
 	$(BIN)/python docs/generate.py
+
+site: $(READY)  ## the documentation as a site to be read from disk, build/site/index.html; a broken link is an error
+	$(BIN)/python -m pip install --quiet --editable ".[site]"
+	$(BIN)/sphinx-build -q -W --keep-going docs build/site
 
 golden: $(READY)  ## write the golden losses anew; only when the mathematics was meant to change
 	$(BIN)/python -m tests.golden.write

@@ -9,7 +9,7 @@ from hmoe import __version__
 from hmoe.cli.output import print_numbers
 from hmoe.errors import make_install_command
 
-_COLLECTIONS = ("all", "dev")  # extras whose parts are other extras and tools: no news where they are missing
+_COLLECTIONS = ("all", "dev", "site")  # other extras and tools: no news where they are missing
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
