@@ -62,7 +62,7 @@ def test_neighbours(tmp_path: Path) -> None:
         assert row["validation_loss"] == pytest.approx(sum(row["seeds"]) / 2)
 
 
-@pytest.mark.parametrize("origin", [[], ["--scratch"]])
+@pytest.mark.parametrize("origin", [[], pytest.param(["--scratch"], marks=pytest.mark.slow)])
 def test_rectify(tmp_path: Path, origin: list[str]) -> None:
     small = ["--steps", "2", "--seeds", "1", "--methods", "top-1", "top-1 + FR + IR"]
     result = run(

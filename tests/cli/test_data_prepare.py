@@ -33,7 +33,7 @@ def test_the_result_stands_on_a_line_of_its_own(
     ]
     assert run_command_line(["data", "prepare", *words]) == 0
     screen = terminal.close()
-    bars = [lines[-1] for lines in terminal.frames() if lines and re.search("[█░]", lines[-1])]
+    bars = [line for lines in terminal.frames() for line in lines if re.search("[█░]", line)]
     assert bars
     assert all(len(bar) < columns for bar in bars)
     assert screen.lines[0].startswith("d: 2")

@@ -46,7 +46,7 @@ def test_results_stand_alone_on_a_terminal(
     terminal = open_terminal(monkeypatch, columns)
     assert run_command_line(["eval", str(trained)]) == 0
     screen = terminal.close()
-    bars = [lines[-1] for lines in terminal.frames() if lines and BAR.search(lines[-1])]
+    bars = [line for lines in terminal.frames() for line in lines if BAR.search(line)]
     assert "100%" in bars[-1]
     assert all(len(bar) < columns for bar in bars)
     shown = "\n".join(screen.lines)

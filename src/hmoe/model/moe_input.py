@@ -24,7 +24,8 @@ def check_moe_input(x: Any, dim: int, weight: torch.Tensor) -> None:
             f"MoE: the input is {x.dtype}, must be floating point, such as the weights' {weight.dtype}; "
             "token ids go through an embedding first"
         )
-    if x.device != weight.device:
+    # Weights on meta are somewhere else: accelerate's hooks bring them when the parts of the layer are called.
+    if x.device != weight.device and not weight.is_meta:
         raise ConfigError(
             f"MoE: the input is on {x.device}, the weights on {weight.device}; move one, "
             f"such as moe.to({str(x.device)!r})"

@@ -14,7 +14,7 @@ from hmoe.config.counts import (
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
-from hmoe.runs.log_rows import METRICS, read_logs, read_training_seconds
+from hmoe.runs.log_rows import read_logs, read_training_seconds
 from hmoe.runs.log_seals import check_seals
 
 BITS = "validation_bits_per_byte"
@@ -104,7 +104,9 @@ def read_run_summary(run: Path) -> RunSummary:
     rows = [row for _, row in metrics]
     last = rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
     if step and last["step"] != step and config.train.log_every == 1:
-        warnings.append(f"{run / METRICS}: its last row is of step {last['step']}, the checkpoint of {step}")
+        warnings.append(
+            f"{run}: its logs end at step {last['step']}, its newest checkpoint is of step {step}"
+        )
     validation = tuple((row["step"], row[NATS], row[BITS]) for row in rows if BITS in row)
     return RunSummary(
         path=run,

@@ -14,7 +14,7 @@ from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.model.generate import Sampling, generate_tokens
 from hmoe.model.likelihood import measure_mean_nll
-from hmoe.runs.log_rows import METRICS, read_log_rows, read_training_seconds
+from hmoe.runs.log_rows import read_logs, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.summary import read_run_summary
@@ -60,10 +60,9 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
         console.end(read_run_summary(folder.path), reason, is_finished)
 
 
-def _read_rows(folder: RunFolder, step: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of metrics.jsonl up to a step."""
-    for _, row in read_log_rows(folder.path / METRICS, step):
-        yield row
+def _read_rows(folder: RunFolder, step: int) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl up to a step."""
+    return [row for _, row in read_logs(folder.path, step)[0]]
 
 
 def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
