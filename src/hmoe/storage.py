@@ -80,7 +80,8 @@ def lock_file(file: IO[Any], wait: bool = False) -> bool:
         import fcntl  # noqa: PLC0415 - Windows has none
     except ImportError:
         raise ConfigError(
-            "this system cannot lock files (Python has no fcntl): hmoe runs on Linux and macOS; on Windows use WSL"
+            "this system cannot lock files (Python has no fcntl): run folders need Linux or "
+            "a system like it; on Windows use WSL"
         ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

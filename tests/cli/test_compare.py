@@ -30,7 +30,7 @@ def test_the_table_is_whole(
     assert max(map(len, text.splitlines())) <= columns
     assert "ahead by 0.1033 ± 0.0143" in text
     assert "*" in next(line for line in text.splitlines() if line.startswith("long"))
-    assert "not at equal FLOPs (2" in text
+    assert "more, seed 0)" in text
     assert " 236 " in text
     assert "Holm" in text
 

@@ -60,7 +60,7 @@ def test_results_stand_alone_on_a_terminal(
         "activated_ratio",
         "domain",
         "code",
-        "hmoe: next:",
+        "next:",
     )
     for name in names:
         assert re.search(f"^{name}", shown, re.MULTILINE), name
@@ -93,8 +93,9 @@ def test_the_text_and_what_it_activated_are_named(
     file.write_text(sentences(1, 3))
     assert run_command_line(["eval", str(trained), "--text", str(file)]) == 0
     shown = capfd.readouterr()
-    lines = dict(line.split(maxsplit=1) for line in shown.out.splitlines())
+    numbers, _, steps = shown.out.partition("next:\n")
+    lines = dict(line.split(maxsplit=1) for line in numbers.splitlines())
     assert lines["text"] == str(file)
     assert re.fullmatch(r"\d\.\d{4}", lines["nats_per_token"])
     assert re.fullmatch(r"[\d,]+", lines["activated_parameters"])
-    assert shown.err.splitlines()[-1] == f'hmoe: next: hmoe generate {trained} "She was"'
+    assert steps == f"  hmoe generate {trained} 'She was'\n"

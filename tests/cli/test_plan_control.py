@@ -7,6 +7,7 @@ import pytest
 
 from hmoe.cli.main import run_command_line
 from hmoe.config.recipes import read_recipe
+from hmoe.runs.summary import read_run_summary
 from tests.runs.test_comparison import write_run
 
 
@@ -28,6 +29,9 @@ def test_the_control_is_printed_written_and_told_as_json(capsys: pytest.CaptureF
     name, config = read_recipe("mine.yaml")
     assert (name, config.seed) == ("mine", 3)
     assert config.model == read_recipe("tiny-control")[1].model
+    assert "Instead of parameter_penalty 0.1 it has parameter_penalty 0.0." in shown
+    assert "Instead of load_balance 0.0 it has load_balance 0.01." in shown
+    assert (config.train.steps, config.train.flops) == (None, read_run_summary(Path("run")).flops)
     assert run_command_line(["plan", "run", "--control", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["width"] == 117

@@ -56,3 +56,11 @@ def test_one_form_at_a_time() -> None:
     assert choose_form(json=False, csv=False) == "text"
     with pytest.raises(ConfigError, match="--json and --csv: choose one form"):
         choose_form(json=True, csv=True)
+
+
+def test_columns_stand_in_the_forms_they_are_for() -> None:
+    table = Table([Column("a", "A"), Column("b", "B", forms=("csv",))], [{"a": 1, "b": 2}])
+    assert "B" not in render_table(table, width=80)
+    assert render_table(table, "csv") == "a,b\n1,2\n"
+    with pytest.raises(ConfigError, match="form = html: must be one of text"):
+        render_table(table, "html")

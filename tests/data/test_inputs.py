@@ -99,3 +99,8 @@ def test_a_file_that_was_named_is_read_or_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.txt")
     with pytest.raises(DataError, match=r"pipe\.txt: not a file"):
         list_input_files([str(tmp_path / "pipe.txt")])
+
+
+def test_an_empty_input_is_not_the_current_folder() -> None:
+    with pytest.raises(DataError, match="an input is empty"):
+        list_input_files([""])

@@ -13,6 +13,7 @@ from hmoe.errors import CheckpointError, ConfigError
 from hmoe.runs.comparison import Comparison, compare_groups, find_flops_outliers
 from hmoe.runs.groups import read_run_groups
 from hmoe.runs.summary import read_run_summary
+from hmoe.runs.validations import Validation
 
 FIXED = "train.log_every=4"
 
@@ -54,11 +55,11 @@ def compare(folder: Path, baseline: str | None = None) -> Comparison:
 
 def test_a_summary_tells_what_the_logs_hold(tmp_path: Path) -> None:
     run = read_run_summary(write_run(tmp_path / "a", "tiny", 2.5, width=241.5))
-    assert (run.step, run.tokens, run.bits_per_byte, run.nats_per_token) == (8, 8 * 4096, 2.5, 5)
+    assert (run.step, run.tokens, run.last_validation) == (8, 8 * 4096, Validation(8, 5.0, 2.5))
     assert run.mean_width == pytest.approx(241.5)  # from the FLOPs
     assert (run.uniform_width, run.experts_per_token, run.seconds, run.progress) == (256, 2, 12, 1)
     dense = read_run_summary(write_run(tmp_path / "b", "tiny-dense", None, width=0))
-    assert dense.mean_width is dense.uniform_width is dense.bits_per_byte is None
+    assert dense.mean_width is dense.uniform_width is dense.last_validation is None
     assert dense.activated_parameters == dense.total_parameters
 
 
@@ -104,7 +105,9 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
         (["empty"], "empty: holds no run folder and is none"),
         (["a", "a"], "a: is given twice"),
         (["a", "same"], "a and same: the same recipe with the same seed 0"),
-        (["n=a", "n=b"], "n: its runs have different recipes"),
+        (["n=a", "n=b"], "n: its runs have different recipes: model.moe.load_balance is 0.0 in a, 0.01 in b"),
+        ([""], "names no folder"),
+        (["a/metrics.jsonl"], "a/metrics.jsonl: is a file"),
     ],
 )
 def test_what_cannot_be_grouped(
@@ -133,6 +136,8 @@ def test_a_run_without_rows_says_so(tmp_path: Path) -> None:
         ([100, 103], [True, True]),
         ([100, 101, 200], [False, False, True]),
         ([100, 100, 200, 200], [True] * 4),
+        ([100, 101.5, 103], [True] * 3),
+        ([100, 101.5, 103, 103.1], [True, False, False, False]),
         ([100], [False]),
     ],
 )
@@ -170,8 +175,9 @@ def test_a_single_pair_has_no_verdict(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "options", "verdict"),
     [
-        ([], {"width": 500.0}, "not at equal FLOPs"),
-        (["train.eval_sequences=3"], {}, "other train.eval_sequences"),
+        ([], {"width": 500.0}, "not at equal FLOPs (45.3% more, seed 0)"),
+        (["train.eval_sequences=3"], {}, "validated on other text (384 tokens, 8,192 there)"),
+        (["data.path=elsewhere"], {}, "one of them has no checkpoint, so nobody knows its data"),
         (["data.sequence_length=64"], {}, "other data.sequence_length"),
     ],
 )
@@ -182,7 +188,7 @@ def test_what_does_not_belong_together_has_no_verdict(
     write_seeds(tmp_path, "other", "tiny", [1.0, 1.1, 1.2], *overrides, **options)
     row = compare(tmp_path, "base").rows[1]
     assert row["verdict"].startswith(verdict)
-    assert row["difference"] == pytest.approx(-1)
+    assert row["difference"] is None
     assert "difference_low" not in row
 
 
@@ -199,8 +205,8 @@ def test_unfinished_runs_and_missing_validations_are_said(tmp_path: Path) -> Non
     (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 8", "steps: 80"))
     write_run(tmp_path / "b", "tiny-equal", None)
     notes = compare(tmp_path).notes
-    assert f"{run}: is not finished" in notes
-    assert f"{tmp_path / 'b'}: has no validation at its last step" in notes
+    assert f"{run}: is not finished, 10% of its budget" in notes
+    assert f"{tmp_path / 'b'}: has no validation at its last step, 8" in notes
 
 
 def test_the_baseline_may_be_a_folder_and_must_exist(tmp_path: Path) -> None:
@@ -226,9 +232,27 @@ def test_benchmarks_measured_into_the_run_folder_are_averaged_over_seeds(tmp_pat
         tmp_path / "a-0" / "old", {"training_step": 4, "tasks": {"piqa": {"metrics": {"acc": 0.0}}}}
     )
     assert compare(tmp_path).rows[0]["benchmarks"] == {"piqa": pytest.approx(0.55)}
+    write_results(
+        tmp_path / "a-1" / "few", {"training_step": 8, "options": {"limit": 9}, "tasks": {"copa": ACCURATE}}
+    )
+    write_results(
+        tmp_path / "a-0" / "few", {"training_step": 8, "options": {"limit": 8}, "tasks": {"copa": ACCURATE}}
+    )
+    result = compare(tmp_path)
+    assert result.rows[0]["benchmarks"] == {"piqa": pytest.approx(0.55)}
+    assert [
+        note.split(": ", 1)[1] for note in result.notes if "results.json" in note or "measured" in note
+    ] == [
+        "is of step 4, not of the last one, 8",
+        "was measured with different options or data, so it has no column",
+        "boolq was not measured on all seeds",
+    ]
     (tmp_path / "a-0" / "old" / "results.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"old/results\.json: is no result of an evaluation"):
         compare(tmp_path)
+
+
+ACCURATE = {"metrics": {"acc": 0.5}}
 
 
 def write_results(folder: Path, result: dict[str, object]) -> None:
@@ -242,3 +266,54 @@ def test_recipes_that_differ_in_logging_are_one(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "tiny", 2.0, "seed=2", "optim.lr=1e-3")
     assert [row["seeds"] for row in compare(tmp_path).rows] == [[0, 1], [2]]
     assert yaml.safe_load((tmp_path / "b" / "config.yaml").read_text())["seed"] == 2
+
+
+def test_rows_have_different_names_whatever_the_folders_are_called(tmp_path: Path) -> None:
+    for seed, recipe in enumerate(("tiny", "tiny", "tiny-equal", "tiny-equal")):
+        write_run(tmp_path / f"exp-{seed}", recipe, 2.0 + seed / 10, f"seed={seed % 2}")
+    assert [row["name"] for row in compare(tmp_path).rows] == ["exp-0+exp-1", "exp-2+exp-3"]
+    assert compare(tmp_path, "exp-2+exp-3").rows[0]["pairs"] == 2
+
+
+def test_only_seeds_are_cut_from_names(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_run(tmp_path / f"w1{seed}-s{seed}", "tiny", 2.0, f"seed={seed}")
+        write_run(tmp_path / f"tiny-seed{seed}", "tiny", 2.0, f"seed={seed}", "optim.lr=1e-3")
+    assert [row["name"] for row in compare(tmp_path).rows] == ["tiny", tmp_path.name]
+
+
+def test_experts_that_see_later_tokens_are_not_ahead(tmp_path: Path) -> None:
+    choosing = ["train.sample_every=0"]
+    write_seeds(tmp_path, "causal", "tiny", [2.0, 2.1], *choosing)
+    write_seeds(tmp_path, "choice", "tiny-expert-choice", [1.0, 1.12], *choosing)
+    result = compare(tmp_path, "causal")
+    assert result.rows[1]["verdict"] == "in one of them experts see later tokens"
+    assert any("cannot be compared with those of causal" in note for note in result.notes)
+
+
+def test_pairs_that_do_not_vary_have_no_interval(tmp_path: Path) -> None:
+    write_seeds(tmp_path, "a", "tiny", [2.0, 2.5])
+    write_seeds(tmp_path, "b", "tiny-equal", [1.9, 2.4])
+    result = compare(tmp_path, "a")
+    assert result.rows[1]["verdict"] == "-0.1000 in each of 2 pairs, which do not vary: no interval"
+    assert not any("Holm" in note for note in result.notes)
+
+
+def test_runs_that_have_not_begun_are_left_out_of_a_folder_and_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "g" / "a", "tiny", 2.0)
+    (write_run(tmp_path / "g" / "b", "tiny", 2.0, "seed=1") / "metrics.jsonl").write_text("")
+    write_run(tmp_path / "g" / "more" / "c", "tiny", 2.0)
+    lines: list[str] = []
+    assert [group.seeds for group in read_run_groups([str(tmp_path / "g")], lines.append)] == [(0,)]
+    assert [line.rpartition("/")[2] for line in lines] == [
+        "more: holds run folders of its own; name it too",
+        "b: has taken no training step yet",
+    ]
+
+
+def test_recipes_that_differ_in_their_budget_alone_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "tiny", 2.0)
+    write_run(tmp_path / "b", "tiny", 2.0, "seed=1", steps=16)
+    assert any(
+        "a and b: differ in their budgets alone (train.steps)" in note for note in compare(tmp_path).notes
+    )

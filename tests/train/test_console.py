@@ -27,6 +27,11 @@ def read_steps(out: str) -> list[list[str]]:
     return [shlex.split(line) for line in out.partition("next:\n")[2].splitlines() if line.startswith("  ")]
 
 
+def train(folder: Path, *overrides: str) -> None:
+    words = ["train", "tiny", "--run", str(folder), *tiny("tiny"), *SMALL, *overrides]
+    assert run_command_line(words) == 0
+
+
 def test_every_next_step_works(
     tmp_path: Path, corpus_jsonl: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -39,16 +44,16 @@ def test_every_next_step_works(
     monkeypatch.setattr(server.Server, "run", lambda self, sockets: served.append(self))
     folder = tmp_path / "my run"
     words = [*data(tmp_path / "d", corpus_jsonl, validation=0.02), "train.steps=2"]
-    run(folder, *words)
+    train(folder, *words)
     printed = capsys.readouterr().out
-    run(folder, *words)
+    train(folder, *words)
     again = capsys.readouterr().out
     assert again == printed[printed.index("finished:") :].replace("finished", "finished already", 1)
     steps = read_steps(printed)
     assert [step[1] for step in steps] == ["generate", "eval", "serve", "train"]
     for step in steps:
         assert run_command_line(step[1:]) == 0
-        assert ("next:" in capsys.readouterr().out) == (step[1] == "train")
+        assert ("next:" in capsys.readouterr().out) == (step[1] in ("train", "eval"))
     assert served
     assert rows(folder)[-1]["step"] == 4
 
@@ -56,7 +61,7 @@ def test_every_next_step_works(
 def test_a_run_without_a_validation_split_says_nothing_of_it(
     tmp_path: Path, corpus_jsonl: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(tmp_path / "r", *data(tmp_path / "d", corpus_jsonl, validation=0))
+    train(tmp_path / "r", *data(tmp_path / "d", corpus_jsonl, validation=0))
     out = capsys.readouterr().out
     assert "validation" not in out
     assert [step[1] for step in read_steps(out)] == ["generate", "serve", "train"]

@@ -41,6 +41,7 @@ Recipe = Annotated[
 AnyModel = Annotated[
     Path, typer.Argument(metavar="RUN|DIR", help="Run folder made by `hmoe train`, or Hugging Face folder.")
 ]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object with exact numbers.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the most probable token.")]
 TopKTokens = Annotated[int, typer.Option(help="Draw from the k most probable tokens; 0: from all.")]
 TopPTokens = Annotated[float, typer.Option(help="Draw from the most probable tokens whose sum reaches p.")]

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from hmoe.cli.table import Column, Table, choose_form, render_table
+from hmoe.cli.output import print_note
+from hmoe.cli.table import FOR_PEOPLE, Column, Table, choose_form, render_table
 from hmoe.units import format_count, format_duration, format_flops
 
 _Runs = Annotated[
@@ -37,42 +38,62 @@ def compare_runs(
     from hmoe.runs.groups import read_run_groups
 
     form = choose_form(json=as_json, markdown=as_markdown, latex=as_latex, csv=as_csv)
-    comparison = compare_groups(read_run_groups(runs), baseline)
+    comparison = compare_groups(read_run_groups(runs, print_note), baseline)
     typer.echo(render_table(_lay_out(comparison.rows, comparison.notes), form), nl=False)
+    if form == "csv":  # which has no place for them
+        for note in comparison.notes:
+            print_note(note)
 
 
 def _lay_out(rows: list[dict[str, Any]], notes: list[str]) -> Table:
     tasks = list(dict.fromkeys(task for row in rows for task in row["benchmarks"]))
     shown = [
-        _add_shown_values(row) | {f"acc_{task}": row["benchmarks"].get(task) for task in tasks}
+        row
+        | {"shown_seeds": _show_seeds(row)}
+        | {f"acc_{task}": row["benchmarks"].get(task) for task in tasks}
         for row in rows
     ]
     columns = [
         Column("name", "run", str, is_text=True),
-        Column("num_seeds", "seeds"),
+        Column("shown_seeds", "seeds", str, forms=FOR_PEOPLE),
+        *(Column(name, name, forms=("csv",)) for name in ("num_seeds", "num_validated")),
         Column("steps", "steps", "{:,.0f}".format),
         Column("tokens", "tokens", format_count),
         Column("flops", "FLOPs", _show_flops_of(rows)),
+        Column("flops_differ", "flops_differ", forms=("csv",)),
         Column("bits_per_byte", "bits/byte", "{:.4f}".format),
         Column("bits_per_byte_half_width", "±95%", "{:.4f}".format),
+        Column("nats_per_token", "nats_per_token", forms=("csv",)),
         Column("mean_activated_width", "units", "{:.0f}".format),
         Column("uniform_width", "uniform", "{:.0f}".format),
         Column("activated_parameters", "activated", format_count),
         Column("total_parameters", "parameters", format_count),
         Column("seconds", "time", format_duration),
         *(Column(f"acc_{task}", task, "{:.1%}".format) for task in tasks),
+        *_list_difference_columns(),
+    ]
+    legend = "units: hidden units that a token activated per MoE layer; uniform: those of a router without preference"
+    return Table(columns, shown, [*([legend] if any(row["uniform_width"] for row in rows) else []), *notes])
+
+
+def _list_difference_columns() -> list[Column]:
+    return [
+        Column("pairs", "pairs", forms=("csv",)),
         Column("difference", "difference", "{:+.4f}".format),
         Column("difference_low", "from", "{:+.4f}".format),
         Column("difference_high", "to", "{:+.4f}".format),
+        Column("confidence", "confidence", forms=("csv",)),
         Column("adjusted_p", "p (Holm)", "{:.3f}".format),
         Column("sign_flip_p", "p (flips)", "{:.3f}".format),
+        Column("detectable_difference", "detectable_difference", forms=("csv",)),
         Column("verdict", "verdict", str, is_text=True),
     ]
-    return Table(columns, shown, notes)
 
 
-def _add_shown_values(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"num_seeds": len(row["seeds"])}
+def _show_seeds(row: dict[str, Any]) -> str:
+    """Return how many seeds there are, and of how many the bits per byte are where some have none."""
+    whole = row["num_validated"] == row["num_seeds"]
+    return f"{row['num_seeds']}" if whole else f"{row['num_validated']} of {row['num_seeds']}"
 
 
 def _show_flops_of(rows: list[dict[str, Any]]) -> Callable[[float], str]:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.next_steps import AsJson, make_step, name_path, print_report
+from hmoe.cli.arguments import AsJson
+from hmoe.cli.next_steps import make_step, name_path, print_report
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 

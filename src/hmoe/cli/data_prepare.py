@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmoe.cli.next_steps import AsJson, list_steps_of_data, print_report
+from hmoe.cli.arguments import AsJson
+from hmoe.cli.next_steps import list_steps_of_data, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.errors import ConfigError

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmoe.cli.arguments import AnyModel
+from hmoe.cli.arguments import AnyModel, AsJson
+from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.progress import ProgressBar
 from hmoe.cli.table import Column, Table, render_table
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from hmoe.runs.open_model import OpenedModel
     from hmoe.specs.model import ModelSpec
 
-    pass
 
 _TABLE_WIDTH = 200  # of table.txt, in which no column moves to a second block
 
@@ -59,7 +59,6 @@ _BatchTokens = Annotated[int | None, typer.Option(min=1, help="Tokens of one for
 _Out = Annotated[
     Path | None, typer.Option(help="Folder for results; tasks finished there are not evaluated again.")
 ]
-_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
 def evaluate_folder(
@@ -74,7 +73,7 @@ def evaluate_folder(
     num_fewshot: _NumFewshot = None,
     batch_tokens: _BatchTokens = None,
     out: _Out = None,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure perplexity of text, or benchmark accuracy.
 
@@ -133,18 +132,16 @@ def _evaluate_text(
     read = ", ".join(map(str, text)) if text else "the run's held-out documents, whole"
     numbers = {"text": read, "step": opened.step, **_list_numbers(sum_perplexities(domains), model)}
     parts = {name: _list_numbers(domain, model) for name, domain in domains.items()}
+    steps = [make_step("generate", name_path(run), "She was")] if model.causal else []
     if as_json:
-        print_numbers({**numbers, "domains": parts}, as_json)
+        print_numbers({**numbers, "domains": parts, "next": [step.command for step in steps]}, as_json)
         return
     print_numbers(
         {name: _shorten(name, value) for name, value in numbers.items() if value is not None}, False
     )
     if len(domains) > 1:
         _print_domains(parts)
-    if model.causal:
-        from hmoe.train.summary import quote_folder
-
-        print_note(f'next: hmoe generate {quote_folder(run)} "She was"')
+    print_steps(steps)
 
 
 def _measure_domains(

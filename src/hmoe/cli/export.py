@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hmoe.cli.arguments import AnyModel, parse_precision
-from hmoe.cli.next_steps import FILES, AsJson, make_step, name_path, print_report
+from hmoe.cli.arguments import AnyModel, AsJson, parse_precision
+from hmoe.cli.next_steps import FILES, make_step, name_path, print_report
 from hmoe.cli.output import print_note
 from hmoe.errors import make_missing_extra_error
 from hmoe.units import format_bytes, format_count

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from hmoe.cli.arguments import AsJson
 from hmoe.cli.flags import print_note_with_flags
-from hmoe.cli.next_steps import AsJson, NextStep, make_step, name_path, print_report
+from hmoe.cli.next_steps import NextStep, make_step, name_path, print_report
 from hmoe.errors import make_missing_extra_error
 from hmoe.units import format_count
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from hmoe.cli.arguments import complete_recipe
-from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
+from hmoe.cli.arguments import AsJson, complete_recipe
+from hmoe.cli.next_steps import list_training_steps, print_report
 from hmoe.units import format_count
 
 _Source = Annotated[

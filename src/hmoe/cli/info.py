@@ -1,19 +1,17 @@
 """`hmoe info`: what is installed, and what this machine can do."""
 
 import re
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from hmoe import __version__
+from hmoe.cli.arguments import AsJson
 from hmoe.cli.output import print_numbers
 from hmoe.errors import make_install_command
 
 _COLLECTIONS = ("all", "dev", "site")  # other extras and tools: no news where they are missing
-_AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 
 
-def print_info(as_json: _AsJson = False) -> None:
+def print_info(as_json: AsJson = False) -> None:
     """Show versions, extras, and what this machine can do."""
     numbers = _read_versions() | _describe_hardware()
     extras = {extra: _list_missing(extra) for extra in _list_extras("hmoe")}

@@ -5,7 +5,7 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hmoe.config.run import RunConfig
     from hmoe.data.shards import Index
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object with exact numbers.")]
 FILES = "FILES: your text files or folders"
 _FIRST_RECIPE = "tiny"  # trains in seconds on a laptop, with any vocabulary
 
@@ -41,6 +40,11 @@ def print_report(
         return
     for line in lines:
         typer.echo(line)
+    print_steps(steps)
+
+
+def print_steps(steps: Sequence[NextStep]) -> None:
+    """Print the commands that can follow, a line each."""
     if steps:
         typer.echo("next:")
     for step in steps:

@@ -1,10 +1,10 @@
 """`hmoe plan RUN --control`: the recipe of a finished run's uniform control."""
 
-import shlex
 from pathlib import Path
 
 import typer
 
+from hmoe.cli.next_steps import make_step, name_path, print_report
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.recipe import find_run
 from hmoe.config import recipes
@@ -27,9 +27,9 @@ def write_control(recipe: str, overrides: list[str], out: Path | None, as_json: 
     control, summary = make_uniform_control(run)
     for warning in summary.warnings:
         print_note(warning)
-    lines = explain_control(summary, control)
     if overrides:
         control = recipes.check_recipe(control.model_dump(mode="json"), overrides)
+    lines = explain_control(summary, control)
     control = recipes.make_data_path_absolute(control)
     text = "".join(f"# {line}\n" for line in lines) + recipes.dump_recipe(control)
     if out is not None:
@@ -46,14 +46,14 @@ def write_control(recipe: str, overrides: list[str], out: Path | None, as_json: 
     elif out is None:
         typer.echo(text, nl=False)
     else:
-        for line in lines:
-            typer.echo(line)
-        typer.echo(f"next:\n  hmoe train {shlex.quote(str(out))}")
+        print_report({}, lines, [make_step("train", name_path(out))], as_json=False)
 
 
 def _write_new_file(out: Path, text: str) -> None:
     if out.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--out {out}: a recipe's file ends with .yaml; nearest is {out}.yaml")
+        raise ConfigError(
+            f"--out {out}: a recipe's file ends with .yaml; nearest is {out.with_suffix('.yaml')}"
+        )
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)

@@ -2,10 +2,11 @@
 
 import time
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from hmoe.cli.arguments import AsJson
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.config import recipes
 from hmoe.units import format_count, format_rough_duration
@@ -28,7 +29,6 @@ _NOTES = (
     "a recipe without a budget of steps, tokens or FLOPs shows its seconds.",
     "data: the folder of token shards that must be there. `hmoe plan NAME` tells more.",
 )
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, with exact numbers.")]
 
 
 def print_presets(as_json: AsJson = False) -> None:

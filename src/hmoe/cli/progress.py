@@ -13,7 +13,6 @@ from hmoe.units import format_duration
 if TYPE_CHECKING:
     from rich.live import Live
 
-    pass
 
 _PLAIN_SECONDS = 10.0  # between plain lines
 _LIVE_SECONDS = 0.1  # between drawings on a terminal

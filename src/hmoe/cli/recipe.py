@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from hmoe.checkpoint.manifest import list_checkpoint_steps
 from hmoe.cli.output import print_note
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
-from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
+from hmoe.errors import ConfigError
+from hmoe.runs.config_binding import find_run_folder, load_run_recipe
 
 
 def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
@@ -18,14 +18,9 @@ def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunCon
 
 
 def find_run(recipe: str) -> Path | None:
-    """Return the run folder that a recipe names, itself or by its config.yaml; a preset's name is that preset.
-
-    A config.yaml in a folder where nothing was trained is a recipe like any other file.
-    """
-    if recipe in ("", *recipes.list_presets()) or "\0" in recipe:
-        return None
-    path = Path(recipe)
-    if path.name == CONFIG and not path.is_dir():
-        was_begun = (path.parent / ".lock").exists() or bool(list_checkpoint_steps(path.parent))
-        return path.parent if was_begun else None
-    return path if is_run_folder(path) else None
+    """Return the run folder that a recipe names, itself or by its config.yaml; a preset's name is that preset."""
+    if not recipe:
+        raise ConfigError(
+            "RECIPE: is empty; must be a preset, a .yaml file or a run folder; see `hmoe presets`"
+        )
+    return None if recipe in recipes.list_presets() or "\0" in recipe else find_run_folder(Path(recipe))

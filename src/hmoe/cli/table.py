@@ -13,7 +13,8 @@ from typing import Any
 
 from hmoe.errors import ConfigError
 
-FORMS = ("text", "markdown", "latex", "csv", "json")
+FOR_PEOPLE = ("text", "markdown", "latex")
+FORMS = (*FOR_PEOPLE, "csv", "json")
 _GAP = "  "
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -37,12 +38,14 @@ class Column:
         title: its heading for people.
         show: returns a value as people read it; exact forms do not use it.
         is_text: whether it is aligned to the left.
+        forms: in which it is a column; JSON shows every value of a row.
     """
 
     name: str
     title: str
     show: Callable[[Any], str] = _show_plainly
     is_text: bool = False
+    forms: tuple[str, ...] = FORMS
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,15 @@ class Table:
 
 def render_table(table: Table, form: str = "text", width: int | None = None) -> str:
     """Return a table in one of FORMS, ending with a newline; `width` is that of the terminal by default."""
+    if form not in FORMS:
+        raise ConfigError(f"form = {form}: must be one of {', '.join(FORMS)}", argument="form")
     if form == "json":
         return json.dumps({"rows": list(table.rows), "notes": list(table.notes)}) + "\n"
     if form == "csv":
         return _render_csv(table)
-    columns = [c for c in table.columns if any(row.get(c.name) is not None for row in table.rows)]
+    columns = [
+        c for c in table.columns if form in c.forms and any(row.get(c.name) is not None for row in table.rows)
+    ]
     cells = [[_show(column, row) for column in columns] for row in table.rows]
     if form == "markdown":
         return _render_markdown(columns, cells, table.notes)
@@ -134,7 +141,7 @@ def _render_latex(columns: Sequence[Column], cells: list[list[str]], notes: Sequ
         r"\hline",
         r"\end{tabular}",
     ]
-    return "\n".join([*lines, *(f"% {note}" for note in notes)]) + "\n"
+    return "\n".join([*lines, *(f"\\par {_escape_latex(note)}" for note in notes)]) + "\n"
 
 
 def _escape_latex(text: str) -> str:
@@ -144,7 +151,8 @@ def _escape_latex(text: str) -> str:
 def _render_csv(table: Table) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.name for column in table.columns])
+    columns = [column for column in table.columns if "csv" in column.forms]
+    writer.writerow([column.name for column in columns])
     for row in table.rows:
-        writer.writerow(["" if row.get(c.name) is None else row[c.name] for c in table.columns])
+        writer.writerow(["" if row.get(c.name) is None else row[c.name] for c in columns])
     return file.getvalue()

@@ -10,8 +10,6 @@ from hmoe.errors import DataError, HMoEError
 if TYPE_CHECKING:
     from hmoe.runs.open_model import OpenedModel
 
-    pass
-
 
 def read_texts(paths: list[Path], text_field: str | None) -> Iterator[tuple[str, str]]:
     """Yield (domain, text) of files and folders; empty documents are left out, and counted in a note."""

@@ -11,9 +11,11 @@ from hmoe.cli.arguments import Recipe
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import describe_plan, print_plan
 from hmoe.cli.recipe import find_run, read_recipe_argument
+from hmoe.cli.run_steps import list_run_steps
 from hmoe.config import recipes
 from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import is_run_folder
+from hmoe.runs.summary import RunSummary
 
 _Run = Annotated[
     Path | None,
@@ -25,6 +27,10 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved rec
 _AsJson = Annotated[
     bool, typer.Option("--json", help="With --dry-run: one JSON object, of the recipe and its plan.")
 ]
+
+
+def _list_step_commands(run: RunSummary, is_finished: bool) -> list[str]:
+    return [step.command for step in list_run_steps(run, is_finished)]
 
 
 def train_recipe(
@@ -60,4 +66,4 @@ def train_recipe(
         from hmoe.train.loop import train_run
 
         with ProgressBar(sys.stdout, at_once=True) as bar:
-            train_run(config, folder, Console(bar))
+            train_run(config, folder, Console(bar, _list_step_commands))

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hmoe.cli.arguments import AnyModel, complete_recipe
-from hmoe.cli.next_steps import AsJson, list_training_steps, print_report
+from hmoe.cli.arguments import AnyModel, AsJson, complete_recipe
+from hmoe.cli.next_steps import list_training_steps, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError

@@ -109,6 +109,15 @@ def count_training_flops(
     return 6 * (num_tokens * (multiplied + scores) + 3 * model.dim * num_activated_units + generated)
 
 
+def measure_activated_width(model: ModelSpec, context: int, num_tokens: int, flops: int) -> float:
+    """Return the hidden units that a token activated per MoE layer, from the exact FLOPs of so many tokens.
+
+    The inverse of `count_training_flops` for a model with experts and without HyperExperts, whose making costs too.
+    """
+    rest = flops - count_training_flops(model, context, num_tokens, 0)
+    return rest / (18 * model.dim * len(model.moe_layers) * num_tokens)
+
+
 def estimate_flops_per_token(model: ModelSpec, context: int, width: float | None = None) -> float:
     """Return the training FLOPs of one token whose experts have `width` hidden units in all.
 

@@ -36,8 +36,8 @@ def read_host() -> Device:
         page_bytes = num_pages = 0
     if min(page_bytes, num_pages) <= 0:
         raise ConfigError(
-            "this system does not tell how much memory it has (os.sysconf): hmoe plans and trains on Linux "
-            "and macOS; on Windows use WSL"
+            "this system does not tell how much memory it has (os.sysconf): planning and training need Linux or a "
+            "system like it; on Windows use WSL"
         )
     return Device("cpu", page_bytes * num_pages)
 

@@ -59,6 +59,8 @@ def list_input_files(
     files: list[InputFile] = []
     left_out: list[LeftOut] = []
     for item in inputs:
+        if not item:
+            raise DataError("an input is empty; must be a file or a folder, . for the current one")
         name, equals, rest = item.partition("=")
         is_named = bool(equals) and not os.path.exists(item)  # a file's own name may hold an equals sign
         domain, root = (name, Path(rest)) if is_named else (None, Path(item))

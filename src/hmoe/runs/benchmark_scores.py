@@ -1,4 +1,4 @@
-"""Accuracies of benchmarks that were measured into a run folder."""
+"""Accuracies of benchmarks that were measured into run folders."""
 
 import json
 import statistics
@@ -10,31 +10,52 @@ from hmoe.errors import CheckpointError
 from hmoe.runs.summary import RunSummary
 
 RESULTS = "results.json"
+_METRIC = "acc"
+_Scores = dict[str, tuple[float, str]]  # task -> accuracy, and what must be equal for two to be compared
 
 
-def read_benchmark_scores(runs: Sequence[RunSummary]) -> dict[str, float]:
-    """Return the mean accuracy of each task over the seeds, for tasks that all of them were evaluated on.
+def read_benchmark_scores(groups: Sequence[Sequence[RunSummary]]) -> tuple[list[dict[str, float]], list[str]]:
+    """Return the mean accuracy of each task for each group of seeds, and what was left out, a line each.
 
     Results lie in a folder inside the run folder, as `hmoe eval RUN --tasks all --out RUN/benchmarks` writes them;
-    those of another step than the run's last one are left out.
+    those of another step than the run's last one do not count, nor a task that only some seeds of a group were
+    evaluated on. A task whose options or data differ between runs has no value at all.
 
     Raises:
         CheckpointError: naming a file that is no result of an evaluation.
     """
-    tables = [_read_scores(run) for run in runs]
-    common = [task for task in tables[0] if all(task in table for table in tables)]
-    return {task: statistics.fmean(table[task] for table in tables) for task in common}
+    notes: list[str] = []
+    tables = [[_read_scores(run, notes) for run in runs] for runs in groups]
+    settings: dict[str, set[str]] = {}
+    for scores in (scores for table in tables for scores in table):
+        for task, (_, setting) in scores.items():
+            settings.setdefault(task, set()).add(setting)
+    mixed = {task for task, values in settings.items() if len(values) > 1}
+    notes += [
+        f"{task}: was measured with different options or data, so it has no column" for task in sorted(mixed)
+    ]
+    means = []
+    for runs, table in zip(groups, tables, strict=True):
+        tasks = dict.fromkeys(task for scores in table for task in scores if task not in mixed)
+        whole = [task for task in tasks if all(task in scores for scores in table)]
+        notes += [
+            f"{runs[0].path}: {task} was not measured on all seeds" for task in tasks if task not in whole
+        ]
+        means.append({task: statistics.fmean(scores[task][0] for scores in table) for task in whole})
+    return means, notes
 
 
-def _read_scores(run: RunSummary) -> dict[str, float]:
-    scores: dict[str, float] = {}
+def _read_scores(run: RunSummary, notes: list[str]) -> _Scores:
+    scores: _Scores = {}
     for file in sorted(run.path.glob(f"*/{RESULTS}")):
         result = _read_result(file)
         if result.get("training_step") != run.step:
+            notes.append(f"{file}: is of step {result.get('training_step')}, not of the last one, {run.step}")
             continue
         for task, record in result["tasks"].items():
-            if "acc" in record["metrics"]:
-                scores[task] = record["metrics"]["acc"]
+            if _METRIC in record["metrics"]:
+                setting = json.dumps([result.get("options"), record.get("data")], sort_keys=True)
+                scores[task] = (record["metrics"][_METRIC], setting)
     return scores
 
 

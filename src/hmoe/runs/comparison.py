@@ -1,20 +1,19 @@
 """Several recipes side by side: equal FLOPs checked, seeds paired, and no verdict that an interval does not carry."""
 
 import difflib
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.config.counts import count_parameters
 from hmoe.errors import ConfigError
 from hmoe.runs.benchmark_scores import read_benchmark_scores
-from hmoe.runs.groups import RunGroup
+from hmoe.runs.groups import BUDGETS, RunGroup, list_differing_keys
+from hmoe.runs.summary import RunSummary, average_known
 from hmoe.statistics.intervals import MeanInterval, compute_mean_interval, estimate_detectable_difference
 from hmoe.statistics.paired import PairedDifference, compare_paired
 
-LARGEST_FLOPS_DIFFERENCE = 0.02  # relative, between recipes that are compared at equal FLOPs
+LARGEST_FLOPS_RATIO = 1.02  # between recipes that are compared at equal FLOPs
 
 
 @dataclass(frozen=True)
@@ -33,27 +32,34 @@ class Comparison:
 def compare_groups(groups: Sequence[RunGroup], baseline: str | None = None) -> Comparison:
     """Compare recipes, by pairs of equal seeds with one of them as the baseline, if it is named.
 
+    Args:
+        groups: of different names.
+        baseline: name of one of them, or a folder under which it was named.
+
     Raises:
-        ConfigError: if no group has the baseline's name.
+        ConfigError: if the baseline is none of them.
     """
-    rows = [_describe_group(group) for group in groups]
+    scores, lost = read_benchmark_scores([group.runs for group in groups])
+    rows = [_describe_group(group, own) for group, own in zip(groups, scores, strict=True)]
     outliers = find_flops_outliers([row["flops"] for row in rows])
     for row, is_outlier in zip(rows, outliers, strict=True):
         row["flops_differ"] = is_outlier
-    notes = list(dict.fromkeys(_list_notes(groups, rows)))
+    notes = [*dict.fromkeys(_list_notes(groups, rows)), *lost]
     if baseline is not None:
         by_name = {group.name: group for group in groups}
         notes += _add_differences(rows, by_name, _find_baseline(by_name, baseline))
     return Comparison(rows, notes)
 
 
-def _find_baseline(groups: dict[str, RunGroup], baseline: str) -> str:
-    """Return the name of a group, which may also be told by one of its folders."""
+def _find_baseline(groups: Mapping[str, RunGroup], baseline: str) -> str:
+    """Return the name of a group, which may also be told by its folder or by one of its runs."""
     if baseline in groups:
         return baseline
     folder = Path(baseline).absolute()
     for name, group in groups.items():
-        if any(run.path.absolute() == folder for run in group.runs):
+        if folder in {
+            path.absolute() for path in (*map(Path, group.words), *(run.path for run in group.runs))
+        }:
             return name
     nearest = difflib.get_close_matches(baseline, groups, 1, 0)[0]
     raise ConfigError(
@@ -63,119 +69,179 @@ def _find_baseline(groups: dict[str, RunGroup], baseline: str) -> str:
 
 
 def find_flops_outliers(flops: Sequence[float]) -> list[bool]:
-    """Return which spent more or less than 2% apart from the rest.
+    """Return which spent over 2% more or less than the rest.
 
-    The rest are the most that agree with each other; where nobody agrees, or two camps are as large, all differ.
+    The rest are the largest number of values within 2% of each other; where two such sets are as large, or no two
+    values agree, all differ.
     """
-    agreeing = [[_differs_little(value, other) for other in flops] for value in flops]
-    camps = {tuple(row) for row in agreeing if sum(row) == max(map(sum, agreeing))}
-    if len(camps) == 1:
-        return [not agrees for agrees in camps.pop()]
-    return [True] * len(flops)
+    camps = [
+        {i for i, value in enumerate(flops) if least <= value <= LARGEST_FLOPS_RATIO * least}
+        for least in flops
+    ]
+    size = max(map(len, camps))
+    largest = {frozenset(camp) for camp in camps if len(camp) == size}
+    rest = largest.pop() if len(largest) == 1 else frozenset()
+    return [i not in rest for i in range(len(flops))]
 
 
-def _differs_little(value: float, other: float) -> bool:
-    return abs(value - other) <= LARGEST_FLOPS_DIFFERENCE * min(value, other)
+def _are_equal_flops(values: Sequence[float]) -> bool:
+    return max(values) <= LARGEST_FLOPS_RATIO * min(values)
 
 
-def _describe_group(group: RunGroup) -> dict[str, Any]:
+def _describe_group(group: RunGroup, scores: dict[str, float]) -> dict[str, Any]:
     runs = group.runs
-    bits = [run.bits_per_byte for run in runs if run.bits_per_byte is not None]
+    validations = [run.last_validation for run in runs]
+    bits = [validation.bits_per_byte for validation in validations if validation]
     interval = compute_mean_interval(bits) if bits else MeanInterval(0.0, None, 0, None)
     return {
         "name": group.name,
         "seeds": list(group.seeds),
+        "num_seeds": len(runs),
+        "num_validated": len(bits),
         "runs": [str(run.path) for run in runs],
-        "steps": _mean(run.step for run in runs),
-        "tokens": _mean(run.tokens for run in runs),
-        "flops": _mean(run.flops for run in runs),
+        "steps": average_known(run.step for run in runs),
+        "tokens": average_known(run.tokens for run in runs),
+        "flops": average_known(run.flops for run in runs),
         "bits_per_byte": interval.mean if bits else None,
         "bits_per_byte_half_width": interval.half_width,
-        "bits_per_byte_by_seed": [run.bits_per_byte for run in runs],
-        "nats_per_token": _mean(run.nats_per_token for run in runs),
-        "mean_activated_width": _mean(run.mean_width for run in runs),
+        "bits_per_byte_by_seed": [
+            validation.bits_per_byte if validation else None for validation in validations
+        ],
+        "nats_per_token": average_known(validation.loss for validation in validations if validation),
+        "mean_activated_width": average_known(run.mean_width for run in runs),
         "uniform_width": runs[0].uniform_width,
-        "activated_parameters": _mean(run.activated_parameters for run in runs),
-        "total_parameters": sum(count_parameters(runs[0].config.model).values()),
-        "seconds": _mean(run.seconds for run in runs),
-        "benchmarks": read_benchmark_scores(runs),
+        "activated_parameters": average_known(run.activated_parameters for run in runs),
+        "total_parameters": runs[0].total_parameters,
+        "seconds": average_known(run.seconds for run in runs),
+        "benchmarks": scores,
     }
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that there are; a whole number where all are the same one."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    return known[0] if min(known) == max(known) else statistics.fmean(known)
-
-
-def _list_notes(groups: Sequence[RunGroup], rows: Sequence[dict[str, Any]]) -> Iterable[str]:
+def _list_notes(groups: Sequence[RunGroup], rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    usual = _find_usual_group(groups)
     for group, row in zip(groups, rows, strict=True):
-        for run in group.runs:
-            yield from run.warnings
-            if run.progress < 1:
-                yield f"{run.path}: is not finished"
-            if run.bits_per_byte is None:
-                yield f"{run.path}: has no validation at its last step"
-        spent = [run.flops for run in group.runs]
-        if not _differs_little(min(spent), max(spent)):
-            yield f"{group.name}: its seeds' FLOPs differ by {max(spent) / min(spent) - 1:.1%}"
+        yield from _list_run_notes(group)
         if row["flops_differ"]:
-            yield f"{group.name}: its FLOPs differ by more than {LARGEST_FLOPS_DIFFERENCE:.0%} from the rest, marked *"
-    if any(len(group.runs) == 1 for group in groups) and any(
-        row["bits_per_byte"] is not None for row in rows
-    ):
+            yield f"{group.name}: its FLOPs differ by more than {LARGEST_FLOPS_RATIO - 1:.0%} from the rest, marked *"
+        reason = explain_incomparable(group.runs[0], usual.runs[0])
+        if reason is not None:
+            yield f"{group.name}: its bits per byte cannot be compared with those of {usual.name}: {reason}"
+        for other in groups:
+            keys = list_differing_keys(other.runs[0], group.runs[0])
+            if other is not group and keys and keys.keys() <= BUDGETS and other.name < group.name:
+                yield f"{other.name} and {group.name}: differ in their budgets alone ({', '.join(keys)})"
+    if any(row["num_validated"] == 1 for row in rows):
         yield "a single seed has no interval: nobody can say what of a difference is chance"
 
 
-def explain_incomparable(group: RunGroup, other: RunGroup) -> str | None:
-    """Return why the validations of two recipes do not belong together, None if they do."""
-    first, second = group.runs[0], other.runs[0]
-    if first.data != second.data:
+def _find_usual_group(groups: Sequence[RunGroup]) -> RunGroup:
+    """Return the first group whose bits per byte can be compared with those of the most others."""
+
+    def count_comparable(group: RunGroup) -> int:
+        return sum(explain_incomparable(group.runs[0], other.runs[0]) is None for other in groups)
+
+    return max(groups, key=count_comparable)
+
+
+def _list_run_notes(group: RunGroup) -> Iterator[str]:
+    for run in group.runs:
+        yield from run.warnings
+        if run.progress < 1:
+            yield f"{run.path}: is not finished, {run.progress:.0%} of its budget"
+        if run.last_validation is None:
+            yield f"{run.path}: has no validation at its last step, {run.step:,}"
+    spent = [run.flops for run in group.runs]
+    if not _are_equal_flops(spent):
+        yield f"{group.name}: its seeds' FLOPs differ by {max(spent) / min(spent) - 1:.1%}"
+
+
+def explain_incomparable(run: RunSummary, other: RunSummary) -> str | None:
+    """Return why the validations of two runs do not belong together, None if they do."""
+    if run.config.model.causal != other.config.model.causal:
+        return "in one of them experts see later tokens"
+    if (run.data is None) != (other.data is None):
+        return "one of them has no checkpoint, so nobody knows its data"
+    if (run.data or run.config.data.path) != (other.data or other.config.data.path):
         return "other data"
-    for key in ("data.sequence_length", "train.eval_sequences"):
-        section, _, name = key.partition(".")
-        values = [getattr(getattr(run.config, section), name) for run in (first, second)]
-        if values[0] != values[1]:
-            return f"other {key}"
+    if run.packing != other.packing and None not in (run.packing, other.packing):
+        return f"documents are cut otherwise ({run.packing}, {other.packing} there)"
+    length, their_length = run.config.data.sequence_length, other.config.data.sequence_length
+    if length != their_length:
+        return f"other data.sequence_length ({length}, {their_length} there)"
+    tokens, their_tokens = (_count_validated_tokens(each) for each in (run, other))
+    if tokens is not None and their_tokens is not None and tokens != their_tokens:
+        return (
+            f"validated on other text ({tokens:,} tokens, {their_tokens:,} there); see train.eval_sequences"
+        )
     return None
 
 
-def _add_differences(rows: list[dict[str, Any]], groups: dict[str, RunGroup], baseline: str) -> list[str]:
+def _count_validated_tokens(run: RunSummary) -> int | None:
+    """Return the tokens that a run was validated on; for rows that do not say, as many as its recipe asks for."""
+    if run.last_validation is None:
+        return None
+    return run.last_validation.tokens or run.config.train.eval_sequences * run.config.data.sequence_length
+
+
+def _add_differences(rows: list[dict[str, Any]], groups: Mapping[str, RunGroup], baseline: str) -> list[str]:
     """Add the differences to the baseline to the rows; return what must be said of them."""
-    spent = {row["name"]: row["flops"] for row in rows}
-    refusals: dict[str, str] = {}
-    differences: dict[str, list[float]] = {}
-    for name, group in groups.items():
-        if name == baseline:
-            continue
-        refusal = explain_incomparable(group, groups[baseline])
-        if refusal is None and not _differs_little(spent[name], spent[baseline]):
-            refusal = f"not at equal FLOPs ({spent[name] / spent[baseline]:.2f} times)"
-        pairs = pair_by_seed(group, groups[baseline])
-        if refusal is None and not pairs:
-            refusal = "no seed in common"
-        if pairs:
-            differences[name] = pairs
-        if refusal is not None:
-            refusals[name] = refusal
-    tested = compare_paired({name: values for name, values in differences.items() if name not in refusals})
+    others = {name: group for name, group in groups.items() if name != baseline}
+    refusals = {name: refuse_difference(group, groups[baseline]) for name, group in others.items()}
+    pairs = {name: pair_by_seed(others[name], groups[baseline]) for name in others if refusals[name] is None}
+    results = compare_paired(pairs)
     for row in rows:
         name = row["name"]
-        if name in tested:
-            row.update(_describe_difference(tested[name], differences[name]))
+        if name in results:
+            row.update(_describe_difference(results[name], pairs[name]))
         elif name != baseline:
-            pairs = differences.get(name, [])
-            row.update({"pairs": len(pairs), "difference": _mean(pairs), "verdict": refusals[name]})
-    return _explain_differences(len(tested), baseline, groups)
+            row.update({"difference": None, "verdict": refusals[name]})
+    tested = {name: result for name, result in results.items() if result.adjusted_tail is not None}
+    notes = [f"differences to {baseline} in bits per byte, seed by seed; below zero is ahead"]
+    if tested:
+        notes.append(
+            f"verdicts: Student's t with Holm's correction over {len(tested)} comparison{'s' * (len(tested) != 1)}; "
+            "where nothing differs, any of them is wrong in at most 5% of such experiments"
+        )
+    for name in pairs:
+        alone = sorted(set(groups[baseline].seeds) ^ set(groups[name].seeds))
+        if alone:
+            notes.append(
+                f"{name}: seeds without a partner are left out of its difference: {', '.join(map(str, alone))}"
+            )
+    return notes
+
+
+def refuse_difference(group: RunGroup, baseline: RunGroup) -> str | None:
+    """Return why a group has no difference to the baseline, None if it has: for each pair the same text and FLOPs."""
+    partners = {run.config.seed: run for run in baseline.runs if run.last_validation}
+    pairs = [
+        (run, partners[run.config.seed])
+        for run in group.runs
+        if run.config.seed in partners and run.last_validation
+    ]
+    if not pairs:
+        return "no seed in common that was validated at its end"
+    for run, other in pairs:
+        reason = explain_incomparable(run, other)
+        if reason is not None:
+            return reason
+        if not _are_equal_flops((run.flops, other.flops)):
+            where = f", seed {run.config.seed}" if len(pairs) > 1 else ""
+            more = run.flops / other.flops - 1
+            return f"not at equal FLOPs ({abs(more):.1%} {'more' if more > 0 else 'less'}{where})"
+    return None
 
 
 def pair_by_seed(group: RunGroup, baseline: RunGroup) -> list[float]:
     """Return the differences in bits per byte to the baseline, one for each seed that both have validated."""
-    bits = {run.config.seed: run.bits_per_byte for run in baseline.runs}
-    pairs = [(run.bits_per_byte, bits.get(run.config.seed)) for run in group.runs]
-    return [value - other for value, other in pairs if value is not None and other is not None]
+    bits = {
+        run.config.seed: run.last_validation.bits_per_byte for run in baseline.runs if run.last_validation
+    }
+    return [
+        run.last_validation.bits_per_byte - bits[run.config.seed]
+        for run in group.runs
+        if run.last_validation and run.config.seed in bits
+    ]
 
 
 def _describe_difference(result: PairedDifference, pairs: Sequence[float]) -> dict[str, Any]:
@@ -188,33 +254,18 @@ def _describe_difference(result: PairedDifference, pairs: Sequence[float]) -> di
         "confidence": result.confidence,
         "adjusted_p": result.adjusted_tail,
         "sign_flip_p": result.sign_flip,
-        "detectable_difference": estimate_detectable_difference(pairs),
-        "verdict": _say_verdict(result),
+        "detectable_difference": estimate_detectable_difference(pairs, confidence=result.confidence),
+        "verdict": _describe_verdict(result),
     }
 
 
-def _say_verdict(result: PairedDifference) -> str:
+def _describe_verdict(result: PairedDifference) -> str:
     interval = result.interval
     if interval.low is None or interval.high is None or interval.half_width is None:
-        return "one pair of seeds: no interval"
+        if interval.count == 1:
+            return "one pair of seeds: no interval"
+        return f"{interval.mean:+.4f} in each of {interval.count} pairs, which do not vary: no interval"
     if result.excludes_zero:
         side = "ahead" if interval.mean < 0 else "behind"
         return f"{side} by {abs(interval.mean):.4f} ± {interval.half_width:.4f}"
-    if interval.half_width == 0:
-        return "equal"
     return f"no difference shown; up to {max(-interval.low, interval.high):.4f} is not excluded"
-
-
-def _explain_differences(count: int, baseline: str, groups: dict[str, RunGroup]) -> list[str]:
-    notes = [
-        f"differences to {baseline} in bits per byte, seed by seed; below zero is ahead; "
-        f"intervals hold together at 95% (Student's t, Holm's correction over {count} comparison{'s' * (count != 1)})"
-    ]
-    own = set(groups[baseline].seeds)
-    for name, group in groups.items():
-        alone = sorted(own ^ set(group.seeds))
-        if alone and name != baseline:
-            notes.append(
-                f"{name}: seeds without a partner are left out of its difference: {', '.join(map(str, alone))}"
-            )
-    return notes

@@ -24,6 +24,17 @@ def is_run_folder(path: Path) -> bool:
     return (path / CONFIG).is_file() or bool(list_checkpoint_steps(path))
 
 
+def find_run_folder(path: Path) -> Path | None:
+    """Return the run folder that a path is, or whose config.yaml it is; None for any other path.
+
+    A config.yaml in a folder where nothing was trained is a recipe like any other file.
+    """
+    if path.name == CONFIG and not path.is_dir():
+        was_begun = (path.parent / ".lock").exists() or bool(list_checkpoint_steps(path.parent))
+        return path.parent if was_begun else None
+    return path if is_run_folder(path) else None
+
+
 def dump_bound_config(config: RunConfig) -> dict[str, Any]:
     """Return what a checkpoint holds of its config: every key but those that may differ on resume."""
     tree = config.model_dump(mode="json")

@@ -8,6 +8,7 @@ from hmoe.errors import ConfigError
 from hmoe.runs.summary import RunSummary, read_run_summary
 from hmoe.specs.model import MoESpec
 from hmoe.specs.widths import WidthRule
+from hmoe.units import format_flops
 
 CONTROL_LOAD_BALANCE = 1e-2  # what the paper gives equal experts in place of the parameter penalty
 
@@ -16,12 +17,13 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
     """Return the recipe of a run's uniform control, and what the run was measured to do.
 
     All experts are as wide as makes the expected activated width, at the run's own number of experts per token, that of
-    the run's whole training; so both cost the same FLOPs per token, and a difference in loss is due to unequal widths
-    and not to less compute. The parameter penalty, which on equal experts only balances them, becomes the
+    the run's whole training. Where a router takes a fixed number of experts, a token of the control costs what one of
+    the run cost; a top-p router may take more or fewer of the equal ones, so the control's budget is the FLOPs that the
+    run spent, whatever its own was. The parameter penalty, which on equal experts only balances them, becomes the
     load-balancing loss with the paper's coefficient for equal experts, unless the run has one of its own.
 
     Raises:
-        ConfigError: if the run is dense or its experts are equal already.
+        ConfigError: if the run is dense, its experts are equal already, or it has taken no step.
     """
     summary = read_run_summary(run)
     moe = summary.config.model.moe
@@ -41,8 +43,15 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
         skip=(),
     )
-    config = summary.config
-    return config.model_copy(update={"model": replace(config.model, moe=control)}), summary
+    config, budget = (
+        summary.config,
+        {"steps": None, "tokens": None, "seconds": None, "flops": float(summary.flops)},
+    )
+    changes = {
+        "model": replace(config.model, moe=control),
+        "train": config.train.model_copy(update=budget),
+    }
+    return config.model_copy(update=changes), summary
 
 
 def find_control_width(moe: MoESpec, mean_width: float, experts_per_token: float) -> int:
@@ -60,9 +69,30 @@ def explain_control(summary: RunSummary, control: RunConfig) -> list[str]:
     assert moe is not None
     assert summary.mean_width is not None
     assert summary.experts_per_token is not None
+    spent = f"{summary.step:,} steps, {format_flops(summary.flops)} FLOPs, which are its budget"
+    changed = list_control_changes(summary.config, control)
     return [
         f"Uniform control of {summary.path}, which activated {summary.mean_width:.2f} hidden units",
-        f"per token and MoE layer (mean of its {summary.step:,} steps; {summary.uniform_width:.0f} under uniform "
-        f"routing) in {summary.experts_per_token:.2f} experts:",
+        f"per token and MoE layer (mean of its {spent};",
+        f"{summary.uniform_width:.0f} under uniform routing) in {summary.experts_per_token:.2f} experts:",
         f"{len(moe.expert_widths)} equal experts of {moe.expert_widths[0]} hidden units.",
+        *(f"Instead of {old} it has {new}." for old, new in changed),
+        *(
+            [f"The run is not finished: {summary.progress:.0%} of its budget."]
+            if summary.progress < 1
+            else []
+        ),
+    ]
+
+
+def list_control_changes(config: RunConfig, control: RunConfig) -> list[tuple[str, str]]:
+    """Return the auxiliary losses that the control has in place of the run's, as (old, new)."""
+    old, new = config.model.moe, control.model.moe
+    assert old is not None
+    assert new is not None
+    names = ("parameter_penalty", "penalty_norm", "load_balance", "skip")
+    return [
+        (f"{name} {getattr(old, name)}", f"{name} {getattr(new, name)}")
+        for name in names
+        if getattr(old, name) != getattr(new, name)
     ]

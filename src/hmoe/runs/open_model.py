@@ -14,7 +14,7 @@ from hmoe.errors import ConfigError, DataError
 from hmoe.model.transformer import Transformer
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.chat_templates import check_chat_templates, read_default_template
-from hmoe.runs.config_binding import is_run_folder
+from hmoe.runs.config_binding import find_run_folder, is_run_folder
 from hmoe.runs.hf_folder import load_hf_tokenizer, read_hf_model, read_json_object
 from hmoe.runs.open_run import open_run
 
@@ -53,6 +53,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
+    path = find_run_folder(path) or path
     check_chat_templates(path, say)
     if is_run_folder(path):
         return _from_run(path, say)

@@ -1,5 +1,7 @@
 """What a run folder says of its training, as plain numbers. No torch."""
 
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,17 +10,15 @@ from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.config.counts import (
     count_activated_parameters,
     count_parameters,
-    count_training_flops,
     estimate_activated_width,
+    measure_activated_width,
 )
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
-from hmoe.runs.log_rows import read_logs, read_training_seconds
+from hmoe.runs.log_rows import read_logs
 from hmoe.runs.log_seals import check_seals
-
-BITS = "validation_bits_per_byte"
-NATS = "validation_loss"
+from hmoe.runs.validations import Validation, read_validation
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class RunSummary:
         step: training steps.
         tokens: trained on.
         flops: training FLOPs of the experts really activated.
-        validation: (step, nats per token, bits per byte) of every validation, in order.
+        validations: every one up to there, in order.
         mean_width: hidden units that a token activated per MoE layer, mean over the whole training; None: dense.
         uniform_width: the same under a uniform router.
         experts_per_token: mean over the logged steps; None: dense.
-        seconds: training time.
-        data: fingerprint of the data, None before training.
+        seconds: training time; None where no clock was kept.
+        data: the data's fingerprint, `corpus` for the embedded one; None where only a path is known.
+        packing: how the data was cut into sequences; None where there is no checkpoint.
         warnings: what is amiss with the folder though it can be read.
     """
 
@@ -45,28 +46,24 @@ class RunSummary:
     step: int
     tokens: int
     flops: int
-    validation: tuple[tuple[int, float, float], ...]
-    mean_width: float | None
-    uniform_width: float | None
-    experts_per_token: float | None
-    seconds: float
-    data: str | None
-    warnings: tuple[str, ...]
+    validations: tuple[Validation, ...] = ()
+    mean_width: float | None = None
+    uniform_width: float | None = None
+    experts_per_token: float | None = None
+    seconds: float | None = None
+    data: str | None = None
+    packing: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
-    def bits_per_byte(self) -> float | None:
-        """Of the newest validation; None where there was none at the last step."""
-        return self.validation[-1][2] if self.validation and self.validation[-1][0] == self.step else None
+    def last_validation(self) -> Validation | None:
+        """The validation at the last step; None where there was none then."""
+        return self.validations[-1] if self.validations and self.validations[-1].step == self.step else None
 
     @property
-    def nats_per_token(self) -> float | None:
-        """Of the newest validation; None where there was none at the last step."""
-        return self.validation[-1][1] if self.validation and self.validation[-1][0] == self.step else None
-
-    @property
-    def best_validation(self) -> tuple[int, float, float] | None:
+    def best_validation(self) -> Validation | None:
         """The validation of the smallest loss, of equal ones the earliest; None where there was none."""
-        return min(self.validation, key=lambda values: values[1], default=None)
+        return min(self.validations, key=lambda validation: validation.loss, default=None)
 
     @property
     def total_parameters(self) -> int:
@@ -81,7 +78,7 @@ class RunSummary:
     @property
     def progress(self) -> float:
         """Share of the recipe's budget that is used up, of several the largest."""
-        return self.config.train.measure_progress(self.step, self.tokens, self.flops, self.seconds)
+        return self.config.train.measure_progress(self.step, self.tokens, self.flops, self.seconds or 0.0)
 
 
 def read_run_summary(run: Path) -> RunSummary:
@@ -97,45 +94,47 @@ def read_run_summary(run: Path) -> RunSummary:
     state = read_newest_state(run)
     config = load_run_recipe(run, (), warnings.append)
     # Rows behind the newest checkpoint are of weights that are lost.
-    step = state["step"] if state else None
-    metrics, timing = read_logs(run, step)
+    metrics, timing = read_logs(run, state["step"] if state else None)
+    rows = [row for _, row in metrics]
     problem = check_seals(run, metrics, timing)[1]
     warnings += [problem] if problem else []
-    rows = [row for _, row in metrics]
-    last = rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
-    if step and last["step"] != step and config.train.log_every == 1:
-        warnings.append(
-            f"{run}: its logs end at step {last['step']}, its newest checkpoint is of step {step}"
-        )
-    validation = tuple((row["step"], row[NATS], row[BITS]) for row in rows if BITS in row)
+    # The last step has a row only where one was due.
+    last = state["counts"] if state else rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
+    if state and config.train.log_every == 1 and last["step"] != (rows[-1]["step"] if rows else 0):
+        warnings.append(f"{run}: its logs do not reach its newest checkpoint, of step {last['step']}")
+    clocks = [row["seconds"] for _, row in timing if "seconds" in row]
     return RunSummary(
         path=run,
         config=config,
         step=last["step"],
         tokens=last["tokens"],
         flops=last["flops"],
-        validation=validation,
-        mean_width=_measure_mean_width(config, rows) if rows else None,
+        validations=tuple(validation for row in rows if (validation := read_validation(row))),
+        mean_width=_measure_mean_width(config, last["tokens"], last["flops"], rows),
         uniform_width=estimate_activated_width(config.model)[1] if config.model.moe else None,
-        experts_per_token=_average(rows, "experts_per_token"),
-        seconds=read_training_seconds(run, last["step"]) if timing else 0.0,
-        data=state["data"] if state else None,
+        experts_per_token=average_known(row.get("experts_per_token") for row in rows),
+        seconds=clocks[-1] if clocks else None,
+        data="corpus" if config.data.path == "corpus" else state["data"] if state else None,
+        packing=state.get("packing") if state else None,
         warnings=tuple(warnings),
     )
 
 
-def _measure_mean_width(config: RunConfig, rows: list[dict[str, Any]]) -> float | None:
-    """Return the hidden units that a token activated per MoE layer, mean over all steps; None: dense."""
-    model, last = config.model, rows[-1]
-    if model.moe is None:
+def _measure_mean_width(
+    config: RunConfig, tokens: int, flops: int, rows: list[dict[str, Any]]
+) -> float | None:
+    """Return the hidden units that a token activated per MoE layer, mean over all steps; None: dense, or no step."""
+    if config.model.moe is None or tokens == 0:
         return None
-    if model.moe.hyper is not None:  # making HyperExperts is part of the FLOPs, and not known by step
-        return _average(rows, "mean_activated_width")
+    if config.model.moe.hyper is not None:  # making HyperExperts is part of the FLOPs, and not known by step
+        return average_known(row.get("mean_activated_width") for row in rows)
     # From the exact FLOPs, which also count the steps that have no row.
-    fixed = count_training_flops(model, config.data.sequence_length, last["tokens"], 0)
-    return float((last["flops"] - fixed) / (18 * model.dim * len(model.moe_layers) * last["tokens"]))
+    return measure_activated_width(config.model, config.data.sequence_length, tokens, flops)
 
 
-def _average(rows: list[dict[str, Any]], name: str) -> float | None:
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return sum(values) / len(values) if values else None
+def average_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that there are, None without any; where all are equal that value, unrounded."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return known[0] if min(known) == max(known) else statistics.fmean(known)

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 
 from hmoe.statistics.student_t import compute_t_quantile, compute_t_tail
 
+_ROUNDING = 1e-12  # relative: values that differ by less are equal
+
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """A mean with its interval; a single value has none.
+    """A mean with its interval; a single value, or values that do not vary, have none.
 
     Attributes:
         mean: of the values.
-        half_width: the interval is mean - half_width to mean + half_width; None for a single value.
+        half_width: the interval is mean - half_width to mean + half_width, or None.
         count: number of values.
-        tail: probability of a mean at least so far from 0 if the truth were 0 (two-sided t test), None if single.
+        tail: two-sided p of the t test: how probable a mean so far from zero would be if the truth were zero.
     """
 
     mean: float
@@ -38,26 +40,28 @@ class MeanInterval:
 def compute_mean_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
     """Return the mean of independent values with its Student-t interval.
 
-    Equal values have an interval of width 0.
+    Values that do not vary have none: that they are equal says nothing of how others would vary.
     """
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return MeanInterval(mean, None, count, None)
     error = statistics.stdev(values) / math.sqrt(count)
-    # Equal values may differ from their mean by rounding, which is no evidence.
-    error = 0.0 if min(values) == max(values) else error
-    tail = compute_t_tail(mean / error, count - 1) if error else float(mean == 0)
+    if error <= _ROUNDING * max(map(abs, values)):
+        return MeanInterval(mean, None, count, None)
+    tail = compute_t_tail(mean / error, count - 1)
     return MeanInterval(mean, compute_t_quantile(1 - confidence, count - 1) * error, count, tail)
 
 
-def estimate_detectable_difference(differences: Sequence[float], power: float = 0.8) -> float | None:
-    """Return the smallest true difference that as many repetitions would show with this power at 5% error.
+def estimate_detectable_difference(
+    differences: Sequence[float], power: float = 0.8, confidence: float = 0.95
+) -> float | None:
+    """Return the smallest true difference that as many repetitions would show with this power.
 
-    (t of 97.5% + t of the power) x the standard error of the differences; for less than two there is none. For two
-    or three it errs towards small differences, which the spread of so few makes rough anyway.
+    (two-sided t of the confidence + t of the power) x the standard error of the differences; for less than two there
+    is none. For two or three it errs towards small differences, which the spread of so few makes rough anyway.
     """
     if len(differences) < 2:
         return None
     degrees = len(differences) - 1
-    quantiles = compute_t_quantile(0.05, degrees) + compute_t_quantile(2 * (1 - power), degrees)
+    quantiles = compute_t_quantile(1 - confidence, degrees) + compute_t_quantile(2 * (1 - power), degrees)
     return quantiles * statistics.stdev(differences) / math.sqrt(len(differences))

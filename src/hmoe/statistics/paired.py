@@ -1,4 +1,4 @@
-"""Differences taken pair by pair, several against one baseline, with intervals that hold together."""
+"""Differences taken pair by pair, several against one baseline, with verdicts that hold together."""
 
 import itertools
 import math
@@ -17,8 +17,8 @@ class PairedDifference:
     """How far something is from the baseline, by pairs.
 
     Attributes:
-        interval: mean of the differences, with the interval of Holm's step at which they stand.
-        confidence: of that interval: 95% shared among the comparisons.
+        interval: mean of the differences, with an interval wide enough for several comparisons.
+        confidence: of that interval alone: 95% for one comparison, more among several.
         adjusted_tail: two-sided p of the t test after Holm's correction; None for a single pair.
         sign_flip: exact p of the sign-flip permutation test, not corrected; None for a single pair.
     """
@@ -42,12 +42,13 @@ def compare_paired(
 
     The k-th smallest p of m is tested at (1 - confidence) / (m - k + 1), and its interval has that level; from the
     first that does not pass on, all others keep the level of that step, so an interval excludes zero exactly where
-    Holm's procedure rejects. All intervals together miss a true difference of zero in at most 1 - confidence of
-    experiments. Comparisons of a single pair have no interval and take no part in the correction.
+    Holm's procedure rejects. Where true differences are zero, at most 1 - confidence of experiments have an interval
+    that excludes it; intervals of differences that are not zero may together miss them more often. Comparisons of a
+    single pair, or of pairs that do not vary, have no interval and take no part.
 
     Args:
         differences: of each comparison, one for each pair; none may be empty.
-        confidence: of all intervals together.
+        confidence: of all verdicts together.
     """
     error = 1 - confidence
     tails = {name: compute_mean_interval(values).tail for name, values in differences.items()}

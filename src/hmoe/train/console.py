@@ -1,6 +1,6 @@
 """What a person sees of a training run: lines that stay, and one that tells how far it is."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from hmoe.config.plan import make_plan
@@ -8,10 +8,10 @@ from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches, describe_validation
 from hmoe.data.shards import Index
 from hmoe.runs.summary import RunSummary
+from hmoe.runs.validations import BestValidation, read_validation
 from hmoe.train.advice import DataReads, describe_short_documents
-from hmoe.train.best_validation import BestValidation
 from hmoe.train.sparkline import draw_shares
-from hmoe.train.summary import describe_run, describe_units, list_next_steps
+from hmoe.train.summary import describe_run, describe_units
 from hmoe.units import format_count
 
 
@@ -46,10 +46,20 @@ class _PlainDisplay:
 
 
 class Console:
-    """Says what happens in a training run; nothing here is read back by the program."""
+    """Says what happens in a training run; nothing here is read back by the program.
 
-    def __init__(self, display: Display | None = None) -> None:
+    Args:
+        display: where it is said; None: standard output.
+        list_steps: returns the commands that can follow a run, given whether its budget is used up.
+    """
+
+    def __init__(
+        self,
+        display: Display | None = None,
+        list_steps: Callable[[RunSummary, bool], Sequence[str]] = lambda run, is_finished: (),
+    ) -> None:
         self._display = display or _PlainDisplay()
+        self._list_steps = list_steps
         self._validations = BestValidation()
 
     def note(self, text: str) -> None:
@@ -102,11 +112,10 @@ class Console:
         rising = self._validations.update(row)
         parts = self._describe_step(row, records.tokens_per_second)
         self._display.update("train", progress, 1.0, parts, self._draw_experts(row))
-        if "validation_loss" in row:
-            loss, bits = row["validation_loss"], row["validation_bits_per_byte"]
-            self.note(
-                f"step {row['step']}: validation on {self._held_out}: loss {loss:.4f}, {bits:.4f} bits per byte"
-            )
+        validation = read_validation(row)
+        if validation is not None:
+            values = f"loss {validation.loss:.4f}, {validation.bits_per_byte:.4f} bits per byte"
+            self.note(f"step {row['step']}: validation on {self._held_out}: {values}")
             self._print_slots(row.get("slots"))
         if row.get("sample"):
             self.note(f"step {row['step']} writes: {row['sample']!r}")
@@ -114,10 +123,11 @@ class Console:
 
     def end(self, run: RunSummary, reason: str, is_finished: bool = True) -> None:
         """Print where a run stands and why it ended, and what can be done next."""
+        steps = self._list_steps(run, is_finished)
         for line in (
             *describe_run(run, reason),
-            "next:",
-            *(f"  {step}" for step in list_next_steps(run, is_finished)),
+            *(["next:"] if steps else []),
+            *(f"  {step}" for step in steps),
         ):
             self.note(line)
 

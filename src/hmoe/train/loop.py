@@ -18,6 +18,7 @@ from hmoe.runs.log_rows import read_logs, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.summary import read_run_summary
+from hmoe.runs.validations import BITS, LOSS, TOKENS
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
@@ -181,7 +182,7 @@ def _evaluating(session: Session) -> Iterator[None]:
 
 
 def _validate(session: Session) -> dict[str, float]:
-    """Return the validation loss in nats per token and in bits per byte of text.
+    """Return the validation loss in nats per token and in bits per byte of text, and of how many tokens it is.
 
     Nothing is returned without a validation split, nor for a loss that is NaN or infinite.
     """
@@ -207,7 +208,7 @@ def _validate(session: Session) -> dict[str, float]:
         return {}
     nats = total / num_tokens
     bits = nats / math.log(2) / count_bytes_per_token(session.index, "valid")
-    return {"validation_loss": nats, "validation_bits_per_byte": bits}
+    return {LOSS: nats, BITS: bits, TOKENS: num_tokens}
 
 
 def _sample(session: Session) -> str:

@@ -1,9 +1,11 @@
-"""The best validation of a run and its newest, and when the loss began to rise."""
+"""The validations that a run's metrics.jsonl tells of: the newest, the best, and when the loss began to rise."""
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+LOSS, BITS, TOKENS = "validation_loss", "validation_bits_per_byte", "validation_tokens"
 
 
 @dataclass(frozen=True)
@@ -14,15 +16,25 @@ class Validation:
         step: after which it was measured.
         loss: in nats per token.
         bits_per_byte: of text.
+        tokens: that were predicted; None in rows of earlier versions.
     """
 
     step: int
     loss: float
     bits_per_byte: float
+    tokens: int | None = None
 
 
-def get_number(row: dict[str, Any], name: str) -> float | None:
-    """Return a number of a row of a log; None where it has none, as rows may have been changed by hand."""
+def read_validation(row: dict[str, Any]) -> Validation | None:
+    """Return the validation of a row of metrics.jsonl; None where it has none, or one that is no number."""
+    loss, bits, tokens = (_get_number(row, name) for name in (LOSS, BITS, TOKENS))
+    if loss is None or bits is None:
+        return None
+    return Validation(row["step"], loss, bits, None if tokens is None else int(tokens))
+
+
+def _get_number(row: dict[str, Any], name: str) -> float | None:
+    """Return a number of a row; None where it has none, as rows may have been changed by hand."""
     value: Any = row.get(name)
     return value if type(value) in (int, float) and math.isfinite(value) else None
 
@@ -46,12 +58,12 @@ class BestValidation:
 
     def update(self, row: dict[str, Any]) -> str:
         """Take in a row, with or without a validation; return a warning once two in a row were above the best."""
-        loss, bits = (get_number(row, f"validation_{name}") for name in ("loss", "bits_per_byte"))
-        if loss is None or bits is None:
+        newest = read_validation(row)
+        if newest is None:
             return ""
-        newest = Validation(row["step"], loss, bits)
         self.newest = newest
-        if self.best is None or newest.loss < self.best.loss:
+        # Of other text, since train.eval_sequences changed: a loss of its own, from which others rise.
+        if self.best is None or newest.loss < self.best.loss or newest.tokens != self.best.tokens:
             self.best, self.rises = newest, 0
             return ""
         self.rises = self.rises + 1 if newest.loss > self.best.loss else 0

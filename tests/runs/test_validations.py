@@ -1,7 +1,7 @@
 import math
 from typing import Any
 
-from hmoe.train.best_validation import BestValidation, Validation
+from hmoe.runs.validations import BestValidation, Validation
 
 
 def row(step: int, loss: Any) -> dict[str, Any]:
