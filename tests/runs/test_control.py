@@ -39,3 +39,23 @@ def test_dense_and_equal_models_have_none(tmp_path: Path) -> None:
         make_uniform_control(write_run(tmp_path / "dense", "tiny-dense", 2.0, width=0))
     with pytest.raises(ConfigError, match="its experts are equal already, all 128 units wide"):
         make_uniform_control(write_run(tmp_path / "equal", "tiny-equal", 2.0))
+
+
+def test_the_control_ends_where_the_run_ended(tmp_path: Path) -> None:
+    by_steps, summary = make_uniform_control(write_run(tmp_path / "a", "tiny", 2.0, steps=40))
+    train = by_steps.train
+    assert (train.steps, train.tokens, train.seconds) == (None, None, None)
+    assert train.flops == pytest.approx(summary.flops * (1 - 0.5 / 40), rel=1e-9)
+    by_flops, _ = make_uniform_control(write_run(tmp_path / "b", "tiny", 2.0, "train.flops=5e10", steps=40))
+    assert by_flops.train.flops == 5e10  # less than it spent, since it ended with the step that reached it
+    begun, summary = make_uniform_control(
+        write_run(tmp_path / "c", "tiny", 2.0, "train.flops=5e20", steps=40)
+    )
+    assert begun.train.flops == pytest.approx(summary.flops * (1 - 0.5 / 40), rel=1e-9)
+
+
+def test_an_unfinished_run_is_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", "tiny", 2.0)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("steps: 8", "steps: 80"))
+    control, summary = make_uniform_control(run)
+    assert "The run is not finished: 10% of its budget." in explain_control(summary, control)

@@ -18,8 +18,8 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
 
     All experts are as wide as makes the expected activated width, at the run's own number of experts per token, that of
     the run's whole training. Where a router takes a fixed number of experts, a token of the control costs what one of
-    the run cost; a top-p router may take more or fewer of the equal ones, so the control's budget is the FLOPs that the
-    run spent, whatever its own was. The parameter penalty, which on equal experts only balances them, becomes the
+    the run cost; a top-p router may take more or fewer of the equal ones, so the control's budget is in FLOPs and ends
+    it where the run ended. The parameter penalty, which on equal experts only balances them, becomes the
     load-balancing loss with the paper's coefficient for equal experts, unless the run has one of its own.
 
     Raises:
@@ -43,15 +43,21 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
         skip=(),
     )
-    config, budget = (
-        summary.config,
-        {"steps": None, "tokens": None, "seconds": None, "flops": float(summary.flops)},
-    )
+    config = summary.config
+    budget = {"steps": None, "tokens": None, "seconds": None, "flops": choose_control_flops(summary)}
     changes = {
         "model": replace(config.model, moe=control),
         "train": config.train.model_copy(update=budget),
     }
     return config.model_copy(update=changes), summary
+
+
+def choose_control_flops(summary: RunSummary) -> float:
+    """Return the FLOPs that end the control where the run ended, to half a step."""
+    limit = summary.config.train.flops
+    if limit is not None and summary.flops >= limit:
+        return limit  # both end with the step that reaches it
+    return float(round(summary.flops * (1 - 0.5 / summary.step)))
 
 
 def find_control_width(moe: MoESpec, mean_width: float, experts_per_token: float) -> int:
@@ -69,13 +75,13 @@ def explain_control(summary: RunSummary, control: RunConfig) -> list[str]:
     assert moe is not None
     assert summary.mean_width is not None
     assert summary.experts_per_token is not None
-    spent = f"{summary.step:,} steps, {format_flops(summary.flops)} FLOPs, which are its budget"
     changed = list_control_changes(summary.config, control)
     return [
         f"Uniform control of {summary.path}, which activated {summary.mean_width:.2f} hidden units",
-        f"per token and MoE layer (mean of its {spent};",
-        f"{summary.uniform_width:.0f} under uniform routing) in {summary.experts_per_token:.2f} experts:",
+        f"per token and MoE layer (mean of its {summary.step:,} steps; {summary.uniform_width:.0f} under uniform "
+        f"routing) in {summary.experts_per_token:.2f} experts:",
         f"{len(moe.expert_widths)} equal experts of {moe.expert_widths[0]} hidden units.",
+        f"It ends where the run ended, at {format_flops(summary.flops)} FLOPs, to a step.",
         *(f"Instead of {old} it has {new}." for old, new in changed),
         *(
             [f"The run is not finished: {summary.progress:.0%} of its budget."]
