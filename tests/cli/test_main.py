@@ -64,9 +64,9 @@ def test_too_little_memory_is_one_line(
         (["plan", "tinny"], 2, "nearest is tiny; see `hmoe presets`"),
         (["plan", "tiny", "model.dim=x"], 2, "model.dim = 'x'"),
         (["train", "tiny", "--rnu", "x"], 2, "rnu: unknown key"),
-        (["eval", "/nowhere"], 2, "not a run folder"),
+        (["eval", "/nowhere"], 2, "no such folder"),
         (["eval", "/nowhere", "--text-field", "x"], 2, "no effect without --text"),
-        (["generate", "/nowhere", "x"], 2, "not a run folder"),
+        (["generate", "/nowhere", "x"], 2, "no such folder"),
         (["generate", "/nowhere", "x", "--temperature", "-1"], 2, "temperature = -1"),
         (["generate", "/nowhere", "\udce9"], 2, "not valid UTF-8"),
         (["plan", "a\nb"], 2, "no preset"),
@@ -89,7 +89,7 @@ def test_errors_are_one_line_and_an_exit_code(
 def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["train", "tiny", "--dry-run", "data.path=caf\udce9"]) == 2
     assert run_command_line(["eval", "/nowhere/caf\udce9"]) == 2
-    assert "/nowhere/caf\ufffd: not a run folder" in capsys.readouterr().err
+    assert "/nowhere/caf\ufffd: no such folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,9 @@ def test_from_run_to_folder_to_run_by_what_is_printed(here: Path, trained: Path,
     assert generate[:2] == ["generate", "hf folder"]
     assert hmoe([*generate, "--max-tokens", "2"]) == 0
     # A preset's name would be taken for the preset.
-    prepare, train = verb("import", "hf folder", "tiny", *TRAIN)
+    write, prepare, train = verb("import", "hf folder", "tiny", *TRAIN)
+    assert write[:2] == ["generate", "./tiny"]
+    assert hmoe([*write, "--max-tokens", "2"]) == 0
     assert train == ["train", "./tiny"]
     assert hmoe(prepare) == 0
     assert hmoe(train) == 0
@@ -135,7 +137,7 @@ def test_a_model_that_cannot_generate_is_evaluated(here: Path, verb: Verb) -> No
 def test_data_of_another_tokenizer_are_left_alone(here: Path, trained: Path, verb: Verb) -> None:
     verb("export", trained, "hf")
     verb("data", "prepare", "my text.txt", "--tokenizer", "bpe:260", "--out", "data/hf")
-    prepare, train = verb("import", "hf", "r", *TRAIN)
+    _, prepare, train = verb("import", "hf", "r", *TRAIN)
     assert prepare[-2:] == ["--out", "data/hf-2"]
     assert train == ["train", "r", "data.path=data/hf-2"]
     # The run waits for these data, and is what trains on them.
@@ -144,7 +146,7 @@ def test_data_of_another_tokenizer_are_left_alone(here: Path, trained: Path, ver
     assert len(rows(Path("r"))) == 2
     # Now it is bound to them.
     assert verb(*prepare[:-1], "data/other")[0][:2] == ["train", "tiny"]
-    assert verb("import", "hf", "r2", *TRAIN, "data.path=data/hf-2") == [["train", "r2"]]
+    assert verb("import", "hf", "r2", *TRAIN, "data.path=data/hf-2")[1:] == [["train", "r2"]]
 
 
 def test_an_upcycled_run_trains_on_the_data_of_its_source(here: Path, trained: Path, verb: Verb) -> None:
@@ -160,9 +162,10 @@ def test_an_upcycled_run_trains_on_the_data_of_its_source(here: Path, trained: P
         "64",
         *TRAIN,
     )
-    steps = verb(*words)
-    assert steps == [["train", "more"]]
-    assert hmoe(steps[0]) == 0
+    write, train = verb(*words)
+    assert train == ["train", "more"]
+    assert hmoe([*write, "--max-tokens", "2"]) == 0
+    assert hmoe(train) == 0
     assert len(rows(Path("more"))) == 2
 
 
@@ -171,14 +174,14 @@ def test_an_upcycled_run_whose_data_are_missing_is_given_some(
 ) -> None:
     words = ("--recipe", "tiny", "--text", "my text.txt", "--tokens", "64", *TRAIN)
     verb("export", trained, "hf")
-    prepare, train = verb("upcycle", "hf", "new", *words)
+    _, prepare, train = verb("upcycle", "hf", "new", *words)
     assert prepare == ["data", "prepare", "my text.txt", "--tokenizer", "new", "--out", "data/hf"]
     assert hmoe(prepare) == 0
     assert hmoe(train) == 0
     # Of a corpus that another tokenizer encodes, its key goes too.
     monkeypatch.setattr("hmoe.data.open.open_corpus", lambda name: open_index(Path("other")))
     verb("data", "prepare", "my text.txt", "--tokenizer", "bytes", "--out", "other")
-    prepare, train = verb("upcycle", "hf", "newer", *words, "data.path=corpus", "data.tokenizer=bytes")
+    _, prepare, train = verb("upcycle", "hf", "newer", *words, "data.path=corpus", "data.tokenizer=bytes")
     assert train == ["train", "newer", "data.path=data/newer", "data.tokenizer=null"]
     assert hmoe(prepare) == 0
     assert hmoe(train) == 0
@@ -199,7 +202,11 @@ def test_records_are_one_object_each(here: Path, trained: Path, verb: Verb) -> N
     assert sum(p.numel() for p in namespace["model"].parameters()) == export["parameters"]
     run = verb.read_json("import", "hf", "r", *TRAIN)
     assert (run["run"], run["source"], run["parameters"]) == ("r", "hf", export["parameters"])
-    assert run["next"] == ["hmoe data prepare FILES --tokenizer r --out data/hf", "hmoe train r"]
+    assert run["next"] == [
+        "hmoe generate r 'She was'",
+        "hmoe data prepare FILES --tokenizer r --out data/hf",
+        "hmoe train r",
+    ]
     words = ("upcycle", trained, "u", "--recipe", "tiny", "--tokens", "64", *TRAIN)
     up = verb.read_json(*words, "--text", "my text.txt", "model.moe.widths=[16, 24, 16, 8]")
     assert up["widths"] == [16, 24, 16, 8]

@@ -46,10 +46,15 @@ def test_the_control_is_printed_written_and_told_as_json(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tiny", "--control"], "tiny: --control needs a run folder"),
+        (["tiny", "--control"], "tiny: is no run folder; --control needs one"),
         (["run", "--control", "--memory", "80"], "--memory has no effect with --control"),
         (["run", "--out", "x.yaml"], "--out has no effect without --control"),
         (["run", "--control", "--out", "x"], "nearest is x.yaml"),
+        (
+            ["run", "--control", "--out", "no/x.yaml"],
+            "--out no/x.yaml: cannot be written: No such file or directory",
+        ),
+        (["nowhere", "--control"], "nowhere: no such run folder"),
         (["run", "--control", "--out", "run/config.yaml"], "exists already"),
     ],
 )

@@ -370,7 +370,7 @@ def test_the_command_line_from_run_to_run(tmp_path: Path, capfd: pytest.CaptureF
         (
             ["export", "/nowhere", "/tmp/x"],
             2,
-            "not a run folder (no config.yaml) and not a Hugging Face folder",
+            "/nowhere: no such folder; must be a run folder or a Hugging Face folder",
         ),
         (["export", "/nowhere", "/tmp/x", "--precision", "fp8"], 2, "must be float32 or bfloat16"),
         (
@@ -378,7 +378,7 @@ def test_the_command_line_from_run_to_run(tmp_path: Path, capfd: pytest.CaptureF
             2,
             "--shard-size foo: must be a number with KB",
         ),
-        (["import", "/nowhere", "/nowhere/x"], 2, "no config.json"),
+        (["import", "/nowhere", "/nowhere/x"], 2, "/nowhere: no such folder"),
         (["import", "/nowhere", "/usr"], 2, "exists and is not empty"),
     ],
 )

@@ -1,5 +1,7 @@
 """`hmoe.save`: what a loop of one's own leaves is opened by everything."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,36 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     hmoe.save(small, ByteTokenizer(), tmp_path / "mine", context=8)
     with pytest.raises(ConfigError, match="mine: "):
         hmoe.save(small, ByteTokenizer(), tmp_path / "mine", context=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": 1}, "model: is of type int, must be a Transformer"),
+        ({"tokenizer": "tok.json"}, r"tokenizer: is of type str, must be .* load_tokenizer\(FILE\)"),
+        ({"context": 0}, "context = 0: must be a whole number"),
+        ({"context": 64.0}, "context = 64.0: must be"),
+        ({"folder": ""}, "folder: is empty"),
+    ],
+)
+def test_arguments_of_another_kind_are_one_line(
+    change: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    arguments = {
+        "model": build(),
+        "tokenizer": ByteTokenizer(),
+        "folder": tmp_path / "x",
+        "context": 8,
+    } | change
+    with pytest.raises(ConfigError, match=message):
+        hmoe.save(**arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_transformers_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['transformers'] = None\nimport hmoe\n"
+        "try: hmoe.save\nexcept hmoe.ConfigError as error: print(error)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("Hugging Face folders need the hf extra: pip install ")

@@ -49,13 +49,16 @@ def test_a_folder_of_either_kind_is_opened(folders: dict[str, Path], kind: str) 
 
 
 def test_another_folder_is_one_line(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(hmoe.ConfigError) as caught:
-            hmoe.open(folder)
-        assert str(caught.value) == (
-            f"{folder}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
-            "`hmoe train RECIPE` makes a run folder"
-        )
+    with pytest.raises(hmoe.ConfigError) as caught:
+        hmoe.open(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
+        "`hmoe train RECIPE` makes a run folder"
+    )
+    with pytest.raises(
+        hmoe.ConfigError, match="none: no such folder; must be a run folder or a Hugging Face"
+    ):
+        hmoe.open(tmp_path / "none")
 
 
 def test_faults_that_leave_a_model_are_warnings_at_the_callers_line(

@@ -17,7 +17,10 @@ _Runs = Annotated[
     ),
 ]
 _Baseline = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Row from which the others are told apart, seed by seed.")
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Row, or its folder, from which the others are told apart, seed by seed."
+    ),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object, with the values of each seed.")]
 _AsMarkdown = Annotated[bool, typer.Option("--markdown", help="A Markdown table.")]

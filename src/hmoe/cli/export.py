@@ -1,6 +1,5 @@
 """`hmoe export`: a model as a Hugging Face folder."""
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,8 +56,7 @@ def export_to_folder(
         raise make_missing_extra_error("Hugging Face folders", "hf") from None
     from hmoe.runs.open_model import open_model
 
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()  # a file or two need none
     options = ExportOptions(form, dtype, shard_size, with_code)  # refused before a large model is read
     opened = open_model(model, print_note)
     report = export_opened_model(opened, model, folder, options)
@@ -73,7 +71,7 @@ def export_to_folder(
 def _describe_report(folder: Path, report: "ExportReport") -> Iterator[str]:
     """Yield the lines that say to people what was written."""
     yield f"{folder}: {format_count(report.parameters)} parameters, {format_bytes(report.weight_bytes)} of weights"
-    if report.padded_width is not None:
+    if report.padded_width is not None and (report.padding or 0) > 1:
         yield (
             f"experts of {', '.join(map(str, report.widths))} hidden units are padded with zeros to "
             f"{report.padded_width}: {report.padding:.2f} times the memory of the experts"

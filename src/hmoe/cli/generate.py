@@ -5,18 +5,25 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.arguments import AnyModel, Temperature, TopKTokens, TopPTokens
+from hmoe.cli.flags import print_note_with_flags
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError
 
 _Prompt = Annotated[str, typer.Argument(help="Text to continue.")]
-_MaxTokens = Annotated[int, typer.Option(min=1, max=100000, help="New tokens at most.")]
+_MaxTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=100000, help="New tokens at most. Default: 200, or what the context has room for."
+    ),
+]
+_MOST_TOKENS = 200
 _Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed gives the same text.")]
 
 
 def continue_prompt(
     run: AnyModel,
     prompt: _Prompt,
-    max_tokens: _MaxTokens = 200,
+    max_tokens: _MaxTokens = None,
     temperature: Temperature = 0.8,
     top_k: TopKTokens = 0,
     top_p: TopPTokens = 0.95,
@@ -36,10 +43,11 @@ def continue_prompt(
     check_causal(opened.model.config)
     tokenizer, length = opened.tokenizer, opened.context_length
     ids = [*opened.begin, *tokenizer.encode([prompt])[0]] or [tokenizer.separator]
+    if max_tokens is None:
+        max_tokens = min(_MOST_TOKENS, length - len(ids)) if len(ids) < length else _MOST_TOKENS
     if len(ids) + max_tokens > length:
-        print_note(
-            f"prompt and max_tokens are {len(ids) + max_tokens} tokens; the model was trained on {length}"
-        )
+        note = print_note_with_flags("max_tokens")
+        note(f"prompt and `max_tokens` are {len(ids) + max_tokens} tokens; the model was trained on {length}")
     detokenizer, shown = tokenizer.detokenizer(ids), 0
     typer.echo(tokenizer.decode(ids), nl=False)  # not always the prompt: some tokenizers normalise
     for token in generate_tokens(opened.model, ids, max_tokens, sampling, seed, tokenizer):

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from hmoe.cli.arguments import AsJson, complete_recipe
-from hmoe.cli.next_steps import list_training_steps, print_report
+from hmoe.cli.next_steps import list_new_run_steps, print_report
+from hmoe.cli.output import print_note
 from hmoe.units import format_count
 
 _Source = Annotated[
@@ -14,10 +15,13 @@ _Source = Annotated[
     typer.Argument(
         metavar="DIR",
         help="Hugging Face folder: Mixtral, Qwen3-MoE, OLMoE, LLaMA, Mistral, Qwen3, or one made by "
-        "`hmoe export`; then overrides: a.b=c or --a.b c.",
+        "`hmoe export`.",
     ),
 ]
-_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make, at step 0.")]
+_Run = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Run folder to make, at step 0; then overrides: a.b=c or --a.b c."),
+]
 _Recipe = Annotated[
     str,
     typer.Option(
@@ -57,5 +61,11 @@ def import_to_run(
         "tokenizer_vocabulary": tokenizer.vocab_size,
         "data_path": config.data.path,
     }
-    steps = list_training_steps(run, config, tokenizer.fingerprint, tokenizer.begin)
+    most, length = config.model.context, config.data.sequence_length
+    if most is not None and length > most:
+        print_note(
+            f"data.sequence_length = {length}: longer than the {most} tokens that the model was made to read; "
+            f"`hmoe train` with data.sequence_length={most} stays within them"
+        )
+    steps = list_new_run_steps(run, config, tokenizer.fingerprint, tokenizer.begin)
     print_report(record, [f"{run}: {format_count(num_parameters)} parameters at step 0"], steps, as_json)

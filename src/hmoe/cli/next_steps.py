@@ -74,6 +74,14 @@ def set_key(key: str, value: str) -> str:
     return f"{key}={value if is_plain else json.dumps(value)}"
 
 
+def list_new_run_steps(
+    run: Path, config: "RunConfig", tokenizer: str, begin: Sequence[int]
+) -> list[NextStep]:
+    """Return what can be done with a run at step 0: write with it at once, and train it; see `list_training_steps`."""
+    writes = [make_step("generate", name_path(run), "She was")] if config.model.causal else []
+    return [*writes, *list_training_steps(run, config, tokenizer, begin)]
+
+
 def list_training_steps(
     run: Path, config: "RunConfig", tokenizer: str, begin: Sequence[int]
 ) -> list[NextStep]:

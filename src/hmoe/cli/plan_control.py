@@ -21,8 +21,13 @@ def write_control(recipe: str, overrides: list[str], out: Path | None, as_json: 
 
     run = find_run(recipe)
     if run is None:
+        what = (
+            "is no run folder"
+            if Path(recipe).exists() or recipe in recipes.list_presets()
+            else "no such run folder"
+        )
         raise ConfigError(
-            f"{recipe}: --control needs a run folder, whose experts were measured while it was trained"
+            f"{recipe}: {what}; --control needs one, whose experts were measured while it was trained"
         )
     control, summary = make_uniform_control(run)
     for warning in summary.warnings:
@@ -59,3 +64,5 @@ def _write_new_file(out: Path, text: str) -> None:
             file.write(text)
     except FileExistsError:
         raise ConfigError(f"--out {out}: exists already; choose another file") from None
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from None

@@ -135,7 +135,14 @@ def _make_request(service: "Service", has_key: bool, url: str) -> str:
     # An address that stands for all is none to ask.
     url = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
     words = ["curl", f"{url}/v1/completions", "-H", "Content-Type: application/json", "-d", json.dumps(body)]
-    return shlex.join(words) + ' -H "Authorization: Bearer $HMOE_API_KEY"' * has_key
+    if not has_key:
+        return shlex.join(words)
+    # The key itself is not shown: a shell knows it by the variable's name, if it came from there.
+    known = "HMOE_API_KEY" in os.environ
+    header = "$HMOE_API_KEY" if known else "KEY"
+    return f'{shlex.join(words)} -H "Authorization: Bearer {header}"' + "  # KEY: that of --api-key" * (
+        not known
+    )
 
 
 def _write_to_stderr(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmoe.cli.arguments import AnyModel, AsJson, complete_recipe
-from hmoe.cli.next_steps import list_training_steps, print_report
+from hmoe.cli.next_steps import list_new_run_steps, print_report
 from hmoe.cli.output import print_note
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError
@@ -108,7 +108,7 @@ def upcycle_to_run(
             read_side_files(source, opened.tokenizer),
         )
     record = _make_record(source, run, opened, new, texts)
-    steps = list_training_steps(run, new.config, opened.tokenizer.fingerprint, opened.begin)
+    steps = list_new_run_steps(run, new.config, opened.tokenizer.fingerprint, opened.begin)
     print_report(record, _describe_record(record), steps, as_json)
 
 

@@ -42,7 +42,12 @@ def describe_unknown_recipe(recipe: str, presets: Sequence[str]) -> str:
         return (
             f"{recipe}: is a folder without config.yaml; a recipe is a preset, a .yaml file or a run folder"
         )
-    nearest = difflib.get_close_matches(recipe, presets, 1, 0)[0]
+    if "=" in recipe:
+        return f"{recipe}: is an override; a preset, a .yaml file or a run folder comes first"
+    if "/" in recipe:
+        return f"{recipe}: no such run folder or .yaml file"
+    is_file = "\0" not in recipe and Path(f"{recipe}.yaml").is_file()
+    nearest = f"{recipe}.yaml" if is_file else difflib.get_close_matches(recipe, presets, 1, 0)[0]
     return f"no preset or .yaml file {recipe!r}; nearest is {nearest}; see `hmoe presets`"
 
 

@@ -11,7 +11,7 @@ PRECISIONS = ("float32", "bfloat16")
 def check_precision(name: str | None) -> None:
     """Raise ConfigError for a precision that does not exist; None is that of the weights."""
     if name is not None and name not in PRECISIONS:
-        raise ConfigError(f"precision = {name}, must be {' or '.join(PRECISIONS)}")
+        raise ConfigError(f"precision = {name}: must be {' or '.join(PRECISIONS)}", argument="precision")
 
 
 class EvaluationPrecision:

@@ -128,7 +128,8 @@ def _make_manager(folder: Path | None) -> Any:
 
 def _require_harness() -> None:
     try:
-        import lm_eval  # noqa: F401, PLC0415 - optional extra
+        import datasets  # noqa: F401, PLC0415 - optional extra
+        import lm_eval  # noqa: F401, PLC0415
     except ImportError:
         raise make_missing_extra_error("benchmark tasks", "eval") from None
 

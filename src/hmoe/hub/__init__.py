@@ -3,7 +3,12 @@
 AutoConfig, AutoModel and AutoModelForCausalLM know "hmoe" from then on.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from hmoe.errors import make_missing_extra_error
+
+try:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+except ImportError:
+    raise make_missing_extra_error("Hugging Face folders", "hf") from None
 
 from hmoe.adapt.attach import attach_hyper, attach_shared
 from hmoe.hub.configuration import HMoEConfig

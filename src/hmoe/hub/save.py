@@ -2,9 +2,13 @@
 
 import os
 from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
 
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.errors import ConfigError
+from hmoe.hub.export import ExportOptions, export_opened_model
 from hmoe.model.transformer import Transformer
 from hmoe.runs.open_model import OpenedModel
 
@@ -30,7 +34,8 @@ def save_model(
         ConfigError: if the folder is in use, neither `context` nor the spec says a length, the tokenizer has more
             tokens than the model, or transformers (the hf extra) is not installed.
     """
-    length = context or model.config.context
+    _check_parts(model, tokenizer, context)
+    length = model.config.context if context is None else context
     if length is None:
         raise ConfigError(
             "context: missing, the tokens that the model was trained to read at once", argument="context"
@@ -40,10 +45,36 @@ def save_model(
             f"tokenizer: has {tokenizer.vocab_size} tokens, the model {model.config.vocab}; nearest is a model with "
             f"vocab = {tokenizer.vocab_size}"
         )
-    try:
-        from hmoe.hub.export import ExportOptions, export_opened_model  # noqa: PLC0415 - optional extra
-    except ImportError:
-        raise make_missing_extra_error("Hugging Face folders", "hf") from None
+    if not os.fspath(folder):
+        raise ConfigError(
+            "folder: is empty; a path must be given, . for the current folder", argument="folder"
+        )
     path = Path(folder)
     opened = OpenedModel(model, tokenizer, length, path.resolve().name, begin=tokenizer.begin)
-    export_opened_model(opened, path, path, ExportOptions())
+    shows_bar = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # a loop of one's own has output of its own
+    try:
+        export_opened_model(opened, path, path, ExportOptions())
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written: {error.strerror}", argument="folder") from None
+    finally:
+        if shows_bar:
+            logging.enable_progress_bar()
+
+
+def _check_parts(model: Any, tokenizer: Any, context: Any) -> None:
+    """Raise ConfigError for arguments of another kind, which are told apart here and not deep inside."""
+    if not isinstance(model, Transformer):
+        raise ConfigError(
+            f"model: is of type {type(model).__name__}, must be a Transformer of hmoe.model.transformer; an "
+            "HMoEForCausalLM has save_pretrained", argument="model",
+        )  # fmt: skip
+    if not all(hasattr(tokenizer, name) for name in ("vocab_size", "fingerprint", "begin", "separator")):
+        raise ConfigError(
+            f"tokenizer: is of type {type(tokenizer).__name__}, must be one of hmoe.data.tokenizer, such as "
+            "load_tokenizer(FILE)", argument="tokenizer",
+        )  # fmt: skip
+    if context is not None and (type(context) is not int or context < 1):
+        raise ConfigError(
+            f"context = {context!r}: must be a whole number of tokens, at least 1", argument="context"
+        )

@@ -246,6 +246,8 @@ class MoE(nn.Module):
             RuntimeError: before a backward pass.
         """
         self._find_expert(i)
+        if not self.w_gate.requires_grad:
+            raise RuntimeError("expert_grad: the experts' weights take no gradients (requires_grad is False)")
         grads = [w.grad for w in (self.w_gate, self.w_up, self.w_down)]
         if any(grad is None for grad in grads):
             raise RuntimeError("expert_grad: no gradients yet, run backward() first")

@@ -27,7 +27,8 @@ def import_hf_model(
         ConfigError, DataError, CheckpointError: naming what cannot be used.
     """
     if not (source / "config.json").is_file():
-        raise ConfigError(f"{source}: not a Hugging Face folder, it has no config.json")
+        what = "not a Hugging Face folder, it has no config.json" if source.exists() else "no such folder"
+        raise ConfigError(f"{source}: {what}")
     raw = read_json_object(source / "config.json")
     model, _ = describe_hf_folder(source, raw)
     # A recipe is UTF-8, a folder's name need not be.

@@ -57,6 +57,8 @@ def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
     check_chat_templates(path, say)
     if is_run_folder(path):
         return _from_run(path, say)
+    if not path.exists():
+        raise ConfigError(f"{path}: no such folder; must be a run folder or a Hugging Face folder")
     if not (path / "config.json").is_file():
         raise ConfigError(
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "

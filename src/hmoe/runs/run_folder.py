@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import read_newest_state
+from hmoe.checkpoint.manifest import list_checkpoint_steps, read_newest_state
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, RunBusyError
@@ -18,11 +18,15 @@ class RunFolder:
 
     Raises:
         RunBusyError: if another process is training here; names its pid.
-        ConfigError: if the folder holds a run of another recipe, naming the key.
+        ConfigError: if the folder holds a run of another recipe, naming the key, or a recipe of somebody's own.
     """
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
+        if (path / CONFIG).is_file() and not (path / ".lock").exists() and not list_checkpoint_steps(path):
+            raise ConfigError(
+                f"{path}: holds a {CONFIG} that is no run's, which would be replaced; choose another folder"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+", encoding="utf-8", errors="replace")

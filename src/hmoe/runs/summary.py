@@ -62,8 +62,11 @@ class RunSummary:
 
     @property
     def best_validation(self) -> Validation | None:
-        """The validation of the smallest loss, of equal ones the earliest; None where there was none."""
-        return min(self.validations, key=lambda validation: validation.loss, default=None)
+        """The one of the smallest loss among those of the newest one's text, of equal ones the earliest; None: none."""
+        same = [
+            validation for validation in self.validations if validation.tokens == self.validations[-1].tokens
+        ]
+        return min(same, key=lambda validation: validation.loss, default=None)
 
     @property
     def total_parameters(self) -> int:

@@ -127,7 +127,7 @@ class BoundsMiddleware:
         expected = self._limits.api_key.encode()
         # Compared in constant time: how long a comparison takes must not tell how much of the key is right.
         if not (hmac.compare_digest(key.strip(), expected) and scheme.lower() == b"bearer"):
-            message = "Authorization: Bearer with the server's API key"
+            message = "Authorization: missing or wrong, must be Bearer with the server's API key"
             raise HTTPError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     def _max_body_bytes(self, route: Route | None) -> int:
