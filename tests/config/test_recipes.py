@@ -124,10 +124,27 @@ def test_errors_are_one_line_that_names_key_value_and_choice(override: str, said
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["tinny", "", "../x", "a\0b"])
+@pytest.mark.parametrize("name", ["tinny", "", "a\0b"])
 def test_unknown_preset_names_the_nearest(name: str) -> None:
     with pytest.raises(ConfigError, match=r"; nearest is \S+; see `hmoe presets`$"):
         recipes.read_recipe(name)
+
+
+def test_what_is_no_preset_for_another_reason_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("base: tiny\n")
+    for name, message in (
+        ("../x", r"\.\./x: no such run folder or \.yaml file"),
+        (
+            "train.steps=3",
+            "train.steps=3: is an override; a preset, a .yaml file or a run folder comes first",
+        ),
+        ("mine", "nearest is mine.yaml"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            recipes.read_recipe(name)
 
 
 @pytest.mark.parametrize(

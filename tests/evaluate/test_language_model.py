@@ -197,7 +197,7 @@ def test_bfloat16_is_autocast_and_float32_casts_the_weights() -> None:
     moe_model.to(torch.bfloat16)
     LanguageModel(moe_model, tokenizer, LENGTH, precision="float32")
     assert moe_model.embed.weight.dtype == torch.float32
-    with pytest.raises(ConfigError, match="precision = fp8, must be float32 or bfloat16"):
+    with pytest.raises(ConfigError, match="precision = fp8: must be float32 or bfloat16"):
         LanguageModel(moe_model, tokenizer, LENGTH, precision="fp8")
 
 

@@ -36,3 +36,16 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="cannot be a run folder"):
         RunFolder(tmp_path / "run", CONFIG)
+
+
+def test_a_recipe_of_ones_own_is_not_replaced(tmp_path: Path) -> None:
+    mine = "# mine\nbase: tiny\noptim: {lr: 0.1}\n"
+    (tmp_path / "config.yaml").write_text(mine)
+    with pytest.raises(ConfigError, match="holds a config.yaml that is no run's"):
+        RunFolder(tmp_path, CONFIG)
+    assert (tmp_path / "config.yaml").read_text() == mine
+    own = recipes.read_recipe(str(tmp_path / "config.yaml"), ["train.steps=9"])[1]
+    with RunFolder(tmp_path, own) as folder:  # the folder's own recipe, with another budget
+        folder.write_config(own)
+    with RunFolder(tmp_path, CONFIG):  # begun now: a run's config that a killed process left
+        pass

@@ -23,7 +23,7 @@ class RunFolder:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self.path = path
-        if (path / CONFIG).is_file() and not (path / ".lock").exists() and not list_checkpoint_steps(path):
+        if _holds_another_recipe(path, config):
             raise ConfigError(
                 f"{path}: holds a {CONFIG} that is no run's, which would be replaced; choose another folder"
             )
@@ -87,3 +87,13 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
+
+
+def _holds_another_recipe(path: Path, config: RunConfig) -> bool:
+    """Return whether a folder in which nothing was trained holds a recipe, somebody's own, that differs from this."""
+    if not (path / CONFIG).is_file() or (path / ".lock").exists() or list_checkpoint_steps(path):
+        return False
+    try:
+        return bool(recipes.list_changed_values(recipes.read_recipe(str(path / CONFIG))[1], config))
+    except ConfigError:
+        return True
