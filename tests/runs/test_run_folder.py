@@ -41,7 +41,7 @@ def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
 def test_a_recipe_of_ones_own_is_not_replaced(tmp_path: Path) -> None:
     mine = "# mine\nbase: tiny\noptim: {lr: 0.1}\n"
     (tmp_path / "config.yaml").write_text(mine)
-    with pytest.raises(ConfigError, match="holds a config.yaml that is no run's"):
+    with pytest.raises(ConfigError, match=r"holds a config\.yaml that is no run's"):
         RunFolder(tmp_path, CONFIG)
     assert (tmp_path / "config.yaml").read_text() == mine
     own = recipes.read_recipe(str(tmp_path / "config.yaml"), ["train.steps=9"])[1]
