@@ -26,6 +26,7 @@ def test_the_control_is_printed_written_and_told_as_json(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert "8 equal experts of 117 hidden units." in shown
     assert shown.endswith("next:\n  hmoe train mine.yaml\n")
+    assert "Changed afterwards: seed=3." in shown
     name, config = read_recipe("mine.yaml")
     assert (name, config.seed) == ("mine", 3)
     assert config.model == read_recipe("tiny-control")[1].model
@@ -61,3 +62,11 @@ def test_the_control_is_printed_written_and_told_as_json(capsys: pytest.CaptureF
 def test_what_cannot_be(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["plan", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_run")
+def test_a_changed_model_is_told_beside_the_control(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["plan", "run", "--control", "model.moe=null", "model.ffn=64"]) == 0
+    text = capsys.readouterr().out
+    assert "# 8 equal experts of 117 hidden units.\n" in text
+    assert "# Changed afterwards: model.moe=null model.ffn=64.\n" in text

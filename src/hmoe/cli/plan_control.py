@@ -32,9 +32,10 @@ def write_control(recipe: str, overrides: list[str], out: Path | None, as_json: 
     control, summary = make_uniform_control(run)
     for warning in summary.warnings:
         print_note(warning)
+    lines = explain_control(summary, control)
     if overrides:
         control = recipes.check_recipe(control.model_dump(mode="json"), overrides)
-    lines = explain_control(summary, control)
+        lines.append(f"Changed afterwards: {' '.join(overrides)}.")
     control = recipes.make_data_path_absolute(control)
     text = "".join(f"# {line}\n" for line in lines) + recipes.dump_recipe(control)
     if out is not None:

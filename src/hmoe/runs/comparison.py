@@ -186,13 +186,16 @@ def _count_validated_tokens(run: RunSummary) -> int | None:
 def _add_differences(rows: list[dict[str, Any]], groups: Mapping[str, RunGroup], baseline: str) -> list[str]:
     """Add the differences to the baseline to the rows; return what must be said of them."""
     others = {name: group for name, group in groups.items() if name != baseline}
-    refusals = {name: refuse_difference(group, groups[baseline]) for name, group in others.items()}
-    pairs = {name: pair_by_seed(others[name], groups[baseline]) for name in others if refusals[name] is None}
-    results = compare_paired(pairs)
+    pairs = {name: pair_by_seed(group, groups[baseline]) for name, group in others.items()}
+    refusals = {name: refuse_difference(own) for name, own in pairs.items()}
+    differences = {
+        name: [_subtract_bits(*pair) for pair in own] for name, own in pairs.items() if refusals[name] is None
+    }
+    results = compare_paired(differences)
     for row in rows:
         name = row["name"]
         if name in results:
-            row.update(_describe_difference(results[name], pairs[name]))
+            row.update(_describe_difference(results[name], differences[name]))
         elif name != baseline:
             row.update({"difference": None, "verdict": refusals[name]})
     tested = {name: result for name, result in results.items() if result.adjusted_tail is not None}
@@ -202,7 +205,7 @@ def _add_differences(rows: list[dict[str, Any]], groups: Mapping[str, RunGroup],
             f"verdicts: Student's t with Holm's correction over {len(tested)} comparison{'s' * (len(tested) != 1)}; "
             "where nothing differs, any of them is wrong in at most 5% of such experiments"
         )
-    for name in pairs:
+    for name in differences:
         alone = sorted(set(groups[baseline].seeds) ^ set(groups[name].seeds))
         if alone:
             notes.append(
@@ -211,14 +214,8 @@ def _add_differences(rows: list[dict[str, Any]], groups: Mapping[str, RunGroup],
     return notes
 
 
-def refuse_difference(group: RunGroup, baseline: RunGroup) -> str | None:
-    """Return why a group has no difference to the baseline, None if it has: for each pair the same text and FLOPs."""
-    partners = {run.config.seed: run for run in baseline.runs if run.last_validation}
-    pairs = [
-        (run, partners[run.config.seed])
-        for run in group.runs
-        if run.config.seed in partners and run.last_validation
-    ]
+def refuse_difference(pairs: Sequence[tuple[RunSummary, RunSummary]]) -> str | None:
+    """Return why pairs of runs have no difference, None if they have: each pair needs the same text and FLOPs."""
     if not pairs:
         return "no seed in common that was validated at its end"
     for run, other in pairs:
@@ -232,19 +229,23 @@ def refuse_difference(group: RunGroup, baseline: RunGroup) -> str | None:
     return None
 
 
-def pair_by_seed(group: RunGroup, baseline: RunGroup) -> list[float]:
-    """Return the differences in bits per byte to the baseline, one for each seed that both have validated."""
-    bits = {
-        run.config.seed: run.last_validation.bits_per_byte for run in baseline.runs if run.last_validation
-    }
+def pair_by_seed(group: RunGroup, baseline: RunGroup) -> list[tuple[RunSummary, RunSummary]]:
+    """Return (run, run of the baseline) for each seed that both have validated at its end."""
+    partners = {run.config.seed: run for run in baseline.runs if run.last_validation}
     return [
-        run.last_validation.bits_per_byte - bits[run.config.seed]
+        (run, partners[run.config.seed])
         for run in group.runs
-        if run.last_validation and run.config.seed in bits
+        if run.last_validation and run.config.seed in partners
     ]
 
 
-def _describe_difference(result: PairedDifference, pairs: Sequence[float]) -> dict[str, Any]:
+def _subtract_bits(run: RunSummary, other: RunSummary) -> float:
+    assert run.last_validation is not None
+    assert other.last_validation is not None
+    return run.last_validation.bits_per_byte - other.last_validation.bits_per_byte
+
+
+def _describe_difference(result: PairedDifference, differences: Sequence[float]) -> dict[str, Any]:
     interval = result.interval
     return {
         "pairs": interval.count,
@@ -254,7 +255,7 @@ def _describe_difference(result: PairedDifference, pairs: Sequence[float]) -> di
         "confidence": result.confidence,
         "adjusted_p": result.adjusted_tail,
         "sign_flip_p": result.sign_flip,
-        "detectable_difference": estimate_detectable_difference(pairs, confidence=result.confidence),
+        "detectable_difference": estimate_detectable_difference(differences, confidence=result.confidence),
         "verdict": _describe_verdict(result),
     }
 

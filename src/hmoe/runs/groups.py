@@ -57,11 +57,10 @@ def read_run_groups(words: Sequence[str], say: Callable[[str], None] = lambda li
     paths: set[Path] = set()
     for word in words:
         name, path = _split_name(word)
-        for run in _list_runs(path, say):
-            if run.resolve() in paths:
-                raise ConfigError(f"{run}: is given twice")
-            paths.add(run.resolve())
-            summary = read_run_summary(run)
+        for summary in _read_runs(path, say):
+            if summary.path.resolve() in paths:
+                raise ConfigError(f"{summary.path}: is given twice")
+            paths.add(summary.path.resolve())
             key = (name, repr(list_recipe_values(summary)))
             members.setdefault(key, []).append(summary)
             sources.setdefault(key, []).append(word.partition("=")[2] if name else word)
@@ -107,31 +106,28 @@ def _split_name(word: str) -> tuple[str, Path]:
     return (name, Path(path)) if equals and name and not os.path.lexists(word) else ("", Path(word))
 
 
-def _list_runs(path: Path, say: Callable[[str], None]) -> list[Path]:
-    """Return the run folder that a path names, or those that lie in it and have taken a step."""
+def _read_runs(path: Path, say: Callable[[str], None]) -> list[RunSummary]:
+    """Return the run that a path names, or those that lie in it and have taken a step."""
     own = find_run_folder(path)
     if own is not None:
-        if read_run_summary(own).step == 0:
+        summary = read_run_summary(own)
+        if summary.step == 0:
             raise ConfigError(f"{own}: has taken no training step yet")
-        return [own]
+        return [summary]
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     runs = [child for child in children if is_run_folder(child)]
     if not runs:
-        what = (
-            "holds no run folder and is none"
-            if path.is_dir()
-            else "is a file"
-            if path.exists()
-            else "no such folder"
-        )
+        what = "is a file" if path.exists() else "no such folder"
+        what = "holds no run folder and is none" if path.is_dir() else what
         raise ConfigError(f"{path}: {what}; `hmoe train RECIPE` makes a run folder")
     for child in children:
         if child not in runs and any(map(is_run_folder, child.iterdir())):
             say(f"left out {child}: holds run folders of its own; name it too")
-    begun = [run for run in runs if read_run_summary(run).step > 0]
-    for run in runs:
-        if run not in begun:
-            say(f"left out {run}: has taken no training step yet")
+    summaries = [read_run_summary(run) for run in runs]
+    for summary in summaries:
+        if summary.step == 0:
+            say(f"left out {summary.path}: has taken no training step yet")
+    begun = [summary for summary in summaries if summary.step > 0]
     if not begun:
         raise ConfigError(f"{path}: none of its {len(runs)} runs has taken a training step yet")
     return begun
