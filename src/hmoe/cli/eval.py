@@ -223,6 +223,7 @@ def _evaluate_tasks(
     from hmoe.evaluate import harness
     from hmoe.evaluate.precision import check_precision
     from hmoe.evaluate.tasks import select_tasks
+    from hmoe.runs.benchmark_scores import RESULTS
     from hmoe.runs.open_model import open_model
 
     check_precision(chosen.get("precision"))
@@ -243,7 +244,7 @@ def _evaluate_tasks(
         )  # fmt: skip
     if out is not None:
         # Of all tasks that are finished there, not only of those that were asked for now.
-        whole = json.loads((out / "results.json").read_bytes())
+        whole = json.loads((out / RESULTS).read_bytes())
         write_atomic(out / "table.txt", format_results_table(whole, _TABLE_WIDTH).encode())
     if as_json:
         print_numbers(result, as_json)

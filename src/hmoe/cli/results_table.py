@@ -5,7 +5,7 @@ from typing import Any
 
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.data.benchmark_splits import PAPER_SIX, PAPER_TASKS
-from hmoe.evaluate.summary import METRIC
+from hmoe.runs.benchmark_scores import METRIC
 from hmoe.units import format_count, format_flops
 
 _PAPER = [task.name for task in PAPER_TASKS]

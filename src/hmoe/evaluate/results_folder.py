@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.errors import ConfigError
+from hmoe.runs.benchmark_scores import RESULTS
 from hmoe.storage import write_atomic
 
 _FORMAT = 1
@@ -86,7 +87,7 @@ class ResultsFolder:
 
     def close(self, result: dict[str, Any]) -> None:
         """Write the result of all finished tasks."""
-        write_atomic(self.folder / "results.json", _encode_json(result))
+        write_atomic(self.folder / RESULTS, _encode_json(result))
 
     def _path(self, name: str) -> Path:
         return self._tasks / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.json"

@@ -10,7 +10,7 @@ from hmoe.errors import CheckpointError
 from hmoe.runs.summary import RunSummary
 
 RESULTS = "results.json"
-_METRIC = "acc"
+METRIC = "acc"  # all tasks of the papers have it; the HMoE paper does not say which accuracy it prints
 _Scores = dict[str, tuple[float, str]]  # task -> accuracy, and what must be equal for two to be compared
 
 
@@ -53,9 +53,9 @@ def _read_scores(run: RunSummary, notes: list[str]) -> _Scores:
             notes.append(f"{file}: is of step {result.get('training_step')}, not of the last one, {run.step}")
             continue
         for task, record in result["tasks"].items():
-            if _METRIC in record["metrics"]:
+            if METRIC in record["metrics"]:
                 setting = json.dumps([result.get("options"), record.get("data")], sort_keys=True)
-                scores[task] = (record["metrics"][_METRIC], setting)
+                scores[task] = (record["metrics"][METRIC], setting)
     return scores
 
 
