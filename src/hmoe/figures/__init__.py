@@ -1,0 +1,1 @@
+"""Pieces of pictures from plain records: charts, coloured text. No torch; matplotlib in charts.py alone."""

@@ -1,0 +1,1 @@
+"""One page about runs, made from their files alone."""
