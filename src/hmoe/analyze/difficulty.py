@@ -243,7 +243,9 @@ def describe_tokens(tally: Tally, token_ids: Sequence[int], texts: Sequence[str]
         message = f"token_ids: {outside[0]} is no token of the model, must be from 0 to {tally.vocab - 1}"
         raise ConfigError(message, argument="token_ids")
     return {
-        "chosen_tokens": [row for token in token_ids for row in _describe_token(tally, int(token), texts[token])]
+        "chosen_tokens": [
+            row for token in token_ids for row in _describe_token(tally, int(token), texts[token])
+        ]
     }
 
 

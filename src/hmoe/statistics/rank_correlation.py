@@ -59,9 +59,8 @@ def standardise_ranks(values: npt.ArrayLike) -> Values:
     ranks = rank_values(table) - (size + 1) / 2
     length = np.sqrt(np.square(ranks).sum(-1, keepdims=True))
     unknown = np.isnan(table).any(-1, keepdims=True) | (length == 0)
-    return np.asarray(np.divide(
-        ranks, length, out=np.full(ranks.shape, np.nan), where=~np.broadcast_to(unknown, ranks.shape)
-    )
+    known = np.broadcast_to(~unknown, ranks.shape)
+    return np.asarray(np.divide(ranks, length, out=np.full(ranks.shape, np.nan), where=known))
 
 
 def compute_spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> Values:
