@@ -9,7 +9,6 @@ import numpy as np
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.traced_text import Floats, Ints
 
-NUM_DRAWS = 200
 _MOST_CELLS = 2_000_000  # of tables that are drawn at one time
 _NUM_QUANTILES = 1 << 14
 
@@ -28,18 +27,18 @@ def sum_by_width(tally: Tally, layer: int, types: Ints) -> tuple[Ints, Ints]:
     return widths, pairs
 
 
-def draw_type_units(tally: Tally, types: Ints, seed: int) -> Iterator[list[Floats]]:
+def draw_type_units(tally: Tally, types: Ints, num_draws: int, seed: int) -> Iterator[list[Floats]]:
     """Yield tables of the units that all tokens of each chosen type activated, layer by layer (draws, types).
 
-    Each type keeps its pairs and each expert its total. Together they are NUM_DRAWS draws.
+    Each type keeps its pairs and each expert its total. Together they are `num_draws` draws.
     """
     rng = np.random.default_rng(seed)
     tables = [sum_by_width(tally, layer, types) for layer in range(len(tally.blocks))]
     cells = max(1, len(tables[0][0]) * (len(types) + 1))
-    chunk = int(np.clip(_MOST_CELLS // cells, 1, NUM_DRAWS))
-    for begin in range(0, NUM_DRAWS, chunk):
-        num_draws = min(chunk, NUM_DRAWS - begin)
-        yield [_draw_units(widths, pairs, num_draws, rng) for widths, pairs in tables]
+    chunk = int(np.clip(_MOST_CELLS // cells, 1, num_draws))
+    for begin in range(0, num_draws, chunk):
+        size = min(chunk, num_draws - begin)
+        yield [_draw_units(widths, pairs, size, rng) for widths, pairs in tables]
 
 
 def _draw_units(widths: Ints, pairs: Ints, num_draws: int, rng: np.random.Generator) -> Floats:
