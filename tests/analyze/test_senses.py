@@ -10,7 +10,11 @@ bank n 10 5 @ ~ #m %p + 10 4 08420278 02787772 09213565 08462066
 ice_cream n 1 4 @ ~ #p %p 1 1 07614500
 """
 VERBS = "  1 This software\nbank v 8 4 @ ~ * + 8 2 02039413 02343595\n"
-SENSES = "bank%1:17:01:: 09213565 1 25\nbank%2:38:00:: 02039413 1 0\nbank%1:14:00:: 08420278 2 20\nable%5:00:00:capable:00 00306663 3 0\n"
+SENSES = """bank%1:17:01:: 09213565 1 25
+bank%2:38:00:: 02039413 1 0
+bank%1:14:00:: 08420278 2 20
+able%5:00:00:capable:00 00306663 3 0
+"""
 
 
 def _write(folder, text, name="senses.tsv"):
@@ -57,7 +61,7 @@ def test_faults_are_named(tmp_path, text, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="none.tsv: cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"none\.tsv: cannot be read: No such file"):
         read_senses(tmp_path / "none.tsv")
     with pytest.raises(DataError, match=r"has none of WordNet's files index\.sense"):
         read_senses(tmp_path)

@@ -80,7 +80,11 @@ def test_features_are_compared_where_they_are_known():
         expected = _partial_by_residuals(rows[row, known], senses[known], frequency[known])
         assert answers[2, row] == pytest.approx(expected)
         assert answers[4, row] == pytest.approx(_partial_by_residuals(rows[row], nll, frequency))
-    whole = FeatureCorrelator({"frequency": np.argsort(np.argsort(frequency)), "senses": np.nan_to_num(senses, nan=-1).astype(int)}, "frequency")  # fmt: skip
+    places = {
+        "frequency": np.argsort(np.argsort(frequency)),
+        "senses": np.nan_to_num(senses, nan=-1).astype(int),
+    }
+    whole = FeatureCorrelator(places, "frequency")
     np.testing.assert_allclose(whole.correlate(rows), answers[:3])
 
 

@@ -100,4 +100,5 @@ def tabulate_width_sums(width_E: Ints, pairs_E: Ints, counts: Sequence[int]) -> 
         for width, part in zip(steps, share, strict=True):
             longer[width : width + len(probability)] += part * probability
         probability = longer
-    return np.stack([tables[count] for count in counts]).astype(np.int32)
+    rows = [tables[count] for count in counts]
+    return np.array(rows, np.int32).reshape(len(counts), _NUM_QUANTILES)
