@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -6,8 +7,8 @@ import torch
 from scipy import stats
 
 from hmoe.analyze.difficulty import cut_bins, describe_tokens, measure_difficulty
-from hmoe.analyze.difficulty_nulls import TokenUnitsNull, draw_type_units, tabulate_width_sums
-from hmoe.analyze.planted import plant_routing
+from hmoe.analyze.difficulty_nulls import TokenUnitsNull, draw_type_units, fit_weights, tabulate_width_sums
+from hmoe.analyze.planted import iterate_parts, plant_routing
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.token_sample import TokenSample
 from hmoe.analyze.traced_text import TokenPlaces, TracedText
@@ -151,18 +152,37 @@ def test_types_under_the_null_keep_their_pairs():
 
 
 def test_tokens_under_the_null_keep_their_number_of_experts():
-    widths, pairs = np.array([0, 48, 16, 16]), np.array([10, 20, 5, 15])
-    sums = tabulate_width_sums(widths, pairs, [0, 1, 3])
-    rng = np.random.default_rng(0)
+    widths, weights = np.array([0, 48, 16, 16]), np.array([0.5, 2, 1, 3])
+    sums = tabulate_width_sums(widths, weights, np.array([0, 1, 3]))
     for count, row in zip((0, 1, 3), sums, strict=True):
-        drawn = rng.choice(widths, (20000, count), p=pairs / 50).sum(1)
-        assert set(np.unique(drawn)) <= set(row) | {0}
-        for value in np.unique(row):
-            assert np.mean(row == value) == pytest.approx(np.mean(drawn == value), abs=0.02)
+        sets = list(itertools.combinations(range(4), count))
+        shares = np.array([np.prod(weights[list(own)]) for own in sets])
+        totals = np.array([widths[list(own)].sum() for own in sets])
+        assert set(row) == set(totals)
+        for value in set(totals):
+            assert np.mean(row == value) == pytest.approx(
+                shares[totals == value].sum() / shares.sum(), abs=1e-4
+            )
     tally, sample = _sum_up(plant_routing("noise", 2, widths=(16, 32)).text, 120)
     units = TokenUnitsNull(tally, sample.num_experts_ZT, 0).draw()
     assert (units >= 16 * sample.num_experts_ZT).all()
     assert (units <= 32 * sample.num_experts_ZT).all()
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2, 3, 4, 5], [0.1, 1, 1, 9, 0], [1e6, 1, 2, 3, 4]])
+def test_weights_give_experts_their_pairs(weights):
+    counts, tokens = np.array([0, 1, 3]), np.array([50, 400, 1000])
+    expected = np.zeros(5)
+    for count, num_tokens in zip(counts, tokens, strict=True):
+        sets = list(itertools.combinations(range(5), count))
+        shares = np.array([np.prod(np.array(weights)[list(own)]) for own in sets])
+        for own, share in zip(sets, shares / shares.sum(), strict=True):
+            expected[list(own)] += num_tokens * share
+    fitted = fit_weights(expected, counts, tokens)
+    ratio = fitted / np.array(weights, float).clip(1e-9)
+    used = (np.array(weights) > 0) & (np.array(weights) < 1e6)
+    np.testing.assert_allclose(ratio[used], ratio[used][0], rtol=1e-3)
+    assert fitted[4] > 0 or weights[4] == 0
 
 
 def test_the_band_knows_that_difficult_tokens_have_more_experts():
@@ -174,6 +194,31 @@ def test_the_band_knows_that_difficult_tokens_have_more_experts():
     assert row["low"] > 0.3
     assert row["null_low"] > 0.3
     assert row["null_low"] <= row["correlation"] <= row["null_high"]
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_truth():
+    """Of a long text with effects of documents: in 95% of its parts the interval has the value of all of it."""
+    planted = plant_routing(
+        "difficulty",
+        7,
+        num_documents=8000,
+        tokens_per_document=80,
+        num_domains=1,
+        slope=0.4,
+        document_effect=0.5,
+    )
+    lengths = np.array([len(text) for text in planted.texts])
+    truth = _index(measure_difficulty(*_sum_up(planted.text, 120), lengths, num_draws=1)["difficulty"])
+    held = {}
+    for part in iterate_parts(planted, 40 * 80):
+        rows = _index(measure_difficulty(*_sum_up(part, 120), lengths, num_draws=1)["difficulty"])
+        for key, row in rows.items():
+            if key[1] == "tokens":
+                held.setdefault(key, []).append(row["low"] <= truth[key]["correlation"] <= row["high"])
+    assert {len(shares) for shares in held.values()} == {200}
+    assert truth[None, "tokens", "nll", None]["correlation"] > 0.2
+    assert min(map(np.mean, held.values())) >= stats.binom.ppf(0.025 / len(held), 200, 0.95) / 200
 
 
 def test_bins():

@@ -39,8 +39,12 @@ def measure_difficulty(
     own likelihood, bytes, place in the word and senses. Each but frequency also with frequency held fixed (`given`).
     Intervals leave out documents; types are taken as they are: the interval is for other texts, not for other
     vocabularies. Means of few tokens are inexact, and a correlation over types is therefore nearer to 0 than that of
-    a longer text. The null band holds 95% of `num_draws` draws in which experts are permuted among the pairs of a layer;
-    it lies beside 0 where difficult tokens have more experts, and for such models tells whether these are wider too.
+    a longer text; the interval is for texts of this length.
+
+    The null band holds 95% of `num_draws` draws in which experts are given to tokens at random: each token, or type,
+    keeps how many it has, and each expert its share of a layer. It lies beside 0 where difficult tokens have more
+    experts, and for such models tells whether these are wider too. It knows nothing of documents: where these have
+    experts of their own, correlations over tokens leave it more often than in 5%, and the interval is to be trusted.
 
     difficulty_curves: the activated ratio in up to ten bins of each feature, x being the median in the bin.
 
