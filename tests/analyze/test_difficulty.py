@@ -321,6 +321,27 @@ def test_a_sample_without_tokens():
     assert tables["difficulty_curves"] == []
 
 
+def test_a_type_of_a_single_document():
+    rng = np.random.default_rng(0)
+    types, documents = rng.integers(0, 9, 1000), np.arange(1000) // 100
+    types[900:950] = 9  # nowhere else
+    experts = [[[int(e)] for e in rng.integers(0, 3, 1000)]]
+    text = _make_text(types.tolist(), experts, (8, 16, 24), documents, rng.normal(size=1000))
+    tables = measure_difficulty(*_sum_up(text, 10), np.arange(10), num_draws=3)
+    row = _index(tables["difficulty"])[0, "types", "bytes", None]
+    assert row["count"] == 10
+    # Without its document the others are compared with each other alone; every value is a number.
+    units = np.array([[0], [1], [2]])[np.array(experts[0])[:, 0], 0] * 8 + 8
+    left_out = []
+    for document in range(10):
+        kept = documents != document
+        seen = np.unique(types[kept])
+        means = [units[kept & (types == v)].mean() for v in seen]
+        left_out.append(stats.spearmanr(seen, means).statistic)
+    error = np.sqrt(9 / 10 * np.square(left_out - np.mean(left_out)).sum())
+    assert row["high"] == pytest.approx(min(1, row["correlation"] + stats.t.ppf(0.975, 9) * error))
+
+
 def test_a_frequency_of_another_text():
     planted = plant_routing("difficulty", 0)
     frequency = np.arange(120.0)

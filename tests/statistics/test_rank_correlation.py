@@ -92,3 +92,14 @@ def test_features_without_items():
     correlator = FeatureCorrelator({"frequency": np.zeros(0), "nll": np.zeros(0)}, "frequency")
     assert np.isnan(correlator.correlate(np.zeros((3, 0)))).all()
     assert correlator.counts == [0, 0, 0]
+
+
+def test_items_without_the_fixed_feature_take_no_part():
+    frequency, nll = np.array([3.0, 1, np.nan, 2, 5]), np.array([4.0, 1, 9, 5, 2])
+    row = np.array([[1.0, 5, 0, 2, 4]])
+    correlator = FeatureCorrelator({"frequency": frequency, "nll": nll}, "frequency")
+    assert correlator.counts == [4, 4, 4]
+    known = [0, 1, 3, 4]
+    assert correlator.correlate(row)[1, 0] == pytest.approx(
+        stats.spearmanr(row[0, known], nll[known]).statistic
+    )
