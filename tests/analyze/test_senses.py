@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hmoe.analyze.senses import count_senses_of_types, read_senses
+from hmoe.analyze.senses import map_senses, read_senses
 from hmoe.errors import DataError
 
 NOUNS = """  1 This software and database is being provided to you, the LICENSEE, by
@@ -88,11 +88,7 @@ def test_reads_wordnet(tmp_path):
 def test_maps_whole_words_only():
     senses = {"bank": 18, "able": 4}
     texts = [" bank", "bank", " Bank", "able", " banks", " ", "", "\n"]
-    np.testing.assert_array_equal(count_senses_of_types(senses, texts), [18, np.nan, 18] + [np.nan] * 5)
-    np.testing.assert_array_equal(
-        count_senses_of_types(senses, ["bank", "able", "x", " "]), [18, 4, np.nan, np.nan]
-    )
+    np.testing.assert_array_equal(map_senses(senses, texts), [18, np.nan, 18] + [np.nan] * 5)
+    np.testing.assert_array_equal(map_senses(senses, ["bank", "able", "x", " "]), [18, 4, np.nan, np.nan])
     begins = np.array([False, True, False])
-    np.testing.assert_array_equal(
-        count_senses_of_types(senses, ["bank", "able", " bank"], begins), [np.nan, 4, np.nan]
-    )
+    np.testing.assert_array_equal(map_senses(senses, ["bank", "able", " bank"], begins), [np.nan, 4, np.nan])

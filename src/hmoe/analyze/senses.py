@@ -43,9 +43,7 @@ def read_senses(path: Path | str) -> dict[str, int]:
     return senses
 
 
-def count_senses_of_types(
-    senses: Mapping[str, int], texts: Sequence[str], begins_word_V: Bools | None = None
-) -> Floats:
+def map_senses(senses: Mapping[str, int], texts: Sequence[str], begins_word_V: Bools | None = None) -> Floats:
     """Return the senses of each token type that is a whole word of the list, NaN for all others.
 
     Parts of words are none even where they look like a word: "able" in "agree|able".
