@@ -213,8 +213,10 @@ def _measure_tasks(
     opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any
 ) -> dict[str, Any]:
     from hmoe.analyze.questions import measure_questions
+    from hmoe.evaluate.harness import EvaluationOptions
 
-    return measure_questions(opened, selection, window, limit, report)
+    options = EvaluationOptions(limit=limit, begin=opened.begin)
+    return measure_questions(opened.model, opened.tokenizer, window, selection, options, report)
 
 
 def _list_steps(opened: "OpenedModel", run: Path, out: Path | None) -> list[NextStep]:
