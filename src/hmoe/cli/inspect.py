@@ -202,11 +202,11 @@ def _choose_folder(opened: "OpenedModel", out: Path | None) -> Path | None:
 def _read_senses(senses: Path | None, opened: "OpenedModel") -> Any:
     if senses is None:
         return None
-    from hmoe.analyze.senses import count_senses_of_types, read_senses
+    from hmoe.analyze.senses import map_senses, read_senses
     from hmoe.analyze.token_types import describe_token_types
 
     types = describe_token_types(opened.tokenizer, opened.model.config.vocab)
-    return count_senses_of_types(read_senses(senses), types.texts)
+    return map_senses(read_senses(senses), types.texts)
 
 
 def _measure_tasks(
