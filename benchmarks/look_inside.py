@@ -142,7 +142,7 @@ def main() -> None:
     }[arguments.what]()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     record = {
-        "machine": describe_machine(),
+        "machine": describe_machine("cpu"),
         "threads": torch.get_num_threads(),
         "own_peak_bytes": peak,
         **result,
