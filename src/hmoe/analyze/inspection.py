@@ -1,0 +1,306 @@
+"""Look inside a model: read texts once, and measure everything that the sums, the samples and the model tell."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hmoe.analyze.activation import measure_activation
+from hmoe.analyze.difficulty import describe_tokens, measure_difficulty
+from hmoe.analyze.positions import ExpertPositions
+from hmoe.analyze.reading import BLOCK_TOKENS, DocumentPart, ReadingCounts, WindowReader, trace_windows
+from hmoe.analyze.reading_state import ReadingState
+from hmoe.analyze.redundancy import measure_redundancy
+from hmoe.analyze.similarity import measure_similarity, measure_size_test
+from hmoe.analyze.specialisation import measure_specialisation
+from hmoe.analyze.tally import Tally
+from hmoe.analyze.token_sample import TokenSample
+from hmoe.analyze.token_types import CLASS_NAMES, TokenTypes, describe_token_types, find_token_ids
+from hmoe.analyze.top_tokens import measure_top_tokens
+from hmoe.analyze.traced_text import Row
+from hmoe.analyze.window_sample import WindowSample
+from hmoe.analyze.worth import measure_worth
+from hmoe.errors import ConfigError, DataError
+from hmoe.runs.open_model import OpenedModel
+
+FORMAT = 1
+_NUM_CHOSEN = 6  # frequent and rare token types that are described where none are chosen
+
+
+@dataclass(frozen=True)
+class InspectionOptions:
+    """How a model is looked into.
+
+    Attributes:
+        window: tokens read at once.
+        most_tokens: read in all, at whole passes; None: all of the text.
+        sample_tokens: for what needs every expert on the same tokens, or the model once for each expert; 0: without.
+        num_top: token types listed for each expert.
+        chosen: texts of token types whose experts are listed; () for frequent and rare ones.
+    """
+
+    window: int
+    most_tokens: int | None = None
+    sample_tokens: int = 4096
+    num_top: int = 20
+    chosen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in {"window": 2, "most_tokens": 1, "sample_tokens": 0, "num_top": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} = {value}: must be at least {least}", argument=name)
+
+
+@dataclass(frozen=True)
+class InspectedText:
+    """Where the documents come from.
+
+    Attributes:
+        source: in words.
+        parts: the documents.
+        identity: what tells whether they are the same when reading goes on after an interruption.
+        num_tokens: of all of them, None if nobody knows.
+    """
+
+    source: str
+    parts: Iterable[DocumentPart]
+    identity: Mapping[str, Any]
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen.
+
+    Attributes:
+        record: JSON values: model, text, options, notes and tables.
+        positions: for each layer and expert some places that it served, with context.
+    """
+
+    record: dict[str, Any]
+    positions: list[Row]
+
+
+@dataclass
+class _Reading:
+    """What reading gives: sums, samples, and counts of what was read."""
+
+    tally: Tally
+    tokens: TokenSample
+    positions: ExpertPositions
+    windows: WindowSample
+    counts: ReadingCounts = field(default_factory=ReadingCounts)
+
+
+Report = Callable[
+    [str, int, int | None], None
+]  # called with what is done, how much of it, and how much there is
+
+
+def inspect_text(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    senses_V: Any = None,
+    state: Path | None = None,
+    report: Report = lambda task, done, total: None,
+) -> Inspection:
+    """Read texts with a model and return everything that is measured.
+
+    Args:
+        opened: the model.
+        text: the documents.
+        options: how.
+        senses_V: number of senses of each token type, NaN where nobody knows; None without a list.
+        state: file for what was read so far, from which the same call goes on after an interruption.
+        report: called with the task, what is done and all of it.
+
+    Raises:
+        ConfigError: for a dense model, or a token that does not exist.
+        DataError: if there is no text.
+    """
+    model = opened.model
+    moe = model.config.moe
+    if moe is None or not model.config.moe_layers:
+        raise ConfigError(f"{opened.name}: is dense and has no experts to look at")
+    types = describe_token_types(opened.tokenizer, model.config.vocab)
+    chosen = _find_chosen(types, options.chosen)
+    reading = _read(opened, text, options, types, state, report)
+    if not reading.counts.tokens:
+        raise DataError(f"{text.source}: nothing to look at, the text is empty")
+    report("measuring", 0, None)
+    tables = _measure_sums(reading, types, senses_V, options, model.embed.weight)
+    ids = chosen or _choose_tokens(reading.tally)
+    tables |= describe_tokens(reading.tally, ids, types.texts)
+    if options.sample_tokens:
+        tables |= _measure_sample(opened, reading, tables, report)
+    return Inspection(
+        {
+            "format": FORMAT,
+            "model": _describe_model(opened),
+            "text": _describe_text(text, reading, options),
+            "options": asdict(options),
+            "notes": _list_notes(reading, options),
+            "tables": tables,
+        },
+        reading.positions.list_rows(opened.tokenizer),
+    )
+
+
+def _read(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    types: TokenTypes,
+    state: Path | None,
+    report: Report,
+) -> _Reading:
+    """Read the texts, from where an interrupted reading had come."""
+    spec, moe = opened.model.config, opened.model.config.moe
+    assert moe is not None
+    widths, blocks = tuple(moe.routed_widths), tuple(spec.moe_layers)
+
+    def make_sums() -> dict[str, Any]:
+        return {
+            "tally": Tally(widths, blocks, spec.vocab, types.labels),
+            "tokens": TokenSample(len(blocks)),
+            "positions": ExpertPositions(len(blocks), len(widths)),
+            "windows": WindowSample(options.window, options.sample_tokens),
+        }
+
+    identity = {**text.identity, "window": options.window, "sample": options.sample_tokens}
+    stored = ReadingState(state, {**identity, "most": options.most_tokens}, make_sums)
+    num_passes = stored.restore()[0]
+    reading = _Reading(**stored.sums)  # type: ignore[arg-type]
+    reader = WindowReader(options.window, types, opened.tokenizer.separator, reading.tally.domains)
+    total = min(filter(None, (text.num_tokens, options.most_tokens)), default=None)
+    report("reading", 0, total)
+    number = 0
+    for number, batch in enumerate(reader.cut_windows(_limit_parts(text.parts, options.most_tokens)), 1):
+        if number > num_passes:
+            traced = trace_windows(opened.model, batch)
+            for item in (reading.tally, reading.tokens, reading.positions):
+                item.update(traced)
+            reading.windows.update(batch)
+            stored.save_sometimes(number)
+        done = reader.counts.tokens
+        report("reading", min(done, total) if total else done, total)
+    if number > num_passes:
+        stored.save(number, True)
+    reading.tally.finish()
+    reading.counts = reader.counts
+    return reading
+
+
+def _limit_parts(parts: Iterable[DocumentPart], most_tokens: int | None) -> Iterator[DocumentPart]:
+    """Yield documents up to the one with which so many tokens are reached; they stay whole."""
+    num_tokens = 0
+    for part in parts:
+        if part.is_first and most_tokens is not None and num_tokens >= most_tokens:
+            return
+        num_tokens += len(part.tokens)
+        yield part
+
+
+def _measure_sums(
+    reading: _Reading, types: TokenTypes, senses_V: Any, options: InspectionOptions, embedding: Any
+) -> dict[str, list[Row]]:
+    """Return the tables that sums over tokens give."""
+    tally = reading.tally
+    embedding_VD = embedding.detach().float().cpu().numpy()
+    return {
+        **measure_activation(tally),
+        **measure_similarity(tally, embedding_VD),
+        **measure_top_tokens(tally, types.texts, options.num_top),
+        **measure_specialisation(tally, CLASS_NAMES),
+        **measure_difficulty(tally, reading.tokens, types.lengths, senses_V),
+    }
+
+
+def _measure_sample(
+    opened: OpenedModel, reading: _Reading, tables: Mapping[str, list[Row]], report: Report
+) -> dict[str, list[Row]]:
+    """Return the tables for which the model reads a sample of the windows again."""
+    windows = reading.windows.list_windows()
+    redundancy = measure_redundancy(
+        opened.model, windows, lambda done, total: report("comparing experts' outputs", done, total)
+    )
+    worth = measure_worth(
+        opened.model, windows, lambda done, total: report("leaving out one expert after another", done, total)
+    )
+    size_tests = [*tables["size_tests"], *measure_size_test(redundancy["redundancy"], "output_distance")]
+    return {**redundancy, **worth, "size_tests": size_tests}
+
+
+def _find_chosen(types: TokenTypes, chosen: tuple[str, ...]) -> list[int]:
+    """Return the ids of token types by their texts."""
+    ids = find_token_ids(types, chosen)
+    for text, matches in ids.items():
+        if not matches:
+            raise ConfigError(f"chosen = {text!r}: no token type has this text", argument="chosen")
+    return [token for matches in ids.values() for token in matches]
+
+
+def _choose_tokens(tally: Tally) -> list[int]:
+    """Return frequent token types, and the rarest ones that occur often enough to be described."""
+    count_V = tally.types_by_fold.sum(0)
+    ordered = [int(token) for token in count_V.argsort(kind="stable")[::-1] if count_V[token] >= 20]
+    return list(dict.fromkeys([*ordered[:_NUM_CHOSEN], *ordered[-_NUM_CHOSEN:]]))
+
+
+def _describe_model(opened: OpenedModel) -> dict[str, Any]:
+    spec, moe = opened.model.config, opened.model.config.moe
+    assert moe is not None
+    return {
+        "name": opened.name,
+        "folder": str(opened.folder),
+        "step": opened.step,
+        "widths": list(moe.routed_widths),
+        "blocks": list(spec.moe_layers),
+        "dim": spec.dim,
+        "vocab": spec.vocab,
+        "context": opened.context_length,
+        "router": moe.router.name,
+        "causal": spec.causal,
+    }
+
+
+def _describe_text(text: InspectedText, reading: _Reading, options: InspectionOptions) -> dict[str, Any]:
+    counts, tally = reading.counts, reading.tally
+    return {
+        "source": text.source,
+        "documents": counts.documents,
+        "tokens": counts.tokens,
+        "window": options.window,
+        "domains": {
+            name: int(tokens.sum()) for name, tokens in zip(tally.domains, tally.domain_tokens, strict=True)
+        },
+        "folds": int((tally.tokens_by_fold > 0).sum()),
+        "first_tokens": counts.first_tokens,
+        "separators": counts.separators,
+        "long_documents": counts.long_documents,
+        "sampled_tokens": int((reading.windows.tokens >= 0).sum()),
+    }
+
+
+def _list_notes(reading: _Reading, options: InspectionOptions) -> list[str]:
+    counts = reading.counts
+    notes = [
+        f"intervals (95%) leave out documents, in {int((reading.tally.tokens_by_fold > 0).sum())} groups; "
+        "null: routing that gives each token as many experts and each expert as many tokens, whatever the token is",
+        f"{counts.first_tokens:,} first tokens of windows and {counts.separators:,} separators count in activation and "
+        "domains, not in what is by token",
+    ]
+    if counts.long_documents:
+        notes.append(
+            f"{counts.long_documents:,} documents of more than {BLOCK_TOKENS:,} tokens count as several for intervals, "
+            f"{counts.units:,} units in all"
+        )
+    if counts.units < 2:
+        notes.append("a single document has no intervals")
+    if not options.sample_tokens:
+        notes.append(
+            "what needs every expert on the same tokens was left out: outputs, redundancy, worth of experts"
+        )
+    return notes
