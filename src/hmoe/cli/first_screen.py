@@ -11,7 +11,7 @@ GROUPS = {
     "start": ("info", "presets", "config", "plan"),
     "data": ("data prepare", "data benchmarks"),
     "train": ("train",),
-    "look": ("eval", "generate", "chat"),
+    "look": ("eval", "generate", "chat", "report"),
     "compare": ("compare",),
     "change": ("import", "export", "upcycle", "finetune"),
     "use": ("serve",),

@@ -8,7 +8,9 @@ from typing import Any
 from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.units import format_count, format_duration, format_flops
 
-_WINDOW = 0.05  # share of the rows that stand for the end; the beginning is the first row: routers move at once
+_WINDOW = (
+    0.05  # share of the rows that stand for the end; the beginning is the first row: routers move at once
+)
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,12 @@ class Headline:
 
     Attributes:
         title: one sentence.
+        lead: the numbers that it rests on.
         points: further sentences.
     """
 
     title: str
+    lead: str
     points: Sequence[str]
 
 
@@ -48,99 +52,108 @@ class WorkShift:
 def write_headline(inputs: ReportInputs) -> Headline:
     """Return what can be said of the runs."""
     if len(inputs.groups) > 1:
-        title, points = _describe_comparison(inputs)
-    elif len(inputs.records) > 1:
-        title, points = _describe_seeds(inputs)
+        title, lead, points = _describe_comparison(inputs)
     else:
-        title, points = describe_run(inputs.records[0], inputs.comparison.rows[0]), []
-    unequal = [group for group in inputs.groups if len(set(inputs.get_records(group.name)[0].widths)) > 1]
-    shifts = [describe_shift(group.name, inputs.get_records(group.name)) for group in unequal]
-    if len(inputs.records) == 1:
-        points = [*points, "One run: what of it is chance, nobody can say; train further seeds and name them all."]
-    return Headline(title, [*points, *(line for line in shifts if line)])
+        record, row = inputs.records[0], inputs.comparison.rows[0]
+        title, lead, points = _describe_loss(row), _describe_training(record, row), _list_cautions(inputs)
+    for group in inputs.groups:
+        text = describe_shift(group.name, inputs.get_records(group.name))
+        points += [text] if text else []
+    return Headline(title, lead, points)
 
 
-def _describe_seeds(inputs: ReportInputs) -> tuple[str, list[str]]:
-    row = inputs.comparison.rows[0]
-    title = describe_run(inputs.records[0], row)
-    return title, ["One recipe: how it compares with another, these runs do not tell."]
-
-
-def describe_run(record: RunRecord, row: Mapping[str, Any]) -> str:
-    """Return what was trained, how far, and what share of the units a token activated."""
-    seeds = f"{row['num_seeds']} seeds" if row["num_seeds"] > 1 else "one run"
-    text = (
-        f"{row['name']} ({seeds}): {format_count(row['total_parameters'])} parameters, trained on "
-        f"{format_count(row['tokens'])} tokens in {row['steps']:,.0f} steps ({format_flops(row['flops'])} FLOPs"
-    )
-    text += f", {format_duration(row['seconds'])})" if row["seconds"] else ")"
+def _describe_loss(row: Mapping[str, Any]) -> str:
+    """Return how well one recipe predicts text."""
     if row["bits_per_byte"] is None:
-        return f"{text}; it was not validated at its last step."
+        return f"{row['name']} was not validated at its last step."
     half = row["bits_per_byte_half_width"]
     spread = f" ± {half:.4f}" if half is not None else ""
-    return f"{text}, reaches {row['bits_per_byte']:.4f}{spread} bits per byte.{describe_activation(record, row)}"
+    return f"{row['name']} reaches {row['bits_per_byte']:.4f}{spread} bits per byte."
 
 
-def describe_activation(record: RunRecord, row: Mapping[str, Any]) -> str:
-    """Return what share of the hidden units a token activated, against a router without preference."""
-    width, total = row["mean_activated_width"], sum(record.widths)
+def _describe_training(record: RunRecord, row: Mapping[str, Any]) -> str:
+    """Return what was trained, how far, and what share of the units a token activated."""
+    seeds = f"{row['num_seeds']} seeds of" if row["num_seeds"] > 1 else "One run of"
+    time = f", {format_duration(row['seconds'])}" if row["seconds"] else ""
+    text = (
+        f"{seeds} a model of {format_count(row['total_parameters'])} parameters, trained on "
+        f"{format_count(row['tokens'])} tokens in {row['steps']:,.0f} steps ({format_flops(row['flops'])} FLOPs{time})."
+    )
+    width, uniform, total = row["mean_activated_width"], row["uniform_width"], sum(record.widths)
     if width is None or not total:
-        return ""
-    text = f" A token activated {width / total:.1%} of the hidden units of a MoE layer"
-    uniform = row["uniform_width"]
-    return f"{text}; without any preference of the router it would be {uniform / total:.1%}." if uniform else f"{text}."
+        return text
+    text += f" A token activated {width / total:.1%} of the hidden units of a MoE layer"
+    return (
+        f"{text}; without any preference of the router it would be {uniform / total:.1%}."
+        if uniform
+        else f"{text}."
+    )
 
 
-def _describe_comparison(inputs: ReportInputs) -> tuple[str, list[str]]:
+def _list_cautions(inputs: ReportInputs) -> list[str]:
+    if len(inputs.records) > 1:
+        return ["One recipe: how it compares with another, these runs do not tell."]
+    return ["One run: what of it is chance, nobody can say. Train further seeds and name them all."]
+
+
+def _describe_comparison(inputs: ReportInputs) -> tuple[str, str, list[str]]:
     rows = {row["name"]: row for row in inputs.comparison.rows}
     assert inputs.baseline is not None
     others = [row for name, row in rows.items() if name != inputs.baseline]
     # Unequal experts first: they are what the page is about.
     others.sort(key=lambda row: len(set(inputs.get_records(row["name"])[0].widths)) < 2)
     sentences = [_describe_difference(row, inputs.baseline) for row in others]
-    points = [*sentences[1:], *_weigh_evidence(inputs, others)]
-    return sentences[0], points
+    points = [" ".join(sentence) for sentence in sentences[1:]]
+    return *sentences[0], [*points, *_weigh_evidence(inputs, others)]
 
 
-def _describe_difference(row: Mapping[str, Any], baseline: str) -> str:
-    """Return the verdict on one recipe as a sentence."""
+def _describe_difference(row: Mapping[str, Any], baseline: str) -> tuple[str, str]:
+    """Return the verdict on one recipe as a sentence, and the numbers that it rests on as another."""
     name, difference = row["name"], row.get("difference")
     if difference is None:
-        return f"{name} and {baseline} cannot be compared: {row.get('verdict', 'no difference is known')}."
+        return (
+            f"{name} and {baseline} cannot be compared.",
+            f"Why: {row.get('verdict', 'no difference is known')}.",
+        )
     low, high, pairs = row["difference_low"], row["difference_high"], row["pairs"]
     if pairs == 1:
         side = "below" if difference < 0 else "above"
-        if difference == 0:
-            return f"{name} and {baseline}: the same bits per byte, one run each: nobody can say what chance did."
         return (
-            f"{name} is {abs(difference):.4f} bits per byte {side} {baseline}, one run each: "
-            "nobody can say what of the difference is chance."
+            f"One run each: whether {name} or {baseline} is better, nobody can say.",
+            f"{name} is {abs(difference):.4f} bits per byte {side} {baseline}; "
+            "with a single pair of seeds it is unknown what of that is chance.",
         )
     if low is None or high is None:
-        return f"{name} and {baseline}: {row['verdict']}."
-    at = f"over {pairs} pairs of seeds at equal FLOPs"
+        return f"{name} and {baseline} have no interval.", f"{row['verdict']}."
+    pairs_of = f"{pairs} pairs of seeds at equal FLOPs"
     if low > 0 or high < 0:
-        side, half = ("better", "below") if high < 0 else ("worse", "above")
+        side, half = ("better", "fewer") if high < 0 else ("worse", "more")
         return (
-            f"{name} is {side} than {baseline}: {abs(difference):.4f} ± {(high - low) / 2:.4f} bits per byte {half} it, "
-            f"{at}."
+            f"{name} is {side} than {baseline} by {abs(difference):.4f} ± {(high - low) / 2:.4f} bits per byte.",
+            f"It needs that many {half} bits to write the same held-out text, over {pairs_of}.",
         )
+    span = f"{show_signed(low)} to {show_signed(high)}"
     return (
-        f"No difference between {name} and {baseline} is shown {at}: anything from {low:+.4f} to {high:+.4f} "
-        "bits per byte fits these runs."
+        f"These runs show no difference between {name} and {baseline}.",
+        f"Over {pairs_of} anything from {span} bits per byte fits them; below zero {name} would be better.",
     )
+
+
+def show_signed(value: float) -> str:
+    """Return a difference with its sign, a real minus where it is negative."""
+    return f"{value:+.4f}".replace("-", "\u2212")
 
 
 def _weigh_evidence(inputs: ReportInputs, others: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     detectable = [row["detectable_difference"] for row in others if row.get("detectable_difference")]
     if detectable:
         yield (
-            f"So many seeds would show a true difference of about {max(detectable):.2g} bits per byte in four of five "
-            "such experiments; smaller ones mostly not."
+            f"So few seeds would show a true difference of {max(detectable):.2g} bits per byte in about four of five "
+            "such experiments, and smaller ones more rarely."
         )
     if len(others) > 1:
         yield (
-            f"All are compared with {inputs.baseline} only; what the others differ in from each other is not tested here."
+            f"All are compared with {inputs.baseline} only; how the others compare with each other is not tested here."
         )
 
 
@@ -173,6 +186,8 @@ def measure_shift(record: RunRecord) -> WorkShift | None:
 
 def describe_shift(name: str, records: Sequence[RunRecord]) -> str:
     """Return whether work went to the narrow experts; "" where nothing is known of it."""
+    if len(set(records[0].widths)) < 2:
+        return ""
     shifts = [shift for record in records if (shift := measure_shift(record)) is not None]
     if not shifts:
         return ""

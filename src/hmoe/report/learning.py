@@ -1,7 +1,9 @@
 """How the loss fell: against FLOPs, tokens and seconds, smoothed for the eye, with the logged rows as data."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hmoe.figures.records import Curve, Curves
@@ -28,7 +30,9 @@ def describe_learning(inputs: ReportInputs) -> PageSection | None:
     figures = [_draw_losses(inputs, rows, ranks, axis) for axis in _AXES]
     validated = _draw_validations(inputs, rows, ranks)
     kept = [thin(own, MOST_ROWS_OF_CSV // len(rows)) for own in rows]
-    table = make_table("loss", "Loss by step, as it was logged.", [row for own in kept for row in own], 20)
+    table = make_table(
+        "loss", "Loss by step, as it was logged.", [row for own in kept for row in own], 20, is_folded=True
+    )
     notes = ["Lines are means of neighbouring steps; the CSV has the rows as they were logged."]
     if any(len(own) < len(whole) for own, whole in zip(kept, rows, strict=True)):
         notes.append(
@@ -44,11 +48,10 @@ def describe_learning(inputs: ReportInputs) -> PageSection | None:
 
 
 def rank_groups(inputs: ReportInputs) -> dict[str, float | None]:
-    """Return the place of each recipe on the scale of colours, evenly spread; a single recipe has the middle."""
-    last = max(len(inputs.groups) - 1, 1)
-    return {
-        group.name: place / last if len(inputs.groups) > 1 else 0.25 for place, group in enumerate(inputs.groups)
-    }
+    """Return the place of each recipe on the scale of colours, evenly spread; dense ones have the colour of text."""
+    sparse = [group.name for group in inputs.groups if group.runs[0].config.model.moe]
+    places = {name: place / max(len(sparse) - 1, 1) for place, name in enumerate(sparse)}
+    return {group.name: places.get(group.name) for group in inputs.groups}
 
 
 def list_loss_rows(record: RunRecord) -> list[dict[str, Any]]:
@@ -91,54 +94,65 @@ def smooth(points: _Points, most: int = MOST_POINTS) -> _Points:
     ]
 
 
+def _draw_curves(
+    inputs: ReportInputs,
+    points: Sequence[_Points],
+    ranks: dict[str, float | None],
+    show: Callable[[float], str],
+    chart: dict[str, Any],
+) -> PageFigure | None:
+    """Draw one line a run, named once a recipe; None where no run has two points."""
+    curves, ends = [], {}
+    for record, own in zip(inputs.records, points, strict=True):
+        if len(own) < 2:
+            continue
+        xs, ys = zip(*own, strict=True)
+        label = "" if record.group in ends else record.group
+        curves.append(Curve(label=label, xs=xs, ys=ys, rank=ranks[record.group]))
+        ends.setdefault(record.group, []).append((xs[-1], ys[-1]))
+    if not curves:
+        return None
+    last = [
+        f"{name} {statistics.fmean(y for _, y in own):.3f} at {show(statistics.fmean(x for x, _ in own))}"
+        for name, own in ends.items()
+    ]
+    unit = find_unit(max(max(curve.xs) for curve in curves))
+    curves = [replace(curve, xs=[x / unit for x in curve.xs]) for curve in curves]
+    label = chart["x_label"] + (f" / {unit:.0e}".replace("e+", "e") if unit > 1 else "")
+    description = f"{chart['description']}: {'; '.join(last)}."
+    return PageFigure(Curves(**{**chart, "curves": curves, "description": description, "x_label": label}))
+
+
+def find_unit(value: float) -> float:
+    """Return the power of a thousand in which an axis up to a value has short numbers; 1 below a billion."""
+    return 1.0 if value < 1e9 else 1000.0 ** math.floor(math.log(value, 1000))
+
+
 def _draw_losses(
     inputs: ReportInputs, rows: list[list[dict[str, Any]]], ranks: dict[str, float | None], axis: str
 ) -> PageFigure | None:
     word, label, show = _AXES[axis]
-    curves, ends, named = [], [], set()
-    for record, own in zip(inputs.records, rows, strict=True):
-        points = smooth([(row[axis], row["loss"]) for row in own if row[axis] is not None])
-        if len(points) < 2:
-            continue
-        name = "" if record.group in named else record.group
-        named.add(record.group)
-        xs, ys = zip(*points, strict=True)
-        curves.append(Curve(label=name, xs=xs, ys=ys, rank=ranks[record.group]))
-        ends.append(f"{record.name} {ys[0]:.3f} to {ys[-1]:.3f} at {show(xs[-1])}")
-    if not curves:
-        return None
-    text = f"Training loss in nats per token, smoothed, from first to last: {'; '.join(ends)}."
-    chart = Curves(
-        title=f"Loss against {word}", description=text, curves=curves, x_label=label, y_label="nats per token"
-    )
-    return PageFigure(chart)
+    points = [smooth([(row[axis], row["loss"]) for row in own if row[axis] is not None]) for own in rows]
+    chart = {
+        "title": f"Loss against {word}",
+        "description": "Training loss at the end, in nats per token, mean over seeds",
+        "x_label": label,
+        "y_label": "nats per token",
+    }
+    return _draw_curves(inputs, points, ranks, show, chart)
 
 
 def _draw_validations(
     inputs: ReportInputs, rows: list[list[dict[str, Any]]], ranks: dict[str, float | None]
 ) -> PageFigure | None:
-    curves, ends, named = [], [], set()
-    for record, own in zip(inputs.records, rows, strict=True):
-        points = [
-            (row["flops"], row["validation_bits_per_byte"])
-            for row in own
-            if row["validation_bits_per_byte"] is not None and row["flops"] is not None
-        ]
-        if len(points) < 2:
-            continue
-        xs, ys = zip(*points, strict=True)
-        name = "" if record.group in named else record.group
-        named.add(record.group)
-        curves.append(Curve(label=name, xs=xs, ys=ys, rank=ranks[record.group]))
-        ends.append(f"{record.name} {ys[0]:.3f} to {ys[-1]:.3f}")
-    if not curves:
-        return None
-    text = f"Bits per byte of held-out text, from the first validation to the last: {'; '.join(ends)}."
-    chart = Curves(
-        title="Held-out text against FLOPs",
-        description=text,
-        curves=curves,
-        x_label="training FLOPs",
-        y_label="bits per byte",
-    )
-    return PageFigure(chart)
+    name = "validation_bits_per_byte"
+    points = [
+        [(row["flops"], row[name]) for row in own if None not in (row["flops"], row[name])] for own in rows
+    ]
+    chart = {
+        "title": "Held-out text against FLOPs",
+        "description": "Bits per byte at the last validation, mean over seeds",
+        "x_label": "training FLOPs",
+        "y_label": "bits per byte",
+    }
+    return _draw_curves(inputs, points, ranks, format_flops, chart)

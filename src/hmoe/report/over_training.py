@@ -36,8 +36,15 @@ def describe_training(inputs: ReportInputs) -> PageSection | None:
     tables = {
         record.name: list_history_tables(read_training_history(record.summary.path)) for record in chosen
     }
-    rivers = [_draw_river(record, tables[record.name]["history"]) for record in chosen[:MOST_RIVERS]]
-    notes = [f"{len(chosen) - MOST_RIVERS} more recipes have no river here."] if len(chosen) > MOST_RIVERS else []
+    unequal = [record for record in chosen if len(set(record.widths)) > 1]
+    rivers = [_draw_river(record, tables[record.name]["history"]) for record in unequal[:MOST_RIVERS]]
+    notes = (
+        [f"{len(unequal) - MOST_RIVERS} more recipes have no river here."]
+        if len(unequal) > MOST_RIVERS
+        else []
+    )
+    if len(unequal) < len(chosen):
+        notes.append("Equal experts have one width, and no river.")
     if len(inputs.records) > len(firsts):
         notes.append("Of each recipe its first seed is drawn.")
     parts = [
@@ -45,12 +52,18 @@ def describe_training(inputs: ReportInputs) -> PageSection | None:
             "Activated parameters by width",
             ["Each band is the experts of one width, the narrowest at the bottom."],
             [river for river in rivers if river],
-        ),
+        )
+        if any(rivers)
+        else PagePart(),
         *_describe_terms(inputs, chosen, tables),
         *_describe_saturation(chosen),
     ]
     return PageSection(
-        "training", "Which experts worked", "What a token activated, from the first step to the last.", parts, notes
+        "training",
+        "Which experts worked",
+        "What a token activated, from the first step to the last.",
+        parts,
+        notes,
     )
 
 
@@ -61,15 +74,20 @@ def _draw_river(record: RunRecord, rows: _Rows) -> PageFigure | None:
     by_width = {width: [row for row in rows if row["width"] == width] for width in widths}
     bands, tokens = [], []
     for place, width in enumerate(widths):
-        points = smooth([(row["tokens"], row["activated_parameters"]) for row in by_width[width]], _RIVER_POINTS)
+        points = smooth(
+            [(row["tokens"], row["activated_parameters"]) for row in by_width[width]], _RIVER_POINTS
+        )
         tokens, ys = zip(*points, strict=True)
         bands.append(RiverBand(label=f"{width}", ys=ys, rank=place / max(len(widths) - 1, 1)))
     if len(tokens) < 2:
         return None
-    ends = ", ".join(f"{band.label} units {format_count(band.ys[0])} to {format_count(band.ys[-1])}" for band in bands)
+    ends = " and ".join(
+        f"those of {band.label} units from {format_count(band.ys[0])} to {format_count(band.ys[-1])}"
+        for band in (bands[0], bands[-1])
+    )
     chart = River(
         title=f"{record.name}: parameters that a token activated",
-        description=f"By width of the experts, from the first steps to the last: {ends}.",
+        description=f"Experts by width: {ends}, from the first steps to the last.",
         xs=tokens,
         bands=bands,
         x_label="training tokens",
@@ -107,7 +125,7 @@ def _describe_terms(
                 continue
             xs, ys = zip(*points, strict=True)
             curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
-            ends.append(f"{record.name} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
+            ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
         if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
             continue
         chart = Curves(
@@ -127,7 +145,9 @@ def _describe_terms(
         )
     ]
     if figures:
-        terms = make_table("terms", "Terms of the loss and what routers did, as they were logged.", rows, 14)
+        terms = make_table(
+            "terms", "Terms of the loss and what routers did, as they were logged.", rows, 14, is_folded=True
+        )
         sentences = ["Losses are shown before their coefficients, also where a recipe gives them none."]
         yield PagePart("Terms over training", sentences, figures, [terms])
 
@@ -159,7 +179,9 @@ def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:
             y_label="share of pairs",
             from_zero=True,
         )
-        table = make_table(f"saturation-{record.name}", f"{record.name}: agreement with the last probe.", rows, 20)
+        table = make_table(
+            f"saturation-{record.name}", f"{record.name}: agreement with the last probe.", rows, 20
+        )
         figures.append(PageFigure(chart, table))
     if figures:
         yield PagePart("When routing settled", figures=figures)

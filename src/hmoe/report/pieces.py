@@ -52,6 +52,7 @@ class PageTable:
         columns: those shown; one without any value is left out.
         rows: exact values by name, None where there is none.
         num_shown: how many rows are in view.
+        is_folded: whether it is behind its caption until a reader opens it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PageTable:
     columns: Sequence[PageColumn]
     rows: Sequence[dict[str, Any]]
     num_shown: int = MOST_ROWS
+    is_folded: bool = False
 
     @property
     def shown_columns(self) -> list[PageColumn]:
@@ -74,7 +76,7 @@ class PageTable:
         """What stands in the rows in view."""
         columns = self.shown_columns
         return [
-            ["" if row.get(column.name) is None else column.show(row[column.name]) for column in columns]
+            ["–" if row.get(column.name) is None else column.show(row[column.name]) for column in columns]
             for row in self.rows[: self.num_shown]
         ]
 
@@ -85,7 +87,9 @@ class PageTable:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow([column.name for column in self.columns])
         for row in self.rows:
-            writer.writerow(["" if row.get(column.name) is None else row[column.name] for column in self.columns])
+            writer.writerow(
+                ["" if row.get(column.name) is None else row[column.name] for column in self.columns]
+            )
         return file.getvalue()
 
     @property
@@ -94,12 +98,18 @@ class PageTable:
         return "data:text/csv;charset=utf-8," + quote(self.csv, safe=",;:/()!*'-._~@$?=")
 
 
-def make_table(name: str, caption: str, rows: Sequence[dict[str, Any]], num_shown: int = MOST_ROWS) -> PageTable:
+def make_table(
+    name: str,
+    caption: str,
+    rows: Sequence[dict[str, Any]],
+    num_shown: int = MOST_ROWS,
+    is_folded: bool = False,
+) -> PageTable:
     """Return a table of rows as they are, each value under its own name."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
     columns = [PageColumn(key, key.replace("_", " "), is_text=key in texts) for key in names]
-    return PageTable(name, caption, columns, rows, num_shown)
+    return PageTable(name, caption, columns, rows, num_shown, is_folded)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from hmoe.report.headline import show_signed
 from hmoe.report.inputs import ReportInputs
 from hmoe.report.pieces import PageColumn, PagePart, PageSection, PageTable
 from hmoe.units import format_count, format_duration, format_flops
@@ -12,7 +13,7 @@ def describe_results(inputs: ReportInputs) -> PageSection:
     """Return the section that lays the recipes side by side."""
     comparison = inputs.comparison
     tasks = list(dict.fromkeys(task for row in comparison.rows for task in row["benchmarks"]))
-    rows = [_describe_row(row, inputs.baseline) | {task: row["benchmarks"].get(task) for task in tasks}
+    rows = [_describe_row(row) | {task: row["benchmarks"].get(task) for task in tasks}
             for row in comparison.rows]  # fmt: skip
     columns = [
         PageColumn("recipe", "Recipe", is_text=True),
@@ -27,15 +28,9 @@ def describe_results(inputs: ReportInputs) -> PageSection:
         PageColumn("tokens", "Tokens", format_count),
         PageColumn("seconds", "Time", format_duration),
         *(PageColumn(task, task, "{:.1%}".format) for task in tasks),
-        PageColumn("difference", "Difference", "{:+.4f}".format),
-        PageColumn("low", "From", "{:+.4f}".format),
-        PageColumn("high", "To", "{:+.4f}".format),
-        PageColumn("p_holm", "p (Holm)", "{:.3f}".format),
-        PageColumn("verdict", "Verdict", is_text=True),
     ]
-    caption = "Recipes, mean over their seeds"
-    caption += f"; differences to {inputs.baseline}" if inputs.baseline else ""
-    tables = [PageTable("results", f"{caption}.", columns, rows)]
+    caption = "Recipes, means over their seeds." if len(inputs.records) > len(rows) else "Recipes."
+    tables = [PageTable("results", caption, columns, rows), *_list_differences(inputs)]
     if len(inputs.records) > len(inputs.groups):
         tables.append(_list_runs(inputs))
     return PageSection(
@@ -48,7 +43,7 @@ def describe_results(inputs: ReportInputs) -> PageSection:
     )
 
 
-def _describe_row(row: Mapping[str, Any], baseline: str | None) -> dict[str, Any]:
+def _describe_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "recipe": row["name"],
         "seeds": row["num_seeds"],
@@ -61,11 +56,6 @@ def _describe_row(row: Mapping[str, Any], baseline: str | None) -> dict[str, Any
         "flops": row["flops"],
         "tokens": row["tokens"],
         "seconds": row["seconds"],
-        "difference": row.get("difference"),
-        "low": row.get("difference_low"),
-        "high": row.get("difference_high"),
-        "p_holm": row.get("adjusted_p"),
-        "verdict": "baseline" if row["name"] == baseline else row.get("verdict"),
     }
 
 
@@ -75,6 +65,36 @@ def _explain_columns(rows: list[dict[str, Any]]) -> Iterator[str]:
             "Activated units: hidden units that a token used per MoE layer, mean over the training; "
             "without preference: what a uniform router would use."
         )
+
+
+def _list_differences(inputs: ReportInputs) -> list[PageTable]:
+    """Return a table of the differences to the baseline, if there is one."""
+    rows = [
+        {
+            "recipe": row["name"],
+            "pairs": row.get("pairs"),
+            "difference": row.get("difference"),
+            "low": row.get("difference_low"),
+            "high": row.get("difference_high"),
+            "p_holm": row.get("adjusted_p"),
+            "verdict": row.get("verdict"),
+        }
+        for row in inputs.comparison.rows
+        if row["name"] != inputs.baseline
+    ]
+    if inputs.baseline is None or not rows:
+        return []
+    columns = [
+        PageColumn("recipe", "Recipe", is_text=True),
+        PageColumn("pairs", "Pairs of seeds"),
+        PageColumn("difference", "Difference", show_signed),
+        PageColumn("low", "From", show_signed),
+        PageColumn("high", "To", show_signed),
+        PageColumn("p_holm", "p (Holm)", "{:.3f}".format),
+        PageColumn("verdict", "Verdict", is_text=True),
+    ]
+    caption = f"Differences to {inputs.baseline} in bits per byte, seed by seed; below zero is better."
+    return [PageTable("differences", caption, columns, rows)]
 
 
 def _list_runs(inputs: ReportInputs) -> PageTable:
@@ -105,4 +125,4 @@ def _list_runs(inputs: ReportInputs) -> PageTable:
         PageColumn("flops", "FLOPs", format_flops),
         PageColumn("seconds", "Time", format_duration),
     ]
-    return PageTable("runs", "Each run on its own.", columns, rows)
+    return PageTable("runs", "Each run on its own", columns, rows, is_folded=True)
