@@ -37,6 +37,7 @@ from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import plan_recipe
 from hmoe.cli.presets import print_presets
+from hmoe.cli.report import write_report
 from hmoe.cli.serve import serve_model
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
@@ -85,6 +86,7 @@ app.command("chat")(chat_with_model)
 app.command("generate")(continue_prompt)
 app.command("train", context_settings=OVERRIDES)(train_recipe)
 app.command("compare")(compare_runs)
+app.command("report")(write_report)
 app.command("plan", context_settings=OVERRIDES)(plan_recipe)
 app.command("config", context_settings=OVERRIDES)(print_recipe)
 app.command("info")(print_info)
