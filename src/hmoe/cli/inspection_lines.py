@@ -1,6 +1,8 @@
 """What `hmoe inspect` prints: each number with its interval and what random routing would give."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,9 @@ def list_inspection_lines(
         folder: where tables and figures lie; None: nowhere.
     """
     tables = record["tables"]
-    lines = [*_describe_text(record["text"]), *_describe_activation(tables), ""]
+    lines = [*_wrap(_describe_text(record["text"])), *_wrap(_describe_activation(tables)), ""]
     lines += render_table(_lay_out_widths(tables["widths"])).rstrip("\n").split("\n")
-    lines += ["", *_describe_experts(tables)]
+    lines += ["", *_wrap(_describe_experts(tables))]
     for table in (
         _lay_out_difficulty(tables["difficulty"]),
         _lay_out_specialisation(tables["specialisation"]),
@@ -38,11 +40,24 @@ def list_inspection_lines(
         lines += ["", *render_table(table).rstrip("\n").split("\n")] if table.rows else []
     if tables.get("tasks"):
         lines += ["", *render_table(_lay_out_tasks(tables["tasks"])).rstrip("\n").split("\n")]
-        lines += list(_describe_task_differences(tables["task_differences"]))
-    lines += ["", *_describe_top_tokens(tables), "", *(f"note: {note}" for note in record["notes"])]
+        lines += _wrap(_describe_task_differences(tables["task_differences"]))
+    lines += ["", *_describe_top_tokens(tables), ""]
+    lines += _wrap(f"note        {note}" for note in record["notes"])
     if folder is not None:
         lines.append(f"tables and {len(figures)} figures: {folder}")
     return lines
+
+
+def _wrap(lines: Iterable[str]) -> list[str]:
+    """Return lines no wider than the terminal, those that go on below the text that they explain."""
+    width, margin = shutil.get_terminal_size().columns, " " * 12
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+        )
+    ]
 
 
 def _describe_text(text: Mapping[str, Any]) -> Iterator[str]:
@@ -117,14 +132,15 @@ def _lay_out_difficulty(rows: Rows) -> Table:
         Column("low", "from", "{:+.2f}".format),
         Column("high", "to", "{:+.2f}".format),
         Column("random", "random", str),
-        Column("is_shown", "beyond random", _say_yes, is_text=True),
+        Column("is_shown", "shown", _say_yes, is_text=True),
     ]
     shown = [
         row | {"against": _name_feature(row), "random": _show_null(row), "is_shown": _is_beyond_null(row)}
         for row in rows
         if row["layer"] is None and row["over"] == "types" and row["correlation"] is not None
     ]
-    return Table(columns, shown, ["units against: hidden units that token types activate, mean over layers"])
+    legend = "units: that a token type activates, mean over layers; shown: beyond what random routing gives"
+    return Table(columns, shown, [legend])
 
 
 def _name_feature(row: Mapping[str, Any]) -> str:
@@ -207,7 +223,7 @@ def _describe_top_tokens(tables: Mapping[str, Rows]) -> Iterator[str]:
         return
     sizes = {layer: sum(row["layer"] == layer for row in rows) for layer in {row["layer"] for row in rows}}
     layer = max(sorted(sizes), key=sizes.__getitem__)
-    yield f"tokens that experts of MoE layer {layer} read more than others (times as often, at least), narrow to wide:"
+    yield f"tokens that experts of MoE layer {layer} read more than others (times as often, at least):"
     experts = sorted(
         (row for row in tables["experts"] if row["layer"] == layer),
         key=lambda row: (row["width"], row["expert"]),
