@@ -1,4 +1,4 @@
-"""Makes a drawn SVG a part of a page: colours of its text, ids of its own, words for screen readers, nothing external."""
+"""Makes a drawn SVG a part of a page: colours of its text, ids of its own, words for screen readers, no links."""
 
 import re
 from html import escape
@@ -31,7 +31,10 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
     content = re.sub(r'\bid="', f'id="{prefix}-', content)
     content = re.sub(r'href="#', f'href="#{prefix}-', content).replace("url(#", f"url(#{prefix}-")
     names = f"{prefix}-title {prefix}-description"
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" width="100%" role="img" aria-labelledby="{names}">'
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" width="100%" role="img" '
+        f'aria-labelledby="{names}">'
+    )
     words = (
         f'<title id="{prefix}-title">{escape_xml(title)}</title>'
         f'<desc id="{prefix}-description">{escape_xml(description)}</desc>'
