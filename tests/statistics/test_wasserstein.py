@@ -39,9 +39,7 @@ def test_distances_on_a_line_are_those_of_scipy(seed):
 
 
 def measure_slowly(points_a, points_b, weights_a, weights_b, directions):
-    lines = [
-        stats.wasserstein_distance(points_a @ d, points_b @ d, weights_a, weights_b) for d in directions
-    ]
+    lines = [stats.wasserstein_distance(points_a @ d, points_b @ d, weights_a, weights_b) for d in directions]
     return np.mean(lines)
 
 
@@ -49,7 +47,10 @@ def measure_slowly(points_a, points_b, weights_a, weights_b, directions):
 def test_sliced_distances_are_means_over_directions(seed):
     generator = np.random.default_rng(seed)
     size_a, size_b, dimensions = generator.integers(1, 30, 3)
-    points_a, points_b = generator.normal(size=(size_a, dimensions)), generator.normal(1, 2, (size_b, dimensions))
+    points_a, points_b = (
+        generator.normal(size=(size_a, dimensions)),
+        generator.normal(1, 2, (size_b, dimensions)),
+    )
     weights_a, weights_b = generator.integers(1, 9, size_a), generator.random(size_b) + 0.1
     directions = np.random.default_rng(seed).standard_normal((11, dimensions))
     directions /= np.linalg.norm(directions, axis=1)[:, None]
@@ -71,7 +72,7 @@ def test_both_sliced_forms_are_the_same():
 
 def test_a_shift_is_its_length_times_the_mean_cosine():
     points = np.random.default_rng(0).normal(size=(50, 3))
-    shift = measure_sliced_distance(points, points + [5, 0, 0], num_directions=4096)
+    shift = measure_sliced_distance(points, points + np.array([5, 0, 0]), num_directions=4096)
     assert shift == pytest.approx(5 / 2, rel=0.05)  # in three dimensions a coordinate is uniform
 
 
