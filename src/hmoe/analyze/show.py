@@ -1,5 +1,6 @@
 """One text, token by token: which experts served it, and how much of the model it activated."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,7 +137,7 @@ def _describe_token(traced: RoutingTrace, num_before: int, index: int, tokenizer
         token,
         text,
         float(traced.width_ZT[:, place].mean()) / whole if whole else None,
-        nll if nll == nll else None,  # NaN where nothing comes before it
+        None if math.isnan(nll) else nll,  # nothing comes before it
         tuple(experts),
     )
 

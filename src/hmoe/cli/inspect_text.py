@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hmoe.analyze.show import ShownText, ShownToken
     from hmoe.runs.open_model import OpenedModel
 
-_BAR_CELLS = 24
+_BAR_CELLS = 16
 
 
 def print_text(opened: "OpenedModel", text: str, token: str | None, as_json: bool) -> None:

@@ -72,6 +72,7 @@ def render_chart(
     try:
         import matplotlib  # noqa: PLC0415 - optional extra
         from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError:
         raise make_missing_extra_error("figures", "plot") from None
     width, height = size or (WIDTH, choose_height(chart, shows_title))
@@ -80,8 +81,8 @@ def render_chart(
         warnings.filterwarnings(
             "ignore", message="Glyph"
         )  # letters that the reader's font has may lack in ours
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+        figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         _draw(figure, chart, width)
         if shows_title:
             lines = _wrap_title(chart.title, width)
