@@ -1,14 +1,20 @@
 """Look inside a model: read texts once, and measure everything that the sums, the samples and the model tell."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hmoe.analyze.activation import measure_activation
 from hmoe.analyze.difficulty import describe_tokens, measure_difficulty
+from hmoe.analyze.inspection_record import (
+    TextReading,
+    describe_inspected_model,
+    describe_inspected_text,
+    list_inspection_notes,
+)
 from hmoe.analyze.positions import ExpertPositions
-from hmoe.analyze.reading import BLOCK_TOKENS, DocumentPart, ReadingCounts, WindowReader, trace_windows
+from hmoe.analyze.reading import DocumentPart, WindowReader, trace_windows
 from hmoe.analyze.reading_state import ReadingState
 from hmoe.analyze.redundancy import measure_redundancy
 from hmoe.analyze.similarity import measure_similarity, measure_size_test
@@ -82,17 +88,6 @@ class Inspection:
     positions: list[Row]
 
 
-@dataclass
-class _Reading:
-    """What reading gives: sums, samples, and counts of what was read."""
-
-    tally: Tally
-    tokens: TokenSample
-    positions: ExpertPositions
-    windows: WindowSample
-    counts: ReadingCounts = field(default_factory=ReadingCounts)
-
-
 Report = Callable[
     [str, int, int | None], None
 ]  # called with what is done, how much of it, and how much there is
@@ -138,10 +133,10 @@ def inspect_text(
     return Inspection(
         {
             "format": FORMAT,
-            "model": _describe_model(opened),
-            "text": _describe_text(text, reading, options),
+            "model": describe_inspected_model(opened),
+            "text": describe_inspected_text(text.source, options.window, reading),
             "options": asdict(options),
-            "notes": _list_notes(reading, options),
+            "notes": list_inspection_notes(reading, options.sample_tokens),
             "tables": tables,
         },
         reading.positions.list_rows(opened.tokenizer),
@@ -155,7 +150,7 @@ def _read(
     types: TokenTypes,
     state: Path | None,
     report: Report,
-) -> _Reading:
+) -> TextReading:
     """Read the texts, from where an interrupted reading had come."""
     spec, moe = opened.model.config, opened.model.config.moe
     assert moe is not None
@@ -172,22 +167,22 @@ def _read(
     identity = {**text.identity, "window": options.window, "sample": options.sample_tokens}
     stored = ReadingState(state, {**identity, "most": options.most_tokens}, make_sums)
     num_passes = stored.restore()[0]
-    reading = _Reading(**stored.sums)  # type: ignore[arg-type]
+    reading = TextReading(**stored.sums)  # type: ignore[arg-type]
     reader = WindowReader(options.window, types, opened.tokenizer.separator, reading.tally.domains)
     total = min(filter(None, (text.num_tokens, options.most_tokens)), default=None)
     report("reading", 0, total)
-    number = 0
-    for number, batch in enumerate(reader.cut_windows(_limit_parts(text.parts, options.most_tokens)), 1):
-        if number > num_passes:
+    index = 0
+    for index, batch in enumerate(reader.cut_windows(_limit_parts(text.parts, options.most_tokens)), 1):
+        if index > num_passes:
             traced = trace_windows(opened.model, batch)
             for item in (reading.tally, reading.tokens, reading.positions):
                 item.update(traced)
             reading.windows.update(batch)
-            stored.save_sometimes(number)
+            stored.save_sometimes(index)
         done = reader.counts.tokens
         report("reading", min(done, total) if total else done, total)
-    if number > num_passes:
-        stored.save(number, True)
+    if index > num_passes:
+        stored.save(index, True)
     reading.tally.finish()
     reading.counts = reader.counts
     return reading
@@ -204,7 +199,7 @@ def _limit_parts(parts: Iterable[DocumentPart], most_tokens: int | None) -> Iter
 
 
 def _measure_sums(
-    reading: _Reading, types: TokenTypes, senses_V: Any, options: InspectionOptions, embedding: Any
+    reading: TextReading, types: TokenTypes, senses_V: Any, options: InspectionOptions, embedding: Any
 ) -> dict[str, list[Row]]:
     """Return the tables that sums over tokens give."""
     tally = reading.tally
@@ -219,7 +214,7 @@ def _measure_sums(
 
 
 def _measure_sample(
-    opened: OpenedModel, reading: _Reading, tables: Mapping[str, list[Row]], report: Report
+    opened: OpenedModel, reading: TextReading, tables: Mapping[str, list[Row]], report: Report
 ) -> dict[str, list[Row]]:
     """Return the tables for which the model reads a sample of the windows again."""
     windows = reading.windows.list_windows()
@@ -247,60 +242,3 @@ def _choose_tokens(tally: Tally) -> list[int]:
     count_V = tally.types_by_fold.sum(0)
     ordered = [int(token) for token in count_V.argsort(kind="stable")[::-1] if count_V[token] >= 20]
     return list(dict.fromkeys([*ordered[:_NUM_CHOSEN], *ordered[-_NUM_CHOSEN:]]))
-
-
-def _describe_model(opened: OpenedModel) -> dict[str, Any]:
-    spec, moe = opened.model.config, opened.model.config.moe
-    assert moe is not None
-    return {
-        "name": opened.name,
-        "folder": str(opened.folder),
-        "step": opened.step,
-        "widths": list(moe.routed_widths),
-        "blocks": list(spec.moe_layers),
-        "dim": spec.dim,
-        "vocab": spec.vocab,
-        "context": opened.context_length,
-        "router": moe.router.name,
-        "causal": spec.causal,
-    }
-
-
-def _describe_text(text: InspectedText, reading: _Reading, options: InspectionOptions) -> dict[str, Any]:
-    counts, tally = reading.counts, reading.tally
-    return {
-        "source": text.source,
-        "documents": counts.documents,
-        "tokens": counts.tokens,
-        "window": options.window,
-        "domains": {
-            name: int(tokens.sum()) for name, tokens in zip(tally.domains, tally.domain_tokens, strict=True)
-        },
-        "folds": int((tally.tokens_by_fold > 0).sum()),
-        "first_tokens": counts.first_tokens,
-        "separators": counts.separators,
-        "long_documents": counts.long_documents,
-        "sampled_tokens": int((reading.windows.tokens >= 0).sum()),
-    }
-
-
-def _list_notes(reading: _Reading, options: InspectionOptions) -> list[str]:
-    counts = reading.counts
-    notes = [
-        f"intervals (95%) leave out documents, in {int((reading.tally.tokens_by_fold > 0).sum())} groups; "
-        "null: routing that gives each token as many experts and each expert as many tokens, whatever the token is",
-        f"{counts.first_tokens:,} first tokens of windows and {counts.separators:,} separators count in activation and "
-        "domains, not in what is by token",
-    ]
-    if counts.long_documents:
-        notes.append(
-            f"{counts.long_documents:,} documents of more than {BLOCK_TOKENS:,} tokens count as several for intervals, "
-            f"{counts.units:,} units in all"
-        )
-    if counts.units < 2:
-        notes.append("a single document has no intervals")
-    if not options.sample_tokens:
-        notes.append(
-            "what needs every expert on the same tokens was left out: outputs, redundancy, worth of experts"
-        )
-    return notes

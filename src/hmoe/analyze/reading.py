@@ -101,7 +101,7 @@ class WindowReader:
         yield from self._empty()
 
     def _append(self, part: DocumentPart) -> None:
-        if part.domain not in self._domains:
+        if part.domain not in self._domains and len(part.tokens):
             self._domains.append(part.domain)
         if part.is_first:
             self.counts.documents += 1
@@ -117,7 +117,7 @@ class WindowReader:
         position = locate_in_words(self._types, part.tokens, self._before)
         if len(part.tokens):
             self._before = (int(part.tokens[-1]), int(position[-1]))
-        domain = np.full(len(part.tokens), self._domains.index(part.domain))
+        domain = np.full(len(part.tokens), self._domains.index(part.domain) if len(part.tokens) else 0)
         self._waiting.append(np.stack([part.tokens, unit, domain, position]).astype(np.int64))
         self._num_waiting += len(part.tokens)
 

@@ -58,7 +58,8 @@ class ReadingState:
         if self._path is None or not self._path.is_file():
             return 0, False
         try:
-            with np.load(self._path) as stored:
+            # Opened here: NumPy leaves a damaged file open.
+            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if str(arrays.pop("identity")) != self._identity:
                 return 0, False

@@ -71,7 +71,7 @@ def locate_in_words(types: TokenTypes, tokens: Ints, before: tuple[int, int] | N
 
 def _decode(content: bytes, token: int, tokenizer: Tokenizer) -> str:
     if not content:
-        names = {number: text for text, number in tokenizer.specials.items()}
+        names = {special: text for text, special in tokenizer.specials.items()}
         return names.get(token, f"<{token}>")
     try:
         return content.decode()

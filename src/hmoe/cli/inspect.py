@@ -202,19 +202,21 @@ def _choose_folder(opened: "OpenedModel", out: Path | None) -> Path | None:
 def _read_senses(senses: Path | None, opened: "OpenedModel") -> Any:
     if senses is None:
         return None
-    from hmoe.analyze.senses import count_senses_of_types, read_senses
+    from hmoe.analyze.senses import map_senses, read_senses
     from hmoe.analyze.token_types import describe_token_types
 
     types = describe_token_types(opened.tokenizer, opened.model.config.vocab)
-    return count_senses_of_types(read_senses(senses), types.texts)
+    return map_senses(read_senses(senses), types.texts)
 
 
 def _measure_tasks(
     opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any
 ) -> dict[str, Any]:
     from hmoe.analyze.questions import measure_questions
+    from hmoe.evaluate.harness import EvaluationOptions
 
-    return measure_questions(opened, selection, window, limit, report)
+    options = EvaluationOptions(limit=limit, begin=opened.begin)
+    return measure_questions(opened.model, opened.tokenizer, window, selection, options, report)
 
 
 def _list_steps(opened: "OpenedModel", run: Path, out: Path | None) -> list[NextStep]:

@@ -98,12 +98,12 @@ def _describe_redundancy(tables: Mapping[str, Rows]) -> Iterator[str]:
 def _describe_sizes(rows: Rows) -> Iterator[str]:
     for row in rows:
         if row["layer"] is None and row["distance"] == "rank" and row["correlation"] is not None:
-            said = (
+            verdict = (
                 "experts near in size read tokens of near frequency"
                 if row["p"] <= 0.05
                 else "not shown that experts near in size read alike"
             )
-            yield f"sizes       {said} (Mantel r {row['correlation']:+.2f}, p {row['p']:.3f})"
+            yield f"sizes       {verdict} (Mantel r {row['correlation']:+.2f}, p {row['p']:.3f})"
 
 
 def _describe_difficulty(rows: Rows) -> Iterator[str]:
@@ -164,10 +164,10 @@ def _describe_task_differences(rows: Rows) -> Iterator[str]:
         if row["difference"] is None or row["low"] is None:
             continue
         excludes_zero = row["low"] > 0 or row["high"] < 0
-        said = "differ" if excludes_zero else "no difference shown"
+        verdict = "differ" if excludes_zero else "no difference shown"
         yield (
             f"{row['task']} - {row['other']}: {100 * row['difference']:+.2f} points "
-            f"({100 * row['low']:+.2f} to {100 * row['high']:+.2f}): {said}"
+            f"({100 * row['low']:+.2f} to {100 * row['high']:+.2f}): {verdict}"
         )
 
 

@@ -32,6 +32,7 @@ from hmoe.cli.generate import continue_prompt
 from hmoe.cli.help import SETTINGS, HelpGroup, RootGroup, VerbTyper
 from hmoe.cli.import_ import import_to_run
 from hmoe.cli.info import print_info
+from hmoe.cli.inspect import inspect_folder
 from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import plan_recipe
@@ -75,6 +76,7 @@ def _take_options(
 
 # The first screen has an order of its own, that of GROUPS in first_screen.py.
 app.command("eval")(evaluate_folder)
+app.command("inspect")(inspect_folder)
 app.command("finetune")(finetune_to_folder)
 app.command("export")(export_to_folder)
 app.command("import", context_settings=OVERRIDES)(import_to_run)
