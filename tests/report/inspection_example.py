@@ -39,7 +39,10 @@ def make_inspection(widths: list[int], num_layers: int, step: int, seed: int = 0
             "long_documents": 0,
         },
         "options": {"window": 128},
-        "notes": ["intervals (95%) leave out documents, in 20 groups", "a note with <script>alert(1)</script>"],
+        "notes": [
+            "intervals (95%) leave out documents, in 20 groups",
+            "a note with <script>alert(1)</script>",
+        ],
         "tables": {
             **make_activation(widths, num_layers, rng),
             **make_pairs(widths, num_layers, rng),
@@ -94,7 +97,9 @@ def make_activation(widths: list[int], num_layers: int, rng: random.Random) -> T
 
 def make_pairs(widths: list[int], num_layers: int, rng: random.Random) -> Tables:
     experts = len(widths)
-    pairs = [(layer, a, b) for layer in range(num_layers) for a in range(experts) for b in range(a + 1, experts)]
+    pairs = [
+        (layer, a, b) for layer in range(num_layers) for a in range(experts) for b in range(a + 1, experts)
+    ]
     merges = [(layer, step) for layer in range(num_layers) for step in range(experts - 1)]
     return {
         "similarity": [

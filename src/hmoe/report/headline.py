@@ -139,9 +139,9 @@ def _describe_difference(row: Mapping[str, Any], baseline: str) -> tuple[str, st
     )
 
 
-def show_signed(value: float) -> str:
+def show_signed(value: float, digits: int = 4) -> str:
     """Return a difference with its sign, a real minus where it is negative."""
-    return f"{value:+.4f}".replace("-", "\u2212")
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
 def _weigh_evidence(inputs: ReportInputs, others: Sequence[Mapping[str, Any]]) -> Iterator[str]:

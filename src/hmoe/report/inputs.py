@@ -100,7 +100,7 @@ def read_report_inputs(
 
 
 def choose_baseline(groups: Sequence[RunGroup]) -> str:
-    """Return the recipe that others are told apart from: the largest of equal experts, else a dense one, else the first.
+    """Return the recipe that others are told apart from: one of equal experts, else a dense one, else the first.
 
     Equal experts have a control of smaller ones, which activates as little as the unequal ones do; the larger ones
     have the parameters of the unequal ones.

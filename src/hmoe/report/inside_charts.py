@@ -1,20 +1,22 @@
 """Charts of the tables that an inspection has: rows in, plain records out."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.records import Bars, Curve, Curves, HeatMap, Points
 
 Rows = Sequence[Mapping[str, Any]]
-_MOST_LAYERS = 4  # that have a chart of their own
 
 
-def choose_layers(rows: Rows) -> list[int]:
-    """Return the MoE layers that are drawn: all, or some from the first to the last."""
+def choose_layers(rows: Rows, most: int) -> list[int]:
+    """Return the MoE layers that are drawn, at least two: all, or some from the first to the last."""
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
-    if len(layers) <= _MOST_LAYERS:
-        return layers
-    return [layers[round(place * (len(layers) - 1) / (_MOST_LAYERS - 1))] for place in range(_MOST_LAYERS)]
+    return (
+        layers
+        if len(layers) <= most
+        else [layers[round(place * (len(layers) - 1) / (most - 1))] for place in range(most)]
+    )
 
 
 def order_experts(rows: Rows) -> list[tuple[int, int]]:
@@ -112,21 +114,21 @@ def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     if len(own) < 2:
         return None
     first, last = own[0], own[-1]
+    is_log = feature == "frequency" and first["x"] > 0
     curve = Curve(
         label="",
-        xs=[row["x"] for row in own],
-        ys=[row["activated_ratio"] for row in own],
-        lows=[row["activated_ratio"] if row["low"] is None else row["low"] for row in own],
-        highs=[row["activated_ratio"] if row["high"] is None else row["high"] for row in own],
+        xs=[math.log10(row["x"]) if is_log else row["x"] for row in own],
+        ys=[100 * row["activated_ratio"] for row in own],
+        lows=[100 * (row["activated_ratio"] if row["low"] is None else row["low"]) for row in own],
+        highs=[100 * (row["activated_ratio"] if row["high"] is None else row["high"]) for row in own],
     )
     return Curves(
         title=f"Against {words}",
         description=f"{first['activated_ratio']:.2%} of the units at {first['x']:.3g}, "
         f"{last['activated_ratio']:.2%} at {last['x']:.3g}.",
         curves=[curve],
-        x_label=words,
-        y_label="activated share of units",
-        log_x=feature == "frequency" and first["x"] > 0,
+        x_label=f"{words}, log10" if is_log else words,
+        y_label="activated units in %",
     )
 
 
@@ -156,7 +158,7 @@ def chart_profiles(rows: Rows, layer: int) -> HeatMap | None:
         return None
     experts = order_experts(own)
     classes = list(dict.fromkeys((row["label"], row["class"]) for row in own))
-    cells = {(row["label"], row["class"], row["expert"]): min(row["lift"], 4.0) for row in own}
+    cells = {(row["label"], row["class"], row["expert"]): row["lift"] for row in own}
     sure = [row for row in own if row["low"] is not None and row["low"] > 1]
     best = max(sure, key=lambda row: row["low"], default=None)
     text = "No class stands out." if best is None else (
@@ -170,8 +172,9 @@ def chart_profiles(rows: Rows, layer: int) -> HeatMap | None:
         values=[[cells.get((*key, expert)) for expert, _ in experts] for key in classes],
         row_title="",
         column_title="hidden units of the expert",
-        value_label="times as often as all tokens (4 and more alike)",
+        value_label="times as often as all tokens (colours end at 2)",
         null=1.0,
+        limits=(0.0, 2.0),
         digits=1,
     )
 

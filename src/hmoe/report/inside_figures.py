@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.records import Chart
+from hmoe.report.headline import show_signed
 from hmoe.report.inside_charts import (
     chart_activation,
     chart_difficulty,
@@ -26,18 +27,18 @@ _FEATURES = {
 }
 
 
-def draw_insides(name: str, tables: Tables) -> Iterator[PagePart]:
-    """Yield the parts for which there are rows."""
+def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePart]:
+    """Yield the parts for which there are rows; of so many layers charts of their own."""
     if tables.get("experts"):
         yield _describe_activation(name, tables)
     if tables.get("difficulty_curves") or tables.get("difficulty"):
         yield _describe_difficulty(name, tables)
     if tables.get("profiles"):
-        yield _describe_kinds(name, tables)
+        yield _describe_kinds(name, tables, most_layers)
     if tables.get("similarity"):
-        yield _describe_similarity(name, tables)
+        yield _describe_similarity(name, tables, most_layers)
     if tables.get("worth"):
-        yield _describe_worth(name, tables)
+        yield _describe_worth(name, tables, most_layers)
     if tables.get("tasks"):
         yield _describe_tasks(name, tables)
 
@@ -66,13 +67,13 @@ def show_interval(row: Mapping[str, Any], low: str, high: str, form: str) -> str
     """Return the interval of a number in brackets; "" where there is none."""
     if row.get(low) is None or row.get(high) is None:
         return ""
-    return f" ({row[low]:{form}} to {row[high]:{form}})"
+    return f" ({row[low]:{form}} to {row[high]:{form}})".replace("-", "\u2212")
 
 
 def _describe_activation(name: str, tables: Tables) -> PagePart:
     sentences = [
-        f"A token activated {row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units of a "
-        f"MoE layer; routing without preference activates {row['null']:.1%}."
+        f"A token activated {row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
+        f"of a MoE layer; routing without preference activates {row['null']:.1%}."
         for row in _get_overall(tables.get("layers", []))
     ]
     idle = [row for row in tables["experts"] if row.get("state")]
@@ -132,30 +133,22 @@ def _weigh_correlation(row: Mapping[str, Any]) -> str:
     """Return a correlation in words, and whether it is more than chance gives."""
     value, words = row["correlation"], _FEATURES.get(row["feature"], row["feature"])
     low, high = row.get("null_low"), row.get("null_high")
-    told = f"{words[0].upper()}{words[1:]}: rank correlation {value:+.2f}{show_interval(row, 'low', 'high', '+.2f')}"
+    interval = show_interval(row, "low", "high", "+.2f")
+    told = f"{words[0].upper()}{words[1:]}: rank correlation {show_signed(value, 2)}{interval}"
     if low is None or high is None:
         return f"{told}."
+    chance = show_interval(row, "null_low", "null_high", "+.2f")
     if low <= value <= high:
-        return f"{told}, within what chance gives ({low:+.2f} to {high:+.2f})."
-    return f"{told}, {'more' if value > 0 else 'less'} than chance gives ({low:+.2f} to {high:+.2f})."
+        return f"{told}, within what chance gives{chance}."
+    return f"{told}, {'more' if value > 0 else 'less'} than chance gives{chance}."
 
 
-def _describe_kinds(name: str, tables: Tables) -> PagePart:
+def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
     profiles = [row for row in tables["profiles"] if row["label"] != "domain"]
-    charts: list[Chart | None] = [chart_profiles(profiles, layer) for layer in choose_layers(profiles)]
-    sentences = []
-    for row in _get_overall(tables.get("specialisation", [])):
-        label = str(row["label"]).replace("_", " ")
-        is_sure = row["p"] is not None and row["p"] < 0.05
-        chance = (
-            f"by chance up to {row['null_high']:.4f}"
-            if row["null_high"] is not None
-            else "chance is not known"
-        )
-        sentences.append(
-            f"Which expert serves a token {'tells' if is_sure else 'is not shown to tell'} something of its {label}: "
-            f"{row['bits']:.4f} bits, {chance}."
-        )
+    charts: list[Chart | None] = [
+        chart_profiles(profiles, layer) for layer in choose_layers(profiles, most_layers)
+    ]
+    sentences = _weigh_labels(_get_overall(tables.get("specialisation", [])))
     folded = [
         *_fold(name, "specialisation", "Bits that experts tell of labels, by layer", tables),
         *_fold(name, "profiles", "Shares and lifts of kinds of tokens", tables),
@@ -163,22 +156,44 @@ def _describe_kinds(name: str, tables: Tables) -> PagePart:
     return PagePart("Who reads what kind", sentences, _figures(charts), folded)
 
 
-def _describe_similarity(name: str, tables: Tables) -> PagePart:
+def _weigh_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what it tells of a token which expert serves it, over all layers."""
+    sure = [row for row in rows if row["p"] is not None and row["p"] < 0.05]
+    told, other = (
+        [
+            f"{str(row['label']).replace('_', ' ')} ({row['bits']:.4f} bits; chance {_show_chance(row['null_high'])})"
+            for row in rows
+            if (row in sure) == is_sure
+        ]
+        for is_sure in (True, False)
+    )
+    sentences = [f"Which expert serves a token tells something of its {', '.join(told)}."] if told else []
+    return sentences + ([f"It is not shown to tell anything of its {', '.join(other)}."] if other else [])
+
+
+def _show_chance(high: float | None) -> str:
+    if high is None:
+        return "unknown"
+    return f"up to {high:.4f}" if high >= 0.0001 else "under 0.0001"
+
+
+def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePart:
     rows = tables["similarity"]
     merges = [row for row in tables.get("clusters", []) if row["distance"] == "rank"]
     charts: list[Chart | None] = [
         chart_pairs(rows, layer, "rank", "distance of what experts read", merges)
-        for layer in choose_layers(rows)
+        for layer in choose_layers(rows, most_layers)
     ]
     sentences = [
-        "Wasserstein distance between the tokens of two experts, over frequency ranks; the tree joins those that read alike."
+        "Wasserstein distance between the tokens of two experts, over frequency ranks; "
+        "the tree joins those that read alike."
     ]
     for row in _get_overall(tables.get("size_tests", []), distance="rank"):
         if row["correlation"] is None or row["p"] is None:
             continue
         told = "read alike" if row["p"] < 0.05 and row["correlation"] > 0 else "are not shown to read alike"
         sentences.append(
-            f"Experts near in size {told}: Mantel correlation {row['correlation']:+.2f}, p {row['p']:.3f}."
+            f"Experts near in size {told}: Mantel correlation {show_signed(row['correlation'], 2)}, p {row['p']:.3f}."
         )
     twins = [row for row in tables.get("redundancy", []) if row.get("is_redundant")]
     if tables.get("redundancy"):
@@ -196,9 +211,9 @@ def _describe_similarity(name: str, tables: Tables) -> PagePart:
     return PagePart("Who is like whom", sentences, _figures(charts), folded)
 
 
-def _describe_worth(name: str, tables: Tables) -> PagePart:
+def _describe_worth(name: str, tables: Tables, most_layers: int) -> PagePart:
     rows = [row for row in tables["worth"] if row["difference"] is not None]
-    charts = [chart_worth(rows, layer) for layer in choose_layers(rows)]
+    charts = [chart_worth(rows, layer) for layer in choose_layers(rows, most_layers)]
     sentence = "How much more loss a token has when one expert is switched off, and its gate shared among the others."
     return PagePart(
         "What each is worth",
@@ -208,13 +223,17 @@ def _describe_worth(name: str, tables: Tables) -> PagePart:
     )
 
 
+def _to_points(row: Mapping[str, Any]) -> dict[str, float]:
+    return {key: 100 * row[key] for key in ("low", "high") if row[key] is not None}
+
+
 def _describe_tasks(name: str, tables: Tables) -> PagePart:
     rows = tables["tasks"]
     chart = chart_points(rows, "Activated share by task", lambda row: str(row["task"]), "activated_ratio",
                          "activated share of units")  # fmt: skip
     sentences = [
-        f"{row['task']} against {row['other']}: {100 * row['difference']:+.2f} points"
-        f"{show_interval({key: 100 * row[key] for key in ('low', 'high') if row[key] is not None}, 'low', 'high', '+.2f')}."
+        f"{row['task']} against {row['other']}: {show_signed(100 * row['difference'], 2)} points"
+        f"{show_interval(_to_points(row), 'low', 'high', '+.2f')}."
         for row in tables.get("task_differences", [])
         if row["difference"] is not None
     ]

@@ -102,7 +102,8 @@ def _draw_curves(
     chart: dict[str, Any],
 ) -> PageFigure | None:
     """Draw one line a run, named once a recipe; None where no run has two points."""
-    curves, ends = [], {}
+    curves: list[Curve] = []
+    ends: dict[str, _Points] = {}
     for record, own in zip(inputs.records, points, strict=True):
         if len(own) < 2:
             continue

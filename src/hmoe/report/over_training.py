@@ -72,7 +72,8 @@ def _draw_river(record: RunRecord, rows: _Rows) -> PageFigure | None:
     if not widths:
         return None
     by_width = {width: [row for row in rows if row["width"] == width] for width in widths}
-    bands, tokens = [], []
+    bands: list[RiverBand] = []
+    tokens: Sequence[float] = ()
     for place, width in enumerate(widths):
         points = smooth(
             [(row["tokens"], row["activated_parameters"]) for row in by_width[width]], _RIVER_POINTS
@@ -172,7 +173,7 @@ def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:
         curves.append(Curve(label="by chance", xs=steps, ys=nulls, rank=None, is_null=True))
         chart = Curves(
             title=f"{record.name}: how much of the last routing was there already",
-            description="Share of the token-expert pairs of the last probe that an earlier one has too; over all layers "
+            description="Share of the token-expert pairs of the last probe that an earlier one has too: "
             f"{whole[0]['agreement']:.0%} at step {steps[0]}, {whole[-2]['agreement']:.0%} at step {steps[-2]}.",
             curves=curves,
             x_label="step",

@@ -1,7 +1,7 @@
 """Makes the page: sections into one file of HTML that needs nothing else."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,13 @@ _MARK = '<!doctype html>\n<html lang="en" data-page="hmoe report">'  # how each 
 _TEMPLATES = "hmoe.report.templates"
 
 
-def render_page(inputs: ReportInputs, title: str | None = None) -> str:
+def render_page(inputs: ReportInputs, title: str | None = None, commands: Sequence[str] = ()) -> str:
     """Return the page; the same files give the same page.
+
+    Args:
+        inputs: what it is made from.
+        title: by default the names of the recipes.
+        commands: that make the runs and the page again.
 
     Raises:
         ConfigError: if jinja2 or matplotlib is not installed.
@@ -50,11 +55,11 @@ def render_page(inputs: ReportInputs, title: str | None = None) -> str:
         return Markup(_shorten_numbers(svg))
 
     headline = write_headline(inputs)
-    return environment.get_template("page.html").render(
+    page: str = environment.get_template("page.html").render(
         mark=Markup(_MARK),
         title=title or f"hmoe report: {', '.join(group.name for group in inputs.groups)}",
         headline=headline,
-        sections=list_sections(inputs),
+        sections=list_sections(inputs, commands),
         style=Markup(_read_template("page.css")),
         script=Markup(_read_template("page.js")),
         version=__version__,
@@ -62,9 +67,10 @@ def render_page(inputs: ReportInputs, title: str | None = None) -> str:
         colour=lambda place: pick_colour(WIDTHS, place),
         scale=[pick_colour(WIDTHS, place / 8) for place in range(9)],
     )
+    return page
 
 
-def list_sections(inputs: ReportInputs) -> list[PageSection]:
+def list_sections(inputs: ReportInputs, commands: Sequence[str] = ()) -> list[PageSection]:
     """Return the sections that the inputs have something for, in the order of the page."""
     insides, further = describe_insides(inputs)
     notes = list_notes(inputs, further)
@@ -74,7 +80,7 @@ def list_sections(inputs: ReportInputs) -> list[PageSection]:
         describe_training(inputs),
         *insides,
         describe_samples(inputs),
-        describe_recipes(inputs),
+        describe_recipes(inputs, commands),
         notes,
     ]
     return [section for section in sections if section is not None]
