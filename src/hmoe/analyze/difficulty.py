@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hmoe.analyze.activation import clean_number
-from hmoe.analyze.difficulty_nulls import NUM_DRAWS, TokenUnitsNull, draw_type_units
+from hmoe.analyze.difficulty_nulls import TokenUnitsNull, draw_type_units
 from hmoe.analyze.tally import Tally, divide_known
 from hmoe.analyze.token_sample import TokenSample
 from hmoe.analyze.traced_text import Floats, Ints, Row
@@ -19,6 +19,7 @@ FEWEST_OCCURRENCES = 20  # of a token type that is compared
 _MOST_BINS = 10
 _LEAST_VARIANCE = 1e-12  # of mean squares; less is rounding
 _Features = dict[str, npt.NDArray[Any]]
+_Draws = tuple[int, int]  # how many, and their seed
 
 
 def measure_difficulty(
@@ -27,6 +28,7 @@ def measure_difficulty(
     lengths_V: Ints,
     senses_V: Floats | None = None,
     frequency_V: Floats | None = None,
+    num_draws: int = 200,
     seed: int = 0,
 ) -> dict[str, list[Row]]:
     """Return the tables difficulty, difficulty_curves and type_variance.
@@ -37,8 +39,12 @@ def measure_difficulty(
     own likelihood, bytes, place in the word and senses. Each but frequency also with frequency held fixed (`given`).
     Intervals leave out documents; types are taken as they are: the interval is for other texts, not for other
     vocabularies. Means of few tokens are inexact, and a correlation over types is therefore nearer to 0 than that of
-    a longer text. The null band holds 95% of NUM_DRAWS draws in which experts are permuted among the pairs of a layer;
-    it lies beside 0 where difficult tokens have more experts, and for such models tells whether these are wider too.
+    a longer text; the interval is for texts of this length.
+
+    The null band holds 95% of `num_draws` draws in which experts are given to tokens at random: each token, or type,
+    keeps how many it has, and each expert its share of a layer. It lies beside 0 where difficult tokens have more
+    experts, and for such models tells whether these are wider too. It knows nothing of documents: where these have
+    experts of their own, correlations over tokens leave it more often than in 5%, and the interval is to be trusted.
 
     difficulty_curves: the activated ratio in up to ten bins of each feature, x being the median in the bin.
 
@@ -51,6 +57,7 @@ def measure_difficulty(
         lengths_V: bytes of each token type.
         senses_V: of each token type, NaN where unknown.
         frequency_V: of each token type in some other text; by default its count in this one.
+        num_draws: of random routing.
         seed: of the draws.
     """
     for name, table in (("lengths_V", lengths_V), ("senses_V", senses_V), ("frequency_V", frequency_V)):
@@ -64,15 +71,15 @@ def measure_difficulty(
     features = _list_token_features(tally, sample, by_type, fixed_V)
     return {
         "difficulty": [
-            *_compare_types(tally, by_type, fixed_V, seed),
-            *_compare_tokens(tally, sample, features, seed),
+            *_compare_types(tally, by_type, fixed_V, (num_draws, seed)),
+            *_compare_tokens(tally, sample, features, (num_draws, seed)),
         ],
         "difficulty_curves": _list_curves(tally, sample, features),
         "type_variance": _list_type_variance(tally),
     }
 
 
-def _compare_types(tally: Tally, by_type: _Features, frequency_V: Floats | None, seed: int) -> list[Row]:
+def _compare_types(tally: Tally, by_type: _Features, frequency_V: Floats | None, draws: _Draws) -> list[Row]:
     types = np.flatnonzero(tally.types_by_fold.sum(0) >= FEWEST_OCCURRENCES)
     chosen = {name: value_V[types] for name, value_V in by_type.items()}
 
@@ -94,7 +101,7 @@ def _compare_types(tally: Tally, by_type: _Features, frequency_V: Floats | None,
     count_V = tables[0].sum(0)
     correlator = FeatureCorrelator(list_features(count_V, tables[2].sum(0), tables[3].sum(0)), "frequency")
     parts = []
-    for units in draw_type_units(tally, types, seed):
+    for units in draw_type_units(tally, types, *draws):
         rows = [*units, np.sum(units, axis=0)]
         parts.append(np.stack([correlator.correlate(drawn / count_V) for drawn in rows], axis=1))
     return _list_correlations("types", correlator, interval, np.concatenate(parts, axis=2))
@@ -113,7 +120,7 @@ def _list_token_features(
     }
 
 
-def _compare_tokens(tally: Tally, sample: TokenSample, features: _Features, seed: int) -> list[Row]:
+def _compare_tokens(tally: Tally, sample: TokenSample, features: _Features, draws: _Draws) -> list[Row]:
     # Whole numbers in the order of the values: their ranks among any documents are then counted, not sorted.
     places = {name: _number_in_order(value_T) for name, value_T in features.items()}
     units_RT = np.stack([_number_in_order(units_T) for units_T in _append_sum(sample.units_ZT)])
@@ -127,9 +134,10 @@ def _compare_tokens(tally: Tally, sample: TokenSample, features: _Features, seed
     in_use = np.isin(np.arange(tally.num_folds), fold_T)
     interval = estimate_jackknife_interval(correlate, [np.diag(in_use.astype(np.int64))])
     correlator = FeatureCorrelator(places, "frequency")
+    num_draws, seed = draws
     null = TokenUnitsNull(tally, sample.num_experts_ZT, seed)
-    draws = [correlator.correlate(_append_sum(null.draw())) for _ in range(NUM_DRAWS)]
-    return _list_correlations("tokens", correlator, interval, np.stack(draws, axis=2))
+    drawn = [correlator.correlate(_append_sum(null.draw())) for _ in range(num_draws)]
+    return _list_correlations("tokens", correlator, interval, np.stack(drawn, axis=2))
 
 
 def _list_correlations(

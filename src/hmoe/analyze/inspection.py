@@ -135,7 +135,7 @@ def inspect_text(
             "format": FORMAT,
             "model": describe_inspected_model(opened),
             "text": describe_inspected_text(text.source, options.window, reading),
-            "options": asdict(options),
+            "options": {**asdict(options), "chosen": list(options.chosen)},
             "notes": list_inspection_notes(reading, options.sample_tokens),
             "tables": tables,
         },

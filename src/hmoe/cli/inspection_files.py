@@ -18,15 +18,18 @@ RECORD, POSITIONS, STATE = "inspection.json", "positions.json", ".reading.npz"
 
 def write_inspection(inspection: "Inspection", folder: Path, forms: Sequence[str]) -> list[str]:
     """Write tables and figures, and return the figures' names; the record comes last, as it tells that all is there."""
-    from hmoe.figures.inspection import write_figures
-
     folder.mkdir(parents=True, exist_ok=True)
     tables = inspection.record["tables"]
     for name, rows in tables.items():
         write_atomic(folder / f"{name}.csv", render_rows(rows).encode())
-    names = write_figures(tables, folder, forms) if forms else []
+    names: list[str] = []
+    if forms:
+        from hmoe.figures.inspection import write_figures
+
+        names = write_figures(tables, folder, forms)
     write_atomic(folder / POSITIONS, _dump({"positions": inspection.positions}))
     write_atomic(folder / RECORD, _dump(inspection.record))
+    (folder / STATE).unlink(missing_ok=True)  # nothing is left to go on with
     return names
 
 

@@ -1,13 +1,15 @@
 """What `hmoe inspect` prints: each number with its interval and what random routing would give."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hmoe.cli.table import Column, Table, render_table
 
 Rows = Sequence[dict[str, Any]]
-_NUM_SHOWN = 6  # token types of an expert on a terminal
+_NUM_SHOWN = 4  # token types of an expert on a terminal
 _FEATURES = {
     "frequency": "frequency",
     "nll": "its own loss",
@@ -28,16 +30,34 @@ def list_inspection_lines(
         folder: where tables and figures lie; None: nowhere.
     """
     tables = record["tables"]
-    lines = [*_describe_text(record["text"]), *_describe_activation(tables), ""]
+    lines = [*_wrap(_describe_text(record["text"])), *_wrap(_describe_activation(tables)), ""]
     lines += render_table(_lay_out_widths(tables["widths"])).rstrip("\n").split("\n")
-    lines += ["", *_describe_experts(tables)]
+    lines += ["", *_wrap(_describe_experts(tables))]
+    for table in (
+        _lay_out_difficulty(tables["difficulty"]),
+        _lay_out_specialisation(tables["specialisation"]),
+    ):
+        lines += ["", *render_table(table).rstrip("\n").split("\n")] if table.rows else []
     if tables.get("tasks"):
         lines += ["", *render_table(_lay_out_tasks(tables["tasks"])).rstrip("\n").split("\n")]
-        lines += list(_describe_task_differences(tables["task_differences"]))
-    lines += ["", *_describe_top_tokens(tables), "", *(f"note: {note}" for note in record["notes"])]
+        lines += _wrap(_describe_task_differences(tables["task_differences"]))
+    lines += ["", *_describe_top_tokens(tables), ""]
+    lines += _wrap(f"note        {note}" for note in record["notes"])
     if folder is not None:
         lines.append(f"tables and {len(figures)} figures: {folder}")
     return lines
+
+
+def _wrap(lines: Iterable[str]) -> list[str]:
+    """Return lines no wider than the terminal, those that go on below the text that they explain."""
+    width, margin = shutil.get_terminal_size().columns, " " * 12
+    return [
+        part
+        for line in lines
+        for part in textwrap.wrap(
+            line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+        )
+    ]
 
 
 def _describe_text(text: Mapping[str, Any]) -> Iterator[str]:
@@ -81,8 +101,6 @@ def _describe_experts(tables: Mapping[str, Rows]) -> Iterator[str]:
         yield "idle        no expert is dead or serves under 1% of what random routing would give it"
     yield from _describe_redundancy(tables)
     yield from _describe_sizes(tables["size_tests"])
-    yield from _describe_difficulty(tables["difficulty"])
-    yield from _describe_specialisation(tables["specialisation"])
     yield from _describe_worth(tables)
 
 
@@ -106,31 +124,57 @@ def _describe_sizes(rows: Rows) -> Iterator[str]:
             yield f"sizes       {verdict} (Mantel r {row['correlation']:+.2f}, p {row['p']:.3f})"
 
 
-def _describe_difficulty(rows: Rows) -> Iterator[str]:
-    for row in rows:
-        if row["layer"] is not None or row["over"] != "types" or row["correlation"] is None:
-            continue
-        name = _FEATURES.get(row["feature"], row["feature"])
-        given = f" given {row['given']}" if row["given"] else ""
-        null = (
-            f", random routing {row['null_low']:+.2f} to {row['null_high']:+.2f}"
-            if row["null_low"] is not None
-            else ""
-        )
-        yield (
-            f"difficulty  activated units of a token type against {name}{given}: rank correlation "
-            f"{row['correlation']:+.2f}{_show_span(row, '+.2f')}{null}"
-        )
+def _lay_out_difficulty(rows: Rows) -> Table:
+    """Return how activated units depend on what a token type is like, over all layers."""
+    columns = [
+        Column("against", "units against", str, is_text=True),
+        Column("correlation", "rank corr.", "{:+.2f}".format),
+        Column("low", "from", "{:+.2f}".format),
+        Column("high", "to", "{:+.2f}".format),
+        Column("random", "random", str),
+        Column("is_shown", "shown", _say_yes, is_text=True),
+    ]
+    shown = [
+        row | {"against": _name_feature(row), "random": _show_null(row), "is_shown": _is_beyond_null(row)}
+        for row in rows
+        if row["layer"] is None and row["over"] == "types" and row["correlation"] is not None
+    ]
+    legend = "units: that a token type activates, mean over layers; shown: beyond what random routing gives"
+    return Table(columns, shown, [legend])
 
 
-def _describe_specialisation(rows: Rows) -> Iterator[str]:
-    for row in rows:
-        if row["layer"] is None and row["bits"] is not None and row["null_mean"] is not None:
-            tail = "" if row["p"] is None else f", p {row['p']:.3f}"
-            yield (
-                f"specialised by {row['label']}: {row['bits']:.4f} bits{_show_span(row, '.4f')}, "
-                f"random {row['null_mean']:.4f}{tail}"
-            )
+def _name_feature(row: Mapping[str, Any]) -> str:
+    name = _FEATURES.get(row["feature"], row["feature"])
+    return f"{name} given {_FEATURES.get(row['given'], row['given'])}" if row["given"] else name
+
+
+def _show_null(row: Mapping[str, Any]) -> str | None:
+    return None if row["null_low"] is None else f"{row['null_low']:+.2f} to {row['null_high']:+.2f}"
+
+
+def _is_beyond_null(row: Mapping[str, Any]) -> bool | None:
+    """Return whether the whole interval lies beyond zero and the value beyond what random routing gives."""
+    value, low, high = row["correlation"], row["low"], row["high"]
+    if low is None or row["null_low"] is None:
+        return None
+    return bool((low > 0 and value > row["null_high"]) or (high < 0 and value < row["null_low"]))
+
+
+def _say_yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _lay_out_specialisation(rows: Rows) -> Table:
+    """Return how much of an expert tells of its tokens, mean over layers."""
+    columns = [
+        Column("label", "expert tells of", str, is_text=True),
+        Column("bits", "bits", "{:.4f}".format),
+        Column("low", "from", "{:.4f}".format),
+        Column("high", "to", "{:.4f}".format),
+        Column("null_mean", "random", "{:.4f}".format),
+        Column("p", "p", "{:.3f}".format),
+    ]
+    return Table(columns, [row for row in rows if row["layer"] is None and row["bits"] is not None])
 
 
 def _describe_worth(tables: Mapping[str, Rows]) -> Iterator[str]:
@@ -179,7 +223,7 @@ def _describe_top_tokens(tables: Mapping[str, Rows]) -> Iterator[str]:
         return
     sizes = {layer: sum(row["layer"] == layer for row in rows) for layer in {row["layer"] for row in rows}}
     layer = max(sorted(sizes), key=sizes.__getitem__)
-    yield f"tokens that experts of MoE layer {layer} read more than others (times as often, at least), narrow to wide:"
+    yield f"tokens that experts of MoE layer {layer} read more than others (times as often, at least):"
     experts = sorted(
         (row for row in tables["experts"] if row["layer"] == layer),
         key=lambda row: (row["width"], row["expert"]),

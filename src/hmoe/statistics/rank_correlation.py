@@ -16,9 +16,9 @@ _LEAST_REST = 1e-9  # share of a variance that the third variable must leave, ab
 def rank_values(values: npt.ArrayLike) -> Values:
     """Return the ranks along the last axis, from 1, equal values sharing the average of theirs."""
     table = np.asarray(values)
-    rows = table.reshape(-1, table.shape[-1])
-    if not rows.size:
+    if not table.size:
         return np.zeros(table.shape)
+    rows = table.reshape(-1, table.shape[-1])
     if rows.shape[1] >= _FEWEST_COUNTED and table.dtype.kind in "iu" and rows.min() >= 0:
         return np.stack([_rank_by_counting(row) for row in rows]).reshape(table.shape)
     return _rank_by_sorting(rows).reshape(table.shape)
@@ -69,7 +69,10 @@ def compute_spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> Values:
     NaN where a side is constant, has a NaN, or has fewer than two values.
     """
     product = standardise_ranks(first) * standardise_ranks(second)
-    return np.asarray(np.clip(product.sum(-1), -1, 1))
+    correlation = (
+        np.clip(product.sum(-1), -1, 1) if product.shape[-1] else np.full(product.shape[:-1], np.nan)
+    )
+    return np.asarray(correlation)
 
 
 def compute_partial_spearman(first: npt.ArrayLike, second: npt.ArrayLike, given: npt.ArrayLike) -> Values:
