@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hmoe.config.counts import count_training_flops
 from hmoe.config.recipes import dump_recipe, read_recipe
 from tests.report.inspection_example import write_inspection
 
@@ -24,12 +25,14 @@ def write_run(
     config = read_recipe("tiny", [*_RECIPE, *overrides, f"seed={seed}"])[1]
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(dump_recipe(config))
+    width = 36 if config.model.moe else 0  # units that a token activates in each of two layers
+    flops = count_training_flops(config.model, 16, 64, 2 * 64 * width)
     rows, clocks = [], []
     for step in range(1, 41):
         row: dict[str, Any] = {
             "step": step,
             "tokens": 64 * step,
-            "flops": 1_000_000 * step,
+            "flops": flops * step,
             "loss": 5 - step / 20,
         }
         if config.model.moe is not None:

@@ -14,7 +14,7 @@ def test_seeds_that_agree_are_a_verdict_with_its_interval(example: Path) -> None
     # Differences are -0.10, -0.11, -0.12: mean -0.11, t(2) x 0.01 / sqrt(3) = 0.0248, wider for no other comparison.
     assert headline.title == "unequal is better than equal by 0.1100 ± 0.0248 bits per byte."
     assert "3 pairs of seeds at equal FLOPs" in headline.lead
-    assert any("whether dense or equal is better, nobody can say" in point for point in headline.points)
+    assert any("dense and equal are alike" in point for point in headline.points)
 
 
 def test_seeds_that_disagree_show_nothing(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_work_may_move_the_other_way_and_equal_experts_have_none_to_move(tmp_pat
 def test_recipes_at_other_flops_are_not_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "a", UNEQUAL)
     longer = write_run(tmp_path / "b", EQUAL)
-    text = (longer / "metrics.jsonl").read_text().replace("000000,", "900000,")
+    text = (longer / "metrics.jsonl").read_text().replace('"flops": ', '"flops": 1')
     (longer / "metrics.jsonl").write_text(text)
     headline = write_headline(read_report_inputs([str(tmp_path)]))
     assert headline.title == "a and b cannot be compared."

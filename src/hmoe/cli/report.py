@@ -38,7 +38,7 @@ _AsJson = Annotated[bool, typer.Option("--json", help="What was written, as one 
 def write_report(
     runs: _Runs, out: _Out, title: _Title = None, baseline: _Baseline = None, as_json: _AsJson = False
 ) -> None:
-    """Lay out runs on one page: results, training, experts.
+    """Write one page on runs: results, training, experts.
 
     Opens from disk, asks no network.
     """

@@ -9,7 +9,7 @@ from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.report.inside_figures import draw_insides
 from hmoe.report.pieces import PagePart, PageSection
 
-MOST_INSIDES = 3  # each takes seconds to draw
+MOST_INSIDES = 2  # each takes seconds to draw
 
 
 def describe_insides(inputs: ReportInputs) -> tuple[list[PageSection], list[str]]:
@@ -61,7 +61,7 @@ def _describe_inside(record: RunRecord, place: int, count: int) -> PageSection:
     assert inspection is not None
     title = f"Inside {record.name}" if count > 1 else "What its experts do"
     parts = [
-        *draw_insides(record.name, inspection["tables"], {1: 4, 2: 3}.get(count, 2)),
+        *draw_insides(record.name, inspection["tables"], 4 if count == 1 else 2),
         *list_galleries(record),
     ]
     notes = [f"{note[:1].upper()}{note[1:]}." for note in inspection.get("notes", ()) if note]

@@ -223,14 +223,15 @@ def _describe_worth(name: str, tables: Tables, most_layers: int) -> PagePart:
     )
 
 
-def _to_points(row: Mapping[str, Any]) -> dict[str, float]:
-    return {key: 100 * row[key] for key in ("low", "high") if row[key] is not None}
+def _to_points(row: Mapping[str, Any]) -> dict[str, float | None]:
+    return {key: None if row[key] is None else 100 * row[key] for key in ("low", "high")}
 
 
 def _describe_tasks(name: str, tables: Tables) -> PagePart:
     rows = tables["tasks"]
-    chart = chart_points(rows, "Activated share by task", lambda row: str(row["task"]), "activated_ratio",
-                         "activated share of units")  # fmt: skip
+    percents = [{**row, "activated_ratio": 100 * row["activated_ratio"], **_to_points(row)} for row in rows]
+    chart = chart_points(percents, "Activated share by task", lambda row: str(row["task"]), "activated_ratio",
+                         "activated units in %")  # fmt: skip
     sentences = [
         f"{row['task']} against {row['other']}: {show_signed(100 * row['difference'], 2)} points"
         f"{show_interval(_to_points(row), 'low', 'high', '+.2f')}."

@@ -11,7 +11,7 @@ from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.report.pieces import PageFigure, PagePart, PageSection, make_table
 from hmoe.units import format_count, format_duration, format_flops
 
-MOST_POINTS = 120  # of a line in view
+MOST_POINTS = 80  # of a line in view
 MOST_ROWS_OF_CSV = 6000  # of all runs together
 _AXES: dict[str, tuple[str, str, Callable[[float], str]]] = {
     "flops": ("FLOPs", "training FLOPs", format_flops),

@@ -118,6 +118,9 @@ def _describe_terms(
     ranks = rank_groups(inputs)
     figures = []
     for name, words in _TERMS.items():
+        # Without a coefficient anywhere it steers nothing, and its values stand in the CSV.
+        if name == "router_z" and not any(record.summary.config.model.moe.router_z for record in records):
+            continue
         curves, ends = [], []
         for record in records:
             rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
