@@ -106,7 +106,7 @@ def choose_baseline(groups: Sequence[RunGroup]) -> str:
     have the parameters of the unequal ones.
     """
     equal = [group for group in groups if _count_widths(group) == 1]
-    if equal and len(equal) < len(groups):
+    if equal and any(_count_widths(group) > 1 for group in groups):
         return max(equal, key=lambda group: group.runs[0].total_parameters).name
     dense = [group for group in groups if _count_widths(group) == 0]
     return (dense or list(groups))[0].name

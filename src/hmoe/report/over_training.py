@@ -112,6 +112,11 @@ def thin_by_step(rows: _Rows, most: int = _MOST_ROWS) -> _Rows:
     return [row for row in rows if row["step"] in kept]
 
 
+def _get_z_coefficient(record: RunRecord) -> float:
+    moe = record.summary.config.model.moe
+    return moe.router_z if moe is not None else 0.0
+
+
 def _describe_terms(
     inputs: ReportInputs, records: Sequence[RunRecord], tables: dict[str, dict[str, _Rows]]
 ) -> Iterator[PagePart]:
@@ -119,7 +124,7 @@ def _describe_terms(
     figures = []
     for name, words in _TERMS.items():
         # Without a coefficient anywhere it steers nothing, and its values stand in the CSV.
-        if name == "router_z" and not any(record.summary.config.model.moe.router_z for record in records):
+        if name == "router_z" and not any(_get_z_coefficient(record) for record in records):
             continue
         curves, ends = [], []
         for record in records:
