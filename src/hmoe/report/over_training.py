@@ -121,30 +121,13 @@ def _describe_terms(
     inputs: ReportInputs, records: Sequence[RunRecord], tables: dict[str, dict[str, _Rows]]
 ) -> Iterator[PagePart]:
     ranks = rank_groups(inputs)
-    figures = []
-    for name, words in _TERMS.items():
-        # Without a coefficient anywhere it steers nothing, and its values stand in the CSV.
-        if name == "router_z" and not any(_get_z_coefficient(record) for record in records):
-            continue
-        curves, ends = [], []
-        for record in records:
-            rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
-            points = smooth([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
-            if len(points) < 2:
-                continue
-            xs, ys = zip(*points, strict=True)
-            curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
-            ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
-        if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
-            continue
-        chart = Curves(
-            title=f"{words[0].upper()}{words[1:]}",
-            description=f"From the first steps to the last: {'; '.join(ends)}.",
-            curves=curves,
-            x_label="training tokens",
-            y_label=words,
-        )
-        figures.append(PageFigure(chart))
+    # Without a coefficient anywhere it steers nothing, and its values stand in the CSV.
+    left_out = {"router_z"} if not any(_get_z_coefficient(record) for record in records) else set()
+    figures = [
+        figure
+        for name in _TERMS
+        if name not in left_out and (figure := _draw_term(name, records, tables, ranks)) is not None
+    ]
     rows = [
         {"run": record.name, **row}
         for record in records
@@ -154,11 +137,38 @@ def _describe_terms(
         )
     ]
     if figures:
-        terms = make_table(
-            "terms", "Terms of the loss and what routers did, as they were logged.", rows, 14, is_folded=True
-        )
+        caption = "Terms of the loss and what routers did, as they were logged."
+        terms = make_table("terms", caption, rows, 14, is_folded=True)
         sentences = ["Losses are shown before their coefficients, also where a recipe gives them none."]
         yield PagePart("Terms over training", sentences, figures, [terms])
+
+
+def _draw_term(
+    name: str,
+    records: Sequence[RunRecord],
+    tables: dict[str, dict[str, _Rows]],
+    ranks: dict[str, float | None],
+) -> PageFigure | None:
+    """Draw one term of the loss, a line for each recipe; None where nobody logged it, or it never changed."""
+    curves, ends, words = [], [], _TERMS[name]
+    for record in records:
+        rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
+        points = smooth([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
+        if len(points) < 2:
+            continue
+        xs, ys = zip(*points, strict=True)
+        curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
+        ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
+    if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
+        return None
+    chart = Curves(
+        title=f"{words[0].upper()}{words[1:]}",
+        description=f"From the first steps to the last: {'; '.join(ends)}.",
+        curves=curves,
+        x_label="training tokens",
+        y_label=words,
+    )
+    return PageFigure(chart)
 
 
 def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:
