@@ -20,7 +20,6 @@ from hmoe.statistics.wasserstein import (
 
 DISTANCES = ("rank", "embedding", "token_id")
 NUM_DIRECTIONS, NUM_DRAWS = 64, 200
-LEVEL = 0.05  # of a test
 
 
 def measure_similarity(
@@ -28,7 +27,7 @@ def measure_similarity(
 ) -> dict[str, list[Row]]:
     """Return how far apart the token distributions of experts are: tables similarity, clusters and size_tests.
 
-    Wasserstein-1 distances between p_e(v), pairs of expert e with token type v among all pairs of e, over three grounds:
+    Wasserstein-1 distances between p_e(v), pairs of expert e with token type v among all of e, over three grounds:
 
     - rank: place of the type by frequency in the text that was read, from 0 (most frequent; of equally frequent ones
       the lower id first) to 1 (the rarest that was seen);
@@ -72,60 +71,56 @@ def measure_similarity(
             layer, tally.widths, {name: d[place] for name, d in distances.items()}, nulls[place]
         )
     ]
-    tests = [
-        test
-        for name in DISTANCES
-        for test in measure_size_test(rows, name, null_key=f"null_{name}", seed=seed)
-    ]
+    tests = [test for name in DISTANCES for test in measure_size_test(rows, name, seed)]
     return {"similarity": rows, "clusters": list_clusters(rows), "size_tests": tests}
 
 
-def measure_size_test(
-    rows: Sequence[Row], distance: str, key: str | None = None, null_key: str | None = None, seed: int = 0
-) -> list[Row]:
+def measure_size_test(rows: Sequence[Row], key: str, seed: int = 0) -> list[Row]:
     """Return the tests of "near in size, near in behaviour", by layer and (layer None) over all of them together.
 
     Mantel's test of |h_i - h_j| against a distance, one-sided for a positive association, over all orders of up to 8
-    experts and 9,999 random ones of more; over all layers experts change places in all of them alike, and the
-    correlation is the mean of the layers'. Experts without tokens are left out, and fewer than three experts, equal
+    experts and 9,999 random ones of more (p_mantel). Over all layers the correlation is the mean of the layers', and
+    experts change places in all of them alike. Experts without tokens are left out; fewer than three experts, equal
     widths or equal distances have no test.
 
     Distances of experts with few tokens are large by chance. Where width decides how many tokens an expert gets, that
-    alone makes distances go with differences in width, and Mantel's test, which takes experts for exchangeable, is
-    then wrong in up to 7 of 10 random routings. So the test is repeated on what a distance has beyond its null
-    (residuals of its regression on it), and experts are called near in size and behaviour where both agree.
+    alone makes distances go with differences in width, and Mantel's test, for which experts are exchangeable, then
+    finds what is not there in up to 7 of 10 random routings. So it is repeated on what distances have beyond their null
+    (residuals of a regression on it, p_beyond_null), and p is the larger of both: small only where neither chance in
+    how widths fell to experts nor random routing explains the distances. Without a null, p is Mantel's.
 
     Args:
         rows: pairs of experts with `layer`, `expert_a`, `expert_b`, `width_a`, `width_b` and distances.
-        distance: its name in the table.
-        key: of the distance in the rows; None if it is its name.
-        null_key: of its null in the rows; None if it has none, then the test stands alone.
+        key: of the distance in the rows; the null has the key `null_` and this. In the table its name is without
+            a `_distance` at the end.
         seed: of random orders.
     """
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     experts, widths = _list_experts(rows)
-    distances = _fill_matrices(rows, layers, experts, key or distance)
-    beyond = remove_expected(distances, _fill_matrices(rows, layers, experts, null_key)) if null_key else None
+    distances = _fill_matrices(rows, layers, experts, key)
+    has_null = any(f"null_{key}" in row for row in rows)
+    beyond = (
+        remove_expected(distances, _fill_matrices(rows, layers, experts, f"null_{key}")) if has_null else None
+    )
     tests = []
     for layer, own in [
         *((layer, [place]) for place, layer in enumerate(layers)),
         (None, [*range(len(layers))]),
     ]:
         test = run_mantel_test(widths, distances[own], seed)
-        test_beyond = run_mantel_test(widths, beyond[own], seed) if beyond is not None else None
+        test_beyond = run_mantel_test(widths, beyond[own], seed) if beyond is not None else test
         num_compared = len(list_compared(distances[own]))
-        # a distance that its null explains altogether leaves nothing to test, and so is no sign of anything
-        tails = [t.tail if t else 1.0 for t in (test, *([test_beyond] if null_key else []))]
         tests.append(
             {
                 "layer": layer,
-                "distance": distance,
+                "distance": key.removesuffix("_distance"),
                 "correlation": test and test.correlation,
-                "p": test and test.tail,
+                # distances that their null explains altogether have nothing beyond it
+                "p": test and max(test.tail, test_beyond.tail if test_beyond else 1.0),
                 "num_orders": test and test.num_orders,
-                "correlation_beyond_null": test_beyond and test_beyond.correlation,
-                "p_beyond_null": test_beyond and test_beyond.tail,
-                "is_near_in_size": max(tails) <= LEVEL if test else None,
+                "p_mantel": test and test.tail,
+                "correlation_beyond_null": test_beyond.correlation if has_null and test_beyond else None,
+                "p_beyond_null": test_beyond.tail if has_null and test_beyond else None,
                 "num_experts": num_compared,
                 "num_left_out": len(experts) - num_compared,
             }
@@ -144,8 +139,8 @@ def list_clusters(rows: Sequence[Row], key: str = "rank") -> list[Row]:
         rows: pairs of experts as for `measure_size_test`.
         key: of the distance in the rows.
     """
-    from scipy.cluster.hierarchy import linkage
-    from scipy.spatial.distance import squareform
+    from scipy.cluster.hierarchy import linkage  # noqa: PLC0415 - optional extra
+    from scipy.spatial.distance import squareform  # noqa: PLC0415
 
     experts, widths = _list_experts(rows)
     steps = []

@@ -44,7 +44,7 @@ def measure_line_distances(weights: Table, lines: Iterable[Line]) -> Values:
     Returns:
         (..., distributions, distributions), symmetric; NaN beside a distribution without weight.
     """
-    from scipy.spatial.distance import pdist, squareform
+    from scipy.spatial.distance import pdist, squareform  # noqa: PLC0415 - optional extra
 
     num_points = weights.shape[-1]
     groups = weights.reshape(-1, weights.shape[-2], num_points)
@@ -54,14 +54,14 @@ def measure_line_distances(weights: Table, lines: Iterable[Line]) -> Values:
     shares = [
         group[rows] / group[rows].sum(-1, keepdims=True) for group, rows in zip(groups, known, strict=True)
     ]
-    sums = [np.zeros(max(len(rows) * (len(rows) - 1) // 2, 0)) for rows in known]
+    sums = [np.zeros(len(rows) * (len(rows) - 1) // 2) for rows in known]
     num_lines = 0
     for order, gaps in lines:
         num_lines += 1
-        for share, total in zip(shares, sums, strict=True):
+        for group, share in enumerate(shares):
             if len(share) > 1 and num_points > 1:
                 cumulative = np.cumsum(share[:, order[:-1]], axis=1)
-                total += pdist(np.multiply(cumulative, gaps, out=cumulative), "cityblock")
+                sums[group] += pdist(np.multiply(cumulative, gaps, out=cumulative), "cityblock")
     for group, (rows, total) in enumerate(zip(known, sums, strict=True)):
         if len(rows):
             distances[group][np.ix_(rows, rows)] = squareform(total / num_lines) if len(rows) > 1 else 0.0
@@ -84,7 +84,7 @@ def estimate_null_distances(
         num_draws: random tables.
         seed: of the draws.
     """
-    from scipy.spatial.distance import squareform
+    from scipy.spatial.distance import squareform  # noqa: PLC0415 - optional extra
 
     size = len(counts)
     nothing = np.full((size, size), np.nan)
@@ -143,7 +143,8 @@ def measure_sliced_distance(
 
 def _draw_directions(num_dimensions: int, num_directions: int, seed: int) -> Values:
     directions = np.random.default_rng(seed).standard_normal((num_directions, num_dimensions))
-    return directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    units: Values = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+    return units
 
 
 def _choose_cuts(total: int) -> npt.NDArray[np.int64]:
@@ -157,7 +158,7 @@ def _choose_cuts(total: int) -> npt.NDArray[np.int64]:
 
 def _draw_null_curves(totals: Table, cuts: Table, num_draws: int, seed: int) -> Values:
     """Return, for each pair of rows, the mean gap between their cumulative shares at each cut."""
-    from scipy.stats import random_table
+    from scipy.stats import random_table  # noqa: PLC0415 - optional extra
 
     pairs = np.triu_indices(len(totals), 1)
     curves = np.zeros((len(pairs[0]), len(cuts)))
