@@ -29,7 +29,7 @@ _Baseline = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Recipe, or its folder, from which the others are told apart. Default: one of equal experts, or a dense one.",
+        help="Recipe, or its folder, that the others are compared with. Default: one of equal experts, or a dense one.",
     ),
 ]
 _AsJson = Annotated[bool, typer.Option("--json", help="What was written, as one JSON object.")]
@@ -38,7 +38,7 @@ _AsJson = Annotated[bool, typer.Option("--json", help="What was written, as one 
 def write_report(
     runs: _Runs, out: _Out, title: _Title = None, baseline: _Baseline = None, as_json: _AsJson = False
 ) -> None:
-    """Lay out runs on one page: results, training, experts.
+    """Write one page on runs: results, training, experts.
 
     Opens from disk, asks no network.
     """
@@ -47,7 +47,7 @@ def write_report(
 
     check_target(out)
     inputs = read_report_inputs(runs, baseline, print_note)
-    size = write_page(out, render_page(inputs, title))
+    size = write_page(out, render_page(inputs, title, _list_commands(inputs, out)))
     record = {"page": str(out), "bytes": size, "runs": len(inputs.records), "baseline": inputs.baseline}
     what = f"{len(inputs.records)} run{'s' * (len(inputs.records) != 1)}"
     lines = [
@@ -55,6 +55,16 @@ def write_report(
         f"open {out.resolve().as_uri()} in a browser",
     ]
     print_report(record, lines, _list_steps(inputs), as_json)
+
+
+def _list_commands(inputs: "ReportInputs", out: Path) -> list[str]:
+    """Return what trains the runs again, and makes their page."""
+    trains = [
+        make_step("train", run.summary.path / "config.yaml", "--run", f"{run.name}-again").command
+        for run in inputs.records
+    ]
+    baseline = ["--baseline", inputs.baseline] if inputs.baseline else []
+    return [*trains, make_step("report", *inputs.words, *baseline, "--out", out).command]
 
 
 def _list_steps(inputs: "ReportInputs") -> list[NextStep]:

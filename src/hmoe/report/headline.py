@@ -116,6 +116,11 @@ def _describe_difference(row: Mapping[str, Any], baseline: str) -> tuple[str, st
             f"Why: {row.get('verdict', 'no difference is known')}.",
         )
     low, high, pairs = row["difference_low"], row["difference_high"], row["pairs"]
+    if pairs == 1 and difference == 0:
+        return (
+            f"One run each: {name} and {baseline} are alike.",
+            "With a single pair of seeds that tells little.",
+        )
     if pairs == 1:
         side = "below" if difference < 0 else "above"
         return (
@@ -139,9 +144,9 @@ def _describe_difference(row: Mapping[str, Any], baseline: str) -> tuple[str, st
     )
 
 
-def show_signed(value: float) -> str:
+def show_signed(value: float, digits: int = 4) -> str:
     """Return a difference with its sign, a real minus where it is negative."""
-    return f"{value:+.4f}".replace("-", "\u2212")
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
 
 
 def _weigh_evidence(inputs: ReportInputs, others: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -100,13 +100,13 @@ def read_report_inputs(
 
 
 def choose_baseline(groups: Sequence[RunGroup]) -> str:
-    """Return the recipe that others are told apart from: the largest of equal experts, else a dense one, else the first.
+    """Return the recipe that others are told apart from: one of equal experts, else a dense one, else the first.
 
     Equal experts have a control of smaller ones, which activates as little as the unequal ones do; the larger ones
     have the parameters of the unequal ones.
     """
     equal = [group for group in groups if _count_widths(group) == 1]
-    if equal and len(equal) < len(groups):
+    if equal and any(_count_widths(group) > 1 for group in groups):
         return max(equal, key=lambda group: group.runs[0].total_parameters).name
     dense = [group for group in groups if _count_widths(group) == 0]
     return (dense or list(groups))[0].name

@@ -9,7 +9,7 @@ from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.report.inside_figures import draw_insides
 from hmoe.report.pieces import PagePart, PageSection
 
-MOST_INSIDES = 4
+MOST_INSIDES = 2  # each takes seconds to draw
 
 
 def describe_insides(inputs: ReportInputs) -> tuple[list[PageSection], list[str]]:
@@ -42,11 +42,14 @@ def _name_command(record: RunRecord) -> str:
 
 
 def _explain_missing(commands: Sequence[str], some_are_there: bool) -> PageSection:
-    which = "These recipes were" if some_are_there else "None of these models was"
-    lead = f"{which} not looked into yet." if some_are_there else f"{which} looked into yet."
+    lead = (
+        "These recipes were not looked into yet."
+        if some_are_there
+        else "Nobody has looked inside these models yet."
+    )
     sentence = (
-        "These commands read the run's held-out text and add, when this page is made again: which tokens each expert likes, "
-        "which text is expensive, how alike experts are, and what each is worth."
+        "These commands read the run's held-out text and add, when this page is made again: which tokens each expert "
+        "likes, which text is expensive, how alike experts are, and what each is worth."
     )
     return PageSection(
         "look-inside", "To look inside", lead, [PagePart(sentences=[sentence], commands=commands)]
@@ -57,7 +60,10 @@ def _describe_inside(record: RunRecord, place: int, count: int) -> PageSection:
     inspection = record.inspection
     assert inspection is not None
     title = f"Inside {record.name}" if count > 1 else "What its experts do"
-    parts = [*draw_insides(record.name, inspection["tables"]), *list_galleries(record)]
+    parts = [
+        *draw_insides(record.name, inspection["tables"], 4 if count == 1 else 2),
+        *list_galleries(record),
+    ]
     notes = [f"{note[:1].upper()}{note[1:]}." for note in inspection.get("notes", ()) if note]
     return PageSection(f"inside-{place}", title, _describe_text(record, inspection), parts, notes)
 

@@ -11,7 +11,7 @@ from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.report.pieces import PageFigure, PagePart, PageSection, make_table
 from hmoe.units import format_count, format_duration, format_flops
 
-MOST_POINTS = 120  # of a line in view
+MOST_POINTS = 80  # of a line in view
 MOST_ROWS_OF_CSV = 6000  # of all runs together
 _AXES: dict[str, tuple[str, str, Callable[[float], str]]] = {
     "flops": ("FLOPs", "training FLOPs", format_flops),
@@ -102,7 +102,8 @@ def _draw_curves(
     chart: dict[str, Any],
 ) -> PageFigure | None:
     """Draw one line a run, named once a recipe; None where no run has two points."""
-    curves, ends = [], {}
+    curves: list[Curve] = []
+    ends: dict[str, _Points] = {}
     for record, own in zip(inputs.records, points, strict=True):
         if len(own) < 2:
             continue

@@ -72,7 +72,8 @@ def _draw_river(record: RunRecord, rows: _Rows) -> PageFigure | None:
     if not widths:
         return None
     by_width = {width: [row for row in rows if row["width"] == width] for width in widths}
-    bands, tokens = [], []
+    bands: list[RiverBand] = []
+    tokens: Sequence[float] = ()
     for place, width in enumerate(widths):
         points = smooth(
             [(row["tokens"], row["activated_parameters"]) for row in by_width[width]], _RIVER_POINTS
@@ -111,31 +112,22 @@ def thin_by_step(rows: _Rows, most: int = _MOST_ROWS) -> _Rows:
     return [row for row in rows if row["step"] in kept]
 
 
+def _get_z_coefficient(record: RunRecord) -> float:
+    moe = record.summary.config.model.moe
+    return moe.router_z if moe is not None else 0.0
+
+
 def _describe_terms(
     inputs: ReportInputs, records: Sequence[RunRecord], tables: dict[str, dict[str, _Rows]]
 ) -> Iterator[PagePart]:
     ranks = rank_groups(inputs)
-    figures = []
-    for name, words in _TERMS.items():
-        curves, ends = [], []
-        for record in records:
-            rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
-            points = smooth([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
-            if len(points) < 2:
-                continue
-            xs, ys = zip(*points, strict=True)
-            curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
-            ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
-        if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
-            continue
-        chart = Curves(
-            title=f"{words[0].upper()}{words[1:]}",
-            description=f"From the first steps to the last: {'; '.join(ends)}.",
-            curves=curves,
-            x_label="training tokens",
-            y_label=words,
-        )
-        figures.append(PageFigure(chart))
+    # Without a coefficient anywhere it steers nothing, and its values stand in the CSV.
+    left_out = {"router_z"} if not any(_get_z_coefficient(record) for record in records) else set()
+    figures = [
+        figure
+        for name in _TERMS
+        if name not in left_out and (figure := _draw_term(name, records, tables, ranks)) is not None
+    ]
     rows = [
         {"run": record.name, **row}
         for record in records
@@ -145,11 +137,38 @@ def _describe_terms(
         )
     ]
     if figures:
-        terms = make_table(
-            "terms", "Terms of the loss and what routers did, as they were logged.", rows, 14, is_folded=True
-        )
+        caption = "Terms of the loss and what routers did, as they were logged."
+        terms = make_table("terms", caption, rows, 14, is_folded=True)
         sentences = ["Losses are shown before their coefficients, also where a recipe gives them none."]
         yield PagePart("Terms over training", sentences, figures, [terms])
+
+
+def _draw_term(
+    name: str,
+    records: Sequence[RunRecord],
+    tables: dict[str, dict[str, _Rows]],
+    ranks: dict[str, float | None],
+) -> PageFigure | None:
+    """Draw one term of the loss, a line for each recipe; None where nobody logged it, or it never changed."""
+    curves, ends, words = [], [], _TERMS[name]
+    for record in records:
+        rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
+        points = smooth([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
+        if len(points) < 2:
+            continue
+        xs, ys = zip(*points, strict=True)
+        curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
+        ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
+    if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
+        return None
+    chart = Curves(
+        title=f"{words[0].upper()}{words[1:]}",
+        description=f"From the first steps to the last: {'; '.join(ends)}.",
+        curves=curves,
+        x_label="training tokens",
+        y_label=words,
+    )
+    return PageFigure(chart)
 
 
 def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:
@@ -172,7 +191,7 @@ def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:
         curves.append(Curve(label="by chance", xs=steps, ys=nulls, rank=None, is_null=True))
         chart = Curves(
             title=f"{record.name}: how much of the last routing was there already",
-            description="Share of the token-expert pairs of the last probe that an earlier one has too; over all layers "
+            description="Share of the token-expert pairs of the last probe that an earlier one has too: "
             f"{whole[0]['agreement']:.0%} at step {steps[0]}, {whole[-2]['agreement']:.0%} at step {steps[-2]}.",
             curves=curves,
             x_label="step",

@@ -1,7 +1,9 @@
 """Makes the page: sections into one file of HTML that needs nothing else."""
 
+import contextlib
+import gc
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,13 @@ _MARK = '<!doctype html>\n<html lang="en" data-page="hmoe report">'  # how each 
 _TEMPLATES = "hmoe.report.templates"
 
 
-def render_page(inputs: ReportInputs, title: str | None = None) -> str:
+def render_page(inputs: ReportInputs, title: str | None = None, commands: Sequence[str] = ()) -> str:
     """Return the page; the same files give the same page.
+
+    Args:
+        inputs: what it is made from.
+        title: by default the names of the recipes.
+        commands: that make the runs and the page again.
 
     Raises:
         ConfigError: if jinja2 or matplotlib is not installed.
@@ -50,21 +57,35 @@ def render_page(inputs: ReportInputs, title: str | None = None) -> str:
         return Markup(_shorten_numbers(svg))
 
     headline = write_headline(inputs)
-    return environment.get_template("page.html").render(
-        mark=Markup(_MARK),
-        title=title or f"hmoe report: {', '.join(group.name for group in inputs.groups)}",
-        headline=headline,
-        sections=list_sections(inputs),
-        style=Markup(_read_template("page.css")),
-        script=Markup(_read_template("page.js")),
-        version=__version__,
-        draw=draw,
-        colour=lambda place: pick_colour(WIDTHS, place),
-        scale=[pick_colour(WIDTHS, place / 8) for place in range(9)],
-    )
+    with _pause_collection():
+        page: str = environment.get_template("page.html").render(
+            mark=Markup(_MARK),
+            title=title or f"hmoe report: {', '.join(group.name for group in inputs.groups)}",
+            headline=headline,
+            sections=list_sections(inputs, commands),
+            style=Markup(_read_template("page.css")),
+            script=Markup(_read_template("page.js")),
+            version=__version__,
+            draw=draw,
+            colour=lambda place: pick_colour(WIDTHS, place),
+            scale=[pick_colour(WIDTHS, place / 8) for place in range(9)],
+        )
+    return page
 
 
-def list_sections(inputs: ReportInputs) -> list[PageSection]:
+@contextlib.contextmanager
+def _pause_collection() -> Iterator[None]:
+    """Leave cyclic garbage lie: looking for it among matplotlib's many objects takes a sixth of the time of a page."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def list_sections(inputs: ReportInputs, commands: Sequence[str] = ()) -> list[PageSection]:
     """Return the sections that the inputs have something for, in the order of the page."""
     insides, further = describe_insides(inputs)
     notes = list_notes(inputs, further)
@@ -74,7 +95,7 @@ def list_sections(inputs: ReportInputs) -> list[PageSection]:
         describe_training(inputs),
         *insides,
         describe_samples(inputs),
-        describe_recipes(inputs),
+        describe_recipes(inputs, commands),
         notes,
     ]
     return [section for section in sections if section is not None]

@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +13,9 @@ from hmoe.runs.groups import list_differing_keys, list_recipe_values
 _MOST_SAMPLES = 6
 
 
-def describe_recipes(inputs: ReportInputs) -> PageSection:
-    """Return the section on how the runs were made."""
-    parts = [*_list_differences(inputs), _list_commands(inputs), _list_versions(inputs)]
+def describe_recipes(inputs: ReportInputs, commands: Sequence[str]) -> PageSection:
+    """Return the section on how the runs were made, and the commands that make them again."""
+    parts = [*_list_differences(inputs), *_list_commands(commands), _list_versions(inputs)]
     return PageSection(
         "recipes",
         "How they were made",
@@ -56,19 +55,11 @@ def _show_key(value: Any) -> str:
     return "–" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def _list_commands(inputs: ReportInputs) -> PagePart:
-    """Return the commands: each run folder holds its whole recipe, so training it again is one line."""
-    trains = [
-        shlex.join(
-            ["hmoe", "train", str(record.summary.path / "config.yaml"), "--run", f"{record.name}-again"]
-        )
-        for record in inputs.records
-    ]
-    page = shlex.join(["hmoe", "report", *inputs.words, "--out", "page.html"])
+def _list_commands(commands: Sequence[str]) -> list[PagePart]:
     sentences = [
-        "Each run folder has its whole recipe, seed included, in config.yaml: the first lines train it again."
+        "Each run folder has its whole recipe, seed included, in config.yaml: these lines train it again."
     ]
-    return PagePart("Commands", sentences, commands=[*trains, page])
+    return [PagePart("Commands", sentences, commands=commands)] if commands else []
 
 
 def _list_versions(inputs: ReportInputs) -> PagePart:
