@@ -17,7 +17,6 @@ def tally_tokens(
     widths: tuple[int, ...] = (),
     vocab: int = 0,
     labels: Mapping[str, Array] | None = None,
-    domain_by_document: Array | None = None,
 ) -> Tally:
     """Return the sums of tokens, all of them ordinary ones, that are given one by one."""
     _, num_layers, num_experts = experts_TZE.shape
@@ -27,13 +26,10 @@ def tally_tokens(
         vocab or int(type_T.max()) + 1,
         labels or {},
     )
-    domain_by_document = (
-        np.zeros(int(document_T.max()) + 1, np.int64) if domain_by_document is None else domain_by_document
-    )
-    tally.domains = [f"domain {i}" for i in range(int(domain_by_document.max()) + 1)]
-    tally.domain_tokens = [np.zeros_like(tally.tokens_by_fold) for _ in tally.domains]
-    tally.domain_pairs = [np.zeros_like(tally.pairs_by_fold) for _ in tally.domains]
-    tally.num_documents = int(document_T.max()) + 1
+    tally.domains = ["all"]
+    tally.domain_tokens = [tally.tokens_by_fold]
+    tally.domain_pairs = [tally.pairs_by_fold]
+    tally.num_documents = len(np.unique(document_T))
     for document in np.unique(document_T):
         own = document_T == document
         fold = document % tally.num_folds
@@ -48,8 +44,6 @@ def tally_tokens(
         tally.pair_squares += np.square(pairs)
         tally.pair_products += pairs * types
         tally.type_squares += np.square(types)
-        tally.domain_tokens[domain_by_document[document]][fold] += own.sum()
-        tally.domain_pairs[domain_by_document[document]][fold] += pairs.sum(-1)
         for name, class_V in tally.labels.items():
             for label_class in range(int(class_V.max()) + 1):
                 tally.label_tokens[name][fold, label_class] += types[class_V == label_class].sum()

@@ -27,11 +27,11 @@ def compute_mutual_information(
     counts = np.asarray(tables, np.float64)
     rows, columns = counts.sum(-1), counts.sum(-2)
     totals = rows.sum(-1)
-    sums = _sum_n_log_n(counts.reshape(*counts.shape[:-2], -1)) - _sum_n_log_n(rows) - _sum_n_log_n(columns)
-    nats = sums + _sum_n_log_n(totals[..., None])
+    cells = counts.reshape(*totals.shape, counts.shape[-2] * counts.shape[-1])
+    nats = _sum_n_log_n(cells) - _sum_n_log_n(rows) - _sum_n_log_n(columns) + _sum_n_log_n(totals[..., None])
     if is_corrected:
-        cells = np.count_nonzero(counts, axis=(-2, -1))
-        nats = nats + (np.count_nonzero(rows, axis=-1) + np.count_nonzero(columns, axis=-1) - cells - 1) / 2
+        num_rows, num_columns, num_cells = (np.count_nonzero(n, axis=-1) for n in (rows, columns, cells))
+        nats = nats + (num_rows + num_columns - num_cells - 1) / 2
     bits = np.full(totals.shape, np.nan)
     np.divide(nats, totals * np.log(2), out=bits, where=totals > 0)
     return bits
