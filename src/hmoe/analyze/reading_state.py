@@ -87,7 +87,8 @@ class ReadingState:
             for key, value in item.list_arrays().items()
         }
         file = io.BytesIO()
-        np.savez(file, identity=np.array(self._identity), progress=np.array([num_passes, is_whole]), **arrays)
+        save: Callable[..., None] = np.savez  # whose own keyword is typed, and no name of ours
+        save(file, **arrays)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(self._path, file.getvalue())
         self._last = time.monotonic()

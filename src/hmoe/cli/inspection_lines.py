@@ -10,13 +10,6 @@ from hmoe.cli.table import Column, Table, render_table
 
 Rows = Sequence[dict[str, Any]]
 _NUM_SHOWN = 4  # token types of an expert on a terminal
-_FEATURES = {
-    "frequency": "frequency",
-    "nll": "its own loss",
-    "bytes": "length",
-    "senses": "senses",
-    "word_position": "position in the word",
-}
 
 
 def list_inspection_lines(
@@ -144,8 +137,8 @@ def _lay_out_difficulty(rows: Rows) -> Table:
 
 
 def _name_feature(row: Mapping[str, Any]) -> str:
-    name = _FEATURES.get(row["feature"], row["feature"])
-    return f"{name} given {_FEATURES.get(row['given'], row['given'])}" if row["given"] else name
+    name = str(row["feature"]).replace("_", " ")
+    return f"{name} given {row['given']}" if row["given"] else name
 
 
 def _show_null(row: Mapping[str, Any]) -> str | None:

@@ -3,9 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hmoe.figures.records import Chart
-from hmoe.report.headline import show_signed
-from hmoe.report.inside_charts import (
+from hmoe.figures.inspection_charts import (
+    FEATURES,
     chart_activation,
     chart_difficulty,
     chart_pairs,
@@ -15,16 +14,11 @@ from hmoe.report.inside_charts import (
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.records import Chart
+from hmoe.report.headline import show_signed
 from hmoe.report.pieces import PageFigure, PagePart, PageTable, make_table
 
 Tables = Mapping[str, list[dict[str, Any]]]
-_FEATURES = {
-    "frequency": "how often the token occurs",
-    "nll": "the model's own loss in nats",
-    "bytes": "length of the token in bytes",
-    "senses": "number of senses",
-    "word_position": "position in the word",
-}
 
 
 def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePart]:
@@ -97,7 +91,7 @@ def _describe_activation(name: str, tables: Tables) -> PagePart:
 def _describe_difficulty(name: str, tables: Tables) -> PagePart:
     curves = [
         chart_difficulty(tables.get("difficulty_curves", []), feature, words)
-        for feature, words in _FEATURES.items()
+        for feature, words in FEATURES.items()
     ]
     rows = _get_overall(tables.get("difficulty", []), over="types", given=None)
     rows = [row for row in rows if row["correlation"] is not None]
@@ -131,7 +125,7 @@ def _show_tokens(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _weigh_correlation(row: Mapping[str, Any]) -> str:
     """Return a correlation in words, and whether it is more than chance gives."""
-    value, words = row["correlation"], _FEATURES.get(row["feature"], row["feature"])
+    value, words = row["correlation"], FEATURES.get(row["feature"], row["feature"])
     low, high = row.get("null_low"), row.get("null_high")
     interval = show_interval(row, "low", "high", "+.2f")
     told = f"{words[0].upper()}{words[1:]}: rank correlation {show_signed(value, 2)}{interval}"

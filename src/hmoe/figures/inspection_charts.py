@@ -7,6 +7,13 @@ from typing import Any
 from hmoe.figures.records import Bars, Curve, Curves, HeatMap, Points
 
 Rows = Sequence[Mapping[str, Any]]
+FEATURES = {  # of tokens, and their names for people
+    "frequency": "how often the token occurs",
+    "nll": "the model's own loss in nats",
+    "bytes": "length of the token in bytes",
+    "senses": "number of senses",
+    "word_position": "position in the word",
+}
 
 
 def choose_layers(rows: Rows, most: int) -> list[int]:
@@ -196,4 +203,58 @@ def chart_worth(rows: Rows, layer: int) -> Bars:
         ranks=[place / last for place in range(len(own))],
         x_label="hidden units of the expert",
         y_label="nats per token",
+    )
+
+
+def chart_compute(rows: Rows) -> HeatMap:
+    """Return which share of a layer's work each expert does, by layer."""
+    experts = order_experts(rows)
+    layers = sorted({row["layer"] for row in rows})
+    cells = {(row["layer"], row["expert"]): row["compute_share"] for row in rows}
+    known = [row for row in rows if row["compute_share"] is not None]
+    most = max(known, key=lambda row: row["compute_share"], default=None)
+    return HeatMap(
+        title="Share of a layer's work that an expert did",
+        description="No expert did any work."
+        if most is None
+        else f"Most: {most['compute_share']:.1%}, {most['width']} units in layer {most['layer']}.",
+        row_labels=[str(layer) for layer in layers],
+        column_labels=name_experts(experts),
+        values=[[cells.get((layer, expert)) for expert, _ in experts] for layer in layers],
+        row_title="MoE layer",
+        column_title="hidden units of the expert",
+        value_label="share of pairs x hidden units",
+    )
+
+
+def chart_experts_per_token(rows: Rows) -> Bars:
+    """Return by how many experts tokens were served, all layers together."""
+    counts: dict[int, int] = {}
+    for row in rows:
+        counts[row["experts"]] = counts.get(row["experts"], 0) + row["tokens"]
+    total = max(sum(counts.values()), 1)
+    most = max(counts, key=lambda experts: counts[experts])
+    return Bars(
+        title="Experts per token and layer",
+        description=f"Most often {most}, for {counts[most] / total:.1%} of the tokens.",
+        labels=[str(experts) for experts in sorted(counts)],
+        values=[counts[experts] / total for experts in sorted(counts)],
+        x_label="experts",
+        y_label="share of tokens x layers",
+    )
+
+
+def chart_labels(rows: Rows) -> Points:
+    """Return how many bits an expert tells of each label of its tokens, mean over layers."""
+    own = [row for row in rows if row["layer"] is None and row["bits"] is not None]
+    return Points(
+        title="What an expert tells of its tokens",
+        description="; ".join(f"{row['label']} {row['bits']:.4f} bits" for row in own) + ".",
+        labels=[str(row["label"]) for row in own],
+        values=[row["bits"] for row in own],
+        lows=[row["low"] for row in own],
+        highs=[row["high"] for row in own],
+        null_lows=[0.0] * len(own),
+        null_highs=[row["null_high"] or 0.0 for row in own],
+        x_label="bits per pair, mean over layers",
     )
