@@ -48,7 +48,7 @@ def render_first_screen(command: Any, width: int, has_colour: bool) -> str:
         lines += [f"{cells[0]}  {cells[1]}  {described[0]}", *(margin + rest for rest in described[1:])]
     size = max(map(len, EXAMPLES))
     examples = [f"{example.ljust(size)}  {text}" for example, text in EXAMPLES.items()]
-    lines += ["", *(line for example in examples for line in textwrap.wrap(example, width))]
+    lines += [line for example in examples for line in textwrap.wrap(example, width)]
     return "\n".join([*lines, *textwrap.wrap(_END, width)])
 
 

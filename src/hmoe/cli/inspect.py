@@ -89,9 +89,9 @@ def inspect_folder(
     out: _Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Look inside: what each expert reads, costs and is worth.
+    """Look inside: what experts read, cost, are worth.
 
-    Tables, figures, coloured text.
+    In tables, figures and coloured text.
     """
     of_texts = {
         "--text": text, "--text-field": text_field, "--tasks": tasks, "--benchmarks": benchmarks, "--limit": limit,
