@@ -29,6 +29,15 @@ class _Candidates:
     high: Floats
     tail: Floats
 
+    def describe_lift(self, place: int) -> Row:
+        """Return the lift of a candidate and its interval."""
+        high = float(self.high[place])
+        return {
+            "lift": float(self.lift[place]),
+            "lift_low": float(self.low[place]),
+            "lift_high": high if np.isfinite(high) else None,
+        }
+
 
 def measure_top_tokens(
     tally: Tally,
@@ -72,33 +81,30 @@ def measure_top_tokens(
         *(np.concatenate([getattr(c, name) for c in layers]) for name in _Candidates.__annotations__)
     )
     q = adjust_false_discovery(candidates.tail, num_tests)
-    rows: list[Row] = []
     order = np.lexsort(
         (candidates.token, -candidates.lift, -candidates.low, candidates.expert, candidates.layer)
     )
+    rows: list[Row] = []
     place, previous = 0, (-1, -1)
     for i in order[q[order] <= false_discovery_rate]:
         cell = (int(candidates.layer[i]), int(candidates.expert[i]))
         place = place + 1 if cell == previous else 1
         previous = cell
-        if place > num_top:
-            continue
-        token = int(candidates.token[i])
-        rows.append(
-            {
-                "layer": cell[0],
-                "expert": cell[1],
-                "width": int(tally.widths[cell[1]]),
-                "place": place,
-                "token": token,
-                "text": texts[token],
-                "count": int(type_counts[token]),
-                "lift": float(candidates.lift[i]),
-                "lift_low": float(candidates.low[i]),
-                "lift_high": float(candidates.high[i]) if np.isfinite(candidates.high[i]) else None,
-                "q": float(q[i]),
-            }
-        )
+        if place <= num_top:
+            token = int(candidates.token[i])
+            rows.append(
+                {
+                    "layer": cell[0],
+                    "expert": cell[1],
+                    "width": int(tally.widths[cell[1]]),
+                    "place": place,
+                    "token": token,
+                    "text": texts[token],
+                    "count": int(type_counts[token]),
+                    **candidates.describe_lift(i),
+                    "q": float(q[i]),
+                }
+            )
     return {"top_tokens": rows}
 
 
