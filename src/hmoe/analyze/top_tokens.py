@@ -73,8 +73,7 @@ def measure_top_tokens(
     for name, value in (("num_top", num_top), ("min_count", min_count)):
         if value < 1:
             raise ConfigError(f"{name} = {value}: must be at least 1")
-    type_counts = tally.types_by_fold.sum(0)
-    types = np.flatnonzero(type_counts >= min_count)
+    types = np.flatnonzero(tally.types_by_fold.sum(0) >= min_count)
     layers = [_test_layer(tally, layer, types, false_discovery_rate) for layer in range(len(tally.blocks))]
     num_tests = len(types) * int((tally.pairs.sum(-1) > 0).sum())
     candidates = _Candidates(
@@ -84,9 +83,18 @@ def measure_top_tokens(
     order = np.lexsort(
         (candidates.token, -candidates.lift, -candidates.low, candidates.expert, candidates.layer)
     )
+    discoveries = order[q[order] <= false_discovery_rate]
+    return {"top_tokens": _list_rows(tally, texts, candidates, q, discoveries, num_top)}
+
+
+def _list_rows(  # noqa: PLR0913, PLR0917 - all that a row has
+    tally: Tally, texts: Sequence[str], candidates: _Candidates, q: Floats, discoveries: Ints, num_top: int
+) -> list[Row]:
+    """Return the first discoveries of each expert as rows."""
+    type_counts = tally.types_by_fold.sum(0)
     rows: list[Row] = []
     place, previous = 0, (-1, -1)
-    for i in order[q[order] <= false_discovery_rate]:
+    for i in discoveries:
         cell = (int(candidates.layer[i]), int(candidates.expert[i]))
         place = place + 1 if cell == previous else 1
         previous = cell
@@ -105,7 +113,7 @@ def measure_top_tokens(
                     "q": float(q[i]),
                 }
             )
-    return {"top_tokens": rows}
+    return rows
 
 
 def _test_layer(tally: Tally, layer: int, types: Ints, rate: float) -> _Candidates:
