@@ -87,7 +87,7 @@ def measure_top_tokens(
     return {"top_tokens": _list_rows(tally, texts, candidates, q, discoveries, num_top)}
 
 
-def _list_rows(  # noqa: PLR0913, PLR0917 - all that a row has
+def _list_rows(
     tally: Tally, texts: Sequence[str], candidates: _Candidates, q: Floats, discoveries: Ints, num_top: int
 ) -> list[Row]:
     """Return the first discoveries of each expert as rows."""
