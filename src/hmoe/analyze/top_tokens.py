@@ -29,6 +29,15 @@ class _Candidates:
     high: Floats
     tail: Floats
 
+    def describe_lift(self, place: int) -> Row:
+        """Return the lift of a candidate and its interval."""
+        high = float(self.high[place])
+        return {
+            "lift": float(self.lift[place]),
+            "lift_low": float(self.low[place]),
+            "lift_high": high if np.isfinite(high) else None,
+        }
+
 
 def measure_top_tokens(
     tally: Tally,
@@ -64,42 +73,47 @@ def measure_top_tokens(
     for name, value in (("num_top", num_top), ("min_count", min_count)):
         if value < 1:
             raise ConfigError(f"{name} = {value}: must be at least 1")
-    type_counts = tally.types_by_fold.sum(0)
-    types = np.flatnonzero(type_counts >= min_count)
+    types = np.flatnonzero(tally.types_by_fold.sum(0) >= min_count)
     layers = [_test_layer(tally, layer, types, false_discovery_rate) for layer in range(len(tally.blocks))]
     num_tests = len(types) * int((tally.pairs.sum(-1) > 0).sum())
     candidates = _Candidates(
         *(np.concatenate([getattr(c, name) for c in layers]) for name in _Candidates.__annotations__)
     )
     q = adjust_false_discovery(candidates.tail, num_tests)
-    rows: list[Row] = []
     order = np.lexsort(
         (candidates.token, -candidates.lift, -candidates.low, candidates.expert, candidates.layer)
     )
+    discoveries = order[q[order] <= false_discovery_rate]
+    return {"top_tokens": _list_rows(tally, texts, candidates, q, discoveries, num_top)}
+
+
+def _list_rows(
+    tally: Tally, texts: Sequence[str], candidates: _Candidates, q: Floats, discoveries: Ints, num_top: int
+) -> list[Row]:
+    """Return the first discoveries of each expert as rows."""
+    type_counts = tally.types_by_fold.sum(0)
+    rows: list[Row] = []
     place, previous = 0, (-1, -1)
-    for i in order[q[order] <= false_discovery_rate]:
+    for i in discoveries:
         cell = (int(candidates.layer[i]), int(candidates.expert[i]))
         place = place + 1 if cell == previous else 1
         previous = cell
-        if place > num_top:
-            continue
-        token = int(candidates.token[i])
-        rows.append(
-            {
-                "layer": cell[0],
-                "expert": cell[1],
-                "width": int(tally.widths[cell[1]]),
-                "place": place,
-                "token": token,
-                "text": texts[token],
-                "count": int(type_counts[token]),
-                "lift": float(candidates.lift[i]),
-                "lift_low": float(candidates.low[i]),
-                "lift_high": float(candidates.high[i]) if np.isfinite(candidates.high[i]) else None,
-                "q": float(q[i]),
-            }
-        )
-    return {"top_tokens": rows}
+        if place <= num_top:
+            token = int(candidates.token[i])
+            rows.append(
+                {
+                    "layer": cell[0],
+                    "expert": cell[1],
+                    "width": int(tally.widths[cell[1]]),
+                    "place": place,
+                    "token": token,
+                    "text": texts[token],
+                    "count": int(type_counts[token]),
+                    **candidates.describe_lift(i),
+                    "q": float(q[i]),
+                }
+            )
+    return rows
 
 
 def _test_layer(tally: Tally, layer: int, types: Ints, rate: float) -> _Candidates:
