@@ -27,6 +27,7 @@ from hmoe.analyze.traced_text import Row
 from hmoe.analyze.window_sample import WindowSample
 from hmoe.analyze.worth import measure_worth
 from hmoe.errors import ConfigError, DataError
+from hmoe.evaluate.harness import fingerprint_model
 from hmoe.runs.open_model import OpenedModel
 
 FORMAT = 1
@@ -152,20 +153,7 @@ def _read(
     report: Report,
 ) -> TextReading:
     """Read the texts, from where an interrupted reading had come."""
-    spec, moe = opened.model.config, opened.model.config.moe
-    assert moe is not None
-    widths, blocks = tuple(moe.routed_widths), tuple(spec.moe_layers)
-
-    def make_sums() -> dict[str, Any]:
-        return {
-            "tally": Tally(widths, blocks, spec.vocab, types.labels),
-            "tokens": TokenSample(len(blocks)),
-            "positions": ExpertPositions(len(blocks), len(widths)),
-            "windows": WindowSample(options.window, options.sample_tokens),
-        }
-
-    identity = {**text.identity, "window": options.window, "sample": options.sample_tokens}
-    stored = ReadingState(state, {**identity, "most": options.most_tokens}, make_sums)
+    stored = _open_state(opened, text, options, types, state)
     num_passes = stored.restore()[0]
     reading = TextReading(**stored.sums)  # type: ignore[arg-type]
     reader = WindowReader(options.window, types, opened.tokenizer.separator, reading.tally.domains)
@@ -186,6 +174,34 @@ def _read(
     reading.tally.finish()
     reading.counts = reader.counts
     return reading
+
+
+def _open_state(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    types: TokenTypes,
+    path: Path | None,
+) -> ReadingState:
+    """Return sums and samples without anything in them, and the file that may have some."""
+    spec, moe = opened.model.config, opened.model.config.moe
+    assert moe is not None
+    widths, blocks = tuple(moe.routed_widths), tuple(spec.moe_layers)
+
+    def make_sums() -> dict[str, Any]:
+        return {
+            "tally": Tally(widths, blocks, spec.vocab, types.labels),
+            "tokens": TokenSample(len(blocks)),
+            "positions": ExpertPositions(len(blocks), len(widths)),
+            "windows": WindowSample(options.window, options.sample_tokens),
+        }
+
+    identity = {
+        "model": None if path is None else fingerprint_model(opened.model, opened.tokenizer),
+        "text": dict(text.identity),
+        "options": [options.window, options.sample_tokens, options.most_tokens],
+    }
+    return ReadingState(path, identity, make_sums)
 
 
 def _limit_parts(parts: Iterable[DocumentPart], most_tokens: int | None) -> Iterator[DocumentPart]:
