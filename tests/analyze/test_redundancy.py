@@ -30,12 +30,12 @@ def test_twins_and_only_they_are_redundant(seed):
         assert twins[name] == pytest.approx(1, abs=1e-4)
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.3])
+@pytest.mark.parametrize("noise", [0.1, 0.2])
 def test_copies_that_went_apart_a_little_are_found(noise):
     planted = build_planted_model("twins", 0)
     first, second = planted.truth["experts"]
     for weight in planted.model.blocks[1].ffn.expert(second):
-        weight += noise * weight.std() * torch.randn_like(weight)
+        weight.add_(noise * weight.std() * torch.randn_like(weight))
     assert _flagged(_measure(planted)) == [(1, first, second)]
 
 
@@ -58,12 +58,12 @@ def test_random_experts_of_200_models_are_not_redundant():
 
 
 def test_wide_random_experts_are_alike_in_outputs_only():
-    # All of them keep the distances between inputs, so that their CKA is near 1.
-    planted = build_planted_model("noise", 0, {"widths": [1024, 1024], "router": {"name": "top_k", "k": 1}})
-    planted.model.blocks[0].ffn.w_down[:, 8:] = 0
-    rows = _measure(planted, most_tokens=100)
+    # All of them keep the distances between inputs, so that CKA is high by chance.
+    planted = build_planted_model("noise", 0, {"widths": [2048, 2048], "router": {"name": "top_k", "k": 1}})
+    rows = _measure(planted, most_tokens=60)
+    assert all(row["cka"] > 0.5 for row in rows)
     assert _flagged(rows) == []
-    assert all(row["cka"] == pytest.approx(row["cka_null"], abs=0.3) for row in rows)
+    assert all(row["cka"] == pytest.approx(row["cka_null"], abs=0.1) for row in rows)
 
 
 def test_numbers_equal_slow_loops():

@@ -96,12 +96,12 @@ def test_numbers_equal_traces_of_each_window_alone(moe):
 def test_p_values_after_holm_keep_their_rate_on_nulls():
     draw = np.random.default_rng(0)
     rejected = 0
-    for _ in range(400):
+    for _ in range(200):
         num_tokens = draw.integers(20, 200, 24)
         results = compare_losses(draw.normal(0, 1, (24, 10)) * np.sqrt(num_tokens)[:, None], num_tokens)
         rejected += any(result["p"] < 0.05 for result in results)
-    assert stats.binomtest(rejected, 400, 0.05, alternative="greater").pvalue > 0.01
-    assert rejected > 4
+    assert stats.binomtest(rejected, 200, 0.05, alternative="greater").pvalue > 0.01
+    assert rejected > 1
 
 
 def test_intervals_of_documents_of_one_length_are_those_of_a_mean():

@@ -10,8 +10,8 @@ def _slow_cka(a, b):
 
     def hsic(x, y):
         centring = np.eye(n) - 1 / n
-        k, l = centring @ (x @ x.T) @ centring, y @ y.T
-        return sum(k[i, j] * l[i, j] for i in range(n) for j in range(n)) / (n - 1) ** 2
+        first, second = centring @ (x @ x.T) @ centring, y @ y.T
+        return sum(first[i, j] * second[i, j] for i in range(n) for j in range(n)) / (n - 1) ** 2
 
     return hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b))
 
