@@ -39,6 +39,20 @@ def test_copies_that_went_apart_a_little_are_found(noise):
     assert _flagged(_measure(planted)) == [(1, first, second)]
 
 
+def test_copies_with_turned_outputs_are_found_by_their_weights():
+    planted = build_planted_model("twins", 0)
+    first, second = planted.truth["experts"]
+    angle = torch.tensor(0.6)
+    turn = torch.block_diag(*[torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])] * 32)
+    w_down = planted.model.blocks[1].ffn.expert(second)[2]
+    w_down.copy_(turn @ w_down)
+    rows = _measure(planted)
+    assert _flagged(rows) == [(1, first, second)]
+    [twins] = [row for row in rows if row["is_redundant"]]
+    assert twins["output_cosine"] < 0.85
+    assert twins["cka"] > 0.99
+
+
 def _count_null_pairs(seeds, **options):
     num_pairs = 0
     for seed in seeds:
