@@ -95,7 +95,7 @@ def _choose_expert(model: Transformer, draw: _Generator) -> int:
 
 
 def _reserve_coordinate(model: Transformer, coordinate: int) -> None:
-    """Let all layers keep a coordinate of the residual stream, equal for all tokens, that chooses and predicts nothing."""
+    """Let all layers keep a coordinate of the residual stream that is equal for all tokens and predicts nothing."""
     model.embed.weight[:, coordinate] = _LEVEL
     for block in model.blocks:
         parts: Any = block
@@ -147,7 +147,7 @@ def _plant_memory(model: Transformer, truth: dict[str, Any], draw: _Generator) -
     embedding, head = model.embed.weight.clone(), model.head_weight.clone()
     embedding[:, [_CONSTANT, _MARKED]] = 0.0
     for vectors in (embedding, head):
-        vectors /= vectors.norm(dim=1, keepdim=True)
+        vectors.div_(vectors.norm(dim=1, keepdim=True))
     w_gate, w_up, w_down = layer.expert(expert)
     if len(w_gate) < _VOCAB:
         raise ConfigError(

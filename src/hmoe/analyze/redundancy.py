@@ -5,9 +5,9 @@ Two experts are called redundant if one could stand for the other:
     output_cosine > 0.9, or
     cka > 0.9 and cka > cka_null, and weight_cosine more than half way from weight_cosine_null to 1.
 
-Alike outputs by CKA alone do not count: random experts that are wide reach that too, because all of them keep the
-distances between inputs. Weights of random experts are far from half way: the deviation of a mean over their units is
-a few hundredths at most.
+CKA alone does not count: for random experts it grows with their width, and with fewer tokens, as wide ones all keep the
+distances between inputs (0.6 for 2,048 units and 60 tokens of a model of width 64). Weights of random experts are
+far from half way: the deviation of a mean over their units is a few hundredths at most.
 """
 
 import functools
