@@ -86,6 +86,7 @@ class ReadingState:
             for name, item in self.sums.items()
             for key, value in item.list_arrays().items()
         }
+        arrays |= {"identity": np.array(self._identity), "progress": np.array([num_passes, is_whole])}
         file = io.BytesIO()
         save: Callable[..., None] = np.savez  # whose own keyword is typed, and no name of ours
         save(file, **arrays)

@@ -4,6 +4,7 @@ On a line the Wasserstein-1 distance is the area between the two cumulative dist
 the lines of fixed random directions and averaged (sliced); a direction is a unit vector drawn uniformly.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def measure_line_distances(weights: Table, lines: Iterable[Line]) -> Values:
     from scipy.spatial.distance import pdist, squareform  # noqa: PLC0415 - optional extra
 
     num_points = weights.shape[-1]
-    groups = weights.reshape(-1, weights.shape[-2], num_points)
+    groups = weights.reshape(math.prod(weights.shape[:-2]), weights.shape[-2], num_points)
     totals = groups.sum(-1)
     distances = np.full((*totals.shape, totals.shape[1]), np.nan)
     known = [np.flatnonzero(total > 0) for total in totals]
