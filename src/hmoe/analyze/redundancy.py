@@ -21,6 +21,7 @@ import torch
 
 from hmoe.analyze.expert_inputs import LayerInputs, Windows, capture_expert_inputs, run_expert
 from hmoe.analyze.traced_text import Floats, Row
+from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.statistics.linear_cka import compare_representations
 from hmoe.statistics.unit_matching import match_units
@@ -73,8 +74,13 @@ def measure_redundancy(
         report: called with the steps that are done, and all.
         most_tokens: of the sample.
         seed: of random experts.
+
+    Raises:
+        ConfigError: for a dense model.
     """
     num_layers = len(model.config.moe_layers)
+    if not num_layers:
+        raise ConfigError("the model is dense and has no experts to look at")
     if not windows:
         return {"redundancy": []}
     captured = capture_expert_inputs(

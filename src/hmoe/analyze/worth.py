@@ -37,6 +37,9 @@ def measure_worth(
         model: any model with MoE layers.
         windows: token ids of each, and the document that each token is of.
         report: called with the experts that are done, and all.
+
+    Raises:
+        ConfigError: for a dense model.
     """
     if not model.config.moe_layers:
         raise ConfigError("the model is dense and has no experts to look at")
