@@ -88,10 +88,6 @@ def plant_windows(
 
 def _check_section(structure: str, spec: ModelSpec) -> None:
     assert spec.moe is not None
-    if len(spec.moe_layers) <= _LAYER:
-        raise ConfigError(
-            f"moe.dense_layers = {list(spec.moe.dense_layers)}: must be empty, both layers are needed"
-        )
     router = spec.moe.router
     if structure in ("dead", "tokens", "memory") and router.name not in ("top_k", "top_p"):
         raise ConfigError(
@@ -110,7 +106,7 @@ def _choose_expert(model: Transformer, draw: _Generator) -> int:
 
 
 def _reserve_coordinate(model: Transformer, coordinate: int) -> None:
-    """Let all layers keep a coordinate of the residual stream, equal for all tokens, that chooses and predicts nothing."""
+    """Let all layers keep a coordinate of the residual stream, one level for all; it chooses and predicts nothing."""
     model.embed.weight[:, coordinate] = _LEVEL
     for block in model.blocks:
         parts: Any = block
@@ -170,8 +166,8 @@ def _plant_memory(model: Transformer, truth: dict[str, Any], draw: _Generator) -
     truth["successors"] = draw.permutation(_VOCAB).tolist()
     embedding, head = model.embed.weight.clone(), model.head_weight.clone()
     embedding[:, [_CONSTANT, _MARKED]] = 0.0
-    for vectors in (embedding, head):
-        vectors /= vectors.norm(dim=1, keepdim=True)
+    embedding = torch.nn.functional.normalize(embedding, dim=1)
+    head = torch.nn.functional.normalize(head, dim=1)
     w_gate, w_up, w_down = layer.expert(expert)
     if len(w_gate) < _VOCAB:
         raise ConfigError(

@@ -30,7 +30,9 @@ def compare_representations(representations: Sequence[Table]) -> Values:
     """
     size = len(representations)
     centred = [_centre(matrix) for matrix in representations]
-    num_rows = len(centred[0]) if centred else 0
+    if not centred:
+        return np.zeros((0, 0))
+    num_rows = len(centred[0])
     num_columns = [matrix.shape[1] for matrix in centred]
     # <Y_a Y_a', Y_b Y_b'> = |Y_a' Y_b|^2, and rows need one product a matrix where columns need one a pair.
     by_rows = num_rows * (sum(num_columns) + size * size) <= sum(num_columns) ** 2 / 2
