@@ -1,131 +1,215 @@
+"""Twins are redundant and nothing else is; every number of the table by hand."""
+
+import itertools
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from hmoe.analyze import redundancy as module
-from hmoe.analyze.expert_inputs import capture_expert_inputs
+from hmoe import ConfigError
+from hmoe.analyze import redundancy
+from hmoe.analyze.expert_inputs import capture_expert_inputs, run_expert
 from hmoe.analyze.planted_models import build_planted_model, plant_windows
 from hmoe.analyze.redundancy import measure_redundancy
+from hmoe.analyze.traced_text import Row
+from hmoe.config.recipes import check_model
+from hmoe.model.transformer import build_transformer
 from hmoe.statistics.linear_cka import compute_linear_cka
+from hmoe.statistics.unit_matching import match_units
 from hmoe.statistics.wasserstein import measure_sliced_distance
-from tests import oracles
+from tests.analyze.helpers import build_small_model
+from tests.analyze.test_expert_inputs import draw_windows
+
+KEYS = [
+    "layer", "expert_a", "expert_b", "width_a", "width_b", "cka", "cka_null", "output_cosine", "output_distance",
+    "weight_cosine", "weight_cosine_null", "tokens", "is_redundant",
+]  # fmt: skip
 
 
-def _measure(planted, seed=0, **options):
-    return measure_redundancy(planted.model, plant_windows(planted, seed), **options)["redundancy"]
-
-
-def _flagged(rows):
+def list_redundant(rows: list[Row]) -> list[tuple[int, int, int]]:
     return [(row["layer"], row["expert_a"], row["expert_b"]) for row in rows if row["is_redundant"]]
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_twins_and_only_they_are_redundant(seed):
-    planted = build_planted_model("twins", seed)
-    rows = _measure(planted)
-    assert len(rows) == 20
-    assert _flagged(rows) == [(1, *planted.truth["experts"])]
-    [twins] = [row for row in rows if row["is_redundant"]]
-    for name in ("cka", "output_cosine", "weight_cosine"):
-        assert twins[name] == pytest.approx(1, abs=1e-4)
+def check_plain(rows: list[Row]) -> None:
+    """Plain numbers or None, and no NaN."""
+    for row in rows:
+        assert list(row) == KEYS
+        assert all(type(value) in (int, float, bool, type(None)) for value in row.values())
+        assert all(math.isfinite(value) for value in row.values() if value is not None)
 
 
-@pytest.mark.parametrize("noise", [0.1, 0.2])
-def test_copies_that_went_apart_a_little_are_found(noise):
-    planted = build_planted_model("twins", 0)
-    first, second = planted.truth["experts"]
-    for weight in planted.model.blocks[1].ffn.expert(second):
-        weight.add_(noise * weight.std() * torch.randn_like(weight))
-    assert _flagged(_measure(planted)) == [(1, first, second)]
+@pytest.mark.parametrize(
+    "moe",
+    [
+        {},
+        {"router": {"name": "top_p", "p": 0.6}},
+        {"router": {"name": "top_k", "k": 1, "renormalize": False}},
+        {"router": {"name": "expert_choice"}},
+        {"zero": {"null": 1, "copy": 1, "constant": 1}, "shared": 8},
+        {"hyper": {"dim": 4}},
+        {"widths": [8, 16, 4, 8]},
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_twins_are_found_and_only_they(moe: dict[str, Any], seed: int) -> None:
+    planted = build_planted_model("twins", seed, moe)
+    rows = measure_redundancy(planted.model, plant_windows(planted, seed, 8))["redundancy"]
+    assert list_redundant(rows) == [(1, *planted.truth["experts"])]
+    (twins,) = [row for row in rows if row["is_redundant"]]
+    assert [twins[name] for name in ("cka", "output_cosine", "weight_cosine")] == pytest.approx([1, 1, 1])
+    check_plain(rows)
 
 
-def test_copies_with_turned_outputs_are_found_by_their_weights():
-    planted = build_planted_model("twins", 0)
-    first, second = planted.truth["experts"]
-    angle = torch.tensor(0.6)
-    turn = torch.block_diag(*[torch.tensor([[angle.cos(), -angle.sin()], [angle.sin(), angle.cos()]])] * 32)
-    w_down = planted.model.blocks[1].ffn.expert(second)[2]
-    w_down.copy_(turn @ w_down)
-    rows = _measure(planted)
-    assert _flagged(rows) == [(1, first, second)]
-    [twins] = [row for row in rows if row["is_redundant"]]
-    assert twins["output_cosine"] < 0.85
-    assert twins["cka"] > 0.99
+def build_random(seed: int) -> tuple[Any, list[Any]]:
+    """A random model and text: widths from 1, few and many tokens, inputs with and without a common direction."""
+    draw = np.random.default_rng(seed)
+    widths = draw.integers(1, 60, draw.integers(2, 7)).tolist()
+    dim = int(draw.choice([16, 32, 64]))
+    moe = {"widths": widths, "router": {"name": "top_k", "k": 1}}
+    model = build_transformer(
+        check_model(dict(dim=dim, layers=2, heads=2, vocab=40, context=32, moe=moe)), seed
+    )
+    if draw.random() < 0.5:
+        with torch.no_grad():
+            model.embed.weight += 0.5 * torch.randn(dim, generator=torch.manual_seed(seed)) * dim**-0.5
+    return model, [(draw.integers(40, size=20), np.full(20, 0)) for _ in range(draw.integers(1, 8))]
 
 
-def _count_null_pairs(seeds, **options):
-    num_pairs = 0
+def count_flags(seeds: range) -> int:
+    num_flags = 0
     for seed in seeds:
-        rows = _measure(build_planted_model("noise", seed), seed, **options)
-        assert _flagged(rows) == []
-        num_pairs += len(rows)
-    return num_pairs
+        model, windows = build_random(seed)
+        rows = measure_redundancy(model, windows, seed=seed)["redundancy"]
+        check_plain(rows)
+        num_flags += len(list_redundant(rows))
+    return num_flags
 
 
-def test_random_experts_are_not_redundant():
-    assert _count_null_pairs(range(10), most_tokens=200) == 200
+def test_random_models_have_no_redundant_experts() -> None:
+    assert count_flags(range(30)) == 0
 
 
 @pytest.mark.slow
-def test_random_experts_of_200_models_are_not_redundant():
-    assert _count_null_pairs(range(200)) == 4000
+def test_two_hundred_random_models_have_no_redundant_experts() -> None:
+    assert count_flags(range(200)) == 0
 
 
-def test_wide_random_experts_are_alike_in_outputs_only():
-    # All of them keep the distances between inputs, so that CKA is high by chance.
-    planted = build_planted_model("noise", 0, {"widths": [2048, 2048], "router": {"name": "top_k", "k": 1}})
-    rows = _measure(planted, most_tokens=60)
-    assert all(row["cka"] > 0.5 for row in rows)
-    assert _flagged(rows) == []
-    assert all(row["cka"] == pytest.approx(row["cka_null"], abs=0.1) for row in rows)
-
-
-def test_numbers_equal_slow_loops():
-    planted = build_planted_model("twins", 1)
-    windows = plant_windows(planted, 0, 4)
-    rows = measure_redundancy(planted.model, windows)["redundancy"]
-    inputs = capture_expert_inputs(planted.model, windows)
-    for row in rows[::3]:
-        layer, pair = row["layer"], (row["expert_a"], row["expert_b"])
-        x_TD, chosen_TE = inputs[layer].x_TD, inputs[layer].chosen_TE
-        weights = [planted.model.blocks[layer].ffn.expert(i) for i in pair]
-        a, b = (torch.stack([oracles.expert(x_D, w) for x_D in x_TD]).double() for w in weights)
-        assert row["tokens"] == len(x_TD) == 124
-        assert row["cka"] == pytest.approx(compute_linear_cka(a.numpy(), b.numpy()), rel=1e-4)
-        assert row["output_cosine"] == pytest.approx(float(torch.cosine_similarity(a, b).mean()), abs=1e-5)
-        served = [y[chosen_TE[:, i]].numpy() for y, i in zip((a, b), pair, strict=True)]
-        assert row["output_distance"] == pytest.approx(measure_sliced_distance(*served), rel=1e-3)
-        assert (row["width_a"], row["width_b"]) == tuple(len(w[0]) for w in weights)
-
-
-def test_dead_and_zero_experts_and_small_samples():
-    planted = build_planted_model("dead", 0, {"zero": {"null": 1, "copy": 1}})
-    rows = _measure(planted)
-    assert max(row["expert_b"] for row in rows) == 4
-    dead = [
-        row
-        for row in rows
-        if row["layer"] == 1 and planted.truth["expert"] in (row["expert_a"], row["expert_b"])
+@pytest.mark.parametrize("name", ["top_k", "top_p"])
+def test_numbers_by_hand(name: str) -> None:
+    model, windows = build_small_model(router={"name": name}), draw_windows(20, 20, 20)
+    rows = measure_redundancy(model, windows)["redundancy"]
+    captured = capture_expert_inputs(model, windows)
+    assert [(r["layer"], r["expert_a"], r["expert_b"]) for r in rows] == [
+        (layer, *pair) for layer in (0, 1) for pair in itertools.combinations(range(4), 2)
     ]
-    assert len(dead) == 4
-    assert all(row["output_distance"] is None and row["cka"] is not None for row in dead)
-    with torch.no_grad():
-        planted.model.blocks[0].ffn.expert(0)[2].zero_()
-    silent = [row for row in _measure(planted) if row["layer"] == 0 and row["expert_a"] == 0]
-    assert all(row["cka"] is None and row["output_cosine"] is None for row in silent)
-    one = measure_redundancy(planted.model, [(np.array([3]), np.array([0]))])["redundancy"]
-    assert {row["tokens"] for row in one} == {1}
-    assert all(row["cka"] is None and not row["is_redundant"] for row in one)
-    assert measure_redundancy(planted.model, [])["redundancy"] == []
-    single = build_planted_model("noise", 0, {"widths": [8], "router": {"name": "top_k", "k": 1}})
-    assert _measure(single) == []
+    for row in rows:
+        layer: Any = model.blocks[(0, 2)[row["layer"]]].ffn
+        inputs = captured[row["layer"]]
+        pair = (row["expert_a"], row["expert_b"])
+        assert (row["width_a"], row["width_b"]) == tuple(layer.widths[expert] for expert in pair)
+        assert row["tokens"] == len(inputs.x_TD) == 57
+        outputs = [run_expert(layer.expert(expert), inputs.x_TD).double().numpy() for expert in pair]
+        assert row["cka"] == pytest.approx(compute_linear_cka(*outputs), rel=1e-5)
+        cosines = [
+            float(u @ v) / math.sqrt(float(u @ u) * float(v @ v)) for u, v in zip(*outputs, strict=True)
+        ]
+        assert row["output_cosine"] == pytest.approx(sum(cosines) / 57, abs=1e-6)
+        served = [output[inputs.chosen_TE[:, e].numpy()] for output, e in zip(outputs, pair, strict=True)]
+        assert row["output_distance"] == pytest.approx(measure_sliced_distance(*served), rel=1e-5)
+        units = [torch.cat([g, u, d.T], 1).numpy() for g, u, d in map(layer.expert, pair)]
+        assert row["weight_cosine"] == pytest.approx(match_units(*units), rel=1e-5)
+        assert 0 < row["cka_null"] < 1
+        assert abs(row["weight_cosine"] - row["weight_cosine_null"]) < 0.25
+        assert not row["is_redundant"]
 
 
-def test_weights_are_matched_where_outputs_are_most_alike(monkeypatch):
-    monkeypatch.setattr(module, "MATCHED_PAIRS", 2)
-    planted = build_planted_model("twins", 0)
-    calls = []
-    rows = measure_redundancy(planted.model, plant_windows(planted, 0), lambda *counts: calls.append(counts))
-    assert sum(row["weight_cosine"] is not None for row in rows["redundancy"]) == 4
-    assert _flagged(rows["redundancy"]) == [(1, *planted.truth["experts"])]
-    assert calls == [(0, 2), (1, 2), (2, 2)]
+def test_nulls_are_of_random_experts_between_widths_too() -> None:
+    """Of many widths some are drawn, and the others lie between: as if all had been drawn, up to the draws."""
+    x_TD = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
+    widths = [40, *range(2, 40, 2), 40]
+    nulls = redundancy._WeightNulls(24, 4, 0)
+    some = redundancy._average_null_ckas(widths, x_TD, nulls)
+    assert some.shape == (21, 21)
+    np.testing.assert_allclose(some, some.T, rtol=1e-12)
+    for a, b in [(0, 20), (1, 1), (1, 20), (7, 12)]:
+        draws = [
+            compute_linear_cka(*(run_expert(nulls.draw_expert(widths[i]), x_TD).numpy() for i in (a, b)))
+            for _ in range(40)
+        ]
+        assert some[a, b] == pytest.approx(np.mean(draws), abs=5 * np.std(draws) / 3**0.5)
+
+
+def test_weights_of_the_most_alike_are_matched_and_twins_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redundancy, "MATCHED_PAIRS", 3)
+    planted = build_planted_model("twins", 4)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 4, 4))["redundancy"]
+    assert list_redundant(rows) == [(1, *planted.truth["experts"])]
+    for layer in (0, 1):
+        own = [row for row in rows if row["layer"] == layer]
+        own.sort(key=lambda row: -max(row["cka"], row["output_cosine"]))
+        assert [row["weight_cosine"] is not None for row in own] == [True] * 3 + [False] * 7
+        assert all((row["weight_cosine"] is None) == (row["weight_cosine_null"] is None) for row in own)
+
+
+def test_the_same_function_by_other_weights_is_redundant() -> None:
+    """An expert that is another one with each unit split in two: weights differ in width, outputs do not."""
+    planted = build_planted_model("noise", 0, {"widths": [8, 16, 12]})
+    layer: Any = planted.model.blocks[1].ffn
+    for own, other in zip(layer.expert(1), layer.expert(0), strict=True):
+        own.copy_(torch.cat([other, other], 0) if own.shape[0] == 16 else torch.cat([other, other], 1) / 2)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 4))["redundancy"]
+    assert list_redundant(rows) == [(1, 0, 1)]
+
+
+def test_experts_that_give_nothing_or_serve_nobody_have_no_numbers() -> None:
+    planted = build_planted_model("dead", 0)
+    dead = planted.truth["expert"]
+    silent = (dead + 1) % 5
+    planted.model.blocks[1].ffn.expert(silent)[2].zero_()  # type: ignore[union-attr,operator]
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 6))["redundancy"]
+    check_plain(rows)
+    for row in rows:
+        pair = {row["expert_a"], row["expert_b"]} if row["layer"] == 1 else set()
+        assert (row["output_distance"] is None) == (dead in pair)
+        assert (row["cka"] is None) == (silent in pair)
+        assert (row["output_cosine"] is None) == (silent in pair)
+    assert not list_redundant(rows)
+
+
+def test_small_cases() -> None:
+    one_expert = build_planted_model("noise", 0, {"widths": [8], "router": {"name": "top_k", "k": 1}})
+    assert measure_redundancy(one_expert.model, plant_windows(one_expert, 0, 2)) == {"redundancy": []}
+    planted = build_planted_model("noise", 0)
+    assert measure_redundancy(planted.model, []) == {"redundancy": []}
+    rows = measure_redundancy(planted.model, [(np.array([5]), np.array([0]))])["redundancy"]
+    check_plain(rows)
+    assert {(row["tokens"], row["cka"], row["is_redundant"]) for row in rows} == {(1, None, False)}
+    dense = build_transformer(check_model(dict(dim=16, layers=1, heads=2, vocab=40, ffn=8)), 0)
+    with pytest.raises(ConfigError, match="dense and has no experts"):
+        measure_redundancy(dense, plant_windows(planted, 0, 2))
+
+
+def test_the_sample_and_the_seed() -> None:
+    planted = build_planted_model("noise", 0)
+    windows = plant_windows(planted, 0, 4)
+    first, again, other = (
+        measure_redundancy(planted.model, windows, most_tokens=50, seed=seed)["redundancy"]
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert {row["tokens"] for row in first} == {50}
+    fixed = [name for name in KEYS if not name.endswith("_null")]
+    assert [[row[name] for name in fixed] for row in first] == [
+        [row[name] for name in fixed] for row in other
+    ]
+    assert all(a["cka_null"] != b["cka_null"] for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision(dtype: torch.dtype) -> None:
+    planted = build_planted_model("twins", 2)
+    rows = measure_redundancy(planted.model.to(dtype), plant_windows(planted, 0, 3))["redundancy"]
+    check_plain(rows)
+    assert list_redundant(rows) == [(1, *planted.truth["experts"])]

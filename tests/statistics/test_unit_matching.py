@@ -1,4 +1,8 @@
+"""The best matching of hidden units against all permutations."""
+
 import itertools
+import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,32 +10,49 @@ import pytest
 from hmoe.statistics.unit_matching import match_units
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_equals_a_search_of_all_matchings(seed):
-    draw = np.random.default_rng(seed)
-    small, large = np.sort(draw.integers(1, 6, 2))
-    a, b = draw.normal(size=(small, 4)), draw.normal(size=(large, 4))
-    cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
-    best = max(
-        np.mean([cosines[i, j] for i, j in enumerate(order)])
-        for order in itertools.permutations(range(large), int(small))
+def match_slowly(first: Any, second: Any) -> float:
+    smaller, larger = (first, second) if len(first) <= len(second) else (second, first)
+
+    def cosine(u: Any, v: Any) -> float:
+        norm = math.sqrt(float(u @ u)) * math.sqrt(float(v @ v))
+        return float(u @ v) / norm if norm else 0.0
+
+    return max(
+        sum(cosine(u, larger[place]) for u, place in zip(smaller, places, strict=True)) / len(smaller)
+        for places in itertools.permutations(range(len(larger)), len(smaller))
     )
-    assert match_units(a, b) == pytest.approx(best)
-    assert match_units(b, a) == pytest.approx(best)
 
 
-def test_the_same_units_in_another_order_and_size():
+@pytest.mark.parametrize("seed", range(50))
+def test_matching_is_the_best_of_all(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    first, second = (draw.normal(size=(draw.integers(1, 6), 4)) for _ in range(2))
+    first[draw.random(len(first)) < 0.1] = 0.0
+    expected = match_slowly(first, second)
+    assert match_units(first, second) == pytest.approx(expected, abs=1e-12)
+    assert match_units(second, first) == pytest.approx(expected, abs=1e-12)
+    scales = draw.uniform(0.1, 9, (len(first), 1))
+    assert match_units(first * scales, second) == pytest.approx(expected, abs=1e-12)
+
+
+def test_order_does_not_count_and_parts_are_whole() -> None:
     draw = np.random.default_rng(0)
-    units = draw.normal(size=(30, 12))
-    scaled = units[draw.permutation(30)] * draw.uniform(0.1, 9, (30, 1))
-    assert match_units(units, scaled) == pytest.approx(1)
-    assert match_units(units[:7], scaled) == pytest.approx(1)
-    assert match_units(units, scaled, most_units=4) == pytest.approx(1)
-    other = draw.normal(size=(30, 12))
-    assert match_units(units, other, most_units=29) == pytest.approx(match_units(units, other), abs=0.05)
+    wide = draw.normal(size=(40, 6))
+    assert match_units(wide, wide[draw.permutation(40)]) == pytest.approx(1)
+    assert match_units(wide[draw.permutation(40)[:13]], wide) == pytest.approx(1)
+    assert match_units(wide, -wide) < 0.9
 
 
-def test_zeros_and_no_units():
-    units = np.eye(3)
-    assert match_units(units, np.zeros((2, 3))) == 0
-    assert np.isnan(match_units(units, np.zeros((0, 3))))
+def test_few_units_are_evenly_spread() -> None:
+    draw = np.random.default_rng(1)
+    first, second = draw.normal(size=(10, 5)), draw.normal(size=(12, 5))
+    assert match_units(first, second, 4) == match_units(first[[0, 2, 5, 7]], second)
+    assert match_units(first, second, 10) == match_units(first, second)
+
+
+def test_nothing_whole_numbers_and_single_precision() -> None:
+    draw = np.random.default_rng(2)
+    assert math.isnan(match_units(np.zeros((0, 3)), draw.normal(size=(2, 3))))
+    assert match_units(np.zeros((2, 3)), draw.normal(size=(4, 3))) == 0
+    first, second = draw.integers(-4, 5, (3, 4)), draw.normal(size=(4, 4)).astype(np.float32)
+    assert match_units(first, second) == pytest.approx(match_slowly(first, second.astype(float)), rel=1e-5)

@@ -11,14 +11,13 @@ from hmoe.analyze.traced_text import Ints
 from hmoe.config.recipes import check_model
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer, build_transformer
+from hmoe.specs.model import ModelSpec
 
 MODEL_STRUCTURES = ("noise", "twins", "dead", "tokens", "memory")
 PLANTED_WIDTHS = (16, 32, 48, 32, 64)
 _VOCAB, _DIM = 48, 64
-_CONSTANT, _MARKED = (
-    0,
-    1,
-)  # coordinates that no layer writes: one level for all tokens, and a sign by token id
+# Coordinates of the residual stream that no layer writes: one level for all tokens, and a sign by token id.
+_CONSTANT, _MARKED = 0, 1
 _CERTAIN = 100.0  # slope of a router's row that no other reaches
 _LEVEL = 0.25  # of these coordinates
 _LAYER = 1  # in which something is planted
@@ -50,12 +49,13 @@ def build_planted_model(structure: str, seed: int, moe: Mapping[str, Any] | None
         moe: keys of the section `moe` that replace those of the model.
 
     Raises:
-        ConfigError: for a structure that there is not.
+        ConfigError: for a structure that there is not, or that the keys of `moe` make impossible.
     """
     if structure not in MODEL_STRUCTURES:
         raise ConfigError(f"structure = {structure!r}, must be one of {', '.join(MODEL_STRUCTURES)}")
     section = {"widths": list(PLANTED_WIDTHS), "router": {"name": "top_k", "k": 2}, **(moe or {})}
     spec = check_model({"dim": _DIM, "layers": 2, "heads": 2, "vocab": _VOCAB, "context": 32, "moe": section})
+    _check_section(structure, spec)
     model = build_transformer(spec, seed).eval()
     draw = np.random.default_rng([MODEL_STRUCTURES.index(structure), seed])
     truth: dict[str, Any] = {"structure": structure, "layer": _LAYER}
@@ -86,6 +86,17 @@ def plant_windows(
     return [(row, np.full(length, document)) for document, row in enumerate(tokens)]
 
 
+def _check_section(structure: str, spec: ModelSpec) -> None:
+    assert spec.moe is not None
+    router = spec.moe.router
+    if structure in ("dead", "tokens", "memory") and router.name not in ("top_k", "top_p"):
+        raise ConfigError(
+            f"moe.router.name = {router.name!r}: {structure!r} needs top_k or top_p, where tokens choose"
+        )
+    if structure == "tokens" and router.threshold == 1:
+        raise ConfigError("moe.router.p = 1: 'tokens' needs less, or every token takes all experts")
+
+
 def _get_layer(model: Transformer) -> Any:
     return model.blocks[model.config.moe_layers[_LAYER]].ffn
 
@@ -95,13 +106,22 @@ def _choose_expert(model: Transformer, draw: _Generator) -> int:
 
 
 def _reserve_coordinate(model: Transformer, coordinate: int) -> None:
-    """Let all layers keep a coordinate of the residual stream that is equal for all tokens and predicts nothing."""
+    """Let all layers keep a coordinate of the residual stream, one level for all; it chooses and predicts nothing."""
     model.embed.weight[:, coordinate] = _LEVEL
     for block in model.blocks:
         parts: Any = block
         parts.attention.o_proj.weight[coordinate] = 0.0
         parts.ffn.w_down[:, coordinate] = 0.0
         parts.ffn.router.weight[:, coordinate] = 0.0
+        if parts.ffn.shared is not None:
+            parts.ffn.shared.w_down[:, coordinate] = 0.0
+        if parts.ffn.zero is not None and parts.ffn.zero.value is not None:
+            parts.ffn.zero.value[:, coordinate] = 0.0  # copies of the input keep its sign
+    if model.hyper_network is not None:
+        for name in ("w_up", "b_up"):
+            head: Any = model.hyper_network.heads[name]
+            for parameter in (head.weight, head.bias):
+                parameter.view(_DIM, -1)[coordinate] = 0.0
     model.head_weight[:, coordinate] = 0.0
 
 
@@ -146,8 +166,8 @@ def _plant_memory(model: Transformer, truth: dict[str, Any], draw: _Generator) -
     truth["successors"] = draw.permutation(_VOCAB).tolist()
     embedding, head = model.embed.weight.clone(), model.head_weight.clone()
     embedding[:, [_CONSTANT, _MARKED]] = 0.0
-    for vectors in (embedding, head):
-        vectors.div_(vectors.norm(dim=1, keepdim=True))
+    embedding = torch.nn.functional.normalize(embedding, dim=1)
+    head = torch.nn.functional.normalize(head, dim=1)
     w_gate, w_up, w_down = layer.expert(expert)
     if len(w_gate) < _VOCAB:
         raise ConfigError(

@@ -21,16 +21,20 @@ import torch
 
 from hmoe.analyze.expert_inputs import LayerInputs, Windows, capture_expert_inputs, run_expert
 from hmoe.analyze.traced_text import Floats, Row
+from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.statistics.linear_cka import compare_representations
 from hmoe.statistics.unit_matching import match_units
 from hmoe.statistics.wasserstein import measure_line_distances, project_points
 
-MATCHED_PAIRS = 300  # of a layer, whose weights are matched: those whose outputs are most alike
+MATCHED_PAIRS = 150  # of a layer, whose weights are matched: those whose outputs are most alike
 MATCHED_UNITS = 512  # of the narrower expert
 _ALIKE, _HALF_WAY = 0.9, 0.5
 _NULL_DRAWS = 3
-_MOST_NUMBERS = 2**26  # of outputs, and of products of rows, that are held at one time
+_MANY_UNITS = 64  # over which a mean is steady enough that one draw is enough
+_NULL_WIDTHS = 12  # of which random experts are drawn for a layer; between them CKA is interpolated
+_MOST_NUMBERS = 2**26  # of outputs that are held at one time
+_MOST_PRODUCTS = 2**35  # of numbers, for the CKA of all pairs of a layer: some seconds
 
 Experts = Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -58,14 +62,14 @@ def measure_redundancy(
     Returns the table `redundancy`, a row for each layer and two experts with hidden units:
 
     - cka: linear CKA of their outputs for all tokens of the sample, whoever was chosen; cka_null: of two random experts
-      of these widths on the same inputs, mean of a few;
+      of these widths on the same inputs, mean of a few, interpolated where a layer has many widths;
     - output_cosine: cosine of their outputs, mean over tokens;
     - output_distance: sliced Wasserstein distance between the outputs for the tokens that each of them served;
     - weight_cosine: of hidden units (gate, up and down weights, 3 D numbers) under the best matching, mean over the
       narrower expert's; weight_cosine_null: of two random experts. None for all but the MATCHED_PAIRS pairs of a layer
       whose outputs are most alike;
     - is_redundant: see the module;
-    - tokens: of the sample. Fewer than `most_tokens` where outputs of all experts would not fit into memory.
+    - tokens: of the sample. Fewer than `most_tokens` where outputs of all experts would take too much memory or time.
 
     Args:
         model: any model with MoE layers.
@@ -73,8 +77,13 @@ def measure_redundancy(
         report: called with the steps that are done, and all.
         most_tokens: of the sample.
         seed: of random experts.
+
+    Raises:
+        ConfigError: for a dense model.
     """
     num_layers = len(model.config.moe_layers)
+    if not num_layers:
+        raise ConfigError("the model is dense and has no experts to look at")
     if not windows:
         return {"redundancy": []}
     captured = capture_expert_inputs(
@@ -172,14 +181,16 @@ def _measure_output_distances(outputs: Sequence[Any], chosen_TE: Any) -> Floats:
 def _average_null_ckas(widths: Sequence[int], x_TD: torch.Tensor, nulls: "_WeightNulls") -> Floats:
     """Return the mean CKA of two random experts of each two widths on these inputs."""
     kinds = sorted(set(widths))
+    if len(kinds) > _NULL_WIDTHS:
+        kinds = [kinds[place] for place in np.linspace(0, len(kinds) - 1, _NULL_WIDTHS).astype(int)]
     total = np.zeros((len(kinds), len(kinds)))
     for _ in range(_NULL_DRAWS):
         # Two of each width, because two experts may have the same one.
         drawn = [run_expert(nulls.draw_expert(width), x_TD).numpy() for width in kinds * 2]
         ckas = compare_representations(_widen(drawn))[: len(kinds), len(kinds) :]
         total += (ckas + ckas.T) / 2 / _NULL_DRAWS
-    places = [kinds.index(width) for width in widths]
-    return total[np.ix_(places, places)]
+    by_column = np.array([np.interp(widths, kinds, row) for row in total])
+    return np.array([np.interp(widths, kinds, column) for column in by_column.T])
 
 
 class _WeightNulls:
@@ -202,7 +213,8 @@ class _WeightNulls:
         """Return the mean cosine of matched hidden units of two random experts."""
         key = (min(width_a, width_b), max(width_a, width_b))
         if key not in self._cosines:
-            units = [[_join_units(self.draw_expert(width)) for width in key] for _ in range(_NULL_DRAWS)]
+            num_draws = 1 if key[0] >= _MANY_UNITS else _NULL_DRAWS
+            units = [[_join_units(self.draw_expert(width)) for width in key] for _ in range(num_draws)]
             draws = [match_units(first, second, MATCHED_UNITS) for first, second in units]
             self._cosines[key] = sum(draws) / len(draws)
         return self._cosines[key]
@@ -215,12 +227,12 @@ def _join_units(expert: Sequence[torch.Tensor]) -> Any:
 
 
 def _count_rows(model: Transformer) -> int:
-    """Return for how many tokens the outputs of all experts of a layer, and what CKA makes of them, fit into memory."""
+    """Return for how many tokens outputs of all experts of a layer fit into memory, and their CKA into some seconds."""
     assert model.config.moe is not None
-    num_experts, dim = len(model.config.moe.expert_widths), model.config.dim
-    rows = _MOST_NUMBERS // (num_experts * dim)
-    by_products = int((_MOST_NUMBERS // num_experts) ** 0.5)
-    return max(1, min(rows, by_products) if by_products <= dim else rows)
+    numbers = len(model.config.moe.expert_widths) * model.config.dim  # of a token
+    # Products of rows are numbers x rows^2, those of columns numbers^2 x rows / 2; the cheaper ones are taken.
+    by_products = max(int((_MOST_PRODUCTS / numbers) ** 0.5), 2 * _MOST_PRODUCTS // numbers**2)
+    return max(1, min(_MOST_NUMBERS // numbers, by_products))
 
 
 def _widen(outputs: Sequence[Any]) -> list[Any]:

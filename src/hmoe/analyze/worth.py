@@ -37,6 +37,9 @@ def measure_worth(
         model: any model with MoE layers.
         windows: token ids of each, and the document that each token is of.
         report: called with the experts that are done, and all.
+
+    Raises:
+        ConfigError: for a dense model.
     """
     if not model.config.moe_layers:
         raise ConfigError("the model is dense and has no experts to look at")
@@ -61,9 +64,10 @@ def measure_worth(
     comparisons = compare_losses(np.stack(differences, axis=1), num_tokens)
     for place, (layer, expert) in enumerate(cells):
         row: Row = {"layer": layer, "expert": expert, "width": int(widths[expert]), **comparisons[place]}
-        for name, shares in {"parameter": parameter_shares, "compute": compute_shares}.items():
-            share = float(shares[place])
+        shares = {"parameter": float(parameter_shares[place]), "compute": float(compute_shares[place])}
+        for name, share in shares.items():
             row[f"{name}_share"] = share if np.isfinite(share) else None
+        for name, share in shares.items():
             is_known = share > 0 and row["difference"] is not None
             row[f"per_{name}_share"] = row["difference"] / share if is_known else None
         rows.append(row)

@@ -31,6 +31,7 @@ def match_units(first: Table, second: Table, most_units: int | None = None) -> f
 
 
 def _normalise(units: Table) -> Table:
+    units = units if np.issubdtype(units.dtype, np.floating) else units.astype(np.float64)
     norms = np.linalg.norm(units, axis=1, keepdims=True)
     scaled: Table = np.divide(units, norms, out=np.zeros_like(units), where=norms > 0)
     return scaled
