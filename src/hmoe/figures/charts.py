@@ -1,0 +1,136 @@
+"""Draws charts: plain records in, the bytes of an SVG, PNG or PDF out; the only file that needs matplotlib."""
+
+import io
+import re
+import textwrap
+import warnings
+from typing import Any
+
+from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
+from hmoe.figures.svg import INK, adapt_svg
+
+FORMS = ("svg", "png", "pdf")
+WIDTH = 360  # pixels: of a phone; several stand beside each other elsewhere
+_TITLE_SIZE, _TEXT_SIZE = 11.5, 10
+_STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": _TEXT_SIZE,
+    "axes.labelsize": _TEXT_SIZE,
+    "xtick.labelsize": _TEXT_SIZE,
+    "ytick.labelsize": _TEXT_SIZE,
+    "legend.fontsize": _TEXT_SIZE,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hmoe",
+    "pdf.fonttype": 42,
+}
+_METADATA: dict[str, dict[str, None]] = {
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def render_chart(
+    chart: Chart,
+    form: str = "svg",
+    size: tuple[int, int] | None = None,
+    prefix: str = "chart",
+    embedded: bool = True,
+    shows_title: bool = True,
+) -> bytes:
+    """Return a chart as a picture; the same chart gives the same bytes.
+
+    Args:
+        chart: what it shows.
+        form: one of FORMS. An SVG takes text colours from around it, the others are dark on white.
+        size: width and height in pixels of the SVG; by default WIDTH, and as high as the chart needs.
+        prefix: begins the ids of an SVG; no two in one page may have the same.
+        embedded: whether an SVG stands in a page; in a file of its own it follows the reader's theme.
+        shows_title: whether the title stands above; a page may have it in its own text. Screen readers always get it.
+
+    Raises:
+        ConfigError: for another form or a prefix that is no id, or if matplotlib is not installed.
+    """
+    if form not in FORMS:
+        raise ConfigError(f"form = {form}: must be one of {', '.join(FORMS)}", argument="form")
+    if not re.fullmatch(r"[A-Za-z][\w-]*", prefix, re.ASCII):
+        raise ConfigError(f"prefix = {prefix!r}: must be a letter, then letters, digits, - and _", argument="prefix")
+    try:
+        import matplotlib  # noqa: PLC0415 - optional extra
+        from matplotlib.figure import Figure  # noqa: PLC0415
+    except ImportError:
+        raise make_missing_extra_error("figures", "plot") from None
+    width, height = size or (WIDTH, choose_height(chart, shows_title))
+    content = io.BytesIO()
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # letters that the reader's font has may lack in ours
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+        _draw(figure, chart, width)
+        if shows_title:
+            lines = _wrap_title(chart.title, width)
+            figure.suptitle(lines, x=0.02, ha="left", fontsize=_TITLE_SIZE, fontweight="bold")
+        colour = "none" if form == "svg" else "white"
+        figure.savefig(content, format=form, dpi=144, facecolor=colour, metadata=_METADATA[form])
+    if form != "svg":
+        return content.getvalue()
+    drawn = content.getvalue().decode()
+    return adapt_svg(drawn, prefix, chart.title, chart.description, embedded).encode()
+
+
+def choose_height(chart: Chart, shows_title: bool = True) -> int:
+    """Return how many pixels high a chart of the usual width is."""
+    title = 17 * (_wrap_title(chart.title, WIDTH).count("\n") + 1) if shows_title else 0
+    if isinstance(chart, Points):
+        return title + 70 + 20 * max(len(chart.labels), 2)
+    if isinstance(chart, HeatMap):
+        rows = len(chart.row_labels)
+        cell = 22 if rows <= 12 else max(5, 264 // rows)
+        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0)
+    if isinstance(chart, Panels):
+        grid_rows = -(-len(chart.maps) // chart.columns)
+        return title + 80 + grid_rows * (330 // chart.columns)
+    names = len(_list_names(chart))
+    return title + 210 + 16 * -(-names // 3) * (names > 1)
+
+
+def _list_names(chart: Chart) -> list[str]:
+    """Return the names that a legend has."""
+    if isinstance(chart, Curves):
+        return [curve.label for curve in chart.curves if curve.label] + ["null"] * (chart.null is not None)
+    if isinstance(chart, River):
+        return [band.label for band in chart.bands]
+    return ["interval", "null"] if isinstance(chart, Bars) and chart.nulls else []
+
+
+def _wrap_title(title: str, width: int) -> str:
+    return textwrap.fill(title, max(int(width / 7.9), 10))
+
+
+def _draw(figure: Any, chart: Chart, width: int) -> None:
+    from hmoe.figures import draw_lines, draw_maps  # noqa: PLC0415 - they need what was imported above
+
+    if isinstance(chart, Panels):
+        draw_maps.draw_panels(figure, chart)
+    elif isinstance(chart, HeatMap):
+        draw_maps.draw_heat_map(figure, chart, width)
+    elif isinstance(chart, Points):
+        draw_lines.draw_points(figure, chart)
+    elif isinstance(chart, Bars):
+        draw_lines.draw_bars(figure, chart)
+    elif isinstance(chart, River):
+        draw_lines.draw_river(figure, chart)
+    else:
+        draw_lines.draw_curves(figure, chart)

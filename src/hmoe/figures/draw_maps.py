@@ -1,0 +1,150 @@
+"""Draws tables of numbers as areas onto a figure of matplotlib: heat maps, small multiples, dendrograms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hmoe.figures.colours import AMOUNTS, DIFFERENCES, choose_text_colour, pick_colour
+from hmoe.figures.draw_lines import format_tick
+from hmoe.figures.records import HeatMap, Panels
+from hmoe.figures.svg import INK, show_controls
+
+_NARROWEST, _LOWEST = 27, 13  # pixels of an area with a number in it
+_MOST_DRAWN = 600  # areas; larger tables are a bitmap
+
+
+def draw_heat_map(figure: Any, chart: HeatMap, width: int) -> None:
+    """Draw a heat map, with a dendrogram above if it has one, and the scale below."""
+    if chart.linkage:
+        above, axes = figure.subplots(2, 1, height_ratios=[1, 4.5], sharex=True)
+        _draw_dendrogram(above, chart.linkage, len(chart.column_labels))
+    else:
+        axes = figure.subplots()
+    limits = _find_limits([chart])
+    _draw_areas(axes, chart, limits)
+    cell_width = (width - 60) / max(len(chart.column_labels), 1)
+    if cell_width >= _NARROWEST and len(chart.row_labels) <= 20:
+        _write_numbers(axes, chart, limits)
+    _name_axes(axes, chart)
+    axes.set_xlabel(chart.column_title)
+    axes.set_ylabel(chart.row_title)
+    _draw_scale(figure, axes, chart, limits)
+
+
+def draw_panels(figure: Any, chart: Panels) -> None:
+    """Draw small heat maps on one scale, each with its title only."""
+    rows = -(-len(chart.maps) // chart.columns)
+    grid = figure.subplots(rows, chart.columns, squeeze=False)
+    limits = _find_limits(chart.maps)
+    for i, axes in enumerate(grid.flat):
+        if i >= len(chart.maps):
+            axes.set_axis_off()
+            continue
+        _draw_areas(axes, chart.maps[i], limits)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(chart.maps[i].title, fontsize=10, pad=3)
+    _draw_scale(figure, list(grid.flat), chart.maps[0], limits)
+
+
+def _find_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
+    """Return the ends of the scale of several maps; with a null it is in the middle."""
+    if maps[0].limits is not None:
+        return maps[0].limits
+    known = [value for chart in maps for row in chart.values for value in row if value is not None] or [0.0]
+    low, high = min(known), max(known)
+    null = maps[0].null
+    if null is not None:
+        reach = max(high - null, null - low) or 1.0
+        return null - reach, null + reach
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _pick_area_colour(chart: HeatMap, value: float, limits: tuple[float, float]) -> str:
+    scale = AMOUNTS if chart.null is None else DIFFERENCES
+    return pick_colour(scale, (value - limits[0]) / (limits[1] - limits[0]))
+
+
+def _make_colour_map(chart: HeatMap) -> Any:
+    from matplotlib.colors import LinearSegmentedColormap  # noqa: PLC0415 - optional extra
+
+    return LinearSegmentedColormap.from_list("hmoe", AMOUNTS if chart.null is None else DIFFERENCES)
+
+
+def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
+    """Draw the areas, row 0 above; those without a number stay empty."""
+    num_rows, num_columns = len(chart.row_labels), len(chart.column_labels)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    axes.set_xlim(-0.5, num_columns - 0.5)
+    axes.set_ylim(num_rows - 0.5, -0.5)
+    if num_rows * num_columns > _MOST_DRAWN:
+        values = [[float("nan") if value is None else value for value in row] for row in chart.values]
+        colours = _make_colour_map(chart)
+        axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
+        return
+    from matplotlib.collections import PolyCollection  # noqa: PLC0415 - optional extra
+
+    cells = [(row, column) for row in range(num_rows) for column in range(num_columns)]
+    known = [(row, column, chart.values[row][column]) for row, column in cells]
+    corners, colours = [], []
+    for row, column, value in known:
+        if value is not None:
+            left, right, top, bottom = column - 0.5, column + 0.5, row - 0.5, row + 0.5
+            corners.append([(left, top), (right, top), (right, bottom), (left, bottom)])
+            colours.append(_pick_area_colour(chart, value, limits))
+    # Edges of the same colour close the seams that renderers leave between areas.
+    axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors=colours, linewidths=0.4))
+
+
+def _write_numbers(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
+    for row, values in enumerate(chart.values):
+        for column, value in enumerate(values):
+            text = "–" if value is None else f"{value:.{chart.digits}f}"
+            colour = INK if value is None else choose_text_colour(_pick_area_colour(chart, value, limits))
+            axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=10)
+
+
+def _name_axes(axes: Any, chart: HeatMap) -> None:
+    columns, rows = chart.column_labels, chart.row_labels
+    longest = max(map(len, columns), default=1)
+    fits = max(1, int(290 / (7 * longest + 4)))
+    is_upright = len(columns) > fits
+    step = -(-len(columns) // (20 if is_upright else fits))
+    places = list(range(0, len(columns), step))
+    axes.set_xticks(places, [show_controls(columns[i]) for i in places], rotation=90 if is_upright else 0)
+    step = -(-len(rows) // 20)
+    places = list(range(0, len(rows), step))
+    axes.set_yticks(places, [show_controls(rows[i]) for i in places])
+    axes.tick_params(length=2)
+
+
+def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
+    from matplotlib.cm import ScalarMappable  # noqa: PLC0415 - optional extra
+    from matplotlib.colors import Normalize  # noqa: PLC0415
+
+    mappable = ScalarMappable(Normalize(*limits), _make_colour_map(chart))
+    bar = figure.colorbar(mappable, ax=axes, location="bottom", aspect=36, pad=0.02, format=format_tick)
+    bar.set_label(chart.value_label)
+    bar.locator.set_params(nbins=5)
+    bar.update_ticks()
+    bar.outline.set_linewidth(0.6)
+    bar.solids.set_edgecolor("face")
+
+
+def _draw_dendrogram(axes: Any, linkage: Sequence[tuple[int, int, float]], num_leaves: int) -> None:
+    """Draw merges above leaves that stand in their own order; where lines cross, neighbours are not alike."""
+    places = [float(i) for i in range(num_leaves)]
+    heights, sizes = [0.0] * num_leaves, [1] * num_leaves
+    for left, right, height in linkage:
+        xs = [places[left], places[left], places[right], places[right]]
+        axes.plot(xs, [heights[left], height, height, heights[right]], color=INK, linewidth=1)
+        size = sizes[left] + sizes[right]
+        # In the middle of its leaves, so that a merge of neighbours stands above them.
+        places.append((places[left] * sizes[left] + places[right] * sizes[right]) / size)
+        heights.append(height)
+        sizes.append(size)
+    axes.set_ylim(0, (max(heights) or 1) * 1.05)
+    axes.tick_params(bottom=False, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.yaxis.get_major_locator().set_params(nbins=3)
+    axes.yaxis.set_major_formatter(format_tick)
