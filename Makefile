@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLD_TRITON := .triton36/.ready
 
-.PHONY: setup quickstart kernels test test-slow test-triton test-gpu gpu check fmt docs site golden bench
+.PHONY: setup quickstart kernels test test-slow test-triton test-browser test-gpu gpu check fmt docs site golden bench
 
 setup: $(READY)
 
@@ -36,9 +36,17 @@ test-triton: $(READY) $(OLD_TRITON)  ## kernels compiled and interpreted with th
 	  -W "ignore:Conversion of an array:DeprecationWarning" --numprocesses 2 --dist worksteal \
 	  -m "triton and not slow and not gpu" -k "not triton-float16 and not fp16" tests/kernels
 
+# Debian's Chromium: a browser of Playwright's own would be a download of 150 MB.
+test-browser: $(READY)  ## pages in a browser: widths, themes, keyboard; SCREENSHOTS=FOLDER keeps what it looked like
+	command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y chromium >/dev/null; } \
+	  || { echo "make test-browser needs chromium: apt-get install chromium"; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable ".[browser]"
+	SCREENSHOTS="$(SCREENSHOTS)" $(BIN)/python -m pytest -m browser tests/browser
+
 test-gpu:  ## on a machine with a GPU: needs torch, triton and pytest only
 	PYTHONPATH=src:$$PYTHONPATH $(PYTHON) -m pytest -W default -m gpu tests/kernels
 
+SCREENSHOTS ?=
 STAGES ?=
 gpu:  ## the first ten minutes on a GPU: right? how fast? where does the time go? STAGES=0,4 some, DRY_RUN=1 without a GPU
 	PYTHONPATH=src:$$PYTHONPATH PYTHONUNBUFFERED=1 $(PYTHON) -m benchmarks.gpu --stages "$(STAGES)" $(if $(DRY_RUN),--dry-run)

@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # as typing has it, whose import alone takes as long as P
 if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from typing import Any
 
+    from hmoe.analyze.show import show_text as show
     from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, NonFiniteError, RunBusyError
     from hmoe.hub.save import save_model as save
     from hmoe.model.losses import load_balance, parameter_penalty, register_loss, router_entropy, router_z
@@ -57,6 +58,7 @@ _HOME = {
     "router_entropy": "hmoe.model.losses",
     "router_z": "hmoe.model.losses",
     "save": "hmoe.hub.save:save_model",
+    "show": "hmoe.analyze.show:show_text",
     "trace": "hmoe.model.trace",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "router_entropy",
     "router_z",
     "save",
+    "show",
     "trace",
 ]
 

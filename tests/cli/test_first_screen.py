@@ -77,7 +77,7 @@ def test_all_ways_to_it_print_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_verb_stands_in_it_once() -> None:
     command: Any = typer.main.get_command(app)
-    rows = render_first_screen(command, 78, False).partition("\n\n")[0].splitlines()[1:]
+    rows = render_first_screen(command, 78, False).partition(next(iter(EXAMPLES)))[0].splitlines()[1:]
     names = [re.split(r"  +", row[9:])[0] for row in rows]
     expected = [name for name in command.commands if name != "data"]
     assert sorted(names) == sorted([*expected, "data prepare", "data benchmarks"])
@@ -102,8 +102,6 @@ def test_no_line_is_too_long_and_no_word_is_lost(width: int) -> None:
             assert first in " ".join(screen.split())
 
 
-def test_the_examples_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_name_verbs() -> None:
     verbs = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert all(example.split()[1] in verbs for example in EXAMPLES)
-    assert run_command_line(["plan", "hmoe-3b-topp", "--memory", "80"]) == 0
-    assert "hmoe plan hmoe-3b-topp --memory 80" in EXAMPLES

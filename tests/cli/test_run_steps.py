@@ -1,5 +1,6 @@
 """The commands that a training ends with."""
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -23,12 +24,22 @@ def test_next_steps_are_commands_a_shell_can_read() -> None:
     assert list_commands(summary(config("tiny", "train.steps=200"), step=200), True) == [
         "hmoe generate 'runs/my tiny' 'She was'",
         "hmoe eval 'runs/my tiny'",
+        "hmoe inspect 'runs/my tiny'",
+        "hmoe report 'runs/my tiny' --out 'runs/my tiny/report.html'",
         "hmoe serve 'runs/my tiny'",
         "hmoe train 'runs/my tiny' train.steps=400",
     ]
     other = list_commands(summary(config("tiny-expert-choice", "train.sample_every=0"), step=200), True)
-    assert [step.split()[1] for step in other] == ["eval", "train"]
+    assert [step.split()[1] for step in other] == ["eval", "inspect", "report", "train"]
     assert list_commands(summary(config()), False) == ["hmoe train 'runs/my tiny'"]
+
+
+def test_a_page_needs_its_libraries_and_a_dense_model_has_no_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = list_commands(summary(config("tiny-dense")), True)
+    assert [step.split()[1] for step in dense if "inspect" in step or "report" in step] == ["report"]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "scipy" else find(name))
+    assert not any("report" in step or "inspect" in step for step in list_commands(summary(config()), True))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hmoe import ConfigError, DataError
 from hmoe.config.run import DataConfig
-from hmoe.data.batches import Batches, count_bytes_per_token, cut_batch, load_validation
+from hmoe.data.batches import Batches, count_bytes_per_token, cut_batch, load_first_sequences, load_validation
 from hmoe.data.order import permute_indices
 from hmoe.data.prepare import PrepareRequest, prepare_data
 from hmoe.data.shards import WITHIN, Index
@@ -199,6 +199,23 @@ def test_validation_is_fixed_and_spread(index: Index) -> None:
 
 def test_a_validation_split_shorter_than_a_sequence_still_counts(index: Index) -> None:
     assert load_validation(index, 10**6, 8)[0].shape == (1, sum(s.tokens for s in index.of("valid")) - 1)
+
+
+def test_first_sequences_are_those_that_a_split_begins_with(
+    index: Index, corpus_jsonl: Path, tmp_path: Path
+) -> None:
+    def read(index: Index, split: str) -> list[int]:
+        return [int(token) for shard in index.of(split) for token in index.tokens(shard)]
+
+    split, tokens_BL = load_first_sequences(index, 16, 50)
+    assert (split, tokens_BL.shape) == ("valid", (3, 16))
+    assert tokens_BL.flatten().tolist() == read(index, "valid")[:48]
+    assert load_first_sequences(index, 100, 50)[1].tolist() == [read(index, "valid")[:50]]  # a part of one
+    short = load_first_sequences(index, 10**6, 10**6)[1]
+    assert short.tolist() == [read(index, "valid")[:-1]]  # shorter than a sequence
+    whole = prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes", validation=0.0), tmp_path / "whole")
+    split, tokens_BL = load_first_sequences(whole, 16, 512)
+    assert (split, tokens_BL.flatten().tolist()) == ("train", read(whole, "train")[:512])
 
 
 def test_impossible_requests_are_named(index: Index) -> None:

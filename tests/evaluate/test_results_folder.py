@@ -60,7 +60,7 @@ def test_what_differs_is_refused(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.undo()
-        patch.setattr(harness, "_evaluate_task", _finished)
+        patch.setattr(harness, "evaluate_task", _finished)
         evaluate_tasks(moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3), out=out)
     evaluate_tasks(
         moe_model, words(), LENGTH, ["piqa"], benchmarks, EvaluationOptions(limit=3, batch_tokens=9), out=out

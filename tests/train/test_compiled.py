@@ -11,6 +11,7 @@ from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
 from hmoe.model.transformer import build_transformer, set_check_finite
+from hmoe.runs.probe_history import read_probe
 from hmoe.train.compiled import compile_blocks, explain_failure
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import train_step
@@ -82,9 +83,11 @@ def test_a_compiled_run_validates_and_samples_without_another_graph(
     """Its last part of the validation is smaller, and a sample grows token by token."""
     monkeypatch.setattr("hmoe.train.session.compile_blocks", lambda model: compile_blocks(model, "aot_eager"))
     short = ["train.steps=2", "train.eval_every=1", "train.eval_sequences=5", "train.sample_every=1"]
+    short += ["train.inspect_every=1"]
     eager = run(tmp_path / "eager", *short)
     table = run(tmp_path / "compiled", *short, "train.compile=true")
     assert num_graphs() == 1
+    assert read_probe(tmp_path / "compiled", 1)["chosen"] == read_probe(tmp_path / "eager", 1)["chosen"]
     for name in ("loss", "validation_loss"):
         assert [row[name] for row in table] == pytest.approx([row[name] for row in eager], rel=1e-5)
     with pytest.raises(

@@ -220,7 +220,7 @@ def _choose_num_folds(num_layers: int, vocab: int) -> int:
     return int(np.clip(_MOST_BYTES // bytes_of_fold, MIN_FOLDS, MAX_FOLDS))
 
 
-def divide_known(numerator: Table, denominator: Table) -> Floats:
+def divide_known(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
     """Return quotients, NaN where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     quotient = np.full(numerator.shape, np.nan)

@@ -11,7 +11,7 @@ GROUPS = {
     "start": ("info", "presets", "config", "plan"),
     "data": ("data prepare", "data benchmarks"),
     "train": ("train",),
-    "look": ("eval", "generate", "chat"),
+    "look": ("inspect", "report", "eval", "generate", "chat"),
     "compare": ("compare",),
     "change": ("import", "export", "upcycle", "finetune"),
     "use": ("serve",),
@@ -20,7 +20,6 @@ GROUPS = {
 EXAMPLES = {
     "hmoe train tiny": "a first run, seconds on an idle machine",
     'hmoe generate runs/tiny "She was"': "what it writes",
-    "hmoe plan hmoe-3b-topp --memory 80": "would it fit on a GPU of 80 GB?",
 }
 _TITLE = "Usage: hmoe VERB ...   Language models whose experts differ in size."
 _END = "hmoe VERB -h explains a verb. Also: hmoe --version, hmoe --install-completion"
@@ -49,7 +48,7 @@ def render_first_screen(command: Any, width: int, has_colour: bool) -> str:
         lines += [f"{cells[0]}  {cells[1]}  {described[0]}", *(margin + rest for rest in described[1:])]
     size = max(map(len, EXAMPLES))
     examples = [f"{example.ljust(size)}  {text}" for example, text in EXAMPLES.items()]
-    lines += ["", *(line for example in examples for line in textwrap.wrap(example, width))]
+    lines += [line for example in examples for line in textwrap.wrap(example, width)]
     return "\n".join([*lines, *textwrap.wrap(_END, width)])
 
 

@@ -9,6 +9,7 @@ from hmoe.errors import HMoEError
 
 _OTHER_NAMES = {  # verb -> what the library calls an argument -> what the verb calls it
     "upcycle": {"inputs": "text", "texts": "text"},
+    "inspect": {"chosen": "token", "sample_tokens": "sample"},
 }
 
 

@@ -32,10 +32,12 @@ from hmoe.cli.generate import continue_prompt
 from hmoe.cli.help import SETTINGS, HelpGroup, RootGroup, VerbTyper
 from hmoe.cli.import_ import import_to_run
 from hmoe.cli.info import print_info
+from hmoe.cli.inspect import inspect_folder
 from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import plan_recipe
 from hmoe.cli.presets import print_presets
+from hmoe.cli.report import write_report
 from hmoe.cli.serve import serve_model
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
@@ -74,6 +76,7 @@ def _take_options(
 
 # The first screen has an order of its own, that of GROUPS in first_screen.py.
 app.command("eval")(evaluate_folder)
+app.command("inspect")(inspect_folder)
 app.command("finetune")(finetune_to_folder)
 app.command("export")(export_to_folder)
 app.command("import", context_settings=OVERRIDES)(import_to_run)
@@ -83,6 +86,7 @@ app.command("chat")(chat_with_model)
 app.command("generate")(continue_prompt)
 app.command("train", context_settings=OVERRIDES)(train_recipe)
 app.command("compare")(compare_runs)
+app.command("report")(write_report)
 app.command("plan", context_settings=OVERRIDES)(plan_recipe)
 app.command("config", context_settings=OVERRIDES)(print_recipe)
 app.command("info")(print_info)

@@ -20,6 +20,10 @@ def list_run_steps(run: RunSummary, is_finished: bool) -> list[NextStep]:
     steps = [make_step("generate", name, "She was")] if causal else []
     if run.validations:  # without a held-out split, a text must be named
         steps.append(make_step("eval", name))
+    if all(map(importlib.util.find_spec, ("matplotlib", "scipy", "jinja2"))):
+        if run.config.model.moe is not None and run.validations:
+            steps.append(make_step("inspect", name))
+        steps.append(make_step("report", name, "--out", name_path(run.path / "report.html")))
     if causal and all(map(importlib.util.find_spec, ("fastapi", "uvicorn"))):
         steps.append(make_step("serve", name))
     return [*steps, make_step("train", name, *_double_budgets(run))]

@@ -12,6 +12,7 @@ from hmoe.cli.streams import OutputStream
 _WORK = {  # of verbs that import torch -> what they do then
     "train": "opening the run and its data",
     "eval": "reading the model",
+    "inspect": "reading the model",
     "generate": "reading the model",
     "chat": "reading the model",
     "serve": "reading the model",

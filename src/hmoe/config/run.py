@@ -190,6 +190,15 @@ class TrainConfig(Section):
     ] = 0
     eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
     sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
+    inspect_every: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**9,
+            description="steps between files in probe/, which tell what routers do with a fixed text of up to 512 "
+            "tokens; one more at the end; 0: none",
+        ),
+    ] = 0
     sample_prompt: Annotated[str, Field(max_length=10_000, description="text that samples continue")] = "The"
     sample_tokens: Annotated[int, Field(ge=1, le=4096, description="tokens per sample")] = 60
     dead_after: Annotated[
@@ -270,6 +279,7 @@ _LOGGING = (
     "eval_every",
     "eval_sequences",
     "sample_every",
+    "inspect_every",
     "sample_prompt",
     "sample_tokens",
     "dead_after",

@@ -180,7 +180,7 @@ def describe_weights(index: Index) -> str:
 
 def describe_validation(index: Index, length: int, num_sequences: int, packing: str | None = None) -> str:
     """Return how many sequences `load_validation` gives for the same arguments; "" if there are none."""
-    num_windows = _make_validation_pool(index, length, packing).size
+    num_windows = _make_pool(index, "valid", length, packing).size
     chosen = min(num_sequences, num_windows)
     return f"{chosen:,} held-out sequence{'s' * (chosen != 1)}" if chosen else ""
 
@@ -193,7 +193,7 @@ def load_validation(
     They are the same every time. A split shorter than one sequence gives one shorter sequence, an empty one
     none. `packing` is the run's.
     """
-    pool = _make_validation_pool(index, length, packing)
+    pool = _make_pool(index, "valid", length, packing)
     if pool.size == 0:
         return np.zeros((0, length), np.int64), np.zeros((0, length), np.int64)
     places = np.linspace(0, pool.size, min(num_sequences, pool.size), endpoint=False).astype(np.int64)
@@ -201,9 +201,24 @@ def load_validation(
     return windows[:, :-1], windows[:, 1:]
 
 
-def _make_validation_pool(index: Index, length: int, packing: str | None) -> Pool:
-    """Return the sequences of the validation split; of a split shorter than one sequence, one shorter sequence."""
-    shards = [shard for shard in index.of("valid") if shard.tokens > 1]
+def load_first_sequences(
+    index: Index, length: int, num_tokens: int, packing: str | None = None
+) -> tuple[str, Tokens]:
+    """Return a split and the sequences it begins with, as many as fit into `num_tokens`, at least a part of one.
+
+    The split is the validation one, or where there is none the training one; a split shorter than one sequence
+    gives one shorter sequence. They are the same every time. `packing` is the run's.
+    """
+    split, pool = "valid", _make_pool(index, "valid", length, packing)
+    if pool.size == 0:
+        split, pool = "train", _make_pool(index, "train", length, packing)
+    num_windows = min(pool.size, max(1, num_tokens // length))
+    return split, np.stack([pool.window(place)[:-1][:num_tokens] for place in range(num_windows)])
+
+
+def _make_pool(index: Index, split: str, length: int, packing: str | None) -> Pool:
+    """Return the sequences of a split; of a split shorter than one sequence, one shorter sequence."""
+    shards = [shard for shard in index.of(split) if shard.tokens > 1]
     packing = packing or index.packing
     pool = Pool(index, shards, length, packing)
     return Pool(index, shards, pool.longest_tokens - 1, packing) if shards and pool.size == 0 else pool

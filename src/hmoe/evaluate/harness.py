@@ -16,6 +16,7 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, HMoEError
 from hmoe.evaluate.chance import measure_chance, measure_group_chance
 from hmoe.evaluate.precision import EvaluationPrecision
+from hmoe.evaluate.read_counts import ReadCounts
 from hmoe.evaluate.results_folder import ResultsFolder
 from hmoe.evaluate.summary import describe_activation, summarize_results
 from hmoe.evaluate.tasks import TaskSelection, select_tasks, silence_harness
@@ -146,7 +147,7 @@ def _evaluate_all(
             reports.say(f"{name}: finished before, in {results.folder}; not evaluated again")
         else:
             lm.report = functools.partial(reports.progress, name)
-            record = _evaluate_task(lm, selection, name, options)
+            record = evaluate_task(lm, selection, name, options)
             if results:
                 results.save(name, record)
         records[name] = record
@@ -191,13 +192,13 @@ def _training_fields(about: ModelInfo) -> dict[str, Any]:
     return {f"training_{name}": about.training.get(name) for name in ("step", "tokens", "flops")}
 
 
-def _evaluate_task(
-    lm: Any, selection: TaskSelection, name: str, options: EvaluationOptions
-) -> dict[str, Any]:
-    """Evaluate one task, or a group of the harness's, and return its record."""
-    from lm_eval import evaluator  # noqa: PLC0415 - optional extra
+def evaluate_task(lm: Any, selection: TaskSelection, name: str, options: EvaluationOptions) -> dict[str, Any]:
+    """Evaluate one task, or a group of the harness's, and return its record; `lm.measured` counts what was read.
 
-    from hmoe.evaluate.language_model import ReadCounts  # noqa: PLC0415
+    Raises:
+        ConfigError, DataError: if the task cannot be read, or not by this model.
+    """
+    from lm_eval import evaluator  # noqa: PLC0415 - optional extra
 
     lm.measured = ReadCounts()
     random.seed(0)  # the harness's own command seeds both, and some tasks draw from them

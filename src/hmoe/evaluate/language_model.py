@@ -16,6 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
 from hmoe.evaluate.precision import EvaluationPrecision
+from hmoe.evaluate.read_counts import Question, QuestionCounts, ReadCounts
 from hmoe.model.generate import Sampling, generate_tokens
 from hmoe.model.likelihood import Candidate, score_candidates
 from hmoe.model.transformer import Transformer
@@ -25,23 +26,6 @@ _GENERATED_TOKENS = 256  # where a task does not say; the harness's own default
 
 TokenPair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 Answer = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding writes the continuation
-
-
-@dataclass
-class ReadCounts:
-    """Counts of what a model read so far.
-
-    Attributes:
-        tokens: tokens read by the model; a beginning that candidates share counts once.
-        units: hidden units activated by them, summed over MoE layers.
-        truncated: requests that lost the beginning of their context.
-        windowed: requests whose continuation alone is longer than what is read at once; windows read it.
-    """
-
-    tokens: int = 0
-    units: float = 0.0
-    truncated: int = 0
-    windowed: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,11 +106,8 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Return (log-likelihood in nats, does greedy decoding write it) of each (context, continuation)."""
         pairs = self._encode_pairs([request.args for request in requests])
-        documents = [
-            (request.task_name, request.doc_id) if request.doc_id is not None else None
-            for request in requests
-        ]
-        answers = self._score(pairs, documents)
+        documents = [_name_question(request) for request in requests]
+        answers = self._score(pairs, documents, documents)
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
@@ -135,21 +116,25 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[Answer]:
         return self._score(
-            [(context, continuation) for _, context, continuation in requests], [None] * len(requests)
+            [(context, continuation) for _, context, continuation in requests],
+            [None] * len(requests),
+            [None] * len(requests),
         )
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Return the log-likelihood of whole texts in nats, every token once, in windows without overlap."""
         pairs: list[TokenPair] = []
-        counts = []
-        for (text,) in (request.args for request in requests):
+        counts, questions = [], list[Question | None]()
+        for request in requests:
             windows = get_rolling_token_windows(
-                self.tok_encode(text), self.prefix_token_id, self.max_length, 1
+                self.tok_encode(request.args[0]), self.prefix_token_id, self.max_length, 1
             )
             text_pairs = [make_disjoint_window(window) for window in windows]
             pairs += text_pairs
             counts.append(len(text_pairs))
-        answers = iter(self._score(pairs, list(range(len(pairs)))))  # each window is a document of its own
+            questions += [_name_question(request)] * len(text_pairs)
+        # Windows do not begin alike: each is read as a document of its own.
+        answers = iter(self._score(pairs, list(range(len(pairs))), questions))
         sums = [sum(next(answers)[0] for _ in range(count)) for count in counts]
         for request, log_likelihood in zip(requests, sums, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, log_likelihood)
@@ -207,8 +192,13 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
                 pairs.append(([self.prefix_token_id], whole))
         return pairs
 
-    def _score(self, pairs: list[TokenPair], documents: Sequence[Any]) -> list[Answer]:
-        """Return the answers in order; requests of one document (None: of one context) are read together."""
+    def _score(
+        self, pairs: list[TokenPair], documents: Sequence[Any], questions: Sequence[Question | None]
+    ) -> list[Answer]:
+        """Return the answers in order; requests of one document (None: of one context) are read together.
+
+        What is read for a request is counted for its question, if it has one.
+        """
         candidates: list[Candidate] = []
         owners: list[int] = []  # the request that each candidate is a part of
         places_of: dict[Any, list[int]] = {}  # candidates that begin alike: their beginning is read once
@@ -227,7 +217,10 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         for batch in _make_batches(groups, self._batch_tokens):
             with self._precision():
                 result = score_candidates(self.model, [group.candidates for group in batch])
-            for group, scores in zip(batch, result.groups, strict=True):
+            for group, scores, cost in zip(batch, result.groups, result.costs, strict=True):
+                question = questions[owners[group.places[0]]]
+                if question is not None:
+                    self.measured.questions.setdefault(question, QuestionCounts()).add(cost)
                 for place, candidate_score in zip(group.places, scores, strict=True):
                     nats[owners[place]] -= candidate_score.nll
                     greedy[owners[place]] &= candidate_score.greedy
@@ -255,6 +248,11 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
             Candidate(tokens[max(0, end - length - 1) : end], end - begin)
             for begin, end in zip(begins, ends, strict=True)
         ]
+
+
+def _name_question(request: Any) -> Question | None:
+    """Return the document of a task that a request is of; None where it names none."""
+    return (request.task_name, request.doc_id) if request.doc_id is not None else None
 
 
 def _make_groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
-from hmoe.figures.svg import INK, adapt_svg
+from hmoe.figures.svg import INK, adapt_svg, show_controls
 
 FORMS = ("svg", "png", "pdf")
 WIDTH = 360  # pixels: of a phone; several stand beside each other elsewhere
@@ -66,18 +66,23 @@ def render_chart(
     if form not in FORMS:
         raise ConfigError(f"form = {form}: must be one of {', '.join(FORMS)}", argument="form")
     if not re.fullmatch(r"[A-Za-z][\w-]*", prefix, re.ASCII):
-        raise ConfigError(f"prefix = {prefix!r}: must be a letter, then letters, digits, - and _", argument="prefix")
+        raise ConfigError(
+            f"prefix = {prefix!r}: must be a letter, then letters, digits, - and _", argument="prefix"
+        )
     try:
         import matplotlib  # noqa: PLC0415 - optional extra
         from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError:
         raise make_missing_extra_error("figures", "plot") from None
     width, height = size or (WIDTH, choose_height(chart, shows_title))
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # letters that the reader's font has may lack in ours
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05)
+        warnings.filterwarnings(
+            "ignore", message="Glyph"
+        )  # letters that the reader's font has may lack in ours
+        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
+        figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         _draw(figure, chart, width)
         if shows_title:
             lines = _wrap_title(chart.title, width)
@@ -116,7 +121,7 @@ def _list_names(chart: Chart) -> list[str]:
 
 
 def _wrap_title(title: str, width: int) -> str:
-    return textwrap.fill(title, max(int(width / 7.9), 10))
+    return textwrap.fill(show_controls(title), max(int(width / 7.9), 10))
 
 
 def _draw(figure: Any, chart: Chart, width: int) -> None:

@@ -33,7 +33,9 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
     style = (0, (3, 2)) if curve.is_null else "-"
     marker = "o" if len(xs) <= 24 and not curve.is_null else ""
     label = show_controls(curve.label) or None
-    axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=3.5, label=label)
+    axes.plot(
+        xs, ys, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=3.5, label=label
+    )
     if curve.lows:
         bounds = _to_numbers(curve.lows), _to_numbers(curve.highs)
         axes.fill_between(xs, *bounds, color=colour, alpha=0.22, linewidth=0)
@@ -48,11 +50,17 @@ def draw_bars(figure: Any, chart: Bars) -> None:
     axes.bar(places, _to_numbers(chart.values), color=colours, width=0.72)
     if chart.lows:
         spans = list(zip(places, chart.values, chart.lows, chart.highs, strict=True))
-        whole = [(x, y, y - low, high - y) for x, y, low, high in spans if None not in (y, low, high)]  # type: ignore[operator]
+        whole = [
+            (x, y, y - low, high - y)
+            for x, y, low, high in spans
+            if y is not None and low is not None and high is not None
+        ]
         if whole:
             xs, ys, below, above = zip(*whole, strict=True)
             bounds = [[max(part, 0) for part in below], [max(part, 0) for part in above]]
-            axes.errorbar(xs, ys, bounds, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5, label="95% interval")
+            axes.errorbar(
+                xs, ys, bounds, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5, label="95% interval"
+            )
     if chart.nulls:
         nulls = _to_numbers(chart.nulls)
         ends = [x - 0.45 for x in places], [x + 0.45 for x in places]
@@ -66,7 +74,9 @@ def draw_river(figure: Any, chart: River) -> None:
     axes = figure.subplots()
     colours = [pick_colour(WIDTHS, band.rank) for band in chart.bands]
     names = [show_controls(band.label) for band in chart.bands]
-    axes.stackplot(chart.xs, [list(band.ys) for band in chart.bands], colors=colours, labels=names, linewidth=0)
+    axes.stackplot(
+        chart.xs, [list(band.ys) for band in chart.bands], colors=colours, labels=names, linewidth=0
+    )
     axes.margins(x=0)
     axes.set_ylim(bottom=0)
     _finish(figure, axes, chart.x_label, chart.y_label)
@@ -88,7 +98,9 @@ def draw_points(figure: Any, chart: Points) -> None:
             continue
         colour = pick_colour(WIDTHS, rank)
         if chart.lows and chart.lows[i] is not None and chart.highs[i] is not None:
-            axes.plot([chart.lows[i], chart.highs[i]], [i, i], color=colour, linewidth=2, solid_capstyle="butt")
+            axes.plot(
+                [chart.lows[i], chart.highs[i]], [i, i], color=colour, linewidth=2, solid_capstyle="butt"
+            )
         axes.plot([value], [i], color=colour, marker="o", markersize=5.5)
     axes.set_ylim(len(places) - 0.5, -0.5)
     axes.set_yticks(places, [_shorten(label) for label in chart.labels])
@@ -104,7 +116,7 @@ def _finish(figure: Any, axes: Any, x_label: str, y_label: str) -> None:
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "log" or hasattr(axis.get_major_formatter(), "set_useOffset"):
             axis.set_major_formatter(format_tick)
-        if scale == "log":
+        if scale == "log":  # its own names of ticks are formulas, which are not drawn as such
             axis.set_minor_formatter(lambda value, place: "")
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1 or _NULL_NAME in names:

@@ -42,7 +42,7 @@ def draw_panels(figure: Any, chart: Panels) -> None:
         _draw_areas(axes, chart.maps[i], limits)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(chart.maps[i].title, fontsize=10, pad=3)
+        axes.set_title(show_controls(chart.maps[i].title), fontsize=10, pad=3)
     _draw_scale(figure, list(grid.flat), chart.maps[0], limits)
 
 
@@ -80,7 +80,9 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     if num_rows * num_columns > _MOST_DRAWN:
         values = [[float("nan") if value is None else value for value in row] for row in chart.values]
         colours = _make_colour_map(chart)
-        axes.imshow(values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
+        axes.imshow(
+            values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
+        )
         return
     from matplotlib.collections import PolyCollection  # noqa: PLC0415 - optional extra
 

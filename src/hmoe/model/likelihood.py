@@ -8,7 +8,7 @@ import torch
 
 from hmoe.model.attention import Attended, Attention, scaled_dot_product
 from hmoe.model.cross_entropy import cross_entropy
-from hmoe.model.trace import count_scored_tokens, score_targets, sum_activated_units
+from hmoe.model.trace import count_activated, count_scored_tokens, score_targets, sum_activated_units
 from hmoe.model.transformer import Transformer, check_causal, without_capacities
 
 
@@ -93,18 +93,34 @@ class CandidateScore:
 
 
 @dataclass(frozen=True)
+class GroupCost:
+    """What reading a group of candidates cost.
+
+    Attributes:
+        tokens: read by the model; a beginning that candidates share counts once.
+        units: hidden units activated, summed over tokens and MoE layers.
+        experts: experts that served them, summed over tokens and MoE layers.
+    """
+
+    tokens: int
+    units: float
+    experts: int
+
+
+@dataclass(frozen=True)
 class GroupScores:
     """Scores of all candidates, and what they cost.
 
     Attributes:
         groups: one list of scores per group of candidates.
-        tokens: read by the model; a beginning that candidates share counts once.
-        units: hidden units activated, summed over tokens and MoE layers.
+        tokens, units: of all groups together, see `GroupCost`.
+        costs: what each group cost.
     """
 
     groups: list[list[CandidateScore]]
     tokens: int
     units: float
+    costs: list[GroupCost]
 
 
 class _Groups:
@@ -207,4 +223,10 @@ def score_candidates(model: Transformer, groups: Sequence[Sequence[Candidate]]) 
             begin = scored.stop
         scores_by_group.append(scores)
     widths = model.config.moe.routed_widths if model.config.moe else ()
-    return GroupScores(scores_by_group, batch.tokens_BL.shape[1], sum_activated_units(routings, widths))
+    num_tokens = batch.tokens_BL.shape[1]
+    units_T, experts_T = (counts_T.cpu() for counts_T in count_activated(routings, widths, num_tokens))
+    costs = [
+        GroupCost(end - begin, float(units_T[begin:end].sum()), int(experts_T[begin:end].sum()))
+        for begin, end, _ in batch.parts
+    ]
+    return GroupScores(scores_by_group, num_tokens, sum_activated_units(routings, widths), costs)

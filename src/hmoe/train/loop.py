@@ -22,6 +22,7 @@ from hmoe.runs.validations import BITS, LOSS, TOKENS
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
+from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP
@@ -50,6 +51,7 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
             return
     session = open_session(config, folder, restored, console)
     folder.write_config(session.config)  # not before the data is known to be the run's
+    cut_back_probes(session)
     with contextlib.closing(session.records):
         counts = session.counts
         console.start(session.config, session.device, is_new=counts.tokens == 0)
@@ -94,6 +96,8 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             or row.keys() & {"warnings", "validation_loss", "sample"}
         ):
             session.records.write(row)
+        if _due(counts.step, every.inspect_every) or (done and every.inspect_every):
+            write_probe(session)
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
@@ -149,6 +153,7 @@ def _metrics_row(session: Session, record: StepRecord, warnings: list[str]) -> d
             [n * h for n, h in zip(row_E, moe.routed_widths, strict=True)] for row_E in record.num_pairs_ZE
         ]
         row |= {"experts_per_token": record.experts_per_token}
+        row |= {"experts_per_token_by_layer": [sum(row_E) / record.tokens for row_E in record.num_pairs_ZE]}
         row |= {"expert_token_share": _shares(record.num_pairs_ZE), "expert_compute_share": _shares(work_ZE)}
     row |= {"slots": record.slots} if record.slots else {}
     return row | ({"warnings": warnings} if warnings else {})

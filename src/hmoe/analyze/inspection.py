@@ -1,0 +1,260 @@
+"""Look inside a model: read texts once, and measure everything that the sums, the samples and the model tell."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hmoe.analyze.activation import measure_activation
+from hmoe.analyze.difficulty import describe_tokens, measure_difficulty
+from hmoe.analyze.inspection_record import (
+    TextReading,
+    describe_inspected_model,
+    describe_inspected_text,
+    list_inspection_notes,
+)
+from hmoe.analyze.positions import ExpertPositions
+from hmoe.analyze.reading import DocumentPart, WindowReader, trace_windows
+from hmoe.analyze.reading_state import ReadingState
+from hmoe.analyze.redundancy import measure_redundancy
+from hmoe.analyze.similarity import measure_similarity, measure_size_test
+from hmoe.analyze.specialisation import measure_specialisation
+from hmoe.analyze.tally import Tally
+from hmoe.analyze.token_sample import TokenSample
+from hmoe.analyze.token_types import CLASS_NAMES, TokenTypes, describe_token_types, find_token_ids
+from hmoe.analyze.top_tokens import measure_top_tokens
+from hmoe.analyze.traced_text import Row
+from hmoe.analyze.window_sample import WindowSample
+from hmoe.analyze.worth import measure_worth
+from hmoe.errors import ConfigError, DataError
+from hmoe.evaluate.harness import fingerprint_model
+from hmoe.runs.open_model import OpenedModel
+
+FORMAT = 1
+_NUM_CHOSEN = 6  # frequent and rare token types that are described where none are chosen
+
+
+@dataclass(frozen=True)
+class InspectionOptions:
+    """How a model is looked into.
+
+    Attributes:
+        window: tokens read at once.
+        most_tokens: read in all, at whole passes; None: all of the text.
+        sample_tokens: for what needs every expert on the same tokens, or the model once for each expert; 0: without.
+        num_top: token types listed for each expert.
+        chosen: texts of token types whose experts are listed; () for frequent and rare ones.
+    """
+
+    window: int
+    most_tokens: int | None = None
+    sample_tokens: int = 4096
+    num_top: int = 20
+    chosen: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in {"window": 2, "most_tokens": 1, "sample_tokens": 0, "num_top": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} = {value}: must be at least {least}", argument=name)
+
+
+@dataclass(frozen=True)
+class InspectedText:
+    """Where the documents come from.
+
+    Attributes:
+        source: in words.
+        parts: the documents.
+        identity: what tells whether they are the same when reading goes on after an interruption.
+        num_tokens: of all of them, None if nobody knows.
+    """
+
+    source: str
+    parts: Iterable[DocumentPart]
+    identity: Mapping[str, Any]
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was seen.
+
+    Attributes:
+        record: JSON values: model, text, options, notes and tables.
+        positions: for each layer and expert some places that it served, with context.
+    """
+
+    record: dict[str, Any]
+    positions: list[Row]
+
+
+Report = Callable[
+    [str, int, int | None], None
+]  # called with what is done, how much of it, and how much there is
+
+
+def inspect_text(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    senses_V: Any = None,
+    state: Path | None = None,
+    report: Report = lambda task, done, total: None,
+) -> Inspection:
+    """Read texts with a model and return everything that is measured.
+
+    Args:
+        opened: the model.
+        text: the documents.
+        options: how.
+        senses_V: number of senses of each token type, NaN where nobody knows; None without a list.
+        state: file for what was read so far, from which the same call goes on after an interruption.
+        report: called with the task, what is done and all of it.
+
+    Raises:
+        ConfigError: for a dense model, or a token that does not exist.
+        DataError: if there is no text.
+    """
+    model = opened.model
+    moe = model.config.moe
+    if moe is None or not model.config.moe_layers:
+        raise ConfigError(f"{opened.name}: is dense and has no experts to look at")
+    types = describe_token_types(opened.tokenizer, model.config.vocab)
+    chosen = _find_chosen(types, options.chosen)
+    reading = _read(opened, text, options, types, state, report)
+    if not reading.counts.tokens:
+        raise DataError(f"{text.source}: nothing to look at, the text is empty")
+    report("measuring", 0, None)
+    tables = _measure_sums(reading, types, senses_V, options, model.embed.weight)
+    ids = chosen or _choose_tokens(reading.tally)
+    tables |= describe_tokens(reading.tally, ids, types.texts)
+    if options.sample_tokens:
+        tables |= _measure_sample(opened, reading, tables, report)
+    return Inspection(
+        {
+            "format": FORMAT,
+            "model": describe_inspected_model(opened),
+            "text": describe_inspected_text(text.source, options.window, reading),
+            "options": {**asdict(options), "chosen": list(options.chosen)},
+            "notes": list_inspection_notes(reading, options.sample_tokens),
+            "tables": tables,
+        },
+        reading.positions.list_rows(opened.tokenizer),
+    )
+
+
+def _read(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    types: TokenTypes,
+    state: Path | None,
+    report: Report,
+) -> TextReading:
+    """Read the texts, from where an interrupted reading had come."""
+    stored = _open_state(opened, text, options, types, state)
+    num_passes = stored.restore()[0]
+    reading = TextReading(**stored.sums)  # type: ignore[arg-type]
+    reader = WindowReader(options.window, types, opened.tokenizer.separator, reading.tally.domains)
+    total = min(filter(None, (text.num_tokens, options.most_tokens)), default=None)
+    report("reading", 0, total)
+    index = 0
+    for index, batch in enumerate(reader.cut_windows(_limit_parts(text.parts, options.most_tokens)), 1):
+        if index > num_passes:
+            traced = trace_windows(opened.model, batch)
+            for item in (reading.tally, reading.tokens, reading.positions):
+                item.update(traced)
+            reading.windows.update(batch)
+            stored.save_sometimes(index)
+        done = reader.counts.tokens
+        report("reading", min(done, total) if total else done, total)
+    if index > num_passes:
+        stored.save(index, True)
+    reading.tally.finish()
+    reading.counts = reader.counts
+    return reading
+
+
+def _open_state(
+    opened: OpenedModel,
+    text: InspectedText,
+    options: InspectionOptions,
+    types: TokenTypes,
+    path: Path | None,
+) -> ReadingState:
+    """Return sums and samples without anything in them, and the file that may have some."""
+    spec, moe = opened.model.config, opened.model.config.moe
+    assert moe is not None
+    widths, blocks = tuple(moe.routed_widths), tuple(spec.moe_layers)
+
+    def make_sums() -> dict[str, Any]:
+        return {
+            "tally": Tally(widths, blocks, spec.vocab, types.labels),
+            "tokens": TokenSample(len(blocks)),
+            "positions": ExpertPositions(len(blocks), len(widths)),
+            "windows": WindowSample(options.window, options.sample_tokens),
+        }
+
+    identity = {
+        "model": None if path is None else fingerprint_model(opened.model, opened.tokenizer),
+        "text": dict(text.identity),
+        "options": [options.window, options.sample_tokens, options.most_tokens],
+    }
+    return ReadingState(path, identity, make_sums)
+
+
+def _limit_parts(parts: Iterable[DocumentPart], most_tokens: int | None) -> Iterator[DocumentPart]:
+    """Yield documents up to the one with which so many tokens are reached; they stay whole."""
+    num_tokens = 0
+    for part in parts:
+        if part.is_first and most_tokens is not None and num_tokens >= most_tokens:
+            return
+        num_tokens += len(part.tokens)
+        yield part
+
+
+def _measure_sums(
+    reading: TextReading, types: TokenTypes, senses_V: Any, options: InspectionOptions, embedding: Any
+) -> dict[str, list[Row]]:
+    """Return the tables that sums over tokens give."""
+    tally = reading.tally
+    embedding_VD = embedding.detach().float().cpu().numpy()
+    return {
+        **measure_activation(tally),
+        **measure_similarity(tally, embedding_VD),
+        **measure_top_tokens(tally, types.texts, options.num_top),
+        **measure_specialisation(tally, CLASS_NAMES),
+        **measure_difficulty(tally, reading.tokens, types.lengths, senses_V),
+    }
+
+
+def _measure_sample(
+    opened: OpenedModel, reading: TextReading, tables: Mapping[str, list[Row]], report: Report
+) -> dict[str, list[Row]]:
+    """Return the tables for which the model reads a sample of the windows again."""
+    windows = reading.windows.list_windows()
+    redundancy = measure_redundancy(
+        opened.model, windows, lambda done, total: report("comparing experts' outputs", done, total)
+    )
+    worth = measure_worth(
+        opened.model, windows, lambda done, total: report("leaving out one expert after another", done, total)
+    )
+    size_tests = [*tables["size_tests"], *measure_size_test(redundancy["redundancy"], "output_distance")]
+    return {**redundancy, **worth, "size_tests": size_tests}
+
+
+def _find_chosen(types: TokenTypes, chosen: tuple[str, ...]) -> list[int]:
+    """Return the ids of token types by their texts."""
+    ids = find_token_ids(types, chosen)
+    for text, matches in ids.items():
+        if not matches:
+            raise ConfigError(f"chosen = {text!r}: no token type has this text", argument="chosen")
+    return [token for matches in ids.values() for token in matches]
+
+
+def _choose_tokens(tally: Tally) -> list[int]:
+    """Return frequent token types, and the rarest ones that occur often enough to be described."""
+    count_V = tally.types_by_fold.sum(0)
+    ordered = [int(token) for token in count_V.argsort(kind="stable")[::-1] if count_V[token] >= 20]
+    return list(dict.fromkeys([*ordered[:_NUM_CHOSEN], *ordered[-_NUM_CHOSEN:]]))

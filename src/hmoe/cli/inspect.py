@@ -1,0 +1,228 @@
+"""`hmoe inspect`: what each expert reads, costs and is worth; or one text, coloured by what it activates."""
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hmoe.cli.arguments import AnyModel, AsJson
+from hmoe.cli.inspection_files import FOLDER, RECORD, STATE, write_inspection
+from hmoe.cli.inspection_lines import list_inspection_lines
+from hmoe.cli.inspection_source import read_held_out_source, read_question_source, read_text_source
+from hmoe.cli.next_steps import NextStep, make_step, name_path, print_report
+from hmoe.cli.output import print_note
+from hmoe.cli.progress import ProgressBar
+from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.storage import check_unused_folder
+
+if TYPE_CHECKING:
+    from hmoe.analyze.inspection import InspectedText
+    from hmoe.evaluate.tasks import TaskSelection
+    from hmoe.runs.open_model import OpenedModel
+
+_HF_WINDOW = 2048  # at most, of models that do not say on which lengths they were trained
+_FORMS = ("svg", "png", "pdf", "none")
+
+_Passage = Annotated[
+    str | None, typer.Argument(metavar="TEXT", help="One text, shown token by token. Default: whole texts.")
+]
+_Token = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="With TEXT: number or text of the token whose experts are shown; else token types to describe, repeatable."
+    ),
+]
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Text, jsonl or parquet file or folder; repeatable. Default: the run's held-out documents."
+    ),
+]
+_TextField = Annotated[
+    str | None, typer.Option(help="Field of jsonl and parquet records, or a template of several.")
+]
+_Tasks = Annotated[
+    str | None, typer.Option(help="Benchmarks instead of text, separated by commas, as in `hmoe eval`.")
+]
+_Benchmarks = Annotated[Path | None, typer.Option(help="Folder of `hmoe data benchmarks`.")]
+_Limit = Annotated[int | None, typer.Option(min=1, help="Questions of each task. Default: all.")]
+_Window = Annotated[
+    int | None, typer.Option(min=2, help="Tokens read at once. Default: as many as in training.")
+]
+_MostTokens = Annotated[
+    int | None,
+    typer.Option("--tokens", min=1, help="Read about so many tokens, whole documents. Default: all."),
+]
+_Sample = Annotated[
+    int,
+    typer.Option(min=0, help="Tokens for what needs every expert on the same tokens; 0: leave that out."),
+]
+_Senses = Annotated[
+    Path | None, typer.Option(help="Number of senses by word: CSV, TSV, or WordNet's index files.")
+]
+_Figures = Annotated[
+    str,
+    typer.Option(help="svg, png, pdf, several separated by commas, or none.", metavar="FORMS"),
+]
+_Out = Annotated[
+    Path | None, typer.Option(help="Folder for tables and figures. Default: inspect/ in the run folder.")
+]
+
+
+def inspect_folder(
+    run: AnyModel,
+    passage: _Passage = None,
+    token: _Token = None,
+    text: _Text = None,
+    text_field: _TextField = None,
+    tasks: _Tasks = None,
+    benchmarks: _Benchmarks = None,
+    limit: _Limit = None,
+    window: _Window = None,
+    most_tokens: _MostTokens = None,
+    sample: _Sample = 4096,
+    senses: _Senses = None,
+    figures: _Figures = "svg",
+    out: _Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look inside: what experts read, cost, are worth.
+
+    In tables, figures and coloured text.
+    """
+    of_texts = {
+        "--text": text, "--text-field": text_field, "--tasks": tasks, "--benchmarks": benchmarks, "--limit": limit,
+        "--window": window, "--tokens": most_tokens, "--senses": senses, "--out": out,
+    }  # fmt: skip
+    if passage is not None:
+        _refuse_flags(of_texts, "with TEXT, which is read alone")
+        _show_passage(run, passage, token, as_json)
+        return
+    if tasks is None:
+        _refuse_flags({"--benchmarks": benchmarks, "--limit": limit}, "without --tasks")
+    else:
+        _refuse_flags({"--text": text, "--text-field": text_field}, "with --tasks")
+    if text_field and not text:
+        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
+    _check_plot_extra()
+    forms = _read_forms(figures)
+    names = _read_names(tasks)
+    from hmoe.analyze.inspection import InspectionOptions, inspect_text
+    from hmoe.runs.open_model import open_model
+
+    selection = _select(names, benchmarks) if names else None  # before a large model is read
+    opened = open_model(run, print_note)
+    folder = _choose_folder(opened, out)
+    length = window or (opened.context_length if opened.run else min(opened.context_length, _HF_WINDOW))
+    options = InspectionOptions(length, most_tokens, sample, chosen=tuple(token or ()))
+    source = _choose_source(opened, run, text, text_field, selection, limit)
+    with ProgressBar() as bar:
+
+        def report(task: str, done: int, total: int | None) -> None:
+            bar.update(task, done, total, [task, f"{done:,} tokens"] if task == "reading" else task)
+
+        senses_V = _read_senses(senses, opened)
+        state = None if folder is None else folder / STATE
+        inspection = inspect_text(opened, source, options, senses_V, state, report)
+        if selection is not None:
+            inspection.record["tables"] |= _measure_tasks(opened, selection, length, limit, report)
+    written = write_inspection(inspection, folder, forms) if folder is not None else []
+    steps = _list_steps(opened, run, out)
+    print_report(inspection.record, list_inspection_lines(inspection.record, written, folder), steps, as_json)
+
+
+def _refuse_flags(flags: Mapping[str, Any], where: str) -> None:
+    for flag, value in flags.items():
+        if value is not None and value != []:
+            raise ConfigError(f"{flag} has no effect {where}; remove one of them")
+
+
+def _check_plot_extra() -> None:
+    if not all(map(importlib.util.find_spec, ("matplotlib", "scipy"))):
+        raise make_missing_extra_error("tables and figures", "plot")
+
+
+def _read_names(tasks: str | None) -> list[str]:
+    return [name.strip() for name in (tasks or "").split(",") if name.strip()]
+
+
+def _read_forms(figures: str) -> list[str]:
+    forms = list(dict.fromkeys(form.strip() for form in figures.split(",")))
+    for form in forms:
+        if form not in _FORMS:
+            nearest = difflib.get_close_matches(form, _FORMS, 1, 0)[0]
+            raise ConfigError(
+                f"--figures {figures}: {form!r} must be one of {', '.join(_FORMS)}; nearest is {nearest}"
+            )
+    if "none" in forms and len(forms) > 1:
+        raise ConfigError(f"--figures {figures}: none goes with no other form")
+    return [form for form in forms if form != "none"]
+
+
+def _show_passage(run: Path, passage: str, token: list[str] | None, as_json: bool) -> None:
+    from hmoe.cli.inspect_text import print_text
+    from hmoe.runs.open_model import open_model
+
+    if token and len(token) > 1:
+        raise ConfigError("--token: with TEXT it names one token; give it once")
+    try:
+        passage.encode()
+    except UnicodeEncodeError:
+        raise ConfigError("TEXT: is not valid UTF-8") from None
+    print_text(open_model(run, print_note), passage, token[0] if token else None, as_json)
+
+
+def _select(names: list[str], benchmarks: Path | None) -> "TaskSelection":
+    from hmoe.evaluate.tasks import select_tasks
+
+    return select_tasks(names, benchmarks, print_note)
+
+
+def _choose_source(
+    opened: "OpenedModel", run: Path, text: list[Path] | None, text_field: str | None,
+    selection: "TaskSelection | None", limit: int | None,
+) -> "InspectedText":  # fmt: skip
+    if selection is not None:
+        return read_question_source(opened, selection, limit)
+    return read_text_source(opened, text, text_field) if text else read_held_out_source(opened, run)
+
+
+def _choose_folder(opened: "OpenedModel", out: Path | None) -> Path | None:
+    """Return the folder for tables and figures: the one that is named, or one in the run folder; None: none."""
+    if out is None:
+        return opened.folder / FOLDER if opened.run is not None and opened.folder is not None else None
+    if not (out / RECORD).is_file() and not (out / STATE).is_file():
+        check_unused_folder(out)
+    return out
+
+
+def _read_senses(senses: Path | None, opened: "OpenedModel") -> Any:
+    if senses is None:
+        return None
+    from hmoe.analyze.senses import map_senses, read_senses
+    from hmoe.analyze.token_types import describe_token_types
+
+    types = describe_token_types(opened.tokenizer, opened.model.config.vocab)
+    return map_senses(read_senses(senses), types.texts)
+
+
+def _measure_tasks(
+    opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any
+) -> dict[str, Any]:
+    from hmoe.analyze.questions import measure_questions
+    from hmoe.evaluate.harness import EvaluationOptions
+
+    options = EvaluationOptions(limit=limit, begin=opened.begin)
+    return measure_questions(opened.model, opened.tokenizer, window, selection, options, report)
+
+
+def _list_steps(opened: "OpenedModel", run: Path, out: Path | None) -> list[NextStep]:
+    """Return what can follow: one text in colour, and the page about the run."""
+    steps = [make_step("inspect", name_path(run), "She was not at home.")]
+    if opened.run is not None and out is None and opened.folder is not None:
+        page = name_path(run / "report.html")
+        steps.append(make_step("report", name_path(run), "--out", page))
+    return steps

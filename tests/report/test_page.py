@@ -1,0 +1,151 @@
+"""The page as text: whole, escaped, alone, and made of files without torch. tests/browser reads it in a browser."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from hmoe.errors import ConfigError
+from hmoe.report.inputs import read_report_inputs
+from hmoe.report.learning import smooth, thin
+from hmoe.report.page import check_target, list_sections, render_page, write_page
+from hmoe.report.pieces import PageSection
+from tests.report.run_example import EQUAL, HOSTILE, UNEQUAL, write_run
+
+
+class Outline(HTMLParser):
+    """Collects headings, ids, scripts and addresses of a page, and checks that its tags are closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.headings: list[int] = []
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.addresses += [value or "" for name, value in attrs if name in ("href", "src", "action", "data")]
+        if re.fullmatch(r"h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="session")
+def outline(page: str) -> Outline:
+    parser = Outline()
+    parser.feed(page)
+    return parser
+
+
+def test_headings_are_in_order_ids_differ_and_nothing_comes_from_elsewhere(outline: Outline) -> None:
+    assert outline.open == []
+    assert outline.headings[0] == 1
+    assert outline.headings.count(1) == 1
+    pairs = zip(outline.headings, outline.headings[1:], strict=False)
+    assert all(after <= before + 1 for before, after in pairs)
+    assert len(set(outline.ids)) == len(outline.ids)
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert (
+        outline.tags.count("svg") == outline.tags.count("figure") - 1 > 15
+    )  # one figure is what a model wrote
+    assert outline.tags.count("caption") == outline.tags.count("table")
+
+
+def test_texts_of_runs_are_escaped(page: str, outline: Outline) -> None:
+    assert outline.tags.count("script") == 1
+    assert "img" not in outline.tags
+    assert "<title>A &lt;b&gt;title&lt;/b&gt;</title>" in page
+    assert HOSTILE not in page
+    assert "&lt;script&gt;document.title" in page
+    assert "&lt;time&gt;" in page
+
+
+def test_sections_answer_in_order_and_an_older_inspection_says_so(example: Path) -> None:
+    sections = list_sections(read_report_inputs([str(example)]), ["hmoe train a"])
+    assert [section.name for section in sections] == [
+        "results", "learning", "training", "inside-1", "look-inside", "samples", "recipes", "notes",
+    ]  # fmt: skip
+    inside = sections[3]
+    assert "looked into at step 30, not at its last one, 40" in inside.lead
+    assert "hmoe inspect" in inside.lead
+    assert [part.title for part in inside.parts] == [
+        "Who works", "What is expensive", "Who reads what kind", "Who is like whom", "What each is worth",
+        "Which tasks are expensive", "Layer 0: who likes what", "Layer 1: who likes what",
+    ]  # fmt: skip
+    assert find_sentence(inside, "Idle experts") == "Idle experts: 32 units in layer 0 (dead)."
+    assert "8 and 16 units in layer 0" in find_sentence(inside, "Pairs that do nearly the same")
+    card = inside.parts[-1].cards[1]
+    assert (card.width, len(card.tokens), len(card.contexts)) == (16, 5, 3)
+    assert inside.parts[-1].cards[0].text.endswith("no token stands out.")
+
+
+def find_sentence(section: PageSection, start: str) -> str:
+    return next(text for part in section.parts for text in part.sentences if text.startswith(start))
+
+
+def test_a_run_nobody_looked_into_says_how(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", UNEQUAL)
+    sections = {section.name: section for section in list_sections(read_report_inputs([str(run)]))}
+    assert sections["look-inside"].parts[0].commands == [f"hmoe inspect {run}"]
+    assert "samples" not in sections
+
+
+def test_only_keys_that_differ_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", UNEQUAL)
+    write_run(tmp_path / "b", EQUAL)
+    sections = list_sections(read_report_inputs([str(tmp_path)]))
+    table = next(section for section in sections if section.name == "recipes").parts[0].tables[0]
+    assert [row["key"] for row in table.rows] == ["model.moe.parameter_penalty", "model.moe.widths"]
+
+
+def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path, page: str) -> None:
+    file = tmp_path / "page.html"
+    assert write_page(file, page) == file.stat().st_size < 3_000_000
+    assert write_page(file, page + "\n") == file.stat().st_size
+    file.write_text("<!doctype html><html>mine")
+    with pytest.raises(ConfigError, match="exists and is no page of this verb"):
+        write_page(file, page)
+    assert file.read_text().endswith("mine")
+    with pytest.raises(ConfigError, match="is a folder"):
+        check_target(tmp_path)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        check_target(tmp_path / "no" / "page.html")
+
+
+def test_torch_is_not_imported_and_the_same_files_give_the_same_page(tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "a", EQUAL)
+    code = (
+        "import sys; from hmoe.cli.main import run_command_line as run\n"
+        f"code = run(['report', {str(tmp_path / 'runs')!r}, '--out', {str(tmp_path / 'a.html')!r}])\n"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "1 run on one page of" in result.stdout
+    again = render_page(read_report_inputs([str(tmp_path / "runs")]))
+    commands = re.compile(r"<h3>Commands.*?</pre>", re.DOTALL)
+    own = commands.sub("", (tmp_path / "a.html").read_text())
+    assert re.sub(r"\s", "", own) == re.sub(r"\s", "", again)
+
+
+def test_lines_are_thinned_and_smoothed_for_the_eye() -> None:
+    assert thin(range(100), 5) == [0, 25, 50, 74, 99]
+    assert thin([1, 2], 5) == [1, 2]
+    points = [(float(i), float(i % 2)) for i in range(1000)]
+    smoothed = smooth(points, 100)
+    assert len(smoothed) == 100
+    assert all(abs(y - 0.5) < 0.05 for _, y in smoothed)
+    assert smooth(points[:5]) == points[:5]
