@@ -82,3 +82,17 @@ def test_values_are_plain_and_an_empty_text_is_refused() -> None:
     assert set(first["experts"][0]) == {"layer", "expert", "width", "gate", "probability"}
     with pytest.raises(hmoe.ConfigError, match="text: is empty"):
         hmoe.show(build_small_model(), ByteTokenizer(), "")
+
+
+def test_a_text_begins_as_the_models_texts_do() -> None:
+    model = build_small_model()
+    shown = hmoe.show(model, ByteTokenizer(), "ab", begin=[7, 8])
+    assert shown.trace.tokens_T.tolist() == [7, 8, *b"ab"]
+    assert [token.text for token in shown.tokens] == ["a", "b"]
+    expected = hmoe.trace(model, [7, 8, *b"ab"])
+    assert [token.nll for token in shown.tokens] == pytest.approx(expected.nll_T[2:].tolist())
+    chosen_ZE = expected.chosen_ZTE[:, 2:].double().mean(1)
+    heights = [f"{share:.1%} of the tokens" for share in chosen_ZE.flatten().tolist()]
+    html = shown._repr_html_()
+    assert all(height in html for height in heights)
+    assert html.count("<i title=") == chosen_ZE.numel()

@@ -9,6 +9,7 @@ from hmoe.figures.coloured_text import (
     place_on_scale,
     render_coloured_html,
     render_coloured_lines,
+    render_layer_bars,
 )
 from hmoe.figures.colours import WIDTHS, compute_contrast, compute_luminance
 
@@ -71,3 +72,20 @@ def test_scales() -> None:
     assert place_on_scale(0.2, (0.2, 0.2)) == 0.5
     assert find_scale([TextPiece("x", None)]) == (0.0, 0.0)
     assert "x" in render_coloured_lines([TextPiece("x", None)], 10)
+
+
+def test_wide_letters_and_accents_are_measured_in_cells() -> None:
+    text = render_coloured_lines([TextPiece("漢字" * 5, 0.2), TextPiece("e\u0301" * 9, 0.4)], 8)
+    body = ANSI.sub("", text).split("\n\n", maxsplit=1)[0].split("\n")
+    assert body == ["漢字漢字", "漢字漢字", "漢字", "e\u0301" * 8, "e\u0301"]
+
+
+def test_bars_of_layers_are_ordered_by_width() -> None:
+    html = render_layer_bars([[0.25, 1.0, 0.0]], [48, 16, 1024])
+    assert re.findall(r'title="([^"]*)" style="height:([\d.]+)%', html) == [
+        ("16 units (expert 1): 100.0% of the tokens", "100.0"),
+        ("48 units (expert 0): 25.0% of the tokens", "25.0"),
+        ("1,024 units (expert 2): 0.0% of the tokens", "0.0"),
+    ]
+    assert html.count('role="img"') == 1
+    assert render_layer_bars([], []) == ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
-from hmoe.figures.coloured_text import TextPiece, render_coloured_html
+from hmoe.figures.coloured_text import TextPiece, render_coloured_html, render_layer_bars
 from hmoe.model.trace import ExpertsOff, RoutingTrace, trace
 from hmoe.model.transformer import Transformer
 
@@ -67,7 +67,10 @@ class ShownText:
     pieces: tuple[TextPiece, ...]
 
     def _repr_html_(self) -> str:
-        return render_coloured_html(self.pieces)
+        # Of the text alone: what stands before it is not shown.
+        chosen_ZTE = self.trace.chosen_ZTE[:, -len(self.tokens) :]
+        ratios = chosen_ZTE.double().mean(1).tolist()
+        return render_coloured_html(self.pieces) + render_layer_bars(ratios, self.trace.widths)
 
     def __str__(self) -> str:
         lines = [f"{'token':>5}  {'activated':>9}  {'nll':>6}  text"]
@@ -86,6 +89,7 @@ def show_text(
     text: str,
     top_p_experts: float | None = None,
     without: ExpertsOff = (),
+    begin: Sequence[int] | None = None,
 ) -> ShownText:
     """Read a text and return it token by token, coloured in a notebook by the hidden units that it activates.
 
@@ -100,6 +104,7 @@ def show_text(
         text: of at least one token.
         top_p_experts: another threshold for the routers of a top-p model, see `hmoe.trace`.
         without: experts that are switched off, see `hmoe.trace`.
+        begin: ids that the model's texts begin with; None: those of its tokenizer.
 
     Raises:
         ConfigError: for a text without tokens, or what `hmoe.trace` refuses.
@@ -107,7 +112,7 @@ def show_text(
     (ids,) = tokenizer.encode([text])
     if not ids:
         raise ConfigError("text: is empty; must have at least one token")
-    before = list(tokenizer.begin) or [tokenizer.separator]
+    before = list(tokenizer.begin if begin is None else begin) or [tokenizer.separator]
     traced = trace(model, [*before, *ids], top_p_experts, without)
     tokens = tuple(_describe_token(traced, len(before), i, tokenizer) for i in range(len(ids)))
     return ShownText(traced, tokens, tuple(_join_pieces(tokens, ids, tokenizer)))

@@ -30,7 +30,7 @@ def print_text(opened: "OpenedModel", text: str, token: str | None, as_json: boo
     """
     from hmoe.analyze.show import list_token_values, show_text
 
-    shown = show_text(opened.model, opened.tokenizer, text)
+    shown = show_text(opened.model, opened.tokenizer, text, begin=opened.begin)
     chosen = None if token is None else _choose_token(shown, token)
     if as_json:
         values = list_token_values(shown)

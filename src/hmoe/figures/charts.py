@@ -8,7 +8,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
-from hmoe.figures.svg import INK, adapt_svg
+from hmoe.figures.svg import INK, adapt_svg, show_controls
 
 FORMS = ("svg", "png", "pdf")
 WIDTH = 360  # pixels: of a phone; several stand beside each other elsewhere
@@ -121,7 +121,7 @@ def _list_names(chart: Chart) -> list[str]:
 
 
 def _wrap_title(title: str, width: int) -> str:
-    return textwrap.fill(title, max(int(width / 7.9), 10))
+    return textwrap.fill(show_controls(title), max(int(width / 7.9), 10))
 
 
 def _draw(figure: Any, chart: Chart, width: int) -> None:

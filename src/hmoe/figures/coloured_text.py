@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from unicodedata import combining, east_asian_width
 
 from hmoe.figures.colours import WIDTHS, pick_colour, split_colour
 from hmoe.figures.svg import show_controls
@@ -15,6 +16,12 @@ _STYLE = """
 .hmoe-text .hmoe-piece{white-space:pre-wrap;border-bottom-style:solid;border-radius:1px;cursor:help}
 .hmoe-text .hmoe-piece:focus{outline:2px solid currentColor}
 .hmoe-legend{font-family:system-ui,sans-serif;font-size:.85em;margin:.5em 0}
+"""
+_BAR_STYLE = """
+.hmoe-row{display:flex;align-items:end;gap:.6em;font:.85em system-ui,sans-serif;max-width:46em}
+.hmoe-row>span{width:5em}
+.hmoe-row>b{flex:1;display:flex;align-items:end;gap:1px;height:2.4em;border-bottom:1px solid currentColor}
+.hmoe-row i{flex:1;min-height:1px}
 """
 
 
@@ -65,6 +72,34 @@ def render_coloured_html(pieces: Sequence[TextPiece]) -> str:
         f'<span class="hmoe-text" aria-hidden="true">{legend}</span> {scale[1]:.1%}</div>'
         f'<div class="hmoe-text">{body}</div>'
     )
+
+
+def render_layer_bars(ratios: Sequence[Sequence[float]], widths: Sequence[int]) -> str:
+    """Return for each MoE layer a row of bars for a page: which share of a text's tokens each expert served.
+
+    Args:
+        ratios: share of the tokens, by layer and expert.
+        widths: hidden units of each expert; bars stand narrow to wide, in the colours of their width.
+    """
+    order = sorted(range(len(widths)), key=lambda expert: (widths[expert], expert))
+    rows = []
+    for layer, shares in enumerate(ratios):
+        names = [f"{widths[e]:,} units (expert {e}): {shares[e]:.1%} of the tokens" for e in order]
+        bars = "".join(
+            f'<i title="{name}" style="height:{shares[expert]:.1%};background:{pick_colour(WIDTHS, place)}"></i>'
+            for expert, name, place in zip(order, names, _spread(len(order)), strict=True)
+        )
+        words = f"layer {layer}, experts narrow to wide: {'; '.join(names)}"
+        picture = f'<b role="img" aria-label="{words}">{bars}</b>'
+        rows.append(f'<div class="hmoe-row"><span>layer {layer}</span>{picture}</div>')
+    caption = "share of the tokens that each expert served, narrow to wide"
+    return (
+        f'<style>{_BAR_STYLE}</style><div class="hmoe-legend">{caption}</div>{"".join(rows)}' if rows else ""
+    )
+
+
+def _spread(count: int) -> list[float]:
+    return [place / max(count - 1, 1) for place in range(count)]
 
 
 def _render_piece(piece: TextPiece, scale: tuple[float, float]) -> str:
@@ -122,12 +157,26 @@ def _wrap_pieces(pieces: Sequence[TextPiece], columns: int) -> Iterator[list[tup
                 yield line
                 line, used = [], 0
             shown = show_controls(part)
-            if used and used + len(shown) > columns:
+            if used and used + measure_cells(shown) > columns:
                 yield line
                 line, used, shown = [], 0, shown.lstrip(" ")
-            while len(shown) > columns:  # a piece that is wider than a line
-                yield [(piece, shown[:columns])]
-                shown = shown[columns:]
+            while measure_cells(shown) > columns:  # a piece that is wider than a line
+                head = _cut_cells(shown, columns)
+                yield [(piece, head)]
+                shown = shown[len(head) :]
             line.append((piece, shown))
-            used += len(shown)
+            used += measure_cells(shown)
     yield line
+
+
+def measure_cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: two for a letter of Chinese, none for an accent of its own."""
+    return sum(0 if combining(char) else 2 if east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def _cut_cells(text: str, columns: int) -> str:
+    """Return as much of the beginning of a text as fits, at least one character."""
+    size = len(text)
+    while size > 1 and measure_cells(text[:size]) > columns:
+        size -= 1
+    return text[:size]

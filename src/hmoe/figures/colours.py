@@ -6,7 +6,7 @@ Everything is told twice: each scale is ordered by luminance too, so that it rea
 from collections.abc import Sequence
 
 WIDTHS = (  # narrow to wide, dark to bright; all 3:1 or more against white and against #111
-    "#1f5ace", "#6153d4", "#8a4dcc", "#ac48b9", "#c8459c", "#dd4679", "#e94f4f", "#e96109", "#d27e05",
+    "#0263b2", "#4f5dca", "#795dba", "#955daa", "#ab5e98", "#bd6183", "#d26268", "#df673e", "#d9790a",
 )  # fmt: skip
 AMOUNTS = (  # little to much: cividis (Nuñez, Anderton, Renslow 2018), for areas with a frame
     "#00224e", "#1a386f", "#434e6c", "#61656f", "#7d7c78", "#9b9476", "#bcae6c", "#dec958", "#fee838",
@@ -14,7 +14,7 @@ AMOUNTS = (  # little to much: cividis (Nuñez, Anderton, Renslow 2018), for are
 DIFFERENCES = (  # less than the null, the null, more
     "#0254a5", "#3170bb", "#6692ca", "#a1bbdd", "#ededed", "#d8b299", "#c08156", "#ac5804", "#854304",
 )  # fmt: skip
-ON_LIGHT, ON_DARK = "#111111", "#ffffff"  # text on areas
+ON_LIGHT, ON_DARK = "#000000", "#ffffff"  # text on areas
 
 
 def pick_colour(scale: Sequence[str], place: float) -> str:

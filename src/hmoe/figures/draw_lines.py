@@ -9,7 +9,6 @@ from hmoe.figures.svg import INK, show_controls
 
 _NAN = float("nan")
 _NULL_NAME = "random routing"
-_MOST_TICKS = 8
 
 
 def draw_curves(figure: Any, chart: Curves) -> None:
@@ -51,7 +50,11 @@ def draw_bars(figure: Any, chart: Bars) -> None:
     axes.bar(places, _to_numbers(chart.values), color=colours, width=0.72)
     if chart.lows:
         spans = list(zip(places, chart.values, chart.lows, chart.highs, strict=True))
-        whole = [(x, y, y - low, high - y) for x, y, low, high in spans if None not in (y, low, high)]  # type: ignore[operator]
+        whole = [
+            (x, y, y - low, high - y)
+            for x, y, low, high in spans
+            if y is not None and low is not None and high is not None
+        ]
         if whole:
             xs, ys, below, above = zip(*whole, strict=True)
             bounds = [[max(part, 0) for part in below], [max(part, 0) for part in above]]
@@ -111,8 +114,10 @@ def _finish(figure: Any, axes: Any, x_label: str, y_label: str) -> None:
     axes.grid(axis="y" if y_label else "x", color=INK, alpha=0.13, linewidth=0.7)
     axes.set_axisbelow(True)
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
-        if scale == "linear" and hasattr(axis.get_major_formatter(), "set_useOffset"):
+        if scale == "log" or hasattr(axis.get_major_formatter(), "set_useOffset"):
             axis.set_major_formatter(format_tick)
+        if scale == "log":  # its own names of ticks are formulas, which are not drawn as such
+            axis.set_minor_formatter(lambda value, place: "")
     handles, names = axes.get_legend_handles_labels()
     if len(names) > 1 or _NULL_NAME in names:
         figure.legend(handles, names, loc="outside lower left", ncols=3, handlelength=1.6, columnspacing=1.2)

@@ -42,7 +42,7 @@ def draw_panels(figure: Any, chart: Panels) -> None:
         _draw_areas(axes, chart.maps[i], limits)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(chart.maps[i].title, fontsize=10, pad=3)
+        axes.set_title(show_controls(chart.maps[i].title), fontsize=10, pad=3)
     _draw_scale(figure, list(grid.flat), chart.maps[0], limits)
 
 

@@ -26,20 +26,31 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
     box = re.search(r'viewBox="([^"]*)"', head)
     assert box is not None
     content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.DOTALL)
-    content = content.replace("xlink:href=", "href=").replace(INK, "currentColor")
-    content = re.sub(r"font: ([^'\"]*)'DejaVu Sans'[^;\"]*", rf"font: \1{_FONTS}", content)
-    content = re.sub(r'\bid="', f'id="{prefix}-', content)
-    content = re.sub(r'href="#', f'href="#{prefix}-', content).replace("url(#", f"url(#{prefix}-")
+    # Rules of a style element would hold in the whole page.
+    content = re.sub(r"<style[^>]*>.*?</style>", "", content, flags=re.DOTALL)
+    # Only in tags: the text between them is what charts say, whatever it looks like.
+    content = re.sub(r"<[^>]*>", lambda tag: _adapt_tag(tag[0], prefix), content)
+    content = re.sub(r">\s*\n\s*<", "><", content)
     names = f"{prefix}-title {prefix}-description"
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" width="100%" role="img" '
-        f'aria-labelledby="{names}">'
+        f'aria-labelledby="{names}" style="stroke-linejoin:round;stroke-linecap:butt">'
     )
     words = (
         f'<title id="{prefix}-title">{escape_xml(title)}</title>'
         f'<desc id="{prefix}-description">{escape_xml(description)}</desc>'
     )
     return opening + words + ("" if embedded else _THEMES) + content
+
+
+def _adapt_tag(tag: str, prefix: str) -> str:
+    """Return a tag with colours, fonts and ids of the page, coordinates to a hundredth of a pixel, on one line."""
+    tag = tag.replace("xlink:href=", "href=").replace(INK, "currentColor").replace("'DejaVu Sans'", _FONTS)
+    tag = re.sub(r'\bid="', f'id="{prefix}-', tag).replace("url(#", f"url(#{prefix}-")
+    tag = tag.replace('href="#', f'href="#{prefix}-')
+    if "base64," not in tag:
+        tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
+    return re.sub(r"\s+", " ", tag)
 
 
 def escape_xml(text: str) -> str:
