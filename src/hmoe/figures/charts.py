@@ -8,7 +8,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
-from hmoe.figures.svg import INK, adapt_svg
+from hmoe.figures.svg import INK, adapt_svg, show_controls
 
 FORMS = ("svg", "png", "pdf")
 WIDTH = 360  # pixels: of a phone; several stand beside each other elsewhere
@@ -78,9 +78,8 @@ def render_chart(
     width, height = size or (WIDTH, choose_height(chart, shows_title))
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # letters that the reader's font has may lack in ours
+        # Letters that the reader's font has may lack in ours.
+        warnings.filterwarnings("ignore", message="Glyph")
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
         figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         _draw(figure, chart, width)
@@ -99,7 +98,7 @@ def choose_height(chart: Chart, shows_title: bool = True) -> int:
     """Return how many pixels high a chart of the usual width is."""
     title = 17 * (_wrap_title(chart.title, WIDTH).count("\n") + 1) if shows_title else 0
     if isinstance(chart, Points):
-        return title + 70 + 20 * max(len(chart.labels), 2)
+        return title + 70 + 20 * max(len(chart.labels), 2) + 16 * bool(chart.null_lows)
     if isinstance(chart, HeatMap):
         rows = len(chart.row_labels)
         cell = 22 if rows <= 12 else max(5, 264 // rows)
@@ -117,11 +116,11 @@ def _list_names(chart: Chart) -> list[str]:
         return [curve.label for curve in chart.curves if curve.label] + ["null"] * (chart.null is not None)
     if isinstance(chart, River):
         return [band.label for band in chart.bands]
-    return ["interval", "null"] if isinstance(chart, Bars) and chart.nulls else []
+    return ["interval", "null"] if isinstance(chart, Bars) and (chart.lows or chart.nulls) else []
 
 
 def _wrap_title(title: str, width: int) -> str:
-    return textwrap.fill(title, max(int(width / 7.9), 10))
+    return textwrap.fill(show_controls(title), max(int(width / 7.9), 10))
 
 
 def _draw(figure: Any, chart: Chart, width: int) -> None:

@@ -26,13 +26,14 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
     box = re.search(r'viewBox="([^"]*)"', head)
     assert box is not None
     content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.DOTALL)
-    content = content.replace("xlink:href=", "href=").replace(INK, "currentColor")
-    content = re.sub(r"font: ([^'\"]*)'DejaVu Sans'[^;\"]*", rf"font: \1{_FONTS}", content)
-    content = re.sub(r'\bid="', f'id="{prefix}-', content)
-    content = re.sub(r'href="#', f'href="#{prefix}-', content).replace("url(#", f"url(#{prefix}-")
+    # A style sheet inside a page would hold for all of the page.
+    content = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", content, flags=re.DOTALL)
+    # Inside tags only: what stands between them may be anybody's text.
+    content = re.sub(r"<[^>]*>", lambda tag: _adapt_tag(tag[0], prefix), content)
     names = f"{prefix}-title {prefix}-description"
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" width="100%" role="img" '
+        f'style="stroke-linejoin:round;stroke-linecap:butt" '
         f'aria-labelledby="{names}">'
     )
     words = (
@@ -40,6 +41,13 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
         f'<desc id="{prefix}-description">{escape_xml(description)}</desc>'
     )
     return opening + words + ("" if embedded else _THEMES) + content
+
+
+def _adapt_tag(tag: str, prefix: str) -> str:
+    tag = tag.replace("xlink:href=", "href=").replace(INK, "currentColor")
+    tag = tag.replace("'DejaVu Sans'", _FONTS)
+    tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
+    return re.sub(r'href="#', f'href="#{prefix}-', tag).replace("url(#", f"url(#{prefix}-")
 
 
 def escape_xml(text: str) -> str:
