@@ -4,9 +4,13 @@ import io
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.figures import draw_lines, draw_maps
+from hmoe.figures.draw_lines import is_turned, shorten_label
+from hmoe.figures.draw_maps import count_fitting
 from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
 from hmoe.figures.svg import INK, adapt_svg, show_controls
 
@@ -80,6 +84,9 @@ def render_chart(
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # Letters that the reader's font has may lack in ours.
         warnings.filterwarnings("ignore", message="Glyph")
+        warnings.filterwarnings(
+            "ignore", message="constrained_layout not applied"
+        )  # a size that was asked for
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
         figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         _draw(figure, chart, width)
@@ -102,12 +109,23 @@ def choose_height(chart: Chart, shows_title: bool = True) -> int:
     if isinstance(chart, HeatMap):
         rows = len(chart.row_labels)
         cell = 22 if rows <= 12 else max(5, 264 // rows)
-        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0)
+        upright = (
+            _measure(chart.column_labels)
+            if len(chart.column_labels) > count_fitting(chart.column_labels)
+            else 0
+        )
+        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0) + upright
     if isinstance(chart, Panels):
         grid_rows = -(-len(chart.maps) // chart.columns)
         return title + 80 + grid_rows * (330 // chart.columns)
+    turned = _measure(chart.labels) if isinstance(chart, Bars) and is_turned(chart.labels) else 0
     names = len(_list_names(chart))
-    return title + 210 + 16 * -(-names // 3) * (names > 1)
+    return title + 210 + turned + 16 * -(-names // 3) * (names > 1)
+
+
+def _measure(labels: Sequence[str]) -> int:
+    """Return how many pixels names that do not lie need more than those that do."""
+    return max(6 * max(len(shorten_label(label)) for label in labels) - 18, 0)
 
 
 def _list_names(chart: Chart) -> list[str]:
@@ -124,8 +142,6 @@ def _wrap_title(title: str, width: int) -> str:
 
 
 def _draw(figure: Any, chart: Chart, width: int) -> None:
-    from hmoe.figures import draw_lines, draw_maps  # noqa: PLC0415 - they need what was imported above
-
     if isinstance(chart, Panels):
         draw_maps.draw_panels(figure, chart)
     elif isinstance(chart, HeatMap):

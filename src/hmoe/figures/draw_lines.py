@@ -167,8 +167,13 @@ def _set_names(axis: Any, labels: Sequence[str], places: Sequence[int]) -> None:
     """Write the names of categories, so many as have room."""
     step = max(-(-len(labels) // 12), 1)
     axis.set_ticks(places[::step], [shorten_label(label) for label in labels[::step]])
-    if max(map(len, labels), default=0) * min(len(labels), 12) > 44:
+    if is_turned(labels):
         axis.set_tick_params(rotation=60)
+
+
+def is_turned(labels: Sequence[str]) -> bool:
+    """Return whether names of categories have no room beside each other."""
+    return max((len(shorten_label(label)) for label in labels), default=0) * min(len(labels), 12) > 44
 
 
 def shorten_label(label: str) -> str:

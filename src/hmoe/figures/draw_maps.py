@@ -113,8 +113,7 @@ def _write_numbers(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> No
 
 def _name_axes(axes: Any, chart: HeatMap) -> None:
     columns, rows = chart.column_labels, chart.row_labels
-    longest = max(map(len, columns), default=1)
-    fits = max(1, int(290 / (7 * longest + 4)))
+    fits = count_fitting(columns)
     is_upright = len(columns) > fits
     step = max(-(-len(columns) // (20 if is_upright else fits)), 1)
     places = list(range(0, len(columns), step))
@@ -125,6 +124,12 @@ def _name_axes(axes: Any, chart: HeatMap) -> None:
     axes.tick_params(length=2)
 
 
+def count_fitting(columns: Sequence[str]) -> int:
+    """Return how many names of columns have room beside each other; with more they stand upright."""
+    longest = max((len(shorten_label(name)) for name in columns), default=1)
+    return max(1, int(290 / (7 * longest + 4)))
+
+
 def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     from matplotlib.cm import ScalarMappable  # noqa: PLC0415 - optional extra
     from matplotlib.colors import Normalize  # noqa: PLC0415
@@ -132,9 +137,9 @@ def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, flo
     mappable = ScalarMappable(Normalize(*limits), _make_colour_map(chart))
     bar = figure.colorbar(mappable, ax=axes, location="bottom", aspect=36, pad=0.02)
     bar.set_label(show_controls(chart.value_label))
-    set_tick_format(bar.long_axis)
     bar.locator.set_params(nbins=5)
     bar.update_ticks()
+    set_tick_format(bar.long_axis)  # last: it would be set back
     bar.outline.set_linewidth(0.6)
     bar.solids.set_edgecolor("face")
 
