@@ -94,9 +94,9 @@ def draw_river(figure: Any, chart: River) -> None:
     axes = figure.subplots()
     colours = [pick_colour(WIDTHS, band.rank) for band in chart.bands]
     names = [show_controls(band.label) for band in chart.bands]
-    axes.stackplot(
-        chart.xs, [list(band.ys) for band in chart.bands], colors=colours, labels=names, linewidth=0
-    )
+    if chart.bands:
+        heights = [_to_numbers(band.ys) for band in chart.bands]
+        axes.stackplot(chart.xs, heights, colors=colours, labels=names, linewidth=0)
     if len(set(chart.xs)) > 1:
         axes.set_xlim(min(chart.xs), max(chart.xs))
     axes.set_ylim(bottom=0)

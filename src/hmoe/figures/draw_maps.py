@@ -78,8 +78,8 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     num_rows, num_columns = len(chart.row_labels), len(chart.column_labels)
     for spine in axes.spines.values():
         spine.set_visible(True)
-    axes.set_xlim(-0.5, num_columns - 0.5)
-    axes.set_ylim(num_rows - 0.5, -0.5)
+    axes.set_xlim(-0.5, max(num_columns, 1) - 0.5)
+    axes.set_ylim(max(num_rows, 1) - 0.5, -0.5)
     if num_rows * num_columns > _MOST_DRAWN:
         values = [[value if is_known(value) else float("nan") for value in row] for row in chart.values]
         colours = _make_colour_map(chart)
