@@ -64,7 +64,9 @@ def draw_bars(figure: Any, chart: Bars) -> None:
     places = list(range(len(chart.labels)))
     ranks = chart.ranks or [0.0] * len(places)
     colours = [pick_colour(WIDTHS, rank) for rank in ranks]
-    axes.bar(places, _to_numbers(chart.values), color=colours, width=0.72)
+    for place, value, colour in zip(places, chart.values, colours, strict=True):
+        if is_known(value):
+            axes.bar(place, value, color=colour, width=0.72)
     if chart.lows:
         _draw_intervals(axes, chart)
     if any(map(is_known, chart.nulls)):
