@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from hmoe.figures.colours import (
@@ -20,7 +22,7 @@ def test_more_is_brighter_everywhere(scale: tuple[str, ...]) -> None:
     luminances = [compute_luminance(pick_colour(scale, place)) for place in PLACES]
     assert luminances == sorted(luminances)
     steps = [compute_luminance(colour) for colour in scale]
-    assert all(left < right for left, right in zip(steps, steps[1:], strict=False))
+    assert all(left < right for left, right in itertools.pairwise(steps))
 
 
 def test_differences_are_brightest_in_the_middle() -> None:

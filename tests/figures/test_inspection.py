@@ -45,7 +45,7 @@ def test_all_tables_have_charts(tables: Tables) -> None:
     names = set(list_charts(tables))
     assert {f"{name}-layer{layer}" for name in BY_LAYER for layer in (0, 1)} <= names
     assert {"activation", "compute", "widths", "experts-per-token", "difficulty", "specialisation"} <= names
-    assert {"difficulty-frequency", "difficulty-nll", "difficulty-bytes"} <= names
+    assert {"difficulty-frequency", "difficulty-nll"} <= names
     assert "tasks" not in names
 
 
@@ -123,12 +123,12 @@ def test_kinds_and_difficulty_are_drawn_as_they_are(tables: Tables) -> None:
     rows = sorted((r for r in tables["difficulty_curves"] if r["feature"] == "nll"), key=lambda row: row["x"])
     assert chart.curves[0].ys == [100 * row["activated_ratio"] for row in rows]
     assert chart.curves[0].xs == [row["x"] for row in rows]
-    for name, table, column in (("difficulty", "difficulty", "correlation"), ("specialisation", "specialisation", "bits")):  # fmt: skip
+    for name, column in (("difficulty", "correlation"), ("specialisation", "bits")):
         chart = charts[name]
         assert isinstance(chart, Points)
         rows = [
             r
-            for r in tables[table]
+            for r in tables[name]
             if r["layer"] is None and r[column] is not None and r.get("over") != "tokens"
         ]
         assert chart.values == [row[column] for row in rows]
@@ -147,7 +147,7 @@ def test_columns_without_numbers_are_borne(tables: Tables, table: str) -> None:
 
 
 def test_tasks() -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"task": "copy", "activated_ratio": 0.25, "low": 0.2, "high": 0.3},
         {"task": "<b>", "activated_ratio": None, "low": None, "high": None},
     ]

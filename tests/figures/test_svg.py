@@ -1,6 +1,7 @@
 import dataclasses
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 import pytest
 
@@ -65,9 +66,8 @@ def test_hard_texts_stay_texts(name: str) -> None:
     if isinstance(chart, HeatMap):
         chart = dataclasses.replace(chart, value_label=HARD, row_title=HARD, column_title=HARD)
     elif not hasattr(chart, "maps"):
-        chart = dataclasses.replace(
-            chart, x_label=HARD, **({"y_label": HARD} if hasattr(chart, "y_label") else {})
-        )
+        labels: Any = {name: HARD for name in ("x_label", "y_label") if hasattr(chart, name)}
+        chart = dataclasses.replace(chart, **labels)
     svg = draw(chart)
     root = ET.fromstring(svg)
     assert "<script" not in svg
@@ -82,7 +82,8 @@ def test_hard_texts_stay_texts(name: str) -> None:
 
 def test_hard_names_of_curves_and_columns_stay_texts() -> None:
     curves, table = SAMPLES["curves"], SAMPLES["map"]
-    assert isinstance(curves, Curves) and isinstance(table, HeatMap)
+    assert isinstance(curves, Curves)
+    assert isinstance(table, HeatMap)
     curve = dataclasses.replace(curves.curves[0], label=HARD)
     svg = draw(dataclasses.replace(curves, curves=[curve]))
     assert SHOWN in ["".join(part.itertext()) for part in ET.fromstring(svg).iter(f"{SVG}text")]
