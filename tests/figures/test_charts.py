@@ -1,181 +1,160 @@
-"""Pictures of every kind of chart: valid, of one page, the same each time, and nothing in them runs or is fetched."""
-
-import math
+import dataclasses
+import hashlib
+import itertools
+import os
 import re
+import subprocess
 import sys
-import xml.etree.ElementTree as ET
-from dataclasses import replace
-from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from hmoe.errors import ConfigError
-from hmoe.figures.charts import render_chart
-from hmoe.figures.colours import (
-    AMOUNTS,
-    DIFFERENCES,
-    WIDTHS,
-    choose_text_colour,
-    compute_contrast,
-    compute_luminance,
-    split_colour,
-)
+from hmoe import ConfigError
+from hmoe.figures.charts import FORMS, choose_height, render_chart
+from hmoe.figures.draw_lines import format_tick
 from hmoe.figures.records import Bars, Chart, Curve, Curves, HeatMap, Panels, Points, River, RiverBand
+from tests.figures.samples import HARD, SAMPLES
 
-SVG = "{http://www.w3.org/2000/svg}"
-TRAP = '<script>alert("1")</script> $x^2$ id="a" \x1b[31m'
-WORDS = {"title": f"Title {TRAP}", "description": f"Words & {TRAP}"}
-MAP = HeatMap(
-    row_labels=["0", TRAP], column_labels=["16", "漢"], values=[[0.1, None], [0.3, 0.4]],
-    row_title="layer", column_title="units", value_label="share", **WORDS,
-)  # fmt: skip
-CHARTS: dict[str, Chart] = {
-    "curves": Curves(
-        curves=[Curve(label=TRAP, xs=[1, 10, 1000], ys=[1, None, 2], lows=[0, None, 1], highs=[2, None, 3])],
-        x_label="tokens", y_label="%", log_x=True, null=1.5, **WORDS,
+BEGINNINGS = {"svg": b"<svg ", "png": b"\x89PNG\r\n", "pdf": b"%PDF-"}
+NAN, INFINITY = float("nan"), float("inf")
+WORDS: Any = {"title": "A", "description": "B"}
+AXES: Any = {**WORDS, "x_label": "x", "y_label": "y"}
+TABLE: Any = {**WORDS, "row_title": "r", "column_title": "c", "value_label": "v"}
+EDGES: dict[str, Chart] = {
+    "no curves": Curves(**AXES, curves=[]),
+    "no points": Curves(**AXES, curves=[Curve(label="a", xs=[], ys=[])]),
+    "unknown curve": Curves(
+        **AXES, curves=[Curve(label="a", xs=[1, 2], ys=[None, NAN], lows=[None] * 2, highs=[INFINITY, NAN])]
     ),
-    "bars": Bars(
-        labels=["16", TRAP], values=[1, None], lows=[0.5, None], highs=[2, None], nulls=[1, 1], ranks=[0, 1],
-        x_label="units", y_label="%", **WORDS,
+    "one point, log": Curves(**AXES, curves=[Curve(label="a", xs=[5], ys=[1])], log_x=True),
+    "zero on log": Curves(**AXES, curves=[Curve(label="a", xs=[0, 5, 9], ys=[1, 2, 3])], log_x=True),
+    "no bars": Bars(**AXES, labels=[], values=[]),
+    "unknown bars": Bars(
+        **AXES, labels=["a", "b"], values=[None, NAN], lows=[None] * 2, highs=[None] * 2, nulls=[None] * 2
     ),
-    "river": River(
-        xs=[0, 1e6], bands=[RiverBand(label="16", ys=[1, 2], rank=0), RiverBand(label="32", ys=[2, 1], rank=1)],
-        x_label="tokens", y_label="parameters", **WORDS,
+    "infinite bar": Bars(**AXES, labels=["a", "b"], values=[1, INFINITY], lows=[-INFINITY, 0], highs=[2, 2]),
+    "64 bars": Bars(**AXES, labels=[HARD[:20]] * 64, values=list(range(-32, 32)), ranks=[i / 63 for i in range(64)]),
+    "one step": River(**AXES, xs=[3], bands=[RiverBand(label="a", ys=[1], rank=0)]),
+    "no bands": River(**AXES, xs=[1, 2], bands=[]),
+    "no points by name": Points(**WORDS, labels=[], values=[], x_label="x"),
+    "unknown points": Points(
+        **WORDS, labels=["a"], values=[NAN], lows=[None], highs=[None], null_lows=[None], null_highs=[None], x_label="x"
     ),
-    "map": MAP,
-    "tree": replace(MAP, row_labels=["0", "1", "2"], column_labels=["0", "1", "2"], null=0.5,
-                    values=[[0, 1, 2], [1, 0, 1], [2, 1, 0]], linkage=[(0, 2, 0.5), (1, 3, 1.0)]),
-    "bitmap": replace(MAP, row_labels=["a"] * 30, column_labels=["b"] * 30,
-                      values=[[i * j for i in range(30)] for j in range(30)]),
-    "points": Points(
-        labels=["nll", TRAP], values=[0.2, None], lows=[0.1, None], highs=[0.3, None], null_lows=[-0.1, -0.1],
-        null_highs=[0.1, 0.1], null=0, x_label="correlation", **WORDS,
+    "no areas": HeatMap(**TABLE, row_labels=[], column_labels=[], values=[]),
+    "unknown areas": HeatMap(**TABLE, row_labels=["a"], column_labels=["b", "c"], values=[[None, NAN]], null=2.0),
+    "equal limits": HeatMap(**TABLE, row_labels=["a"], column_labels=["b"], values=[[1.0]], limits=(1.0, 1.0)),
+    "unknown in large": HeatMap(
+        **TABLE, row_labels=["a"] * 30, column_labels=["b"] * 30, values=[[None, NAN, INFINITY] * 10] * 30
     ),
-    "panels": Panels(maps=[MAP] * 4, columns=3, **WORDS),
+    "no panels": Panels(**WORDS, maps=[]),
 }  # fmt: skip
 
 
-def parse(name: str, prefix: str = "a") -> tuple[str, ET.Element]:
-    text = render_chart(CHARTS[name], prefix=prefix).decode()
-    return text, ET.fromstring(text)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["curves", "bars", "river", "map", "points", "panels"])
+def test_every_kind_in_every_form_and_twice_the_same(name: str, form: str) -> None:
+    content = render_chart(SAMPLES[name], form)
+    assert content.startswith(BEGINNINGS[form])
+    assert content == render_chart(SAMPLES[name], form)
+    if form == "png":
+        width, height = (int.from_bytes(content[at : at + 4]) for at in (16, 20))
+        assert (width, height) == (720, 2 * choose_height(SAMPLES[name]))
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_an_svg_is_a_piece_of_a_page(name: str) -> None:
-    text, root = parse(name)
-    assert text.startswith("<svg ")
-    assert root.get("role") == "img"
-    assert (root.get("width"), root.get("height")) == ("100%", None)
-    assert re.fullmatch(r"0 0 360 \d+", root.get("viewBox", ""))
-    words = [root.find(f"{SVG}title"), root.find(f"{SVG}desc")]
-    assert [word.get("id") for word in words if word is not None] == root.get("aria-labelledby", "").split()
-    assert [word.text for word in words if word is not None] == [
-        value.replace("\x1b", "\u241b") for value in WORDS.values()
+@pytest.mark.parametrize("name", EDGES)
+def test_what_is_unknown_or_empty_is_left_out(name: str) -> None:
+    assert b"</svg>" in render_chart(EDGES[name])
+
+
+def test_other_processes_draw_the_same() -> None:
+    wanted = (("tree", "svg"), ("bars", "svg"), ("bars", "pdf"))
+    code = (
+        "import hashlib; from hmoe.figures.charts import render_chart; from tests.figures.samples import SAMPLES\n"
+        f"for name, form in {wanted}: print(hashlib.sha256(render_chart(SAMPLES[name], form)).hexdigest())"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    drawn = [render_chart(SAMPLES[name], form) for name, form in wanted]
+    assert output.split() == [hashlib.sha256(content).hexdigest() for content in drawn]
+
+
+def test_unknown_numbers_leave_gaps() -> None:
+    bars = Bars(**AXES, labels=["a", "b"], values=[1, None])
+    whole = dataclasses.replace(bars, values=[1, 1])
+    assert render_chart(whole).count(b"#1f5ace") == render_chart(bars).count(b"#1f5ace") + 1
+    assert render_chart(SAMPLES["map"]).decode().count(">–</text>") == 4
+    curve = Curve(label="", xs=[0, 1, 2, 3], ys=[1.0, None, 2.0, 3.0])
+    broken = render_chart(Curves(**AXES, curves=[curve])).decode()
+    filled = dataclasses.replace(curve, ys=[1.0, 1.5, 2.0, 3.0])
+    assert broken.count("<use ") == render_chart(Curves(**AXES, curves=[filled])).decode().count("<use ") - 1
+
+
+def test_a_point_between_gaps_is_marked_on_a_long_curve() -> None:
+    xs = list(range(40))
+    ys = [None if x in (9, 11) else 1.0 * x for x in xs]
+    alone = Curve(label="", xs=xs, ys=ys)
+    whole = dataclasses.replace(alone, ys=[float(x) for x in xs])
+    counts = [
+        render_chart(Curves(**AXES, curves=[curve])).decode().count("<use ") for curve in (alone, whole)
     ]
-    tags = {element.tag for element in root.iter()}
-    assert not tags & {
-        f"{SVG}{tag}" for tag in ("script", "style", "metadata")
-    }  # a rule would hold in the whole page
-    links = re.findall(r"""(?:href|src)="([^"]*)"|url\(([^)]*)\)""", re.sub(r">[^<]*<", "><", text))
-    assert all((link or url).startswith(("#a-", "data:image/png;")) for link, url in links)
-    assert text.count("http") == 1  # of the namespace
+    assert counts[0] == counts[1] + 1
 
 
-@pytest.mark.parametrize("name", CHARTS)
-def test_text_is_text_in_the_colour_of_the_page(name: str) -> None:
-    text, root = parse(name)
-    shown = [element for element in root.iter(f"{SVG}text")]
-    assert shown
-    styles = [element.get("style", "") for element in shown]
-    assert all("system-ui" in style for style in styles)
-    assert all(float(size) >= 10 for style in styles for size in re.findall(r"([\d.]+)px", style))
-    assert "currentColor" in text
-    assert "#010203" not in text
-    background = root.find(f"{SVG}g/{SVG}g/{SVG}path")
-    assert background is not None
-    assert background.get("style") == "fill: none"
+def test_sizes_and_titles() -> None:
+    assert b'viewBox="0 0 500 300"' in render_chart(SAMPLES["bars"], size=(500, 300))
+    assert render_chart(SAMPLES["bars"], size=(40, 30))  # no room for axes
+    assert b"</text>" in render_chart(SAMPLES["bars"])
+    shown, bare = (render_chart(SAMPLES["bars"], shows_title=shows).decode() for shows in (True, False))
+    assert (shown.count("By width"), bare.count("By width")) == (2, 1)
+    assert choose_height(EDGES["64 bars"]) > choose_height(SAMPLES["one bar"])
 
 
-def test_labels_are_shown_as_they_are() -> None:
-    _, root = parse("curves")
-    shown = ["".join(element.itertext()) for element in root.iter(f"{SVG}text")]
-    assert TRAP.replace("\x1b", "\u241b") in shown
-    assert {"1", "10", "100", "1k"} <= set(shown)  # of the logarithmic axis
+def test_whiskers_are_named() -> None:
+    bars = Bars(**AXES, labels=["a"], values=[1], lows=[0.5], highs=[1.5])
+    assert b"95% interval" in render_chart(bars)
 
 
-def test_ids_differ_between_charts_of_a_page() -> None:
-    roots = [parse("bars", "a")[1], parse("bars", "b")[1], parse("tree", "c")[1]]
-    ids = [element.get("id") for root in roots for element in root.iter() if element.get("id")]
-    assert len(ids) == len(set(ids)) > 30
-    for root in roots:
-        own = {element.get("id") for element in root.iter()}
-        links = [e.get("href", "")[1:] for e in root.iter() if e.get("href", "").startswith("#")]
-        clips = re.findall(r"url\(#([^)]*)\)", ET.tostring(root).decode())
-        assert links
-        assert {*links, *clips} <= own
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (2.175, "2.175"), (2.15, "2.15"), (2.125, "2.125"), (0.1 + 0.2, "0.3"), (0.0, "0"), (-0.0, "0"), (12, "12"),
+        (-0.25, "\u22120.25"), (1500, "1.5k"), (-1012.5, "\u22121.0125k"), (2e7, "20M"), (1.25e9, "1.25G"),
+        (1e12, "1T"), (2.5e14, "250T"), (3e15, "3P"), (1e18, "1,000P"), (1e-5, "1e\u221205"),
+    ],
+)  # fmt: skip
+def test_ticks_are_short_and_exact(value: float, shown: str) -> None:
+    assert format_tick(value) == shown
 
 
-@pytest.mark.parametrize("form", ["svg", "png", "pdf"])
-def test_the_same_chart_is_the_same_bytes(form: str) -> None:
-    first, second = (render_chart(CHARTS["bars"], form) for _ in range(2))
-    assert first == second
-    assert first.startswith({"svg": b"<svg", "png": b"\x89PNG", "pdf": b"%PDF"}[form])
+def test_ticks_on_axes() -> None:
+    def draw(ys: list[float], **more: Any) -> str:
+        return render_chart(
+            Curves(**AXES, curves=[Curve(label="", xs=[1e12, 1e13, 1e15], ys=ys)], **more)
+        ).decode()
+
+    svg = draw([2.1, 2.15, 2.2])
+    ticks = [float(text) for text in re.findall(r">(2\.\d+)<", svg)]
+    steps = [right - left for left, right in itertools.pairwise(ticks)]
+    assert len(ticks) > 4
+    assert steps == pytest.approx(steps[:1] * len(steps))  # rounded ones would not be evenly apart
+    assert ">10T<" in draw([1, 2, 3], log_x=True)
+    assert ">1P<" in draw([1, 2, 3], log_x=True)
+    assert "mathdefault" not in draw([1, 2, 3], log_x=True)
+    assert ">−0.5<" in render_chart(SAMPLES["map"]).decode()  # below the scale, as on all axes
 
 
-def test_in_a_file_of_its_own_it_follows_the_theme() -> None:
-    text = render_chart(CHARTS["bars"], embedded=False).decode()
-    assert "prefers-color-scheme:dark" in text
-    ET.fromstring(text)
+def test_refusals() -> None:
+    with pytest.raises(ConfigError, match=r"^form = gif: must be one of svg, png, pdf$"):
+        render_chart(SAMPLES["bars"], "gif")
+    for prefix in ("", "1a", 'a"b', "a b", "é"):
+        with pytest.raises(ConfigError, match=r"^prefix = .*: must be a letter"):
+            render_chart(SAMPLES["bars"], prefix=prefix)
 
 
-def test_what_cannot_be_drawn_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="form = gif: must be one of svg, png, pdf"):
-        render_chart(CHARTS["bars"], "gif")
-    with pytest.raises(ConfigError, match="prefix = '1 a'"):
-        render_chart(CHARTS["bars"], prefix="1 a")
+def test_without_matplotlib_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigError, match="figures need the plot extra"):
-        render_chart(CHARTS["bars"])
-
-
-# What people with each kind of colour blindness see (Machado, Oliveira, Fernandes 2009), linear RGB -> linear RGB.
-BLINDNESS = {
-    "normal": [(1, 0, 0), (0, 1, 0), (0, 0, 1)],
-    "protan": [(0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)],
-    "deutan": [(0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)],
-    "tritan": [(1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)],
-}  # fmt: skip
-
-
-TO_XYZ = [
-    (0.4124 / 0.9505, 0.3576 / 0.9505, 0.1805 / 0.9505),
-    (0.2126, 0.7152, 0.0722),
-    (0.0193 / 1.089, 0.1192 / 1.089, 0.9505 / 1.089),
-]
-
-
-def see_colour(colour: str, kind: str) -> tuple[float, float, float]:
-    """CIELAB of a colour as people of a kind see it."""
-    parts = [part / 255 for part in split_colour(colour)]
-    linear = [((part + 0.055) / 1.055) ** 2.4 if part > 0.04045 else part / 12.92 for part in parts]
-    seen = [sum(a * b for a, b in zip(row, linear, strict=True)) for row in BLINDNESS[kind]]
-    xyz = [max(sum(a * b for a, b in zip(row, seen, strict=True)), 0) for row in TO_XYZ]
-    x, y, z = (part ** (1 / 3) if part > 0.008856 else 7.787 * part + 16 / 116 for part in xyz)
-    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
-
-
-@pytest.mark.parametrize("kind", BLINDNESS)
-def test_widths_differ_for_everybody(kind: str) -> None:
-    seen = [see_colour(colour, kind) for colour in WIDTHS]
-    assert all(math.dist(a, b) > 8 for a, b in pairwise(seen))  # a difference of 2.3 can just be seen
-    assert math.dist(seen[0], seen[-1]) > 80
-
-
-def test_scales_are_ordered_by_luminance_and_carry_text() -> None:
-    for scale in (WIDTHS, AMOUNTS, DIFFERENCES[:5], DIFFERENCES[:3:-1]):
-        luminance = [compute_luminance(colour) for colour in scale]
-        assert all(a < b for a, b in pairwise(luminance))
-    for colour in (*WIDTHS, *AMOUNTS, *DIFFERENCES):
-        assert compute_contrast(colour, choose_text_colour(colour)) >= 4.5
-    assert compute_contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert compute_contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)  # a known pair of WCAG
+    with pytest.raises(ConfigError, match=r"^figures need the plot extra: pip install") as caught:
+        render_chart(SAMPLES["bars"])
+    assert "\n" not in str(caught.value)

@@ -4,9 +4,13 @@ import io
 import re
 import textwrap
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.figures import draw_lines, draw_maps
+from hmoe.figures.draw_lines import is_turned, shorten_label
+from hmoe.figures.draw_maps import count_fitting
 from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
 from hmoe.figures.svg import INK, adapt_svg, show_controls
 
@@ -78,9 +82,11 @@ def render_chart(
     width, height = size or (WIDTH, choose_height(chart, shows_title))
     content = io.BytesIO()
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Letters that the reader's font has may lack in ours.
+        warnings.filterwarnings("ignore", message="Glyph")
         warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # letters that the reader's font has may lack in ours
+            "ignore", message="constrained_layout not applied"
+        )  # a size that was asked for
         layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
         figure = Figure(figsize=(width / 72, height / 72), layout=layout)
         _draw(figure, chart, width)
@@ -99,16 +105,27 @@ def choose_height(chart: Chart, shows_title: bool = True) -> int:
     """Return how many pixels high a chart of the usual width is."""
     title = 17 * (_wrap_title(chart.title, WIDTH).count("\n") + 1) if shows_title else 0
     if isinstance(chart, Points):
-        return title + 70 + 20 * max(len(chart.labels), 2)
+        return title + 70 + 20 * max(len(chart.labels), 2) + 16 * bool(chart.null_lows)
     if isinstance(chart, HeatMap):
         rows = len(chart.row_labels)
         cell = 22 if rows <= 12 else max(5, 264 // rows)
-        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0)
+        upright = (
+            _measure(chart.column_labels)
+            if len(chart.column_labels) > count_fitting(chart.column_labels)
+            else 0
+        )
+        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0) + upright
     if isinstance(chart, Panels):
         grid_rows = -(-len(chart.maps) // chart.columns)
         return title + 80 + grid_rows * (330 // chart.columns)
+    turned = _measure(chart.labels) if isinstance(chart, Bars) and is_turned(chart.labels) else 0
     names = len(_list_names(chart))
-    return title + 210 + 16 * -(-names // 3) * (names > 1)
+    return title + 210 + turned + 16 * -(-names // 3) * (names > 1)
+
+
+def _measure(labels: Sequence[str]) -> int:
+    """Return how many pixels names that do not lie need more than those that do."""
+    return max(6 * max(len(shorten_label(label)) for label in labels) - 18, 0)
 
 
 def _list_names(chart: Chart) -> list[str]:
@@ -117,7 +134,7 @@ def _list_names(chart: Chart) -> list[str]:
         return [curve.label for curve in chart.curves if curve.label] + ["null"] * (chart.null is not None)
     if isinstance(chart, River):
         return [band.label for band in chart.bands]
-    return ["interval", "null"] if isinstance(chart, Bars) and chart.nulls else []
+    return ["interval", "null"] if isinstance(chart, Bars) and (chart.lows or chart.nulls) else []
 
 
 def _wrap_title(title: str, width: int) -> str:
@@ -125,8 +142,6 @@ def _wrap_title(title: str, width: int) -> str:
 
 
 def _draw(figure: Any, chart: Chart, width: int) -> None:
-    from hmoe.figures import draw_lines, draw_maps  # noqa: PLC0415 - they need what was imported above
-
     if isinstance(chart, Panels):
         draw_maps.draw_panels(figure, chart)
     elif isinstance(chart, HeatMap):

@@ -14,7 +14,7 @@ AMOUNTS = (  # little to much: cividis (Nuñez, Anderton, Renslow 2018), for are
 DIFFERENCES = (  # less than the null, the null, more
     "#0254a5", "#3170bb", "#6692ca", "#a1bbdd", "#ededed", "#d8b299", "#c08156", "#ac5804", "#854304",
 )  # fmt: skip
-ON_LIGHT, ON_DARK = "#000000", "#ffffff"  # text on areas
+ON_LIGHT, ON_DARK = "#000000", "#ffffff"  # text on areas; on middle grey a softer black has less than 4.5:1
 
 
 def pick_colour(scale: Sequence[str], place: float) -> str:

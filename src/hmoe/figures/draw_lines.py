@@ -1,14 +1,17 @@
 """Draws charts with axes onto a figure of matplotlib: curves, bars, rivers and points."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from hmoe.figures.colours import WIDTHS, pick_colour
-from hmoe.figures.records import Bars, Curve, Curves, Known, Points, River
+from hmoe.figures.records import Bars, Curve, Curves, Known, Points, River, is_known
 from hmoe.figures.svg import INK, show_controls
 
 _NAN = float("nan")
 _NULL_NAME = "random routing"
+_INTERVAL_NAME = "95% interval"
+_MOST_MARKED = 24  # points of a curve
 
 
 def draw_curves(figure: Any, chart: Curves) -> None:
@@ -19,8 +22,8 @@ def draw_curves(figure: Any, chart: Curves) -> None:
     if chart.null is not None:
         axes.axhline(chart.null, color=INK, linestyle=(0, (3, 2)), linewidth=1, label=_NULL_NAME)
     if chart.log_x:
-        axes.set_xscale("log")
-    if chart.whole_x:
+        _set_log_axis(axes, [x for curve in chart.curves for x in curve.xs])
+    elif chart.whole_x:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if chart.from_zero:
         axes.set_ylim(bottom=0)
@@ -31,14 +34,28 @@ def _draw_curve(axes: Any, curve: Curve) -> None:
     colour = INK if curve.rank is None else pick_colour(WIDTHS, curve.rank)
     xs, ys = list(curve.xs), _to_numbers(curve.ys)
     style = (0, (3, 2)) if curve.is_null else "-"
-    marker = "o" if len(xs) <= 24 and not curve.is_null else ""
+    # A number between two that are missing has no line that would show it.
+    marked = [i for i in range(len(xs)) if len(xs) <= _MOST_MARKED or _is_alone(ys, i)]
+    marker = "o" if marked and not curve.is_null else ""
     label = show_controls(curve.label) or None
-    axes.plot(
-        xs, ys, color=colour, linestyle=style, linewidth=1.6, marker=marker, markersize=3.5, label=label
-    )
+    (line,) = axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6, label=label)
+    line.set(marker=marker, markersize=3.5, markevery=marked or None)
     if curve.lows:
         bounds = _to_numbers(curve.lows), _to_numbers(curve.highs)
         axes.fill_between(xs, *bounds, color=colour, alpha=0.22, linewidth=0)
+
+
+def _is_alone(ys: Sequence[float], place: int) -> bool:
+    return all(math.isnan(y) for y in (*ys[max(place - 1, 0) : place], *ys[place + 1 : place + 2]))
+
+
+def _set_log_axis(axes: Any, xs: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    positive = [x for x in xs if x > 0] or [1.0]
+    is_long = max(positive) / min(positive) >= 1e3
+    axes.xaxis.get_major_locator().set_params(subs=(1,) if is_long else (1, 2, 5))
+    axes.xaxis.set_major_formatter(lambda value, _: format_tick(value))
+    axes.xaxis.set_minor_formatter("")
 
 
 def draw_bars(figure: Any, chart: Bars) -> None:
@@ -47,26 +64,31 @@ def draw_bars(figure: Any, chart: Bars) -> None:
     places = list(range(len(chart.labels)))
     ranks = chart.ranks or [0.0] * len(places)
     colours = [pick_colour(WIDTHS, rank) for rank in ranks]
-    axes.bar(places, _to_numbers(chart.values), color=colours, width=0.72)
+    for place, value, colour in zip(places, chart.values, colours, strict=True):
+        if is_known(value):
+            axes.bar(place, value, color=colour, width=0.72)
     if chart.lows:
-        spans = list(zip(places, chart.values, chart.lows, chart.highs, strict=True))
-        whole = [
-            (x, y, y - low, high - y)
-            for x, y, low, high in spans
-            if y is not None and low is not None and high is not None
-        ]
-        if whole:
-            xs, ys, below, above = zip(*whole, strict=True)
-            bounds = [[max(part, 0) for part in below], [max(part, 0) for part in above]]
-            axes.errorbar(
-                xs, ys, bounds, fmt="none", ecolor=INK, elinewidth=1.2, capsize=2.5, label="95% interval"
-            )
-    if chart.nulls:
+        _draw_intervals(axes, chart)
+    if any(map(is_known, chart.nulls)):
         nulls = _to_numbers(chart.nulls)
         ends = [x - 0.45 for x in places], [x + 0.45 for x in places]
         axes.hlines(nulls, *ends, color=INK, linestyle=(0, (3, 2)), linewidth=1.2, label=_NULL_NAME)
+    room = max(4 - len(places), 0) / 2  # beside few bars, which would be blocks without it
+    axes.set_xlim(-0.6 - room, len(places) - 0.4 + room)
     _set_names(axes.xaxis, chart.labels, places)
     _finish(figure, axes, chart.x_label, chart.y_label)
+
+
+def _draw_intervals(axes: Any, chart: Bars) -> None:
+    whole = [
+        (x, y, max(y - low, 0), max(high - y, 0))
+        for x, (y, low, high) in enumerate(zip(chart.values, chart.lows, chart.highs, strict=True))
+        if is_known(y) and is_known(low) and is_known(high)
+    ]
+    if whole:
+        xs, ys, below, above = zip(*whole, strict=True)
+        style = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 2.5}
+        axes.errorbar(xs, ys, [below, above], label=_INTERVAL_NAME, **style)
 
 
 def draw_river(figure: Any, chart: River) -> None:
@@ -74,10 +96,11 @@ def draw_river(figure: Any, chart: River) -> None:
     axes = figure.subplots()
     colours = [pick_colour(WIDTHS, band.rank) for band in chart.bands]
     names = [show_controls(band.label) for band in chart.bands]
-    axes.stackplot(
-        chart.xs, [list(band.ys) for band in chart.bands], colors=colours, labels=names, linewidth=0
-    )
-    axes.margins(x=0)
+    if chart.bands:
+        heights = [_to_numbers(band.ys) for band in chart.bands]
+        axes.stackplot(chart.xs, heights, colors=colours, labels=names, linewidth=0)
+    if len(set(chart.xs)) > 1:
+        axes.set_xlim(min(chart.xs), max(chart.xs))
     axes.set_ylim(bottom=0)
     _finish(figure, axes, chart.x_label, chart.y_label)
 
@@ -86,63 +109,80 @@ def draw_points(figure: Any, chart: Points) -> None:
     """Draw points by category, one a line."""
     axes = figure.subplots()
     places = list(range(len(chart.labels)))
-    if chart.null_lows:
+    if any(map(is_known, chart.null_lows)):
         lows, highs = _to_numbers(chart.null_lows), _to_numbers(chart.null_highs)
         sizes = [high - low for low, high in zip(lows, highs, strict=True)]
         axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18, label=_NULL_NAME)
     if chart.null is not None:
-        axes.axvline(chart.null, color=INK, linestyle=(0, (3, 2)), linewidth=1)
+        name = None if any(map(is_known, chart.null_lows)) else _NULL_NAME
+        axes.axvline(chart.null, color=INK, linestyle=(0, (3, 2)), linewidth=1, label=name)
     ranks = chart.ranks or [0.0] * len(places)
     for i, (value, rank) in enumerate(zip(chart.values, ranks, strict=True)):
-        if value is None:
+        if not is_known(value):
             continue
         colour = pick_colour(WIDTHS, rank)
-        if chart.lows and chart.lows[i] is not None and chart.highs[i] is not None:
-            axes.plot(
-                [chart.lows[i], chart.highs[i]], [i, i], color=colour, linewidth=2, solid_capstyle="butt"
-            )
+        if chart.lows and is_known(chart.lows[i]) and is_known(chart.highs[i]):
+            ends = [chart.lows[i], chart.highs[i]]
+            axes.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([value], [i], color=colour, marker="o", markersize=5.5)
-    axes.set_ylim(len(places) - 0.5, -0.5)
-    axes.set_yticks(places, [_shorten(label) for label in chart.labels])
+    axes.set_ylim(max(len(places), 1) - 0.5, -0.5)
+    axes.set_yticks(places, [shorten_label(label) for label in chart.labels])
     axes.xaxis.get_major_locator().set_params(nbins=5)
     _finish(figure, axes, chart.x_label, "")
 
 
 def _finish(figure: Any, axes: Any, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
+    axes.set_xlabel(show_controls(x_label))
+    axes.set_ylabel(show_controls(y_label))
     axes.grid(axis="y" if y_label else "x", color=INK, alpha=0.13, linewidth=0.7)
     axes.set_axisbelow(True)
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
-        if scale == "log" or hasattr(axis.get_major_formatter(), "set_useOffset"):
-            axis.set_major_formatter(format_tick)
-        if scale == "log":  # its own names of ticks are formulas, which are not drawn as such
-            axis.set_minor_formatter(lambda value, place: "")
+        if scale == "linear" and hasattr(axis.get_major_formatter(), "set_useOffset"):
+            set_tick_format(axis)
     handles, names = axes.get_legend_handles_labels()
-    if len(names) > 1 or _NULL_NAME in names:
+    if len(names) > 1 or _NULL_NAME in names or _INTERVAL_NAME in names:
         figure.legend(handles, names, loc="outside lower left", ncols=3, handlelength=1.6, columnspacing=1.2)
 
 
-def format_tick(value: float, _: int | None = None) -> str:
-    """Return a number for an axis, short: 0.25, 12, 1.5k, 20M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+def set_tick_format(axis: Any) -> None:
+    """Write the numbers of an axis with format_tick."""
+
+    def show(value: float, _: int | None) -> str:
+        low, high = axis.get_view_interval()
+        return format_tick(0.0 if abs(value) < 1e-9 * abs(high - low) else value)
+
+    axis.set_major_formatter(show)
+
+
+def format_tick(value: float) -> str:
+    """Return a number for an axis, short but exact: 0.25, 12, 1.5k, 20M, 3T."""
+    for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
+            # Beyond the last unit all digits, not an exponent.
+            digits = f"{value / size:.10g}" if abs(value) < 1e18 else f"{value / size:,.0f}"
+            return f"{digits}{unit}".replace("-", "\u2212")
+    # Ten digits: ticks are short numbers, of which nothing may be lost, with noise of binary fractions behind.
+    return f"{value + 0.0:.10g}".replace("-", "\u2212")
 
 
 def _set_names(axis: Any, labels: Sequence[str], places: Sequence[int]) -> None:
     """Write the names of categories, so many as have room."""
-    step = -(-len(labels) // 12)
-    axis.set_ticks(places[::step], [_shorten(label) for label in labels[::step]])
-    if max(map(len, labels), default=0) * min(len(labels), 12) > 44:
+    step = max(-(-len(labels) // 12), 1)
+    axis.set_ticks(places[::step], [shorten_label(label) for label in labels[::step]])
+    if is_turned(labels):
         axis.set_tick_params(rotation=60)
 
 
-def _shorten(label: str) -> str:
+def is_turned(labels: Sequence[str]) -> bool:
+    """Return whether names of categories have no room beside each other."""
+    return max((len(shorten_label(label)) for label in labels), default=0) * min(len(labels), 12) > 44
+
+
+def shorten_label(label: str) -> str:
+    """Return a name for an axis on one line, with its end left out if it is long."""
     shown = show_controls(label)
     return shown if len(shown) <= 26 else shown[:25] + "…"
 
 
 def _to_numbers(values: Known) -> list[float]:
-    return [_NAN if value is None else value for value in values]
+    return [value if is_known(value) else _NAN for value in values]

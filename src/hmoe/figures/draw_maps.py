@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.figures.colours import AMOUNTS, DIFFERENCES, choose_text_colour, pick_colour
-from hmoe.figures.draw_lines import format_tick
-from hmoe.figures.records import HeatMap, Panels
+from hmoe.figures.draw_lines import set_tick_format, shorten_label
+from hmoe.figures.records import HeatMap, Panels, is_known
 from hmoe.figures.svg import INK, show_controls
 
 _NARROWEST, _LOWEST = 27, 13  # pixels of an area with a number in it
@@ -25,13 +25,15 @@ def draw_heat_map(figure: Any, chart: HeatMap, width: int) -> None:
     if cell_width >= _NARROWEST and len(chart.row_labels) <= 20:
         _write_numbers(axes, chart, limits)
     _name_axes(axes, chart)
-    axes.set_xlabel(chart.column_title)
-    axes.set_ylabel(chart.row_title)
+    axes.set_xlabel(show_controls(chart.column_title))
+    axes.set_ylabel(show_controls(chart.row_title))
     _draw_scale(figure, axes, chart, limits)
 
 
 def draw_panels(figure: Any, chart: Panels) -> None:
     """Draw small heat maps on one scale, each with its title only."""
+    if not chart.maps:
+        return
     rows = -(-len(chart.maps) // chart.columns)
     grid = figure.subplots(rows, chart.columns, squeeze=False)
     limits = _find_limits(chart.maps)
@@ -49,10 +51,11 @@ def draw_panels(figure: Any, chart: Panels) -> None:
 def _find_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
     """Return the ends of the scale of several maps; with a null it is in the middle."""
     if maps[0].limits is not None:
-        return maps[0].limits
-    known = [value for chart in maps for row in chart.values for value in row if value is not None] or [0.0]
-    low, high = min(known), max(known)
+        low, high = maps[0].limits
+        return (low, high) if high > low else (low - 0.5, low + 0.5)
+    known = [value for chart in maps for row in chart.values for value in row if is_known(value)]
     null = maps[0].null
+    low, high = min(known, default=null or 0.0), max(known, default=null or 0.0)
     if null is not None:
         reach = max(high - null, null - low) or 1.0
         return null - reach, null + reach
@@ -75,10 +78,10 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     num_rows, num_columns = len(chart.row_labels), len(chart.column_labels)
     for spine in axes.spines.values():
         spine.set_visible(True)
-    axes.set_xlim(-0.5, num_columns - 0.5)
-    axes.set_ylim(num_rows - 0.5, -0.5)
+    axes.set_xlim(-0.5, max(num_columns, 1) - 0.5)
+    axes.set_ylim(max(num_rows, 1) - 0.5, -0.5)
     if num_rows * num_columns > _MOST_DRAWN:
-        values = [[float("nan") if value is None else value for value in row] for row in chart.values]
+        values = [[value if is_known(value) else float("nan") for value in row] for row in chart.values]
         colours = _make_colour_map(chart)
         axes.imshow(
             values, cmap=colours, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest"
@@ -90,7 +93,7 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     known = [(row, column, chart.values[row][column]) for row, column in cells]
     corners, colours = [], []
     for row, column, value in known:
-        if value is not None:
+        if is_known(value):
             left, right, top, bottom = column - 0.5, column + 0.5, row - 0.5, row + 0.5
             corners.append([(left, top), (right, top), (right, bottom), (left, bottom)])
             colours.append(_pick_area_colour(chart, value, limits))
@@ -101,23 +104,30 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
 def _write_numbers(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
     for row, values in enumerate(chart.values):
         for column, value in enumerate(values):
-            text = "–" if value is None else f"{value:.{chart.digits}f}"
-            colour = INK if value is None else choose_text_colour(_pick_area_colour(chart, value, limits))
+            text, colour = "–", INK
+            if is_known(value):
+                text = f"{value:.{chart.digits}f}".replace("-", "\u2212")
+                colour = choose_text_colour(_pick_area_colour(chart, value, limits))
             axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=10)
 
 
 def _name_axes(axes: Any, chart: HeatMap) -> None:
     columns, rows = chart.column_labels, chart.row_labels
-    longest = max(map(len, columns), default=1)
-    fits = max(1, int(290 / (7 * longest + 4)))
+    fits = count_fitting(columns)
     is_upright = len(columns) > fits
-    step = -(-len(columns) // (20 if is_upright else fits))
+    step = max(-(-len(columns) // (20 if is_upright else fits)), 1)
     places = list(range(0, len(columns), step))
-    axes.set_xticks(places, [show_controls(columns[i]) for i in places], rotation=90 if is_upright else 0)
-    step = -(-len(rows) // 20)
+    axes.set_xticks(places, [shorten_label(columns[i]) for i in places], rotation=90 if is_upright else 0)
+    step = max(-(-len(rows) // 20), 1)
     places = list(range(0, len(rows), step))
-    axes.set_yticks(places, [show_controls(rows[i]) for i in places])
+    axes.set_yticks(places, [shorten_label(rows[i]) for i in places])
     axes.tick_params(length=2)
+
+
+def count_fitting(columns: Sequence[str]) -> int:
+    """Return how many names of columns have room beside each other; with more they stand upright."""
+    longest = max((len(shorten_label(name)) for name in columns), default=1)
+    return max(1, int(290 / (7 * longest + 4)))
 
 
 def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
@@ -125,10 +135,11 @@ def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, flo
     from matplotlib.colors import Normalize  # noqa: PLC0415
 
     mappable = ScalarMappable(Normalize(*limits), _make_colour_map(chart))
-    bar = figure.colorbar(mappable, ax=axes, location="bottom", aspect=36, pad=0.02, format=format_tick)
-    bar.set_label(chart.value_label)
+    bar = figure.colorbar(mappable, ax=axes, location="bottom", aspect=36, pad=0.02)
+    bar.set_label(show_controls(chart.value_label))
     bar.locator.set_params(nbins=5)
     bar.update_ticks()
+    set_tick_format(bar.long_axis)  # last: it would be set back
     bar.outline.set_linewidth(0.6)
     bar.solids.set_edgecolor("face")
 
@@ -149,4 +160,4 @@ def _draw_dendrogram(axes: Any, linkage: Sequence[tuple[int, int, float]], num_l
     axes.tick_params(bottom=False, labelbottom=False)
     axes.spines["bottom"].set_visible(False)
     axes.yaxis.get_major_locator().set_params(nbins=3)
-    axes.yaxis.set_major_formatter(format_tick)
+    set_tick_format(axes.yaxis)

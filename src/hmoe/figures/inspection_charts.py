@@ -43,12 +43,14 @@ def chart_activation(rows: Rows) -> HeatMap:
     layers = sorted({row["layer"] for row in rows})
     cells = {(row["layer"], row["expert"]): row["ratio"] for row in rows}
     nulls = {round(row["ratio_null"], 9) for row in rows if row["ratio_null"] is not None}
-    most = max(rows, key=lambda row: row["ratio"])
-    least = min(rows, key=lambda row: row["ratio"])
+    known = sorted((row for row in rows if row["ratio"] is not None), key=lambda row: row["ratio"])
+    ends = [
+        f"{word}: {row['ratio']:.1%}, {row['width']} units in layer {row['layer']}"
+        for word, row in zip(("Most", "least"), (*known[-1:], *known[:1]), strict=False)
+    ]
     return HeatMap(
         title="Share of the tokens that an expert served",
-        description=f"Most: {most['ratio']:.1%}, {most['width']} units in layer {most['layer']}; "
-        f"least: {least['ratio']:.1%}, {least['width']} units in layer {least['layer']}.",
+        description=f"{'; '.join(ends) or 'No expert has a share'}.",
         row_labels=[str(layer) for layer in layers],
         column_labels=name_experts(experts),
         values=[[cells.get((layer, expert)) for expert, _ in experts] for layer in layers],
@@ -63,10 +65,13 @@ def chart_widths(rows: Rows) -> Bars:
     """Return how often experts of each width served a token."""
     rows = sorted(rows, key=lambda row: row["width"])
     last = max(len(rows) - 1, 1)
-    ends = [f"{row['ratio']:.1%} of the tokens at {row['width']} units" for row in (rows[0], rows[-1])]
+    known = [row for row in rows if row["ratio"] is not None]
+    ends = [f"{row['ratio']:.1%} of the tokens at {row['width']} units" for row in known]
     return Bars(
         title="By width, mean over layers",
-        description=f"Experts served {ends[0]} and {ends[1]}.",
+        description=f"Experts served {' and '.join(dict.fromkeys((ends[0], ends[-1])))}."
+        if ends
+        else "No width has a share.",
         labels=[str(row["width"]) for row in rows],
         values=[row["ratio"] for row in rows],
         lows=[row["ratio_low"] for row in rows],
@@ -117,7 +122,8 @@ def _describe_pairs(rows: Rows, value: str) -> str:
 
 def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     """Return the activated share of the units against a feature of tokens; None with less than two points."""
-    own = sorted((row for row in rows if row["feature"] == feature), key=lambda row: row["x"])
+    known = [row for row in rows if row["x"] is not None and row["activated_ratio"] is not None]
+    own = sorted((row for row in known if row["feature"] == feature), key=lambda row: row["x"])
     if len(own) < 2:
         return None
     first, last = own[0], own[-1]
@@ -147,7 +153,7 @@ def chart_points(
     shown = "; ".join(f"{name(row)} {row[value]:.3g}" for row in rows if row[value] is not None)
     return Points(
         title=title,
-        description=f"{shown}.",
+        description=f"{shown or 'Nothing is known'}.",
         labels=[name(row) for row in rows],
         values=[row[value] for row in rows],
         lows=[row["low"] for row in rows],
@@ -188,14 +194,16 @@ def chart_profiles(rows: Rows, layer: int) -> HeatMap | None:
 
 def chart_worth(rows: Rows, layer: int) -> Bars:
     """Return what the loss gains without each expert of a layer."""
-    own = sorted(
-        (row for row in rows if row["layer"] == layer), key=lambda row: (row["width"], row["expert"])
-    )
+    own = [row for row in rows if row["layer"] == layer]
+    own.sort(key=lambda row: (row["width"], row["expert"]))
     last = max(len(own) - 1, 1)
-    most = max(own, key=lambda row: row["difference"])
+    known = [row for row in own if row["difference"] is not None]
+    most = max(known, key=lambda row: row["difference"], default=None)
     return Bars(
         title=f"Layer {layer}: loss without an expert",
-        description=f"Most is lost without the one of {most['width']} units: {most['difference']:+.4f} nats per token.",
+        description="No expert's loss is known."
+        if most is None
+        else f"Most is lost without the one of {most['width']} units: {most['difference']:+.4f} nats per token.",
         labels=name_experts([(row["expert"], row["width"]) for row in own]),
         values=[row["difference"] for row in own],
         lows=[row["low"] for row in own],

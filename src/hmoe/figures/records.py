@@ -1,7 +1,9 @@
 """What a chart shows, as plain records: numbers, words and places on the scale of widths; None where there is none."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 Numbers = Sequence[float]
 Known = Sequence[float | None]
@@ -180,6 +182,11 @@ class Panels(Described):
 
     maps: Sequence[HeatMap]
     columns: int = 3
+
+
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Return whether there is a number that can be drawn: neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
 
 
 Chart = Curves | Bars | River | HeatMap | Points | Panels

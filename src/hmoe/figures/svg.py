@@ -26,15 +26,15 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
     box = re.search(r'viewBox="([^"]*)"', head)
     assert box is not None
     content = re.sub(r"<metadata>.*?</metadata>", "", content, flags=re.DOTALL)
-    # Rules of a style element would hold in the whole page.
-    content = re.sub(r"<style[^>]*>.*?</style>", "", content, flags=re.DOTALL)
-    # Only in tags: the text between them is what charts say, whatever it looks like.
+    # A style sheet inside a page would hold for all of the page.
+    content = re.sub(r"<defs>\s*<style[^>]*>.*?</style>\s*</defs>", "", content, flags=re.DOTALL)
+    # Inside tags only: what stands between them may be anybody's text.
     content = re.sub(r"<[^>]*>", lambda tag: _adapt_tag(tag[0], prefix), content)
-    content = re.sub(r">\s*\n\s*<", "><", content)
     names = f"{prefix}-title {prefix}-description"
     opening = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" width="100%" role="img" '
-        f'aria-labelledby="{names}" style="stroke-linejoin:round;stroke-linecap:butt">'
+        f'style="stroke-linejoin:round;stroke-linecap:butt" '
+        f'aria-labelledby="{names}">'
     )
     words = (
         f'<title id="{prefix}-title">{escape_xml(title)}</title>'
@@ -44,13 +44,10 @@ def adapt_svg(drawn: str, prefix: str, title: str, description: str, embedded: b
 
 
 def _adapt_tag(tag: str, prefix: str) -> str:
-    """Return a tag with colours, fonts and ids of the page, coordinates to a hundredth of a pixel, on one line."""
-    tag = tag.replace("xlink:href=", "href=").replace(INK, "currentColor").replace("'DejaVu Sans'", _FONTS)
-    tag = re.sub(r'\bid="', f'id="{prefix}-', tag).replace("url(#", f"url(#{prefix}-")
-    tag = tag.replace('href="#', f'href="#{prefix}-')
-    if "base64," not in tag:
-        tag = re.sub(r"\d+\.\d{3,}", lambda digits: f"{float(digits[0]):.2f}".rstrip("0").rstrip("."), tag)
-    return re.sub(r"\s+", " ", tag)
+    tag = tag.replace("xlink:href=", "href=").replace(INK, "currentColor")
+    tag = tag.replace("'DejaVu Sans'", _FONTS)
+    tag = re.sub(r'\bid="', f'id="{prefix}-', tag)
+    return re.sub(r'href="#', f'href="#{prefix}-', tag).replace("url(#", f"url(#{prefix}-")
 
 
 def escape_xml(text: str) -> str:

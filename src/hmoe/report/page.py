@@ -150,4 +150,5 @@ def _name_figures() -> Iterator[str]:
 def _shorten_numbers(svg: str) -> str:
     """Return a picture with two decimals in its coordinates: a hundredth of a pixel is seen by nobody."""
     head, mark, body = svg.partition("</desc>")
-    return head + mark + re.sub(r"(\d\.\d\d)\d+", r"\1", body)
+    # Inside tags only: between them are the numbers of the axes.
+    return head + mark + re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), body)

@@ -1,0 +1,206 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmoe.analyze.documents import encode_documents
+from hmoe.analyze.inspection import InspectedText, InspectionOptions, inspect_text
+from hmoe.figures.charts import render_chart
+from hmoe.figures.inspection import list_charts, write_figures
+from hmoe.figures.inspection_charts import choose_layers, name_experts
+from hmoe.figures.records import Bars, Curves, HeatMap, Points
+from tests.analyze.helpers import open_small_model
+from tests.conftest import sentences
+
+Tables = dict[str, list[dict[str, Any]]]
+BY_LAYER = ("similarity", "kinds", "redundancy", "worth")
+UNKNOWN = {  # columns that may have no number in any row
+    "experts": ("ratio", "ratio_low", "ratio_high", "ratio_null", "compute_share"),
+    "widths": ("ratio", "ratio_low", "ratio_high", "ratio_null"),
+    "similarity": ("rank",),
+    "redundancy": ("cka",),
+    "difficulty": ("correlation", "low", "high", "null_low", "null_high"),
+    "difficulty_curves": ("activated_ratio", "low", "high"),
+    "profiles": ("lift", "low", "high"),
+    "worth": ("difference", "low", "high"),
+    "specialisation": ("bits", "low", "high", "null_high"),
+}
+
+
+def look(**moe: Any) -> Tables:
+    documents = [(f"domain {i % 2}", sentences(i, 4) + f" {i} {i * 7}.") for i in range(8)]
+    opened = open_small_model(**moe)
+    text = InspectedText("texts", encode_documents(documents, opened.tokenizer), {"name": "texts"})
+    tables: Tables = inspect_text(opened, text, InspectionOptions(32, sample_tokens=96)).record["tables"]
+    return tables
+
+
+@pytest.fixture(scope="module")
+def tables() -> Tables:
+    return look()
+
+
+def test_all_tables_have_charts(tables: Tables) -> None:
+    names = set(list_charts(tables))
+    assert {f"{name}-layer{layer}" for name in BY_LAYER for layer in (0, 1)} <= names
+    assert {"activation", "compute", "widths", "experts-per-token", "difficulty", "specialisation"} <= names
+    assert {"difficulty-frequency", "difficulty-nll"} <= names
+    assert "tasks" not in names
+
+
+def test_without_rows_there_is_no_chart(tables: Tables) -> None:
+    assert list_charts({}) == {}
+    assert list_charts({name: [] for name in tables}) == {}
+    assert set(list_charts({"worth": tables["worth"]})) == {"worth-layer0", "worth-layer1"}
+
+
+def test_tables_by_expert_and_width_are_drawn_as_they_are(tables: Tables) -> None:
+    charts = list_charts(tables)
+    experts = [(2, 4), (0, 5), (3, 7), (1, 9)]  # narrow to wide
+    for name, column in (("activation", "ratio"), ("compute", "compute_share")):
+        cells = {(row["layer"], row["expert"]): row[column] for row in tables["experts"]}
+        chart = charts[name]
+        assert isinstance(chart, HeatMap)
+        assert chart.column_labels == ["4", "5", "7", "9"]
+        assert chart.values == [[cells[layer, expert] for expert, _ in experts] for layer in (0, 1)]
+    chart = charts["widths"]
+    assert isinstance(chart, Bars)
+    rows = sorted(tables["widths"], key=lambda row: row["width"])
+    assert chart.values == [row["ratio"] for row in rows]
+    assert (chart.lows, chart.highs) == (
+        [row["ratio_low"] for row in rows],
+        [row["ratio_high"] for row in rows],
+    )
+    chart = charts["worth-layer1"]
+    assert isinstance(chart, Bars)
+    worth = {row["expert"]: row for row in tables["worth"] if row["layer"] == 1}
+    assert chart.values == [worth[expert]["difference"] for expert, _ in experts]
+    assert chart.highs == [worth[expert]["high"] for expert, _ in experts]
+    chart = charts["experts-per-token"]
+    assert isinstance(chart, Bars)
+    total = sum(row["tokens"] for row in tables["experts_per_token"])
+    for label, value in zip(chart.labels, chart.values, strict=True):
+        own = [row["tokens"] for row in tables["experts_per_token"] if str(row["experts"]) == label]
+        assert value == sum(own) / total
+
+
+def test_pairs_are_drawn_on_both_sides(tables: Tables) -> None:
+    charts, order = list_charts(tables), (2, 0, 3, 1)
+    for name, table, column in (("similarity", "similarity", "rank"), ("redundancy", "redundancy", "cka")):
+        chart = charts[f"{name}-layer1"]
+        assert isinstance(chart, HeatMap)
+        for row in tables[table]:
+            if row["layer"] == 1:
+                a, b = order.index(row["expert_a"]), order.index(row["expert_b"])
+                assert chart.values[a][b] == chart.values[b][a] == row[column]
+        assert [chart.values[i][i] for i in range(4)] == [None] * 4
+    chart = charts["similarity-layer0"]
+    assert isinstance(chart, HeatMap)
+    merges = [row for row in tables["clusters"] if row["layer"] == 0 and row["distance"] == "rank"]
+    assert list(chart.linkage) == [(row["left"], row["right"], row["height"]) for row in merges]
+    assert len(merges) == 3
+
+
+def test_kinds_and_difficulty_are_drawn_as_they_are(tables: Tables) -> None:
+    charts = list_charts(tables)
+    chart = charts["kinds-layer0"]
+    assert isinstance(chart, HeatMap)
+    drawn = {
+        (row, column): value
+        for row, values in zip(chart.row_labels, chart.values, strict=True)
+        for column, value in zip(chart.column_labels, values, strict=True)
+    }
+    rows = [row for row in tables["profiles"] if row["layer"] == 0 and row["label"] != "domain"]
+    names = [row["class"] for row in rows if row["expert"] == 0]
+    unique = [
+        row for row in rows if names.count(row["class"]) == 1
+    ]  # two labels may have a class of one name
+    assert unique
+    assert all(drawn.get((row["class"], str(row["width"]))) == row["lift"] for row in unique)
+    chart = charts["difficulty-nll"]
+    assert isinstance(chart, Curves)
+    rows = sorted((r for r in tables["difficulty_curves"] if r["feature"] == "nll"), key=lambda row: row["x"])
+    assert chart.curves[0].ys == [100 * row["activated_ratio"] for row in rows]
+    assert chart.curves[0].xs == [row["x"] for row in rows]
+    for name, column in (("difficulty", "correlation"), ("specialisation", "bits")):
+        chart = charts[name]
+        assert isinstance(chart, Points)
+        rows = [
+            r
+            for r in tables[name]
+            if r["layer"] is None and r[column] is not None and r.get("over") != "tokens"
+        ]
+        assert chart.values == [row[column] for row in rows]
+
+
+@pytest.mark.parametrize("table", UNKNOWN)
+def test_columns_without_numbers_are_borne(tables: Tables, table: str) -> None:
+    rows = copy.deepcopy(tables[table])
+    for row in rows:
+        row.update(dict.fromkeys(UNKNOWN[table], None))
+    for chart in list_charts({table: rows}).values():
+        assert "None" not in chart.description + chart.title
+        render_chart(chart)
+    if table in ("difficulty", "difficulty_curves", "profiles", "worth", "specialisation"):
+        assert list_charts({table: rows}) == {}
+
+
+def test_tasks() -> None:
+    rows: list[dict[str, Any]] = [
+        {"task": "copy", "activated_ratio": 0.25, "low": 0.2, "high": 0.3},
+        {"task": "<b>", "activated_ratio": None, "low": None, "high": None},
+    ]
+    chart = list_charts({"tasks": rows})["tasks"]
+    assert isinstance(chart, Points)
+    assert (chart.labels, chart.values) == (["copy", "<b>"], [0.25, None])
+    assert chart.description == "copy 0.25."
+    assert list_charts({"tasks": rows[1:]})["tasks"].description == "Nothing is known."
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [{"widths": [6], "router": {"name": "top_k", "k": 1}}, {"widths": [6, 6, 6, 6]}],
+    ids=["one expert", "equal"],
+)
+def test_small_and_equal_models(moe: dict[str, Any]) -> None:
+    charts = list_charts(look(**moe))
+    assert "activation" in charts
+    assert ("similarity-layer0" in charts) == (len(moe["widths"]) > 1)
+    for name in set(charts) - {f"{name}-layer1" for name in BY_LAYER}:
+        render_chart(charts[name])
+
+
+def test_one_layer_and_a_dead_expert(tables: Tables) -> None:
+    single: Tables = {
+        name: [row for row in rows if row.get("layer", 0) in (0, None)] for name, rows in tables.items()
+    }
+    single = copy.deepcopy(single)
+    single["similarity"] = [
+        row | {"rank": None} if row["expert_a"] == 0 else row for row in single["similarity"]
+    ]
+    single["clusters"] = [row for row in single["clusters"] if row["step"] < 2]
+    charts = list_charts(single)
+    assert not any(name.endswith("layer1") for name in charts)
+    chart = charts["similarity-layer0"]
+    assert isinstance(chart, HeatMap)
+    assert chart.linkage == ()  # its leaves are not all experts
+    for name in ("activation", "similarity-layer0"):
+        render_chart(charts[name])
+
+
+def test_files(tables: Tables, tmp_path: Path) -> None:
+    own = {"worth": tables["worth"], "widths": tables["widths"]}
+    names = write_figures(own, tmp_path, ("svg", "png"))
+    assert names == [
+        f"{name}.{form}" for name in ("widths", "worth-layer0", "worth-layer1") for form in ("svg", "png")
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    assert "prefers-color-scheme" in (tmp_path / "widths.svg").read_text()
+
+
+def test_names_and_layers() -> None:
+    assert name_experts([(0, 4), (1, 6), (2, 6)]) == ["4", "6 #1", "6 #2"]
+    rows = [{"layer": layer} for layer in (None, *range(30))]
+    assert choose_layers(rows, 4) == [0, 10, 19, 29]
+    assert choose_layers(rows[:3], 4) == [0, 1]
