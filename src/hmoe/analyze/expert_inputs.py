@@ -105,8 +105,8 @@ def _catch_inputs(model: Transformer, places: Ints) -> Iterator[dict[int, torch.
         caught[layer] = x_TD[torch.from_numpy(places).to(x_TD.device)].cpu()
 
     hooks = []
-    for layer, number in enumerate(model.config.moe_layers):
-        block: Any = model.blocks[number]
+    for layer, place in enumerate(model.config.moe_layers):
+        block: Any = model.blocks[place]
         hooks.append(block.ffn.register_forward_pre_hook(functools.partial(catch, layer)))
     try:
         yield caught
