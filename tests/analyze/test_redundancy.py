@@ -118,8 +118,8 @@ def test_numbers_by_hand(name: str) -> None:
         assert row["output_cosine"] == pytest.approx(sum(cosines) / 57, abs=1e-6)
         served = [output[inputs.chosen_TE[:, e].numpy()] for output, e in zip(outputs, pair, strict=True)]
         assert row["output_distance"] == pytest.approx(measure_sliced_distance(*served), rel=1e-5)
-        units = [torch.cat([g, u, d.T], 1).numpy() for g, u, d in map(layer.expert, pair)]
-        assert row["weight_cosine"] == pytest.approx(match_units(*units), rel=1e-5)
+        units: list[Any] = [torch.cat([g, u, d.T], 1).numpy() for g, u, d in map(layer.expert, pair)]
+        assert row["weight_cosine"] == pytest.approx(match_units(units[0], units[1]), rel=1e-5)
         assert 0 < row["cka_null"] < 1
         assert abs(row["weight_cosine"] - row["weight_cosine_null"]) < 0.25
         assert not row["is_redundant"]
@@ -138,7 +138,7 @@ def test_nulls_are_of_random_experts_between_widths_too() -> None:
             compute_linear_cka(*(run_expert(nulls.draw_expert(widths[i]), x_TD).numpy() for i in (a, b)))
             for _ in range(40)
         ]
-        assert some[a, b] == pytest.approx(np.mean(draws), abs=5 * np.std(draws) / 3**0.5)
+        assert some[a, b] == pytest.approx(np.mean(draws), abs=5 * float(np.std(draws)) / 3**0.5)
 
 
 def test_weights_of_the_most_alike_are_matched_and_twins_among_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "top-p, raw": {"router": {"name": "top_p", "p": 0.5, "renormalize": False}},
     "expert choice": {"router": {"name": "expert_choice", "capacity_factor": 1.3}},
     "zero experts": {"zero": ZERO},
-    "zero experts, true gates": {"zero": {**ZERO, "true_gates": True}},
+    "zero experts, true gates": {"zero": {"null": 2, "true_gates": True}},
     "shared and generated": {"router": {"name": "top_k", "k": 2}, "shared": 3, "hyper": {"dim": 2}},
     "one expert": {"widths": [7], "router": {"name": "top_k", "k": 1}},
 }
