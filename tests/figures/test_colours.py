@@ -20,7 +20,8 @@ PLACES = [i / 64 for i in range(65)]
 @pytest.mark.parametrize("scale", [WIDTHS, AMOUNTS], ids=["widths", "amounts"])
 def test_more_is_brighter_everywhere(scale: tuple[str, ...]) -> None:
     luminances = [compute_luminance(pick_colour(scale, place)) for place in PLACES]
-    assert luminances == sorted(luminances)
+    # Colours are rounded to whole numbers, by which neighbours may differ a little the wrong way.
+    assert all(after > before - 1e-3 for before, after in itertools.pairwise(luminances))
     steps = [compute_luminance(colour) for colour in scale]
     assert all(left < right for left, right in itertools.pairwise(steps))
 
