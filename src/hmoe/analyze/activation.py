@@ -139,7 +139,9 @@ def name_interval(interval: EstimateInterval, place: tuple[int, ...], name: str)
 
 def _name_ends(interval: EstimateInterval, place: Sequence[int]) -> Row:
     index = tuple(place)
-    return {"low": clean_number(interval.low[index]), "high": clean_number(interval.high[index])}
+    # Of few documents an interval may reach over what a share can be.
+    low, high = np.clip(interval.low[index], 0, 1), np.clip(interval.high[index], 0, 1)
+    return {"low": clean_number(low), "high": clean_number(high)}
 
 
 def clean_number(value: Any) -> float | None:

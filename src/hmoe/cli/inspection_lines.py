@@ -34,7 +34,7 @@ def list_inspection_lines(
     if tables.get("tasks"):
         lines += ["", *render_table(_lay_out_tasks(tables["tasks"])).rstrip("\n").split("\n")]
         lines += _wrap(_describe_task_differences(tables["task_differences"]))
-    lines += ["", *_describe_top_tokens(tables), ""]
+    lines += ["", *_wrap(_describe_top_tokens(tables)), ""]
     lines += _wrap(f"note        {note}" for note in record["notes"])
     if folder is not None:
         lines.append(f"tables and {len(figures)} figures: {folder}")
@@ -47,16 +47,21 @@ def _wrap(lines: Iterable[str]) -> list[str]:
     return [
         part
         for line in lines
-        for part in textwrap.wrap(
-            line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+        for part in (
+            [line]
+            if len(line) <= width
+            else textwrap.wrap(
+                line, width, subsequent_indent=margin, break_long_words=False, break_on_hyphens=False
+            )
         )
     ]
 
 
 def _describe_text(text: Mapping[str, Any]) -> Iterator[str]:
-    domains = len(text["domains"])
+    documents, domains = text["documents"], len(text["domains"])
     yield (
-        f"text        {text['source']}: {text['documents']:,} documents of {domains:,} domain{'s' * (domains != 1)}, "
+        f"text        {text['source']}: {documents:,} document{'s' * (documents != 1)} of {domains:,} "
+        f"domain{'s' * (domains != 1)}, "
         f"{text['tokens']:,} tokens in windows of {text['window']:,}"
     )
 
