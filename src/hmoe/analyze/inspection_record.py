@@ -65,13 +65,13 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
     notes = [
         f"intervals (95%) leave out documents, in {int((reading.tally.tokens_by_fold > 0).sum())} groups; "
         "null: routing that gives each token as many experts and each expert as many tokens, whatever the token is",
-        "first tokens of windows, which have no context, and separators count in activation and domains, not in what is by "
-        f"token: {counts.first_tokens + counts.separators:,} of {counts.tokens:,}",
+        "first tokens of windows, which have no context, and separators count in activation and domains, not in what "
+        f"is by token: {counts.first_tokens + counts.separators:,} of {counts.tokens:,}",
     ]
     if counts.long_documents:
         notes.append(
-            f"a document of more than {BLOCK_TOKENS:,} tokens counts as several for intervals: {counts.long_documents:,} of "
-            f"{counts.documents:,} are so long, {counts.units:,} units in all"
+            f"a document of more than {BLOCK_TOKENS:,} tokens counts as several for intervals: {counts.long_documents:,} "
+            f"of {counts.documents:,} are so long, {counts.units:,} units in all"
         )
     if counts.units < 2:
         notes.append("a single document has no intervals")
