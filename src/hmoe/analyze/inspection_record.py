@@ -70,8 +70,8 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
     ]
     if counts.long_documents:
         notes.append(
-            f"a document of more than {BLOCK_TOKENS:,} tokens counts as several for intervals: {counts.long_documents:,} "
-            f"of {counts.documents:,} are so long, {counts.units:,} units in all"
+            f"a document of more than {BLOCK_TOKENS:,} tokens counts as several for intervals: "
+            f"{counts.long_documents:,} of {counts.documents:,} are so long, {counts.units:,} units in all"
         )
     if counts.units < 2:
         notes.append("a single document has no intervals")

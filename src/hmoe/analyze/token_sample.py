@@ -29,7 +29,7 @@ class TokenSample:
         share: of the ordinary tokens that is kept, a power of 1/2.
     """
 
-    def __init__(self, num_layers: int, most: int = 200_000) -> None:
+    def __init__(self, num_layers: int, most: int = 100_000) -> None:
         if most < 1:
             raise ConfigError(f"most = {most}: must be at least 1 token", argument="most")
         self.most, self.num_tokens, self._halvings = most, 0, 0
