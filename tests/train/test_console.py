@@ -50,10 +50,10 @@ def test_every_next_step_works(
     again = capsys.readouterr().out
     assert again == printed[printed.index("finished:") :].replace("finished", "finished already", 1)
     steps = read_steps(printed)
-    assert [step[1] for step in steps] == ["generate", "eval", "serve", "train"]
+    assert [step[1] for step in steps] == ["generate", "eval", "inspect", "report", "serve", "train"]
     for step in steps:
         assert run_command_line(step[1:]) == 0
-        assert ("next:" in capsys.readouterr().out) == (step[1] in ("train", "eval"))
+        assert ("next:" in capsys.readouterr().out) == (step[1] in ("train", "eval", "inspect", "report"))
     assert served
     assert rows(folder)[-1]["step"] == 4
 
@@ -64,7 +64,7 @@ def test_a_run_without_a_validation_split_says_nothing_of_it(
     train(tmp_path / "r", *data(tmp_path / "d", corpus_jsonl, validation=0))
     out = capsys.readouterr().out
     assert "validation" not in out
-    assert [step[1] for step in read_steps(out)] == ["generate", "serve", "train"]
+    assert [step[1] for step in read_steps(out)] == ["generate", "report", "serve", "train"]
 
 
 def test_validation_names_the_sequences_it_is_of(

@@ -8,7 +8,7 @@ from hmoe.cli.arguments import AsJson
 from hmoe.cli.output import print_numbers
 from hmoe.errors import make_install_command
 
-_COLLECTIONS = ("all", "dev", "site")  # other extras and tools: no news where they are missing
+_COLLECTIONS = ("all", "browser", "dev", "site")  # other extras and tools: no news where they are missing
 
 
 def print_info(as_json: AsJson = False) -> None:
