@@ -10,6 +10,7 @@ from hmoe.report.inside_figures import draw_insides
 from hmoe.report.pieces import PagePart, PageSection
 
 MOST_INSIDES = 2  # each takes seconds to draw
+MANY_RECIPES = 8  # beside which only one is drawn
 
 
 def describe_insides(inputs: ReportInputs) -> tuple[list[PageSection], list[str]]:
@@ -26,12 +27,11 @@ def describe_insides(inputs: ReportInputs) -> tuple[list[PageSection], list[str]
                 )
         elif records:
             commands.append(_name_command(records[0]))
-    if len(looked) > MOST_INSIDES:
-        left = ", ".join(record.name for record in looked[MOST_INSIDES:])
-        notes.append(f"the insides of {MOST_INSIDES} runs are shown; name fewer runs to see those of {left}")
-    sections = [
-        _describe_inside(record, place, len(looked)) for place, record in enumerate(looked[:MOST_INSIDES], 1)
-    ]
+    most = 1 if len(inputs.groups) > MANY_RECIPES else MOST_INSIDES
+    if len(looked) > most:
+        left = ", ".join(record.name for record in looked[most:])
+        notes.append(f"the insides of {most} of the runs are shown; name fewer runs to see those of {left}")
+    sections = [_describe_inside(record, place, len(looked)) for place, record in enumerate(looked[:most], 1)]
     if commands:
         sections.append(_explain_missing(commands, bool(looked)))
     return sections, notes

@@ -12,8 +12,9 @@ from hmoe.runs.probe_history import read_probe_history
 from hmoe.runs.training_history import list_history_tables, read_training_history
 from hmoe.units import format_count
 
-MOST_RIVERS = 6
-_MOST_ROWS = 3000  # of a CSV
+MOST_RECIPES = 8  # whose routing is shown
+MOST_RIVERS = 4
+_MOST_ROWS = 3000  # of the CSV files of one kind together
 _RIVER_POINTS = 100
 _TERMS = {
     "parameter_penalty": "penalty for wide experts",
@@ -30,21 +31,29 @@ _Rows = list[dict[str, Any]]
 def describe_training(inputs: ReportInputs) -> PageSection | None:
     """Return the section on routing over training; None where all models are dense."""
     firsts = [inputs.get_records(group.name)[0] for group in inputs.groups]
-    chosen = [record for record in firsts if record.widths]
-    if not chosen:
+    with_experts = [record for record in firsts if record.widths]
+    if not with_experts:
         return None
+    chosen = with_experts[:MOST_RECIPES]
     tables = {
         record.name: list_history_tables(read_training_history(record.summary.path)) for record in chosen
     }
     unequal = [record for record in chosen if len(set(record.widths)) > 1]
-    rivers = [_draw_river(record, tables[record.name]["history"]) for record in unequal[:MOST_RIVERS]]
+    drawn = unequal[:MOST_RIVERS]
+    rivers = [
+        _draw_river(record, tables[record.name]["history"], _MOST_ROWS // len(drawn)) for record in drawn
+    ]
     notes = (
         [f"{len(unequal) - MOST_RIVERS} more recipes have no river here."]
         if len(unequal) > MOST_RIVERS
         else []
     )
+    if len(chosen) < len(with_experts):
+        notes.append(f"Of {len(with_experts)} recipes with experts the first {len(chosen)} are shown here.")
     if len(unequal) < len(chosen):
         notes.append("Equal experts have one width, and no river.")
+    if any(len(table["history_terms"]) > _MOST_ROWS // len(chosen) for table in tables.values()):
+        notes.append("CSV files of long trainings hold evenly spaced steps; metrics.jsonl has all of them.")
     if len(inputs.records) > len(firsts):
         notes.append("Of each recipe its first seed is drawn.")
     parts = [
@@ -67,7 +76,7 @@ def describe_training(inputs: ReportInputs) -> PageSection | None:
     )
 
 
-def _draw_river(record: RunRecord, rows: _Rows) -> PageFigure | None:
+def _draw_river(record: RunRecord, rows: _Rows, most_rows: int) -> PageFigure | None:
     widths = sorted({row["width"] for row in rows})
     if not widths:
         return None
@@ -97,13 +106,13 @@ def _draw_river(record: RunRecord, rows: _Rows) -> PageFigure | None:
     table = make_table(
         f"river-{record.name}",
         f"{record.name}: activated parameters by width of the experts.",
-        thin_by_step(rows),
+        thin_by_step(rows, most_rows),
         2 * len(widths),
     )
     return PageFigure(chart, table)
 
 
-def thin_by_step(rows: _Rows, most: int = _MOST_ROWS) -> _Rows:
+def thin_by_step(rows: _Rows, most: int) -> _Rows:
     """Return rows of evenly spaced steps, at most so many."""
     steps = list(dict.fromkeys(row["step"] for row in rows))
     if not steps:
