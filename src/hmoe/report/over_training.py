@@ -43,19 +43,6 @@ def describe_training(inputs: ReportInputs) -> PageSection | None:
     rivers = [
         _draw_river(record, tables[record.name]["history"], _MOST_ROWS // len(drawn)) for record in drawn
     ]
-    notes = (
-        [f"{len(unequal) - MOST_RIVERS} more recipes have no river here."]
-        if len(unequal) > MOST_RIVERS
-        else []
-    )
-    if len(chosen) < len(with_experts):
-        notes.append(f"Of {len(with_experts)} recipes with experts the first {len(chosen)} are shown here.")
-    if len(unequal) < len(chosen):
-        notes.append("Equal experts have one width, and no river.")
-    if any(len(table["history_terms"]) > _MOST_ROWS // len(chosen) for table in tables.values()):
-        notes.append("CSV files of long trainings hold evenly spaced steps; metrics.jsonl has all of them.")
-    if len(inputs.records) > len(firsts):
-        notes.append("Of each recipe its first seed is drawn.")
     parts = [
         PagePart(
             "Activated parameters by width",
@@ -72,8 +59,27 @@ def describe_training(inputs: ReportInputs) -> PageSection | None:
         "Which experts worked",
         "What a token activated, from the first step to the last.",
         parts,
-        notes,
+        list(_list_notes(inputs, with_experts, unequal, tables)),
     )
+
+
+def _list_notes(
+    inputs: ReportInputs,
+    with_experts: Sequence[RunRecord],
+    unequal: Sequence[RunRecord],
+    tables: dict[str, dict[str, _Rows]],
+) -> Iterator[str]:
+    """Yield what the section leaves out."""
+    if len(unequal) > MOST_RIVERS:
+        yield f"{len(unequal) - MOST_RIVERS} more recipes have no river here."
+    if len(tables) < len(with_experts):
+        yield f"Of {len(with_experts)} recipes with experts the first {len(tables)} are shown here."
+    if len(unequal) < len(tables):
+        yield "Equal experts have one width, and no river."
+    if any(len(table["history_terms"]) > _MOST_ROWS // len(tables) for table in tables.values()):
+        yield "CSV files of long trainings hold evenly spaced steps; metrics.jsonl has all of them."
+    if len(inputs.records) > len(inputs.groups):
+        yield "Of each recipe its first seed is drawn."
 
 
 def _draw_river(record: RunRecord, rows: _Rows, most_rows: int) -> PageFigure | None:
