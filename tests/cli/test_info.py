@@ -25,7 +25,9 @@ def test_info_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
         "optional-dependencies"
     ]
     assert [
-        extra for extra in declared if f"extra [{extra}]" not in shown and extra not in ("all", "dev", "site")
+        extra
+        for extra in declared
+        if f"extra [{extra}]" not in shown and extra not in ("all", "browser", "dev", "site")
     ] == []
     assert {"transformers", "accelerate"} <= set(list_packages("finetune"))
     assert "extra [hf]                   installed" in shown

@@ -80,6 +80,12 @@ def test_json_is_the_record(trained: Path, tmp_path: Path, capfd: pytest.Capture
     assert record["next"] == [f"hmoe inspect {trained} 'She was not at home.'"]
     assert not list((tmp_path / "o").glob("*.svg"))
     look(capfd, *words)  # again into a folder of its own
+    (tmp_path / "o" / "mine.txt").write_text("mine")
+    look(capfd, *words[:-4], "--out", str(tmp_path / "o"), "--figures", "svg")
+    assert (tmp_path / "o" / "widths.svg").is_file()
+    look(capfd, *words)
+    assert not (tmp_path / "o" / "widths.svg").exists()  # of an earlier inspection
+    assert (tmp_path / "o" / "mine.txt").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     _, err = look(capfd, *words[:-4], "--out", str(tmp_path / "other"), code=2)
@@ -115,6 +121,7 @@ def test_chosen_tokens_and_senses(trained: Path, tmp_path: Path, capfd: pytest.C
         (["--limit", "3"], "--limit has no effect without --tasks"),
         (["--tasks", "piqa", "--text", "x"], "--text has no effect with --tasks"),
         (["some text", "--window", "8"], "--window has no effect with TEXT"),
+        (["some text", "--sample", "8"], "--sample has no effect with TEXT"),
         (["some text", "--token", "0", "--token", "1"], "--token: with TEXT it names one token"),
         (["--token", "nothing"], "--token 'nothing': no token type has this text"),
         (["--senses", "absent.csv"], "absent.csv"),

@@ -18,7 +18,7 @@ def measure_activation(tally: Tally) -> dict[str, list[Row]]:
     The activation ratio of an expert is its pairs divided by tokens; that of a width the mean over its experts and
     layers; that of tokens their hidden units divided by all of a layer (table 3). The null is routing that gives each
     token as many experts as it has, drawn without regard to the token and to the expert: (experts per token) / experts
-    for ratios, and for shares of compute a share in proportion to width. Intervals leave out documents.
+    for ratios; shares of compute have none. Intervals leave out documents.
     """
     return {
         "experts": _list_experts(tally),

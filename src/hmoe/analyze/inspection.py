@@ -240,7 +240,9 @@ def _measure_sample(
     worth = measure_worth(
         opened.model, windows, lambda done, total: report("leaving out one expert after another", done, total)
     )
-    size_tests = [*tables["size_tests"], *measure_size_test(redundancy["redundancy"], "output_distance")]
+    # Outputs have no null, and the plain test alone finds what is not there: its p stands as p_mantel.
+    plain = [row | {"p": None} for row in measure_size_test(redundancy["redundancy"], "output_distance")]
+    size_tests = [*tables["size_tests"], *plain]
     return {**redundancy, **worth, "size_tests": size_tests}
 
 

@@ -64,7 +64,8 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
     counts = reading.counts
     notes = [
         f"intervals (95%) leave out documents, in {int((reading.tally.tokens_by_fold > 0).sum())} groups; "
-        "null: routing that gives each token as many experts and each expert as many tokens, whatever the token is",
+        "random routing gives each token as many experts: any of them alike for what is by expert, layer and width, "
+        "elsewhere so that each expert serves as many tokens too, whatever the token is",
         "first tokens of windows, which have no context, and separators count in activation and domains, not in what "
         f"is by token: {counts.first_tokens + counts.separators:,} of {counts.tokens:,}",
     ]
@@ -72,6 +73,12 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
         notes.append(
             f"a document of more than {BLOCK_TOKENS:,} tokens counts as several for intervals: "
             f"{counts.long_documents:,} of {counts.documents:,} are so long, {counts.units:,} units in all"
+        )
+    if sample_tokens:
+        windows = reading.windows.tokens
+        notes.append(
+            f"outputs, redundancy and worth of experts are of a sample: {len(windows):,} windows, "
+            f"{int((windows >= 0).sum()):,} tokens"
         )
     if counts.units < 2:
         notes.append("a single document has no intervals")

@@ -66,7 +66,7 @@ class ReadingState:
             num_passes, is_whole = (int(value) for value in arrays.pop("progress"))
             for name, item in self.sums.items():
                 item.restore_arrays(_select_prefix(arrays, f"{name}/"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
             self.sums = self._make_sums()  # what was restored before the fault is no whole
             return 0, False
         return num_passes, bool(is_whole)

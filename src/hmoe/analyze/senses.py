@@ -85,7 +85,10 @@ def _read_list(path: Path) -> dict[str, int]:
     for line_number, line in _iterate_lines(path):
         if not line.strip() or line.startswith("#"):
             continue
-        fields = line.split("\t") if "\t" in line else next(csv.reader([line]))
+        try:
+            fields = line.split("\t") if "\t" in line else next(csv.reader([line]))
+        except csv.Error as error:
+            raise DataError(f"{path}:{line_number}: is no line of a CSV file: {error}") from None
         if len(fields) != _COLUMNS:
             raise DataError(
                 f"{path}:{line_number}: {line!r} has {len(fields)} columns, must be a word and its number of senses, "
@@ -143,8 +146,8 @@ def _clean_lemma(lemma: str) -> str:
 
 
 def _read_count(text: str, path: Path, line_number: int) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise DataError(f"{path}:{line_number}: {text!r} senses, must be a whole number of at least 1")
+    if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < 1:
+        raise DataError(f"{path}:{line_number}: {text[:40]!r} senses, must be a whole number of at least 1")
     return int(text)
 
 

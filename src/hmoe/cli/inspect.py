@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hmoe.evaluate.tasks import TaskSelection
     from hmoe.runs.open_model import OpenedModel
 
+_SAMPLE_TOKENS = 4096
 _HF_WINDOW = 2048  # at most, of models that do not say on which lengths they were trained
 _FORMS = ("svg", "png", "pdf", "none")
 
@@ -57,15 +58,17 @@ _MostTokens = Annotated[
     typer.Option("--tokens", min=1, help="Read about so many tokens, whole documents. Default: all."),
 ]
 _Sample = Annotated[
-    int,
-    typer.Option(min=0, help="Tokens for what needs every expert on the same tokens; 0: leave that out."),
+    int | None,
+    typer.Option(
+        min=0, help="Tokens for what needs every expert on the same tokens; 0: leave that out. Default: 4096."
+    ),
 ]
 _Senses = Annotated[
     Path | None, typer.Option(help="Number of senses by word: CSV, TSV, or WordNet's index files.")
 ]
 _Figures = Annotated[
-    str,
-    typer.Option(help="svg, png, pdf, several separated by commas, or none.", metavar="FORMS"),
+    str | None,
+    typer.Option(help="svg, png, pdf, several separated by commas, or none. Default: svg.", metavar="FORMS"),
 ]
 _Out = Annotated[
     Path | None, typer.Option(help="Folder for tables and figures. Default: inspect/ in the run folder.")
@@ -83,9 +86,9 @@ def inspect_folder(
     limit: _Limit = None,
     window: _Window = None,
     most_tokens: _MostTokens = None,
-    sample: _Sample = 4096,
+    sample: _Sample = None,
     senses: _Senses = None,
-    figures: _Figures = "svg",
+    figures: _Figures = None,
     out: _Out = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +98,8 @@ def inspect_folder(
     """
     of_texts = {
         "--text": text, "--text-field": text_field, "--tasks": tasks, "--benchmarks": benchmarks, "--limit": limit,
-        "--window": window, "--tokens": most_tokens, "--senses": senses, "--out": out,
+        "--window": window, "--tokens": most_tokens, "--senses": senses, "--out": out, "--sample": sample,
+        "--figures": figures,
     }  # fmt: skip
     if passage is not None:
         _refuse_flags(of_texts, "with TEXT, which is read alone")
@@ -108,7 +112,7 @@ def inspect_folder(
     if text_field and not text:
         raise ConfigError("--text-field has no effect without --text; remove it or name a text")
     _check_plot_extra()
-    forms = _read_forms(figures)
+    forms = _read_forms(figures or "svg")
     names = _read_names(tasks)
     from hmoe.analyze.inspection import InspectionOptions, inspect_text
     from hmoe.runs.open_model import open_model
@@ -117,7 +121,8 @@ def inspect_folder(
     opened = open_model(run, print_note)
     folder = _choose_folder(opened, out)
     length = window or (opened.context_length if opened.run else min(opened.context_length, _HF_WINDOW))
-    options = InspectionOptions(length, most_tokens, sample, chosen=tuple(token or ()))
+    num_sampled = _SAMPLE_TOKENS if sample is None else sample
+    options = InspectionOptions(length, most_tokens, num_sampled, chosen=tuple(token or ()))
     source = _choose_source(opened, run, text, text_field, selection, limit)
     with ProgressBar() as bar:
 
@@ -126,9 +131,10 @@ def inspect_folder(
 
         senses_V = _read_senses(senses, opened)
         state = None if folder is None else folder / STATE
+        # Tasks first: one that cannot be measured is told before the long reading.
+        by_task = {} if selection is None else _measure_tasks(opened, selection, length, limit, report)
         inspection = inspect_text(opened, source, options, senses_V, state, report)
-        if selection is not None:
-            inspection.record["tables"] |= _measure_tasks(opened, selection, length, limit, report)
+        inspection.record["tables"] |= by_task
     written = write_inspection(inspection, folder, forms) if folder is not None else []
     steps = _list_steps(opened, run, out)
     print_report(inspection.record, list_inspection_lines(inspection.record, written, folder), steps, as_json)

@@ -54,11 +54,11 @@ def _has_colours() -> bool:
 
 def _choose_token(shown: "ShownText", word: str) -> "ShownToken":
     """Return the token that a number or a text means."""
-    matches = [token for token in shown.tokens if word in (token.text, token.text.strip())]
+    if re.fullmatch("[0-9]{1,9}", word) and int(word) < len(shown.tokens):
+        return shown.tokens[int(word)]
+    matches = [token for token in shown.tokens if word and word in (token.text, token.text.strip())]
     if len(matches) == 1:
         return matches[0]
-    if re.fullmatch("[0-9]+", word) and int(word) < len(shown.tokens) and not matches:
-        return shown.tokens[int(word)]
     if matches:
         places = ", ".join(str(token.index) for token in matches)
         raise ConfigError(f"--token {word!r}: occurs {len(matches)} times; give one of the numbers {places}")

@@ -19,6 +19,7 @@ RECORD, POSITIONS, STATE = "inspection.json", "positions.json", ".reading.npz"
 def write_inspection(inspection: "Inspection", folder: Path, forms: Sequence[str]) -> list[str]:
     """Write tables and figures, and return the figures' names; the record comes last, as it tells that all is there."""
     folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(folder)
     tables = inspection.record["tables"]
     for name, rows in tables.items():
         write_atomic(folder / f"{name}.csv", render_rows(rows).encode())
@@ -31,6 +32,21 @@ def write_inspection(inspection: "Inspection", folder: Path, forms: Sequence[str
     write_atomic(folder / RECORD, _dump(inspection.record))
     (folder / STATE).unlink(missing_ok=True)  # nothing is left to go on with
     return names
+
+
+def _remove_earlier(folder: Path) -> None:
+    """Remove what an earlier inspection wrote, its record first: tables of two texts must not stand side by side."""
+    try:
+        tables = json.loads((folder / RECORD).read_bytes())["tables"]
+        names = [f"{name}.csv" for name in tables]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    from hmoe.figures.charts import FORMS
+    from hmoe.figures.inspection import list_charts
+
+    names += [f"{chart}.{form}" for chart in list_charts(tables) for form in FORMS]
+    for name in (RECORD, POSITIONS, *names):
+        (folder / name).unlink(missing_ok=True)
 
 
 def render_rows(rows: Sequence[dict[str, Any]]) -> str:

@@ -94,9 +94,9 @@ def _describe_experts(tables: Mapping[str, Rows]) -> Iterator[str]:
     for state in ("dead", "rare"):
         named = [f"{row['layer']}:{row['expert']}" for row in tables["experts"] if row["state"] == state]
         if named:
-            yield f"{state:11s} experts (layer:expert): {', '.join(named)}"
+            yield f"{state:11s} experts (layer:expert) on this text: {', '.join(named)}"
     if not any(row["state"] for row in tables["experts"]):
-        yield "idle        no expert is dead or serves under 1% of what random routing would give it"
+        yield "idle        every expert serves at least 1% of what random routing would give it"
     yield from _describe_redundancy(tables)
     yield from _describe_sizes(tables["size_tests"])
     yield from _describe_worth(tables)
@@ -108,7 +108,11 @@ def _describe_redundancy(tables: Mapping[str, Rows]) -> Iterator[str]:
     pairs = [row for row in tables["redundancy"] if row["is_redundant"]]
     named = ", ".join(f"{row['layer']}:{row['expert_a']} and {row['expert_b']}" for row in pairs[:8])
     more = f" and {len(pairs) - 8} more pairs" if len(pairs) > 8 else ""
-    yield f"redundant   {named}{more}" if pairs else "redundant   no two experts of a layer compute the same"
+    yield (
+        f"redundant   {named}{more}"
+        if pairs
+        else "redundant   no two experts of a layer are found to compute the same"
+    )
 
 
 def _describe_sizes(rows: Rows) -> Iterator[str]:
@@ -176,12 +180,16 @@ def _lay_out_specialisation(rows: Rows) -> Table:
 
 
 def _describe_worth(tables: Mapping[str, Rows]) -> Iterator[str]:
-    known = [row for row in tables.get("worth", ()) if row["difference"] is not None]
+    rows = tables.get("worth", ())
+    known = [row for row in rows if row["p"] is not None and row["p"] <= 0.05]
+    if rows and not known:
+        yield "worth       of no expert it is shown that the loss changes without it (Holm's correction over all)"
     if not known:
         return
     best = max(known, key=lambda row: row["difference"])
     least = min(known, key=lambda row: row["difference"])
-    for word, row in (("most", best), ("least", least)):
+    shown = [("most", best), *([("least", least)] if least is not best else [])]
+    for word, row in shown:
         yield (
             f"worth       {word}: expert {row['layer']}:{row['expert']} of {row['width']:,} units; without it the loss "
             f"changes by {row['difference']:+.4f}{_show_span(row, '+.4f')} nats per token"
