@@ -114,8 +114,6 @@ def time_report(runs: list[Path], copies: int) -> dict[str, Any]:
         for i in range(copies):
             run = runs[i % len(runs)]
             shutil.copytree(run, Path(folder, f"copy{i}-{run.name}"))
-            config = Path(folder, f"copy{i}-{run.name}", "config.yaml")
-            config.write_text(config.read_text())
         names = [f"copy{i}={Path(folder, f'copy{i}-{runs[i % len(runs)].name}')}" for i in range(copies)]
         page = Path(folder, "page.html")
         start = time.perf_counter()

@@ -22,10 +22,10 @@ def sum_up(planted: PlantedText) -> Tally:
     return tally
 
 
-def build_small_model(**moe: Any) -> Transformer:
+def build_small_model(vocab: int = 257, **moe: Any) -> Transformer:
     """Two MoE layers around a dense one, with routers that choose from token to token."""
     moe = {"widths": [5, 9, 4, 7], "dense_layers": [1], "router": {"name": "top_p", "p": 0.6}, **moe}
-    model = build_transformer(check_model(dict(dim=16, layers=3, heads=2, vocab=257, ffn=11, moe=moe)), 0)
+    model = build_transformer(check_model(dict(dim=16, layers=3, heads=2, vocab=vocab, ffn=11, moe=moe)), 0)
     with torch.no_grad():
         for layer in model.config.moe_layers:
             router: Any = model.blocks[layer].ffn.router  # type: ignore[union-attr]

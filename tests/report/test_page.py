@@ -10,7 +10,7 @@ import pytest
 
 from hmoe.errors import ConfigError
 from hmoe.report.inputs import read_report_inputs
-from hmoe.report.learning import smooth, thin
+from hmoe.report.learning import smooth_points, thin_rows
 from hmoe.report.page import check_target, list_sections, render_page, write_page
 from hmoe.report.pieces import PageSection
 from tests.report.run_example import EQUAL, HOSTILE, UNEQUAL, write_run
@@ -142,10 +142,10 @@ def test_torch_is_not_imported_and_the_same_files_give_the_same_page(tmp_path: P
 
 
 def test_lines_are_thinned_and_smoothed_for_the_eye() -> None:
-    assert thin(range(100), 5) == [0, 25, 50, 74, 99]
-    assert thin([1, 2], 5) == [1, 2]
+    assert thin_rows(range(100), 5) == [0, 25, 50, 74, 99]
+    assert thin_rows([1, 2], 5) == [1, 2]
     points = [(float(i), float(i % 2)) for i in range(1000)]
-    smoothed = smooth(points, 100)
+    smoothed = smooth_points(points, 100)
     assert len(smoothed) == 100
     assert all(abs(y - 0.5) < 0.05 for _, y in smoothed)
-    assert smooth(points[:5]) == points[:5]
+    assert smooth_points(points[:5]) == points[:5]

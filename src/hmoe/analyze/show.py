@@ -114,12 +114,20 @@ def show_text(
         raise ConfigError("text: is empty; must have at least one token")
     before = list(tokenizer.begin if begin is None else begin) or [tokenizer.separator]
     traced = trace(model, [*before, *ids], top_p_experts, without)
-    tokens = tuple(_describe_token(traced, len(before), i, tokenizer) for i in range(len(ids)))
+    pairs: list[list[int]] = [[] for _ in traced.tokens_T]
+    for pair, place in enumerate(traced.token_N.tolist()):
+        pairs[place].append(pair)
+    tokens = tuple(
+        _describe_token(traced, place, index, pairs[place], tokenizer)
+        for index, place in enumerate(range(len(before), len(pairs)))
+    )
     return ShownText(traced, tokens, tuple(_join_pieces(tokens, ids, tokenizer)))
 
 
-def _describe_token(traced: RoutingTrace, num_before: int, index: int, tokenizer: Tokenizer) -> ShownToken:
-    place = num_before + index
+def _describe_token(
+    traced: RoutingTrace, place: int, index: int, pairs: Sequence[int], tokenizer: Tokenizer
+) -> ShownToken:
+    """Return token `index` of the text, which stands at `place` of the trace, with the pairs that are its own."""
     token = int(traced.tokens_T[place])
     experts = [
         ServingExpert(
@@ -129,7 +137,7 @@ def _describe_token(traced: RoutingTrace, num_before: int, index: int, tokenizer
             float(traced.gate_N[pair]),
             float(traced.probs_ZTE[traced.layer_N[pair], place, traced.expert_N[pair]]),
         )
-        for pair in (traced.token_N == place).nonzero().flatten().tolist()
+        for pair in pairs
     ]
     whole = sum(traced.widths)
     nll = float(traced.nll_T[place])

@@ -4,7 +4,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hmoe.cli.texts import read_texts
+from hmoe.cli.texts import open_held_out_data, read_texts
 from hmoe.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,18 +49,10 @@ def read_held_out_source(opened: "OpenedModel", run: Path) -> "InspectedText":
     from hmoe.analyze.documents import read_split
     from hmoe.analyze.inspection import InspectedText
     from hmoe.checkpoint.manifest import read_newest_state
-    from hmoe.data.open import open_data
 
     if opened.run is None or opened.folder is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no held-out documents; name a text with --text")
-    try:
-        index = open_data(opened.run, opened.data, opened.tokenizer.fingerprint)
-    except DataError as error:
-        raise DataError(
-            f"{error}; `hmoe train {run} data.path=NEW` says where it lies now, or name a text with --text"
-        ) from None
-    if not index.of("valid"):
-        raise DataError(f"{index.folder}: no validation split; name a text with --text")
+    index = open_held_out_data(opened, run)
     state = read_newest_state(opened.folder) or {}
     parts = read_split(index, "valid", state.get("packing") or index.packing)
     return InspectedText(

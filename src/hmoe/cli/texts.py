@@ -8,6 +8,7 @@ from hmoe.cli.output import print_note
 from hmoe.errors import DataError, HMoEError
 
 if TYPE_CHECKING:
+    from hmoe.data.shards import Index
     from hmoe.runs.open_model import OpenedModel
 
 
@@ -28,8 +29,8 @@ def read_texts(paths: list[Path], text_field: str | None) -> Iterator[tuple[str,
         print_note(f"left out {num_empty:,} empty documents")
 
 
-def list_validation_texts(opened: "OpenedModel", run: Path) -> Iterator[tuple[str, str]]:
-    """Yield (domain, text) of the documents that a run held out of its training, decoded from their tokens."""
+def open_held_out_data(opened: "OpenedModel", run: Path) -> "Index":
+    """Return the data of a run, which has a validation split; raise DataError that says what else can be read."""
     from hmoe.data.open import open_data
 
     assert opened.run is not None
@@ -41,6 +42,12 @@ def list_validation_texts(opened: "OpenedModel", run: Path) -> Iterator[tuple[st
         ) from None
     if not index.of("valid"):
         raise DataError(f"{index.folder}: no validation split; name a text with --text")
+    return index
+
+
+def list_validation_texts(opened: "OpenedModel", run: Path) -> Iterator[tuple[str, str]]:
+    """Yield (domain, text) of the documents that a run held out of its training, decoded from their tokens."""
+    index = open_held_out_data(opened, run)
     for shard in index.of("valid"):
         # shard: [begin tokens][document][separator] [begin tokens][document][separator] ...
         ids, start = index.tokens(shard), len(index.begin)

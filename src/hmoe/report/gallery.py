@@ -5,7 +5,7 @@ from typing import Any
 
 from hmoe.figures.svg import show_controls
 from hmoe.report.inputs import RunRecord
-from hmoe.report.learning import thin
+from hmoe.report.learning import thin_rows
 from hmoe.report.pieces import ExpertCard, PagePart, make_table
 
 MOST_CARDS = 48
@@ -23,7 +23,7 @@ def list_galleries(record: RunRecord) -> Iterator[PagePart]:
         return
     layers = sorted({row["layer"] for row in experts if row["layer"] is not None})
     num_experts = len(experts) // max(len(layers), 1)
-    shown = thin(layers, max(2, MOST_CARDS // max(num_experts, 1)))
+    shown = thin_rows(layers, max(2, MOST_CARDS // max(num_experts, 1)))
     for layer in shown:
         own = sorted(
             (row for row in experts if row["layer"] == layer), key=lambda row: (row["width"], row["expert"])

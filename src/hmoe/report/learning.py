@@ -9,6 +9,7 @@ from typing import Any
 from hmoe.figures.records import Curve, Curves
 from hmoe.report.inputs import ReportInputs, RunRecord
 from hmoe.report.pieces import PageFigure, PagePart, PageSection, make_table
+from hmoe.runs.training_history import smooth_values
 from hmoe.units import format_count, format_duration, format_flops
 
 MOST_POINTS = 80  # of a line in view
@@ -29,7 +30,7 @@ def describe_learning(inputs: ReportInputs) -> PageSection | None:
     ranks = rank_groups(inputs)
     figures = [_draw_losses(inputs, rows, ranks, axis) for axis in _AXES]
     validated = _draw_validations(inputs, rows, ranks)
-    kept = [thin(own, MOST_ROWS_OF_CSV // len(rows)) for own in rows]
+    kept = [thin_rows(own, MOST_ROWS_OF_CSV // len(rows)) for own in rows]
     table = make_table(
         "loss", "Loss by step, as it was logged.", [row for own in kept for row in own], 20, is_folded=True
     )
@@ -71,27 +72,21 @@ def list_loss_rows(record: RunRecord) -> list[dict[str, Any]]:
     ]
 
 
-def thin(rows: Sequence[Any], most: int) -> list[Any]:
+def thin_rows(rows: Sequence[Any], most: int) -> list[Any]:
     """Return at most so many of the rows, evenly spaced, the first and the last among them."""
     if len(rows) <= most:
         return list(rows)
     return [rows[round(place * (len(rows) - 1) / (most - 1))] for place in range(most)]
 
 
-def smooth(points: _Points, most: int = MOST_POINTS) -> _Points:
+def smooth_points(points: _Points, most: int = MOST_POINTS) -> _Points:
     """Return the means of neighbouring points, at most so many: for the eye only."""
     if len(points) < 8:
         return points
     size = max(1, -(-len(points) // most))
     reach = max(1, len(points) // 50)
-    centres = range(0, len(points), size)
-    return [
-        (
-            points[centre][0],
-            statistics.fmean(y for _, y in points[max(0, centre - reach) : centre + reach + 1]),
-        )
-        for centre in centres
-    ]
+    means = smooth_values([y for _, y in points], 2 * reach + 1)
+    return [(x, mean) for (x, _), mean in list(zip(points, means, strict=True))[::size] if mean is not None]
 
 
 def _draw_curves(
@@ -133,7 +128,9 @@ def _draw_losses(
     inputs: ReportInputs, rows: list[list[dict[str, Any]]], ranks: dict[str, float | None], axis: str
 ) -> PageFigure | None:
     word, label, show = _AXES[axis]
-    points = [smooth([(row[axis], row["loss"]) for row in own if row[axis] is not None]) for own in rows]
+    points = [
+        smooth_points([(row[axis], row["loss"]) for row in own if row[axis] is not None]) for own in rows
+    ]
     chart = {
         "title": f"Loss against {word}",
         "description": "Training loss at the end, in nats per token, mean over seeds",

@@ -6,7 +6,7 @@ from typing import Any
 
 from hmoe.figures.records import Curve, Curves, River, RiverBand
 from hmoe.report.inputs import ReportInputs, RunRecord
-from hmoe.report.learning import rank_groups, smooth, thin
+from hmoe.report.learning import rank_groups, smooth_points, thin_rows
 from hmoe.report.pieces import PageFigure, PagePart, PageSection, make_table
 from hmoe.runs.probe_history import read_probe_history
 from hmoe.runs.training_history import list_history_tables, read_training_history
@@ -90,7 +90,7 @@ def _draw_river(record: RunRecord, rows: _Rows, most_rows: int) -> PageFigure | 
     bands: list[RiverBand] = []
     tokens: Sequence[float] = ()
     for place, width in enumerate(widths):
-        points = smooth(
+        points = smooth_points(
             [(row["tokens"], row["activated_parameters"]) for row in by_width[width]], _RIVER_POINTS
         )
         tokens, ys = zip(*points, strict=True)
@@ -123,7 +123,7 @@ def thin_by_step(rows: _Rows, most: int) -> _Rows:
     steps = list(dict.fromkeys(row["step"] for row in rows))
     if not steps:
         return []
-    kept = set(thin(steps, max(2, most * len(steps) // len(rows))))
+    kept = set(thin_rows(steps, max(2, most * len(steps) // len(rows))))
     return [row for row in rows if row["step"] in kept]
 
 
@@ -168,7 +168,7 @@ def _draw_term(
     curves, ends, words = [], [], _TERMS[name]
     for record in records:
         rows = [row for row in tables[record.name]["history_terms"] if row["name"] == name]
-        points = smooth([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
+        points = smooth_points([(row["tokens"], row["value"]) for row in rows if row["value"] is not None])
         if len(points) < 2:
             continue
         xs, ys = zip(*points, strict=True)
