@@ -37,6 +37,10 @@ def tally_tokens(
         pairs = np.zeros_like(tally.pairs)
         for token_type, experts_ZE in zip(type_T[own], experts_TZE[own], strict=True):
             pairs[:, :, token_type] += experts_ZE
+            for layer, count in enumerate(experts_ZE.sum(1).tolist()):
+                if count not in tally.types_by_count:
+                    tally.types_by_count[count] = np.zeros((num_layers, tally.vocab), np.int32)
+                tally.types_by_count[count][layer, token_type] += 1
         tally.tokens_by_fold[fold] += own.sum()
         tally.types_by_fold[fold] += types
         tally.pairs_by_fold[fold] += pairs.sum(-1)

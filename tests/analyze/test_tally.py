@@ -67,6 +67,7 @@ class SlowCounts:
             units = sum(trace.widths[e] for e in experts)
             self.add("units_by_fold", fold, z, token, value=units)
             self.add("squared_units", z, token, value=units**2)
+            self.add(f"types_by_count.{len(experts)}", z, token)
             for e in experts:
                 self.add("pairs", z, e, token)
                 for name, number in classes.items():

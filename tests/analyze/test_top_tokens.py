@@ -34,6 +34,7 @@ def test_lift_is_that_of_a_slow_count():
             tail = stats.binom.sf(served[own].sum() - 1, own.sum(), served[ordinary].mean())
             assert tail < row["q"] <= 0.05
             assert 0 < row["lift_low"] < row["lift"] < row["lift_high"]
+            assert row["lift"] > row["lift_null"] > 0
             compared += 1
     assert compared > 50
 
@@ -47,7 +48,8 @@ def test_rows_are_in_the_order_of_the_lower_bound():
     for cell in {(row["layer"], row["expert"]) for row in everything}:
         own = [row for row in everything if (row["layer"], row["expert"]) == cell]
         assert [row["place"] for row in own] == list(range(1, len(own) + 1))
-        assert [row["lift_low"] for row in own] == sorted((r["lift_low"] for r in own), reverse=True)
+        bounds = [row["lift_low"] / row["lift_null"] for row in own]
+        assert bounds == sorted(bounds, reverse=True)
     assert any(row["place"] > 3 for row in everything)
 
 
@@ -104,6 +106,56 @@ def test_two_hundred_nulls_list_nothing_in_95_of_100(strength):
     assert listed <= stats.binom.isf(0.025, 200, 0.05)
 
 
+def draw_hungry_types(draw, popularity, planted_type=None):
+    """Tokens whose type decides how many experts serve them, and nothing else; but one type may get the last expert."""
+    type_T = draw.integers(0, 30, 6000)
+    counts_T = np.array([1, 1, 2, 4])[type_T % 4]
+    scores_TE = np.log(popularity) + draw.gumbel(size=(len(type_T), len(popularity)))
+    scores_TE[type_T == planted_type, -1] += 2
+    return type_T, (np.argsort(np.argsort(-scores_TE, axis=1), axis=1) < counts_T[:, None])[:, None]
+
+
+def test_types_that_take_many_experts_are_liked_by_none():
+    popularity = np.array([8.0, 2, 2, 1, 1, 0.5])
+    document_T = np.repeat(np.arange(60), 100)
+    listed = announced = 0
+    for seed in range(8):
+        type_T, experts_TZE = draw_hungry_types(np.random.default_rng([3, seed]), popularity)
+        tally = tally_tokens(document_T, type_T, experts_TZE)
+        rows = measure_top_tokens(tally, ["x"] * 30)["top_tokens"]
+        listed += bool(rows)
+        rates = tally.pairs[0].sum(1, keepdims=True) / 6000
+        tails = stats.binom.sf(tally.pairs[0] - 1, tally.types_by_fold.sum(0), rates)
+        announced += (stats.false_discovery_control(tails.ravel()) <= 0.05).any()
+    assert listed <= stats.binom.isf(0.001, 8, 0.05)
+    assert announced == 8
+
+
+def test_a_type_that_an_expert_likes_is_listed_beside_types_that_take_many():
+    draw = np.random.default_rng(4)
+    type_T, experts_TZE = draw_hungry_types(draw, np.ones(6), planted_type=12)
+    tally = tally_tokens(np.repeat(np.arange(60), 100), type_T, experts_TZE)
+    [row] = measure_top_tokens(tally, [str(v) for v in range(30)])["top_tokens"]
+    assert (row["expert"], row["text"]) == (5, "12")
+    own_T, count_T, chosen_T = type_T == 12, experts_TZE[:, 0].sum(1), experts_TZE[:, 0, 5]
+    assert (count_T[own_T] == 1).all()
+    assert row["lift"] == pytest.approx(chosen_T[own_T].mean() / chosen_T.mean())
+    # Experts are about equally popular, so a token with one of six has a sixth of a chance to meet each.
+    assert row["lift_null"] == pytest.approx(1 / 6 / chosen_T.mean(), rel=0.1)
+
+
+def test_an_expert_that_joins_the_chosen_ones_for_a_type_likes_it():
+    draw = np.random.default_rng(5)
+    type_T = draw.integers(0, 10, 3000)
+    experts_TZE = np.zeros((3000, 1, 5), bool)
+    experts_TZE[np.arange(3000), 0, draw.integers(0, 4, 3000)] = True
+    experts_TZE[type_T == 7, 0, 4] = True
+    rows = measure_top_tokens(
+        tally_tokens(np.repeat(np.arange(60), 50), type_T, experts_TZE), list("abcdefghij")
+    )
+    assert [(row["expert"], row["text"]) for row in rows["top_tokens"]] == [(4, "h")]
+
+
 def test_what_stands_in_a_single_document_is_not_listed():
     document_T = np.repeat(np.arange(20), 50)
     type_T = np.tile(np.arange(5), 200)
@@ -121,13 +173,20 @@ def test_edges(num_tokens, num_experts):
     chosen = np.zeros((num_tokens, 1, num_experts), bool)
     chosen[:, :, 0] = True
     if num_experts > 1:
-        chosen[::2, :, 1] = True
+        chosen[::2, :, 1] = chosen[1::2, :, 2] = True
     type_T = np.arange(num_tokens) % 2
     for document_T in (np.zeros(num_tokens, np.int64), np.arange(num_tokens) // 10):
         tally = tally_tokens(document_T, type_T, chosen, widths=(0, 8, 16)[:num_experts], vocab=5)
         rows = measure_top_tokens(tally, list("abcde"))["top_tokens"]
         is_told = num_tokens == 300 and num_experts > 1 and bool(document_T.any())
-        assert [(row["expert"], row["text"], row["lift"]) for row in rows] == [(1, "a", 2.0)] * is_told
+        assert [(row["expert"], row["text"], row["lift"]) for row in rows] == [(1, "a", 2.0), (2, "b", 2.0)] * is_told
+
+
+def test_a_number_of_experts_that_leaves_no_choice_tells_nothing():
+    chosen = np.zeros((300, 1, 3), bool)
+    chosen[:, :, 0] = chosen[::2, :, 1] = True
+    tally = tally_tokens(np.arange(300) // 10, np.arange(300) % 2, chosen)
+    assert not measure_top_tokens(tally, list("ab"))["top_tokens"]
 
 
 def test_wrong_arguments_are_named():

@@ -102,7 +102,7 @@ def fit_weights(pairs_E: Ints, counts: Ints, tokens: Ints) -> Floats:
     weight_E[always_E] = _WEIGHT_OF_ALWAYS
     fitted_E = (pairs_E > 0) & ~always_E
     for _ in range(_MOST_STEPS if fitted_E.any() else 0):
-        expected_E = (_include(weight_E, counts) * tokens).sum(1)
+        expected_E = (compute_inclusion(weight_E, counts) * tokens).sum(1)
         ratio_E = (wanted_E / np.maximum(expected_E, 1e-300))[fitted_E]
         weight_E[fitted_E] *= ratio_E
         weight_E[fitted_E] /= np.exp(np.log(weight_E[fitted_E]).mean())
@@ -111,8 +111,8 @@ def fit_weights(pairs_E: Ints, counts: Ints, tokens: Ints) -> Floats:
     return weight_E
 
 
-def _include(weight_E: Floats, counts: Ints) -> Floats:
-    """Return the probability with which each expert is among so many (E, counts)."""
+def compute_inclusion(weight_E: Floats, counts: Ints) -> Floats:
+    """Return the probability with which each expert is among so many different ones (E, counts)."""
     most = int(counts.max(initial=0))
     sums_EC = np.zeros((len(weight_E), most + 1))  # over sets of so many experts, without each in turn
     sums_EC[:, 0] = 1

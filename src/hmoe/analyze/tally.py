@@ -43,6 +43,7 @@ class Tally:
         probs_by_fold: router probabilities summed over tokens (F, Z, E).
         num_experts: tokens by how many experts served them (Z, E + 1).
         types_by_fold: tokens of each type (F, V).
+        types_by_count: by number of experts, the tokens of each type that so many served (Z, V).
         units_by_fold: hidden units activated by each type (F, Z, V).
         nll_by_fold, nll_tokens_by_fold: summed negative log-likelihoods, and of how many tokens (F, V).
         squared_units: squares of the hidden units that a token activated, summed (Z, V).
@@ -86,6 +87,7 @@ class Tally:
         self.label_pairs = {
             name: np.zeros((folds, size, num_layers, num_experts), np.int64) for name, size in sizes.items()
         }
+        self.types_by_count: dict[int, Table] = {}  # most models have few counts, many of them a single one
         self.domain_tokens: list[Ints] = []
         self.domain_pairs: list[Ints] = []
         self._open_cells: list[Ints] = []  # of the document that is not read to its end: cells of `pairs`
@@ -137,12 +139,20 @@ class Tally:
         known_T = np.isfinite(nll_T)
         np.add.at(self.nll_by_fold, (fold_T[known_T], type_T[known_T]), nll_T[known_T])
         np.add.at(self.nll_tokens_by_fold, (fold_T[known_T], type_T[known_T]), 1)
+        self._add_counts(text.trace.num_experts_ZT.numpy()[:, ordinary_T], type_T)
         for layer, units_T in enumerate(units_ZT):
             np.add.at(self.units_by_fold[:, layer], (fold_T, type_T), units_T)
             np.add.at(self.squared_units[layer], type_T, np.square(units_T))
         for name, class_V in self.labels.items():
             class_T = class_V[type_T]
             np.add.at(self.label_tokens[name], (fold_T[class_T >= 0], class_T[class_T >= 0]), 1)
+
+    def _add_counts(self, count_ZT: Ints, type_T: Ints) -> None:
+        for count in np.unique(count_ZT).tolist():
+            if count not in self.types_by_count:
+                self.types_by_count[count] = np.zeros((len(self.blocks), self.vocab), np.int32)
+            for types_V, count_T in zip(self.types_by_count[count], count_ZT, strict=True):
+                np.add.at(types_V, type_T[count_T == count], 1)
 
     def _add_pairs(self, text: TracedText, cell_N: Ints, token_N: Ints, fold_T: Ints) -> None:
         """Add pairs of ordinary tokens, by type and label, and document by document."""
@@ -191,13 +201,14 @@ class Tally:
             for group in ("domain_tokens", "domain_pairs")
             for i, table in enumerate(getattr(self, group))
         }
+        by_count = {f"types_by_count.{count}": table for count, table in self.types_by_count.items()}
         none = np.zeros(0, np.int64)
         state = {
             "open_cells": np.concatenate([none, *self._open_cells]),
             "open_types": np.concatenate([none, *self._open_types]),
             "position": np.array([self._open_document, self.num_documents, self.num_folds]),
         }
-        return {**fixed, **tables, **domains, **state}
+        return {**fixed, **tables, **by_count, **domains, **state}
 
     def restore_arrays(self, arrays: Mapping[str, Table]) -> None:
         """Take over the tables that `list_arrays` gave."""
@@ -205,6 +216,8 @@ class Tally:
             group, _, key = name.partition(".")
             if group in ("label_tokens", "label_pairs"):
                 getattr(self, group)[key] = table.copy()
+            elif group == "types_by_count":
+                self.types_by_count[int(key)] = table.copy()
             elif not key and name in vars(self):
                 setattr(self, name, table.copy())
         num_domains = sum(name.startswith("domain_tokens.") for name in arrays)

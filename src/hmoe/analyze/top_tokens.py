@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hmoe.analyze.difficulty_nulls import compute_inclusion, fit_weights
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.traced_text import Floats, Ints, Row
 from hmoe.errors import ConfigError
@@ -18,24 +19,26 @@ class _Candidates:
 
     Attributes:
         layer, expert, token: which.
-        lift, low, high, tail: of each.
+        lift, null, low, high, tail: of each.
     """
 
     layer: Ints
     expert: Ints
     token: Ints
     lift: Floats
+    null: Floats
     low: Floats
     high: Floats
     tail: Floats
 
     def describe_lift(self, place: int) -> Row:
-        """Return the lift of a candidate and its interval."""
+        """Return the lift of a candidate, its interval, and what it is without regard to the token."""
         high = float(self.high[place])
         return {
             "lift": float(self.lift[place]),
             "lift_low": float(self.low[place]),
             "lift_high": high if np.isfinite(high) else None,
+            "lift_null": float(self.null[place]),
         }
 
 
@@ -49,12 +52,15 @@ def measure_top_tokens(
     """Return the table `top_tokens`: for each expert of each layer the token types that it likes most.
 
     lift(v, e, z) = P(e | v) / P(e): pairs of e with tokens v / tokens v, by pairs of e / tokens, without separators
-    and first tokens of windows, for types that occur often enough. All (v, e, z) with P(e) above 0 are tested, and
-    Benjamini and Hochberg's procedure keeps those at the false discovery rate. Rows are in the order of the lower
-    bound of the lift's 95% interval, places counted from 1; only lifts above 1 are listed.
+    and first tokens of windows, for types that occur often enough. A router that looks at how many experts a token
+    takes but not at the token gives `lift_null`: 1 where all tokens take as many (top-k), more for types that take
+    many (top-p). All (v, e, z) with P(e) above 0 are tested against it, and Benjamini and Hochberg's procedure keeps
+    those at the false discovery rate. Rows are in the order of the lower bound of the lift's 95% interval by
+    `lift_null`, places counted from 1; only lifts above `lift_null` are listed. Where the number of experts leaves no
+    choice, as where one expert serves every token and a second one some, their lifts are their nulls.
 
-    The test is stricter than the binomial one against P(e), which takes the tokens of a document as independent: p is
-    the largest of the binomial p and of two that allow for dependence within documents and for the uncertainty of P(e)
+    The test is stricter than the binomial one, which takes the tokens of a document as independent: p is the largest of
+    the binomial p and of two that allow for dependence within documents and for the uncertainty of P(e)
     (`compute_excess_tails`). The dependence is that of the type itself, or the mean over the types of an expert if this
     is larger. What occurs in a single document is never listed, and what occurs in few hardly ever.
 
@@ -81,7 +87,13 @@ def measure_top_tokens(
     )
     q = adjust_false_discovery(candidates.tail, num_tests)
     order = np.lexsort(
-        (candidates.token, -candidates.lift, -candidates.low, candidates.expert, candidates.layer)
+        (
+            candidates.token,
+            -candidates.lift / candidates.null,
+            -candidates.low / candidates.null,
+            candidates.expert,
+            candidates.layer,
+        )
     )
     discoveries = order[q[order] <= false_discovery_rate]
     return {"top_tokens": _list_rows(tally, texts, candidates, q, discoveries, num_top)}
@@ -129,10 +141,11 @@ def _test_layer(tally: Tally, layer: int, types: Ints, rate: float) -> _Candidat
     )
     total = _sum_folds(tally, layer)
     expert_rate = tally.pairs[layer].sum(-1) / max(int(tally.types_by_fold.sum()), 1)
-    is_open = (expert_rate > 0) & (expert_rate < 1)
-    expert, column = np.nonzero((counts.rate > expert_rate[:, None]) & is_open[:, None])
-    own, own_rate, own_variance = counts.select(expert, column), expert_rate[expert], total.variance[expert]
-    tail = compute_excess_tails(own, own_rate, own_variance)
+    null_rate = expert_rate[:, None] * _compute_null_lifts(tally, layer, types)
+    expert, column = np.nonzero((counts.rate > null_rate) & (null_rate > 0) & (null_rate < 1))
+    own, own_null = counts.select(expert, column), null_rate[expert, column]
+    own_rate, own_variance = expert_rate[expert], total.variance[expert]
+    tail = compute_excess_tails(own, own_null, own_variance * np.square(own_null / own_rate))
     kept = np.flatnonzero(tail <= rate)
     own, own_rate, own_variance = (
         counts.select(expert[kept], column[kept]),
@@ -145,10 +158,28 @@ def _test_layer(tally: Tally, layer: int, types: Ints, rate: float) -> _Candidat
         expert[kept],
         types[column[kept]],
         own.rate / own_rate,
+        own_null[kept] / own_rate,
         low,
         high,
         tail[kept],
     )
+
+
+def _compute_null_lifts(tally: Tally, layer: int, types: Ints) -> Floats:
+    """Return the lifts (experts, types) of routing that looks at how many experts a token takes, but not at the token.
+
+    Experts are drawn as in `TokenUnitsNull`: different ones, with weights by which each has its share of the pairs.
+    """
+    counts = np.array(sorted(tally.types_by_count), np.int64)
+    tokens = np.array([int(tally.types_by_count[count][layer].sum()) for count in counts], np.int64)
+    counts, tokens = counts[tokens > 0], tokens[tokens > 0]
+    if len(counts) < 2:
+        return np.ones((len(tally.widths), len(types)))
+    inclusion_EC = compute_inclusion(fit_weights(tally.pairs[layer].sum(-1), counts, tokens), counts)
+    types_CV = np.stack([tally.types_by_count[count][layer, types] for count in counts])
+    mean_E = inclusion_EC @ tokens / tokens.sum()
+    null_EV = inclusion_EC @ types_CV / np.maximum(types_CV.sum(0), 1)
+    return np.where(mean_E[:, None] > 0, null_EV / np.maximum(mean_E, 1e-300)[:, None], 0.0)
 
 
 def _sum_folds(tally: Tally, layer: int) -> GroupedCounts:
