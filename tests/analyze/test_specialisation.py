@@ -49,12 +49,12 @@ def test_information_and_profiles_are_those_of_slow_counts():
             [row] = select(tables["specialisation"], label, layer)
             assert row["bits"] == pytest.approx(bits[-1], abs=1e-12)
             assert row["low"] < row["bits"] < row["high"]
-            tokens = np.bincount(class_T[class_T >= 0])
+            lifts = table / table.sum(0) / (table.sum(1) / table.sum())[:, None]
             for expert in range(8):
                 rows = select(tables["profiles"], label, layer, expert=expert)
                 share = table[:, expert] / table[:, expert].sum()
                 assert [row["share"] for row in rows] == pytest.approx(list(share))
-                assert [row["lift"] for row in rows] == pytest.approx(list(share / (tokens / tokens.sum())))
+                assert [row["lift"] for row in rows] == pytest.approx(list(lifts[:, expert]))
                 assert all(row["low"] <= row["lift"] <= row["high"] for row in rows)
                 assert {row["width"] for row in rows} == {planted.text.trace.widths[expert]}
         [row] = select(tables["specialisation"], label, None)
@@ -83,6 +83,20 @@ def test_an_expert_of_digits_is_found():
     [row] = select(tables["profiles"], "digits", layer, expert=expert, **{"class": "yes"})
     assert row["share"] == 1
     assert row["low"] > 2
+
+
+def test_classes_whose_tokens_have_more_experts_are_liked_by_none():
+    draw = np.random.default_rng(1)
+    type_T = draw.integers(0, 10, 4000)
+    counts_T = np.where(type_T < 5, 1, 3)
+    ranks_TE = np.argsort(draw.random((4000, 6)), axis=1)
+    tally = tally_tokens(
+        np.arange(4000) // 100, type_T, (ranks_TE < counts_T[:, None])[:, None],
+        labels={"a": (np.arange(10) < 5).astype(np.int64)},
+    )  # fmt: skip
+    rows = measure_specialisation(tally, {"a": ["many", "few"]}, num_draws=20)["profiles"]
+    assert [row["lift"] for row in rows if row["label"] == "a"] == pytest.approx([1] * 12, abs=0.2)
+    assert sum(row["low"] <= 1 <= row["high"] for row in rows if row["label"] == "a") >= 10
 
 
 def count_small_p(num_draws, **text):

@@ -179,7 +179,10 @@ def test_edges(num_tokens, num_experts):
         tally = tally_tokens(document_T, type_T, chosen, widths=(0, 8, 16)[:num_experts], vocab=5)
         rows = measure_top_tokens(tally, list("abcde"))["top_tokens"]
         is_told = num_tokens == 300 and num_experts > 1 and bool(document_T.any())
-        assert [(row["expert"], row["text"], row["lift"]) for row in rows] == [(1, "a", 2.0), (2, "b", 2.0)] * is_told
+        assert [(row["expert"], row["text"], row["lift"]) for row in rows] == [
+            (1, "a", 2.0),
+            (2, "b", 2.0),
+        ] * is_told
 
 
 def test_a_number_of_experts_that_leaves_no_choice_tells_nothing():

@@ -64,7 +64,8 @@ def measure_specialisation(
       bits are above `null_high`. Fewer than six folds with tokens give no p.
 
     `profiles` has for each expert and class the share of its pairs (among those that have a class), and the lift: this
-    share by the class's share of the tokens, with its jackknife interval over folds.
+    share by the class's share of all pairs of the layer, with its jackknife interval over folds. Without regard to
+    tokens it is 1, also where tokens of some classes have more experts than others.
 
     Args:
         tally: of the tokens read.
@@ -180,11 +181,11 @@ def _list_information(labelling: _Labelling, null: _Null) -> list[Row]:
 def _list_profiles(tally: Tally, labelling: _Labelling) -> list[Row]:
     """Return a row for each layer, expert and class."""
 
-    def compute_lift(tokens: Table, pairs: Table) -> Floats:
-        share = divide_known(pairs, pairs.sum(0))
-        return divide_known(share, divide_known(tokens, tokens.sum())[:, None, None])
+    def compute_lift(pairs: Table) -> Floats:
+        by_layer = pairs.sum(2, keepdims=True)
+        return divide_known(divide_known(pairs, pairs.sum(0)), divide_known(by_layer, by_layer.sum(0)))
 
-    interval = estimate_jackknife_interval(compute_lift, [labelling.tokens, labelling.pairs])
+    interval = estimate_jackknife_interval(compute_lift, [labelling.pairs])
     pairs = labelling.pairs.sum(0)
     share = divide_known(pairs, pairs.sum(0))
     return [
