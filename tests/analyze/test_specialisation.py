@@ -114,9 +114,9 @@ def count_small_p(num_draws, **text):
 
 
 def test_moods_of_documents_are_no_specialisation():
-    counts, permuted = count_small_p(40, document_effect=2.0, tokens_per_document=64)
-    assert max(counts.values()) <= stats.binom.isf(0.0005, 40, 0.05)
-    assert permuted > stats.binom.isf(0.0005, 40, 0.05)  # pairs alone would announce it
+    counts, permuted = count_small_p(12, document_effect=4.0, tokens_per_document=64)
+    assert max(counts.values()) <= stats.binom.isf(0.0005, 12, 0.05)
+    assert permuted > stats.binom.isf(0.0005, 12, 0.05)  # pairs alone would announce it
 
 
 @pytest.mark.slow

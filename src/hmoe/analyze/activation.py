@@ -10,6 +10,7 @@ from hmoe.analyze.traced_text import Row
 from hmoe.statistics.jackknife import EstimateInterval, estimate_jackknife_interval
 
 _RARE = 0.01  # of what random routing gives
+_FEWEST_EXPECTED = 20  # tokens that random routing gives an expert which is called dead without them
 
 
 def measure_activation(tally: Tally) -> dict[str, list[Row]]:
@@ -18,7 +19,9 @@ def measure_activation(tally: Tally) -> dict[str, list[Row]]:
     The activation ratio of an expert is its pairs divided by tokens; that of a width the mean over its experts and
     layers; that of tokens their hidden units divided by all of a layer (table 3). The null is routing that gives each
     token as many experts as it has, drawn without regard to the token and to the expert: (experts per token) / experts
-    for ratios; shares of compute have none. Intervals leave out documents.
+    for ratios, the share of experts for shares of tokens, and the share of hidden units for shares of compute.
+    Intervals leave out documents. An expert without tokens is dead, or, if random routing gave it fewer than 20 too,
+    unseen; with less than a hundredth of what random routing gives it is rare.
     """
     return {
         "experts": _list_experts(tally),
@@ -30,47 +33,62 @@ def measure_activation(tally: Tally) -> dict[str, list[Row]]:
 
 
 def _list_experts(tally: Tally) -> list[Row]:
+    width_E = np.array(tally.widths)
     pairs_ZE, tokens = tally.pairs_by_fold.sum(0), int(tally.tokens_by_fold.sum())
     ratio = estimate_jackknife_interval(divide_known, [tally.pairs_by_fold, tally.tokens_by_fold])
     null_Z = divide_known(pairs_ZE.sum(1), tokens * len(tally.widths))
-    work_ZE = pairs_ZE * np.array(tally.widths)
-    compute_ZE = divide_known(work_ZE, work_ZE.sum(1, keepdims=True))
+    compute = estimate_jackknife_interval(
+        lambda pairs_ZE: divide_known(pairs_ZE * width_E, (pairs_ZE @ width_E)[:, None]),
+        [tally.pairs_by_fold],
+    )
+    compute_null_E = divide_known(width_E, width_E.sum())
     probability_ZE = divide_known(tally.probs_by_fold.sum(0), tokens)
-    rows = []
-    for layer, block in enumerate(tally.blocks):
-        for expert, width in enumerate(tally.widths):
-            place = (layer, expert)
-            is_rare = ratio.value[place] < _RARE * null_Z[layer]
-            rows.append({
-                "layer": layer, "block": block, "expert": expert, "width": width, "tokens": int(pairs_ZE[place]),
-                **name_interval(ratio, place, "ratio"), "ratio_null": clean_number(null_Z[layer]),
-                "compute_share": clean_number(compute_ZE[place]), "probability": clean_number(probability_ZE[place]),
-                "state": "dead" if pairs_ZE[place] == 0 else "rare" if is_rare else "",
-            })  # fmt: skip
-    return rows
+    return [
+        {
+            "layer": layer, "block": block, "expert": expert, "width": width, "tokens": int(pairs_ZE[layer, expert]),
+            **name_interval(ratio, (layer, expert), "ratio"), "ratio_null": clean_number(null_Z[layer]),
+            **name_interval(compute, (layer, expert), "compute_share"),
+            "compute_share_null": clean_number(compute_null_E[expert]),
+            "probability": clean_number(probability_ZE[layer, expert]),
+            "state": _name_state(int(pairs_ZE[layer, expert]), tokens * null_Z[layer]),
+        }
+        for layer, block in enumerate(tally.blocks)
+        for expert, width in enumerate(tally.widths)
+    ]  # fmt: skip
+
+
+def _name_state(tokens: int, expected: float) -> str:
+    """Return what is wrong with an expert that has so many tokens, and so many if routing were random."""
+    if not tokens:
+        return "dead" if expected >= _FEWEST_EXPECTED else "unseen"
+    return "rare" if tokens < _RARE * expected else ""
 
 
 def _list_widths(tally: Tally) -> list[Row]:
     widths, width_E = sorted(set(tally.widths)), np.array(tally.widths)
-    pairs_ZE, tokens = tally.pairs_by_fold.sum(0), tally.tokens_by_fold.sum()
-    work_E = (pairs_ZE * width_E).sum(0)
-    null = divide_known(pairs_ZE.sum(), tokens * pairs_ZE.size)
-    rows = []
-    for width in widths:
-        own_E = width_E == width
-        ratio = estimate_jackknife_interval(
-            lambda pairs, count, own_E=own_E: divide_known(
-                pairs[:, own_E].sum(), count * own_E.sum() * len(pairs)
-            ),
-            [tally.pairs_by_fold, tally.tokens_by_fold],
-        )
-        rows.append({
-            "width": width, "num_experts": int(own_E.sum()), **name_interval(ratio, (), "ratio"),
-            "ratio_null": clean_number(null),
-            "token_share": clean_number(divide_known(pairs_ZE[:, own_E].sum(), pairs_ZE.sum())),
-            "compute_share": clean_number(divide_known(work_E[own_E].sum(), work_E.sum())),
-        })  # fmt: skip
-    return rows
+    own_WE = np.array(widths)[:, None] == width_E
+    tables = [tally.pairs_by_fold, tally.tokens_by_fold]
+    ratio = estimate_jackknife_interval(
+        lambda pairs, tokens: divide_known(own_WE @ pairs.sum(0), tokens * own_WE.sum(1) * len(pairs)), tables
+    )
+    token_share = estimate_jackknife_interval(
+        lambda pairs: divide_known(own_WE @ pairs.sum(0), pairs.sum()), tables[:1]
+    )
+    compute_share = estimate_jackknife_interval(
+        lambda pairs: divide_known(own_WE @ (pairs.sum(0) * width_E), pairs.sum(0) @ width_E), tables[:1]
+    )
+    pairs_ZE = tally.pairs_by_fold.sum(0)
+    null = divide_known(pairs_ZE.sum(), tally.tokens_by_fold.sum() * pairs_ZE.size)
+    return [
+        {
+            "width": width, "num_experts": int(own_E.sum()),
+            **name_interval(ratio, (place,), "ratio"), "ratio_null": clean_number(null),
+            **name_interval(token_share, (place,), "token_share"), "token_share_null": clean_number(own_E.mean()),
+            **name_interval(compute_share, (place,), "compute_share"),
+            "compute_share_null": clean_number(divide_known(width_E[own_E].sum(), width_E.sum())),
+        }
+        for place, (width, own_E) in enumerate(zip(widths, own_WE, strict=True))
+    ]  # fmt: skip
 
 
 def _list_layers(tally: Tally) -> list[Row]:
@@ -120,9 +138,11 @@ def _list_domains(tally: Tally) -> list[Row]:
         interval = estimate_jackknife_interval(
             lambda pairs, count: divide_known((pairs * width_E).sum(), count * whole), [pairs, tokens]
         )
+        experts = divide_known(pairs.sum(), tokens.sum() * len(tally.blocks))
         rows.append({
             "domain": name, "tokens": int(tokens.sum()),
             "activated_ratio": clean_number(interval.value), **_name_ends(interval, ()),
+            "null": clean_number(experts / len(tally.widths)), "experts_per_token": clean_number(experts),
         })  # fmt: skip
     return rows
 

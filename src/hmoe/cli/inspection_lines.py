@@ -91,10 +91,11 @@ def _lay_out_widths(rows: Rows) -> Table:
 
 
 def _describe_experts(tables: Mapping[str, Rows]) -> Iterator[str]:
-    for state in ("dead", "rare"):
+    for state in ("dead", "rare", "unseen"):
         named = [f"{row['layer']}:{row['expert']}" for row in tables["experts"] if row["state"] == state]
         if named:
-            yield f"{state:11s} experts (layer:expert) on this text: {', '.join(named)}"
+            why = ", too short to tell more" if state == "unseen" else ""
+            yield f"{state:11s} experts (layer:expert) on this text{why}: {', '.join(named)}"
     if not any(row["state"] for row in tables["experts"]):
         yield "idle        every expert serves at least 1% of what random routing would give it"
     yield from _describe_redundancy(tables)
