@@ -163,6 +163,82 @@ def test_the_same_function_by_other_weights_is_redundant() -> None:
     assert list_redundant(rows) == [(1, 0, 1)]
 
 
+def compare_planted_pair(change: str) -> Row:
+    """The row of two experts of which the second is the first, changed."""
+    planted = build_planted_model("noise", 0, {"widths": [32, 32, 12]})
+    layer: Any = planted.model.blocks[1].ffn
+    (gate, up, down), (own_gate, own_up, own_down) = layer.expert(0), layer.expert(1)
+    down.mul_(0.3)
+    first_half, most = slice(0, 16), slice(0, 20)
+    if change == "half of the units silent in each":
+        own_gate.copy_(gate)
+        own_up.copy_(up)
+        own_down.copy_(down)
+        down[:, first_half] = 0.0
+        own_down[:, 16:] = 0.0
+    elif change == "most units":
+        own_down.mul_(0.3)
+        own_gate[most], own_up[most] = gate[most], up[most]
+        own_down[:, most] = down[:, most]
+    else:
+        signs = {"both signs": (-1, -1), "sign of down": (1, -1), "sign of up": (-1, 1)}[change]
+        own_gate.copy_(gate)
+        own_up.copy_(signs[0] * up)
+        own_down.copy_(signs[1] * down)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 8))["redundancy"]
+    return next(row for row in rows if (row["layer"], row["expert_a"], row["expert_b"]) == (1, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "cosine", "cka", "is_weight_alike", "expected"),
+    [
+        ("both signs", (0.999, 1.001), (0.999, 1.001), False, True),  # by outputs alone: weights show nothing
+        ("sign of down", (-1.001, -0.999), (0.999, 1.001), True, True),  # by CKA and weights alone
+        ("sign of up", (-1.001, -0.999), (0.999, 1.001), False, False),  # CKA alone is not enough
+        ("half of the units silent in each", (-0.5, 0.5), (0, 0.8), True, False),  # nor are weights
+        ("most units", (0.5, 0.9), (0, 0.9), True, False),  # nor outputs that are somewhat alike
+    ],
+)
+def test_each_half_of_the_rule_by_a_planted_pair(
+    change: str, cosine: tuple[float, float], cka: tuple[float, float], is_weight_alike: bool, expected: bool
+) -> None:
+    row = compare_planted_pair(change)
+    assert cosine[0] <= row["output_cosine"] <= cosine[1]
+    assert cka[0] <= row["cka"] <= cka[1]
+    null = row["weight_cosine_null"]
+    assert (row["weight_cosine"] > (1 + null) / 2) is is_weight_alike
+    assert row["is_redundant"] is expected
+
+
+@pytest.mark.parametrize(
+    ("cosine", "cka", "cka_null", "weight_cosine", "expected"),
+    [
+        (0.91, 0.1, 0.2, 0.0, True),
+        (0.91, None, None, None, True),
+        (0.9, 0.1, 0.2, 0.0, False),
+        (None, 0.91, 0.2, 0.61, True),
+        (0.0, 0.91, None, 0.61, True),
+        (0.0, 0.9, 0.2, 0.61, False),
+        (0.0, 0.91, 0.92, 0.61, False),
+        (0.0, 0.93, 0.92, 0.61, True),
+        (0.0, 0.91, 0.2, 0.6, False),  # half way from 0.2 to 1
+        (0.0, None, 0.2, 0.61, False),
+        (0.0, 0.91, 0.2, None, False),
+        (None, None, None, None, False),
+    ],
+)
+def test_the_rule_at_its_limits(
+    cosine: float | None,
+    cka: float | None,
+    cka_null: float | None,
+    weight_cosine: float | None,
+    expected: bool,
+) -> None:
+    row: Row = {"output_cosine": cosine, "cka": cka, "cka_null": cka_null}
+    row |= {"weight_cosine": weight_cosine, "weight_cosine_null": None if weight_cosine is None else 0.2}
+    assert redundancy._is_redundant(row) is expected
+
+
 def test_experts_that_give_nothing_or_serve_nobody_have_no_numbers() -> None:
     planted = build_planted_model("dead", 0)
     dead = planted.truth["expert"]
