@@ -130,7 +130,7 @@ def inspect_text(
     ids = chosen or _choose_tokens(reading.tally)
     tables |= describe_tokens(reading.tally, ids, types.texts)
     if options.sample_tokens:
-        tables |= _measure_sample(opened, reading, tables, report)
+        tables |= _measure_sample(opened, reading, options, tables, report)
     return Inspection(
         {
             "format": FORMAT,
@@ -230,20 +230,25 @@ def _measure_sums(
 
 
 def _measure_sample(
-    opened: OpenedModel, reading: TextReading, tables: Mapping[str, list[Row]], report: Report
+    opened: OpenedModel,
+    reading: TextReading,
+    options: InspectionOptions,
+    tables: Mapping[str, list[Row]],
+    report: Report,
 ) -> dict[str, list[Row]]:
     """Return the tables for which the model reads a sample of the windows again."""
     windows = reading.windows.list_windows()
     redundancy = measure_redundancy(
-        opened.model, windows, lambda done, total: report("comparing experts' outputs", done, total)
+        opened.model,
+        windows,
+        lambda done, total: report("comparing experts' outputs", done, total),
+        most_tokens=options.sample_tokens,
     )
     worth = measure_worth(
         opened.model, windows, lambda done, total: report("leaving out one expert after another", done, total)
     )
-    # Outputs have no null, and the plain test alone finds what is not there: its p stands as p_mantel.
-    plain = [row | {"p": None} for row in measure_size_test(redundancy["redundancy"], "output_distance")]
-    size_tests = [*tables["size_tests"], *plain]
-    return {**redundancy, **worth, "size_tests": size_tests}
+    by_outputs = measure_size_test(redundancy["redundancy"], "output_distance")
+    return {**redundancy, **worth, "size_tests": [*tables["size_tests"], *by_outputs]}
 
 
 def _find_chosen(types: TokenTypes, chosen: tuple[str, ...]) -> list[int]:
