@@ -11,6 +11,8 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+from hmoe.cli import inspection_lines
+from hmoe.cli.inspection_lines import list_inspection_lines
 from hmoe.cli.main import run_command_line
 from tests.conftest import sentences
 from tests.train.helpers import run
@@ -79,7 +81,8 @@ def test_json_is_the_record(trained: Path, tmp_path: Path, capfd: pytest.Capture
     assert "worth" not in record["tables"]
     assert record["next"] == [f"hmoe inspect {trained} 'She was not at home.'"]
     assert not list((tmp_path / "o").glob("*.svg"))
-    look(capfd, *words)  # again into a folder of its own
+    _, err = look(capfd, *words)  # again into a folder of its own
+    assert f"will replace the inspection of {text} ({record['text']['tokens']:,} tokens)" in err
     (tmp_path / "o" / "mine.txt").write_text("mine")
     look(capfd, *words[:-4], "--out", str(tmp_path / "o"), "--figures", "svg")
     assert (tmp_path / "o" / "widths.svg").is_file()
@@ -107,8 +110,21 @@ def test_chosen_tokens_and_senses(trained: Path, tmp_path: Path, capfd: pytest.C
         str(tmp_path / "o"),
     ]
     out, _ = look(capfd, *words, "--token", "e", "--token", "q", "--senses", str(senses), "--json")
-    tables = json.loads(out)["tables"]
+    record = json.loads(out)
+    tables = record["tables"]
     assert {row["text"] for row in tables["chosen_tokens"]} == {"e", "q"}
+    lines = list_inspection_lines(record, [], None)
+    start = next(i for i, line in enumerate(lines) if line.startswith("token type"))
+    for line, text in zip(lines[start + 1 :], "eq", strict=False):
+        whole = next(r for r in tables["chosen_tokens"] if r["text"] == text and r["layer"] is None)
+        assert line.startswith(repr(text))
+        assert f" {whole['count']:,} " in line
+        if whole["count"]:
+            most = max(
+                (r for r in tables["chosen_tokens"] if r["text"] == text and r["layer"] == 1),
+                key=lambda r: r["share"],
+            )
+            assert f"1:{most['expert']} {most['share']:.0%}" in line
     assert any(row["feature"] == "senses" for row in tables["difficulty_curves"])
 
 
@@ -120,6 +136,10 @@ def test_chosen_tokens_and_senses(trained: Path, tmp_path: Path, capfd: pytest.C
         (["--text-field", "a"], "--text-field has no effect without --text"),
         (["--limit", "3"], "--limit has no effect without --tasks"),
         (["--tasks", "piqa", "--text", "x"], "--text has no effect with --tasks"),
+        (
+            ["--tasks", "piqa", "--tokens", "9"],
+            "--tokens: with --tasks name the number of questions by --limit",
+        ),
         (["some text", "--window", "8"], "--window has no effect with TEXT"),
         (["some text", "--sample", "8"], "--sample has no effect with TEXT"),
         (["some text", "--token", "0", "--token", "1"], "--token: with TEXT it names one token"),
@@ -135,7 +155,7 @@ def test_errors_are_one_line(
     assert run_command_line(["inspect", str(trained), *words]) in (2, 3)
     err = capfd.readouterr().err
     assert message in err
-    assert len([line for line in err.splitlines() if line.startswith("hmoe: ")]) == 1
+    assert len([line for line in err.splitlines() if line.startswith("hmoe: error")]) == 1
     assert "Traceback" not in err
 
 
@@ -152,8 +172,31 @@ def test_a_missing_extra_is_one_line(
     assert "need the plot extra: pip install" in err
 
 
+def describe_worth(*rows: tuple[float, float | None]) -> list[str]:
+    """The lines on worth, of experts 0:0, 0:1 and so on with a difference and a p."""
+    place = dict(layer=0, width=8, low=-1.0, high=1.0)
+    worth = [place | dict(expert=e, difference=d, p=p) for e, (d, p) in enumerate(rows)]
+    return list(inspection_lines._describe_worth({"worth": worth}))
+
+
+def test_experts_that_are_worth_nothing_are_named() -> None:
+    most, unknown, least = describe_worth((0.5, 0.01), (0.0002, 1.0), (-0.3, 0.2), (0.01, 0.03))
+    assert "most: expert 0:0 of 8 units" in most
+    assert "of 2 of 4 experts it is not shown" in unknown
+    assert "least, as measured: expert 0:1 of 8 units; without it the loss changes by +0.0002" in least
+    assert describe_worth() == []
+    unknown, least = describe_worth((0.5, None))
+    assert "of 1 of 1 experts it is not shown" in unknown
+    most, least = describe_worth((0.5, 0.01), (0.4, 0.01))
+    assert ("0:0" in most, "0:1" in least) == (True, True)
+
+
 def test_a_dense_run_has_nothing_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run(tmp_path / "d", "train.steps=1", recipe="tiny-dense")
+    capfd.readouterr()
+    out, _ = look(capfd, str(tmp_path / "d"), "abc")
+    assert "a dense model: there are no experts" in out
+    assert "activated" not in out
     _, err = look(capfd, str(tmp_path / "d"), code=2)
     assert "is dense and has no experts to look at" in err
 

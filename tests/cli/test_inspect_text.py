@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hmoe.cli.main import run_command_line
+from hmoe.runs.open_model import open_model
 from tests.cli.test_first_screen import show_on_terminal
 from tests.train.helpers import run
 
@@ -31,6 +32,16 @@ def test_a_pipe_gets_a_table_without_colours(trained: Path, capfd: pytest.Captur
     assert "\x1b" not in out
     rows = [line.split() for line in out.splitlines()[1:5]]
     assert [row[:2] for row in rows] == [["0", "'a'"], ["1", "'b'"], ["2", "'"], ["3", "'c'"]]
+
+
+def test_more_tokens_than_the_model_was_made_for_are_noted(
+    trained: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    context = open_model(trained, lambda line: None).context_length
+    for length, is_noted in ((context, False), (context + 1, True)):
+        assert run_command_line(["inspect", str(trained), "a" * length]) == 0
+        note = f"reads {length:,} tokens at once, more than the {context:,} that the model was made for"
+        assert (note in capfd.readouterr().err) is is_noted
 
 
 def test_json_is_exact(trained: Path, capfd: pytest.CaptureFixture[str]) -> None:

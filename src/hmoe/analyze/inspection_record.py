@@ -63,7 +63,7 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
     """Return sentences on what intervals and nulls mean, and on what was left out."""
     counts = reading.counts
     notes = [
-        f"intervals (95%) leave out documents, in {int((reading.tally.tokens_by_fold > 0).sum())} groups; "
+        f"intervals (95%) leave out documents, in groups: {int((reading.tally.tokens_by_fold > 0).sum())}; "
         "random routing gives each token as many experts: any of them alike for what is by expert, layer and width, "
         "elsewhere so that each expert serves as many tokens too, whatever the token is",
         "first tokens of windows, which have no context, and separators count in activation and domains, not in what "
@@ -77,8 +77,8 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
     if sample_tokens:
         windows = reading.windows.tokens
         notes.append(
-            f"outputs, redundancy and worth of experts are of a sample: {len(windows):,} windows, "
-            f"{int((windows >= 0).sum()):,} tokens"
+            f"outputs, redundancy and worth of experts are of a sample of the windows: "
+            f"{int((windows >= 0).sum()):,} tokens in {len(windows):,}"
         )
     if counts.units < 2:
         notes.append("a single document has no intervals")

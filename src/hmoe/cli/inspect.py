@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmoe.cli.arguments import AnyModel, AsJson
-from hmoe.cli.inspection_files import FOLDER, RECORD, STATE, write_inspection
+from hmoe.cli.inspection_files import FOLDER, RECORD, STATE, describe_earlier, write_inspection
 from hmoe.cli.inspection_lines import list_inspection_lines
 from hmoe.cli.inspection_source import read_held_out_source, read_question_source, read_text_source
 from hmoe.cli.next_steps import NextStep, make_step, name_path, print_report
@@ -55,7 +55,7 @@ _Window = Annotated[
 ]
 _MostTokens = Annotated[
     int | None,
-    typer.Option("--tokens", min=1, help="Read about so many tokens, whole documents. Default: all."),
+    typer.Option("--tokens", min=1, help="Read about so many tokens of text, whole documents. Default: all."),
 ]
 _Sample = Annotated[
     int | None,
@@ -109,27 +109,34 @@ def inspect_folder(
         _refuse_flags({"--benchmarks": benchmarks, "--limit": limit}, "without --tasks")
     else:
         _refuse_flags({"--text": text, "--text-field": text_field}, "with --tasks")
+        if most_tokens is not None:
+            raise ConfigError("--tokens: with --tasks name the number of questions by --limit")
     if text_field and not text:
         raise ConfigError("--text-field has no effect without --text; remove it or name a text")
     _check_plot_extra()
     forms = _read_forms(figures or "svg")
     names = _read_names(tasks)
     from hmoe.analyze.inspection import InspectionOptions, inspect_text
+    from hmoe.cli.inspect_text import note_long_window
     from hmoe.runs.open_model import open_model
 
     selection = _select(names, benchmarks) if names else None  # before a large model is read
     opened = open_model(run, print_note)
     folder = _choose_folder(opened, out)
     length = window or (opened.context_length if opened.run else min(opened.context_length, _HF_WINDOW))
+    note_long_window(length, opened)
     num_sampled = _SAMPLE_TOKENS if sample is None else sample
     options = InspectionOptions(length, most_tokens, num_sampled, chosen=tuple(token or ()))
     source = _choose_source(opened, run, text, text_field, selection, limit)
+    senses_V = _read_senses(senses, opened)
+    earlier = None if folder is None else describe_earlier(folder)
+    if earlier is not None:
+        print_note(f"{folder}: will replace the inspection of {earlier}; --out DIR keeps both")
     with ProgressBar() as bar:
 
         def report(task: str, done: int, total: int | None) -> None:
             bar.update(task, done, total, [task, f"{done:,} tokens"] if task == "reading" else task)
 
-        senses_V = _read_senses(senses, opened)
         state = None if folder is None else folder / STATE
         # Tasks first: one that cannot be measured is told before the long reading.
         by_task = {} if selection is None else _measure_tasks(opened, selection, length, limit, report)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.errors import ConfigError
 
@@ -31,6 +32,7 @@ def print_text(opened: "OpenedModel", text: str, token: str | None, as_json: boo
     from hmoe.analyze.show import list_token_values, show_text
 
     shown = show_text(opened.model, opened.tokenizer, text, begin=opened.begin)
+    note_long_window(len(shown.tokens), opened)
     chosen = None if token is None else _choose_token(shown, token)
     if as_json:
         values = list_token_values(shown)
@@ -46,6 +48,14 @@ def print_text(opened: "OpenedModel", text: str, token: str | None, as_json: boo
         typer.echo(render_table(_lay_out_tokens(shown)), nl=False)
     if chosen is not None:
         typer.echo("\n".join(_draw_token(shown, chosen)))
+
+
+def note_long_window(length: int, opened: "OpenedModel") -> None:
+    """Say so where a model reads more tokens at once than in training: what it does there is no measure of it."""
+    if length > opened.context_length:
+        print_note(
+            f"reads {length:,} tokens at once, more than the {opened.context_length:,} that the model was made for"
+        )
 
 
 def _has_colours() -> bool:
@@ -85,7 +95,13 @@ def _lay_out_tokens(shown: "ShownText") -> Table:
         Column("nll", "nll", "{:.2f}".format),
         Column("experts", "experts by layer", str, is_text=True),
     ]
-    return Table(columns, rows, ["activated: share of all experts' hidden units, mean over MoE layers"])
+    if not shown.trace.blocks:
+        return Table(columns[:2] + columns[3:4], rows, ["a dense model: there are no experts"])
+    legend = [
+        "activated: share of all experts' hidden units, mean over MoE layers",
+        "experts: their numbers in one MoE layer after another, joined by + where several serve the token",
+    ]
+    return Table(columns, rows, legend)
 
 
 def _draw_token(shown: "ShownText", token: "ShownToken") -> list[str]:

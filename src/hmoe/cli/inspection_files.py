@@ -34,6 +34,15 @@ def write_inspection(inspection: "Inspection", folder: Path, forms: Sequence[str
     return names
 
 
+def describe_earlier(folder: Path) -> str | None:
+    """Return which text an earlier inspection in a folder is of; None without one."""
+    try:
+        text = json.loads((folder / RECORD).read_bytes())["text"]
+        return f"{text['source']} ({text['tokens']:,} tokens)"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier inspection wrote, its record first: tables of two texts must not stand side by side."""
     try:

@@ -31,6 +31,8 @@ def list_inspection_lines(
         _lay_out_specialisation(tables["specialisation"]),
     ):
         lines += ["", *render_table(table).rstrip("\n").split("\n")] if table.rows else []
+    if record["options"]["chosen"]:
+        lines += ["", *render_table(_lay_out_chosen(tables["chosen_tokens"])).rstrip("\n").split("\n")]
     if tables.get("tasks"):
         lines += ["", *render_table(_lay_out_tasks(tables["tasks"])).rstrip("\n").split("\n")]
         lines += _wrap(_describe_task_differences(tables["task_differences"]))
@@ -109,10 +111,11 @@ def _describe_redundancy(tables: Mapping[str, Rows]) -> Iterator[str]:
     pairs = [row for row in tables["redundancy"] if row["is_redundant"]]
     named = ", ".join(f"{row['layer']}:{row['expert_a']} and {row['expert_b']}" for row in pairs[:8])
     more = f" and {len(pairs) - 8} more pairs" if len(pairs) > 8 else ""
+    tokens = max((row["tokens"] for row in tables["redundancy"]), default=0)
     yield (
         f"redundant   {named}{more}"
         if pairs
-        else "redundant   no two experts of a layer are found to compute the same"
+        else f"redundant   no two experts of a layer are found to compute the same, on {tokens:,} tokens"
     )
 
 
@@ -177,24 +180,52 @@ def _lay_out_specialisation(rows: Rows) -> Table:
         Column("null_mean", "random", "{:.4f}".format),
         Column("p", "p", "{:.3f}".format),
     ]
-    return Table(columns, [row for row in rows if row["layer"] is None and row["bits"] is not None])
+    # Of a single class, such as one domain, nothing can be told, and there is no null.
+    return Table(columns, [row for row in rows if row["layer"] is None and row["null_mean"] is not None])
+
+
+def _lay_out_chosen(rows: Rows) -> Table:
+    """Return token types that were asked for, with the experts that have most of their pairs."""
+    columns = [
+        Column("text", "token type", repr, is_text=True),
+        Column("count", "tokens", "{:,}".format),
+        Column("activated_ratio", "activated", "{:.2%}".format),
+        Column("nll", "nll", "{:.2f}".format),
+        Column("experts", "experts (layer:expert share)", str, is_text=True),
+    ]
+    shown = []
+    for whole in rows:
+        if whole["layer"] is not None:
+            continue
+        own = [row for row in rows if row["token"] == whole["token"] and row["share"] is not None]
+        layers = dict.fromkeys(row["layer"] for row in own)
+        most = [max((r for r in own if r["layer"] == layer), key=lambda r: r["share"]) for layer in layers]
+        experts = "  ".join(f"{row['layer']}:{row['expert']} {row['share']:.0%}" for row in most)
+        shown.append(whole | {"experts": experts or "none"})
+    return Table(columns, shown, ["share: of the token's pairs in the layer, of the expert that has most"])
 
 
 def _describe_worth(tables: Mapping[str, Rows]) -> Iterator[str]:
-    rows = tables.get("worth", ())
-    known = [row for row in rows if row["p"] is not None and row["p"] <= 0.05]
-    if rows and not known:
-        yield "worth       of no expert it is shown that the loss changes without it (Holm's correction over all)"
-    if not known:
+    rows = [row for row in tables.get("worth", ()) if row["difference"] is not None]
+    if not rows:
         return
-    best = max(known, key=lambda row: row["difference"])
-    least = min(known, key=lambda row: row["difference"])
-    shown = [("most", best), *([("least", least)] if least is not best else [])]
-    for word, row in shown:
+    known = [row for row in rows if row["p"] is not None and row["p"] <= 0.05]
+    if known:
+        best = max(known, key=lambda row: row["difference"])
+        yield f"worth       most: {_describe_loss(best)}"
+    if len(known) < len(rows):
         yield (
-            f"worth       {word}: expert {row['layer']}:{row['expert']} of {row['width']:,} units; without it the loss "
-            f"changes by {row['difference']:+.4f}{_show_span(row, '+.4f')} nats per token"
+            f"worth       of {len(rows) - len(known)} of {len(rows)} experts it is not shown that the loss changes "
+            "without them (p above 5% after Holm's correction over all)"
         )
+    yield f"worth       least, as measured: {_describe_loss(min(rows, key=lambda row: abs(row['difference'])))}"
+
+
+def _describe_loss(row: Mapping[str, Any]) -> str:
+    return (
+        f"expert {row['layer']}:{row['expert']} of {row['width']:,} units; without it the loss "
+        f"changes by {row['difference']:+.4f}{_show_span(row, '+.4f')} nats per token"
+    )
 
 
 def _lay_out_tasks(rows: Rows) -> Table:
