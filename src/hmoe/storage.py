@@ -37,18 +37,32 @@ def check_unused_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: exists and is not empty; choose another folder")
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one rename, both flushed to disk."""
+@contextlib.contextmanager
+def open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Give a file to write into, which replaces `path` in one rename when the context ends without an error.
+
+    Both the file and the rename are flushed to disk. After an error `path` is as it was.
+    """
     # In the same folder, because a rename does not reach across file systems.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            yield file
         flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_to_disk(path.parent)  # without it the rename itself may be lost in a power cut
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` in one rename, both flushed to disk."""
+    with open_atomic(path) as file:
+        file.write(content)
 
 
 def hash_file(path: Path) -> str:

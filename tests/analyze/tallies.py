@@ -34,7 +34,7 @@ def tally_tokens(
         own = document_T == document
         fold = document % tally.num_folds
         types = np.bincount(type_T[own], minlength=tally.vocab)
-        pairs = np.zeros_like(tally.pairs)
+        pairs = np.zeros(tally.pairs.shape, np.int64)
         for token_type, experts_ZE in zip(type_T[own], experts_TZE[own], strict=True):
             pairs[:, :, token_type] += experts_ZE
             for layer, count in enumerate(experts_ZE.sum(1).tolist()):
@@ -45,8 +45,9 @@ def tally_tokens(
         tally.types_by_fold[fold] += types
         tally.pairs_by_fold[fold] += pairs.sum(-1)
         tally.pairs += pairs
-        tally.pair_squares += np.square(pairs)
-        tally.pair_products += pairs * types
+        cells = np.arange(pairs.size)
+        tally.pair_squares.add(cells, np.square(pairs).ravel())
+        tally.pair_products.add(cells, (pairs * types).ravel())
         tally.type_squares += np.square(types)
         for name, class_V in tally.labels.items():
             for label_class in range(int(class_V.max()) + 1):

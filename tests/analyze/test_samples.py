@@ -1,6 +1,10 @@
 """Bounded samples of positions and windows: uniform, the same however a text is cut, resumable."""
 
+import itertools
+from typing import Any
+
 import numpy as np
+import torch
 
 from hmoe.analyze.documents import encode_documents
 from hmoe.analyze.planted import iterate_parts, plant_routing
@@ -8,8 +12,10 @@ from hmoe.analyze.positions import MOST_POSITIONS, ExpertPositions
 from hmoe.analyze.reading import WindowBatch, WindowReader
 from hmoe.analyze.reading_state import ReadingState
 from hmoe.analyze.token_types import describe_token_types
+from hmoe.analyze.traced_text import TokenPlaces, TracedText
 from hmoe.analyze.window_sample import WindowSample
 from hmoe.data.tokenizer import ByteTokenizer
+from hmoe.model.trace import RoutingTrace
 
 PLANTED = plant_routing("noise", 1, widths=(4, 6, 8), num_documents=30, tokens_per_document=100)
 
@@ -46,6 +52,54 @@ def test_positions_do_not_depend_on_passes_or_on_interruptions() -> None:
     }
     np.testing.assert_array_equal(places["a"], places["b"])
     np.testing.assert_array_equal(places["a"], places["c"])
+
+
+def list_texts(size: int, cut_at: int | None = None) -> list[list[Any]]:
+    return [
+        [row[name] for name in ("layer", "expert", "place", "left", "text", "right")]
+        for row in collect(size, cut_at).list_rows(_Numbers())
+    ]
+
+
+class _Numbers(ByteTokenizer):
+    """Writes ids as numbers."""
+
+    def decode(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids))
+
+
+def test_contexts_reach_over_passes_and_interruptions() -> None:
+    whole = list_texts(len(PLANTED.text.trace.tokens_T))
+    assert sum(len(row[3].split()) == len(row[5].split()) == 12 for row in whole) > 50
+    for size in (64, 128, 640):
+        assert list_texts(size) == whole
+        assert all(list_texts(size, cut_at) == whole for cut_at in (1, 3))
+
+
+def test_contexts_reach_over_passes_of_few_tokens() -> None:
+    """The last pass of a stream may be as short as one token."""
+    tokens = np.arange(60)
+    document = np.repeat([0, 1], [37, 23])
+    positions = ExpertPositions(1, 1)
+    for start, stop in itertools.pairwise([0, 10, 11, 13, 16, 33, 34, 36, 37, 40, 60]):
+        positions.update(trace_all(tokens[start:stop], document[start:stop]))
+    for slot in range(MOST_POSITIONS):
+        place = int(positions.place[0, slot])
+        around = range(place - 12, place + 13)
+        own = [i if 0 <= i < 60 and document[i] == document[place] else -1 for i in around]
+        assert positions.context[0, slot].tolist() == own
+
+
+def trace_all(token_T: np.ndarray, document_T: np.ndarray) -> TracedText:
+    """One expert serves every token."""
+    size = len(token_T)
+    zeros, no = np.zeros(size, np.int64), np.zeros(size, np.bool_)
+    trace = RoutingTrace(
+        torch.from_numpy(token_T), (0,), (4,), torch.zeros(size, dtype=torch.int64),
+        torch.arange(size), torch.zeros(size, dtype=torch.int64), torch.ones(size), torch.ones(1, size, 1),
+        torch.zeros(size), torch.full((1, size), 4.0),
+    )  # fmt: skip
+    return TracedText(trace, TokenPlaces(document_T, zeros, no, no, zeros))
 
 
 def test_positions_are_spread_over_the_text() -> None:

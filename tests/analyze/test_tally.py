@@ -8,7 +8,8 @@ import pytest
 
 from hmoe import ConfigError
 from hmoe.analyze.planted import PlantedText, iterate_parts, plant_routing
-from hmoe.analyze.tally import MAX_FOLDS, MIN_FOLDS, Tally, divide_known
+from hmoe.analyze.tally import Tally, divide_known
+from hmoe.analyze.tally_memory import MAX_FOLDS, MIN_FOLDS, estimate_tally_bytes
 from tests.analyze.helpers import sum_up
 
 PLANTED = plant_routing("digits", 3, widths=(4, 0, 6), num_documents=41, tokens_per_document=23, vocab=40)
@@ -84,6 +85,9 @@ def test_every_table_is_what_slow_loops_count() -> None:
     tally = sum_up(PLANTED)
     expected = SlowCounts(PLANTED, tally.num_folds).counts
     arrays = tally.list_arrays()
+    for name in ("pair_squares", "pair_products"):
+        assert not len(arrays.pop(f"{name}.overflows"))
+        arrays[name] = arrays.pop(f"{name}.rest")
     tables = {name for name in arrays if name not in ("position", "open_cells", "open_types")}
     assert tables == set(expected)
     for name in sorted(tables):
@@ -121,6 +125,35 @@ def test_a_restored_tally_goes_on_in_the_middle_of_a_document() -> None:
 def test_folds_are_as_many_as_large_vocabularies_leave_room_for() -> None:
     assert Tally((4,), (0,), 1000, {}).num_folds == MAX_FOLDS
     assert MIN_FOLDS <= Tally((4,), tuple(range(30)), 120_000, {}).num_folds < MAX_FOLDS
+
+
+@pytest.mark.parametrize(("num_layers", "vocab"), [(2, 40), (30, 3000)])
+def test_the_estimated_bytes_are_those_of_the_tables(num_layers: int, vocab: int) -> None:
+    labels = {"sizes": np.arange(vocab) % 7 - 1, "ends": np.arange(vocab) % 2}
+    tally = Tally((4, 0, 6), tuple(range(num_layers)), vocab, labels)
+    tables = [table for name, table in tally.list_arrays().items() if name != "position"]
+    expected = estimate_tally_bytes(num_layers, 3, vocab, {"sizes": 6, "ends": 2})
+    assert sum(table.nbytes for table in tables) == expected
+
+
+def test_tables_that_do_not_fit_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmoe.analyze.tally_memory.read_available_bytes", lambda: 10_000_000_000)
+    monkeypatch.setattr(np, "zeros", lambda *_: pytest.fail("a table was made"))
+    with pytest.raises(ConfigError) as error:
+        Tally((8,) * 128, tuple(range(48)), 151_936, {})
+    assert "48 MoE layers x 128 experts x 151,936 token types need 11.8 GB" in str(error.value)
+    assert "10.0 GB are available" in str(error.value)
+
+
+def test_more_tokens_of_a_type_than_four_bytes_count_are_refused() -> None:
+    tally = sum_up(PLANTED)
+    tally.tokens_by_fold[0] += 2**31
+    tally.update(PLANTED.text)  # of many types, none of which is so frequent
+    tally.types_by_fold[1, 7] = 2**31 - 900
+    before = tally.pairs.copy()
+    with pytest.raises(ConfigError, match=r"token type 7 occurs 2,147,48\d,\d{3} times .* at most 2,147,483,647"):
+        tally.update(PLANTED.text)
+    np.testing.assert_array_equal(tally.pairs, before)
 
 
 def test_a_dense_model_is_refused() -> None:

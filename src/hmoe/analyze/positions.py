@@ -11,28 +11,35 @@ from hmoe.data.tokenizer import Tokenizer
 
 MOST_POSITIONS = 16  # of an expert in a layer
 _CONTEXT = 12  # tokens on each side
+_NO_RANK = np.iinfo(np.uint64).max  # of a slot that holds nothing
 
 
 class ExpertPositions:
     """A uniform sample of the ordinary tokens that each expert served, MOST_POSITIONS for each layer and expert.
 
     Every pair gets a number from a hash of where it stands, and those with the smallest numbers are kept: the same ones
-    however the text is cut into passes.
+    however the text is cut into passes. Their context is of the same document (block of a long one) and reaches over
+    the ends of passes.
     """
 
     def __init__(self, num_layers: int, num_experts: int) -> None:
         self._num_cells, self._num_experts = num_layers * num_experts, num_experts
         shape = (self._num_cells, MOST_POSITIONS)
-        self.rank = np.full(shape, np.iinfo(np.uint64).max, np.uint64)
+        self.rank = np.full(shape, _NO_RANK, np.uint64)
         self.document = np.zeros(shape, np.int64)
         self.place = np.zeros(shape, np.int64)
         self.context = np.full((*shape, 2 * _CONTEXT + 1), -1, np.int64)
         self.gate, self.nll, self.units = (np.zeros(shape) for _ in range(3))
+        self.last_tokens = self.last_documents = np.zeros(0, np.int64)  # those before the next pass
         self._num_tokens = 0
 
     def update(self, text: TracedText) -> None:
         """Take in the tokens of some windows."""
         trace, places = text.trace, text.places
+        self._fill_right(trace.tokens_T.numpy(), places.document_T)
+        num_before = len(self.last_tokens)
+        token_C = np.concatenate([self.last_tokens, trace.tokens_T.numpy()])
+        document_C = np.concatenate([self.last_documents, places.document_T])
         layer_N, token_N = trace.layer_N.numpy(), trace.token_N.numpy()
         cell_N = layer_N * self._num_experts + trace.expert_N.numpy()
         place_N = self._num_tokens + token_N
@@ -45,10 +52,20 @@ class ExpertPositions:
             token = token_N[pair]
             self.rank[slot], self.place[slot] = rank_N[pair], place_N[pair]
             self.document[slot] = places.document_T[token]
-            self.context[slot] = _cut_context(trace.tokens_T.numpy(), places.document_T, token)
+            self.context[slot] = _cut_context(token_C, document_C, num_before + token)
             self.gate[slot] = trace.gate_N[pair]
             self.nll[slot], self.units[slot] = trace.nll_T[token], trace.width_ZT[layer_N[pair], token]
         self._num_tokens += len(trace.tokens_T)
+        self.last_tokens, self.last_documents = token_C[-_CONTEXT:], document_C[-_CONTEXT:]
+
+    def _fill_right(self, token_T: Ints, document_T: Ints) -> None:
+        """Add the first tokens of a pass to the contexts that the one before it cut off."""
+        is_near = (self.place >= self._num_tokens - _CONTEXT) & (self.rank < _NO_RANK)
+        for slot in zip(*np.nonzero(is_near), strict=True):
+            first = self._num_tokens - int(self.place[slot]) + _CONTEXT  # where the pass begins in the context
+            num_new = min(2 * _CONTEXT + 1 - first, len(token_T))
+            is_own = document_T[:num_new] == self.document[slot]
+            self.context[slot][first : first + num_new] = np.where(is_own, token_T[:num_new], -1)
 
     def list_rows(self, tokenizer: Tokenizer) -> list[Row]:
         """Return the positions as rows, in the order of the text for each layer and expert."""
@@ -56,7 +73,7 @@ class ExpertPositions:
         for cell in range(self._num_cells):
             layer, expert = divmod(cell, self._num_experts)
             for slot in np.argsort(self.place[cell], kind="stable"):
-                if self.rank[cell, slot] == np.iinfo(np.uint64).max:
+                if self.rank[cell, slot] == _NO_RANK:
                     continue
                 rows.append({"layer": layer, "expert": expert, **self._describe(cell, int(slot), tokenizer)})
         return rows

@@ -1,19 +1,18 @@
 """What was read so far, kept in a file from which another process goes on after an interruption."""
 
-import io
 import json
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from hmoe.storage import write_atomic
+from hmoe.storage import open_atomic
 
-_FORMAT = 1
+_FORMAT = 2
 _PERIOD_SECONDS = 30.0
 _LARGEST_SHARE = 0.05  # of the time that may go into writing
 
@@ -60,14 +59,14 @@ class ReadingState:
         try:
             # Opened here: NumPy leaves a damaged file open.
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            if str(arrays.pop("identity")) != self._identity:
-                return 0, False
-            num_passes, is_whole = (int(value) for value in arrays.pop("progress"))
-            for name, item in self.sums.items():
-                item.restore_arrays(_select_prefix(arrays, f"{name}/"))
+                if str(stored["identity"]) != self._identity:
+                    return 0, False
+                num_passes, is_whole = (int(value) for value in stored["progress"])
+                for name, item in self.sums.items():
+                    item.restore_arrays(_PartOfFile(stored, f"{name}/"))
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-            self.sums = self._make_sums()  # what was restored before the fault is no whole
+            self.sums = {}  # what was restored before the fault is no whole, and its memory is needed
+            self.sums = self._make_sums()
             return 0, False
         return num_passes, bool(is_whole)
 
@@ -87,14 +86,30 @@ class ReadingState:
             for key, value in item.list_arrays().items()
         }
         arrays |= {"identity": np.array(self._identity), "progress": np.array([num_passes, is_whole])}
-        file = io.BytesIO()
         save: Callable[..., None] = np.savez  # whose own keyword is typed, and no name of ours
-        save(file, **arrays)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._path, file.getvalue())
+        with open_atomic(self._path) as file:  # array by array: all of them at once would take memory twice
+            save(file, **arrays)
         self._last = time.monotonic()
         self._cost = self._last - start
 
 
-def _select_prefix(arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> dict[str, npt.NDArray[Any]]:
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+class _PartOfFile(Mapping[str, npt.NDArray[Any]]):
+    """The arrays of a file whose names begin alike, each read when it is asked for.
+
+    Args:
+        arrays: of the whole file.
+        prefix: of the names, which the part's names lack.
+    """
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], prefix: str) -> None:
+        self._arrays, self._prefix = arrays, prefix
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._arrays[self._prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._arrays if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from hmoe.analyze.tally_memory import check_tally_memory, choose_num_folds
 from hmoe.analyze.traced_text import Floats, Ints, TracedText
+from hmoe.analyze.wide_sums import WideSums
 from hmoe.errors import ConfigError
 
-MAX_FOLDS, MIN_FOLDS = 32, 8
-_MOST_BYTES = 512 << 20  # of the tables by fold and token type
+_MOST_COUNT = np.iinfo(np.int32).max
+_WIDE = ("pair_squares", "pair_products")
 
 Table = npt.NDArray[Any]
 
@@ -47,8 +49,9 @@ class Tally:
         units_by_fold: hidden units activated by each type (F, Z, V).
         nll_by_fold, nll_tokens_by_fold: summed negative log-likelihoods, and of how many tokens (F, V).
         squared_units: squares of the hidden units that a token activated, summed (Z, V).
-        pairs: token-expert pairs by type (Z, E, V).
-        pair_squares, pair_products: sums over documents of squared pairs, and of pairs times tokens (Z, E, V).
+        pairs: token-expert pairs by type (Z, E, V), four bytes each: sum and multiply them in a wider type.
+        pair_squares, pair_products: sums over documents of squared pairs, and of pairs times tokens (Z, E, V), exact
+            in four bytes each; an index gives a layer.
         type_squares: sums over documents of squared tokens (V).
         label_tokens: for each labelling tokens (F, classes).
         label_pairs: for each labelling token-expert pairs (F, classes, Z, E).
@@ -67,7 +70,9 @@ class Tally:
         num_layers, num_experts, vocab = len(self.blocks), len(self.widths), self.vocab
         if not num_layers:
             raise ConfigError("the model is dense and has no experts to look at")
-        self.num_folds = self.num_folds or _choose_num_folds(num_layers, vocab)
+        self.num_folds = self.num_folds or choose_num_folds(num_layers, vocab)
+        sizes = {name: int(class_V.max()) + 1 for name, class_V in self.labels.items()}
+        check_tally_memory(num_layers, num_experts, vocab, sizes)
         folds = self.num_folds
         self.tokens_by_fold = np.zeros(folds, np.int64)
         self.pairs_by_fold = np.zeros((folds, num_layers, num_experts), np.int64)
@@ -78,11 +83,10 @@ class Tally:
         self.nll_by_fold = np.zeros((folds, vocab))
         self.nll_tokens_by_fold = np.zeros((folds, vocab), np.int64)
         self.squared_units = np.zeros((num_layers, vocab))
-        self.pairs = np.zeros((num_layers, num_experts, vocab), np.int64)
-        self.pair_squares = np.zeros((num_layers, num_experts, vocab))
-        self.pair_products = np.zeros((num_layers, num_experts, vocab))
+        self.pairs = np.zeros((num_layers, num_experts, vocab), np.int32)
+        self.pair_squares = WideSums((num_layers, num_experts, vocab))
+        self.pair_products = WideSums((num_layers, num_experts, vocab))
         self.type_squares = np.zeros(vocab)
-        sizes = {name: int(class_V.max()) + 1 for name, class_V in self.labels.items()}
         self.label_tokens = {name: np.zeros((folds, size), np.int64) for name, size in sizes.items()}
         self.label_pairs = {
             name: np.zeros((folds, size, num_layers, num_experts), np.int64) for name, size in sizes.items()
@@ -95,8 +99,13 @@ class Tally:
         self._open_document = -1
 
     def update(self, text: TracedText) -> None:
-        """Add the tokens of some windows."""
+        """Add the tokens of some windows.
+
+        Raises:
+            ConfigError: if a token type comes to occur more often than `pairs` can count.
+        """
         trace, places = text.trace, text.places
+        self._check_counts(len(trace.tokens_T))
         layer_N, expert_N, token_N = (t.numpy() for t in (trace.layer_N, trace.expert_N, trace.token_N))
         fold_T = places.document_T % self.num_folds
         num_layers, num_experts = len(self.blocks), len(self.widths)
@@ -118,6 +127,19 @@ class Tally:
     def finish(self) -> None:
         """Count the last document; nothing follows it."""
         self._close_document()
+
+    def _check_counts(self, num_new: int) -> None:
+        """Raise ConfigError before a count of pairs could exceed what four bytes hold."""
+        if int(self.tokens_by_fold.sum()) + num_new <= _MOST_COUNT:
+            return
+        count_V = self.types_by_fold.sum(0)
+        token = int(count_V.argmax())
+        if count_V[token] + num_new > _MOST_COUNT:
+            raise ConfigError(
+                f"token type {token} occurs {count_V[token]:,} times in the {self.tokens_by_fold.sum():,} tokens read so "
+                f"far: must be at most {_MOST_COUNT:,}; read fewer tokens",
+                argument="most_tokens",
+            )
 
     def _add_domains(self, domain_T: Ints, fold_T: Ints, token_N: Ints, cell_N: Ints) -> None:
         for domain in np.unique(domain_T):
@@ -181,9 +203,9 @@ class Tally:
             types, type_counts = np.unique(np.concatenate(self._open_types), return_counts=True)
             cells, cell_counts = np.unique(np.concatenate(self._open_cells), return_counts=True)
             self.type_squares[types] += np.square(type_counts)
-            self.pair_squares.reshape(-1)[cells] += np.square(cell_counts)
+            self.pair_squares.add(cells, np.square(cell_counts))
             own_counts = type_counts[np.searchsorted(types, cells % self.vocab)]
-            self.pair_products.reshape(-1)[cells] += cell_counts * own_counts
+            self.pair_products.add(cells, cell_counts * own_counts)
         self._open_cells, self._open_types = [], []
 
     # What was read so far, for a file from which another process goes on.
@@ -195,6 +217,11 @@ class Tally:
             f"{group}.{name}": table
             for group in ("label_tokens", "label_pairs")
             for name, table in getattr(self, group).items()
+        }
+        wide = {
+            f"{group}.{name}": table
+            for group in _WIDE
+            for name, table in getattr(self, group).list_arrays().items()
         }
         domains = {
             f"{group}.{i}": table
@@ -208,29 +235,34 @@ class Tally:
             "open_types": np.concatenate([none, *self._open_types]),
             "position": np.array([self._open_document, self.num_documents, self.num_folds]),
         }
-        return {**fixed, **tables, **by_count, **domains, **state}
+        return {**fixed, **tables, **by_count, **wide, **domains, **state}
 
     def restore_arrays(self, arrays: Mapping[str, Table]) -> None:
-        """Take over the tables that `list_arrays` gave."""
-        for name, table in arrays.items():
+        """Take over the tables that `list_arrays` gave.
+
+        They are copied one after another into the tables that there are: a copy of all beside them may be too much.
+        """
+        self._open_document, self.num_documents, num_folds = map(int, arrays["position"])
+        if num_folds != self.num_folds:
+            raise ValueError(f"tables of {num_folds} folds for {self.num_folds}")
+        for name in self.list_arrays():
             group, _, key = name.partition(".")
             if group in ("label_tokens", "label_pairs"):
-                getattr(self, group)[key] = table.copy()
-            elif group == "types_by_count":
-                self.types_by_count[int(key)] = table.copy()
+                getattr(self, group)[key][...] = arrays[name]
             elif not key and name in vars(self):
-                setattr(self, name, table.copy())
+                getattr(self, name)[...] = arrays[name]
+        for group in _WIDE:
+            own = ("rest", "overflows")
+            getattr(self, group).restore_arrays({key: arrays[f"{group}.{key}"] for key in own})
+        self.types_by_count = {
+            int(name.partition(".")[2]): arrays[name].copy()
+            for name in arrays
+            if name.startswith("types_by_count.")
+        }
         num_domains = sum(name.startswith("domain_tokens.") for name in arrays)
         self.domain_tokens = [arrays[f"domain_tokens.{i}"].copy() for i in range(num_domains)]
         self.domain_pairs = [arrays[f"domain_pairs.{i}"].copy() for i in range(num_domains)]
         self._open_cells, self._open_types = [arrays["open_cells"]], [arrays["open_types"]]
-        self._open_document, self.num_documents, self.num_folds = map(int, arrays["position"])
-
-
-def _choose_num_folds(num_layers: int, vocab: int) -> int:
-    """Return as many folds as the tables by token type have room for."""
-    bytes_of_fold = 8 * vocab * (num_layers + 3)
-    return int(np.clip(_MOST_BYTES // bytes_of_fold, MIN_FOLDS, MAX_FOLDS))
 
 
 def divide_known(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
