@@ -151,7 +151,9 @@ def test_more_tokens_of_a_type_than_four_bytes_count_are_refused() -> None:
     tally.update(PLANTED.text)  # of many types, none of which is so frequent
     tally.types_by_fold[1, 7] = 2**31 - 900
     before = tally.pairs.copy()
-    with pytest.raises(ConfigError, match=r"token type 7 occurs 2,147,48\d,\d{3} times .* at most 2,147,483,647"):
+    with pytest.raises(
+        ConfigError, match=r"token type 7 occurs 2,147,48\d,\d{3} times .* at most 2,147,483,647"
+    ):
         tally.update(PLANTED.text)
     np.testing.assert_array_equal(tally.pairs, before)
 

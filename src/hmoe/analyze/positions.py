@@ -62,7 +62,9 @@ class ExpertPositions:
         """Add the first tokens of a pass to the contexts that the one before it cut off."""
         is_near = (self.place >= self._num_tokens - _CONTEXT) & (self.rank < _NO_RANK)
         for slot in zip(*np.nonzero(is_near), strict=True):
-            first = self._num_tokens - int(self.place[slot]) + _CONTEXT  # where the pass begins in the context
+            first = (
+                self._num_tokens - int(self.place[slot]) + _CONTEXT
+            )  # where the pass begins in the context
             num_new = min(2 * _CONTEXT + 1 - first, len(token_T))
             is_own = document_T[:num_new] == self.document[slot]
             self.context[slot][first : first + num_new] = np.where(is_own, token_T[:num_new], -1)

@@ -7,11 +7,15 @@ import numpy as np
 
 from hmoe.analyze.token_types import TokenTypes, locate_in_words
 from hmoe.analyze.traced_text import Ints, TokenPlaces, TracedText
+from hmoe.config.available_memory import release_free_memory
 from hmoe.model.trace import trace
 from hmoe.model.transformer import Transformer
 
 BLOCK_TOKENS = 8192  # a longer document counts as several units of independence
 _PASS_TOKENS = 4096  # read in one pass, at least one window
+_PASSES_BETWEEN_RELEASES = (
+    8  # so that memory does not grow with the text, and pages are seldom asked for again
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,13 @@ class WindowReader:
         self._before: tuple[int, int] | None = None
 
     def cut_windows(self, parts: Iterable[DocumentPart]) -> Iterator[WindowBatch]:
-        """Yield batches of windows."""
+        """Yield batches of windows; while it is read, free memory goes back to the system now and then."""
+        for index, batch in enumerate(self._cut_windows(parts), 1):
+            yield batch
+            if index % _PASSES_BETWEEN_RELEASES == 0:
+                release_free_memory()
+
+    def _cut_windows(self, parts: Iterable[DocumentPart]) -> Iterator[WindowBatch]:
         stream = None
         size = max(1, _PASS_TOKENS // self.window) * self.window
         for part in parts:

@@ -136,8 +136,8 @@ class Tally:
         token = int(count_V.argmax())
         if count_V[token] + num_new > _MOST_COUNT:
             raise ConfigError(
-                f"token type {token} occurs {count_V[token]:,} times in the {self.tokens_by_fold.sum():,} tokens read so "
-                f"far: must be at most {_MOST_COUNT:,}; read fewer tokens",
+                f"token type {token} occurs {count_V[token]:,} times in the {self.tokens_by_fold.sum():,} tokens read "
+                f"so far: must be at most {_MOST_COUNT:,}; read fewer tokens",
                 argument="most_tokens",
             )
 
