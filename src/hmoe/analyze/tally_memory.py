@@ -16,7 +16,9 @@ def choose_num_folds(num_layers: int, vocab: int) -> int:
     return min(max(_MOST_BYTES // bytes_of_fold, MIN_FOLDS), MAX_FOLDS)
 
 
-def estimate_tally_bytes(num_layers: int, num_experts: int, vocab: int, label_sizes: Mapping[str, int]) -> int:
+def estimate_tally_bytes(
+    num_layers: int, num_experts: int, vocab: int, label_sizes: Mapping[str, int]
+) -> int:
     """Return the bytes of a `Tally` before anything is read.
 
     Reading adds little for each domain, and for each number of experts that tokens have 4 bytes by layer and type.
