@@ -1,6 +1,6 @@
 """How alike the experts are in what they read, and whether experts near in size are near in it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,6 @@ def measure_similarity(
         )
     frequency = tally.types_by_fold.sum(0)
     seen = np.flatnonzero((frequency > 0) | tally.pairs.any((0, 1)))
-    counts = np.concatenate([tally.pairs[:, :, seen], tally.pairs[:, :, seen].sum(0, keepdims=True)])
     points = np.asarray(embeddings[seen], dtype=np.float64)
 
     def list_lines() -> dict[str, Iterable[Line]]:
@@ -61,16 +60,11 @@ def measure_similarity(
             "token_id": [sort_positions(seen)],
         }
 
-    distances = {name: measure_line_distances(counts, lines) for name, lines in list_lines().items()}
-    nulls = [estimate_null_distances(table, list_lines(), num_draws, seed) for table in counts]
-    layers = [*range(len(tally.blocks)), None]
-    rows = [
-        row
-        for place, layer in enumerate(layers)
-        for row in _list_pairs(
-            layer, tally.widths, {name: d[place] for name, d in distances.items()}, nulls[place]
-        )
-    ]
+    rows: list[Row] = []
+    for layer, counts in _iterate_counts(tally, seen):
+        distances = {name: measure_line_distances(counts, lines) for name, lines in list_lines().items()}
+        nulls = estimate_null_distances(counts, list_lines(), num_draws, seed)
+        rows += _list_pairs(layer, tally.widths, distances, nulls)
     tests = [test for name in DISTANCES for test in measure_size_test(rows, name, seed)]
     return {"similarity": rows, "clusters": list_clusters(rows), "size_tests": tests}
 
@@ -165,6 +159,16 @@ def _scale_ranks(frequencies: Ints) -> Floats:
     ranks = np.empty(len(frequencies))
     ranks[np.argsort(-frequencies, kind="stable")] = np.arange(len(frequencies))
     return ranks / max(len(frequencies) - 1, 1)
+
+
+def _iterate_counts(tally: Tally, types: Ints) -> Iterator[tuple[int | None, Ints]]:
+    """Yield the pairs by expert and type of each layer, then (layer None) of all together; never all at once."""
+    total = np.zeros((len(tally.widths), len(types)), np.int64)
+    for layer, pairs in enumerate(tally.pairs):
+        counts = pairs[:, types].astype(np.int64)
+        total += counts
+        yield layer, counts
+    yield None, total
 
 
 def _list_pairs(
