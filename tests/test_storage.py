@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError
-from hmoe.storage import lock_file, open_utf8_name
+from hmoe.storage import lock_file, open_atomic, open_utf8_name
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -48,3 +48,20 @@ def test_what_a_system_without_fcntl_and_sysconf_can_do(tmp_path: Path) -> None:
     assert "Python has no fcntl" in train
     assert "os.sysconf" in plan
     assert all("on Windows use WSL" in line for line in (train, plan))
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("any"), KeyboardInterrupt()]
+)
+def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "file"
+    with open_atomic(path) as file:
+        file.write(b"old")
+    with pytest.raises(type(error)) as raised, open_atomic(path) as file:  # noqa: PT012 - the error is raised within
+        file.write(b"half")
+        raise error
+    assert not isinstance(error, OSError) or raised.value.filename == str(path)  # type: ignore[attr-defined]
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -90,3 +90,11 @@ def test_a_traced_window_is_the_trace_of_its_tokens() -> None:
     expected = hmoe.trace(model, torch.from_numpy(batches[0].tokens_BL))
     assert torch.equal(traced.trace.expert_N, expected.expert_N)
     assert torch.equal(traced.trace.nll_T.isnan(), torch.from_numpy(batches[0].places.first_T))
+
+
+def test_memory_is_given_back_while_a_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    releases: list[int] = []
+    monkeypatch.setattr("hmoe.analyze.reading.release_free_memory", lambda: releases.append(1))
+    parts = [DocumentPart("a", np.zeros(4096, np.int64)) for _ in range(25)]
+    batches, _ = read(parts, 64)
+    assert (len(batches), len(releases)) == (25, 3)
