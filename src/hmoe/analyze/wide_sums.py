@@ -40,7 +40,7 @@ class WideSums:
 
     def __getitem__(self, row: int) -> Ints:
         """Return the sums of a row, such as a layer."""
-        sums = self.rest[row].astype(np.int64)
+        sums: Ints = self.rest[row].astype(np.int64)
         for cell, count in self._overflows.items():
             if cell // sums.size == row:
                 sums.reshape(-1)[cell % sums.size] += count << _BITS
