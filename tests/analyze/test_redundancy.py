@@ -301,7 +301,7 @@ def test_the_sample_is_as_large_as_memory_and_products_allow(monkeypatch: pytest
     assert {row["tokens"] for row in rows} == {21}
 
 
-def test_random_experts_are_those_of_a_new_model() -> None:
+def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_transformer(
         check_model(
             dict(
@@ -321,6 +321,10 @@ def test_random_experts_are_those_of_a_new_model() -> None:
     for weight, own in zip(drawn, layer.expert(0), strict=True):
         assert weight.shape == own.shape
         assert float(weight.std()) == pytest.approx(float(own.std()), rel=0.03)  # of 19,200 numbers
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(redundancy, "_WeightNulls", lambda *arguments: seen.append(arguments) or nulls)
+    measure_redundancy(model, [(np.array([1, 2, 3]), np.zeros(3))], seed=7)
+    assert seen == [(64, 6, 7)]
 
 
 def test_the_most_alike_are_so_by_one_of_two_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
