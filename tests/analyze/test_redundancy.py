@@ -284,6 +284,69 @@ def test_the_sample_and_the_seed() -> None:
     assert all(a["cka_null"] != b["cka_null"] for a, b in zip(first, other, strict=True))
 
 
+def test_steps_are_reported() -> None:
+    planted, steps = build_planted_model("noise", 0), []
+    measure_redundancy(planted.model, plant_windows(planted, 0, 2), lambda *step: steps.append(step))
+    assert list(dict.fromkeys(steps)) == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_the_sample_is_as_large_as_memory_and_products_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = build_planted_model("noise", 0)  # 5 experts of 64 numbers: 320 of a token
+    assert redundancy._count_rows(planted.model) == 2**26 // 320
+    for products, expected in ((320 * 1001, 31), (320**2 * 50, 126), (320**2 * 1000, 2000), (1, 1)):
+        monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", products)
+        assert redundancy._count_rows(planted.model) == expected
+    monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", 2**35)
+    monkeypatch.setattr(redundancy, "_MOST_NUMBERS", 320 * 21)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 2))["redundancy"]
+    assert {row["tokens"] for row in rows} == {21}
+
+
+def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_transformer(
+        check_model(
+            dict(
+                dim=64,
+                layers=3,
+                heads=2,
+                vocab=40,
+                moe={"widths": [300, 20], "router": {"name": "top_k", "k": 1}},
+            )
+        ),
+        0,
+    )
+    nulls = redundancy._WeightNulls(64, 2 * 3, 0)
+    layer: Any = model.blocks[0].ffn
+    drawn = nulls.draw_expert(300)
+    assert not torch.equal(drawn[0], drawn[1])
+    for weight, own in zip(drawn, layer.expert(0), strict=True):
+        assert weight.shape == own.shape
+        assert float(weight.std()) == pytest.approx(float(own.std()), rel=0.03)  # of 19,200 numbers
+    seen: list[tuple[int, ...]] = []
+    monkeypatch.setattr(redundancy, "_WeightNulls", lambda *arguments: seen.append(arguments) or nulls)
+    measure_redundancy(model, [(np.array([1, 2, 3]), np.zeros(3))], seed=7)
+    assert seen == [(64, 6, 7)]
+
+
+def test_the_most_alike_are_so_by_one_of_two_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has neither comes last, and of equals the first ones are taken."""
+    planted, nan = build_planted_model("noise", 0, {"widths": [8, 8, 8, 8]}), math.nan
+    pairs = list(itertools.combinations(range(4), 2))
+
+    def list_matched(cka: list[float], cosine: list[float]) -> list[int]:
+        tables = [np.full((4, 4), nan) for _ in range(4)]
+        for pair, *values in zip(pairs, cka, cosine, strict=True):
+            tables[0][pair], tables[2][pair] = values
+        monkeypatch.setattr(redundancy, "_compare_outputs", lambda *_: redundancy._OutputTables(*tables))
+        rows = measure_redundancy(planted.model, plant_windows(planted, 0, 1))["redundancy"]
+        return [place for place, row in enumerate(rows[:6]) if row["weight_cosine"] is not None]
+
+    monkeypatch.setattr(redundancy, "MATCHED_PAIRS", 2)
+    assert list_matched([0.1, 0.8, 0.2, 0.3, 0.4, nan], [0.0, 0.0, 0.9, 0.5, -1.0, nan]) == [1, 2]
+    assert list_matched([nan, nan, 0.1, nan, 0.2, 0.3], [nan, -0.9, nan, nan, -0.8, -0.7]) == [4, 5]
+    assert list_matched([nan, nan, nan, nan, nan, 0.3], [nan, nan, -0.9, nan, nan, -0.7]) == [2, 5]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_models_in_half_precision(dtype: torch.dtype) -> None:
     planted = build_planted_model("twins", 2)

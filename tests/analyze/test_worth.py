@@ -162,6 +162,29 @@ def test_one_document_has_no_interval() -> None:
     assert all(row["difference"] != 0 and row["low"] is row["high"] is row["p"] is None for row in rows)
 
 
+def test_where_no_expert_computes_there_are_no_shares_of_compute() -> None:
+    planted = build_planted_model("noise", 0, {"zero": ZERO, "router": {"name": "top_k", "k": 1}})
+    for block in planted.model.blocks:
+        layer: Any = block.ffn
+        row = layer.router.weight[-1].detach()  # of an expert without computation
+        row.zero_()
+        row[0] = 100.0  # a coordinate that is positive for all tokens
+    rows = measure_worth(planted.model, plant_windows(planted, 0, 2))["worth"]
+    check_plain(rows)
+    assert all(row["compute_share"] is row["per_compute_share"] is None for row in rows)
+    assert sum(row["parameter_share"] for row in rows) == pytest.approx(1)
+
+
+def test_differences_that_vary_by_rounding_alone_have_no_interval() -> None:
+    num_tokens = np.array([3, 7, 11, 13])
+    constant = 0.1 * num_tokens
+    shaken = constant + np.array([1e-6, -1e-6, 0, 0])
+    first, second = compare_losses(np.stack([constant, shaken], 1), num_tokens)
+    assert [first[name] for name in ("low", "high", "p")] == [None] * 3
+    assert second["low"] < second["difference"] < second["high"]  # type: ignore[operator]
+    assert second["p"] is not None
+
+
 def test_documents_without_a_scored_token_take_no_part() -> None:
     differences, num_tokens = np.array([[1.0], [0.0], [2.0], [-1.0]]), np.array([10, 0, 5, 7])
     used = [0, 2, 3]

@@ -35,6 +35,8 @@ PLACES = [
 ]
 DTYPES = ("float32", "float16", "bfloat16")
 SLOW = "4096 tokens"  # the oracle's loops alone take seconds, the interpreter a minute
+# Masks and tiles are those of any precision: float32 goes through every case, a half precision through these.
+HALF_PRECISION = {"float16": ("mixed", "one token", "no token", "one expert"), "bfloat16": ("mixed",)}
 LARGE = ("narrow and wide", "64 experts", "515 tokens")  # many seconds each in the interpreter
 
 
@@ -59,7 +61,7 @@ def low_precision() -> Iterator[object]:
             "triton",
             dtype,
             case,
-            marks=marks(case, case in LARGE or (dtype == "bfloat16" and case != "mixed")),
+            marks=marks(case, case in LARGE or case not in HALF_PRECISION.get(dtype, CASES)),
         )
 
 
@@ -86,8 +88,8 @@ def test_low_precision_errs_at_most_twice_as_much_as_plain_pytorch(
     # The largest error of a few numbers is mostly chance; the interpreter's, which is slow, stays below 1.2
     # times.
     draws = 1
-    if tokens < 100 and sum(widths) < 1000:
-        draws = 2 if interpreted(name, device) else 5
+    if tokens < 100 and sum(widths) < 1000 and not interpreted(name, device):
+        draws = 5
     plain, ours = [], []
     for seed in range(draws):
         values, routing, widths, grad, truth = known(case, device, seed, kind)
@@ -141,6 +143,8 @@ def same_to_rounding(first: list[torch.Tensor], second: list[torch.Tensor]) -> N
 @pytest.mark.parametrize("case", ["top-p, one expert empty", "prime tokens", "few tokens"])
 def test_the_same_bits_twice(engine_and_dtype: tuple[str, torch.dtype], case: str) -> None:
     backend, dtype = engine_and_dtype
+    if backend == "triton" and INTERPRETED and case != some_case(backend):
+        pytest.skip("the interpreter runs one block after another: what could differ is seen on a GPU alone")
     values, routing, widths = arguments(case)
     values = low_gates(values, dtype)
     grad = gradient(values)
@@ -149,7 +153,7 @@ def test_the_same_bits_twice(engine_and_dtype: tuple[str, torch.dtype], case: st
 
 def test_non_contiguous_input_and_expanded_gradient(engine_and_dtype: tuple[str, torch.dtype]) -> None:
     backend, dtype = engine_and_dtype
-    values, routing, widths = arguments("mixed")
+    values, routing, widths = arguments(some_case(backend))
     values = low_gates(values, dtype)
     strided = [torch.stack([v, v], -1)[..., 0] for v in values]
     transposed = [v.t().contiguous().t() for v in strided]
@@ -162,11 +166,11 @@ def test_non_contiguous_input_and_expanded_gradient(engine_and_dtype: tuple[str,
 
 def test_pairs_beyond_the_counts_are_ignored(engine_and_dtype: tuple[str, torch.dtype]) -> None:
     backend, dtype = engine_and_dtype
-    values, routing, widths = arguments("mixed")
+    values, routing, widths = arguments(some_case(backend))
     values = low_gates(values, dtype)
     grad = gradient(values)
     expected = run(backend, values, routing, widths, grad)
-    token_N = torch.cat([routing.token_N, torch.tensor([3, 0, 16])])
+    token_N = torch.cat([routing.token_N, torch.tensor([1, 0, len(values[0]) - 1])])
     x, gate, *weights = (
         v.detach().requires_grad_() for v in (values[0], torch.cat([values[1], torch.ones(3)]), *values[2:])
     )
@@ -216,7 +220,7 @@ def test_without_gradients_the_output_is_the_same(engine_and_dtype: tuple[str, t
 @pytest.mark.parametrize("engine_and_dtype", ENGINES[1:], indirect=True, ids=identity)
 def test_only_x_pre_activations_and_indices_are_saved(engine_and_dtype: tuple[str, torch.dtype]) -> None:
     backend, dtype = engine_and_dtype
-    values, routing, widths = arguments("prime tokens")
+    values, routing, widths = arguments(some_case(backend))
     values = [value.requires_grad_() for value in low_gates(values, dtype)]
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):

@@ -1,14 +1,17 @@
-"""`hmoe` commands without the seconds of imports: one process that imported everything, and a child of it for each.
+"""`hmoe` and `python` without the seconds of imports: one process that imported everything, and a child of it for each.
 
     python -m tests.repo.command_server FOLDER
 
-writes FOLDER/hmoe, to be put first on PATH. That script passes its arguments, folder, environment and streams
-to the process here, which forks: the child is a `hmoe` like any other, but that its modules are there already
-and its corpus is short. Where `import hmoe.x` costs time or fails is not seen here; tests/cli/test_main.py
-and the README's commands in `.ci/run` are for that.
+writes FOLDER/hmoe and FOLDER/python, to be put first on PATH. These scripts pass their arguments, folder, environment
+and streams to the process here, which forks: the child is a `hmoe` or `python` like any other, but that its modules are
+there already and its corpus is short. This python knows -W, -c and the name of a file; `python -m` is the real one.
+Where `import hmoe.x` costs time or fails is not seen here; tests/cli/test_main.py and the README's commands in
+`.ci/run` are for that.
 """
 
+import argparse
 import atexit
+import builtins
 import contextlib
 import gc
 import json
@@ -17,6 +20,8 @@ import os
 import socket
 import sys
 import traceback
+import types
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +29,7 @@ CLIENT = """
 import json, os, signal, socket, sys
 asked = socket.socket(socket.AF_UNIX)
 asked.connect(os.path.join(os.path.dirname(sys.argv[0]), "socket"))
-words = json.dumps([["hmoe", *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
+words = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(asked, [len(words).to_bytes(8, "big")], [0, 1, 2])
 asked.sendall(words)
 child = int.from_bytes(asked.recv(8), "big")
@@ -89,8 +94,6 @@ def shorten_work() -> None:
 
 def run_command(words: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
     """In a child: never returns."""
-    from hmoe.__main__ import main
-
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -99,7 +102,34 @@ def run_command(words: list[str], folder: str, environment: dict[str, str], stre
     sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the old ones remember what kind of file they were
     sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
     sys.argv = words
-    end_child(main)
+    end_child(run_python if words[0] == "python" else run_hmoe)
+
+
+def run_hmoe() -> None:
+    from hmoe.__main__ import main
+
+    main()
+
+
+def run_python() -> None:
+    """Run `python [-W FILTER]... (-c CODE | FILE)`, and as Python does: under the name of the main module."""
+    parser = argparse.ArgumentParser("python")
+    parser.add_argument("-W", action="append", default=[])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-c")
+    what.add_argument("file", nargs="?")
+    options = parser.parse_args()
+    warnings.resetwarnings()
+    for text in options.W:
+        action, _, category = text.partition("::")
+        warnings.simplefilter(action, getattr(builtins, category or "Warning"))  # type: ignore[arg-type]
+    sys.argv = [options.file or "-c"]
+    sys.path.insert(0, str(Path(options.file).parent.resolve()) if options.file else "")
+    code = options.c if options.c is not None else Path(options.file).read_text()
+    main = types.ModuleType("__main__")
+    main.__file__ = options.file
+    sys.modules["__main__"] = main
+    exec(compile(code, sys.argv[0], "exec"), main.__dict__)
 
 
 def end_child(main: Callable[[], None]) -> None:
@@ -107,6 +137,7 @@ def end_child(main: Callable[[], None]) -> None:
     code: object = 1
     try:
         main()
+        code = 0
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -146,8 +177,11 @@ def serve(folder: Path) -> None:
     listening.bind(str(folder / "socket"))
     listening.listen()
     (folder / "client.py").write_text(CLIENT)
-    (folder / "hmoe").write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{folder}/client.py" "$@"\n')
-    (folder / "hmoe").chmod(0o755)
+    modules = f'[ "$1" = -m ] && exec "{sys.executable}" "$@"\n'
+    for name, first in (("hmoe", ""), ("python", modules)):
+        words = f'exec "{sys.executable}" -IS "{folder}/client.py" {name} "$@"'
+        (folder / name).write_text(f"#!/bin/sh\n{first}{words}\n")
+        (folder / name).chmod(0o755)
     print("ready", flush=True)
     while True:
         asked, _ = listening.accept()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def command_path() -> Iterator[str]:
-    """PATH with a `hmoe` that starts in no time and whose embedded corpus is short: see command_server.py."""
+    """PATH with a `hmoe` and a `python` that start in no time, with a short corpus: see command_server.py."""
     with tempfile.TemporaryDirectory(prefix="hmoe-") as folder:
         words = [sys.executable, "-m", "tests.repo.command_server", folder]
         server = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True)

@@ -1,5 +1,6 @@
 """What the README and the guides say is run, or compared with the code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -92,11 +93,28 @@ def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if list_blocks(p.read_text(), "python")], ids=lambda p: p.stem
 )
-def test_python_snippets_run(page: Path, tmp_path: Path) -> None:
+def test_python_snippets_run(page: Path, tmp_path: Path, command_path: str) -> None:
     files = list_files(page.read_text()).values()  # run by the page's own commands
     code = "\n".join(block for block in list_blocks(page.read_text(), "python") if block not in files)
     between_libraries = ["-W", "ignore::FutureWarning"]  # peft calls what transformers has renamed
-    subprocess.run([sys.executable, "-W", "error", *between_libraries, "-c", code], check=True, cwd=tmp_path)
+    run_python(["-W", "error", *between_libraries, "-c", code], tmp_path, command_path)
+
+
+def run_python(words: list[str], folder: Path, path: str) -> None:
+    subprocess.run(["python", *words], check=True, cwd=folder, env={**os.environ, "PATH": path})
+
+
+def test_a_snippet_that_fails_or_warns_is_seen(tmp_path: Path, command_path: str) -> None:
+    warning = "import warnings; warnings.warn('old', {})"
+    run_python(["-W", "error", "-c", "assert __name__ == '__main__'"], tmp_path, command_path)
+    run_python(
+        ["-W", "error", "-W", "ignore::FutureWarning", "-c", warning.format("FutureWarning")],
+        tmp_path,
+        command_path,
+    )
+    for code in ("assert False", warning.format("UserWarning")):
+        with pytest.raises(subprocess.CalledProcessError):
+            run_python(["-W", "error", "-c", code], tmp_path, command_path)
 
 
 def list_guides() -> list[Path]:

@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+import hmoe
 from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
@@ -118,11 +119,27 @@ def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
     return [*results, {"biases": biases}]
 
 
+def check_layer(rank: int, mesh: DeviceMesh) -> None:
+    """A layer outside any model, sharded as FSDP2 does it unasked, has the mean of the ranks' gradients."""
+    torch.manual_seed(0)
+    layer, plain = (hmoe.MoE(32, (16, 48, 32, 16), hmoe.TopP(0.6)) for _ in range(2))
+    plain.load_state_dict(layer.state_dict())
+    x_TD = torch.randn(11 + 5 * rank, 32, generator=torch.Generator().manual_seed(rank))
+    fully_shard(layer, mesh=mesh)
+    for module in (layer, plain):
+        module(x_TD)[0].square().sum().backward()
+    for sharded, parameter in zip(layer.parameters(), plain.parameters(), strict=True):
+        assert isinstance(sharded.grad, DTensor)
+        total = Ranks(mesh).add(parameter.grad)  # type: ignore[arg-type]
+        torch.testing.assert_close(whole(sharded.grad), total / 2, rtol=1e-5, atol=1e-6)
+
+
 def run_rank(rank: int, folder: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
     """Train cases by one rank, and by two, where asked for; the first rank writes what came of it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("both", "alone"))
+    check_layer(rank, mesh["both"])
     results = {2: {name: train_sharded(name, mesh["both"]) for name in names}}
     if rank == 0 and 1 in sizes:
         results[1] = {name: train_sharded(name, mesh["alone"]) for name in names}
