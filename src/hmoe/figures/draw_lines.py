@@ -25,7 +25,7 @@ def list_keys(chart: Any) -> list[Key]:
     keys: list[Key] = []
     if isinstance(chart, Curves):
         keys = [
-            Key(show_controls(curve.label), _pick_curve_colour(curve), "dashes" if curve.is_null else "line")
+            Key(show_controls(curve.label), _pick_curve_colour(curve), _choose_mark(curve))
             for curve in chart.curves
             if curve.label
         ]
@@ -36,7 +36,7 @@ def list_keys(chart: Any) -> list[Key]:
     elif isinstance(chart, Bars) and _list_intervals(chart):
         keys = [Key(_INTERVAL_NAME, INK)]
     has_band = isinstance(chart, Points) and any(map(is_known, chart.null_lows))
-    has_line = any(map(is_known, chart.nulls)) if isinstance(chart, Bars) else _has_null_line(chart)
+    has_line = _has_null_line(chart)
     if has_band or has_line:
         keys.append(Key(_NULL_NAME, INK, "band" if has_band else "dashes"))
     is_needed = len(keys) > 1 or any(key.name in (_NULL_NAME, _INTERVAL_NAME) for key in keys)
@@ -44,8 +44,13 @@ def list_keys(chart: Any) -> list[Key]:
 
 
 def _has_null_line(chart: Any) -> bool:
-    """Return whether a line across a chart stands for what random routing gives."""
-    return isinstance(chart, Curves | Points) and chart.null is not None
+    """Return whether lines in a chart stand for what random routing gives."""
+    has_marks = isinstance(chart, Bars | Points) and any(map(is_known, chart.nulls))
+    return has_marks or (isinstance(chart, Curves | Points) and chart.null is not None)
+
+
+def _choose_mark(curve: Curve) -> str:
+    return "dashes" if curve.is_null else "line" if curve.is_line else "point"
 
 
 def _pick_curve_colour(curve: Curve) -> str:
@@ -71,9 +76,9 @@ def draw_curves(figure: Any, chart: Curves, room: Room) -> None:
 def _draw_curve(axes: Any, curve: Curve) -> None:
     colour = _pick_curve_colour(curve)
     xs, ys = list(curve.xs), _to_numbers(curve.ys)
-    style = DASHES if curve.is_null else "-"
+    style: Any = DASHES if curve.is_null else "-" if curve.is_line else ""
     # A number between two that are missing has no line that would show it.
-    marked = [i for i in range(len(xs)) if len(xs) <= _MOST_MARKED or _is_alone(ys, i)]
+    marked = [i for i in range(len(xs)) if len(xs) <= _MOST_MARKED or not curve.is_line or _is_alone(ys, i)]
     marker = "o" if marked and not curve.is_null else ""
     (line,) = axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6)
     line.set(marker=marker, markersize=3.5, markevery=marked or None)
@@ -157,6 +162,9 @@ def draw_points(figure: Any, chart: Points, room: Room) -> None:
         lows, highs = _to_numbers(chart.null_lows), _to_numbers(chart.null_highs)
         sizes = [high - low for low, high in zip(lows, highs, strict=True)]
         axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18)
+    if any(map(is_known, chart.nulls)):
+        marks = [i - 0.42 for i in places], [i + 0.42 for i in places]
+        axes.vlines(_to_numbers(chart.nulls), *marks, color=INK, linestyle=DASHES, linewidth=1.2)
     if chart.null is not None:
         axes.axvline(chart.null, color=INK, linestyle=DASHES, linewidth=1)
     ranks = chart.ranks or [0.0] * len(places)

@@ -25,7 +25,7 @@ class Key:
     Attributes:
         name: what it explains.
         colour: of its mark.
-        kind: "line", "dashes", "area" or "band".
+        kind: "line", "dashes", "point", "area" or "band".
     """
 
     name: str
@@ -93,6 +93,9 @@ def _draw_mark(figure: Any, key: Key, x: float, y: float, room: Room) -> None:
         corner, size = (x / room.width, (y - 4) / room.height), (_KEY / room.width, 8 / room.height)
         alpha = 0.18 if key.kind == "band" else None
         mark: Any = Rectangle(corner, *size, facecolor=key.colour, alpha=alpha, linewidth=0)
+    elif key.kind == "point":
+        middle = [(x + _KEY / 2) / room.width]
+        mark = Line2D(middle, [y / room.height], color=key.colour, marker="o", markersize=4.5, linestyle="")
     else:
         style = DASHES if key.kind == "dashes" else "-"
         ends = [x / room.width, (x + _KEY) / room.width]
