@@ -63,7 +63,7 @@ def arrange_legend(keys: Sequence[Key], width: float) -> list[list[Key]]:
     lines: list[list[Key]] = []
     used = width
     for key in keys:
-        needed = _KEY + measure_text(key.name) + _GAP
+        needed = _KEY + 4 + measure_text(key.name) + _GAP
         if used + needed - _GAP > width - 2 * _PAD and not (lines and not lines[-1]):
             lines.append([])
             used = 0.0
