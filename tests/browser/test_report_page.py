@@ -126,7 +126,7 @@ def test_details_open_by_keyboard_and_their_csv_is_the_table(opened: Any) -> Non
         opened.keyboard.press("Enter")
         assert details.evaluate("part => part.open")
         assert details.locator("table").is_visible()
-    for place, link in enumerate(opened.locator("a.csv").all()):
+    for place, link in enumerate(opened.locator(".csv a").all()):
         read = list(csv.reader(io.StringIO(unquote(link.get_attribute("href").partition(",")[2]))))
         table = opened.locator("table").nth(place)
         told = table.locator("xpath=../following-sibling::p[1]").text_content()
@@ -139,7 +139,7 @@ def test_details_open_by_keyboard_and_their_csv_is_the_table(opened: Any) -> Non
     results = opened.locator("table").first
     read = list(
         csv.DictReader(
-            io.StringIO(unquote(opened.locator("a.csv").first.get_attribute("href").partition(",")[2]))
+            io.StringIO(unquote(opened.locator(".csv a").first.get_attribute("href").partition(",")[2]))
         )
     )
     cells = [row.locator("th, td").all_text_contents() for row in results.locator("tbody tr").all()]

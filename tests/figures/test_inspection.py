@@ -9,15 +9,17 @@ from hmoe.analyze.inspection import InspectedText, InspectionOptions, inspect_te
 from hmoe.figures.charts import render_chart
 from hmoe.figures.inspection import list_charts, write_figures
 from hmoe.figures.inspection_charts import choose_layers, name_experts
-from hmoe.figures.records import Bars, Curves, HeatMap, Points
+from hmoe.figures.records import Bars, Curves, HeatMap, Panels, Points
 from tests.analyze.helpers import open_small_model
 from tests.conftest import sentences
 
 Tables = dict[str, list[dict[str, Any]]]
-BY_LAYER = ("similarity", "kinds", "redundancy", "worth")
+BY_LAYER = ("similarity", "kinds", "worth")
 UNKNOWN = {  # columns that may have no number in any row
     "experts": ("ratio", "ratio_low", "ratio_high", "ratio_null", "compute_share"),
-    "widths": ("ratio", "ratio_low", "ratio_high", "ratio_null"),
+    "widths": ("ratio", "ratio_low", "ratio_high", "ratio_null", "compute_share", "compute_share_null"),
+    "layers": ("activated_ratio", "low", "high", "null"),
+    "domains": ("activated_ratio", "low", "high", "null"),
     "similarity": ("rank",),
     "redundancy": ("cka",),
     "difficulty": ("correlation", "low", "high", "null_low", "null_high"),
@@ -45,7 +47,8 @@ def test_all_tables_have_charts(tables: Tables) -> None:
     names = set(list_charts(tables))
     assert {f"{name}-layer{layer}" for name in BY_LAYER for layer in (0, 1)} <= names
     assert {"activation", "compute", "widths", "experts-per-token", "difficulty", "specialisation"} <= names
-    assert {"difficulty-frequency", "difficulty-nll"} <= names
+    assert {"difficulty-frequency", "difficulty-nll", "work", "layers", "domains"} <= names
+    assert {"sizes", "similarity", "redundancy"} <= names
     assert "tasks" not in names
 
 
@@ -87,8 +90,13 @@ def test_tables_by_expert_and_width_are_drawn_as_they_are(tables: Tables) -> Non
 
 def test_pairs_are_drawn_on_both_sides(tables: Tables) -> None:
     charts, order = list_charts(tables), (2, 0, 3, 1)
-    for name, table, column in (("similarity", "similarity", "rank"), ("redundancy", "redundancy", "cka")):
-        chart = charts[f"{name}-layer1"]
+    panels = charts["redundancy"]
+    assert isinstance(panels, Panels)
+    assert [panel.title for panel in panels.maps] == ["layer 0", "layer 1"]
+    for chart, table, column in (
+        (charts["similarity-layer1"], "similarity", "rank"),
+        (panels.maps[1], "redundancy", "cka"),
+    ):
         assert isinstance(chart, HeatMap)
         for row in tables[table]:
             if row["layer"] == 1:
@@ -146,6 +154,64 @@ def test_columns_without_numbers_are_borne(tables: Tables, table: str) -> None:
         assert list_charts({table: rows}) == {}
 
 
+def test_layers_domains_and_work_stand_beside_their_nulls(tables: Tables) -> None:
+    charts = list_charts(tables)
+    rows = [row for row in tables["layers"] if row["layer"] is not None]
+    chart = charts["layers"]
+    assert isinstance(chart, Points)
+    assert chart.labels == ["layer 0", "layer 1"]
+    assert chart.values == [100 * row["activated_ratio"] for row in rows]
+    assert chart.nulls == [100 * row["null"] for row in rows]
+    assert b"random routing" in render_chart(chart)
+    chart = charts["domains"]
+    assert isinstance(chart, Points)
+    assert sorted(chart.labels) == ["domain 0", "domain 1"]
+    assert list(chart.values) == sorted(chart.values, reverse=True)
+    older = [{key: value for key, value in row.items() if key != "null"} for row in tables["domains"]]
+    assert "random" not in list_charts({"domains": older})["domains"].description
+    widths = sorted(tables["widths"], key=lambda row: row["width"])
+    for name, column in (("work", "compute_share"), ("widths", "ratio")):
+        chart = charts[name]
+        assert isinstance(chart, Bars)
+        assert chart.values == [row[column] for row in widths]
+        assert chart.nulls == [row[f"{column}_null"] for row in widths]
+        assert chart.lows == [row[f"{column}_low"] for row in widths]
+    older = [{key: row[key] for key in row if not key.startswith("compute_share_")} for row in widths]
+    assert b"random routing" not in render_chart(list_charts({"widths": older})["work"])
+
+
+def test_sizes_are_drawn_against_what_is_read_with_the_verdict_of_the_test() -> None:
+    rows: list[dict[str, Any]] = [
+        {"layer": layer, "expert_a": a, "expert_b": a + 1, "width_a": 4, "width_b": 8 + a, "rank": 0.1 * a,
+         "null_rank": 0.02}
+        for layer in (0, 1) for a in range(3)
+    ]  # fmt: skip
+    tests = [{"layer": None, "distance": "rank", "correlation": 0.5, "p": 0.01}]
+    chart = list_charts({"similarity": rows, "size_tests": tests})["sizes"]
+    assert isinstance(chart, Curves)
+    assert [curve.xs for curve in chart.curves] == [[2, 2.25, 2.5]] * 2
+    assert [curve.ys for curve in chart.curves] == [[0, 0.1, 0.2]] * 2
+    assert chart.null == pytest.approx(0.02)
+    assert "near in size read alike: Mantel correlation +0.50, p 0.010" in chart.description
+    assert 'd="M' in render_chart(chart).decode()
+    for worse in ({"p": 0.2}, {"correlation": -0.5}):
+        chart = list_charts({"similarity": rows, "size_tests": [tests[0] | worse]})["sizes"]
+        assert "not shown to read alike" in chart.description
+    equal = [row | {"width_b": 4} for row in rows]
+    assert "sizes" not in list_charts({"similarity": equal, "size_tests": tests})
+
+
+def test_the_mean_over_layers_is_drawn_from_its_own_rows(tables: Tables) -> None:
+    chart = list_charts(tables)["similarity"]
+    assert isinstance(chart, HeatMap)
+    row = next(row for row in tables["similarity"] if row["layer"] is None)
+    order = (2, 0, 3, 1)
+    assert chart.title.startswith("Mean over layers")
+    assert chart.values[order.index(row["expert_a"])][order.index(row["expert_b"])] == row["rank"]
+    single = [row for row in tables["similarity"] if row["layer"] is not None]
+    assert "similarity" not in list_charts({"similarity": single})
+
+
 def test_tasks() -> None:
     rows: list[dict[str, Any]] = [
         {"task": "copy", "activated_ratio": 0.25, "low": 0.2, "high": 0.3},
@@ -193,7 +259,9 @@ def test_files(tables: Tables, tmp_path: Path) -> None:
     own = {"worth": tables["worth"], "widths": tables["widths"]}
     names = write_figures(own, tmp_path, ("svg", "png"))
     assert names == [
-        f"{name}.{form}" for name in ("widths", "worth-layer0", "worth-layer1") for form in ("svg", "png")
+        f"{name}.{form}"
+        for name in ("widths", "work", "worth-layer0", "worth-layer1")
+        for form in ("svg", "png")
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert "prefers-color-scheme" in (tmp_path / "widths.svg").read_text()

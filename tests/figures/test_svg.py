@@ -73,11 +73,11 @@ def test_hard_texts_stay_texts(name: str) -> None:
     assert "<script" not in svg
     assert (root[0].text, root[1].text) == (SHOWN, SHOWN)
     texts = ["".join(part.itertext()) for part in root.iter(f"{SVG}text")]
-    assert "".join("".join(texts).split()).count("".join(SHOWN.split())) >= 1
-    if isinstance(chart, HeatMap):
-        assert texts.count(SHOWN) == 3
-    elif not hasattr(chart, "maps"):
-        assert texts.count(SHOWN) == 1 + hasattr(chart, "y_label")
+    # The title and the names of the axes; long ones have several lines.
+    num_names = (
+        3 if isinstance(chart, HeatMap) else 0 if hasattr(chart, "maps") else 1 + hasattr(chart, "y_label")
+    )
+    assert "".join("".join(texts).split()).count("".join(SHOWN.split())) == 1 + num_names
 
 
 def test_hard_names_of_curves_and_columns_stay_texts() -> None:

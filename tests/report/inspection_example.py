@@ -70,14 +70,19 @@ def make_activation(widths: list[int], num_layers: int, rng: random.Random) -> T
                 "ratio_null": 2 / experts,
                 "compute_share": ratio * widths[expert] / total,
                 "probability": ratio / 2,
-                "state": "" if ratio else "dead",
+                "compute_share_low": 0.09,
+                "compute_share_high": 0.11,
+                "compute_share_null": widths[expert] / total,
+                "state": "unseen" if (layer, expert) == (1, 0) else "" if ratio else "dead",
             }
             for layer in range(num_layers)
             for expert, ratio in enumerate(ratios[layer])
         ],
         "widths": [
             {"width": width, "num_experts": 1, "ratio": 0.3, "ratio_low": 0.28, "ratio_high": 0.33,
-             "ratio_null": 0.25, "token_share": 1 / experts, "compute_share": width / total}
+             "ratio_null": 0.25, "token_share": 1 / experts, "compute_share": width / total,
+             "token_share_low": 0.2, "token_share_high": 0.3, "token_share_null": 0.25, "compute_share_low": 0.09,
+             "compute_share_high": 0.11, "compute_share_null": 0.12}
             for width in sorted(set(widths))
         ],
         "layers": [
@@ -89,8 +94,10 @@ def make_activation(widths: list[int], num_layers: int, rng: random.Random) -> T
             {"layer": layer, "experts": 2, "tokens": 12345, "share": 1.0} for layer in range(num_layers)
         ],
         "domains": [
-            {"domain": "prose", "tokens": 9000, "documents": 30, "activated_ratio": 0.21, "low": 0.2, "high": 0.22},
-            {"domain": "code <i>", "tokens": 3345, "documents": 10, "activated_ratio": 0.24, "low": None, "high": None},
+            {"domain": "prose", "tokens": 9000, "documents": 30, "activated_ratio": 0.21, "low": 0.2, "high": 0.22,
+             "null": 0.25},
+            {"domain": "code <i>", "tokens": 3345, "documents": 10, "activated_ratio": 0.24, "low": None, "high": None,
+             "null": 0.25},
         ],
     }  # fmt: skip
 
@@ -132,7 +139,7 @@ def make_tokens(widths: list[int], num_layers: int, rng: random.Random) -> Table
         "top_tokens": [
             {"layer": layer, "expert": expert, "width": widths[expert], "place": place, "token": 10 * expert + place,
              "text": rng.choice(WORDS), "count": 50, "lift": 4.0 - place / 4, "lift_low": 3.0 - place / 4,
-             "lift_high": 5.0, "q": 0.001}
+             "lift_high": 5.0, "lift_null": 1.3, "q": 0.001}
             for layer, expert in cells if expert
             for place in range(5)
         ],

@@ -1,5 +1,6 @@
 """The page as text: whole, escaped, alone, and made of files without torch. tests/browser reads it in a browser."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hmoe.report.inputs import read_report_inputs
 from hmoe.report.learning import smooth_points, thin_rows
 from hmoe.report.page import check_target, list_sections, render_page, write_page
 from hmoe.report.pieces import PageSection
+from tests.report.inspection_example import write_inspection
 from tests.report.run_example import EQUAL, HOSTILE, UNEQUAL, write_run
 
 
@@ -83,14 +85,58 @@ def test_sections_answer_in_order_and_an_older_inspection_says_so(example: Path)
     assert "looked into at step 30, not at its last one, 40" in inside.lead
     assert "hmoe inspect" in inside.lead
     assert [part.title for part in inside.parts] == [
-        "Who works", "What is expensive", "Who reads what kind", "Who is like whom", "What each is worth",
+        "Who works: narrow experts or wide ones", "Which text is expensive",
+        "Who reads what: kinds of tokens, marks, names", "Who is like whom", "What each is worth",
         "Which tasks are expensive", "Layer 0: who likes what", "Layer 1: who likes what",
     ]  # fmt: skip
+    assert find_sentence(inside, "Not seen, on too little text") == (
+        "Not seen, on too little text to call them dead: 8 units in layer 1."
+    )
+    assert find_sentence(inside, "The narrowest expert, of 8 units") == (
+        "The narrowest expert, of 8 units, took 25.0% of the token-expert pairs (20.0% to 30.0%; chance 25.0%) "
+        "and 10.0% of the work (9.0% to 11.0%; chance 12.0%)."
+    )
+    assert "most code <i> 24.00% (chance 25.00%)" in find_sentence(inside, "By domain")
+    assert find_sentence(inside, "By domain").endswith("too few documents to say that they differ.")
     assert find_sentence(inside, "Idle experts") == "Idle experts: 32 units in layer 0 (dead)."
     assert "8 and 16 units in layer 0" in find_sentence(inside, "Pairs that do nearly the same")
     card = inside.parts[-1].cards[1]
     assert (card.width, len(card.tokens), len(card.contexts)) == (16, 5, 3)
     assert inside.parts[-1].cards[0].text.endswith("no token stands out.")
+
+
+def test_cards_tell_intervals_chance_and_states_in_words(example: Path) -> None:
+    parts = list_sections(read_report_inputs([str(example)]))[3].parts
+    first, second = parts[-1].cards[:2]
+    assert "unseen: no token reached it, on too little text to call it dead" in first.text
+    assert "; chance 50.0%); does " in second.text
+    assert "of the work (9.0% to 11.0%; chance 20.0%)" in second.text
+    assert second.tokens[0][1] == "×4.0 (3.0 to 5.0), chance 1.3"
+
+
+def test_an_older_inspection_without_these_numbers_is_told_without_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", UNEQUAL)
+    file = write_inspection(run, [8, 16, 24, 32], 2, 40) / "inspection.json"
+    record = json.loads(file.read_text())
+    newer = re.compile(r"lift_null|(compute|token)_share_(low|high|null)")
+    tables = record["tables"]
+    for name, rows in tables.items():
+        tables[name] = [
+            {key: value for key, value in row.items() if not newer.fullmatch(key)}
+            | ({"state": ""} if name == "experts" else {})
+            for row in rows
+        ]
+    tables["domains"] = [{k: v for k, v in row.items() if k != "null"} for row in tables["domains"]]
+    file.write_text(json.dumps(record))
+    inputs = read_report_inputs([str(run)])
+    inside = next(section for section in list_sections(inputs) if section.name == "inside-1")
+    assert find_sentence(inside, "The narrowest").endswith(
+        "25.0% of the token-expert pairs and 10.0% of the work."
+    )
+    assert "of the work" not in inside.parts[-1].cards[1].text
+    assert inside.parts[-1].cards[1].tokens[0][1] == "×4.0 (3.0 to 5.0)"
+    assert "chance" not in find_sentence(inside, "By domain")
+    render_page(inputs)
 
 
 def find_sentence(section: PageSection, start: str) -> str:

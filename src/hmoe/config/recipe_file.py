@@ -3,6 +3,8 @@
 What YAML would lose or change is refused.
 """
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,15 @@ class NamesLoader(yaml.SafeLoader):
         return {"null" if key is None else written.get(key, key): value for key, value in mapping.items()}
 
 
+@functools.lru_cache(64)  # a page of many runs reads each recipe several times
+def _load_yaml(text: str) -> Any:
+    return yaml.load(text, NamesLoader)
+
+
 def parse_tree(text: str, where: str) -> dict[str, Any]:
     """Read the sections of a text; `where` names it in errors."""
     try:
-        tree = yaml.load(text, NamesLoader)
+        tree = copy.deepcopy(_load_yaml(text))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) and not key[:1].isdigit() for key in tree):

@@ -9,9 +9,10 @@ from typing import Any
 
 from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.figures import draw_lines, draw_maps
-from hmoe.figures.draw_lines import is_turned, shorten_label
+from hmoe.figures.draw_lines import is_turned, list_keys, shorten_label
 from hmoe.figures.draw_maps import count_fitting
-from hmoe.figures.records import Bars, Chart, Curves, HeatMap, Panels, Points, River
+from hmoe.figures.layout import LEGEND_LINE, Room, arrange_legend
+from hmoe.figures.records import Bars, Chart, HeatMap, Panels, Points, River
 from hmoe.figures.svg import INK, adapt_svg, show_controls
 
 FORMS = ("svg", "png", "pdf")
@@ -75,8 +76,8 @@ def render_chart(
         )
     try:
         import matplotlib  # noqa: PLC0415 - optional extra
+        from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
-        from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415
     except ImportError:
         raise make_missing_extra_error("figures", "plot") from None
     width, height = size or (WIDTH, choose_height(chart, shows_title))
@@ -84,17 +85,17 @@ def render_chart(
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         # Letters that the reader's font has may lack in ours.
         warnings.filterwarnings("ignore", message="Glyph")
-        warnings.filterwarnings(
-            "ignore", message="constrained_layout not applied"
-        )  # a size that was asked for
-        layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05)
-        figure = Figure(figsize=(width / 72, height / 72), layout=layout)
-        _draw(figure, chart, width)
-        if shows_title:
-            lines = _wrap_title(chart.title, width)
-            figure.suptitle(lines, x=0.02, ha="left", fontsize=_TITLE_SIZE, fontweight="bold")
-        colour = "none" if form == "svg" else "white"
-        figure.savefig(content, format=form, dpi=144, facecolor=colour, metadata=_METADATA[form])
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        lines = _wrap_title(chart.title, width) if shows_title else ""
+        _draw(figure, chart, Room(width, height, _measure_title(lines)))
+        if lines:
+            figure.text(6 / width, 1 - 6 / height, lines, va="top", fontsize=_TITLE_SIZE, fontweight="bold")
+        if form == "svg":
+            # Not savefig, which first draws the whole picture for its size, and throws it away.
+            figure.patch.set_visible(False)
+            FigureCanvasSVG(figure).print_svg(content, metadata=_METADATA[form])
+        else:
+            figure.savefig(content, format=form, dpi=144, facecolor="white", metadata=_METADATA[form])
     if form != "svg":
         return content.getvalue()
     drawn = content.getvalue().decode()
@@ -103,24 +104,31 @@ def render_chart(
 
 def choose_height(chart: Chart, shows_title: bool = True) -> int:
     """Return how many pixels high a chart of the usual width is."""
-    title = 17 * (_wrap_title(chart.title, WIDTH).count("\n") + 1) if shows_title else 0
-    if isinstance(chart, Points):
-        return title + 70 + 20 * max(len(chart.labels), 2) + 16 * bool(chart.null_lows)
+    title = int(_measure_title(_wrap_title(chart.title, WIDTH))) if shows_title else 0
+    if isinstance(chart, Panels):
+        grid_rows = -(-len(chart.maps) // chart.columns)
+        return (
+            title
+            + int(draw_maps.SCALE)
+            + 20
+            + grid_rows * (int(draw_maps.PANEL_TITLE) + 330 // chart.columns)
+        )
     if isinstance(chart, HeatMap):
         rows = len(chart.row_labels)
         cell = 22 if rows <= 12 else max(5, 264 // rows)
-        upright = (
-            _measure(chart.column_labels)
-            if len(chart.column_labels) > count_fitting(chart.column_labels)
-            else 0
-        )
-        return title + 110 + cell * max(rows, 3) + (60 if chart.linkage else 0) + upright
-    if isinstance(chart, Panels):
-        grid_rows = -(-len(chart.maps) // chart.columns)
-        return title + 80 + grid_rows * (330 // chart.columns)
+        is_upright = len(chart.column_labels) > count_fitting(chart.column_labels)
+        upright = _measure(chart.column_labels) if is_upright else 0
+        tree = int(draw_maps.TREE) if chart.linkage else 0
+        return title + 110 + cell * max(rows, 3) + tree + upright
+    legend = int(LEGEND_LINE) * len(arrange_legend(list_keys(chart), WIDTH))
+    if isinstance(chart, Points):
+        return title + 58 + 20 * max(len(chart.labels), 2) + legend
     turned = _measure(chart.labels) if isinstance(chart, Bars) and is_turned(chart.labels) else 0
-    names = len(_list_names(chart))
-    return title + 210 + turned + 16 * -(-names // 3) * (names > 1)
+    return title + 205 + turned + legend
+
+
+def _measure_title(lines: str) -> float:
+    return 16.0 * (lines.count("\n") + 1) + 6 if lines else 0.0
 
 
 def _measure(labels: Sequence[str]) -> int:
@@ -128,29 +136,20 @@ def _measure(labels: Sequence[str]) -> int:
     return max(6 * max(len(shorten_label(label)) for label in labels) - 18, 0)
 
 
-def _list_names(chart: Chart) -> list[str]:
-    """Return the names that a legend has."""
-    if isinstance(chart, Curves):
-        return [curve.label for curve in chart.curves if curve.label] + ["null"] * (chart.null is not None)
-    if isinstance(chart, River):
-        return [band.label for band in chart.bands]
-    return ["interval", "null"] if isinstance(chart, Bars) and (chart.lows or chart.nulls) else []
-
-
 def _wrap_title(title: str, width: int) -> str:
     return textwrap.fill(show_controls(title), max(int(width / 7.9), 10))
 
 
-def _draw(figure: Any, chart: Chart, width: int) -> None:
+def _draw(figure: Any, chart: Chart, room: Room) -> None:
     if isinstance(chart, Panels):
-        draw_maps.draw_panels(figure, chart)
+        draw_maps.draw_panels(figure, chart, room)
     elif isinstance(chart, HeatMap):
-        draw_maps.draw_heat_map(figure, chart, width)
+        draw_maps.draw_heat_map(figure, chart, room)
     elif isinstance(chart, Points):
-        draw_lines.draw_points(figure, chart)
+        draw_lines.draw_points(figure, chart, room)
     elif isinstance(chart, Bars):
-        draw_lines.draw_bars(figure, chart)
+        draw_lines.draw_bars(figure, chart, room)
     elif isinstance(chart, River):
-        draw_lines.draw_river(figure, chart)
+        draw_lines.draw_river(figure, chart, room)
     else:
-        draw_lines.draw_curves(figure, chart)
+        draw_lines.draw_curves(figure, chart, room)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.figures.colours import WIDTHS, pick_colour
+from hmoe.figures.layout import DASHES, Key, Room, draw_legend, measure_text, place_axes
 from hmoe.figures.records import Bars, Curve, Curves, Known, Points, River, is_known
 from hmoe.figures.svg import INK, show_controls
 
@@ -14,31 +15,72 @@ _INTERVAL_NAME = "95% interval"
 _MOST_MARKED = 24  # points of a curve
 
 
-def draw_curves(figure: Any, chart: Curves) -> None:
+def add_axes(figure: Any) -> Any:
+    """Return axes of a picture whose place is not known yet."""
+    return figure.add_axes((0.1, 0.1, 0.8, 0.8))
+
+
+def list_keys(chart: Any) -> list[Key]:
+    """Return the entries of a chart's legend; [] for one that needs none."""
+    keys: list[Key] = []
+    if isinstance(chart, Curves):
+        keys = [
+            Key(show_controls(curve.label), _pick_curve_colour(curve), _choose_mark(curve))
+            for curve in chart.curves
+            if curve.label
+        ]
+    elif isinstance(chart, River):
+        keys = [
+            Key(show_controls(band.label), pick_colour(WIDTHS, band.rank), "area") for band in chart.bands
+        ]
+    elif isinstance(chart, Bars) and _list_intervals(chart):
+        keys = [Key(_INTERVAL_NAME, INK)]
+    has_band = isinstance(chart, Points) and any(map(is_known, chart.null_lows))
+    has_line = _has_null_line(chart)
+    if has_band or has_line:
+        keys.append(Key(_NULL_NAME, INK, "band" if has_band else "dashes"))
+    is_needed = len(keys) > 1 or any(key.name in (_NULL_NAME, _INTERVAL_NAME) for key in keys)
+    return keys if is_needed else []
+
+
+def _has_null_line(chart: Any) -> bool:
+    """Return whether lines in a chart stand for what random routing gives."""
+    has_marks = isinstance(chart, Bars | Points) and any(map(is_known, chart.nulls))
+    return has_marks or (isinstance(chart, Curves | Points) and chart.null is not None)
+
+
+def _choose_mark(curve: Curve) -> str:
+    return "dashes" if curve.is_null else "line" if curve.is_line else "point"
+
+
+def _pick_curve_colour(curve: Curve) -> str:
+    return INK if curve.rank is None else pick_colour(WIDTHS, curve.rank)
+
+
+def draw_curves(figure: Any, chart: Curves, room: Room) -> None:
     """Draw lines over a common axis."""
-    axes = figure.subplots()
+    axes = add_axes(figure)
     for curve in chart.curves:
         _draw_curve(axes, curve)
     if chart.null is not None:
-        axes.axhline(chart.null, color=INK, linestyle=(0, (3, 2)), linewidth=1, label=_NULL_NAME)
+        axes.axhline(chart.null, color=INK, linestyle=DASHES, linewidth=1)
     if chart.log_x:
         _set_log_axis(axes, [x for curve in chart.curves for x in curve.xs])
     elif chart.whole_x:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if chart.from_zero:
         axes.set_ylim(bottom=0)
-    _finish(figure, axes, chart.x_label, chart.y_label)
+    _finish(figure, axes, chart, room)
 
 
 def _draw_curve(axes: Any, curve: Curve) -> None:
-    colour = INK if curve.rank is None else pick_colour(WIDTHS, curve.rank)
+    colour = _pick_curve_colour(curve)
     xs, ys = list(curve.xs), _to_numbers(curve.ys)
-    style = (0, (3, 2)) if curve.is_null else "-"
+    style: Any = DASHES if curve.is_null else "-" if curve.is_line else ""
     # A number between two that are missing has no line that would show it.
-    marked = [i for i in range(len(xs)) if len(xs) <= _MOST_MARKED or _is_alone(ys, i)]
+    marked = [i for i in range(len(xs)) if len(xs) <= _MOST_MARKED or not curve.is_line or _is_alone(ys, i)]
     marker = "o" if marked and not curve.is_null else ""
-    label = show_controls(curve.label) or None
-    (line,) = axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6, label=label)
+    (line,) = axes.plot(xs, ys, color=colour, linestyle=style, linewidth=1.6)
     line.set(marker=marker, markersize=3.5, markevery=marked or None)
     if curve.lows:
         bounds = _to_numbers(curve.lows), _to_numbers(curve.highs)
@@ -58,64 +100,73 @@ def _set_log_axis(axes: Any, xs: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter("")
 
 
-def draw_bars(figure: Any, chart: Bars) -> None:
+def draw_bars(figure: Any, chart: Bars, room: Room) -> None:
     """Draw bars by category."""
-    axes = figure.subplots()
+    axes = add_axes(figure)
     places = list(range(len(chart.labels)))
     ranks = chart.ranks or [0.0] * len(places)
     colours = [pick_colour(WIDTHS, rank) for rank in ranks]
     for place, value, colour in zip(places, chart.values, colours, strict=True):
         if is_known(value):
             axes.bar(place, value, color=colour, width=0.72)
-    if chart.lows:
-        _draw_intervals(axes, chart)
+    _draw_intervals(axes, chart)
     if any(map(is_known, chart.nulls)):
         nulls = _to_numbers(chart.nulls)
         ends = [x - 0.45 for x in places], [x + 0.45 for x in places]
-        axes.hlines(nulls, *ends, color=INK, linestyle=(0, (3, 2)), linewidth=1.2, label=_NULL_NAME)
-    room = max(4 - len(places), 0) / 2  # beside few bars, which would be blocks without it
-    axes.set_xlim(-0.6 - room, len(places) - 0.4 + room)
+        axes.hlines(nulls, *ends, color=INK, linestyle=DASHES, linewidth=1.2)
+    margin = max(4 - len(places), 0) / 2  # beside few bars, which would be blocks without it
+    axes.set_xlim(-0.6 - margin, len(places) - 0.4 + margin)
     _set_names(axes.xaxis, chart.labels, places)
-    _finish(figure, axes, chart.x_label, chart.y_label)
+    _finish(figure, axes, chart, room)
+
+
+def _list_intervals(chart: Bars) -> list[tuple[float, float, float, float]]:
+    """Return (place, value, how far down, how far up) of the bars that have an interval."""
+    return (
+        [
+            (x, y, max(y - low, 0), max(high - y, 0))
+            for x, (y, low, high) in enumerate(zip(chart.values, chart.lows, chart.highs, strict=True))
+            if is_known(y) and is_known(low) and is_known(high)
+        ]
+        if chart.lows
+        else []
+    )
 
 
 def _draw_intervals(axes: Any, chart: Bars) -> None:
-    whole = [
-        (x, y, max(y - low, 0), max(high - y, 0))
-        for x, (y, low, high) in enumerate(zip(chart.values, chart.lows, chart.highs, strict=True))
-        if is_known(y) and is_known(low) and is_known(high)
-    ]
+    whole = _list_intervals(chart)
     if whole:
         xs, ys, below, above = zip(*whole, strict=True)
         style = {"fmt": "none", "ecolor": INK, "elinewidth": 1.2, "capsize": 2.5}
-        axes.errorbar(xs, ys, [below, above], label=_INTERVAL_NAME, **style)
+        axes.errorbar(xs, ys, [below, above], **style)
 
 
-def draw_river(figure: Any, chart: River) -> None:
+def draw_river(figure: Any, chart: River, room: Room) -> None:
     """Draw areas stacked over a common axis."""
-    axes = figure.subplots()
+    axes = add_axes(figure)
     colours = [pick_colour(WIDTHS, band.rank) for band in chart.bands]
-    names = [show_controls(band.label) for band in chart.bands]
     if chart.bands:
         heights = [_to_numbers(band.ys) for band in chart.bands]
-        axes.stackplot(chart.xs, heights, colors=colours, labels=names, linewidth=0)
+        axes.stackplot(chart.xs, heights, colors=colours, linewidth=0)
     if len(set(chart.xs)) > 1:
         axes.set_xlim(min(chart.xs), max(chart.xs))
     axes.set_ylim(bottom=0)
-    _finish(figure, axes, chart.x_label, chart.y_label)
+    _finish(figure, axes, chart, room)
 
 
-def draw_points(figure: Any, chart: Points) -> None:
+def draw_points(figure: Any, chart: Points, room: Room) -> None:
     """Draw points by category, one a line."""
-    axes = figure.subplots()
+    axes = add_axes(figure)
     places = list(range(len(chart.labels)))
     if any(map(is_known, chart.null_lows)):
         lows, highs = _to_numbers(chart.null_lows), _to_numbers(chart.null_highs)
         sizes = [high - low for low, high in zip(lows, highs, strict=True)]
-        axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18, label=_NULL_NAME)
+        axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18)
+    if any(map(is_known, chart.nulls)):
+        marks = [i - 0.42 for i in places], [i + 0.42 for i in places]
+        axes.vlines(_to_numbers(chart.nulls), *marks, color=INK, linestyle=DASHES, linewidth=1.2)
     if chart.null is not None:
-        name = None if any(map(is_known, chart.null_lows)) else _NULL_NAME
-        axes.axvline(chart.null, color=INK, linestyle=(0, (3, 2)), linewidth=1, label=name)
+        axes.axvline(chart.null, color=INK, linestyle=DASHES, linewidth=1)
     ranks = chart.ranks or [0.0] * len(places)
     for i, (value, rank) in enumerate(zip(chart.values, ranks, strict=True)):
         if not is_known(value):
@@ -128,20 +179,21 @@ def draw_points(figure: Any, chart: Points) -> None:
     axes.set_ylim(max(len(places), 1) - 0.5, -0.5)
     axes.set_yticks(places, [shorten_label(label) for label in chart.labels])
     axes.xaxis.get_major_locator().set_params(nbins=5)
-    _finish(figure, axes, chart.x_label, "")
+    _finish(figure, axes, chart, room)
 
 
-def _finish(figure: Any, axes: Any, x_label: str, y_label: str) -> None:
-    axes.set_xlabel(show_controls(x_label))
-    axes.set_ylabel(show_controls(y_label))
+def _finish(figure: Any, axes: Any, chart: Curves | Bars | River | Points, room: Room) -> None:
+    """Write the numbers and names of axes, and the legend, and put everything in its place."""
+    y_label = "" if isinstance(chart, Points) else chart.y_label
     axes.grid(axis="y" if y_label else "x", color=INK, alpha=0.13, linewidth=0.7)
     axes.set_axisbelow(True)
     for axis, scale in ((axes.xaxis, axes.get_xscale()), (axes.yaxis, axes.get_yscale())):
         if scale == "linear" and hasattr(axis.get_major_formatter(), "set_useOffset"):
             set_tick_format(axis)
-    handles, names = axes.get_legend_handles_labels()
-    if len(names) > 1 or _NULL_NAME in names or _INTERVAL_NAME in names:
-        figure.legend(handles, names, loc="outside lower left", ncols=3, handlelength=1.6, columnspacing=1.2)
+    upright = 0.0
+    if isinstance(chart, Bars) and is_turned(chart.labels):
+        upright = 0.87 * max(measure_text(shorten_label(label)) for label in chart.labels) + 8
+    place_axes(axes, draw_legend(figure, list_keys(chart), room), chart.x_label, y_label, upright)
 
 
 def set_tick_format(axis: Any) -> None:

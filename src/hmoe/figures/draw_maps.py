@@ -4,48 +4,61 @@ from collections.abc import Sequence
 from typing import Any
 
 from hmoe.figures.colours import AMOUNTS, DIFFERENCES, choose_text_colour, pick_colour
-from hmoe.figures.draw_lines import set_tick_format, shorten_label
+from hmoe.figures.draw_lines import add_axes, set_tick_format, shorten_label
+from hmoe.figures.layout import Room, measure_text, place_axes
 from hmoe.figures.records import HeatMap, Panels, is_known
 from hmoe.figures.svg import INK, show_controls
 
 _NARROWEST, _LOWEST = 27, 13  # pixels of an area with a number in it
+SCALE = 46.0  # pixels that the scale below takes
+TREE = 60.0  # those of a dendrogram
+PANEL_TITLE = 18.0  # those above each of several small maps
+_PANEL_GAP = 10.0
 _MOST_DRAWN = 600  # areas; larger tables are a bitmap
 
 
-def draw_heat_map(figure: Any, chart: HeatMap, width: int) -> None:
+def draw_heat_map(figure: Any, chart: HeatMap, room: Room) -> None:
     """Draw a heat map, with a dendrogram above if it has one, and the scale below."""
-    if chart.linkage:
-        above, axes = figure.subplots(2, 1, height_ratios=[1, 4.5], sharex=True)
-        _draw_dendrogram(above, chart.linkage, len(chart.column_labels))
-    else:
-        axes = figure.subplots()
+    axes, tree = add_axes(figure), TREE if chart.linkage else 0
     limits = _find_limits([chart])
     _draw_areas(axes, chart, limits)
-    cell_width = (width - 60) / max(len(chart.column_labels), 1)
+    upright = _name_axes(axes, chart)
+    below = Room(room.width, room.height, room.top + tree, room.bottom + SCALE)
+    left, right = place_axes(axes, below, chart.column_title, chart.row_title, upright)
+    cell_width = (room.width - left - right) / max(len(chart.column_labels), 1)
     if cell_width >= _NARROWEST and len(chart.row_labels) <= 20:
         _write_numbers(axes, chart, limits)
-    _name_axes(axes, chart)
-    axes.set_xlabel(show_controls(chart.column_title))
-    axes.set_ylabel(show_controls(chart.row_title))
-    _draw_scale(figure, axes, chart, limits)
+    if chart.linkage:
+        above = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+        box = axes.get_position()
+        above.set_position((box.x0, box.y1 + 4 / room.height, box.width, (tree - 6) / room.height))
+        above.set_xlim(axes.get_xlim())
+        _draw_dendrogram(above, chart.linkage, len(chart.column_labels))
+    _draw_scale(figure, chart, limits, room, left, right)
 
 
-def draw_panels(figure: Any, chart: Panels) -> None:
+def draw_panels(figure: Any, chart: Panels, room: Room) -> None:
     """Draw small heat maps on one scale, each with its title only."""
     if not chart.maps:
         return
     rows = -(-len(chart.maps) // chart.columns)
-    grid = figure.subplots(rows, chart.columns, squeeze=False)
     limits = _find_limits(chart.maps)
-    for i, axes in enumerate(grid.flat):
-        if i >= len(chart.maps):
-            axes.set_axis_off()
-            continue
-        _draw_areas(axes, chart.maps[i], limits)
+    width = (room.width - 2 * _PANEL_GAP) / chart.columns
+    height = (room.height - room.top - room.bottom - SCALE - _PANEL_GAP) / rows
+    for i, panel in enumerate(chart.maps):
+        row, column = divmod(i, chart.columns)
+        top = room.height - room.top - row * height - PANEL_TITLE
+        axes = add_axes(figure)
+        _draw_areas(axes, panel, limits)
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(show_controls(chart.maps[i].title), fontsize=10, pad=3)
-    _draw_scale(figure, list(grid.flat), chart.maps[0], limits)
+        size = max(width - _PANEL_GAP, 8), max(height - PANEL_TITLE - 4, 8)
+        left = _PANEL_GAP * 1.5 + column * width
+        axes.set_position(
+            (left / room.width, (top - size[1]) / room.height, size[0] / room.width, size[1] / room.height)
+        )
+        figure.text(left / room.width, (top + 4) / room.height, show_controls(panel.title))
+    _draw_scale(figure, chart.maps[0], limits, room, 2 * _PANEL_GAP, 2 * _PANEL_GAP)
 
 
 def _find_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
@@ -111,7 +124,8 @@ def _write_numbers(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> No
             axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=10)
 
 
-def _name_axes(axes: Any, chart: HeatMap) -> None:
+def _name_axes(axes: Any, chart: HeatMap) -> float:
+    """Write the names of rows and columns, and return how many pixels those of columns need that stand upright."""
     columns, rows = chart.column_labels, chart.row_labels
     fits = count_fitting(columns)
     is_upright = len(columns) > fits
@@ -122,6 +136,7 @@ def _name_axes(axes: Any, chart: HeatMap) -> None:
     places = list(range(0, len(rows), step))
     axes.set_yticks(places, [shorten_label(rows[i]) for i in places])
     axes.tick_params(length=2)
+    return max(measure_text(shorten_label(name)) for name in columns) + 4 if is_upright else 0.0
 
 
 def count_fitting(columns: Sequence[str]) -> int:
@@ -130,18 +145,32 @@ def count_fitting(columns: Sequence[str]) -> int:
     return max(1, int(290 / (7 * longest + 4)))
 
 
-def _draw_scale(figure: Any, axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
-    from matplotlib.cm import ScalarMappable  # noqa: PLC0415 - optional extra
-    from matplotlib.colors import Normalize  # noqa: PLC0415
-
-    mappable = ScalarMappable(Normalize(*limits), _make_colour_map(chart))
-    bar = figure.colorbar(mappable, ax=axes, location="bottom", aspect=36, pad=0.02)
-    bar.set_label(show_controls(chart.value_label))
-    bar.locator.set_params(nbins=5)
-    bar.update_ticks()
-    set_tick_format(bar.long_axis)  # last: it would be set back
-    bar.outline.set_linewidth(0.6)
-    bar.solids.set_edgecolor("face")
+def _draw_scale(
+    figure: Any, chart: HeatMap, limits: tuple[float, float], room: Room, left: float, right: float
+) -> None:
+    """Draw the scale of colours at the bottom of the room, with its numbers and what they are."""
+    axes = add_axes(figure)
+    colours = _make_colour_map(chart)
+    axes.imshow(
+        [[place / 63 for place in range(64)]],
+        cmap=colours,
+        aspect="auto",
+        extent=(*limits, 0, 1),
+        vmin=0,
+        vmax=1,
+    )
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+    axes.xaxis.get_major_locator().set_params(nbins=5)
+    set_tick_format(axes.xaxis)
+    width = max(room.width - left - right, 8) / room.width
+    axes.set_position((left / room.width, (room.bottom + 33) / room.height, width, 7 / room.height))
+    words = show_controls(chart.value_label)
+    middle = min(
+        max(left + width * room.width / 2, measure_text(words) / 2), room.width - measure_text(words) / 2
+    )
+    figure.text(middle / room.width, (room.bottom + 7) / room.height, words, ha="center", va="center")
 
 
 def _draw_dendrogram(axes: Any, linkage: Sequence[tuple[int, int, float]], num_leaves: int) -> None:

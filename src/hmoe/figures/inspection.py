@@ -17,8 +17,16 @@ from hmoe.figures.inspection_charts import (
     chart_points,
     chart_profiles,
     chart_widths,
+    chart_work,
     chart_worth,
     choose_layers,
+)
+from hmoe.figures.inspection_overview import (
+    chart_domains,
+    chart_layers,
+    chart_mean_similarity,
+    chart_redundancy,
+    chart_sizes,
 )
 from hmoe.figures.records import Chart
 from hmoe.storage import write_atomic
@@ -48,6 +56,9 @@ def _iterate_charts(tables: Tables) -> Iterator[tuple[str, Chart]]:
         "activation": ("experts", chart_activation),
         "compute": ("experts", chart_compute),
         "widths": ("widths", chart_widths),
+        "work": ("widths", chart_work),
+        "layers": ("layers", chart_layers),
+        "domains": ("domains", chart_domains),
         "experts-per-token": ("experts_per_token", chart_experts_per_token),
     }
     for name, (table, draw) in whole.items():
@@ -55,7 +66,23 @@ def _iterate_charts(tables: Tables) -> Iterator[tuple[str, Chart]]:
             yield name, draw(tables[table])
     yield from _iterate_difficulty(tables)
     yield from _iterate_points(tables)
+    yield from _iterate_pairs(tables)
     yield from _iterate_layers(tables)
+
+
+def _iterate_pairs(tables: Tables) -> Iterator[tuple[str, Chart]]:
+    """Yield charts of pairs of experts that show all layers together."""
+    similarity, merges = tables.get("similarity", ()), _list_merges(tables)
+    charts = {
+        "similarity": chart_mean_similarity(similarity, merges),
+        "sizes": chart_sizes(similarity, tables.get("size_tests", ())),
+        "redundancy": chart_redundancy(tables.get("redundancy", ()), MOST_LAYERS),
+    }
+    yield from ((name, chart) for name, chart in charts.items() if chart is not None)
+
+
+def _list_merges(tables: Tables) -> Rows:
+    return [row for row in tables.get("clusters", ()) if row["distance"] == "rank"]
 
 
 def _iterate_difficulty(tables: Tables) -> Iterator[tuple[str, Chart]]:
@@ -92,8 +119,7 @@ def _name_task(row: Mapping[str, Any]) -> str:
 
 def _iterate_layers(tables: Tables) -> Iterator[tuple[str, Chart]]:
     """Yield charts of which each MoE layer has its own."""
-    merges = [row for row in tables.get("clusters", ()) if row["distance"] == "rank"]
-    similarity = tables.get("similarity", ())
+    merges, similarity = _list_merges(tables), tables.get("similarity", ())
     for layer in choose_layers(similarity, MOST_LAYERS):
         words = "distance of what experts read"
         yield f"similarity-layer{layer}", chart_pairs(similarity, layer, "rank", words, merges)
@@ -102,10 +128,6 @@ def _iterate_layers(tables: Tables) -> Iterator[tuple[str, Chart]]:
         chart = chart_profiles(profiles, layer)
         if chart is not None:
             yield f"kinds-layer{layer}", chart
-    redundancy = tables.get("redundancy", ())
-    for layer in choose_layers(redundancy, MOST_LAYERS):
-        words = "likeness of outputs (CKA)"
-        yield f"redundancy-layer{layer}", chart_pairs(redundancy, layer, "cka", words)
     worth = [row for row in tables.get("worth", ()) if row["difference"] is not None]
     for layer in choose_layers(worth, MOST_LAYERS):
         yield f"worth-layer{layer}", chart_worth(worth, layer)

@@ -83,8 +83,32 @@ def chart_widths(rows: Rows) -> Bars:
     )
 
 
-def chart_pairs(rows: Rows, layer: int, value: str, words: str, linkage: Rows = ()) -> HeatMap:
-    """Return a value of each pair of experts of a layer, experts narrow to wide."""
+def chart_work(rows: Rows) -> Bars:
+    """Return which share of the work experts of each width did, beside what they would do without preference."""
+    rows = sorted(rows, key=lambda row: row["width"])
+    last = max(len(rows) - 1, 1)
+    known = [row for row in rows if row["compute_share"] is not None]
+    ends = [f"{row['compute_share']:.1%} of the work at {row['width']} units" for row in known]
+    columns = {
+        name: [row.get(f"compute_share_{end}") for row in rows]
+        for name, end in (("lows", "low"), ("highs", "high"), ("nulls", "null"))
+    }
+    return Bars(
+        title="Share of the work by width",
+        description=f"{' and '.join(dict.fromkeys((ends[0], ends[-1])))}."
+        if ends
+        else "No width did any work.",
+        labels=[str(row["width"]) for row in rows],
+        values=[row["compute_share"] for row in rows],
+        **columns,
+        ranks=[place / last for place in range(len(rows))],
+        x_label="hidden units of the expert",
+        y_label="share of pairs x hidden units",
+    )
+
+
+def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: Rows = ()) -> HeatMap:
+    """Return a value of each pair of experts of a layer, None: mean over layers; experts narrow to wide."""
     own = [row for row in rows if row["layer"] == layer]
     pairs = {(row["expert_a"], row["width_a"]) for row in own} | {
         (row["expert_b"], row["width_b"]) for row in own
@@ -96,8 +120,10 @@ def chart_pairs(rows: Rows, layer: int, value: str, words: str, linkage: Rows = 
     merges = sorted((row for row in linkage if row["layer"] == layer), key=lambda row: row["step"])
     is_whole = len(merges) == len(experts) - 1
     limits = [row[value] for row in rows if row[value] is not None and row["layer"] is not None]
+    if layer is None:
+        limits = [row[value] for row in known]
     return HeatMap(
-        title=f"Layer {layer}: {words}",
+        title=f"{'Mean over layers' if layer is None else f'Layer {layer}'}: {words}",
         description=_describe_pairs(known, value),
         row_labels=names,
         column_labels=names,

@@ -32,6 +32,7 @@ class Curve:
         lows, highs: of its band, at the same points.
         rank: place on the scale of widths, narrow 0 to wide 1; None: the colour of text.
         is_null: whether it is what chance gives, drawn dashed.
+        is_line: whether its points are joined; otherwise each stands for itself.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Curve:
     highs: Known = ()
     rank: float | None = 0.0
     is_null: bool = False
+    is_line: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,7 @@ class Points(Described):
         values: the points.
         lows, highs: intervals; empty, or one a point.
         null_lows, null_highs: bands of what chance gives; empty, or one a point.
+        nulls: what chance gives, a mark for each point; empty, or one a point.
         null: what chance gives, a line across.
         ranks: places on the scale of widths; empty: all alike.
         x_label: name of the axis, with units.
@@ -166,6 +169,7 @@ class Points(Described):
     highs: Known = ()
     null_lows: Known = ()
     null_highs: Known = ()
+    nulls: Known = ()
     null: float | None = None
     ranks: Numbers = ()
     x_label: str

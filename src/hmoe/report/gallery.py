@@ -11,6 +11,11 @@ from hmoe.report.pieces import ExpertCard, PagePart, make_table
 MOST_CARDS = 48
 _MOST_TOKENS, _MOST_CONTEXTS = 12, 4
 _Rows = Sequence[Mapping[str, Any]]
+_STATES = {
+    "dead": "dead: no token reached it",
+    "rare": "rare: less than a hundredth of what chance gives",
+    "unseen": "unseen: no token reached it, on too little text to call it dead",
+}
 _SPACES = {"\n": "⏎", "\t": "⇥", "\r": "␍", " ": "␣"}
 
 
@@ -53,7 +58,8 @@ def list_galleries(record: RunRecord) -> Iterator[PagePart]:
 def _explain_gallery(num_shown: int, num_layers: int) -> str:
     text = (
         "Tokens that reach an expert more often than tokens do on the whole, at a false discovery rate of 5%, "
-        "those first of which it is surest; the number is how many times as often. "
+        "those first of which it is surest; beside it how many times as often, with the 95% interval; chance gives 1 "
+        "where nothing else stands. "
         "Contexts are a random sample of what an expert served, whatever it likes."
     )
     return text if num_shown == num_layers else f"{text} {num_shown} of {num_layers} layers are shown."
@@ -68,9 +74,11 @@ def _make_card(expert: Mapping[str, Any], place: float, tokens: _Rows, positions
     unit = "hidden unit" if width == 1 else "hidden units"
     text = f"{width:,} {unit}"
     if ratio is not None:
-        text += f"; serves {ratio:.1%} of the tokens"
+        text += f"; serves {ratio:.1%} of the tokens{show_chances(expert, 'ratio')}"
+    if expert.get("compute_share_null") is not None and expert.get("compute_share") is not None:
+        text += f"; does {expert['compute_share']:.1%} of the work{show_chances(expert, 'compute_share')}"
     if state:
-        text += f"; {state}"
+        text += f"; {_STATES.get(state, state)}"
     if not tokens:
         text += "; no token stands out"
     return ExpertCard(
@@ -78,12 +86,28 @@ def _make_card(expert: Mapping[str, Any], place: float, tokens: _Rows, positions
         width=width,
         place=place,
         text=f"{text}.",
-        tokens=[(show_token(row["text"]), f"×{row['lift']:.1f}") for row in tokens[:_MOST_TOKENS]],
+        tokens=[(show_token(row["text"]), _show_lift(row)) for row in tokens[:_MOST_TOKENS]],
         contexts=[
             (show_controls(row["left"]), show_token(row["text"]), show_controls(row["right"]))
             for row in positions[:_MOST_CONTEXTS]
         ],
     )
+
+
+def show_chances(row: Mapping[str, Any], name: str) -> str:
+    """Return the interval of a share and what it is by chance, in brackets; "" where neither is known."""
+    low, high, null = (row.get(f"{name}_{end}") for end in ("low", "high", "null"))
+    told = [f"{low:.1%} to {high:.1%}"] if low is not None and high is not None else []
+    told += [f"chance {null:.1%}"] if null is not None else []
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _show_lift(row: Mapping[str, Any]) -> str:
+    """Return how many times as often, with the interval, and what chance gives where it is not 1."""
+    low, high, null = row.get("lift_low"), row.get("lift_high"), row.get("lift_null")
+    told = f"×{row['lift']:.1f}"
+    told += f" ({low:.1f} to {high:.1f})" if low is not None and high is not None else ""
+    return told + (f", chance {null:.1f}" if null is not None and abs(null - 1) >= 0.05 else "")
 
 
 def show_token(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class RunRecord:
     inspection: dict[str, Any] | None = None
     positions: Sequence[dict[str, Any]] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The name of its folder."""
         return self.summary.path.resolve().name

@@ -4,21 +4,35 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.inspection_charts import (
-    FEATURES,
     chart_activation,
-    chart_difficulty,
     chart_pairs,
     chart_points,
     chart_profiles,
     chart_widths,
+    chart_work,
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.inspection_overview import (
+    chart_layers,
+    chart_mean_similarity,
+    chart_redundancy,
+    chart_sizes,
+    describe_size_test,
+)
 from hmoe.figures.records import Chart
+from hmoe.report.expensive import (
+    Tables,
+    describe_difficulty,
+    fold_table,
+    get_overall,
+    list_figures,
+    show_interval,
+)
+from hmoe.report.gallery import show_chances
 from hmoe.report.headline import show_signed
-from hmoe.report.pieces import PageFigure, PagePart, PageTable, make_table
-
-Tables = Mapping[str, list[dict[str, Any]]]
+from hmoe.report.likings import list_kind_likings, list_token_likings, name_surest_likings
+from hmoe.report.pieces import PagePart, make_table
 
 
 def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePart]:
@@ -26,7 +40,7 @@ def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePa
     if tables.get("experts"):
         yield _describe_activation(name, tables)
     if tables.get("difficulty_curves") or tables.get("difficulty"):
-        yield _describe_difficulty(name, tables)
+        yield describe_difficulty(name, tables)
     if tables.get("profiles"):
         yield _describe_kinds(name, tables, most_layers)
     if tables.get("similarity"):
@@ -37,104 +51,57 @@ def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePa
         yield _describe_tasks(name, tables)
 
 
-def _fold(name: str, table: str, caption: str, tables: Tables, num_shown: int = 40) -> list[PageTable]:
-    """Return a table of the inspection behind its caption; [] where it has no rows."""
-    rows = tables.get(table, [])
-    title = table.replace("_", "-")
-    return [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True)] if rows else []
-
-
-def _figures(charts: Sequence[Chart | None]) -> list[PageFigure]:
-    return [PageFigure(chart) for chart in charts if chart is not None]
-
-
-def _get_overall(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
-    """Return the rows over all layers that have these values."""
-    return [
-        row
-        for row in rows
-        if row["layer"] is None and all(row.get(key) == value for key, value in wanted.items())
-    ]
-
-
-def show_interval(row: Mapping[str, Any], low: str, high: str, form: str) -> str:
-    """Return the interval of a number in brackets; "" where there is none."""
-    if row.get(low) is None or row.get(high) is None:
-        return ""
-    return f" ({row[low]:{form}} to {row[high]:{form}})".replace("-", "\u2212")
-
-
 def _describe_activation(name: str, tables: Tables) -> PagePart:
     sentences = [
         f"A token activated {row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
         f"of a MoE layer; routing without preference activates {row['null']:.1%}."
-        for row in _get_overall(tables.get("layers", []))
+        for row in get_overall(tables.get("layers", []))
     ]
-    idle = [row for row in tables["experts"] if row.get("state")]
-    if idle:
-        named = ", ".join(
-            f"{row['width']} units in layer {row['layer']} ({row['state']})" for row in idle[:6]
-        )
-        more = f" and {len(idle) - 6} more" if len(idle) > 6 else ""
-        sentences.append(f"Idle experts: {named}{more}.")
+    widths = sorted(tables.get("widths", []), key=lambda row: row["width"])
+    if len(widths) > 1:
+        sentences += [
+            _describe_width(word, row) for word, row in (("narrowest", widths[0]), ("widest", widths[-1]))
+        ]
+    sentences += _list_idle(tables["experts"])
     charts: list[Chart] = [chart_activation(tables["experts"])]
-    if tables.get("widths"):
-        charts.insert(0, chart_widths(tables["widths"]))
+    if widths:
+        charts = [chart_widths(widths), chart_work(widths), *charts]
+    if tables.get("layers"):
+        charts.append(chart_layers(tables["layers"]))
     folded = [
-        *_fold(name, "widths", "By width", tables),
-        *_fold(name, "experts", "Each expert of each layer", tables),
-        *_fold(name, "domains", "By domain of the text", tables),
+        *fold_table(name, "widths", "By width", tables),
+        *fold_table(name, "layers", "By layer", tables),
+        *fold_table(name, "experts", "Each expert of each layer", tables),
     ]
-    return PagePart("Who works", sentences, _figures(charts), folded)
+    return PagePart("Who works: narrow experts or wide ones", sentences, list_figures(charts), folded)
 
 
-def _describe_difficulty(name: str, tables: Tables) -> PagePart:
-    curves = [
-        chart_difficulty(tables.get("difficulty_curves", []), feature, words)
-        for feature, words in FEATURES.items()
+def _describe_width(word: str, row: Mapping[str, Any]) -> str:
+    """Return what experts of a width get of the pairs and of the work, each beside what chance would give."""
+    parts = [
+        f"{row[key]:.1%} of the {noun}{show_chances(row, key)}"
+        for key, noun in (("token_share", "token-expert pairs"), ("compute_share", "work"))
+        if row[key] is not None
     ]
-    rows = _get_overall(tables.get("difficulty", []), over="types", given=None)
-    rows = [row for row in rows if row["correlation"] is not None]
-    charts: list[Chart | None] = [*curves]
-    if rows:
-        charts.append(
-            chart_points(rows, "Rank correlations over token types", lambda row: str(row["feature"]).replace("_", " "),
-                         "correlation", "correlation with activated units")
-        )  # fmt: skip
-    sentences = [
-        "Which text is expensive: the share of the hidden units that a token activates, mean over layers."
-    ]
-    sentences += [_weigh_correlation(row) for row in rows]
-    tokens = _get_overall(tables.get("chosen_tokens", []))
-    chosen = sorted(tokens, key=lambda row: row["activated_ratio"] or 0.0, reverse=True)
-    shown = [{key: row[key] for key in ("text", "count", "activated_ratio", "nll")} for row in chosen]
-    named = (
-        [make_table(f"tokens-{name}", "Some tokens, from expensive to cheap.", _show_tokens(shown))]
-        if shown
-        else []
-    )
-    folded = _fold(
-        name, "difficulty", "All correlations, by layer, with intervals and what chance gives", tables
-    )
-    return PagePart("What is expensive", sentences, _figures(charts), [*named, *folded])
+    experts = "expert" if row["num_experts"] == 1 else f"{row['num_experts']} experts"
+    return f"The {word} {experts}, of {row['width']:,} units, took {' and '.join(parts) or 'nothing'}."
 
 
-def _show_tokens(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**row, "text": row["text"].replace("\n", "⏎").replace(" ", "␣")} for row in rows]
-
-
-def _weigh_correlation(row: Mapping[str, Any]) -> str:
-    """Return a correlation in words, and whether it is more than chance gives."""
-    value, words = row["correlation"], FEATURES.get(row["feature"], row["feature"])
-    low, high = row.get("null_low"), row.get("null_high")
-    interval = show_interval(row, "low", "high", "+.2f")
-    told = f"{words[0].upper()}{words[1:]}: rank correlation {show_signed(value, 2)}{interval}"
-    if low is None or high is None:
-        return f"{told}."
-    chance = show_interval(row, "null_low", "null_high", "+.2f")
-    if low <= value <= high:
-        return f"{told}, within what chance gives{chance}."
-    return f"{told}, {'more' if value > 0 else 'less'} than chance gives{chance}."
+def _list_idle(experts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield which experts had nothing to do, and of which the text was too short to say so."""
+    for opening, states in (
+        ("Idle experts", ("dead", "rare")),
+        ("Not seen, on too little text to call them dead", ("unseen",)),
+    ):
+        named = [
+            f"{row['width']} units in layer {row['layer']}"
+            + (f" ({row['state']})" if len(states) > 1 else "")
+            for row in experts
+            if row.get("state") in states
+        ]
+        more = f" and {len(named) - 6} more" if len(named) > 6 else ""
+        if named:
+            yield f"{opening}: {', '.join(named[:6])}{more}."
 
 
 def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
@@ -142,12 +109,16 @@ def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
     charts: list[Chart | None] = [
         chart_profiles(profiles, layer) for layer in choose_layers(profiles, most_layers)
     ]
-    sentences = _weigh_labels(_get_overall(tables.get("specialisation", [])))
+    sentences = _weigh_labels(get_overall(tables.get("specialisation", [])))
     folded = [
-        *_fold(name, "specialisation", "Bits that experts tell of labels, by layer", tables),
-        *_fold(name, "profiles", "Shares and lifts of kinds of tokens", tables),
+        *fold_table(name, "specialisation", "Bits that experts tell of labels, by layer", tables),
+        *fold_table(name, "profiles", "Shares and lifts of kinds of tokens", tables),
     ]
-    return PagePart("Who reads what kind", sentences, _figures(charts), folded)
+    kinds = list_kind_likings(name, profiles)
+    sentences += [name_surest_likings(table) for table in kinds]
+    likings = [*kinds, *list_token_likings(name, tables.get("top_tokens", []))]
+    title = "Who reads what: kinds of tokens, marks, names"
+    return PagePart(title, sentences, list_figures(charts), [*likings, *folded])
 
 
 def _weigh_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -174,21 +145,22 @@ def _show_chance(high: float | None) -> str:
 def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePart:
     rows = tables["similarity"]
     merges = [row for row in tables.get("clusters", []) if row["distance"] == "rank"]
-    charts: list[Chart | None] = [
+    layers = [
         chart_pairs(rows, layer, "rank", "distance of what experts read", merges)
         for layer in choose_layers(rows, most_layers)
+    ]
+    charts = [
+        chart_sizes(rows, tables.get("size_tests", [])),
+        chart_redundancy(tables.get("redundancy", []), 12),
+        chart_mean_similarity(rows, merges),
+        *layers,
     ]
     sentences = [
         "Wasserstein distance between the tokens of two experts, over frequency ranks; "
         "the tree joins those that read alike."
     ]
-    for row in _get_overall(tables.get("size_tests", []), distance="rank"):
-        if row["correlation"] is None or row["p"] is None:
-            continue
-        told = "read alike" if row["p"] < 0.05 and row["correlation"] > 0 else "are not shown to read alike"
-        sentences.append(
-            f"Experts near in size {told}: Mantel correlation {show_signed(row['correlation'], 2)}, p {row['p']:.3f}."
-        )
+    sized = describe_size_test(tables.get("size_tests", []))
+    sentences += [sized] if sized else []
     twins = [row for row in tables.get("redundancy", []) if row.get("is_redundant")]
     if tables.get("redundancy"):
         named = ", ".join(
@@ -198,11 +170,11 @@ def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePar
             f"Pairs that do nearly the same: {named}." if twins else "No two experts do nearly the same."
         )
     folded = [
-        *_fold(name, "similarity", "Distances of all pairs, with what chance gives", tables),
-        *_fold(name, "redundancy", "Outputs and weights of all pairs", tables),
-        *_fold(name, "size_tests", "Tests of near in size, near in behaviour", tables),
+        *fold_table(name, "similarity", "Distances of all pairs, with what chance gives", tables),
+        *fold_table(name, "redundancy", "Outputs and weights of all pairs", tables),
+        *fold_table(name, "size_tests", "Tests of near in size, near in behaviour", tables),
     ]
-    return PagePart("Who is like whom", sentences, _figures(charts), folded)
+    return PagePart("Who is like whom", sentences, list_figures(charts), folded)
 
 
 def _describe_worth(name: str, tables: Tables, most_layers: int) -> PagePart:
@@ -212,8 +184,8 @@ def _describe_worth(name: str, tables: Tables, most_layers: int) -> PagePart:
     return PagePart(
         "What each is worth",
         [sentence],
-        _figures(charts),
-        _fold(name, "worth", "Loss without each expert", tables),
+        list_figures(charts),
+        fold_table(name, "worth", "Loss without each expert", tables),
     )
 
 
@@ -233,4 +205,4 @@ def _describe_tasks(name: str, tables: Tables) -> PagePart:
         if row["difference"] is not None
     ]
     tasks = make_table(f"tasks-{name}", "By task, with intervals over questions.", rows)
-    return PagePart("Which tasks are expensive", sentences, _figures([chart]), [tasks])
+    return PagePart("Which tasks are expensive", sentences, list_figures([chart]), [tasks])

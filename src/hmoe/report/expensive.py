@@ -1,0 +1,130 @@
+"""Which text is expensive: activated units by domain and against what tokens are like."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hmoe.figures.inspection_charts import FEATURES, chart_difficulty, chart_points
+from hmoe.figures.inspection_overview import chart_domains
+from hmoe.figures.records import Chart
+from hmoe.report.gallery import show_token
+from hmoe.report.headline import show_signed
+from hmoe.report.pieces import PageColumn, PageFigure, PagePart, PageTable, make_table
+
+Tables = Mapping[str, list[dict[str, Any]]]
+
+
+def fold_table(name: str, table: str, caption: str, tables: Tables, num_shown: int = 40) -> list[PageTable]:
+    """Return a table of the inspection behind its caption; [] where it has no rows."""
+    rows = tables.get(table, [])
+    title = table.replace("_", "-")
+    return [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True)] if rows else []
+
+
+def list_figures(charts: Sequence[Chart | None]) -> list[PageFigure]:
+    """Return figures of the charts that there are."""
+    return [PageFigure(chart) for chart in charts if chart is not None]
+
+
+def get_overall(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
+    """Return the rows over all layers that have these values."""
+    return [
+        row
+        for row in rows
+        if row["layer"] is None and all(row.get(key) == value for key, value in wanted.items())
+    ]
+
+
+def show_interval(row: Mapping[str, Any], low: str, high: str, form: str) -> str:
+    """Return the interval of a number in brackets; "" where there is none."""
+    if row.get(low) is None or row.get(high) is None:
+        return ""
+    return f" ({row[low]:{form}} to {row[high]:{form}})".replace("-", "\u2212")
+
+
+def describe_difficulty(name: str, tables: Tables) -> PagePart:
+    """Return how many units a text activates, by its domain and by what its tokens are like."""
+    curves = [
+        chart_difficulty(tables.get("difficulty_curves", []), feature, words)
+        for feature, words in FEATURES.items()
+    ]
+    rows = get_overall(tables.get("difficulty", []), over="types", given=None)
+    rows = [row for row in rows if row["correlation"] is not None]
+    charts: list[Chart | None] = [*curves]
+    if tables.get("domains"):
+        charts.insert(0, chart_domains(tables["domains"]))
+    if rows:
+        charts.append(
+            chart_points(rows, "Rank correlations over token types", lambda row: str(row["feature"]).replace("_", " "),
+                         "correlation", "correlation with activated units")
+        )  # fmt: skip
+    sentences = [
+        "How expensive a text is: the share of the hidden units that its tokens activate, mean over layers.",
+        *_compare_domains(tables.get("domains", [])),
+    ]
+    sentences += [_weigh_correlation(row) for row in rows]
+    folded = [
+        *fold_table(name, "domains", "By domain of the text", tables),
+        *fold_table(
+            name, "difficulty", "All correlations, by layer, with intervals and what chance gives", tables
+        ),
+    ]
+    named = _list_chosen_tokens(name, tables)
+    return PagePart("Which text is expensive", sentences, list_figures(charts), [*named, *folded])
+
+
+def _compare_domains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield which domain costs most and which least, and whether their intervals lie apart."""
+    known = sorted(
+        (row for row in rows if row["activated_ratio"] is not None), key=lambda row: row["activated_ratio"]
+    )
+    if len(known) < 2:
+        return
+    ends = [f"{row['domain']} {row['activated_ratio']:.2%}{_show_span(row)}" for row in (known[-1], known[0])]
+    most, least = known[-1], known[0]
+    if None in (most["low"], least["high"]):
+        verdict = "too few documents to say that they differ"
+    else:
+        verdict = "their intervals lie apart" if most["low"] > least["high"] else "their intervals overlap"
+    yield f"By domain: most {ends[0]}, least {ends[1]}; {verdict}."
+
+
+def _show_span(row: Mapping[str, Any]) -> str:
+    null = row.get("null")
+    told = show_interval(row, "low", "high", ".2%").strip(" ()")
+    parts = [*([told] if told else []), *([f"chance {null:.2%}"] if null is not None else [])]
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def _list_chosen_tokens(name: str, tables: Tables) -> list[PageTable]:
+    chosen = sorted(
+        get_overall(tables.get("chosen_tokens", [])),
+        key=lambda row: row["activated_ratio"] or 0.0,
+        reverse=True,
+    )
+    rows = [
+        {"text": show_token(row["text"]), **{key: row[key] for key in ("count", "activated_ratio", "nll")}}
+        for row in chosen
+    ]
+    columns = [
+        PageColumn("text", "Token", is_text=True),
+        PageColumn("count", "Occurs"),
+        PageColumn("activated_ratio", "Activated units", "{:.1%}".format),
+        PageColumn("nll", "Loss in nats", "{:.2f}".format),
+    ]
+    return (
+        [PageTable(f"tokens-{name}", "Some tokens, from expensive to cheap.", columns, rows)] if rows else []
+    )
+
+
+def _weigh_correlation(row: Mapping[str, Any]) -> str:
+    """Return a correlation in words, and whether it is more than chance gives."""
+    value, words = row["correlation"], FEATURES.get(row["feature"], row["feature"])
+    low, high = row.get("null_low"), row.get("null_high")
+    interval = show_interval(row, "low", "high", "+.2f")
+    told = f"{words[0].upper()}{words[1:]}: rank correlation {show_signed(value, 2)}{interval}"
+    if low is None or high is None:
+        return f"{told}."
+    chance = show_interval(row, "null_low", "null_high", "+.2f")
+    if low <= value <= high:
+        return f"{told}, within what chance gives{chance}."
+    return f"{told}, {'more' if value > 0 else 'less'} than chance gives{chance}."

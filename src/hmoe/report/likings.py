@@ -1,0 +1,108 @@
+"""Which expert likes a kind of token, a mark or a name most: tables that are looked up by what is liked."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hmoe.report.gallery import show_token
+from hmoe.report.pieces import PageColumn, PageTable
+
+_Rows = Sequence[Mapping[str, Any]]
+_MOST_NAMED = 10  # marks, and as many words with a capital, in view
+_NUM_SHOWN = 500  # of all tokens
+_NUMBERS = [
+    PageColumn("layer", "MoE layer"),
+    PageColumn("width", "Hidden units of the expert"),
+    PageColumn("lift", "Times as often", "{:.2f}".format),
+    PageColumn("low", "From", "{:.2f}".format),
+    PageColumn("high", "To", "{:.2f}".format),
+    PageColumn("null", "By chance", "{:.2f}".format),
+]
+
+
+def list_kind_likings(name: str, profiles: _Rows) -> list[PageTable]:
+    """Return a table of the expert that surely likes each kind of token most; [] where none is sure."""
+    best: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in profiles:
+        key = (row["label"], row["class"])
+        if (
+            row["lift"] is not None
+            and (row["low"] or 0.0) > 1
+            and (key not in best or row["low"] > best[key]["low"])
+        ):
+            best[key] = row
+    rows = [
+        {"kind": kind, **_take(row, "layer", "expert", "width", "share", "lift", "low", "high"), "null": 1.0}
+        for (_, kind), row in best.items()
+    ]
+    columns = [
+        PageColumn("kind", "Kind of token", is_text=True),
+        *_NUMBERS,
+        PageColumn("share", "Share of the expert's tokens", "{:.1%}".format),
+        PageColumn("expert", "expert", is_exact=True),
+    ]
+    caption = "Each kind of token, and the expert that likes it most surely, of all layers."
+    return [PageTable(f"kinds-{name}", caption, columns, rows)] if rows else []
+
+
+def name_surest_likings(table: PageTable) -> str:
+    """Return the three kinds of tokens that an expert likes most surely, in a sentence."""
+    rows = sorted(table.rows, key=lambda row: -row["low"])[:3]
+    named = [
+        f"{row['kind']} by {row['width']:,} units in layer {row['layer']}, {row['lift']:.1f} times as often as chance "
+        f"({row['low']:.1f} to {row['high']:.1f})"
+        for row in rows
+    ]
+    return (
+        f"Liked most surely: {'; '.join(named)}. Tables below the pictures name every kind, marks and names."
+    )
+
+
+def list_token_likings(name: str, top_tokens: _Rows) -> Iterator[PageTable]:
+    """Yield a table of marks and capitalised words, and one of all tokens, each with the expert that likes it most."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in top_tokens:
+        text = row["text"]
+        if row["lift_low"] is not None and (text not in best or row["lift_low"] > best[text]["lift_low"]):
+            best[text] = row
+    rows = [
+        {
+            "text": show_token(text),
+            **_take(row, "count", "layer", "expert", "width", "lift"),
+            **{"low": row["lift_low"], "high": row["lift_high"], "null": row.get("lift_null", 1.0)},
+        }
+        for text, row in sorted(best.items(), key=lambda item: (item[0].strip().lower(), item[0]))
+    ]
+    columns = [
+        PageColumn("text", "Token", is_text=True),
+        PageColumn("count", "Occurs"),
+        *_NUMBERS,
+        PageColumn("expert", "expert", is_exact=True),
+    ]
+    marks = _choose_frequent([row for row in rows if is_mark(row["text"])])
+    words = _choose_frequent([row for row in rows if is_capitalised(row["text"])])
+    if marks or words:
+        caption = "Frequent marks and capitalised words (names among them), and the expert that likes each most surely."
+        yield PageTable(f"marks-and-names-{name}", caption, columns, [*marks, *words])
+    if rows:
+        caption = "All tokens that some expert likes, from A to Z"
+        yield PageTable(f"liked-tokens-{name}", caption, columns, rows, _NUM_SHOWN, is_folded=True)
+
+
+def is_mark(text: str) -> bool:
+    """Return whether a token is punctuation alone; spaces are shown as ␣."""
+    bare = text.strip("␣⏎⇥␍")
+    return bool(bare) and not any(char.isalnum() for char in bare)
+
+
+def is_capitalised(text: str) -> bool:
+    """Return whether a token is a word that begins with a capital, and goes on without."""
+    bare = text.strip("␣")
+    return len(bare) > 2 and bare.isalpha() and bare[:1].isupper() and bare[1:].islower()
+
+
+def _choose_frequent(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(rows, key=lambda row: -row["count"])[:_MOST_NAMED]
+
+
+def _take(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: row[name] for name in names}
