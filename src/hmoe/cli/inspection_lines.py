@@ -134,7 +134,8 @@ def _lay_out_difficulty(rows: Rows) -> Table:
     """Return how activated units depend on what a token type is like, over all layers."""
     columns = [
         Column("against", "units against", str, is_text=True),
-        Column("correlation", "rank corr.", "{:+.2f}".format),
+        Column("over", "over", str, is_text=True),
+        Column("correlation", "rank r", "{:+.2f}".format),
         Column("low", "from", "{:+.2f}".format),
         Column("high", "to", "{:+.2f}".format),
         Column("random", "random", str),
@@ -143,15 +144,19 @@ def _lay_out_difficulty(rows: Rows) -> Table:
     shown = [
         row | {"against": _name_feature(row), "random": _show_null(row), "is_shown": _is_beyond_null(row)}
         for row in rows
-        if row["layer"] is None and row["over"] == "types" and row["correlation"] is not None
+        if row["layer"] is None and row["correlation"] is not None
     ]
-    legend = "units: that a token type activates, mean over layers; shown: beyond what random routing gives"
-    return Table(columns, shown, [legend])
+    legend = [
+        "units: that a token activates, or the tokens of a type on average, mean over layers (each by itself: "
+        "difficulty.csv)",
+        "shown: beyond what random routing gives",
+    ]
+    return Table(columns, shown, legend)
 
 
 def _name_feature(row: Mapping[str, Any]) -> str:
     name = str(row["feature"]).replace("_", " ")
-    return f"{name} given {row['given']}" if row["given"] else name
+    return f"{name} given freq." if row["given"] == "frequency" else name
 
 
 def _show_null(row: Mapping[str, Any]) -> str | None:
