@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -297,7 +298,7 @@ def test_the_sample_is_as_large_as_memory_and_products_allow(monkeypatch: pytest
         monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", products)
         assert redundancy._count_rows(planted.model) == expected
     monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", 2**35)
-    monkeypatch.setattr(redundancy, "_MOST_NUMBERS", 320 * 21)
+    monkeypatch.setattr(redundancy, "MOST_NUMBERS", 320 * 21)
     rows = measure_redundancy(planted.model, plant_windows(planted, 0, 2))["redundancy"]
     assert {row["tokens"] for row in rows} == {21}
 
@@ -315,7 +316,7 @@ def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch
         ),
         0,
     )
-    nulls = redundancy._WeightNulls(64, 2 * 3, 0)
+    nulls = RandomExperts(64, 2 * 3, 0)
     layer: Any = model.blocks[0].ffn
     drawn = nulls.draw_expert(300)
     assert not torch.equal(drawn[0], drawn[1])
@@ -323,7 +324,7 @@ def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch
         assert weight.shape == own.shape
         assert float(weight.std()) == pytest.approx(float(own.std()), rel=0.03)  # of 19,200 numbers
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(redundancy, "_WeightNulls", lambda *arguments: seen.append(arguments) or nulls)
+    monkeypatch.setattr(redundancy, "RandomExperts", lambda *arguments: seen.append(arguments) or nulls)
     measure_redundancy(model, [(np.array([1, 2, 3]), np.zeros(3))], seed=7)
     assert seen == [(64, 6, 7)]
 
@@ -334,10 +335,11 @@ def test_the_most_alike_are_so_by_one_of_two_numbers(monkeypatch: pytest.MonkeyP
     pairs = list(itertools.combinations(range(4), 2))
 
     def list_matched(cka: list[float], cosine: list[float]) -> list[int]:
-        tables = [np.full((4, 4), nan) for _ in range(4)]
+        names = ("cka", "cosine", "cka_null", "cosine_null", "distance", "distance_null")
+        likeness = SimpleNamespace(**{name: np.full((4, 4), nan) for name in names})
         for pair, *values in zip(pairs, cka, cosine, strict=True):
-            tables[0][pair], tables[2][pair] = values
-        monkeypatch.setattr(redundancy, "_compare_outputs", lambda *_: redundancy._OutputTables(*tables))
+            likeness.cka[pair], likeness.cosine[pair] = values
+        monkeypatch.setattr(redundancy, "compare_outputs", lambda *_: likeness)
         rows = measure_redundancy(planted.model, plant_windows(planted, 0, 1))["redundancy"]
         return [place for place, row in enumerate(rows[:6]) if row["weight_cosine"] is not None]
 
