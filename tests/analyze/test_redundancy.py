@@ -143,6 +143,44 @@ def test_nulls_are_of_random_experts_between_widths_too() -> None:
         assert some[a, b] == pytest.approx(np.mean(draws), abs=5 * float(np.std(draws)) / 3**0.5)
 
 
+def test_of_many_widths_twelve_are_drawn_from_the_narrowest_to_the_widest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x_TD, nulls = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), RandomExperts(24, 4, 0)
+    drawn: list[int] = []
+    draw = nulls.draw_expert
+    monkeypatch.setattr(nulls, "draw_expert", lambda width: drawn.append(width) or draw(width))
+    expert_outputs._average_nulls([40, *range(2, 40, 2)], x_TD, nulls)
+    kinds = drawn[:12]
+    assert drawn == kinds * 2 * 3
+    assert (kinds[0], kinds[-1], len(set(kinds))) == (2, 40, 12)
+    assert max(b - a for a, b in itertools.pairwise(kinds)) <= 4
+
+
+def test_tokens_for_which_an_expert_gives_nothing_have_no_cosine() -> None:
+    outputs = [np.array([[1.0, 0], [0, 0], [1, 1]]), np.array([[1.0, 0], [5, 5], [1, 0]]), np.zeros((3, 2))]
+    cosines = expert_outputs._average_cosines(outputs)
+    assert cosines[0, 1] == cosines[1, 0] == pytest.approx((1 + 0.5**0.5) / 2)
+    assert np.isnan(cosines[2]).all()
+
+
+def test_outputs_that_serve_nobody_have_no_distance() -> None:
+    outputs, chosen_TE = [np.ones((3, 2)), np.ones((3, 2))], np.zeros((3, 2), bool)
+    for table in expert_outputs._measure_distances(outputs, chosen_TE, np.random.default_rng(0)):
+        assert np.isnan(table).all()
+
+
+def test_weights_are_matched_by_some_units_against_random_experts_of_both_widths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planted = build_planted_model("noise", 0, {"widths": [8, 16, 12]})
+    monkeypatch.setattr(redundancy, "match_units", lambda first, second, most: len(first) + most)
+    monkeypatch.setattr(RandomExperts, "get_cosine", lambda self, a, b: a / 100 + b / 10000)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 1))["redundancy"]
+    assert [row["weight_cosine_null"] for row in rows[:3]] == pytest.approx([0.0816, 0.0812, 0.1612])
+    assert [row["weight_cosine"] for row in rows[:3]] == [8 + 512, 8 + 512, 16 + 512]
+
+
 def test_weights_of_the_most_alike_are_matched_and_twins_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redundancy, "MATCHED_PAIRS", 3)
     planted = build_planted_model("twins", 4)
@@ -355,3 +393,10 @@ def test_models_in_half_precision(dtype: torch.dtype) -> None:
     rows = measure_redundancy(planted.model.to(dtype), plant_windows(planted, 0, 3))["redundancy"]
     check_plain(rows)
     assert list_redundant(rows) == [(1, *planted.truth["experts"])]
+
+
+def test_the_null_of_two_widths_is_drawn_once_whichever_comes_first() -> None:
+    nulls = RandomExperts(16, 4, 0)
+    first = nulls.get_cosine(4, 30)
+    assert nulls.get_cosine(30, 4) == nulls.get_cosine(4, 30) == first
+    assert first > nulls.get_cosine(4, 4)  # more units to choose from
