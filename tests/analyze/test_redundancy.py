@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,44 @@ def test_nulls_are_of_random_experts_between_widths_too() -> None:
             for _ in range(40)
         ]
         assert some[a, b] == pytest.approx(np.mean(draws), abs=5 * float(np.std(draws)) / 3**0.5)
+
+
+def test_of_many_widths_twelve_are_drawn_from_the_narrowest_to_the_widest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x_TD, nulls = torch.randn(5, 24, generator=torch.Generator().manual_seed(0)), RandomExperts(24, 4, 0)
+    drawn: list[int] = []
+    draw = nulls.draw_expert
+    monkeypatch.setattr(nulls, "draw_expert", lambda width: drawn.append(width) or draw(width))
+    expert_outputs._average_nulls([40, *range(2, 40, 2)], x_TD, nulls)
+    kinds = drawn[:12]
+    assert drawn == kinds * 2 * 3
+    assert (kinds[0], kinds[-1], len(set(kinds))) == (2, 40, 12)
+    assert max(b - a for a, b in itertools.pairwise(kinds)) <= 4
+
+
+def test_tokens_for_which_an_expert_gives_nothing_have_no_cosine() -> None:
+    outputs = [np.array([[1.0, 0], [0, 0], [1, 1]]), np.array([[1.0, 0], [5, 5], [1, 0]]), np.zeros((3, 2))]
+    cosines = expert_outputs._average_cosines(outputs)
+    assert cosines[0, 1] == cosines[1, 0] == pytest.approx((1 + 0.5**0.5) / 2)
+    assert np.isnan(cosines[2]).all()
+
+
+def test_outputs_that_serve_nobody_have_no_distance() -> None:
+    outputs, chosen_TE = [np.ones((3, 2)), np.ones((3, 2))], np.zeros((3, 2), bool)
+    for table in expert_outputs._measure_distances(outputs, chosen_TE, np.random.default_rng(0)):
+        assert np.isnan(table).all()
+
+
+def test_weights_are_matched_by_some_units_against_random_experts_of_both_widths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planted = build_planted_model("noise", 0, {"widths": [8, 16, 12]})
+    monkeypatch.setattr(redundancy, "match_units", lambda first, second, most: len(first) + most)
+    monkeypatch.setattr(RandomExperts, "get_cosine", lambda self, a, b: a / 100 + b / 10000)
+    rows = measure_redundancy(planted.model, plant_windows(planted, 0, 1))["redundancy"]
+    assert [row["weight_cosine_null"] for row in rows[:3]] == pytest.approx([0.0816, 0.0812, 0.1612])
+    assert [row["weight_cosine"] for row in rows[:3]] == [8 + 512, 8 + 512, 16 + 512]
 
 
 def test_weights_of_the_most_alike_are_matched_and_twins_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +336,7 @@ def test_the_sample_is_as_large_as_memory_and_products_allow(monkeypatch: pytest
         monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", products)
         assert redundancy._count_rows(planted.model) == expected
     monkeypatch.setattr(redundancy, "_MOST_PRODUCTS", 2**35)
-    monkeypatch.setattr(redundancy, "_MOST_NUMBERS", 320 * 21)
+    monkeypatch.setattr(redundancy, "MOST_NUMBERS", 320 * 21)
     rows = measure_redundancy(planted.model, plant_windows(planted, 0, 2))["redundancy"]
     assert {row["tokens"] for row in rows} == {21}
 
@@ -315,7 +354,7 @@ def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch
         ),
         0,
     )
-    nulls = redundancy._WeightNulls(64, 2 * 3, 0)
+    nulls = RandomExperts(64, 2 * 3, 0)
     layer: Any = model.blocks[0].ffn
     drawn = nulls.draw_expert(300)
     assert not torch.equal(drawn[0], drawn[1])
@@ -323,7 +362,7 @@ def test_random_experts_are_those_of_a_new_model(monkeypatch: pytest.MonkeyPatch
         assert weight.shape == own.shape
         assert float(weight.std()) == pytest.approx(float(own.std()), rel=0.03)  # of 19,200 numbers
     seen: list[tuple[int, ...]] = []
-    monkeypatch.setattr(redundancy, "_WeightNulls", lambda *arguments: seen.append(arguments) or nulls)
+    monkeypatch.setattr(redundancy, "RandomExperts", lambda *arguments: seen.append(arguments) or nulls)
     measure_redundancy(model, [(np.array([1, 2, 3]), np.zeros(3))], seed=7)
     assert seen == [(64, 6, 7)]
 
@@ -334,10 +373,11 @@ def test_the_most_alike_are_so_by_one_of_two_numbers(monkeypatch: pytest.MonkeyP
     pairs = list(itertools.combinations(range(4), 2))
 
     def list_matched(cka: list[float], cosine: list[float]) -> list[int]:
-        tables = [np.full((4, 4), nan) for _ in range(4)]
+        names = ("cka", "cosine", "cka_null", "cosine_null", "distance", "distance_null")
+        likeness = SimpleNamespace(**{name: np.full((4, 4), nan) for name in names})
         for pair, *values in zip(pairs, cka, cosine, strict=True):
-            tables[0][pair], tables[2][pair] = values
-        monkeypatch.setattr(redundancy, "_compare_outputs", lambda *_: redundancy._OutputTables(*tables))
+            likeness.cka[pair], likeness.cosine[pair] = values
+        monkeypatch.setattr(redundancy, "compare_outputs", lambda *_: likeness)
         rows = measure_redundancy(planted.model, plant_windows(planted, 0, 1))["redundancy"]
         return [place for place, row in enumerate(rows[:6]) if row["weight_cosine"] is not None]
 
@@ -353,3 +393,10 @@ def test_models_in_half_precision(dtype: torch.dtype) -> None:
     rows = measure_redundancy(planted.model.to(dtype), plant_windows(planted, 0, 3))["redundancy"]
     check_plain(rows)
     assert list_redundant(rows) == [(1, *planted.truth["experts"])]
+
+
+def test_the_null_of_two_widths_is_drawn_once_whichever_comes_first() -> None:
+    nulls = RandomExperts(16, 4, 0)
+    first = nulls.get_cosine(4, 30)
+    assert nulls.get_cosine(30, 4) == nulls.get_cosine(4, 30) == first
+    assert first > nulls.get_cosine(4, 4)  # more units to choose from
