@@ -52,6 +52,8 @@ def test_every_router_is_looked_into(name: str) -> None:
         json.dumps(inspection.record)
     )
     _check_plain(inspection.record)
+    is_warned = any("nll is no likelihood" in note for note in inspection.record["notes"])
+    assert is_warned == (name == "expert choice")
     num_bytes = sum(len(text.encode()) + 1 for _, text in DOCUMENTS)
     assert inspection.record["text"]["tokens"] == num_bytes
     assert inspection.record["text"]["documents"] == len(DOCUMENTS)

@@ -137,7 +137,7 @@ def inspect_text(
             "model": describe_inspected_model(opened),
             "text": describe_inspected_text(text.source, options.window, reading),
             "options": {**asdict(options), "chosen": list(options.chosen)},
-            "notes": list_inspection_notes(reading, options.sample_tokens),
+            "notes": list_inspection_notes(reading, options.sample_tokens, model.config.causal),
             "tables": tables,
         },
         reading.positions.list_rows(opened.tokenizer),

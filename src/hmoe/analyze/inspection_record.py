@@ -59,7 +59,7 @@ def describe_inspected_text(source: str, window: int, reading: TextReading) -> d
     }
 
 
-def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]:
+def list_inspection_notes(reading: TextReading, sample_tokens: int, is_causal: bool) -> list[str]:
     """Return sentences on what intervals and nulls mean, and on what was left out."""
     counts = reading.counts
     notes = [
@@ -80,6 +80,8 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int) -> list[str]
             f"outputs, redundancy and worth of experts are of a sample of the windows: "
             f"{int((windows >= 0).sum()):,} tokens in {len(windows):,}"
         )
+    if not is_causal:
+        notes.append("experts see later tokens, so nll is no likelihood, and not comparable with causal models'")
     if counts.units < 2:
         notes.append("a single document has no intervals")
     if not sample_tokens:
