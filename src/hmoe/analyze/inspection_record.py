@@ -81,7 +81,9 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int, is_causal: b
             f"{int((windows >= 0).sum()):,} tokens in {len(windows):,}"
         )
     if not is_causal:
-        notes.append("experts see later tokens, so nll is no likelihood, and not comparable with causal models'")
+        notes.append(
+            "experts see later tokens, so nll is no likelihood, and not comparable with causal models'"
+        )
     if counts.units < 2:
         notes.append("a single document has no intervals")
     if not sample_tokens:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.config.counts import (
     count_activated_parameters,
     count_parameters,
@@ -14,10 +13,7 @@ from hmoe.config.counts import (
     measure_activated_width,
 )
 from hmoe.config.run import RunConfig
-from hmoe.errors import ConfigError
-from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
-from hmoe.runs.log_rows import read_logs
-from hmoe.runs.log_seals import check_seals
+from hmoe.runs.run_logs import read_run_logs
 from hmoe.runs.validations import Validation, read_validation
 
 
@@ -91,21 +87,14 @@ def read_run_summary(run: Path) -> RunSummary:
         ConfigError: if it is no run folder.
         CheckpointError: naming a damaged line of a log.
     """
-    if not is_run_folder(run):
-        raise ConfigError(f"{run}: not a run folder, it has no {CONFIG}; `hmoe train RECIPE` makes one")
-    warnings: list[str] = []
-    state = read_newest_state(run)
-    config = load_run_recipe(run, (), warnings.append)
-    # Rows behind the newest checkpoint are of weights that are lost.
-    metrics, timing = read_logs(run, state["step"] if state else None)
-    rows = [row for _, row in metrics]
-    problem = check_seals(run, metrics, timing)[1]
-    warnings += [problem] if problem else []
+    logs = read_run_logs(run)
+    config, state, rows = logs.config, logs.state, logs.rows
+    warnings = list(logs.warnings)
     # The last step has a row only where one was due.
     last = state["counts"] if state else rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
     if state and config.train.log_every == 1 and last["step"] != (rows[-1]["step"] if rows else 0):
         warnings.append(f"{run}: its logs do not reach its newest checkpoint, of step {last['step']}")
-    clocks = [row["seconds"] for _, row in timing if "seconds" in row]
+    clocks = [row["seconds"] for row in logs.timing if "seconds" in row]
     return RunSummary(
         path=run,
         config=config,

@@ -11,12 +11,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.runs.config_binding import CONFIG, is_run_folder, load_run_recipe
-from hmoe.runs.log_rows import read_logs
-from hmoe.runs.log_seals import check_seals
+from hmoe.runs.run_logs import read_run_logs
 
 _COUNTS = ("step", "tokens", "flops")
 _PAIRS, _SHARES = "experts_per_token_by_layer", "expert_token_share"
@@ -68,17 +65,9 @@ def read_training_history(run: Path) -> TrainingHistory:
         ConfigError: if it is no run folder.
         CheckpointError: naming a damaged line of a log.
     """
-    if not is_run_folder(run):
-        raise ConfigError(f"{run}: not a run folder, it has no {CONFIG}; `hmoe train RECIPE` makes one")
-    notes: list[str] = []
-    state = read_newest_state(run)
-    config = load_run_recipe(run, (), notes.append)
-    # Rows behind the newest checkpoint are of weights that are lost.
-    metrics, timing = read_logs(run, state["step"] if state else None)
-    problem = check_seals(run, metrics, timing)[1]
-    notes += [problem] if problem else []
-    seconds = {row["step"]: row.get("seconds") for _, row in timing}
-    rows = [row for _, row in metrics]
+    logs = read_run_logs(run)
+    config, rows, notes = logs.config, logs.rows, list(logs.warnings)
+    seconds = {row["step"]: row.get("seconds") for row in logs.timing}
     moments = [_read_moment(row, seconds.get(row["step"]), config) for row in rows]
     if config.model.moe is not None:
         notes += _list_notes(rows, moments)
