@@ -29,6 +29,9 @@ def tally_tokens(
     tally.domains = ["all"]
     tally.domain_tokens = [tally.tokens_by_fold]
     tally.domain_pairs = [tally.pairs_by_fold]
+    for count_TZ, layer in zip(experts_TZE.sum(2).T, range(num_layers), strict=True):
+        tally.num_experts[layer] = np.bincount(count_TZ, minlength=num_experts + 1)
+    tally.domain_num_experts = [tally.num_experts]
     tally.num_documents = len(np.unique(document_T))
     for document in np.unique(document_T):
         own = document_T == document

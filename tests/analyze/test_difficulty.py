@@ -6,8 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
+from hmoe.analyze.count_null import fit_weights
 from hmoe.analyze.difficulty import cut_bins, describe_tokens, measure_difficulty
-from hmoe.analyze.difficulty_nulls import TokenUnitsNull, draw_type_units, fit_weights, tabulate_width_sums
+from hmoe.analyze.difficulty_nulls import TokenUnitsNull, draw_type_units, tabulate_width_sums
 from hmoe.analyze.planted import iterate_parts, plant_routing
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.token_sample import TokenSample

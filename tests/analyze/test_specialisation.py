@@ -83,6 +83,8 @@ def test_an_expert_of_digits_is_found():
     [row] = select(tables["profiles"], "digits", layer, expert=expert, **{"class": "yes"})
     assert row["share"] == 1
     assert row["low"] > 2
+    assert row["p"] < 0.01
+    assert row["pairs"] > 20
 
 
 def test_classes_whose_tokens_have_more_experts_are_liked_by_none():
@@ -96,7 +98,64 @@ def test_classes_whose_tokens_have_more_experts_are_liked_by_none():
     )  # fmt: skip
     rows = measure_specialisation(tally, {"a": ["many", "few"]}, num_draws=20)["profiles"]
     assert [row["lift"] for row in rows if row["label"] == "a"] == pytest.approx([1] * 12, abs=0.2)
-    assert sum(row["low"] <= 1 <= row["high"] for row in rows if row["label"] == "a") >= 10
+    assert [row["lift_null"] for row in rows if row["label"] == "a"] == pytest.approx([1] * 12, abs=0.03)
+
+
+def draw_count_only(seed):
+    """Documents of two domains and two kinds of types, that take other numbers of experts; some are more popular."""
+    draw = np.random.default_rng([11, seed])
+    type_T, document_T = draw.integers(0, 10, 5000), np.arange(5000) // 100
+    counts_T = np.where(type_T < 5, 1, 3)
+    scores_TE = np.log([8, 1, 1, 0.3]) + draw.gumbel(size=(5000, 4))
+    chosen_TE = np.argsort(np.argsort(-scores_TE, axis=1), axis=1) < counts_T[:, None]
+    labels = {"a": (np.arange(10) < 5).astype(np.int64)}
+    return type_T, tally_tokens(document_T, type_T, chosen_TE[:, None], labels=labels)
+
+
+def test_popular_experts_are_expected_where_tokens_take_few():
+    found = 0
+    for seed in range(5):
+        _, tally = draw_count_only(seed)
+        rows = measure_specialisation(tally, {"a": ["many", "few"]}, num_draws=2)["profiles"]
+        own = [row for row in rows if row["label"] == "a"]
+        assert max(row["lift"] for row in own) > 1.5
+        assert [row["lift"] for row in own] == pytest.approx([row["lift_null"] for row in own], abs=0.15)
+        found += min(row["p"] for row in own) <= 0.05
+    assert found <= 1
+
+
+def test_domains_too_have_the_null_of_their_number_of_experts():
+    """Two domains of which one takes three experts: by hand, from how often each expert is among so many."""
+    draw = np.random.default_rng(2)
+    domain_T = np.arange(4000) // 2000
+    scores_TE = np.log([6, 1, 1, 1]) + draw.gumbel(size=(4000, 4))
+    chosen_TE = np.argsort(np.argsort(-scores_TE, axis=1), axis=1) < np.array([1, 3])[domain_T][:, None]
+    tally = tally_tokens(np.arange(4000) // 100, np.zeros(4000, np.int64), chosen_TE[:, None])
+    for name in ("domain_tokens", "domain_pairs", "domain_num_experts"):
+        setattr(tally, name, [])
+    for domain in (0, 1):
+        fold_T = (np.arange(4000) // 100 % tally.num_folds)[domain_T == domain]
+        pairs = np.zeros_like(tally.pairs_by_fold)
+        np.add.at(pairs[:, 0], fold_T, chosen_TE[domain_T == domain].astype(np.int64))
+        tally.domain_pairs.append(pairs)
+        tally.domain_tokens.append(np.bincount(fold_T, minlength=tally.num_folds))
+        counts = chosen_TE[domain_T == domain].sum(1)
+        tally.domain_num_experts.append(np.bincount(counts, minlength=5)[None])
+    tally.domains = ["one", "three"]
+    rows = select(measure_specialisation(tally, {}, num_draws=2)["profiles"], "domain")
+    assert [row["lift"] for row in rows] == pytest.approx([row["lift_null"] for row in rows], rel=0.15)
+    assert rows[0]["lift_null"] > 1.5
+    assert min(row["p"] for row in rows) > 0.05
+
+
+def test_noise_gives_no_expert_a_liking():
+    found = 0
+    for seed in range(12):
+        planted = plant_routing("noise", seed, document_effect=1.0, num_documents=40, tokens_per_document=64)
+        rows = measure_specialisation(sum_up(planted), NAMES, num_draws=2)["profiles"]
+        for label in ("kind", "digits", "domain"):
+            found += min(row["p"] for row in select(rows, label) if row["p"] is not None) <= 0.05
+    assert found <= stats.binom.isf(0.001, 36, 0.05)
 
 
 def count_small_p(num_draws, **text):

@@ -51,6 +51,7 @@ class SlowCounts:
         for z in range(len(trace.blocks)):
             experts = self.list_experts(t, z)
             self.add("num_experts", z, len(experts))
+            self.add(f"domain_num_experts.{domain}", z, len(experts))
             for e in range(len(trace.widths)):
                 self.add("probs_by_fold", fold, z, e, value=float(trace.probs_ZTE[z, t, e]))
             for e in experts:

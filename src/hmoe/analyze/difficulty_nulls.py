@@ -6,13 +6,12 @@ from math import gcd
 
 import numpy as np
 
+from hmoe.analyze.count_null import fit_weights
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.traced_text import Floats, Ints
 
 _MOST_CELLS = 2_000_000  # of tables that are drawn at one time
 _NUM_QUANTILES = 1 << 14
-_MOST_STEPS, _TOLERANCE = 300, 1e-6  # of fitting weights
-_ALWAYS, _WEIGHT_OF_ALWAYS = 0.999, 1e6  # share of the tokens from which an expert counts as serving all
 
 
 def sum_by_width(tally: Tally, layer: int, types: Ints) -> tuple[Ints, Ints]:
@@ -86,43 +85,6 @@ class TokenUnitsNull:
             sums[place_T, self._rng.integers(0, _NUM_QUANTILES, len(place_T), dtype=np.uint16)]
             for sums, place_T in self._layers
         ])  # fmt: skip
-
-
-def fit_weights(pairs_E: Ints, counts: Ints, tokens: Ints) -> Floats:
-    """Return weights of experts by which tokens with so many different ones have them in proportion to these pairs.
-
-    Args:
-        pairs_E: of each expert.
-        counts, tokens: how many experts tokens have, and how many tokens have so many.
-    """
-    served = int(tokens[counts > 0].sum())
-    wanted_E = pairs_E * ((counts * tokens).sum() / max(1, pairs_E.sum()))
-    weight_E = np.where(pairs_E > 0, 1.0, 0.0)
-    always_E = wanted_E > _ALWAYS * served
-    weight_E[always_E] = _WEIGHT_OF_ALWAYS
-    fitted_E = (pairs_E > 0) & ~always_E
-    for _ in range(_MOST_STEPS if fitted_E.any() else 0):
-        expected_E = (compute_inclusion(weight_E, counts) * tokens).sum(1)
-        ratio_E = (wanted_E / np.maximum(expected_E, 1e-300))[fitted_E]
-        weight_E[fitted_E] *= ratio_E
-        weight_E[fitted_E] /= np.exp(np.log(weight_E[fitted_E]).mean())
-        if np.ptp(ratio_E) < _TOLERANCE:
-            break
-    return weight_E
-
-
-def compute_inclusion(weight_E: Floats, counts: Ints) -> Floats:
-    """Return the probability with which each expert is among so many different ones (E, counts)."""
-    most = int(counts.max(initial=0))
-    sums_EC = np.zeros((len(weight_E), most + 1))  # over sets of so many experts, without each in turn
-    sums_EC[:, 0] = 1
-    for expert, weight in enumerate(weight_E):
-        added = weight * sums_EC[:, :-1]
-        added[expert] = 0
-        sums_EC[:, 1:] += added
-    with_EC = np.zeros_like(sums_EC)
-    with_EC[:, 1:] = weight_E[:, None] * sums_EC[:, :-1]
-    return np.asarray((with_EC / np.maximum(with_EC + sums_EC, 1e-300))[:, counts])
 
 
 def tabulate_width_sums(width_E: Ints, weight_E: Floats, counts: Ints) -> Ints:

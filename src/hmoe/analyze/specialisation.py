@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmoe.analyze.tally import Table, Tally, divide_known
+from hmoe.analyze.labellings import DOMAIN, Labelling, list_labellings
+from hmoe.analyze.profiles import list_profiles
+from hmoe.analyze.tally import Table, Tally
 from hmoe.analyze.traced_text import Floats, Row
 from hmoe.errors import ConfigError
 from hmoe.statistics.grouped_tables import (
@@ -18,25 +20,6 @@ from hmoe.statistics.grouped_tables import (
 )
 from hmoe.statistics.information import compute_mutual_information
 from hmoe.statistics.jackknife import estimate_jackknife_interval
-
-DOMAIN = "domain"
-
-
-@dataclass(frozen=True)
-class _Labelling:
-    """Counts of tokens and pairs by the classes of a labelling.
-
-    Attributes:
-        name: of the labelling.
-        classes: their names.
-        tokens: by fold and class (F, classes).
-        pairs: by fold and class (F, classes, Z, E).
-    """
-
-    name: str
-    classes: Sequence[str]
-    tokens: Table
-    pairs: Table
 
 
 @dataclass(frozen=True)
@@ -63,9 +46,7 @@ def measure_specialisation(
       that keeps all dependence within folds of documents (`compute_flip_statistics`); so p can be large where the
       bits are above `null_high`. Fewer than six folds with tokens give no p.
 
-    `profiles` has for each expert and class the share of its pairs (among those that have a class), and the lift: this
-    share by the class's share of all pairs of the layer, with its jackknife interval over folds. Without regard to
-    tokens it is 1, also where tokens of some classes have more experts than others.
+    `profiles`: `list_profiles`.
 
     Args:
         tally: of the tokens read.
@@ -81,35 +62,15 @@ def measure_specialisation(
     generator = np.random.default_rng(seed)
     specialisation: list[Row] = []
     profiles: list[Row] = []
-    for labelling in _list_labellings(tally, class_names):
+    for labelling in list_labellings(tally, class_names):
         is_domain = labelling.name == DOMAIN
         null = (_shuffle_domains if is_domain else _permute_experts)(labelling, num_draws, generator)
         specialisation += _list_information(labelling, null)
-        profiles += _list_profiles(tally, labelling)
+        profiles += list_profiles(tally, labelling)
     return {"specialisation": specialisation, "profiles": profiles}
 
 
-def _list_labellings(tally: Tally, class_names: Mapping[str, Sequence[str]]) -> list[_Labelling]:
-    """Return domains and the labellings that have classes."""
-    labellings = []
-    if tally.domain_tokens:
-        names = [*tally.domains, *map(str, range(len(tally.domains), len(tally.domain_tokens)))]
-        tokens, pairs = np.stack(tally.domain_tokens, 1), np.stack(tally.domain_pairs, 1)
-        labellings.append(_Labelling(DOMAIN, names, tokens, pairs))
-    for name, tokens in tally.label_tokens.items():
-        classes = class_names.get(name, ())
-        num_classes = tokens.shape[1]
-        if len(classes) < num_classes:
-            raise ConfigError(
-                f"class_names of {name!r}: {len(classes)} names, must be at least {num_classes}, "
-                "the classes of the labelling"
-            )
-        if num_classes:
-            labellings.append(_Labelling(name, classes, tokens, tally.label_pairs[name]))
-    return labellings
-
-
-def _shuffle_domains(labelling: _Labelling, num_draws: int, generator: np.random.Generator) -> _Null:
+def _shuffle_domains(labelling: Labelling, num_draws: int, generator: np.random.Generator) -> _Null:
     """Return the null of domains that have nothing to do with documents."""
     num_layers = labelling.pairs.shape[2]
     fold, domain = np.nonzero(labelling.tokens)
@@ -121,7 +82,7 @@ def _shuffle_domains(labelling: _Labelling, num_draws: int, generator: np.random
     return _Null(bits, _compute_tails(_compute_bits(labelling.pairs.sum(0)), bits))
 
 
-def _permute_experts(labelling: _Labelling, num_draws: int, generator: np.random.Generator) -> _Null:
+def _permute_experts(labelling: Labelling, num_draws: int, generator: np.random.Generator) -> _Null:
     """Return the null of experts that have nothing to do with classes; p holds for documents as units."""
     pairs = labelling.pairs
     layers = [
@@ -153,15 +114,16 @@ def _compute_bits(pairs: Table) -> Floats:
     return compute_mutual_information(pairs.transpose(1, 0, 2))
 
 
-def _list_information(labelling: _Labelling, null: _Null) -> list[Row]:
+def _list_information(labelling: Labelling, null: _Null) -> list[Row]:
     """Return a row for each layer, and of their mean."""
 
     def compute_all(pairs: Table) -> Floats:
         bits = _compute_bits(pairs)
-        return np.append(bits, bits.mean())
+        known = bits[np.isfinite(bits)]
+        return np.append(bits, known.mean() if len(known) else np.nan)
 
     interval = estimate_jackknife_interval(compute_all, [labelling.pairs])
-    draws = None if null.bits is None else np.column_stack([null.bits, null.bits.mean(1)])
+    draws = None if null.bits is None else np.column_stack([null.bits, _average_known(null.bits)])
     num_layers = labelling.pairs.shape[2]
     return [
         {
@@ -178,32 +140,10 @@ def _list_information(labelling: _Labelling, null: _Null) -> list[Row]:
     ]
 
 
-def _list_profiles(tally: Tally, labelling: _Labelling) -> list[Row]:
-    """Return a row for each layer, expert and class."""
-
-    def compute_lift(pairs: Table) -> Floats:
-        by_layer = pairs.sum(2, keepdims=True)
-        return divide_known(divide_known(pairs, pairs.sum(0)), divide_known(by_layer, by_layer.sum(0)))
-
-    interval = estimate_jackknife_interval(compute_lift, [labelling.pairs])
-    pairs = labelling.pairs.sum(0)
-    share = divide_known(pairs, pairs.sum(0))
-    return [
-        {
-            "layer": layer,
-            "expert": expert,
-            "width": int(tally.widths[expert]),
-            "label": labelling.name,
-            "class": str(labelling.classes[label_class]),
-            "share": _get_known(share[label_class, layer, expert]),
-            "lift": _get_known(interval.value[label_class, layer, expert]),
-            "low": _get_known(np.maximum(interval.low[label_class, layer, expert], 0)),
-            "high": _get_known(interval.high[label_class, layer, expert]),
-        }
-        for layer in range(pairs.shape[1])
-        for expert in range(pairs.shape[2])
-        for label_class in range(len(pairs))
-    ]
+def _average_known(bits: Floats) -> Floats:
+    """Return the mean of each draw over the layers in which pairs have classes; NaN without any."""
+    known = np.isfinite(bits).all(0)
+    return bits[:, known].mean(1) if known.any() else np.full(len(bits), np.nan)
 
 
 def _get_known(value: np.floating) -> float | None:

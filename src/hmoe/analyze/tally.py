@@ -17,6 +17,7 @@ from hmoe.analyze.wide_sums import WideSums
 from hmoe.errors import ConfigError
 
 _MOST_COUNT = np.iinfo(np.int32).max
+_BY_DOMAIN = ("domain_tokens", "domain_pairs", "domain_num_experts")
 _WIDE = ("pair_squares", "pair_products")
 
 Table = npt.NDArray[Any]
@@ -55,7 +56,7 @@ class Tally:
         type_squares: sums over documents of squared tokens (V).
         label_tokens: for each labelling tokens (F, classes).
         label_pairs: for each labelling token-expert pairs (F, classes, Z, E).
-        domain_tokens, domain_pairs: by domain (F), (F, Z, E).
+        domain_tokens, domain_pairs, domain_num_experts: by domain (F), (F, Z, E), (Z, E + 1).
     """
 
     widths: tuple[int, ...]
@@ -94,6 +95,7 @@ class Tally:
         self.types_by_count: dict[int, Table] = {}  # most models have few counts, many of them a single one
         self.domain_tokens: list[Ints] = []
         self.domain_pairs: list[Ints] = []
+        self.domain_num_experts: list[Ints] = []
         self._open_cells: list[Ints] = []  # of the document that is not read to its end: cells of `pairs`
         self._open_types: list[Ints] = []
         self._open_document = -1
@@ -108,17 +110,14 @@ class Tally:
         self._check_counts(len(trace.tokens_T))
         layer_N, expert_N, token_N = (t.numpy() for t in (trace.layer_N, trace.expert_N, trace.token_N))
         fold_T = places.document_T % self.num_folds
-        num_layers, num_experts = len(self.blocks), len(self.widths)
-        cell_N = layer_N * num_experts + expert_N
+        cell_N = layer_N * len(self.widths) + expert_N
         np.add.at(self.tokens_by_fold, fold_T, 1)
         np.add.at(self.pairs_by_fold.reshape(self.num_folds, -1), (fold_T[token_N], cell_N), 1)
         probs_ZTE = trace.probs_ZTE.double().numpy()
         for fold in np.unique(fold_T):
             self.probs_by_fold[fold] += probs_ZTE[:, fold_T == fold].sum(1)
-        counts_ZT = trace.num_experts_ZT.numpy()
-        for layer in range(num_layers):
-            self.num_experts[layer] += np.bincount(counts_ZT[layer], minlength=num_experts + 1)
-        self._add_domains(places.domain_T, fold_T, token_N, cell_N)
+        count_ZT = trace.num_experts_ZT.numpy()
+        self._add_domains(places.domain_T, fold_T, count_ZT, token_N, cell_N)
         ordinary_T = places.ordinary_T
         self._add_types(text, fold_T, ordinary_T)
         ordinary_N = ordinary_T[token_N]
@@ -141,12 +140,18 @@ class Tally:
                 argument="most_tokens",
             )
 
-    def _add_domains(self, domain_T: Ints, fold_T: Ints, token_N: Ints, cell_N: Ints) -> None:
+    def _add_domains(self, domain_T: Ints, fold_T: Ints, count_ZT: Ints, token_N: Ints, cell_N: Ints) -> None:
+        by_layer = self.num_experts.shape[1] * np.arange(len(count_ZT))[:, None]
         for domain in np.unique(domain_T):
             while len(self.domain_tokens) <= domain:
                 self.domain_tokens.append(np.zeros_like(self.tokens_by_fold))
                 self.domain_pairs.append(np.zeros_like(self.pairs_by_fold))
+                self.domain_num_experts.append(np.zeros_like(self.num_experts))
             own_T = domain_T == domain
+            places = (count_ZT[:, own_T] + by_layer).ravel()
+            counts = np.bincount(places, minlength=self.num_experts.size).reshape(self.num_experts.shape)
+            self.num_experts += counts
+            self.domain_num_experts[domain] += counts
             np.add.at(self.domain_tokens[domain], fold_T[own_T], 1)
             own_N = own_T[token_N]
             table = self.domain_pairs[domain].reshape(self.num_folds, -1)
@@ -224,9 +229,7 @@ class Tally:
             for name, table in getattr(self, group).list_arrays().items()
         }
         domains = {
-            f"{group}.{i}": table
-            for group in ("domain_tokens", "domain_pairs")
-            for i, table in enumerate(getattr(self, group))
+            f"{group}.{i}": table for group in _BY_DOMAIN for i, table in enumerate(getattr(self, group))
         }
         by_count = {f"types_by_count.{count}": table for count, table in self.types_by_count.items()}
         none = np.zeros(0, np.int64)
@@ -260,8 +263,8 @@ class Tally:
             if name.startswith("types_by_count.")
         }
         num_domains = sum(name.startswith("domain_tokens.") for name in arrays)
-        self.domain_tokens = [arrays[f"domain_tokens.{i}"].copy() for i in range(num_domains)]
-        self.domain_pairs = [arrays[f"domain_pairs.{i}"].copy() for i in range(num_domains)]
+        for group in _BY_DOMAIN:
+            setattr(self, group, [arrays[f"{group}.{i}"].copy() for i in range(num_domains)])
         self._open_cells, self._open_types = [arrays["open_cells"]], [arrays["open_types"]]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hmoe.analyze.difficulty_nulls import compute_inclusion, fit_weights
+from hmoe.analyze.count_null import compute_null_lifts
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.traced_text import Floats, Ints, Row
 from hmoe.errors import ConfigError
@@ -166,20 +166,12 @@ def _test_layer(tally: Tally, layer: int, types: Ints, rate: float) -> _Candidat
 
 
 def _compute_null_lifts(tally: Tally, layer: int, types: Ints) -> Floats:
-    """Return the lifts (experts, types) of routing that looks at how many experts a token takes, but not at the token.
-
-    Experts are drawn as in `TokenUnitsNull`: different ones, with weights by which each has its share of the pairs.
-    """
+    """Return the lifts (experts, types) of routing that looks at how many experts a token takes, but not at it."""
     counts = np.array(sorted(tally.types_by_count), np.int64)
-    tokens = np.array([int(tally.types_by_count[count][layer].sum()) for count in counts], np.int64)
-    counts, tokens = counts[tokens > 0], tokens[tokens > 0]
-    if len(counts) < 2:
-        return np.ones((len(tally.widths), len(types)))
-    inclusion_EC = compute_inclusion(fit_weights(tally.pairs[layer].sum(-1), counts, tokens), counts)
-    types_CV = np.stack([tally.types_by_count[count][layer, types] for count in counts])
-    mean_E = inclusion_EC @ tokens / tokens.sum()
-    null_EV = inclusion_EC @ types_CV / np.maximum(types_CV.sum(0), 1)
-    return np.where(mean_E[:, None] > 0, null_EV / np.maximum(mean_E, 1e-300)[:, None], 0.0)
+    tables = [tally.types_by_count[count][layer] for count in counts]
+    tokens = np.array([table.sum(dtype=np.int64) for table in tables], np.int64)
+    types_CV = np.stack([table[types] for table in tables]) if tables else np.zeros((0, len(types)), np.int64)
+    return compute_null_lifts(tally.pairs[layer].sum(-1), counts, tokens, types_CV)
 
 
 def _sum_folds(tally: Tally, layer: int) -> GroupedCounts:
