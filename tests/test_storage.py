@@ -65,3 +65,11 @@ def test_a_file_that_is_not_written_to_its_end_leaves_the_old_one(
     assert not isinstance(error, OSError) or raised.value.filename == str(path)  # type: ignore[attr-defined]
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_errors_of_other_files_keep_their_names(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"), open_atomic(tmp_path / "state") as file:
+        file.write((tmp_path / "absent").read_bytes())
+    with pytest.raises(OSError, match=r"none left.*state"), open_atomic(tmp_path / "state"):
+        raise OSError("none left")
+    assert not list(tmp_path.iterdir())

@@ -41,7 +41,8 @@ def check_unused_folder(folder: Path) -> None:
 def open_atomic(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write into, which replaces `path` in one rename when the context ends without an error.
 
-    Both the file and the rename are flushed to disk. After an error `path` is as it was.
+    Both the file and the rename are flushed to disk. After an error `path` is as it was, unless it is the
+    folder that could not be flushed: then the new content may be lost in a power cut.
     """
     # In the same folder, because a rename does not reach across file systems.
     temporary = path.with_name(f".{path.name}.tmp")
@@ -52,7 +53,9 @@ def open_atomic(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        if error.filename not in (None, str(temporary)):
+            raise  # of another file, which whoever writes this one reads
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -179,16 +179,19 @@ def describe_worth(*rows: tuple[float, float | None]) -> list[str]:
     return list(inspection_lines._describe_worth({"worth": worth}))
 
 
-def test_experts_that_are_worth_nothing_are_named() -> None:
+def test_experts_that_are_worth_nothing_or_less_are_named() -> None:
     most, unknown, least = describe_worth((0.5, 0.01), (0.0002, 1.0), (-0.3, 0.2), (0.01, 0.03))
     assert "most: expert 0:0 of 8 units" in most
     assert "of 2 of 4 experts it is not shown" in unknown
-    assert "least, as measured: expert 0:1 of 8 units; without it the loss changes by +0.0002" in least
+    assert (
+        "nearest to nothing, as measured: expert 0:1 of 8 units; without it the loss changes by +0.0002"
+        in least
+    )
     assert describe_worth() == []
-    unknown, least = describe_worth((0.5, None))
-    assert "of 1 of 1 experts it is not shown" in unknown
-    most, least = describe_worth((0.5, 0.01), (0.4, 0.01))
-    assert ("0:0" in most, "0:1" in least) == (True, True)
+    untested, least = describe_worth((0.5, None))
+    assert "of 1 of 1 experts there is no test" in untested
+    most, harms, least = describe_worth((0.5, 0.01), (-0.4, 0.01))
+    assert ("0:0" in most, "harms: expert 0:1" in harms, "0:1" in least) == (True, True, True)
 
 
 def test_a_dense_run_has_nothing_inside(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,5 +20,5 @@ def test_rows_behind_the_newest_checkpoint_are_left_out(tmp_path):
 
 
 def test_another_folder_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="not a run folder, it has no config.yaml"):
+    with pytest.raises(ConfigError, match="not a run folder, it has no config"):
         read_run_logs(tmp_path)

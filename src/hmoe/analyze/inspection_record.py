@@ -64,8 +64,8 @@ def list_inspection_notes(reading: TextReading, sample_tokens: int, is_causal: b
     counts = reading.counts
     notes = [
         f"intervals (95%) leave out documents, in groups: {int((reading.tally.tokens_by_fold > 0).sum())}; "
-        "random routing gives each token as many experts: any of them alike for what is by expert, layer and width, "
-        "elsewhere so that each expert serves as many tokens too, whatever the token is",
+        "random routing gives each token as many experts: any of them alike for what is by expert, layer, width and "
+        "domain, elsewhere so that each expert serves as many tokens too, whatever the token is",
         "first tokens of windows, which have no context, and separators count in activation and domains, not in what "
         f"is by token: {counts.first_tokens + counts.separators:,} of {counts.tokens:,}",
     ]

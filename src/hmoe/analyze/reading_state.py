@@ -57,17 +57,22 @@ class ReadingState:
         if self._path is None or not self._path.is_file():
             return 0, False
         try:
-            # Opened here: NumPy leaves a damaged file open.
-            with self._path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                if str(stored["identity"]) != self._identity:
-                    return 0, False
-                num_passes, is_whole = (int(value) for value in stored["progress"])
-                for name, item in self.sums.items():
-                    item.restore_arrays(_PartOfFile(stored, f"{name}/"))
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
-            self.sums = {}  # what was restored before the fault is no whole, and its memory is needed
-            self.sums = self._make_sums()
-            return 0, False
+            return self._read_file(self._path)
+        except (OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile):
+            pass
+        # What was restored before the fault is no whole; its memory is needed, also that which the error held.
+        self.sums.clear()
+        self.sums = self._make_sums()
+        return 0, False
+
+    def _read_file(self, path: Path) -> tuple[int, bool]:
+        # Opened here: NumPy leaves a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["identity"]) != self._identity:
+                return 0, False
+            num_passes, is_whole = (int(value) for value in stored["progress"])
+            for name, item in self.sums.items():
+                item.restore_arrays(_PartOfFile(stored, f"{name}/"))
         return num_passes, bool(is_whole)
 
     def save_sometimes(self, num_passes: int) -> None:

@@ -46,8 +46,8 @@ def measure_redundancy(
       of these widths on the same inputs, mean of a few, interpolated where a layer has many widths;
     - output_cosine: cosine of their outputs, mean over tokens; output_cosine_null: of the random experts;
     - output_distance: sliced Wasserstein distance between the outputs for the tokens that each of them served;
-      null_output_distance: mean of a few draws in which experts are permuted among the layer's token-expert pairs: how
-      far the functions alone are apart;
+      null_output_distance: mean of a few draws in which experts are permuted among the layer's token-expert pairs: what
+      the functions, and how few tokens are served, make of it;
     - weight_cosine: of hidden units (gate, up and down weights, 3 D numbers) under the best matching, mean over the
       narrower expert's; weight_cosine_null: of two random experts. None for all but the MATCHED_PAIRS pairs of a layer
       whose outputs are most alike;

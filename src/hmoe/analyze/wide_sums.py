@@ -39,7 +39,9 @@ class WideSums:
             self._overflows[cell] = self._overflows.get(cell, 0) + int(sums[place] >> _BITS)
 
     def __getitem__(self, row: int) -> Ints:
-        """Return the sums of a row, such as a layer."""
+        """Return the sums of a row, such as a layer, counted from 0."""
+        if row < 0:
+            raise IndexError(f"row {row}: must be at least 0")
         sums: Ints = self.rest[row].astype(np.int64)
         for cell, count in self._overflows.items():
             if cell // sums.size == row:

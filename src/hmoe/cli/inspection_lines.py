@@ -1,4 +1,4 @@
-"""What `hmoe inspect` prints: each number with its interval and what random routing would give."""
+"""What `hmoe inspect` prints: the answers in short, most with their interval and what random routing would give."""
 
 import shutil
 import textwrap
@@ -106,7 +106,7 @@ def _describe_experts(tables: Mapping[str, Rows]) -> Iterator[str]:
 
 
 def _describe_redundancy(tables: Mapping[str, Rows]) -> Iterator[str]:
-    if "redundancy" not in tables:
+    if not tables.get("redundancy"):
         return
     pairs = [row for row in tables["redundancy"] if row["is_redundant"]]
     named = ", ".join(f"{row['layer']}:{row['expert_a']} and {row['expert_b']}" for row in pairs[:8])
@@ -127,7 +127,10 @@ def _describe_sizes(rows: Rows) -> Iterator[str]:
                 if row["p"] <= 0.05
                 else "not shown that experts near in size read alike"
             )
-            yield f"sizes       {verdict} (Mantel r {row['correlation']:+.2f}, p {row['p']:.3f})"
+            yield (
+                f"sizes       {verdict} (Mantel r {row['correlation']:+.2f}; p {row['p']:.3f}, the larger of its own "
+                "and that of what lies beyond random routing)"
+            )
 
 
 def _lay_out_difficulty(rows: Rows) -> Table:
@@ -214,16 +217,22 @@ def _describe_worth(tables: Mapping[str, Rows]) -> Iterator[str]:
     rows = [row for row in tables.get("worth", ()) if row["difference"] is not None]
     if not rows:
         return
-    known = [row for row in rows if row["p"] is not None and row["p"] <= 0.05]
-    if known:
-        best = max(known, key=lambda row: row["difference"])
-        yield f"worth       most: {_describe_loss(best)}"
-    if len(known) < len(rows):
+    tested = [row for row in rows if row["p"] is not None]
+    known = [row for row in tested if row["p"] <= 0.05]
+    ordered = sorted(known, key=lambda row: row["difference"])
+    if ordered and ordered[-1]["difference"] > 0:
+        yield f"worth       most: {_describe_loss(ordered[-1])}"
+    if ordered and ordered[0]["difference"] < 0:
+        yield f"worth       harms: {_describe_loss(ordered[0])}"
+    if len(known) < len(tested):
         yield (
-            f"worth       of {len(rows) - len(known)} of {len(rows)} experts it is not shown that the loss changes "
+            f"worth       of {len(tested) - len(known)} of {len(tested)} experts it is not shown that the loss changes "
             "without them (p above 5% after Holm's correction over all)"
         )
-    yield f"worth       least, as measured: {_describe_loss(min(rows, key=lambda row: abs(row['difference'])))}"
+    if len(tested) < len(rows):
+        yield f"worth       of {len(rows) - len(tested)} of {len(rows)} experts there is no test, by so few documents"
+    nearest = min(rows, key=lambda row: abs(row["difference"]))
+    yield f"worth       nearest to nothing, as measured: {_describe_loss(nearest)}"
 
 
 def _describe_loss(row: Mapping[str, Any]) -> str:
@@ -266,7 +275,7 @@ def _describe_top_tokens(tables: Mapping[str, Rows]) -> Iterator[str]:
         return
     sizes = {layer: sum(row["layer"] == layer for row in rows) for layer in {row["layer"] for row in rows}}
     layer = max(sorted(sizes), key=sizes.__getitem__)
-    yield f"tokens that experts of MoE layer {layer} read more than others (times as often, at least):"
+    yield f"tokens that experts of MoE layer {layer} read more than random routing would (times as often, at least):"
     experts = sorted(
         (row for row in tables["experts"] if row["layer"] == layer),
         key=lambda row: (row["width"], row["expert"]),
@@ -275,7 +284,9 @@ def _describe_top_tokens(tables: Mapping[str, Rows]) -> Iterator[str]:
         own = [row for row in rows if row["layer"] == layer and row["expert"] == expert["expert"]][
             :_NUM_SHOWN
         ]
-        shown = "  ".join(f"{row['text']!r} {row['lift_low']:.1f}" for row in own) or "none"
+        shown = (
+            "  ".join(f"{row['text']!r} {row['lift_low'] / row['lift_null']:.1f}" for row in own) or "none"
+        )
         yield f"  expert {expert['expert']} ({expert['width']:,} units)  {shown}"
 
 
