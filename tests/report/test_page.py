@@ -102,7 +102,8 @@ def test_sections_answer_in_order_and_an_older_inspection_says_so(example: Path)
     assert "8 and 16 units in layer 0" in find_sentence(inside, "Pairs that do nearly the same")
     card = inside.parts[-1].cards[1]
     assert (card.width, len(card.tokens), len(card.contexts)) == (16, 5, 3)
-    assert inside.parts[-1].cards[0].text.endswith("no token stands out.")
+    assert inside.parts[-1].cards[0].text.endswith("o token stands out.")
+    assert card.title == "16 hidden units (expert 1)"
 
 
 def test_cards_tell_intervals_chance_and_states_in_words(example: Path) -> None:

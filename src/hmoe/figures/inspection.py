@@ -15,12 +15,12 @@ from hmoe.figures.inspection_charts import (
     chart_labels,
     chart_pairs,
     chart_points,
-    chart_profiles,
     chart_widths,
     chart_work,
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.inspection_kinds import add_pair_counts, chart_profiles
 from hmoe.figures.inspection_overview import (
     chart_domains,
     chart_layers,
@@ -123,7 +123,8 @@ def _iterate_layers(tables: Tables) -> Iterator[tuple[str, Chart]]:
     for layer in choose_layers(similarity, MOST_LAYERS):
         words = "distance of what experts read"
         yield f"similarity-layer{layer}", chart_pairs(similarity, layer, "rank", words, merges)
-    profiles = [row for row in tables.get("profiles", ()) if row["label"] != "domain"]
+    profiles = add_pair_counts(tables.get("profiles", ()), tables.get("experts", ()))
+    profiles = [row for row in profiles if row["label"] != "domain"]
     for layer in choose_layers(profiles, MOST_LAYERS):
         chart = chart_profiles(profiles, layer)
         if chart is not None:

@@ -7,12 +7,12 @@ from hmoe.figures.inspection_charts import (
     chart_activation,
     chart_pairs,
     chart_points,
-    chart_profiles,
     chart_widths,
     chart_work,
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.inspection_kinds import FEWEST_PAIRS, add_pair_counts, chart_profiles
 from hmoe.figures.inspection_overview import (
     chart_layers,
     chart_mean_similarity,
@@ -31,7 +31,7 @@ from hmoe.report.expensive import (
 )
 from hmoe.report.gallery import show_chances
 from hmoe.report.headline import show_signed
-from hmoe.report.likings import list_kind_likings, list_token_likings, name_surest_likings
+from hmoe.report.likings import list_kind_likings, list_token_likings, name_strongest_likings
 from hmoe.report.pieces import PagePart, make_table
 
 
@@ -105,7 +105,8 @@ def _list_idle(experts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
-    profiles = [row for row in tables["profiles"] if row["label"] != "domain"]
+    profiles = add_pair_counts(tables["profiles"], tables.get("experts", []))
+    profiles = [row for row in profiles if row["label"] != "domain"]
     charts: list[Chart | None] = [
         chart_profiles(profiles, layer) for layer in choose_layers(profiles, most_layers)
     ]
@@ -115,7 +116,12 @@ def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
         *fold_table(name, "profiles", "Shares and lifts of kinds of tokens", tables),
     ]
     kinds = list_kind_likings(name, profiles)
-    sentences += [name_surest_likings(table) for table in kinds]
+    sentences += [name_strongest_likings(table) for table in kinds]
+    sentences.append(
+        f"In the pictures an area has a colour where its 95% interval leaves out chance and it rests on {FEWEST_PAIRS} "
+        "pairs or more; kinds that all experts have as often as chance are left out. The folded table has every "
+        "interval and count."
+    )
     likings = [*kinds, *list_token_likings(name, tables.get("top_tokens", []))]
     title = "Who reads what: kinds of tokens, marks, names"
     return PagePart(title, sentences, list_figures(charts), [*likings, *folded])
