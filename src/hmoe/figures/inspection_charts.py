@@ -1,12 +1,12 @@
 """Charts of the tables that an inspection has: rows in, plain records out."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.records import Bars, Curve, Curves, HeatMap, Points
 
 Rows = Sequence[Mapping[str, Any]]
+FEWEST_TOKENS = 20  # of a point on a line
 FEATURES = {  # of tokens, and their names for people
     "frequency": "how often the token occurs",
     "nll": "the model's own loss in nats",
@@ -163,6 +163,8 @@ def _describe_pairs(rows: Rows, value: str) -> str:
 def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     """Return the activated share of the units against a feature of tokens; None with less than two points."""
     known = [row for row in rows if row["x"] is not None and row["activated_ratio"] is not None]
+    # A handful of tokens at the end of a line would look as sure as thousands.
+    known = [row for row in known if row.get("count") is None or row["count"] >= FEWEST_TOKENS]
     own = sorted((row for row in known if row["feature"] == feature), key=lambda row: row["x"])
     if len(own) < 2:
         return None
@@ -170,17 +172,19 @@ def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     is_log = feature == "frequency" and first["x"] > 0
     curve = Curve(
         label="",
-        xs=[math.log10(row["x"]) if is_log else row["x"] for row in own],
+        xs=[row["x"] for row in own],
         ys=[100 * row["activated_ratio"] for row in own],
-        lows=[100 * (row["activated_ratio"] if row["low"] is None else row["low"]) for row in own],
-        highs=[100 * (row["activated_ratio"] if row["high"] is None else row["high"]) for row in own],
+        lows=[None if row["low"] is None else 100 * row["low"] for row in own],
+        highs=[None if row["high"] is None else 100 * row["high"] for row in own],
+        rank=None,
     )
     return Curves(
         title=f"Against {words}",
-        description=f"{first['activated_ratio']:.2%} of the units at {first['x']:.3g}, "
-        f"{last['activated_ratio']:.2%} at {last['x']:.3g}.",
+        description=f"Tokens in groups of {FEWEST_TOKENS} or more: {first['activated_ratio']:.2%} of the units at "
+        f"{first['x']:,.3g}, {last['activated_ratio']:.2%} at {last['x']:,.0f}. The band is the 95% interval.",
         curves=[curve],
-        x_label=f"{words}, log10" if is_log else words,
+        x_label=words,
+        log_x=is_log,
         y_label="activated units in %",
     )
 
