@@ -14,6 +14,11 @@ _CHOSEN = (
     "The most frequent tokens and the rarest that occur 20 times or more, or those that were named, from expensive to "
     "cheap. They have no intervals: small differences may be chance."
 )
+_TITLES = {  # of columns that are named alike in several tables
+    "experts": {"compute_share": "share of its layer's work"},
+    "widths": {"compute_share": "share of the work of its layers"},
+    "worth": {"compute_share": "share of the work of all layers", "p": "p (Holm, over all experts)"},
+}
 Tables = Mapping[str, list[dict[str, Any]]]
 
 
@@ -21,7 +26,11 @@ def fold_table(name: str, table: str, caption: str, tables: Tables, num_shown: i
     """Return a table of the inspection behind its caption; [] where it has no rows."""
     rows = tables.get(table, [])
     title = table.replace("_", "-")
-    return [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True)] if rows else []
+    return (
+        [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True, titles=_TITLES.get(table))]
+        if rows
+        else []
+    )
 
 
 def list_figures(charts: Sequence[Chart | None]) -> list[PageFigure]:

@@ -73,7 +73,8 @@ def _describe_text(record: RunRecord, inspection: dict[str, Any]) -> str:
     text, step = inspection["text"], inspection["model"].get("step")
     lead = (
         f"{record.name} read {text.get('tokens', 0):,} tokens of {text.get('documents', 0):,} documents "
-        f"({text.get('source', 'unknown source')}). Where it is known, what routing by chance would give stands beside a number. "
+        f"({text.get('source', 'unknown source')}). "
+        "Where it is known, what routing by chance would give stands beside a number. "
         "Layers are counted from 0."
     )
     if _is_older(inspection["tables"]):

@@ -53,7 +53,8 @@ def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePa
 
 def _describe_activation(name: str, tables: Tables) -> PagePart:
     sentences = [
-        f"On this text a token activated {row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
+        "On this text a token activated "
+        f"{row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
         f"of a MoE layer; routing without preference activates {row['null']:.1%}."
         for row in get_overall(tables.get("layers", []))
     ]
@@ -220,8 +221,9 @@ def _weigh_worth(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if tested:
         yield (
             f"Shown to be worth something: {len(shown)} of {len(tested)} experts (p of the table at most 0.05, Holm's "
-            "over all experts of all layers). Of the others nothing is shown, neither that they are worth something nor "
-            "that they are worth nothing. Intervals are of each expert alone: some leave out 0 where p is above 0.05."
+            "over all experts of all layers). Of the others nothing is shown, neither that they are worth something "
+            "nor that they are worth nothing. "
+            "Intervals are of each expert alone: some leave out 0 where p is above 0.05."
         )
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     tops = [
