@@ -14,12 +14,12 @@ _WORDS = {
     "bytes": "length of a token in UTF-8",
     "times as often (lift)": "share of a token or kind among an expert's pairs, by its share among all pairs",
     "false discovery rate": "share of the listed discoveries that may be there by chance",
-    "Wasserstein distance": "how far one distribution must be moved to become another, here of frequency ranks from 0 to 1",
+    "Wasserstein distance": "how far one distribution must be moved to become another; here of frequency ranks",
     "Mantel correlation": "correlation of two tables of distances; its p is from orders of the experts",
     "CKA": "likeness of two sets of outputs, from 0 to 1, whatever their rotation and scale",
     "load-balancing loss": "is least where all experts get the same share of the tokens",
     "entropy of the router": "of its probabilities, as it was logged: high where it is undecided",
-    "Holm": "a correction of p for many tests: that any of those called shown is chance has a probability of 5% at most",
+    "Holm": "corrects p for many tests: with p up to 0.05, at most 5% risk that any of them is chance",
 }
 
 
