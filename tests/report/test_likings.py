@@ -7,7 +7,7 @@ from hmoe.report.likings import (
     is_mark,
     list_kind_likings,
     list_token_likings,
-    name_surest_likings,
+    name_strongest_likings,
 )
 
 
@@ -35,10 +35,16 @@ def test_a_kind_is_liked_by_the_expert_of_which_it_is_surest() -> None:
     assert [(row["kind"], row["expert"], row["low"], row["null"]) for row in table.rows] == [
         ("Capital", 1, 2.5, 1.0)
     ]
-    assert "Capital by 9 units in layer 0, 2.0 times as often as chance (2.5 to 4.0)" in name_surest_likings(
-        table
+    assert (
+        "Capital by 9 units in layer 0, 2.0 times as often as chance (2.5 to 4.0)"
+        in name_strongest_likings(table)
     )
     assert list_kind_likings("run", rows[3:]) == []
+    # Seven pairs are too few, however high their lift.
+    counted = [row | {"pairs": 7 if row["expert"] == 1 else 900} for row in rows]
+    (table,) = list_kind_likings("run", counted)
+    assert [(row["expert"], row["pairs"]) for row in table.rows] == [(0, 900)]
+    assert "900 pairs" in name_strongest_likings(table)
 
 
 def test_marks_and_names_are_in_view_and_all_tokens_in_order() -> None:

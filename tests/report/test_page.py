@@ -79,7 +79,7 @@ def test_texts_of_runs_are_escaped(page: str, outline: Outline) -> None:
 def test_sections_answer_in_order_and_an_older_inspection_says_so(example: Path) -> None:
     sections = list_sections(read_report_inputs([str(example)]), ["hmoe train a"])
     assert [section.name for section in sections] == [
-        "results", "learning", "training", "inside-1", "look-inside", "samples", "recipes", "notes",
+        "results", "learning", "training", "inside-1", "look-inside", "samples", "recipes", "notes", "words",
     ]  # fmt: skip
     inside = sections[3]
     assert "looked into at step 30, not at its last one, 40" in inside.lead
@@ -99,10 +99,11 @@ def test_sections_answer_in_order_and_an_older_inspection_says_so(example: Path)
     assert "most code <i> 24.00% (chance 25.00%)" in find_sentence(inside, "By domain")
     assert find_sentence(inside, "By domain").endswith("too few documents to say that they differ.")
     assert find_sentence(inside, "Idle experts") == "Idle experts: 32 units in layer 0 (dead)."
-    assert "8 and 16 units in layer 0" in find_sentence(inside, "Pairs that do nearly the same")
+    assert "8 and 16 units in layer 0" in find_sentence(inside, "Another question is what experts compute")
     card = inside.parts[-1].cards[1]
     assert (card.width, len(card.tokens), len(card.contexts)) == (16, 5, 3)
-    assert inside.parts[-1].cards[0].text.endswith("no token stands out.")
+    assert inside.parts[-1].cards[0].text.endswith("o token stands out.")
+    assert card.title == "16 hidden units (expert 1)"
 
 
 def test_cards_tell_intervals_chance_and_states_in_words(example: Path) -> None:
@@ -137,6 +138,31 @@ def test_an_older_inspection_without_these_numbers_is_told_without_them(tmp_path
     assert inside.parts[-1].cards[1].tokens[0][1] == "×4.0 (3.0 to 5.0)"
     assert "chance" not in find_sentence(inside, "By domain")
     render_page(inputs)
+
+
+def test_worth_and_correlations_are_told_with_what_they_rest_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", UNEQUAL)
+    file = write_inspection(run, [8, 16, 24, 32], 2, 40) / "inspection.json"
+    record = json.loads(file.read_text())
+    tables = record["tables"]
+    for row in tables["worth"]:
+        row |= {"difference": 0.1, "p": 0.01 if row["expert"] == 0 else 0.2}
+    for row in tables["difficulty"]:
+        row["correlation"] = {None: 0.3, 0: -0.3, 1: 0.3}[row["layer"]] if row["over"] == "tokens" else 0.01
+    for row in tables["top_tokens"]:
+        row |= {"pairs": 40, "count": 50, "lift": 2.0, "lift_low": 1.5, "lift_high": 9.0, "lift_null": 1.0}
+    for row in tables["experts"]:
+        row |= {"state": "", "ratio": 0.2 + row["expert"] / 10}
+    file.write_text(json.dumps(record))
+    inside = next(s for s in list_sections(read_report_inputs([str(run)])) if s.name == "inside-1")
+    assert find_sentence(inside, "Shown to be worth something: 2 of 8 experts")
+    told = find_sentence(inside, "Length of the token in bytes")
+    assert "120 tokens rank correlation +0.30, more than chance gives" in told
+    assert "120 token types rank correlation +0.01, within what chance gives" in told
+    assert told.endswith("more than chance in layer 1 and less than chance in layer 0.")
+    assert inside.parts[-1].cards[1].tokens[0][1] == "40 of 50 (60% to 100%)"
+    assert find_sentence(inside, "No expert of any layer is dead or idle: the least used, 8 units in layer 0")
+    assert "An older hmoe" in inside.lead
 
 
 def find_sentence(section: PageSection, start: str) -> str:

@@ -121,6 +121,7 @@ def _list_rows(
                     "token": token,
                     "text": texts[token],
                     "count": int(type_counts[token]),
+                    "pairs": int(tally.pairs[cell[0]][cell[1], token]),
                     **candidates.describe_lift(i),
                     "q": float(q[i]),
                 }

@@ -161,7 +161,7 @@ def draw_points(figure: Any, chart: Points, room: Room) -> None:
     if any(map(is_known, chart.null_lows)):
         lows, highs = _to_numbers(chart.null_lows), _to_numbers(chart.null_highs)
         sizes = [high - low for low, high in zip(lows, highs, strict=True)]
-        axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18)
+        axes.barh(places, sizes, left=lows, height=0.7, color=INK, alpha=0.18, linewidth=0)
     if any(map(is_known, chart.nulls)):
         marks = [i - 0.42 for i in places], [i + 0.42 for i in places]
         axes.vlines(_to_numbers(chart.nulls), *marks, color=INK, linestyle=DASHES, linewidth=1.2)
@@ -176,10 +176,32 @@ def draw_points(figure: Any, chart: Points, room: Room) -> None:
             ends = [chart.lows[i], chart.highs[i]]
             axes.plot(ends, [i, i], color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([value], [i], color=colour, marker="o", markersize=5.5)
+    _set_limits(axes, chart)
     axes.set_ylim(max(len(places), 1) - 0.5, -0.5)
     axes.set_yticks(places, [shorten_label(label) for label in chart.labels])
     axes.xaxis.get_major_locator().set_params(nbins=5)
     _finish(figure, axes, chart, room)
+
+
+def _set_limits(axes: Any, chart: Points) -> None:
+    """Leave room beside all that is drawn, bands of chance too, and draw a line at 0 where it is inside."""
+    columns = (
+        chart.values,
+        chart.lows,
+        chart.highs,
+        chart.null_lows,
+        chart.null_highs,
+        chart.nulls,
+        [chart.null],
+    )
+    known = [value for column in columns for value in column if is_known(value)]
+    if not known:
+        return
+    low, high = min(known), max(known)
+    margin = 0.06 * (high - low) or 0.5
+    axes.set_xlim(low - margin, high + margin)
+    if low < 0 < high:
+        axes.axvline(0, color=INK, linewidth=0.8, alpha=0.6)
 
 
 def _finish(figure: Any, axes: Any, chart: Curves | Bars | River | Points, room: Room) -> None:

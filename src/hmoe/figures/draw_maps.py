@@ -75,8 +75,12 @@ def _find_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _pick_area_colour(chart: HeatMap, value: float, limits: tuple[float, float]) -> str:
+def _pick_area_colour(
+    chart: HeatMap, row: int, column: int, value: float, limits: tuple[float, float]
+) -> str:
     scale = AMOUNTS if chart.null is None else DIFFERENCES
+    if chart.null is not None and chart.pale and chart.pale[row][column]:
+        value = chart.null
     return pick_colour(scale, (value - limits[0]) / (limits[1] - limits[0]))
 
 
@@ -109,7 +113,7 @@ def _draw_areas(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> None:
         if is_known(value):
             left, right, top, bottom = column - 0.5, column + 0.5, row - 0.5, row + 0.5
             corners.append([(left, top), (right, top), (right, bottom), (left, bottom)])
-            colours.append(_pick_area_colour(chart, value, limits))
+            colours.append(_pick_area_colour(chart, row, column, value, limits))
     # Edges of the same colour close the seams that renderers leave between areas.
     axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors=colours, linewidths=0.4))
 
@@ -120,7 +124,7 @@ def _write_numbers(axes: Any, chart: HeatMap, limits: tuple[float, float]) -> No
             text, colour = "–", INK
             if is_known(value):
                 text = f"{value:.{chart.digits}f}".replace("-", "\u2212")
-                colour = choose_text_colour(_pick_area_colour(chart, value, limits))
+                colour = choose_text_colour(_pick_area_colour(chart, row, column, value, limits))
             axes.text(column, row, text, color=colour, ha="center", va="center", fontsize=10)
 
 
@@ -174,7 +178,7 @@ def _draw_scale(
 
 
 def _draw_dendrogram(axes: Any, linkage: Sequence[tuple[int, int, float]], num_leaves: int) -> None:
-    """Draw merges above leaves that stand in their own order; where lines cross, neighbours are not alike."""
+    """Draw merges above leaves, which stand in the order of the tree, so that no lines cross."""
     places = [float(i) for i in range(num_leaves)]
     heights, sizes = [0.0] * num_leaves, [1] * num_leaves
     for left, right, height in linkage:

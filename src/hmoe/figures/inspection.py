@@ -15,13 +15,14 @@ from hmoe.figures.inspection_charts import (
     chart_labels,
     chart_pairs,
     chart_points,
-    chart_profiles,
     chart_widths,
     chart_work,
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.inspection_kinds import add_pair_counts, chart_profiles
 from hmoe.figures.inspection_overview import (
+    chart_correlations,
     chart_domains,
     chart_layers,
     chart_mean_similarity,
@@ -95,22 +96,15 @@ def _iterate_difficulty(tables: Tables) -> Iterator[tuple[str, Chart]]:
 def _iterate_points(tables: Tables) -> Iterator[tuple[str, Chart]]:
     """Yield charts of one number a line: over all layers, or by task."""
     rows = [
-        row
-        for row in tables.get("difficulty", ())
-        if row["layer"] is None and row["over"] == "types" and row["correlation"] is not None
+        row for row in tables.get("difficulty", ()) if row["layer"] is None and row["correlation"] is not None
     ]
     if rows:
-        title = "Activated units of token types against what they are like"
-        yield "difficulty", chart_points(rows, title, _name_feature, "correlation", "rank correlation")
+        yield "difficulty", chart_correlations(rows)
     if any(row["layer"] is None and row["bits"] is not None for row in tables.get("specialisation", ())):
         yield "specialisation", chart_labels(tables["specialisation"])
     if "tasks" in tables:
         title = "Activated share of the units by task"
         yield "tasks", chart_points(tables["tasks"], title, _name_task, "activated_ratio", "activated units")
-
-
-def _name_feature(row: Mapping[str, Any]) -> str:
-    return f"{row['feature']} | {row['given']}" if row["given"] else str(row["feature"])
 
 
 def _name_task(row: Mapping[str, Any]) -> str:
@@ -123,7 +117,8 @@ def _iterate_layers(tables: Tables) -> Iterator[tuple[str, Chart]]:
     for layer in choose_layers(similarity, MOST_LAYERS):
         words = "distance of what experts read"
         yield f"similarity-layer{layer}", chart_pairs(similarity, layer, "rank", words, merges)
-    profiles = [row for row in tables.get("profiles", ()) if row["label"] != "domain"]
+    profiles = add_pair_counts(tables.get("profiles", ()), tables.get("experts", ()))
+    profiles = [row for row in profiles if row["label"] != "domain"]
     for layer in choose_layers(profiles, MOST_LAYERS):
         chart = chart_profiles(profiles, layer)
         if chart is not None:

@@ -1,12 +1,12 @@
 """Charts of the tables that an inspection has: rows in, plain records out."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.records import Bars, Curve, Curves, HeatMap, Points
 
 Rows = Sequence[Mapping[str, Any]]
+FEWEST_TOKENS = 20  # of a point on a line
 FEATURES = {  # of tokens, and their names for people
     "frequency": "how often the token occurs",
     "nll": "the model's own loss in nats",
@@ -108,7 +108,7 @@ def chart_work(rows: Rows) -> Bars:
 
 
 def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: Rows = ()) -> HeatMap:
-    """Return a value of each pair of experts of a layer, None: mean over layers; experts narrow to wide."""
+    """Return a value of each pair of experts of a layer, None: mean over layers, in the order of its tree."""
     own = [row for row in rows if row["layer"] == layer]
     pairs = {(row["expert_a"], row["width_a"]) for row in own} | {
         (row["expert_b"], row["width_b"]) for row in own
@@ -116,9 +116,15 @@ def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: 
     experts = sorted(pairs, key=lambda pair: (pair[1], pair[0]))
     cells = {frozenset((row["expert_a"], row["expert_b"])): row[value] for row in own}
     known = [row for row in own if row[value] is not None]
-    names = name_experts(experts)
     merges = sorted((row for row in linkage if row["layer"] == layer), key=lambda row: row["step"])
-    is_whole = len(merges) == len(experts) - 1
+    tree = [(row["left"], row["right"], row["height"]) for row in merges]
+    tree = tree if len(merges) == len(experts) - 1 else []
+    names = name_experts(experts)
+    if tree:
+        order = order_leaves(tree, len(experts))
+        experts, names = [experts[leaf] for leaf in order], [names[leaf] for leaf in order]
+        places = {leaf: place for place, leaf in enumerate(order)}
+        tree = [(places.get(left, left), places.get(right, right), height) for left, right, height in tree]
     limits = [row[value] for row in rows if row[value] is not None and row["layer"] is not None]
     if layer is None:
         limits = [row[value] for row in known]
@@ -132,8 +138,16 @@ def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: 
         column_title="hidden units",
         value_label=words,
         limits=(min(limits), max(limits)) if limits and min(limits) < max(limits) else None,
-        linkage=[(row["left"], row["right"], row["height"]) for row in merges] if is_whole else (),
+        linkage=tree,
     )
+
+
+def order_leaves(linkage: Sequence[tuple[int, int, float]], num_leaves: int) -> list[int]:
+    """Return the leaves of a tree from left to right, as scipy's dendrogram has them: no branches cross."""
+    leaves = [[leaf] for leaf in range(num_leaves)]
+    for left, right, _ in linkage:
+        leaves.append([*leaves[left], *leaves[right]])
+    return leaves[-1]
 
 
 def _describe_pairs(rows: Rows, value: str) -> str:
@@ -149,6 +163,8 @@ def _describe_pairs(rows: Rows, value: str) -> str:
 def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     """Return the activated share of the units against a feature of tokens; None with less than two points."""
     known = [row for row in rows if row["x"] is not None and row["activated_ratio"] is not None]
+    # A handful of tokens at the end of a line would look as sure as thousands.
+    known = [row for row in known if row.get("count") is None or row["count"] >= FEWEST_TOKENS]
     own = sorted((row for row in known if row["feature"] == feature), key=lambda row: row["x"])
     if len(own) < 2:
         return None
@@ -156,17 +172,19 @@ def chart_difficulty(rows: Rows, feature: str, words: str) -> Curves | None:
     is_log = feature == "frequency" and first["x"] > 0
     curve = Curve(
         label="",
-        xs=[math.log10(row["x"]) if is_log else row["x"] for row in own],
+        xs=[row["x"] for row in own],
         ys=[100 * row["activated_ratio"] for row in own],
-        lows=[100 * (row["activated_ratio"] if row["low"] is None else row["low"]) for row in own],
-        highs=[100 * (row["activated_ratio"] if row["high"] is None else row["high"]) for row in own],
+        lows=[None if row["low"] is None else 100 * row["low"] for row in own],
+        highs=[None if row["high"] is None else 100 * row["high"] for row in own],
+        rank=None,
     )
     return Curves(
         title=f"Against {words}",
-        description=f"{first['activated_ratio']:.2%} of the units at {first['x']:.3g}, "
-        f"{last['activated_ratio']:.2%} at {last['x']:.3g}.",
+        description=f"Tokens in groups of {FEWEST_TOKENS} or more: {first['activated_ratio']:.2%} of the units at "
+        f"{first['x']:,.3g}, {last['activated_ratio']:.2%} at {last['x']:,.0f}. The band is the 95% interval.",
         curves=[curve],
-        x_label=f"{words}, log10" if is_log else words,
+        x_label=words,
+        log_x=is_log,
         y_label="activated units in %",
     )
 
@@ -187,34 +205,6 @@ def chart_points(
         null_lows=[row.get("null_low", 0.0) or 0.0 for row in rows] if has_null else (),
         null_highs=[row["null_high"] for row in rows] if has_null else (),
         x_label=label,
-    )
-
-
-def chart_profiles(rows: Rows, layer: int) -> HeatMap | None:
-    """Return how many times as often as all tokens an expert's are of each class, in one layer."""
-    own = [row for row in rows if row["layer"] == layer and row["lift"] is not None]
-    if not own:
-        return None
-    experts = order_experts(own)
-    classes = list(dict.fromkeys((row["label"], row["class"]) for row in own))
-    cells = {(row["label"], row["class"], row["expert"]): row["lift"] for row in own}
-    sure = [row for row in own if row["low"] is not None and row["low"] > 1]
-    best = max(sure, key=lambda row: row["low"], default=None)
-    text = "No class stands out." if best is None else (
-        f"Surest: the expert of {best['width']} units sees {best['class']} {best['lift']:.1f} times as often as chance."
-    )  # fmt: skip
-    return HeatMap(
-        title=f"Layer {layer}: kinds of tokens",
-        description=text,
-        row_labels=[name for _, name in classes],
-        column_labels=name_experts(experts),
-        values=[[cells.get((*key, expert)) for expert, _ in experts] for key in classes],
-        row_title="",
-        column_title="hidden units of the expert",
-        value_label="times as often as all tokens (colours end at 2)",
-        null=1.0,
-        limits=(0.0, 2.0),
-        digits=1,
     )
 
 

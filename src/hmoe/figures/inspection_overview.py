@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hmoe.figures.inspection_charts import Rows, chart_pairs, choose_layers
+from hmoe.figures.inspection_charts import Rows, chart_pairs, chart_points, choose_layers
 from hmoe.figures.records import Curve, Curves, HeatMap, Panels, Points
 
 SURE = 0.05  # of a test, at most
@@ -95,7 +95,10 @@ def describe_size_test(tests: Rows, distance: str = "rank") -> str:
             is_shown = row["p"] <= SURE and row["correlation"] > 0
             verdict = "read alike" if is_shown else "are not shown to read alike"
             correlation = f"{row['correlation']:+.2f}".replace("-", "\u2212")
-            return f"Experts near in size {verdict}: Mantel correlation {correlation}, p {row['p']:.3f} (0 by chance)."
+            return (
+                f"Experts near in size {verdict}: Mantel correlation {correlation} (0 by chance), p {row['p']:.3f}, "
+                "one-sided, the larger of two tests."
+            )
     return ""
 
 
@@ -119,7 +122,11 @@ def chart_redundancy(rows: Rows, most_layers: int) -> Panels | None:
     return Panels(
         title="Likeness of outputs, experts narrow to wide",
         description=f"{text}{_describe_null_mean(known)}. "
-        + (f"Nearly the same: {', '.join(named)}." if named else "No two are found to do nearly the same."),
+        + (
+            f"Nearly the same outputs: {', '.join(named)}."
+            if named
+            else "No two are found to compute nearly the same."
+        ),
         maps=maps,
         columns=2 if len(maps) in (2, 4) else 3,
     )
@@ -132,3 +139,16 @@ def _describe_null_mean(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _shorten(chart: HeatMap, layer: int) -> HeatMap:
     return HeatMap(**{**vars(chart), "title": f"layer {layer}"})
+
+
+def chart_correlations(rows: Rows) -> Points:
+    """Return the rank correlations of activated units with what tokens and token types are like."""
+
+    def name(row: Mapping[str, Any]) -> str:
+        given = f" | {row['given']}" if row.get("given") else ""
+        return f"{row['feature']}{given}, {row['over']}".replace("_", " ")
+
+    order = sorted(rows, key=lambda row: row["over"])  # stable: tokens, then types
+    return chart_points(
+        order, "Rank correlations with activated units", name, "correlation", "rank correlation"
+    )

@@ -132,8 +132,9 @@ class HeatMap(Described):
         value_label: what the numbers are, with units.
         null: what chance gives; the scale is then one of differences with it in the middle.
         limits: smallest and greatest number of the scale; None: of the values.
-        linkage: merges (left, right, height) as scipy's linkage has them, leaves in the order of rows; drawn above.
+        linkage: merges (left, right, height) as scipy's linkage has them, leaves numbered as rows; drawn above.
         digits: decimals of the numbers in the areas.
+        pale: by row and column, whether an area has the colour of the null, whatever its number; () for none.
     """
 
     row_labels: Sequence[str]
@@ -146,6 +147,7 @@ class HeatMap(Described):
     limits: tuple[float, float] | None = None
     linkage: Sequence[tuple[int, int, float]] = ()
     digits: int = 2
+    pale: Sequence[Sequence[bool]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

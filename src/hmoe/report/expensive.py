@@ -3,13 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hmoe.figures.inspection_charts import FEATURES, chart_difficulty, chart_points
-from hmoe.figures.inspection_overview import chart_domains
+from hmoe.figures.inspection_charts import FEATURES, chart_difficulty
+from hmoe.figures.inspection_overview import chart_correlations, chart_domains
 from hmoe.figures.records import Chart
 from hmoe.report.gallery import show_token
 from hmoe.report.headline import show_signed
 from hmoe.report.pieces import PageColumn, PageFigure, PagePart, PageTable, make_table
 
+_CHOSEN = (
+    "The most frequent tokens and the rarest that occur 20 times or more, or those that were named, from expensive to "
+    "cheap. They have no intervals: small differences may be chance."
+)
+_TITLES = {  # of columns that are named alike in several tables
+    "experts": {"compute_share": "share of its layer's work"},
+    "widths": {"compute_share": "share of the work of its layers"},
+    "worth": {"compute_share": "share of the work of all layers", "p": "p (Holm, over all experts)"},
+}
 Tables = Mapping[str, list[dict[str, Any]]]
 
 
@@ -17,7 +26,11 @@ def fold_table(name: str, table: str, caption: str, tables: Tables, num_shown: i
     """Return a table of the inspection behind its caption; [] where it has no rows."""
     rows = tables.get(table, [])
     title = table.replace("_", "-")
-    return [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True)] if rows else []
+    return (
+        [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True, titles=_TITLES.get(table))]
+        if rows
+        else []
+    )
 
 
 def list_figures(charts: Sequence[Chart | None]) -> list[PageFigure]:
@@ -47,21 +60,20 @@ def describe_difficulty(name: str, tables: Tables) -> PagePart:
         chart_difficulty(tables.get("difficulty_curves", []), feature, words)
         for feature, words in FEATURES.items()
     ]
-    rows = get_overall(tables.get("difficulty", []), over="types", given=None)
-    rows = [row for row in rows if row["correlation"] is not None]
+    known = [
+        row for row in tables.get("difficulty", []) if row["correlation"] is not None and not row["given"]
+    ]
+    rows = get_overall(known)
     charts: list[Chart | None] = [*curves]
     if tables.get("domains"):
         charts.insert(0, chart_domains(tables["domains"]))
     if rows:
-        charts.append(
-            chart_points(rows, "Rank correlations over token types", lambda row: str(row["feature"]).replace("_", " "),
-                         "correlation", "correlation with activated units")
-        )  # fmt: skip
+        charts.append(chart_correlations(rows))
     sentences = [
         "How expensive a text is: the share of the hidden units that its tokens activate, mean over layers.",
         *_compare_domains(tables.get("domains", [])),
     ]
-    sentences += [_weigh_correlation(row) for row in rows]
+    sentences += [_weigh_feature(feature, known) for feature in dict.fromkeys(row["feature"] for row in rows)]
     folded = [
         *fold_table(name, "domains", "By domain of the text", tables),
         *fold_table(
@@ -111,20 +123,42 @@ def _list_chosen_tokens(name: str, tables: Tables) -> list[PageTable]:
         PageColumn("activated_ratio", "Activated units", "{:.1%}".format),
         PageColumn("nll", "Loss in nats", "{:.2f}".format),
     ]
-    return (
-        [PageTable(f"tokens-{name}", "Some tokens, from expensive to cheap.", columns, rows)] if rows else []
+    return [PageTable(f"tokens-{name}", _CHOSEN, columns, rows)] if rows else []
+
+
+def _weigh_feature(feature: str, known: Sequence[Mapping[str, Any]]) -> str:
+    """Return the correlations with a feature, over tokens and over types, and in which layers tokens go which way."""
+    own = [row for row in known if row["feature"] == feature]
+    words = FEATURES.get(feature, feature)
+    told = "; ".join(
+        _weigh_correlation(row) for over in ("tokens", "types") for row in get_overall(own, over=over)
     )
+    text = f"{words[0].upper()}{words[1:]}: {told}."
+    layers = [row for row in own if row["layer"] is not None and row["over"] == "tokens"]
+    ways = {
+        word: ", ".join(str(row["layer"]) for row in layers if _find_way(row) == way)
+        for way, word in ((1, "more"), (-1, "less"))
+    }
+    parts = [f"{word} than chance in layer {names}" for word, names in ways.items() if names]
+    return text + (f" By layer, over tokens: {' and '.join(parts)}." if parts else "")
+
+
+def _find_way(row: Mapping[str, Any]) -> int:
+    """Return 1 for a correlation above what chance gives, -1 for one below, 0 within or unknown."""
+    low, high = row.get("null_low"), row.get("null_high")
+    if low is None or high is None:
+        return 0
+    return int(row["correlation"] > high) - int(row["correlation"] < low)
 
 
 def _weigh_correlation(row: Mapping[str, Any]) -> str:
-    """Return a correlation in words, and whether it is more than chance gives."""
-    value, words = row["correlation"], FEATURES.get(row["feature"], row["feature"])
-    low, high = row.get("null_low"), row.get("null_high")
+    """Return a correlation in words, over what it is, and whether it is more than chance gives."""
+    count = f"{row['count']:,} " if row.get("count") else ""
+    noun = "token types" if row["over"] == "types" else "tokens"
     interval = show_interval(row, "low", "high", "+.2f")
-    told = f"{words[0].upper()}{words[1:]}: rank correlation {show_signed(value, 2)}{interval}"
-    if low is None or high is None:
-        return f"{told}."
+    told = f"over {count}{noun} rank correlation {show_signed(row['correlation'], 2)}{interval}"
     chance = show_interval(row, "null_low", "null_high", "+.2f")
-    if low <= value <= high:
-        return f"{told}, within what chance gives{chance}."
-    return f"{told}, {'more' if value > 0 else 'less'} than chance gives{chance}."
+    if not chance:
+        return told
+    verdict = {0: "within what", 1: "more than", -1: "less than"}[_find_way(row)]
+    return f"{told}, {verdict} chance gives{chance}"

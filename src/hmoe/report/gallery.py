@@ -57,10 +57,12 @@ def list_galleries(record: RunRecord) -> Iterator[PagePart]:
 
 def _explain_gallery(num_shown: int, num_layers: int) -> str:
     text = (
-        "Tokens that reach an expert more often than tokens do on the whole, at a false discovery rate of 5%, "
-        "those first of which it is surest; beside it how many times as often, with the 95% interval; chance gives 1 "
-        "where nothing else stands. "
-        "Contexts are a random sample of what an expert served, whatever it likes."
+        "Tokens that reach an expert more often than tokens do on the whole; of those listed about 5% may be there by "
+        "chance (false discovery rate). First stand those whose interval begins highest above chance. 590 of 600 (97% "
+        "to 99%): it served so many of the token's occurrences, with the 95% interval of that share; chance is the "
+        "share of all tokens that it serves, where nothing else stands. \u00d72 stands for twice as often as chance. "
+        f"In context stand up to {_MOST_CONTEXTS} tokens, evenly spaced, of at most 16 that were drawn at random from "
+        "all that an expert served, whatever it likes."
     )
     return text if num_shown == num_layers else f"{text} {num_shown} of {num_layers} layers are shown."
 
@@ -72,7 +74,7 @@ def _select(rows: _Rows, expert: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _make_card(expert: Mapping[str, Any], place: float, tokens: _Rows, positions: _Rows) -> ExpertCard:
     width, ratio, state = expert["width"], expert.get("ratio"), expert.get("state")
     unit = "hidden unit" if width == 1 else "hidden units"
-    text = f"{width:,} {unit}"
+    text = ""
     if ratio is not None:
         text += f"; serves {ratio:.1%} of the tokens{show_chances(expert, 'ratio')}"
     if expert.get("compute_share_null") is not None and expert.get("compute_share") is not None:
@@ -82,14 +84,14 @@ def _make_card(expert: Mapping[str, Any], place: float, tokens: _Rows, positions
     if not tokens:
         text += "; no token stands out"
     return ExpertCard(
-        title=f"Expert {expert['expert']}",
+        title=f"{width:,} {unit} (expert {expert['expert']})",
         width=width,
         place=place,
-        text=f"{text}.",
+        text=f"{text[2:3].upper()}{text[3:]}.",
         tokens=[(show_token(row["text"]), _show_lift(row)) for row in tokens[:_MOST_TOKENS]],
         contexts=[
             (show_controls(row["left"]), show_token(row["text"]), show_controls(row["right"]))
-            for row in positions[:_MOST_CONTEXTS]
+            for row in thin_rows(positions, _MOST_CONTEXTS)
         ],
     )
 
@@ -105,9 +107,22 @@ def show_chances(row: Mapping[str, Any], name: str) -> str:
 def _show_lift(row: Mapping[str, Any]) -> str:
     """Return how many times as often, with the interval, and what chance gives where it is not 1."""
     low, high, null = row.get("lift_low"), row.get("lift_high"), row.get("lift_null")
+    if row.get("pairs"):
+        return _show_part(row)
     told = f"×{row['lift']:.1f}"
     told += f" ({low:.1f} to {high:.1f})" if low is not None and high is not None else ""
     return told + (f", chance {null:.1f}" if null is not None and abs(null - 1) >= 0.05 else "")
+
+
+def _show_part(row: Mapping[str, Any]) -> str:
+    """Return how many of a token's occurrences an expert served, with the interval of that share."""
+    unit = row["pairs"] / row["count"] / row["lift"]  # the share of a token that lifts are told by
+    low, high, null = row["lift_low"], row["lift_high"], row.get("lift_null")
+    told = f"{row['pairs']:,} of {row['count']:,}"
+    if low is not None and high is not None:
+        told += f" ({min(unit * low, 1):.0%} to {min(unit * high, 1):.0%})"
+    is_other = null is not None and abs(null - 1) >= 0.05
+    return told + (f", chance {unit * null:.0%}" if is_other and null is not None else "")
 
 
 def show_token(text: str) -> str:

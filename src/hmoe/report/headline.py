@@ -82,7 +82,8 @@ def _describe_training(record: RunRecord, row: Mapping[str, Any]) -> str:
     width, uniform, total = row["mean_activated_width"], row["uniform_width"], sum(record.widths)
     if width is None or not total:
         return text
-    text += f" A token activated {width / total:.1%} of the hidden units of a MoE layer"
+    text += " In training, mean over all steps, a token activated "
+    text += f"{width / total:.1%} of the hidden units of a MoE layer"
     return (
         f"{text}; without any preference of the router it would be {uniform / total:.1%}."
         if uniform

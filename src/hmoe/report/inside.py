@@ -73,11 +73,23 @@ def _describe_text(record: RunRecord, inspection: dict[str, Any]) -> str:
     text, step = inspection["text"], inspection["model"].get("step")
     lead = (
         f"{record.name} read {text.get('tokens', 0):,} tokens of {text.get('documents', 0):,} documents "
-        f"({text.get('source', 'unknown source')}). Beside each number stands what routing by chance would give."
+        f"({text.get('source', 'unknown source')}). "
+        "Where it is known, what routing by chance would give stands beside a number. "
+        "Layers are counted from 0."
     )
+    if _is_older(inspection["tables"]):
+        lead += (
+            " An older hmoe made this inspection, without counts that are told today: "
+            f"{_name_command(record)} does it anew."
+        )
     if step is not None and step != record.summary.step:
         lead += (
             f" It was looked into at step {step:,}, not at its last one, {record.summary.step:,}: "
             f"{_name_command(record)} does that anew."
         )
     return lead
+
+
+def _is_older(tables: dict[str, Any]) -> bool:
+    """Return whether tables lack columns that they have today."""
+    return any("pairs" not in row for name in ("top_tokens", "profiles") for row in tables.get(name, ())[:1])

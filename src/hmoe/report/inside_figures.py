@@ -7,12 +7,12 @@ from hmoe.figures.inspection_charts import (
     chart_activation,
     chart_pairs,
     chart_points,
-    chart_profiles,
     chart_widths,
     chart_work,
     chart_worth,
     choose_layers,
 )
+from hmoe.figures.inspection_kinds import FEWEST_PAIRS, add_pair_counts, chart_profiles
 from hmoe.figures.inspection_overview import (
     chart_layers,
     chart_mean_similarity,
@@ -31,7 +31,7 @@ from hmoe.report.expensive import (
 )
 from hmoe.report.gallery import show_chances
 from hmoe.report.headline import show_signed
-from hmoe.report.likings import list_kind_likings, list_token_likings, name_surest_likings
+from hmoe.report.likings import list_kind_likings, list_token_likings, name_strongest_likings
 from hmoe.report.pieces import PagePart, make_table
 
 
@@ -53,7 +53,8 @@ def draw_insides(name: str, tables: Tables, most_layers: int) -> Iterator[PagePa
 
 def _describe_activation(name: str, tables: Tables) -> PagePart:
     sentences = [
-        f"A token activated {row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
+        "On this text a token activated "
+        f"{row['activated_ratio']:.1%}{show_interval(row, 'low', 'high', '.1%')} of the hidden units "
         f"of a MoE layer; routing without preference activates {row['null']:.1%}."
         for row in get_overall(tables.get("layers", []))
     ]
@@ -102,10 +103,18 @@ def _list_idle(experts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         more = f" and {len(named) - 6} more" if len(named) > 6 else ""
         if named:
             yield f"{opening}: {', '.join(named[:6])}{more}."
+    known = [row for row in experts if row.get("ratio") is not None]
+    if known and all(row.get("state") == "" for row in experts):
+        least = min(known, key=lambda row: row["ratio"])
+        yield (
+            f"No expert of any layer is dead or idle: the least used, {least['width']} units in layer "
+            f"{least['layer']}, served {least['ratio']:.1%} of the tokens{show_chances(least, 'ratio')}."
+        )
 
 
 def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
-    profiles = [row for row in tables["profiles"] if row["label"] != "domain"]
+    profiles = add_pair_counts(tables["profiles"], tables.get("experts", []))
+    profiles = [row for row in profiles if row["label"] != "domain"]
     charts: list[Chart | None] = [
         chart_profiles(profiles, layer) for layer in choose_layers(profiles, most_layers)
     ]
@@ -115,7 +124,12 @@ def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
         *fold_table(name, "profiles", "Shares and lifts of kinds of tokens", tables),
     ]
     kinds = list_kind_likings(name, profiles)
-    sentences += [name_surest_likings(table) for table in kinds]
+    sentences += [name_strongest_likings(table) for table in kinds]
+    sentences.append(
+        f"In the pictures an area has a colour where its 95% interval leaves out chance and it rests on {FEWEST_PAIRS} "
+        "pairs or more; kinds that all experts have as often as chance are left out. The folded table has every "
+        "interval and count."
+    )
     likings = [*kinds, *list_token_likings(name, tables.get("top_tokens", []))]
     title = "Who reads what: kinds of tokens, marks, names"
     return PagePart(title, sentences, list_figures(charts), [*likings, *folded])
@@ -161,14 +175,7 @@ def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePar
     ]
     sized = describe_size_test(tables.get("size_tests", []))
     sentences += [sized] if sized else []
-    twins = [row for row in tables.get("redundancy", []) if row.get("is_redundant")]
-    if tables.get("redundancy"):
-        named = ", ".join(
-            f"{row['width_a']} and {row['width_b']} units in layer {row['layer']}" for row in twins[:6]
-        )
-        sentences.append(
-            f"Pairs that do nearly the same: {named}." if twins else "No two experts do nearly the same."
-        )
+    sentences += _describe_twins(tables.get("redundancy", []))
     folded = [
         *fold_table(name, "similarity", "Distances of all pairs, with what chance gives", tables),
         *fold_table(name, "redundancy", "Outputs and weights of all pairs", tables),
@@ -177,16 +184,54 @@ def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePar
     return PagePart("Who is like whom", sentences, list_figures(charts), folded)
 
 
+def _describe_twins(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield which experts compute nearly the same, by which rule, and on how many tokens."""
+    if not rows:
+        return
+    twins = [row for row in rows if row.get("is_redundant")]
+    named = ", ".join(
+        f"{row['width_a']} and {row['width_b']} units in layer {row['layer']}" for row in twins[:6]
+    )
+    tokens = max((row.get("tokens") or 0 for row in rows), default=0)
+    sample = f" for the same {tokens:,} tokens, whoever was chosen" if tokens else " for the same tokens"
+    rule = (
+        "cosine above 0.9, or CKA above 0.9 with matched weights more than half way from those of random experts to "
+        "equal ones"
+    )
+    verdict = f"Pairs that do nearly the same: {named}" if twins else "No two are found to do nearly the same"
+    yield f"Another question is what experts compute{sample}. {verdict} ({rule})."
+
+
 def _describe_worth(name: str, tables: Tables, most_layers: int) -> PagePart:
     rows = [row for row in tables["worth"] if row["difference"] is not None]
     charts = [chart_worth(rows, layer) for layer in choose_layers(rows, most_layers)]
     sentence = "How much more loss a token has when one expert is switched off, and its gate shared among the others."
     return PagePart(
         "What each is worth",
-        [sentence],
+        [sentence, *_weigh_worth(rows)],
         list_figures(charts),
         fold_table(name, "worth", "Loss without each expert", tables),
     )
+
+
+def _weigh_worth(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield of how many experts the worth is shown, and what the pictures do not tell of intervals and axes."""
+    tested = [row for row in rows if row["p"] is not None]
+    shown = [row for row in tested if row["p"] <= 0.05 and row["difference"] > 0]
+    if tested:
+        yield (
+            f"Shown to be worth something: {len(shown)} of {len(tested)} experts (p of the table at most 0.05, Holm's "
+            "over all experts of all layers). Of the others nothing is shown, neither that they are worth something "
+            "nor that they are worth nothing. "
+            "Intervals are of each expert alone: some leave out 0 where p is above 0.05."
+        )
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    tops = [
+        f"{max(row['difference'] for row in rows if row['layer'] == layer):.3g} in layer {layer}"
+        for layer in layers
+    ]
+    if len(layers) > 1:
+        yield f"Each picture has a scale of its own; its highest bar: {', '.join(tops)}."
 
 
 def _to_points(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -133,7 +133,7 @@ def _draw_losses(
     ]
     chart = {
         "title": f"Loss against {word}",
-        "description": "Training loss at the end, in nats per token, mean over seeds",
+        "description": "Training loss at the end of the line, a mean of neighbouring steps, in nats per token",
         "x_label": label,
         "y_label": "nats per token",
     }

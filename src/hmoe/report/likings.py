@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hmoe.figures.inspection_kinds import FEWEST_PAIRS, describe_liking, is_liked_surely
 from hmoe.report.gallery import show_token
 from hmoe.report.pieces import PageColumn, PageTable
 
@@ -20,40 +21,41 @@ _NUMBERS = [
 
 
 def list_kind_likings(name: str, profiles: _Rows) -> list[PageTable]:
-    """Return a table of the expert that surely likes each kind of token most; [] where none is sure."""
+    """Return a table of the expert that likes each kind of token most, on enough pairs; [] where none surely does."""
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in profiles:
         key = (row["label"], row["class"])
-        if (
-            row["lift"] is not None
-            and (row["low"] or 0.0) > 1
-            and (key not in best or row["low"] > best[key]["low"])
-        ):
+        if is_liked_surely(row) and (key not in best or row["low"] > best[key]["low"]):
             best[key] = row
     rows = [
-        {"kind": kind, **_take(row, "layer", "expert", "width", "share", "lift", "low", "high"), "null": 1.0}
+        {"kind": kind, **_take(row, "layer", "expert", "width", "share", "lift", "low", "high"), "null": 1.0,
+         "pairs": row.get("pairs")}
         for (_, kind), row in best.items()
-    ]
+    ]  # fmt: skip
     columns = [
         PageColumn("kind", "Kind of token", is_text=True),
         *_NUMBERS,
-        PageColumn("share", "Share of the expert's tokens", "{:.1%}".format),
+        PageColumn("share", "Share of the expert's pairs", "{:.1%}".format),
+        PageColumn("pairs", "Pairs"),
         PageColumn("expert", "expert", is_exact=True),
     ]
-    caption = "Each kind of token, and the expert that likes it most surely, of all layers."
+    caption = (
+        "Each kind of token, and of all layers the expert whose interval begins highest above chance, on "
+        f"{FEWEST_PAIRS} pairs or more. Each interval is for itself: that one of many is the highest, they leave out."
+    )
     return [PageTable(f"kinds-{name}", caption, columns, rows)] if rows else []
 
 
-def name_surest_likings(table: PageTable) -> str:
-    """Return the three kinds of tokens that an expert likes most surely, in a sentence."""
+def name_strongest_likings(table: PageTable) -> str:
+    """Return the three kinds of tokens that an expert likes most, in a sentence."""
     rows = sorted(table.rows, key=lambda row: -row["low"])[:3]
     named = [
-        f"{row['kind']} by {row['width']:,} units in layer {row['layer']}, {row['lift']:.1f} times as often as chance "
-        f"({row['low']:.1f} to {row['high']:.1f})"
+        f"{row['kind']} by {row['width']:,} units in layer {row['layer']}, {describe_liking(row)}"
         for row in rows
     ]
     return (
-        f"Liked most surely: {'; '.join(named)}. Tables below the pictures name every kind, marks and names."
+        f"Farthest above chance, on {FEWEST_PAIRS} pairs or more: {'; '.join(named)}. "
+        "Tables below the pictures name every kind, marks and names."
     )
 
 
@@ -68,6 +70,7 @@ def list_token_likings(name: str, top_tokens: _Rows) -> Iterator[PageTable]:
         {
             "text": show_token(text),
             **_take(row, "count", "layer", "expert", "width", "lift"),
+            "pairs": row.get("pairs"),
             **{"low": row["lift_low"], "high": row["lift_high"], "null": row.get("lift_null", 1.0)},
         }
         for text, row in sorted(best.items(), key=lambda item: (item[0].strip().lower(), item[0]))
@@ -75,13 +78,16 @@ def list_token_likings(name: str, top_tokens: _Rows) -> Iterator[PageTable]:
     columns = [
         PageColumn("text", "Token", is_text=True),
         PageColumn("count", "Occurs"),
+        PageColumn("pairs", "Of these with the expert"),
         *_NUMBERS,
         PageColumn("expert", "expert", is_exact=True),
     ]
     marks = _choose_frequent([row for row in rows if is_mark(row["text"])])
     words = _choose_frequent([row for row in rows if is_capitalised(row["text"])])
     if marks or words:
-        caption = "Frequent marks and capitalised words (names among them), and the expert that likes each most surely."
+        caption = (
+            "Frequent marks and capitalised words (names too), and the expert whose interval begins highest."
+        )
         yield PageTable(f"marks-and-names-{name}", caption, columns, [*marks, *words])
     if rows:
         caption = "All tokens that some expert likes, from A to Z"

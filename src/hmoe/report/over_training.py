@@ -1,6 +1,5 @@
 """Which experts worked while a run was trained, and what its losses asked of them."""
 
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -173,17 +172,28 @@ def _draw_term(
             continue
         xs, ys = zip(*points, strict=True)
         curves.append(Curve(label=record.group, xs=xs, ys=ys, rank=ranks[record.group]))
-        ends.append(f"{record.group} {statistics.fmean(ys[:3]):.4g} to {statistics.fmean(ys[-3:]):.4g}")
+        ends.append(f"{record.group} {_describe_line(xs, ys)}")
     if not curves or all(len(set(curve.ys)) == 1 for curve in curves):
         return None
     chart = Curves(
         title=f"{words[0].upper()}{words[1:]}",
-        description=f"From the first steps to the last: {'; '.join(ends)}.",
+        description=f"The line, means of neighbouring steps: {'; '.join(ends)}.",
         curves=curves,
         x_label="training tokens",
         y_label=words,
     )
     return PageFigure(chart)
+
+
+def _describe_line(xs: Sequence[float], ys: Sequence[float]) -> str:
+    """Return the ends of a line as drawn, and a turn between them that is beyond both."""
+    text = f"{ys[0]:.4g} at {format_count(xs[0])} tokens"
+    margin = 0.05 * (max(ys) - min(ys))
+    if min(ys) < min(ys[0], ys[-1]) - margin:
+        text += f", lowest {min(ys):.4g} at {format_count(xs[ys.index(min(ys))])}"
+    if max(ys) > max(ys[0], ys[-1]) + margin:
+        text += f", highest {max(ys):.4g} at {format_count(xs[ys.index(max(ys))])}"
+    return f"{text}, {ys[-1]:.4g} at {format_count(xs[-1])}"
 
 
 def _describe_saturation(records: Sequence[RunRecord]) -> Iterator[PagePart]:

@@ -21,6 +21,7 @@ from hmoe.report.over_training import describe_training
 from hmoe.report.pieces import PageSection
 from hmoe.report.recipes import describe_recipes, describe_samples, list_notes
 from hmoe.report.results import describe_results
+from hmoe.report.words import explain_words
 from hmoe.storage import write_atomic
 
 _MARK = '<!doctype html>\n<html lang="en" data-page="hmoe report">'  # how each of our pages begins
@@ -97,6 +98,7 @@ def list_sections(inputs: ReportInputs, commands: Sequence[str] = ()) -> list[Pa
         describe_samples(inputs),
         describe_recipes(inputs, commands),
         notes,
+        explain_words() if insides else None,
     ]
     return [section for section in sections if section is not None]
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
@@ -104,11 +104,14 @@ def make_table(
     rows: Sequence[dict[str, Any]],
     num_shown: int = MOST_ROWS,
     is_folded: bool = False,
+    titles: Mapping[str, str] | None = None,
 ) -> PageTable:
-    """Return a table of rows as they are, each value under its own name."""
+    """Return a table of rows as they are, each value under its own name or the title given."""
     names = list(dict.fromkeys(key for row in rows for key in row))
     texts = {key for row in rows for key, value in row.items() if isinstance(value, str)}
-    columns = [PageColumn(key, key.replace("_", " "), is_text=key in texts) for key in names]
+    columns = [
+        PageColumn(key, (titles or {}).get(key, key.replace("_", " ")), is_text=key in texts) for key in names
+    ]
     return PageTable(name, caption, columns, rows, num_shown, is_folded)
 
 
