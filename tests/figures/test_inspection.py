@@ -9,6 +9,7 @@ from hmoe.analyze.inspection import InspectedText, InspectionOptions, inspect_te
 from hmoe.figures.charts import render_chart
 from hmoe.figures.inspection import list_charts, write_figures
 from hmoe.figures.inspection_charts import choose_layers, name_experts
+from hmoe.figures.inspection_kinds import is_liked_surely
 from hmoe.figures.records import Bars, Curves, HeatMap, Panels, Points
 from tests.analyze.helpers import open_small_model
 from tests.conftest import sentences
@@ -200,10 +201,7 @@ def test_sizes_are_drawn_against_what_is_read_with_the_verdict_of_the_test() -> 
     assert [curve.xs for curve in chart.curves] == [[2, 2.25, 2.5]] * 2
     assert [curve.ys for curve in chart.curves] == [[0, 0.1, 0.2]] * 2
     assert chart.null == pytest.approx(0.02)
-    assert (
-        "near in size read alike: Mantel correlation +0.50 (0 by chance), p 0.010, one-sided"
-        in chart.description
-    )
+    assert "near in size read alike: Mantel correlation +0.50, p 0.010, one-sided" in chart.description
     assert 'd="M' in render_chart(chart).decode()
     for worse in ({"p": 0.2}, {"correlation": -0.5}):
         chart = list_charts({"similarity": rows, "size_tests": [tests[0] | worse]})["sizes"]
@@ -218,7 +216,7 @@ def test_the_mean_over_layers_is_drawn_from_its_own_rows(tables: Tables) -> None
     row = next(row for row in tables["similarity"] if row["layer"] is None)
     widths = {0: "5", 1: "9", 2: "4", 3: "7"}
     a, b = (chart.row_labels.index(widths[row[name]]) for name in ("expert_a", "expert_b"))
-    assert chart.title.startswith("Mean over layers")
+    assert chart.title.startswith("All layers pooled (opposite ones cancel)")
     assert chart.values[a][b] == row["rank"]
     single = [row for row in tables["similarity"] if row["layer"] is not None]
     assert "similarity" not in list_charts({"similarity": single})
@@ -284,3 +282,24 @@ def test_names_and_layers() -> None:
     rows = [{"layer": layer} for layer in (None, *range(30))]
     assert choose_layers(rows, 4) == [0, 10, 19, 29]
     assert choose_layers(rows[:3], 4) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_sure"),
+    [
+        ({}, True),
+        ({"p": 0.06}, False),
+        ({"p": None}, False),
+        ({"lift_null": 1.5}, False),
+        ({"low": 0.9}, False),
+        ({"low": None}, False),
+        ({"pairs": 49}, False),
+    ],
+)
+def test_a_liking_is_sure_by_its_test_its_chance_and_its_pairs(
+    changes: dict[str, Any], is_sure: bool
+) -> None:
+    row = {"lift": 1.6, "low": 1.4, "high": 1.8, "pairs": 50, "p": 0.04, "lift_null": 1.1, **changes}
+    assert is_liked_surely(row) is is_sure
+    older = {name: value for name, value in row.items() if name not in ("p", "lift_null", "pairs")}
+    assert is_liked_surely(older) is (older["low"] is not None and older["low"] > 1)

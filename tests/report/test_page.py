@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from hmoe.cli import inspection_lines
 from hmoe.errors import ConfigError
+from hmoe.report.expensive import _find_way
 from hmoe.report.inputs import read_report_inputs
 from hmoe.report.learning import smooth_points, thin_rows
 from hmoe.report.page import check_target, list_sections, render_page, write_page
@@ -149,6 +151,7 @@ def test_worth_and_correlations_are_told_with_what_they_rest_on(tmp_path: Path) 
         row |= {"difference": 0.1, "p": 0.01 if row["expert"] == 0 else 0.2}
     for row in tables["difficulty"]:
         row["correlation"] = {None: 0.3, 0: -0.3, 1: 0.3}[row["layer"]] if row["over"] == "tokens" else 0.01
+        row |= {"low": row["correlation"] - 0.1, "high": row["correlation"] + 0.1}
     for row in tables["top_tokens"]:
         row |= {"pairs": 40, "count": 50, "lift": 2.0, "lift_low": 1.5, "lift_high": 9.0, "lift_null": 1.0}
     for row in tables["experts"]:
@@ -158,11 +161,31 @@ def test_worth_and_correlations_are_told_with_what_they_rest_on(tmp_path: Path) 
     assert find_sentence(inside, "Shown to be worth something: 2 of 8 experts")
     told = find_sentence(inside, "Length of the token in bytes")
     assert "120 tokens rank correlation +0.30, more than chance gives" in told
-    assert "120 token types rank correlation +0.01, within what chance gives" in told
+    assert "120 token types rank correlation +0.01, not shown to be other than what chance gives" in told
     assert told.endswith("more than chance in layer 1 and less than chance in layer 0.")
     assert inside.parts[-1].cards[1].tokens[0][1] == "40 of 50 (60% to 100%)"
     assert find_sentence(inside, "No expert of any layer is dead or idle: the least used, 8 units in layer 0")
     assert "An older hmoe" in inside.lead
+
+
+@pytest.mark.parametrize(
+    ("correlation", "low", "high", "null", "way"),
+    [
+        (0.1, 0.05, 0.15, (-0.05, 0.05), 1),
+        (-0.1, -0.15, -0.05, (-0.05, 0.05), -1),
+        (0.1, 0.05, 0.15, (0.2, 0.4), -1),  # difficult tokens have more experts, and chance lies beside 0
+        (0.5, 0.45, 0.55, (0.2, 0.4), 1),
+        (0.1, -0.2, 0.4, (-0.05, 0.05), 0),
+        (0.3, 0.25, 0.35, (0.2, 0.4), 0),
+        (0.1, None, None, (-0.05, 0.05), 0),
+    ],
+)
+def test_more_than_chance_is_told_of_the_side_of_its_band(
+    correlation: float, low: float | None, high: float | None, null: tuple[float, float], way: int
+) -> None:
+    row = {"correlation": correlation, "low": low, "high": high, "null_low": null[0], "null_high": null[1]}
+    assert _find_way(row) == way
+    assert inspection_lines._is_beyond_null(row) == (None if low is None else way != 0)
 
 
 def find_sentence(section: PageSection, start: str) -> str:

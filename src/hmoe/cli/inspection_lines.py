@@ -167,11 +167,12 @@ def _show_null(row: Mapping[str, Any]) -> str | None:
 
 
 def _is_beyond_null(row: Mapping[str, Any]) -> bool | None:
-    """Return whether the whole interval lies beyond zero and the value beyond what random routing gives."""
+    """Return whether the value lies outside the band of random routing, and its interval beside the band's middle."""
     value, low, high = row["correlation"], row["low"], row["high"]
     if low is None or row["null_low"] is None:
         return None
-    return bool((low > 0 and value > row["null_high"]) or (high < 0 and value < row["null_low"]))
+    middle = (row["null_low"] + row["null_high"]) / 2
+    return bool((low > middle and value > row["null_high"]) or (high < middle and value < row["null_low"]))
 
 
 def _say_yes(value: bool) -> str:

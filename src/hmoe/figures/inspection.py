@@ -25,7 +25,7 @@ from hmoe.figures.inspection_overview import (
     chart_correlations,
     chart_domains,
     chart_layers,
-    chart_mean_similarity,
+    chart_pooled_similarity,
     chart_redundancy,
     chart_sizes,
 )
@@ -75,7 +75,7 @@ def _iterate_pairs(tables: Tables) -> Iterator[tuple[str, Chart]]:
     """Yield charts of pairs of experts that show all layers together."""
     similarity, merges = tables.get("similarity", ()), _list_merges(tables)
     charts = {
-        "similarity": chart_mean_similarity(similarity, merges),
+        "similarity": chart_pooled_similarity(similarity, merges),
         "sizes": chart_sizes(similarity, tables.get("size_tests", ())),
         "redundancy": chart_redundancy(tables.get("redundancy", ()), MOST_LAYERS),
     }

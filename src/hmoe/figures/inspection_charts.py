@@ -108,7 +108,7 @@ def chart_work(rows: Rows) -> Bars:
 
 
 def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: Rows = ()) -> HeatMap:
-    """Return a value of each pair of experts of a layer, None: mean over layers, in the order of its tree."""
+    """Return a value of each pair of experts of a layer, None: all layers pooled, in the order of its tree."""
     own = [row for row in rows if row["layer"] == layer]
     pairs = {(row["expert_a"], row["width_a"]) for row in own} | {
         (row["expert_b"], row["width_b"]) for row in own
@@ -129,7 +129,7 @@ def chart_pairs(rows: Rows, layer: int | None, value: str, words: str, linkage: 
     if layer is None:
         limits = [row[value] for row in known]
     return HeatMap(
-        title=f"{'Mean over layers' if layer is None else f'Layer {layer}'}: {words}",
+        title=f"{'All layers pooled (opposite ones cancel)' if layer is None else f'Layer {layer}'}: {words}",
         description=_describe_pairs(known, value),
         row_labels=names,
         column_labels=names,

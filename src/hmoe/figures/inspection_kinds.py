@@ -6,6 +6,7 @@ from typing import Any
 from hmoe.figures.inspection_charts import Rows, name_experts, order_experts
 from hmoe.figures.records import HeatMap
 
+SURE = 0.05  # of a test, at most
 FEWEST_PAIRS = 50  # of an expert with a kind of token, from which its lift is called sure
 
 
@@ -23,19 +24,30 @@ def _estimate_pairs(row: Mapping[str, Any], tokens: Mapping[tuple[int, int], int
 
 
 def is_liked_surely(row: Mapping[str, Any]) -> bool:
-    """Return whether an expert has a kind of token more often than chance, by an interval and by enough pairs."""
-    if row["lift"] is None or row["low"] is None or row["low"] <= 1:
+    """Return whether an expert has a kind of token more often than chance: by its test, and by enough pairs."""
+    if row["lift"] is None or row["low"] is None or row["low"] <= get_null(row) or not _is_shown(row):
         return False
     return row.get("pairs") is None or row["pairs"] >= FEWEST_PAIRS
 
 
 def _is_avoided_surely(row: Mapping[str, Any], rows: Rows) -> bool:
     """Return the same of less than chance: so many pairs would there be by chance."""
-    if row["lift"] is None or row["high"] is None or row["high"] >= 1:
+    if row["lift"] is None or row["high"] is None or row["high"] >= get_null(row) or not _is_shown(row):
         return False
     kind = [other for other in rows if (other["label"], other["class"]) == (row["label"], row["class"])]
     known = [other["pairs"] for other in kind if other.get("pairs") is not None]
     return not known or sum(known) >= FEWEST_PAIRS * len(kind)
+
+
+def get_null(row: Mapping[str, Any]) -> float:
+    """Return the lift that chance gives: 1, unless tokens of some kinds take more experts than others."""
+    null = row.get("lift_null")
+    return 1.0 if null is None else float(null)
+
+
+def _is_shown(row: Mapping[str, Any]) -> bool:
+    """Return whether the test, corrected over all that are looked at, shows a difference; older records have none."""
+    return "p" not in row or (row["p"] is not None and row["p"] <= SURE)
 
 
 def describe_liking(row: Mapping[str, Any]) -> str:

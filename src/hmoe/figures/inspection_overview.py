@@ -6,9 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hmoe.figures.inspection_charts import Rows, chart_pairs, chart_points, choose_layers
+from hmoe.figures.inspection_kinds import SURE
 from hmoe.figures.records import Curve, Curves, HeatMap, Panels, Points
-
-SURE = 0.05  # of a test, at most
 
 
 def chart_ratios(rows: Rows, title: str, name: Callable[[Mapping[str, Any]], str]) -> Points:
@@ -33,8 +32,9 @@ def _to_percent(share: float | None) -> float | None:
 
 
 def _describe_nulls(rows: Rows) -> str:
-    nulls = sorted({f"{row['null']:.2%}" for row in rows if row.get("null") is not None})
-    return f"; random routing {' to '.join(dict.fromkeys((nulls[0], nulls[-1])))}" if nulls else ""
+    nulls = [row["null"] for row in rows if row.get("null") is not None]
+    ends = dict.fromkeys(f"{end:.2%}" for end in (min(nulls), max(nulls))) if nulls else {}
+    return f"; random routing {' to '.join(ends)}" if ends else ""
 
 
 def chart_layers(rows: Rows) -> Points:
@@ -51,7 +51,12 @@ def chart_domains(rows: Rows) -> Points:
 
 def chart_sizes(similarity: Rows, tests: Rows) -> Curves | None:
     """Return the distance of what two experts read against how far their widths are apart; None without pairs."""
-    known = [row for row in similarity if row["layer"] is not None and row["rank"] is not None]
+    # Zero-computation experts have no width that another could be compared with.
+    known = [
+        row
+        for row in similarity
+        if row["layer"] is not None and row["rank"] is not None and min(row["width_a"], row["width_b"]) > 0
+    ]
     layers = sorted({row["layer"] for row in known})
     if len({_compare_widths(row) for row in known}) < 2:
         return None
@@ -81,7 +86,7 @@ def chart_sizes(similarity: Rows, tests: Rows) -> Curves | None:
 
 def _compare_widths(row: Mapping[str, Any]) -> float:
     narrow, wide = sorted((row["width_a"], row["width_b"]))
-    return float(wide / max(narrow, 1))
+    return float(wide / narrow)
 
 
 def describe_size_test(tests: Rows, distance: str = "rank") -> str:
@@ -96,14 +101,14 @@ def describe_size_test(tests: Rows, distance: str = "rank") -> str:
             verdict = "read alike" if is_shown else "are not shown to read alike"
             correlation = f"{row['correlation']:+.2f}".replace("-", "\u2212")
             return (
-                f"Experts near in size {verdict}: Mantel correlation {correlation} (0 by chance), p {row['p']:.3f}, "
-                "one-sided, the larger of two tests."
+                f"Experts near in size {verdict}: Mantel correlation {correlation}, p {row['p']:.3f}, "
+                "one-sided, the larger of its own and that of what lies beyond random routing."
             )
     return ""
 
 
-def chart_mean_similarity(similarity: Rows, merges: Rows) -> HeatMap | None:
-    """Return the distances of what two experts read, mean over layers; None where they were not taken."""
+def chart_pooled_similarity(similarity: Rows, merges: Rows) -> HeatMap | None:
+    """Return the distances of what two experts read in all layers pooled; None where they were not taken."""
     own = [row for row in similarity if row["layer"] is None]
     return chart_pairs(own, None, "rank", "distance of what experts read", merges) if own else None
 

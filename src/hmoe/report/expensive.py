@@ -144,11 +144,16 @@ def _weigh_feature(feature: str, known: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _find_way(row: Mapping[str, Any]) -> int:
-    """Return 1 for a correlation above what chance gives, -1 for one below, 0 within or unknown."""
+    """Return 1 for a correlation above what chance gives, -1 for one below, 0 within, unsure or unknown.
+
+    It lies outside the band of chance, and its interval on one side of the band's middle.
+    """
     low, high = row.get("null_low"), row.get("null_high")
-    if low is None or high is None:
+    if None in (low, high, row["low"], row["high"]):
         return 0
-    return int(row["correlation"] > high) - int(row["correlation"] < low)
+    middle = (low + high) / 2
+    is_above = row["correlation"] > high and row["low"] > middle
+    return int(is_above) - int(row["correlation"] < low and row["high"] < middle)
 
 
 def _weigh_correlation(row: Mapping[str, Any]) -> str:
@@ -160,5 +165,5 @@ def _weigh_correlation(row: Mapping[str, Any]) -> str:
     chance = show_interval(row, "null_low", "null_high", "+.2f")
     if not chance:
         return told
-    verdict = {0: "within what", 1: "more than", -1: "less than"}[_find_way(row)]
+    verdict = {0: "not shown to be other than what", 1: "more than", -1: "less than"}[_find_way(row)]
     return f"{told}, {verdict} chance gives{chance}"

@@ -15,7 +15,7 @@ from hmoe.figures.inspection_charts import (
 from hmoe.figures.inspection_kinds import FEWEST_PAIRS, add_pair_counts, chart_profiles
 from hmoe.figures.inspection_overview import (
     chart_layers,
-    chart_mean_similarity,
+    chart_pooled_similarity,
     chart_redundancy,
     chart_sizes,
     describe_size_test,
@@ -137,6 +137,8 @@ def _describe_kinds(name: str, tables: Tables, most_layers: int) -> PagePart:
 
 def _weigh_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what it tells of a token which expert serves it, over all layers."""
+    # Of a single class, such as one domain, nothing can be told, and there is no chance beside it.
+    rows = [row for row in rows if row["bits"] is not None and row["null_high"] is not None]
     sure = [row for row in rows if row["p"] is not None and row["p"] < 0.05]
     told, other = (
         [
@@ -166,7 +168,7 @@ def _describe_similarity(name: str, tables: Tables, most_layers: int) -> PagePar
     charts = [
         chart_sizes(rows, tables.get("size_tests", [])),
         chart_redundancy(tables.get("redundancy", []), 12),
-        chart_mean_similarity(rows, merges),
+        chart_pooled_similarity(rows, merges),
         *layers,
     ]
     sentences = [

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hmoe.figures.inspection_kinds import FEWEST_PAIRS, describe_liking, is_liked_surely
+from hmoe.figures.inspection_kinds import FEWEST_PAIRS, describe_liking, get_null, is_liked_surely
 from hmoe.report.gallery import show_token
 from hmoe.report.pieces import PageColumn, PageTable
 
@@ -25,11 +25,13 @@ def list_kind_likings(name: str, profiles: _Rows) -> list[PageTable]:
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in profiles:
         key = (row["label"], row["class"])
-        if is_liked_surely(row) and (key not in best or row["low"] > best[key]["low"]):
+        if is_liked_surely(row) and (
+            key not in best or row["low"] / get_null(row) > best[key]["low"] / get_null(best[key])
+        ):
             best[key] = row
     rows = [
-        {"kind": kind, **_take(row, "layer", "expert", "width", "share", "lift", "low", "high"), "null": 1.0,
-         "pairs": row.get("pairs")}
+        {"kind": kind, **_take(row, "layer", "expert", "width", "share", "lift", "low", "high"),
+         "null": get_null(row), "p": row.get("p"), "pairs": row.get("pairs")}
         for (_, kind), row in best.items()
     ]  # fmt: skip
     columns = [
@@ -37,11 +39,13 @@ def list_kind_likings(name: str, profiles: _Rows) -> list[PageTable]:
         *_NUMBERS,
         PageColumn("share", "Share of the expert's pairs", "{:.1%}".format),
         PageColumn("pairs", "Pairs"),
+        PageColumn("p", "p (Holm)", "{:.3f}".format),
         PageColumn("expert", "expert", is_exact=True),
     ]
     caption = (
-        "Each kind of token, and of all layers the expert whose interval begins highest above chance, on "
-        f"{FEWEST_PAIRS} pairs or more. Each interval is for itself: that one of many is the highest, they leave out."
+        "Each kind of token that is shown to be liked (p up to 5% after Holm's correction over all experts, layers and "
+        f"classes, on {FEWEST_PAIRS} pairs or more), and the expert whose interval begins highest above chance. Each "
+        "interval is for itself."
     )
     return [PageTable(f"kinds-{name}", caption, columns, rows)] if rows else []
 
@@ -64,14 +68,17 @@ def list_token_likings(name: str, top_tokens: _Rows) -> Iterator[PageTable]:
     best: dict[str, Mapping[str, Any]] = {}
     for row in top_tokens:
         text = row["text"]
-        if row["lift_low"] is not None and (text not in best or row["lift_low"] > best[text]["lift_low"]):
+        if row["lift_low"] is not None and (
+            text not in best
+            or row["lift_low"] / get_null(row) > best[text]["lift_low"] / get_null(best[text])
+        ):
             best[text] = row
     rows = [
         {
             "text": show_token(text),
             **_take(row, "count", "layer", "expert", "width", "lift"),
             "pairs": row.get("pairs"),
-            **{"low": row["lift_low"], "high": row["lift_high"], "null": row.get("lift_null", 1.0)},
+            **{"low": row["lift_low"], "high": row["lift_high"], "null": get_null(row)},
         }
         for text, row in sorted(best.items(), key=lambda item: (item[0].strip().lower(), item[0]))
     ]
@@ -86,7 +93,8 @@ def list_token_likings(name: str, top_tokens: _Rows) -> Iterator[PageTable]:
     words = _choose_frequent([row for row in rows if is_capitalised(row["text"])])
     if marks or words:
         caption = (
-            "Frequent marks and capitalised words (names too), and the expert whose interval begins highest."
+            "Frequent marks and capitalised words (names too), and the expert whose interval begins highest above "
+            "chance."
         )
         yield PageTable(f"marks-and-names-{name}", caption, columns, [*marks, *words])
     if rows:
