@@ -160,8 +160,11 @@ def test_worth_and_correlations_are_told_with_what_they_rest_on(tmp_path: Path) 
     inside = next(s for s in list_sections(read_report_inputs([str(run)])) if s.name == "inside-1")
     assert find_sentence(inside, "Shown to be worth something: 2 of 8 experts")
     told = find_sentence(inside, "Length of the token in bytes")
-    assert "120 tokens rank correlation +0.30, more than chance gives" in told
-    assert "120 token types rank correlation +0.01, not shown to be other than what chance gives" in told
+    assert "120 tokens rank correlation +0.30 (+0.20 to +0.40), more than chance gives" in told
+    assert (
+        "120 token types rank correlation +0.01 (−0.09 to +0.11), not shown to be other than what chance gives"
+        in told
+    )
     assert told.endswith("more than chance in layer 1 and less than chance in layer 0.")
     assert inside.parts[-1].cards[1].tokens[0][1] == "40 of 50 (60% to 100%)"
     assert find_sentence(inside, "No expert of any layer is dead or idle: the least used, 8 units in layer 0")

@@ -149,7 +149,7 @@ def _find_way(row: Mapping[str, Any]) -> int:
     It lies outside the band of chance, and its interval on one side of the band's middle.
     """
     low, high = row.get("null_low"), row.get("null_high")
-    if None in (low, high, row["low"], row["high"]):
+    if low is None or high is None or row["low"] is None or row["high"] is None:
         return 0
     middle = (low + high) / 2
     is_above = row["correlation"] > high and row["low"] > middle
