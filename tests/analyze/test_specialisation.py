@@ -148,14 +148,29 @@ def test_domains_too_have_the_null_of_their_number_of_experts():
     assert min(row["p"] for row in rows) > 0.05
 
 
+def count_likings(seeds, **text):
+    """How many of so many nulls call anything liked or avoided, by label."""
+    counts = dict.fromkeys(("kind", "digits", "domain"), 0)
+    for seed in seeds:
+        planted = plant_routing("noise", seed, tokens_per_document=64, **text)
+        rows = measure_specialisation(sum_up(planted), NAMES, num_draws=1)["profiles"]
+        for label in counts:
+            tails = [row["p"] for row in select(rows, label) if row["p"] is not None]
+            counts[label] += min(tails, default=1.0) <= 0.05
+    return counts
+
+
 def test_noise_gives_no_expert_a_liking():
-    found = 0
-    for seed in range(12):
-        planted = plant_routing("noise", seed, document_effect=1.0, num_documents=40, tokens_per_document=64)
-        rows = measure_specialisation(sum_up(planted), NAMES, num_draws=2)["profiles"]
-        for label in ("kind", "digits", "domain"):
-            found += min(row["p"] for row in select(rows, label) if row["p"] is not None) <= 0.05
-    assert found <= stats.binom.isf(0.001, 36, 0.05)
+    counts = count_likings(range(12), document_effect=1.0, num_documents=40)
+    assert sum(counts.values()) <= stats.binom.isf(0.001, 36, 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document_effect", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize("num_documents", [12, 40, 200])
+def test_two_hundred_nulls_have_likings_in_5_of_100(document_effect, num_documents):
+    counts = count_likings(range(200), document_effect=document_effect, num_documents=num_documents)
+    assert max(counts.values()) <= stats.binom.isf(0.025 / 27, 200, 0.05)  # 27 counts are looked at together
 
 
 def count_small_p(num_draws, **text):
