@@ -84,10 +84,11 @@ def test_json_is_the_record(trained: Path, tmp_path: Path, capfd: pytest.Capture
     _, err = look(capfd, *words)  # again into a folder of its own
     assert f"will replace the inspection of {text} ({record['text']['tokens']:,} tokens)" in err
     (tmp_path / "o" / "mine.txt").write_text("mine")
+    (tmp_path / "o" / "redundancy-layer0.svg").write_text("of an earlier version")
     look(capfd, *words[:-4], "--out", str(tmp_path / "o"), "--figures", "svg")
     assert (tmp_path / "o" / "widths.svg").is_file()
     look(capfd, *words)
-    assert not (tmp_path / "o" / "widths.svg").exists()  # of an earlier inspection
+    assert not list((tmp_path / "o").glob("*.svg"))  # of an earlier inspection
     assert (tmp_path / "o" / "mine.txt").is_file()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")

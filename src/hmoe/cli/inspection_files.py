@@ -54,6 +54,8 @@ def _remove_earlier(folder: Path) -> None:
     from hmoe.figures.inspection import list_charts
 
     names += [f"{chart}.{form}" for chart in list_charts(tables) for form in FORMS]
+    # Charts that earlier versions drew layer by layer.
+    names += [path.name for form in FORMS for path in folder.glob(f"redundancy-layer*.{form}")]
     for name in (RECORD, POSITIONS, *names):
         (folder / name).unlink(missing_ok=True)
 
