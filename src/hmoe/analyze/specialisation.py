@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hmoe.analyze.activation import clean_number
 from hmoe.analyze.labellings import DOMAIN, Labelling, list_labellings
 from hmoe.analyze.profiles import list_profiles
 from hmoe.analyze.tally import Table, Tally
@@ -129,11 +130,11 @@ def _list_information(labelling: Labelling, null: _Null) -> list[Row]:
         {
             "layer": layer if layer < num_layers else None,
             "label": labelling.name,
-            "bits": _get_known(interval.value[layer]),
-            "low": _get_known(interval.low[layer]),
-            "high": _get_known(interval.high[layer]),
-            "null_mean": None if draws is None else _get_known(draws[:, layer].mean()),
-            "null_high": None if draws is None else _get_known(np.quantile(draws[:, layer], 0.95)),
+            "bits": clean_number(interval.value[layer]),
+            "low": clean_number(interval.low[layer]),
+            "high": clean_number(interval.high[layer]),
+            "null_mean": None if draws is None else clean_number(draws[:, layer].mean()),
+            "null_high": None if draws is None else clean_number(np.quantile(draws[:, layer], 0.95)),
             "p": null.tails[layer],
         }
         for layer in range(num_layers + 1)
@@ -144,8 +145,3 @@ def _average_known(bits: Floats) -> Floats:
     """Return the mean of each draw over the layers in which pairs have classes; NaN without any."""
     known = np.isfinite(bits).all(0)
     return bits[:, known].mean(1) if known.any() else np.full(len(bits), np.nan)
-
-
-def _get_known(value: np.floating) -> float | None:
-    """Return the number, or None where there is none."""
-    return float(value) if np.isfinite(value) else None

@@ -105,14 +105,7 @@ def inspect_folder(
         _refuse_flags(of_texts, "with TEXT, which is read alone")
         _show_passage(run, passage, token, as_json)
         return
-    if tasks is None:
-        _refuse_flags({"--benchmarks": benchmarks, "--limit": limit}, "without --tasks")
-    else:
-        _refuse_flags({"--text": text, "--text-field": text_field}, "with --tasks")
-        if most_tokens is not None:
-            raise ConfigError("--tokens: with --tasks name the number of questions by --limit")
-    if text_field and not text:
-        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
+    _check_sources(of_texts)
     _check_plot_extra()
     forms = _read_forms(figures or "svg")
     names = _read_names(tasks)
@@ -145,6 +138,22 @@ def inspect_folder(
     written = write_inspection(inspection, folder, forms) if folder is not None else []
     steps = _list_steps(opened, run, out)
     print_report(inspection.record, list_inspection_lines(inspection.record, written, folder), steps, as_json)
+
+
+def _check_sources(flags: Mapping[str, Any]) -> None:
+    """Raise ConfigError for options of another source of text than the one that is named."""
+
+    def select(*names: str) -> dict[str, Any]:
+        return {name: flags[name] for name in names}
+
+    if flags["--tasks"] is None:
+        _refuse_flags(select("--benchmarks", "--limit"), "without --tasks")
+    else:
+        _refuse_flags(select("--text", "--text-field"), "with --tasks")
+        if flags["--tokens"] is not None:
+            raise ConfigError("--tokens: with --tasks name the number of questions by --limit")
+    if flags["--text-field"] and not flags["--text"]:
+        raise ConfigError("--text-field has no effect without --text; remove it or name a text")
 
 
 def _refuse_flags(flags: Mapping[str, Any], where: str) -> None:

@@ -8,50 +8,13 @@ from hmoe.figures.inspection_overview import chart_correlations, chart_domains
 from hmoe.figures.records import Chart
 from hmoe.report.gallery import show_token
 from hmoe.report.headline import show_signed
-from hmoe.report.pieces import PageColumn, PageFigure, PagePart, PageTable, make_table
+from hmoe.report.inspection_tables import Tables, fold_table, get_overall, list_figures, show_interval
+from hmoe.report.pieces import PageColumn, PagePart, PageTable
 
 _CHOSEN = (
     "The most frequent tokens and the rarest that occur 20 times or more, or those that were named, from expensive to "
     "cheap. They have no intervals: small differences may be chance."
 )
-_TITLES = {  # of columns that are named alike in several tables
-    "experts": {"compute_share": "share of its layer's work"},
-    "widths": {"compute_share": "share of the work of its layers"},
-    "worth": {"compute_share": "share of the work of all layers", "p": "p (Holm, over all experts)"},
-}
-Tables = Mapping[str, list[dict[str, Any]]]
-
-
-def fold_table(name: str, table: str, caption: str, tables: Tables, num_shown: int = 40) -> list[PageTable]:
-    """Return a table of the inspection behind its caption; [] where it has no rows."""
-    rows = tables.get(table, [])
-    title = table.replace("_", "-")
-    return (
-        [make_table(f"{title}-{name}", caption, rows, num_shown, is_folded=True, titles=_TITLES.get(table))]
-        if rows
-        else []
-    )
-
-
-def list_figures(charts: Sequence[Chart | None]) -> list[PageFigure]:
-    """Return figures of the charts that there are."""
-    return [PageFigure(chart) for chart in charts if chart is not None]
-
-
-def get_overall(rows: Sequence[Mapping[str, Any]], **wanted: Any) -> list[Mapping[str, Any]]:
-    """Return the rows over all layers that have these values."""
-    return [
-        row
-        for row in rows
-        if row["layer"] is None and all(row.get(key) == value for key, value in wanted.items())
-    ]
-
-
-def show_interval(row: Mapping[str, Any], low: str, high: str, form: str) -> str:
-    """Return the interval of a number in brackets; "" where there is none."""
-    if row.get(low) is None or row.get(high) is None:
-        return ""
-    return f" ({row[low]:{form}} to {row[high]:{form}})".replace("-", "\u2212")
 
 
 def describe_difficulty(name: str, tables: Tables) -> PagePart:
@@ -102,8 +65,8 @@ def _compare_domains(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _show_span(row: Mapping[str, Any]) -> str:
     null = row.get("null")
-    told = show_interval(row, "low", "high", ".2%").strip(" ()")
-    parts = [*([told] if told else []), *([f"chance {null:.2%}"] if null is not None else [])]
+    interval = show_interval(row, "low", "high", ".2%").strip(" ()")
+    parts = [*([interval] if interval else []), *([f"chance {null:.2%}"] if null is not None else [])]
     return f" ({'; '.join(parts)})" if parts else ""
 
 
@@ -130,10 +93,10 @@ def _weigh_feature(feature: str, known: Sequence[Mapping[str, Any]]) -> str:
     """Return the correlations with a feature, over tokens and over types, and in which layers tokens go which way."""
     own = [row for row in known if row["feature"] == feature]
     words = FEATURES.get(feature, feature)
-    told = "; ".join(
+    correlations = "; ".join(
         _weigh_correlation(row) for over in ("tokens", "types") for row in get_overall(own, over=over)
     )
-    text = f"{words[0].upper()}{words[1:]}: {told}."
+    text = f"{words[0].upper()}{words[1:]}: {correlations}."
     layers = [row for row in own if row["layer"] is not None and row["over"] == "tokens"]
     ways = {
         word: ", ".join(str(row["layer"]) for row in layers if _find_way(row) == way)
@@ -161,9 +124,9 @@ def _weigh_correlation(row: Mapping[str, Any]) -> str:
     count = f"{row['count']:,} " if row.get("count") else ""
     noun = "token types" if row["over"] == "types" else "tokens"
     interval = show_interval(row, "low", "high", "+.2f")
-    told = f"over {count}{noun} rank correlation {show_signed(row['correlation'], 2)}{interval}"
+    text = f"over {count}{noun} rank correlation {show_signed(row['correlation'], 2)}{interval}"
     chance = show_interval(row, "null_low", "null_high", "+.2f")
     if not chance:
-        return told
+        return text
     verdict = {0: "not shown to be other than what", 1: "more than", -1: "less than"}[_find_way(row)]
-    return f"{told}, {verdict} chance gives{chance}"
+    return f"{text}, {verdict} chance gives{chance}"

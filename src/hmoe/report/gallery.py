@@ -99,9 +99,9 @@ def _make_card(expert: Mapping[str, Any], place: float, tokens: _Rows, positions
 def show_chances(row: Mapping[str, Any], name: str) -> str:
     """Return the interval of a share and what it is by chance, in brackets; "" where neither is known."""
     low, high, null = (row.get(f"{name}_{end}") for end in ("low", "high", "null"))
-    told = [f"{low:.1%} to {high:.1%}"] if low is not None and high is not None else []
-    told += [f"chance {null:.1%}"] if null is not None else []
-    return f" ({'; '.join(told)})" if told else ""
+    parts = [f"{low:.1%} to {high:.1%}"] if low is not None and high is not None else []
+    parts += [f"chance {null:.1%}"] if null is not None else []
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _show_lift(row: Mapping[str, Any]) -> str:
@@ -109,20 +109,20 @@ def _show_lift(row: Mapping[str, Any]) -> str:
     low, high, null = row.get("lift_low"), row.get("lift_high"), row.get("lift_null")
     if row.get("pairs"):
         return _show_part(row)
-    told = f"×{row['lift']:.1f}"
-    told += f" ({low:.1f} to {high:.1f})" if low is not None and high is not None else ""
-    return told + (f", chance {null:.1f}" if null is not None and abs(null - 1) >= 0.05 else "")
+    text = f"×{row['lift']:.1f}"
+    text += f" ({low:.1f} to {high:.1f})" if low is not None and high is not None else ""
+    return text + (f", chance {null:.1f}" if null is not None and abs(null - 1) >= 0.05 else "")
 
 
 def _show_part(row: Mapping[str, Any]) -> str:
     """Return how many of a token's occurrences an expert served, with the interval of that share."""
     unit = row["pairs"] / row["count"] / row["lift"]  # the share of a token that lifts are told by
     low, high, null = row["lift_low"], row["lift_high"], row.get("lift_null")
-    told = f"{row['pairs']:,} of {row['count']:,}"
+    text = f"{row['pairs']:,} of {row['count']:,}"
     if low is not None and high is not None:
-        told += f" ({min(unit * low, 1):.0%} to {min(unit * high, 1):.0%})"
+        text += f" ({min(unit * low, 1):.0%} to {min(unit * high, 1):.0%})"
     is_other = null is not None and abs(null - 1) >= 0.05
-    return told + (f", chance {unit * null:.0%}" if is_other and null is not None else "")
+    return text + (f", chance {unit * null:.0%}" if is_other and null is not None else "")
 
 
 def show_token(text: str) -> str:

@@ -21,16 +21,10 @@ from hmoe.figures.inspection_overview import (
     describe_size_test,
 )
 from hmoe.figures.records import Chart
-from hmoe.report.expensive import (
-    Tables,
-    describe_difficulty,
-    fold_table,
-    get_overall,
-    list_figures,
-    show_interval,
-)
+from hmoe.report.expensive import describe_difficulty
 from hmoe.report.gallery import show_chances
 from hmoe.report.headline import show_signed
+from hmoe.report.inspection_tables import Tables, fold_table, get_overall, list_figures, show_interval
 from hmoe.report.likings import list_kind_likings, list_token_likings, name_strongest_likings
 from hmoe.report.pieces import PagePart, make_table
 
@@ -140,7 +134,7 @@ def _weigh_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     # Of a single class, such as one domain, nothing can be told, and there is no chance beside it.
     rows = [row for row in rows if row["bits"] is not None and row["null_high"] is not None]
     sure = [row for row in rows if row["p"] is not None and row["p"] < 0.05]
-    told, other = (
+    shown, other = (
         [
             f"{str(row['label']).replace('_', ' ')} ({row['bits']:.4f} bits; chance {_show_chance(row['null_high'])})"
             for row in rows
@@ -148,7 +142,7 @@ def _weigh_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for is_sure in (True, False)
     )
-    sentences = [f"Which expert serves a token tells something of its {', '.join(told)}."] if told else []
+    sentences = [f"Which expert serves a token tells something of its {', '.join(shown)}."] if shown else []
     return sentences + ([f"It is not shown to tell anything of its {', '.join(other)}."] if other else [])
 
 
