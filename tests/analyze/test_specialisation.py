@@ -163,6 +163,23 @@ def count_likings(seeds, **text):
 def test_noise_gives_no_expert_a_liking():
     counts = count_likings(range(12), document_effect=1.0, num_documents=40)
     assert sum(counts.values()) <= stats.binom.isf(0.001, 36, 0.05)
+    # Few documents with strong preferences: as many degrees of freedom as documents less one announce 11.
+    counts = count_likings(range(12), document_effect=3.0, num_documents=12)
+    assert sum(counts.values()) <= stats.binom.isf(0.001, 36, 0.05)
+
+
+@pytest.mark.parametrize(("rare_tokens", "is_tested"), [(19, False), (20, True)])
+def test_classes_of_few_tokens_have_no_p(rare_tokens, is_tested):
+    draw = np.random.default_rng(0)
+    type_T = np.arange(1000) % 2
+    type_T[: rare_tokens * 50 : 50] = 2  # two of each of ten documents
+    chosen_TE = np.argsort(draw.random((1000, 4)), axis=1) < 2
+    labels = {"a": np.array([0, 0, 1])}
+    tally = tally_tokens(np.arange(1000) // 100, type_T, chosen_TE[:, None], labels=labels)
+    rows = measure_specialisation(tally, {"a": ["often", "rare"]}, num_draws=1)["profiles"]
+    rare = [row["p"] for row in rows if row["class"] == "rare"]
+    assert [p is not None for p in rare] == [is_tested] * 4
+    assert all(row["p"] is not None for row in rows if row["class"] == "often")
 
 
 @pytest.mark.slow
