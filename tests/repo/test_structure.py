@@ -27,7 +27,7 @@ LAYERS = {
     "checkpoint": 5,
     "runs": 6,
     "train": 7, "evaluate": 7, "surgery": 7,
-    "adapt": 8, "serve": 8, "bench": 8, "analyze": 8, "report": 8,
+    "adapt": 8, "serve": 8, "bench": 8, "analyze": 8, "report": 8, "sweep": 8,
     "hub": 9,
     "cli": 10, "__main__": 11,
 }  # fmt: skip

@@ -42,13 +42,14 @@ def compare_runs(
 
     form = choose_form(json=as_json, markdown=as_markdown, latex=as_latex, csv=as_csv)
     comparison = compare_groups(read_run_groups(runs, print_note), baseline)
-    typer.echo(render_table(_lay_out(comparison.rows, comparison.notes), form), nl=False)
+    typer.echo(render_table(lay_out_comparison(comparison.rows, comparison.notes), form), nl=False)
     if form == "csv":  # which has no place for them
         for note in comparison.notes:
             print_note(note)
 
 
-def _lay_out(rows: list[dict[str, Any]], notes: list[str]) -> Table:
+def lay_out_comparison(rows: list[dict[str, Any]], notes: list[str]) -> Table:
+    """Return the table of a comparison."""
     tasks = list(dict.fromkeys(task for row in rows for task in row["benchmarks"]))
     shown = [
         row

@@ -39,6 +39,7 @@ from hmoe.cli.plan import plan_recipe
 from hmoe.cli.presets import print_presets
 from hmoe.cli.report import write_report
 from hmoe.cli.serve import serve_model
+from hmoe.cli.sweep import sweep_grid, sweep_plan
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
 from hmoe.cli.waiting import WaitingNote
@@ -56,6 +57,11 @@ _data = VerbTyper(
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
     help="Measure speed: layer, step, decode, model, tiles.\n\nSide by side, in dated files.",
+)  # fmt: skip
+
+_sweep = VerbTyper(
+    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
+    help="Train many recipes and compare them: grid, run.\n\nA queue that survives kills.",
 )  # fmt: skip
 
 
@@ -93,8 +99,11 @@ app.command("info")(print_info)
 app.command("presets")(print_presets)
 app.add_typer(_data, name="data")
 app.add_typer(_bench, name="bench")
+app.add_typer(_sweep, name="sweep")
 _data.command("prepare")(prepare_data_folder)
 _data.command("benchmarks")(write_benchmarks_folder)
+_sweep.command("grid", context_settings=OVERRIDES)(sweep_grid)
+_sweep.command("run")(sweep_plan)
 _bench.command("layer")(time_layer)
 _bench.command("step", context_settings=OVERRIDES)(time_step)
 _bench.command("decode")(time_decoding)

@@ -188,6 +188,10 @@ class TrainConfig(Section):
     eval_every: Annotated[
         int, Field(ge=0, le=10**9, description="steps between validations; 0: only at the end")
     ] = 0
+    eval_flops: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1e40)], ...],
+        Field(description="training FLOPs; a validation follows the first step that reaches each"),
+    ] = ()
     eval_sequences: Annotated[Count, Field(description="validation sequences, always the same ones")] = 64
     sample_every: Annotated[int, Field(ge=0, le=10**9, description="steps between text samples; 0: none")] = 0
     inspect_every: Annotated[
@@ -277,6 +281,7 @@ _BUDGETS = ("steps", "tokens", "flops", "seconds")
 _LOGGING = (
     "log_every",
     "eval_every",
+    "eval_flops",
     "eval_sequences",
     "sample_every",
     "inspect_every",

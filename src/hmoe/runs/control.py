@@ -14,7 +14,13 @@ CONTROL_LOAD_BALANCE = 1e-2  # what the paper gives equal experts in place of th
 
 
 def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
-    """Return the recipe of a run's uniform control, and what the run was measured to do.
+    """Return the recipe of the uniform control of a run folder, and what the run was measured to do."""
+    summary = read_run_summary(run)
+    return derive_control(summary), summary
+
+
+def derive_control(summary: RunSummary) -> RunConfig:
+    """Return the recipe of a run's uniform control.
 
     All experts are as wide as makes the expected activated width, at the run's own number of experts per token, that of
     the run's whole training. Where a router takes a fixed number of experts, a token of the control costs what one of
@@ -25,8 +31,7 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
     Raises:
         ConfigError: if the run is dense, its experts are equal already, or it has taken no step.
     """
-    summary = read_run_summary(run)
-    moe = summary.config.model.moe
+    run, moe = summary.path, summary.config.model.moe
     if moe is None:
         raise ConfigError(f"{run}: a dense model has no uniform control")
     if summary.mean_width is None or summary.experts_per_token is None:
@@ -49,7 +54,7 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
         "model": replace(config.model, moe=control),
         "train": config.train.model_copy(update=budget),
     }
-    return config.model_copy(update=changes), summary
+    return config.model_copy(update=changes)
 
 
 def choose_control_flops(summary: RunSummary) -> float:

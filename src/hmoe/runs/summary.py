@@ -13,7 +13,7 @@ from hmoe.config.counts import (
     measure_activated_width,
 )
 from hmoe.config.run import RunConfig
-from hmoe.runs.run_logs import read_run_logs
+from hmoe.runs.run_logs import RunLogs, read_run_logs
 from hmoe.runs.validations import Validation, read_validation
 
 
@@ -87,14 +87,26 @@ def read_run_summary(run: Path) -> RunSummary:
         ConfigError: if it is no run folder.
         CheckpointError: naming a damaged line of a log.
     """
-    logs = read_run_logs(run)
-    config, state, rows = logs.config, logs.state, logs.rows
+    return summarize_logs(run, read_run_logs(run))
+
+
+def summarize_logs(run: Path, logs: RunLogs, step: int | None = None) -> RunSummary:
+    """Sum up the logs of a run at its newest checkpoint, or as they were at an earlier step that has a row."""
+    config, state, rows, timing = logs.config, logs.state, logs.rows, logs.timing
     warnings = list(logs.warnings)
+    if step is not None:
+        rows, timing = ([row for row in log if row["step"] <= step] for log in (rows, timing))
     # The last step has a row only where one was due.
-    last = state["counts"] if state else rows[-1] if rows else {"step": 0, "tokens": 0, "flops": 0}
+    last = (
+        state["counts"]
+        if state and step is None
+        else rows[-1]
+        if rows
+        else {"step": 0, "tokens": 0, "flops": 0}
+    )
     if state and config.train.log_every == 1 and last["step"] != (rows[-1]["step"] if rows else 0):
         warnings.append(f"{run}: its logs do not reach its newest checkpoint, of step {last['step']}")
-    clocks = [row["seconds"] for row in logs.timing if "seconds" in row]
+    clocks = [row["seconds"] for row in timing if "seconds" in row]
     return RunSummary(
         path=run,
         config=config,

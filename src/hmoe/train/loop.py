@@ -86,7 +86,8 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         session.records.tick(record.tokens)
         row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
-        if done or _due(counts.step, every.eval_every):
+        reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
+        if done or reached or _due(counts.step, every.eval_every):
             row |= _validate(session)
         if _due(counts.step, every.sample_every):
             row["sample"] = _sample(session)

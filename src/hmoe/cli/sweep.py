@@ -1,0 +1,145 @@
+"""`hmoe sweep`: many trainings as one question."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.arguments import AsJson, complete_recipe
+from hmoe.cli.sweep_options import (
+    SweepAdd,
+    SweepBaseline,
+    SweepDryRun,
+    SweepOut,
+    SweepProcesses,
+    SweepRetry,
+    SweepRows,
+    SweepSeeds,
+)
+from hmoe.errors import ConfigError
+
+_Recipes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE...",
+        help="Presets or YAML files, or NAME=RECIPE; then overrides of all: a.b=c.",
+        autocompletion=complete_recipe,
+    ),
+]
+_Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=A,B",
+        help="Recipe key and its values, such as optim.lr=1e-3,3e-3; repeatable, every combination is trained.",
+    ),
+]
+_Controls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Add the uniform control of each run whose experts differ in width, when it is finished.",
+    ),
+]
+_Plan = Annotated[
+    str,
+    typer.Argument(metavar="PLAN", help="A plan: name of one that is shipped, YAML file, or sweep folder."),
+]
+
+
+def sweep_grid(
+    recipes: _Recipes,
+    out: SweepOut,
+    vary: _Vary = None,
+    seeds: SweepSeeds = 1,
+    controls: _Controls = False,
+    baseline: SweepBaseline = None,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train recipes, times values of keys, times seeds, and compare them.
+
+    The same command continues it.
+    """
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.grid import build_grid_plan
+
+    words, overrides = _split_overrides(recipes)
+    plan = build_grid_plan(words, _parse_values(vary or []), range(seeds), overrides, controls, baseline)
+    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def sweep_plan(
+    plan: _Plan,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the sweep; continued if it was begun.")
+    ] = None,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train what a plan says, or continue a sweep folder."""
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.plan import PLAN, read_plan
+
+    folder = Path(plan)
+    if (folder / PLAN).is_file():
+        if out is not None and out.resolve() != folder.resolve():
+            raise ConfigError(f"--out {out}: has no effect with a sweep folder, {plan}; remove it")
+        out, chosen = folder, read_plan(folder / PLAN)
+    elif plan.endswith((".yaml", ".yml")):
+        chosen = read_plan(folder)
+    else:
+        raise ConfigError(f"{plan}: neither a .yaml file nor a folder with {PLAN}")
+    if out is None:
+        raise ConfigError("--out: missing, a new sweep needs a folder")
+    run_plan(chosen, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return recipes, and overrides of all of them: a.b=c or --a.b c."""
+    from hmoe.config.recipe_errors import list_recipe_keys
+
+    keys, recipes, overrides = list_recipe_keys(), [], []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--"):
+            overrides += [word] if "=" in word else [word, next(rest, "")]
+        elif word.partition("=")[0] in keys:
+            overrides.append(word)
+        else:
+            recipes.append(word)
+    if not recipes:
+        raise ConfigError(f"{words[0]}: is an override; a preset or a YAML file comes first")
+    return recipes, overrides
+
+
+def _parse_values(words: list[str]) -> dict[str, list[str]]:
+    """Return the values of each key; those in brackets are one value each."""
+    values: dict[str, list[str]] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not (key and equals and text):
+            raise ConfigError(f"--vary {word}: must be KEY=A,B")
+        if key in values:
+            raise ConfigError(f"--vary {word}: {key} is given twice")
+        values[key] = _split_values(text)
+    return values
+
+
+def _split_values(text: str) -> list[str]:
+    """Return the parts between commas that stand in no brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]

@@ -1,0 +1,136 @@
+"""What every verb of `hmoe sweep` does with its plan: say what it costs, train, compare."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+
+from hmoe.cli.compare import lay_out_comparison
+from hmoe.cli.next_steps import make_step, name_path, print_steps
+from hmoe.cli.output import print_note
+from hmoe.cli.progress import ProgressBar
+from hmoe.cli.sweep_display import SweepDisplay
+from hmoe.cli.table import render_table
+from hmoe.config.memory import count_memory, read_host
+from hmoe.config.run import RunConfig
+from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
+from hmoe.sweep.commit import find_commit
+from hmoe.sweep.folder import SweepFolder, add_seeds
+from hmoe.sweep.outcome import compare_sweep
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.process import Place
+from hmoe.sweep.queue import SweepQueue
+from hmoe.units import format_count, format_flops, format_rough_duration
+
+
+@dataclass(frozen=True)
+class SweepOptions:
+    """How a sweep is run; fields are options of the command line."""
+
+    out: Path
+    rows: Path | None
+    processes: int | None
+    add: int
+    dry_run: bool
+    retry: bool
+    as_json: bool
+
+
+def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
+    """Train what a plan says and its table does not hold yet, then print the comparison."""
+    with SweepFolder(options.out, options.rows) as folder:
+        plan = folder.bind_plan(add_seeds(plan, options.add) if options.add else plan)
+        configs = {
+            group.name: plan.read_recipe(group, plan.seeds[0]) for group in plan.groups if group.recipe
+        }
+        places = _choose_places(options.processes, configs.values())
+        queue = SweepQueue(plan, folder, places, _name_machine(places), find_commit(), options.retry)
+        left = queue.state.waiting
+        if left:
+            costs = _measure_costs(plan, queue, places)
+            cost = estimate_sweep_cost(left, configs, costs, len(places))
+            print_note(_describe_cost(queue, cost, places))
+            if options.dry_run:
+                _print_cost(cost, costs, options)
+                return
+            with SweepDisplay() as display:
+                queue.run(display.show)
+        _print_outcome(plan, folder, queue, options)
+
+
+def _choose_places(processes: int | None, configs: Iterable[RunConfig]) -> list[Place]:
+    """Return where runs are trained at a time: every GPU, else the cores, as many as memory is there for."""
+    num_gpus = _count_gpus()
+    if num_gpus:
+        count = processes or num_gpus
+        return [Place(i, 1, i % num_gpus) for i in range(count)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    device = read_host()
+    needed = max(count_memory(config, device.kind) for config in configs)
+    count = processes or max(1, min(cores, int(device.memory_bytes / needed)))
+    return [Place(i, max(1, cores // count)) for i in range(count)]
+
+
+def _count_gpus() -> int:
+    try:
+        result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    except OSError:
+        return 0
+    return sum(line.startswith("GPU ") for line in result.stdout.splitlines()) if not result.returncode else 0
+
+
+def _name_machine(places: Sequence[Place]) -> str:
+    from hmoe.bench.measure import name_processor
+
+    if places[0].gpu is not None:
+        return f"{len(places)} GPU"
+    return f"{name_processor()}, {len(places)} x {places[0].threads} threads"
+
+
+def _measure_costs(plan: SweepPlan, queue: SweepQueue, places: Sequence[Place]) -> dict[str, StepCost]:
+    groups = list(dict.fromkeys(run.group.name for run in queue.state.waiting))
+    with ProgressBar() as bar:
+        return measure_step_costs(
+            plan, groups, places, lambda name, done: bar.update("cost", done, len(groups), f"steps of {name}")
+        )
+
+
+def _describe_cost(queue: SweepQueue, cost: SweepCost, places: Sequence[Place]) -> str:
+    done = len(queue.state.rows)
+    where = f"{len(places)} at a time, {places[0].threads} thread{'s' * (places[0].threads > 1)} each"
+    return (
+        f"{cost.num_runs} runs to train{f', {done} done' if done else ''}: {format_flops(cost.flops)} FLOPs, "
+        f"about {format_rough_duration(cost.seconds)} {where}"
+    )
+
+
+def _print_cost(cost: SweepCost, costs: dict[str, StepCost], options: SweepOptions) -> None:
+    if options.as_json:
+        typer.echo(
+            json.dumps({**asdict(cost), "steps": {name: asdict(each) for name, each in costs.items()}})
+        )
+        return
+    width = max(map(len, costs))
+    for name, each in costs.items():
+        rate = each.flops / each.seconds
+        typer.echo(
+            f"{name:{width}s}  {1e3 * each.seconds:7.0f} ms a step of {format_count(each.tokens)} tokens, "
+            f"{format_flops(each.flops)} FLOPs, {format_flops(rate)} FLOP/s"
+        )
+
+
+def _print_outcome(plan: SweepPlan, folder: SweepFolder, queue: SweepQueue, options: SweepOptions) -> None:
+    comparison = compare_sweep(plan, queue.state.list_rows(), folder.path)
+    if comparison is None:
+        for row in queue.state.list_rows():
+            print_note(f"{row.run}: {row.status}")
+        return
+    table = lay_out_comparison(comparison.rows, comparison.notes)
+    typer.echo(render_table(table, "json" if options.as_json else "text"), nl=False)
+    if not options.as_json:
+        print_note(f"{folder.rows}: {len(queue.state.list_rows())} rows")
+        print_steps([make_step("compare", name_path(folder.path / "runs"))])

@@ -1,0 +1,125 @@
+"""What a sweep will cost, from steps that are measured before it begins. No torch."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from hmoe.config.run import RunConfig
+from hmoe.errors import HMoEError
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.process import Place, start_child
+from hmoe.sweep.runs import PlannedRun
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A measured training step of one recipe, while all places are busy.
+
+    Attributes:
+        seconds: of a step, median.
+        flops: training FLOPs of a step.
+        tokens: of a step.
+    """
+
+    seconds: float
+    flops: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SweepCost:
+    """What is left to train of a sweep.
+
+    Attributes:
+        num_runs: runs.
+        flops: training FLOPs, of controls those of their source.
+        seconds: wall-clock time, if all places are busy until the end.
+    """
+
+    num_runs: int
+    flops: float
+    seconds: float
+
+
+def measure_step_costs(
+    plan: SweepPlan, groups: Sequence[str], places: Sequence[Place], show: Callable[[str, int], None]
+) -> dict[str, StepCost]:
+    """Measure a few steps of each group that has a recipe, in all places at once as the sweep will run.
+
+    Args:
+        plan: of the sweep.
+        groups: names; controls cost what their source does, a step of which they match.
+        places: where children will compute.
+        show: told of each group that is measured, and how many were before.
+
+    Raises:
+        HMoEError: with what a recipe's first steps failed of.
+    """
+    costs: dict[str, StepCost] = {}
+    for name in groups:
+        group = plan.get_group(name)
+        while group.control_of is not None:
+            group = plan.get_group(group.control_of)
+        show(group.name, len(costs))
+        if group.name not in costs:
+            costs[group.name] = _measure_group(plan.read_recipe(group, plan.seeds[0]), group.name, places)
+        costs[name] = costs[group.name]
+    return costs
+
+
+def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> StepCost:
+    request = {"measure": config.model_dump(mode="json")}
+    children = [start_child(request, place, stdout=subprocess.PIPE) for place in places]
+    try:
+        texts = [child.communicate()[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    lines = [text.decode(errors="replace").strip().splitlines() for text in texts]
+    failed = next(
+        (own_lines for child, own_lines in zip(children, lines, strict=True) if child.returncode), None
+    )
+    if failed is not None:
+        raise HMoEError(
+            f"group {name}: {failed[-1].removeprefix('error: ') if failed else 'its first steps failed'}"
+        )
+    measured = [json.loads(own_lines[-1]) for own_lines in lines]
+    return StepCost(
+        statistics.median(each["seconds"] for each in measured),
+        measured[0]["flops"],
+        config.data.batch_tokens,
+    )
+
+
+def estimate_sweep_cost(
+    runs: Sequence[PlannedRun],
+    configs: Mapping[str, RunConfig],
+    costs: Mapping[str, StepCost],
+    num_places: int,
+) -> SweepCost:
+    """Estimate what runs cost; `configs` are the recipes of the groups that have one, `costs` of all."""
+    flops = seconds = 0.0
+    for run in runs:
+        cost = costs[run.group.name]
+        steps = _count_steps(_find_config(run, configs), cost)
+        flops += steps * cost.flops
+        seconds += steps * cost.seconds
+    return SweepCost(len(runs), flops, seconds / num_places)
+
+
+def _find_config(run: PlannedRun, configs: Mapping[str, RunConfig]) -> RunConfig:
+    return configs[run.group.name] if run.group.control_of is None else configs[run.group.control_of]
+
+
+def _count_steps(config: RunConfig, cost: StepCost) -> float:
+    """Return the steps until the first budget is reached."""
+    train = config.train
+    limits = (
+        (train.steps, 1.0),
+        (train.tokens, cost.tokens),
+        (train.flops, cost.flops),
+        (train.seconds, cost.seconds),
+    )
+    return min(limit / each for limit, each in limits if limit)

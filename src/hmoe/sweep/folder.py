@@ -1,0 +1,108 @@
+"""The folder of a sweep: its plan, its run folders, its table; one process holds its lock. No torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hmoe.errors import ConfigError, RunBusyError
+from hmoe.storage import lock_file, write_atomic
+from hmoe.sweep.plan import PLAN, SweepPlan, dump_plan, read_plan
+from hmoe.sweep.rows import ROWS
+
+_OWN = {PLAN, ROWS, "runs", "logs", ".lock"}
+
+
+class SweepFolder:
+    """A locked sweep folder, which holds
+
+        sweep.yaml   the plan
+        runs/        a run folder for each run
+        logs/        what each run said
+        rows.csv     the table, unless another file is named
+
+    Args:
+        path: of the folder, made if it is not there.
+        rows: the table, for one that is kept elsewhere, such as in a repository.
+
+    Raises:
+        RunBusyError: if another process works in it.
+        ConfigError: if it holds something else.
+    """
+
+    def __init__(self, path: Path, rows: Path | None = None) -> None:
+        self.path, self.rows = path, rows or path / ROWS
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"{path}: is a file; choose a folder", argument="out")
+        if path.is_dir() and not (path / PLAN).is_file():
+            others = sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN)
+            if others:
+                raise ConfigError(
+                    f"{path}: holds no sweep, but {others[0]}; choose another folder", argument="out"
+                )
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be a sweep folder: {error.strerror}", argument="out") from None
+        if not lock_file(self._lock):
+            self._lock.close()
+            raise RunBusyError(f"{path}: another process is running this sweep")
+
+    def __enter__(self) -> "SweepFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    def get_run(self, name: str) -> Path:
+        """Return the folder of a run."""
+        return self.path / "runs" / name
+
+    def get_log(self, name: str) -> Path:
+        """Return the file that holds what a run said."""
+        return self.path / "logs" / f"{name}.log"
+
+    def bind_plan(self, plan: SweepPlan) -> SweepPlan:
+        """Write the plan of a new folder, or check that it is that of the folder; seeds may have been added.
+
+        Returns:
+            The plan, with all seeds of both.
+
+        Raises:
+            ConfigError: naming what differs.
+        """
+        file = self.path / PLAN
+        if file.is_file():
+            old = read_plan(file)
+            _check_same(old, plan, file)
+            plan = plan.model_copy(update={"seeds": _join_seeds(old.seeds, plan.seeds)})
+            if plan == old:
+                return old
+        write_atomic(file, dump_plan(plan).encode())
+        return plan
+
+
+def add_seeds(plan: SweepPlan, count: int) -> SweepPlan:
+    """Return a plan with so many seeds more, the next ones."""
+    first = max(plan.seeds) + 1
+    return plan.model_copy(update={"seeds": (*plan.seeds, *range(first, first + count))})
+
+
+def _join_seeds(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((*old, *new)))
+
+
+def _check_same(old: SweepPlan, new: SweepPlan, file: Path) -> None:
+    for name in SweepPlan.model_fields:
+        before, after = getattr(old, name), getattr(new, name)
+        if name in ("seeds", "groups") or before == after:
+            continue
+        raise ConfigError(f"{name} = {after}: is {before} in {file}; choose another folder")
+    groups = {group.name: group for group in old.groups}
+    for group in new.groups:
+        if group.name not in groups:
+            raise ConfigError(f"group {group.name}: is not in {file}; choose another folder")
+        if group != groups[group.name]:
+            raise ConfigError(f"group {group.name}: has another recipe in {file}; choose another folder")
+    lost = groups.keys() - {group.name for group in new.groups}
+    if lost:
+        raise ConfigError(f"group {min(lost)} of {file} is not in this sweep; choose another folder")

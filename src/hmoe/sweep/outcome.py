@@ -1,0 +1,52 @@
+"""What the rows of a sweep say: recipes compared with intervals, and what so many seeds could show. No torch."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hmoe.config.run import RunConfig
+from hmoe.runs.comparison import Comparison, compare_groups
+from hmoe.runs.groups import RunGroup
+from hmoe.runs.summary import RunSummary
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.rows import SweepRow, make_summary
+from hmoe.sweep.runs import list_planned_runs, make_run_config
+
+
+def summarize_rows(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> dict[str, RunSummary]:
+    """Return what the finished runs of a plan were at their ends, by name, from rows alone.
+
+    Args:
+        plan: of the sweep.
+        rows: of its table.
+        folder: of the sweep, below which the run folders are or would be.
+    """
+    last = {row.run: row for row in rows if row.is_finished}
+    summaries: dict[str, RunSummary] = {}
+    for run in list_planned_runs(plan):
+        if run.name not in last or (run.group.control_of is not None and run.source not in summaries):
+            continue
+        config: RunConfig = make_run_config(plan, run, summaries)
+        summaries[run.name] = make_summary(last[run.name], config, folder / "runs" / run.name)
+    return summaries
+
+
+def compare_sweep(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> Comparison | None:
+    """Compare the groups of a sweep; None where no run has finished."""
+    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
+    if not groups:
+        return None
+    failed = [f"{row.run}: {row.status}" for row in rows if not row.is_finished]
+    names = {group.name for group in groups}
+    comparison = compare_groups(groups, plan.baseline if plan.baseline in names else None)
+    return Comparison(comparison.rows, [*comparison.notes, *failed])
+
+
+def group_summaries(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[RunGroup]:
+    """Return the seeds of each group that is a row of the comparison and has a finished run."""
+    groups = []
+    for group in plan.groups:
+        names = (f"{group.name}-{seed}" for seed in sorted(plan.seeds))
+        runs = tuple(summaries[name] for name in names if name in summaries)
+        if runs and not group.is_source:
+            groups.append(RunGroup(group.name, runs))
+    return groups

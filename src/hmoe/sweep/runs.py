@@ -1,0 +1,70 @@
+"""The runs of a plan: their names, what each waits for, and the recipe that each is trained by. No torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hmoe.config.recipes import make_data_path_absolute
+from hmoe.config.run import RESUMABLE, RunConfig
+from hmoe.runs.control import derive_control
+from hmoe.runs.summary import RunSummary
+from hmoe.sweep.plan import SweepGroup, SweepPlan
+
+# Change no number of a row: where things lie, and what is logged. Budgets do, and on which text it is validated.
+_UNCOUNTED = (
+    RESUMABLE
+    - {f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops")}
+    - {"train.eval_sequences"}
+)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a sweep.
+
+    Attributes:
+        name: of its folder below the sweep's `runs/`.
+        group: whose recipe it has.
+        seed: of the run.
+        source: name of the run that must be finished before; None: it waits for nothing.
+    """
+
+    name: str
+    group: SweepGroup
+    seed: int
+    source: str | None
+
+
+def list_planned_runs(plan: SweepPlan) -> list[PlannedRun]:
+    """List the runs of a plan, seed by seed: a sweep that is stopped early has whole pairs."""
+    return [
+        PlannedRun(
+            f"{group.name}-{seed}", group, seed, None if group.source is None else f"{group.source}-{seed}"
+        )
+        for seed in plan.seeds
+        for group in plan.groups
+    ]
+
+
+def make_run_config(plan: SweepPlan, run: PlannedRun, finished: Mapping[str, RunSummary]) -> RunConfig:
+    """Return the recipe of a run.
+
+    Args:
+        plan: of the sweep.
+        run: one of it.
+        finished: runs by name; must hold the source of a control.
+    """
+    if run.group.control_of is None:
+        return make_data_path_absolute(plan.read_recipe(run.group, run.seed))
+    assert run.source is not None
+    return derive_control(finished[run.source])
+
+
+def hash_recipe(config: RunConfig) -> str:
+    """Return twelve digits that tell recipes apart that differ in a key which changes a number."""
+    tree = config.model_dump(mode="json")
+    for key in _UNCOUNTED:
+        section, _, name = key.partition(".")
+        tree[section].pop(name, None)
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,131 @@
+"""`python -m hmoe.sweep.train_one`: one run of a sweep in a process of its own, which ends when the sweep does."""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hmoe.config.recipes import check_recipe
+from hmoe.config.run import RunConfig
+from hmoe.errors import HMoEError, RunBusyError
+from hmoe.runs.run_folder import RunFolder
+from hmoe.train.stop import STOP
+
+_PARENT_SECONDS = 0.5  # between looks whether the sweep still runs
+_WARM_STEPS, _MOST_STEPS, _MEASURE_SECONDS = 2, 10, 10.0  # of a measurement
+_BUSY_SECONDS = 120.0  # that a process of a sweep which was killed may take to save and end
+
+
+def end_with_parent(parent: int) -> None:
+    """Ask this process to save and end as soon as its parent is gone, however that ended."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def open_when_free(run: Path, config: RunConfig) -> RunFolder:
+    """Lock a run folder; wait for a process that is about to leave it."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return RunFolder(run, config)
+        except RunBusyError:
+            if STOP or time.monotonic() > deadline:
+                raise
+            time.sleep(_PARENT_SECONDS)
+
+
+def train_planned_run(config: RunConfig, run: Path, source: Path | None) -> None:
+    """Train a run until its budget is reached, from experts made of a finished run if one is given."""
+    from hmoe.checkpoint.manifest import list_checkpoint_steps  # noqa: PLC0415 - torch, after the signals are ours
+    from hmoe.train.console import Console  # noqa: PLC0415
+    from hmoe.train.loop import train_run  # noqa: PLC0415
+
+    with open_when_free(run, config) as folder:
+        if source is not None and not list_checkpoint_steps(run):
+            _begin_upcycled(config, folder, source)
+        train_run(config, folder, Console())
+
+
+def _begin_upcycled(config: RunConfig, folder: RunFolder, source: Path) -> None:
+    """Write step 0: the weights of the source, its dense layers copied into the experts of the recipe."""
+    from hmoe.runs.open_model import open_model  # noqa: PLC0415
+    from hmoe.surgery.upcycle import UnitChoice, upcycle_model  # noqa: PLC0415
+    from hmoe.train.begin_run import begin_run  # noqa: PLC0415
+
+    opened = open_model(source, print)
+    model = opened.model
+    if config.model != opened.model.config:
+        model = upcycle_model(opened.model, config.model, UnitChoice("windows", config.seed), None)[0]
+    begin_run(folder, config, model, opened.tokenizer, opened.begin)
+
+
+def measure_steps(config: RunConfig) -> dict[str, float]:
+    """Return the median seconds of a training step, and its FLOPs, after a few that warm up."""
+    import tempfile  # noqa: PLC0415
+
+    from hmoe.train.console import Console  # noqa: PLC0415
+    from hmoe.train.feed import Feed  # noqa: PLC0415
+    from hmoe.train.session import open_session  # noqa: PLC0415
+    from hmoe.train.step import train_step  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as path, RunFolder(Path(path), config) as folder:
+        session = open_session(config, folder, None, Console(_Silent()))
+        seconds, flops, deadline = [], 0, time.monotonic() + _MEASURE_SECONDS
+        with (
+            contextlib.closing(session.records),
+            contextlib.closing(Feed(session.batches, session.device)) as feed,
+        ):
+            for step in range(_WARM_STEPS + _MOST_STEPS):
+                parts, begin = feed.take(step), time.perf_counter()
+                flops = train_step(session.model, session.optimizer, parts, session.config, step).flops
+                seconds.append(time.perf_counter() - begin)
+                if len(seconds) > _WARM_STEPS and time.monotonic() > deadline:
+                    break
+    return {"seconds": statistics.median(seconds[_WARM_STEPS:]), "flops": flops}
+
+
+class _Silent:
+    """A display that shows nothing."""
+
+    encoding = "utf-8"
+
+    def print_line(self, text: str, style: str = "") -> None:
+        """Show nothing."""
+
+    def update(
+        self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
+    ) -> None:
+        """Show nothing."""
+
+
+def answer_request(request: dict[str, Any]) -> int:
+    """Train what a request asks for; return the exit code."""
+    STOP.install()
+    end_with_parent(request["parent"])
+    try:
+        if "measure" in request:
+            print(json.dumps(measure_steps(check_recipe(request["measure"]))))
+            return 0
+        config = check_recipe(request["config"])
+        source = request["source"]
+        train_planned_run(config, Path(request["run"]), None if source is None else Path(source))
+    except HMoEError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(answer_request(json.loads(sys.stdin.read())))
