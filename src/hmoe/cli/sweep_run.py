@@ -17,8 +17,8 @@ from hmoe.cli.sweep_display import SweepDisplay
 from hmoe.cli.table import render_table
 from hmoe.config.memory import count_memory, read_host
 from hmoe.config.run import RunConfig
-from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
 from hmoe.sweep.commit import find_commit
+from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
 from hmoe.sweep.folder import SweepFolder, add_seeds
 from hmoe.sweep.outcome import compare_sweep
 from hmoe.sweep.plan import SweepPlan

@@ -11,9 +11,13 @@ def find_commit() -> str:
     root = Path(__file__).parents[3]
     if not (root / "pyproject.toml").is_file():
         return __version__
-    words = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+    commit, changes = _ask_git(root, "rev-parse", "HEAD"), _ask_git(root, "status", "-s", "-uno")
+    return __version__ if commit is None else commit[:12] + "+" * bool(changes)
+
+
+def _ask_git(root: Path, *words: str) -> str | None:
     try:
-        result = subprocess.run(words, capture_output=True, text=True, check=False)
+        result = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
     except OSError:
-        return __version__
-    return __version__ if result.returncode else result.stdout.strip()
+        return None
+    return None if result.returncode else result.stdout.strip()
