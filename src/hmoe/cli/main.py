@@ -40,6 +40,7 @@ from hmoe.cli.presets import print_presets
 from hmoe.cli.report import write_report
 from hmoe.cli.serve import serve_model
 from hmoe.cli.sweep import sweep_grid, sweep_plan
+from hmoe.cli.sweep_families import sweep_ablation, sweep_families, sweep_isoflop, sweep_tuning
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
 from hmoe.cli.waiting import WaitingNote
@@ -61,7 +62,7 @@ _bench = VerbTyper(
 
 _sweep = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
-    help="Train many recipes and compare them: grid, run.\n\nA queue that survives kills.",
+    help="Train many recipes and compare them.\n\nA queue that survives kills.",
 )  # fmt: skip
 
 
@@ -103,6 +104,10 @@ app.add_typer(_sweep, name="sweep")
 _data.command("prepare")(prepare_data_folder)
 _data.command("benchmarks")(write_benchmarks_folder)
 _sweep.command("grid", context_settings=OVERRIDES)(sweep_grid)
+_sweep.command("families", context_settings=OVERRIDES)(sweep_families)
+_sweep.command("tuning", context_settings=OVERRIDES)(sweep_tuning)
+_sweep.command("isoflop", context_settings=OVERRIDES)(sweep_isoflop)
+_sweep.command("ablation", context_settings=OVERRIDES)(sweep_ablation)
 _sweep.command("run")(sweep_plan)
 _bench.command("layer")(time_layer)
 _bench.command("step", context_settings=OVERRIDES)(time_step)

@@ -1,4 +1,4 @@
-"""`hmoe sweep`: many trainings as one question."""
+"""`hmoe sweep grid` and `run`: many trainings as one question."""
 
 from pathlib import Path
 from typing import Annotated

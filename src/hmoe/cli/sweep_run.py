@@ -19,7 +19,7 @@ from hmoe.config.memory import count_memory, read_host
 from hmoe.config.run import RunConfig
 from hmoe.sweep.commit import find_commit
 from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
-from hmoe.sweep.folder import SweepFolder, add_seeds
+from hmoe.sweep.folder import COSTS, SweepFolder, add_seeds
 from hmoe.sweep.outcome import compare_sweep
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place
@@ -51,7 +51,7 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
         queue = SweepQueue(plan, folder, places, _name_machine(places), find_commit(), options.retry)
         left = queue.state.waiting
         if left:
-            costs = _measure_costs(plan, queue, places)
+            costs = _measure_costs(plan, queue, places, folder.path / COSTS)
             cost = estimate_sweep_cost(left, configs, costs, len(places))
             print_note(_describe_cost(queue, cost, places))
             if options.dry_run:
@@ -91,12 +91,16 @@ def _name_machine(places: Sequence[Place]) -> str:
     return f"{name_processor()}, {len(places)} x {places[0].threads} threads"
 
 
-def _measure_costs(plan: SweepPlan, queue: SweepQueue, places: Sequence[Place]) -> dict[str, StepCost]:
+def _measure_costs(
+    plan: SweepPlan, queue: SweepQueue, places: Sequence[Place], file: Path
+) -> dict[str, StepCost]:
     groups = list(dict.fromkeys(run.group.name for run in queue.state.waiting))
     with ProgressBar() as bar:
-        return measure_step_costs(
-            plan, groups, places, lambda name, done: bar.update("cost", done, len(groups), f"steps of {name}")
-        )
+
+        def show(name: str, done: int) -> None:
+            bar.update("cost", done, len(groups), f"steps of {name}")
+
+        return measure_step_costs(plan, groups, places, file, show)
 
 
 def _describe_cost(queue: SweepQueue, cost: SweepCost, places: Sequence[Place]) -> str:

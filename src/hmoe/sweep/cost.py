@@ -4,13 +4,15 @@ import json
 import statistics
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place, start_child
-from hmoe.sweep.runs import PlannedRun
+from hmoe.storage import write_atomic
+from hmoe.sweep.runs import PlannedRun, hash_recipe
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,11 @@ class SweepCost:
 
 
 def measure_step_costs(
-    plan: SweepPlan, groups: Sequence[str], places: Sequence[Place], show: Callable[[str, int], None]
+    plan: SweepPlan,
+    groups: Sequence[str],
+    places: Sequence[Place],
+    file: Path,
+    show: Callable[[str, int], None] = lambda name, done: None,
 ) -> dict[str, StepCost]:
     """Measure a few steps of each group that has a recipe, in all places at once as the sweep will run.
 
@@ -52,21 +58,35 @@ def measure_step_costs(
         plan: of the sweep.
         groups: names; controls cost what their source does, a step of which they match.
         places: where children will compute.
+        file: that keeps what was measured, for the next time.
         show: told of each group that is measured, and how many were before.
 
     Raises:
         HMoEError: with what a recipe's first steps failed of.
     """
-    costs: dict[str, StepCost] = {}
+    known, costs = _read_costs(file), {}
     for name in groups:
         group = plan.get_group(name)
         while group.control_of is not None:
             group = plan.get_group(group.control_of)
-        show(group.name, len(costs))
-        if group.name not in costs:
-            costs[group.name] = _measure_group(plan.read_recipe(group, plan.seeds[0]), group.name, places)
-        costs[name] = costs[group.name]
+        config = plan.read_recipe(group, plan.seeds[0])
+        key = f"{hash_recipe(config)} {len(places)} x {places[0].threads}"
+        if key not in known:
+            show(group.name, len(costs))
+            known[key] = _measure_group(config, group.name, places)
+            write_atomic(
+                file, json.dumps({key: asdict(cost) for key, cost in known.items()}, indent=1).encode()
+            )
+        costs[name] = known[key]
     return costs
+
+
+def _read_costs(file: Path) -> dict[str, StepCost]:
+    """Return what was measured before; a file that is none of ours is measured anew."""
+    try:
+        return {key: StepCost(**values) for key, values in json.loads(file.read_bytes()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> StepCost:

@@ -8,7 +8,8 @@ from hmoe.storage import lock_file, write_atomic
 from hmoe.sweep.plan import PLAN, SweepPlan, dump_plan, read_plan
 from hmoe.sweep.rows import ROWS
 
-_OWN = {PLAN, ROWS, "runs", "logs", ".lock"}
+COSTS = "costs.json"
+_OWN = {PLAN, ROWS, COSTS, "runs", "logs", ".lock"}
 
 
 class SweepFolder:
@@ -17,6 +18,7 @@ class SweepFolder:
         sweep.yaml   the plan
         runs/        a run folder for each run
         logs/        what each run said
+        costs.json   seconds of a step of each recipe
         rows.csv     the table, unless another file is named
 
     Args:

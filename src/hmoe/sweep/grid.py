@@ -66,11 +66,12 @@ def _split_name(word: str) -> tuple[str, str]:
     if not word or (equals and not (name and recipe)):
         raise ConfigError(f"{word!r}: must be a recipe or NAME=RECIPE")
     if equals:
-        return name, _find_recipe(recipe)
-    return (Path(word).stem if word.endswith((".yaml", ".yml")) else word), _find_recipe(word)
+        return name, locate_recipe(recipe)
+    return (Path(word).stem if word.endswith((".yaml", ".yml")) else word), locate_recipe(word)
 
 
-def _find_recipe(recipe: str) -> str:
+def locate_recipe(recipe: str) -> str:
+    """Return a preset's name, or the absolute path of a YAML file, which a plan can hold wherever it lies."""
     is_file = recipe not in list_presets() and recipe.endswith((".yaml", ".yml"))
     return str(Path(recipe).absolute()) if is_file else recipe
 

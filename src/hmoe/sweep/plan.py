@@ -15,7 +15,7 @@ from hmoe.config.section import Section
 from hmoe.errors import ConfigError
 
 PLAN = "sweep.yaml"
-Kind = Literal["grid", "isoflop", "ablation"]
+Kind = Literal["grid", "ablation", "tuning", "isoflop"]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+=,-]{0,120}$")]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Flops = Annotated[float, Field(gt=0, le=1e40)]

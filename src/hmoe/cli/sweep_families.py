@@ -1,0 +1,174 @@
+"""`hmoe sweep families`, `tuning`, `isoflop` and `ablation`: do unequal experts pay, and which part of them does."""
+
+from typing import Annotated
+
+import typer
+
+from hmoe.cli.arguments import AsJson, complete_recipe
+from hmoe.cli.sweep_options import (
+    SweepAdd,
+    SweepBaseline,
+    SweepDryRun,
+    SweepOut,
+    SweepProcesses,
+    SweepRetry,
+    SweepRows,
+    SweepSeeds,
+)
+from hmoe.errors import ConfigError
+
+_Base = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="Preset or YAML file with unequal experts; then overrides: a.b=c or --a.b c.",
+        autocompletion=complete_recipe,
+    ),
+]
+_Families = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Of dense, equal-topk, equal-topp, unequal-topk, control-topk, unequal-topp, control-topp. Default: all.",
+    ),
+]
+_Rates = Annotated[str, typer.Option(metavar="A,B", help="Learning rates, the same for each family.")]
+_FamilyRates = Annotated[
+    str | None,
+    typer.Option(metavar="FAMILY=RATE,...", help="Learning rate of each family. Default: the recipe's."),
+]
+_Budgets = Annotated[
+    str, typer.Option(metavar="A,B", help="Training FLOPs at which a run is measured; the largest ends it.")
+]
+_Sizes = Annotated[str, typer.Option(metavar="A,B", help="Factors of the recipe's heads, width and layers.")]
+_Ablation = Annotated[
+    str,
+    typer.Argument(metavar="WHAT", help="losses, strategies, ratio, penalty, k, p or experts."),
+]
+
+
+def sweep_families(
+    recipe: _Base,
+    out: SweepOut,
+    context: typer.Context,
+    families: _Families = None,
+    rates: _FamilyRates = None,
+    seeds: SweepSeeds = 3,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a recipe with dense, equal and control models.
+
+    One size, one budget, equal FLOPs, paired seeds.
+    """
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.isoflop import build_families_plan
+
+    plan = build_families_plan(
+        recipe, range(seeds), context.args, _split_names(families), _parse_rates(rates)
+    )
+    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def sweep_tuning(
+    recipe: _Base,
+    out: SweepOut,
+    context: typer.Context,
+    rates: _Rates,
+    families: _Families = None,
+    seeds: SweepSeeds = 1,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Try the same learning rates for each family."""
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.isoflop import build_tuning_plan
+
+    plan = build_tuning_plan(
+        recipe, _parse_numbers("--rates", rates), range(seeds), context.args, _split_names(families)
+    )
+    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def sweep_isoflop(
+    recipe: _Base,
+    out: SweepOut,
+    context: typer.Context,
+    budgets: _Budgets,
+    sizes: _Sizes = "0.35,0.5,0.7,1",
+    families: _Families = None,
+    rates: _FamilyRates = None,
+    seeds: SweepSeeds = 2,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare families over sizes and budgets: the paper's figure 4."""
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.isoflop import build_isoflop_plan
+
+    plan = build_isoflop_plan(
+        recipe,
+        _parse_numbers("--sizes", sizes),
+        _parse_numbers("--budgets", budgets),
+        range(seeds),
+        context.args,
+        _split_names(families),
+        _parse_rates(rates),
+    )
+    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def sweep_ablation(
+    ablation: _Ablation,
+    recipe: _Base,
+    out: SweepOut,
+    context: typer.Context,
+    seeds: SweepSeeds = 3,
+    baseline: SweepBaseline = None,
+    add: SweepAdd = 0,
+    processes: SweepProcesses = None,
+    rows: SweepRows = None,
+    dry_run: SweepDryRun = False,
+    retry: SweepRetry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change one thing of a recipe: losses, strategies, ratio, penalty, k, p, experts."""
+    from hmoe.cli.sweep_run import SweepOptions, run_plan
+    from hmoe.sweep.ablations import build_ablation_plan
+
+    plan = build_ablation_plan(ablation, recipe, range(seeds), context.args, baseline)
+    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+
+
+def _split_names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",")]
+
+
+def _parse_numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{flag} {text}: must be numbers with commas between, such as 0.5,1") from None
+
+
+def _parse_rates(text: str | None) -> dict[str, float] | None:
+    """Return the learning rate of each family of FAMILY=RATE,..."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        return {name.strip(): float(rate) for name, _, rate in pairs}
+    except ValueError:
+        raise ConfigError(f"--rates {text}: must be FAMILY=RATE, with commas between") from None

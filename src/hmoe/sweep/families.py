@@ -1,0 +1,134 @@
+"""The families that a recipe with unequal experts is compared with, and its sizes, as overrides. No torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
+from hmoe.specs.model import MoESpec
+from hmoe.specs.widths import WidthRule
+
+# The paper's coefficients: of equal experts, of unequal ones, and of top-p routing.
+LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY = 1e-2, 0.1, 3e-2
+REFERENCE = "equal-topk"  # the family that leverage is measured against
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model in a comparison at equal FLOPs.
+
+    Attributes:
+        name: of the family.
+        overrides: that make it of the recipe; none for a control.
+        control_of: family of whose finished runs it is the uniform control, or None.
+    """
+
+    name: str
+    overrides: tuple[str, ...] = ()
+    control_of: str | None = None
+
+
+def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list[Family]:
+    """List the families of a recipe: dense, equal and unequal experts by top-k and top-p, and controls.
+
+    All have the recipe's total width but for the dense one, whose layer is as wide as what top-k activates under
+    uniform routing, and the controls. Losses are the paper's for each kind of experts; a coefficient that the recipe
+    itself has for unequal experts stays.
+
+    Args:
+        config: a recipe with unequal experts.
+        names: of the families wanted; None: all.
+
+    Raises:
+        ConfigError: if the recipe's experts are equal or dense, or a name is unknown.
+    """
+    moe = config.model.moe
+    if moe is None or len(set(moe.expert_widths)) == 1:
+        raise ConfigError("families come from a recipe with unequal experts; nearest is quickstart")
+    total, experts = sum(moe.expert_widths), len(moe.expert_widths)
+    counted, summed = _set_routers(moe)
+    equal = (f"model.moe.widths={{shape: equal, total: {total}, experts: {experts}}}",)
+    balance = _set_losses(load_balance=moe.load_balance or LOAD_BALANCE)
+    penalty = _set_losses(parameter_penalty=moe.parameter_penalty or PARAMETER_PENALTY)
+    entropy = (f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}",)
+    families = [
+        Family("dense", ("model.moe=null", f"model.ffn={round(_count_experts(moe) * total / experts)}")),
+        Family("equal-topk", (*equal, *counted, *balance)),
+        Family("equal-topp", (*equal, *summed, *balance, *entropy)),
+        Family("unequal-topk", (*counted, *penalty)),
+        Family("control-topk", control_of="unequal-topk"),
+        Family("unequal-topp", (*summed, *penalty, *entropy)),
+        Family("control-topp", control_of="unequal-topp"),
+    ]
+    return families if names is None else _select(families, names)
+
+
+def _select(families: Sequence[Family], names: Sequence[str]) -> list[Family]:
+    known = {family.name: family for family in families}
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"families = {name}: must be among {', '.join(known)}", argument="families")
+        source = known[name].control_of
+        if source is not None and source not in names:
+            raise ConfigError(
+                f"families = {name}: is derived from {source}, which is not chosen", argument="families"
+            )
+    return [family for family in families if family.name in names]
+
+
+def _set_routers(moe: MoESpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return overrides for a router of a fixed number of experts, and for one of a sum of probabilities.
+
+    The recipe's own is one of the two and stays as it is; the other is the paper's.
+    """
+    if moe.router.threshold is None:
+        return (), ("model.moe.router={name: top_p, p: 0.6}",)
+    return ("model.moe.router={name: top_k, k: 2}",), ()
+
+
+def _count_experts(moe: MoESpec) -> float:
+    """Return the experts per token of the families that take a fixed number."""
+    return (
+        2.0
+        if moe.router.threshold is not None
+        else moe.router.count_experts_per_token(len(moe.expert_widths))[1]
+    )
+
+
+def _set_losses(load_balance: float = 0.0, parameter_penalty: float = 0.0) -> tuple[str, ...]:
+    """Return overrides of the losses of one kind of experts; of the other kind's there is none."""
+    return (
+        f"model.moe.load_balance={load_balance!r}",
+        f"model.moe.parameter_penalty={parameter_penalty!r}",
+        "model.moe.router_entropy=0.0",
+    )
+
+
+def scale_recipe(config: RunConfig, factor: float) -> tuple[str, ...]:
+    """Return overrides that make a recipe's model narrower and shallower, or wider and deeper.
+
+    Heads, and with them the model width, layers and expert widths are multiplied by the factor and rounded; a head and
+    the vocabulary stay as they are.
+
+    Raises:
+        ConfigError: for a factor that is not positive, or expert widths that are a list and no rule.
+    """
+    model, moe = config.model, config.model.moe
+    if not 0 < factor <= 1000:
+        raise ConfigError(f"sizes = {factor}: must be above 0 and at most 1000", argument="sizes")
+    heads = max(1, round(model.heads * factor))
+    changes = {
+        "dim": heads * model.dim // model.heads,
+        "heads": heads,
+        "layers": max(1, round(model.layers * factor)),
+    }
+    if model.kv_heads not in (None, model.heads):
+        raise ConfigError(f"model.kv_heads = {model.kv_heads}: sizes need as many as heads, {model.heads}")
+    if moe is None:
+        raise ConfigError("sizes are of a recipe with experts; nearest is quickstart")
+    if not isinstance(moe.widths, WidthRule):
+        raise ConfigError("model.moe.widths: sizes need a rule {shape, total, experts}, not a list")
+    unit = moe.widths.multiple * moe.widths.experts
+    total = max(1, round(moe.widths.total * changes["dim"] / model.dim / unit)) * unit
+    keys = (*(f"model.{name}={value}" for name, value in changes.items()), f"model.moe.widths.total={total}")
+    return keys if model.kv_heads is None else (*keys, f"model.kv_heads={heads}")
