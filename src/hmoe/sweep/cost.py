@@ -9,9 +9,9 @@ from pathlib import Path
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError
+from hmoe.storage import write_atomic
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place, start_child
-from hmoe.storage import write_atomic
 from hmoe.sweep.runs import PlannedRun, hash_recipe
 
 
@@ -64,7 +64,8 @@ def measure_step_costs(
     Raises:
         HMoEError: with what a recipe's first steps failed of.
     """
-    known, costs = _read_costs(file), {}
+    known = _read_costs(file)
+    costs: dict[str, StepCost] = {}
     for name in groups:
         group = plan.get_group(name)
         while group.control_of is not None:

@@ -11,12 +11,9 @@ from hmoe.runs.control import derive_control
 from hmoe.runs.summary import RunSummary
 from hmoe.sweep.plan import SweepGroup, SweepPlan
 
-# Change no number of a row: where things lie, and what is logged. Budgets do, and on which text it is validated.
-_UNCOUNTED = (
-    RESUMABLE
-    - {f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops")}
-    - {"train.eval_sequences"}
-)
+# Change no number of a row: where things lie, what is logged, how memory is saved. Budgets do, and validation's text.
+_COUNTED = {f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops", "eval_sequences")}
+_UNCOUNTED = RESUMABLE - _COUNTED | {"train.activation_checkpointing"}
 
 
 @dataclass(frozen=True)

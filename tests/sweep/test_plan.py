@@ -1,0 +1,74 @@
+"""Plans: what they hold, which are refused in one line, and that they come back from their file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hmoe.errors import ConfigError
+from hmoe.sweep.plan import check_plan, dump_plan, read_plan
+from hmoe.sweep.runs import list_planned_runs
+from tests.sweep.helpers import CONTROL, SHORT, SMALL, UNEQUAL, make_plan
+
+
+def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
+    plan = make_plan(baseline="control", overrides=["optim.lr=1e-3"])
+    (tmp_path / "plan.yaml").write_text(dump_plan(plan))
+    assert read_plan(tmp_path / "plan.yaml") == plan
+
+
+def test_runs_come_seed_by_seed_and_wait_for_their_source() -> None:
+    runs = list_planned_runs(make_plan(seeds=[3, 5]))
+    assert [(run.name, run.source) for run in runs] == [
+        ("unequal-3", None), ("control-3", "unequal-3"), ("unequal-5", None), ("control-5", "unequal-5"),
+    ]  # fmt: skip
+
+
+def test_a_recipe_file_lies_relative_to_its_plan(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: tiny\noptim: {lr: 0.5}\n")
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"groups": [{"name": "a", "recipe": "mine.yaml"}]}))
+    plan = read_plan(tmp_path / "plan.yaml")
+    assert plan.read_recipe(plan.groups[0], 7).optim.lr == 0.5
+    assert plan.read_recipe(plan.groups[0], 7).seed == 7
+
+
+def test_budgets_end_a_run_and_are_measured_on_the_way() -> None:
+    plan = check_plan({"kind": "isoflop", "groups": [UNEQUAL], "budgets": [2e9, 1e9]}, "plan")
+    train = plan.read_recipe(plan.groups[0], 0).train
+    assert (train.flops, train.eval_flops, train.tokens) == (2e9, (1e9, 2e9), None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"groups": []}, "groups"),
+        ({"groups": [CONTROL]}, r"control: unequal must be a group before it; nearest is control"),
+        ({"groups": [CONTROL, UNEQUAL]}, "must be a group before it"),
+        ({"groups": [UNEQUAL, UNEQUAL]}, "groups: unequal is given twice"),
+        ({"groups": [{"name": "a"}]}, "group a: give either a recipe or control_of"),
+        ({"groups": [{**UNEQUAL, "control_of": "b"}]}, "give either a recipe or control_of"),
+        ({"groups": [{**UNEQUAL, "name": "../x"}]}, r"groups.0.name = '../x'"),
+        ({"groups": [{**UNEQUAL, "recipes": "x"}]}, "groups.0.recipes: unknown key; nearest is recipe"),
+        ({"seed": [0]}, "seed: unknown key; nearest is seeds"),
+        ({"seeds": [1, 1]}, "seeds: 1 is given twice"),
+        ({"seeds": [-1]}, "seeds.0 = -1"),
+        ({"baseline": "contrl"}, "baseline = contrl: must be a group; nearest is control"),
+        ({"budgets": [1e9]}, "budgets: an isoflop sweep needs them"),
+        ({"kind": "isoflop"}, "budgets: an isoflop sweep needs them"),
+        ({"groups": [{**UNEQUAL, "recipe": "tinny"}]}, "group unequal: .*nearest is tiny"),
+        ({"groups": [{**UNEQUAL, "overrides": ["optim.lrr=1"]}]}, "group unequal: optim.lrr: unknown key"),
+        ({"kind": "grit"}, "kind = 'grit'"),
+    ],
+)
+def test_a_wrong_plan_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_plan(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_small_recipe_is_unequal() -> None:
+    config = make_plan().read_recipe(make_plan().groups[0], 0)
+    assert config.model.moe is not None
+    assert len(set(config.model.moe.expert_widths)) == 4
+    assert len(SMALL) > len(SHORT)

@@ -1,0 +1,70 @@
+"""The table: numbers come back exactly, and a file that is none is refused by line and column."""
+
+from pathlib import Path
+
+import pytest
+
+from hmoe.errors import ConfigError
+from hmoe.runs.control import derive_control
+from hmoe.sweep.rows import SweepRow, make_summary, read_rows, write_rows
+from hmoe.sweep.runs import hash_recipe
+from tests.sweep.helpers import make_plan, make_row
+
+
+def test_rows_come_back_exactly(tmp_path: Path) -> None:
+    rows = [
+        make_row("unequal-0"),
+        make_row("control-0", mean_activated_width=None, budget=1e13),
+        SweepRow("a-1", "a", "a", "x0.5", 1, "", 'failed: no, "really"'),
+    ]
+    write_rows(tmp_path / "results" / "rows.csv", rows)
+    assert read_rows(tmp_path / "results" / "rows.csv") == rows
+    assert read_rows(tmp_path / "none.csv") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "its first line must be run,group"),
+        ("run,group\n", "its first line must be run,group"),
+        ("HEAD\na,b\n", r":2: has 2 values, must have 25"),
+        ("HEAD\n" + "a," * 4 + "x" + ",b" * 20 + "\n", r":2: seed = 'x', must be a number"),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    write_rows(tmp_path / "head.csv", [])
+    head = (tmp_path / "head.csv").read_text().strip()
+    (tmp_path / "rows.csv").write_text(text.replace("HEAD", head))
+    with pytest.raises(ConfigError, match=message):
+        read_rows(tmp_path / "rows.csv")
+
+
+def test_a_control_from_a_row_has_the_width_that_was_activated() -> None:
+    plan = make_plan()
+    config = plan.read_recipe(plan.groups[0], 0)
+    summary = make_summary(make_row("unequal-0", mean_activated_width=31.25), config, Path("x"))
+    control = derive_control(summary)
+    assert control.model.moe is not None
+    assert control.model.moe.expert_widths == (16,) * 4  # 31.25 / 2 experts, to a unit
+    assert control.model.moe.parameter_penalty == 0
+    assert control.model.moe.load_balance == 1e-2
+
+
+def test_the_hash_tells_what_changes_numbers_and_nothing_else() -> None:
+    plan = make_plan()
+
+    def hash_with(*words: str) -> str:
+        group = plan.groups[0].model_copy(update={"overrides": (*plan.groups[0].overrides, *words)})
+        return hash_recipe(plan.read_recipe(group, 0))
+
+    same = hash_with()
+    assert hash_with("data.path=/elsewhere", "data.tokenizer=null") != same  # the tokenizer is the model's
+    assert hash_with("train.save_every=7") == hash_with("train.log_every=3") == same
+    for word in (
+        "optim.lr=1e-4",
+        "train.steps=5",
+        "train.eval_sequences=8",
+        "model.moe.parameter_penalty=0.2",
+    ):
+        assert hash_with(word) != same
+    assert hash_recipe(plan.read_recipe(plan.groups[0], 1)) != same
