@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from hmoe.errors import ConfigError
+from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import check_plan, dump_plan, read_plan
 from hmoe.sweep.runs import list_planned_runs
 from tests.sweep.helpers import CONTROL, SHORT, SMALL, UNEQUAL, make_plan
@@ -14,7 +15,7 @@ from tests.sweep.helpers import CONTROL, SHORT, SMALL, UNEQUAL, make_plan
 
 def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
     plan = make_plan(baseline="control", overrides=["optim.lr=1e-3"])
-    (tmp_path / "plan.yaml").write_text(dump_plan(plan))
+    (tmp_path / "plan.yaml").write_text(dump_plan(plan, tmp_path))
     assert read_plan(tmp_path / "plan.yaml") == plan
 
 
@@ -31,6 +32,12 @@ def test_a_recipe_file_lies_relative_to_its_plan(tmp_path: Path) -> None:
     plan = read_plan(tmp_path / "plan.yaml")
     assert plan.read_recipe(plan.groups[0], 7).optim.lr == 0.5
     assert plan.read_recipe(plan.groups[0], 7).seed == 7
+    # In a sweep folder it stands relative to that, so that both can move together.
+    with SweepFolder(tmp_path / "sweeps" / "one") as folder:
+        assert folder.bind_plan(plan) == folder.bind_plan(plan) == plan
+    assert yaml.safe_load((tmp_path / "sweeps" / "one" / "sweep.yaml").read_text())["groups"][0][
+        "recipe"
+    ] == ("../../mine.yaml")
 
 
 def test_budgets_end_a_run_and_are_measured_on_the_way() -> None:

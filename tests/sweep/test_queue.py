@@ -1,6 +1,7 @@
 """The queue: real runs in processes, rows that stay, failures in the table, and going on in another checkout."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
@@ -28,8 +29,8 @@ BROKEN = {
 }
 
 
-def run_sweep(plan: SweepPlan, path: Path, rows: Path | None = None, retry: bool = False) -> SweepState:
-    with SweepFolder(path, rows) as folder:
+def run_sweep(plan: SweepPlan, path: Path, retry: bool = False) -> SweepState:
+    with SweepFolder(path) as folder:
         queue = SweepQueue(folder.bind_plan(plan), folder, PLACES, "machine", "commit", retry)
         queue.run(lambda state: None)
         return queue.state
@@ -40,12 +41,12 @@ def test_a_sweep_trains_derives_controls_tells_failures_and_goes_on_from_its_tab
     wild = {**UNEQUAL, "name": "wild", "overrides": [*UNEQUAL["overrides"], *WILD]}
     groups = [UNEQUAL, wild, CONTROL, {"name": "wild-control", "control_of": "wild"}]
     plan = make_plan(groups=groups, seeds=[0], baseline="control")
-    state = run_sweep(plan, tmp_path / "a", tmp_path / "rows.csv")
+    state = run_sweep(plan, tmp_path / "a")
     unequal, failed, control, orphan = state.list_rows()
     assert (unequal.run, unequal.status, unequal.step) == ("unequal-0", "finished", 4)
     assert failed.status.startswith("failed: error: step")
     assert orphan.status == "failed: its source wild-0 did not finish"
-    assert read_rows(tmp_path / "rows.csv") == state.list_rows()
+    assert read_rows(tmp_path / "a" / "rows.csv") == state.list_rows()
     # The control of the table is the one that `hmoe plan --control` makes of the run folder.
     by_folder = make_uniform_control(tmp_path / "a" / "runs" / "unequal-0")[0]
     assert hash_recipe(by_folder) == control.recipe
@@ -57,7 +58,9 @@ def test_a_sweep_trains_derives_controls_tells_failures_and_goes_on_from_its_tab
     assert [row["name"] for row in comparison.rows] == ["unequal", "control"]
     assert f"wild-0: {failed.status}" in comparison.notes
     # A second seed in another checkout, which has the table alone.
-    with SweepFolder(tmp_path / "b", tmp_path / "rows.csv") as folder:
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a" / "rows.csv", tmp_path / "b")
+    with SweepFolder(tmp_path / "b") as folder:
         queue = SweepQueue(folder.bind_plan(add_seeds(plan, 1)), folder, PLACES, "machine", "commit")
         assert [run.name for run in queue.state.waiting] == [f"{group.name}-1" for group in plan.groups]
         assert queue.state.list_rows() == state.list_rows()

@@ -7,6 +7,7 @@ import typer
 
 from hmoe.cli.next_steps import NextStep, make_step, name_path, print_report
 from hmoe.cli.output import print_note
+from hmoe.cli.report_sweep import is_sweep_folder, report_sweep
 from hmoe.units import format_bytes
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _Runs = Annotated[
     list[str],
     typer.Argument(
         metavar="RUN...",
-        help="Run folders, folders of run folders, or NAME=FOLDER; seeds of a recipe are one.",
+        help="Run folders, folders of run folders, or NAME=FOLDER; seeds of a recipe are one. Or one sweep folder.",
     ),
 ]
 _Out = Annotated[
@@ -46,6 +47,9 @@ def write_report(
     from hmoe.report.page import check_target, render_page, write_page
 
     check_target(out)
+    if len(runs) == 1 and is_sweep_folder(Path(runs[0])):
+        print_report(*report_sweep(Path(runs[0]), out, title, baseline), as_json)
+        return
     inputs = read_report_inputs(runs, baseline, print_note)
     size = write_page(out, render_page(inputs, title, _list_commands(inputs, out)))
     record = {"page": str(out), "bytes": size, "runs": len(inputs.records), "baseline": inputs.baseline}

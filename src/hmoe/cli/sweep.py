@@ -13,7 +13,6 @@ from hmoe.cli.sweep_options import (
     SweepOut,
     SweepProcesses,
     SweepRetry,
-    SweepRows,
     SweepSeeds,
 )
 from hmoe.errors import ConfigError
@@ -55,7 +54,6 @@ def sweep_grid(
     baseline: SweepBaseline = None,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -69,7 +67,7 @@ def sweep_grid(
 
     words, overrides = _split_overrides(recipes)
     plan = build_grid_plan(words, _parse_values(vary or []), range(seeds), overrides, controls, baseline)
-    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def sweep_plan(
@@ -79,7 +77,6 @@ def sweep_plan(
     ] = None,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -99,7 +96,7 @@ def sweep_plan(
         raise ConfigError(f"{plan}: neither a .yaml file nor a folder with {PLAN}")
     if out is None:
         raise ConfigError("--out: missing, a new sweep needs a folder")
-    run_plan(chosen, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(chosen, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:

@@ -12,7 +12,6 @@ from hmoe.cli.sweep_options import (
     SweepOut,
     SweepProcesses,
     SweepRetry,
-    SweepRows,
     SweepSeeds,
 )
 from hmoe.errors import ConfigError
@@ -56,7 +55,6 @@ def sweep_families(
     seeds: SweepSeeds = 3,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -71,7 +69,7 @@ def sweep_families(
     plan = build_families_plan(
         recipe, range(seeds), context.args, _split_names(families), _parse_rates(rates)
     )
-    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def sweep_tuning(
@@ -83,7 +81,6 @@ def sweep_tuning(
     seeds: SweepSeeds = 1,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -95,7 +92,7 @@ def sweep_tuning(
     plan = build_tuning_plan(
         recipe, _parse_numbers("--rates", rates), range(seeds), context.args, _split_names(families)
     )
-    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def sweep_isoflop(
@@ -109,7 +106,6 @@ def sweep_isoflop(
     seeds: SweepSeeds = 2,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -127,7 +123,7 @@ def sweep_isoflop(
         _split_names(families),
         _parse_rates(rates),
     )
-    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def sweep_ablation(
@@ -139,7 +135,6 @@ def sweep_ablation(
     baseline: SweepBaseline = None,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
-    rows: SweepRows = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
@@ -149,7 +144,7 @@ def sweep_ablation(
     from hmoe.sweep.ablations import build_ablation_plan
 
     plan = build_ablation_plan(ablation, recipe, range(seeds), context.args, baseline)
-    run_plan(plan, SweepOptions(out, rows, processes, add, dry_run, retry, as_json))
+    run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 
 def _split_names(text: str | None) -> list[str] | None:

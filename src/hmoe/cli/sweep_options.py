@@ -20,13 +20,6 @@ SweepProcesses = Annotated[
         help="Runs at a time. Default: one for each GPU; without one, for each CPU core, as far as memory goes.",
     ),
 ]
-SweepRows = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="The table, a CSV; runs that stand in it are not trained again. Default: DIR/rows.csv.",
-    ),
-]
 SweepDryRun = Annotated[
     bool, typer.Option("--dry-run", help="Measure a few steps, print runs, FLOPs and hours, then end.")
 ]

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import typer
 
-from hmoe.cli.compare import lay_out_comparison
-from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.cli.sweep_display import SweepDisplay
-from hmoe.cli.table import render_table
+from hmoe.cli.sweep_outcome import print_outcome
 from hmoe.config.memory import count_memory, read_host
 from hmoe.config.run import RunConfig
+from hmoe.sweep.answer import describe_planned_power
 from hmoe.sweep.commit import find_commit
 from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
 from hmoe.sweep.folder import COSTS, SweepFolder, add_seeds
-from hmoe.sweep.outcome import compare_sweep
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place
 from hmoe.sweep.queue import SweepQueue
@@ -32,7 +30,6 @@ class SweepOptions:
     """How a sweep is run; fields are options of the command line."""
 
     out: Path
-    rows: Path | None
     processes: int | None
     add: int
     dry_run: bool
@@ -42,7 +39,7 @@ class SweepOptions:
 
 def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
     """Train what a plan says and its table does not hold yet, then print the comparison."""
-    with SweepFolder(options.out, options.rows) as folder:
+    with SweepFolder(options.out) as folder:
         plan = folder.bind_plan(add_seeds(plan, options.add) if options.add else plan)
         configs = {
             group.name: plan.read_recipe(group, plan.seeds[0]) for group in plan.groups if group.recipe
@@ -54,12 +51,17 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
             costs = _measure_costs(plan, queue, places, folder.path / COSTS)
             cost = estimate_sweep_cost(left, configs, costs, len(places))
             print_note(_describe_cost(queue, cost, places))
+            if plan.baseline is not None:
+                print_note(describe_planned_power(plan))
             if options.dry_run:
                 _print_cost(cost, costs, options)
                 return
             with SweepDisplay() as display:
                 queue.run(display.show)
-        _print_outcome(plan, folder, queue, options)
+        elif options.dry_run:
+            print_note("nothing is left to train")
+            return
+        print_outcome(plan, folder, queue.state.list_rows(), options.as_json)
 
 
 def _choose_places(processes: int | None, configs: Iterable[RunConfig]) -> list[Place]:
@@ -125,16 +127,3 @@ def _print_cost(cost: SweepCost, costs: dict[str, StepCost], options: SweepOptio
             f"{name:{width}s}  {1e3 * each.seconds:7.0f} ms a step of {format_count(each.tokens)} tokens, "
             f"{format_flops(each.flops)} FLOPs, {format_flops(rate)} FLOP/s"
         )
-
-
-def _print_outcome(plan: SweepPlan, folder: SweepFolder, queue: SweepQueue, options: SweepOptions) -> None:
-    comparison = compare_sweep(plan, queue.state.list_rows(), folder.path)
-    if comparison is None:
-        for row in queue.state.list_rows():
-            print_note(f"{row.run}: {row.status}")
-        return
-    table = lay_out_comparison(comparison.rows, comparison.notes)
-    typer.echo(render_table(table, "json" if options.as_json else "text"), nl=False)
-    if not options.as_json:
-        print_note(f"{folder.rows}: {len(queue.state.list_rows())} rows")
-        print_steps([make_step("compare", name_path(folder.path / "runs"))])

@@ -100,6 +100,14 @@ def read_report_inputs(
     return ReportInputs(groups, comparison, baseline, records, tuple(words))
 
 
+def make_report_inputs(
+    groups: Sequence[RunGroup], comparison: Comparison, baseline: str | None, words: Sequence[str]
+) -> ReportInputs:
+    """Return the inputs of a page on runs of which only summaries are known, as of the rows of a sweep."""
+    records = [RunRecord(group.name, run, (), {}) for group in groups for run in group.runs]
+    return ReportInputs(groups, comparison, baseline, records, words)
+
+
 def choose_baseline(groups: Sequence[RunGroup]) -> str:
     """Return the recipe that others are told apart from: one of equal experts, else a dense one, else the first.
 

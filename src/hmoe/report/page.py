@@ -13,14 +13,15 @@ from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.figures.charts import render_chart
 from hmoe.figures.colours import WIDTHS, pick_colour
 from hmoe.figures.records import Chart
-from hmoe.report.headline import write_headline
+from hmoe.report.headline import Headline, write_headline
 from hmoe.report.inputs import ReportInputs
 from hmoe.report.inside import describe_insides
 from hmoe.report.learning import describe_learning
 from hmoe.report.over_training import describe_training
-from hmoe.report.pieces import PageSection
+from hmoe.report.pieces import PagePart, PageSection
 from hmoe.report.recipes import describe_recipes, describe_samples, list_notes
 from hmoe.report.results import describe_results
+from hmoe.report.sweep_sections import SweepRecord, describe_sweep, write_sweep_headline
 from hmoe.report.words import explain_words
 from hmoe.storage import write_atomic
 
@@ -39,6 +40,34 @@ def render_page(inputs: ReportInputs, title: str | None = None, commands: Sequen
     Raises:
         ConfigError: if jinja2 or matplotlib is not installed.
     """
+    title = title or f"hmoe report: {', '.join(group.name for group in inputs.groups)}"
+    return _render_sections(title, write_headline(inputs), list_sections(inputs, commands))
+
+
+def render_sweep_page(
+    sweep: SweepRecord, inputs: ReportInputs | None, title: str, commands: Sequence[str] = ()
+) -> str:
+    """Return the page of a sweep, from its table alone.
+
+    Args:
+        sweep: its rows, fits and choices.
+        inputs: its groups side by side; None where they differ in size or learning rate and are no comparison.
+        title: of the page.
+        commands: that make the sweep and the page again.
+
+    Raises:
+        ConfigError: if jinja2 or matplotlib is not installed.
+    """
+    own = describe_sweep(sweep)
+    if inputs is None:
+        part = PagePart("Commands", commands=commands)
+        origin = [PageSection("recipes", "How they were made", parts=[part])] if commands else []
+        return _render_sections(title, write_sweep_headline(sweep), [*own, *origin])
+    sections = [describe_results(inputs), *own, describe_recipes(inputs, commands), list_notes(inputs, [])]
+    return _render_sections(title, write_headline(inputs), [section for section in sections if section])
+
+
+def _render_sections(title: str, headline: Headline, sections: Sequence[PageSection]) -> str:
     try:
         import jinja2  # noqa: PLC0415 - optional extra
         from markupsafe import Markup  # noqa: PLC0415
@@ -57,13 +86,12 @@ def render_page(inputs: ReportInputs, title: str | None = None, commands: Sequen
         svg = render_chart(chart, "svg", prefix=next(names), shows_title=False).decode()
         return Markup(_shorten_numbers(svg))
 
-    headline = write_headline(inputs)
     with _pause_collection():
         page: str = environment.get_template("page.html").render(
             mark=Markup(_MARK),
-            title=title or f"hmoe report: {', '.join(group.name for group in inputs.groups)}",
+            title=title,
             headline=headline,
-            sections=list_sections(inputs, commands),
+            sections=sections,
             style=Markup(_read_template("page.css")),
             script=Markup(_read_template("page.js")),
             version=__version__,

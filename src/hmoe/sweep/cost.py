@@ -67,18 +67,35 @@ def measure_step_costs(
     known = _read_costs(file)
     costs: dict[str, StepCost] = {}
     for name in groups:
-        group = plan.get_group(name)
-        while group.control_of is not None:
-            group = plan.get_group(group.control_of)
-        config = plan.read_recipe(group, plan.seeds[0])
+        group, config = _find_recipe(plan, name)
         key = f"{hash_recipe(config)} {len(places)} x {places[0].threads}"
         if key not in known:
-            show(group.name, len(costs))
-            known[key] = _measure_group(config, group.name, places)
+            show(group, len(costs))
+            known[key] = _measure_group(config, group, places)
             write_atomic(
                 file, json.dumps({key: asdict(cost) for key, cost in known.items()}, indent=1).encode()
             )
         costs[name] = known[key]
+    return costs
+
+
+def _find_recipe(plan: SweepPlan, name: str) -> tuple[str, RunConfig]:
+    """Return the group whose recipe a step of this one costs as much as, and the recipe: a control's source."""
+    group = plan.get_group(name)
+    while group.control_of is not None:
+        group = plan.get_group(group.control_of)
+    return group.name, plan.read_recipe(group, plan.seeds[0])
+
+
+def read_group_costs(plan: SweepPlan, file: Path) -> dict[str, StepCost]:
+    """Return what was measured of the groups of a plan that have a recipe of their own, all in places of one kind."""
+    known = _read_costs(file)
+    kinds = list(dict.fromkeys(key.partition(" ")[2] for key in known))
+    costs: dict[str, StepCost] = {}
+    for group in plan.groups:
+        if group.recipe is not None and kinds:
+            key = f"{hash_recipe(plan.read_recipe(group, plan.seeds[0]))} {kinds[-1]}"
+            costs |= {group.name: known[key]} if key in known else {}
     return costs
 
 

@@ -19,19 +19,18 @@ class SweepFolder:
         runs/        a run folder for each run
         logs/        what each run said
         costs.json   seconds of a step of each recipe
-        rows.csv     the table, unless another file is named
+        rows.csv     the table, of which it goes on where the run folders are not at hand
 
     Args:
         path: of the folder, made if it is not there.
-        rows: the table, for one that is kept elsewhere, such as in a repository.
 
     Raises:
         RunBusyError: if another process works in it.
         ConfigError: if it holds something else.
     """
 
-    def __init__(self, path: Path, rows: Path | None = None) -> None:
-        self.path, self.rows = path, rows or path / ROWS
+    def __init__(self, path: Path) -> None:
+        self.path, self.rows = path, path / ROWS
         if path.exists() and not path.is_dir():
             raise ConfigError(f"{path}: is a file; choose a folder", argument="out")
         if path.is_dir() and not (path / PLAN).is_file():
@@ -79,7 +78,7 @@ class SweepFolder:
             plan = plan.model_copy(update={"seeds": _join_seeds(old.seeds, plan.seeds)})
             if plan == old:
                 return old
-        write_atomic(file, dump_plan(plan).encode())
+        write_atomic(file, dump_plan(plan, self.path).encode())
         return plan
 
 

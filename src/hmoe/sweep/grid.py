@@ -1,6 +1,7 @@
 """The plan of a grid: recipes, times values of keys, times seeds. No torch."""
 
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def _split_name(word: str) -> tuple[str, str]:
 def locate_recipe(recipe: str) -> str:
     """Return a preset's name, or the absolute path of a YAML file, which a plan can hold wherever it lies."""
     is_file = recipe not in list_presets() and recipe.endswith((".yaml", ".yml"))
-    return str(Path(recipe).absolute()) if is_file else recipe
+    return os.path.normpath(Path(recipe).absolute()) if is_file else recipe
 
 
 def _make_name(label: str) -> str:

@@ -1,6 +1,7 @@
 """What a sweep trains: groups of runs, each a recipe with overrides, times seeds. No torch."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,13 +173,15 @@ def read_plan(path: Path) -> SweepPlan:
     for group in groups if isinstance(groups, list) else ():
         recipe = group.get("recipe") if isinstance(group, dict) else None
         if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
-            group["recipe"] = str((path.parent / recipe).absolute())
+            group["recipe"] = os.path.normpath((path.parent / recipe).absolute())
     return check_plan(tree, str(path))
 
 
-def dump_plan(plan: SweepPlan) -> str:
-    """Return YAML that `read_plan` reads back to an equal plan."""
-    text: str = yaml.safe_dump(
-        plan.model_dump(mode="json", exclude_defaults=True), sort_keys=False, width=120
-    )
+def dump_plan(plan: SweepPlan, folder: Path) -> str:
+    """Return YAML that `read_plan` reads back to an equal plan from a file in a folder."""
+    tree = plan.model_dump(mode="json", exclude_defaults=True)
+    for group in tree["groups"]:
+        if group.get("recipe", "").endswith((".yaml", ".yml")):
+            group["recipe"] = os.path.relpath(group["recipe"], folder)
+    text: str = yaml.safe_dump(tree, sort_keys=False, width=120)
     return text

@@ -12,7 +12,9 @@ from hmoe.runs.summary import RunSummary
 from hmoe.sweep.plan import SweepGroup, SweepPlan
 
 # Change no number of a row: where things lie, what is logged, how memory is saved. Budgets do, and validation's text.
-_COUNTED = {f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops", "eval_sequences")}
+_COUNTED = {
+    f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops", "eval_sequences")
+}
 _UNCOUNTED = RESUMABLE - _COUNTED | {"train.activation_checkpointing"}
 
 

@@ -1,0 +1,85 @@
+"""`hmoe report SWEEP`: the page of a sweep, from its plan and its table."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from hmoe.cli.next_steps import NextStep, make_step, name_path
+from hmoe.errors import ConfigError
+from hmoe.units import format_bytes
+
+
+def is_sweep_folder(path: Path) -> bool:
+    """Return whether a folder is one that `hmoe sweep` made."""
+    from hmoe.sweep.plan import PLAN
+
+    return (path / PLAN).is_file()
+
+
+def report_sweep(
+    folder: Path, out: Path, title: str | None, baseline: str | None
+) -> tuple[dict[str, Any], list[str], list[NextStep]]:
+    """Write the page of a sweep; return what is said of it, as `print_report` takes it."""
+    from hmoe.report.inputs import choose_baseline, make_report_inputs
+    from hmoe.report.page import render_sweep_page, write_page
+    from hmoe.runs.comparison import compare_groups
+    from hmoe.sweep.outcome import group_summaries, summarize_rows
+    from hmoe.sweep.plan import PLAN, read_plan
+    from hmoe.sweep.rows import ROWS, read_rows
+
+    plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+    if not any(row.is_finished for row in rows):
+        raise ConfigError(f"{folder}: none of its runs has finished yet")
+    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
+    inputs = None
+    if plan.kind in ("grid", "ablation"):
+        baseline = baseline or plan.baseline
+        chosen = baseline if baseline or len(groups) < 2 else choose_baseline(groups)
+        inputs = make_report_inputs(groups, compare_groups(groups, chosen), chosen, [str(folder)])
+    elif baseline is not None:
+        raise ConfigError(f"--baseline {baseline}: has no effect on a sweep of kind {plan.kind}; remove it")
+    words = (
+        ["hmoe", "sweep", "run", name_path(folder)],
+        ["hmoe", "report", name_path(folder), "--out", str(out)],
+    )
+    commands = [make_step(*line[1:]).command for line in words]
+    page = render_sweep_page(
+        _make_record(folder, groups), inputs, title or f"hmoe sweep: {folder.resolve().name}", commands
+    )
+    size = write_page(out, page)
+    record = {"page": str(out), "bytes": size, "runs": len({row.run for row in rows}), "baseline": baseline}
+    lines = [
+        f"{out}: {record['runs']} runs on one page of {format_bytes(size)}",
+        f"open {out.resolve().as_uri()} in a browser",
+    ]
+    return record, lines, [make_step("sweep", "run", name_path(folder))]
+
+
+def _make_record(folder: Path, groups: Any) -> Any:
+    from hmoe.report.sweep_sections import SweepRecord
+    from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power, list_loss_points
+    from hmoe.sweep.cost import read_group_costs
+    from hmoe.sweep.folder import COSTS
+    from hmoe.sweep.plan import PLAN, read_plan
+    from hmoe.sweep.rows import ROWS, read_rows
+    from hmoe.sweep.tuning import RULE, choose_rates, format_rates
+
+    plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+    plain = [dataclasses.asdict(row) for row in rows]
+    if plan.kind == "isoflop":
+        costs = read_group_costs(plan, folder / COSTS)
+        return SweepRecord(plain, list_loss_points(rows), analyze_sweep(plan, rows, costs))
+    if plan.kind == "tuning":
+        tuned = choose_rates(plan, rows)
+        sentences = [f"Rule: {RULE}.", f"Chosen: {format_rates(tuned)}."]
+        rates = [
+            {"family": each.family, "rate": rate, "loss": loss, "chosen": rate == each.rate}
+            for each in tuned
+            for rate, loss in each.losses.items()
+        ]
+        return SweepRecord(plain, sentences=sentences, rates=rates)
+    power = []
+    if importlib.util.find_spec("scipy") is not None:
+        power = describe_power(analyze_group_power(groups, plan.baseline))
+    return SweepRecord(plain, sentences=power)

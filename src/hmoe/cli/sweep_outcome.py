@@ -1,0 +1,120 @@
+"""How a sweep ends: its comparison, its chosen learning rates or its fits, as a table or as JSON."""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from hmoe.cli.compare import lay_out_comparison
+from hmoe.cli.next_steps import make_step, name_path, print_steps
+from hmoe.cli.output import print_note
+from hmoe.cli.table import Column, Table, render_table
+from hmoe.errors import make_missing_extra_error
+from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power
+from hmoe.sweep.cost import read_group_costs
+from hmoe.sweep.folder import COSTS, SweepFolder
+from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.rows import SweepRow
+from hmoe.sweep.tuning import RULE, choose_rates, format_rates
+from hmoe.units import format_count, format_flops
+
+
+def print_outcome(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow], as_json: bool) -> None:
+    """Print what the rows of a sweep say, by its kind."""
+    answers: dict[str, Callable[[SweepPlan, SweepFolder, Sequence[SweepRow]], Table | None]] = {
+        "tuning": _tabulate_rates,
+        "isoflop": _tabulate_isoflop,
+    }
+    table = answers.get(plan.kind, _tabulate_comparison)(plan, folder, rows)
+    failed = [f"{row.run}: {row.status}" for row in rows if not row.is_finished]
+    if table is None:
+        if as_json:
+            typer.echo(json.dumps({"rows": [], "notes": failed}))
+        for note in failed if not as_json else ():
+            print_note(note)
+        return
+    table = Table(table.columns, table.rows, [*table.notes, *failed])
+    typer.echo(render_table(table, "json" if as_json else "text"), nl=False)
+    if not as_json:
+        print_note(f"{folder.rows}: {len(rows)} rows")
+        steps = (
+            [make_step("compare", name_path(folder.path / "runs"))] if (folder.path / "runs").is_dir() else []
+        )
+        print_steps(steps)
+
+
+def _tabulate_comparison(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
+    comparison = compare_sweep(plan, rows, folder.path)
+    if comparison is None:
+        return None
+    notes = list(comparison.notes)
+    if importlib.util.find_spec("scipy") is not None:
+        groups = group_summaries(plan, summarize_rows(plan, rows, folder.path))
+        notes += describe_power(analyze_group_power(groups, plan.baseline))
+    return lay_out_comparison(comparison.rows, notes)
+
+
+def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
+    tuned = choose_rates(plan, rows)
+    rates = list(dict.fromkeys(rate for each in tuned for rate in each.losses))
+    lines: list[dict[str, Any]] = [
+        {"family": each.family, "rate": each.rate, "margin": each.margin, "is_at_edge": each.is_at_edge}
+        | {f"loss_{rate:g}": each.losses.get(rate) for rate in rates}
+        for each in tuned
+    ]
+    columns = [
+        Column("family", "family", str, is_text=True),
+        *(Column(f"loss_{rate:g}", f"lr {rate:g}", "{:.4f}".format) for rate in sorted(rates)),
+        Column("rate", "chosen", "{:g}".format),
+        Column("margin", "ahead of the next by", "{:.4f}".format),
+    ]
+    notes = [
+        "validation loss in nats per token, mean over seeds",
+        f"rule: {RULE}",
+        f"--rates {format_rates(tuned)}",
+    ]
+    notes += [
+        f"{each.family}: {each.rate:g} is at the edge of the grid; a better one may lie beyond"
+        for each in tuned
+        if each.rate is not None and each.is_at_edge
+    ]
+    return Table(columns, lines, notes)
+
+
+def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
+    if importlib.util.find_spec("scipy") is None:
+        raise make_missing_extra_error("fits", "plot")
+    from hmoe.statistics.isoflop_words import describe_isoflop, tabulate_isoflop
+
+    result = analyze_sweep(plan, rows, read_group_costs(plan, folder.path / COSTS))
+    if result is None:
+        return None
+    columns = [
+        Column("family", "family", str, is_text=True),
+        Column("budget", "FLOPs", format_flops),
+        Column("optimal_size", "best size", format_count),
+        Column("optimal_size_low", "from", format_count),
+        Column("optimal_size_high", "to", format_count),
+        Column("parabola_size", "by parabola", format_count),
+        Column("frontier_loss", "least loss", "{:.4f}".format),
+        Column("frontier_loss_low", "from", "{:.4f}".format),
+        Column("frontier_loss_high", "to", "{:.4f}".format),
+        Column("leverage", "leverage", "{:.3f}".format),
+        Column("leverage_low", "from", _show_end),
+        Column("leverage_high", "to", _show_end),
+        Column("leverage_in_seconds", "in seconds", "{:.3f}".format),
+        Column("leverage_in_seconds_low", "from", _show_end),
+        Column("leverage_in_seconds_high", "to", _show_end),
+    ]
+    legend = (
+        "size: FLOPs per token / 6; leverage: FLOPs that "
+        f"{result.reference} needs for the same loss, by the FLOPs spent"
+    )
+    return Table(columns, tabulate_isoflop(result), [legend, *describe_isoflop(result)])
+
+
+def _show_end(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.3f}"

@@ -1,0 +1,116 @@
+"""What a sweep answers beyond a table: the isoFLOP analysis, and what so many seeds could show. No torch."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from hmoe.runs.comparison import pair_by_seed
+from hmoe.runs.groups import RunGroup
+from hmoe.statistics.isoflop import IsoflopResult, analyze_isoflop
+from hmoe.statistics.leverage import ComputeCost
+from hmoe.statistics.loss_law import LossPoint
+from hmoe.statistics.power import PowerAnalysis, Spread, analyze_power, measure_spread
+from hmoe.sweep.cost import StepCost
+from hmoe.sweep.families import REFERENCE
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.rows import SweepRow
+
+DIFFERENCE = 0.01  # nats: what the power of a sweep is told for
+ASSUMED_SPREAD = 0.01  # nats: of pairs of seeds, before any were run; as measured at 2e12 to 4e12 FLOPs here
+
+
+def list_loss_points(rows: Iterable[SweepRow]) -> list[LossPoint]:
+    """Return the measured losses of finished runs at their budgets."""
+    points = []
+    for row in rows:
+        if not row.is_finished or row.budget is None:
+            continue
+        assert row.flops is not None
+        assert row.tokens is not None
+        assert row.validation_loss is not None
+        points.append(
+            LossPoint(
+                family=row.family,
+                size=row.size,
+                seed=row.seed,
+                budget=row.budget,
+                flops=row.flops,
+                tokens=row.tokens,
+                loss=row.validation_loss,
+                run=row.run,
+                activated_parameters=row.activated_parameters,
+            )
+        )
+    return points
+
+
+def analyze_sweep(
+    plan: SweepPlan, rows: Sequence[SweepRow], costs: Mapping[str, StepCost] | None = None
+) -> IsoflopResult | None:
+    """Fit the families of an isoFLOP sweep and compare them; None without a finished run.
+
+    Args:
+        plan: of the sweep.
+        rows: of its table.
+        costs: measured steps by group, for what FLOPs are worth in seconds.
+    """
+    points = list_loss_points(rows)
+    families = list(dict.fromkeys(group.curve for group in plan.groups))
+    known = [name for name in families if any(point.family == name for point in points)]
+    if not known:
+        return None
+    reference = REFERENCE if REFERENCE in known else known[0]
+    return analyze_isoflop(points, reference, _average_costs(plan, costs or {}))
+
+
+def _average_costs(plan: SweepPlan, costs: Mapping[str, StepCost]) -> dict[str, ComputeCost]:
+    """Return seconds per FLOP of each family, mean over its sizes, where every size was measured."""
+    groups = sorted(plan.groups, key=lambda group: group.curve)
+    averages = {}
+    for family, own in groupby(groups, key=lambda group: group.curve):
+        rates = [costs[group.name].seconds / costs[group.name].flops for group in own if group.name in costs]
+        if rates:
+            averages[family] = ComputeCost(statistics.fmean(rates))
+    return averages
+
+
+def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dict[str, PowerAnalysis]:
+    """Return what the seeds of each group can show of its difference to the baseline, in nats, after they ran."""
+    own = next((group for group in groups if group.name == baseline), None)
+    powers: dict[str, PowerAnalysis] = {}
+    for group in groups if own is not None else ():
+        pairs = [] if own is None or group is own else pair_by_seed(group, own)
+        spread = measure_spread([_subtract_loss(*pair) for pair in pairs])
+        if spread is not None:
+            powers[group.name] = analyze_power(spread, len(pairs), DIFFERENCE)
+    return powers
+
+
+def _subtract_loss(run: object, other: object) -> float:
+    return float(run.last_validation.loss - other.last_validation.loss)  # type: ignore[attr-defined]
+
+
+def describe_power(powers: Mapping[str, PowerAnalysis]) -> list[str]:
+    """Return a sentence for each group on what its seeds can show."""
+    return [f"{name}: {describe_one_power(power)}" for name, power in powers.items()]
+
+
+def describe_one_power(power: PowerAnalysis) -> str:
+    """Return what so many pairs can show, and how many a difference of 0.01 nats needs."""
+    spread = power.spread
+    rough = "" if spread.low is None else f" ({spread.low:.4f} to {spread.high:.4f})"
+    detectable = (
+        "no difference" if power.detectable is None else f"differences of {power.detectable:.4f} nats"
+    )
+    needed = "more than 10,000" if power.pairs_needed is None else f"{power.pairs_needed:,}"
+    return (
+        f"pairs spread by {spread.value:.4f}{rough} nats, so {power.num_pairs} seed{'s' * (power.num_pairs != 1)} can "
+        f"show {detectable} with {power.power:.0%} power; {power.difference:g} nats need {needed} seeds"
+    )
+
+
+def describe_planned_power(plan: SweepPlan) -> str:
+    """Return what the seeds of a plan can show, if their pairs spread as such runs did before."""
+    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE)).replace(
+        "pairs spread by", "if pairs spread by"
+    )
