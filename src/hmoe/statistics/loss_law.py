@@ -115,10 +115,8 @@ class LossLaw:
 
     def flops_for_loss_at_size(self, loss: float, model_size: float) -> float | None:
         """Return the FLOPs with which models of one size have this loss; None if they never have."""
-        rest = loss - self.E - self.A * model_size**-self.alpha
-        if rest <= 0 or self.B <= 0 or self.beta <= 0:
-            return None
-        return float(FLOPS_PER_TOKEN_AND_SIZE * model_size * (self.B / rest) ** (1 / self.beta))
+        flops = float(compute_flops_for_loss_at_size(self.coefficients, loss, model_size))
+        return flops if math.isfinite(flops) else None
 
 
 def predict_loss(coefficients: Values, model_size: Any, tokens: Any) -> Values:
@@ -169,6 +167,17 @@ def compute_flops_for_loss(coefficients: Values, loss: Any) -> Values:
     has_frontier = (of_size > 0) & (of_tokens > 0) & np.isfinite(excess)
     reached: Values = np.where(has_frontier, np.where(excess > 0, flops, np.inf), np.nan)
     return reached
+
+
+def compute_flops_for_loss_at_size(coefficients: Values, loss: Any, model_size: Any) -> Values:
+    """Return the FLOPs with which models of one size have a loss: infinite where they never have."""
+    constant, of_size, of_tokens, alpha, beta = np.moveaxis(coefficients, -1, 0)
+    excess = np.asarray(loss) - constant - of_size * np.asarray(model_size, np.float64) ** -alpha
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        tokens = np.exp((np.log(of_tokens) - np.log(excess)) / beta)
+    is_reached = (excess > 0) & (of_tokens > 0)
+    flops: Values = np.where(is_reached, FLOPS_PER_TOKEN_AND_SIZE * model_size * tokens, np.inf)
+    return np.where(np.isnan(excess), np.nan, flops)
 
 
 def collect_columns(points: Sequence[LossPoint]) -> tuple[Values, Values, Values]:
