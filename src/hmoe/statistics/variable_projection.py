@@ -13,11 +13,11 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 EXPONENT_BOUNDS = (0.02, 2.0)
-_GRID = np.geomspace(*EXPONENT_BOUNDS, 48)
+_GRID = np.geomspace(*EXPONENT_BOUNDS, 32)
 _ITERATIONS = 200
 _STEP_TOLERANCE = 1e-9  # of an exponent: no refinement moves farther
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
-_CHUNK = 256  # rows of y whose sums of squares on the grid are held at once
+_CHUNK = 128  # rows of y whose sums of squares on the grid are held at once
 # E, A, B; the larger sets first, so that of equal ones the full one is taken
 _SETS = np.array(
     sorted((s for s in itertools.product((1, 0), repeat=3) if any(s)), key=sum, reverse=True), bool
