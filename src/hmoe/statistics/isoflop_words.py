@@ -1,5 +1,6 @@
 """What an isoFLOP comparison says, in sentences as strong as their intervals, and as flat rows."""
 
+import math
 from collections.abc import Iterator
 
 from hmoe.statistics.isoflop import COEFFICIENTS, BudgetResult, FamilyResult, IsoflopResult
@@ -29,9 +30,9 @@ def describe_isoflop(result: IsoflopResult) -> tuple[str, ...]:
 def format_interval(interval: PercentileInterval, digits: str, unit: str = "") -> str:
     """Return a value with its interval in words, such as "1.07x (0.98 to 1.15)"; `digits` is a format."""
     value = "more than can be told" if interval.value is None else f"{interval.value:{digits}}{unit}"
-    if interval.num_used == 0:
+    if interval.low is None:
         return f"{value} (no interval)"
-    low = "open" if interval.low is None else f"{interval.low:{digits}}"
+    low = f"{interval.low:{digits}}"
     high = "open" if interval.high is None else f"{interval.high:{digits}}"
     return f"{value} ({low} to {high})"
 
@@ -82,8 +83,10 @@ def _describe_leverage(family: str, reference: str, leverage: Leverage) -> str:
     start = f"{family} at {format_flops(leverage.flops)} FLOPs"
     interval = leverage.interval
     if leverage.reference_flops is None:
-        least = "" if interval.low is None else f"; it is worth at least {interval.low:.2f}x"
-        return f"{start} reaches a loss that {reference} by its law never reaches{least}."
+        share = f"{leverage.share_unreached:.1%} of the resamples" if interval.num_used else "the only fit"
+        is_bounded = interval.low is not None and math.isfinite(interval.low)
+        least = f"; it is worth at least {interval.low:.2f}x" if is_bounded else ""
+        return f"{start} reaches a loss that {reference} by its law never reaches, in {share}{least}."
     verdict = _judge(interval, 1.0, "worth less", "worth more")
     words = (
         f"{start} is worth {format_interval(interval, '.2f', 'x')} of the compute of {reference}: {verdict}"
@@ -95,11 +98,11 @@ def _describe_leverage(family: str, reference: str, leverage: Leverage) -> str:
 
 def _judge(interval: PercentileInterval, null: float, below: str, above: str) -> str:
     """Return what an interval shows of a value: on which side of the null it is, or that this is not known."""
-    if interval.num_used == 0:
+    if interval.low is None:
         return "without an interval nothing is shown"
     if not interval.excludes(null):
         return "no difference shown"
-    return above if interval.low is not None and interval.low > null else below
+    return above if interval.low > null else below
 
 
 def _describe_limits(family: FamilyResult, num_resamples: int) -> Iterator[str]:

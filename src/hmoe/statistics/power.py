@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from hmoe.errors import ConfigError
 from hmoe.statistics.student_t import compute_t_quantile
@@ -16,7 +17,7 @@ POWER, LEVEL = 0.8, 0.05
 MOST_PAIRS = 10_000
 _NODES = 400  # of Simpson's rule over the estimated spread: an error below 1e-7
 _REACH = 9.0  # standard deviations of the estimated spread that are summed to either side
-_BISECTIONS = 60
+_BISECTIONS = 50
 
 
 @dataclass(frozen=True)
@@ -120,15 +121,7 @@ def find_detectable_difference(
         raise ConfigError(f"spread = {spread}: must be at least 0", argument="spread")
     if num_pairs < 2:
         return None
-    low, high = 0.0, 1.0
-    while compute_power(high, 1.0, num_pairs, level) < power:
-        high *= 2
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (middle, high) if compute_power(middle, 1.0, num_pairs, level) < power else (low, middle)
-        if high - low < 1e-10 * high:
-            break
-    return spread * (low + high) / 2
+    return spread * _find_unit_difference(num_pairs, power, level)
 
 
 def count_needed_pairs(
@@ -162,21 +155,34 @@ def compute_power(difference: float, spread: float, num_pairs: int, level: float
     shift = difference / spread * math.sqrt(num_pairs)
     quantile = compute_t_quantile(level, degrees)
     width = _REACH / math.sqrt(2 * degrees)
-    start, end = max(0.0, 1 - width), 1 + width
+    # over the cube root of the estimated spread s, as for two pairs all happens at small s
+    start, end = math.cbrt(max(0.0, 1 - width)), math.cbrt(1 + width)
     step = (end - start) / _NODES
     log_scale = math.log(2) + degrees / 2 * math.log(degrees / 2) - math.lgamma(degrees / 2)
     total = 0.0
     for k in range(_NODES + 1):
-        s = (
-            start + k * step
-        )  # the estimated spread by the true one: a chi variable by the root of its degrees
-        density = 0.0
-        if s > 0 or degrees == 1:
-            density = math.exp(log_scale + (degrees - 1) * math.log(s or 1) - degrees * s * s / 2)
+        root = start + k * step
+        if root == 0:
+            continue
+        s = root**3  # estimated spread by the true one: a chi variable by the root of its degrees
+        density = math.exp(log_scale + (degrees - 1) * math.log(s) - degrees * s * s / 2)
         tails = _compute_normal_tail(quantile * s - shift) + _compute_normal_tail(quantile * s + shift)
         weight = 1 if k in (0, _NODES) else 4 if k % 2 else 2
-        total += weight * density * tails
+        total += weight * density * tails * 3 * root**2
     return min(1.0, total * step / 3)
+
+
+@cache
+def _find_unit_difference(num_pairs: int, power: float, level: float) -> float:
+    """Return the detectable difference where the spread is 1."""
+    low, high = 0.0, 1.0
+    while compute_power(high, 1.0, num_pairs, level) < power:
+        high *= 2
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_short = compute_power(middle, 1.0, num_pairs, level) < power
+        low, high = (middle, high) if is_short else (low, middle)
+    return (low + high) / 2
 
 
 def _compute_normal_tail(x: float) -> float:

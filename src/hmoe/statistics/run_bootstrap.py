@@ -50,7 +50,8 @@ class PercentileInterval:
 
     Attributes:
         value: of the points themselves; None where there is none.
-        low, high: ends of the interval; None where it is open or there is none.
+        low: lower end, infinite where all but a few resamples are; None without an interval.
+        high: upper end; None where it is open or there is no interval.
         num_used: resamples that have a value, infinite ones too.
     """
 
@@ -126,7 +127,7 @@ def group_runs(families: Mapping[str, Sequence[LossPoint]]) -> dict[str, _Runs]:
 def compute_percentile_interval(
     value: float | None, draws: npt.ArrayLike, confidence: float = 0.95
 ) -> PercentileInterval:
-    """Return the percentiles of resamples; NaN ones are left out, and an end among infinite ones is open."""
+    """Return the percentiles of resamples; NaN ones are left out, an upper end among infinite ones is open."""
     values = np.asarray(draws, np.float64)
     values = values[~np.isnan(values)]
     estimate = value if value is not None and np.isfinite(value) else None
@@ -135,8 +136,7 @@ def compute_percentile_interval(
     beyond = 50 * (1 - confidence)
     low = float(np.percentile(values, beyond, method="lower"))
     high = float(np.percentile(values, 100 - beyond, method="higher"))
-    low_end, high_end = (end if np.isfinite(end) else None for end in (low, high))
-    return PercentileInterval(estimate, low_end, high_end, len(values))
+    return PercentileInterval(estimate, low, None if np.isinf(high) else high, len(values))
 
 
 def _has_own_runs(families: Mapping[str, Sequence[LossPoint]]) -> bool:
