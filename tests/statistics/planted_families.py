@@ -25,16 +25,19 @@ def plant_points(
     laws: Mapping[str, LossLaw],
     generator: np.random.Generator | None = None,
     sizes: Sequence[float] = SIZES,
+    *,
     num_seeds: int = 2,
     budgets: Sequence[float] = BUDGETS,
     run_noise: float = 0.01,
     shared: float = 0.7,
     point_noise: float = 0.003,
     is_nested: bool = True,
+    drift: float = 0.0,
 ) -> list[LossPoint]:
     """Points of each family; without a generator, without noise.
 
-    `shared` is the part of the variance between runs that families have in common by size and seed.
+    `shared` is the part of the variance between runs that families have in common by size and seed; a run's own noise
+    moves on by steps of `drift` from budget to budget.
     """
     points, common = [], {}
     for family, law in laws.items():
@@ -48,6 +51,11 @@ def plant_points(
                             common[key] = generator.standard_normal()
                         own = shared**0.5 * common[key] + (1 - shared) ** 0.5 * generator.standard_normal()
                     noise = 0.0 if generator is None else point_noise * generator.standard_normal()
+                    own += (
+                        0.0
+                        if generator is None or not drift
+                        else drift / run_noise * generator.standard_normal()
+                    )
                     tokens = budget / 6 / size
                     loss = float(law.predict(size, tokens)) + run_noise * own + noise
                     run = f"{family}-{index}-{seed}" + ("" if is_nested else f"-{place}")

@@ -21,6 +21,12 @@ DESIGNS: dict[str, dict[str, Any]] = {
     "4 sizes, 2 seeds": {"sizes": SIZES, "num_seeds": 2},
     "5 sizes, 4 seeds": {"sizes": (1.5e5, 3e5, 6e5, 1.2e6, 2.4e6), "num_seeds": 4},
     "4 sizes, 2 seeds, a run for each budget": {"sizes": SIZES, "num_seeds": 2, "is_nested": False},
+    "4 sizes, 2 seeds, noise that drifts over a run": {
+        "sizes": SIZES,
+        "num_seeds": 2,
+        "run_noise": 0.006,
+        "drift": 0.006,
+    },
     "4 sizes, 2 seeds, noise of points alone": {
         "sizes": SIZES,
         "num_seeds": 2,

@@ -5,10 +5,11 @@ read the same data in every family, so their losses move together. So a resample
 the residuals of the law over the whole run of another cell, chosen at random, in every family those of the same cell.
 
 With two seeds a size, resampling the runs of a size among themselves is far too narrow, and so are percentiles of
-residuals: fits are closer to their points than the truth is, and a spread of few runs is itself rough. Residuals are
-enlarged by sqrt(runs / (runs - p)), where p is what the fit takes from a spread between runs, have a random sign, and
-each resample is scaled by sqrt(d / chi^2_d) with d = runs - p, so that a linear estimate gets Student's t interval.
-Checked by simulation: `tests/statistics/test_isoflop_coverage.py`.
+residuals: fits are closer to their points than the truth is, and a spread of few runs is itself rough. Residuals have
+a random sign, are enlarged by sqrt(runs / d) and scaled in each resample by sqrt(d / chi^2_d), so that a linear
+estimate gets Student's t interval. d is runs - p, where p is what the fit takes of a spread between runs, in runs; for
+the mean residual of a run and for the rest each its own: with nested budgets the fit takes three runs of eight of the
+means, and little of the rest. Checked by simulation: `tests/statistics/test_isoflop_coverage.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,7 @@ class FamilyResamples:
         num_failed: resamples whose search did not come to rest; they are in no interval.
         num_at_edge: resamples with an exponent at the edge of what is searched, or E, A or B of 0; they count.
         num_runs: runs of the family.
-        degrees: d, runs beyond what the fit takes.
+        degrees: d of the means of runs, what the fit leaves of them.
     """
 
     coefficients: Values
@@ -72,8 +73,9 @@ class _Runs:
     points: tuple[LossPoint, ...]
     cells: Mapping[Cell, Mapping[float, int]]  # cell -> budget -> place of the point
     fitted: Values
-    residuals: Values
-    taken: float  # p
+    means: Values  # residual of each point's run on average
+    rests: Values  # residual of each point less that
+    degrees: tuple[float, float]  # d of the means and of the rests
 
 
 def resample_families(
@@ -97,13 +99,16 @@ def resample_families(
     cells = sorted({cell for family in runs.values() for cell in family.cells})
     donors = _draw_donors(cells, list(runs.values()), num_resamples, generator)
     signs = generator.choice([-1.0, 1.0], (num_resamples, len(cells)))
-    rarity = generator.random(num_resamples)
+    rarity = generator.random((2, num_resamples))
     resamples = {}
     for name, family in runs.items():
-        degrees = len(family.cells) - family.taken
-        factor = np.sqrt(len(family.cells) / degrees) * np.sqrt(degrees / stats.chi2.ppf(rarity, degrees))
-        noise = _place_residuals(family, cells, donors, signs)
-        resamples[name] = _refit(family, family.fitted + factor[:, None] * noise, degrees)
+        losses = np.tile(family.fitted, (num_resamples, 1))
+        for residuals, degrees, tails in zip(
+            (family.means, family.rests), family.degrees, rarity, strict=True
+        ):
+            factor = np.sqrt(len(family.cells) / stats.chi2.ppf(tails, degrees))
+            losses += factor[:, None] * _place_residuals(family, residuals, cells, donors, signs)
+        resamples[name] = _refit(family, losses)
     return resamples
 
 
@@ -118,9 +123,13 @@ def group_runs(families: Mapping[str, Sequence[LossPoint]]) -> dict[str, _Runs]:
             continue
         sizes, tokens, losses = collect_columns(points)
         fitted = fit.law.predict(sizes, tokens)
-        taken = _count_taken(fit, points, list(cells[name].values()))
-        if len(cells[name]) - taken >= FEWEST_DEGREES:
-            runs[name] = _Runs(tuple(points), cells[name], fitted, losses - fitted, taken)
+        residuals = losses - fitted
+        means = np.empty(len(points))
+        for places in map(_list_places, cells[name].values()):
+            means[places] = residuals[places].mean()
+        degrees = _count_degrees(fit, points, list(cells[name].values()))
+        if degrees[0] >= FEWEST_DEGREES:
+            runs[name] = _Runs(tuple(points), cells[name], fitted, means, residuals - means, degrees)
     return runs
 
 
@@ -164,11 +173,14 @@ def _find_cells(points: Sequence[LossPoint], has_own_runs: bool) -> dict[Cell, d
     return cells
 
 
-def _count_taken(fit: LawFit, points: Sequence[LossPoint], cells: Sequence[Mapping[float, int]]) -> float:
-    """Return p: the squares that the linearised fit takes from noise that is the same over each run, in runs.
+def _count_degrees(
+    fit: LawFit, points: Sequence[LossPoint], cells: Sequence[Mapping[float, int]]
+) -> tuple[float, float]:
+    """Return how many runs' worth of squares the linearised fit leaves, of the means of runs and of the rests.
 
-    With the projection H onto the derivatives by the coefficients, noise of variance 1 that all points of a run have
-    in common loses the sum over runs of 1' H 1 of its squares, which are as many as points.
+    With H the projection onto the derivatives by the coefficients, noise of variance 1 that all b points of a run have
+    in common has b squares and loses 1' H 1; noise of each point less its run's mean has b - 1 and loses
+    tr H - 1' H 1 / b.
     """
     assert fit.law is not None
     sizes, tokens, _ = collect_columns(points)
@@ -176,11 +188,13 @@ def _count_taken(fit: LawFit, points: Sequence[LossPoint], cells: Sequence[Mappi
     lengths = np.linalg.norm(slopes, axis=0)
     slopes = slopes[:, lengths > 0] / lengths[lengths > 0]
     projection = slopes @ np.linalg.pinv(slopes, rcond=1e-10)
-    shares = [projection[np.ix_(places, places)].sum() / len(places) for places in map(_places, cells)]
-    return float(np.sum(shares))
+    taken = sum(float(projection[np.ix_(p, p)].sum()) / len(p) for p in map(_list_places, cells))
+    rests = len(points) - len(cells)
+    share = (float(np.trace(projection)) - taken) / max(rests, 1)
+    return len(cells) - taken, len(cells) * max(1 - share, 1 / len(cells))
 
 
-def _places(cell: Mapping[float, int]) -> list[int]:
+def _list_places(cell: Mapping[float, int]) -> list[int]:
     return list(cell.values())
 
 
@@ -207,22 +221,22 @@ def _draw_donors(
 
 
 def _place_residuals(
-    family: _Runs, cells: Sequence[Cell], donors: npt.NDArray[np.int64], signs: Values
+    family: _Runs, residuals: Values, cells: Sequence[Cell], donors: npt.NDArray[np.int64], signs: Values
 ) -> Values:
     """Return the residuals that each point gets (resamples, points)."""
     noise = np.zeros((len(donors), len(family.points)))
     for column, cell in enumerate(cells):
         for budget, place in family.cells.get(cell, {}).items():
             source = np.array([family.cells.get(donor, {}).get(budget, -1) for donor in cells])
-            noise[:, place] = signs[:, column] * family.residuals[source[donors[:, column]]]
+            noise[:, place] = signs[:, column] * residuals[source[donors[:, column]]]
     return noise
 
 
-def _refit(family: _Runs, losses: Values, degrees: float) -> FamilyResamples:
+def _refit(family: _Runs, losses: Values) -> FamilyResamples:
     sizes, tokens, _ = collect_columns(family.points)
     coefficients, converged = fit_law_rows(sizes, tokens, losses)
     at_edge = find_edges(coefficients) & converged
     coefficients = np.where(converged[:, None], coefficients, np.nan)
     return FamilyResamples(
-        coefficients, int((~converged).sum()), int(at_edge.sum()), len(family.cells), degrees
+        coefficients, int((~converged).sum()), int(at_edge.sum()), len(family.cells), family.degrees[0]
     )
