@@ -40,7 +40,7 @@ def format_interval(interval: PercentileInterval, digits: str, unit: str = "") -
 def tabulate_isoflop(result: IsoflopResult) -> list[Row]:
     """Return a flat row for each family and budget, with the law's coefficients: leverage can be recomputed of them.
 
-    An open end, and what is not claimed, is None.
+    An open end, and what is not claimed, is None; a lower end that is infinite is "inf".
     """
     return [
         {
@@ -173,7 +173,8 @@ def _flatten_budget(budget: BudgetResult) -> Row:
     }
     for name, interval in intervals.items():
         for suffix, field in (("", "value"), ("_low", "low"), ("_high", "high")):
-            row[name + suffix] = None if interval is None else getattr(interval, field)
+            value = None if interval is None else getattr(interval, field)
+            row[name + suffix] = "inf" if value == math.inf else value
     parabola, leverage = budget.parabola, budget.leverage
     return {
         **row,

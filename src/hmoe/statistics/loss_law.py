@@ -16,6 +16,7 @@ from hmoe.errors import ConfigError
 
 Values = npt.NDArray[np.float64]
 FLOPS_PER_TOKEN_AND_SIZE = 6
+_MOST_LOG = 300.0  # of a best size: beyond it a law says nothing
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def predict_loss(coefficients: Values, model_size: Any, tokens: Any) -> Values:
 
 
 def compute_optimal_size(coefficients: Values, flops: Any) -> Values:
-    """Return the N that has the least loss where 6 N D is given; NaN where a law has no frontier.
+    """Return the N that has the least loss where 6 N D is given; NaN where a law has no frontier or it lies far out.
 
     With M = C / 6: d/dN (A N^-alpha + B (N / M)^beta) = 0, so N^(alpha + beta) = alpha A / (beta B) M^beta.
     """
@@ -142,7 +143,7 @@ def compute_optimal_size(coefficients: Values, flops: Any) -> Values:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         balance = np.log(alpha * of_size) - np.log(beta * of_tokens)
         log_size = (balance + beta * np.log(np.asarray(flops) / FLOPS_PER_TOKEN_AND_SIZE)) / (alpha + beta)
-        size: Values = np.exp(np.where(np.isfinite(log_size), log_size, np.nan))
+        size: Values = np.exp(np.where(np.abs(log_size) < _MOST_LOG, log_size, np.nan))
     return size
 
 
