@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 EXPONENT_BOUNDS = (0.02, 2.0)
-_GRID = np.geomspace(*EXPONENT_BOUNDS, 32)
+_GRID = np.geomspace(*EXPONENT_BOUNDS, 20)
 _ITERATIONS = 200
 _STEP_TOLERANCE = 1e-9  # of an exponent: no refinement moves farther
 _LEAST_DAMPING, _MOST_DAMPING = 1e-12, 1e12
@@ -85,21 +85,30 @@ def solve_nonnegative(columns: Values, y: Values) -> Values:
         columns: (rows, 2, points), neither constant: what A and B multiply; E multiplies ones.
         y: (rows, points).
     """
-    ones = np.ones((len(y), 1, y.shape[-1]))
-    best = np.zeros((len(y), 3))
-    least = np.square(y).sum(-1)
-    full = np.concatenate([ones, columns], 1)
-    for used in _SETS:
-        q, triangle = np.linalg.qr(full[:, used].swapaxes(1, 2))
-        diagonal = np.abs(np.einsum("rii->ri", triangle))
-        is_regular = diagonal.min(-1) > 1e-12 * diagonal.max(-1)
-        triangle = np.where(is_regular[:, None, None], triangle, np.eye(triangle.shape[-1]))
-        solution = np.zeros((len(y), 3))
-        solution[:, used] = np.linalg.solve(triangle, np.einsum("rpk,rp->rk", q, y)[..., None])[..., 0]
-        squares = np.square(y - np.einsum("rk,rkp->rp", solution, full)).sum(-1)
-        better = is_regular & (solution >= 0).all(-1) & (squares < least)
-        best[better], least[better] = solution[better], squares[better]
+    full = np.concatenate([np.ones((len(y), 1, y.shape[-1])), columns], 1)
+    best, squares = _solve_set(full, y, _SETS[0])
+    rows = np.flatnonzero(np.isinf(squares))  # where a coefficient is negative
+    least = np.square(y[rows]).sum(-1)
+    best[rows] = 0
+    for used in _SETS[1:]:
+        solution, squares = _solve_set(full[rows], y[rows], used)
+        better = squares < least
+        best[rows[better]], least[better] = solution[better], squares[better]
     return best
+
+
+def _solve_set(full: Values, y: Values, used: npt.NDArray[np.bool_]) -> tuple[Values, Values]:
+    """Return plain least squares of some columns of (rows, 3, points), infinite squares where not allowed."""
+    solution = np.zeros((len(y), 3))
+    if not len(y):
+        return solution, np.zeros(0)
+    q, triangle = np.linalg.qr(full[:, used].swapaxes(1, 2))
+    diagonal = np.abs(np.einsum("rii->ri", triangle))
+    is_regular = diagonal.min(-1) > 1e-12 * diagonal.max(-1)
+    triangle = np.where(is_regular[:, None, None], triangle, np.eye(triangle.shape[-1]))
+    solution[:, used] = np.linalg.solve(triangle, np.einsum("rpk,rp->rk", q, y)[..., None])[..., 0]
+    squares = np.square(y - np.einsum("rk,rkp->rp", solution, full)).sum(-1)
+    return solution, np.where(is_regular & (solution >= 0).all(-1), squares, np.inf)
 
 
 def _search_grid(log_u: Values, log_v: Values, y: Values) -> Values:
