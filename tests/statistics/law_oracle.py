@@ -22,7 +22,7 @@ def fit_law_slowly(
 
     low, high = [0, 0, 0, BOUNDS[0], BOUNDS[0]], [np.inf, np.inf, np.inf, BOUNDS[1], BOUNDS[1]]
     best = None
-    for alpha, beta, share in itertools.product((0.1, 0.4, 1.0), (0.1, 0.4, 1.0), (0.2, 0.7)):
+    for alpha, beta, share in itertools.product((0.15, 0.6), (0.15, 0.6), (0.2, 0.7)):
         start = [share * losses.min(), *[(1 - share) * losses.min() / 2] * 2, alpha, beta]
         result = optimize.least_squares(
             residuals,
@@ -32,7 +32,7 @@ def fit_law_slowly(
             ftol=1e-15,
             xtol=1e-12,
             gtol=1e-14,
-            max_nfev=300,
+            max_nfev=200,
         )
         if best is None or result.cost < best.cost:
             best = result

@@ -124,16 +124,8 @@ def analyze_isoflop(
     Raises:
         ConfigError: if the reference has no points, or runs have two points of a budget.
     """
-    families: dict[str, list[LossPoint]] = {}
-    for point in points:
-        families.setdefault(point.family, []).append(point)
-    if reference not in families:
-        raise ConfigError(
-            f"reference = {reference}: must be a family: {', '.join(sorted(families)) or 'there is none'}",
-            argument="reference",
-        )
-    names = [reference, *(name for name in families if name != reference)]
-    fits = {name: fit_loss_law(families[name]) for name in names}
+    families = _group_families(points, reference)
+    fits = {name: fit_loss_law(family) for name, family in families.items()}
     resamples = resample_families(families, num_resamples, seed)
     fitted = {
         name: FittedFamily(families[name], fit.law, resamples.get(name))
@@ -141,23 +133,34 @@ def analyze_isoflop(
         if fit.law is not None
     }
     budgets = sorted({point.budget for point in points})
-    alone = 1 - (1 - confidence) / max(len(names) - 1, 1)
+    alone = 1 - (1 - confidence) / max(len(families) - 1, 1)
     results = []
-    for name in names:
-        parabolas = fit_parabolas(families[name])
-        compare = _Comparison(name, fitted, reference, costs or {}, confidence, alone)
+    for name, family in families.items():
+        parabolas = fit_parabolas(family)
         by_budget = {parabola.budget: parabola for parabola in parabolas}
+        comparison = _Comparison(name, fitted, reference, costs or {}, confidence, alone)
         results.append(
             FamilyResult(
-                name,
-                fits[name],
-                _summarize_coefficients(fits[name], resamples.get(name), confidence),
-                fit_optimum_power_law(parabolas),
-                resamples.get(name),
-                tuple(compare.compare_at(budget, by_budget.get(budget)) for budget in budgets),
+                family=name,
+                fit=fits[name],
+                coefficients=_summarize_coefficients(fits[name], resamples.get(name), confidence),
+                optimum_power_law=fit_optimum_power_law(parabolas),
+                resamples=resamples.get(name),
+                budgets=tuple(comparison.compare_at(budget, by_budget.get(budget)) for budget in budgets),
             )
         )
     return IsoflopResult(reference, confidence, alone, num_resamples, tuple(results))
+
+
+def _group_families(points: Sequence[LossPoint], reference: str) -> dict[str, list[LossPoint]]:
+    """Return the points of each family, the reference first."""
+    families: dict[str, list[LossPoint]] = {reference: []}
+    for point in points:
+        families.setdefault(point.family, []).append(point)
+    if not families[reference]:
+        names = ", ".join(sorted(set(families) - {reference})) or "there is none"
+        raise ConfigError(f"reference = {reference}: must be a family: {names}", argument="reference")
+    return families
 
 
 @dataclass(frozen=True)
