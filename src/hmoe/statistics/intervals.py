@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hmoe.statistics.power import find_detectable_difference
 from hmoe.statistics.student_t import compute_t_quantile, compute_t_tail
 
 _ROUNDING = 1e-12  # relative: values that differ by less are equal
@@ -57,11 +58,8 @@ def estimate_detectable_difference(
 ) -> float | None:
     """Return the smallest true difference that as many repetitions would show with this power.
 
-    (two-sided t of the confidence + t of the power) x the standard error of the differences; for less than two there
-    is none. For two or three it errs towards small differences, which the spread of so few makes rough anyway.
+    That of the t test, exactly, as if the true spread were that of the differences; for less than two there is none.
     """
     if len(differences) < 2:
         return None
-    degrees = len(differences) - 1
-    quantiles = compute_t_quantile(1 - confidence, degrees) + compute_t_quantile(2 * (1 - power), degrees)
-    return quantiles * statistics.stdev(differences) / math.sqrt(len(differences))
+    return find_detectable_difference(statistics.stdev(differences), len(differences), power, 1 - confidence)
