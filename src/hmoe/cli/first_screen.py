@@ -9,7 +9,7 @@ import typer
 # A group is left out while none of its verbs is registered; a verb that is in none of them is in the last, "more".
 GROUPS = {
     "start": ("info", "presets", "config", "plan"),
-    "data": ("data prepare", "data benchmarks"),
+    "data": ("data corpus", "data prepare", "data benchmarks"),
     "train": ("train",),
     "look": ("inspect", "report", "eval", "generate", "chat"),
     "compare": ("compare",),

@@ -23,6 +23,7 @@ from hmoe.cli.chat import chat_with_model
 from hmoe.cli.compare import compare_runs
 from hmoe.cli.config import print_recipe
 from hmoe.cli.data_benchmarks import write_benchmarks_folder
+from hmoe.cli.data_corpus import write_corpus_folder
 from hmoe.cli.data_prepare import prepare_data_folder
 from hmoe.cli.eval import evaluate_folder
 from hmoe.cli.export import export_to_folder
@@ -94,6 +95,7 @@ app.command("presets")(print_presets)
 app.add_typer(_data, name="data")
 app.add_typer(_bench, name="bench")
 _data.command("prepare")(prepare_data_folder)
+_data.command("corpus")(write_corpus_folder)
 _data.command("benchmarks")(write_benchmarks_folder)
 _bench.command("layer")(time_layer)
 _bench.command("step", context_settings=OVERRIDES)(time_step)
