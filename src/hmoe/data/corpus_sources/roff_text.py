@@ -9,8 +9,10 @@ _ALTERNATING = frozenset(
 )  # fonts change from word to word: no space between
 _REQUEST = re.compile(r"[.'][ \t]*([A-Za-z]+)[ \t]*(.*)")
 _ARGUMENT = re.compile(r'"((?:[^"]|"")*)"?|(\S+)')
+_IGNORED = re.compile(r'(?<!\\)\\(".*|\n)')  # comments, and the end of a line that goes on
 _ESCAPES = {
-    r"\-": "-", r"\e": "\\", r"\&": "", r"\/": "", r"\,": "", r"\ ": " ", r"\~": " ", r"\|": "", r"\^": "", r"\:": "",
+    r"\-": "-", r"\e": "\\", "\\\\": "\\",
+    r"\&": "", r"\/": "", r"\,": "", r"\ ": " ", r"\~": " ", r"\|": "", r"\^": "", r"\:": "",
     r"\(aq": "'", r"\(dq": '"', r"\(bu": "*", r"\(em": "—", r"\(en": "–", r"\(lq": "“", r"\(rq": "”", r"\(oq": "‘",
     r"\(cq": "’", r"\(mi": "-", r"\(rs": "\\", r"\(ha": "^", r"\(ti": "~", r"\(ga": "`", r"\(co": "©", r"\(mu": "×",
     r"\(->": "→", r"\(<=": "≤", r"\(>=": "≥", r"\(+-": "±", r"\(at": "@", r"\(sh": "#", r"\(ul": "_", r"\(ba": "|",
@@ -22,7 +24,7 @@ _ESCAPE = re.compile(r"\\(\*?\[[^\]]*\]|\*?\(..|\*.|.)")
 def convert_roff(page: str) -> str:
     """Return the text of a manual page: headings and paragraphs apart, fonts and comments gone."""
     lines = []
-    for line in re.sub(r'\\".*|\\\n', "", page).split("\n"):  # without comments and ends of lines that go on
+    for line in _IGNORED.sub("", page).split("\n"):
         request = _REQUEST.match(line)
         if request is None:
             lines.append(line if not line.startswith((".", "'")) else "")
