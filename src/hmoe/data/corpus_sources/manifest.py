@@ -20,6 +20,7 @@ from hmoe.storage import write_atomic
 
 MANIFEST, LICENCES = "MANIFEST.yaml", "LICENCES.md"
 _FORMAT = 1
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the fast one, where PyYAML has it
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         "complete": manifest.is_complete,
         "sources": {name: _list_fields(SOURCES[name], record) for name, record in manifest.records.items()},
     }
-    write_atomic(folder / MANIFEST, yaml.safe_dump(tree, sort_keys=False, width=1000).encode())
+    write_atomic(folder / MANIFEST, yaml.dump(tree, Dumper=_DUMPER, sort_keys=False, width=1000).encode())
 
 
 def _list_fields(source: Source, record: SourceRecord) -> dict[str, Any]:
