@@ -14,7 +14,7 @@ from hmoe.units import format_bytes
 
 if TYPE_CHECKING:
     from hmoe.data.corpus_sources.assemble import CorpusProgress
-    from hmoe.data.corpus_sources.manifest import Manifest
+    from hmoe.data.corpus_sources.manifest import CorpusManifest
 
 _Folder = Annotated[
     Path, typer.Argument(metavar="DIR", help="Folder for the corpus; continued if it was begun.")
@@ -68,7 +68,7 @@ def _show_progress(bar: ProgressBar, progress: "CorpusProgress") -> None:
     )
 
 
-def _make_record(folder: Path, manifest: "Manifest") -> dict[str, Any]:
+def _make_record(folder: Path, manifest: "CorpusManifest") -> dict[str, Any]:
     """Return what the folder holds, by source."""
     from hmoe.data.corpus_sources.sources import SOURCES
 

@@ -18,8 +18,7 @@ GROUPS = {
     "measure": ("bench",),
 }
 EXAMPLES = {
-    "hmoe train tiny": "a first run, seconds on an idle machine",
-    'hmoe generate runs/tiny "She was"': "what it writes",
+    "hmoe train tiny": "a first run, seconds on an idle machine; it ends with what can follow",
 }
 _TITLE = "Usage: hmoe VERB ...   Language models whose experts differ in size."
 _END = "hmoe VERB -h explains a verb. Also: hmoe --version, hmoe --install-completion"

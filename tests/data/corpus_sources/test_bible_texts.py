@@ -10,8 +10,8 @@ from hmoe.data.corpus_sources.bible_texts import decompress_lzw, read_king_james
 from tests.conftest import sentences
 from tests.data.corpus_sources.fakes import compress_lzw, make_sword_module, make_windows
 
-TEXT = sentences(0, 3000).encode()
-NOISE = random.Random(0).randbytes(100_000)
+TEXT = sentences(0, 800).encode()
+NOISE = random.Random(0).randbytes(70_000)
 
 
 @pytest.mark.parametrize(

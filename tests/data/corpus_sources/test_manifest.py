@@ -4,13 +4,19 @@ import pytest
 import yaml
 
 from hmoe.data.corpus_sources import manifest as manifests
-from hmoe.data.corpus_sources.manifest import MANIFEST, Manifest, make_record, read_manifest, write_manifest
+from hmoe.data.corpus_sources.manifest import (
+    MANIFEST,
+    CorpusManifest,
+    make_record,
+    read_corpus_manifest,
+    write_corpus_manifest,
+)
 from hmoe.data.corpus_sources.packages import FetchedPackage
-from hmoe.data.corpus_sources.records import Tally
+from hmoe.data.corpus_sources.records import SourceTally
 from hmoe.data.corpus_sources.sources import SOURCES
 from hmoe.errors import DataError
 
-TALLY = Tally(documents=3, bytes=900, sha256="ab", duplicates=1, short=2, beyond_limit=0)
+TALLY = SourceTally(documents=3, bytes=900, sha256="ab", duplicates=1, short=2, beyond_limit=0)
 PACKAGES = [FetchedPackage("debian", f"manpages{end}", "6.03-2", "cd", Path()) for end in ("", "-dev")]
 VERSIONS = {"manpages": "6.03-2", "manpages-dev": "6.03-2"}
 
@@ -38,10 +44,10 @@ def test_drift_is_of_the_text_and_names_both_versions(expected: dict[str, object
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     drifted = make_record(SOURCES["man_pages"], TALLY, PACKAGES, {})
     fitting = make_record(SOURCES["austen"], TALLY, [], {"austen": {"sha256": "ab", "packages": {}}})
-    manifest = Manifest("all", ("gcide",), True, {"austen": fitting, "man_pages": drifted})
-    assert read_manifest(tmp_path) is None
-    write_manifest(tmp_path, manifest)
-    assert read_manifest(tmp_path) == manifest
+    manifest = CorpusManifest("all", ("gcide",), True, {"austen": fitting, "man_pages": drifted})
+    assert read_corpus_manifest(tmp_path) is None
+    write_corpus_manifest(tmp_path, manifest)
+    assert read_corpus_manifest(tmp_path) == manifest
     tree = yaml.safe_load((tmp_path / MANIFEST).read_text())
     assert tree["sources"]["man_pages"]["as_expected"] is False
     assert tree["sources"]["austen"]["as_expected"] is True
@@ -57,7 +63,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_damaged_manifest_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(DataError, match=r"MANIFEST\.yaml: damaged, or of another version of hmoe; delete "):
-        read_manifest(tmp_path)
+        read_corpus_manifest(tmp_path)
 
 
 def test_something_is_expected_of_every_source() -> None:

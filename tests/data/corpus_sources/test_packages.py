@@ -1,4 +1,4 @@
-"""Packages are fetched by the clients of their registries: here by programs that stand in for them, and pip itself."""
+"""Packages are fetched by the clients of their registries: here by programs that stand in for them."""
 
 import sys
 import tarfile
@@ -59,17 +59,18 @@ def test_npm_packs_the_version_that_is_asked_for(programs: Path, tmp_path: Path)
     assert (fetched.version, (fetched.folder / "package" / "a.txt").read_text()) == ("0.4.0", "a text")
 
 
-def test_pip_downloads_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = "a-1.5.dist-info"
-    wheel = tmp_path / "a-1.5-py3-none-any.whl"
+def test_pip_downloads_a_wheel(programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "a_b-1.5-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a/text.md", "a text")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: a\nVersion: 1.5\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    fetched = fetch_package(Package("pypi", "a"), tmp_path / "to")
+    write_program(
+        programs,
+        "python",
+        'case "$*" in "-m pip download "*" --no-deps --only-binary :all: --dest . a-b")\n'
+        f"cp {wheel} .;; *) exit 1;; esac",
+    )
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
+    fetched = fetch_package(Package("pypi", "a-b"), tmp_path / "to")
     assert (fetched.version, fetched.sha256) == ("1.5", hash_file(wheel))
     assert (fetched.folder / "a" / "text.md").read_text() == "a text"
 

@@ -4,13 +4,13 @@ import json
 import sys
 from pathlib import Path
 
-from hmoe.data.corpus_sources.manifest import make_expected, read_manifest
+from hmoe.data.corpus_sources.manifest import make_expected, read_corpus_manifest
 from hmoe.storage import write_atomic
 
 
 def write_expected(folder: Path) -> None:
     """Write what the sources of a corpus gave as what they should give from now on."""
-    manifest = read_manifest(folder)
+    manifest = read_corpus_manifest(folder)
     if manifest is None or not manifest.is_complete:
         sys.exit(f"{folder}: no complete corpus")
     content = json.dumps(make_expected(manifest), indent=1) + "\n"

@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 from hmoe.data.corpus_sources.manifest import (
     LICENCES,
     MANIFEST,
-    Manifest,
+    CorpusManifest,
     SourceRecord,
     load_expected,
     make_record,
-    read_manifest,
+    read_corpus_manifest,
     write_licences,
-    write_manifest,
+    write_corpus_manifest,
 )
 from hmoe.data.corpus_sources.packages import FetchedPackage, Package, fetch_package, find_missing_client
-from hmoe.data.corpus_sources.records import Tally, write_records
+from hmoe.data.corpus_sources.records import SourceTally, write_records
 from hmoe.data.corpus_sources.sources import SOURCES, Source
 from hmoe.data.lines import DAMAGED
 from hmoe.errors import ConfigError, DataError, RunBusyError
@@ -105,7 +105,7 @@ def assemble_corpus(
     say: Callable[[str], None] = lambda line: None,
     fetch: Fetch | None = None,
     expected: Mapping[str, Any] | None = None,
-) -> Manifest:
+) -> CorpusManifest:
     """Fetch the sources into a folder; a killed call is continued by the same one.
 
     Args:
@@ -149,24 +149,24 @@ class _Assembler:
     fetch: Fetch
     expected: Mapping[str, Any]
 
-    def write(self, manifest: Manifest, waiting: Sequence[Source]) -> Manifest:
+    def write(self, manifest: CorpusManifest, waiting: Sequence[Source]) -> CorpusManifest:
         """Write what is missing, and the manifest after every source; return what there is then."""
         kept = {name: record for name, record in manifest.records.items() if SOURCES[name] not in waiting}
         manifest = replace(manifest, is_complete=False, records=kept)
-        write_manifest(self.folder, manifest)
+        write_corpus_manifest(self.folder, manifest)
         total = len(kept) + len(waiting)
         for source in waiting:
             record = self._write_source(source, partial(self._tell, manifest, total))
             records = {**manifest.records, source.name: record}
             manifest = replace(manifest, records={name: records[name] for name in SOURCES if name in records})
-            write_manifest(self.folder, manifest)
+            write_corpus_manifest(self.folder, manifest)
         write_licences(self.folder, manifest)
         manifest = replace(manifest, is_complete=True)
-        write_manifest(self.folder, manifest)
+        write_corpus_manifest(self.folder, manifest)
         self._tell(manifest, total, "complete")
         return manifest
 
-    def _tell(self, manifest: Manifest, total: int, step: str) -> None:
+    def _tell(self, manifest: CorpusManifest, total: int, step: str) -> None:
         text_bytes = sum(record.tally.bytes for record in manifest.records.values())
         self.report(CorpusProgress(len(manifest.records), total, text_bytes, step))
 
@@ -191,7 +191,7 @@ class _Assembler:
         return make_record(source, tally, fetched, self.expected)
 
 
-def _read_source(source: Source, path: Path, folders: Sequence[Path]) -> Tally:
+def _read_source(source: Source, path: Path, folders: Sequence[Path]) -> SourceTally:
     try:
         tally = write_records(path, source, source.read(folders))
     except (ValueError, KeyError, IndexError, TypeError, struct.error, *DAMAGED) as error:
@@ -216,7 +216,7 @@ def _check_clients(sources: Iterable[Source]) -> None:
             )
 
 
-def _open_folder(request: CorpusRequest, folder: Path) -> Manifest:
+def _open_folder(request: CorpusRequest, folder: Path) -> CorpusManifest:
     """Return what a folder holds, under the request that is made now.
 
     Raises:
@@ -224,10 +224,10 @@ def _open_folder(request: CorpusRequest, folder: Path) -> Manifest:
     """
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder}: is a file; name a folder")
-    begun = read_manifest(folder)
+    begun = read_corpus_manifest(folder)
     _refuse_other_files(folder, is_begun=begun is not None)
     if begun is None:
-        return Manifest(request.licence, request.without)
+        return CorpusManifest(request.licence, request.without)
     names = {source.name for source in request.sources}
     for name in SOURCES:
         if name not in names and (name in begun.records or (folder / SOURCES[name].file).exists()):
@@ -266,7 +266,7 @@ def _list_entries(folder: Path, domains: Iterable[str]) -> Iterator[Path]:
             yield path
 
 
-def _list_waiting(request: CorpusRequest, folder: Path, manifest: Manifest) -> list[Source]:
+def _list_waiting(request: CorpusRequest, folder: Path, manifest: CorpusManifest) -> list[Source]:
     """Return the sources that are not there as recorded."""
     waiting = []
     for source in request.sources:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from hmoe.data.corpus_sources.packages import FetchedPackage
-from hmoe.data.corpus_sources.records import Tally
+from hmoe.data.corpus_sources.records import SourceTally
 from hmoe.data.corpus_sources.sources import SOURCES, Source
 from hmoe.errors import DataError
 from hmoe.storage import write_atomic
@@ -37,13 +37,13 @@ class PackageRecord:
 class SourceRecord:
     """What a corpus holds of a source; `drift` says how it differs from what is expected, or nothing."""
 
-    tally: Tally
+    tally: SourceTally
     packages: tuple[PackageRecord, ...]
     drift: str
 
 
 @dataclass(frozen=True)
-class Manifest:
+class CorpusManifest:
     """What a corpus folder holds.
 
     Attributes:
@@ -60,7 +60,7 @@ class Manifest:
 
 
 def make_record(
-    source: Source, tally: Tally, fetched: Iterable[FetchedPackage], expected: Mapping[str, Any]
+    source: Source, tally: SourceTally, fetched: Iterable[FetchedPackage], expected: Mapping[str, Any]
 ) -> SourceRecord:
     """Return the record of a source that was written, compared with what is expected of it."""
     packages = tuple(
@@ -69,7 +69,7 @@ def make_record(
     return SourceRecord(tally, packages, _describe_drift(tally, packages, expected.get(source.name)))
 
 
-def _describe_drift(tally: Tally, packages: tuple[PackageRecord, ...], expected: Any) -> str:
+def _describe_drift(tally: SourceTally, packages: tuple[PackageRecord, ...], expected: Any) -> str:
     if expected is None:
         return "nothing is expected of it"
     if tally.sha256 == expected["sha256"]:
@@ -90,7 +90,7 @@ def load_expected() -> dict[str, Any]:
     return expected
 
 
-def make_expected(manifest: Manifest) -> dict[str, Any]:
+def make_expected(manifest: CorpusManifest) -> dict[str, Any]:
     """Return what expected.json is to hold, of a corpus that was looked at."""
     return {
         name: {
@@ -103,7 +103,7 @@ def make_expected(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_corpus_manifest(folder: Path, manifest: CorpusManifest) -> None:
     """Write MANIFEST.yaml."""
     tree = {
         "format": _FORMAT,
@@ -128,7 +128,7 @@ def _list_fields(source: Source, record: SourceRecord) -> dict[str, Any]:
     }
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_corpus_manifest(folder: Path) -> CorpusManifest | None:
     """Read MANIFEST.yaml; None if there is none.
 
     Raises:
@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         if tree["format"] != _FORMAT:
             raise ValueError
         records = {name: _read_record(tree["sources"][name]) for name in SOURCES if name in tree["sources"]}
-        return Manifest(tree["licence"], tuple(tree["without"]), tree["complete"], records)
+        return CorpusManifest(tree["licence"], tuple(tree["without"]), tree["complete"], records)
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
@@ -150,12 +150,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def _read_record(fields: Mapping[str, Any]) -> SourceRecord:
-    tally = Tally(**{name: fields[name] for name in Tally.__dataclass_fields__})
+    tally = SourceTally(**{name: fields[name] for name in SourceTally.__dataclass_fields__})
     packages = tuple(PackageRecord(**package) for package in fields["packages"])
     return SourceRecord(tally, packages, fields.get("drift", ""))
 
 
-def write_licences(folder: Path, manifest: Manifest) -> None:
+def write_licences(folder: Path, manifest: CorpusManifest) -> None:
     """Write LICENCES.md: whose texts a corpus holds, under which terms, and what was left out."""
     lines = [
         "# Licences of this corpus",

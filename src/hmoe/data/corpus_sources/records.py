@@ -15,7 +15,7 @@ _FEWEST_LETTERS = 200
 
 
 @dataclass(frozen=True)
-class Tally:
+class SourceTally:
     """What became of a source's documents.
 
     Attributes:
@@ -37,7 +37,7 @@ class Tally:
 
 def write_records(
     path: Path, source: Source, texts: Iterable[SourceText], most_bytes: int = MOST_BYTES
-) -> Tally:
+) -> SourceTally:
     """Write the file of a source; the same texts give the same bytes."""
     kept, num_duplicates, num_short = _select_texts(source, texts)
     chosen = _choose_within(kept, most_bytes)
@@ -48,7 +48,7 @@ def write_records(
             file.write(line)
             digest.update(line)
             num_bytes += len(text.text.encode())
-    return Tally(
+    return SourceTally(
         len(chosen), num_bytes, digest.hexdigest(), num_duplicates, num_short, len(kept) - len(chosen)
     )
 
