@@ -22,8 +22,8 @@ _Folder = Annotated[
 _Licence = Annotated[
     Literal["permissive", "all"],
     typer.Option(
-        help="permissive: public domain, CC0, PSF, BSD, MIT, Apache and the like, about 95 MB; all: also "
-        "GPL, GFDL and mixed terms, about 200 MB."
+        help="permissive: public domain, CC0, PSF, BSD, MIT, Apache and the like, 93 MB; all: also "
+        "GPL, GFDL and mixed terms, 208 MB."
     ),
 ]
 _Without = Annotated[

@@ -18,7 +18,7 @@ GROUPS = {
     "measure": ("bench",),
 }
 EXAMPLES = {
-    "hmoe train tiny": "a first run, seconds on an idle machine; it ends with what can follow",
+    "hmoe train tiny": "a first run, seconds on an idle machine; says what follows",
 }
 _TITLE = "Usage: hmoe VERB ...   Language models whose experts differ in size."
 _END = "hmoe VERB -h explains a verb. Also: hmoe --version, hmoe --install-completion"

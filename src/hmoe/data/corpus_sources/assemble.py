@@ -23,8 +23,8 @@ from hmoe.data.corpus_sources.manifest import (
     load_expected,
     make_record,
     read_corpus_manifest,
-    write_licences,
     write_corpus_manifest,
+    write_licences,
 )
 from hmoe.data.corpus_sources.packages import FetchedPackage, Package, fetch_package, find_missing_client
 from hmoe.data.corpus_sources.records import SourceTally, write_records
