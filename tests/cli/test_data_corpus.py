@@ -37,9 +37,7 @@ def test_it_says_what_was_fetched_and_what_can_follow(
     names = [name for name, source in SOURCES.items() if source.permissive]
     assert [line.split()[0] for line in lines[1:9]] == names[2:5] + names[6:]
     assert lines[9].startswith("text: complete, 14 documents, ")
-    assert (
-        "; without austen, bible_web, jargon; documents left out: 0 duplicates, 0 shorter than" in lines[9]
-    )
+    assert "; without austen, bible_web, jargon; documents left out: 0 duplicates, 0 shorter than" in lines[9]
     assert lines[11:] == ["next:", "  hmoe data prepare text --out text-shards"]
     errors = shown.err.splitlines()
     assert errors[0] == "0% | bible_kjv: fetching bible-kjv-text | 0 of 8 sources | 0 bytes"

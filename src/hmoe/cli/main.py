@@ -52,7 +52,10 @@ app = VerbTyper(
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
 )  # fmt: skip
 _data = VerbTyper(
-    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help="Fetch text, and turn text into token shards."
+    cls=HelpGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Fetch text, and turn text into token shards.",
 )
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
