@@ -123,12 +123,13 @@ def assemble_corpus(
     manifest = _open_folder(request, folder)
     # A call may be killed before it removes what it fetched.
     is_begun = not manifest.is_complete or (folder / _PACKAGES).exists()
-    if is_begun or _list_waiting(request, folder, manifest):
+    waiting = _list_waiting(request, folder, manifest)
+    if fetch is None:
+        _check_clients(waiting)
+    if is_begun or waiting:
         with _lock_packages(folder) as packages:
             manifest = _open_folder(request, folder)  # another process may have written it meanwhile
             waiting = _list_waiting(request, folder, manifest)
-            if fetch is None:
-                _check_clients(waiting)
             expected = load_expected() if expected is None else expected
             manifest = _Assembler(folder, packages, report, fetch or fetch_package, expected).write(
                 manifest, waiting
@@ -231,9 +232,11 @@ def _open_folder(request: CorpusRequest, folder: Path) -> CorpusManifest:
     names = {source.name for source in request.sources}
     for name in SOURCES:
         if name not in names and (name in begun.records or (folder / SOURCES[name].file).exists()):
-            reason = f"without = {name}" if name in request.without else f"licence = {request.licence}"
+            is_named = name in request.without
+            reason = f"without = {name}" if is_named else f"licence = {request.licence}"
+            way = "" if is_named else "give licence = all, or "
             raise DataError(
-                f"{folder}: holds {SOURCES[name].file}, which {reason} leaves out; name another folder",
+                f"{folder}: holds {SOURCES[name].file}, which {reason} leaves out; {way}name another folder",
                 argument=("without", "licence"),
             )
     is_same = (begun.licence, begun.without) == (request.licence, request.without)

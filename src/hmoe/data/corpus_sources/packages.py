@@ -159,7 +159,7 @@ def _find_reason(stderr: str) -> str:
     lines = [" ".join(line.split()) for line in stderr.splitlines() if line.strip()]
     marks = ("E: ", "ERROR: ", "npm ERR! ", "npm error ")
     errors = [line.removeprefix(mark).strip() for line in lines for mark in marks if line.startswith(mark)]
-    reason = "; ".join(dict.fromkeys(errors[:3])) or (lines or ["no reason given"])[-1]
+    reason = "; ".join(dict.fromkeys(errors[:2])) or (lines or ["no reason given"])[-1]
     return reason[:_LONGEST_REASON]
 
 

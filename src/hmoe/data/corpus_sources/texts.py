@@ -54,12 +54,18 @@ def make_file_reader(
 
     def read_files(folders: Sequence[Path]) -> Iterator[SourceText]:
         for folder in folders:
-            for place in sorted(folder.glob(top)):
+            for place in _list_places(folder, top):
                 for name, path in list_files(place, pattern):
                     text = read_file(path)
                     yield SourceText(name.removesuffix(".gz"), convert(text) if convert else text)
 
     return read_files
+
+
+def _list_places(folder: Path, top: str) -> list[Path]:
+    """Return the folders of a package that match, each once; a link may lead to another, or out of the package."""
+    root = folder.resolve()
+    return sorted({place for path in folder.glob(top) if (place := path.resolve()).is_relative_to(root)})
 
 
 def group_parts(name: str, parts: Iterable[str], size: int, joint: str = "\n\n") -> Iterator[SourceText]:
