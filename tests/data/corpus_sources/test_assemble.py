@@ -262,6 +262,7 @@ def test_missing_programs_are_told_before_anything_is_fetched(
         match=rf"^apt-get: not on this system; to leave out what needs it: without = {names}$",
     ):
         assemble_corpus(CorpusRequest(), tmp_path / "c")
+    assert not (tmp_path / "c").exists()
     with pytest.raises(
         DataError, match=r"^npm: not on this system; to leave out what needs it: without = sotu_moby$"
     ):
@@ -310,7 +311,8 @@ def test_other_files_in_a_corpus_are_refused(copied: Path) -> None:
 
 def test_a_corpus_is_not_made_smaller(copied: Path, whole: Path) -> None:
     with pytest.raises(
-        DataError, match=r"holds prose/anarchism\.jsonl, which licence = permissive leaves out; name"
+        DataError,
+        match=r"holds prose/anarchism\.jsonl, which licence = permissive leaves out; give licence = all, or",
     ):
         assemble_corpus(CorpusRequest(), copied, fetch=FakeRegistries().fetch, expected={})
     request = CorpusRequest("all", ("gcide",))

@@ -39,7 +39,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_program(
         folder,
         "npm",
-        'test "$3" != broken || { echo "npm ERR! code E404" >&2; echo "npm ERR! 404 Not Found" >&2; exit 1; }\n'
+        'test "$3" != broken || { echo "npm ERR! code E404" >&2; echo "npm ERR! 404 Not Found" >&2; echo "npm ERR! more" >&2; exit 1; }\n'
         f"test $3 = a@0.4.0 && test $1 = pack && cp {tmp_path}/archive a-0.4.0.tgz && echo a-0.4.0.tgz",
     )
     monkeypatch.setenv("PATH", str(folder), prepend=":")

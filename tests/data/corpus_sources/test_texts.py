@@ -18,6 +18,9 @@ def test_files_come_sorted_without_links(tmp_path: Path) -> None:
     (tmp_path / "link.txt").symlink_to("a.txt")
     names = [name for name, _ in texts.list_files(tmp_path, r".*\.txt(\.gz)?")]
     assert names == ["a.txt", "a.txt.gz", "b-a/y.txt", "b/z.txt"]
+    (tmp_path / "b" / "whole").symlink_to(".")
+    (tmp_path / "b-link").symlink_to("b")
+    (tmp_path / "b-outside").symlink_to(tmp_path.parent)
     read = texts.make_file_reader("b*", r".*\.txt", str.upper)
     assert list(read([tmp_path])) == [("z.txt", "B/Z.TXT"), ("y.txt", "B-A/Y.TXT")]
 
