@@ -18,6 +18,7 @@ from hmoe.errors import DataError
 
 TALLY = SourceTally(documents=3, bytes=900, sha256="ab", duplicates=1, short=2, beyond_limit=0)
 PACKAGES = [FetchedPackage("debian", f"manpages{end}", "6.03-2", "cd", Path()) for end in ("", "-dev")]
+OTHER = "format: 2\nlicence: all\nwithout: []\ncomplete: true\nsources: {}\n"
 VERSIONS = {"manpages": "6.03-2", "manpages-dev": "6.03-2"}
 
 
@@ -59,7 +60,7 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("content", ["format: 2\n", "format: 1\n", "- a", "{", "", "\x00"])
+@pytest.mark.parametrize("content", [OTHER, "format: 1\n", "- a", "{", "", "\x00"])
 def test_a_damaged_manifest_is_an_error(content: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(DataError, match=r"MANIFEST\.yaml: damaged, or of another version of hmoe; delete "):

@@ -31,7 +31,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_program(
         folder,
         "apt-get",
-        'for name; do :; done; echo "W: a warning" >&2\n'
+        'test "$LC_ALL" = C || exit 9; for name; do :; done; echo "W: a warning" >&2\n'
         f'test $name != nothing || {{ echo "{UNKNOWN}" >&2; exit 100; }}\n'
         f'cp {tmp_path}/archive "${{name%%=*}}_1%3a2.0-1+deb12u3_all.deb"',
     )
@@ -39,7 +39,8 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_program(
         folder,
         "npm",
-        'test "$3" != broken || { echo "npm ERR! code E404" >&2; echo "npm ERR! 404 Not Found" >&2; echo "npm ERR! more" >&2; exit 1; }\n'
+        'test "$3" != broken || { echo "npm ERR! code E404" >&2; echo "npm ERR! 404 Not Found" >&2; '
+        'echo "npm ERR! more" >&2; exit 1; }\n'
         f"test $3 = a@0.4.0 && test $1 = pack && cp {tmp_path}/archive a-0.4.0.tgz && echo a-0.4.0.tgz",
     )
     monkeypatch.setenv("PATH", str(folder), prepend=":")
