@@ -80,7 +80,7 @@ def test_every_verb_stands_in_it_once() -> None:
     rows = render_first_screen(command, 78, False).partition(next(iter(EXAMPLES)))[0].splitlines()[1:]
     names = [re.split(r"  +", row[9:])[0] for row in rows]
     expected = [name for name in command.commands if name != "data"]
-    assert sorted(names) == sorted([*expected, "data prepare", "data benchmarks"])
+    assert sorted(names) == sorted([*expected, "data corpus", "data prepare", "data benchmarks"])
     order = [name for name in names if name in ("info", "plan", "train", "eval", "import", "serve", "bench")]
     assert order == ["info", "plan", "train", "eval", "import", "serve", "bench"]
 

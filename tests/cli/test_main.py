@@ -13,7 +13,8 @@ from hmoe.cli.main import app, run_command_line
 from hmoe.errors import make_install_command
 
 HELP = [[], ["presets"], ["train"], ["plan"], ["config"], ["eval"], ["generate"], ["chat"], ["serve"], ["info"],
-        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"], ["bench"],
+        ["export"], ["import"], ["upcycle"], ["data"], ["data", "prepare"], ["data", "benchmarks"],
+        ["data", "corpus"], ["bench"],
         ["bench", "layer"], ["bench", "step"], ["bench", "decode"], ["bench", "model"], ["bench", "tiles"],
         ["finetune"]]  # fmt: skip
 

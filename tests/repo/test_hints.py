@@ -46,8 +46,8 @@ def test_every_verb_that_is_named_exists(file: Path) -> None:
 
 
 def test_a_wrong_hint_is_seen() -> None:
-    text = '"""See `hmoe prezets`."""\nx = f"train: hmoe trian {1}"\ny = "`hmoe data corpus DIR`; `hmoe plan X`"\n'
-    assert find_wrong_hints(text, "`|: ") == ["hmoe data corpus", "hmoe prezets", "hmoe trian"]
+    text = '"""See `hmoe prezets`."""\nx = f"train: hmoe trian {1}"\ny = "`hmoe data korpus DIR`; `hmoe plan X`"\n'
+    assert find_wrong_hints(text, "`|: ") == ["hmoe data korpus", "hmoe prezets", "hmoe trian"]
 
 
 def test_every_flag_that_a_verb_names_exists() -> None:

@@ -9,7 +9,7 @@ import typer
 # A group is left out while none of its verbs is registered; a verb that is in none of them is in the last, "more".
 GROUPS = {
     "start": ("info", "presets", "config", "plan"),
-    "data": ("data prepare", "data benchmarks"),
+    "data": ("data corpus", "data prepare", "data benchmarks"),
     "train": ("train",),
     "look": ("inspect", "report", "eval", "generate", "chat"),
     "compare": ("compare",),
@@ -18,8 +18,7 @@ GROUPS = {
     "measure": ("bench",),
 }
 EXAMPLES = {
-    "hmoe train tiny": "a first run, seconds on an idle machine",
-    'hmoe generate runs/tiny "She was"': "what it writes",
+    "hmoe train tiny": "a first run, seconds on an idle machine; says what follows",
 }
 _TITLE = "Usage: hmoe VERB ...   Language models whose experts differ in size."
 _END = "hmoe VERB -h explains a verb. Also: hmoe --version, hmoe --install-completion"

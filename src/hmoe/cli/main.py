@@ -23,6 +23,7 @@ from hmoe.cli.chat import chat_with_model
 from hmoe.cli.compare import compare_runs
 from hmoe.cli.config import print_recipe
 from hmoe.cli.data_benchmarks import write_benchmarks_folder
+from hmoe.cli.data_corpus import write_corpus_folder
 from hmoe.cli.data_prepare import prepare_data_folder
 from hmoe.cli.eval import evaluate_folder
 from hmoe.cli.export import export_to_folder
@@ -53,7 +54,10 @@ app = VerbTyper(
     help="Pretrain, evaluate and look inside language models whose experts differ in size.",
 )  # fmt: skip
 _data = VerbTyper(
-    cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None, help="Turn text into token shards."
+    cls=HelpGroup,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Fetch text, and turn text into token shards.",
 )
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
@@ -102,6 +106,7 @@ app.add_typer(_data, name="data")
 app.add_typer(_bench, name="bench")
 app.add_typer(_sweep, name="sweep")
 _data.command("prepare")(prepare_data_folder)
+_data.command("corpus")(write_corpus_folder)
 _data.command("benchmarks")(write_benchmarks_folder)
 _sweep.command("grid", context_settings=OVERRIDES)(sweep_grid)
 _sweep.command("families", context_settings=OVERRIDES)(sweep_families)

@@ -1,0 +1,1 @@
+"""A corpus of several domains from package registries: what is fetched, how it becomes text, what is recorded."""
