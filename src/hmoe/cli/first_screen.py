@@ -12,16 +12,15 @@ GROUPS = {
     "data": ("data corpus", "data prepare", "data benchmarks"),
     "train": ("train",),
     "look": ("inspect", "report", "eval", "generate", "chat"),
-    "compare": ("compare",),
+    "compare": ("compare", "sweep"),
     "change": ("import", "export", "upcycle", "finetune"),
     "use": ("serve",),
     "measure": ("bench",),
 }
 EXAMPLES = {
-    "hmoe train tiny": "a first run, seconds on an idle machine; says what follows",
+    "hmoe train tiny": "a first run in seconds; hmoe VERB -h explains a verb",
 }
 _TITLE = "Usage: hmoe VERB ...   Language models whose experts differ in size."
-_END = "hmoe VERB -h explains a verb. Also: hmoe --version, hmoe --install-completion"
 
 
 def render_first_screen(command: Any, width: int, has_colour: bool) -> str:
@@ -48,7 +47,7 @@ def render_first_screen(command: Any, width: int, has_colour: bool) -> str:
     size = max(map(len, EXAMPLES))
     examples = [f"{example.ljust(size)}  {text}" for example, text in EXAMPLES.items()]
     lines += [line for example in examples for line in textwrap.wrap(example, width)]
-    return "\n".join([*lines, *textwrap.wrap(_END, width)])
+    return "\n".join(lines)
 
 
 def _choose_text(text: str, room: int) -> str:

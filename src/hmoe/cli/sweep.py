@@ -58,9 +58,9 @@ def sweep_grid(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train recipes, times values of keys, times seeds, and compare them.
+    """Train recipes x values of keys x seeds.
 
-    The same command continues it.
+    Then compare them; the same command continues it.
     """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.grid import build_grid_plan

@@ -59,9 +59,9 @@ def sweep_families(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a recipe with dense, equal and control models.
+    """Compare unequal experts with all other families.
 
-    One size, one budget, equal FLOPs, paired seeds.
+    Dense, equal, and the uniform control: one size, one budget, equal FLOPs, paired seeds.
     """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.isoflop import build_families_plan
@@ -110,7 +110,10 @@ def sweep_isoflop(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare families over sizes and budgets: the paper's figure 4."""
+    """Compare families over sizes and budgets.
+
+    The paper's figure 4, with fits and intervals.
+    """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.isoflop import build_isoflop_plan
 
@@ -139,7 +142,10 @@ def sweep_ablation(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Change one thing of a recipe: losses, strategies, ratio, penalty, k, p, experts."""
+    """Change one thing of a recipe, as the paper does.
+
+    losses (figures 3, 5), strategies (figure 6), ratio (figure 10), penalty, k, p, experts.
+    """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.ablations import build_ablation_plan
 
