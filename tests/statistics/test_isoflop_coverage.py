@@ -36,6 +36,9 @@ DESIGNS: dict[str, dict[str, Any]] = {
 }
 
 
+JUDGED = list(DESIGNS)[:2]
+
+
 def collect_truths(law: LossLaw, other: LossLaw) -> dict[str, float]:
     truths = {"alpha": law.alpha, "beta": law.beta, "E": law.E}
     for budget in BUDGETS:
@@ -100,12 +103,15 @@ def test_95_percent_intervals_hold_the_truth_in_90_to_99_percent(name: str) -> N
     print(
         f"{name}: planted, shown: " + ", ".join(f"{k} {v:.1%}" for k, v in excluded.items() if k[0] in "dl")
     )
+    most = (
+        0.99 if name in JUDGED else 1.0
+    )  # where a run's noise is not constant, intervals may be a little too wide
     for what, share in coverage.items():
-        assert 0.9 <= share <= 1, what
+        assert 0.9 <= share <= most, what
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(DESIGNS)[:2])
+@pytest.mark.parametrize("name", JUDGED)
 def test_a_planted_null_is_shown_in_few_experiments(name: str) -> None:
     _, excluded = measure_coverage(DESIGNS[name], 0.0)
     shown = {what: share for what, share in excluded.items() if what[0] in "dl"}
