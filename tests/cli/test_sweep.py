@@ -1,0 +1,152 @@
+"""`hmoe sweep`: what it prints, asks for and refuses, and its page; the queue itself is tested in tests/sweep."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hmoe.cli.main import run_command_line
+from hmoe.sweep.cost import StepCost
+from hmoe.sweep.folder import SweepFolder
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.rows import write_rows
+from tests.conftest import TINY
+from tests.sweep.helpers import make_plan, make_row
+from tests.sweep.test_answer import make_isoflop, make_tuning
+
+SMALL = [*TINY, "model.moe.widths.total=64", "model.moe.widths.experts=4", "model.moe.widths.multiple=1"]
+
+
+def fill_folder(path: Path, plan: SweepPlan, rows: list[object]) -> None:
+    """Write a sweep folder whose runs are all finished."""
+    with SweepFolder(path) as folder:
+        folder.bind_plan(plan)
+        write_rows(folder.rows, rows)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps cost a second, without one being trained."""
+    monkeypatch.setattr(
+        "hmoe.cli.sweep_run.measure_step_costs",
+        lambda plan, groups, *rest: {name: StepCost(1.0, 1e9, 128) for name in groups},
+    )
+
+
+def test_a_dry_run_tells_runs_flops_and_hours(
+    costs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sweep", "grid", "tiny", *SMALL, "train.steps=10", "--optim.lr", "1e-3", "--vary", "seed=1,2"]
+    assert run_command_line([*words[:-2], "--vary", "optim.clip=1,2", "--seeds", "3", "--controls", "--processes", "2",
+                             "--dry-run", "--json", "--out", str(tmp_path / "s")]) == 0  # fmt: skip
+    out, err = capsys.readouterr()
+    cost = json.loads(out)
+    assert (cost["num_runs"], cost["flops"], cost["seconds"]) == (12, 1.2e11, 60.0)
+    assert "12 runs to train: 1.2e11 FLOPs, about" in err
+    assert not (tmp_path / "s" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["grid", "tinny"], "group tinny: no preset or .yaml file 'tinny'; nearest is tiny"),
+        (["grid", "optim.lr=1"], "optim.lr=1: is an override; a preset or a YAML file comes first"),
+        (["grid", "tiny", "--vary", "optim.lr"], "--vary optim.lr: must be KEY=A,B"),
+        (["grid", "tiny", "--vary", "optim.lrr=1,2"], "optim.lrr: unknown key; nearest is optim.lr"),
+        (["grid", "tiny", "--baseline", "tinny"], "baseline = tinny: must be a group; nearest is tiny"),
+        (["families", "tiny-equal"], "families come from a recipe with unequal experts"),
+        (["families", "tiny", "--families", "denser"], "--families denser: must be among dense"),
+        (["tuning", "tiny", "--rates", "x"], "--rates x: must be numbers"),
+        (["isoflop", "tiny", "--budgets", "1e9", "--sizes", "0"], "--sizes 0.0: must be above 0"),
+        (["ablation", "loss", "tiny"], "ablation = loss: must be among losses"),
+        (["run", "plan"], "plan: neither a .yaml file nor a folder with sweep.yaml"),
+    ],
+)
+def test_mistakes_are_one_line(
+    words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["sweep", *words, "--out", str(tmp_path / "s")]) == 2
+    err = capsys.readouterr().err
+    assert line in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_finished_sweep_is_told_from_its_table_and_makes_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hmoe.sweep.runs import hash_recipe
+
+    plan = make_plan(seeds=[0, 1], baseline="control")
+    rows = []
+    for seed in plan.seeds:
+        recipe = hash_recipe(plan.read_recipe(plan.groups[0], seed))
+        rows.append(make_row(f"unequal-{seed}", 4.9 + 0.01 * seed, recipe=recipe))
+        rows.append(make_row(f"control-{seed}", 5.0, mean_activated_width=32.0))
+    fill_folder(tmp_path, plan, rows)
+    # The recipes of controls follow from the rows of their sources: written as the queue would.
+    from hmoe.sweep.outcome import summarize_rows
+
+    summaries = summarize_rows(plan, rows, tmp_path)
+    rows = [
+        row if row.group == "unequal" else make_row(row.run, 5.0, mean_activated_width=32.0,
+                                                    recipe=hash_recipe(summaries[row.run].config))
+        for row in rows
+    ]  # fmt: skip
+    write_rows(tmp_path / "rows.csv", rows)
+    assert run_command_line(["sweep", "run", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "unequal" in out
+    assert "2 seeds can show" in " ".join(out.split())
+    page = tmp_path / "page.html"
+    assert run_command_line(["report", str(tmp_path), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert "Every run" in text
+    assert "control-1" in text
+    assert run_command_line(["sweep", "run", str(tmp_path), "--dry-run"]) == 0
+    assert "nothing is left to train" in capsys.readouterr().err
+
+
+def test_fits_and_learning_rates_are_told_and_make_pages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The rows are of no recipe: nothing is compared with them here.
+    monkeypatch.setattr("hmoe.sweep.queue.check_row_recipe", lambda *_: None)
+    fill_folder(tmp_path / "iso", *make_isoflop(-0.05))  # type: ignore[arg-type]
+    assert run_command_line(["sweep", "run", str(tmp_path / "iso")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "unequal-topk at 3.0e13 FLOPs is worth" in out
+    assert "worth more" in out
+    assert run_command_line(["report", str(tmp_path / "iso"), "--out", str(tmp_path / "iso.html")]) == 0
+    text = (tmp_path / "iso.html").read_text()
+    assert "Compute-optimal models" in text
+    assert "Efficiency leverage over equal-topk" in text
+    assert (
+        run_command_line(
+            ["report", str(tmp_path / "iso"), "--baseline", "x", "--out", str(tmp_path / "x.html")]
+        )
+        == 2
+    )
+
+    rows = [make_row(f"{family},lr={rate}-0", 5 + rate) for family in ("a", "b") for rate in (0.001, 0.002)]
+    fill_folder(tmp_path / "rates", make_tuning().model_copy(update={"seeds": (0,)}), [
+        *rows, *(make_row(f"{group.name}-0", status="failed: x") for group in make_tuning().groups
+                 if group.name not in {row.group for row in rows})])  # fmt: skip
+    capsys.readouterr()
+    assert run_command_line(["sweep", "run", str(tmp_path / "rates")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--rates a=0.001,b=0.001" in out
+    assert "a: 0.001 is at the edge of the grid" in out
+    assert run_command_line(["report", str(tmp_path / "rates"), "--out", str(tmp_path / "rates.html")]) == 0
+    assert "Learning rates" in (tmp_path / "rates.html").read_text()
+
+
+def test_a_sweep_folder_is_moved_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fill_folder(tmp_path / "a", make_plan(seeds=[0]), [make_row("unequal-0", status="failed: x"),
+                                                       make_row("control-0", status="failed: y")])  # fmt: skip
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    assert run_command_line(["sweep", "run", str(tmp_path / "b")]) == 0
+    assert "unequal-0: failed: x" in capsys.readouterr().err
+    assert run_command_line(["sweep", "run", str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 2
+    assert "has no effect with a sweep folder" in capsys.readouterr().err

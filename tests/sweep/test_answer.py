@@ -1,0 +1,158 @@
+"""Answers of a sweep from rows alone: known laws, a planted difference, a null, learning rates, power."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+from hmoe.statistics.isoflop_words import describe_isoflop
+from hmoe.sweep.answer import (
+    analyze_group_power,
+    analyze_sweep,
+    describe_planned_power,
+    describe_power,
+    list_loss_points,
+)
+from hmoe.sweep.cost import StepCost
+from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
+from hmoe.sweep.plan import SweepPlan
+from hmoe.sweep.rows import SweepRow
+from hmoe.sweep.runs import hash_recipe
+from hmoe.sweep.tuning import choose_rates, format_rates
+from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan, make_row
+
+SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}
+BUDGETS = (1e12, 3e12, 1e13, 3e13)
+
+
+def compute_loss(size: float, tokens: float) -> float:
+    return 1.8 + 60 / size**0.35 + 250 / tokens**0.38
+
+
+def make_isoflop(shift: float, noise: float = 0.003) -> tuple[SweepPlan, list[SweepRow]]:
+    """Return rows of two families of one law, of which one is shifted by so many nats."""
+    generator = random.Random(5)
+    families = ("equal-topk", "unequal-topk")
+    groups = [
+        {**UNEQUAL, "name": f"{family},{size}", "family": family, "size": size}
+        for size in SIZES
+        for family in families
+    ]
+    rows = []
+    for size, parameters in SIZES.items():
+        for seed in (0, 1):
+            shared = generator.gauss(0, 0.01)
+            for family in families:
+                own = shared + generator.gauss(0, noise)
+                for budget in BUDGETS:
+                    tokens = round(budget / 6 / parameters)
+                    loss = (
+                        compute_loss(parameters, tokens) + own + (shift if family == "unequal-topk" else 0.0)
+                    )
+                    rows.append(
+                        make_row(f"{family},{size}-{seed}", loss, family=family, size=size, budget=budget,
+                                 flops=round(6 * parameters * tokens), tokens=tokens)
+                    )  # fmt: skip
+    plan = make_plan(kind="isoflop", groups=groups, seeds=[0, 1], budgets=list(BUDGETS))
+    return plan, rows
+
+
+def test_a_planted_difference_is_found_and_a_null_is_not() -> None:
+    plan, rows = make_isoflop(-0.05)
+    result = analyze_sweep(plan, rows)
+    assert result is not None
+    assert [family.family for family in result.families] == ["equal-topk", "unequal-topk"]
+    for budget in result.families[1].budgets:
+        assert budget.difference is not None
+        assert budget.difference.low is not None
+        assert budget.difference.high is not None
+        assert budget.difference.low < -0.05 < budget.difference.high < 0
+        assert budget.leverage is not None
+        assert budget.leverage.interval.excludes(1.0)
+    assert any("worth more" in sentence for sentence in describe_isoflop(result))
+    null = analyze_sweep(*make_isoflop(0.0))
+    assert null is not None
+    assert not any(
+        budget.difference.excludes(0.0) for budget in null.families[1].budgets if budget.difference
+    )
+    assert any("no difference shown" in sentence for sentence in describe_isoflop(null))
+
+
+def test_rows_that_are_not_finished_or_have_no_budget_are_no_points() -> None:
+    row = make_row("a-0", budget=1e12)
+    rows = [row, dataclasses.replace(row, status="failed: x"), dataclasses.replace(row, budget=None)]
+    assert [point.run for point in list_loss_points(rows)] == ["a-0"]
+    assert analyze_sweep(make_isoflop(0.0)[0], []) is None
+
+
+def test_leverage_in_seconds_is_that_in_flops_by_what_a_flop_costs() -> None:
+    plan, rows = make_isoflop(-0.05)
+    costs = {
+        group.name: StepCost(2.0 if group.curve == "unequal-topk" else 1.0, 1e9, 512) for group in plan.groups
+    }
+    result = analyze_sweep(plan, rows, costs)
+    assert result is not None
+    for budget in result.families[1].budgets:
+        assert budget.leverage is not None
+        assert budget.leverage_in_seconds is not None
+        assert budget.leverage.interval.value is not None
+        assert budget.leverage_in_seconds.value is not None
+        assert abs(budget.leverage_in_seconds.value * 2 / budget.leverage.interval.value - 1) < 1e-9
+
+
+def make_tuning() -> SweepPlan:
+    groups = [
+        {
+            **UNEQUAL,
+            "name": f"{family},lr={rate}",
+            "family": family,
+            "overrides": [*UNEQUAL["overrides"], f"optim.lr={rate}"],
+        }
+        for family in ("a", "b", "c")
+        for rate in (0.001, 0.002, 0.004)
+    ]
+    return make_plan(kind="tuning", groups=groups, seeds=[0, 1])
+
+
+def test_each_family_takes_the_rate_of_its_smallest_mean_loss() -> None:
+    losses = {"a": (5.0, 4.0, 4.5), "b": (3.0, 3.5, 3.7)}
+    rows = [
+        make_row(f"{family},lr={rate}-{seed}", loss + (0.1, -0.1)[seed])
+        for family, own in losses.items()
+        for rate, loss in zip((0.001, 0.002, 0.004), own, strict=True)
+        for seed in (0, 1)
+    ]
+    rows.append(make_row("c,lr=0.001-0", status="failed: x"))
+    first, second, third = choose_rates(make_tuning(), rows)
+    assert (first.rate, first.is_at_edge) == (0.002, False)
+    assert first.margin is not None
+    assert abs(first.margin - 0.5) < 1e-9
+    assert (second.rate, second.is_at_edge) == (0.001, True)
+    assert (third.rate, third.margin) == (None, None)
+    assert format_rates([first, second, third]) == "a=0.002,b=0.001"
+
+
+def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> None:
+    plan = make_plan(seeds=[0, 1, 2, 3], baseline="control")
+    rows = []
+    for seed in plan.seeds:
+        config = plan.read_recipe(plan.groups[0], seed)
+        noise = (0.0, 0.02, -0.01, 0.005)[seed]
+        unequal = make_row(f"unequal-{seed}", 5.0 + noise - 0.1 + 0.001 * seed, recipe=hash_recipe(config))
+        rows += [unequal, make_row(f"control-{seed}", 5.0 + noise, mean_activated_width=32.0)]
+    comparison = compare_sweep(plan, rows, Path("sweep"))
+    assert comparison is not None
+    unequal_row = comparison.rows[0]
+    assert unequal_row["verdict"].startswith("ahead by")
+    assert unequal_row["pairs"] == 4
+    groups = group_summaries(plan, summarize_rows(plan, rows, Path("sweep")))
+    powers = analyze_group_power(groups, "control")
+    assert list(powers) == ["unequal"]
+    (sentence,) = describe_power(powers)
+    assert "so 4 seeds can show differences of 0.00" in sentence
+    assert analyze_group_power(groups, None) == {}
+    assert "if pairs spread by 0.0100 nats, so 4 seeds" in describe_planned_power(plan)
+
+
+def test_a_control_without_its_source_in_the_table_is_left_out() -> None:
+    plan = make_plan(seeds=[0], groups=[UNEQUAL, CONTROL])
+    assert summarize_rows(plan, [make_row("control-0")], Path("x")) == {}
