@@ -100,3 +100,14 @@ class Projection(nn.Linear):
         if x.numel() == self.in_features and not torch.is_grad_enabled() and x.device.type == "cpu":
             return torch.mv(self.weight, x.flatten()).view(*x.shape[:-1], -1)
         return super().forward(x)
+
+
+def is_plain(projection: nn.Module, dtype: torch.dtype) -> bool:
+    """Tell whether a module is a projection that nobody wrapped, watches or converted: only its weight counts."""
+    hooks = (
+        projection._forward_hooks,
+        projection._forward_pre_hooks,
+        projection._backward_hooks,
+        projection._backward_pre_hooks,
+    )
+    return type(projection) is Projection and not any(hooks) and projection.weight.dtype == dtype
