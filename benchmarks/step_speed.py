@@ -2,10 +2,10 @@
 
     python benchmarks/step_speed.py OLD NEW [--preset tiny] [--threads 1] [--processes 1] [--steps 40]
 
-OLD and NEW are folders of the repository (`git worktree add ../old COMMIT`). Each computes in processes of its own, which
-step in turn: one step of OLD, one of NEW, and again. Seconds are those of the processor (all threads of a process)
-and of the clock; the first is blind to others that use the machine. With several processes all of a checkout take their
-step at the same time, as in a sweep of one thread each.
+OLD and NEW are folders of the repository (`git worktree add ../old COMMIT`). Each computes in processes of its
+own, which step in turn: one step of OLD, one of NEW, and again. Seconds are those of the processor (all threads
+of a process) and of the clock; the first feels least of others that use the machine. With several processes all
+of a checkout take their step at the same time, as in a sweep of one thread each.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 WARM = 4  # steps that are not counted
 
@@ -62,15 +63,16 @@ def take_step(steppers: list[Stepper]) -> tuple[float, float]:
 def answer_steps(preset: str, threads: int) -> None:
     """Train by the code that PYTHONPATH names; a step for each line of the input, its seconds a line of output."""
     import torch
-    from hmoe.bench.step import Training
+
+    from hmoe.bench import step as bench
 
     torch.set_num_threads(threads)
-    if "precision" in inspect.signature(Training).parameters:  # until November 2026
-        training = Training(preset, "float32")
+    make: Any = bench.Training
+    if "precision" in inspect.signature(make).parameters:  # until November 2026
+        training = make(preset, "float32")
     else:
-        from hmoe.bench.step import load_recipe
-
-        training = Training(load_recipe(preset, ["data.micro_batches=1"], "float32", "cpu")[1], "cpu")
+        recipe = bench.load_recipe(preset, ["data.micro_batches=1"], "float32", "cpu")[1]
+        training = make(recipe, "cpu")
     for _ in sys.stdin:
         begin = time.process_time(), time.perf_counter()
         training()
@@ -92,7 +94,9 @@ def compare_checkouts(checkouts: dict[str, Path], options: argparse.Namespace) -
     for group in steppers.values():
         for stepper in group:
             stepper.end()
-    row: dict[str, object] = {key: getattr(options, key) for key in ("preset", "threads", "processes", "steps")}
+    row: dict[str, object] = {
+        key: getattr(options, key) for key in ("preset", "threads", "processes", "steps")
+    }
     for place, kind in enumerate(("processor", "clock")):
         times = {name: [pair[place] for pair in pairs] for name, pairs in seconds.items()}
         row[f"{kind}_ms_per_step"] = {name: 1e3 * median(values) for name, values in times.items()}
@@ -105,7 +109,9 @@ def compare_checkouts(checkouts: dict[str, Path], options: argparse.Namespace) -
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("checkouts", type=Path, nargs="*", metavar="OLD NEW")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--threads", type=int, default=1)
@@ -132,7 +138,7 @@ def add_row(path: Path, row: dict[str, object], checkouts: list[Path]) -> None:
         subprocess.check_output(["git", "-C", folder, "rev-parse", "--short", "HEAD"], text=True).strip()
         for folder in checkouts
     ]
-    begun = {
+    begun: dict[str, Any] = {
         "machine": describe_machine("cpu"),
         "date": datetime.now(UTC).date().isoformat(),
         "old": commits[0],

@@ -179,8 +179,8 @@ class Attention(nn.Module):
         """
         w_q, w_k = (interleave_pairs(layer.weight, self.head_width) for layer in (self.q_proj, self.k_proj))
         y_BLn = F.linear(x_BLD, torch.cat([w_q, w_k, self.v_proj.weight]))
-        turned, v = y_BLn.split([len(w_q) + len(w_k), len(w_k)], dim=-1)
-        q, k = turn_pairs(turned, rotary).split([len(w_q), len(w_k)], dim=-1)
+        turned, v = torch.split(y_BLn, [len(w_q) + len(w_k), len(w_k)], dim=-1)
+        q, k = torch.split(turn_pairs(turned, rotary), [len(w_q), len(w_k)], dim=-1)
         q_BHLC, k_BGLC, v_BGLC = (self._heads(part, None) for part in (q, k, v))
         return q_BHLC, k_BGLC, v_BGLC
 

@@ -117,4 +117,4 @@ def turn_pairs(x: torch.Tensor, table: Rotary) -> torch.Tensor:
     cos, sin = (part.to(x.dtype).transpose(1, 2) for part in table)
     heads = x.shape[-1] // (2 * cos.shape[-1])
     turn = torch.complex(cos, sin).expand(-1, -1, heads, -1).flatten(2)
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(2)
+    return torch.view_as_real(torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)) * turn).flatten(2)
