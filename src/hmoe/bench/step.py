@@ -37,6 +37,7 @@ from hmoe.model.rotary import compute_rotary
 from hmoe.model.transformer import SEQUENCES, Block, build_transformer, set_check_finite
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.train.compiled import compile_blocks
+from hmoe.train.heap import keep_freed_memory
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.step import train_step
 
@@ -47,6 +48,7 @@ class Training:
     """A recipe in training, one step at a time."""
 
     def __init__(self, config: RunConfig, device: str) -> None:
+        keep_freed_memory()  # as the trainer does
         self.config, self.device = config, device
         self.batches = Batches(open_data(config), config.data, config.seed)
         self.model = build_transformer(config.model, config.seed, device=device)

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hmoe.model.layers import Projection, RMSNorm
-from hmoe.model.rotary import Rotary, rotate_heads
+from hmoe.model.layers import Projection, RMSNorm, is_plain
+from hmoe.model.precision import find_autocast_dtype
+from hmoe.model.rotary import Rotary, interleave_pairs, rotate_heads, turn_pairs
 
 # Output (B, L, H, C), and the attention weights where a context returns them.
 Attended = tuple[torch.Tensor, torch.Tensor | None]
@@ -151,11 +152,37 @@ class Attention(nn.Module):
 
     def forward(self, x_BLD: torch.Tensor, rotary: Rotary, context: Context) -> Attended:
         """Return (output (B, L, D), attention weights if the context returns them)."""
-        q_BHLC = rotate_heads(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
-        k_BGLC = rotate_heads(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
-        v_BGLC = self._heads(self.v_proj(x_BLD), None)
+        if isinstance(context, Sequences) and self._projects_at_once(x_BLD):
+            q_BHLC, k_BGLC, v_BGLC = self._project_at_once(x_BLD, rotary)
+        else:
+            q_BHLC = rotate_heads(self._heads(self.q_proj(x_BLD), self.q_norm), rotary)
+            k_BGLC = rotate_heads(self._heads(self.k_proj(x_BLD), self.k_norm), rotary)
+            v_BGLC = self._heads(self.v_proj(x_BLD), None)
         out_BLHC, weights = context.attend(self, q_BHLC, k_BGLC, v_BGLC)
         return self.o_proj(out_BLHC.flatten(2)), weights
+
+    def _projects_at_once(self, x_BLD: torch.Tensor) -> bool:
+        """Tell whether queries, keys and values come of one product: eagerly on a CPU, if nobody changed them."""
+        if torch.compiler.is_compiling() or x_BLD.device.type != "cpu" or self.q_norm is not None:
+            return False
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        exact = x_BLD.dtype in (torch.float32, torch.float64) and find_autocast_dtype(x_BLD.device) is None
+        return exact and all(is_plain(projection, x_BLD.dtype) for projection in projections)
+
+    def _project_at_once(
+        self, x_BLD: torch.Tensor, rotary: Rotary
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return rotated queries and keys, and values, by one product and one rotation.
+
+        Rows of the weights are taken so that the two of a pair lie side by side, as a complex number, which one
+        multiplication turns. Queries and keys are in that order too: their products are the same in any.
+        """
+        w_q, w_k = (interleave_pairs(layer.weight, self.head_width) for layer in (self.q_proj, self.k_proj))
+        y_BLn = F.linear(x_BLD, torch.cat([w_q, w_k, self.v_proj.weight]))
+        turned, v = torch.split(y_BLn, [len(w_q) + len(w_k), len(w_k)], dim=-1)
+        q, k = torch.split(turn_pairs(turned, rotary), [len(w_q), len(w_k)], dim=-1)
+        q_BHLC, k_BGLC, v_BGLC = (self._heads(part, None) for part in (q, k, v))
+        return q_BHLC, k_BGLC, v_BGLC
 
     def _heads(self, x: torch.Tensor, norm: RMSNorm | None) -> torch.Tensor:
         """Return (B, L, heads x C) as (B, heads, L, C), normalised over one head or over all."""

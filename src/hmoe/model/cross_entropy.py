@@ -87,8 +87,10 @@ def _softmax_loss(
     sum_M1 = exp_MV.sum(1, keepdim=True)
     if back:
         # Derivative of each row: (softmax - 1 at the target) / count; the exponentials are there already.
-        exp_MV.mul_(1 / (sum_M1 * count)).scatter_add_(1, target_M1, (-1 / count).expand_as(sum_M1))
-        exp_MV.masked_fill_(ignored_M1, 0)
+        # A row that is ignored is multiplied by 0: setting it would be one more pass, the slowest of them.
+        factor_M1 = (1 / (sum_M1 * count)).masked_fill_(ignored_M1, 0)
+        shift_M1 = (-1 / count).expand_as(sum_M1).masked_fill(ignored_M1, 0)
+        exp_MV.mul_(factor_M1).scatter_add_(1, target_M1, shift_M1)
     return (sum_M1.log() - target_logit_M1).masked_fill(ignored_M1, 0)
 
 

@@ -102,3 +102,19 @@ def rotate_heads(x_BHLC: torch.Tensor, table: Rotary) -> torch.Tensor:
         return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
     rotated: torch.Tensor = _Rotate.apply(x_BHLC, cos, sin)  # type: ignore[no-untyped-call]
     return rotated
+
+
+def interleave_pairs(w: torch.Tensor, head_width: int) -> torch.Tensor:
+    """Return the rows of a projection's weights so that those of a pair (i, i + C/2) follow each other."""
+    return w.view(-1, 2, head_width // 2, w.shape[1]).transpose(1, 2).reshape(w.shape)
+
+
+def turn_pairs(x: torch.Tensor, table: Rotary) -> torch.Tensor:
+    """Return heads (B, L, heads x C), whose pairs lie side by side, rotated by the angles of their positions.
+
+    Two numbers side by side are a complex one: rotating is one multiplication, along whole rows of memory.
+    """
+    cos, sin = (part.to(x.dtype).transpose(1, 2) for part in table)
+    heads = x.shape[-1] // (2 * cos.shape[-1])
+    turn = torch.complex(cos, sin).expand(-1, -1, heads, -1).flatten(2)
+    return torch.view_as_real(torch.view_as_complex(x.view(*x.shape[:-1], -1, 2)) * turn).flatten(2)

@@ -22,6 +22,7 @@ from hmoe.runs.validations import BITS, LOSS, TOKENS
 from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
+from hmoe.train.heap import keep_freed_memory
 from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
@@ -49,6 +50,7 @@ def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
             _check_logs(folder, restored.step, console)
             console.end(read_run_summary(folder.path), "finished already")
             return
+    keep_freed_memory()
     session = open_session(config, folder, restored, console)
     folder.write_config(session.config)  # not before the data is known to be the run's
     cut_back_probes(session)
