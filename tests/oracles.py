@@ -92,6 +92,21 @@ def parameter_penalty(
     return n * total
 
 
+def size_balance(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    """Mean over widths of several experts: n_g sum_i (T_i / T_g) (P_i / P_g), 0 for a width without tokens."""
+    totals = []
+    for width in sorted({w for w in widths if w and widths.count(w) > 1}):
+        group = [i for i, w in enumerate(widths) if w == width]
+        loads = [sum(i in taken for taken in choices) for i in group]
+        probs = [sum((row[i] for row in probs_TE), probs_TE.new_zeros(())) for i in group]
+        total = probs_TE.new_zeros(())
+        for load, prob in zip(loads, probs, strict=True):
+            if load:
+                total = total + load / sum(loads) * prob / sum(probs)
+        totals.append(len(group) * total)
+    return sum(totals, probs_TE.new_zeros(())) / len(totals)
+
+
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

@@ -12,6 +12,7 @@ import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
+from hmoe.model.size_balance import compute_size_balance
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.model.waiting import get_constant
 from hmoe.specs.losses import LOSSES, add_loss
@@ -125,6 +126,7 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
     ),
     "router_entropy": lambda statistics, moe: compute_router_entropy(statistics, moe.entropy_scale),
     "router_z": lambda statistics, moe: compute_router_z(statistics),
+    "size_balance": lambda statistics, moe: compute_size_balance(statistics, moe.routed_widths),
 }
 
 
@@ -165,9 +167,13 @@ def compute_auxiliary_losses(routings: Sequence[Routing], moe: MoESpec | None) -
 def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torch.Tensor]:
     """Return the mean over layers of each built-in loss, and of those that the spec names.
 
-    Built-in losses are worth watching at coefficient 0 too.
+    Most built-in losses are worth watching at coefficient 0 too.
     """
-    names = [loss.name for loss in LOSSES.values() if loss.built_in or loss.name in moe.losses]
+    names = [
+        loss.name
+        for loss in LOSSES.values()
+        if (loss.built_in and loss.watched) or loss.name in moe.losses or moe.get_coefficient(loss.name)
+    ]
     return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 
 

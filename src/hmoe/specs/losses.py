@@ -19,6 +19,7 @@ class LossSpec:
         option: key under `model.moe` of a variant of it; None: it has none.
         hf_default: coefficient where a Hugging Face config.json does not say.
         built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
+        watched: it is logged at coefficient 0 too.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LossSpec:
     option: str | None = None
     hf_default: float = 0.0
     built_in: bool = True
+    watched: bool = True
 
     @property
     def hf_key(self) -> str:
@@ -46,6 +48,7 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm", 0.1),
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
+        LossSpec("size_balance", "load balance within each width, free between widths", watched=False),
     )
 }
 

@@ -1,0 +1,27 @@
+"""Checks of training rules that make unequal experts pay, each off by default: what fits together."""
+
+from typing import Any
+
+from hmoe.errors import ConfigError
+
+# Not by name: `hmoe.specs.model` imports this.
+MoESpec = Any
+
+
+def check_width_rules(moe: MoESpec) -> None:
+    """Raise ConfigError for a rule that these experts, this router or the other fields leave without effect."""
+    _check_size_balance(moe)
+
+
+def _check_size_balance(moe: MoESpec) -> None:
+    """Raise ConfigError for a balance within widths where each width has one expert."""
+    if not moe.size_balance:
+        return
+    widths = moe.expert_widths
+    if len(set(widths)) == len(widths):
+        raise ConfigError(
+            f"moe.size_balance = {moe.size_balance}: all {len(widths)} experts differ in width, so no two can be "
+            "balanced within one; nearest is 0"
+        )
+    if moe.router.constant_load:
+        moe.refuse_unused("with experts that choose equally many tokens: it is constant", "size_balance")
