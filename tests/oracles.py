@@ -107,6 +107,16 @@ def size_balance(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[
     return sum(totals, probs_TE.new_zeros(())) / len(totals)
 
 
+def width_cost(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    """mean_t sum_i p_i h_i / mean(h), the mean over experts that compute."""
+    mean = sum(widths) / len([w for w in widths if w])
+    total = probs_TE.new_zeros(())
+    for row_E in probs_TE:
+        for i, width in enumerate(widths):
+            total = total + row_E[i] * width / mean
+    return total / len(probs_TE)
+
+
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

@@ -31,6 +31,7 @@ class HMoEConfig(PreTrainedConfig):
         load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE
             eq 3, 4, 5 and ST-MoE's), added to the loss if output_router_logits is set, as transformers does.
         size_balance_coef: as those, see `hmoe.model.size_balance`.
+        width_cost_coef: as those, see `hmoe.model.width_cost`.
         penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
         other_loss_coefs: of losses that `hmoe.register_loss` added, by name.
 
@@ -67,6 +68,7 @@ class HMoEConfig(PreTrainedConfig):
     entropy_scale: str = "experts"
     router_z_coef: float = 0.0
     size_balance_coef: float = 0.0
+    width_cost_coef: float = 0.0
     other_loss_coefs: dict[str, float] | None = None
     output_router_logits: bool = False
     max_position_embeddings: int = 4096

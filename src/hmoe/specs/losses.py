@@ -49,6 +49,9 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
         LossSpec("size_balance", "load balance within each width, free between widths", watched=False),
+        LossSpec(
+            "width_cost", "expected width of the router's probabilities, without the load", watched=False
+        ),
     )
 }
 

@@ -79,6 +79,7 @@ class MoESpec(Spec):
         entropy_scale: factor in eq 5: number of experts, or 1.
         router_z: mean squared logsumexp of router logits.
         size_balance: load balance within each width, free between widths.
+        width_cost: mean of sum p h / mean h: the penalty without the load.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -99,6 +100,7 @@ class MoESpec(Spec):
     entropy_scale: Literal["experts", "one"] = "experts"
     router_z: Annotated[float, COEFFICIENT] = 0.0
     size_balance: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
+    width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
 

@@ -11,6 +11,7 @@ MoESpec = Any
 def check_width_rules(moe: MoESpec) -> None:
     """Raise ConfigError for a rule that these experts, this router or the other fields leave without effect."""
     _check_size_balance(moe)
+    _check_width_cost(moe)
 
 
 def _check_size_balance(moe: MoESpec) -> None:
@@ -25,3 +26,9 @@ def _check_size_balance(moe: MoESpec) -> None:
         )
     if moe.router.constant_load:
         moe.refuse_unused("with experts that choose equally many tokens: it is constant", "size_balance")
+
+
+def _check_width_cost(moe: MoESpec) -> None:
+    """Raise ConfigError for a cost of width where all experts cost the same."""
+    if len(set(moe.routed_widths)) == 1:
+        moe.refuse_unused("with equally wide experts: it is constant", "width_cost")
