@@ -33,6 +33,7 @@ class HMoEConfig(PreTrainedConfig):
         size_balance_coef: as those, see `hmoe.model.size_balance`.
         width_cost_coef: as those, see `hmoe.model.width_cost`.
         penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
+        training_rules: what else hmoe's trainer did, as under `model.moe` of a recipe; not applied here.
         other_loss_coefs: of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -70,6 +71,7 @@ class HMoEConfig(PreTrainedConfig):
     size_balance_coef: float = 0.0
     width_cost_coef: float = 0.0
     other_loss_coefs: dict[str, float] | None = None
+    training_rules: dict[str, Any] | None = None
     output_router_logits: bool = False
     max_position_embeddings: int = 4096
     rope_parameters: dict[str, Any] | None = None

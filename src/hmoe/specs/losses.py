@@ -35,11 +35,13 @@ class LossSpec:
         return f"{self.name}_coef"
 
 
+# Further keys under `model.moe` that change how losses train a router, not what the model computes.
+RULES = ("penalty_start", "penalty_warmup")
 _TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
     "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
     "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",
     "mean_activated_width", "expert_token_share", "expert_compute_share", "experts_per_token_by_layer", "penalty_norm",
-    "entropy_scale", "widths", "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses",
+    "entropy_scale", "widths", "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses", *RULES,
 }  # fmt: skip
 LOSSES: dict[str, LossSpec] = {
     loss.name: loss
@@ -59,7 +61,7 @@ LOSSES: dict[str, LossSpec] = {
 def list_loss_keys() -> tuple[str, ...]:
     """Return every key under `model.moe` that is about an auxiliary loss."""
     keys = [key for loss in LOSSES.values() if loss.built_in for key in (loss.name, loss.option) if key]
-    return (*keys, "losses")
+    return (*keys, "losses", *RULES)
 
 
 def add_loss(name: str, summary: str, again: bool = False) -> None:

@@ -80,6 +80,8 @@ class MoESpec(Spec):
         router_z: mean squared logsumexp of router logits.
         size_balance: load balance within each width, free between widths.
         width_cost: mean of sum p h / mean h: the penalty without the load.
+        penalty_start: steps before which parameter_penalty and width_cost push nothing.
+        penalty_warmup: steps from there in which their coefficients grow linearly.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -101,6 +103,8 @@ class MoESpec(Spec):
     router_z: Annotated[float, COEFFICIENT] = 0.0
     size_balance: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
     width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
+    penalty_start: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
+    penalty_warmup: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
 

@@ -12,6 +12,8 @@ def check_width_rules(moe: MoESpec) -> None:
     """Raise ConfigError for a rule that these experts, this router or the other fields leave without effect."""
     _check_size_balance(moe)
     _check_width_cost(moe)
+    if not moe.parameter_penalty and not moe.width_cost:
+        moe.refuse_unused("while parameter_penalty and width_cost are 0", "penalty_start", "penalty_warmup")
 
 
 def _check_size_balance(moe: MoESpec) -> None:

@@ -5,7 +5,7 @@ Axes of counts: `Z` MoE layers, `E` experts.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import compute_learning_rate
+from hmoe.train.penalty_schedule import schedule_coefficients
 from hmoe.train.processes import ONE_PROCESS, Processes
 
 # Seeds of noise are positions in a number of this base: run, step, micro-batch, and in the model layer.
@@ -88,7 +89,8 @@ def train_step(
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
-    passes = [_accumulate(model, part, config, step) for part in placed]
+    coefficients = schedule_coefficients(step, config.model.moe)
+    passes = [_accumulate(model, part, config, step, coefficients) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -112,7 +114,13 @@ class _Pass(NamedTuple):
     counts: RoutingCounts
 
 
-def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
+def _accumulate(
+    model: Transformer,
+    part: MicroBatch[torch.Tensor],
+    config: RunConfig,
+    step: int,
+    coefficients: Mapping[str, float],
+) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
     # Without noise no seed at all: a compiled block would be compiled again for each.
@@ -125,7 +133,7 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
         # Statistics are those of one micro-batch, whoever computes it: a run does not
         # depend on the number of processes.
         terms |= losses.average_losses(measure_routers(routings), moe)
-    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe)
+    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe, coefficients)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = count_routings(routings, device, moe is not None and moe.hyper is not None)
