@@ -126,6 +126,17 @@ def penalty_scale(step: int, start: int, warmup: int) -> float:
     return scale
 
 
+def width_coefficients(
+    widths: list[float], target: float, start: float, gain: float, factor: float
+) -> list[float]:
+    """log c_(n+1) = log c_n + gain (h_n - target) / target, within start / factor and start x factor."""
+    logs = [math.log(start)]
+    for width in widths[:-1]:
+        moved = logs[-1] + gain * (width - target) / target
+        logs.append(max(math.log(start / factor), min(math.log(start * factor), moved)))
+    return [math.exp(value) for value in logs]
+
+
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

@@ -41,6 +41,7 @@ def make_uniform_control(run: Path) -> tuple[RunConfig, RunSummary]:
         parameter_penalty=0.0,
         penalty_norm="mean",
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
+        target_width=None,
         width_cost=0.0,
         penalty_start=0,
         penalty_warmup=0,

@@ -82,6 +82,8 @@ class MoESpec(Spec):
         width_cost: mean of sum p h / mean h: the penalty without the load.
         penalty_start: steps before which parameter_penalty and width_cost push nothing.
         penalty_warmup: steps from there in which their coefficients grow linearly.
+        target_width: mean hidden units per token and MoE layer that training holds by moving width_cost, or else
+            parameter_penalty.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -105,6 +107,9 @@ class MoESpec(Spec):
     width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
     penalty_start: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
     penalty_warmup: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
+    target_width: Annotated[float | None, Real(1e9, zero=False)] = field(
+        default=None, metadata=WRITTEN_WHERE_SET
+    )
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
 

@@ -1,5 +1,8 @@
 """Coefficients of penalties on width as functions of the step: none, then growing, then the recipe's (MoHGE)."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from hmoe.specs.model import MoESpec
 
 SCHEDULED = ("parameter_penalty", "width_cost")
@@ -17,9 +20,14 @@ def scale_penalties(step: int, moe: MoESpec) -> float:
     return min(1.0, (grown + 1) / moe.penalty_warmup) if moe.penalty_warmup else 1.0
 
 
-def schedule_coefficients(step: int, moe: MoESpec | None) -> dict[str, float]:
-    """Return the coefficients that in this step differ from the recipe's, by the name of the loss."""
-    scale = 1.0 if moe is None else scale_penalties(step, moe)
-    if moe is None or scale == 1:
+def schedule_coefficients(
+    step: int, moe: MoESpec | None, moved: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, float]:
+    """Return the coefficients that in this step may differ from the recipe's, by the name of the loss.
+
+    `moved` are those that a controller has in place of the recipe's.
+    """
+    if moe is None:
         return {}
-    return {name: scale * moe.get_coefficient(name) for name in SCHEDULED}
+    full = {name: moved.get(name, moe.get_coefficient(name)) for name in SCHEDULED}
+    return {name: scale_penalties(step, moe) * coefficient for name, coefficient in full.items()}

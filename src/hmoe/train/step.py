@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,7 @@ def train_step(
     config: RunConfig,
     step: int,
     processes: Processes = ONE_PROCESS,
+    moved: Mapping[str, float] = MappingProxyType({}),
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
@@ -84,12 +86,13 @@ def train_step(
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
+        moved: coefficients of losses, by name, that a controller has in place of the recipe's.
     """
     placed = place_parts(parts, model.embed.weight.device)
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
-    coefficients = schedule_coefficients(step, config.model.moe)
+    coefficients = schedule_coefficients(step, config.model.moe, moved)
     passes = [_accumulate(model, part, config, step, coefficients) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
