@@ -137,6 +137,19 @@ def width_coefficients(
     return [math.exp(value) for value in logs]
 
 
+def batch_balance(
+    choices: list[list[list[int]]], probs_TE: list[torch.Tensor], weights: list[float]
+) -> torch.Tensor:
+    """Mean over micro-batches m of N sum_i T_i w_i P_i, P_i of m, T_i of all micro-batches up to m."""
+    n, total = len(weights), probs_TE[0].new_zeros(())
+    for m, probs in enumerate(probs_TE):
+        taken = [experts for part in choices[: m + 1] for experts in part]
+        for i in range(n):
+            share = sum(i in experts for experts in taken) / len(taken)
+            total = total + n * share * weights[i] * sum(row[i] for row in probs) / len(probs)
+    return total / len(probs_TE)
+
+
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

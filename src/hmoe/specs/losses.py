@@ -36,7 +36,7 @@ class LossSpec:
 
 
 # Further keys under `model.moe` that change how losses train a router, not what the model computes.
-RULES = ("target_width", "penalty_start", "penalty_warmup")
+RULES = ("target_width", "penalty_start", "penalty_warmup", "statistics")
 _TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
     "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
     "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",

@@ -84,6 +84,7 @@ class MoESpec(Spec):
         penalty_warmup: steps from there in which their coefficients grow linearly.
         target_width: mean hidden units per token and MoE layer that training holds by moving width_cost, or else
             parameter_penalty.
+        statistics: loads in losses are a micro-batch's own, or the batch's up to and with it.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -110,6 +111,7 @@ class MoESpec(Spec):
     target_width: Annotated[float | None, Real(1e9, zero=False)] = field(
         default=None, metadata=WRITTEN_WHERE_SET
     )
+    statistics: Literal["micro", "batch"] = field(default="micro", metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
 

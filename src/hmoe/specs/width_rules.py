@@ -13,6 +13,8 @@ def check_width_rules(moe: MoESpec) -> None:
     _check_size_balance(moe)
     _check_width_cost(moe)
     _check_target_width(moe)
+    if not (moe.load_balance or moe.parameter_penalty or moe.size_balance or any(moe.losses.values())):
+        moe.refuse_unused("while no loss with a coefficient counts loads", "statistics")
     if not moe.parameter_penalty and not moe.width_cost:
         moe.refuse_unused("while parameter_penalty and width_cost are 0", "penalty_start", "penalty_warmup")
 

@@ -18,6 +18,7 @@ from hmoe.data.batches import MicroBatch
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import RoutingCounts, count_routings, update_router_biases
+from hmoe.model.batch_loads import BatchLoads
 from hmoe.model.capacity import CapacityCounts
 from hmoe.model.precision import use_mixed_precision
 from hmoe.model.statistics import measure_routers
@@ -75,8 +76,8 @@ def train_step(
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
-    Router statistics, auxiliary losses and capacities are per micro-batch, per
-    layer, then averaged over layers.
+    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers;
+    with `moe.statistics: batch` loads are of the batch so far (`hmoe.model.batch_loads`).
 
     Args:
         model: to be trained; its parameters may be sharded from outside (FSDP2), which
@@ -93,7 +94,9 @@ def train_step(
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
     coefficients = schedule_coefficients(step, config.model.moe, moved)
-    passes = [_accumulate(model, part, config, step, coefficients) for part in placed]
+    moe = config.model.moe
+    loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
+    passes = [_accumulate(model, part, config, step, coefficients, loads) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -123,6 +126,7 @@ def _accumulate(
     config: RunConfig,
     step: int,
     coefficients: Mapping[str, float],
+    loads: BatchLoads | None,
 ) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
@@ -134,8 +138,9 @@ def _accumulate(
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
         # Statistics are those of one micro-batch, whoever computes it: a run does not
-        # depend on the number of processes.
-        terms |= losses.average_losses(measure_routers(routings), moe)
+        # depend on the number of processes. With `loads` it does: they are of all side by side.
+        statistics = measure_routers(routings)
+        terms |= losses.average_losses(statistics if loads is None else loads.include(statistics), moe)
     terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe, coefficients)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
