@@ -5,7 +5,7 @@ import math
 from hmoe.specs.model import MoESpec
 
 STATE = "width_controller"  # key of its coefficient in a checkpoint
-GAIN = 0.3
+GAIN = 0.3  # of 0.1, 0.2 and 0.3 the one that settled fastest without swinging with top-k
 MOST_FACTOR = 1000.0  # the coefficient stays within the recipe's / this and the recipe's x this
 
 
