@@ -92,6 +92,85 @@ def parameter_penalty(
     return n * total
 
 
+def size_balance(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    """Mean over widths of several experts: n_g sum_i (T_i / T_g) (P_i / P_g), 0 for a width without tokens."""
+    totals = []
+    for width in sorted({w for w in widths if w and widths.count(w) > 1}):
+        group = [i for i, w in enumerate(widths) if w == width]
+        loads = [sum(i in taken for taken in choices) for i in group]
+        probs = [sum((row[i] for row in probs_TE), probs_TE.new_zeros(())) for i in group]
+        total = probs_TE.new_zeros(())
+        for load, prob in zip(loads, probs, strict=True):
+            if load:
+                total = total + load / sum(loads) * prob / sum(probs)
+        totals.append(len(group) * total)
+    return sum(totals, probs_TE.new_zeros(())) / len(totals)
+
+
+def width_cost(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
+    """mean_t sum_i p_i h_i / mean(h), the mean over experts that compute."""
+    mean = sum(widths) / len([w for w in widths if w])
+    total = probs_TE.new_zeros(())
+    for row_E in probs_TE:
+        for i, width in enumerate(widths):
+            total = total + row_E[i] * width / mean
+    return total / len(probs_TE)
+
+
+def penalty_scale(step: int, start: int, warmup: int) -> float:
+    """0 for `start` steps, then by 1 / warmup more in every step until it is 1."""
+    scale = 0.0
+    for done in range(step + 1):
+        if done >= start:
+            scale = 1.0 if warmup == 0 else min(1.0, scale + 1 / warmup)
+    return scale
+
+
+def width_coefficients(
+    widths: list[float], target: float, start: float, gain: float, factor: float
+) -> list[float]:
+    """log c_(n+1) = log c_n + gain (h_n - target) / target, within start / factor and start x factor."""
+    logs = [math.log(start)]
+    for width in widths[:-1]:
+        moved = logs[-1] + gain * (width - target) / target
+        logs.append(max(math.log(start / factor), min(math.log(start * factor), moved)))
+    return [math.exp(value) for value in logs]
+
+
+def batch_balance(
+    choices: list[list[list[int]]], probs_TE: list[torch.Tensor], weights: list[float]
+) -> torch.Tensor:
+    """Mean over micro-batches m of N sum_i T_i w_i P_i, P_i of m, T_i of all micro-batches up to m."""
+    n, total = len(weights), probs_TE[0].new_zeros(())
+    for m, probs in enumerate(probs_TE):
+        taken = [experts for part in choices[: m + 1] for experts in part]
+        for i in range(n):
+            share = sum(i in experts for experts in taken) / len(taken)
+            total = total + n * share * weights[i] * sum(row[i] for row in probs) / len(probs)
+    return total / len(probs_TE)
+
+
+def adamw(
+    weight: torch.Tensor,
+    gradients: list[torch.Tensor],
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> torch.Tensor:
+    """AdamW of one matrix, number by number: w - lr (m / (sqrt(v) + eps) + decay w), m and v without bias."""
+    values = weight.clone()
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in weight.shape)).tolist():
+        w, m, v = values[tuple(index)].item(), 0.0, 0.0
+        for step, gradient in enumerate(gradients, start=1):
+            g = gradient[tuple(index)].item()
+            m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
+            update = (m / (1 - betas[0] ** step)) / (math.sqrt(v / (1 - betas[1] ** step)) + eps)
+            w -= lr * (update + decay * w)
+        values[tuple(index)] = w
+    return values
+
+
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

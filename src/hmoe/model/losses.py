@@ -5,15 +5,18 @@ over layers, then multiplies by the coefficient. Statistics may be reduced over 
 processes before: losses do not know.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
+from hmoe.model.size_balance import compute_size_balance
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.model.waiting import get_constant
+from hmoe.model.width_cost import compute_width_cost
 from hmoe.specs.losses import LOSSES, add_loss
 from hmoe.specs.model import MoESpec
 
@@ -125,6 +128,8 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
     ),
     "router_entropy": lambda statistics, moe: compute_router_entropy(statistics, moe.entropy_scale),
     "router_z": lambda statistics, moe: compute_router_z(statistics),
+    "size_balance": lambda statistics, moe: compute_size_balance(statistics, moe.routed_widths),
+    "width_cost": lambda statistics, moe: compute_width_cost(statistics, moe.routed_widths),
 }
 
 
@@ -165,19 +170,30 @@ def compute_auxiliary_losses(routings: Sequence[Routing], moe: MoESpec | None) -
 def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torch.Tensor]:
     """Return the mean over layers of each built-in loss, and of those that the spec names.
 
-    Built-in losses are worth watching at coefficient 0 too.
+    Most built-in losses are worth watching at coefficient 0 too.
     """
-    names = [loss.name for loss in LOSSES.values() if loss.built_in or loss.name in moe.losses]
+    names = [
+        loss.name
+        for loss in LOSSES.values()
+        if (loss.built_in and loss.watched) or loss.name in moe.losses or moe.get_coefficient(loss.name)
+    ]
     return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 
 
-def sum_weighted_losses(terms: dict[str, torch.Tensor], moe: MoESpec | None) -> torch.Tensor | float:
-    """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
+def sum_weighted_losses(
+    terms: dict[str, torch.Tensor],
+    moe: MoESpec | None,
+    coefficients: Mapping[str, float] = MappingProxyType({}),
+) -> torch.Tensor | float:
+    """Return the sum of the auxiliary losses among `terms`, each times its coefficient.
+
+    `coefficients` are those by name that for now differ from the spec's.
+    """
     total: torch.Tensor | float = 0.0
     if moe is None:
         return total
     for name in LOSSES:
-        coefficient = moe.get_coefficient(name)
+        coefficient = coefficients.get(name, moe.get_coefficient(name))
         if coefficient:  # not 0 times the loss: 0 x NaN is NaN
             total = total + coefficient * terms[name]
     return total

@@ -25,6 +25,7 @@ class RouterStatistics:
         entropy_sum: entropy of each token's probabilities in nats, with
             gradient; None if it was not measured.
         z_sum: squared logsumexp of each token's logits, with gradient; None if it was not measured.
+        num_load_tokens: tokens that load_E counts; None: num_tokens.
     """
 
     num_tokens: int | torch.Tensor
@@ -32,11 +33,13 @@ class RouterStatistics:
     prob_sum_E: torch.Tensor
     entropy_sum: torch.Tensor | None = None
     z_sum: torch.Tensor | None = None
+    num_load_tokens: int | torch.Tensor | None = None
 
     @property
     def share_E(self) -> torch.Tensor:
         """Share of the tokens that chose each expert (T_i of HMoE eq 3); the sum is the experts per token."""
-        return self.load_E.to(self.prob_sum_E.dtype) / self.divisor
+        num_tokens = self.num_tokens if self.num_load_tokens is None else self.num_load_tokens
+        return self.load_E.to(self.prob_sum_E.dtype) / _at_least_one(num_tokens)
 
     @property
     def prob_E(self) -> torch.Tensor:
@@ -46,11 +49,7 @@ class RouterStatistics:
     @property
     def divisor(self) -> int | torch.Tensor:
         """The number of tokens, but at least 1: without tokens shares and losses are 0, not NaN."""
-        return (
-            self.num_tokens.clamp(min=1)
-            if isinstance(self.num_tokens, torch.Tensor)
-            else max(self.num_tokens, 1)
-        )
+        return _at_least_one(self.num_tokens)
 
     def __add__(self, other: "RouterStatistics") -> "RouterStatistics":
         """Return the statistics of the tokens of both."""
@@ -81,6 +80,10 @@ class RouterStatistics:
             None if self.entropy_sum is None else add(self.entropy_sum),
             None if self.z_sum is None else add(self.z_sum),
         )
+
+
+def _at_least_one(count: int | torch.Tensor) -> int | torch.Tensor:
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 def measure_router(routing: Routing, logits: bool = True) -> RouterStatistics:

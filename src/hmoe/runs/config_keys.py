@@ -68,7 +68,8 @@ _NULL = {  # keys that may be null, without the families that refuse it
     "num_key_value_heads": ("mixtral", "qwen3_moe", "mistral"), "head_dim": ("qwen3", "qwen3_moe", "olmoe"),
     "sliding_window": (), "layer_types": (), "mlp_only_layers": (), "clip_qkv": (), "qk_norm": (), "expert_widths": (),
     "dense_layers": (), "dense_intermediate_size": (), "router_options": (), "expert_skip": (), "zero_experts": (),
-    "hyper_experts": (), "other_loss_coefs": (), "bos_token_id": (), "eos_token_id": (), "pad_token_id": (),
+    "hyper_experts": (), "other_loss_coefs": (), "training_rules": (), "bos_token_id": (),
+    "eos_token_id": (), "pad_token_id": (),
     "attention_dropout": (), "pretraining_tp": (),
 }  # fmt: skip
 _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
@@ -76,11 +77,11 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (float,): ("rms_norm_eps",),
     (int, float): (
         "router_aux_loss_coef", "clip_qkv", "router_top_p", "load_balance_coef", "parameter_penalty_coef",
-        "router_entropy_coef", "router_z_coef",
+        "router_entropy_coef", "router_z_coef", "size_balance_coef", "width_cost_coef",
     ),
     (str,): ("hidden_act", "qk_norm", "router_type", "penalty_norm", "entropy_scale"),
     (list,): ("layer_types", "mlp_only_layers", "dense_layers", "expert_widths", "expert_skip"),
-    (dict,): ("router_options", "zero_experts", "hyper_experts", "other_loss_coefs"),
+    (dict,): ("router_options", "zero_experts", "hyper_experts", "other_loss_coefs", "training_rules"),
 }  # fmt: skip
 _CHECKED = {  # keys without effect on the model whose kind is looked at all the same
     "bos_token_id": (int,), "eos_token_id": (int, list), "pad_token_id": (int,), "initializer_range": (int, float),

@@ -14,6 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from hmoe.errors import ConfigError
 
 _LARGEST_INTEGER = 2**31 - 1
+# Metadata of a field that recipes and records hold only where it is not at its default.
+WRITTEN_WHERE_SET = types.MappingProxyType({"written_where_set": True})
 
 
 def refuse_bool(value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from hmoe.errors import ConfigError
 from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.fields import check_value, get_field_types
-from hmoe.specs.losses import LOSSES
+from hmoe.specs.losses import LOSSES, RULES
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.plain import from_plain, list_options
 from hmoe.specs.rope import read_hf_rope, write_hf_rope
@@ -37,7 +37,14 @@ OUR_KEYS = {  # field as a complaint names it -> key
     **DECODER_KEYS, **MOE_KEYS, **{f"router.{name}": key for name, key in ROUTER_KEYS.items()},
     "rope_scaling.original_length": "rope_parameters.original_max_position_embeddings",
 }  # fmt: skip
-_WITHOUT_EXPERTS = ("router_options", "expert_skip", "shared_expert_width", "zero_experts", "hyper_experts")
+_WITHOUT_EXPERTS = (
+    "router_options",
+    "expert_skip",
+    "shared_expert_width",
+    "zero_experts",
+    "hyper_experts",
+    "training_rules",
+)
 # Of the keys above in a config.json that does not say: the paper's 0.4B model with top-2 routing.
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
@@ -46,7 +53,7 @@ DEFAULTS: dict[str, Any] = {
     "router_top_p": 0.6, "norm_topk_prob": True, "router_options": None, "shared_expert_width": 0,
     "expert_skip": None, "zero_experts": None, "hyper_experts": None,
     "penalty_norm": "mean", "entropy_scale": "experts",
-    "other_loss_coefs": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "other_loss_coefs": None, "training_rules": None, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False, **{loss.hf_key: loss.hf_default for loss in LOSSES.values()},
 }  # fmt: skip
 
@@ -91,6 +98,9 @@ def _write_moe_keys(moe: MoESpec) -> dict[str, Any]:
         name: value for name, value in list_options(router).items() if name not in _router_keys(router.name)
     }
     keys["router_options"] = options or None
+    keys["training_rules"] = {
+        name: value for name, value in list_options(moe).items() if name in RULES
+    } or None
     return keys | {loss.hf_key: moe.get_coefficient(loss.name) for loss in LOSSES.values() if loss.built_in}
 
 
@@ -131,6 +141,7 @@ def read_hf_moe(keys: Mapping[str, Any]) -> MoESpec | None:
     values |= {"zero": None if zero is None else from_plain(ZeroExperts, zero, "zero_experts")}
     values |= {"hyper": None if hyper is None else from_plain(Hyper, hyper, "hyper_experts")}
     values |= {loss.name: keys[loss.hf_key] for loss in LOSSES.values() if loss.built_in}
+    values |= _read_rules(keys)
     values |= {"router": read_hf_router(keys), "losses": keys.get("other_loss_coefs") or {}}
     for (
         loss
@@ -139,6 +150,15 @@ def read_hf_moe(keys: Mapping[str, Any]) -> MoESpec | None:
             annotation = get_field_types(MoESpec)[loss.option]
             check_value(loss.option, values.pop(loss.option), annotation)
     return MoESpec(**values)
+
+
+def _read_rules(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields of MoESpec that only hmoe's trainer uses; raise ConfigError for one that is not known."""
+    rules = dict(keys.get("training_rules") or {})
+    for name in rules:
+        if name not in RULES:
+            raise ConfigError(f"training_rules.{name}: no such rule, must be one of {', '.join(RULES)}")
+    return rules
 
 
 def read_hf_spec(keys: Mapping[str, Any]) -> ModelSpec:

@@ -19,6 +19,7 @@ class LossSpec:
         option: key under `model.moe` of a variant of it; None: it has none.
         hf_default: coefficient where a Hugging Face config.json does not say.
         built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
+        watched: it is logged at coefficient 0 too.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LossSpec:
     option: str | None = None
     hf_default: float = 0.0
     built_in: bool = True
+    watched: bool = True
 
     @property
     def hf_key(self) -> str:
@@ -33,11 +35,14 @@ class LossSpec:
         return f"{self.name}_coef"
 
 
+# Further keys under `model.moe` that change how losses train a router, not what the model computes.
+RULES = ("target_width", "penalty_start", "penalty_warmup", "statistics")
 _TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
     "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
     "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",
     "mean_activated_width", "expert_token_share", "expert_compute_share", "experts_per_token_by_layer", "penalty_norm",
-    "entropy_scale", "widths", "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses",
+    "entropy_scale", "widths", "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses", *RULES,
+    "parameter_penalty_coefficient", "width_cost_coefficient",
 }  # fmt: skip
 LOSSES: dict[str, LossSpec] = {
     loss.name: loss
@@ -46,6 +51,10 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm", 0.1),
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
+        LossSpec("size_balance", "load balance within each width, free between widths", watched=False),
+        LossSpec(
+            "width_cost", "expected width of the router's probabilities, without the load", watched=False
+        ),
     )
 }
 
@@ -53,7 +62,7 @@ LOSSES: dict[str, LossSpec] = {
 def list_loss_keys() -> tuple[str, ...]:
     """Return every key under `model.moe` that is about an auxiliary loss."""
     keys = [key for loss in LOSSES.values() if loss.built_in for key in (loss.name, loss.option) if key]
-    return (*keys, "losses")
+    return (*keys, "losses", *RULES)
 
 
 def add_loss(name: str, summary: str, again: bool = False) -> None:

@@ -8,12 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from hmoe.errors import ConfigError
 from hmoe.specs.experts import Hyper, ZeroExperts, append_zero_widths
 from hmoe.specs.extensions import hint_extensions
-from hmoe.specs.fields import Each, Range, Real, Spec, Whole
+from hmoe.specs.fields import WRITTEN_WHERE_SET, Each, Range, Real, Spec, Whole
 from hmoe.specs.losses import LOSSES
 from hmoe.specs.rope import RopeScaling
 from hmoe.specs.routers import ROUTERS
 from hmoe.specs.routers.base import RouterSpec, describe_constant_gates
 from hmoe.specs.routers.top_k import TopK
+from hmoe.specs.width_rules import check_width_rules
 from hmoe.specs.widths import WidthRule
 
 _WIDTHS = Each(Whole(1, 10**7), least=1)
@@ -77,6 +78,13 @@ class MoESpec(Spec):
         router_entropy: HMoE eq 5; the paper's top-p: 3e-2.
         entropy_scale: factor in eq 5: number of experts, or 1.
         router_z: mean squared logsumexp of router logits.
+        size_balance: load balance within each width, free between widths.
+        width_cost: mean of sum p h / mean h: the penalty without the load.
+        penalty_start: steps before which parameter_penalty and width_cost push nothing.
+        penalty_warmup: steps from there in which their coefficients grow linearly.
+        target_width: mean hidden units per token and MoE layer that training holds by moving width_cost, or else
+            parameter_penalty.
+        statistics: loads in losses are a micro-batch's own, or the batch's up to and with it.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
     Raises:
@@ -96,6 +104,14 @@ class MoESpec(Spec):
     router_entropy: Annotated[float, COEFFICIENT] = 0.0
     entropy_scale: Literal["experts", "one"] = "experts"
     router_z: Annotated[float, COEFFICIENT] = 0.0
+    size_balance: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
+    width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
+    penalty_start: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
+    penalty_warmup: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
+    target_width: Annotated[float | None, Real(1e9, zero=False)] = field(
+        default=None, metadata=WRITTEN_WHERE_SET
+    )
+    statistics: Literal["micro", "batch"] = field(default="micro", metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
 
@@ -156,6 +172,7 @@ class MoESpec(Spec):
         for loss in LOSSES.values():
             if loss.option is not None and self.get_coefficient(loss.name) == 0:
                 self.refuse_unused(f"while {loss.name} is 0", loss.option)
+        check_width_rules(self)
         for name in self.losses:
             if name not in LOSSES or LOSSES[name].built_in:
                 known = (

@@ -13,10 +13,14 @@ SpecType = TypeVar("SpecType")
 def to_plain(value: Any) -> Any:
     """Return a spec as a dict of its fields in their order, specs within it too.
 
-    An empty mapping is left out.
+    An empty mapping is left out, and a field at its default if it is marked `WRITTEN_WHERE_SET`.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        items = {field.name: getattr(value, field.name) for field in fields(value)}
+        items = {
+            field.name: getattr(value, field.name)
+            for field in fields(value)
+            if not (field.metadata.get("written_where_set") and getattr(value, field.name) == field.default)
+        }
         return {
             name: to_plain(item)
             for name, item in items.items()

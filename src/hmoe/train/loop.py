@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
 from hmoe.train.heap import keep_freed_memory
+from hmoe.train.penalty_schedule import schedule_coefficients
 from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
@@ -84,9 +85,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         session.records.begin()
         parts = feed.take(counts.step)
         with explain_failure(config):
-            record = train_step(session.model, session.optimizer, parts, config, counts.step)
+            record, coefficients = _take_step(session, parts)
         session.records.tick(record.tokens)
-        row = _metrics_row(session, record, _account(session, record))
+        row = _metrics_row(session, record, _account(session, record)) | coefficients
         done = session.progress() >= 1
         reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
         if done or reached or _due(counts.step, every.eval_every):
@@ -109,6 +110,20 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             saved = session.save()
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
+
+
+def _take_step(session: Session, parts: Sequence[MicroBatch[Any]]) -> tuple[StepRecord, dict[str, float]]:
+    """Train one step; return what it did and, with a controller, the coefficient that it was trained with."""
+    config, step, controller = session.config, session.counts.step, session.controller
+    if controller is None:
+        return train_step(session.model, session.optimizer, parts, config, step), {}
+    moved, name = controller.moved, controller.name
+    record = train_step(session.model, session.optimizer, parts, config, step, moved=moved)
+    used = schedule_coefficients(step, config.model.moe, moved)[name]
+    # Not while a schedule holds the penalty back: the width does not answer to the coefficient then.
+    if record.applied and used == moved[name]:
+        controller.update(record.mean_activated_width)
+    return record, {f"{name}_coefficient": used}
 
 
 def _explain_bad_steps(step: int, saved: int, lr: float) -> str:

@@ -5,8 +5,9 @@ Axes of counts: `Z` MoE layers, `E` experts.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +18,14 @@ from hmoe.data.batches import MicroBatch
 from hmoe.model import losses
 from hmoe.model.attention import Sequences
 from hmoe.model.balance import RoutingCounts, count_routings, update_router_biases
+from hmoe.model.batch_loads import BatchLoads
 from hmoe.model.capacity import CapacityCounts
 from hmoe.model.precision import use_mixed_precision
 from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import compute_learning_rate
+from hmoe.train.penalty_schedule import schedule_coefficients
 from hmoe.train.processes import ONE_PROCESS, Processes
 
 # Seeds of noise are positions in a number of this base: run, step, micro-batch, and in the model layer.
@@ -69,11 +72,12 @@ def train_step(
     config: RunConfig,
     step: int,
     processes: Processes = ONE_PROCESS,
+    moved: Mapping[str, float] = MappingProxyType({}),
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
-    Router statistics, auxiliary losses and capacities are per micro-batch, per
-    layer, then averaged over layers.
+    Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers;
+    with `moe.statistics: batch` loads are of the batch so far (`hmoe.model.batch_loads`).
 
     Args:
         model: to be trained; its parameters may be sharded from outside (FSDP2), which
@@ -83,12 +87,16 @@ def train_step(
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
+        moved: coefficients of losses, by name, that a controller has in place of the recipe's.
     """
     placed = place_parts(parts, model.embed.weight.device)
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
-    passes = [_accumulate(model, part, config, step) for part in placed]
+    coefficients = schedule_coefficients(step, config.model.moe, moved)
+    moe = config.model.moe
+    loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
+    passes = [_accumulate(model, part, config, step, coefficients, loads) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -112,7 +120,14 @@ class _Pass(NamedTuple):
     counts: RoutingCounts
 
 
-def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int) -> _Pass:
+def _accumulate(
+    model: Transformer,
+    part: MicroBatch[torch.Tensor],
+    config: RunConfig,
+    step: int,
+    coefficients: Mapping[str, float],
+    loads: BatchLoads | None,
+) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
     # Without noise no seed at all: a compiled block would be compiled again for each.
@@ -123,9 +138,10 @@ def _accumulate(model: Transformer, part: MicroBatch[torch.Tensor], config: RunC
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
         # Statistics are those of one micro-batch, whoever computes it: a run does not
-        # depend on the number of processes.
-        terms |= losses.average_losses(measure_routers(routings), moe)
-    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe)
+        # depend on the number of processes. With `loads` it does: they are of all side by side.
+        statistics = measure_routers(routings)
+        terms |= losses.average_losses(statistics if loads is None else loads.include(statistics), moe)
+    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe, coefficients)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = count_routings(routings, device, moe is not None and moe.hyper is not None)
