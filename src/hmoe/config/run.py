@@ -285,16 +285,9 @@ CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
 # by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
 _LOGGING = (
-    "log_every",
-    "eval_every",
-    "eval_flops",
-    "eval_sequences",
-    "sample_every",
-    "inspect_every",
-    "sample_prompt",
-    "sample_tokens",
-    "dead_after",
-)
+    "log_every", "eval_every", "eval_flops", "eval_sequences", "sample_every", "inspect_every", "sample_prompt",
+    "sample_tokens", "dead_after",
+)  # fmt: skip
 RESUMABLE = frozenset(
     (
         "data.path",
