@@ -14,6 +14,7 @@ from hmoe.config.recipe_file import read_tree
 from hmoe.config.run import RunConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
+from hmoe.sweep.upcycled import check_upcycled_model
 
 PLAN = "sweep.yaml"
 Kind = Literal["grid", "ablation", "tuning", "isoflop"]
@@ -145,8 +146,19 @@ def check_plan(tree: Any, where: str) -> SweepPlan:
         raise ConfigError(f"{where}: {_describe_problem(error.errors(include_url=False)[0])}") from None
     for group in plan.groups:
         if group.recipe is not None:
-            plan.read_recipe(group, plan.seeds[0])
+            _check_group(plan, group)
     return plan
+
+
+def _check_group(plan: SweepPlan, group: SweepGroup) -> None:
+    """Raise ConfigError for a recipe that is none, or that cannot begin with the weights of its source."""
+    config = plan.read_recipe(group, plan.seeds[0])
+    source = None if group.upcycled_from is None else plan.get_group(group.upcycled_from)
+    if source is not None and source.recipe is not None:
+        try:
+            check_upcycled_model(config.model, plan.read_recipe(source, plan.seeds[0]).model)
+        except ConfigError as error:
+            raise ConfigError(f"group {group.name}: {error}, {source.name}") from None
 
 
 def _describe_problem(problem: Any) -> str:
