@@ -23,4 +23,6 @@ def check_upcycled_model(model: ModelSpec, source: ModelSpec) -> None:
         if own != other:
             raise ConfigError(f"model.{key} = {own}: must be {other}, that of its source")
     if model.moe is None:
-        raise ConfigError("model.moe = None: experts cannot become dense again; must have those of its source")
+        raise ConfigError(
+            "model.moe = None: experts cannot become dense again; must have those of its source"
+        )
