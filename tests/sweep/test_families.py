@@ -92,10 +92,20 @@ def test_the_same_learning_rates_for_each_family() -> None:
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_changes_models_one_from_another(name: str) -> None:
-    models = read_models(build_ablation_plan(name, "tiny-topp" if name in ("losses", "p") else "tiny", [0]))
-    assert len(models) >= 3
-    assert len(set(map(repr, models.values()))) == len(models)
+def test_an_ablation_changes_recipes_one_from_another(name: str) -> None:
+    plan = build_ablation_plan(name, "tiny-topp" if name in ("losses", "p") else "tiny", [0])
+    recipes_by_name = {group.name: repr(plan.read_recipe(group, 0)) for group in plan.groups}
+    assert len(recipes_by_name) >= 3
+    assert len(set(recipes_by_name.values())) == len(recipes_by_name)
+
+
+def test_rules_that_begin_late_begin_in_the_middle_of_the_budget() -> None:
+    plan = build_ablation_plan("rules", "tiny", [0], ["train.steps=300"])
+    late = plan.read_recipe(plan.get_group("late-penalty"), 0).model.moe
+    target = plan.read_recipe(plan.get_group("target-width"), 0).model.moe
+    assert late is not None
+    assert target is not None
+    assert (late.penalty_start, target.target_width) == (150, 230)
 
 
 def test_a_wrong_ablation_is_one_line() -> None:
