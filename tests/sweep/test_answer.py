@@ -150,7 +150,7 @@ def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> No
     (sentence,) = describe_power(powers)
     assert "so 4 seeds can show differences of 0.00" in sentence
     assert analyze_group_power(groups, None) == {}
-    assert "if pairs spread by 0.0100 nats, so 4 seeds" in describe_planned_power(plan)
+    assert "if pairs spread by 0.0100 nats, 4 seeds" in describe_planned_power(plan)
 
 
 def test_a_control_without_its_source_in_the_table_is_left_out() -> None:

@@ -98,19 +98,20 @@ def describe_power(powers: Mapping[str, PowerAnalysis]) -> list[str]:
 def describe_one_power(power: PowerAnalysis) -> str:
     """Return what so many pairs can show, and how many a difference of 0.01 nats needs."""
     spread = power.spread
-    rough = "" if spread.low is None else f" ({spread.low:.4f} to {spread.high:.4f})"
+    if spread.low is None:
+        start = f"if pairs spread by {spread.value:.4f} nats,"
+    else:
+        start = f"pairs spread by {spread.value:.4f} ({spread.low:.4f} to {spread.high:.4f}) nats, so"
     detectable = (
         "no difference" if power.detectable is None else f"differences of {power.detectable:.4f} nats"
     )
     needed = "more than 10,000" if power.pairs_needed is None else f"{power.pairs_needed:,}"
     return (
-        f"pairs spread by {spread.value:.4f}{rough} nats, so {power.num_pairs} seed{'s' * (power.num_pairs != 1)} can "
-        f"show {detectable} with {power.power:.0%} power; {power.difference:g} nats need {needed} seeds"
+        f"{start} {power.num_pairs} seed{'s' * (power.num_pairs != 1)} can show {detectable} with {power.power:.0%} "
+        f"power; {power.difference:g} nats need {needed} seeds"
     )
 
 
 def describe_planned_power(plan: SweepPlan) -> str:
     """Return what the seeds of a plan can show, if their pairs spread as such runs did before."""
-    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE)).replace(
-        "pairs spread by", "if pairs spread by"
-    )
+    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE))

@@ -3,6 +3,7 @@
 import json
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,13 @@ class StepCost:
         seconds: of a step, median.
         flops: training FLOPs of a step.
         tokens: of a step.
+        start_seconds: of a process before its first step, to be paid by every run.
     """
 
     seconds: float
     flops: float
     tokens: int
+    start_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,11 @@ def _read_costs(file: Path) -> dict[str, StepCost]:
 
 def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> StepCost:
     request = {"measure": config.model_dump(mode="json")}
+    begin = time.monotonic()
     children = [start_child(request, place, stdout=subprocess.PIPE) for place in places]
     try:
         texts = [child.communicate()[0] for child in children]
+        wall_seconds = time.monotonic() - begin
     finally:
         for child in children:
             child.kill()
@@ -143,7 +148,7 @@ def estimate_sweep_cost(
         cost = costs[run.group.name]
         steps = _count_steps(_find_config(run, configs), cost)
         flops += steps * cost.flops
-        seconds += steps * cost.seconds
+        seconds += steps * cost.seconds + cost.start_seconds
     return SweepCost(len(runs), flops, seconds / num_places)
 
 

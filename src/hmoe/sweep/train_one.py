@@ -93,7 +93,11 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
                 seconds.append(time.perf_counter() - begin)
                 if len(seconds) > _WARM_STEPS and time.monotonic() > deadline:
                     break
-    return {"seconds": statistics.median(seconds[_WARM_STEPS:]), "flops": flops}
+    return {
+        "seconds": statistics.median(seconds[_WARM_STEPS:]),
+        "flops": flops,
+        "total_seconds": sum(seconds),
+    }
 
 
 class _Silent:
