@@ -130,9 +130,10 @@ def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> Ste
         )
     measured = [json.loads(own_lines[-1]) for own_lines in lines]
     return StepCost(
-        statistics.median(each["seconds"] for each in measured),
-        measured[0]["flops"],
-        config.data.batch_tokens,
+        seconds=statistics.median(each["seconds"] for each in measured),
+        flops=measured[0]["flops"],
+        tokens=config.data.batch_tokens,
+        start_seconds=max(0.0, wall_seconds - max(each["total_seconds"] for each in measured)),
     )
 
 
