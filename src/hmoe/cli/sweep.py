@@ -41,7 +41,7 @@ _Controls = Annotated[
 ]
 _Plan = Annotated[
     str,
-    typer.Argument(metavar="PLAN", help="A plan: name of one that is shipped, YAML file, or sweep folder."),
+    typer.Argument(metavar="PLAN", help="A plan, a YAML file, or a sweep folder."),
 ]
 
 
@@ -108,8 +108,8 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     for word in rest:
         if word.startswith("--"):
             overrides += [word] if "=" in word else [word, next(rest, "")]
-        elif word.partition("=")[0] in keys:
-            overrides.append(word)
+        elif word.partition("=")[0] in keys or "." in word.partition("=")[0] * ("=" in word):
+            overrides.append(word)  # a key with a dot that is none is refused as one
         else:
             recipes.append(word)
     if not recipes:

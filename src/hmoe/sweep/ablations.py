@@ -8,7 +8,7 @@ from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.model import MoESpec
-from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY
+from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY, equalize_budget
 from hmoe.sweep.grid import locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
@@ -193,5 +193,6 @@ def build_ablation_plan(
         {"name": variant, "recipe": locate_recipe(recipe), "overrides": list(changes)}
         for variant, changes in ABLATIONS[name].list_variants(config, moe).items()
     ]
-    tree = {"kind": "ablation", "groups": groups, "seeds": list(seeds), "overrides": list(overrides)}
+    tree = {"kind": "ablation", "groups": groups, "seeds": list(seeds)}
+    tree["overrides"] = [*overrides, *equalize_budget(config)]
     return check_plan(tree | {"baseline": baseline or groups[0]["name"]}, f"ablation {name}")
