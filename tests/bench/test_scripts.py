@@ -43,48 +43,6 @@ def test_serve(tmp_path: Path, stream: list[str]) -> None:
     )
 
 
-def test_neighbours(tmp_path: Path) -> None:
-    words = [
-        "--flops",
-        "2e10",
-        "--seeds",
-        "2",
-        "--presets",
-        "tiny",
-        "tiny-rectify",
-        "--runs",
-        str(tmp_path / "runs"),
-    ]
-    result = run("neighbours.py", tmp_path / "out", *words)
-    assert [row["preset"] for row in result["presets"]] == ["tiny", "tiny-rectify"]
-    for row in result["presets"]:
-        assert row["flops"] >= 2e10
-        assert row["validation_loss"] == pytest.approx(sum(row["seeds"]) / 2)
-
-
-@pytest.mark.parametrize("origin", [[], pytest.param(["--scratch"], marks=pytest.mark.slow)])
-def test_rectify(tmp_path: Path, origin: list[str]) -> None:
-    small = ["--steps", "2", "--seeds", "1", "--methods", "top-1", "top-1 + FR + IR"]
-    result = run(
-        "rectify.py",
-        tmp_path / "out",
-        *small,
-        *(origin or ["--dense-steps", "2"]),
-        "--runs",
-        str(tmp_path / "runs"),
-    )
-    plain, rectified = result["methods"]
-    assert plain["method"] == "top-1"
-    assert rectified["flops"] > plain["flops"]  # what was dropped is computed
-    assert plain["slots_last_step"]["rectified"] == 0 < rectified["slots_last_step"]["rectified"]
-    assert (
-        plain["difference"]
-        == 0
-        != rectified["difference"]
-        == rectified["validation_loss"] - plain["validation_loss"]
-    )
-
-
 def test_waves(capsys: pytest.CaptureFixture[str]) -> None:
     sys.path.insert(0, str(BENCHMARKS))
     try:

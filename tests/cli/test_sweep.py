@@ -65,7 +65,13 @@ def test_a_dry_run_tells_runs_flops_and_hours(
         (["grid", "tiny", "optim.lrr=2"], "optim.lrr: unknown key; nearest is optim.lr"),
         (["grid", "tiny", "--vary", "seed=1,2"], "seed: is set by the seeds of the sweep"),
         (["families", "tiny", "--rates", "unequal-tokp=0.5"], "--rates unequal-tokp: must be among"),
-        (["run", "plan"], "plan: neither a .yaml file nor a folder with sweep.yaml"),
+        (
+            ["run", "neighbour"],
+            "neighbour: neither a .yaml file, nor a folder with sweep.yaml, nor a plan that is shipped; "
+            "nearest is neighbours, of hyper, hyper-flops, neighbours, rectify",
+        ),
+        (["run", "hyper", "seed=1"], "seed: is set by the seeds of the sweep"),
+        (["run", "hyper", "optim.lrr=1"], "group tiny: optim.lrr: unknown key; nearest is optim.lr"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -168,3 +174,45 @@ def test_a_sweep_folder_is_moved_and_goes_on(tmp_path: Path, capsys: pytest.Capt
     assert "unequal-0: failed: x" in capsys.readouterr().err
     assert run_command_line(["sweep", "run", str(tmp_path / "b"), "--out", str(tmp_path / "c")]) == 2
     assert "has no effect with a sweep folder" in capsys.readouterr().err
+
+
+def test_a_shipped_plan_is_run_by_its_name(
+    costs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--seeds", "2", "train.steps=3", "--optim.lr", "1e-2", "--processes", "1", "--dry-run", "--json"]
+    for name, num_runs in (("neighbours", 28), ("rectify", 14)):
+        assert run_command_line(["sweep", "run", name, *words, "--out", name]) == 0
+        cost = json.loads(capsys.readouterr().out)
+        assert (cost["num_runs"], cost["flops"]) == (num_runs, num_runs * 3e9)
+
+
+def test_a_sweep_of_a_shipped_plan_goes_on(
+    costs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "sweep",
+        "run",
+        "hyper",
+        "train.steps=3",
+        "--seeds",
+        "2",
+        "--processes",
+        "1",
+        "--dry-run",
+        "--json",
+    ]
+    assert run_command_line(words) == 2
+    assert "--out: missing, a new sweep needs a folder" in capsys.readouterr().err
+    for _ in range(2):  # the same command, also where the folder has the name of the plan
+        assert run_command_line([*words, "--out", "hyper"]) == 0
+        assert json.loads(capsys.readouterr().out)["num_runs"] == 4
+    for extra, line in (
+        (["train.steps=4"], "train.steps=4: the recipes of a sweep folder, hyper, are fixed; remove it"),
+        (["--seeds", "3"], "--seeds 3: a sweep folder, hyper, has its seeds; --add adds to them"),
+    ):
+        assert run_command_line(["sweep", "run", "hyper", *extra, "--dry-run"]) == 2
+        assert line in capsys.readouterr().err
+    assert run_command_line(["sweep", "run", "hyper", "--add", "1", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_runs"] == 6

@@ -17,6 +17,14 @@ from hmoe.cli.sweep_options import (
 )
 from hmoe.errors import ConfigError
 
+
+def _complete_plan(incomplete: str) -> list[str]:
+    """Return the shipped plans that begin so, for the shell."""
+    from hmoe.sweep.shipped import list_shipped_plans
+
+    return [name for name in list_shipped_plans() if name.startswith(incomplete)]
+
+
 _Recipes = Annotated[
     list[str],
     typer.Argument(
@@ -41,7 +49,15 @@ _Controls = Annotated[
 ]
 _Plan = Annotated[
     str,
-    typer.Argument(metavar="PLAN", help="A plan, a YAML file, or a sweep folder."),
+    typer.Argument(
+        metavar="PLAN",
+        help="A plan: name of one that is shipped, YAML file, or sweep folder; then overrides of all recipes.",
+        autocompletion=_complete_plan,
+    ),
+]
+_PlanSeeds = Annotated[
+    int | None,
+    typer.Option(min=1, max=10_000, help="Seeds of each recipe, from 0 on. Default: those of the plan."),
 ]
 
 
@@ -72,31 +88,47 @@ def sweep_grid(
 
 def sweep_plan(
     plan: _Plan,
+    context: typer.Context,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the sweep; continued if it was begun.")
     ] = None,
+    seeds: _PlanSeeds = None,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
     dry_run: SweepDryRun = False,
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train what a plan says, or continue a sweep folder."""
+    """Train what a plan says, or continue a sweep folder.
+
+    Shipped: neighbours (routers at equal FLOPs), rectify, rectify-flops, rectify-scratch, hyper, hyper-flops.
+    """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.plan import PLAN, read_plan
+    from hmoe.sweep.shipped import change_plan, list_shipped_plans, read_shipped_plan
 
     folder = Path(plan)
-    if (folder / PLAN).is_file():
+    # With a folder to write to, a shipped name is the plan, also where the folder has the same name.
+    if (folder / PLAN).is_file() and not (plan in list_shipped_plans() and out is not None):
         if out is not None and out.resolve() != folder.resolve():
             raise ConfigError(f"--out {out}: has no effect with a sweep folder, {plan}; remove it")
+        _refuse_changes(plan, context.args, seeds)
         out, chosen = folder, read_plan(folder / PLAN)
-    elif plan.endswith((".yaml", ".yml")):
-        chosen = read_plan(folder)
     else:
-        raise ConfigError(f"{plan}: neither a .yaml file nor a folder with {PLAN}")
+        chosen = read_plan(folder) if plan.endswith((".yaml", ".yml")) else read_shipped_plan(plan)
+        if context.args or seeds is not None:
+            chosen = change_plan(chosen, context.args, None if seeds is None else range(seeds))
     if out is None:
         raise ConfigError("--out: missing, a new sweep needs a folder")
     run_plan(chosen, SweepOptions(out, processes, add, dry_run, retry, as_json))
+
+
+def _refuse_changes(folder: str, overrides: list[str], seeds: int | None) -> None:
+    """Raise ConfigError for what a sweep that was begun cannot change."""
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: the recipes of a sweep folder, {folder}, are fixed; remove it")
+    if seeds is not None:
+        raise ConfigError(f"--seeds {seeds}: a sweep folder, {folder}, has its seeds; --add adds to them")
 
 
 def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:

@@ -14,6 +14,7 @@ from hmoe.config.recipe_file import read_tree
 from hmoe.config.run import RunConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
+from hmoe.sweep.upcycled import check_upcycled_model
 
 PLAN = "sweep.yaml"
 Kind = Literal["grid", "ablation", "tuning", "isoflop"]
@@ -159,7 +160,7 @@ def check_plan(tree: Any, where: str) -> SweepPlan:
         _check_overrides(words, bool(plan.budgets), where)
     for group in plan.groups:
         if group.recipe is not None:
-            plan.read_recipe(group, plan.seeds[0])
+            _check_group(plan, group)
         elif not _is_unequal(plan.read_recipe(plan.get_group(str(group.control_of)), plan.seeds[0])):
             raise ConfigError(
                 f"{where}: group {group.name}: {group.control_of} has no experts of different width"
@@ -182,6 +183,17 @@ def _check_overrides(words: Sequence[str], has_budgets: bool, where: str) -> Non
             raise ConfigError(
                 f"{where}: {key}: is set by the budgets of an isoflop sweep; remove the override"
             )
+
+
+def _check_group(plan: SweepPlan, group: SweepGroup) -> None:
+    """Raise ConfigError for a recipe that is none, or that cannot begin with the weights of its source."""
+    config = plan.read_recipe(group, plan.seeds[0])
+    source = None if group.upcycled_from is None else plan.get_group(group.upcycled_from)
+    if source is not None and source.recipe is not None:
+        try:
+            check_upcycled_model(config.model, plan.read_recipe(source, plan.seeds[0]).model)
+        except ConfigError as error:
+            raise ConfigError(f"group {group.name}: {error}, {source.name}") from None
 
 
 def _describe_problem(problem: Any) -> str:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from hmoe.checkpoint.manifest import list_checkpoint_steps
 from hmoe.config.run import RunConfig
 from hmoe.data.open import open_data
 from hmoe.errors import ConfigError, HMoEError
@@ -90,6 +91,7 @@ class SweepQueue:
     def run(self, show: Callable[[SweepState], None]) -> None:
         """Train until nothing is left to train; `show` is told where the sweep stands, several times a second."""
         self._check_data()
+        self._check_sources()
         try:
             while self.state.running or self._list_ready():
                 self._start_ready()
@@ -223,6 +225,19 @@ class SweepQueue:
                 raise ConfigError(
                     f"data.path = {config.data.path}: its fingerprint is {own[:12]}, rows of {self.folder.rows} are of "
                     f"{others}; choose that data, or another table"
+                )
+
+    def _check_sources(self) -> None:
+        """Raise ConfigError if a run would begin with weights that only a row of the table tells of."""
+        for run in self.state.waiting:
+            if run.group.upcycled_from is None or run.source not in self.summaries:
+                continue
+            source = self.folder.get_run(run.source)
+            if not list_checkpoint_steps(source):
+                raise ConfigError(
+                    f"{source}: has no checkpoint, of which {run.name} would be made, though {self.folder.rows} has a "
+                    "row of it; copy its run folder, or choose another folder for the sweep",
+                    argument="out",
                 )
 
     def _fail_orphans(self) -> None:

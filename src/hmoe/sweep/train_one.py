@@ -18,6 +18,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError, RunBusyError
 from hmoe.runs.run_folder import RunFolder
 from hmoe.sweep.process import BUSY_CODE
+from hmoe.sweep.upcycled import check_upcycled_model
 from hmoe.train.stop import STOP
 
 _PARENT_SECONDS = 0.5  # between looks whether the sweep still runs
@@ -68,7 +69,8 @@ def _begin_upcycled(config: RunConfig, folder: RunFolder, source: Path) -> None:
 
     opened = open_model(source, print)
     model = opened.model
-    if config.model != opened.model.config:
+    check_upcycled_model(config.model, model.config)
+    if config.model != model.config:
         model = upcycle_model(opened.model, config.model, UnitChoice("windows", config.seed), None)[0]
     begin_run(folder, config, model, opened.tokenizer, opened.begin)
 

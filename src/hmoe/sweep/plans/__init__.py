@@ -1,0 +1,1 @@
+"""Plans that are shipped, one YAML file each: `hmoe sweep run NAME`."""

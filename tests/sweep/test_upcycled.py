@@ -1,0 +1,154 @@
+"""Runs that begin with the weights of another run of the sweep: which may, that they do, and after a kill."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.errors import ConfigError
+from hmoe.runs.open_model import open_model
+from hmoe.sweep.folder import SweepFolder
+from hmoe.sweep.plan import check_plan
+from hmoe.sweep.process import Place
+from hmoe.sweep.queue import SweepQueue
+from hmoe.sweep.rows import write_rows
+from hmoe.sweep.runs import hash_recipe
+from hmoe.sweep.train_one import train_planned_run
+from tests.conftest import TINY
+from tests.sweep.helpers import make_row
+
+DENSE = [*TINY, "model.ffn=16", "train.eval_every=0", "train.sample_every=0"]
+EXPERTS = ["model.moe.widths={shape: equal, total: 64, experts: 4}", "model.moe.dense_layers=[0]"]
+SOURCE = {
+    "name": "source",
+    "recipe": "tiny-dense",
+    "is_source": True,
+    "overrides": [*DENSE, "train.steps=2"],
+}
+MORE = {
+    "name": "more",
+    "recipe": "tiny-dense",
+    "upcycled_from": "source",
+    "overrides": [*DENSE, "train.steps=3"],
+}
+MIXED = {
+    "name": "mixed",
+    "recipe": "tiny-equal",
+    "upcycled_from": "source",
+    "overrides": [*DENSE, *EXPERTS, "train.steps=2"],
+}
+PLAN = check_plan({"groups": [SOURCE, MORE, MIXED]}, "plan")
+
+
+class Killed(BaseException):
+    """Ends a training as a kill does: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "source-0"
+    train_planned_run(PLAN.read_recipe(PLAN.groups[0], 0), run, None)
+    return run
+
+
+def kill(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    def end(*_: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(place, end)
+
+
+def load(run: Path) -> Any:
+    return open_model(run, print).model
+
+
+@pytest.mark.parametrize("group", PLAN.groups[1:], ids=lambda group: group.name)
+@pytest.mark.parametrize(
+    "place", ["hmoe.train.loop.train_run", "hmoe.runs.run_folder.RunFolder.write_config"]
+)
+def test_a_run_begins_with_the_weights_of_its_source_and_goes_on_after_a_kill(
+    group: Any, place: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PLAN.read_recipe(group, 0)
+    with monkeypatch.context() as patch:
+        kill(patch, place)
+        with pytest.raises(Killed):
+            train_planned_run(config, tmp_path / "killed", source)
+    assert list_checkpoint_steps(tmp_path / "killed") == [0]
+    if place.endswith("train_run"):
+        old, new = load(source), load(tmp_path / "killed")
+        assert torch.equal(new.embed.weight, old.embed.weight)
+        assert torch.equal(new.blocks[0].ffn.w_down, old.blocks[0].ffn.w_down)
+        tokens = torch.arange(24)[None] % 300
+        assert (new(tokens)[0] - old(tokens)[0]).abs().max() < 1e-5  # copies, whose gates sum to 1
+    train_planned_run(config, tmp_path / "killed", source)
+    train_planned_run(config, tmp_path / "whole", source)
+    killed, whole = (load(tmp_path / name).state_dict() for name in ("killed", "whole"))
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
+    rows = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("killed", "whole")]
+    assert rows[0] == rows[1]
+    assert rows[0].count("\n") == config.train.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (["model.dim=64"], "group mixed: model.dim = 64: must be 32, that of its source, source"),
+        (["model.ffn=24"], "group mixed: model.ffn = 24: must be 16, that of its source, source"),
+    ],
+)
+def test_a_group_that_would_begin_at_random_is_refused(change: list[str], line: str) -> None:
+    mixed = {**MIXED, "overrides": [*MIXED["overrides"], *change]}
+    with pytest.raises(ConfigError, match=line):
+        check_plan({"groups": [SOURCE, mixed]}, "plan")
+    dense = {**MORE, "upcycled_from": "mixed"}
+    with pytest.raises(
+        ConfigError, match=r"group more: model\.moe = None: experts cannot become dense again"
+    ):
+        check_plan({"groups": [SOURCE, MIXED, dense]}, "plan")
+    alone = {**MIXED, "overrides": [*MIXED["overrides"], "model.moe.dense_layers=[]", "model.ffn=null"]}
+    assert check_plan({"groups": [SOURCE, alone]}, "plan")
+
+
+def open_queue(path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch) -> SweepQueue:
+    """Return a queue whose children end at once, of a table in which the source is finished."""
+
+    class Child:
+        def __init__(self, config: Any, run: Path, log: Path, place: Place, source: Path | None) -> None:
+            started.append((run.name, source))
+            self.config, self.place = config, place
+
+        def poll(self) -> int:
+            return 2
+
+        def read_progress(self) -> tuple[float, None]:
+            return 0.0, None
+
+        def read_last_line(self) -> str:
+            return "error: none"
+
+    monkeypatch.setattr("hmoe.sweep.queue.RunProcess", Child)
+    monkeypatch.setattr("hmoe.sweep.queue._POLL_SECONDS", 0)
+    recipe = hash_recipe(PLAN.read_recipe(PLAN.groups[0], 0))
+    write_rows(path / "rows.csv", [make_row("source-0", recipe=recipe, mean_activated_width=None)])
+    with SweepFolder(path) as folder:
+        return SweepQueue(folder.bind_plan(PLAN), folder, [Place(0, 1)], "machine", "commit")
+
+
+def test_the_queue_hands_the_source_of_the_same_seed_on(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    queue = open_queue(tmp_path, started, monkeypatch)
+    show: Callable[[Any], None] = lambda state: None  # noqa: E731
+    with pytest.raises(ConfigError, match="source-0: has no checkpoint, of which more-0 would be made"):
+        queue.run(show)
+    assert started == []
+    folder = tmp_path / "runs" / "source-0"
+    shutil.copytree(source, folder)
+    queue.run(show)
+    assert started == [("more-0", folder), ("mixed-0", folder)]
