@@ -44,7 +44,9 @@ def test_a_dry_run_tells_runs_flops_and_hours(
     cost = json.loads(out)
     assert (cost["num_runs"], cost["flops"], cost["seconds"]) == (12, 1.2e11, 60.0)
     assert "12 runs to train: 1.2e11 FLOPs, about" in err
-    assert not (tmp_path / "s" / "runs").exists()
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == [
+        ".lock"
+    ]  # a corrected command is not refused
 
 
 @pytest.mark.parametrize(
@@ -60,12 +62,15 @@ def test_a_dry_run_tells_runs_flops_and_hours(
         (["tuning", "tiny", "--rates", "x"], "--rates x: must be numbers"),
         (["isoflop", "tiny", "--budgets", "1e9", "--sizes", "0"], "--sizes 0.0: must be above 0"),
         (["ablation", "loss", "tiny"], "ablation = loss: must be among losses"),
+        (["grid", "tiny", "optim.lrr=2"], "optim.lrr: unknown key; nearest is optim.lr"),
+        (["grid", "tiny", "--vary", "seed=1,2"], "seed: is set by the seeds of the sweep"),
+        (["families", "tiny", "--rates", "unequal-tokp=0.5"], "--rates unequal-tokp: must be among"),
         (
             ["run", "neighbour"],
             "neighbour: neither a .yaml file, nor a folder with sweep.yaml, nor a plan that is shipped; "
             "nearest is neighbours, of hyper, hyper-flops, neighbours, rectify",
         ),
-        (["run", "hyper", "seed=1"], "seed=1: has no effect, every group is trained with all --seeds"),
+        (["run", "hyper", "seed=1"], "seed: is set by the seeds of the sweep"),
         (["run", "hyper", "optim.lrr=1"], "group tiny: optim.lrr: unknown key; nearest is optim.lr"),
     ],
 )
@@ -80,7 +85,7 @@ def test_mistakes_are_one_line(
 
 
 def test_a_finished_sweep_is_told_from_its_table_and_makes_a_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    costs: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from hmoe.sweep.runs import hash_recipe
 
@@ -112,13 +117,26 @@ def test_a_finished_sweep_is_told_from_its_table_and_makes_a_page(
     assert "control-1" in text
     assert run_command_line(["sweep", "run", str(tmp_path), "--dry-run"]) == 0
     assert "nothing is left to train" in capsys.readouterr().err
+    # With seeds to add there is something left; without training them, the folder keeps its own.
+    assert run_command_line(["sweep", "run", str(tmp_path), "--add", "2", "--dry-run"]) == 0
+    assert "4 runs to train, 4 done" in capsys.readouterr().err
+    assert "seeds:\n- 0\n- 1\n" in (tmp_path / "sweep.yaml").read_text()
+    # A baseline without a finished run is no reason for having no page, nor is a control without its source's row.
+    write_rows(tmp_path / "rows.csv", [row for row in rows if row.group == "unequal"])
+    assert run_command_line(["report", str(tmp_path), "--out", str(page)]) == 0
+    write_rows(tmp_path / "rows.csv", [row for row in rows if row.group == "control"])
+    assert run_command_line(["sweep", "run", str(tmp_path), "--dry-run"]) == 0
+    assert "4 runs to train" in capsys.readouterr().err
+    write_rows(tmp_path / "rows.csv", [rows[0], rows[0], *rows[1:]])
+    assert run_command_line(["sweep", "run", str(tmp_path)]) == 2
+    assert "its rows of unequal-0 are not one for each budget" in capsys.readouterr().err
 
 
 def test_fits_and_learning_rates_are_told_and_make_pages(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The rows are of no recipe: nothing is compared with them here.
-    monkeypatch.setattr("hmoe.sweep.queue.check_row_recipe", lambda *_: None)
+    monkeypatch.setattr("hmoe.sweep.queue.check_rows", lambda *_: None)
     fill_folder(tmp_path / "iso", *make_isoflop(-0.05))  # type: ignore[arg-type]
     assert run_command_line(["sweep", "run", str(tmp_path / "iso")]) == 0
     out = " ".join(capsys.readouterr().out.split())

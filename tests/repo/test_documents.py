@@ -43,7 +43,7 @@ def unknown(text: str) -> list[str]:
         r"^\s*(?:\.venv/bin/)?hmoe ([^#\n]*)", "\n".join(list_blocks(text, "sh")), re.MULTILINE
     ):
         words = line.split()
-        verb = " ".join(words[:2]) if words[0] in ("data", "bench") else words[0]
+        verb = " ".join(words[:2]) if words[0] in ("data", "bench", "sweep") else words[0]
         wrong += [verb] * (verb not in known)
         wrong += [
             w
@@ -76,9 +76,12 @@ def test_the_guard_of_verbs_can_fail() -> None:
 
 
 def test_every_verb_stands_in_the_readme() -> None:
-    """`hmoe presets`, one of them, lists the presets."""
+    """`hmoe presets`, one of them, lists the presets; kinds of sweeps stand in the guide that it names."""
+    sweeps = (ROOT / "docs" / "guides" / "sweeps.md").read_text()
     for verb in verbs():
-        assert f"hmoe {verb}" in README, verb
+        text, name = (sweeps, verb) if verb.startswith("sweep ") else (README, verb)
+        assert f"hmoe {name}" in text, verb
+    assert "hmoe sweep" in README
 
 
 def test_the_tree_in_the_readme_is_the_tree_on_disk() -> None:

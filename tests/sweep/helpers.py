@@ -8,8 +8,10 @@ from hmoe.sweep.rows import FINISHED, SweepRow
 from tests.conftest import TINY
 
 SMALL = [*TINY, "model.moe.widths.total=64", "model.moe.widths.experts=4", "model.moe.widths.multiple=1"]
-SHORT = ["train.steps=4", "train.eval_every=0", "train.sample_every=0"]
+QUIET = ["train.eval_every=0", "train.sample_every=0"]
+SHORT = ["train.steps=4", *QUIET]
 UNEQUAL = {"name": "unequal", "recipe": "tiny", "overrides": [*SMALL, *SHORT]}
+OPEN = {**UNEQUAL, "overrides": [*SMALL, *QUIET]}  # for a plan with budgets, which sets them itself
 CONTROL = {"name": "control", "control_of": "unequal"}
 
 

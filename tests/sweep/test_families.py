@@ -48,6 +48,29 @@ def test_a_recipe_of_top_p_keeps_its_own_router() -> None:
     assert models["dense"].ffn == 256
 
 
+def test_all_families_end_at_the_flops_of_the_recipe_at_a_constant_rate() -> None:
+    plan = build_families_plan("quickstart", [0])
+    configs = [plan.read_recipe(group, 0) for group in plan.groups if group.recipe]
+    (flops,) = {config.train.flops for config in configs}
+    quickstart = recipes.read_recipe("quickstart")[1]
+    expected = 960 * 2048 * estimate_flops_per_token(quickstart.model, 256)
+    assert flops == pytest.approx(expected, rel=0.01)
+    assert {(config.train.steps, config.optim.schedule) for config in configs} == {(None, "constant")}
+    with pytest.raises(ConfigError, match=r"train\.flops: missing"):
+        build_families_plan("tiny", [0], ["train.steps=null", "train.seconds=60"])
+
+
+def test_losses_of_the_recipe_stay_with_unequal_experts_alone() -> None:
+    words = ["model.moe.load_balance=0.05", "model.moe.penalty_norm=max", "model.moe.router_z=0.001"]
+    models = read_models(build_families_plan("tiny", [0], words))
+    unequal, equal = models["unequal-topk"].moe, models["equal-topk"].moe
+    assert unequal is not None
+    assert equal is not None
+    assert (unequal.load_balance, unequal.penalty_norm, unequal.parameter_penalty) == (0.05, "max", 0.1)
+    assert (equal.load_balance, equal.penalty_norm, equal.parameter_penalty) == (0.05, "mean", 0)
+    assert unequal.router_z == equal.router_z == 0.001
+
+
 def test_families_are_chosen_by_name() -> None:
     plan = build_families_plan(
         "tiny", [0], families=["equal-topk", "unequal-topk", "control-topk"], rates={"equal-topk": 0.5}
@@ -57,6 +80,8 @@ def test_families_are_chosen_by_name() -> None:
     assert plan.groups[2].control_of == "unequal-topk"
     assert plan.read_recipe(plan.groups[0], 0).optim.lr == 0.5
     assert plan.read_recipe(plan.groups[1], 0).optim.lr == 3e-3
+    with pytest.raises(ConfigError, match="rates = control-topk: must be among equal-topk, unequal-topk"):
+        build_families_plan("tiny", [0], families=["equal-topk", "unequal-topk"], rates={"control-topk": 0.5})
     with pytest.raises(ConfigError, match="families = unequal: must be among dense"):
         build_families_plan("tiny", [0], families=["unequal"])
     with pytest.raises(ConfigError, match="families = control-topk: is derived from unequal-topk"):
@@ -75,6 +100,8 @@ def test_sizes_change_cost_and_keep_heads_whole() -> None:
     assert costs[-1] > 10 * costs[0]
     assert {model.dim // model.heads for model in models.values()} == {64}
     assert len(plan.groups) == 4 * 7
+    with pytest.raises(ConfigError, match=r"sizes = 0\.35: rounds to the model of 0\.3"):
+        build_isoflop_plan("quickstart", [0.3, 0.35], [1e12], [0])
     unscaled = recipes.read_recipe("quickstart", scale_recipe(recipes.read_recipe("quickstart")[1], 1.0))[1]
     assert unscaled == recipes.read_recipe("quickstart")[1]
     with pytest.raises(ConfigError, match=r"sizes = 0: must be above 0"):
@@ -92,10 +119,20 @@ def test_the_same_learning_rates_for_each_family() -> None:
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_changes_models_one_from_another(name: str) -> None:
-    models = read_models(build_ablation_plan(name, "tiny-topp" if name in ("losses", "p") else "tiny", [0]))
-    assert len(models) >= 3
-    assert len(set(map(repr, models.values()))) == len(models)
+def test_an_ablation_changes_recipes_one_from_another(name: str) -> None:
+    plan = build_ablation_plan(name, "tiny-topp" if name in ("losses", "p") else "tiny", [0])
+    recipes_by_name = {group.name: repr(plan.read_recipe(group, 0)) for group in plan.groups}
+    assert len(recipes_by_name) >= 3
+    assert len(set(recipes_by_name.values())) == len(recipes_by_name)
+
+
+def test_rules_that_begin_late_begin_in_the_middle_of_the_budget() -> None:
+    plan = build_ablation_plan("rules", "tiny", [0], ["train.steps=300"])
+    late = plan.read_recipe(plan.get_group("late-penalty"), 0).model.moe
+    target = plan.read_recipe(plan.get_group("target-width"), 0).model.moe
+    assert late is not None
+    assert target is not None
+    assert (late.penalty_start, target.target_width) == (150, 230)
 
 
 def test_a_wrong_ablation_is_one_line() -> None:

@@ -10,7 +10,7 @@ from hmoe.errors import ConfigError
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import check_plan, dump_plan, read_plan
 from hmoe.sweep.runs import list_planned_runs
-from tests.sweep.helpers import CONTROL, SHORT, SMALL, UNEQUAL, make_plan
+from tests.sweep.helpers import CONTROL, OPEN, SHORT, SMALL, UNEQUAL, make_plan
 
 
 def test_a_plan_comes_back_from_its_file(tmp_path: Path) -> None:
@@ -41,9 +41,17 @@ def test_a_recipe_file_lies_relative_to_its_plan(tmp_path: Path) -> None:
 
 
 def test_budgets_end_a_run_and_are_measured_on_the_way() -> None:
-    plan = check_plan({"kind": "isoflop", "groups": [UNEQUAL], "budgets": [2e9, 1e9]}, "plan")
+    plan = check_plan({"kind": "isoflop", "groups": [OPEN], "budgets": [2e9, 1e9]}, "plan")
     train = plan.read_recipe(plan.groups[0], 0).train
-    assert (train.flops, train.eval_flops, train.tokens) == (2e9, (1e9, 2e9), None)
+    assert (train.flops, train.eval_flops, train.tokens, train.steps) == (2e9, (1e9, 2e9), None, None)
+
+
+def test_a_schedule_in_steps_becomes_a_constant_rate_where_families_take_others() -> None:
+    plan = check_plan(
+        {"kind": "isoflop", "groups": [{"name": "a", "recipe": "quickstart"}], "budgets": [1e9]}, "plan"
+    )
+    optim = plan.read_recipe(plan.groups[0], 0).optim
+    assert (optim.schedule, optim.schedule_steps, optim.warmup_steps) == ("constant", None, 60)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +74,21 @@ def test_budgets_end_a_run_and_are_measured_on_the_way() -> None:
         ({"groups": [{**UNEQUAL, "recipe": "tinny"}]}, "group unequal: .*nearest is tiny"),
         ({"groups": [{**UNEQUAL, "overrides": ["optim.lrr=1"]}]}, "group unequal: optim.lrr: unknown key"),
         ({"kind": "grit"}, "kind = 'grit'"),
+        ({"overrides": ["seed=3"]}, "seed: is set by the seeds of the sweep"),
+        ({"groups": [{**UNEQUAL, "overrides": ["--seed", "3"]}]}, "seed: is set by the seeds of the sweep"),
+        ({"kind": "isoflop", "budgets": [1e9]}, "train.steps: is set by the budgets of an isoflop sweep"),
+        (
+            {"groups": [UNEQUAL, {**CONTROL, "overrides": ["optim.lr=1"]}]},
+            "overrides has no effect with control_of",
+        ),
+        (
+            {"groups": [UNEQUAL, CONTROL, {"name": "c", "control_of": "control"}]},
+            "control is a control itself",
+        ),
+        (
+            {"groups": [{"name": "equal", "recipe": "tiny-equal"}, {"name": "c", "control_of": "equal"}]},
+            "group c: equal has no experts of different width",
+        ),
     ],
 )
 def test_a_wrong_plan_is_one_line(changes: dict[str, Any], message: str) -> None:

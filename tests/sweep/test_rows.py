@@ -1,14 +1,17 @@
 """The table: numbers come back exactly, and a file that is none is refused by line and column."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hmoe.config.recipes import dump_recipe
 from hmoe.errors import ConfigError
 from hmoe.runs.control import derive_control
-from hmoe.sweep.rows import SweepRow, make_summary, read_rows, write_rows
+from hmoe.sweep.plan import SweepPlan, check_plan
+from hmoe.sweep.rows import SweepRow, make_rows, make_summary, read_rows, write_rows
 from hmoe.sweep.runs import hash_recipe
-from tests.sweep.helpers import make_plan, make_row
+from tests.sweep.helpers import OPEN, make_plan, make_row
 
 
 def test_rows_come_back_exactly(tmp_path: Path) -> None:
@@ -68,3 +71,46 @@ def test_the_hash_tells_what_changes_numbers_and_nothing_else() -> None:
     ):
         assert hash_with(word) != same
     assert hash_recipe(plan.read_recipe(plan.groups[0], 1)) != same
+
+
+def write_run(path: Path, rows: list[tuple[int, int, bool]]) -> SweepPlan:
+    """Write the logs of a run, of (step, FLOPs, whether it was validated); return its plan."""
+    plan = check_plan({"kind": "isoflop", "groups": [OPEN], "budgets": [1e9, 2e9]}, "plan")
+    path.mkdir()
+    (path / "config.yaml").write_text(dump_recipe(plan.read_recipe(plan.groups[0], 0)))
+    lines = [
+        {"step": step, "tokens": 128 * step, "flops": flops, "loss": 5.0, "experts_per_token": 2.0}
+        | ({"validation_loss": 5.0 - step, "validation_bits_per_byte": 1.0} if validated else {})
+        for step, flops, validated in rows
+    ]
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (path / "timing.jsonl").write_text("")
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([(1, 9 * 10**8, False), (2, 11 * 10**8, True), (3, 21 * 10**8, True)], None),
+        ([(1, 11 * 10**8, False), (2, 21 * 10**8, True)], "validated at step 2 only, after 1e.09 FLOPs"),
+        ([(1, 21 * 10**8, True)], "1e.09 and 2e.09 FLOPs fall into one step, 1"),
+        ([(1, 11 * 10**8, True)], "was not validated at its 2e.09 FLOPs"),
+    ],
+)
+def test_a_budget_has_the_loss_of_the_step_that_reached_it(
+    tmp_path: Path, rows: list[tuple[int, int, bool]], message: str | None
+) -> None:
+    plan = write_run(tmp_path / "run", rows)
+    arguments = (
+        make_row("unequal-0"),
+        tmp_path / "run",
+        plan.read_recipe(plan.groups[0], 0),
+        plan.budgets,
+        1000,
+    )
+    if message is not None:
+        with pytest.raises(ConfigError, match=message):
+            make_rows(*arguments)
+        return
+    measured = make_rows(*arguments)
+    assert [(row.budget, row.step, row.validation_loss) for row in measured] == [(1e9, 2, 3.0), (2e9, 3, 2.0)]

@@ -24,17 +24,21 @@ def report_sweep(
     from hmoe.report.inputs import choose_baseline, make_report_inputs
     from hmoe.report.page import render_sweep_page, write_page
     from hmoe.runs.comparison import compare_groups
-    from hmoe.sweep.outcome import group_summaries, summarize_rows
+    from hmoe.sweep.outcome import group_summaries, select_rows, summarize_rows
     from hmoe.sweep.plan import PLAN, read_plan
     from hmoe.sweep.rows import ROWS, read_rows
 
-    plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+    plan = read_plan(folder / PLAN)
+    rows = select_rows(plan, read_rows(folder / ROWS))
     if not any(row.is_finished for row in rows):
         raise ConfigError(f"{folder}: none of its runs has finished yet")
     groups = group_summaries(plan, summarize_rows(plan, rows, folder))
     inputs = None
     if plan.kind in ("grid", "ablation"):
-        baseline = baseline or plan.baseline
+        if not groups:
+            raise ConfigError(f"{folder}: none of the runs that it compares has finished yet")
+        has_own = any(group.name == plan.baseline for group in groups)
+        baseline = baseline or (plan.baseline if has_own else None)
         chosen = baseline if baseline or len(groups) < 2 else choose_baseline(groups)
         inputs = make_report_inputs(groups, compare_groups(groups, chosen), chosen, [str(folder)])
     elif baseline is not None:
@@ -61,11 +65,13 @@ def _make_record(folder: Path, groups: Any) -> Any:
     from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power, list_loss_points
     from hmoe.sweep.cost import read_group_costs
     from hmoe.sweep.folder import COSTS
+    from hmoe.sweep.outcome import select_rows
     from hmoe.sweep.plan import PLAN, read_plan
     from hmoe.sweep.rows import ROWS, read_rows
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
-    plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+    plan = read_plan(folder / PLAN)
+    rows = select_rows(plan, read_rows(folder / ROWS))
     plain = [dataclasses.asdict(row) for row in rows]
     if plan.kind == "isoflop":
         costs = read_group_costs(plan, folder / COSTS)

@@ -140,8 +140,8 @@ def _split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     for word in rest:
         if word.startswith("--"):
             overrides += [word] if "=" in word else [word, next(rest, "")]
-        elif word.partition("=")[0] in keys:
-            overrides.append(word)
+        elif word.partition("=")[0] in keys or "." in word.partition("=")[0] * ("=" in word):
+            overrides.append(word)  # a key with a dot that is none is refused as one
         else:
             recipes.append(word)
     if not recipes:

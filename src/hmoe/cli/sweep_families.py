@@ -42,7 +42,7 @@ _Budgets = Annotated[
 _Sizes = Annotated[str, typer.Option(metavar="A,B", help="Factors of the recipe's heads, width and layers.")]
 _Ablation = Annotated[
     str,
-    typer.Argument(metavar="WHAT", help="losses, strategies, ratio, penalty, k, p or experts."),
+    typer.Argument(metavar="WHAT", help="losses, strategies, ratio, penalty, k, p, experts or rules."),
 ]
 
 
@@ -144,7 +144,7 @@ def sweep_ablation(
 ) -> None:
     """Change one thing of a recipe, as the paper does.
 
-    losses (figures 3, 5), strategies (figure 6), ratio (figure 10), penalty, k, p, experts.
+    losses (figures 3, 5), strategies (figure 6), ratio (figure 10), penalty, k, p, experts, rules.
     """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.ablations import build_ablation_plan

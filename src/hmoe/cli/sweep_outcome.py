@@ -11,7 +11,6 @@ from hmoe.cli.compare import lay_out_comparison
 from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
-from hmoe.errors import make_missing_extra_error
 from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power
 from hmoe.sweep.cost import read_group_costs
 from hmoe.sweep.folder import COSTS, SweepFolder
@@ -40,10 +39,12 @@ def print_outcome(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]
     typer.echo(render_table(table, "json" if as_json else "text"), nl=False)
     if not as_json:
         print_note(f"{folder.rows}: {len(rows)} rows")
-        steps = (
-            [make_step("compare", name_path(folder.path / "runs"))] if (folder.path / "runs").is_dir() else []
-        )
-        print_steps(steps)
+        path = name_path(folder.path)
+        print_steps([make_step("report", path, "--out", f"{path}.html")] if _can_draw() else [])
+
+
+def _can_draw() -> bool:
+    return all(map(importlib.util.find_spec, ("matplotlib", "scipy", "jinja2")))
 
 
 def _tabulate_comparison(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
@@ -85,8 +86,6 @@ def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRo
 
 
 def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
-    if importlib.util.find_spec("scipy") is None:
-        raise make_missing_extra_error("fits", "plot")
     from hmoe.statistics.isoflop_words import describe_isoflop, tabulate_isoflop
 
     result = analyze_sweep(plan, rows, read_group_costs(plan, folder.path / COSTS))

@@ -1,5 +1,6 @@
 """What every verb of `hmoe sweep` does with its plan: say what it costs, train, compare."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ from hmoe.cli.sweep_display import SweepDisplay
 from hmoe.cli.sweep_outcome import print_outcome
 from hmoe.config.memory import count_memory, read_host
 from hmoe.config.run import RunConfig
+from hmoe.errors import make_missing_extra_error
 from hmoe.sweep.answer import describe_planned_power
 from hmoe.sweep.commit import find_commit
 from hmoe.sweep.cost import StepCost, SweepCost, estimate_sweep_cost, measure_step_costs
@@ -22,6 +24,8 @@ from hmoe.sweep.folder import COSTS, SweepFolder, add_seeds
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place
 from hmoe.sweep.queue import SweepQueue
+from hmoe.sweep.rows import read_rows
+from hmoe.sweep.runs import list_planned_runs
 from hmoe.units import format_count, format_flops, format_rough_duration
 
 
@@ -39,8 +43,12 @@ class SweepOptions:
 
 def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
     """Train what a plan says and its table does not hold yet, then print the comparison."""
+    if plan.kind == "isoflop" and importlib.util.find_spec("scipy") is None:
+        raise make_missing_extra_error("fits", "plot")
     with SweepFolder(options.out) as folder:
-        plan = folder.bind_plan(add_seeds(plan, options.add) if options.add else plan)
+        plan = folder.bind_plan(plan, not options.dry_run)
+        if options.add:
+            plan = _add_seeds(plan, folder, options)
         configs = {
             group.name: plan.read_recipe(group, plan.seeds[0]) for group in plan.groups if group.recipe
         }
@@ -62,6 +70,16 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
             print_note("nothing is left to train")
             return
         print_outcome(plan, folder, queue.state.list_rows(), options.as_json)
+
+
+def _add_seeds(plan: SweepPlan, folder: SweepFolder, options: SweepOptions) -> SweepPlan:
+    """Return the plan with seeds more, once all that it has are trained: the same command goes on with a killed one."""
+    names = {row.run for row in read_rows(folder.rows)}
+    left = [run.name for run in list_planned_runs(plan) if run.name not in names]
+    if left:
+        print_note(f"--add {options.add}: adds seeds once the {len(left)} runs that are left are trained")
+        return plan
+    return folder.bind_plan(add_seeds(plan, options.add), not options.dry_run)
 
 
 def _choose_places(processes: int | None, configs: Iterable[RunConfig]) -> list[Place]:

@@ -3,13 +3,17 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from hmoe.config.counts import estimate_activated_width, estimate_flops_per_token
 from hmoe.config.recipes import read_recipe
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.model import MoESpec
-from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY
+from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY, equalize_budget
 from hmoe.sweep.grid import locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
+# Of the rules: strengths near those of the only independent test of unequal experts, and of aux-free balancing.
+WIDTH_COST, TARGET_SHARE, BIAS_RATE = 0.03, 0.9, 1e-3
 # Name of a row -> its overrides.
 Variants = dict[str, tuple[str, ...]]
 
@@ -26,10 +30,10 @@ class Ablation:
 
     name: str
     summary: str
-    list_variants: Callable[[MoESpec], Variants]
+    list_variants: Callable[[RunConfig, MoESpec], Variants]
 
 
-def _vary_losses(moe: MoESpec) -> Variants:
+def _vary_losses(config: RunConfig, moe: MoESpec) -> Variants:
     none = tuple(f"model.moe.{name}=0.0" for name in ("load_balance", "parameter_penalty", "router_entropy"))
     entropy = f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}"
     penalty = f"model.moe.parameter_penalty={moe.parameter_penalty or PARAMETER_PENALTY!r}"
@@ -40,7 +44,7 @@ def _vary_losses(moe: MoESpec) -> Variants:
     return variants
 
 
-def _vary_strategies(moe: MoESpec) -> Variants:
+def _vary_strategies(config: RunConfig, moe: MoESpec) -> Variants:
     total, experts, multiple = sum(moe.expert_widths), len(moe.expert_widths), _get_multiple(moe)
     rule = f"total: {total}, experts: {experts}"
     return {
@@ -52,7 +56,7 @@ def _vary_strategies(moe: MoESpec) -> Variants:
     }
 
 
-def _vary_ratio(moe: MoESpec) -> Variants:
+def _vary_ratio(config: RunConfig, moe: MoESpec) -> Variants:
     total, experts, multiple = sum(moe.expert_widths), len(moe.expert_widths), _get_multiple(moe)
     rule = f"shape: arithmetic, total: {total}, experts: {experts}, multiple: {multiple}"
     ratios = {"1": 1.0, "1.5": 1.5, "23/9": 23 / 9, "4": 4.0, "8": 8.0}
@@ -62,7 +66,7 @@ def _vary_ratio(moe: MoESpec) -> Variants:
     }
 
 
-def _vary_penalty(moe: MoESpec) -> Variants:
+def _vary_penalty(config: RunConfig, moe: MoESpec) -> Variants:
     return {
         f"{norm}-{coefficient:g}": (
             f"model.moe.parameter_penalty={coefficient!r}",
@@ -73,25 +77,72 @@ def _vary_penalty(moe: MoESpec) -> Variants:
     }
 
 
-def _vary_k(moe: MoESpec) -> Variants:
+def _vary_k(config: RunConfig, moe: MoESpec) -> Variants:
     counts = [k for k in (1, 2, 3, 4) if k <= len(moe.expert_widths)]
     return {f"k={k}": (f"model.moe.router={{name: top_k, k: {k}}}",) for k in counts}
 
 
-def _vary_p(moe: MoESpec) -> Variants:
+def _vary_p(config: RunConfig, moe: MoESpec) -> Variants:
     entropy = f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}"
     return {
         f"p={p}": (f"model.moe.router={{name: top_p, p: {p}}}", entropy) for p in (0.4, 0.5, 0.6, 0.7, 0.8)
     }
 
 
-def _vary_experts(moe: MoESpec) -> Variants:
+def _vary_experts(config: RunConfig, moe: MoESpec) -> Variants:
     total = sum(moe.expert_widths)
     counts = [count for count in (4, 8, 16, 32) if total // (2 * count) >= 1]
     return {
         f"experts={count}": (f"model.moe.widths={{shape: arithmetic, total: {total}, experts: {count}}}",)
         for count in counts
     }
+
+
+def _vary_rules(config: RunConfig, moe: MoESpec) -> Variants:
+    """Return each training rule beside the recipe as it is; see `docs/guides/routers.md`."""
+    half = max(1, round(_count_steps(config) / 2))
+    target = round(TARGET_SHARE * estimate_activated_width(config.model)[1])
+    balance = ("model.moe.parameter_penalty=0.0", f"model.moe.load_balance={LOAD_BALANCE}")
+    rule = (
+        f"total: {sum(moe.expert_widths)}, experts: {len(moe.expert_widths)}, multiple: {_get_multiple(moe)}"
+    )
+    variants: Variants = {
+        "penalty": (),
+        "width-cost": (*balance, f"model.moe.width_cost={WIDTH_COST}"),
+        "target-width": (*balance, f"model.moe.width_cost={WIDTH_COST}", f"model.moe.target_width={target}"),
+        "late-penalty": (f"model.moe.penalty_start={half}",),
+        "grown-penalty": (f"model.moe.penalty_warmup={half}",),
+        "width-scaled-lr": ("optim.width_scaled_lr=true",),
+    }
+    if moe.router.threshold is None:
+        biased = (
+            f"model.moe.router={{name: top_k, k: {_get_k(moe)}, bias_rate: {BIAS_RATE}, bias_by: compute}}"
+        )
+        variants["compute-bias"] = ("model.moe.parameter_penalty=0.0", biased)
+    if len(moe.expert_widths) % 4 == 0:
+        hybrid = f"model.moe.widths={{shape: hybrid, {rule}}}"
+        variants["hybrid"] = (hybrid,)
+        variants["size-balance"] = (
+            hybrid,
+            "model.moe.parameter_penalty=0.0",
+            f"model.moe.size_balance={LOAD_BALANCE}",
+        )
+    if config.data.batch_sequences % 4 == 0:
+        variants["micro-statistics"] = ("data.micro_batches=4",)
+        variants["batch-statistics"] = ("data.micro_batches=4", "model.moe.statistics=batch")
+    return variants
+
+
+def _count_steps(config: RunConfig) -> float:
+    """Return the steps of a recipe's budget under uniform routing; a budget in seconds tells none."""
+    train, batch = config.train, config.data.batch_tokens
+    flops = batch * estimate_flops_per_token(config.model, config.data.sequence_length)
+    limits = [(train.steps, 1.0), (train.tokens, batch), (train.flops, flops)]
+    return min((limit / each for limit, each in limits if limit), default=1000.0)
+
+
+def _get_k(moe: MoESpec) -> int:
+    return round(moe.router.count_experts_per_token(len(moe.expert_widths))[1])
 
 
 def _get_multiple(moe: MoESpec) -> int:
@@ -108,6 +159,7 @@ ABLATIONS = {
         Ablation("k", "experts per token of top-k", _vary_k),
         Ablation("p", "threshold of top-p", _vary_p),
         Ablation("experts", "number of experts of one total width", _vary_experts),
+        Ablation("rules", "training rules that might make unequal experts pay", _vary_rules),
     )
 }
 
@@ -133,12 +185,14 @@ def build_ablation_plan(
     """
     if name not in ABLATIONS:
         raise ConfigError(f"ablation = {name}: must be among {', '.join(ABLATIONS)}", argument="ablation")
-    moe = read_recipe(recipe, overrides)[1].model.moe
+    config = read_recipe(recipe, overrides)[1]
+    moe = config.model.moe
     if moe is None:
         raise ConfigError(f"{recipe}: has no experts, nothing of which can be changed; nearest is quickstart")
     groups = [
         {"name": variant, "recipe": locate_recipe(recipe), "overrides": list(changes)}
-        for variant, changes in ABLATIONS[name].list_variants(moe).items()
+        for variant, changes in ABLATIONS[name].list_variants(config, moe).items()
     ]
-    tree = {"kind": "ablation", "groups": groups, "seeds": list(seeds), "overrides": list(overrides)}
+    tree = {"kind": "ablation", "groups": groups, "seeds": list(seeds)}
+    tree["overrides"] = [*overrides, *equalize_budget(config)]
     return check_plan(tree | {"baseline": baseline or groups[0]["name"]}, f"ablation {name}")

@@ -1,15 +1,16 @@
 """What a sweep answers beyond a table: the isoFLOP analysis, and what so many seeds could show. No torch."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from hmoe.runs.comparison import pair_by_seed
+from hmoe.runs.comparison import pair_by_seed, refuse_difference
 from hmoe.runs.groups import RunGroup
 from hmoe.statistics.isoflop import IsoflopResult, analyze_isoflop
 from hmoe.statistics.leverage import ComputeCost
 from hmoe.statistics.loss_law import LossPoint
-from hmoe.statistics.power import PowerAnalysis, Spread, analyze_power, measure_spread
+from hmoe.statistics.power import LEVEL, PowerAnalysis, Spread, analyze_power, measure_spread
 from hmoe.sweep.cost import StepCost
 from hmoe.sweep.families import REFERENCE
 from hmoe.sweep.plan import SweepPlan
@@ -68,21 +69,27 @@ def _average_costs(plan: SweepPlan, costs: Mapping[str, StepCost]) -> dict[str, 
     groups = sorted(plan.groups, key=lambda group: group.curve)
     averages = {}
     for family, own in groupby(groups, key=lambda group: group.curve):
-        rates = [costs[group.name].seconds / costs[group.name].flops for group in own if group.name in costs]
-        if rates:
-            averages[family] = ComputeCost(statistics.fmean(rates))
+        measured = [group.name for group in own if group.name in costs]
+        rates = [costs[name].seconds / costs[name].flops for name in measured]
+        if rates and len(rates) == sum(
+            group.recipe is not None for group in plan.groups if group.curve == family
+        ):
+            errors = [costs[name].relative_error for name in measured]
+            averages[family] = ComputeCost(statistics.fmean(rates), math.hypot(*errors) / len(errors))
     return averages
 
 
 def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dict[str, PowerAnalysis]:
     """Return what the seeds of each group can show of its difference to the baseline, in nats, after they ran."""
     own = next((group for group in groups if group.name == baseline), None)
+    pairs = {group.name: pair_by_seed(group, own) for group in groups if own is not None and group is not own}
+    compared = {name: each for name, each in pairs.items() if refuse_difference(each) is None}
     powers: dict[str, PowerAnalysis] = {}
-    for group in groups if own is not None else ():
-        pairs = [] if own is None or group is own else pair_by_seed(group, own)
-        spread = measure_spread([_subtract_loss(*pair) for pair in pairs])
+    for name, each in compared.items():
+        spread = measure_spread([_subtract_loss(*pair) for pair in each])
         if spread is not None:
-            powers[group.name] = analyze_power(spread, len(pairs), DIFFERENCE)
+            # The level of the first step of Holm's correction, as the verdicts have it.
+            powers[name] = analyze_power(spread, len(each), DIFFERENCE, level=LEVEL / len(compared))
     return powers
 
 
@@ -98,19 +105,20 @@ def describe_power(powers: Mapping[str, PowerAnalysis]) -> list[str]:
 def describe_one_power(power: PowerAnalysis) -> str:
     """Return what so many pairs can show, and how many a difference of 0.01 nats needs."""
     spread = power.spread
-    rough = "" if spread.low is None else f" ({spread.low:.4f} to {spread.high:.4f})"
+    if spread.low is None:
+        start = f"if pairs spread by {spread.value:.4f} nats,"
+    else:
+        start = f"pairs spread by {spread.value:.4f} ({spread.low:.4f} to {spread.high:.4f}) nats, so"
     detectable = (
         "no difference" if power.detectable is None else f"differences of {power.detectable:.4f} nats"
     )
     needed = "more than 10,000" if power.pairs_needed is None else f"{power.pairs_needed:,}"
     return (
-        f"pairs spread by {spread.value:.4f}{rough} nats, so {power.num_pairs} seed{'s' * (power.num_pairs != 1)} can "
-        f"show {detectable} with {power.power:.0%} power; {power.difference:g} nats need {needed} seeds"
+        f"{start} {power.num_pairs} seed{'s' * (power.num_pairs != 1)} can show {detectable} with {power.power:.0%} "
+        f"power; {power.difference:g} nats need {needed} seeds"
     )
 
 
 def describe_planned_power(plan: SweepPlan) -> str:
     """Return what the seeds of a plan can show, if their pairs spread as such runs did before."""
-    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE)).replace(
-        "pairs spread by", "if pairs spread by"
-    )
+    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE))

@@ -3,6 +3,7 @@
 import json
 import statistics
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,11 +24,15 @@ class StepCost:
         seconds: of a step, median.
         flops: training FLOPs of a step.
         tokens: of a step.
+        start_seconds: of a process before its first step, to be paid by every run.
+        relative_error: standard error of the seconds by their mean.
     """
 
     seconds: float
     flops: float
     tokens: int
+    start_seconds: float = 0.0
+    relative_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,17 @@ def _find_recipe(plan: SweepPlan, name: str) -> tuple[str, RunConfig]:
 def read_group_costs(plan: SweepPlan, file: Path) -> dict[str, StepCost]:
     """Return what was measured of the groups of a plan that have a recipe of their own, all in places of one kind."""
     known = _read_costs(file)
-    kinds = list(dict.fromkeys(key.partition(" ")[2] for key in known))
-    costs: dict[str, StepCost] = {}
-    for group in plan.groups:
-        if group.recipe is not None and kinds:
-            key = f"{hash_recipe(plan.read_recipe(group, plan.seeds[0]))} {kinds[-1]}"
-            costs |= {group.name: known[key]} if key in known else {}
-    return costs
+    recipes = {
+        group.name: hash_recipe(plan.read_recipe(group, plan.seeds[0]))
+        for group in plan.groups
+        if group.recipe
+    }
+    kinds = dict.fromkeys(key.partition(" ")[2] for key in known)
+    tables = [
+        {name: known[f"{recipe} {kind}"] for name, recipe in recipes.items() if f"{recipe} {kind}" in known}
+        for kind in kinds
+    ]
+    return max(tables, key=len, default={})  # of the kind of places in which the most groups were measured
 
 
 def _read_costs(file: Path) -> dict[str, StepCost]:
@@ -109,9 +118,11 @@ def _read_costs(file: Path) -> dict[str, StepCost]:
 
 def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> StepCost:
     request = {"measure": config.model_dump(mode="json")}
+    begin = time.monotonic()
     children = [start_child(request, place, stdout=subprocess.PIPE) for place in places]
     try:
         texts = [child.communicate()[0] for child in children]
+        wall_seconds = time.monotonic() - begin
     finally:
         for child in children:
             child.kill()
@@ -125,9 +136,11 @@ def _measure_group(config: RunConfig, name: str, places: Sequence[Place]) -> Ste
         )
     measured = [json.loads(own_lines[-1]) for own_lines in lines]
     return StepCost(
-        statistics.median(each["seconds"] for each in measured),
-        measured[0]["flops"],
-        config.data.batch_tokens,
+        seconds=statistics.median(each["seconds"] for each in measured),
+        flops=measured[0]["flops"],
+        tokens=config.data.batch_tokens,
+        relative_error=max(each["relative_error"] for each in measured),
+        start_seconds=max(0.0, wall_seconds - max(each["total_seconds"] for each in measured)),
     )
 
 
@@ -143,7 +156,7 @@ def estimate_sweep_cost(
         cost = costs[run.group.name]
         steps = _count_steps(_find_config(run, configs), cost)
         flops += steps * cost.flops
-        seconds += steps * cost.seconds
+        seconds += steps * cost.seconds + cost.start_seconds
     return SweepCost(len(runs), flops, seconds / num_places)
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hmoe.config.counts import estimate_flops_per_token
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.model import MoESpec
 from hmoe.specs.widths import WidthRule
+from hmoe.sweep.plan import set_budget
 
 # The paper's coefficients: of equal experts, of unequal ones, and of top-p routing.
 LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY = 1e-2, 0.1, 3e-2
@@ -47,15 +49,21 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
         raise ConfigError("families come from a recipe with unequal experts; nearest is quickstart")
     total, experts = sum(moe.expert_widths), len(moe.expert_widths)
     counted, summed = _set_routers(moe)
-    equal = (f"model.moe.widths={{shape: equal, total: {total}, experts: {experts}}}",)
-    balance = _set_losses(load_balance=moe.load_balance or LOAD_BALANCE)
-    penalty = _set_losses(parameter_penalty=moe.parameter_penalty or PARAMETER_PENALTY)
+    equal = (
+        f"model.moe.widths={{shape: equal, total: {total}, experts: {experts}}}",
+        *_drop_width_rules(moe),
+    )
+    balance = (f"model.moe.load_balance={moe.load_balance or LOAD_BALANCE!r}",)
+    # The recipe's own losses stay, whatever they are: only where it has none for width it gets the paper's.
+    has_penalty = moe.parameter_penalty or moe.width_cost
+    penalty = () if has_penalty else (f"model.moe.parameter_penalty={PARAMETER_PENALTY!r}",)
     entropy = (f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}",)
+    no_entropy = () if moe.router.threshold is None else ("model.moe.router_entropy=0.0",)
     families = [
         Family("dense", ("model.moe=null", f"model.ffn={round(_count_experts(moe) * total / experts)}")),
-        Family("equal-topk", (*equal, *counted, *balance)),
+        Family("equal-topk", (*equal, *counted, *balance, *no_entropy)),
         Family("equal-topp", (*equal, *summed, *balance, *entropy)),
-        Family("unequal-topk", (*counted, *penalty)),
+        Family("unequal-topk", (*counted, *penalty, *no_entropy)),
         Family("control-topk", control_of="unequal-topk"),
         Family("unequal-topp", (*summed, *penalty, *entropy)),
         Family("control-topp", control_of="unequal-topp"),
@@ -95,13 +103,29 @@ def _count_experts(moe: MoESpec) -> float:
     )
 
 
-def _set_losses(load_balance: float = 0.0, parameter_penalty: float = 0.0) -> tuple[str, ...]:
-    """Return overrides of the losses of one kind of experts; of the other kind's there is none."""
-    return (
-        f"model.moe.load_balance={load_balance!r}",
-        f"model.moe.parameter_penalty={parameter_penalty!r}",
-        "model.moe.router_entropy=0.0",
+def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
+    """Return overrides that take from equal experts what is about width: losses, their schedule, a target."""
+    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0, "size_balance": 0.0,
+             "penalty_start": 0, "penalty_warmup": 0, "target_width": None}  # fmt: skip
+    changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
+    return tuple(f"model.moe.{name}={'null' if value is None else value}" for name, value in changed.items())
+
+
+def equalize_budget(config: RunConfig) -> tuple[str, ...]:
+    """Return overrides by which all variants of a recipe end at its FLOPs, under uniform routing where it tells steps.
+
+    Raises:
+        ConfigError: if it is told in seconds alone.
+    """
+    train, per_token = config.train, estimate_flops_per_token(config.model, config.data.sequence_length)
+    if train.flops is not None:
+        return set_budget(train.flops)
+    tokens = min(
+        (t for t in ((train.steps or 0) * config.data.batch_tokens, train.tokens) if t), default=None
     )
+    if tokens is None:
+        raise ConfigError("train.flops: missing; recipes are compared at equal FLOPs, not seconds")
+    return set_budget(float(f"{tokens * per_token:.2e}"))
 
 
 def scale_recipe(config: RunConfig, factor: float) -> tuple[str, ...]:

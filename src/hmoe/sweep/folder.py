@@ -62,8 +62,12 @@ class SweepFolder:
         """Return the file that holds what a run said."""
         return self.path / "logs" / f"{name}.log"
 
-    def bind_plan(self, plan: SweepPlan) -> SweepPlan:
-        """Write the plan of a new folder, or check that it is that of the folder; seeds may have been added.
+    def bind_plan(self, plan: SweepPlan, write: bool = True) -> SweepPlan:
+        """Keep the plan of a new folder, or check that it is that of the folder; seeds may have been added.
+
+        Args:
+            plan: of the sweep.
+            write: keep it; otherwise it is only compared.
 
         Returns:
             The plan, with all seeds of both.
@@ -78,7 +82,8 @@ class SweepFolder:
             plan = plan.model_copy(update={"seeds": _join_seeds(old.seeds, plan.seeds)})
             if plan == old:
                 return old
-        write_atomic(file, dump_plan(plan, self.path).encode())
+        if write:
+            write_atomic(file, dump_plan(plan, self.path).encode())
         return plan
 
 

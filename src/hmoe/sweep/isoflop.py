@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.sweep.families import REFERENCE, Family, list_families, scale_recipe
+from hmoe.sweep.families import REFERENCE, Family, equalize_budget, list_families, scale_recipe
 from hmoe.sweep.grid import locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
@@ -30,8 +30,9 @@ def build_families_plan(
     """
     config = read_recipe(recipe, overrides)[1]
     chosen = list_families(config, families)
+    _check_rates(chosen, rates)
     groups = [_make_group(family, recipe, (), rates) for family in chosen]
-    return _check("grid", groups, seeds, overrides, _choose_baseline(chosen))
+    return _check("grid", groups, seeds, [*overrides, *equalize_budget(config)], _choose_baseline(chosen))
 
 
 def build_tuning_plan(
@@ -51,7 +52,7 @@ def build_tuning_plan(
         if family.control_of is None
         for rate in rates
     ]
-    return _check("tuning", groups, seeds, overrides, None)
+    return _check("tuning", groups, seeds, [*overrides, *equalize_budget(config)], None)
 
 
 def build_isoflop_plan(
@@ -76,14 +77,29 @@ def build_isoflop_plan(
     """
     groups: _Groups = []
     chosen: list[Family] = []
+    models: dict[object, float] = {}
     for factor in sizes:
         scaled = scale_recipe(read_recipe(recipe, overrides)[1], factor)
         config: RunConfig = read_recipe(recipe, [*overrides, *scaled])[1]
         chosen = list_families(config, families)
+        _check_rates(chosen, rates)
+        if config.model in models:
+            raise ConfigError(
+                f"sizes = {factor:g}: rounds to the model of {models[config.model]:g}", argument="sizes"
+            )
+        models[config.model] = factor
         groups += [
             _make_group(family, recipe, scaled, rates, f",x{factor:g}", f"x{factor:g}") for family in chosen
         ]
     return _check("isoflop", groups, seeds, overrides, None, budgets)
+
+
+def _check_rates(families: Sequence[Family], rates: Mapping[str, float] | None) -> None:
+    """Raise ConfigError for a rate of a family that is not trained by one of its own."""
+    names = [family.name for family in families if family.control_of is None]
+    for name in rates or ():
+        if name not in names:
+            raise ConfigError(f"rates = {name}: must be among {', '.join(names)}", argument="rates")
 
 
 def _make_group(

@@ -12,6 +12,12 @@ from hmoe.sweep.rows import SweepRow, make_summary
 from hmoe.sweep.runs import list_planned_runs, make_run_config
 
 
+def select_rows(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[SweepRow]:
+    """Return the rows that are of runs of a plan: a table may hold others too."""
+    names = {run.name for run in list_planned_runs(plan)}
+    return [row for row in rows if row.run in names]
+
+
 def summarize_rows(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> dict[str, RunSummary]:
     """Return what the finished runs of a plan were at their ends, by name, from rows alone.
 
@@ -35,10 +41,8 @@ def compare_sweep(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> Co
     groups = group_summaries(plan, summarize_rows(plan, rows, folder))
     if not groups:
         return None
-    failed = [f"{row.run}: {row.status}" for row in rows if not row.is_finished]
     names = {group.name for group in groups}
-    comparison = compare_groups(groups, plan.baseline if plan.baseline in names else None)
-    return Comparison(comparison.rows, [*comparison.notes, *failed])
+    return compare_groups(groups, plan.baseline if plan.baseline in names else None)
 
 
 def group_summaries(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[RunGroup]:

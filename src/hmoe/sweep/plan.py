@@ -61,7 +61,7 @@ class SweepGroup(Section):
         if (self.recipe is None) == (self.control_of is None):
             raise ValueError(f"group {self.name}: give either a recipe or control_of")
         if self.control_of is not None:
-            self.no_effect("with control_of", "upcycled_from", "is_source")
+            self.no_effect("with control_of", "overrides", "upcycled_from", "is_source")
         return self
 
 
@@ -92,6 +92,8 @@ class SweepPlan(Section):
             if twice is not None:
                 raise ValueError(f"{what}: {twice} is given twice")
         for i, group in enumerate(self.groups):
+            if group.control_of in names[:i] and self.get_group(group.control_of).control_of is not None:
+                raise ValueError(f"group {group.name}: {group.control_of} is a control itself")
             if group.source is not None and group.source not in names[:i]:
                 raise ValueError(
                     f"group {group.name}: {group.source} must be a group before it{_near(group.source, names)}"
@@ -108,8 +110,7 @@ class SweepPlan(Section):
         if not self.budgets:
             return self.overrides
         budgets = sorted(self.budgets)
-        limits = [f"train.{name}=null" for name in ("steps", "tokens", "seconds")]
-        return (*self.overrides, *limits, f"train.flops={budgets[-1]!r}", f"train.eval_flops={budgets!r}")
+        return (*self.overrides, *set_budget(budgets[-1]), f"train.eval_flops={budgets!r}")
 
     def get_group(self, name: str) -> SweepGroup:
         """Return the group of a name."""
@@ -129,6 +130,17 @@ class SweepPlan(Section):
             raise ConfigError(f"group {group.name}: {error}") from None
 
 
+def set_budget(flops: float) -> tuple[str, ...]:
+    """Return overrides that end a run at so many FLOPs, at a constant rate after warm-up.
+
+    Schedules are told in steps, of which families take more or fewer for the same FLOPs: some would end before their
+    decay, and a loss on the way to a larger budget would not be that of a smaller one.
+    """
+    limits = [f"train.{name}=null" for name in ("steps", "tokens", "seconds")]
+    schedule = [f"optim.{name}=null" for name in ("schedule_steps", "decay_steps", "floor")]
+    return (*limits, f"train.flops={flops!r}", "optim.schedule=constant", *schedule)
+
+
 def _near(name: str, names: Sequence[str]) -> str:
     nearest = difflib.get_close_matches(name, names, 1, 0)
     return f"; nearest is {nearest[0]}" if nearest else ""
@@ -144,10 +156,33 @@ def check_plan(tree: Any, where: str) -> SweepPlan:
         plan = SweepPlan.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{where}: {_describe_problem(error.errors(include_url=False)[0])}") from None
+    for words in (plan.overrides, *(group.overrides for group in plan.groups)):
+        _check_overrides(words, bool(plan.budgets), where)
     for group in plan.groups:
         if group.recipe is not None:
             _check_group(plan, group)
+        elif not _is_unequal(plan.read_recipe(plan.get_group(str(group.control_of)), plan.seeds[0])):
+            raise ConfigError(
+                f"{where}: group {group.name}: {group.control_of} has no experts of different width"
+            )
     return plan
+
+
+def _is_unequal(config: RunConfig) -> bool:
+    return config.model.moe is not None and len(set(config.model.moe.expert_widths)) > 1
+
+
+def _check_overrides(words: Sequence[str], has_budgets: bool, where: str) -> None:
+    """Raise ConfigError for keys that the sweep itself sets."""
+    keys = [word.removeprefix("--").partition("=")[0] for word in words if not word.endswith("=null")]
+    if "seed" in keys:
+        raise ConfigError(f"{where}: seed: is set by the seeds of the sweep; remove the override")
+    own = {word.partition("=")[0] for word in set_budget(1.0)} | {"train.eval_flops"}
+    for key in keys if has_budgets else ():
+        if key in own:
+            raise ConfigError(
+                f"{where}: {key}: is set by the budgets of an isoflop sweep; remove the override"
+            )
 
 
 def _check_group(plan: SweepPlan, group: SweepGroup) -> None:

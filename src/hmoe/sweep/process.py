@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError, DataError, NonFiniteError
 from hmoe.runs.log_rows import METRICS
+from hmoe.runs.summary import read_run_summary
 
-_TAIL_BYTES = 1 << 16  # of a log, which hold its last row
+# Exit codes of errors that come again: of the recipe, the data and numbers that are not finite.
+FINAL_CODES = (ConfigError.exit_code, DataError.exit_code, NonFiniteError.exit_code)
+BUSY_CODE = 75  # the run folder is in use: try again
+_TAIL_BYTES = 1 << 20  # of a log, which hold its last row
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ class RunProcess:
         except subprocess.TimeoutExpired:
             self._child.kill()
             self._child.wait()
+
+    def is_finished(self) -> bool:
+        """Return whether its budget is used up, by its whole logs."""
+        return read_run_summary(self.run).progress >= 1
 
     def read_last_line(self) -> str:
         """Return the last line that it said."""

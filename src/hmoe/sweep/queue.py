@@ -1,6 +1,5 @@
 """The queue of a sweep: an idle place takes the next run whose source is finished, until all are in the table."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,16 +8,21 @@ from hmoe.checkpoint.manifest import list_checkpoint_steps
 from hmoe.config.run import RunConfig
 from hmoe.data.open import open_data
 from hmoe.errors import ConfigError, HMoEError
+from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import SweepPlan
-from hmoe.sweep.process import Place, RunProcess
+from hmoe.sweep.process import FINAL_CODES, Place, RunProcess
 from hmoe.sweep.rows import SweepRow, make_rows, make_summary, read_rows, write_rows
 from hmoe.sweep.runs import PlannedRun, hash_recipe, list_planned_runs, make_run_config
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 120.0  # that a child may take to save
-_MOST_STARTS = 3  # of a run whose process is killed from outside
+_MOST_STARTS = 3  # of a run whose process ends by something outside it
+UNFINISHED, FAILED = (
+    "unfinished",
+    "failed",
+)  # how a status begins; an unfinished run is tried again by the next sweep
 
 
 @dataclass
@@ -108,17 +112,26 @@ class SweepQueue:
         by_run: dict[str, list[SweepRow]] = {}
         for row in rows:
             by_run.setdefault(row.run, []).append(row)
+        needed = {run.source for run in self.state.runs if run.group.upcycled_from and run.name not in by_run}
         for run in self.state.runs:
             own = by_run.pop(run.name, [])
-            if own and (own[0].is_finished or not retry):
+            is_lost = run.name in needed and not is_run_folder(self.folder.get_run(run.name))
+            if own and not is_lost and self._is_settled(run, own, retry):
                 self._take_run(run, own)
         return [row for own in by_run.values() for row in own]
+
+    def _is_settled(self, run: PlannedRun, rows: Sequence[SweepRow], retry: bool) -> bool:
+        """Return whether rows stand for a run that is not trained again."""
+        if not rows[0].is_finished:
+            return rows[0].status.startswith(FAILED) and not retry
+        # A control is of its source: where that is trained again, so is the control.
+        return run.group.control_of is None or run.source in self.summaries
 
     def _take_run(self, run: PlannedRun, rows: list[SweepRow]) -> None:
         self.state.rows[run.name] = rows
         if rows[0].is_finished:
             config = self.make_config(run)
-            check_row_recipe(rows[0], config, str(self.folder.rows))
+            check_rows(rows, config, self.plan.budgets, str(self.folder.rows))
             self.summaries[run.name] = make_summary(rows[-1], config, self.folder.get_run(run.name))
 
     def _list_ready(self) -> list[PlannedRun]:
@@ -133,7 +146,7 @@ class SweepQueue:
                 config = self.make_config(run)
                 self._open_data(config)
             except HMoEError as error:
-                self._write([self._make_row(run, None, f"failed: {error}")])
+                self._write([self._make_row(run, None, f"{FAILED}: {error}")])
                 continue
             self._starts[run.name] = self._starts.get(run.name, 0) + 1
             source = self.folder.get_run(run.source) if run.group.upcycled_from and run.source else None
@@ -149,21 +162,25 @@ class SweepQueue:
             if code is None:
                 continue
             del self.state.running[name]
-            if code == 0 and child.read_progress()[0] >= 1:
+            if code == 0 and child.is_finished():
                 self._write(self._measure(by_name[name], child.config))
-            elif code > 0 or self._starts[name] >= _MOST_STARTS:
-                reason = (
-                    child.read_last_line() if code > 0 else f"ended by signal {-code}, {_MOST_STARTS} times"
-                )
-                self._write([self._make_row(by_name[name], child.config, f"failed: {reason}")])
-            # Else it was ended from outside: it goes on from its newest checkpoint.
+            elif code in FINAL_CODES:
+                # Up to the first ";": what follows tells of the folder, which a run that was interrupted has otherwise.
+                reason = child.read_last_line().partition(";")[0].replace(f"{child.run}: ", "")
+                self._write([self._make_row(by_name[name], child.config, f"{FAILED}: {reason}")])
+            elif self._starts[name] >= _MOST_STARTS:
+                reason = child.read_last_line() if code > 0 else f"ended by signal {-code}"
+                status = f"{UNFINISHED}: {reason}, {_MOST_STARTS} times"
+                self._write([self._make_row(by_name[name], child.config, status)])
+            # Else it was ended by something outside it: it goes on from its newest checkpoint.
 
     def _measure(self, run: PlannedRun, config: RunConfig) -> list[SweepRow]:
         template, folder = self._make_row(run, config, ""), self.folder.get_run(run.name)
         try:
             rows = make_rows(template, folder, config, self.plan.budgets, self._open_data(config))
         except HMoEError as error:
-            return [dataclasses.replace(template, status=f"failed: {error}")]
+            reason = str(error).replace(f"{folder}: ", "")
+            return [self._make_row(run, config, f"{FAILED}: {reason}")]
         self.summaries[run.name] = make_summary(rows[-1], config, folder)
         return rows
 
@@ -196,9 +213,12 @@ class SweepQueue:
 
     def _check_data(self) -> None:
         """Raise ConfigError if rows of the table are of other data than the runs that are left would be."""
-        known = {row.data for row in self.state.list_rows() if row.is_finished}
-        left = [run for run in self.state.waiting if run.group.recipe is not None]
-        for config in (self.make_config(run) for run in (left if known else ())):
+        rows = [row for row in self.state.list_rows() if row.is_finished]
+        for run in self.state.waiting:
+            known = {row.data for row in rows if row.group == run.group.name}
+            if run.group.recipe is None or not known:
+                continue
+            config = self.make_config(run)
             own = "corpus" if config.data.path == "corpus" else open_data(config).fingerprint
             if own not in known:
                 others = ", ".join(sorted(str(data)[:12] for data in known))
@@ -221,21 +241,29 @@ class SweepQueue:
                 )
 
     def _fail_orphans(self) -> None:
-        """Write a row for each run whose source failed."""
+        """Write a row for each run whose source did not finish; one that failed for good fails them too."""
         for run in self.state.waiting:
-            self._write([self._make_row(run, None, f"failed: its source {run.source} did not finish")])
+            source = self.state.rows.get(run.source or "")
+            kind = FAILED if source and source[0].status.startswith(FAILED) else UNFINISHED
+            self._write([self._make_row(run, None, f"{kind}: its source {run.source} did not finish")])
 
     def _stop_all(self) -> None:
         for child in self.state.running.values():
             child.stop()
+        deadline = time.monotonic() + _STOP_SECONDS
         for child in self.state.running.values():
-            child.wait(_STOP_SECONDS)
+            child.wait(max(0.0, deadline - time.monotonic()))
 
 
-def check_row_recipe(row: SweepRow, config: RunConfig, where: str) -> None:
-    """Raise ConfigError if a row of the table is of another recipe than the plan's."""
-    if row.recipe != hash_recipe(config):
-        raise ConfigError(
-            f"{where}: its row of {row.run} is of another recipe ({row.recipe}, the plan's is {hash_recipe(config)}); "
-            "choose another table or folder"
-        )
+def check_rows(rows: Sequence[SweepRow], config: RunConfig, budgets: Sequence[float], where: str) -> None:
+    """Raise ConfigError if the rows of a finished run are of another recipe than the plan's, or not all there."""
+    recipe = hash_recipe(config)
+    for row in rows:
+        if row.recipe != recipe:
+            raise ConfigError(
+                f"{where}: its row of {row.run} is of another recipe ({row.recipe}, the plan's is {recipe}); choose "
+                "another folder"
+            )
+    points: list[float | None] = [*sorted(budgets)] or [None]
+    if [row.budget for row in rows] != points or not all(row.is_finished for row in rows):
+        raise ConfigError(f"{where}: its rows of {rows[0].run} are not one for each budget; remove them")

@@ -149,7 +149,7 @@ def make_rows(
     """
     logs = read_run_logs(run)
     validated = [row for row in logs.rows if read_validation(row) is not None]
-    rows = []
+    rows: list[SweepRow] = []
     points: list[float | None] = [*sorted(budgets)] or [None]
     for budget in points:
         reached = validated if budget is None else [row for row in validated if row["flops"] >= budget]
@@ -158,9 +158,26 @@ def make_rows(
                 f"{run}: was not validated at its {'end' if budget is None else f'{budget:g} FLOPs'}"
             )
         step = reached[-1 if budget is None else 0]["step"]
+        _check_measured(run, config, logs.rows, budget, step)
+        if rows and rows[-1].step == step:
+            raise ConfigError(f"{run}: {rows[-1].budget:g} and {budget:g} FLOPs fall into one step, {step}")
         summary = summarize_logs(run, logs, step)
         rows.append(_fill_row(template, summary, config, budget, train_tokens))
     return rows
+
+
+def _check_measured(
+    run: Path, config: RunConfig, logged: Sequence[dict[str, Any]], budget: float | None, step: int
+) -> None:
+    """Raise ConfigError if a run had reached a budget before the step at which it was validated for it."""
+    before = [row for row in logged if row["step"] < step]
+    if not before:
+        return
+    last = before[-1]
+    share = config.train.measure_progress(last["step"], last["tokens"], last["flops"], 0.0)
+    if (last["flops"] >= budget) if budget is not None else share >= 1:
+        what = "its end" if budget is None else f"{budget:g} FLOPs"
+        raise ConfigError(f"{run}: was validated at step {step} only, after {what} had been reached")
 
 
 def _fill_row(

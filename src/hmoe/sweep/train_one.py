@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import signal
 import statistics
@@ -16,6 +17,7 @@ from hmoe.config.recipes import check_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError, RunBusyError
 from hmoe.runs.run_folder import RunFolder
+from hmoe.sweep.process import BUSY_CODE
 from hmoe.sweep.upcycled import check_upcycled_model
 from hmoe.train.stop import STOP
 
@@ -93,9 +95,20 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
                 parts, begin = feed.take(step), time.perf_counter()
                 flops = train_step(session.model, session.optimizer, parts, session.config, step).flops
                 seconds.append(time.perf_counter() - begin)
+                if STOP:
+                    raise SystemExit(1)
                 if len(seconds) > _WARM_STEPS and time.monotonic() > deadline:
                     break
-    return {"seconds": statistics.median(seconds[_WARM_STEPS:]), "flops": flops}
+    timed = seconds[_WARM_STEPS:]
+    error = (
+        statistics.stdev(timed) / math.sqrt(len(timed)) / statistics.fmean(timed) if len(timed) > 1 else 0.0
+    )
+    return {
+        "seconds": statistics.median(timed),
+        "flops": flops,
+        "total_seconds": sum(seconds),
+        "relative_error": error,
+    }
 
 
 class _Silent:
@@ -125,7 +138,7 @@ def answer_request(request: dict[str, Any]) -> int:
         train_planned_run(config, Path(request["run"]), None if source is None else Path(source))
     except HMoEError as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return BUSY_CODE if isinstance(error, RunBusyError) else error.exit_code
     return 0
 
 

@@ -16,8 +16,9 @@ class TunedRate:
 
     Attributes:
         family: its name.
-        losses: mean validation loss over seeds by learning rate; None where no run finished.
-        rate: of the smallest loss; None where no run finished.
+        losses: mean validation loss over seeds by learning rate; None where not all
+            finished.
+        rate: of the smallest loss; None where no rate has one.
         is_at_edge: whether that is the smallest or the largest of the grid, beyond which a better one may lie.
         margin: how far the next best rate is behind, in nats; None where there is none.
     """
@@ -34,8 +35,10 @@ def choose_rates(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[TunedRate]:
     losses: dict[str, dict[float, float | None]] = {}
     for group in plan.groups:
         rate = plan.read_recipe(group, plan.seeds[0]).optim.lr
-        own = [row.validation_loss for row in rows if row.group == group.name and row.is_finished]
-        losses.setdefault(group.curve, {})[rate] = average_known(own)
+        own = {row.seed: row.validation_loss for row in rows if row.group == group.name and row.is_finished}
+        # A rate at which a seed failed has no mean: that of the others would be of the lucky ones.
+        is_whole = own.keys() >= set(plan.seeds)
+        losses.setdefault(group.curve, {})[rate] = average_known(own.values()) if is_whole else None
     return [_choose_rate(family, dict(sorted(by_rate.items()))) for family, by_rate in losses.items()]
 
 
