@@ -11,6 +11,7 @@ from hmoe.sweep.cost import StepCost
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import write_rows
+from hmoe.sweep.shipped import change_plan, read_shipped_plan
 from tests.conftest import TINY
 from tests.sweep.helpers import make_plan, make_row
 from tests.sweep.test_answer import make_isoflop, make_tuning
@@ -205,14 +206,13 @@ def test_a_sweep_of_a_shipped_plan_goes_on(
     ]
     assert run_command_line(words) == 2
     assert "--out: missing, a new sweep needs a folder" in capsys.readouterr().err
-    for _ in range(2):  # the same command, also where the folder has the name of the plan
-        assert run_command_line([*words, "--out", "hyper"]) == 0
-        assert json.loads(capsys.readouterr().out)["num_runs"] == 4
+    # The same command goes on, also where the folder has the name of the plan.
+    fill_folder(tmp_path / "hyper", change_plan(read_shipped_plan("hyper"), ["train.steps=3"], [0, 1]), [])
+    assert run_command_line([*words, "--out", "hyper"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_runs"] == 4
     for extra, line in (
         (["train.steps=4"], "train.steps=4: the recipes of a sweep folder, hyper, are fixed; remove it"),
         (["--seeds", "3"], "--seeds 3: a sweep folder, hyper, has its seeds; --add adds to them"),
     ):
         assert run_command_line(["sweep", "run", "hyper", *extra, "--dry-run"]) == 2
         assert line in capsys.readouterr().err
-    assert run_command_line(["sweep", "run", "hyper", "--add", "1", "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_runs"] == 6

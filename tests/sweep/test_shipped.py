@@ -107,8 +107,8 @@ def test_words_of_the_command_line_come_after_a_groups_own_and_seeds_are_replace
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["seed=3"], r"seed=3: has no effect, every group is trained with all `seeds`"),
-        (["--seed", "3"], r"--seed: has no effect"),
+        (["seed=3"], "plan: seed: is set by the seeds of the sweep; remove the override"),
+        (["--seed", "3"], "plan: seed: is set by the seeds of the sweep"),
         (["optim.lrr=1"], r"group tiny: optim\.lrr: unknown key; nearest is optim\.lr"),
     ],
 )

@@ -1,7 +1,6 @@
 """Runs that begin with the weights of another run of the sweep: which may, that they do, and after a kill."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def open_queue(path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch) 
     class Child:
         def __init__(self, config: Any, run: Path, log: Path, place: Place, source: Path | None) -> None:
             started.append((run.name, source))
-            self.config, self.place = config, place
+            self.config, self.run, self.place = config, run, place
 
         def poll(self) -> int:
             return 2
@@ -143,12 +142,27 @@ def test_the_queue_hands_the_source_of_the_same_seed_on(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[Any] = []
-    queue = open_queue(tmp_path, started, monkeypatch)
-    show: Callable[[Any], None] = lambda state: None  # noqa: E731
-    with pytest.raises(ConfigError, match="source-0: has no checkpoint, of which more-0 would be made"):
-        queue.run(show)
-    assert started == []
     folder = tmp_path / "runs" / "source-0"
     shutil.copytree(source, folder)
-    queue.run(show)
+    queue = open_queue(tmp_path, started, monkeypatch)
+    queue.run(lambda state: None)
     assert started == [("more-0", folder), ("mixed-0", folder)]
+    assert [row.status.partition(":")[0] for row in queue.state.list_rows()] == [
+        "finished",
+        "failed",
+        "failed",
+    ]
+
+
+def test_a_source_whose_weights_are_not_at_hand_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[Any] = []
+    (tmp_path / "runs" / "source-0").mkdir(parents=True)
+    (tmp_path / "runs" / "source-0" / "config.yaml").write_text("base: tiny\n")  # without a checkpoint
+    queue = open_queue(tmp_path, started, monkeypatch)
+    queue.run(lambda state: None)
+    assert started == [("source-0", None)]
+    assert (
+        queue.state.rows["more-0"][0].status.removeprefix("failed: ") == "its source source-0 did not finish"
+    )

@@ -8,7 +8,6 @@ from hmoe.checkpoint.manifest import list_checkpoint_steps
 from hmoe.config.run import RunConfig
 from hmoe.data.open import open_data
 from hmoe.errors import ConfigError, HMoEError
-from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import SweepPlan
@@ -91,7 +90,6 @@ class SweepQueue:
     def run(self, show: Callable[[SweepState], None]) -> None:
         """Train until nothing is left to train; `show` is told where the sweep stands, several times a second."""
         self._check_data()
-        self._check_sources()
         try:
             while self.state.running or self._list_ready():
                 self._start_ready()
@@ -112,10 +110,16 @@ class SweepQueue:
         by_run: dict[str, list[SweepRow]] = {}
         for row in rows:
             by_run.setdefault(row.run, []).append(row)
-        needed = {run.source for run in self.state.runs if run.group.upcycled_from and run.name not in by_run}
+        # Rows of sources are not enough where another run is still to begin with their weights.
+        needed = {
+            run.source
+            for run in self.state.runs
+            if run.group.upcycled_from
+            and not (run.name in by_run and self._is_settled(run, by_run[run.name], retry))
+        }
         for run in self.state.runs:
             own = by_run.pop(run.name, [])
-            is_lost = run.name in needed and not is_run_folder(self.folder.get_run(run.name))
+            is_lost = run.name in needed and not list_checkpoint_steps(self.folder.get_run(run.name))
             if own and not is_lost and self._is_settled(run, own, retry):
                 self._take_run(run, own)
         return [row for own in by_run.values() for row in own]
@@ -225,19 +229,6 @@ class SweepQueue:
                 raise ConfigError(
                     f"data.path = {config.data.path}: its fingerprint is {own[:12]}, rows of {self.folder.rows} are of "
                     f"{others}; choose that data, or another table"
-                )
-
-    def _check_sources(self) -> None:
-        """Raise ConfigError if a run would begin with weights that only a row of the table tells of."""
-        for run in self.state.waiting:
-            if run.group.upcycled_from is None or run.source not in self.summaries:
-                continue
-            source = self.folder.get_run(run.source)
-            if not list_checkpoint_steps(source):
-                raise ConfigError(
-                    f"{source}: has no checkpoint, of which {run.name} would be made, though {self.folder.rows} has a "
-                    "row of it; copy its run folder, or choose another folder for the sweep",
-                    argument="out",
                 )
 
     def _fail_orphans(self) -> None:

@@ -45,11 +45,6 @@ def change_plan(plan: SweepPlan, overrides: Sequence[str], seeds: Sequence[int] 
     Raises:
         ConfigError: naming the group whose recipe cannot have them.
     """
-    for word in overrides:
-        if word.removeprefix("--").partition("=")[0] == "seed":
-            raise ConfigError(
-                f"{word}: has no effect, every group is trained with all `seeds`", argument="seeds"
-            )
     tree = plan.model_dump(exclude_defaults=True)
     for group in tree["groups"]:
         if "recipe" in group:
