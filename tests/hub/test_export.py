@@ -114,7 +114,7 @@ def test_there_and_back_not_a_bit_changes(kind: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = model.model(ids)[0]
         assert torch.equal(again.model(ids)[0], logits)
-        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-5, atol=5e-6)  # sums in another order
     assert again.tokenizer.fingerprint == model.tokenizer.fingerprint
     assert again.context_length == 64
 

@@ -30,7 +30,7 @@ def test_logits_and_loss_are_the_trainers(kind: str) -> None:
     logits, routings = ours(made)(ids)
     moe = made.config.structure.moe
     out = made(ids, labels=ids, output_router_logits=True)
-    torch.testing.assert_close(out.logits, logits, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(out.logits, logits, rtol=1e-5, atol=5e-6)  # sums in another order
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(
         out.loss, loss + sum_weighted_losses(compute_auxiliary_losses(routings, moe), moe)

@@ -8,7 +8,7 @@ import pytest
 
 import hmoe
 from hmoe import CheckpointError
-from hmoe.runs.log_rows import read_log_rows, read_logs, read_training_seconds
+from hmoe.runs.log_rows import read_log_rows, read_logs, read_newest_row, read_training_seconds
 from tests.runs.helpers import edit, resume, write_logs
 
 
@@ -34,6 +34,16 @@ def test_a_damaged_line_is_named_also_after_the_step(tmp_path: Path, line: str) 
     for last_step in (None, 1):
         with pytest.raises(CheckpointError, match=r"metrics\.jsonl:2: damaged line"):
             list(read_log_rows(file, last_step))
+
+
+def test_the_newest_row_is_that_of_the_last_whole_line_however_wide(tmp_path: Path) -> None:
+    assert read_newest_row(tmp_path) == {}
+    rows = [{"step": step, "tokens": step, "flops": step, "shares": [0.123456] * 8000} for step in (1, 2)]
+    lines = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    assert read_newest_row(tmp_path) == rows[1]
+    (tmp_path / "metrics.jsonl").write_text(lines[0] + lines[1][:-500])
+    assert read_newest_row(tmp_path) == rows[0]
 
 
 def test_nothing_else_in_the_package_names_the_logs() -> None:

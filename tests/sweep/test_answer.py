@@ -156,6 +156,18 @@ def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> No
     assert "if pairs spread by 0.0100 nats, 4 seeds" in describe_planned_power(plan)
 
 
+def test_a_control_that_has_another_width_than_its_source_is_told() -> None:
+    plan = make_plan(seeds=[0, 1])
+    rows = [make_row(f"unequal-{seed}", mean_activated_width=32.0) for seed in plan.seeds]
+    rows += [
+        make_row(f"control-{seed}", mean_activated_width=width) for seed, width in ((0, 32.5), (1, 34.0))
+    ]
+    comparison = compare_sweep(plan, rows, Path("x"))
+    assert comparison is not None
+    (note,) = (note for note in comparison.notes if "whose control" in note)
+    assert note == "control-1: activated 34 hidden units, +6.2% from unequal-1, whose control it is"
+
+
 def test_a_control_without_its_source_in_the_table_is_left_out() -> None:
     plan = make_plan(seeds=[0], groups=[UNEQUAL, CONTROL])
     assert summarize_rows(plan, [make_row("control-0")], Path("x")) == {}

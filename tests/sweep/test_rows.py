@@ -71,6 +71,9 @@ def test_the_hash_tells_what_changes_numbers_and_nothing_else() -> None:
     ):
         assert hash_with(word) != same
     assert hash_recipe(plan.read_recipe(plan.groups[0], 1)) != same
+    # Keys at their defaults are as good as not there, which those of a later version are not.
+    assert hash_with("model.moe.router_z=0.0") == hash_with("optim.weight_decay=0.1") == same
+    assert hash_with("model.moe.router={name: top_p, p: 0.6}") != same
 
 
 def write_run(path: Path, rows: list[tuple[int, int, bool]]) -> SweepPlan:

@@ -22,6 +22,9 @@ class SweepDisplay:
         self._live: Any = None
         self._begun, self._drawn, self._num_shown = time.monotonic(), 0.0, 0
         self._first_done: int | None = None
+        self._first_shares: dict[
+            str, float
+        ] = {}  # of runs when they were seen first: a resumed one is not at 0
 
     def __enter__(self) -> "SweepDisplay":
         if sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in _DUMB:
@@ -43,13 +46,14 @@ class SweepDisplay:
             self._first_done = len(state.rows) - len(state.ended)
         for name in state.ended[self._num_shown :]:
             self._num_shown += 1
-            self._print_line(_describe_run(state, name, self._first_done + self._num_shown))
+            self.print_line(_describe_run(state, name, self._first_done + self._num_shown))
         now = time.monotonic()
         if self._live is not None and now - self._drawn >= _LIVE_SECONDS:
             self._drawn = now
             self._live.update(self._lay_out(state), refresh=True)
 
-    def _print_line(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
+        """Print a line that stays, above what is live."""
         if self._live is None:
             print_note(text)
         else:
@@ -71,11 +75,12 @@ class SweepDisplay:
     def _describe(self, state: "SweepState") -> str:
         done, total = len(state.rows), len(state.runs)
         failed = f", {state.num_failed} failed" if state.num_failed else ""
-        progressed = (
-            done - (self._first_done or 0) + sum(c.read_progress()[0] for c in state.running.values())
-        )
+        shares = {name: child.read_progress()[0] for name, child in state.running.items()}
+        left = total - done - sum(shares.values())
+        self._first_shares = shares | self._first_shares
+        shares |= dict.fromkeys(state.ended, 1.0)
+        progressed = sum(share - self._first_shares.get(name, 0.0) for name, share in shares.items())
         seconds = time.monotonic() - self._begun
-        left = total - done - sum(c.read_progress()[0] for c in state.running.values())
         eta = f", ETA {format_duration(seconds * left / progressed)}" if progressed > 0.05 else ""
         return f"{done} of {total} runs{failed}{eta}"
 

@@ -14,6 +14,7 @@ from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.cli.sweep_display import SweepDisplay
 from hmoe.cli.sweep_outcome import print_outcome
+from hmoe.config.available_memory import read_available_bytes
 from hmoe.config.memory import count_memory, read_host
 from hmoe.config.run import RunConfig
 from hmoe.errors import make_missing_extra_error
@@ -65,7 +66,7 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
                 _print_cost(cost, costs, options)
                 return
             with SweepDisplay() as display:
-                queue.run(display.show)
+                queue.run(display.show, display.print_line)
         elif options.dry_run:
             print_note("nothing is left to train")
             return
@@ -84,30 +85,42 @@ def _add_seeds(plan: SweepPlan, folder: SweepFolder, options: SweepOptions) -> S
 
 def _choose_places(processes: int | None, configs: Iterable[RunConfig]) -> list[Place]:
     """Return where runs are trained at a time: every GPU, else the cores, as many as memory is there for."""
-    num_gpus = _count_gpus()
-    if num_gpus:
-        count = processes or num_gpus
-        return [Place(i, 1, i % num_gpus) for i in range(count)]
+    configs = list(configs)
+    gpus = [] if all(config.train.device == "cpu" for config in configs) else _list_gpus()
+    if gpus:
+        count = processes or len(gpus)
+        return [Place(i, 1, gpus[i % len(gpus)]) for i in range(count)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     device = read_host()
+    available = min(device.memory_bytes, read_available_bytes() or device.memory_bytes)
     needed = max(count_memory(config, device.kind) for config in configs)
-    count = processes or max(1, min(cores, int(device.memory_bytes / needed)))
+    count = processes or max(1, min(cores, int(available / needed)))
     return [Place(i, max(1, cores // count)) for i in range(count)]
 
 
-def _count_gpus() -> int:
+def _list_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    names, visible = _ask_gpu_names(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names and visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    return [str(i) for i in range(len(names))]
+
+
+def _ask_gpu_names() -> list[str]:
     try:
         result = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
     except OSError:
-        return 0
-    return sum(line.startswith("GPU ") for line in result.stdout.splitlines()) if not result.returncode else 0
+        return []
+    lines = [] if result.returncode else result.stdout.splitlines()
+    return [line.partition(": ")[2].partition(" (")[0] for line in lines if line.startswith("GPU ")]
 
 
 def _name_machine(places: Sequence[Place]) -> str:
     from hmoe.bench.measure import name_processor
 
     if places[0].gpu is not None:
-        return f"{len(places)} GPU"
+        names = ", ".join(dict.fromkeys(_ask_gpu_names())) or "GPU"
+        return f"{names}, {len(places)} processes"
     return f"{name_processor()}, {len(places)} x {places[0].threads} threads"
 
 
@@ -120,7 +133,7 @@ def _measure_costs(
         def show(name: str, done: int) -> None:
             bar.update("cost", done, len(groups), f"steps of {name}")
 
-        return measure_step_costs(plan, groups, places, file, show)
+        return measure_step_costs(plan, groups, places, file, show, bar.print_line)
 
 
 def _describe_cost(queue: SweepQueue, cost: SweepCost, places: Sequence[Place]) -> str:
@@ -138,7 +151,7 @@ def _print_cost(cost: SweepCost, costs: dict[str, StepCost], options: SweepOptio
             json.dumps({**asdict(cost), "steps": {name: asdict(each) for name, each in costs.items()}})
         )
         return
-    width = max(map(len, costs))
+    width = max(map(len, costs), default=0)
     for name, each in costs.items():
         rate = each.flops / each.seconds
         typer.echo(

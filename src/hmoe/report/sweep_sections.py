@@ -8,9 +8,9 @@ from hmoe.figures.records import Curve, Curves, Points
 from hmoe.report.headline import Headline
 from hmoe.report.pieces import PageFigure, PagePart, PageSection, make_table
 from hmoe.statistics.isoflop import FamilyResult, IsoflopResult
-from hmoe.statistics.isoflop_words import describe_isoflop, tabulate_isoflop
+from hmoe.statistics.isoflop_words import describe_isoflop, format_interval, tabulate_isoflop
 from hmoe.statistics.loss_law import LossPoint, predict_loss
-from hmoe.units import format_count, format_flops
+from hmoe.units import format_flops
 
 _CURVE_POINTS = 25  # of a law in view
 
@@ -137,7 +137,8 @@ def _draw_law(family: FamilyResult, budget: float, at: Sequence[LossPoint], rank
 
 def _tell_optima(family: FamilyResult) -> str:
     sentences = [
-        f"At {format_flops(budget.budget)} FLOPs the best size is {format_count(budget.optimal_size.value)}."
+        f"At {format_flops(budget.budget)} FLOPs the best size is {format_interval(budget.optimal_size, '.3g')}"
+        f"{', outside of the sizes that were measured' if budget.is_extrapolated else ''}."
         for budget in family.budgets
         if budget.optimal_size is not None and budget.optimal_size.value is not None
     ]

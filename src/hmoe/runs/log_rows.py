@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from hmoe.errors import CheckpointError
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
+_TAIL_BYTES = 1 << 20  # of a log, which hold its last row
 _CLOCKS = ("seconds", "tokens_per_second")
 Row = tuple[bytes, dict[str, Any]]
 
@@ -45,6 +47,27 @@ def read_logs(run: Path, last_step: int | None = None) -> tuple[list[Row], list[
         CheckpointError: naming the line that is damaged.
     """
     return list(read_log_rows(run / METRICS, last_step)), list(read_log_rows(run / TIMING, last_step))
+
+
+def read_newest_row(run: Path) -> dict[str, Any]:
+    """Return the last whole row of metrics.jsonl while it is written; {} before the first.
+
+    Only the end of the file is read, and nothing is checked: for those who look on.
+    """
+    try:
+        with (run / METRICS).open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and row.keys() >= {"step", "tokens", "flops"}:
+            return row
+    return {}
 
 
 def read_training_seconds(run: Path, step: int) -> float:

@@ -12,7 +12,7 @@ Row = dict[str, str | float | int | None]
 
 
 def describe_isoflop(result: IsoflopResult) -> tuple[str, ...]:
-    """Return sentences: the comparison at the largest budget that all compared have, then what limits it."""
+    """Return sentences: the comparison at the largest budget at which each family has one, then what limits it."""
     reference, *others = result.families
     sentences: list[str] = []
     for family in others:
@@ -72,7 +72,7 @@ def _describe_comparison(family: FamilyResult, reference: FamilyResult) -> Itera
     if budget.leverage_in_seconds is not None:
         seconds = budget.leverage_in_seconds
         yield (
-            f"In seconds, measured side by side, it is worth {format_interval(seconds, '.2f', 'x')}: "
+            f"In seconds, by measured steps, it is worth {format_interval(seconds, '.2f', 'x')}: "
             f"{_judge(seconds, 1.0, 'slower', 'faster')}."
         )
     if budget.leverage.extrapolations:
@@ -86,7 +86,10 @@ def _describe_leverage(family: str, reference: str, leverage: Leverage) -> str:
         share = f"{leverage.share_unreached:.1%} of the resamples" if interval.num_used else "the only fit"
         is_bounded = interval.low is not None and math.isfinite(interval.low)
         least = f"; it is worth at least {interval.low:.2f}x" if is_bounded else ""
-        return f"{start} reaches a loss that {reference} by its law never reaches, in {share}{least}."
+        shown = _judge(interval, 1.0, "worth less", "worth more")
+        return (
+            f"{start} reaches a loss that {reference} by its law never reaches, in {share}{least}: {shown}."
+        )
     verdict = _judge(interval, 1.0, "worth less", "worth more")
     words = (
         f"{start} is worth {format_interval(interval, '.2f', 'x')} of the compute of {reference}: {verdict}"

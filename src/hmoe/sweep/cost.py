@@ -56,6 +56,7 @@ def measure_step_costs(
     places: Sequence[Place],
     file: Path,
     show: Callable[[str, int], None] = lambda name, done: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StepCost]:
     """Measure a few steps of each group that has a recipe, in all places at once as the sweep will run.
 
@@ -65,9 +66,7 @@ def measure_step_costs(
         places: where children will compute.
         file: that keeps what was measured, for the next time.
         show: told of each group that is measured, and how many were before.
-
-    Raises:
-        HMoEError: with what a recipe's first steps failed of.
+        say: called with a line for a group whose first steps failed, which then has no cost: its runs tell why.
     """
     known = _read_costs(file)
     costs: dict[str, StepCost] = {}
@@ -76,7 +75,11 @@ def measure_step_costs(
         key = f"{hash_recipe(config)} {len(places)} x {places[0].threads}"
         if key not in known:
             show(group, len(costs))
-            known[key] = _measure_group(config, group, places)
+            try:
+                known[key] = _measure_group(config, group, places)
+            except HMoEError as error:
+                say(f"not in the estimate: {error}")
+                continue
             write_atomic(
                 file, json.dumps({key: asdict(cost) for key, cost in known.items()}, indent=1).encode()
             )
@@ -150,10 +153,12 @@ def estimate_sweep_cost(
     costs: Mapping[str, StepCost],
     num_places: int,
 ) -> SweepCost:
-    """Estimate what runs cost; `configs` are the recipes of the groups that have one, `costs` of all."""
+    """Estimate what runs cost; `configs` are the recipes of the groups that have one, `costs` of those measured."""
     flops = seconds = 0.0
     for run in runs:
-        cost = costs[run.group.name]
+        cost = costs.get(run.group.name)
+        if cost is None:
+            continue
         steps = _count_steps(_find_config(run, configs), cost)
         flops += steps * cost.flops
         seconds += steps * cost.seconds + cost.start_seconds

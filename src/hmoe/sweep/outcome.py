@@ -18,6 +18,9 @@ def select_rows(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[SweepRow]:
     return [row for row in rows if row.run in names]
 
 
+MOST_WIDTH_DIFFERENCE = 0.02  # of a control and its source
+
+
 def summarize_rows(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> dict[str, RunSummary]:
     """Return what the finished runs of a plan were at their ends, by name, from rows alone.
 
@@ -38,11 +41,32 @@ def summarize_rows(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> d
 
 def compare_sweep(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> Comparison | None:
     """Compare the groups of a sweep; None where no run has finished."""
-    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
+    summaries = summarize_rows(plan, rows, folder)
+    groups = group_summaries(plan, summaries)
     if not groups:
         return None
     names = {group.name for group in groups}
-    return compare_groups(groups, plan.baseline if plan.baseline in names else None)
+    comparison = compare_groups(groups, plan.baseline if plan.baseline in names else None)
+    return Comparison(comparison.rows, [*comparison.notes, *list_control_notes(plan, summaries)])
+
+
+def list_control_notes(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[str]:
+    """Return a line for each control that did not activate the width of its source, as a top-p router may not."""
+    notes = []
+    for run in list_planned_runs(plan):
+        if (
+            run.source is None
+            or run.group.control_of is None
+            or not {run.name, run.source} <= summaries.keys()
+        ):
+            continue
+        width, source = summaries[run.name].mean_width, summaries[run.source].mean_width
+        if width and source and abs(width / source - 1) > MOST_WIDTH_DIFFERENCE:
+            notes.append(
+                f"{run.name}: activated {width:.0f} hidden units, {width / source - 1:+.1%} from {run.source}, whose "
+                "control it is"
+            )
+    return notes
 
 
 def group_summaries(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[RunGroup]:

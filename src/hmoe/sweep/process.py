@@ -11,13 +11,12 @@ from typing import Any
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, DataError, NonFiniteError
-from hmoe.runs.log_rows import METRICS
+from hmoe.runs.log_rows import read_newest_row
 from hmoe.runs.summary import read_run_summary
 
 # Exit codes of errors that come again: of the recipe, the data and numbers that are not finite.
 FINAL_CODES = (ConfigError.exit_code, DataError.exit_code, NonFiniteError.exit_code)
 BUSY_CODE = 75  # the run folder is in use: try again
-_TAIL_BYTES = 1 << 20  # of a log, which hold its last row
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,18 @@ class Place:
     Attributes:
         index: of the place among those of the sweep.
         threads: of the child on a CPU.
-        gpu: its number; None: the CPU.
+        gpu: as CUDA_VISIBLE_DEVICES names it; None: the CPU.
     """
 
     index: int
     threads: int
-    gpu: int | None = None
+    gpu: str | None = None
 
     def make_environment(self) -> dict[str, str]:
         """Return the variables by which a child keeps to this place."""
         threads = str(self.threads)
         own = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-        return {**os.environ, **own, **({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": str(self.gpu)})}
+        return {**os.environ, **own, **({} if self.gpu is None else {"CUDA_VISIBLE_DEVICES": self.gpu})}
 
 
 def start_child(request: Mapping[str, Any], place: Place, stdout: Any) -> "subprocess.Popen[bytes]":
@@ -107,32 +106,16 @@ class RunProcess:
 
     def read_last_line(self) -> str:
         """Return the last line that it said."""
-        lines = _read_tail(self.log).decode(errors="replace").strip().splitlines()
+        try:
+            lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        except OSError:
+            lines = []
         return lines[-1].strip() if lines else "it said nothing"
 
     def read_progress(self) -> tuple[float, float | None]:
         """Return the share of the budget that is used up, and the newest loss; (0, None) before the first row."""
-        for line in reversed(_read_tail(self.run / METRICS).splitlines()):
-            row = _parse_row(line)
-            if row:
-                share = self.config.train.measure_progress(row["step"], row["tokens"], row["flops"], 0.0)
-                return min(share, 1.0), row.get("loss")
-        return 0.0, None
-
-
-def _read_tail(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, os.fstat(opened.fileno()).st_size - _TAIL_BYTES))
-            return opened.read()
-    except OSError:
-        return b""
-
-
-def _parse_row(line: bytes) -> Mapping[str, Any]:
-    """Return a row of metrics.jsonl; {} for one that is still being written."""
-    try:
-        row: Any = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) and row.keys() >= {"step", "tokens", "flops"} else {}
+        row = read_newest_row(self.run)
+        if not row:
+            return 0.0, None
+        share = self.config.train.measure_progress(row["step"], row["tokens"], row["flops"], 0.0)
+        return min(share, 1.0), row.get("loss")

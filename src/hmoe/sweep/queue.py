@@ -87,8 +87,13 @@ class SweepQueue:
         self.summaries: dict[str, RunSummary] = {}
         self._other_rows = self._take_rows(read_rows(folder.rows), retry)
 
-    def run(self, show: Callable[[SweepState], None]) -> None:
-        """Train until nothing is left to train; `show` is told where the sweep stands, several times a second."""
+    def run(self, show: Callable[[SweepState], None], say: Callable[[str], None] = lambda line: None) -> None:
+        """Train until nothing is left to train.
+
+        Args:
+            show: told where the sweep stands, several times a second.
+            say: called with a line when children are waited for.
+        """
         self._check_data()
         try:
             while self.state.running or self._list_ready():
@@ -99,7 +104,7 @@ class SweepQueue:
             self._fail_orphans()
             show(self.state)
         finally:
-            self._stop_all()
+            self._stop_all(say)
 
     def make_config(self, run: PlannedRun) -> RunConfig:
         """Return the recipe of a run; a control's source must be finished."""
@@ -238,7 +243,9 @@ class SweepQueue:
             kind = FAILED if source and source[0].status.startswith(FAILED) else UNFINISHED
             self._write([self._make_row(run, None, f"{kind}: its source {run.source} did not finish")])
 
-    def _stop_all(self) -> None:
+    def _stop_all(self, say: Callable[[str], None]) -> None:
+        if self.state.running:
+            say(f"{len(self.state.running)} runs save and end; the same command goes on with them")
         for child in self.state.running.values():
             child.stop()
         deadline = time.monotonic() + _STOP_SECONDS

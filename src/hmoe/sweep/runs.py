@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any
 
 from hmoe.config.recipes import make_data_path_absolute
 from hmoe.config.run import RESUMABLE, RunConfig
@@ -61,9 +62,28 @@ def make_run_config(plan: SweepPlan, run: PlannedRun, finished: Mapping[str, Run
 
 
 def hash_recipe(config: RunConfig) -> str:
-    """Return twelve digits that tell recipes apart that differ in a key which changes a number."""
-    tree = config.model_dump(mode="json")
+    """Return twelve digits that tell recipes apart that differ in a key which changes a number.
+
+    Keys at their defaults do not count, so that a recipe has the same digits when a later version knows more keys.
+    """
+    tree = config.model_dump(mode="json", exclude_defaults=True, exclude={"model"})
+    tree["model"] = _strip_defaults(config.model)
     for key in _UNCOUNTED:
         section, _, name = key.partition(".")
-        tree[section].pop(name, None)
+        tree.get(section, {}).pop(name, None)
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _strip_defaults(value: Any) -> Any:
+    """Return a spec as plain values, without the fields that have their default; a kind keeps its name."""
+    if not is_dataclass(value):
+        return value
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(value)
+    }
+    return {
+        name: _strip_defaults(getattr(value, name))
+        for name, default in defaults.items()
+        if getattr(value, name) != default or name == "name"
+    }
