@@ -43,35 +43,28 @@ def report_sweep(
         inputs = make_report_inputs(groups, compare_groups(groups, chosen), chosen, [str(folder)])
     elif baseline is not None:
         raise ConfigError(f"--baseline {baseline}: has no effect on a sweep of kind {plan.kind}; remove it")
-    words = (
-        ["hmoe", "sweep", "run", name_path(folder)],
-        ["hmoe", "report", name_path(folder), "--out", str(out)],
-    )
-    commands = [make_step(*line[1:]).command for line in words]
-    page = render_sweep_page(
-        _make_record(folder, groups), inputs, title or f"hmoe sweep: {folder.resolve().name}", commands
-    )
+    name = name_path(folder)
+    steps = [make_step("sweep", "run", name), make_step("report", name, "--out", str(out))]
+    sweep = _make_record(folder, plan, rows, groups)
+    title = title or f"hmoe sweep: {folder.resolve().name}"
+    page = render_sweep_page(sweep, inputs, title, [step.command for step in steps])
     size = write_page(out, page)
     record = {"page": str(out), "bytes": size, "runs": len({row.run for row in rows}), "baseline": baseline}
     lines = [
         f"{out}: {record['runs']} runs on one page of {format_bytes(size)}",
         f"open {out.resolve().as_uri()} in a browser",
     ]
-    return record, lines, [make_step("sweep", "run", name_path(folder))]
+    return record, lines, steps[:1]
 
 
-def _make_record(folder: Path, groups: Any) -> Any:
+def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
+    """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
     from hmoe.report.sweep_sections import SweepRecord
     from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power, list_loss_points
     from hmoe.sweep.cost import read_group_costs
     from hmoe.sweep.folder import COSTS
-    from hmoe.sweep.outcome import select_rows
-    from hmoe.sweep.plan import PLAN, read_plan
-    from hmoe.sweep.rows import ROWS, read_rows
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
-    plan = read_plan(folder / PLAN)
-    rows = select_rows(plan, read_rows(folder / ROWS))
     plain = [dataclasses.asdict(row) for row in rows]
     if plan.kind == "isoflop":
         costs = read_group_costs(plan, folder / COSTS)

@@ -99,7 +99,12 @@ def _vary_experts(config: RunConfig, moe: MoESpec) -> Variants:
 
 
 def _vary_rules(config: RunConfig, moe: MoESpec) -> Variants:
-    """Return each training rule beside the recipe as it is; see `docs/guides/routers.md`."""
+    """Return each training rule beside the recipe as it is; see `docs/guides/routers.md`.
+
+    Some need more than their own key: a cost of width and a bias take the penalty's place, a balance within widths
+    needs experts of equal width (compare it with `hybrid`), batch statistics need several micro-batches (compare
+    them with `micro-statistics`).
+    """
     half = max(1, round(_count_steps(config) / 2))
     target = round(TARGET_SHARE * estimate_activated_width(config.model)[1])
     balance = ("model.moe.parameter_penalty=0.0", f"model.moe.load_balance={LOAD_BALANCE}")
