@@ -61,7 +61,7 @@ def test_sentences_are_as_strong_as_intervals(result: IsoflopResult) -> None:
     assert "control at 3.0e13 FLOPs is worth" in text
     control = next(line for line in sentences if line.startswith("control at"))
     assert control.endswith("of the compute of equal: no difference shown.")
-    assert "In seconds, by measured steps, it is worth" in text
+    assert "In seconds, by runs side by side, it is worth" in text
     assert "Bonferroni: 97.5% each" in text
     assert "Extrapolated: FLOPs of the reference" in text
     assert "Parabola and law of equal disagree most" in text

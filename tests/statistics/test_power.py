@@ -60,7 +60,7 @@ def test_of_measured_differences_it_is_the_one_that_compare_prints() -> None:
     spread = measure_spread(differences)
     assert spread is not None
     analysis = analyze_power(spread, 4)
-    assert analysis.detectable == estimate_detectable_difference(differences)
+    assert analysis.detectable == pytest.approx(estimate_detectable_difference(differences), rel=1e-12)
     assert find_detectable_difference(0.02, 1) is None
     assert find_detectable_difference(0.0, 3) == 0
 
@@ -88,7 +88,16 @@ def test_a_measured_spread_has_the_interval_of_chi_square() -> None:
     held = [s.low <= 2.0 <= s.high for s in spreads if s and s.low is not None and s.high is not None]
     assert len(held) == 600
     assert np.mean(held) == pytest.approx(0.95, abs=0.025)
-    assert measure_spread([1.0]) is measure_spread([0.5, 0.5]) is None
+    assert measure_spread([1.0]) is measure_spread([0.5, 0.5]) is measure_spread([1.0], [3.0]) is None
+    pooled = measure_spread([1.0, 2.0, 6.0], [11.0], [101.0, 103.0])
+    assert pooled is not None
+    assert pooled.num_pairs == 4
+    assert abs(pooled.value - math.sqrt((4 + 1 + 9 + 1 + 1) / 3)) < 1e-12
+    alone = measure_spread([1.0, 2.0, 6.0, 7.0])
+    assert alone is not None
+    assert pooled.low is not None
+    assert alone.low is not None
+    assert abs(pooled.low / pooled.value - alone.low / alone.value) < 1e-12  # three degrees of freedom each
 
 
 def test_the_ends_of_an_analysis_are_those_of_its_spread() -> None:

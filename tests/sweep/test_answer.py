@@ -1,18 +1,21 @@
 """Answers of a sweep from rows alone: known laws, a planted difference, a null, learning rates, power."""
 
 import dataclasses
+import math
 import random
 from pathlib import Path
+from typing import Any
 
 from hmoe.statistics.isoflop_words import describe_isoflop
 from hmoe.sweep.answer import (
     analyze_group_power,
+    analyze_isoflop_power,
     analyze_sweep,
+    compare_seconds,
     describe_planned_power,
     describe_power,
     list_loss_points,
 )
-from hmoe.sweep.cost import StepCost
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
@@ -84,12 +87,26 @@ def test_rows_that_are_not_finished_or_have_no_budget_are_no_points() -> None:
     assert analyze_sweep(make_isoflop(0.0)[0], []) is None
 
 
+def clock(rows: list[SweepRow], slower: float) -> list[SweepRow]:
+    """Return rows of which each seed took another time, and unequal experts so many times that of equal ones."""
+    return [
+        dataclasses.replace(
+            row,
+            seconds=(row.flops or 0)
+            * 1e-11
+            * (1 + row.seed)
+            * (slower if row.family.startswith("un") else 1),
+        )
+        for row in rows
+    ]
+
+
 def test_leverage_in_seconds_is_that_in_flops_by_what_a_flop_costs() -> None:
     plan, rows = make_isoflop(-0.05)
-    costs = {
-        group.name: StepCost(2.0 if group.curve == "unequal-topk" else 1.0, 1e9, 512) for group in plan.groups
-    }
-    result = analyze_sweep(plan, rows, costs)
+    rows = clock(rows, 2.0)
+    held_up = next(place for place, row in enumerate(rows) if row.budget == BUDGETS[-1])
+    rows[held_up] = dataclasses.replace(rows[held_up], seconds=1e6)  # as one that was suspended for days
+    result = analyze_sweep(plan, rows)
     assert result is not None
     for budget in result.families[1].budgets:
         assert budget.leverage is not None
@@ -97,6 +114,43 @@ def test_leverage_in_seconds_is_that_in_flops_by_what_a_flop_costs() -> None:
         assert budget.leverage.interval.value is not None
         assert budget.leverage_in_seconds.value is not None
         assert abs(budget.leverage_in_seconds.value * 2 / budget.leverage.interval.value - 1) < 1e-9
+
+
+def test_seconds_are_compared_between_runs_side_by_side_alone() -> None:
+    _, rows = make_isoflop(0.0)
+    rows = clock(rows, 1.25)
+    cost = compare_seconds(rows, "equal-topk")["unequal-topk"]
+    assert abs(cost.seconds_per_flop - 1.25) < 1e-12
+    assert cost.relative_error is not None
+    assert cost.relative_error < 1e-12
+    spread = [
+        dataclasses.replace(row, seconds=(row.seconds or 0) * math.exp(0.1 * (-1) ** place))
+        for place, row in enumerate(row for row in rows if row.budget == BUDGETS[-1])
+    ]
+    cost = compare_seconds(spread, "equal-topk")["unequal-topk"]
+    # All pairs are 0.2 off in the same direction.
+    assert abs(math.log(cost.seconds_per_flop / 1.25) + 0.2) < 1e-12
+    changes: list[dict[str, Any]] = [{"machine": "another"}, {"commit": "def"}, {"seconds": None}]
+    for change in changes:
+        others = [dataclasses.replace(row, **change) if row.family == "equal-topk" else row for row in rows]
+        assert compare_seconds(others, "equal-topk").keys() <= {"equal-topk"}
+    few = [row for row in rows if row.size in ("x1", "x2") and (row.seed == 0 or row.size == "x1")]
+    assert compare_seconds(few, "equal-topk") == {}
+
+
+def test_the_power_of_an_isoflop_sweep_is_of_pairs_at_one_size() -> None:
+    _, rows = make_isoflop(-0.05)
+    (power,) = analyze_isoflop_power(rows, "equal-topk").values()
+    ends = {row.run: row.validation_loss or 0.0 for row in rows if row.budget == BUDGETS[-1]}
+    pairs = [
+        [ends[f"unequal-topk,{size}-{seed}"] - ends[f"equal-topk,{size}-{seed}"] for seed in (0, 1)]
+        for size in SIZES
+    ]
+    assert power.num_pairs == 2
+    assert abs(power.spread.value - math.sqrt(sum((a - b) ** 2 / 2 for a, b in pairs) / len(pairs))) < 1e-12
+    (line,) = describe_power({"unequal-topk": power}, "at one size ")
+    assert line.startswith("unequal-topk: at one size pairs spread by 0.00")
+    assert analyze_isoflop_power([row for row in rows if row.seed == 0], "equal-topk") == {}
 
 
 def make_tuning() -> SweepPlan:

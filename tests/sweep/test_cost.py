@@ -7,7 +7,7 @@ import pytest
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError
 from hmoe.sweep import cost
-from hmoe.sweep.cost import StepCost, estimate_sweep_cost, measure_step_costs, read_group_costs
+from hmoe.sweep.cost import StepCost, estimate_sweep_cost, measure_step_costs
 from hmoe.sweep.process import Place
 from hmoe.sweep.runs import list_planned_runs
 from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan
@@ -29,18 +29,22 @@ def test_steps_are_measured_once_and_a_failure_is_told(
     monkeypatch.setattr(cost, "_measure_group", measure)
     plan, lines = make_plan(groups=[UNEQUAL, CONTROL, OTHER]), []
     names, places = [group.name for group in plan.groups], [Place(0, 1), Place(1, 1)]
+    file = tmp_path / "costs.json"
     for _ in range(2):
-        costs = measure_step_costs(plan, names, places, tmp_path / "costs.json", say=lines.append)
+        costs = measure_step_costs(plan, names, places, "here", file, say=lines.append)
         assert costs == {"unequal": StepCost(2.0, 1e9, 128, 3.0, 0.01), "control": costs["unequal"]}
     assert measured == ["unequal", "other", "other"]
     assert lines == ["not in the estimate: group other: not enough memory"] * 2
-    assert read_group_costs(plan, tmp_path / "costs.json") == {"unequal": costs["unequal"]}
+    # Another machine has its own; a file that is none of ours counts for nothing.
+    measure_step_costs(plan, ["unequal"], places, "there", file)
+    measure_step_costs(plan, ["unequal"], places, "here", file)
+    file.write_text("none")
+    measure_step_costs(plan, ["unequal"], places, "here", file)
+    assert measured[3:] == ["unequal", "unequal"]
     # Four steps of two seconds and three seconds before them, for two runs of two groups, in two places.
     configs = {group.name: plan.read_recipe(group, 0) for group in plan.groups if group.recipe}
     total = estimate_sweep_cost(list_planned_runs(plan), configs, costs, 2)
     assert (total.num_runs, total.flops, total.seconds) == (6, 16e9, 22.0)
-    (tmp_path / "costs.json").write_text("none")
-    assert read_group_costs(plan, tmp_path / "costs.json") == {}
 
 
 def test_a_child_keeps_to_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

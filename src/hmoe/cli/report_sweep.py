@@ -60,15 +60,24 @@ def report_sweep(
 def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
     """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
     from hmoe.report.sweep_sections import SweepRecord
-    from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power, list_loss_points
-    from hmoe.sweep.cost import read_group_costs
-    from hmoe.sweep.folder import COSTS
+    from hmoe.sweep.answer import (
+        analyze_group_power,
+        analyze_isoflop_power,
+        analyze_sweep,
+        describe_power,
+        list_loss_points,
+    )
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
     plain = [dataclasses.asdict(row) for row in rows]
     if plan.kind == "isoflop":
-        costs = read_group_costs(plan, folder / COSTS)
-        return SweepRecord(plain, list_loss_points(rows), analyze_sweep(plan, rows, costs))
+        result = analyze_sweep(plan, rows)
+        power = (
+            []
+            if result is None
+            else describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
+        )
+        return SweepRecord(plain, list_loss_points(rows), result, power)
     if plan.kind == "tuning":
         tuned = choose_rates(plan, rows)
         sentences = [f"Rule: {RULE}.", f"Chosen: {format_rates(tuned)}."]

@@ -11,9 +11,8 @@ from hmoe.cli.compare import lay_out_comparison
 from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
-from hmoe.sweep.answer import analyze_group_power, analyze_sweep, describe_power
-from hmoe.sweep.cost import read_group_costs
-from hmoe.sweep.folder import COSTS, SweepFolder
+from hmoe.sweep.answer import analyze_group_power, analyze_isoflop_power, analyze_sweep, describe_power
+from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
@@ -77,6 +76,8 @@ def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRo
         f"rule: {RULE}",
         f"--rates {format_rates(tuned)}",
     ]
+    if len(plan.seeds) == 1:
+        notes.append("one seed: what a rate is ahead by has no interval and may be chance")
     notes += [
         f"{each.family}: {each.rate:g} is at the edge of the grid; a better one may lie beyond"
         for each in tuned
@@ -88,7 +89,7 @@ def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRo
 def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
     from hmoe.statistics.isoflop_words import describe_isoflop, tabulate_isoflop
 
-    result = analyze_sweep(plan, rows, read_group_costs(plan, folder.path / COSTS))
+    result = analyze_sweep(plan, rows)
     if result is None:
         return None
     columns = [
@@ -112,7 +113,8 @@ def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[Sweep
         "size: FLOPs per token / 6; leverage: FLOPs that "
         f"{result.reference} needs for the same loss, by the FLOPs spent"
     )
-    return Table(columns, tabulate_isoflop(result), [legend, *describe_isoflop(result)])
+    power = describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
+    return Table(columns, tabulate_isoflop(result), [legend, *describe_isoflop(result), *power])
 
 
 def _show_end(value: float | str) -> str:

@@ -54,10 +54,11 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
             group.name: plan.read_recipe(group, plan.seeds[0]) for group in plan.groups if group.recipe
         }
         places = _choose_places(options.processes, configs.values())
-        queue = SweepQueue(plan, folder, places, _name_machine(places), find_commit(), options.retry)
+        machine = _name_machine(places)
+        queue = SweepQueue(plan, folder, places, machine, find_commit(), options.retry)
         left = queue.state.waiting
         if left:
-            costs = _measure_costs(plan, queue, places, folder.path / COSTS)
+            costs = _measure_costs(plan, queue, machine, folder.path / COSTS)
             cost = estimate_sweep_cost(left, configs, costs, len(places))
             print_note(_describe_cost(queue, cost, places))
             if plan.baseline is not None:
@@ -124,16 +125,14 @@ def _name_machine(places: Sequence[Place]) -> str:
     return f"{name_processor()}, {len(places)} x {places[0].threads} threads"
 
 
-def _measure_costs(
-    plan: SweepPlan, queue: SweepQueue, places: Sequence[Place], file: Path
-) -> dict[str, StepCost]:
+def _measure_costs(plan: SweepPlan, queue: SweepQueue, machine: str, file: Path) -> dict[str, StepCost]:
     groups = list(dict.fromkeys(run.group.name for run in queue.state.waiting))
     with ProgressBar() as bar:
 
         def show(name: str, done: int) -> None:
             bar.update("cost", done, len(groups), f"steps of {name}")
 
-        return measure_step_costs(plan, groups, places, file, show, bar.print_line)
+        return measure_step_costs(plan, groups, queue.places, machine, file, show, bar.print_line)
 
 
 def _describe_cost(queue: SweepQueue, cost: SweepCost, places: Sequence[Place]) -> str:

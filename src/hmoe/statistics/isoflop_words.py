@@ -72,7 +72,7 @@ def _describe_comparison(family: FamilyResult, reference: FamilyResult) -> Itera
     if budget.leverage_in_seconds is not None:
         seconds = budget.leverage_in_seconds
         yield (
-            f"In seconds, by measured steps, it is worth {format_interval(seconds, '.2f', 'x')}: "
+            f"In seconds, by runs side by side, it is worth {format_interval(seconds, '.2f', 'x')}: "
             f"{_judge(seconds, 1.0, 'slower', 'faster')}."
         )
     if budget.leverage.extrapolations:

@@ -31,8 +31,8 @@ class ComputeCost:
     """What a FLOP of a family takes, measured side by side with the others.
 
     Attributes:
-        seconds_per_flop: mean.
-        relative_error: standard error by the mean; None if not known, which counts as none.
+        seconds_per_flop: mean or median, in any unit of time that is the same for all families.
+        relative_error: standard error by that; None if not known, which counts as none.
     """
 
     seconds_per_flop: float

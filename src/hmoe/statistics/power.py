@@ -27,7 +27,7 @@ class Spread:
     Attributes:
         value: in the unit of the differences.
         low, high: ends of its chi-square interval; None where it was assumed.
-        num_pairs: that it was measured with; None where it was assumed.
+        num_pairs: that it was measured with, as if in one cell; None where it was assumed.
     """
 
     value: float
@@ -65,16 +65,24 @@ class PowerAnalysis:
     pairs_needed_high: int | None
 
 
-def measure_spread(differences: Sequence[float], confidence: float = 0.95) -> Spread | None:
-    """Return the standard deviation of differences with its chi-square interval.
+def measure_spread(*cells: Sequence[float], confidence: float = 0.95) -> Spread | None:
+    """Return the standard deviation of differences around the means of their cells, with its chi-square interval.
 
-    (n - 1) s^2 / sigma^2 is chi-square distributed for normal differences. None for less than two, or where they do
-    not vary, which says nothing of how others would.
+    f s^2 / sigma^2 is chi-square distributed with f degrees of freedom for normal differences: one fewer than there
+    are in each cell, summed. None without any, or where they do not vary, which says nothing of how others would.
+
+    Args:
+        cells: differences that have one mean each; one cell is a plain standard deviation.
+        confidence: of the interval.
     """
     from scipy import stats  # noqa: PLC0415 - optional extra
 
-    degrees = len(differences) - 1
-    if degrees < 1 or (value := statistics.stdev(differences)) <= 1e-12 * max(map(abs, differences)):
+    degrees = sum(len(cell) - 1 for cell in cells)
+    if degrees < 1:
+        return None
+    squares = sum((len(cell) - 1) * statistics.variance(cell) for cell in cells if len(cell) > 1)
+    value = math.sqrt(squares / degrees)
+    if value <= 1e-12 * max(abs(difference) for cell in cells for difference in cell):
         return None
     beyond = (1 - confidence) / 2
     ends = [

@@ -3,7 +3,6 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
 
 from hmoe.runs.comparison import pair_by_seed, refuse_difference
 from hmoe.runs.groups import RunGroup
@@ -11,11 +10,11 @@ from hmoe.statistics.isoflop import IsoflopResult, analyze_isoflop
 from hmoe.statistics.leverage import ComputeCost
 from hmoe.statistics.loss_law import LossPoint
 from hmoe.statistics.power import LEVEL, PowerAnalysis, Spread, analyze_power, measure_spread
-from hmoe.sweep.cost import StepCost
 from hmoe.sweep.families import REFERENCE
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 
+_FEWEST_PAIRS = 4  # for a median of seconds with an error
 DIFFERENCE = 0.01  # nats: what the power of a sweep is told for
 ASSUMED_SPREAD = 0.01  # nats: of pairs of seeds, before any were run; as measured at 2e12 to 4e12 FLOPs here
 
@@ -45,15 +44,12 @@ def list_loss_points(rows: Iterable[SweepRow]) -> list[LossPoint]:
     return points
 
 
-def analyze_sweep(
-    plan: SweepPlan, rows: Sequence[SweepRow], costs: Mapping[str, StepCost] | None = None
-) -> IsoflopResult | None:
+def analyze_sweep(plan: SweepPlan, rows: Sequence[SweepRow]) -> IsoflopResult | None:
     """Fit the families of an isoFLOP sweep and compare them; None without a finished run.
 
     Args:
         plan: of the sweep.
         rows: of its table.
-        costs: measured steps by group, for what FLOPs are worth in seconds.
     """
     points = list_loss_points(rows)
     families = list(dict.fromkeys(group.curve for group in plan.groups))
@@ -61,22 +57,40 @@ def analyze_sweep(
     if not known:
         return None
     reference = REFERENCE if REFERENCE in known else known[0]
-    return analyze_isoflop(points, reference, _average_costs(plan, costs or {}))
+    return analyze_isoflop(points, reference, compare_seconds(rows, reference))
 
 
-def _average_costs(plan: SweepPlan, costs: Mapping[str, StepCost]) -> dict[str, ComputeCost]:
-    """Return seconds per FLOP of each family, mean over its sizes, where every size was measured."""
-    groups = sorted(plan.groups, key=lambda group: group.curve)
-    averages = {}
-    for family, own in groupby(groups, key=lambda group: group.curve):
-        measured = [group.name for group in own if group.name in costs]
-        rates = [costs[name].seconds / costs[name].flops for name in measured]
-        if rates and len(rates) == sum(
-            group.recipe is not None for group in plan.groups if group.curve == family
-        ):
-            errors = [costs[name].relative_error for name in measured]
-            averages[family] = ComputeCost(statistics.fmean(rates), math.hypot(*errors) / len(errors))
-    return averages
+def compare_seconds(rows: Iterable[SweepRow], reference: str) -> dict[str, ComputeCost]:
+    """Return what a FLOP of each family takes beside one of the reference, from the seconds of the runs themselves.
+
+    The median over pairs of runs of one size and one seed, on one machine by one commit, which a sweep trains one
+    after the other: a machine that is slower for hours is so for both, and one run that was held up moves no median.
+    Families with fewer than four pairs are left out. The error is that of a median of normal logarithms, whose
+    deviation is 1.48 of the median deviation.
+    """
+    ends = {
+        (row.family, row.size, row.seed): row for row in rows if row.is_finished
+    }  # the last budget's stays
+    ratios: dict[str, list[float]] = {}
+    for (family, size, seed), row in ends.items():
+        other = ends.get((reference, size, seed))
+        if other is None or (row.machine, row.commit) != (other.machine, other.commit):
+            continue
+        if (own := _measure_flop(row)) and (base := _measure_flop(other)):
+            ratios.setdefault(family, []).append(math.log(own / base))
+    costs = {}
+    for family, logs in ratios.items():
+        if len(logs) >= _FEWEST_PAIRS:
+            middle = statistics.median(logs)
+            deviation = 1.4826 * statistics.median(abs(log - middle) for log in logs)
+            error = math.sqrt(math.pi / 2 / len(logs)) * deviation
+            costs[family] = ComputeCost(math.exp(middle), error)
+    return costs
+
+
+def _measure_flop(row: SweepRow) -> float | None:
+    """Return the seconds of a FLOP of a run; None where no clock was kept."""
+    return row.seconds / row.flops if row.seconds and row.flops else None
 
 
 def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dict[str, PowerAnalysis]:
@@ -93,13 +107,37 @@ def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dic
     return powers
 
 
+def analyze_isoflop_power(rows: Iterable[SweepRow], reference: str) -> dict[str, PowerAnalysis]:
+    """Return what the seeds can show at one size of an isoFLOP sweep, in nats, for each family beside the reference.
+
+    The spread of pairs of seeds is pooled over the sizes, at the largest budget: sizes differ in their means.
+    """
+    ends = {
+        (row.family, row.size, row.seed): row for row in rows if row.is_finished
+    }  # the last budget's stays
+    differences: dict[str, dict[str, list[float]]] = {}
+    for (family, size, seed), row in ends.items():
+        other = ends.get((reference, size, seed))
+        if family != reference and other is not None:
+            assert row.validation_loss is not None
+            assert other.validation_loss is not None
+            own = differences.setdefault(family, {}).setdefault(size, [])
+            own.append(row.validation_loss - other.validation_loss)
+    spreads = {family: measure_spread(*sizes.values()) for family, sizes in differences.items()}
+    return {
+        family: analyze_power(spread, max(map(len, differences[family].values())), DIFFERENCE)
+        for family, spread in spreads.items()
+        if spread is not None
+    }
+
+
 def _subtract_loss(run: object, other: object) -> float:
     return float(run.last_validation.loss - other.last_validation.loss)  # type: ignore[attr-defined]
 
 
-def describe_power(powers: Mapping[str, PowerAnalysis]) -> list[str]:
-    """Return a sentence for each group on what its seeds can show."""
-    return [f"{name}: {describe_one_power(power)}" for name, power in powers.items()]
+def describe_power(powers: Mapping[str, PowerAnalysis], where: str = "") -> list[str]:
+    """Return a sentence for each group on what its seeds can show; `where` says of what, such as "at one size "."""
+    return [f"{name}: {where}{describe_one_power(power)}" for name, power in powers.items()]
 
 
 def describe_one_power(power: PowerAnalysis) -> str:

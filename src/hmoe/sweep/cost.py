@@ -54,6 +54,7 @@ def measure_step_costs(
     plan: SweepPlan,
     groups: Sequence[str],
     places: Sequence[Place],
+    machine: str,
     file: Path,
     show: Callable[[str, int], None] = lambda name, done: None,
     say: Callable[[str], None] = lambda line: None,
@@ -64,6 +65,7 @@ def measure_step_costs(
         plan: of the sweep.
         groups: names; controls cost what their source does, a step of which they match.
         places: where children will compute.
+        machine: name of this machine with its places; what was measured on another counts for nothing.
         file: that keeps what was measured, for the next time.
         show: told of each group that is measured, and how many were before.
         say: called with a line for a group whose first steps failed, which then has no cost: its runs tell why.
@@ -72,7 +74,7 @@ def measure_step_costs(
     costs: dict[str, StepCost] = {}
     for name in groups:
         group, config = _find_recipe(plan, name)
-        key = f"{hash_recipe(config)} {len(places)} x {places[0].threads}"
+        key = f"{hash_recipe(config)}, {machine}"
         if key not in known:
             show(group, len(costs))
             try:
@@ -93,22 +95,6 @@ def _find_recipe(plan: SweepPlan, name: str) -> tuple[str, RunConfig]:
     while group.control_of is not None:
         group = plan.get_group(group.control_of)
     return group.name, plan.read_recipe(group, plan.seeds[0])
-
-
-def read_group_costs(plan: SweepPlan, file: Path) -> dict[str, StepCost]:
-    """Return what was measured of the groups of a plan that have a recipe of their own, all in places of one kind."""
-    known = _read_costs(file)
-    recipes = {
-        group.name: hash_recipe(plan.read_recipe(group, plan.seeds[0]))
-        for group in plan.groups
-        if group.recipe
-    }
-    kinds = dict.fromkeys(key.partition(" ")[2] for key in known)
-    tables = [
-        {name: known[f"{recipe} {kind}"] for name, recipe in recipes.items() if f"{recipe} {kind}" in known}
-        for kind in kinds
-    ]
-    return max(tables, key=len, default={})  # of the kind of places in which the most groups were measured
 
 
 def _read_costs(file: Path) -> dict[str, StepCost]:

@@ -12,9 +12,11 @@ from hmoe.runs.control import derive_control
 from hmoe.runs.summary import RunSummary
 from hmoe.sweep.plan import SweepGroup, SweepPlan
 
-# Change no number of a row: where things lie, what is logged, how memory is saved. Budgets do, and validation's text.
+# Change no number of a row: where things lie, how memory is saved. Budgets do, validation's text, and which steps have
+# a row in the logs, over which experts per token are averaged.
 _COUNTED = {
-    f"train.{name}" for name in ("steps", "tokens", "flops", "seconds", "eval_flops", "eval_sequences")
+    f"train.{name}"
+    for name in ("steps", "tokens", "flops", "seconds", "eval_flops", "eval_sequences", "log_every")
 }
 _UNCOUNTED = RESUMABLE - _COUNTED | {"train.activation_checkpointing"}
 
