@@ -13,7 +13,7 @@ from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.shipped import change_plan, list_shipped_plans, read_shipped_plan
 from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan
 
-NAMES = ["hyper", "hyper-flops", "neighbours", "rectify", "rectify-flops", "rectify-scratch"]
+NAMES = ["hyper", "hyper-flops", "neighbours", "rectify", "rectify-flops", "rectify-scratch", "upcycle"]
 
 
 def test_the_shipped_plans_are_these_and_the_help_names_each() -> None:

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.data.batches import Batches
+from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.runs.open_model import open_model
+from hmoe.runs.summary import read_run_summary
+from hmoe.surgery.measure import choose_measured_widths, measure_unit_importance, record_ffn_inputs
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import check_plan
-from hmoe.sweep.process import Place
+from hmoe.sweep.process import Place, RunSource
 from hmoe.sweep.queue import SweepQueue
 from hmoe.sweep.rows import write_rows
 from hmoe.sweep.runs import hash_recipe
@@ -39,6 +43,13 @@ MIXED = {
     "recipe": "tiny-equal",
     "upcycled_from": "source",
     "overrides": [*DENSE, *EXPERTS, "train.steps=2"],
+}
+MEASURED = {
+    "name": "measured",
+    "recipe": "tiny-equal",
+    "upcycled_from": "mixed",
+    "measured_widths": True,
+    "overrides": [*MIXED["overrides"], "model.moe.widths.total=48"],
 }
 PLAN = check_plan({"groups": [SOURCE, MORE, MIXED]}, "plan")
 
@@ -113,11 +124,59 @@ def test_a_group_that_would_begin_at_random_is_refused(change: list[str], line: 
     assert check_plan({"groups": [SOURCE, alone]}, "plan")
 
 
+def test_measured_widths_share_the_recipe_s_total_by_the_importance_of_the_source_s_units(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = check_plan({"groups": [SOURCE, MIXED, MEASURED]}, "plan")
+    mixed, config = (plan.read_recipe(group, 0) for group in plan.groups[1:])
+    train_planned_run(mixed, tmp_path / "mixed", source)
+    with torch.no_grad():
+        opened = open_model(tmp_path / "mixed", print)
+        # One expert of four becomes three times as wide in effect, one hardly matters.
+        layer = opened.model.blocks[1].ffn
+        scale_F1 = torch.tensor([1.0, 3.0, 0.01, 1.0]).repeat_interleave(16)[:, None]
+        layer.w_down.mul_(scale_F1)
+    monkeypatch.setattr("hmoe.sweep.begin_upcycled.open_model", lambda *_: opened)
+    monkeypatch.setattr("hmoe.sweep.begin_upcycled.MEASURED_TOKENS", 512)
+    batches = Batches(open_data(config), config.data, 0)
+    tokens_BL = torch.cat([torch.as_tensor(batches[step][0]) for step in range(4)])  # 512 of them
+    inputs = record_ffn_inputs(opened.model.eval(), [tokens_BL])
+    widths = choose_measured_widths([measure_unit_importance(layer, inputs[1])], 48, 8)
+    assert sum(widths) == 48
+    assert len(set(widths)) > 1
+    with monkeypatch.context() as patch:
+        kill(patch, "hmoe.train.loop.train_run")
+        with pytest.raises(Killed):
+            train_planned_run(config, tmp_path / "killed", tmp_path / "mixed", True)
+    monkeypatch.setattr(
+        "hmoe.sweep.begin_upcycled.measure_widths", lambda *_: (8, 8, 8, 40)
+    )  # another thread count
+    train_planned_run(config, tmp_path / "killed", tmp_path / "mixed", True)
+    summary = read_run_summary(tmp_path / "killed")
+    assert summary.config.model.moe is not None
+    assert (summary.config.model.moe.expert_widths, summary.progress) == (widths, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"upcycled_from": None}, "measured_widths has no effect without upcycled_from; remove it"),
+        (
+            {"upcycled_from": "source"},
+            r"measured_widths: has 4 experts in layers \[1\], its source 0 in \[\]",
+        ),
+    ],
+)
+def test_measured_widths_need_a_source_with_as_many_experts(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        check_plan({"groups": [SOURCE, MIXED, {**MEASURED, **change}]}, "plan")
+
+
 def open_queue(path: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch) -> SweepQueue:
     """Return a queue whose children end at once, of a table in which the source is finished."""
 
     class Child:
-        def __init__(self, config: Any, run: Path, log: Path, place: Place, source: Path | None) -> None:
+        def __init__(self, config: Any, run: Path, log: Path, place: Place, source: RunSource | None) -> None:
             started.append((run.name, source))
             self.config, self.run, self.place = config, run, place
 
@@ -146,7 +205,7 @@ def test_the_queue_hands_the_source_of_the_same_seed_on(
     shutil.copytree(source, folder)
     queue = open_queue(tmp_path, started, monkeypatch)
     queue.run(lambda state: None)
-    assert started == [("more-0", folder), ("mixed-0", folder)]
+    assert started == [(name, RunSource(folder, False)) for name in ("more-0", "mixed-0")]
     assert [row.status.partition(":")[0] for row in queue.state.list_rows()] == [
         "finished",
         "failed",

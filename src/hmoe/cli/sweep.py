@@ -101,7 +101,7 @@ def sweep_plan(
 ) -> None:
     """Train what a plan says, or continue a sweep folder.
 
-    Shipped: neighbours (routers at equal FLOPs), rectify, rectify-flops, rectify-scratch, hyper, hyper-flops.
+    Shipped: neighbours (routers at equal FLOPs), rectify, rectify-flops, rectify-scratch, hyper, hyper-flops, upcycle.
     """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.plan import PLAN, read_plan

@@ -78,7 +78,9 @@ def build_run(opened: OpenedModel, options: RunOptions, texts: Sequence[str]) ->
         inputs = record_ffn_inputs(
             opened.model, cut_measured_texts(opened.tokenizer, texts, length, options.tokens, begin)
         )
-    widths = None if options.width_budget is None else _measure_widths(options.width_budget, opened, inputs)
+    widths = (
+        None if options.width_budget is None else measure_widths(opened.model, inputs, options.width_budget)
+    )
     config = build_upcycle_recipe(opened, options.recipe, options.overrides, widths)
     if options.skip:
         _check_skip(opened.model.config, config.model, inputs)
@@ -90,14 +92,23 @@ def build_run(opened: OpenedModel, options: RunOptions, texts: Sequence[str]) ->
     return NewRun(config, model, errors)
 
 
-def _measure_widths(budget: int, opened: OpenedModel, inputs: list[torch.Tensor] | None) -> tuple[int, ...]:
-    """Return widths by measured importance; multiples of 8 if the budget is one, for the kernels."""
-    layers = opened.model.config.moe_layers
+def measure_widths(model: Transformer, inputs: Sequence[torch.Tensor] | None, budget: int) -> tuple[int, ...]:
+    """Return widths of a model's experts by measured importance; multiples of 8 if the budget is one, for the kernels.
+
+    Args:
+        model: with experts.
+        inputs: of `record_ffn_inputs`; None: there was no text.
+        budget: hidden units of a layer's experts in all.
+
+    Raises:
+        ConfigError: for a model without experts, or without a text to measure them on.
+    """
+    layers = model.config.moe_layers
     if inputs is None or not layers:
         raise ConfigError(
             "width_budget: needs a model with experts, and a text to measure them on", argument="width_budget"
         )
-    ffns: list[Any] = [opened.model.blocks[layer].ffn for layer in layers]
+    ffns: list[Any] = [model.blocks[layer].ffn for layer in layers]
     importances = [
         measure_unit_importance(ffn, inputs[layer]) for ffn, layer in zip(ffns, layers, strict=True)
     ]

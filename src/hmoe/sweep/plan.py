@@ -34,6 +34,8 @@ class SweepGroup(Section):
         size: of the model among those of its family; "" where there is one.
         control_of: a group of unequal experts; of each of its finished runs the uniform control is trained.
         upcycled_from: a group; each run begins with experts that are made of its finished run of the same seed.
+        measured_widths: the experts share the recipe's total width, below the source's, by the importance that the
+            units of the source are measured to have, instead of by the recipe's rule.
         is_source: trained for others to begin with, and no row of the comparison.
     """
 
@@ -44,6 +46,7 @@ class SweepGroup(Section):
     size: str = ""
     control_of: str | None = None
     upcycled_from: str | None = None
+    measured_widths: bool = False
     is_source: bool = False
 
     @property
@@ -61,7 +64,9 @@ class SweepGroup(Section):
         if (self.recipe is None) == (self.control_of is None):
             raise ValueError(f"group {self.name}: give either a recipe or control_of")
         if self.control_of is not None:
-            self.no_effect("with control_of", "overrides", "upcycled_from", "is_source")
+            self.no_effect("with control_of", "overrides", "upcycled_from", "measured_widths", "is_source")
+        if self.upcycled_from is None:
+            self.no_effect("without upcycled_from", "measured_widths")
         return self
 
 
@@ -191,7 +196,9 @@ def _check_group(plan: SweepPlan, group: SweepGroup) -> None:
     source = None if group.upcycled_from is None else plan.get_group(group.upcycled_from)
     if source is not None and source.recipe is not None:
         try:
-            check_upcycled_model(config.model, plan.read_recipe(source, plan.seeds[0]).model)
+            check_upcycled_model(
+                config.model, plan.read_recipe(source, plan.seeds[0]).model, group.measured_widths
+            )
         except ConfigError as error:
             raise ConfigError(f"group {group.name}: {error}, {source.name}") from None
 

@@ -61,6 +61,19 @@ def start_child(request: Mapping[str, Any], place: Place, stdout: Any) -> "subpr
     return child
 
 
+@dataclass(frozen=True)
+class RunSource:
+    """What a run begins with instead of random weights.
+
+    Attributes:
+        run: folder of a finished run.
+        measured_widths: the widths of its experts follow from those weights.
+    """
+
+    run: Path
+    measured_widths: bool
+
+
 class RunProcess:
     """A child that trains one run.
 
@@ -69,16 +82,19 @@ class RunProcess:
         run: the run folder.
         log: file to which it appends what it says.
         place: where it computes.
-        source: run folder whose weights it begins with, or None.
+        source: what it begins with, or None.
     """
 
-    def __init__(self, config: RunConfig, run: Path, log: Path, place: Place, source: Path | None) -> None:
+    def __init__(
+        self, config: RunConfig, run: Path, log: Path, place: Place, source: RunSource | None
+    ) -> None:
         self.config, self.run, self.log, self.place = config, run, log, place
         log.parent.mkdir(parents=True, exist_ok=True)
         request = {
             "config": config.model_dump(mode="json"),
             "run": str(run),
-            "source": None if source is None else str(source),
+            "source": None if source is None else str(source.run),
+            "measured_widths": source is not None and source.measured_widths,
         }
         with log.open("ab") as file:
             self._child = start_child(request, place, stdout=file)

@@ -11,7 +11,7 @@ from hmoe.errors import ConfigError, HMoEError
 from hmoe.runs.summary import RunSummary
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import SweepPlan
-from hmoe.sweep.process import FINAL_CODES, Place, RunProcess
+from hmoe.sweep.process import FINAL_CODES, Place, RunProcess, RunSource
 from hmoe.sweep.rows import SweepRow, make_rows, make_summary, read_rows, write_rows
 from hmoe.sweep.runs import PlannedRun, hash_recipe, list_planned_runs, make_run_config
 
@@ -158,10 +158,18 @@ class SweepQueue:
                 self._write([self._make_row(run, None, f"{FAILED}: {error}")])
                 continue
             self._starts[run.name] = self._starts.get(run.name, 0) + 1
-            source = self.folder.get_run(run.source) if run.group.upcycled_from and run.source else None
             self.state.running[run.name] = RunProcess(
-                config, self.folder.get_run(run.name), self.folder.get_log(run.name), place, source
+                config,
+                self.folder.get_run(run.name),
+                self.folder.get_log(run.name),
+                place,
+                self._find_source(run),
             )
+
+    def _find_source(self, run: PlannedRun) -> RunSource | None:
+        if run.source is None or run.group.upcycled_from is None:
+            return None
+        return RunSource(self.folder.get_run(run.source), run.group.measured_widths)
 
     def _collect(self) -> None:
         """Write the rows of children that have ended."""

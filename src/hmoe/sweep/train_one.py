@@ -18,7 +18,6 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError, RunBusyError
 from hmoe.runs.run_folder import RunFolder
 from hmoe.sweep.process import BUSY_CODE
-from hmoe.sweep.upcycled import check_upcycled_model
 from hmoe.train.stop import STOP
 
 _PARENT_SECONDS = 0.5  # between looks whether the sweep still runs
@@ -50,30 +49,28 @@ def open_when_free(run: Path, config: RunConfig) -> RunFolder:
             time.sleep(_PARENT_SECONDS)
 
 
-def train_planned_run(config: RunConfig, run: Path, source: Path | None) -> None:
-    """Train a run until its budget is reached, from experts made of a finished run if one is given."""
+def train_planned_run(
+    config: RunConfig, run: Path, source: Path | None, measured_widths: bool = False
+) -> None:
+    """Train a run until its budget is reached.
+
+    Args:
+        config: recipe of the plan.
+        run: the run folder.
+        source: finished run whose weights it begins with, or None.
+        measured_widths: the widths of its experts follow from those weights.
+    """
     from hmoe.checkpoint.manifest import list_checkpoint_steps  # noqa: PLC0415 - torch, after the signals are ours
+    from hmoe.sweep.begin_upcycled import begin_upcycled, measure_recipe  # noqa: PLC0415
     from hmoe.train.console import Console  # noqa: PLC0415
     from hmoe.train.loop import train_run  # noqa: PLC0415
 
+    if source is not None and measured_widths:
+        config = measure_recipe(config, run, source)
     with open_when_free(run, config) as folder:
         if source is not None and not list_checkpoint_steps(run):
-            _begin_upcycled(config, folder, source)
+            begin_upcycled(config, folder, source)
         train_run(config, folder, Console())
-
-
-def _begin_upcycled(config: RunConfig, folder: RunFolder, source: Path) -> None:
-    """Write step 0: the weights of the source, its dense layers copied into the experts of the recipe."""
-    from hmoe.runs.open_model import open_model  # noqa: PLC0415
-    from hmoe.surgery.upcycle import UnitChoice, upcycle_model  # noqa: PLC0415
-    from hmoe.train.begin_run import begin_run  # noqa: PLC0415
-
-    opened = open_model(source, print)
-    model = opened.model
-    check_upcycled_model(config.model, model.config)
-    if config.model != model.config:
-        model = upcycle_model(opened.model, config.model, UnitChoice("windows", config.seed), None)[0]
-    begin_run(folder, config, model, opened.tokenizer, opened.begin)
 
 
 def measure_steps(config: RunConfig) -> dict[str, float]:
@@ -135,8 +132,8 @@ def answer_request(request: dict[str, Any]) -> int:
             print(json.dumps(measure_steps(check_recipe(request["measure"]))))
             return 0
         config = check_recipe(request["config"])
-        source = request["source"]
-        train_planned_run(config, Path(request["run"]), None if source is None else Path(source))
+        source = None if request["source"] is None else Path(request["source"])
+        train_planned_run(config, Path(request["run"]), source, request["measured_widths"])
     except HMoEError as error:
         print(f"error: {error}", file=sys.stderr)
         return BUSY_CODE if isinstance(error, RunBusyError) else error.exit_code
