@@ -1,9 +1,16 @@
 """A learning rate by the expert's width, against AdamW number by number."""
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import hmoe
 from hmoe.config import recipes
@@ -64,6 +71,53 @@ def test_equal_experts_and_other_weights_move_as_without_it() -> None:
         optimizer.step()
         pair.append(moe.w_down)
     assert torch.equal(*pair)
+
+
+@pytest.mark.parametrize(
+    ("widths", "shape", "rows"),
+    [
+        pytest.param((1, 3), (1, 1), [(0, 4)], id="one rank"),
+        pytest.param((1, 2, 4), (1, 2), [(0, 4), (4, 7)], id="a shorter shard"),
+        pytest.param((1, 3), (1, 3), [(0, 2), (2, 4), (4, 4)], id="an empty shard"),
+        pytest.param((2, 3), (2, 2), [(0, 3), (3, 5), (0, 3), (3, 5)], id="two copies of two shards"),
+    ],
+)
+def test_each_rank_moves_its_rows_as_one_process_does(
+    widths: tuple[int, ...], shape: tuple[int, int], rows: list[tuple[int, int]]
+) -> None:
+    """On ranks that never meet, one after the other: an optimizer's step needs no word between them."""
+    settings = OptimConfig.model_validate({**SETTINGS, "width_scaled_lr": True})
+    plain = layer(widths)
+    begin = copy.deepcopy(plain.state_dict())
+    gradients = [torch.randn_like(parameter) for parameter in plain.parameters()]
+    step_by(plain, settings, gradients)
+    for rank, (first, end) in enumerate(rows):
+        dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=len(rows))
+        try:
+            # Named by rank: torch keeps things by mesh, and equal meshes of two ranks are never in one process.
+            mesh = init_device_mesh("cpu", shape, mesh_dim_names=(f"copies_{rank}", f"shards_{rank}"))
+            sharded = layer(widths)
+            sharded.load_state_dict(begin)
+            fully_shard(sharded, mesh=mesh)
+            placements = (Replicate(), Shard(0))
+            parts = [
+                distribute_tensor(gradient, mesh, placements, src_data_rank=None) for gradient in gradients
+            ]
+            step_by(sharded, settings, parts)
+            assert isinstance(sharded.w_down, DTensor)
+            assert sharded.w_down.placements == placements
+            assert torch.equal(sharded.w_down.to_local(), plain.w_down[first:end])
+        finally:
+            dist.destroy_process_group()
+
+
+def step_by(moe: hmoe.MoE, settings: OptimConfig, gradients: Sequence[torch.Tensor]) -> None:
+    """Make an optimizer and take two steps of it, each by these gradients."""
+    optimizer = build_optimizer(moe, settings)
+    for parameter, gradient in zip(moe.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+    optimizer.step()
 
 
 def test_initial_weights_follow_the_expert_s_width() -> None:

@@ -100,7 +100,8 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
     (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
     with activation checkpointing one block's, plus the input of each block. Copies are the weights that a
-    forward pass has converted to bfloat16, and one block's gradients before they are added.
+    forward pass has converted to bfloat16, and one block's gradients before they are added; or what the optimizer
+    keeps of weights while it steps, where that is more than the passes' copies, activations and loss together.
     """
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
@@ -116,15 +117,31 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     block = (total - parts["embedding"] - parts["head"]) // model.layers
     converted = block if train.recomputes_blocks else model.layers * block
     chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
+    copies = size.compute * converted * size.converts + (weight + size.compute) * block
+    activations = max(saved.values()) + inputs if train.recomputes_blocks else kept
+    loss = (
+        2 * chunk * model.vocab * weight
+        + (weight + 2 * size.compute) * model.vocab * model.dim
+        + 2 * tokens * model.dim * weight
+    )
+    # When the optimizer steps nothing of the passes is left: it fills their room first.
+    copies = max(copies, weight * _count_kept_weights(config) - activations - loss)
     return {
         "parameters": weight * total,
         "gradients": weight * total,
         "optimizer": 2 * weight * total,
-        "copies": size.compute * converted * size.converts + (weight + size.compute) * block,
-        "activations": max(saved.values()) + inputs if train.recomputes_blocks else kept,
-        "loss": 2 * chunk * model.vocab * weight + (weight + 2 * size.compute) * model.vocab * model.dim
-        + 2 * tokens * model.dim * weight,
-    }  # fmt: skip
+        "copies": copies,
+        "activations": activations,
+        "loss": loss,
+    }
+
+
+def _count_kept_weights(config: RunConfig) -> int:
+    """Return the weights of which a copy lives while the optimizer steps (`hmoe.train.width_scaled_lr`)."""
+    moe = config.model.moe
+    if moe is None or not config.optim.width_scaled_lr or len(set(moe.expert_widths)) == 1:
+        return 0
+    return count_parameters(config.model)["experts"] // 3
 
 
 class _Bytes(NamedTuple):
