@@ -4,14 +4,12 @@ import dataclasses
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 from hmoe.statistics.isoflop_words import describe_isoflop
 from hmoe.sweep.answer import (
     analyze_group_power,
     analyze_isoflop_power,
     analyze_sweep,
-    compare_seconds,
     describe_planned_power,
     describe_power,
     list_loss_points,
@@ -114,28 +112,6 @@ def test_leverage_in_seconds_is_that_in_flops_by_what_a_flop_costs() -> None:
         assert budget.leverage.interval.value is not None
         assert budget.leverage_in_seconds.value is not None
         assert abs(budget.leverage_in_seconds.value * 2 / budget.leverage.interval.value - 1) < 1e-9
-
-
-def test_seconds_are_compared_between_runs_side_by_side_alone() -> None:
-    _, rows = make_isoflop(0.0)
-    rows = clock(rows, 1.25)
-    cost = compare_seconds(rows, "equal-topk")["unequal-topk"]
-    assert abs(cost.seconds_per_flop - 1.25) < 1e-12
-    assert cost.relative_error is not None
-    assert cost.relative_error < 1e-12
-    spread = [
-        dataclasses.replace(row, seconds=(row.seconds or 0) * math.exp(0.1 * (-1) ** place))
-        for place, row in enumerate(row for row in rows if row.budget == BUDGETS[-1])
-    ]
-    cost = compare_seconds(spread, "equal-topk")["unequal-topk"]
-    # All pairs are 0.2 off in the same direction.
-    assert abs(math.log(cost.seconds_per_flop / 1.25) + 0.2) < 1e-12
-    changes: list[dict[str, Any]] = [{"machine": "another"}, {"commit": "def"}, {"seconds": None}]
-    for change in changes:
-        others = [dataclasses.replace(row, **change) if row.family == "equal-topk" else row for row in rows]
-        assert compare_seconds(others, "equal-topk").keys() <= {"equal-topk"}
-    few = [row for row in rows if row.size in ("x1", "x2") and (row.seed == 0 or row.size == "x1")]
-    assert compare_seconds(few, "equal-topk") == {}
 
 
 def test_the_power_of_an_isoflop_sweep_is_of_pairs_at_one_size() -> None:

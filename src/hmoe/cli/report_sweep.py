@@ -67,6 +67,7 @@ def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
         describe_power,
         list_loss_points,
     )
+    from hmoe.sweep.speed import describe_speeds, measure_speeds
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
     plain = [dataclasses.asdict(row) for row in rows]
@@ -90,4 +91,9 @@ def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
     power = []
     if importlib.util.find_spec("scipy") is not None:
         power = describe_power(analyze_group_power(groups, plan.baseline))
-    return SweepRecord(plain, sentences=power)
+    speeds = measure_speeds(plan, rows)
+    return SweepRecord(
+        plain,
+        sentences=[*power, *describe_speeds(speeds, plan.baseline)],
+        speeds=[dataclasses.asdict(speed) for speed in speeds],
+    )

@@ -16,6 +16,7 @@ from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
+from hmoe.sweep.speed import describe_speeds, measure_speeds
 from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 from hmoe.units import format_count, format_flops
 
@@ -54,6 +55,7 @@ def _tabulate_comparison(plan: SweepPlan, folder: SweepFolder, rows: Sequence[Sw
     if importlib.util.find_spec("scipy") is not None:
         groups = group_summaries(plan, summarize_rows(plan, rows, folder.path))
         notes += describe_power(analyze_group_power(groups, plan.baseline))
+    notes += describe_speeds(measure_speeds(plan, rows), plan.baseline)
     return lay_out_comparison(comparison.rows, notes)
 
 

@@ -25,6 +25,7 @@ class SweepRecord:
         isoflop: its fits, or None.
         sentences: what else is to be said, such as the power of so many seeds.
         rates: rows of the chosen learning rates; () for other kinds.
+        speeds: rows of how fast each group was trained beside the baseline; () for other kinds.
     """
 
     rows: Sequence[Mapping[str, Any]]
@@ -32,6 +33,7 @@ class SweepRecord:
     isoflop: IsoflopResult | None = None
     sentences: Sequence[str] = ()
     rates: Sequence[Mapping[str, Any]] = ()
+    speeds: Sequence[Mapping[str, Any]] = ()
 
 
 def write_sweep_headline(record: SweepRecord) -> Headline:
@@ -57,8 +59,39 @@ def describe_sweep(record: SweepRecord) -> list[PageSection]:
                 "tuning", "Learning rates", "The same grid for each family.", [PagePart(tables=[table])]
             )
         )
+    if record.speeds:
+        sections.append(_describe_speeds(record.speeds))
     sections.append(_list_all_runs(record))
     return sections
+
+
+def _describe_speeds(speeds: Sequence[Mapping[str, Any]]) -> PageSection:
+    """Return the speed of training beside quality, as the paper's figure 1 and table 2 have it."""
+    table = make_table(
+        "speeds",
+        "Speed of training by group (HMoE table 2): tokens per second by the baseline's, with 95% intervals.",
+        [dict(row) for row in speeds],
+    )
+    known = [row for row in speeds if row["speed"] is not None]
+    figures = []
+    if known:
+        chart = Points(
+            title="Speed of training",
+            description="Median over pairs of runs of one seed that were trained side by side; intervals of 95%.",
+            labels=[row["group"] for row in known],
+            values=[row["speed"] for row in known],
+            lows=[row["speed_low"] for row in known],
+            highs=[row["speed_high"] for row in known],
+            null=1.0,
+            x_label="tokens per second, by the baseline's",
+        )
+        figures.append(PageFigure(chart))
+    return PageSection(
+        "speed",
+        "Speed",
+        "What a token of training took, beside the losses above (HMoE figure 1): equal FLOPs are not equal seconds.",
+        [PagePart(figures=figures, tables=[table])],
+    )
 
 
 def _list_all_runs(record: SweepRecord) -> PageSection:

@@ -1,20 +1,17 @@
 """What a sweep answers beyond a table: the isoFLOP analysis, and what so many seeds could show. No torch."""
 
-import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from hmoe.runs.comparison import pair_by_seed, refuse_difference
 from hmoe.runs.groups import RunGroup
 from hmoe.statistics.isoflop import IsoflopResult, analyze_isoflop
-from hmoe.statistics.leverage import ComputeCost
 from hmoe.statistics.loss_law import LossPoint
 from hmoe.statistics.power import LEVEL, PowerAnalysis, Spread, analyze_power, measure_spread
 from hmoe.sweep.families import REFERENCE
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
+from hmoe.sweep.speed import compare_seconds
 
-_FEWEST_PAIRS = 4  # for a median of seconds with an error
 DIFFERENCE = 0.01  # nats: what the power of a sweep is told for
 ASSUMED_SPREAD = 0.01  # nats: of pairs of seeds, before any were run; as measured at 2e12 to 4e12 FLOPs here
 
@@ -58,39 +55,6 @@ def analyze_sweep(plan: SweepPlan, rows: Sequence[SweepRow]) -> IsoflopResult | 
         return None
     reference = REFERENCE if REFERENCE in known else known[0]
     return analyze_isoflop(points, reference, compare_seconds(rows, reference))
-
-
-def compare_seconds(rows: Iterable[SweepRow], reference: str) -> dict[str, ComputeCost]:
-    """Return what a FLOP of each family takes beside one of the reference, from the seconds of the runs themselves.
-
-    The median over pairs of runs of one size and one seed, on one machine by one commit, which a sweep trains one
-    after the other: a machine that is slower for hours is so for both, and one run that was held up moves no median.
-    Families with fewer than four pairs are left out. The error is that of a median of normal logarithms, whose
-    deviation is 1.48 of the median deviation.
-    """
-    ends = {
-        (row.family, row.size, row.seed): row for row in rows if row.is_finished
-    }  # the last budget's stays
-    ratios: dict[str, list[float]] = {}
-    for (family, size, seed), row in ends.items():
-        other = ends.get((reference, size, seed))
-        if other is None or (row.machine, row.commit) != (other.machine, other.commit):
-            continue
-        if (own := _measure_flop(row)) and (base := _measure_flop(other)):
-            ratios.setdefault(family, []).append(math.log(own / base))
-    costs = {}
-    for family, logs in ratios.items():
-        if len(logs) >= _FEWEST_PAIRS:
-            middle = statistics.median(logs)
-            deviation = 1.4826 * statistics.median(abs(log - middle) for log in logs)
-            error = math.sqrt(math.pi / 2 / len(logs)) * deviation
-            costs[family] = ComputeCost(math.exp(middle), error)
-    return costs
-
-
-def _measure_flop(row: SweepRow) -> float | None:
-    """Return the seconds of a FLOP of a run; None where no clock was kept."""
-    return row.seconds / row.flops if row.seconds and row.flops else None
 
 
 def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dict[str, PowerAnalysis]:
