@@ -201,3 +201,31 @@ def test_a_control_that_has_another_width_than_its_source_is_told() -> None:
 def test_a_control_without_its_source_in_the_table_is_left_out() -> None:
     plan = make_plan(seeds=[0], groups=[UNEQUAL, CONTROL])
     assert summarize_rows(plan, [make_row("control-0")], Path("x")) == {}
+
+
+def test_unequal_experts_are_compared_with_their_control_beside_the_baseline() -> None:
+    equal = {**UNEQUAL, "name": "equal", "overrides": [*UNEQUAL["overrides"], "optim.lr=0.5"]}
+    plan = make_plan(groups=[equal, UNEQUAL, CONTROL], seeds=list(range(6)), baseline="equal")
+    generator = random.Random(1)
+
+    def describe(shift: float) -> list[str]:
+        rows = []
+        for seed in plan.seeds:
+            shared = generator.gauss(0, 0.05)
+            for name, own in (("equal", 0.3), ("unequal", shift), ("control", 0.0)):
+                loss = 5 + shared + own + generator.gauss(0, 0.002)
+                rows.append(make_row(f"{name}-{seed}", loss))
+        comparison = compare_sweep(plan, rows, Path("x"))
+        assert comparison is not None
+        return [note for note in comparison.notes if "beside its control" in note]
+
+    (line,) = describe(-0.1)
+    assert line.startswith("unequal beside its control control, as wide as it activated: -0.1")
+    assert "bits per byte, ahead by 0.1" in line
+    (line,) = describe(0.0)
+    assert "no difference shown" in line
+    alone = make_plan(seeds=[0, 1], baseline="control")
+    rows = [make_row(f"{name}-{seed}") for name in ("unequal", "control") for seed in (0, 1)]
+    comparison = compare_sweep(alone, rows, Path("x"))
+    assert comparison is not None
+    assert not any("beside its control" in note for note in comparison.notes)  # the table has that difference

@@ -1,5 +1,6 @@
 """The table: numbers come back exactly, and a file that is none is refused by line and column."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -25,13 +26,25 @@ def test_rows_come_back_exactly(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none.csv") == []
 
 
+def test_a_table_of_an_earlier_version_lacks_columns(tmp_path: Path) -> None:
+    row = make_row("unequal-0", idle_share_end=None)
+    write_rows(tmp_path / "rows.csv", [row])
+    lines = list(csv.reader((tmp_path / "rows.csv").read_text().splitlines()))
+    place = lines[0].index("idle_share_end")
+    with (tmp_path / "rows.csv").open("w") as file:
+        csv.writer(file).writerows([line[:place] + line[place + 1 :] for line in lines])
+    assert read_rows(tmp_path / "rows.csv") == [row]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "its first line must be run,group"),
         ("run,group\n", "its first line must be run,group"),
-        ("HEAD\na,b\n", r":2: has 2 values, must have 25"),
-        ("HEAD\n" + "a," * 4 + "x" + ",b" * 20 + "\n", r":2: seed = 'x', must be a number"),
+        ("HEAD,other\n", "its first line must be run,group"),
+        ("HEAD,run\n", "its first line must be run,group"),
+        ("HEAD\na,b\n", r":2: has 2 values, must have 28"),
+        ("HEAD\n" + "a," * 4 + "x" + ",b" * 23 + "\n", r":2: seed = 'x', must be a number"),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

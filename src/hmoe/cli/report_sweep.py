@@ -1,7 +1,6 @@
 """`hmoe report SWEEP`: the page of a sweep, from its plan and its table."""
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +60,14 @@ def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
     """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
     from hmoe.report.sweep_sections import SweepRecord
     from hmoe.sweep.answer import (
-        analyze_group_power,
         analyze_isoflop_power,
         analyze_sweep,
         describe_power,
         list_loss_points,
     )
-    from hmoe.sweep.speed import describe_speeds, measure_speeds
+    from hmoe.sweep.notes import describe_groups
+    from hmoe.sweep.outcome import compare_with_controls
+    from hmoe.sweep.speed import measure_speeds
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
     plain = [dataclasses.asdict(row) for row in rows]
@@ -88,12 +88,6 @@ def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
             for rate, loss in each.losses.items()
         ]
         return SweepRecord(plain, sentences=sentences, rates=rates)
-    power = []
-    if importlib.util.find_spec("scipy") is not None:
-        power = describe_power(analyze_group_power(groups, plan.baseline))
-    speeds = measure_speeds(plan, rows)
-    return SweepRecord(
-        plain,
-        sentences=[*power, *describe_speeds(speeds, plan.baseline)],
-        speeds=[dataclasses.asdict(speed) for speed in speeds],
-    )
+    sentences = [*compare_with_controls(plan, groups), *describe_groups(plan, rows, groups)]
+    speeds = [dataclasses.asdict(speed) for speed in measure_speeds(plan, rows)]
+    return SweepRecord(plain, sentences=sentences, speeds=speeds)

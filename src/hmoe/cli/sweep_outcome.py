@@ -11,12 +11,12 @@ from hmoe.cli.compare import lay_out_comparison
 from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
-from hmoe.sweep.answer import analyze_group_power, analyze_isoflop_power, analyze_sweep, describe_power
+from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_power
 from hmoe.sweep.folder import SweepFolder
+from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
-from hmoe.sweep.speed import describe_speeds, measure_speeds
 from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 from hmoe.units import format_count, format_flops
 
@@ -51,12 +51,8 @@ def _tabulate_comparison(plan: SweepPlan, folder: SweepFolder, rows: Sequence[Sw
     comparison = compare_sweep(plan, rows, folder.path)
     if comparison is None:
         return None
-    notes = list(comparison.notes)
-    if importlib.util.find_spec("scipy") is not None:
-        groups = group_summaries(plan, summarize_rows(plan, rows, folder.path))
-        notes += describe_power(analyze_group_power(groups, plan.baseline))
-    notes += describe_speeds(measure_speeds(plan, rows), plan.baseline)
-    return lay_out_comparison(comparison.rows, notes)
+    groups = group_summaries(plan, summarize_rows(plan, rows, folder.path))
+    return lay_out_comparison(comparison.rows, [*comparison.notes, *describe_groups(plan, rows, groups)])
 
 
 def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:

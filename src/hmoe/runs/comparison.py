@@ -189,7 +189,7 @@ def _add_differences(rows: list[dict[str, Any]], groups: Mapping[str, RunGroup],
     pairs = {name: pair_by_seed(group, groups[baseline]) for name, group in others.items()}
     refusals = {name: refuse_difference(own) for name, own in pairs.items()}
     differences = {
-        name: [_subtract_bits(*pair) for pair in own] for name, own in pairs.items() if refusals[name] is None
+        name: [subtract_bits(*pair) for pair in own] for name, own in pairs.items() if refusals[name] is None
     }
     results = compare_paired(differences)
     for row in rows:
@@ -239,7 +239,8 @@ def pair_by_seed(group: RunGroup, baseline: RunGroup) -> list[tuple[RunSummary, 
     ]
 
 
-def _subtract_bits(run: RunSummary, other: RunSummary) -> float:
+def subtract_bits(run: RunSummary, other: RunSummary) -> float:
+    """Return the difference of the bits per byte at their ends; both must have been validated there."""
     assert run.last_validation is not None
     assert other.last_validation is not None
     return run.last_validation.bits_per_byte - other.last_validation.bits_per_byte
@@ -256,11 +257,12 @@ def _describe_difference(result: PairedDifference, differences: Sequence[float])
         "adjusted_p": result.adjusted_tail,
         "sign_flip_p": result.sign_flip,
         "detectable_difference": estimate_detectable_difference(differences, confidence=result.confidence),
-        "verdict": _describe_verdict(result),
+        "verdict": describe_verdict(result),
     }
 
 
-def _describe_verdict(result: PairedDifference) -> str:
+def describe_verdict(result: PairedDifference) -> str:
+    """Return a difference in words as strong as its interval."""
     interval = result.interval
     if interval.low is None or interval.high is None or interval.half_width is None:
         if interval.count == 1:

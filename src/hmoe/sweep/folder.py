@@ -78,7 +78,7 @@ class SweepFolder:
         file = self.path / PLAN
         if file.is_file():
             old = read_plan(file)
-            _check_same(old, plan, file)
+            check_same_plan(old, plan, file)
             plan = plan.model_copy(update={"seeds": _join_seeds(old.seeds, plan.seeds)})
             if plan == old:
                 return old
@@ -97,7 +97,8 @@ def _join_seeds(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*old, *new)))
 
 
-def _check_same(old: SweepPlan, new: SweepPlan, file: Path) -> None:
+def check_same_plan(old: SweepPlan, new: SweepPlan, file: Path) -> None:
+    """Raise ConfigError naming what differs between the plan of a file and a new one; seeds may."""
     for name in SweepPlan.model_fields:
         before, after = getattr(old, name), getattr(new, name)
         if name in ("seeds", "groups") or before == after:

@@ -4,21 +4,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hmoe.config.run import RunConfig
-from hmoe.runs.comparison import Comparison, compare_groups
+from hmoe.runs.comparison import (
+    Comparison,
+    compare_groups,
+    describe_verdict,
+    pair_by_seed,
+    refuse_difference,
+    subtract_bits,
+)
 from hmoe.runs.groups import RunGroup
 from hmoe.runs.summary import RunSummary
+from hmoe.statistics.paired import compare_paired
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow, make_summary
 from hmoe.sweep.runs import list_planned_runs, make_run_config
+
+MOST_WIDTH_DIFFERENCE = 0.02  # of a control and its source
 
 
 def select_rows(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[SweepRow]:
     """Return the rows that are of runs of a plan: a table may hold others too."""
     names = {run.name for run in list_planned_runs(plan)}
     return [row for row in rows if row.run in names]
-
-
-MOST_WIDTH_DIFFERENCE = 0.02  # of a control and its source
 
 
 def summarize_rows(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> dict[str, RunSummary]:
@@ -47,7 +54,34 @@ def compare_sweep(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> Co
         return None
     names = {group.name for group in groups}
     comparison = compare_groups(groups, plan.baseline if plan.baseline in names else None)
-    return Comparison(comparison.rows, [*comparison.notes, *list_control_notes(plan, summaries)])
+    controls = [*compare_with_controls(plan, groups), *list_control_notes(plan, summaries)]
+    return Comparison(comparison.rows, [*comparison.notes, *controls])
+
+
+def compare_with_controls(plan: SweepPlan, groups: Sequence[RunGroup]) -> list[str]:
+    """Return a line for each group of unequal experts that has a control with other experts than the baseline.
+
+    Whether widths that differ pay, or only less compute a token: differences seed by seed, with Holm's correction over
+    the controls.
+    """
+    by_name = {group.name: group for group in groups}
+    pairs = {
+        control.name: pair_by_seed(by_name[str(control.control_of)], by_name[control.name])
+        for control in plan.groups
+        if control.name in by_name and control.control_of in by_name and control.name != plan.baseline
+    }
+    refusals = {name: refuse_difference(own) for name, own in pairs.items()}
+    differences = {
+        name: [subtract_bits(*pair) for pair in own] for name, own in pairs.items() if refusals[name] is None
+    }
+    results = compare_paired(differences)
+    lines = []
+    for name, refusal in refusals.items():
+        source = plan.get_group(name).control_of
+        verdict = f"no difference: {refusal}" if refusal else describe_verdict(results[name])
+        mean = "" if refusal else f"{results[name].interval.mean:+.4f} bits per byte, "
+        lines.append(f"{source} beside its control {name}, as wide as it activated: {mean}{verdict}")
+    return lines
 
 
 def list_control_notes(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[str]:

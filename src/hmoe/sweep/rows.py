@@ -12,6 +12,7 @@ from typing import Any
 from hmoe.config.counts import count_activated_parameters, count_training_flops, estimate_activated_width
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.runs.expert_shares import measure_expert_shares
 from hmoe.runs.run_logs import read_run_logs
 from hmoe.runs.summary import RunSummary, summarize_logs
 from hmoe.runs.validations import Validation, read_validation
@@ -38,6 +39,10 @@ class SweepRow:
         validation_tokens: that were predicted.
         mean_activated_width: hidden units of routed experts that a token activated per MoE layer; None: dense.
         experts_per_token: mean over steps; None: dense.
+        narrow_share_begin, narrow_share_end: of the choices of experts, those of experts narrower than the mean, in the
+            first and the last tenth of the steps; None: dense, or all are equal.
+        idle_share_end: share of the experts that got less than a tenth of a uniform share in the last tenth; None:
+            dense.
         activated_parameters: of a token, mean over the training.
         total_parameters: of the model.
         expert_flops_share: share of the training FLOPs that routed experts spent; 0: dense.
@@ -65,6 +70,9 @@ class SweepRow:
     validation_tokens: int | None = None
     mean_activated_width: float | None = None
     experts_per_token: float | None = None
+    narrow_share_begin: float | None = None
+    narrow_share_end: float | None = None
+    idle_share_end: float | None = None
     activated_parameters: float | None = None
     total_parameters: int | None = None
     expert_flops_share: float | None = None
@@ -83,6 +91,7 @@ class SweepRow:
 
 _TYPES = typing.get_type_hints(SweepRow)
 _COLUMNS = [field.name for field in dataclasses.fields(SweepRow)]
+_REQUIRED = {field.name for field in dataclasses.fields(SweepRow) if field.default is dataclasses.MISSING}
 
 
 def dump_rows(rows: Iterable[SweepRow]) -> str:
@@ -105,7 +114,7 @@ def write_rows(path: Path, rows: Iterable[SweepRow]) -> None:
 
 
 def read_rows(path: Path) -> list[SweepRow]:
-    """Read a table of rows; without the file there are none.
+    """Read a table of rows; without the file there are none. Columns that an earlier version did not know are empty.
 
     Raises:
         ConfigError: naming the line and the column that are none of a sweep's.
@@ -116,16 +125,17 @@ def read_rows(path: Path) -> list[SweepRow]:
         lines = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if not lines or lines[0] != _COLUMNS:
+    head = lines[0] if lines else []
+    if not _REQUIRED <= set(head) <= set(_COLUMNS) or len(set(head)) < len(head):
         raise ConfigError(f"{path}: its first line must be {','.join(_COLUMNS)}")
-    return [_parse_row(path, line_number, line) for line_number, line in enumerate(lines[1:], 2)]
+    return [_parse_row(path, line_number, head, line) for line_number, line in enumerate(lines[1:], 2)]
 
 
-def _parse_row(path: Path, line_number: int, line: Sequence[str]) -> SweepRow:
-    if len(line) != len(_COLUMNS):
-        raise ConfigError(f"{path}:{line_number}: has {len(line)} values, must have {len(_COLUMNS)}")
+def _parse_row(path: Path, line_number: int, head: Sequence[str], line: Sequence[str]) -> SweepRow:
+    if len(line) != len(head):
+        raise ConfigError(f"{path}:{line_number}: has {len(line)} values, must have {len(head)}")
     values: dict[str, Any] = {}
-    for name, text in zip(_COLUMNS, line, strict=True):
+    for name, text in zip(head, line, strict=True):
         options = typing.get_args(_TYPES[name]) or (_TYPES[name],)
         kind = next(option for option in options if option is not type(None))
         try:
@@ -162,7 +172,8 @@ def make_rows(
         if rows and rows[-1].step == step:
             raise ConfigError(f"{run}: {rows[-1].budget:g} and {budget:g} FLOPs fall into one step, {step}")
         summary = summarize_logs(run, logs, step)
-        rows.append(_fill_row(template, summary, config, budget, train_tokens))
+        row = _fill_row(template, summary, config, budget, train_tokens)
+        rows.append(_add_shares(row, config, [each for each in logs.rows if each["step"] <= step]))
     return rows
 
 
@@ -205,6 +216,19 @@ def _fill_row(
         data=summary.data,
         packing=summary.packing,
         seconds=summary.seconds,
+    )
+
+
+def _add_shares(row: SweepRow, config: RunConfig, logged: Sequence[dict[str, Any]]) -> SweepRow:
+    """Return a row with what the logged steps tell of its experts."""
+    shares = None if config.model.moe is None else measure_expert_shares(config.model.moe, logged)
+    if shares is None:
+        return row
+    return dataclasses.replace(
+        row,
+        narrow_share_begin=shares.narrow_begin,
+        narrow_share_end=shares.narrow_end,
+        idle_share_end=shares.idle_end,
     )
 
 
