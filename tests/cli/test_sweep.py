@@ -13,7 +13,7 @@ from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import write_rows
 from hmoe.sweep.shipped import change_plan, read_shipped_plan
 from tests.conftest import TINY
-from tests.sweep.helpers import make_plan, make_row
+from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan, make_row
 from tests.sweep.test_answer import make_isoflop, make_tuning
 
 SMALL = [*TINY, "model.moe.widths.total=64", "model.moe.widths.experts=4", "model.moe.widths.multiple=1"]
@@ -131,6 +131,39 @@ def test_a_finished_sweep_is_told_from_its_table_and_makes_a_page(
     write_rows(tmp_path / "rows.csv", [rows[0], rows[0], *rows[1:]])
     assert run_command_line(["sweep", "run", str(tmp_path)]) == 2
     assert "its rows of unequal-0 are not one for each budget" in capsys.readouterr().err
+
+
+def test_speed_controls_and_chosen_widths_stand_below_the_table_and_on_the_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmoe.sweep.queue.check_rows", lambda *_: None)
+    equal = {**UNEQUAL, "name": "equal"}
+    plan = make_plan(groups=[equal, UNEQUAL, CONTROL], seeds=list(range(4)), baseline="equal")
+    rows = []
+    for seed in plan.seeds:
+        loss, end = 5.0 + 0.01 * (-1) ** seed, 0.7 + 0.01 * seed
+        rows += [
+            make_row(f"equal-{seed}", loss, seconds=100.0, idle_share_end=0.5),
+            make_row(f"unequal-{seed}", loss + 0.02 + 0.001 * seed, seconds=125.0 + seed,
+                     narrow_share_begin=0.5, narrow_share_end=end, idle_share_end=0.0),
+            make_row(f"control-{seed}", loss + 0.001 * seed, seconds=100.0 + seed, idle_share_end=0.0),
+        ]  # fmt: skip
+    fill_folder(tmp_path, plan, rows)
+    sentences = [
+        "unequal beside its control control, as wide as it activated: +0.0",
+        "unequal: 0.791 (0.7",
+        "times the tokens per second of equal, slower",
+        "unequal: experts narrower than the mean took 71.5% (",
+        "equal: 50% of its experts idle at the end",
+    ]
+    assert run_command_line(["sweep", "run", str(tmp_path)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert run_command_line(["report", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    for sentence in sentences:
+        assert sentence in out
+        assert sentence in page
+    assert "Speed of training by group (HMoE table 2)" in page
 
 
 def test_fits_and_learning_rates_are_told_and_make_pages(
