@@ -150,8 +150,8 @@ def test_speed_controls_and_chosen_widths_stand_below_the_table_and_on_the_page(
         ]  # fmt: skip
     fill_folder(tmp_path, plan, rows)
     sentences = [
-        "unequal beside its control control, as wide as it activated: +0.0",
-        "unequal: 0.791 (0.7",
+        "unequal beside its control control: +0.0",
+        "unequal: 0.790",
         "times the tokens per second of equal, slower",
         "unequal: experts narrower than the mean took 71.5% (",
         "equal: 50% of its experts idle at the end",

@@ -56,12 +56,45 @@ def test_too_little_gives_a_reason_and_no_law(
 def test_two_token_counts_and_five_points_are_too_little() -> None:
     points = plant_points({"a": LAW})
     same = [
-        replace(point, tokens=tokens, flops=6 * point.model_size * tokens)
+        replace(point, tokens=tokens, flops=6 * point.model_size * tokens, budget=tokens)
         for point in points
         for tokens in (1e6, 2e6)
     ]
     assert "2 token counts" in (fit_loss_law(same).reason or "")
     assert "5 points" in (fit_loss_law([points[k] for k in (0, 2, 8, 16, 18)]).reason or "")
+
+
+def test_sizes_that_drift_with_the_router_are_no_further_sizes() -> None:
+    generator = np.random.default_rng(0)
+    drifted = []
+    for point in plant_points({"a": LAW}, sizes=SIZES[:2]):
+        tokens = point.tokens * float(
+            np.exp(0.02 * generator.standard_normal())
+        )  # 2% in what a token activates
+        drifted.append(replace(point, tokens=tokens))
+    assert count_distinct(np.array([point.model_size for point in drifted])) > 2
+    assert fit_loss_law(drifted).reason == "2 sizes, a law needs 3"
+    one_budget = [
+        replace(point, tokens=point.tokens * float(np.exp(0.02 * generator.standard_normal())))
+        for point in plant_points({"a": LAW}, budgets=BUDGETS[:1])
+    ]
+    assert "same FLOPs" in (fit_loss_law(one_budget).reason or "")
+
+
+def test_losses_of_another_form_are_told_from_those_of_the_law() -> None:
+    misfits = [
+        fit_loss_law(plant_points({"a": LAW}, np.random.default_rng(draw), num_seeds=3)).misfit
+        for draw in range(40)
+    ]
+    assert sum(misfit is not None for misfit in misfits) <= 3  # 1% are expected where nothing is amiss
+    bent = [
+        replace(point, loss=point.loss + 0.05 * np.log(point.model_size / 5e5) * np.log(point.tokens / 3e6))
+        for point in plant_points({"a": LAW}, np.random.default_rng(1), num_seeds=3)
+    ]
+    misfit = fit_loss_law(bent).misfit
+    assert misfit is not None
+    assert misfit > 2
+    assert fit_loss_law(plant_points({"a": LAW}, np.random.default_rng(1), num_seeds=1)).misfit is None
 
 
 def test_what_lies_at_an_edge_is_named() -> None:

@@ -5,7 +5,11 @@ import statistics
 
 import pytest
 
-from hmoe.statistics.intervals import compute_mean_interval, estimate_detectable_difference
+from hmoe.statistics.intervals import (
+    compute_mean_interval,
+    compute_trimmed_interval,
+    estimate_detectable_difference,
+)
 from hmoe.statistics.paired import adjust_holm, compare_paired, compute_sign_flip
 
 stats = pytest.importorskip("scipy.stats")
@@ -31,6 +35,30 @@ def test_a_single_value_and_equal_ones_have_no_interval() -> None:
     assert (single.half_width, single.low, single.high, single.tail) == (None, None, None, None)
     for equal in ([0.1] * 3, [0.0] * 3, [0.1, 0.30000000000000004 - 0.2]):
         assert compute_mean_interval(equal).half_width is compute_mean_interval(equal).tail is None
+
+
+@pytest.mark.parametrize("count", [2, 4, 5, 8, 12])
+def test_trimmed_intervals_are_yuen_s_and_hold_what_they_promise(count: int) -> None:
+    generator = random.Random(count)
+    values = draw(generator, count, 0.3)
+    interval = compute_trimmed_interval(values, 0.9)
+    assert interval.mean == pytest.approx(stats.trim_mean(values, 0.2))
+    trimmed = int(0.2 * count)
+    if trimmed:  # scipy's Welch test of trimmed samples, beside one that does not vary but for a hair
+        result = stats.ttest_ind(values, [1e-9 * k for k in range(count)], trim=0.2, equal_var=False)
+        assert interval.tail == pytest.approx(result.pvalue, rel=1e-5)
+        far = compute_trimmed_interval([*sorted(values)[:-1], 1e6], 0.9)
+        assert (far.mean, far.low) == pytest.approx((interval.mean, interval.low))
+    else:
+        plain = compute_mean_interval(values, 0.9)
+        assert (interval.low, interval.high) == pytest.approx((plain.low, plain.high))
+    held = 0
+    for _ in range(1000):
+        own = compute_trimmed_interval(draw(generator, count))
+        assert own.low is not None
+        assert own.high is not None
+        held += own.low <= 0 <= own.high
+    assert 915 <= held <= 975
 
 
 @pytest.mark.parametrize("values", [[0.3, 0.1], [1.0, -2.0, 0.5], [0.2, 0.3, 0.1, 0.4, 0.2, 0.3]])

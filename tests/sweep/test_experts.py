@@ -26,13 +26,19 @@ def test_a_planted_change_is_told_and_a_null_is_not() -> None:
     (line,) = describe_experts(PLAN, make_shares(0.1))
     assert line.startswith("unequal: experts narrower than the mean took 67.5% (")
     assert "57.5% in the first tenth of the steps, 50.0% if all were chosen alike" in line
-    assert line.endswith(": more than at first")
+    assert "; change +10.0 points (+" in line
+    assert line.endswith("), more than at first")
     (line,) = describe_experts(PLAN, make_shares(-0.1))
-    assert line.endswith(": fewer than at first")
+    assert line.endswith("), fewer than at first")
     (line,) = describe_experts(PLAN, make_shares(0.0))
-    assert line.endswith(": no change shown")
+    assert line.endswith("), no change shown")
     (line,) = describe_experts(PLAN, make_shares(0.1)[:2])
-    assert line.endswith(": no interval of one run")
+    assert line.endswith("; change +9.0 points, one run: no interval")
+    same = [
+        dataclasses.replace(row, narrow_share_begin=0.75, narrow_share_end=1.0) for row in make_shares(0.0)
+    ]
+    line, _ = describe_experts(PLAN, same)
+    assert line.endswith("; change +25.0 points, which does not vary: no interval")
 
 
 def test_an_interval_of_shares_stays_within_all_and_none() -> None:

@@ -7,29 +7,29 @@ from typing import Any
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.speed import compare_seconds, describe_speeds, measure_speeds
 from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan, make_row
-from tests.sweep.test_answer import BUDGETS, clock, make_isoflop
+from tests.sweep.test_answer import clock, make_isoflop
 
 
 def test_seconds_are_compared_between_runs_side_by_side_alone() -> None:
     _, rows = make_isoflop(0.0)
     rows = clock(rows, 1.25)
     cost = compare_seconds(rows, "equal-topk")["unequal-topk"]
-    assert abs(cost.seconds_per_flop - 1.25) < 1e-12
+    assert abs(cost.seconds_per_flop - 1.25) < 1e-5
     assert cost.relative_error is not None
-    assert cost.relative_error < 1e-12
-    spread = [
-        dataclasses.replace(row, seconds=(row.seconds or 0) * math.exp(0.1 * (-1) ** place))
-        for place, row in enumerate(row for row in rows if row.budget == BUDGETS[-1])
-    ]
-    cost = compare_seconds(spread, "equal-topk")["unequal-topk"]
-    # All pairs are 0.2 off in the same direction.
-    assert abs(math.log(cost.seconds_per_flop / 1.25) + 0.2) < 1e-12
+    assert cost.relative_error < 1e-5
     changes: list[dict[str, Any]] = [{"machine": "another"}, {"commit": "def"}, {"seconds": None}]
     for change in changes:
         others = [dataclasses.replace(row, **change) if row.family == "equal-topk" else row for row in rows]
         assert compare_seconds(others, "equal-topk").keys() <= {"equal-topk"}
-    few = [row for row in rows if row.size in ("x1", "x2") and (row.seed == 0 or row.size == "x1")]
-    assert compare_seconds(few, "equal-topk") == {}
+    one = [row for row in rows if row.size == "x1" and row.seed == 0]
+    assert compare_seconds(one, "equal-topk").keys() == {"equal-topk"}
+    wild = [
+        dataclasses.replace(
+            row, seconds=(row.seconds or 0) * (50 if row.seed and row.family[0] == "u" else 1)
+        )
+        for row in rows
+    ]  # half of the runs were held up
+    assert compare_seconds(wild, "equal-topk").keys() == {"equal-topk"}
 
 
 def make_timed(ratios: dict[int, float]) -> list[SweepRow]:
@@ -42,29 +42,37 @@ def make_timed(ratios: dict[int, float]) -> list[SweepRow]:
     return rows
 
 
-def test_speeds_of_groups_are_medians_of_pairs_with_words_as_strong_as_their_intervals() -> None:
+def test_speeds_of_groups_are_trimmed_means_with_words_as_strong_as_their_intervals() -> None:
     plan = make_plan(groups=[UNEQUAL, CONTROL], seeds=list(range(6)), baseline="control")
     slower = {seed: 1.25 + 0.001 * seed for seed in range(5)} | {5: 40.0}  # one was held up
     unequal, control = measure_speeds(plan, make_timed(slower))
     assert (unequal.group, unequal.num_pairs) == ("unequal", 6)
-    assert abs(unequal.experts_flops_share - 0.4) < 1e-12
+    assert abs(unequal.expert_flops_share - 0.4) < 1e-12
     assert unequal.speed is not None
     assert unequal.speed_low is not None
     assert unequal.speed_high is not None
-    assert abs(unequal.speed * math.sqrt((1.252) * (1.253)) - 1) < 1e-12
-    logs = sorted(math.log(ratio) for ratio in slower.values())
-    middle = (logs[2] + logs[3]) / 2
-    apart = sorted(abs(log - middle) for log in logs)
-    error = 1.4826 * (apart[2] + apart[3]) / 2 * math.sqrt(math.pi / 12)
-    assert abs(math.log(unequal.speed / unequal.speed_low) - 1.96 * error) < 1e-12
-    assert abs(math.log(unequal.speed_high / unequal.speed) - 1.96 * error) < 1e-12
+    assert abs(unequal.speed * math.prod((1.251, 1.252, 1.253, 1.254)) ** 0.25 - 1) < 1e-12
+    assert unequal.speed_low < unequal.speed < unequal.speed_high < 0.81
     assert (control.speed, control.seconds) == (None, 350.0)
     (line,) = describe_speeds([unequal, control], "control")
-    assert line.startswith("unequal: 0.798 (0.79")
+    assert line.startswith("unequal: 0.7984 (0.79")
     assert line.endswith("times the tokens per second of control, slower")
     null = {seed: 1.02 if seed % 2 else 1 / 1.02 for seed in range(6)}
     (line,) = describe_speeds(measure_speeds(plan, make_timed(null)), "control")
     assert line.endswith("no difference shown")
-    few = measure_speeds(plan, make_timed({0: 2.0, 1: 2.0, 2: 2.0}))
+    few = measure_speeds(plan, make_timed({0: 2.0}))
     assert describe_speeds(few, "control") == []
-    assert [speed.num_pairs for speed in few] == [3, 3]
+    assert [speed.num_pairs for speed in few] == [1, 1]
+
+
+def test_several_speeds_hold_together() -> None:
+    equal = {**UNEQUAL, "name": "equal", "overrides": [*UNEQUAL["overrides"], "optim.lr=0.5"]}
+    plan = make_plan(groups=[equal, UNEQUAL, CONTROL], seeds=list(range(6)), baseline="control")
+    ratios = {seed: 1.02**seed for seed in range(6)}
+    alone = measure_speeds(plan, make_timed(ratios))[0]
+    others = [make_row(f"equal-{seed}", seconds=100.0 * (1 + seed) * ratio) for seed, ratio in ratios.items()]
+    equal_speed, both, _ = measure_speeds(plan, [*make_timed(ratios), *others])
+    assert equal_speed.speed == both.speed == alone.speed
+    assert alone.speed_low is not None
+    assert both.speed_low is not None
+    assert both.speed_low < alone.speed_low  # 97.5% each instead of 95%

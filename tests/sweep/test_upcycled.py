@@ -1,5 +1,6 @@
 """Runs that begin with the weights of another run of the sweep: which may, that they do, and after a kill."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import check_plan
 from hmoe.sweep.process import Place, RunSource
 from hmoe.sweep.queue import SweepQueue
-from hmoe.sweep.rows import write_rows
+from hmoe.sweep.rows import make_rows, write_rows
 from hmoe.sweep.runs import hash_recipe
 from hmoe.sweep.train_one import train_planned_run
 from tests.conftest import TINY
@@ -155,6 +156,14 @@ def test_measured_widths_share_the_recipe_s_total_by_the_importance_of_the_sourc
     summary = read_run_summary(tmp_path / "killed")
     assert summary.config.model.moe is not None
     assert (summary.config.model.moe.expert_widths, summary.progress) == (widths, 1)
+    # Its row tells the shares of experts that are narrow in the run, not in the plan, where all are equal.
+    (row,) = make_rows(make_row("measured-0"), tmp_path / "killed", config, (), 1000)
+    narrow = [width < 12 for width in widths]
+    logged = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    (shares,) = logged[0]["expert_token_share"]
+    assert row.narrow_share_begin == pytest.approx(
+        sum(s for s, own in zip(shares, narrow, strict=True) if own)
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def report_sweep(
     if not any(row.is_finished for row in rows):
         raise ConfigError(f"{folder}: none of its runs has finished yet")
     groups = group_summaries(plan, summarize_rows(plan, rows, folder))
-    inputs = None
+    inputs = chosen = None
     if plan.kind in ("grid", "ablation"):
         if not groups:
             raise ConfigError(f"{folder}: none of the runs that it compares has finished yet")
@@ -44,7 +44,7 @@ def report_sweep(
         raise ConfigError(f"--baseline {baseline}: has no effect on a sweep of kind {plan.kind}; remove it")
     name = name_path(folder)
     steps = [make_step("sweep", "run", name), make_step("report", name, "--out", str(out))]
-    sweep = _make_record(folder, plan, rows, groups)
+    sweep = _make_record(plan, rows, groups, chosen)
     title = title or f"hmoe sweep: {folder.resolve().name}"
     page = render_sweep_page(sweep, inputs, title, [step.command for step in steps])
     size = write_page(out, page)
@@ -56,29 +56,22 @@ def report_sweep(
     return record, lines, steps[:1]
 
 
-def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
+def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any:
     """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
     from hmoe.report.sweep_sections import SweepRecord
-    from hmoe.sweep.answer import (
-        analyze_isoflop_power,
-        analyze_sweep,
-        describe_power,
-        list_loss_points,
-    )
+    from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_power, list_loss_points
     from hmoe.sweep.notes import describe_groups
-    from hmoe.sweep.outcome import compare_with_controls
+    from hmoe.sweep.runs import list_planned_runs
     from hmoe.sweep.speed import measure_speeds
     from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 
-    plain = [dataclasses.asdict(row) for row in rows]
+    plain, planned = [dataclasses.asdict(row) for row in rows], len(list_planned_runs(plan))
     if plan.kind == "isoflop":
         result = analyze_sweep(plan, rows)
-        power = (
-            []
-            if result is None
-            else describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
-        )
-        return SweepRecord(plain, list_loss_points(rows), result, power)
+        power = []
+        if result is not None:
+            power = describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
+        return SweepRecord(plain, planned, list_loss_points(rows), result, power)
     if plan.kind == "tuning":
         tuned = choose_rates(plan, rows)
         sentences = [f"Rule: {RULE}.", f"Chosen: {format_rates(tuned)}."]
@@ -87,7 +80,11 @@ def _make_record(folder: Path, plan: Any, rows: Any, groups: Any) -> Any:
             for each in tuned
             for rate, loss in each.losses.items()
         ]
-        return SweepRecord(plain, sentences=sentences, rates=rates)
-    sentences = [*compare_with_controls(plan, groups), *describe_groups(plan, rows, groups)]
-    speeds = [dataclasses.asdict(speed) for speed in measure_speeds(plan, rows)]
-    return SweepRecord(plain, sentences=sentences, speeds=speeds)
+        return SweepRecord(plain, planned, sentences=sentences, rates=rates)
+    speeds = [] if baseline is None else measure_speeds(plan, rows, baseline)
+    return SweepRecord(
+        plain,
+        planned,
+        sentences=describe_groups(plan, rows, groups, baseline),
+        speeds=[dataclasses.asdict(speed) for speed in speeds],
+    )

@@ -169,6 +169,10 @@ def _parse_rates(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
     pairs = [part.partition("=") for part in text.split(",")]
+    names = [name.strip() for name, _, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--rates {text}: {twice} is given twice")
     try:
         return {name.strip(): float(rate) for name, _, rate in pairs}
     except ValueError:

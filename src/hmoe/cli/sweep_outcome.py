@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -12,18 +13,24 @@ from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_power
-from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
-from hmoe.sweep.rows import SweepRow
+from hmoe.sweep.rows import ROWS, SweepRow
 from hmoe.sweep.tuning import RULE, choose_rates, format_rates
 from hmoe.units import format_count, format_flops
 
 
-def print_outcome(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow], as_json: bool) -> None:
-    """Print what the rows of a sweep say, by its kind."""
-    answers: dict[str, Callable[[SweepPlan, SweepFolder, Sequence[SweepRow]], Table | None]] = {
+def print_outcome(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow], as_json: bool) -> None:
+    """Print what the rows of a sweep say, by its kind.
+
+    Args:
+        plan: of the sweep.
+        folder: in which the table lies.
+        rows: of the table.
+        as_json: for programs.
+    """
+    answers: dict[str, Callable[[SweepPlan, Path, Sequence[SweepRow]], Table | None]] = {
         "tuning": _tabulate_rates,
         "isoflop": _tabulate_isoflop,
     }
@@ -38,8 +45,8 @@ def print_outcome(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]
     table = Table(table.columns, table.rows, [*table.notes, *failed])
     typer.echo(render_table(table, "json" if as_json else "text"), nl=False)
     if not as_json:
-        print_note(f"{folder.rows}: {len(rows)} rows")
-        path = name_path(folder.path)
+        print_note(f"{folder / ROWS}: {len(rows)} rows")
+        path = name_path(folder)
         print_steps([make_step("report", path, "--out", f"{path}.html")] if _can_draw() else [])
 
 
@@ -47,15 +54,17 @@ def _can_draw() -> bool:
     return all(map(importlib.util.find_spec, ("matplotlib", "scipy", "jinja2")))
 
 
-def _tabulate_comparison(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
-    comparison = compare_sweep(plan, rows, folder.path)
+def _tabulate_comparison(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:
+    comparison = compare_sweep(plan, rows, folder)
     if comparison is None:
         return None
-    groups = group_summaries(plan, summarize_rows(plan, rows, folder.path))
-    return lay_out_comparison(comparison.rows, [*comparison.notes, *describe_groups(plan, rows, groups)])
+    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
+    has_baseline = any(group.name == plan.baseline for group in groups)
+    notes = describe_groups(plan, rows, groups, plan.baseline if has_baseline else None)
+    return lay_out_comparison(comparison.rows, [*comparison.notes, *notes])
 
 
-def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
+def _tabulate_rates(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:
     tuned = choose_rates(plan, rows)
     rates = list(dict.fromkeys(rate for each in tuned for rate in each.losses))
     lines: list[dict[str, Any]] = [
@@ -84,7 +93,7 @@ def _tabulate_rates(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRo
     return Table(columns, lines, notes)
 
 
-def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[SweepRow]) -> Table | None:
+def _tabulate_isoflop(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:
     from hmoe.statistics.isoflop_words import describe_isoflop, tabulate_isoflop
 
     result = analyze_sweep(plan, rows)
@@ -106,6 +115,7 @@ def _tabulate_isoflop(plan: SweepPlan, folder: SweepFolder, rows: Sequence[Sweep
         Column("leverage_in_seconds", "in seconds", "{:.3f}".format),
         Column("leverage_in_seconds_low", "from", _show_end),
         Column("leverage_in_seconds_high", "to", _show_end),
+        Column("extrapolated", "extrapolated", str, is_text=True),
     ]
     legend = (
         "size: FLOPs per token / 6; leverage: FLOPs that "

@@ -71,7 +71,7 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
         elif options.dry_run:
             print_note("nothing is left to train")
             return
-        print_outcome(plan, folder, queue.state.list_rows(), options.as_json)
+        print_outcome(plan, folder.path, queue.state.list_rows(), options.as_json)
 
 
 def _add_seeds(plan: SweepPlan, folder: SweepFolder, options: SweepOptions) -> SweepPlan:

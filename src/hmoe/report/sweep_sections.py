@@ -21,6 +21,7 @@ class SweepRecord:
 
     Attributes:
         rows: of its table, as plain values, failed runs too.
+        num_planned: runs of its plan.
         points: measured losses of an isoFLOP sweep; () for others.
         isoflop: its fits, or None.
         sentences: what else is to be said, such as the power of so many seeds.
@@ -29,6 +30,7 @@ class SweepRecord:
     """
 
     rows: Sequence[Mapping[str, Any]]
+    num_planned: int
     points: Sequence[LossPoint] = ()
     isoflop: IsoflopResult | None = None
     sentences: Sequence[str] = ()
@@ -39,12 +41,16 @@ class SweepRecord:
 def write_sweep_headline(record: SweepRecord) -> Headline:
     """Return the first words on a sweep that is no comparison of recipes side by side."""
     sentences = describe_isoflop(record.isoflop) if record.isoflop is not None else tuple(record.sentences)
-    runs = {row["run"] for row in record.rows}
     failed = sum(row["status"] != "finished" for row in record.rows)
-    lead = f"{len(runs)} runs" + (f", {failed} of them failed" if failed else "")
+    lead = _count_runs(record) + (f", {failed} of them failed" if failed else "")
     if not sentences:
         return Headline("A sweep without an answer yet.", f"{lead}.", ())
     return Headline(sentences[0], f"{lead}.", sentences[1:6])
+
+
+def _count_runs(record: SweepRecord) -> str:
+    count = len({row["run"] for row in record.rows})
+    return f"{count} runs" if count >= record.num_planned else f"{count} of {record.num_planned} planned runs"
 
 
 def describe_sweep(record: SweepRecord) -> list[PageSection]:
@@ -69,7 +75,7 @@ def _describe_speeds(speeds: Sequence[Mapping[str, Any]]) -> PageSection:
     """Return the speed of training beside quality, as the paper's figure 1 and table 2 have it."""
     table = make_table(
         "speeds",
-        "Speed of training by group (HMoE table 2): tokens per second by the baseline's, with 95% intervals.",
+        "Speed of training by group (HMoE table 2): tokens per second by the baseline's, with intervals.",
         [dict(row) for row in speeds],
     )
     known = [row for row in speeds if row["speed"] is not None]
@@ -77,7 +83,8 @@ def _describe_speeds(speeds: Sequence[Mapping[str, Any]]) -> PageSection:
     if known:
         chart = Points(
             title="Speed of training",
-            description="Median over pairs of runs of one seed that were trained side by side; intervals of 95%.",
+            description="Trimmed mean over pairs of runs of one seed by one commit on one machine; intervals hold "
+            "together with 95%.",
             labels=[row["group"] for row in known],
             values=[row["speed"] for row in known],
             lows=[row["speed_low"] for row in known],
@@ -102,7 +109,8 @@ def _list_all_runs(record: SweepRecord) -> PageSection:
     return PageSection(
         "runs",
         "Every run",
-        "Seconds were taken beside whatever else the machine did; FLOPs are those of experts really activated.",
+        f"{_count_runs(record)}. Seconds were taken beside whatever else the machine did; FLOPs are those of experts "
+        "really activated.",
         [PagePart(sentences=list(record.sentences), tables=[table])],
     )
 

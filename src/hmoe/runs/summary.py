@@ -1,7 +1,7 @@
 """What a run folder says of its training, as plain numbers. No torch."""
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class RunSummary:
         validations: every one up to there, in order.
         mean_width: hidden units that a token activated per MoE layer, mean over the whole training; None: dense.
         uniform_width: the same under a uniform router.
-        experts_per_token: mean over the logged steps; None: dense.
+        experts_per_token: mean over the steps that `train.log_every` logs; None: dense.
         seconds: training time; None where no clock was kept.
         data: the data's fingerprint, `corpus` for the embedded one; None where only a path is known.
         packing: how the data was cut into sequences; None where there is no checkpoint.
@@ -116,7 +116,9 @@ def summarize_logs(run: Path, logs: RunLogs, step: int | None = None) -> RunSumm
         validations=tuple(validation for row in rows if (validation := read_validation(row))),
         mean_width=_measure_mean_width(config, last["tokens"], last["flops"], rows),
         uniform_width=estimate_activated_width(config.model)[1] if config.model.moe else None,
-        experts_per_token=average_known(row.get("experts_per_token") for row in rows),
+        experts_per_token=average_known(
+            row.get("experts_per_token") for row in select_due_rows(config, rows)
+        ),
         seconds=clocks[-1] if clocks else None,
         data="corpus" if config.data.path == "corpus" else state["data"] if state else None,
         packing=state.get("packing") if state else None,
@@ -131,9 +133,18 @@ def _measure_mean_width(
     if config.model.moe is None or tokens == 0:
         return None
     if config.model.moe.hyper is not None:  # making HyperExperts is part of the FLOPs, and not known by step
-        return average_known(row.get("mean_activated_width") for row in rows)
+        return average_known(row.get("mean_activated_width") for row in select_due_rows(config, rows))
     # From the exact FLOPs, which also count the steps that have no row.
     return measure_activated_width(config.model, config.data.sequence_length, tokens, flops)
+
+
+def select_due_rows(config: RunConfig, rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return the rows of every `train.log_every`-th step, which a mean is taken over.
+
+    Steps with a validation, a sample or a warning have rows too, and would count more than others. All rows where none
+    is due.
+    """
+    return [row for row in rows if row["step"] % config.train.log_every == 0] or rows
 
 
 def average_known(values: Iterable[float | None]) -> float | None:

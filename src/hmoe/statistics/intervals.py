@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hmoe.statistics.power import find_detectable_difference
 from hmoe.statistics.student_t import compute_t_quantile, compute_t_tail
 
+_TRIMMED = 0.2  # share of the values that is left out on either side
 _ROUNDING = 1e-12  # relative: values that differ by less are equal
 
 
@@ -51,6 +52,27 @@ def compute_mean_interval(values: Sequence[float], confidence: float = 0.95) -> 
         return MeanInterval(mean, None, count, None)
     tail = compute_t_tail(mean / error, count - 1)
     return MeanInterval(mean, compute_t_quantile(1 - confidence, count - 1) * error, count, tail)
+
+
+def compute_trimmed_interval(values: Sequence[float], confidence: float = 0.95) -> MeanInterval:
+    """Return the mean of independent values without the least and the largest fifth, with its interval.
+
+    For values of which a few may be far off for reasons of their own, such as times of a machine that others use too.
+    Student's t of the winsorised spread (Yuen 1974): one value in five or more can be anywhere on either
+    side. Values that do not vary have no interval.
+    """
+    order, count = sorted(values), len(values)
+    trimmed = int(_TRIMMED * count)
+    kept = order[trimmed : count - trimmed]
+    mean = statistics.fmean(kept)
+    if len(kept) < 2:
+        return MeanInterval(mean, None, count, None)
+    winsorised = [kept[0]] * trimmed + kept + [kept[-1]] * trimmed
+    error = statistics.stdev(winsorised) * math.sqrt((count - 1) / len(kept) / (len(kept) - 1))
+    if error <= _ROUNDING * max(map(abs, values)):
+        return MeanInterval(mean, None, count, None)
+    tail = compute_t_tail(mean / error, len(kept) - 1)
+    return MeanInterval(mean, compute_t_quantile(1 - confidence, len(kept) - 1) * error, count, tail)
 
 
 def estimate_detectable_difference(

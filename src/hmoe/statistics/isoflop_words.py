@@ -72,7 +72,7 @@ def _describe_comparison(family: FamilyResult, reference: FamilyResult) -> Itera
     if budget.leverage_in_seconds is not None:
         seconds = budget.leverage_in_seconds
         yield (
-            f"In seconds, by runs side by side, it is worth {format_interval(seconds, '.2f', 'x')}: "
+            f"In seconds, by runs side by side, it is worth {format_interval(seconds, '.3g', 'x')}: "
             f"{_judge(seconds, 1.0, 'slower', 'faster')}."
         )
     if budget.leverage.extrapolations:
@@ -92,7 +92,7 @@ def _describe_leverage(family: str, reference: str, leverage: Leverage) -> str:
         )
     verdict = _judge(interval, 1.0, "worth less", "worth more")
     words = (
-        f"{start} is worth {format_interval(interval, '.2f', 'x')} of the compute of {reference}: {verdict}"
+        f"{start} is worth {format_interval(interval, '.3g', 'x')} of the compute of {reference}: {verdict}"
     )
     if leverage.share_unreached > 0:
         words += f"; in {leverage.share_unreached:.1%} of the resamples {reference} never reaches its loss"
@@ -114,6 +114,11 @@ def _describe_limits(family: FamilyResult, num_resamples: int) -> Iterator[str]:
         return
     for name, why in family.fit.doubts.items():
         yield f"{name} of {family.family} is not told by the points: {why}."
+    if family.fit.misfit is not None:
+        yield (
+            f"Losses of {family.family} lie {family.fit.misfit:.1f} times as far from its law as seeds spread: they "
+            "are not of its form, so what is read off it is more uncertain than its intervals say."
+        )
     if not family.fit.converged:
         yield f"The fit of {family.family} did not come to rest."
     if family.resamples is None:
@@ -137,7 +142,7 @@ def _describe_limits(family: FamilyResult, num_resamples: int) -> Iterator[str]:
         yield (
             f"Parabola and law of {family.family} disagree most about the best size at {format_flops(worst.budget)}: "
             f"{format_count(worst.parabola.optimal_size)}, {worst.size_disagreement:.2f} times that of the law, "
-            "which has no such bias."
+            "which has no such bias where losses are of its form."
         )
 
 
@@ -156,6 +161,7 @@ def _flatten_fit(family: FamilyResult) -> Row:
     return {
         **row,
         "residual": family.fit.residual,
+        "misfit": family.fit.misfit,
         "num_points": family.fit.num_points,
         "num_runs": None if resamples is None else resamples.num_runs,
         "doubts": family.fit.reason or doubts or None,
@@ -179,8 +185,10 @@ def _flatten_budget(budget: BudgetResult) -> Row:
             value = None if interval is None else getattr(interval, field)
             row[name + suffix] = "inf" if value == math.inf else value
     parabola, leverage = budget.parabola, budget.leverage
+    outside = ["size"] * budget.is_extrapolated + ["leverage"] * bool(leverage and leverage.extrapolations)
     return {
         **row,
+        "extrapolated": ", ".join(outside) or None,
         "optimal_tokens": budget.optimal_tokens,
         "reference_flops": None if leverage is None else leverage.reference_flops,
         "share_unreached": None if leverage is None else leverage.share_unreached,

@@ -13,6 +13,7 @@ from hmoe.statistics.variable_projection import EXPONENT_BOUNDS, fit_two_powers
 FEWEST_SIZES, FEWEST_TOKEN_COUNTS, FEWEST_POINTS = 3, 3, 6
 _SAME = 0.01  # relative: sizes or token counts that differ by less are one
 _AT_EDGE = 1e-6  # relative
+_NUM_COEFFICIENTS, _MISFIT_LEVEL = 5, 0.01
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class LawFit:
         reason: why there is none; None where there is one.
         doubts: coefficients of the law that are not to be read, and why; its predictions between the points hold.
         residual: root of the mean squared residual, in nats; None without a law.
+        misfit: how many times farther the means of seeds lie from the law than the spread of seeds explains, where that
+            is shown at 99%; None where it is not, or where no size has two seeds.
         num_points: points that it was fitted to.
         converged: whether the search came to rest.
     """
@@ -34,12 +37,13 @@ class LawFit:
     residual: float | None
     num_points: int
     converged: bool
+    misfit: float | None = None
 
 
 def fit_loss_law(points: Sequence[LossPoint]) -> LawFit:
     """Fit L = E + A N^-alpha + B D^-beta to the points of a family by least squares of the loss."""
     sizes, tokens, losses = collect_columns(points)
-    reason = _explain_lack(sizes, tokens)
+    reason = _explain_lack(*_average_cells(points))
     if reason is not None:
         return LawFit(None, reason, {}, None, len(points), False)
     coefficients, converged = fit_law_rows(sizes, tokens, losses[None])
@@ -51,7 +55,31 @@ def fit_loss_law(points: Sequence[LossPoint]) -> LawFit:
         float(np.sqrt(np.square(residuals).mean())),
         len(points),
         bool(converged[0]),
+        _measure_misfit(points, residuals),
     )
+
+
+def _measure_misfit(points: Sequence[LossPoint], residuals: Values) -> float | None:
+    """Return the root of the F statistic of a lack-of-fit test where it rejects the law at 1%, else None.
+
+    Residuals of a size and budget, their mean against their spread over seeds. The points of a run share its luck, so
+    the spread has only as many degrees of freedom as there are runs beyond one a size.
+    """
+    from scipy import stats  # noqa: PLC0415 - optional extra
+
+    cells: dict[tuple[str, float], list[float]] = {}
+    for point, residual in zip(points, residuals, strict=True):
+        cells.setdefault((point.size, point.budget), []).append(float(residual))
+    runs = {(point.size, point.seed) for point in points}
+    free_spread = len(runs) - len({point.size for point in points})
+    free_means, free_within = len(cells) - _NUM_COEFFICIENTS, len(points) - len(cells)
+    if free_spread < 1 or free_means < 1 or free_within < 1:
+        return None
+    means = sum(len(cell) * float(np.mean(cell)) ** 2 for cell in cells.values()) / free_means
+    within = sum(len(cell) * float(np.var(cell)) for cell in cells.values()) / free_within
+    if means <= within * float(stats.f.isf(_MISFIT_LEVEL, free_means, free_spread)):
+        return None
+    return float(np.sqrt(means / within)) if within > 0 else None
 
 
 def fit_law_rows(sizes: Values, tokens: Values, losses: Values) -> tuple[Values, npt.NDArray[np.bool_]]:
@@ -94,6 +122,20 @@ def compute_law_slopes(coefficients: Values, sizes: Values, tokens: Values) -> V
 def count_distinct(values: Values) -> int:
     """Return how many values there are where such as differ by less than 1% from the next are one."""
     return 1 + int((np.diff(np.sort(np.log(values))) > _SAME).sum()) if len(values) else 0
+
+
+def _average_cells(points: Sequence[LossPoint]) -> tuple[Values, Values]:
+    """Return size and tokens of each planned size and budget, mean over seeds, of sizes over budgets too.
+
+    What a router activates drifts in training and differs between seeds: that makes no further sizes.
+    """
+    sizes: dict[str, list[float]] = {}
+    tokens: dict[tuple[str, float], list[float]] = {}
+    for point in points:
+        sizes.setdefault(point.size, []).append(point.model_size)
+        tokens.setdefault((point.size, point.budget), []).append(point.tokens)
+    means = {size: float(np.mean(values)) for size, values in sizes.items()}
+    return np.array([means[size] for size, _ in tokens]), np.array(list(map(np.mean, tokens.values())))
 
 
 def _explain_lack(sizes: Values, tokens: Values) -> str | None:

@@ -88,8 +88,10 @@ def analyze_isoflop_power(rows: Iterable[SweepRow], reference: str) -> dict[str,
             own = differences.setdefault(family, {}).setdefault(size, [])
             own.append(row.validation_loss - other.validation_loss)
     spreads = {family: measure_spread(*sizes.values()) for family, sizes in differences.items()}
+    # The level of each of several comparisons that hold together, as the intervals of `analyze_isoflop` have it.
+    level = LEVEL / max(len(spreads), 1)
     return {
-        family: analyze_power(spread, max(map(len, differences[family].values())), DIFFERENCE)
+        family: analyze_power(spread, min(map(len, differences[family].values())), DIFFERENCE, level=level)
         for family, spread in spreads.items()
         if spread is not None
     }
@@ -123,4 +125,6 @@ def describe_one_power(power: PowerAnalysis) -> str:
 
 def describe_planned_power(plan: SweepPlan) -> str:
     """Return what the seeds of a plan can show, if their pairs spread as such runs did before."""
-    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE))
+    num_compared = sum(not group.is_source and group.name != plan.baseline for group in plan.groups)
+    level = LEVEL / max(num_compared, 1)
+    return describe_one_power(analyze_power(Spread(ASSUMED_SPREAD), len(plan.seeds), DIFFERENCE, level=level))

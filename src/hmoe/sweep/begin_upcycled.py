@@ -50,25 +50,29 @@ def measure_recipe(config: RunConfig, run: Path, source: Path) -> RunConfig:
 
     A run that has begun keeps the widths that it has: sums of floats could give others with more threads.
     """
-    state = read_newest_state(run)
+    moe, state = config.model.moe, read_newest_state(run)
     begun = None if state is None else load_recorded_config(state)
-    if begun is not None:
-        return config.model_copy(update={"model": begun.model})
-    model, moe = open_model(source, print).model, config.model.moe
     assert moe is not None
-    widths = measure_widths(model, _record_inputs(model, config), sum(moe.expert_widths))
+    if begun is not None and begun.model.moe is not None:
+        widths = begun.model.moe.expert_widths
+    else:
+        model = open_model(source, print).model
+        check_upcycled_model(config.model, model.config, measured_widths=True)
+        widths = measure_widths(model, _record_inputs(model, config), sum(moe.expert_widths))
     return config.model_copy(update={"model": replace(config.model, moe=replace(moe, widths=widths))})
 
 
 def _record_inputs(model: Transformer, config: RunConfig) -> list[torch.Tensor]:
-    return record_ffn_inputs(model.eval(), _read_batches(config))
+    return record_ffn_inputs(model.eval(), _read_sequences(config))
 
 
-def _read_batches(config: RunConfig) -> Iterator[torch.Tensor]:
-    """Yield tokens_BL of the first steps of a recipe, so many as are measured on."""
-    batches, num_tokens, step = Batches(open_data(config), config.data, config.seed), 0, 0
-    while num_tokens < MEASURED_TOKENS:
-        for part in batches.parts(step):
-            yield torch.as_tensor(part.tokens_BL)
-            num_tokens += part.tokens_BL.size
-        step += 1
+def _read_sequences(config: RunConfig) -> Iterator[torch.Tensor]:
+    """Yield the first training sequences of a recipe as tokens_BL with B = 1, so many as are measured on."""
+    length = config.data.sequence_length
+    batches = Batches(
+        open_data(config),
+        config.data.model_copy(update={"batch_tokens": length, "micro_batches": 1}),
+        config.seed,
+    )
+    for step in range(max(1, MEASURED_TOKENS // length)):
+        yield torch.as_tensor(batches[step][0])

@@ -40,7 +40,7 @@ def _describe_group(plan: SweepPlan, group: SweepGroup, rows: Sequence[SweepRow]
         uniform = _find_uniform(plan, group)
         yield (
             f"{group.name}: experts narrower than the mean took {_format(end)} of the choices at the end, {begin:.1%} "
-            f"in the first tenth of the steps{uniform}: {_judge(change)}"
+            f"in the first tenth of the steps{uniform}; {_judge(change)}"
         )
     idle = [row.idle_share_end for row in own if row.idle_share_end is not None]
     if idle and (mean := statistics.fmean(idle)) >= _MANY_IDLE:
@@ -62,9 +62,12 @@ def _format(interval: MeanInterval) -> str:
 
 
 def _judge(change: MeanInterval) -> str:
-    """Return the change over training in words as strong as its interval."""
+    """Return the change over training, in points of a hundred, in words as strong as its interval."""
+    points = f"change {100 * change.mean:+.1f} points"
     if change.low is None or change.high is None:
-        return "no interval of one run"
+        return f"{points}, {'one run' if change.count == 1 else 'which does not vary'}: no interval"
     if change.low <= 0 <= change.high:
-        return "no change shown"
-    return "more than at first" if change.low > 0 else "fewer than at first"
+        word = "no change shown"
+    else:
+        word = "more than at first" if change.low > 0 else "fewer than at first"
+    return f"{points} ({100 * change.low:+.1f} to {100 * change.high:+.1f}), {word}"

@@ -103,6 +103,8 @@ def check_same_plan(old: SweepPlan, new: SweepPlan, file: Path) -> None:
         before, after = getattr(old, name), getattr(new, name)
         if name in ("seeds", "groups") or before == after:
             continue
+        if name == "overrides":
+            _refuse_overrides(before, after, file)
         raise ConfigError(f"{name} = {after}: is {before} in {file}; choose another folder")
     groups = {group.name: group for group in old.groups}
     for group in new.groups:
@@ -113,3 +115,15 @@ def check_same_plan(old: SweepPlan, new: SweepPlan, file: Path) -> None:
     lost = groups.keys() - {group.name for group in new.groups}
     if lost:
         raise ConfigError(f"group {min(lost)} of {file} is not in this sweep; choose another folder")
+
+
+def _refuse_overrides(before: Sequence[str], after: Sequence[str], file: Path) -> None:
+    """Raise ConfigError naming the first override that only one of two plans has, or that they have another order."""
+    for word in (*after, *before):
+        if (word in after) != (word in before):
+            where = "has" if word in before else "does not have"
+            raise ConfigError(f"{word}: {file} {where} this override; choose another folder")
+    raise ConfigError(
+        f"{after[0]}: {file} has the same overrides in another order, of which the last one of a key counts; give them "
+        f"as there ({' '.join(before)}), or choose another folder"
+    )

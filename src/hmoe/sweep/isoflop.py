@@ -7,7 +7,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.sweep.families import REFERENCE, Family, equalize_budget, list_families, scale_recipe
 from hmoe.sweep.grid import locate_recipe
-from hmoe.sweep.plan import SweepPlan, check_plan
+from hmoe.sweep.plan import SweepPlan, check_plan, set_budget
 
 _Groups = list[dict[str, object]]
 
@@ -78,9 +78,10 @@ def build_isoflop_plan(
     groups: _Groups = []
     chosen: list[Family] = []
     models: dict[object, float] = {}
+    own = [*overrides, *(set_budget(max(budgets)) if budgets else ())]
     for factor in sizes:
-        scaled = scale_recipe(read_recipe(recipe, overrides)[1], factor)
-        config: RunConfig = read_recipe(recipe, [*overrides, *scaled])[1]
+        scaled = scale_recipe(read_recipe(recipe, own)[1], factor)
+        config: RunConfig = read_recipe(recipe, [*own, *scaled])[1]
         chosen = list_families(config, families)
         _check_rates(chosen, rates)
         if config.model in models:

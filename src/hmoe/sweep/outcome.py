@@ -53,35 +53,38 @@ def compare_sweep(plan: SweepPlan, rows: Sequence[SweepRow], folder: Path) -> Co
     if not groups:
         return None
     names = {group.name for group in groups}
-    comparison = compare_groups(groups, plan.baseline if plan.baseline in names else None)
-    controls = [*compare_with_controls(plan, groups), *list_control_notes(plan, summaries)]
-    return Comparison(comparison.rows, [*comparison.notes, *controls])
+    return compare_groups(groups, plan.baseline if plan.baseline in names else None)
 
 
-def compare_with_controls(plan: SweepPlan, groups: Sequence[RunGroup]) -> list[str]:
-    """Return a line for each group of unequal experts that has a control with other experts than the baseline.
+def describe_controls(plan: SweepPlan, groups: Sequence[RunGroup], baseline: str | None) -> list[str]:
+    """Return a line on each group of unequal experts beside its uniform control, and on controls of another width.
 
-    Whether widths that differ pay, or only less compute a token: differences seed by seed, with Holm's correction over
-    the controls.
+    Do widths that differ pay, or only less compute a token? Differences are taken seed by seed, with Holm's correction
+    over these lines. One that the table has already, because either is the baseline, is not repeated.
     """
     by_name = {group.name: group for group in groups}
     pairs = {
         control.name: pair_by_seed(by_name[str(control.control_of)], by_name[control.name])
         for control in plan.groups
-        if control.name in by_name and control.control_of in by_name and control.name != plan.baseline
+        if control.name in by_name
+        and control.control_of in by_name
+        and baseline not in (control.name, control.control_of)
     }
     refusals = {name: refuse_difference(own) for name, own in pairs.items()}
     differences = {
         name: [subtract_bits(*pair) for pair in own] for name, own in pairs.items() if refusals[name] is None
     }
     results = compare_paired(differences)
+    holm = f" (Holm's correction over {len(results)} controls)" if len(results) > 1 else ""
     lines = []
     for name, refusal in refusals.items():
-        source = plan.get_group(name).control_of
-        verdict = f"no difference: {refusal}" if refusal else describe_verdict(results[name])
-        mean = "" if refusal else f"{results[name].interval.mean:+.4f} bits per byte, "
-        lines.append(f"{source} beside its control {name}, as wide as it activated: {mean}{verdict}")
-    return lines
+        head = f"{plan.get_group(name).control_of} beside its control {name}"
+        if refusal:
+            lines.append(f"{head}: {refusal}")
+        else:
+            mean = results[name].interval.mean
+            lines.append(f"{head}: {mean:+.4f} bits per byte, {describe_verdict(results[name])}{holm}")
+    return [*lines, *list_control_notes(plan, {run.path.name: run for group in groups for run in group.runs})]
 
 
 def list_control_notes(plan: SweepPlan, summaries: Mapping[str, RunSummary]) -> list[str]:

@@ -253,7 +253,10 @@ class SweepQueue:
 
     def _stop_all(self, say: Callable[[str], None]) -> None:
         if self.state.running:
-            say(f"{len(self.state.running)} runs save and end; the same command goes on with them")
+            count = len(self.state.running)
+            say(
+                f"{count} {'run saves and ends' if count == 1 else 'runs save and end'}; the same command goes on"
+            )
         for child in self.state.running.values():
             child.stop()
         deadline = time.monotonic() + _STOP_SECONDS

@@ -14,7 +14,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.expert_shares import measure_expert_shares
 from hmoe.runs.run_logs import read_run_logs
-from hmoe.runs.summary import RunSummary, summarize_logs
+from hmoe.runs.summary import RunSummary, select_due_rows, summarize_logs
 from hmoe.runs.validations import Validation, read_validation
 from hmoe.storage import write_atomic
 
@@ -91,7 +91,11 @@ class SweepRow:
 
 _TYPES = typing.get_type_hints(SweepRow)
 _COLUMNS = [field.name for field in dataclasses.fields(SweepRow)]
-_REQUIRED = {field.name for field in dataclasses.fields(SweepRow) if field.default is dataclasses.MISSING}
+_LATER = {
+    "narrow_share_begin",
+    "narrow_share_end",
+    "idle_share_end",
+}  # which tables of an earlier version lack
 
 
 def dump_rows(rows: Iterable[SweepRow]) -> str:
@@ -126,7 +130,7 @@ def read_rows(path: Path) -> list[SweepRow]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     head = lines[0] if lines else []
-    if not _REQUIRED <= set(head) <= set(_COLUMNS) or len(set(head)) < len(head):
+    if not set(_COLUMNS) - _LATER <= set(head) <= set(_COLUMNS) or len(set(head)) < len(head):
         raise ConfigError(f"{path}: its first line must be {','.join(_COLUMNS)}")
     return [_parse_row(path, line_number, head, line) for line_number, line in enumerate(lines[1:], 2)]
 
@@ -173,7 +177,7 @@ def make_rows(
             raise ConfigError(f"{run}: {rows[-1].budget:g} and {budget:g} FLOPs fall into one step, {step}")
         summary = summarize_logs(run, logs, step)
         row = _fill_row(template, summary, config, budget, train_tokens)
-        rows.append(_add_shares(row, config, [each for each in logs.rows if each["step"] <= step]))
+        rows.append(_add_shares(row, logs.config, [each for each in logs.rows if each["step"] <= step]))
     return rows
 
 
@@ -220,8 +224,12 @@ def _fill_row(
 
 
 def _add_shares(row: SweepRow, config: RunConfig, logged: Sequence[dict[str, Any]]) -> SweepRow:
-    """Return a row with what the logged steps tell of its experts."""
-    shares = None if config.model.moe is None else measure_expert_shares(config.model.moe, logged)
+    """Return a row with what the logged steps tell of its experts, by the config of the run: widths may be measured."""
+    shares = (
+        None
+        if config.model.moe is None
+        else measure_expert_shares(config.model.moe, select_due_rows(config, logged))
+    )
     if shares is None:
         return row
     return dataclasses.replace(

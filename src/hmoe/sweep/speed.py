@@ -4,14 +4,14 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from statistics import NormalDist
 
+from hmoe.statistics.intervals import compute_trimmed_interval
 from hmoe.statistics.leverage import ComputeCost
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 
-_FEWEST_PAIRS = 4  # for a median with an error
-_NORMAL_95 = 1.96  # standard errors of a 95% interval
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,16 @@ class GroupSpeed:
     Attributes:
         group: its name.
         activated_parameters: of a token, mean over the training and the seeds.
-        experts_flops_share: share of the training FLOPs that routed experts spent, mean over the seeds.
+        expert_flops_share: share of the training FLOPs that routed experts spent, mean over the seeds.
         seconds: of a run, median over the seeds.
         num_pairs: runs beside one of the baseline of the same seed, by the same commit on the same machine.
-        speed, speed_low, speed_high: tokens per second by the baseline's, median of the pairs, with a 95% interval;
-            None with fewer than four pairs, and for the baseline.
+        speed, speed_low, speed_high: tokens per second by the baseline's, trimmed mean of the pairs, with an interval;
+            None with too few pairs for one, and for the baseline. Intervals of all groups hold together with 95%.
     """
 
     group: str
     activated_parameters: float
-    experts_flops_share: float
+    expert_flops_share: float
     seconds: float | None
     num_pairs: int
     speed: float | None = None
@@ -38,35 +38,25 @@ class GroupSpeed:
     speed_high: float | None = None
 
 
-def compare_seconds(
-    rows: Iterable[SweepRow],
-    reference: str,
-    by: Literal["family", "group"] = "family",
-    per: Literal["flops", "tokens"] = "flops",
-) -> dict[str, ComputeCost]:
-    """Return the seconds of a FLOP, or of a token, by those of a reference, from the runs themselves.
+def compare_seconds(rows: Iterable[SweepRow], reference: str) -> dict[str, ComputeCost]:
+    """Return the seconds of a FLOP of each family by those of a reference, from the runs themselves.
 
-    The median over pairs of runs of one size and one seed, on one machine by one commit, which a sweep trains one
-    after the other: a machine that is slower for hours is so for both, and one run that was held up moves no median.
-    Seconds hold saving and validation. The error is that of a median of normal logarithms, whose deviation is 1.48 of
-    the median deviation.
-
-    Args:
-        rows: of the table.
-        reference: family or group that the others are compared with.
-        by: what is compared.
-        per: of what the seconds are.
+    The trimmed mean, in logarithms, over pairs of runs of one size and one seed, on one machine by one commit, which a
+    sweep trains one after the other: a machine that is slower for hours is so for both, and a run that was held up is
+    trimmed. Seconds hold saving and validation. The error is the half width of the interval, as of a normal one.
 
     Returns:
-        By name; those with fewer than four pairs are left out.
+        By name; families with too few pairs for an interval, or that were held up too often, are left out.
     """
     costs = {}
-    for name, logs in _pair_seconds(rows, reference, by, per).items():
-        if len(logs) >= _FEWEST_PAIRS:
-            middle = statistics.median(logs)
-            deviation = 1.4826 * statistics.median(abs(log - middle) for log in logs)
-            error = math.sqrt(math.pi / 2 / len(logs)) * deviation
-            costs[name] = ComputeCost(math.exp(middle), error)
+    for name, logs in _pair_seconds(rows, reference, "family", "flops").items():
+        interval = compute_trimmed_interval(logs, _CONFIDENCE)
+        if name == reference:
+            costs[name] = ComputeCost(1.0, 0.0)
+        elif interval.half_width is not None:
+            error = interval.half_width / NormalDist().inv_cdf(0.5 + _CONFIDENCE / 2)
+            if error < 1:
+                costs[name] = ComputeCost(math.exp(interval.mean), error)
     return costs
 
 
@@ -85,37 +75,43 @@ def _pair_seconds(rows: Iterable[SweepRow], reference: str, by: str, per: str) -
     return logs
 
 
-def measure_speeds(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[GroupSpeed]:
-    """Return the speed of each group of a sweep that has a finished run, in the order of the plan."""
-    baseline = plan.baseline or ""
-    costs = compare_seconds(rows, baseline, "group", "tokens")
+def measure_speeds(
+    plan: SweepPlan, rows: Sequence[SweepRow], baseline: str | None = None
+) -> list[GroupSpeed]:
+    """Return the speed of each group of a sweep that has a finished run, in the order of the plan.
+
+    Args:
+        plan: of the sweep.
+        rows: of its table.
+        baseline: group beside which the others are; None: the plan's.
+    """
+    baseline = baseline or plan.baseline or ""
     pairs = _pair_seconds(rows, baseline, "group", "tokens")
+    others = [group.name for group in plan.groups if group.name in pairs and group.name != baseline]
+    confidence = 1 - (1 - _CONFIDENCE) / max(len(others), 1)  # Bonferroni
     speeds = []
     for group in plan.groups:
         own = [row for row in rows if row.group == group.name and row.is_finished]
         if not own or group.is_source:
             continue
         seconds = [row.seconds for row in own if row.seconds]
-        cost = costs.get(group.name) if group.name != baseline else None
-        ends = [None, None, None] if cost is None else _invert(cost)
+        logs = pairs.get(group.name, [])
+        interval = compute_trimmed_interval(logs, confidence) if group.name in others else None
+        # Tokens per second, not seconds per token: what is slowest is the low end.
+        ends = (
+            () if interval is None or interval.low is None else (interval.mean, interval.high, interval.low)
+        )
         speeds.append(
             GroupSpeed(
                 group.name,
                 statistics.fmean(row.activated_parameters or 0.0 for row in own),
                 statistics.fmean(row.expert_flops_share or 0.0 for row in own),
                 statistics.median(seconds) if seconds else None,
-                len(pairs.get(group.name, ())),
-                *ends,
+                len(logs),
+                *(math.exp(-end) for end in ends if end is not None),
             )
         )
     return speeds
-
-
-def _invert(cost: ComputeCost) -> list[float | None]:
-    """Return a speed and the ends of its interval, from a cost and its error."""
-    reach = math.exp(_NORMAL_95 * (cost.relative_error or 0.0))
-    speed = 1 / cost.seconds_per_flop
-    return [speed, speed / reach, speed * reach]
 
 
 def describe_speeds(speeds: Sequence[GroupSpeed], baseline: str | None) -> list[str]:
@@ -128,7 +124,7 @@ def describe_speeds(speeds: Sequence[GroupSpeed], baseline: str | None) -> list[
             "faster" if speed.speed_low > 1 else "slower" if speed.speed_high < 1 else "no difference shown"
         )
         sentences.append(
-            f"{speed.group}: {speed.speed:.3f} ({speed.speed_low:.3f} to {speed.speed_high:.3f}) times the tokens per "
+            f"{speed.group}: {speed.speed:.4f} ({speed.speed_low:.4f} to {speed.speed_high:.4f}) times the tokens per "
             f"second of {baseline}, {word}"
         )
     return sentences

@@ -17,6 +17,7 @@ from hmoe.config.recipes import check_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError, RunBusyError
 from hmoe.runs.run_folder import RunFolder
+from hmoe.storage import lock_file
 from hmoe.sweep.process import BUSY_CODE
 from hmoe.train.stop import STOP
 
@@ -49,6 +50,16 @@ def open_when_free(run: Path, config: RunConfig) -> RunFolder:
             time.sleep(_PARENT_SECONDS)
 
 
+def wait_until_free(run: Path) -> None:
+    """Wait for a process that is about to leave a run folder, at most as long as `open_when_free`."""
+    if not (run / ".lock").is_file():
+        return
+    deadline = time.monotonic() + _BUSY_SECONDS
+    with (run / ".lock").open("a+") as lock:
+        while not lock_file(lock) and not STOP and time.monotonic() < deadline:
+            time.sleep(_PARENT_SECONDS)
+
+
 def train_planned_run(
     config: RunConfig, run: Path, source: Path | None, measured_widths: bool = False
 ) -> None:
@@ -66,6 +77,8 @@ def train_planned_run(
     from hmoe.train.loop import train_run  # noqa: PLC0415
 
     if source is not None and measured_widths:
+        # A process of a killed sweep may still be writing the widths that the run then has.
+        wait_until_free(run)
         config = measure_recipe(config, run, source)
     with open_when_free(run, config) as folder:
         if source is not None and not list_checkpoint_steps(run):
