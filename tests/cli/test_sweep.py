@@ -179,6 +179,7 @@ def test_fits_and_learning_rates_are_told_and_make_pages(
     assert run_command_line(["report", str(tmp_path / "iso"), "--out", str(tmp_path / "iso.html")]) == 0
     text = (tmp_path / "iso.html").read_text()
     assert "Compute-optimal models" in text
+    assert "extrapolated" in out
     assert "Efficiency leverage over equal-topk" in text
     assert (
         run_command_line(

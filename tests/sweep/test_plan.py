@@ -102,3 +102,16 @@ def test_the_small_recipe_is_unequal() -> None:
     assert config.model.moe is not None
     assert len(set(config.model.moe.expert_widths)) == 4
     assert len(SMALL) > len(SHORT)
+
+
+def test_overrides_that_differ_from_a_folder_s_are_named(tmp_path: Path) -> None:
+    words = ["optim.lr=0.5", "train.eval_sequences=8"]
+    with SweepFolder(tmp_path / "s") as folder:
+        folder.bind_plan(make_plan(overrides=words))
+        for own, message in (
+            (words[:1], r"^train\.eval_sequences=8: .* has this override"),
+            ([*words, "train.keep=3"], r"^train\.keep=3: .* does not have this override"),
+            (words[::-1], r"has the same overrides in another order, .*\(optim\.lr=0\.5 train"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                folder.bind_plan(make_plan(overrides=own))

@@ -131,3 +131,18 @@ def test_a_budget_has_the_loss_of_the_step_that_reached_it(
         return
     measured = make_rows(*arguments)
     assert [(row.budget, row.step, row.validation_loss) for row in measured] == [(1e9, 2, 3.0), (2e9, 3, 2.0)]
+
+
+def test_means_are_over_the_steps_that_log_every_logs(tmp_path: Path) -> None:
+    """Whatever else has a row: a validation, a sample, a warning."""
+    plan = write_run(tmp_path / "run", [(1, 9 * 10**8, False), (2, 11 * 10**8, True), (3, 21 * 10**8, True)])
+    words = [*plan.groups[0].overrides, "train.log_every=2"]
+    group = plan.groups[0].model_copy(update={"overrides": tuple(words)})
+    (tmp_path / "run" / "config.yaml").write_text(dump_recipe(plan.read_recipe(group, 0)))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for line, count in zip(lines, (5.0, 2.0, 3.0), strict=True):
+        line["experts_per_token"] = count
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    config = plan.read_recipe(group, 0)
+    rows = make_rows(make_row("unequal-0"), tmp_path / "run", config, plan.budgets, 1000)
+    assert [row.experts_per_token for row in rows] == [2.0, 2.0]

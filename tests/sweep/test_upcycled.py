@@ -14,6 +14,7 @@ from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.runs.open_model import open_model
 from hmoe.runs.summary import read_run_summary
+from hmoe.storage import lock_file
 from hmoe.surgery.measure import choose_measured_widths, measure_unit_importance, record_ffn_inputs
 from hmoe.sweep.folder import SweepFolder
 from hmoe.sweep.plan import check_plan
@@ -21,7 +22,7 @@ from hmoe.sweep.process import Place, RunSource
 from hmoe.sweep.queue import SweepQueue
 from hmoe.sweep.rows import make_rows, write_rows
 from hmoe.sweep.runs import hash_recipe
-from hmoe.sweep.train_one import train_planned_run
+from hmoe.sweep.train_one import train_planned_run, wait_until_free
 from tests.conftest import TINY
 from tests.sweep.helpers import make_row
 
@@ -234,3 +235,23 @@ def test_a_source_whose_weights_are_not_at_hand_is_trained_again(
     assert (
         queue.state.rows["more-0"][0].status.removeprefix("failed: ") == "its source source-0 did not finish"
     )
+
+
+def test_a_run_whose_widths_are_measured_waits_for_a_process_that_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_until_free(tmp_path)  # no run yet
+    sleeps: list[float] = []
+    with (tmp_path / ".lock").open("a+") as lock:
+        assert lock_file(lock)
+
+        def leave(seconds: float) -> None:
+            sleeps.append(seconds)
+            if len(sleeps) == 2:
+                lock.close()
+
+        monkeypatch.setattr("hmoe.sweep.train_one.time.sleep", leave)
+        wait_until_free(tmp_path)
+    assert len(sleeps) == 2
+    with (tmp_path / ".lock").open("a+") as lock:
+        assert lock_file(lock)  # it holds none

@@ -84,7 +84,7 @@ def _describe_speeds(speeds: Sequence[Mapping[str, Any]]) -> PageSection:
         chart = Points(
             title="Speed of training",
             description="Trimmed mean over pairs of runs of one seed by one commit on one machine; intervals hold "
-            "together with 95%.",
+            "together with about 95%.",
             labels=[row["group"] for row in known],
             values=[row["speed"] for row in known],
             lows=[row["speed_low"] for row in known],

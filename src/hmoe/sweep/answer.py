@@ -1,6 +1,7 @@
 """What a sweep answers beyond a table: the isoFLOP analysis, and what so many seeds could show. No torch."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import mode
 
 from hmoe.runs.comparison import pair_by_seed, refuse_difference
 from hmoe.runs.groups import RunGroup
@@ -74,7 +75,8 @@ def analyze_group_power(groups: Sequence[RunGroup], baseline: str | None) -> dic
 def analyze_isoflop_power(rows: Iterable[SweepRow], reference: str) -> dict[str, PowerAnalysis]:
     """Return what the seeds can show at one size of an isoFLOP sweep, in nats, for each family beside the reference.
 
-    The spread of pairs of seeds is pooled over the sizes, at the largest budget: sizes differ in their means.
+    The spread of pairs of seeds is pooled over the sizes, at the largest budget: sizes differ in their means. Seeds are
+    as many as most sizes have.
     """
     ends = {
         (row.family, row.size, row.seed): row for row in rows if row.is_finished
@@ -91,7 +93,7 @@ def analyze_isoflop_power(rows: Iterable[SweepRow], reference: str) -> dict[str,
     # The level of each of several comparisons that hold together, as the intervals of `analyze_isoflop` have it.
     level = LEVEL / max(len(spreads), 1)
     return {
-        family: analyze_power(spread, min(map(len, differences[family].values())), DIFFERENCE, level=level)
+        family: analyze_power(spread, mode(map(len, differences[family].values())), DIFFERENCE, level=level)
         for family, spread in spreads.items()
         if spread is not None
     }

@@ -14,13 +14,13 @@ from hmoe.model.transformer import Transformer
 from hmoe.runs.config_binding import load_recorded_config
 from hmoe.runs.open_model import open_model
 from hmoe.runs.run_folder import RunFolder
-from hmoe.surgery.build_run import measure_widths
+from hmoe.surgery.build_run import RunOptions, measure_widths
 from hmoe.surgery.measure import record_ffn_inputs
 from hmoe.surgery.upcycle import UnitChoice, upcycle_model
 from hmoe.sweep.upcycled import check_upcycled_model
 from hmoe.train.begin_run import begin_run
 
-MEASURED_TOKENS = 8192  # of the first training batches, as many as `hmoe upcycle` reads
+MEASURED_TOKENS = RunOptions.tokens  # as many as `hmoe upcycle` reads
 
 
 def begin_upcycled(config: RunConfig, folder: RunFolder, source: Path) -> None:

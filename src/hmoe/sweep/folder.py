@@ -120,8 +120,8 @@ def check_same_plan(old: SweepPlan, new: SweepPlan, file: Path) -> None:
 def _refuse_overrides(before: Sequence[str], after: Sequence[str], file: Path) -> None:
     """Raise ConfigError naming the first override that only one of two plans has, or that they have another order."""
     for word in (*after, *before):
-        if (word in after) != (word in before):
-            where = "has" if word in before else "does not have"
+        if after.count(word) != before.count(word):
+            where = "has" if before.count(word) > after.count(word) else "does not have"
             raise ConfigError(f"{word}: {file} {where} this override; choose another folder")
     raise ConfigError(
         f"{after[0]}: {file} has the same overrides in another order, of which the last one of a key counts; give them "

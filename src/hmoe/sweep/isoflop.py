@@ -1,5 +1,6 @@
 """Plans that compare families: at one size and budget, over a grid of learning rates, and at many of both. No torch."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from hmoe.config.recipes import read_recipe
@@ -78,7 +79,10 @@ def build_isoflop_plan(
     groups: _Groups = []
     chosen: list[Family] = []
     models: dict[object, float] = {}
-    own = [*overrides, *(set_budget(max(budgets)) if budgets else ())]
+    are_budgets = bool(budgets) and all(
+        0 < budget < math.inf for budget in budgets
+    )  # else the plan refuses them
+    own = [*overrides, *(set_budget(max(budgets)) if are_budgets else ())]
     for factor in sizes:
         scaled = scale_recipe(read_recipe(recipe, own)[1], factor)
         config: RunConfig = read_recipe(recipe, [*own, *scaled])[1]

@@ -25,7 +25,7 @@ class GroupSpeed:
         seconds: of a run, median over the seeds.
         num_pairs: runs beside one of the baseline of the same seed, by the same commit on the same machine.
         speed, speed_low, speed_high: tokens per second by the baseline's, trimmed mean of the pairs, with an interval;
-            None with too few pairs for one, and for the baseline. Intervals of all groups hold together with 95%.
+            None with too few pairs for one, and for the baseline. Intervals of all groups hold together with about 95%.
     """
 
     group: str
@@ -87,7 +87,11 @@ def measure_speeds(
     """
     baseline = baseline or plan.baseline or ""
     pairs = _pair_seconds(rows, baseline, "group", "tokens")
-    others = [group.name for group in plan.groups if group.name in pairs and group.name != baseline]
+    others = [
+        group.name
+        for group in plan.groups
+        if group.name in pairs and group.name != baseline and not group.is_source
+    ]
     confidence = 1 - (1 - _CONFIDENCE) / max(len(others), 1)  # Bonferroni
     speeds = []
     for group in plan.groups:
