@@ -116,8 +116,8 @@ def _describe_limits(family: FamilyResult, num_resamples: int) -> Iterator[str]:
         yield f"{name} of {family.family} is not told by the points: {why}."
     if family.fit.misfit is not None:
         yield (
-            f"Means over seeds of {family.family} lie {family.fit.misfit:.1f} times as far from its law as the spread "
-            "of seeds explains: they are not of its form, so what is read off it is more uncertain than its intervals say."
+            f"Means of seeds of {family.family} lie {family.fit.misfit:.1f} times as far from its law as the spread of "
+            "seeds explains: they are not of its form, and what is read off it is less certain than its intervals say."
         )
     if not family.fit.converged:
         yield f"The fit of {family.family} did not come to rest."
