@@ -1,6 +1,9 @@
-"""Writes docs/reference/ from the code: `make docs`. A test fails when it is out of date."""
+"""Writes docs/reference/ from the code, and answers into docs/results/: `make docs`. A test fails when one is old."""
 
+import contextlib
 import inspect
+import io
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
@@ -12,6 +15,7 @@ from pydantic import BaseModel
 
 from hmoe.cli.help import describe_limits, label_parameter
 from hmoe.cli.main import app
+from hmoe.cli.sweep_outcome import print_outcome
 from hmoe.config.run import RunConfig
 from hmoe.config.section import Section
 from hmoe.specs.experts import Hyper, ZeroExperts
@@ -19,8 +23,12 @@ from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import RopeScaling
 from hmoe.specs.routers import ROUTERS
 from hmoe.specs.widths import WidthRule
+from hmoe.sweep.plan import PLAN, read_plan
+from hmoe.sweep.rows import ROWS, read_rows
+from hmoe.sweep.runs import list_planned_runs
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = Path(__file__).parent
+_ANSWER = re.compile(r"(```text\nhmoe (sweep run \S+)\n```\n\n```text\n).*?(```\n)", re.DOTALL)
 
 
 def config_page() -> str:
@@ -130,11 +138,39 @@ def parameter_row(parameter: Any) -> str:
     return f"| `{label}` | {default} | {meaning} |"
 
 
-PAGES = {"config.md": config_page, "cli.md": cli_page}
+def results_page() -> str:
+    """The page of results, with what its sweeps print today from their tables."""
+    text = (FOLDER / "results" / "README.md").read_text()
+    return _ANSWER.sub(lambda block: block[1] + print_answer(block[2].split()) + block[3], text)
+
+
+def print_answer(words: list[str]) -> str:
+    """What `hmoe sweep run FOLDER` prints from the table of a finished sweep, 80 columns wide, without next steps."""
+    folder, width, printed = Path(words[-1]), os.environ.get("COLUMNS"), io.StringIO()
+    os.environ["COLUMNS"] = "80"
+    try:
+        with contextlib.chdir(FOLDER.parent), contextlib.redirect_stdout(printed):
+            plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+            left = {run.name for run in list_planned_runs(plan)} - {row.run for row in rows}
+            if left:
+                raise SystemExit(
+                    f"{folder}: {min(left)} has no row; train it, or take its seed out of {PLAN}"
+                )
+            print_outcome(plan, folder, rows, as_json=False)
+    finally:
+        del os.environ["COLUMNS"]
+        os.environ |= {} if width is None else {"COLUMNS": width}
+    return printed.getvalue().partition("next:\n")[0]
+
+
+PAGES = {
+    "reference/config.md": config_page,
+    "reference/cli.md": cli_page,
+    "results/README.md": results_page,
+}
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (FOLDER / name).write_text(page())
 

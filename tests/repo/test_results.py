@@ -1,0 +1,102 @@
+"""The published results: their tables are whole, their commands make their plans, their pages show their numbers."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hmoe.cli.main import run_command_line
+from hmoe.sweep.folder import check_same_plan
+from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
+from hmoe.sweep.plan import SweepPlan, read_plan
+from hmoe.sweep.queue import FAILED, check_rows
+from hmoe.sweep.rows import read_rows
+from hmoe.sweep.runs import list_planned_runs, make_run_config
+from hmoe.sweep.tuning import choose_rates, format_rates
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PAGE = (RESULTS / "README.md").read_text()
+FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.yaml"))
+
+
+def list_sweep_commands() -> dict[str, list[str]]:
+    """Return the words of the page's commands that begin a sweep, by the name of its folder."""
+    lines = re.findall(r"^hmoe (sweep (?!run ).*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
+    commands = [shlex.split(line) for line in lines]
+    return {Path(words[words.index("--out") + 1]).name: words for words in commands}
+
+
+def test_the_page_has_a_command_and_an_answer_for_each_folder() -> None:
+    assert FOLDERS
+    assert list_sweep_commands().keys() == {folder.name for folder in FOLDERS}
+    for folder in FOLDERS:
+        assert f"```text\nhmoe sweep run docs/results/{folder.name}\n```\n\n```text\n" in PAGE
+        assert sorted(
+            path.name for path in folder.iterdir() if path.name not in (".lock", "runs", "logs")
+        ) == [
+            "rows.csv",
+            "sweep.yaml",
+        ]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_command_of_a_folder_makes_its_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[SweepPlan] = []
+    monkeypatch.setattr("hmoe.cli.sweep_run.run_plan", lambda plan, options: plans.append(plan))
+    assert run_command_line(list_sweep_commands()[folder.name]) == 0
+    own = read_plan(folder / "sweep.yaml")
+    check_same_plan(own, plans[0], folder / "sweep.yaml")
+    assert plans[0].seeds == own.seeds
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_rows_of_a_folder_are_of_its_plan_and_name_their_origin(folder: Path) -> None:
+    plan, rows = read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")
+    by_run: dict[str, list[Any]] = {}
+    for row in rows:
+        by_run.setdefault(row.run, []).append(row)
+    summaries = summarize_rows(plan, rows, folder)
+    runs = {run.name: run for run in list_planned_runs(plan)}
+    assert by_run.keys() == runs.keys()
+    (data,) = {row.data for row in rows if row.is_finished}
+    assert f"fingerprint begins with {str(data)[:12]};" in PAGE
+    for name, own in by_run.items():
+        if own[0].status.startswith(FAILED):
+            continue
+        check_rows(own, make_run_config(plan, runs[name], summaries), plan.budgets, name)
+        for row in own:
+            assert row.validation_tokens == 524_288
+            assert re.fullmatch(r"[0-9a-f]{12}", row.commit or "")
+            assert row.machine
+            assert row.seconds
+            assert row.epochs is not None
+            assert row.expert_flops_share is not None
+            assert (row.expert_flops_share == 0) == (row.family == "dense")
+
+
+def test_the_families_were_trained_with_the_rates_that_were_chosen() -> None:
+    folder = RESULTS / "rates"
+    rates = format_rates(choose_rates(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
+    words = list_sweep_commands()["families"]
+    assert words[words.index("--rates") + 1] == rates
+
+
+def test_the_readme_says_what_the_table_says() -> None:
+    folder = RESULTS / "families"
+    plan, rows = read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")
+    comparison = compare_sweep(plan, rows, folder)
+    assert comparison is not None
+    (row,) = (row for row in comparison.rows if row["name"] == "unequal-topk")
+    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
+    (control,) = describe_controls(plan, groups, plan.baseline)
+    mean, verdict = re.search(r": ([-+]0\.\d{4}) bits per byte, (.*)$", control).groups()  # type: ignore[union-attr]
+    readme = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
+    verdicts = (row["verdict"], verdict)
+    assert all(each.startswith("no difference shown") for each in verdicts) == ("shows no gain" in readme)
+    low, high = row["difference_low"], row["difference_high"]
+    own = f"{row['difference']:+.4f} bits per byte ({low:+.4f} to {high:+.4f})"
+    assert f"unequal experts differ by {own} from equal ones" in readme
+    assert f"and by {mean} ({verdict.removeprefix('no difference shown; ')}) from equal ones" in readme
+    assert f"{row['pairs']} paired seeds" in readme
