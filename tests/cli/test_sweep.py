@@ -164,6 +164,8 @@ def test_speed_controls_and_chosen_widths_stand_below_the_table_and_on_the_page(
         assert sentence in out
         assert sentence in page
     assert "Speed of training by group (HMoE table 2)" in page
+    assert "the baseline" in page
+    assert "random routing" not in page
 
 
 def test_fits_and_learning_rates_are_told_and_make_pages(

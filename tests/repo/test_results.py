@@ -76,6 +76,14 @@ def test_the_rows_of_a_folder_are_of_its_plan_and_name_their_origin(folder: Path
             assert (row.expert_flops_share == 0) == (row.family == "dense")
 
 
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_page_of_a_folder_holds_its_rows(folder: Path) -> None:
+    page = folder.with_suffix(".html").read_text()
+    for row in read_rows(folder / "rows.csv"):
+        assert row.run in page
+        assert row.validation_loss is None or str(row.validation_loss) in page
+
+
 def test_the_families_were_trained_with_the_rates_that_were_chosen() -> None:
     folder = RESULTS / "rates"
     rates = format_rates(choose_rates(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))

@@ -38,8 +38,9 @@ def list_keys(chart: Any) -> list[Key]:
     has_band = isinstance(chart, Points) and any(map(is_known, chart.null_lows))
     has_line = _has_null_line(chart)
     if has_band or has_line:
-        keys.append(Key(_NULL_NAME, INK, "band" if has_band else "dashes"))
-    is_needed = len(keys) > 1 or any(key.name in (_NULL_NAME, _INTERVAL_NAME) for key in keys)
+        name = chart.null_name if isinstance(chart, Points) else _NULL_NAME
+        keys.append(Key(name, INK, "band" if has_band else "dashes"))
+    is_needed = len(keys) > 1 or has_band or has_line or any(key.name == _INTERVAL_NAME for key in keys)
     return keys if is_needed else []
 
 

@@ -161,6 +161,7 @@ class Points(Described):
         null_lows, null_highs: bands of what chance gives; empty, or one a point.
         nulls: what chance gives, a mark for each point; empty, or one a point.
         null: what chance gives, a line across.
+        null_name: what that is, in the key.
         ranks: places on the scale of widths; empty: all alike.
         x_label: name of the axis, with units.
     """
@@ -173,6 +174,7 @@ class Points(Described):
     null_highs: Known = ()
     nulls: Known = ()
     null: float | None = None
+    null_name: str = "random routing"
     ranks: Numbers = ()
     x_label: str
 

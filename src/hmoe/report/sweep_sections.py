@@ -90,6 +90,7 @@ def _describe_speeds(speeds: Sequence[Mapping[str, Any]]) -> PageSection:
             lows=[row["speed_low"] for row in known],
             highs=[row["speed_high"] for row in known],
             null=1.0,
+            null_name="the baseline",
             x_label="tokens per second, by the baseline's",
         )
         figures.append(PageFigure(chart))
