@@ -1,16 +1,12 @@
 """Which experts the groups of a sweep chose, in words: narrow or wide ones, and how many idle. No torch."""
 
 import statistics
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 from hmoe.runs.expert_shares import list_narrow_experts
 from hmoe.statistics.intervals import MeanInterval, compute_mean_interval
 from hmoe.sweep.plan import SweepGroup, SweepPlan
 from hmoe.sweep.rows import SweepRow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _MANY_IDLE = 0.1  # of the experts, from which on it is told
 
@@ -25,7 +21,7 @@ def describe_experts(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[str]:
     ]
 
 
-def _describe_group(plan: SweepPlan, group: SweepGroup, rows: Sequence[SweepRow]) -> "Iterator[str]":
+def _describe_group(plan: SweepPlan, group: SweepGroup, rows: Sequence[SweepRow]) -> Iterator[str]:
     ends = {row.run: row for row in rows if row.group == group.name and row.is_finished}
     own = [row for row in ends.values() if row.idle_share_end is not None]
     shares = [
