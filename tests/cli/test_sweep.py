@@ -65,7 +65,20 @@ def test_a_dry_run_tells_runs_flops_and_hours(
         (["ablation", "loss", "tiny"], "ablation = loss: must be among losses"),
         (["grid", "tiny", "optim.lrr=2"], "optim.lrr: unknown key; nearest is optim.lr"),
         (["grid", "tiny", "--vary", "seed=1,2"], "seed: is set by the seeds of the sweep"),
-        (["families", "tiny", "--rates", "unequal-tokp=0.5"], "--rates unequal-tokp: must be among"),
+        (["tuning", "tiny"], "--rates, --loss-factors: give one of them or both"),
+        (["families", "tiny", "--override", "dense"], "--override dense: must be FAMILY:KEY=VALUE"),
+        (
+            ["families", "tiny", "--rates", "dense=0.1", "--override", "dense:optim.lr=1"],
+            "--override dense:optim.lr=1: optim.lr of dense is given twice",
+        ),
+        (
+            ["families", "tiny", "--override", "dense:optim.lrr=1"],
+            "group dense: optim.lrr: unknown key; nearest is",
+        ),
+        (
+            ["families", "tiny", "--rates", "unequal-tokp=0.5"],
+            "settings of unequal-tokp: must be of a family among",
+        ),
         (
             ["run", "neighbour"],
             "neighbour: neither a .yaml file, nor a folder with sweep.yaml, nor a plan that is shipped; "
@@ -198,9 +211,9 @@ def test_fits_and_learning_rates_are_told_and_make_pages(
     assert run_command_line(["sweep", "run", str(tmp_path / "rates")]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "--rates a=0.001,b=0.001" in out
-    assert "a: 0.001 is at the edge of the grid" in out
+    assert "a 0.001 5.0010 0.0000 yes" in out
     assert run_command_line(["report", str(tmp_path / "rates"), "--out", str(tmp_path / "rates.html")]) == 0
-    assert "Learning rates" in (tmp_path / "rates.html").read_text()
+    assert "Validation loss by setting" in (tmp_path / "rates.html").read_text()
 
 
 def test_a_sweep_folder_is_moved_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

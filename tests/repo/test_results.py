@@ -14,7 +14,7 @@ from hmoe.sweep.plan import SweepPlan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
-from hmoe.sweep.tuning import choose_rates, format_rates
+from hmoe.sweep.tuning import write_choice, rank_trials
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS / "README.md").read_text()
@@ -86,9 +86,9 @@ def test_the_page_of_a_folder_holds_its_rows(folder: Path) -> None:
 
 def test_the_families_were_trained_with_the_rates_that_were_chosen() -> None:
     folder = RESULTS / "rates"
-    rates = format_rates(choose_rates(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
+    (line,) = write_choice(rank_trials(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
     words = list_sweep_commands()["families"]
-    assert words[words.index("--rates") + 1] == rates
+    assert line == f"--rates {words[words.index('--rates') + 1]}"
 
 
 def test_the_readme_says_what_the_table_says() -> None:

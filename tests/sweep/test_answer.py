@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from hmoe.statistics.isoflop_words import describe_isoflop
@@ -18,7 +19,7 @@ from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.runs import hash_recipe
-from hmoe.sweep.tuning import choose_rates, format_rates
+from hmoe.sweep.tuning import write_choice, describe_edges, rank_trials
 from tests.sweep.helpers import CONTROL, OPEN, UNEQUAL, make_plan, make_row
 
 SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}
@@ -128,16 +129,21 @@ def test_the_power_of_an_isoflop_sweep_is_of_pairs_at_one_size() -> None:
     assert analyze_isoflop_power([row for row in rows if row.seed == 0], "equal-topk") == {}
 
 
-def make_tuning() -> SweepPlan:
+def make_tuning(penalties: Sequence[float] = (0.5,)) -> SweepPlan:
     groups = [
         {
             **UNEQUAL,
-            "name": f"{family},lr={rate}",
+            "name": f"{family},lr={rate}" + (f",parameter_penalty={penalty}" if len(penalties) > 1 else ""),
             "family": family,
-            "overrides": [*UNEQUAL["overrides"], f"optim.lr={rate}"],
+            "overrides": [
+                *UNEQUAL["overrides"],
+                f"optim.lr={rate}",
+                f"model.moe.parameter_penalty={penalty}",
+            ],
         }
         for family in ("a", "b", "c")
         for rate in (0.001, 0.002, 0.004)
+        for penalty in penalties
     ]
     return make_plan(kind="tuning", groups=groups, seeds=[0, 1])
 
@@ -154,13 +160,34 @@ def test_each_family_takes_the_rate_of_its_smallest_mean_loss() -> None:
     # The best loss of all, but of one seed alone: the other one died.
     rows = [row if row.run != "b,lr=0.002-1" else make_row(row.run, status="failed: y") for row in rows]
     rows = [row if row.run != "b,lr=0.002-0" else make_row(row.run, 1.0) for row in rows]
-    first, second, third = choose_rates(make_tuning(), rows)
-    assert (first.rate, first.is_at_edge) == (0.002, False)
-    assert first.margin is not None
-    assert abs(first.margin - 0.5) < 1e-9
-    assert (second.rate, second.is_at_edge) == (0.001, True)
-    assert (third.rate, third.margin) == (None, None)
-    assert format_rates([first, second, third]) == "a=0.002,b=0.001"
+    trials = rank_trials(make_tuning(), rows)
+    assert [trial.family for trial in trials if trial.is_chosen] == ["a", "b"]
+    assert [trial.behind is None for trial in trials] == [False] * 4 + [True] + [False] + [True] * 3
+    best, next_best = trials[1], trials[2]
+    assert (best.setting, best.is_chosen, best.behind) == ({"optim.lr": 0.002}, True, 0)
+    assert next_best.behind is not None
+    assert abs(next_best.behind - 0.5) < 1e-9
+    assert write_choice(trials) == ["--rates a=0.002,b=0.001"]
+    assert describe_edges(trials) == ["b: lr 0.001 is at the edge of the grid; a better one may lie beyond"]
+
+
+def test_a_family_takes_a_rate_and_a_coefficient_together() -> None:
+    plan = make_tuning([0.1, 1.0]).model_copy(update={"seeds": (0,)})
+    rows = [
+        make_row(f"{group.name}-0", 2.0 if group.name == "b,lr=0.004,parameter_penalty=0.1" else 3.0)
+        for group in plan.groups
+    ]
+    trials = rank_trials(plan, rows)
+    assert write_choice(trials) == [
+        "--rates a=0.001,b=0.004,c=0.001",
+        "--override a:model.moe.parameter_penalty=0.1",
+        "--override b:model.moe.parameter_penalty=0.1",
+        "--override c:model.moe.parameter_penalty=0.1",
+    ]
+    # Of two values neither is inside of the grid: nothing is said of its edge.
+    assert [line.partition(" is")[0] for line in describe_edges(trials)] == [
+        "a: lr 0.001", "b: lr 0.004", "c: lr 0.001"
+    ]  # fmt: skip
 
 
 def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> None:

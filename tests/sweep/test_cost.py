@@ -12,7 +12,12 @@ from hmoe.sweep.process import Place
 from hmoe.sweep.runs import list_planned_runs
 from tests.sweep.helpers import CONTROL, UNEQUAL, make_plan
 
-OTHER = {**UNEQUAL, "name": "other", "overrides": [*UNEQUAL["overrides"], "optim.lr=0.5"]}
+OTHER = {**UNEQUAL, "name": "other", "overrides": [*UNEQUAL["overrides"], "model.moe.load_balance=0.5"]}
+ALIKE = {
+    **UNEQUAL,
+    "name": "alike",
+    "overrides": [*UNEQUAL["overrides"], "optim.lr=0.5", "model.moe.parameter_penalty=3"],
+}
 
 
 def test_steps_are_measured_once_and_a_failure_is_told(
@@ -35,6 +40,13 @@ def test_steps_are_measured_once_and_a_failure_is_told(
         assert costs == {"unequal": StepCost(2.0, 1e9, 128, 3.0, 0.01), "control": costs["unequal"]}
     assert measured == ["unequal", "other", "other"]
     assert lines == ["not in the estimate: group other: not enough memory"] * 2
+    # What differs in a learning rate or a coefficient costs the same; a loss that is on costs something.
+    alike = make_plan(groups=[UNEQUAL, ALIKE])
+    assert measure_step_costs(alike, ["unequal", "alike"], places, "here", file).keys() == {
+        "unequal",
+        "alike",
+    }
+    assert measured == ["unequal", "other", "other"]
     # Another machine has its own; a file that is none of ours counts for nothing.
     measure_step_costs(plan, ["unequal"], places, "there", file)
     measure_step_costs(plan, ["unequal"], places, "here", file)

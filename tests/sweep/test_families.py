@@ -73,15 +73,22 @@ def test_losses_of_the_recipe_stay_with_unequal_experts_alone() -> None:
 
 def test_families_are_chosen_by_name() -> None:
     plan = build_families_plan(
-        "tiny", [0], families=["equal-topk", "unequal-topk", "control-topk"], rates={"equal-topk": 0.5}
+        "tiny",
+        [0],
+        families=["equal-topk", "unequal-topk", "control-topk"],
+        settings={"equal-topk": ["optim.lr=0.5"]},
     )
     assert [group.name for group in plan.groups] == ["equal-topk", "unequal-topk", "control-topk"]
     assert plan.baseline == "equal-topk"
     assert plan.groups[2].control_of == "unequal-topk"
     assert plan.read_recipe(plan.groups[0], 0).optim.lr == 0.5
     assert plan.read_recipe(plan.groups[1], 0).optim.lr == 3e-3
-    with pytest.raises(ConfigError, match="rates = control-topk: must be among equal-topk, unequal-topk"):
-        build_families_plan("tiny", [0], families=["equal-topk", "unequal-topk"], rates={"control-topk": 0.5})
+    with pytest.raises(
+        ConfigError, match="settings of control-topk: must be of a family among equal-topk, unequal-"
+    ):
+        build_families_plan(
+            "tiny", [0], families=["equal-topk", "unequal-topk"], settings={"control-topk": ()}
+        )
     with pytest.raises(ConfigError, match="families = unequal: must be among dense"):
         build_families_plan("tiny", [0], families=["unequal"])
     with pytest.raises(ConfigError, match="families = control-topk: is derived from unequal-topk"):
@@ -108,14 +115,33 @@ def test_sizes_change_cost_and_keep_heads_whole() -> None:
         build_isoflop_plan("quickstart", [0], [1e12], [0])
 
 
-def test_the_same_learning_rates_for_each_family() -> None:
-    plan = build_tuning_plan("tiny", [1e-3, 3e-3], [0], families=["dense", "equal-topk"])
+def test_the_same_settings_for_each_family() -> None:
+    plan = build_tuning_plan("tiny", [0], [1e-3, 3e-3], families=["dense", "equal-topk"])
     rates = {group.name: plan.read_recipe(group, 0).optim.lr for group in plan.groups}
     assert rates == {
         "dense,lr=0.001": 1e-3, "dense,lr=0.003": 3e-3, "equal-topk,lr=0.001": 1e-3, "equal-topk,lr=0.003": 3e-3,
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="a grid needs two learning rates"):
-        build_tuning_plan("tiny", [1e-3], [0])
+    for rates, factors in (([1e-3], []), ([], [1, 1]), ([1e-3, 1e-3], [1, 2])):
+        with pytest.raises(ConfigError, match="a grid needs two or more that differ"):
+            build_tuning_plan("tiny", [0], rates, factors)
+    with pytest.raises(ConfigError, match="give one of them or both"):
+        build_tuning_plan("tiny", [0])
+
+
+def test_coefficients_are_tuned_in_every_combination() -> None:
+    families = ["dense", "equal-topk", "unequal-topp", "control-topp"]
+    plan = build_tuning_plan("tiny", [0], [2e-3, 4e-3], [0.1, 3], families=families)
+    moes = {group.name: plan.read_recipe(group, 0).model.moe for group in plan.groups}
+    assert len(moes) == 2 + 2 * 2 + 2 * 2 * 2
+    assert moes["dense,lr=0.002"] is None
+    equal = moes["equal-topk,lr=0.004,load_balance=0.03"]
+    assert equal is not None
+    assert (equal.load_balance, equal.parameter_penalty, equal.router_entropy) == (0.03, 0, 0)
+    summed = moes["unequal-topp,lr=0.002,parameter_penalty=0.3,router_entropy=0.003"]
+    assert summed is not None
+    assert (summed.load_balance, summed.parameter_penalty, summed.router_entropy) == (0, 0.3, 0.003)
+    with pytest.raises(ConfigError, match="loss_factors: dense has no auxiliary loss"):
+        build_tuning_plan("tiny", [0], loss_factors=[0.1, 1])
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

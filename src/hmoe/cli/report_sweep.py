@@ -63,7 +63,7 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
     from hmoe.sweep.notes import describe_groups
     from hmoe.sweep.runs import list_planned_runs
     from hmoe.sweep.speed import measure_speeds
-    from hmoe.sweep.tuning import RULE, choose_rates, format_rates
+    from hmoe.sweep.tuning import RULE, write_choice, describe_edges, rank_trials, tabulate_trials
 
     plain, planned = [dataclasses.asdict(row) for row in rows], len(list_planned_runs(plan))
     if plan.kind == "isoflop":
@@ -73,14 +73,13 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
             power = describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
         return SweepRecord(plain, planned, list_loss_points(rows), result, power)
     if plan.kind == "tuning":
-        tuned = choose_rates(plan, rows)
-        sentences = [f"Rule: {RULE}.", f"Chosen: {format_rates(tuned)}."]
-        rates = [
-            {"family": each.family, "rate": rate, "loss": loss, "chosen": rate == each.rate}
-            for each in tuned
-            for rate, loss in each.losses.items()
+        trials = rank_trials(plan, rows)
+        sentences = [
+            f"Rule: {RULE}.",
+            f"Chosen: {' '.join(write_choice(trials))}.",
+            *describe_edges(trials),
         ]
-        return SweepRecord(plain, planned, sentences=sentences, rates=rates)
+        return SweepRecord(plain, planned, sentences=sentences, trials=tabulate_trials(trials))
     speeds = [] if baseline is None else measure_speeds(plan, rows, baseline)
     return SweepRecord(
         plain,

@@ -1,5 +1,6 @@
 """`hmoe sweep families`, `tuning`, `isoflop` and `ablation`: do unequal experts pay, and which part of them does."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -31,10 +32,21 @@ _Families = Annotated[
         help="Of dense, equal-topk, equal-topp, unequal-topk, control-topk, unequal-topp, control-topp. Default: all.",
     ),
 ]
-_Rates = Annotated[str, typer.Option(metavar="A,B", help="Learning rates, the same for each family.")]
+_Rates = Annotated[str | None, typer.Option(metavar="A,B", help="Learning rates, the same for each family.")]
+_LossFactors = Annotated[
+    str | None,
+    typer.Option(
+        metavar="A,B",
+        help="Factors of the coefficient of each auxiliary loss that a family has, in every combination.",
+    ),
+]
 _FamilyRates = Annotated[
     str | None,
     typer.Option(metavar="FAMILY=RATE,...", help="Learning rate of each family. Default: the recipe's."),
+]
+_FamilyOverrides = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FAMILY:KEY=VALUE", help="Override of one family; may be given several times."),
 ]
 _Budgets = Annotated[
     str, typer.Option(metavar="A,B", help="Training FLOPs at which a run is measured; the largest ends it.")
@@ -52,6 +64,7 @@ def sweep_families(
     context: typer.Context,
     families: _Families = None,
     rates: _FamilyRates = None,
+    override: _FamilyOverrides = None,
     seeds: SweepSeeds = 3,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
@@ -67,7 +80,7 @@ def sweep_families(
     from hmoe.sweep.isoflop import build_families_plan
 
     plan = build_families_plan(
-        recipe, range(seeds), context.args, _split_names(families), _parse_rates(rates)
+        recipe, range(seeds), context.args, _split_names(families), _parse_settings(rates, override)
     )
     run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
@@ -76,7 +89,8 @@ def sweep_tuning(
     recipe: _Base,
     out: SweepOut,
     context: typer.Context,
-    rates: _Rates,
+    rates: _Rates = None,
+    loss_factors: _LossFactors = None,
     families: _Families = None,
     seeds: SweepSeeds = 1,
     add: SweepAdd = 0,
@@ -85,12 +99,17 @@ def sweep_tuning(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Try the same learning rates for each family."""
+    """Try the same settings for each family: learning rates, coefficients of its losses, or both."""
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.isoflop import build_tuning_plan
 
     plan = build_tuning_plan(
-        recipe, _parse_numbers("--rates", rates), range(seeds), context.args, _split_names(families)
+        recipe,
+        range(seeds),
+        _parse_numbers("--rates", rates),
+        _parse_numbers("--loss-factors", loss_factors),
+        context.args,
+        _split_names(families),
     )
     run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
@@ -103,6 +122,7 @@ def sweep_isoflop(
     sizes: _Sizes = "0.35,0.5,0.7,1",
     families: _Families = None,
     rates: _FamilyRates = None,
+    override: _FamilyOverrides = None,
     seeds: SweepSeeds = 2,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
@@ -124,7 +144,7 @@ def sweep_isoflop(
         range(seeds),
         context.args,
         _split_names(families),
-        _parse_rates(rates),
+        _parse_settings(rates, override),
     )
     run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
@@ -157,23 +177,33 @@ def _split_names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def _parse_numbers(flag: str, text: str) -> list[float]:
+def _parse_numbers(flag: str, text: str | None) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        return [float(part) for part in text.split(",")] if text is not None else []
     except ValueError:
         raise ConfigError(f"{flag} {text}: must be numbers with commas between, such as 0.5,1") from None
 
 
-def _parse_rates(text: str | None) -> dict[str, float] | None:
-    """Return the learning rate of each family of FAMILY=RATE,..."""
-    if text is None:
-        return None
-    pairs = [part.partition("=") for part in text.split(",")]
-    names = [name.strip() for name, _, _ in pairs]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"--rates {text}: {twice} is given twice")
-    try:
-        return {name.strip(): float(rate) for name, _, rate in pairs}
-    except ValueError:
-        raise ConfigError(f"--rates {text}: must be FAMILY=RATE, with commas between") from None
+def _parse_settings(rates: str | None, overrides: Sequence[str] | None) -> dict[str, list[str]]:
+    """Return the overrides of each family, of FAMILY=RATE,... and of FAMILY:KEY=VALUE."""
+    settings: dict[str, list[str]] = {}
+    for part in () if rates is None else rates.split(","):
+        name, _, rate = (word.strip() for word in part.partition("="))
+        if name in settings:
+            raise ConfigError(f"--rates {rates}: {name} is given twice")
+        try:
+            settings[name] = [f"optim.lr={float(rate)!r}"]
+        except ValueError:
+            raise ConfigError(f"--rates {rates}: must be FAMILY=RATE, with commas between") from None
+    for text in overrides or ():
+        name, colon, change = text.partition(":")
+        key = change.partition("=")[0]
+        own = settings.setdefault(name, [])
+        if not (colon and name and key and "=" in change):
+            raise ConfigError(
+                f"--override {text}: must be FAMILY:KEY=VALUE, such as unequal-topk:optim.lr=0.003"
+            )
+        if any(other.partition("=")[0] == key for other in own):
+            raise ConfigError(f"--override {text}: {key} of {name} is given twice")
+        own.append(change)
+    return settings

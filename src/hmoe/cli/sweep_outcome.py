@@ -1,10 +1,9 @@
-"""How a sweep ends: its comparison, its chosen learning rates or its fits, as a table or as JSON."""
+"""How a sweep ends: its comparison, its chosen settings or its fits, as a table or as JSON."""
 
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -17,7 +16,7 @@ from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import ROWS, SweepRow
-from hmoe.sweep.tuning import RULE, choose_rates, format_rates
+from hmoe.sweep.tuning import RULE, write_choice, describe_edges, rank_trials, tabulate_trials
 from hmoe.units import format_count, format_flops
 
 
@@ -31,7 +30,7 @@ def print_outcome(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow], as_js
         as_json: for programs.
     """
     answers: dict[str, Callable[[SweepPlan, Path, Sequence[SweepRow]], Table | None]] = {
-        "tuning": _tabulate_rates,
+        "tuning": _tabulate_trials,
         "isoflop": _tabulate_isoflop,
     }
     table = answers.get(plan.kind, _tabulate_comparison)(plan, folder, rows)
@@ -64,33 +63,25 @@ def _tabulate_comparison(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]
     return lay_out_comparison(comparison.rows, [*comparison.notes, *notes])
 
 
-def _tabulate_rates(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:
-    tuned = choose_rates(plan, rows)
-    rates = list(dict.fromkeys(rate for each in tuned for rate in each.losses))
-    lines: list[dict[str, Any]] = [
-        {"family": each.family, "rate": each.rate, "margin": each.margin, "is_at_edge": each.is_at_edge}
-        | {f"loss_{rate:g}": each.losses.get(rate) for rate in rates}
-        for each in tuned
-    ]
+def _tabulate_trials(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:
+    trials = rank_trials(plan, rows)
+    lines = tabulate_trials(trials)
+    fixed = ("family", "loss", "behind", "is_chosen")
     columns = [
         Column("family", "family", str, is_text=True),
-        *(Column(f"loss_{rate:g}", f"lr {rate:g}", "{:.4f}".format) for rate in sorted(rates)),
-        Column("rate", "chosen", "{:g}".format),
-        Column("margin", "ahead of the next by", "{:.4f}".format),
+        *(Column(name, name, "{:g}".format) for name in lines[0] if name not in fixed),
+        Column("loss", "loss", "{:.4f}".format),
+        Column("behind", "behind by", "{:.4f}".format),
+        Column("is_chosen", "chosen", lambda is_chosen: "yes" if is_chosen else "", is_text=True),
     ]
     notes = [
-        "validation loss in nats per token, mean over seeds",
+        "validation loss in nats per token, mean over seeds; behind the family's best",
         f"rule: {RULE}",
-        f"--rates {format_rates(tuned)}",
+        *write_choice(trials),
     ]
     if len(plan.seeds) == 1:
-        notes.append("one seed: what a rate is ahead by has no interval and may be chance")
-    notes += [
-        f"{each.family}: {each.rate:g} is at the edge of the grid; a better one may lie beyond"
-        for each in tuned
-        if each.rate is not None and each.is_at_edge
-    ]
-    return Table(columns, lines, notes)
+        notes.append("one seed: what a setting is ahead by has no interval and may be chance")
+    return Table(columns, lines, [*notes, *describe_edges(trials)])
 
 
 def _tabulate_isoflop(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:

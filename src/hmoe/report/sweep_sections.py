@@ -1,4 +1,4 @@
-"""What a page tells of a sweep beyond its comparison: isoFLOP fits, chosen learning rates, and every run."""
+"""What a page tells of a sweep beyond its comparison: isoFLOP fits, tuned settings, and every run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class SweepRecord:
         points: measured losses of an isoFLOP sweep; () for others.
         isoflop: its fits, or None.
         sentences: what else is to be said, such as the power of so many seeds.
-        rates: rows of the chosen learning rates; () for other kinds.
+        trials: rows of the settings that each family was tuned over; () for other kinds.
         speeds: rows of how fast each group was trained beside the baseline; () for other kinds.
     """
 
@@ -34,7 +34,7 @@ class SweepRecord:
     points: Sequence[LossPoint] = ()
     isoflop: IsoflopResult | None = None
     sentences: Sequence[str] = ()
-    rates: Sequence[Mapping[str, Any]] = ()
+    trials: Sequence[Mapping[str, Any]] = ()
     speeds: Sequence[Mapping[str, Any]] = ()
 
 
@@ -58,12 +58,10 @@ def describe_sweep(record: SweepRecord) -> list[PageSection]:
     sections = []
     if record.isoflop is not None:
         sections.append(_describe_fits(record.isoflop, record.points))
-    if record.rates:
-        table = make_table("rates", "Validation loss by learning rate.", [dict(row) for row in record.rates])
+    if record.trials:
+        table = make_table("trials", "Validation loss by setting.", [dict(row) for row in record.trials])
         sections.append(
-            PageSection(
-                "tuning", "Learning rates", "The same grid for each family.", [PagePart(tables=[table])]
-            )
+            PageSection("tuning", "Tuning", "The same grid for each family.", [PagePart(tables=[table])])
         )
     if record.speeds:
         sections.append(_describe_speeds(record.speeds))

@@ -5,12 +5,14 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError
 from hmoe.storage import write_atomic
+from hmoe.sweep.families import list_coefficients
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place, start_child
 from hmoe.sweep.runs import PlannedRun, hash_recipe
@@ -61,6 +63,8 @@ def measure_step_costs(
 ) -> dict[str, StepCost]:
     """Measure a few steps of each group that has a recipe, in all places at once as the sweep will run.
 
+    Recipes that differ in learning rate or in coefficients of losses alone are measured once.
+
     Args:
         plan: of the sweep.
         groups: names; controls cost what their source does, a step of which they match.
@@ -74,7 +78,7 @@ def measure_step_costs(
     costs: dict[str, StepCost] = {}
     for name in groups:
         group, config = _find_recipe(plan, name)
-        key = f"{hash_recipe(config)}, {machine}"
+        key = f"{hash_recipe(_drop_what_costs_nothing(config))}, {machine}"
         if key not in known:
             show(group, len(costs))
             try:
@@ -95,6 +99,16 @@ def _find_recipe(plan: SweepPlan, name: str) -> tuple[str, RunConfig]:
     while group.control_of is not None:
         group = plan.get_group(group.control_of)
     return group.name, plan.read_recipe(group, plan.seeds[0])
+
+
+def _drop_what_costs_nothing(config: RunConfig) -> RunConfig:
+    """Return a recipe whose first steps take as long, alike for all that differ in learning rate or coefficients."""
+    moe = config.model.moe
+    if moe is not None:
+        coefficients: dict[str, Any] = dict.fromkeys(list_coefficients(moe), 1.0)
+        moe = replace(moe, **coefficients)
+    changed = {"model": replace(config.model, moe=moe), "optim": config.optim.model_copy(update={"lr": 1.0})}
+    return config.model_copy(update=changed)
 
 
 def _read_costs(file: Path) -> dict[str, StepCost]:

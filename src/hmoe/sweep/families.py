@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hmoe.config.counts import estimate_flops_per_token
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.specs.losses import LOSSES
 from hmoe.specs.model import MoESpec
 from hmoe.specs.widths import WidthRule
 from hmoe.sweep.plan import set_budget
@@ -69,6 +70,12 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
         Family("control-topp", control_of="unequal-topp"),
     ]
     return families if names is None else _select(families, names)
+
+
+def list_coefficients(moe: MoESpec) -> dict[str, float]:
+    """Return the coefficient of each auxiliary loss that is on, by the name of the loss."""
+    own = {name: getattr(moe, name) for name, loss in LOSSES.items() if loss.built_in}
+    return {name: value for name, value in own.items() if value}
 
 
 def _select(families: Sequence[Family], names: Sequence[str]) -> list[Family]:

@@ -1,12 +1,20 @@
-"""Plans that compare families: at one size and budget, over a grid of learning rates, and at many of both. No torch."""
+"""Plans that compare families: at one size and budget, over settings, and over sizes and budgets. No torch."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
 from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.sweep.families import REFERENCE, Family, equalize_budget, list_families, scale_recipe
+from hmoe.sweep.families import (
+    REFERENCE,
+    Family,
+    equalize_budget,
+    list_coefficients,
+    list_families,
+    scale_recipe,
+)
 from hmoe.sweep.grid import locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan, set_budget
 
@@ -18,7 +26,7 @@ def build_families_plan(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     families: Sequence[str] | None = None,
-    rates: Mapping[str, float] | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> SweepPlan:
     """Return a plan of one model of each family at the recipe's budget.
 
@@ -27,33 +35,72 @@ def build_families_plan(
         seeds: of each family.
         overrides: of the recipe.
         families: names; None: all.
-        rates: learning rate of each family; None: the recipe's.
+        settings: overrides by family, such as its learning rate; None: the recipe's.
     """
     config = read_recipe(recipe, overrides)[1]
     chosen = list_families(config, families)
-    _check_rates(chosen, rates)
-    groups = [_make_group(family, recipe, (), rates) for family in chosen]
+    _check_settings(chosen, settings)
+    groups = [_make_group(family, recipe, (), settings) for family in chosen]
     return _check("grid", groups, seeds, [*overrides, *equalize_budget(config)], _choose_baseline(chosen))
 
 
 def build_tuning_plan(
     recipe: str,
-    rates: Sequence[float],
     seeds: Sequence[int],
+    rates: Sequence[float] = (),
+    loss_factors: Sequence[float] = (),
     overrides: Sequence[str] = (),
     families: Sequence[str] | None = None,
 ) -> SweepPlan:
-    """Return a plan of each family with each of the same learning rates; controls have that of their source."""
+    """Return a plan of each family with each of the same settings; controls have that of their source.
+
+    Args:
+        recipe: preset or YAML file with unequal experts.
+        seeds: of each setting.
+        rates: learning rates; (): the recipe's.
+        loss_factors: of the coefficient of each auxiliary loss that a family has, in every combination; (): 1.
+        overrides: of the recipe.
+        families: names; None: all.
+
+    Raises:
+        ConfigError: for a grid of one setting, or what is wrong with the recipe.
+    """
     config = read_recipe(recipe, overrides)[1]
-    if len(set(rates)) < 2:
-        raise ConfigError(f"rates = {list(rates)}: a grid needs two learning rates or more", argument="rates")
-    groups = [
-        _make_group(family, recipe, (), {family.name: rate}, f",lr={rate:g}")
-        for family in list_families(config, families)
-        if family.control_of is None
-        for rate in rates
-    ]
+    for name, values in (("rates", rates), ("loss_factors", loss_factors)):
+        if len(set(values)) < len(values) or len(values) == 1:
+            raise ConfigError(f"{name} = {list(values)}: a grid needs two or more that differ", argument=name)
+    if not rates and not loss_factors:
+        raise ConfigError("rates, loss_factors: give one of them or both", argument=("rates", "loss_factors"))
+    groups = []
+    for family in list_families(config, families):
+        if family.control_of is None:
+            moe = read_recipe(recipe, [*overrides, *family.overrides])[1].model.moe
+            coefficients = {} if moe is None or not loss_factors else list_coefficients(moe)
+            if not rates and not coefficients:
+                raise ConfigError(
+                    f"loss_factors: {family.name} has no auxiliary loss", argument="loss_factors"
+                )
+            groups += [
+                _make_group(family, recipe, (), {family.name: changes}, _name_setting(changes))
+                for changes in _list_settings(rates, coefficients, loss_factors)
+            ]
     return _check("tuning", groups, seeds, [*overrides, *equalize_budget(config)], None)
+
+
+def _list_settings(
+    rates: Sequence[float], coefficients: Mapping[str, float], factors: Sequence[float]
+) -> list[tuple[str, ...]]:
+    """List every combination of a learning rate and of multiples of coefficients, as overrides."""
+    grid = [[f"optim.lr={rate!r}" for rate in rates]] if rates else []
+    for name, value in coefficients.items():
+        # Rounded: 0.1 x 3 is meant as 0.3.
+        grid.append([f"model.moe.{name}={float(f'{value * factor:.6g}')!r}" for factor in factors])
+    return list(itertools.product(*grid))
+
+
+def _name_setting(changes: Sequence[str]) -> str:
+    pairs = [change.partition("=") for change in changes]
+    return "".join(f",{key.rpartition('.')[2]}={float(value):g}" for key, _, value in pairs)
 
 
 def build_isoflop_plan(
@@ -63,7 +110,7 @@ def build_isoflop_plan(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     families: Sequence[str] | None = None,
-    rates: Mapping[str, float] | None = None,
+    settings: Mapping[str, Sequence[str]] | None = None,
 ) -> SweepPlan:
     """Return a plan of families x sizes, each run measured at every budget on its way to the largest.
 
@@ -74,7 +121,7 @@ def build_isoflop_plan(
         seeds: of each family and size.
         overrides: of the recipe.
         families: names; None: all.
-        rates: learning rate of each family at every size; None: the recipe's.
+        settings: overrides by family, at every size; None: the recipe's.
     """
     groups: _Groups = []
     chosen: list[Family] = []
@@ -87,39 +134,39 @@ def build_isoflop_plan(
         scaled = scale_recipe(read_recipe(recipe, own)[1], factor)
         config: RunConfig = read_recipe(recipe, [*own, *scaled])[1]
         chosen = list_families(config, families)
-        _check_rates(chosen, rates)
+        _check_settings(chosen, settings)
         if config.model in models:
             raise ConfigError(
                 f"sizes = {factor:g}: rounds to the model of {models[config.model]:g}", argument="sizes"
             )
         models[config.model] = factor
         groups += [
-            _make_group(family, recipe, scaled, rates, f",x{factor:g}", f"x{factor:g}") for family in chosen
+            _make_group(family, recipe, scaled, settings, f",x{factor:g}", f"x{factor:g}")
+            for family in chosen
         ]
     return _check("isoflop", groups, seeds, overrides, None, budgets)
 
 
-def _check_rates(families: Sequence[Family], rates: Mapping[str, float] | None) -> None:
-    """Raise ConfigError for a rate of a family that is not trained by one of its own."""
+def _check_settings(families: Sequence[Family], settings: Mapping[str, Sequence[str]] | None) -> None:
+    """Raise ConfigError for settings of a family that is not trained by a recipe of its own."""
     names = [family.name for family in families if family.control_of is None]
-    for name in rates or ():
+    for name in settings or ():
         if name not in names:
-            raise ConfigError(f"rates = {name}: must be among {', '.join(names)}", argument="rates")
+            raise ConfigError(f"settings of {name}: must be of a family among {', '.join(names)}")
 
 
 def _make_group(
     family: Family,
     recipe: str,
     scaled: Sequence[str],
-    rates: Mapping[str, float] | None,
+    settings: Mapping[str, Sequence[str]] | None,
     suffix: str = "",
     size: str = "",
 ) -> dict[str, object]:
     group: dict[str, object] = {"name": family.name + suffix, "family": family.name, "size": size}
     if family.control_of is not None:
         return group | {"control_of": family.control_of + suffix}
-    rate = (rates or {}).get(family.name)
-    changes = (*scaled, *family.overrides, *(() if rate is None else (f"optim.lr={rate!r}",)))
+    changes = (*scaled, *family.overrides, *(settings or {}).get(family.name, ()))
     return group | {"recipe": locate_recipe(recipe), "overrides": list(changes)}
 
 

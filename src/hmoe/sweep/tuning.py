@@ -1,56 +1,112 @@
-"""Which learning rate each family takes from a grid that is the same for all, by a rule that is the same. No torch."""
+"""Which setting each family takes from a grid that is the same for all, by a rule that is the same. No torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hmoe.config.run import RunConfig
 from hmoe.runs.summary import average_known
+from hmoe.sweep.families import list_coefficients
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 
-RULE = "each family takes the rate of its smallest mean loss, for all sizes and budgets; a control takes its source's"
+RATE = "optim.lr"
+RULE = (
+    "each family takes the setting of its smallest mean loss, everywhere; a control takes that of its source"
+)
 
 
 @dataclass(frozen=True)
-class TunedRate:
-    """What a grid of learning rates says of one family.
+class Trial:
+    """One setting that a family was trained with, and what it reached.
 
     Attributes:
         family: its name.
-        losses: mean validation loss over seeds by learning rate; None where not all
-            finished.
-        rate: of the smallest loss; None where no rate has one.
-        is_at_edge: whether that is the smallest or the largest of the grid, beyond which a better one may lie.
-        margin: how far the next best rate is behind, in nats; None where there is none.
+        setting: value by recipe key, of the keys in which the family's trials differ.
+        loss: mean validation loss over seeds in nats per token; None where not all finished.
+        behind: how far it is behind the family's smallest; None where either is unknown.
+        is_chosen: whether it is the smallest; the first of those that tie.
     """
 
     family: str
-    losses: Mapping[float, float | None]
-    rate: float | None
-    is_at_edge: bool
-    margin: float | None
+    setting: Mapping[str, float]
+    loss: float | None
+    behind: float | None
+    is_chosen: bool
 
 
-def choose_rates(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[TunedRate]:
-    """Choose the learning rate of each family of a tuning sweep."""
-    losses: dict[str, dict[float, float | None]] = {}
+def rank_trials(plan: SweepPlan, rows: Sequence[SweepRow]) -> list[Trial]:
+    """Return the trials of a tuning sweep, in the order of its plan, with one chosen for each family."""
+    trials: dict[str, list[tuple[dict[str, float], float | None]]] = {}
     for group in plan.groups:
-        rate = plan.read_recipe(group, plan.seeds[0]).optim.lr
+        setting = _read_setting(plan.read_recipe(group, plan.seeds[0]))
         own = {row.seed: row.validation_loss for row in rows if row.group == group.name and row.is_finished}
-        # A rate at which a seed failed has no mean: that of the others would be of the lucky ones.
+        # A setting with which a seed failed has no mean: that of the others would be of the lucky ones.
         is_whole = own.keys() >= set(plan.seeds)
-        losses.setdefault(group.curve, {})[rate] = average_known(own.values()) if is_whole else None
-    return [_choose_rate(family, dict(sorted(by_rate.items()))) for family, by_rate in losses.items()]
+        trials.setdefault(group.curve, []).append(
+            (setting, average_known(own.values()) if is_whole else None)
+        )
+    return [trial for family, own in trials.items() for trial in _rank(family, own)]
 
 
-def _choose_rate(family: str, losses: Mapping[float, float | None]) -> TunedRate:
-    known = {rate: loss for rate, loss in losses.items() if loss is not None}
-    if not known:
-        return TunedRate(family, losses, None, False, None)
-    order = sorted(known, key=lambda rate: known[rate])
-    margin = known[order[1]] - known[order[0]] if len(order) > 1 else None
-    return TunedRate(family, losses, order[0], order[0] in (min(losses), max(losses)), margin)
+def _read_setting(config: RunConfig) -> dict[str, float]:
+    coefficients = {} if config.model.moe is None else list_coefficients(config.model.moe)
+    return {RATE: config.optim.lr, **{f"model.moe.{name}": value for name, value in coefficients.items()}}
 
 
-def format_rates(rates: Sequence[TunedRate]) -> str:
-    """Return the choice as the option `rates` of the other sweeps takes it."""
-    return ",".join(f"{tuned.family}={tuned.rate:g}" for tuned in rates if tuned.rate is not None)
+def _rank(family: str, trials: Sequence[tuple[dict[str, float], float | None]]) -> list[Trial]:
+    keys = [key for key in trials[0][0] if len({setting.get(key) for setting, _ in trials}) > 1]
+    losses = [loss for _, loss in trials]
+    least = min((loss for loss in losses if loss is not None), default=None)
+    chosen = None if least is None else losses.index(least)
+    return [
+        Trial(
+            family,
+            {key: setting[key] for key in keys},
+            loss,
+            None if loss is None or least is None else loss - least,
+            i == chosen,
+        )
+        for i, (setting, loss) in enumerate(trials)
+    ]
+
+
+def write_choice(trials: Sequence[Trial]) -> list[str]:
+    """Return the choice as the options of the other sweeps take it, `rates` and `override`, a line each."""
+    chosen = [trial for trial in trials if trial.is_chosen]
+    rates = [f"{trial.family}={trial.setting[RATE]:g}" for trial in chosen if RATE in trial.setting]
+    lines = [f"--rates {','.join(rates)}"] if rates else []
+    return lines + [
+        f"--override {trial.family}:{key}={value:g}"
+        for trial in chosen
+        for key, value in trial.setting.items()
+        if key != RATE
+    ]
+
+
+def describe_edges(trials: Sequence[Trial]) -> list[str]:
+    """Return a sentence for each chosen value that is the smallest or the largest of its grid."""
+    sentences = []
+    for chosen in (trial for trial in trials if trial.is_chosen):
+        for key, value in chosen.setting.items():
+            grid = [trial.setting[key] for trial in trials if trial.family == chosen.family]
+            if value in (min(grid), max(grid)) and len(set(grid)) > 2:
+                name = key.rpartition(".")[2]
+                sentences.append(
+                    f"{chosen.family}: {name} {value:g} is at the edge of the grid; a better one may lie beyond"
+                )
+    return sentences
+
+
+def tabulate_trials(trials: Sequence[Trial]) -> list[dict[str, object]]:
+    """Return a row for each trial: family, setting by key, loss, how far behind, and whether it is chosen."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.setting))
+    return [
+        {
+            "family": trial.family,
+            **{key.rpartition(".")[2]: trial.setting.get(key) for key in keys},
+            "loss": trial.loss,
+            "behind": trial.behind,
+            "is_chosen": trial.is_chosen,
+        }
+        for trial in trials
+    ]
