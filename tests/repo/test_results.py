@@ -14,7 +14,7 @@ from hmoe.sweep.plan import SweepPlan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
-from hmoe.sweep.tuning import write_choice, rank_trials
+from hmoe.sweep.tuning import rank_trials, write_choice
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS / "README.md").read_text()

@@ -19,7 +19,7 @@ from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.runs import hash_recipe
-from hmoe.sweep.tuning import write_choice, describe_edges, rank_trials
+from hmoe.sweep.tuning import describe_edges, rank_trials, write_choice
 from tests.sweep.helpers import CONTROL, OPEN, UNEQUAL, make_plan, make_row
 
 SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}

@@ -63,7 +63,7 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
     from hmoe.sweep.notes import describe_groups
     from hmoe.sweep.runs import list_planned_runs
     from hmoe.sweep.speed import measure_speeds
-    from hmoe.sweep.tuning import RULE, write_choice, describe_edges, rank_trials, tabulate_trials
+    from hmoe.sweep.tuning import RULE, describe_edges, rank_trials, tabulate_trials, write_choice
 
     plain, planned = [dataclasses.asdict(row) for row in rows], len(list_planned_runs(plan))
     if plan.kind == "isoflop":

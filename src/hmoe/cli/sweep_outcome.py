@@ -16,7 +16,7 @@ from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import ROWS, SweepRow
-from hmoe.sweep.tuning import RULE, write_choice, describe_edges, rank_trials, tabulate_trials
+from hmoe.sweep.tuning import RULE, describe_edges, rank_trials, tabulate_trials, write_choice
 from hmoe.units import format_count, format_flops
 
 
