@@ -117,15 +117,6 @@ def width_cost(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
     return total / len(probs_TE)
 
 
-def penalty_scale(step: int, start: int, warmup: int) -> float:
-    """0 for `start` steps, then by 1 / warmup more in every step until it is 1."""
-    scale = 0.0
-    for done in range(step + 1):
-        if done >= start:
-            scale = 1.0 if warmup == 0 else min(1.0, scale + 1 / warmup)
-    return scale
-
-
 def width_coefficients(
     widths: list[float], target: float, start: float, gain: float, factor: float
 ) -> list[float]:

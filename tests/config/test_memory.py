@@ -19,7 +19,6 @@ from hmoe.config.memory import (
 from hmoe.config.run import RunConfig
 from hmoe.specs.chunk import count_chunk_tokens
 
-RULE = "optim.width_scaled_lr=true"
 UNSET = ["data.micro_batches=null", "train.activation_checkpointing=null"]
 
 
@@ -137,27 +136,6 @@ def test_the_estimate_is_what_a_gpu_took(
     given = [f"data.batch_tokens={4 * tokens}", "data.micro_batches=4"]
     config = load(preset, *given, f"train.activation_checkpointing={str(recompute).lower()}")
     assert count_memory(config, "cuda") / 1e9 == pytest.approx(measured, rel=0.05)
-
-
-@pytest.mark.parametrize(("precision", "weight"), [("bfloat16", 4), ("float64", 8)])
-def test_weights_kept_over_an_update_count_where_they_need_more_than_the_passes(
-    precision: str, weight: int
-) -> None:
-    """Of optim.width_scaled_lr: a copy of the down projections, when the passes' numbers are gone."""
-    few = ["data.batch_tokens=256", "data.sequence_length=256", f"train.precision={precision}"]
-
-    def count(*overrides: str, recipe: str = "hmoe-3b-topk") -> tuple[dict[str, int], int]:
-        given = ["data.micro_batches=1", "train.activation_checkpointing=true", *overrides]
-        parts = estimate_memory_by_part(load(recipe, *given), "cuda")
-        return parts, sum(parts[name] for name in ("copies", "activations", "loss"))
-
-    (ruled, ruled_passes), (plain, plain_passes) = count(*few, RULE), count(*few)
-    widths = load("hmoe-3b-topk").model.moe.expert_widths  # type: ignore[union-attr]
-    assert ruled_passes == weight * 24 * sum(widths) * 1024 > plain_passes
-    assert {name for name in plain if ruled[name] != plain[name]} == {"copies"}
-    many = ["data.batch_tokens=32768", few[2]]
-    assert count(*many, RULE) == count(*many)  # it fits where activations were
-    assert count(*few, RULE, recipe="moe-3b-topk") == count(*few, recipe="moe-3b-topk")  # equal experts
 
 
 def test_chunks_of_the_loss() -> None:

@@ -8,7 +8,6 @@ from hmoe.model.batch_loads import BatchLoads
 from hmoe.model.losses import compute_load_balance, compute_parameter_penalty, compute_router_entropy
 from hmoe.model.router import route_tokens
 from hmoe.model.routing import Routing
-from hmoe.model.size_balance import compute_size_balance
 from hmoe.model.statistics import measure_router
 from hmoe.specs.hugging_face import read_hf_spec, write_hf_keys
 from hmoe.specs.model import MoESpec
@@ -49,9 +48,7 @@ def test_the_last_micro_batch_has_the_whole_batch_s_loads_and_its_own_probabilit
     assert torch.equal(last.share_E, whole.share_E)
     assert torch.equal(last.prob_E, second.prob_E)
     assert compute_router_entropy(last) == compute_router_entropy(second)
-    pairs = (5, 5, 8, 8)
-    mixed = compute_size_balance(last, pairs)
-    assert mixed != compute_size_balance(second, pairs)
+    assert compute_load_balance(last) != compute_load_balance(second)
 
 
 def test_processes_with_one_micro_batch_each_have_the_loss_of_the_whole_batch() -> None:
@@ -93,3 +90,7 @@ def test_batch_statistics_without_a_load_are_refused_and_an_export_keeps_them() 
         MoESpec(widths=WIDTHS, statistics="batch")
     keys = write_hf_keys(setup(*BALANCED)[0].model, 32)
     assert read_hf_spec(keys).moe.statistics == "batch"  # type: ignore[union-attr]
+    assert keys["training_rules"] == {"statistics": "batch"}
+    with pytest.raises(hmoe.ConfigError, match=r"training_rules\.speed: no such rule"):
+        read_hf_spec(keys | {"training_rules": {"speed": 1}})
+    assert write_hf_keys(setup()[0].model, 32)["training_rules"] is None

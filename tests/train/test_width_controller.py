@@ -102,14 +102,6 @@ def test_without_a_target_a_checkpoint_and_its_log_know_nothing_of_it(tmp_path: 
     assert not [key for key in rows[0] if key.endswith("_coefficient")]
 
 
-def test_it_waits_for_a_schedule(tmp_path: Path) -> None:
-    late = ("model.moe.penalty_start=1", "model.moe.penalty_warmup=4")
-    rows = run(tmp_path / "r", TARGET, *late)
-    used = [row["parameter_penalty_coefficient"] for row in rows]
-    assert used[:5] == pytest.approx([0, 0.025, 0.05, 0.075, 0.1])
-    assert used[5] not in (0.1, used[4])
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

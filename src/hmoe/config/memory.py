@@ -100,8 +100,7 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
     (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
     with activation checkpointing one block's, plus the input of each block. Copies are the weights that a
-    forward pass has converted to bfloat16, and one block's gradients before they are added; or what the optimizer
-    keeps of weights while it steps, where that is more than the passes' copies, activations and loss together.
+    forward pass has converted to bfloat16, and one block's gradients before they are added.
     """
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
@@ -124,8 +123,6 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
         + (weight + 2 * size.compute) * model.vocab * model.dim
         + 2 * tokens * model.dim * weight
     )
-    # When the optimizer steps nothing of the passes is left: it fills their room first.
-    copies = max(copies, weight * _count_kept_weights(config) - activations - loss)
     return {
         "parameters": weight * total,
         "gradients": weight * total,
@@ -134,14 +131,6 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
         "activations": activations,
         "loss": loss,
     }
-
-
-def _count_kept_weights(config: RunConfig) -> int:
-    """Return the weights of which a copy lives while the optimizer steps (`hmoe.train.width_scaled_lr`)."""
-    moe = config.model.moe
-    if moe is None or not config.optim.width_scaled_lr or len(set(moe.expert_widths)) == 1:
-        return 0
-    return count_parameters(config.model)["experts"] // 3
 
 
 class _Bytes(NamedTuple):

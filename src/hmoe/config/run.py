@@ -117,10 +117,6 @@ class OptimConfig(Section):
     clip: Annotated[
         float | None, Field(gt=0, le=1e6, description="largest gradient norm; null: no clipping")
     ] = 1.0
-    width_scaled_lr: Annotated[
-        bool,
-        Field(description="w_down of expert i: lr x mean width / width", exclude_if=lambda value: not value),
-    ] = False
     warmup_steps: Annotated[int, Field(ge=0, le=10**9, description="steps of linear warm-up from 0")] = 0
     schedule: Annotated[
         Literal["constant", "cosine", "wsd"], Field(description="after warm-up; wsd: warm-up, stable, decay")
@@ -259,8 +255,6 @@ class RunConfig(Section):
                     f"model.vocab = {self.model.vocab}: the tokenizer needs at least {needed}; nearest is {needed}"
                 )
         moe = self.model.moe
-        if self.optim.width_scaled_lr and moe is None:
-            raise ValueError("optim.width_scaled_lr has no effect without experts; remove it")
         if not self.model.causal and self.train.sample_every:
             raise ValueError(
                 f"train.sample_every = {self.train.sample_every}: a model with "

@@ -13,7 +13,6 @@ import torch
 
 from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
-from hmoe.model.size_balance import compute_size_balance
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.model.waiting import get_constant
 from hmoe.model.width_cost import compute_width_cost
@@ -128,7 +127,6 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
     ),
     "router_entropy": lambda statistics, moe: compute_router_entropy(statistics, moe.entropy_scale),
     "router_z": lambda statistics, moe: compute_router_z(statistics),
-    "size_balance": lambda statistics, moe: compute_size_balance(statistics, moe.routed_widths),
     "width_cost": lambda statistics, moe: compute_width_cost(statistics, moe.routed_widths),
 }
 

@@ -48,8 +48,6 @@ def derive_control(summary: RunSummary) -> RunConfig:
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
         target_width=None,
         width_cost=0.0,
-        penalty_start=0,
-        penalty_warmup=0,
         skip=(),
     )
     config = summary.config

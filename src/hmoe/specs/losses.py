@@ -36,7 +36,7 @@ class LossSpec:
 
 
 # Further keys under `model.moe` that change how losses train a router, not what the model computes.
-RULES = ("target_width", "penalty_start", "penalty_warmup", "statistics")
+RULES = ("target_width", "statistics")
 _TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
     "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
     "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",
@@ -51,7 +51,6 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm", 0.1),
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
-        LossSpec("size_balance", "load balance within each width, free between widths", watched=False),
         LossSpec(
             "width_cost", "expected width of the router's probabilities, without the load", watched=False
         ),

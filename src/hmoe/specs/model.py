@@ -78,10 +78,7 @@ class MoESpec(Spec):
         router_entropy: HMoE eq 5; the paper's top-p: 3e-2.
         entropy_scale: factor in eq 5: number of experts, or 1.
         router_z: mean squared logsumexp of router logits.
-        size_balance: load balance within each width, free between widths.
         width_cost: mean of sum p h / mean h: the penalty without the load.
-        penalty_start: steps before which parameter_penalty and width_cost push nothing.
-        penalty_warmup: steps from there in which their coefficients grow linearly.
         target_width: mean hidden units per token and MoE layer that training holds by moving width_cost, or else
             parameter_penalty.
         statistics: loads in losses are a micro-batch's own, or the batch's up to and with it.
@@ -104,10 +101,7 @@ class MoESpec(Spec):
     router_entropy: Annotated[float, COEFFICIENT] = 0.0
     entropy_scale: Literal["experts", "one"] = "experts"
     router_z: Annotated[float, COEFFICIENT] = 0.0
-    size_balance: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
     width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
-    penalty_start: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
-    penalty_warmup: Annotated[int, Whole(0, 10**9)] = field(default=0, metadata=WRITTEN_WHERE_SET)
     target_width: Annotated[float | None, Real(1e9, zero=False)] = field(
         default=None, metadata=WRITTEN_WHERE_SET
     )

@@ -10,27 +10,10 @@ MoESpec = Any
 
 def check_width_rules(moe: MoESpec) -> None:
     """Raise ConfigError for a rule that these experts, this router or the other fields leave without effect."""
-    _check_size_balance(moe)
     _check_width_cost(moe)
     _check_target_width(moe)
-    if not (moe.load_balance or moe.parameter_penalty or moe.size_balance or any(moe.losses.values())):
+    if not (moe.load_balance or moe.parameter_penalty or any(moe.losses.values())):
         moe.refuse_unused("while no loss with a coefficient counts loads", "statistics")
-    if not moe.parameter_penalty and not moe.width_cost:
-        moe.refuse_unused("while parameter_penalty and width_cost are 0", "penalty_start", "penalty_warmup")
-
-
-def _check_size_balance(moe: MoESpec) -> None:
-    """Raise ConfigError for a balance within widths where each width has one expert."""
-    if not moe.size_balance:
-        return
-    widths = moe.expert_widths
-    if len(set(widths)) == len(widths):
-        raise ConfigError(
-            f"moe.size_balance = {moe.size_balance}: all {len(widths)} experts differ in width, so no two can be "
-            "balanced within one; nearest is 0"
-        )
-    if moe.router.constant_load:
-        moe.refuse_unused("with experts that choose equally many tokens: it is constant", "size_balance")
 
 
 def _check_width_cost(moe: MoESpec) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hmoe.config.counts import estimate_activated_width, estimate_flops_per_token
+from hmoe.config.counts import estimate_activated_width
 from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
@@ -101,49 +101,25 @@ def _vary_experts(config: RunConfig, moe: MoESpec) -> Variants:
 def _vary_rules(config: RunConfig, moe: MoESpec) -> Variants:
     """Return each training rule beside the recipe as it is; see `docs/guides/routers.md`.
 
-    Some need more than their own key: a cost of width and a bias take the penalty's place, a balance within widths
-    needs experts of equal width (compare it with `hybrid`), batch statistics need several micro-batches (compare
-    them with `micro-statistics`).
+    Some need more than their own key: a cost of width and a bias take the penalty's place, batch statistics need
+    several micro-batches (compare them with `micro-statistics`).
     """
-    half = max(1, round(_count_steps(config) / 2))
     target = round(TARGET_SHARE * estimate_activated_width(config.model)[1])
     balance = ("model.moe.parameter_penalty=0.0", f"model.moe.load_balance={LOAD_BALANCE}")
-    rule = (
-        f"total: {sum(moe.expert_widths)}, experts: {len(moe.expert_widths)}, multiple: {_get_multiple(moe)}"
-    )
     variants: Variants = {
         "penalty": (),
         "width-cost": (*balance, f"model.moe.width_cost={WIDTH_COST}"),
         "target-width": (*balance, f"model.moe.width_cost={WIDTH_COST}", f"model.moe.target_width={target}"),
-        "late-penalty": (f"model.moe.penalty_start={half}",),
-        "grown-penalty": (f"model.moe.penalty_warmup={half}",),
-        "width-scaled-lr": ("optim.width_scaled_lr=true",),
     }
     if moe.router.threshold is None:
         biased = (
             f"model.moe.router={{name: top_k, k: {_get_k(moe)}, bias_rate: {BIAS_RATE}, bias_by: compute}}"
         )
         variants["compute-bias"] = ("model.moe.parameter_penalty=0.0", biased)
-    if len(moe.expert_widths) % 4 == 0:
-        hybrid = f"model.moe.widths={{shape: hybrid, {rule}}}"
-        variants["hybrid"] = (hybrid,)
-        variants["size-balance"] = (
-            hybrid,
-            "model.moe.parameter_penalty=0.0",
-            f"model.moe.size_balance={LOAD_BALANCE}",
-        )
     if config.data.batch_sequences % 4 == 0:
         variants["micro-statistics"] = ("data.micro_batches=4",)
         variants["batch-statistics"] = ("data.micro_batches=4", "model.moe.statistics=batch")
     return variants
-
-
-def _count_steps(config: RunConfig) -> float:
-    """Return the steps of a recipe's budget under uniform routing; a budget in seconds tells none."""
-    train, batch = config.train, config.data.batch_tokens
-    flops = batch * estimate_flops_per_token(config.model, config.data.sequence_length)
-    limits = [(train.steps, 1.0), (train.tokens, batch), (train.flops, flops)]
-    return min((limit / each for limit, each in limits if limit), default=1000.0)
 
 
 def _get_k(moe: MoESpec) -> int:

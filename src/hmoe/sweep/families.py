@@ -112,8 +112,8 @@ def _count_experts(moe: MoESpec) -> float:
 
 def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
     """Return overrides that take from equal experts what is about width: losses, their schedule, a target."""
-    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0, "size_balance": 0.0,
-             "penalty_start": 0, "penalty_warmup": 0, "target_width": None}  # fmt: skip
+    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0,
+             "target_width": None}  # fmt: skip
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
     return tuple(f"model.moe.{name}={'null' if value is None else value}" for name, value in changed.items())
 

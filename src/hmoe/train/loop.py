@@ -23,7 +23,6 @@ from hmoe.train.compiled import explain_failure, run_eagerly
 from hmoe.train.console import Console
 from hmoe.train.feed import Feed, place_parts
 from hmoe.train.heap import keep_freed_memory
-from hmoe.train.penalty_schedule import schedule_coefficients
 from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
@@ -119,11 +118,9 @@ def _take_step(session: Session, parts: Sequence[MicroBatch[Any]]) -> tuple[Step
         return train_step(session.model, session.optimizer, parts, config, step), {}
     moved, name = controller.moved, controller.name
     record = train_step(session.model, session.optimizer, parts, config, step, moved=moved)
-    used = schedule_coefficients(step, config.model.moe, moved)[name]
-    # Not while a schedule holds the penalty back: the width does not answer to the coefficient then.
-    if record.applied and used == moved[name]:
+    if record.applied:
         controller.update(record.mean_activated_width)
-    return record, {f"{name}_coefficient": used}
+    return record, {f"{name}_coefficient": moved[name]}
 
 
 def _explain_bad_steps(step: int, saved: int, lr: float) -> str:

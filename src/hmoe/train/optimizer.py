@@ -8,7 +8,6 @@ from torch import nn
 from hmoe.config.run import OptimConfig
 from hmoe.model.layers import RMSNorm
 from hmoe.model.router import RouterLayer
-from hmoe.train.width_scaled_lr import scale_down_projections
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -23,7 +22,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in (p for p in model.parameters() if p.requires_grad):
         groups[config.decay_all or id(parameter) not in spared].append(parameter)
-    optimizer = torch.optim.AdamW(
+    return torch.optim.AdamW(
         [
             {"params": groups[decays], "weight_decay": config.weight_decay if decays else 0.0}
             for decays in groups
@@ -34,9 +33,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
-    if config.width_scaled_lr:
-        scale_down_projections(model, optimizer)
-    return optimizer
 
 
 def compute_learning_rate(step: int, config: OptimConfig) -> float:

@@ -25,7 +25,6 @@ from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import compute_learning_rate
-from hmoe.train.penalty_schedule import schedule_coefficients
 from hmoe.train.processes import ONE_PROCESS, Processes
 
 # Seeds of noise are positions in a number of this base: run, step, micro-batch, and in the model layer.
@@ -93,10 +92,9 @@ def train_step(
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
-    coefficients = schedule_coefficients(step, config.model.moe, moved)
     moe = config.model.moe
     loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
-    passes = [_accumulate(model, part, config, step, coefficients, loads) for part in placed]
+    passes = [_accumulate(model, part, config, step, moved, loads) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
