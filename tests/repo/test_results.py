@@ -1,5 +1,6 @@
 """The published results: their tables are whole, their commands make their plans, their pages show their numbers."""
 
+import math
 import re
 import shlex
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from hmoe.cli.main import run_command_line
+from hmoe.statistics.intervals import compute_mean_interval
+from hmoe.statistics.paired import compare_paired
 from hmoe.sweep.folder import check_same_plan
 from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan, read_plan
@@ -89,6 +92,28 @@ def test_the_families_were_trained_with_the_rates_that_were_chosen() -> None:
     (line,) = write_choice(rank_trials(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
     words = list_sweep_commands()["families"]
     assert line == f"--rates {words[words.index('--rates') + 1]}"
+
+
+def test_the_page_says_of_rules_what_all_their_rows_say() -> None:
+    """Ten were trained together; the keys of some have left, so that a sweep of today compares fewer."""
+    rows = [row for name in ("rules", "rules-left") for row in read_rows(RESULTS / name / "rows.csv")]
+    bits: dict[str, dict[int, float]] = {}
+    for row in rows:
+        assert row.status == "finished"
+        bits.setdefault(row.group, {})[row.seed] = row.validation_bits_per_byte or math.nan
+    assert len(rows) == 88
+    assert {len(own) for own in bits.values()} == {8}
+
+    def subtract(name: str, other: str) -> list[float]:
+        return [bits[name][seed] - bits[other][seed] for seed in range(8)]
+
+    results = compare_paired({name: subtract(name, "penalty") for name in bits if name != "penalty"})
+    for name, result in results.items():
+        low, high = result.interval.low or math.nan, result.interval.high or math.nan
+        verdict = "ahead" if high < 0 else "behind" if low > 0 else "no difference shown"
+        assert f"| {name} | {result.interval.mean:+.4f} | {low:+.4f} | {high:+.4f} | {verdict} |" in PAGE
+    balance = compute_mean_interval(subtract("size-balance", "hybrid"))
+    assert f"{balance.mean:.4f} ± {balance.half_width:.4f} behind." in PAGE
 
 
 def test_the_readme_says_what_the_table_says() -> None:
