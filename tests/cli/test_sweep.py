@@ -212,6 +212,14 @@ def test_fits_and_learning_rates_are_told_and_make_pages(
     out = " ".join(capsys.readouterr().out.split())
     assert "--rates a=0.001,b=0.001" in out
     assert "a 0.001 5.0010 0.0000 yes" in out
+
+    # Of a folder that can only be read the table is printed, but nothing is added.
+    (tmp_path / "rates" / ".lock").unlink()
+    (tmp_path / "rates" / ".lock").mkdir()
+    assert run_command_line(["sweep", "run", str(tmp_path / "rates")]) == 0
+    assert "a 0.001 5.0010 0.0000 yes" in " ".join(capsys.readouterr().out.split())
+    assert run_command_line(["sweep", "run", str(tmp_path / "rates"), "--add", "1"]) == 2
+    assert "cannot be a sweep folder: Is a directory" in capsys.readouterr().err
     assert run_command_line(["report", str(tmp_path / "rates"), "--out", str(tmp_path / "rates.html")]) == 0
     assert "Validation loss by setting" in (tmp_path / "rates.html").read_text()
 

@@ -58,6 +58,7 @@ def run_plan(plan: SweepPlan, options: SweepOptions) -> None:
         queue = SweepQueue(plan, folder, places, machine, find_commit(), options.retry)
         left = queue.state.waiting
         if left:
+            folder.check_writable()
             costs = _measure_costs(plan, queue, machine, folder.path / COSTS)
             cost = estimate_sweep_cost(left, configs, costs, len(places))
             print_note(_describe_cost(queue, cost, places))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from hmoe.errors import ConfigError, RunBusyError
 from hmoe.storage import lock_file, write_atomic
@@ -39,12 +40,17 @@ class SweepFolder:
                 raise ConfigError(
                     f"{path}: holds no sweep, but {others[0]}; choose another folder", argument="out"
                 )
+        self._lock: TextIO | None = None
+        self._fault: str | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be a sweep folder: {error.strerror}", argument="out") from None
-        if not lock_file(self._lock):
+            # What is to be read only, such as published results, prints its table all the same.
+            self._fault = error.strerror or str(error)
+            if not (path / PLAN).is_file():
+                self.check_writable()
+        if self._lock is not None and not lock_file(self._lock):
             self._lock.close()
             raise RunBusyError(f"{path}: another process is running this sweep")
 
@@ -52,7 +58,13 @@ class SweepFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def check_writable(self) -> None:
+        """Raise ConfigError if nothing can be kept in this folder."""
+        if self._fault is not None:
+            raise ConfigError(f"{self.path}: cannot be a sweep folder: {self._fault}", argument="out")
 
     def get_run(self, name: str) -> Path:
         """Return the folder of a run."""
@@ -83,6 +95,7 @@ class SweepFolder:
             if plan == old:
                 return old
         if write:
+            self.check_writable()
             write_atomic(file, dump_plan(plan, self.path).encode())
         return plan
 
