@@ -141,27 +141,6 @@ def batch_balance(
     return total / len(probs_TE)
 
 
-def adamw(
-    weight: torch.Tensor,
-    gradients: list[torch.Tensor],
-    lr: float,
-    betas: tuple[float, float],
-    eps: float,
-    decay: float,
-) -> torch.Tensor:
-    """AdamW of one matrix, number by number: w - lr (m / (sqrt(v) + eps) + decay w), m and v without bias."""
-    values = weight.clone()
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in weight.shape)).tolist():
-        w, m, v = values[tuple(index)].item(), 0.0, 0.0
-        for step, gradient in enumerate(gradients, start=1):
-            g = gradient[tuple(index)].item()
-            m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g * g
-            update = (m / (1 - betas[0] ** step)) / (math.sqrt(v / (1 - betas[1] ** step)) + eps)
-            w -= lr * (update + decay * w)
-        values[tuple(index)] = w
-    return values
-
-
 def router_entropy(probs_TE: torch.Tensor) -> torch.Tensor:
     """HMoE eq 5 with the minus sign it needs: -N mean_t sum_i P log P."""
     tokens, n = probs_TE.shape

@@ -72,12 +72,21 @@ def test_a_dry_run_tells_runs_flops_and_hours(
             "--override dense:optim.lr=1: optim.lr of dense is given twice",
         ),
         (
+            ["families", "tiny", "--override", "dense:train.flops=1"],
+            "override of dense: train.flops=1: must be of",
+        ),
+        (
+            ["families", "tiny", "--rates", "dense=0.1", "--override", "dense:--optim.lr=1"],
+            "optim.lr of dense is given twice",
+        ),
+        (["tuning", "tiny", "--loss-factors", "1,2"], "leave it out of --families, or give --rates"),
+        (
             ["families", "tiny", "--override", "dense:optim.lrr=1"],
             "group dense: optim.lrr: unknown key; nearest is",
         ),
         (
             ["families", "tiny", "--rates", "unequal-tokp=0.5"],
-            "settings of unequal-tokp: must be of a family among",
+            "rate or override of unequal-tokp: must be of a family among",
         ),
         (
             ["run", "neighbour"],
@@ -219,7 +228,7 @@ def test_fits_and_learning_rates_are_told_and_make_pages(
     assert run_command_line(["sweep", "run", str(tmp_path / "rates")]) == 0
     assert "a 0.001 5.0010 0.0000 yes" in " ".join(capsys.readouterr().out.split())
     assert run_command_line(["sweep", "run", str(tmp_path / "rates"), "--add", "1"]) == 2
-    assert "cannot be a sweep folder: Is a directory" in capsys.readouterr().err
+    assert "cannot be written: Is a directory" in capsys.readouterr().err
     assert run_command_line(["report", str(tmp_path / "rates"), "--out", str(tmp_path / "rates.html")]) == 0
     assert "Validation loss by setting" in (tmp_path / "rates.html").read_text()
 

@@ -111,7 +111,9 @@ def test_the_page_says_of_rules_what_all_their_rows_say() -> None:
     for name, result in results.items():
         low, high = result.interval.low or math.nan, result.interval.high or math.nan
         verdict = "ahead" if high < 0 else "behind" if low > 0 else "no difference shown"
-        assert f"| {name} | {result.interval.mean:+.4f} | {low:+.4f} | {high:+.4f} | {verdict} |" in PAGE
+        width = sum(row.mean_activated_width or 0 for row in rows if row.group == name) / 8
+        difference = f"{result.interval.mean:+.4f} | {low:+.4f} | {high:+.4f}"
+        assert f"| {name} | {width:.0f} | {difference} | {verdict} |" in PAGE
     balance = compute_mean_interval(subtract("size-balance", "hybrid"))
     assert f"{balance.mean:.4f} ± {balance.half_width:.4f} behind." in PAGE
 

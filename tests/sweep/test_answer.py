@@ -6,6 +6,8 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
 from hmoe.statistics.isoflop_words import describe_isoflop
 from hmoe.sweep.answer import (
     analyze_group_power,
@@ -19,7 +21,7 @@ from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.runs import hash_recipe
-from hmoe.sweep.tuning import describe_edges, rank_trials, write_choice
+from hmoe.sweep.tuning import Trial, describe_edges, rank_trials, write_choice
 from tests.sweep.helpers import CONTROL, OPEN, UNEQUAL, make_plan, make_row
 
 SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}
@@ -184,10 +186,26 @@ def test_a_family_takes_a_rate_and_a_coefficient_together() -> None:
         "--override b:model.moe.parameter_penalty=0.1",
         "--override c:model.moe.parameter_penalty=0.1",
     ]
-    # Of two values neither is inside of the grid: nothing is said of its edge.
+    # Of two values both are edges.
     assert [line.partition(" is")[0] for line in describe_edges(trials)] == [
-        "a: lr 0.001", "b: lr 0.004", "c: lr 0.001"
-    ]  # fmt: skip
+        f"{family}: {name}"
+        for family, rate in (("a", "lr 0.001"), ("b", "lr 0.004"), ("c", "lr 0.001"))
+        for name in (rate, "parameter_penalty 0.1")
+    ]
+
+
+@pytest.mark.parametrize("penalties", [(0.0, 1.0), (1.0, 0.0)])
+def test_a_loss_that_is_off_is_a_setting_too(penalties: tuple[float, float]) -> None:
+    plan = make_tuning(penalties).model_copy(update={"seeds": (0,)})
+    rows = [make_row(f"{group.name}-0", 2.0 if "penalty=0.0" in group.name else 3.0) for group in plan.groups]
+    trials = rank_trials(plan, rows)
+    assert {trial.setting["model.moe.parameter_penalty"] for trial in trials} == {0.0, 1.0}
+    assert "--override a:model.moe.parameter_penalty=0" in write_choice(trials)
+
+
+def test_a_choice_can_be_copied_as_it_was_trained() -> None:
+    trials = [Trial("a", {"optim.lr": 0.001234567891}, 1.0, 0.0, True)]
+    assert write_choice(trials) == ["--rates a=0.001234567891"]
 
 
 def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> None:

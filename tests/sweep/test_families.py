@@ -84,7 +84,7 @@ def test_families_are_chosen_by_name() -> None:
     assert plan.read_recipe(plan.groups[0], 0).optim.lr == 0.5
     assert plan.read_recipe(plan.groups[1], 0).optim.lr == 3e-3
     with pytest.raises(
-        ConfigError, match="settings of control-topk: must be of a family among equal-topk, unequal-"
+        ConfigError, match="rate or override of control-topk: must be of a family among equal-topk, unequal-"
     ):
         build_families_plan(
             "tiny", [0], families=["equal-topk", "unequal-topk"], settings={"control-topk": ()}
@@ -140,7 +140,7 @@ def test_coefficients_are_tuned_in_every_combination() -> None:
     summed = moes["unequal-topp,lr=0.002,parameter_penalty=0.3,router_entropy=0.003"]
     assert summed is not None
     assert (summed.load_balance, summed.parameter_penalty, summed.router_entropy) == (0, 0.3, 0.003)
-    with pytest.raises(ConfigError, match="loss_factors: dense has no auxiliary loss"):
+    with pytest.raises(ConfigError, match="loss_factors: dense has no built-in loss"):
         build_tuning_plan("tiny", [0], loss_factors=[0.1, 1])
 
 

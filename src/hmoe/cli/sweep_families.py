@@ -37,7 +37,7 @@ _LossFactors = Annotated[
     str | None,
     typer.Option(
         metavar="A,B",
-        help="Factors of the coefficient of each auxiliary loss that a family has, in every combination.",
+        help="Factors of the coefficient of each built-in loss that a family has, in every combination.",
     ),
 ]
 _FamilyRates = Annotated[
@@ -197,6 +197,7 @@ def _parse_settings(rates: str | None, overrides: Sequence[str] | None) -> dict[
             raise ConfigError(f"--rates {rates}: must be FAMILY=RATE, with commas between") from None
     for text in overrides or ():
         name, colon, change = text.partition(":")
+        change = change.removeprefix("--")
         key = change.partition("=")[0]
         own = settings.setdefault(name, [])
         if not (colon and name and key and "=" in change):

@@ -112,7 +112,11 @@ def _render_text(columns: Sequence[Column], cells: list[list[str]], notes: Seque
     for block in blocks:
         lines = [[column.title for column in columns], *cells]
         shown.append("\n".join(_align(line, [0, *block], columns, sizes) for line in lines))
-    wrapped = [textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False) for note in notes]
+    # Not at hyphens: options among the notes are to be copied.
+    wrapped = [
+        textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for note in notes
+    ]
     return "\n".join(["\n\n".join(shown), *([""] if notes else []), *wrapped]) + "\n"
 
 

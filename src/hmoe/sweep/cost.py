@@ -78,7 +78,7 @@ def measure_step_costs(
     costs: dict[str, StepCost] = {}
     for name in groups:
         group, config = _find_recipe(plan, name)
-        key = f"{hash_recipe(_drop_what_costs_nothing(config))}, {machine}"
+        key = f"{hash_recipe(_unify_what_costs_alike(config))}, {machine}"
         if key not in known:
             show(group, len(costs))
             try:
@@ -101,7 +101,7 @@ def _find_recipe(plan: SweepPlan, name: str) -> tuple[str, RunConfig]:
     return group.name, plan.read_recipe(group, plan.seeds[0])
 
 
-def _drop_what_costs_nothing(config: RunConfig) -> RunConfig:
+def _unify_what_costs_alike(config: RunConfig) -> RunConfig:
     """Return a recipe whose first steps take as long, alike for all that differ in learning rate or coefficients."""
     moe = config.model.moe
     if moe is not None:

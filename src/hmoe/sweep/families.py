@@ -73,7 +73,7 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
 
 
 def list_coefficients(moe: MoESpec) -> dict[str, float]:
-    """Return the coefficient of each auxiliary loss that is on, by the name of the loss."""
+    """Return the coefficient of each built-in loss that is on, by the name of the loss."""
     own = {name: getattr(moe, name) for name, loss in LOSSES.items() if loss.built_in}
     return {name: value for name, value in own.items() if value}
 
@@ -111,7 +111,7 @@ def _count_experts(moe: MoESpec) -> float:
 
 
 def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
-    """Return overrides that take from equal experts what is about width: losses, their schedule, a target."""
+    """Return overrides that take from equal experts what is about width: losses and a target."""
     names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0,
              "target_width": None}  # fmt: skip
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}

@@ -14,7 +14,7 @@ _OWN = {PLAN, ROWS, COSTS, "runs", "logs", ".lock"}
 
 
 class SweepFolder:
-    """A locked sweep folder, which holds
+    """A sweep folder, locked unless it can only be read, which holds
 
         sweep.yaml   the plan
         runs/        a run folder for each run
@@ -64,7 +64,7 @@ class SweepFolder:
     def check_writable(self) -> None:
         """Raise ConfigError if nothing can be kept in this folder."""
         if self._fault is not None:
-            raise ConfigError(f"{self.path}: cannot be a sweep folder: {self._fault}", argument="out")
+            raise ConfigError(f"{self.path}: cannot be written: {self._fault}", argument="out")
 
     def get_run(self, name: str) -> Path:
         """Return the folder of a run."""

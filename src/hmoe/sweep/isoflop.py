@@ -58,7 +58,7 @@ def build_tuning_plan(
         recipe: preset or YAML file with unequal experts.
         seeds: of each setting.
         rates: learning rates; (): the recipe's.
-        loss_factors: of the coefficient of each auxiliary loss that a family has, in every combination; (): 1.
+        loss_factors: of the coefficient of each built-in loss that a family has, in every combination; (): 1.
         overrides: of the recipe.
         families: names; None: all.
 
@@ -78,7 +78,8 @@ def build_tuning_plan(
             coefficients = {} if moe is None or not loss_factors else list_coefficients(moe)
             if not rates and not coefficients:
                 raise ConfigError(
-                    f"loss_factors: {family.name} has no auxiliary loss", argument="loss_factors"
+                    f"loss_factors: {family.name} has no built-in loss; leave it out of `families`, or give `rates`",
+                    argument=("loss_factors", "families", "rates"),
                 )
             groups += [
                 _make_group(family, recipe, (), {family.name: changes}, _name_setting(changes))
@@ -94,13 +95,13 @@ def _list_settings(
     grid = [[f"optim.lr={rate!r}" for rate in rates]] if rates else []
     for name, value in coefficients.items():
         # Rounded: 0.1 x 3 is meant as 0.3.
-        grid.append([f"model.moe.{name}={float(f'{value * factor:.6g}')!r}" for factor in factors])
+        grid.append([f"model.moe.{name}={float(f'{value * factor:.12g}')!r}" for factor in factors])
     return list(itertools.product(*grid))
 
 
 def _name_setting(changes: Sequence[str]) -> str:
     pairs = [change.partition("=") for change in changes]
-    return "".join(f",{key.rpartition('.')[2]}={float(value):g}" for key, _, value in pairs)
+    return "".join(f",{key.rpartition('.')[2]}={float(value):.15g}" for key, _, value in pairs)
 
 
 def build_isoflop_plan(
@@ -148,11 +149,15 @@ def build_isoflop_plan(
 
 
 def _check_settings(families: Sequence[Family], settings: Mapping[str, Sequence[str]] | None) -> None:
-    """Raise ConfigError for settings of a family that is not trained by a recipe of its own."""
+    """Raise ConfigError for settings of a family without a recipe of its own, or that break what is held equal."""
     names = [family.name for family in families if family.control_of is None]
     for name in settings or ():
         if name not in names:
-            raise ConfigError(f"settings of {name}: must be of a family among {', '.join(names)}")
+            raise ConfigError(f"rate or override of {name}: must be of a family among {', '.join(names)}")
+        for change in (settings or {})[name]:
+            # Anything else, such as a budget, data or a size, would make families unequal in what is not compared.
+            if not change.startswith(("optim.", "model.moe.")):
+                raise ConfigError(f"override of {name}: {change}: must be of optim or model.moe")
 
 
 def _make_group(

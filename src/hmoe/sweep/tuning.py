@@ -11,7 +11,8 @@ from hmoe.sweep.rows import SweepRow
 
 RATE = "optim.lr"
 RULE = (
-    "each family takes the setting of its smallest mean loss, everywhere; a control takes that of its source"
+    "each family takes the setting of its smallest mean loss, everywhere; a control takes its source's learning rate "
+    "and keeps the paper's load balance"
 )
 
 
@@ -21,7 +22,7 @@ class Trial:
 
     Attributes:
         family: its name.
-        setting: value by recipe key, of the keys in which the family's trials differ.
+        setting: value by recipe key, of the keys in which the family's trials differ; 0.0 for a loss that is off.
         loss: mean validation loss over seeds in nats per token; None where not all finished.
         behind: how far it is behind the family's smallest; None where either is unknown.
         is_chosen: whether it is the smallest; the first of those that tie.
@@ -54,14 +55,15 @@ def _read_setting(config: RunConfig) -> dict[str, float]:
 
 
 def _rank(family: str, trials: Sequence[tuple[dict[str, float], float | None]]) -> list[Trial]:
-    keys = [key for key in trials[0][0] if len({setting.get(key) for setting, _ in trials}) > 1]
+    every = dict.fromkeys(key for setting, _ in trials for key in setting)
+    keys = [key for key in every if len({setting.get(key, 0.0) for setting, _ in trials}) > 1]
     losses = [loss for _, loss in trials]
     least = min((loss for loss in losses if loss is not None), default=None)
     chosen = None if least is None else losses.index(least)
     return [
         Trial(
             family,
-            {key: setting[key] for key in keys},
+            {key: setting.get(key, 0.0) for key in keys},
             loss,
             None if loss is None or least is None else loss - least,
             i == chosen,
@@ -73,10 +75,10 @@ def _rank(family: str, trials: Sequence[tuple[dict[str, float], float | None]]) 
 def write_choice(trials: Sequence[Trial]) -> list[str]:
     """Return the choice as the options of the other sweeps take it, `rates` and `override`, a line each."""
     chosen = [trial for trial in trials if trial.is_chosen]
-    rates = [f"{trial.family}={trial.setting[RATE]:g}" for trial in chosen if RATE in trial.setting]
+    rates = [f"{trial.family}={trial.setting[RATE]:.15g}" for trial in chosen if RATE in trial.setting]
     lines = [f"--rates {','.join(rates)}"] if rates else []
     return lines + [
-        f"--override {trial.family}:{key}={value:g}"
+        f"--override {trial.family}:{key}={value:.15g}"
         for trial in chosen
         for key, value in trial.setting.items()
         if key != RATE
@@ -89,11 +91,9 @@ def describe_edges(trials: Sequence[Trial]) -> list[str]:
     for chosen in (trial for trial in trials if trial.is_chosen):
         for key, value in chosen.setting.items():
             grid = [trial.setting[key] for trial in trials if trial.family == chosen.family]
-            if value in (min(grid), max(grid)) and len(set(grid)) > 2:
-                name = key.rpartition(".")[2]
-                sentences.append(
-                    f"{chosen.family}: {name} {value:g} is at the edge of the grid; a better one may lie beyond"
-                )
+            if value in (min(grid), max(grid)):
+                where = f"{key.rpartition('.')[2]} {value:g} is at the edge of the grid"
+                sentences.append(f"{chosen.family}: {where}; a better one may lie beyond")
     return sentences
 
 
