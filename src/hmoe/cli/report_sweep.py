@@ -76,7 +76,7 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
         trials = rank_trials(plan, rows)
         sentences = [
             f"Rule: {RULE}.",
-            f"Chosen: {' '.join(write_choice(trials))}.",
+            f"Chosen: {' '.join(write_choice(trials)) or 'nothing yet'}.",
             *describe_edges(trials),
         ]
         return SweepRecord(plain, planned, sentences=sentences, trials=tabulate_trials(trials))
