@@ -152,6 +152,13 @@ def test_an_ablation_changes_recipes_one_from_another(name: str) -> None:
     assert len(set(recipes_by_name.values())) == len(recipes_by_name)
 
 
+def test_an_ablation_takes_controls_of_what_is_unequal() -> None:
+    plan = build_ablation_plan("strategies", "tiny", [0], controls=True)
+    sources = {group.name: group.control_of for group in plan.groups if group.control_of}
+    assert sources == {f"{name}-control": name for name in ("arithmetic", "hybrid", "geometric")}
+    assert plan.baseline == "equal"
+
+
 def test_a_target_is_near_what_uniform_routing_activates() -> None:
     plan = build_ablation_plan("rules", "tiny", [0])
     moe = plan.read_recipe(plan.get_group("target-width"), 0).model.moe

@@ -9,6 +9,7 @@ from hmoe.cli.arguments import AsJson, complete_recipe
 from hmoe.cli.sweep_options import (
     SweepAdd,
     SweepBaseline,
+    SweepControls,
     SweepDryRun,
     SweepOut,
     SweepProcesses,
@@ -40,13 +41,6 @@ _Vary = Annotated[
         help="Recipe key and its values, such as optim.lr=1e-3,3e-3; repeatable, every combination is trained.",
     ),
 ]
-_Controls = Annotated[
-    bool,
-    typer.Option(
-        "--controls",
-        help="Add the uniform control of each run whose experts differ in width, when it is finished.",
-    ),
-]
 _Plan = Annotated[
     str,
     typer.Argument(
@@ -66,7 +60,7 @@ def sweep_grid(
     out: SweepOut,
     vary: _Vary = None,
     seeds: SweepSeeds = 1,
-    controls: _Controls = False,
+    controls: SweepControls = False,
     baseline: SweepBaseline = None,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,

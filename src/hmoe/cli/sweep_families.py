@@ -9,6 +9,7 @@ from hmoe.cli.arguments import AsJson, complete_recipe
 from hmoe.cli.sweep_options import (
     SweepAdd,
     SweepBaseline,
+    SweepControls,
     SweepDryRun,
     SweepOut,
     SweepProcesses,
@@ -156,6 +157,7 @@ def sweep_ablation(
     context: typer.Context,
     seeds: SweepSeeds = 3,
     baseline: SweepBaseline = None,
+    controls: SweepControls = False,
     add: SweepAdd = 0,
     processes: SweepProcesses = None,
     dry_run: SweepDryRun = False,
@@ -169,7 +171,7 @@ def sweep_ablation(
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.ablations import build_ablation_plan
 
-    plan = build_ablation_plan(ablation, recipe, range(seeds), context.args, baseline)
+    plan = build_ablation_plan(ablation, recipe, range(seeds), context.args, baseline, controls)
     run_plan(plan, SweepOptions(out, processes, add, dry_run, retry, as_json))
 
 

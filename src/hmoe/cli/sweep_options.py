@@ -27,3 +27,10 @@ SweepRetry = Annotated[bool, typer.Option("--retry", help="Train runs again that
 SweepBaseline = Annotated[
     str | None, typer.Option(metavar="NAME", help="Row from which the others are told apart, seed by seed.")
 ]
+SweepControls = Annotated[
+    bool,
+    typer.Option(
+        "--controls",
+        help="Add the uniform control of each run whose experts differ in width, when it is finished.",
+    ),
+]

@@ -9,7 +9,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.model import MoESpec
 from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY, equalize_budget
-from hmoe.sweep.grid import locate_recipe
+from hmoe.sweep.grid import list_groups_with_controls, locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
 # Of the rules: strengths near those of the only independent test of unequal experts, and of aux-free balancing.
@@ -151,6 +151,7 @@ def build_ablation_plan(
     seeds: Sequence[int],
     overrides: Sequence[str] = (),
     baseline: str | None = None,
+    controls: bool = False,
 ) -> SweepPlan:
     """Return a plan of a recipe with one thing changed.
 
@@ -160,6 +161,7 @@ def build_ablation_plan(
         seeds: of each row.
         overrides: of the recipe.
         baseline: row that the others are compared with; None: the first.
+        controls: add the uniform control of each row whose experts differ in width.
 
     Raises:
         ConfigError: for another name, or a recipe without experts.
@@ -176,4 +178,7 @@ def build_ablation_plan(
     ]
     tree = {"kind": "ablation", "groups": groups, "seeds": list(seeds)}
     tree["overrides"] = [*overrides, *equalize_budget(config)]
-    return check_plan(tree | {"baseline": baseline or groups[0]["name"]}, f"ablation {name}")
+    what = f"ablation {name}"
+    if controls:
+        tree["groups"] = list_groups_with_controls(check_plan(tree, what))
+    return check_plan(tree | {"baseline": baseline or groups[0]["name"]}, what)

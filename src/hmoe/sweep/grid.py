@@ -58,7 +58,7 @@ def build_grid_plan(
         "baseline": baseline,
     }
     plan = check_plan(tree | {"baseline": None} if controls else tree, "sweep")
-    return check_plan(tree | {"groups": _add_controls(plan)}, "sweep") if controls else plan
+    return check_plan(tree | {"groups": list_groups_with_controls(plan)}, "sweep") if controls else plan
 
 
 def _split_name(word: str) -> tuple[str, str]:
@@ -82,7 +82,8 @@ def _make_name(label: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "_.+=,-" else "-" for letter in label)[:120]
 
 
-def _add_controls(plan: SweepPlan) -> list[dict[str, object]]:
+def list_groups_with_controls(plan: SweepPlan) -> list[dict[str, object]]:
+    """Return the groups of a plan, as plain values, and the uniform control of each whose experts differ in width."""
     groups = [group.model_dump(exclude_defaults=True) for group in plan.groups]
     for group in plan.groups:
         moe = plan.read_recipe(group, plan.seeds[0]).model.moe
