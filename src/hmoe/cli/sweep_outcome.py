@@ -69,7 +69,8 @@ def _tabulate_trials(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) ->
     fixed = ("family", "loss", "behind", "is_chosen")
     columns = [
         Column("family", "family", str, is_text=True),
-        *(Column(name, name, "{:g}".format) for name in lines[0] if name not in fixed),
+        # By the last word of load_balance, parameter_penalty, ...: rows are to fit on a line.
+        *(Column(name, name.rpartition("_")[2], "{:g}".format) for name in lines[0] if name not in fixed),
         Column("loss", "loss", "{:.4f}".format),
         Column("behind", "behind by", "{:.4f}".format),
         Column("is_chosen", "chosen", lambda is_chosen: "yes" if is_chosen else "", is_text=True),
