@@ -1,5 +1,6 @@
 """The published results: their tables are whole, their commands make their plans, their pages show their numbers."""
 
+import csv
 import math
 import re
 import shlex
@@ -118,20 +119,39 @@ def test_the_page_says_of_rules_what_all_their_rows_say() -> None:
     assert f"{balance.mean:.4f} ± {balance.half_width:.4f} behind." in PAGE
 
 
-def test_the_readme_says_what_the_table_says() -> None:
-    folder = RESULTS / "families"
+def compare_unequal(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the row of unequal experts beside equal ones, and the verdict beside their control."""
     plan, rows = read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")
     comparison = compare_sweep(plan, rows, folder)
     assert comparison is not None
     (row,) = (row for row in comparison.rows if row["name"] == "unequal-topk")
     groups = group_summaries(plan, summarize_rows(plan, rows, folder))
     (control,) = describe_controls(plan, groups, plan.baseline)
-    mean, verdict = re.search(r": ([-+]0\.\d{4}) bits per byte, (.*)$", control).groups()  # type: ignore[union-attr]
+    return row, control.partition(" bits per byte, ")[2]
+
+
+def test_the_readme_says_what_the_tables_say() -> None:
     readme = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
-    verdicts = (row["verdict"], verdict)
-    assert all(each.startswith("no difference shown") for each in verdicts) == ("shows no gain" in readme)
-    low, high = row["difference_low"], row["difference_high"]
-    own = f"{row['difference']:+.4f} bits per byte ({low:+.4f} to {high:+.4f})"
-    assert f"unequal experts differ by {own} from equal ones" in readme
-    assert f"and by {mean} ({verdict.removeprefix('no difference shown; ')}) from equal ones" in readme
+    row, control = compare_unequal(RESULTS / "tuned")
+    own = f"{row['difference']:+.4f} bits per byte ({row['difference_low']:+.4f} to {row['difference_high']:+.4f})"
+    assert f"Tuned, unequal experts differ by {own} from equal ones" in readme
+    assert f"and are {control} beside equal ones of the same activated width" in readme
+    plain, plain_control = compare_unequal(RESULTS / "families")
+    assert "with the paper's coefficients neither difference is shown" in readme
+    assert all(words.startswith("no difference shown") for words in (plain["verdict"], plain_control))
+    assert "shows no gain" in readme
+    assert not any(words.startswith("ahead") for words in (row["verdict"], control))
+    assert plain["pairs"] == row["pairs"]
     assert f"{row['pairs']} paired seeds" in readme
+
+
+def test_the_page_says_of_difficulty_what_all_runs_say() -> None:
+    with (RESULTS / "tuned-difficulty.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["over"], row["given"]) == ("types", "")]
+    text = " ".join(PAGE.split())
+    for feature, words in (("frequency", "with its frequency"), ("nll", "with its loss")):
+        values = {row["run"]: float(row["correlation"]) for row in rows if row["feature"] == feature}
+        assert values.keys() == {f"unequal-topk-{seed}" for seed in range(8)}
+        interval = compute_mean_interval(list(values.values()))
+        assert f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}) {words}" in text
+        assert (interval.low or 0) < 0 < (interval.high or 0)  # no difference shown
