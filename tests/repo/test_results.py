@@ -18,7 +18,7 @@ from hmoe.sweep.plan import SweepPlan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
-from hmoe.sweep.tuning import rank_trials, write_choice
+from hmoe.sweep.tuning import list_choices, rank_trials
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS / "README.md").read_text()
@@ -90,9 +90,23 @@ def test_the_page_of_a_folder_holds_its_rows(folder: Path) -> None:
 
 def test_the_families_were_trained_with_the_rates_that_were_chosen() -> None:
     folder = RESULTS / "rates"
-    (line,) = write_choice(rank_trials(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
+    ((name, value),) = list_choices(
+        rank_trials(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv"))
+    )
     words = list_sweep_commands()["families"]
-    assert line == f"--rates {words[words.index('--rates') + 1]}"
+    assert (name, value) == ("rates", words[words.index("--rates") + 1])
+
+
+def test_tuned_families_have_what_the_tuning_chose() -> None:
+    folder = RESULTS / "coefficients"
+    choices = list_choices(rank_trials(read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")))
+    words = list_sweep_commands()["tuned"]
+    chosen = dict(pair.split("=") for pair in choices[0][1].split(","))
+    given = dict(pair.split("=") for pair in words[words.index("--rates") + 1].split(","))
+    assert given == {name: chosen[name] for name in given}
+    overrides = {value for name, value in choices if name == "override" and "-topk" in value}
+    # Equal experts have the paper's coefficient without being told.
+    assert overrides == {words[words.index("--override") + 1], "equal-topk:model.moe.load_balance=0.01"}
 
 
 def test_the_page_says_of_rules_what_all_their_rows_say() -> None:

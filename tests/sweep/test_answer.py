@@ -21,7 +21,7 @@ from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.runs import hash_recipe
-from hmoe.sweep.tuning import Trial, describe_edges, rank_trials, write_choice
+from hmoe.sweep.tuning import Trial, describe_edges, list_choices, rank_trials
 from tests.sweep.helpers import CONTROL, OPEN, UNEQUAL, make_plan, make_row
 
 SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}
@@ -169,7 +169,7 @@ def test_each_family_takes_the_rate_of_its_smallest_mean_loss() -> None:
     assert (best.setting, best.is_chosen, best.behind) == ({"optim.lr": 0.002}, True, 0)
     assert next_best.behind is not None
     assert abs(next_best.behind - 0.5) < 1e-9
-    assert write_choice(trials) == ["--rates a=0.002,b=0.001"]
+    assert list_choices(trials) == [("rates", "a=0.002,b=0.001")]
     assert describe_edges(trials) == ["b: lr 0.001 is at the edge of the grid; a better one may lie beyond"]
 
 
@@ -180,11 +180,11 @@ def test_a_family_takes_a_rate_and_a_coefficient_together() -> None:
         for group in plan.groups
     ]
     trials = rank_trials(plan, rows)
-    assert write_choice(trials) == [
-        "--rates a=0.001,b=0.004,c=0.001",
-        "--override a:model.moe.parameter_penalty=0.1",
-        "--override b:model.moe.parameter_penalty=0.1",
-        "--override c:model.moe.parameter_penalty=0.1",
+    assert list_choices(trials) == [
+        ("rates", "a=0.001,b=0.004,c=0.001"),
+        ("override", "a:model.moe.parameter_penalty=0.1"),
+        ("override", "b:model.moe.parameter_penalty=0.1"),
+        ("override", "c:model.moe.parameter_penalty=0.1"),
     ]
     # Of two values both are edges.
     assert [line.partition(" is")[0] for line in describe_edges(trials)] == [
@@ -200,12 +200,12 @@ def test_a_loss_that_is_off_is_a_setting_too(penalties: tuple[float, float]) -> 
     rows = [make_row(f"{group.name}-0", 2.0 if "penalty=0.0" in group.name else 3.0) for group in plan.groups]
     trials = rank_trials(plan, rows)
     assert {trial.setting["model.moe.parameter_penalty"] for trial in trials} == {0.0, 1.0}
-    assert "--override a:model.moe.parameter_penalty=0" in write_choice(trials)
+    assert ("override", "a:model.moe.parameter_penalty=0") in list_choices(trials)
 
 
 def test_a_choice_can_be_copied_as_it_was_trained() -> None:
     trials = [Trial("a", {"optim.lr": 0.001234567891}, 1.0, 0.0, True)]
-    assert write_choice(trials) == ["--rates a=0.001234567891"]
+    assert list_choices(trials) == [("rates", "a=0.001234567891")]
 
 
 def test_a_comparison_from_rows_tells_a_planted_difference_and_its_power() -> None:

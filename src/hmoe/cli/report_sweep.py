@@ -58,12 +58,13 @@ def report_sweep(
 
 def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any:
     """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
+    from hmoe.cli.sweep_outcome import format_choices
     from hmoe.report.sweep_sections import SweepRecord
     from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_power, list_loss_points
     from hmoe.sweep.notes import describe_groups
     from hmoe.sweep.runs import list_planned_runs
     from hmoe.sweep.speed import measure_speeds
-    from hmoe.sweep.tuning import RULE, describe_edges, rank_trials, tabulate_trials, write_choice
+    from hmoe.sweep.tuning import RULE, describe_edges, rank_trials, tabulate_trials
 
     plain, planned = [dataclasses.asdict(row) for row in rows], len(list_planned_runs(plan))
     if plan.kind == "isoflop":
@@ -76,7 +77,7 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
         trials = rank_trials(plan, rows)
         sentences = [
             f"Rule: {RULE}.",
-            f"Chosen: {' '.join(write_choice(trials)) or 'nothing yet'}.",
+            f"Chosen: {' '.join(format_choices(trials)) or 'nothing yet'}.",
             *describe_edges(trials),
         ]
         return SweepRecord(plain, planned, sentences=sentences, trials=tabulate_trials(trials))

@@ -100,7 +100,10 @@ def sweep_tuning(
     retry: SweepRetry = False,
     as_json: AsJson = False,
 ) -> None:
-    """Try the same settings for each family: learning rates, coefficients of its losses, or both."""
+    """Try the same settings for each family.
+
+    Learning rates, coefficients of its losses, or both.
+    """
     from hmoe.cli.sweep_run import SweepOptions, run_plan
     from hmoe.sweep.isoflop import build_tuning_plan
 

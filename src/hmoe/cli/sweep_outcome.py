@@ -16,7 +16,7 @@ from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import ROWS, SweepRow
-from hmoe.sweep.tuning import RULE, describe_edges, rank_trials, tabulate_trials, write_choice
+from hmoe.sweep.tuning import RULE, Trial, describe_edges, list_choices, rank_trials, tabulate_trials
 from hmoe.units import format_count, format_flops
 
 
@@ -78,11 +78,16 @@ def _tabulate_trials(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) ->
     notes = [
         "validation loss in nats per token, mean over seeds; behind the family's best",
         f"rule: {RULE}",
-        *write_choice(trials),
+        *format_choices(trials),
     ]
     if len(plan.seeds) == 1:
         notes.append("one seed: what a setting is ahead by has no interval and may be chance")
     return Table(columns, lines, [*notes, *describe_edges(trials)])
+
+
+def format_choices(trials: Sequence[Trial]) -> list[str]:
+    """Return the chosen settings as options that the other sweeps take."""
+    return [f"--{name} {value}" for name, value in list_choices(trials)]
 
 
 def _tabulate_isoflop(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -> Table | None:

@@ -72,13 +72,13 @@ def _rank(family: str, trials: Sequence[tuple[dict[str, float], float | None]]) 
     ]
 
 
-def write_choice(trials: Sequence[Trial]) -> list[str]:
-    """Return the choice as the options of the other sweeps take it, `rates` and `override`, a line each."""
+def list_choices(trials: Sequence[Trial]) -> list[tuple[str, str]]:
+    """Return the choice as arguments of the other sweeps: ("rates", ...), then ("override", ...) for each other key."""
     chosen = [trial for trial in trials if trial.is_chosen]
     rates = [f"{trial.family}={trial.setting[RATE]:.15g}" for trial in chosen if RATE in trial.setting]
-    lines = [f"--rates {','.join(rates)}"] if rates else []
-    return lines + [
-        f"--override {trial.family}:{key}={value:.15g}"
+    choices = [("rates", ",".join(rates))] if rates else []
+    return choices + [
+        ("override", f"{trial.family}:{key}={value:.15g}")
         for trial in chosen
         for key, value in trial.setting.items()
         if key != RATE
