@@ -52,7 +52,7 @@ def build_tuning_plan(
     overrides: Sequence[str] = (),
     families: Sequence[str] | None = None,
 ) -> SweepPlan:
-    """Return a plan of each family with each of the same settings; controls have that of their source.
+    """Return a plan of each family with each of the same settings; controls are not tuned, they follow their source.
 
     Args:
         recipe: preset or YAML file with unequal experts.
