@@ -170,6 +170,17 @@ def test_the_readme_says_what_the_tables_say() -> None:
     assert f"{row['pairs']} paired seeds" in readme
 
 
+def test_the_page_says_of_losses_what_their_rows_say() -> None:
+    bits = {
+        row.run: row.validation_bits_per_byte or math.nan
+        for row in read_rows(RESULTS / "losses" / "rows.csv")
+    }
+    interval = compute_mean_interval([bits[f"penalty-{seed}"] - bits[f"balance-{seed}"] for seed in range(4)])
+    words = f"{interval.mean:+.4f} bits per byte ({interval.low:+.4f} to {interval.high:+.4f}), no difference shown"
+    assert words in " ".join(PAGE.split())
+    assert (interval.low or 0) < 0 < (interval.high or 0)
+
+
 def test_the_page_says_of_difficulty_what_all_runs_say() -> None:
     with (RESULTS / "tuned-difficulty.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if (row["over"], row["given"]) == ("types", "")]
