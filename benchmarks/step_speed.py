@@ -1,6 +1,7 @@
 """How many training steps per second does one checkout take, beside another? Steps in turn, medians of ratios.
 
     python benchmarks/step_speed.py OLD NEW [--preset tiny] [--threads 1] [--processes 1] [--steps 40]
+                                    [--environment LD_PRELOAD=/path/to.so]
 
 OLD and NEW are folders of the repository (`git worktree add ../old COMMIT`). Each computes in processes of its
 own, which step in turn: one step of OLD, one of NEW, and again. Seconds are those of the processor (all threads
@@ -15,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -26,9 +28,10 @@ WARM = 4  # steps that are not counted
 class Stepper:
     """A process that trains by the code of a checkout, one step for each line that it is sent."""
 
-    def __init__(self, checkout: Path, preset: str, threads: int) -> None:
+    def __init__(self, checkout: Path, preset: str, threads: int, variables: Mapping[str, str]) -> None:
         command = [sys.executable, __file__, "--work", preset, "--threads", str(threads)]
         environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": str(threads)}
+        environment |= variables
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -81,8 +84,12 @@ def answer_steps(preset: str, threads: int) -> None:
 
 def compare_checkouts(checkouts: dict[str, Path], options: argparse.Namespace) -> dict[str, object]:
     """Return steps per second of each checkout, all its processes together, and the median of the ratios."""
+    variables = {"old": {}, "new": dict(word.split("=", 1) for word in options.environment)}
     steppers = {
-        name: [Stepper(folder, options.preset, options.threads) for _ in range(options.processes)]
+        name: [
+            Stepper(folder, options.preset, options.threads, variables[name])
+            for _ in range(options.processes)
+        ]
         for name, folder in checkouts.items()
     }
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in steppers}
@@ -95,7 +102,7 @@ def compare_checkouts(checkouts: dict[str, Path], options: argparse.Namespace) -
         for stepper in group:
             stepper.end()
     row: dict[str, object] = {
-        key: getattr(options, key) for key in ("preset", "threads", "processes", "steps")
+        key: getattr(options, key) for key in ("preset", "threads", "processes", "steps", "environment")
     }
     for place, kind in enumerate(("processor", "clock")):
         times = {name: [pair[place] for pair in pairs] for name, pairs in seconds.items()}
@@ -117,6 +124,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument(
+        "--environment", action="append", default=[], metavar="NAME=VALUE", help="of NEW's processes only"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to which the row is added")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -37,6 +37,15 @@ def test_text_fits_the_width_and_says_everything(width: int) -> None:
     assert text.count("run") == len(text.split("\n\n"))
 
 
+def test_options_among_the_notes_can_be_copied() -> None:
+    note = (
+        "try --override unequal-topk:model.moe.load_balance=0.01 --rates equal-topk=0.006,unequal-topk=0.006"
+    )
+    for width in range(20, 90):
+        text = render_table(Table(TABLE.columns, TABLE.rows, [note]), width=width)
+        assert set(note.split()) <= set(text.split())
+
+
 def test_exact_forms_hold_exact_values() -> None:
     assert json.loads(render_table(TABLE, "json")) == {"rows": TABLE.rows, "notes": ["half of 100%."]}
     rows = list(csv.DictReader(io.StringIO(render_table(TABLE, "csv"))))

@@ -162,6 +162,7 @@ def test_every_key_deleted_moved_or_of_a_wrong_kind(family: str) -> None:
         ("hmoe", {"router_options": {"name": "top_p"}}, "router_options.name"),
         ("hmoe", {"expert_widths": [], "dense_intermediate_size": 9, "shared_expert_width": 4},
          "shared_expert_width has no effect"),
+        ("hmoe", {"size_balance_coef": 0.01}, "size_balance_coef = 0.01"),
         ("hmoe", {"penalty_norm": "median", "parameter_penalty_coef": 0.0}, "penalty_norm = 'median'"),
     ],
 )  # fmt: skip
@@ -203,6 +204,10 @@ def test_what_is_refused_names_the_key(family: str, changes: dict[str, Any], sai
 def test_doubled_and_moved_keys_count_as_in_transformers(family: str, changes: dict[str, Any]) -> None:
     raw = {key: value for key, value in (described(family) | changes).items() if value is not ...}
     assert read_here(raw) == read_by_transformers(raw)
+
+
+def test_a_loss_that_left_the_keys_is_read_where_it_was_off() -> None:
+    assert read_here(described("hmoe") | {"size_balance_coef": 0.0}) == read_here(described("hmoe"))
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}
