@@ -117,17 +117,6 @@ def width_cost(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
     return total / len(probs_TE)
 
 
-def width_coefficients(
-    widths: list[float], target: float, start: float, gain: float, factor: float
-) -> list[float]:
-    """log c_(n+1) = log c_n + gain (h_n - target) / target, within start / factor and start x factor."""
-    logs = [math.log(start)]
-    for width in widths[:-1]:
-        moved = logs[-1] + gain * (width - target) / target
-        logs.append(max(math.log(start / factor), min(math.log(start * factor), moved)))
-    return [math.exp(value) for value in logs]
-
-
 def batch_balance(
     choices: list[list[list[int]]], probs_TE: list[torch.Tensor], weights: list[float]
 ) -> torch.Tensor:

@@ -167,7 +167,7 @@ def test_the_readme_says_what_the_tables_say() -> None:
     assert (
         f"they are {costly.interval.mean:.4f} behind such equal ones (p {costly.adjusted_tail:.3f})" in readme
     )
-    own = f"{costly.interval.mean:+.4f} bits per byte, p {costly.interval.tail:.3f} alone, {costly.adjusted_tail:.3f} with"
+    own = f"{costly.interval.mean:+.4f} bits per byte, p {costly.interval.tail:.3f} alone, {costly.adjusted_tail:.3f}"
     assert own in PAGE
     plain, plain_control = compare_unequal(RESULTS / "families")
     assert "with the paper's coefficients neither is shown" in readme
@@ -200,6 +200,25 @@ def test_the_page_says_of_losses_what_their_rows_say() -> None:
     words = f"{interval.mean:+.4f} bits per byte ({interval.low:+.4f} to {interval.high:+.4f}), no difference shown"
     assert words in " ".join(PAGE.split())
     assert (interval.low or 0) < 0 < (interval.high or 0)
+
+
+def test_the_page_says_of_strategies_what_their_rows_say() -> None:
+    bits: dict[str, list[float]] = {}
+    for row in read_rows(RESULTS / "strategies" / "rows.csv"):
+        bits.setdefault(row.group, []).append(row.validation_bits_per_byte or math.nan)
+    pairs = {
+        "geometric less arithmetic widths": ("geometric", "arithmetic"),
+        "geometric less hybrid": ("geometric", "hybrid"),
+        "hybrid less arithmetic": ("hybrid", "arithmetic"),
+    }
+    results = compare_paired(
+        {name: [x - y for x, y in zip(bits[a], bits[b], strict=True)] for name, (a, b) in pairs.items()}
+    )
+    text = " ".join(PAGE.split())
+    for name, result in results.items():
+        interval = result.interval
+        assert f"{name} {interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})" in text
+    assert [name for name, result in results.items() if result.excludes_zero] == [*pairs][:1]
 
 
 def test_the_page_says_of_difficulty_what_all_runs_say() -> None:

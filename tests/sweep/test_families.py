@@ -159,13 +159,6 @@ def test_an_ablation_takes_controls_of_what_is_unequal() -> None:
     assert plan.baseline == "equal"
 
 
-def test_a_target_is_near_what_uniform_routing_activates() -> None:
-    plan = build_ablation_plan("rules", "tiny", [0])
-    moe = plan.read_recipe(plan.get_group("target-width"), 0).model.moe
-    assert moe is not None
-    assert moe.target_width == 230  # 0.9 of two of eight experts of 128 units on average
-
-
 def test_a_wrong_ablation_is_one_line() -> None:
     with pytest.raises(ConfigError, match="ablation = loss: must be among losses"):
         build_ablation_plan("loss", "tiny", [0])

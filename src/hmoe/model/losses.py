@@ -5,8 +5,7 @@ over layers, then multiplies by the coefficient. Statistics may be reduced over 
 processes before: losses do not know.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -181,17 +180,13 @@ def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torc
 def sum_weighted_losses(
     terms: dict[str, torch.Tensor],
     moe: MoESpec | None,
-    coefficients: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.Tensor | float:
-    """Return the sum of the auxiliary losses among `terms`, each times its coefficient.
-
-    `coefficients` are those by name that for now differ from the spec's.
-    """
+    """Return the sum of the auxiliary losses among `terms`, each times its coefficient."""
     total: torch.Tensor | float = 0.0
     if moe is None:
         return total
     for name in LOSSES:
-        coefficient = coefficients.get(name, moe.get_coefficient(name))
+        coefficient = moe.get_coefficient(name)
         if coefficient:  # not 0 times the loss: 0 x NaN is NaN
             total = total + coefficient * terms[name]
     return total

@@ -46,7 +46,6 @@ def derive_control(summary: RunSummary) -> RunConfig:
         parameter_penalty=0.0,
         penalty_norm="mean",
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
-        target_width=None,
         width_cost=0.0,
         skip=(),
     )

@@ -36,13 +36,12 @@ class LossSpec:
 
 
 # Further keys under `model.moe` that change how losses train a router, not what the model computes.
-RULES = ("target_width", "statistics")
+RULES = ("statistics",)
 _TAKEN = {  # other columns of metrics.jsonl and other keys under `model.moe`
     "loss", "loss_total", "step", "tokens", "flops", "lr", "grad_norm", "seconds", "slots", "sample", "applied",
     "skipped", "warnings", "validation_loss", "validation_bits_per_byte", "experts_per_token", "activated_parameters",
     "mean_activated_width", "expert_token_share", "expert_compute_share", "experts_per_token_by_layer", "penalty_norm",
     "entropy_scale", "widths", "router", "shared", "zero", "skip", "hyper", "dense_layers", "losses", *RULES,
-    "parameter_penalty_coefficient", "width_cost_coefficient",
 }  # fmt: skip
 LOSSES: dict[str, LossSpec] = {
     loss.name: loss

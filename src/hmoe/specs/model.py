@@ -79,8 +79,6 @@ class MoESpec(Spec):
         entropy_scale: factor in eq 5: number of experts, or 1.
         router_z: mean squared logsumexp of router logits.
         width_cost: mean of sum p h / mean h: the penalty without the load.
-        target_width: mean hidden units per token and MoE layer that training holds by moving width_cost, or else
-            parameter_penalty.
         statistics: loads in losses are a micro-batch's own, or the batch's up to and with it.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
@@ -102,9 +100,6 @@ class MoESpec(Spec):
     entropy_scale: Literal["experts", "one"] = "experts"
     router_z: Annotated[float, COEFFICIENT] = 0.0
     width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
-    target_width: Annotated[float | None, Real(1e9, zero=False)] = field(
-        default=None, metadata=WRITTEN_WHERE_SET
-    )
     statistics: Literal["micro", "batch"] = field(default="micro", metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from hmoe.config.counts import estimate_activated_width
 from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
@@ -13,7 +12,7 @@ from hmoe.sweep.grid import list_groups_with_controls, locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
 # Of the rules: strengths near those of the only independent test of unequal experts, and of aux-free balancing.
-WIDTH_COST, TARGET_SHARE, BIAS_RATE = 0.03, 0.9, 1e-3
+WIDTH_COST, BIAS_RATE = 0.03, 1e-3
 # Name of a row -> its overrides.
 Variants = dict[str, tuple[str, ...]]
 
@@ -104,12 +103,10 @@ def _vary_rules(config: RunConfig, moe: MoESpec) -> Variants:
     Some need more than their own key: a cost of width and a bias take the penalty's place, batch statistics need
     several micro-batches (compare them with `micro-statistics`).
     """
-    target = round(TARGET_SHARE * estimate_activated_width(config.model)[1])
     balance = ("model.moe.parameter_penalty=0.0", f"model.moe.load_balance={LOAD_BALANCE}")
     variants: Variants = {
         "penalty": (),
         "width-cost": (*balance, f"model.moe.width_cost={WIDTH_COST}"),
-        "target-width": (*balance, f"model.moe.width_cost={WIDTH_COST}", f"model.moe.target_width={target}"),
     }
     if moe.router.threshold is None:
         biased = (

@@ -111,11 +111,10 @@ def _count_experts(moe: MoESpec) -> float:
 
 
 def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
-    """Return overrides that take from equal experts what is about width: losses and a target."""
-    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0,
-             "target_width": None}  # fmt: skip
+    """Return overrides that take from equal experts the losses that are about width."""
+    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0}
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
-    return tuple(f"model.moe.{name}={'null' if value is None else value}" for name, value in changed.items())
+    return tuple(f"model.moe.{name}={value}" for name, value in changed.items())
 
 
 def equalize_budget(config: RunConfig) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -84,9 +84,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         session.records.begin()
         parts = feed.take(counts.step)
         with explain_failure(config):
-            record, coefficients = _take_step(session, parts)
+            record = train_step(session.model, session.optimizer, parts, config, counts.step)
         session.records.tick(record.tokens)
-        row = _metrics_row(session, record, _account(session, record)) | coefficients
+        row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
         reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
         if done or reached or _due(counts.step, every.eval_every):
@@ -109,18 +109,6 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             saved = session.save()
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
-
-
-def _take_step(session: Session, parts: Sequence[MicroBatch[Any]]) -> tuple[StepRecord, dict[str, float]]:
-    """Train one step; return what it did and, with a controller, the coefficient that it was trained with."""
-    config, step, controller = session.config, session.counts.step, session.controller
-    if controller is None:
-        return train_step(session.model, session.optimizer, parts, config, step), {}
-    moved, name = controller.moved, controller.name
-    record = train_step(session.model, session.optimizer, parts, config, step, moved=moved)
-    if record.applied:
-        controller.update(record.mean_activated_width)
-    return record, {f"{name}_coefficient": moved[name]}
 
 
 def _explain_bad_steps(step: int, saved: int, lr: float) -> str:

@@ -29,7 +29,6 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.records import Records
-from hmoe.train.width_controller import STATE, WidthController
 from hmoe.units import format_bytes
 
 
@@ -62,9 +61,8 @@ class Session:
         device: its kind, cpu or cuda.
         index: of the data.
         side_files: SHA-256 of what lay next to the tokenizer when the run began.
-        controller: moves a penalty's coefficient, where the recipe has a target width.
 
-    Weights, moments, `counts`, the state of `watch` and the controller's coefficient are what a checkpoint holds.
+    Weights, moments, `counts` and the state of `watch` are what a checkpoint holds.
     """
 
     config: RunConfig
@@ -79,7 +77,6 @@ class Session:
     watch: ExpertAlarm
     records: Records
     side_files: dict[str, str]
-    controller: WidthController | None = None
 
     def save(self) -> int:
         """Publish a checkpoint of this step, and return the step."""
@@ -96,8 +93,6 @@ class Session:
             "config": dump_bound_config(self.config),
             "side_files": self.side_files,
         }
-        if self.controller is not None:
-            state[STATE] = self.controller.coefficient
         captured = capture_state(self.counts.step, self.model, self.optimizer, state)
         save_checkpoint(self.path, captured, self.config.train.keep)
         return self.counts.step
@@ -147,11 +142,8 @@ def open_session(
     watch = ExpertAlarm(shape, config.train.dead_after, watch_state)
     records = Records(folder.path, counts.step, config.train.log_every, console.warn)
     side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
-    controller = None
-    if moe is not None and moe.target_width is not None:
-        controller = WidthController(moe, None if state is None else state.get(STATE))
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
-                   side_files, controller)  # fmt: skip
+                   side_files)  # fmt: skip
 
 
 def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console) -> tuple[Index, Tokenizer]:

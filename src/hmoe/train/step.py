@@ -5,9 +5,8 @@ Axes of counts: `Z` MoE layers, `E` experts.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -71,7 +70,6 @@ def train_step(
     config: RunConfig,
     step: int,
     processes: Processes = ONE_PROCESS,
-    moved: Mapping[str, float] = MappingProxyType({}),
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
@@ -86,7 +84,6 @@ def train_step(
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
-        moved: coefficients of losses, by name, that a controller has in place of the recipe's.
     """
     placed = place_parts(parts, model.embed.weight.device)
     # Of all processes: the parts of a step are of one size.
@@ -94,7 +91,7 @@ def train_step(
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
     moe = config.model.moe
     loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
-    passes = [_accumulate(model, part, config, step, moved, loads) for part in placed]
+    passes = [_accumulate(model, part, config, step, loads) for part in placed]
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -123,7 +120,6 @@ def _accumulate(
     part: MicroBatch[torch.Tensor],
     config: RunConfig,
     step: int,
-    coefficients: Mapping[str, float],
     loads: BatchLoads | None,
 ) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
@@ -139,7 +135,7 @@ def _accumulate(
         # depend on the number of processes. With `loads` it does: they are of all side by side.
         statistics = measure_routers(routings)
         terms |= losses.average_losses(statistics if loads is None else loads.include(statistics), moe)
-    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe, coefficients)
+    terms["loss_total"] = loss + losses.sum_weighted_losses(terms, moe)
     # Gradients add up over micro-batches and processes: divided here, their sum is the gradient of the mean.
     (terms["loss_total"] / config.data.num_micro_batches).backward()  # type: ignore[no-untyped-call]
     counts = count_routings(routings, device, moe is not None and moe.hyper is not None)
