@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # for type checkers and editors, which do not see lazy names
     from hmoe.model.routers.base import RouterMethod
     from hmoe.model.routing import Routing
     from hmoe.model.trace import RoutingTrace, trace
+    from hmoe.parallel.sharding import parallelize
     from hmoe.runs.open_model import open_model_and_tokenizer as open
     from hmoe.specs.experts import Hyper, ZeroExperts
     from hmoe.specs.routers.base import RouterSpec
@@ -53,6 +54,7 @@ _HOME = {
     "load_balance": "hmoe.model.losses",
     "open": "hmoe.runs.open_model:open_model_and_tokenizer",  # no module of the package hides Python's own `open`
     "parameter_penalty": "hmoe.model.losses",
+    "parallelize": "hmoe.parallel.sharding",
     "register_loss": "hmoe.model.losses",
     "register_router": "hmoe.model.routers",
     "router_entropy": "hmoe.model.losses",
@@ -85,6 +87,7 @@ __all__ = [
     "hybrid",
     "load_balance",
     "open",
+    "parallelize",
     "parameter_penalty",
     "register_loss",
     "register_router",

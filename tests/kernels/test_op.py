@@ -1,7 +1,7 @@
 """The custom operator and the choice of a backend.
 
 The operator is put under torch.library's own checks, torch.compile and checkpointing; FSDP2 has it in
-tests/train/test_sharded_step.py.
+tests/parallel/test_sharded_step.py.
 """
 
 import copy

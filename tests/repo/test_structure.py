@@ -24,7 +24,7 @@ LAYERS = {
     "config": 2,
     "data": 3, "kernels": 3,
     "model": 4,
-    "checkpoint": 5,
+    "checkpoint": 5, "parallel": 5,
     "runs": 6,
     "train": 7, "evaluate": 7, "surgery": 7,
     "adapt": 8, "serve": 8, "bench": 8, "analyze": 8, "report": 8, "sweep": 8,
@@ -86,7 +86,8 @@ def wrong_imports(room_name: str, code: str) -> list[str]:
             wrong += [name] * (later or sibling)
         wrong += [name] * (top == "torch" and room_name in TORCH_FREE)
         wrong += [name] * (top in NOT_FOR_TORCH_ONLY and room_name in TORCH_ONLY)
-        wrong += [name] * (name.startswith("torch.distributed") or top == "pickle")
+        wrong += [name] * (name.startswith("torch.distributed") and room_name != "parallel")
+        wrong += [name] * (top == "pickle")
         wrong += [name] * (top == "matplotlib" and room_name != "figures")
         wrong += [name] * (top == "triton" and room_name != "kernels")
     return wrong

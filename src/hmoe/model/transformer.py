@@ -117,11 +117,16 @@ class Transformer(nn.Module):
         return self.embed.weight if self.head is None else self.head.weight
 
     @torch.no_grad()
-    def init_weights(self, seed: int) -> None:
-        """Draw random weights; each module's depend on (seed, its name) only, not on order or device."""
+    def init_weights(self, seed: int, part: str | None = None) -> None:
+        """Draw random weights; each module's depend on (seed, its name) only, not on order or device.
+
+        `part` is the name of a module; only its weights, and those of what is in it, are drawn then.
+        """
         # 2 x layers terms are added to the residual stream: attention and ffn of each block.
         residual_scale = (2 * self.config.layers) ** -0.5  # the residual stream keeps its scale with depth
         for name, module in self.named_modules():
+            if part is not None and name != part and not name.startswith(f"{part}."):
+                continue
             generator = torch.Generator().manual_seed(_mix(seed, name))
             if isinstance(module, Attention | SwiGLU | MoE | RMSNorm | HyperNetwork):
                 module.reset_parameters(generator)

@@ -17,6 +17,10 @@ class Processes(Protocol):
         """Return the norm of all gradients as a plain scalar, also where a process holds a part of each."""
         ...
 
+    def clip(self, parameters: Iterable[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
+        """Scale all gradients so that their norm, which is given, becomes the limit at most."""
+        ...
+
 
 class OneProcess:
     """A process that trains alone."""
@@ -28,6 +32,10 @@ class OneProcess:
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of the gradients, a scalar on their device."""
         return torch.nn.utils.get_total_norm(gradients)
+
+    def clip(self, parameters: Iterable[torch.nn.Parameter], limit: float, norm: torch.Tensor) -> None:
+        """Scale all gradients so that their norm, which is given, becomes the limit at most."""
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
 
 ONE_PROCESS = OneProcess()

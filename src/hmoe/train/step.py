@@ -101,7 +101,7 @@ def train_step(
     record.terms = dict(zip(passes[0].terms, terms, strict=True))
     record.grad_norm = norms[0]
     _count(record, table_values, config)
-    _update(parameters, optimizer, norm, record, config)
+    _update(parameters, optimizer, norm, record, config, processes)
     if record.applied:
         # After the update: the biases of this step chose the experts whose gradients were just applied.
         update_router_biases(model, counts.num_asked_ZE)
@@ -199,12 +199,13 @@ def _update(
     norm: torch.Tensor,
     record: StepRecord,
     config: RunConfig,
+    processes: Processes,
 ) -> None:
     """Clip the gradients and step, unless loss or gradients are not finite; then drop the gradients."""
     record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
         if config.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip, norm)
+            processes.clip(parameters, config.optim.clip, norm)
         for group in optimizer.param_groups:
             group["lr"] = record.lr
         optimizer.step()

@@ -1,11 +1,9 @@
-"""A training step of sharded weights (FSDP2) is that of whole ones, though the package knows one process.
+"""A training step of shared weights, of every sharing and every kind of model, is that of one process.
 
-Everything that several processes need is applied here, from outside: `fully_shard`, which
-micro-batches a rank takes, and sums over the ranks. Gradients differ by rounding, because the ranks'
-parts are added up in another order.
+Gradients differ by rounding, because the ranks' parts are added up in another order.
 """
 
-from collections.abc import Iterable
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import hmoe
@@ -21,6 +19,9 @@ from hmoe.config import recipes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import cut_batch
 from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
+from hmoe.parallel.begin import build_sharded_transformer
+from hmoe.parallel.ranks import Ranks, gather_whole
+from hmoe.parallel.sharding import MESH_AXES
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.step import StepRecord, train_step
@@ -34,34 +35,24 @@ CASES = {
     "HyperExperts": ("tiny-hyper", []),
     "tied embeddings": ("tiny", ["model.tied=true"]),
     "shared and zero experts": ("tiny-moepp", ["model.moe.shared=24"]),
+    "primes": ("tiny", ["model.vocab=307", "model.moe.widths=[5, 29, 11, 7, 2, 3]", "model.layers=1"]),
     "dense": ("tiny-dense", []),
 }
+SHARDINGS: dict[str, dict[str, Any]] = {
+    "zero3": {"shard": "zero3"},
+    "zero2": {"shard": "zero2"},
+    "ddp": {"shard": "ddp"},
+    "experts apart": {"shard": "ddp", "experts": "zero3"},
+}
 FEW = (
-    "top-p",
-    "bias, capacity, noise",
-    "HyperExperts",
-)  # the others, and one rank alone, are for `make test-slow`
+    ("primes", "zero3"),
+    ("top-p", "zero3"),
+    ("bias, capacity, noise", "zero2"),
+    ("HyperExperts", "ddp"),
+    ("tiny", "experts apart"),
+)
+EVERY = tuple((case, sharding) for case in CASES for sharding in SHARDINGS)
 STEPS = 2
-
-
-class Ranks:
-    """All ranks of a mesh, whose sharded gradients are DTensors."""
-
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self.group = mesh.get_group()
-
-    def add(self, tensor: torch.Tensor) -> torch.Tensor:
-        total = tensor.clone()
-        dist.all_reduce(total, group=self.group)
-        return total
-
-    def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-        return whole(torch.nn.utils.get_total_norm(gradients))
-
-
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor, gathered if each rank holds a part."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def load(name: str) -> RunConfig:
@@ -92,31 +83,29 @@ def steps(
 
 
 def keep_gradients(model: Transformer, kept: dict[str, torch.Tensor]) -> None:
-    kept |= {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    kept |= {name: gather_whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def shard(model: Transformer, mesh: DeviceMesh) -> None:
-    """Shard every block, then what is left."""
-    # Biases of routers: every rank holds them whole, and moves them by the counts of all.
-    unsharded = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-    for module in (*model.blocks, model):
-        fully_shard(module, mesh=mesh, ignored_params=unsharded)
-        assert isinstance(module, FSDPModule)
-        # Gradients are added, not averaged: each loss is divided by the micro-batches of all ranks already.
-        module.set_gradient_divide_factor(1.0)
-        module.set_force_sum_reduction_for_comms(True)
-
-
-def train_sharded(name: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
+def train_sharded(name: str, sharding: str, mesh: DeviceMesh) -> list[dict[str, Any]]:
     """Records, gradients and biases of a case whose micro-batches the ranks of a mesh share."""
     config = load(name)
-    model = build_transformer(config.model, config.seed)
-    shard(model, mesh)
-    rank, parts = mesh.get_local_rank(), config.data.num_micro_batches // mesh.size()
+    # The sum: each loss is divided by the micro-batches of all ranks already.
+    options: dict[str, Any] = {"gradients": "sum", **SHARDINGS[sharding]}
+    model = build_sharded_transformer(config.model, config.seed, mesh, **options)
+    check_weights(model, build_transformer(config.model, config.seed))
+    rank, parts = dist.get_rank(), config.data.num_micro_batches // mesh.size()
     results = steps(config, model, range(rank * parts, (rank + 1) * parts), Ranks(mesh))
     biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     assert not any(isinstance(bias, DTensor) for bias in biases)
     return [*results, {"biases": biases}]
+
+
+def check_weights(model: Transformer, plain: Transformer) -> None:
+    """A model that was drawn rank by rank has the bits of one that was drawn whole."""
+    expected = dict(plain.named_parameters())
+    assert [name for name, _ in model.named_parameters()] == list(expected)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(gather_whole(parameter), expected[name]), name
 
 
 def check_layer(rank: int, mesh: DeviceMesh) -> None:
@@ -131,42 +120,45 @@ def check_layer(rank: int, mesh: DeviceMesh) -> None:
     for sharded, parameter in zip(layer.parameters(), plain.parameters(), strict=True):
         assert isinstance(sharded.grad, DTensor)
         total = Ranks(mesh).add(parameter.grad)  # type: ignore[arg-type]
-        torch.testing.assert_close(whole(sharded.grad), total / 2, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gather_whole(sharded.grad), total / 2, rtol=1e-5, atol=1e-6)
 
 
-def run_rank(rank: int, folder: str, names: tuple[str, ...], sizes: tuple[int, ...]) -> None:
-    """Train cases by one rank, and by two, where asked for; the first rank writes what came of it."""
+def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: tuple[int, ...]) -> None:
+    """Train cases by the ranks of a mesh; the first rank writes what came of it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("both", "alone"))
-    check_layer(rank, mesh["both"])
-    results = {2: {name: train_sharded(name, mesh["both"]) for name in names}}
-    if rank == 0 and 1 in sizes:
-        results[1] = {name: train_sharded(name, mesh["alone"]) for name in names}
+    size = math.prod(shape)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=MESH_AXES[-len(shape) :])
+    if len(shape) == 1:
+        check_layer(rank, mesh)
+    results = {case: train_sharded(*case, mesh) for case in cases}
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(
-    ("names", "sizes"),
+    ("cases", "shape"),
     [
         pytest.param(FEW, (2,), id="two ranks"),
-        pytest.param(tuple(CASES), (1, 2), id="every case", marks=pytest.mark.slow),
+        pytest.param(EVERY, (2,), id="every case", marks=pytest.mark.slow),
+        pytest.param(EVERY, (1,), id="every case, one rank", marks=pytest.mark.slow),
+        pytest.param(EVERY, (4,), id="every case, four ranks", marks=pytest.mark.slow),
+        pytest.param(EVERY, (2, 2), id="every case, hybrid", marks=pytest.mark.slow),
     ],
 )
 def test_sharded_steps_are_the_plain_ones(
-    names: tuple[str, ...], sizes: tuple[int, ...], tmp_path: Path
+    cases: tuple[tuple[str, str], ...], shape: tuple[int, ...], tmp_path: Path
 ) -> None:
-    arguments = (str(tmp_path), names, sizes)
-    torch.multiprocessing.spawn(run_rank, arguments, nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
+    arguments = (str(tmp_path), cases, shape)
+    torch.multiprocessing.spawn(run_rank, arguments, nprocs=math.prod(shape))  # type: ignore[attr-defined, no-untyped-call]
     sharded = torch.load(tmp_path / "results.pt", weights_only=False)
-    for name in names:
+    for name in dict.fromkeys(case for case, _ in cases):
         config = load(name)
         model = build_transformer(config.model, config.seed)
         plain = steps(config, model, range(4), ONE_PROCESS)
-        for size in sizes:
-            compare_runs(f"{name}, {size} ranks", sharded[size][name], plain, model)
+        for case in (case for case in cases if case[0] == name):
+            compare_runs(", ".join(case), sharded[case], plain, model)
 
 
 def compare_runs(

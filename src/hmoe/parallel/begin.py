@@ -1,0 +1,73 @@
+"""Weights of a shared model, drawn so that no process ever holds all of them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from hmoe.model.meta import build_on_meta
+from hmoe.model.transformer import Transformer
+from hmoe.parallel.sharding import parallelize
+from hmoe.specs.model import ModelSpec
+
+
+def build_sharded_transformer(
+    config: ModelSpec,
+    seed: int,
+    mesh: DeviceMesh,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> Transformer:
+    """Return a shared model with the weights of `build_transformer`, of which each process keeps its part.
+
+    They are drawn on the CPU, a block at a time: that block, and a process's part of all, is the most that it holds.
+
+    Args:
+        config: of the model.
+        seed: of the weights.
+        mesh: of processes; the model is on its kind of device.
+        dtype: of the weights.
+        options: of `parallelize`.
+    """
+    with build_on_meta():
+        # The second is drawn block by block, and never whole.
+        model, drawn = (Transformer(config).to(dtype) for _ in range(2))
+    parallelize(model, mesh, **options)
+    model.to_empty(device=mesh.device_type)
+    for name in _list_parts(drawn):
+        part = drawn.get_submodule(name)
+        part.to_empty(device="cpu")
+        drawn.init_weights(seed, name)
+        _keep_own_rows(model.get_submodule(name), part)
+        part.to(device="meta")
+    return model
+
+
+def _list_parts(model: Transformer) -> list[str]:
+    """Return the names of the modules that are drawn one after another."""
+    names = [name for name, child in model.named_children() if not isinstance(child, nn.ModuleList)]
+    return [*names, *(f"blocks.{layer}" for layer in range(len(model.blocks)))]
+
+
+@torch.no_grad()
+def _keep_own_rows(module: nn.Module, drawn: nn.Module) -> None:
+    """Copy this process's rows of each parameter."""
+    for (_, parameter), (_, whole) in zip(module.named_parameters(), drawn.named_parameters(), strict=True):
+        if isinstance(parameter, DTensor):
+            local = parameter.to_local()
+            local.copy_(cut_rows(whole, parameter)[: len(local)])
+        else:
+            parameter.copy_(whole)
+
+
+def cut_rows(whole: torch.Tensor, parameter: DTensor) -> torch.Tensor:
+    """Return this process's rows of a tensor that is shared like a parameter; none, where there are too few."""
+    rows, place = whole, parameter.device_mesh.get_coordinate()
+    assert place is not None
+    for axis, placement in enumerate(parameter.placements):
+        if isinstance(placement, Shard):
+            parts = rows.chunk(parameter.device_mesh.size(axis))
+            rows = parts[place[axis]] if place[axis] < len(parts) else rows[:0]
+    return rows
