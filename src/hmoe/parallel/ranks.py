@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
@@ -14,6 +15,14 @@ class Ranks:
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.mesh = mesh
+
+    def begin_part(self, model: nn.Module, is_last: bool) -> None:
+        """Let the processes' gradients be added up after a step's last micro-batch only.
+
+        Until then each keeps whole gradients of its own, which spares the communication, not the memory.
+        """
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(is_last)
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over the processes, the same in each of them."""

@@ -9,6 +9,10 @@ import torch
 class Processes(Protocol):
     """The processes of a training step, each of which computes some of its micro-batches."""
 
+    def begin_part(self, model: torch.nn.Module, is_last: bool) -> None:
+        """Tell the model that a micro-batch follows; the gradients of all are wanted after a step's last one."""
+        ...
+
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over the processes, the same in each of them."""
         ...
@@ -24,6 +28,9 @@ class Processes(Protocol):
 
 class OneProcess:
     """A process that trains alone."""
+
+    def begin_part(self, model: torch.nn.Module, is_last: bool) -> None:
+        """Do nothing: gradients add up by themselves."""
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the tensor itself."""

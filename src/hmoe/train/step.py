@@ -91,7 +91,10 @@ def train_step(
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
     moe = config.model.moe
     loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
-    passes = [_accumulate(model, part, config, step, loads) for part in placed]
+    passes = []
+    for part in placed:
+        processes.begin_part(model, is_last=part is placed[-1])
+        passes.append(_accumulate(model, part, config, step, loads))
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
