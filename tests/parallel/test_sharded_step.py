@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Shard
 
 import hmoe
 from hmoe.config import recipes
@@ -21,7 +21,7 @@ from hmoe.data.batches import cut_batch
 from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.ranks import Ranks, gather_whole
-from hmoe.parallel.sharding import MESH_AXES
+from hmoe.parallel.sharding import MESH_AXES, parallelize
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.step import StepRecord, train_step
@@ -43,6 +43,7 @@ SHARDINGS: dict[str, dict[str, Any]] = {
     "zero2": {"shard": "zero2"},
     "ddp": {"shard": "ddp"},
     "experts apart": {"shard": "ddp", "experts": "zero3"},
+    "experts whole": {"shard": "zero3", "experts": "ddp"},
 }
 FEW = (
     ("primes", "zero3"),
@@ -92,7 +93,8 @@ def train_sharded(name: str, sharding: str, mesh: DeviceMesh) -> list[dict[str, 
     # The sum: each loss is divided by the micro-batches of all ranks already.
     options: dict[str, Any] = {"gradients": "sum", **SHARDINGS[sharding]}
     model = build_sharded_transformer(config.model, config.seed, mesh, **options)
-    check_weights(model, build_transformer(config.model, config.seed))
+    check_weights(model, build_transformer(config.model, config.seed), sharding)
+    check_gathering(model, sharding)
     rank, parts = dist.get_rank(), config.data.num_micro_batches // mesh.size()
     results = steps(config, model, range(rank * parts, (rank + 1) * parts), Ranks(mesh))
     biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -100,21 +102,54 @@ def train_sharded(name: str, sharding: str, mesh: DeviceMesh) -> list[dict[str, 
     return [*results, {"biases": biases}]
 
 
-def check_weights(model: Transformer, plain: Transformer) -> None:
-    """A model that was drawn rank by rank has the bits of one that was drawn whole."""
+def check_weights(model: Transformer, plain: Transformer, sharding: str) -> None:
+    """A model that was drawn rank by rank has the bits of one that was drawn whole, and each rank its rows alone."""
     expected = dict(plain.named_parameters())
     assert [name for name, _ in model.named_parameters()] == list(expected)
     for name, parameter in model.named_parameters():
         assert torch.equal(gather_whole(parameter), expected[name]), name
+        if not parameter.requires_grad:
+            assert not isinstance(parameter, DTensor)
+            continue
+        assert isinstance(parameter, DTensor), name
+        kinds = SHARDINGS[sharding]
+        in_experts = ".ffn." in name and plain.config.moe is not None
+        kind = kinds.get("experts", kinds["shard"]) if in_experts else kinds["shard"]
+        mesh = parameter.device_mesh
+        if kind == "ddp":
+            assert mesh.shape == (dist.get_world_size(), 1), name
+            assert len(parameter.to_local()) == len(parameter), name
+        else:
+            assert parameter.placements[-1] == Shard(0), name
+            parts = expected[name].chunk(mesh.size(mesh.ndim - 1))
+            place = mesh.get_local_rank(mesh.ndim - 1)
+            assert len(parameter.to_local()) == (len(parts[place]) if place < len(parts) else 0), name
+
+
+def check_gathering(model: Transformer, sharding: str) -> None:
+    """After a forward pass only `zero3` has given the weights of blocks back."""
+    kinds = SHARDINGS[sharding]
+    model.eval()  # routers without noise
+    with torch.no_grad():
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    for name, parameter in model.blocks.named_parameters():
+        if parameter.requires_grad:
+            in_experts = ".ffn." in name and model.config.moe is not None
+            kind = kinds.get("experts", kinds["shard"]) if in_experts else kinds["shard"]
+            assert isinstance(parameter, DTensor) == (kind == "zero3"), name
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    model.train()
 
 
 def check_layer(rank: int, mesh: DeviceMesh) -> None:
-    """A layer outside any model, sharded as FSDP2 does it unasked, has the mean of the ranks' gradients."""
+    """A layer outside any model, whose weights were drawn before, has the mean of the ranks' gradients."""
     torch.manual_seed(0)
     layer, plain = (hmoe.MoE(32, (16, 48, 32, 16), hmoe.TopP(0.6)) for _ in range(2))
     plain.load_state_dict(layer.state_dict())
     x_TD = torch.randn(11 + 5 * rank, 32, generator=torch.Generator().manual_seed(rank))
-    fully_shard(layer, mesh=mesh)
+    parallelize(layer, mesh)
     for module in (layer, plain):
         module(x_TD)[0].square().sum().backward()
     for sharded, parameter in zip(layer.parameters(), plain.parameters(), strict=True):

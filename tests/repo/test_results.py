@@ -12,7 +12,7 @@ import pytest
 
 from hmoe.cli.main import run_command_line
 from hmoe.statistics.intervals import compute_mean_interval
-from hmoe.statistics.paired import compare_paired
+from hmoe.statistics.paired import PairedDifference, compare_paired
 from hmoe.sweep.folder import check_same_plan
 from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan, read_plan
@@ -145,10 +145,31 @@ def compare_unequal(folder: Path) -> tuple[dict[str, Any], str]:
     return row, control.partition(" bits per byte, ")[2]
 
 
-def subtract_controls(folder: Path) -> list[float]:
-    """Return bits per byte of unequal experts beside their controls, seed by seed."""
-    bits = {row.run: row.validation_bits_per_byte or math.nan for row in read_rows(folder / "rows.csv")}
-    return [bits[f"unequal-topk-{seed}"] - bits[f"control-topk-{seed}"] for seed in range(8)]
+def list_bits(folder: Path) -> dict[str, dict[int, float]]:
+    """Return bits per byte of each group of a folder's runs, by seed."""
+    bits: dict[str, dict[int, float]] = {}
+    for row in read_rows(folder / "rows.csv"):
+        bits.setdefault(row.group, {})[row.seed] = row.validation_bits_per_byte or math.nan
+    return bits
+
+
+def subtract_groups(folder: Path, name: str, other: str) -> list[float]:
+    """Return bits per byte of one group less another's, seed by seed."""
+    bits = list_bits(folder)
+    assert bits[name].keys() == bits[other].keys()
+    return [value - bits[other][seed] for seed, value in bits[name].items()]
+
+
+def compare_controls() -> dict[tuple[str, str], PairedDifference]:
+    """Compare unequal experts with their controls, in every folder, with a correction over all."""
+    return compare_paired(
+        {
+            (folder.name, group.control_of): subtract_groups(folder, group.control_of, group.name)
+            for folder in FOLDERS
+            for group in read_plan(folder / "sweep.yaml").groups
+            if group.control_of
+        }
+    )
 
 
 def test_the_readme_says_what_the_tables_say() -> None:
@@ -156,19 +177,25 @@ def test_the_readme_says_what_the_tables_say() -> None:
     row, _ = compare_unequal(RESULTS / "tuned")
     own = f"{row['difference']:+.4f} bits per byte ({row['difference_low']:+.4f} to {row['difference_high']:+.4f})"
     assert f"unequal experts differ by {own} from equal ones" in readme
-    # Three sweeps put the question, so each answer counts with a correction over all.
-    sweeps = ("families", "tuned", "width-cost")
-    results = compare_paired({name: subtract_controls(RESULTS / name) for name in sweeps})
-    tuned, costly = results["tuned"], results["width-cost"]
+    # Several comparisons put the question, so each answer counts with a correction over all.
+    results = compare_controls()
+    tuned, costly = results["tuned", "unequal-topk"], results["width-cost", "unequal-topk"]
     words = f"and by {tuned.interval.mean:+.4f} from equal ones of the same activated width, not shown after correction"
     assert f"{words} (p {tuned.adjusted_tail:.3f})" in readme
     assert f"(p {tuned.interval.tail:.3f} alone, {tuned.adjusted_tail:.3f} with Holm's" in PAGE
-    assert [name for name, result in results.items() if result.excludes_zero] == ["width-cost"]
+    assert [name for name, result in results.items() if result.excludes_zero] == [
+        ("width-cost", "unequal-topk")
+    ]
+    assert all(result.interval.mean > 0 for result in results.values())  # "all six lean to behind"
+    assert len(results) == 6
+    ends = f"{costly.interval.low:.4f} to {costly.interval.high:.4f}"
     assert (
-        f"they are {costly.interval.mean:.4f} behind such equal ones (p {costly.adjusted_tail:.3f})" in readme
+        f"they are {costly.interval.mean:.4f} ({ends}) behind such equal ones, the one of six comparisons"
+        in readme
     )
-    own = f"{costly.interval.mean:+.4f} bits per byte, p {costly.interval.tail:.3f} alone, {costly.adjusted_tail:.3f}"
-    assert own in PAGE
+    ends = f"({costly.interval.low:+.4f} to {costly.interval.high:+.4f}, p {costly.adjusted_tail:.3f})"
+    assert f"{ends}, and no other is" in " ".join(PAGE.split())
+    assert f"{costly.interval.mean:+.4f} bits per byte, p {costly.interval.tail:.3f} alone." in PAGE
     plain, plain_control = compare_unequal(RESULTS / "families")
     assert "with the paper's coefficients neither is shown" in readme
     verdicts = (row["verdict"], plain["verdict"], plain_control)
@@ -177,18 +204,35 @@ def test_the_readme_says_what_the_tables_say() -> None:
     assert f"{row['pairs']} paired seeds" in readme
 
 
-def test_the_page_says_how_much_rounding_does() -> None:
-    bits = [
-        {
-            row.seed: row.validation_bits_per_byte or math.nan
-            for row in read_rows(path)
-            if row.group == "equal-topk"
-        }
-        for path in (RESULTS / "tuned" / "rows.csv", RESULTS / "width-cost" / "rows.csv")
-    ]
-    differences = [bits[0][seed] - bits[1][seed] for seed in range(8)]
-    spread, largest = stdev(differences), max(map(abs, differences))
-    assert f"differ by up to {largest:.4f} bits per byte, with a standard deviation of {spread:.4f}." in PAGE
+def subtract_reruns(folder: str, name: str, other_folder: str, other: str) -> list[float]:
+    """Return what reruns differ by, seed by seed, where both folders have the seed."""
+    bits, others = list_bits(RESULTS / folder)[name], list_bits(RESULTS / other_folder)[other]
+    return [bits[seed] - others[seed] for seed in sorted(bits.keys() & others.keys())]
+
+
+def test_the_page_says_what_reruns_differ_by() -> None:
+    text = " ".join(PAGE.split())
+    equal = subtract_reruns("tuned", "equal-topk", "width-cost", "equal-topk")
+    unequal = subtract_reruns("families", "unequal-topk", "losses", "penalty")
+    assert (len(equal), len(unequal)) == (8, 4)
+    assert (
+        f"up to {max(map(abs, equal)):.4f} bits per byte, standard deviation {stdev(equal):.4f} over eight"
+        in text
+    )
+    assert f"up to {max(map(abs, unequal)):.4f}, {stdev(unequal):.4f} over four." in text
+    trained: dict[tuple[str, int], dict[str, float]] = {}
+    for folder in FOLDERS:
+        for row in read_rows(folder / "rows.csv"):
+            own = trained.setdefault((row.recipe, row.seed), {})
+            own[folder.name] = row.validation_bits_per_byte or math.nan
+    again = [set(values.values()) for values in trained.values() if len(values) > 1]
+    exact = sum(len(values) == 1 for values in again)
+    largest = max(max(values) - min(values) for values in again)
+    assert (len(again), exact) == (21, 5)
+    assert (
+        f"Of {len(again)} recipes and seeds that two or more sweeps trained, five have the same loss" in text
+    )
+    assert f"the others differ by up to {largest:.4f} bits per byte" in text
 
 
 def test_the_page_says_of_losses_what_their_rows_say() -> None:
@@ -203,17 +247,15 @@ def test_the_page_says_of_losses_what_their_rows_say() -> None:
 
 
 def test_the_page_says_of_strategies_what_their_rows_say() -> None:
-    bits: dict[str, list[float]] = {}
-    for row in read_rows(RESULTS / "strategies" / "rows.csv"):
-        bits.setdefault(row.group, []).append(row.validation_bits_per_byte or math.nan)
+    folder = RESULTS / "strategies"
     pairs = {
         "geometric less arithmetic widths": ("geometric", "arithmetic"),
         "geometric less hybrid": ("geometric", "hybrid"),
         "hybrid less arithmetic": ("hybrid", "arithmetic"),
     }
-    results = compare_paired(
-        {name: [x - y for x, y in zip(bits[a], bits[b], strict=True)] for name, (a, b) in pairs.items()}
-    )
+    results = compare_paired({name: subtract_groups(folder, *groups) for name, groups in pairs.items()})
+    controls = compute_mean_interval(subtract_groups(folder, "geometric-control", "arithmetic-control"))
+    assert f"by {controls.mean:.4f} (p {controls.tail:.3f} alone)" in PAGE
     text = " ".join(PAGE.split())
     for name, result in results.items():
         interval = result.interval

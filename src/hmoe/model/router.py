@@ -22,7 +22,7 @@ from hmoe.model.routing import RouterInputs, RouterState, Routing
 from hmoe.model.waiting import get_constant, may_wait, would_wait
 from hmoe.specs.routers.base import RouterSpec
 
-_IGNORE = "with FSDP2 give fully_shard(..., ignored_params={router.bias_E})"
+_IGNORE = "use hmoe.parallelize, or give FSDP2's fully_shard ignored_params={router.bias_E}"
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -56,8 +56,7 @@ def _keep_own_rows(module: nn.Module, drawn: nn.Module) -> None:
     """Copy this process's rows of each parameter."""
     for (_, parameter), (_, whole) in zip(module.named_parameters(), drawn.named_parameters(), strict=True):
         if isinstance(parameter, DTensor):
-            local = parameter.to_local()
-            local.copy_(cut_rows(whole, parameter)[: len(local)])
+            parameter.to_local().copy_(cut_rows(whole, parameter))
         else:
             parameter.copy_(whole)
 

@@ -1,40 +1,45 @@
 """Which process holds which part of a model's weights: FSDP2 applied to blocks, from outside."""
 
-from collections.abc import Iterable
-from typing import Literal, get_args
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar, get_args
 
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
+from hmoe.model.router import RouterLayer
 
 Sharding = Literal["ddp", "zero2", "zero3"]
 MESH_AXES = ("replicate", "shard")
+Model = TypeVar("Model", bound=nn.Module)
+_Groups = dict[nn.Module, Sharding]
 
 
 def parallelize(
-    model: nn.Module,
+    model: Model,
     mesh: DeviceMesh,
     *,
     shard: Sharding = "zero3",
     experts: Sharding | None = None,
     blocks: Iterable[nn.Module] | None = None,
     gradients: Literal["mean", "sum"] = "mean",
-) -> nn.Module:
+) -> Model:
     """Share a model's weights, gradients and moments among processes; the model itself is changed and returned.
 
-    Every process calls it with the same model, before the optimiser is made. Afterwards parameters are DTensors,
-    each process computes its own part of a batch, and gradients are added up in the backward pass. Weights
-    need not be divisible by the number of processes: rows are cut as `torch.chunk` cuts them.
+    Every process calls it with the same model, before the optimiser is made. Afterwards parameters are DTensors, all
+    but biases of routers, which each process holds whole and moves by the counts of all; each process computes
+    its own part of a batch, and gradients are added up in the backward pass. Weights need not be divisible by
+    the number of processes: rows are cut as `torch.chunk` cuts them.
 
     `ddp` keeps everything in every process; `zero2` shares gradients and moments, and weights between steps; `zero3`
     also gathers a block's weights for its forward and its backward pass only. In a mesh of two axes, (replicate,
     shard), weights are shared along the second and repeated along the first.
 
     Args:
-        model: any module; layers of `hmoe.MoE` may be in it.
+        model: any module with a `forward`; layers of `hmoe.MoE` may be in it.
         mesh: of processes, with one axis or two.
         shard: how weights are shared.
         experts: how those of `hmoe.MoE` layers are, if otherwise; their router and extras belong to them.
@@ -44,19 +49,24 @@ def parallelize(
             process's own tokens, if all have as many.
 
     Raises:
-        ConfigError: for another choice, or a mesh of more axes.
+        ConfigError: for another choice, a mesh that does not fit it, or weights that cannot be shared.
     """
-    _check_choices(mesh, shard, experts, gradients)
-    meshes = {kind: _choose_mesh(mesh, kind) for kind in (shard, experts) if kind is not None}
-    # What is not trained, as a router's bias, each process holds whole and moves by the counts of all.
-    whole = {parameter for parameter in model.parameters() if not parameter.requires_grad}
-    for module, kind in list_groups(model, blocks, shard, experts):
-        fully_shard(
-            module,
-            mesh=meshes[kind],
-            reshard_after_forward=kind == "zero3",
-            ignored_params=whole,
-        )
+    _check_choices(shard, experts, gradients)
+    groups = list_groups(model, blocks, shard, experts)
+    _check_groups(model, groups)
+    _check_mesh(mesh, set(groups.values()))
+    meshes = {kind: _choose_mesh(mesh, kind) for kind in set(groups.values())}
+    whole = {
+        parameter
+        for module in model.modules()
+        if isinstance(module, RouterLayer)
+        for parameter in module.parameters()
+        if not parameter.requires_grad
+    }
+    for module, kind in groups.items():
+        # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
+        reshard = None if kind == "zero3" else False
+        fully_shard(module, mesh=meshes[kind], reshard_after_forward=reshard, ignored_params=whole)
         assert isinstance(module, FSDPModule)
         if gradients == "sum":
             module.set_gradient_divide_factor(1.0)
@@ -64,7 +74,37 @@ def parallelize(
     return model
 
 
-def _check_choices(mesh: DeviceMesh, shard: object, experts: object, gradients: object) -> None:
+def list_groups(
+    model: nn.Module, blocks: Iterable[nn.Module] | None, shard: Sharding, experts: Sharding | None
+) -> _Groups:
+    """Return the modules whose weights are gathered together and how, parts before what they are part of."""
+    depths = {module: path.count(".") for path, module in model.named_modules()}
+    groups: _Groups = {}
+    if experts not in (None, shard):
+        groups |= {module: experts for module in model.modules() if isinstance(module, MoE)}
+    for block in _list_blocks(model) if blocks is None else blocks:
+        groups.setdefault(block, shard)
+    own = groups.pop(model, shard)  # it is the last, also where it is an MoE layer
+    ordered = sorted(groups.items(), key=lambda group: -depths.get(group[0], 0))
+    return dict([*ordered, (model, own)])
+
+
+def _list_blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
+    """Return what lies in the outermost lists of modules, and in lists in these."""
+    for child in module.children():
+        if not _has_forward(child):
+            yield from _list_blocks(child, listed or isinstance(child, nn.ModuleList))
+        elif listed:
+            yield child
+        else:
+            yield from _list_blocks(child)
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return type(module).forward is not nn.Module.forward
+
+
+def _check_choices(shard: object, experts: object, gradients: object) -> None:
     """Raise ConfigError for what `parallelize` does not know."""
     kinds = get_args(Sharding)
     for name, value, choices in (
@@ -75,30 +115,57 @@ def _check_choices(mesh: DeviceMesh, shard: object, experts: object, gradients: 
         if value not in choices:
             words = ", ".join(map(str, choices))
             raise ConfigError(f"parallelize: {name} = {value!r}, must be one of {words}", argument=name)
+
+
+def _check_mesh(mesh: DeviceMesh, kinds: set[Sharding]) -> None:
+    """Raise ConfigError for a mesh in which weights cannot be shared in these ways."""
     if mesh.ndim > len(MESH_AXES):
         axes = ", ".join(MESH_AXES)
         raise ConfigError(
             f"parallelize: mesh has {mesh.ndim} axes, must have 1 or 2 ({axes})", argument="mesh"
         )
+    world = dist.get_world_size()
+    if "ddp" in kinds and mesh.size() != world:
+        raise ConfigError(
+            f"parallelize: mesh has {mesh.size()} of {world} processes; ddp needs all, nearest is zero2",
+            argument="mesh",
+        )
 
 
-def list_groups(
-    model: nn.Module, blocks: Iterable[nn.Module] | None, shard: Sharding, experts: Sharding | None
-) -> list[tuple[nn.Module, Sharding]]:
-    """Return the modules whose weights are gathered together, parts before what they are part of."""
-    groups: list[tuple[nn.Module, Sharding]] = []
-    chosen = list(_list_blocks(model) if blocks is None else blocks)
-    if experts not in (None, shard):
-        groups += [(module, experts) for module in model.modules() if isinstance(module, MoE)]
-    held = {module for module, _ in groups}
-    groups += [(block, shard) for block in chosen if block not in held and block is not model]
-    return groups if model in held else [*groups, (model, shard)]
+def _check_groups(model: nn.Module, groups: _Groups) -> None:
+    """Raise ConfigError for modules or weights that FSDP2 would refuse, or silently make two of."""
+    names = {module: name for name, module in model.named_modules()}
+    for module in groups:
+        if module not in names:
+            raise ConfigError("parallelize: blocks: one is no part of the model", argument="blocks")
+        if not _has_forward(module):
+            kind = type(module).__name__
+            raise ConfigError(
+                f"parallelize: {names[module] or 'model'}: a {kind} has no forward pass; give what is in it"
+            )
+    homes: dict[int, tuple[nn.Module, str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}".removeprefix(".")
+            if parameter.ndim == 0:
+                raise ConfigError(f"parallelize: {full} is a number; weights must have one axis or more")
+            home = _find_home(model, path, groups)
+            other, first = homes.setdefault(id(parameter), (home, full))
+            if other is not home:
+                raise ConfigError(
+                    f"parallelize: {first} and {full} are one parameter in two blocks; "
+                    "it must belong to one, or to the model outside of all"
+                )
 
 
-def _list_blocks(module: nn.Module) -> Iterable[nn.Module]:
-    """Return what lies in the outermost lists of modules."""
-    for child in module.children():
-        yield from child if isinstance(child, nn.ModuleList) else _list_blocks(child)
+def _find_home(model: nn.Module, path: str, groups: _Groups) -> nn.Module:
+    """Return the innermost module around a place whose weights are gathered together."""
+    parts = path.split(".") if path else []
+    for end in range(len(parts), 0, -1):
+        module = model.get_submodule(".".join(parts[:end]))
+        if module in groups:
+            return module
+    return model
 
 
 def _choose_mesh(mesh: DeviceMesh, kind: Sharding) -> DeviceMesh:
