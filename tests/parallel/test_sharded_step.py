@@ -155,7 +155,7 @@ def check_layer(rank: int, mesh: DeviceMesh) -> None:
     for sharded, parameter in zip(layer.parameters(), plain.parameters(), strict=True):
         assert isinstance(sharded.grad, DTensor)
         total = Ranks(mesh).add(parameter.grad)  # type: ignore[arg-type]
-        torch.testing.assert_close(gather_whole(sharded.grad), total / 2, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(gather_whole(sharded.grad), total / mesh.size(), rtol=1e-5, atol=1e-6)
 
 
 def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: tuple[int, ...]) -> None:
