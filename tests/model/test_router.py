@@ -223,7 +223,8 @@ def test_a_bias_that_was_cast_behind_the_modules_back_is_refused() -> None:
     assert layer.bias_E is not None
     layer.bias_E.data = layer.bias_E.data.bfloat16()
     with pytest.raises(
-        ConfigError, match=r"bias_E: was made torch\.bfloat16, must stay torch\.float32; use hmoe\.parallelize"
+        ConfigError,
+        match=r"bias_E: was made torch\.bfloat16, must stay torch\.float32; use hmoe\.parallelize",
     ):
         layer(torch.randn(3, 6))
 
