@@ -22,7 +22,8 @@ def build_sharded_transformer(
 ) -> Transformer:
     """Return a shared model with the weights of `build_transformer`, of which each process keeps its part.
 
-    They are drawn on the CPU, a block at a time: that block, and a process's part of all, is the most that it holds.
+    They are drawn on the CPU, a block (or the embedding, or the head) at a time: that, and a process's part of all,
+    is the most that it holds.
 
     Args:
         config: of the model.

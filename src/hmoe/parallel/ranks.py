@@ -32,7 +32,7 @@ class Ranks:
         return total
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
-        """Return the norm of all gradients, those that are shared counted once, as a plain scalar."""
+        """Return the norm of all gradients, those that are repeated counted once, as a plain scalar."""
         norms = [gather_whole(nn.utils.get_total_norm(group)) for group in _group_by_mesh(gradients)]
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         return total
