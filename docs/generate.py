@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import typer
 from pydantic import BaseModel
@@ -19,6 +20,7 @@ from hmoe.cli.sweep_outcome import print_outcome
 from hmoe.config.run import RunConfig
 from hmoe.config.section import Section
 from hmoe.specs.experts import Hyper, ZeroExperts
+from hmoe.specs.extensions import VARIABLE
 from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import RopeScaling
 from hmoe.specs.routers import ROUTERS
@@ -28,7 +30,9 @@ from hmoe.sweep.rows import ROWS, read_rows
 from hmoe.sweep.runs import list_planned_runs
 
 FOLDER = Path(__file__).parent
-_ANSWER = re.compile(r"(```text\nhmoe (sweep run \S+)\n```\n\n```text\n).*?(```\n)", re.DOTALL)
+_ANSWER = re.compile(
+    r"(```text\n(?:HMOE_EXTENSIONS=(\S+) )?hmoe sweep run (\S+)\n```\n\n```text\n).*?(```\n)", re.DOTALL
+)
 
 
 def config_page() -> str:
@@ -141,25 +145,24 @@ def parameter_row(parameter: Any) -> str:
 def results_page() -> str:
     """The page of results, with what its sweeps print today from their tables."""
     text = (FOLDER / "results" / "README.md").read_text()
-    return _ANSWER.sub(lambda block: block[1] + print_answer(block[2].split()) + block[3], text)
+    return _ANSWER.sub(
+        lambda block: block[1] + print_answer(Path(block[3]), extensions=block[2] or "") + block[4], text
+    )
 
 
-def print_answer(words: list[str]) -> str:
+def print_answer(folder: Path, extensions: str) -> str:
     """What `hmoe sweep run FOLDER` prints from the table of a finished sweep, 80 columns wide, without next steps."""
-    folder, width, printed = Path(words[-1]), os.environ.get("COLUMNS"), io.StringIO()
-    os.environ["COLUMNS"] = "80"
-    try:
-        with contextlib.chdir(FOLDER.parent), contextlib.redirect_stdout(printed):
-            plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
-            left = {run.name for run in list_planned_runs(plan)} - {row.run for row in rows}
-            if left:
-                raise SystemExit(
-                    f"{folder}: {min(left)} has no row; train it, or take its seed out of {PLAN}"
-                )
-            print_outcome(plan, folder, rows, as_json=False)
-    finally:
-        del os.environ["COLUMNS"]
-        os.environ |= {} if width is None else {"COLUMNS": width}
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "80", VARIABLE: extensions}),
+        contextlib.chdir(FOLDER.parent),
+        contextlib.redirect_stdout(printed),
+    ):
+        plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+        left = {run.name for run in list_planned_runs(plan)} - {row.run for row in rows}
+        if left:
+            raise SystemExit(f"{folder}: {min(left)} has no row; train it, or take its seed out of {PLAN}")
+        print_outcome(plan, folder, rows, as_json=False)
     return printed.getvalue().partition("next:\n")[0]
 
 

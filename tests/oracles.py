@@ -107,7 +107,7 @@ def size_balance(choices: list[list[int]], probs_TE: torch.Tensor, widths: list[
     return sum(totals, probs_TE.new_zeros(())) / len(totals)
 
 
-def width_cost(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
+def expected_width(probs_TE: torch.Tensor, widths: list[int]) -> torch.Tensor:
     """mean_t sum_i p_i h_i / mean(h), the mean over experts that compute."""
     mean = sum(widths) / len([w for w in widths if w])
     total = probs_TE.new_zeros(())

@@ -1,7 +1,6 @@
 """The balance within widths, the guide's example of an own loss, against a slow loop, with its gradients."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ import hmoe
 from hmoe.model.router import route_tokens
 from hmoe.model.routing import Routing
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
-from hmoe.specs.model import MoESpec
 from tests import oracles
+from tests.model.own_losses import measure_own_loss
 from tests.model.test_losses import choices
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "own-router.md"
@@ -32,15 +31,7 @@ def measure_balance(statistics: RouterStatistics, widths: tuple[int, ...]) -> to
     (code,) = re.findall(
         r"^cat > size_balance\.py <<'END'\n(.*?)^END$", PAGE.read_text(), re.MULTILINE | re.DOTALL
     )
-    registered: dict[str, Callable[[RouterStatistics, MoESpec], torch.Tensor]] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            hmoe, "register_loss", lambda name, function, summary: registered.update({name: function})
-        )
-        exec(compile(code, "size_balance.py", "exec"), {})
-    computing, zeros = tuple(width for width in widths if width), widths.count(0)
-    moe = MoESpec(widths=computing, zero=hmoe.ZeroExperts(null=zeros) if zeros else None)
-    return registered["size_balance"](statistics, moe)
+    return measure_own_loss(code, "size_balance", statistics, widths)
 
 
 def route(tokens: int, spec: hmoe.TopK | hmoe.TopP = SPECS[1], scale: float = 2.0) -> Routing:

@@ -9,13 +9,14 @@ from statistics import stdev
 from typing import Any
 
 import pytest
+import yaml
 
 from hmoe.cli.main import run_command_line
 from hmoe.statistics.intervals import compute_mean_interval
 from hmoe.statistics.paired import PairedDifference, compare_paired
 from hmoe.sweep.folder import check_same_plan
 from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
-from hmoe.sweep.plan import SweepPlan, read_plan
+from hmoe.sweep.plan import SweepPlan, check_plan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
@@ -24,20 +25,29 @@ from hmoe.sweep.tuning import list_choices, rank_trials
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PAGE = (RESULTS / "README.md").read_text()
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.yaml"))
+# Plans with keys that have left since: only an earlier commit reads them.
+RECORDS = sorted(path.parent for path in RESULTS.glob("*/plan.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _know_the_loss_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HMOE_EXTENSIONS", str(RESULTS / "expected_width.py"))
 
 
 def list_sweep_commands() -> dict[str, list[str]]:
     """Return the words of the page's commands that begin a sweep, by the name of its folder."""
-    lines = re.findall(r"^hmoe (sweep (?!run ).*)$", PAGE.replace("\\\n", ""), re.MULTILINE)
+    command = r"^(?:HMOE_EXTENSIONS=\S+ +)?hmoe (sweep .* --out .*)$"
+    lines = re.findall(command, PAGE.replace("\\\n", ""), re.MULTILINE)
     commands = [shlex.split(line) for line in lines]
     return {Path(words[words.index("--out") + 1]).name: words for words in commands}
 
 
 def test_the_page_has_a_command_and_an_answer_for_each_folder() -> None:
     assert FOLDERS
-    assert list_sweep_commands().keys() == {folder.name for folder in FOLDERS}
+    assert list_sweep_commands().keys() == {folder.name for folder in FOLDERS} | {"width-cost"}
     for folder in FOLDERS:
-        assert f"```text\nhmoe sweep run docs/results/{folder.name}\n```\n\n```text\n" in PAGE
+        needs = "HMOE_EXTENSIONS=docs/results/expected_width.py " if folder.name == "longer" else ""
+        assert f"```text\n{needs}hmoe sweep run docs/results/{folder.name}\n```\n\n```text\n" in PAGE
         assert sorted(
             path.name for path in folder.iterdir() if path.name not in (".lock", "runs", "logs")
         ) == [
@@ -46,14 +56,33 @@ def test_the_page_has_a_command_and_an_answer_for_each_folder() -> None:
         ]
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_the_command_of_a_folder_makes_its_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> SweepPlan:
+    """Return the plan that the page's command for a folder makes."""
     plans: list[SweepPlan] = []
     monkeypatch.setattr("hmoe.cli.sweep_run.run_plan", lambda plan, options: plans.append(plan))
-    assert run_command_line(list_sweep_commands()[folder.name]) == 0
-    own = read_plan(folder / "sweep.yaml")
-    check_same_plan(own, plans[0], folder / "sweep.yaml")
-    assert plans[0].seeds == own.seeds
+    monkeypatch.chdir(RESULTS.parents[1])
+    assert run_command_line(list_sweep_commands()[name]) == 0
+    return plans[0]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_command_of_a_folder_makes_its_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, plan = read_plan(folder / "sweep.yaml"), make_plan(folder.name, monkeypatch)
+    check_same_plan(own, plan, folder / "sweep.yaml")
+    assert plan.seeds == own.seeds
+
+
+def test_the_command_of_the_cost_of_width_makes_its_plan_with_a_loss_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = RESULTS / "width-cost" / "plan.yaml"
+    assert path.read_text().count("model.moe.width_cost=0.03") == 1
+    tree = yaml.safe_load(
+        path.read_text().replace("model.moe.width_cost=0.03", "'model.moe.losses={expected_width: 0.03}'")
+    )
+    own, plan = check_plan(tree, str(path)), make_plan("width-cost", monkeypatch)
+    check_same_plan(own, plan, path)
+    assert plan.seeds == own.seeds
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -160,14 +189,20 @@ def subtract_groups(folder: Path, name: str, other: str) -> list[float]:
     return [value - bits[other][seed] for seed, value in bits[name].items()]
 
 
+def list_groups() -> list[tuple[Path, list[dict[str, Any]]]]:
+    """Return the groups of every plan, also of those that today's code does not read."""
+    plans = sorted([*RESULTS.glob("*/sweep.yaml"), *RESULTS.glob("*/plan.yaml")])
+    return [(path.parent, yaml.safe_load(path.read_text())["groups"]) for path in plans]
+
+
 def compare_controls() -> dict[tuple[str, str], PairedDifference]:
     """Compare unequal experts with their controls, in every folder, with a correction over all."""
     return compare_paired(
         {
-            (folder.name, group.control_of): subtract_groups(folder, group.control_of, group.name)
-            for folder in FOLDERS
-            for group in read_plan(folder / "sweep.yaml").groups
-            if group.control_of
+            (folder.name, group["control_of"]): subtract_groups(folder, group["control_of"], group["name"])
+            for folder, groups in list_groups()
+            for group in groups
+            if group.get("control_of")
         }
     )
 
@@ -221,7 +256,7 @@ def test_the_page_says_what_reruns_differ_by() -> None:
     )
     assert f"up to {max(map(abs, unequal)):.4f}, {stdev(unequal):.4f} over four." in text
     trained: dict[tuple[str, int], dict[str, float]] = {}
-    for folder in FOLDERS:
+    for folder in [*FOLDERS, *RECORDS]:
         for row in read_rows(folder / "rows.csv"):
             own = trained.setdefault((row.recipe, row.seed), {})
             own[folder.name] = row.validation_bits_per_byte or math.nan

@@ -30,7 +30,6 @@ class HMoEConfig(PreTrainedConfig):
         qk_norm: RMSNorm of queries and keys, "head": over each head, "width": over all heads together.
         load_balance_coef, parameter_penalty_coef, router_entropy_coef, router_z_coef: auxiliary losses (HMoE
             eq 3, 4, 5 and ST-MoE's), added to the loss if output_router_logits is set, as transformers does.
-        width_cost_coef: as those, see `hmoe.model.width_cost`.
         penalty_norm, entropy_scale: see `hmoe.parameter_penalty`, `hmoe.router_entropy`.
         training_rules: what else hmoe's trainer did, as under `model.moe` of a recipe; not applied here.
         other_loss_coefs: of losses that `hmoe.register_loss` added, by name.
@@ -67,7 +66,6 @@ class HMoEConfig(PreTrainedConfig):
     router_entropy_coef: float = 0.0
     entropy_scale: str = "experts"
     router_z_coef: float = 0.0
-    width_cost_coef: float = 0.0
     other_loss_coefs: dict[str, float] | None = None
     training_rules: dict[str, Any] | None = None
     output_router_logits: bool = False

@@ -14,7 +14,6 @@ from hmoe.errors import ConfigError
 from hmoe.model.routing import Routing
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.model.waiting import get_constant
-from hmoe.model.width_cost import compute_width_cost
 from hmoe.specs.losses import LOSSES, add_loss
 from hmoe.specs.model import MoESpec
 
@@ -126,7 +125,6 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
     ),
     "router_entropy": lambda statistics, moe: compute_router_entropy(statistics, moe.entropy_scale),
     "router_z": lambda statistics, moe: compute_router_z(statistics),
-    "width_cost": lambda statistics, moe: compute_width_cost(statistics, moe.routed_widths),
 }
 
 
@@ -167,13 +165,9 @@ def compute_auxiliary_losses(routings: Sequence[Routing], moe: MoESpec | None) -
 def average_losses(statistics: RouterStatistics, moe: MoESpec) -> dict[str, torch.Tensor]:
     """Return the mean over layers of each built-in loss, and of those that the spec names.
 
-    Most built-in losses are worth watching at coefficient 0 too.
+    Built-in ones are worth watching at coefficient 0 too.
     """
-    names = [
-        loss.name
-        for loss in LOSSES.values()
-        if (loss.built_in and loss.watched) or loss.name in moe.losses or moe.get_coefficient(loss.name)
-    ]
+    names = [loss.name for loss in LOSSES.values() if loss.built_in or loss.name in moe.losses]
     return {name: LOSS_FUNCTIONS[name](statistics, moe).mean() for name in names}
 
 

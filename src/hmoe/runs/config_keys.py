@@ -77,7 +77,7 @@ _KINDS: dict[tuple[type, ...], tuple[str, ...]] = {
     (float,): ("rms_norm_eps",),
     (int, float): (
         "router_aux_loss_coef", "clip_qkv", "router_top_p", "load_balance_coef", "parameter_penalty_coef",
-        "router_entropy_coef", "router_z_coef", "width_cost_coef",
+        "router_entropy_coef", "router_z_coef",
     ),
     (str,): ("hidden_act", "qk_norm", "router_type", "penalty_norm", "entropy_scale"),
     (list,): ("layer_types", "mlp_only_layers", "dense_layers", "expert_widths", "expert_skip"),

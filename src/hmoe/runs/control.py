@@ -46,7 +46,6 @@ def derive_control(summary: RunSummary) -> RunConfig:
         parameter_penalty=0.0,
         penalty_norm="mean",
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
-        width_cost=0.0,
         skip=(),
     )
     config = summary.config
@@ -102,7 +101,7 @@ def list_control_changes(config: RunConfig, control: RunConfig) -> list[tuple[st
     old, new = config.model.moe, control.model.moe
     assert old is not None
     assert new is not None
-    names = ("parameter_penalty", "penalty_norm", "load_balance", "width_cost", "skip")
+    names = ("parameter_penalty", "penalty_norm", "load_balance", "skip")
     return [
         (f"{name} {getattr(old, name)}", f"{name} {getattr(new, name)}")
         for name in names

@@ -19,7 +19,6 @@ class LossSpec:
         option: key under `model.moe` of a variant of it; None: it has none.
         hf_default: coefficient where a Hugging Face config.json does not say.
         built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
-        watched: it is logged at coefficient 0 too.
     """
 
     name: str
@@ -27,7 +26,6 @@ class LossSpec:
     option: str | None = None
     hf_default: float = 0.0
     built_in: bool = True
-    watched: bool = True
 
     @property
     def hf_key(self) -> str:
@@ -50,9 +48,6 @@ LOSSES: dict[str, LossSpec] = {
         LossSpec("parameter_penalty", "HMoE eq 4; the paper's unequal experts: 0.1", "penalty_norm", 0.1),
         LossSpec("router_entropy", "HMoE eq 5; the paper's top-p: 3e-2", "entropy_scale"),
         LossSpec("router_z", "mean squared logsumexp of router logits"),
-        LossSpec(
-            "width_cost", "expected width of the router's probabilities, without the load", watched=False
-        ),
     )
 }
 

@@ -14,7 +14,6 @@ from hmoe.specs.rope import RopeScaling
 from hmoe.specs.routers import ROUTERS
 from hmoe.specs.routers.base import RouterSpec, describe_constant_gates
 from hmoe.specs.routers.top_k import TopK
-from hmoe.specs.width_rules import check_width_rules
 from hmoe.specs.widths import WidthRule
 
 _WIDTHS = Each(Whole(1, 10**7), least=1)
@@ -78,7 +77,6 @@ class MoESpec(Spec):
         router_entropy: HMoE eq 5; the paper's top-p: 3e-2.
         entropy_scale: factor in eq 5: number of experts, or 1.
         router_z: mean squared logsumexp of router logits.
-        width_cost: mean of sum p h / mean h: the penalty without the load.
         statistics: loads in losses are a micro-batch's own, or the batch's up to and with it.
         losses: coefficients of losses that `hmoe.register_loss` added, by name.
 
@@ -99,7 +97,6 @@ class MoESpec(Spec):
     router_entropy: Annotated[float, COEFFICIENT] = 0.0
     entropy_scale: Literal["experts", "one"] = "experts"
     router_z: Annotated[float, COEFFICIENT] = 0.0
-    width_cost: Annotated[float, COEFFICIENT] = field(default=0.0, metadata=WRITTEN_WHERE_SET)
     statistics: Literal["micro", "batch"] = field(default="micro", metadata=WRITTEN_WHERE_SET)
     losses: Annotated[dict[str, float], Each(COEFFICIENT)] = field(default_factory=dict, hash=False)
     section: ClassVar[str] = "moe"
@@ -161,7 +158,8 @@ class MoESpec(Spec):
         for loss in LOSSES.values():
             if loss.option is not None and self.get_coefficient(loss.name) == 0:
                 self.refuse_unused(f"while {loss.name} is 0", loss.option)
-        check_width_rules(self)
+        if not (self.load_balance or self.parameter_penalty or any(self.losses.values())):
+            self.refuse_unused("while no loss with a coefficient counts loads", "statistics")
         for name in self.losses:
             if name not in LOSSES or LOSSES[name].built_in:
                 known = (

@@ -12,7 +12,7 @@ from hmoe.sweep.grid import list_groups_with_controls, locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
 # Of the rules: strengths near those of the only independent test of unequal experts, and of aux-free balancing.
-WIDTH_COST, BIAS_RATE = 0.03, 1e-3
+BIAS_RATE = 1e-3
 # Name of a row -> its overrides.
 Variants = dict[str, tuple[str, ...]]
 
@@ -100,14 +100,10 @@ def _vary_experts(config: RunConfig, moe: MoESpec) -> Variants:
 def _vary_rules(config: RunConfig, moe: MoESpec) -> Variants:
     """Return each training rule beside the recipe as it is; see `docs/guides/routers.md`.
 
-    Some need more than their own key: a cost of width and a bias take the penalty's place, batch statistics need
-    several micro-batches (compare them with `micro-statistics`).
+    Some need more than their own key: a bias takes the penalty's place, batch statistics need several micro-batches
+    (compare them with `micro-statistics`).
     """
-    balance = ("model.moe.parameter_penalty=0.0", f"model.moe.load_balance={LOAD_BALANCE}")
-    variants: Variants = {
-        "penalty": (),
-        "width-cost": (*balance, f"model.moe.width_cost={WIDTH_COST}"),
-    }
+    variants: Variants = {"penalty": ()}
     if moe.router.threshold is None:
         biased = (
             f"model.moe.router={{name: top_k, k: {_get_k(moe)}, bias_rate: {BIAS_RATE}, bias_by: compute}}"

@@ -55,9 +55,8 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
         *_drop_width_rules(moe),
     )
     balance = (f"model.moe.load_balance={moe.load_balance or LOAD_BALANCE!r}",)
-    # The recipe's own losses stay, whatever they are: only where it has none for width it gets the paper's.
-    has_penalty = moe.parameter_penalty or moe.width_cost
-    penalty = () if has_penalty else (f"model.moe.parameter_penalty={PARAMETER_PENALTY!r}",)
+    # The recipe's own losses stay, whatever they are: only where it has no parameter penalty it gets the paper's.
+    penalty = () if moe.parameter_penalty else (f"model.moe.parameter_penalty={PARAMETER_PENALTY!r}",)
     entropy = (f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}",)
     no_entropy = () if moe.router.threshold is None else ("model.moe.router_entropy=0.0",)
     families = [
@@ -112,7 +111,7 @@ def _count_experts(moe: MoESpec) -> float:
 
 def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
     """Return overrides that take from equal experts the losses that are about width."""
-    names = {"parameter_penalty": 0.0, "penalty_norm": "mean", "width_cost": 0.0}
+    names = {"parameter_penalty": 0.0, "penalty_norm": "mean"}
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
     return tuple(f"model.moe.{name}={value}" for name, value in changed.items())
 
