@@ -5,7 +5,7 @@ import math
 import re
 import shlex
 from pathlib import Path
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -296,6 +296,39 @@ def test_the_page_says_of_strategies_what_their_rows_say() -> None:
         interval = result.interval
         assert f"{name} {interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})" in text
     assert [name for name, result in results.items() if result.excludes_zero] == [*pairs][:1]
+
+
+def test_the_page_says_of_sizes_what_their_rows_say() -> None:
+    rows = {
+        (row.family, row.budget, row.size, row.seed): row
+        for row in read_rows(RESULTS / "isoflop" / "rows.csv")
+    }
+    sizes, text = ("x0.5", "x0.75", "x1", "x1.5"), " ".join(PAGE.split())
+
+    def subtract(budget: float, size: str) -> float:
+        """Return a mean over seeds: pairs of one size are not independent."""
+        losses = [
+            [rows[family, budget, size, seed].validation_loss or math.nan for seed in (0, 1)]
+            for family in ("unequal-topk", "equal-topk")
+        ]
+        return fmean(losses[0]) - fmean(losses[1])
+
+    results = compare_paired({b: [subtract(b, size) for size in sizes] for b in (1e12, 3e12, 1e13, 3e13)})
+    last = results[3e13]
+    words = f"by {last.interval.mean:.4f} nats, a mean over the four sizes (p {last.interval.tail:.3f} alone"
+    assert f"{words}, {last.adjusted_tail:.3f} with Holm's" in text
+    assert f"at 1e13 FLOPs by {results[1e13].interval.mean:.4f}." in text
+    assert not any(result.excludes_zero for result in results.values())
+    collapsed = [rows["unequal-topp", 3e13, size, seed] for size in sizes for seed in (0, 1)]
+    idle = [row.idle_share_end or 0 for row in collapsed]
+    taken = [row.experts_per_token or 0 for row in collapsed]
+    assert f"({min(idle):.0%} to {max(idle):.0%} of its experts idle" in text
+    assert f"{min(taken):.2f} to {max(taken):.2f} experts a token)" in text
+    assert "compute of equal-topk: no difference shown." in text
+    assert "is worth 0.926x (0.799 to 1.09) of the" in text
+    assert "0.80 to 1.09 times at 3e13 FLOPs." in text
+    again = [row.epochs or 0 for row in rows.values() if (row.size, row.budget) == ("x0.5", 3e13)]
+    assert f"reads the text {min(again):.1f} to {max(again):.1f} times" in text
 
 
 def test_the_page_says_of_difficulty_what_all_runs_say() -> None:
