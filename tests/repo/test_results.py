@@ -325,8 +325,8 @@ def test_the_page_says_of_sizes_what_their_rows_say() -> None:
     assert f"({min(idle):.0%} to {max(idle):.0%} of its experts idle" in text
     assert f"{min(taken):.2f} to {max(taken):.2f} experts a token)" in text
     assert "compute of equal-topk: no difference shown." in text
-    assert "is worth 0.926x (0.799 to 1.09) of the" in text
-    assert "0.80 to 1.09 times at 3e13 FLOPs." in text
+    assert "is worth 0.933x (0.799 to 1.1) of the" in text
+    assert "0.80 to 1.10 times at 3e13 FLOPs." in text
     again = [row.epochs or 0 for row in rows.values() if (row.size, row.budget) == ("x0.5", 3e13)]
     assert f"reads the text {min(again):.1f} to {max(again):.1f} times" in text
 

@@ -13,6 +13,7 @@ from hmoe.sweep.answer import (
     analyze_group_power,
     analyze_isoflop_power,
     analyze_sweep,
+    describe_left_out,
     describe_planned_power,
     describe_power,
     list_loss_points,
@@ -26,6 +27,7 @@ from tests.sweep.helpers import CONTROL, OPEN, UNEQUAL, make_plan, make_row
 
 SIZES = {"x0.5": 1e5, "x1": 3e5, "x2": 9e5, "x3": 2.7e6}
 BUDGETS = (1e12, 3e12, 1e13, 3e13)
+FRONTIER = 2.9543  # least loss of the law below at the last budget
 
 
 def compute_loss(size: float, tokens: float) -> float:
@@ -54,7 +56,7 @@ def make_isoflop(shift: float, noise: float = 0.003) -> tuple[SweepPlan, list[Sw
                     )
                     rows.append(
                         make_row(f"{family},{size}-{seed}", loss, family=family, size=size, budget=budget,
-                                 flops=round(6 * parameters * tokens), tokens=tokens)
+                                 flops=round(6 * parameters * tokens), tokens=tokens, step=tokens // 512)
                     )  # fmt: skip
     plan = make_plan(kind="isoflop", groups=groups, seeds=[0, 1], budgets=list(BUDGETS))
     return plan, rows
@@ -82,10 +84,37 @@ def test_a_planted_difference_is_found_and_a_null_is_not() -> None:
 
 
 def test_rows_that_are_not_finished_or_have_no_budget_are_no_points() -> None:
-    row = make_row("a-0", budget=1e12)
+    row = make_row("a-0", budget=1e12, step=100)
     rows = [row, dataclasses.replace(row, status="failed: x"), dataclasses.replace(row, budget=None)]
-    assert [point.run for point in list_loss_points(rows)] == ["a-0"]
+    plan = make_plan(kind="isoflop", groups=[{**OPEN, "name": "a"}], budgets=[1e12])
+    assert [point.run for point in list_loss_points(plan, rows)] == ["a-0"]
     assert analyze_sweep(make_isoflop(0.0)[0], []) is None
+
+
+def test_measurements_within_the_warm_up_are_left_out_and_told() -> None:
+    plan, rows = make_isoflop(0.0)
+    plan = plan.model_copy(update={"overrides": ("optim.warmup_steps=130",)})
+    spoilt = [
+        dataclasses.replace(row, validation_loss=9.0) if (row.size, row.budget) == ("x3", 1e12) else row
+        for row in rows
+    ]
+    assert [row.step for row in spoilt if row.validation_loss == 9.0] == [120] * 4
+    assert len(list_loss_points(plan, spoilt)) == 60
+    edge = plan.model_copy(update={"overrides": ("optim.warmup_steps=120",)})
+    assert len(list_loss_points(edge, spoilt)) == 60
+    result = analyze_sweep(plan, spoilt)
+    assert result is not None
+    for family in result.families:
+        assert family.fit.misfit is None
+        assert family.budgets[-1].frontier_loss is not None
+        assert family.budgets[-1].frontier_loss.value is not None
+        assert abs(family.budgets[-1].frontier_loss.value - FRONTIER) < 0.03
+    (sentence,) = describe_left_out(plan, spoilt)
+    assert sentence == (
+        "Not in the fits: 4 measurements before the end of the warm-up (equal-topk,x3 at 1.0e12; "
+        "unequal-topk,x3 at 1.0e12 FLOPs)."
+    )
+    assert describe_left_out(make_isoflop(0.0)[0], rows) == []
 
 
 def clock(rows: list[SweepRow], slower: float, noise: float = 1e-6) -> list[SweepRow]:

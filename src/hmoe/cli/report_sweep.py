@@ -60,7 +60,13 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
     """Return what the page tells of a sweep beside its comparison, from the plan and the rows that were read."""
     from hmoe.cli.sweep_outcome import format_choices
     from hmoe.report.sweep_sections import SweepRecord
-    from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_power, list_loss_points
+    from hmoe.sweep.answer import (
+        analyze_isoflop_power,
+        analyze_sweep,
+        describe_left_out,
+        describe_power,
+        list_loss_points,
+    )
     from hmoe.sweep.notes import describe_groups
     from hmoe.sweep.runs import list_planned_runs
     from hmoe.sweep.speed import measure_speeds
@@ -69,10 +75,10 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
     plain, planned = [dataclasses.asdict(row) for row in rows], len(list_planned_runs(plan))
     if plan.kind == "isoflop":
         result = analyze_sweep(plan, rows)
-        power = []
+        limits = describe_left_out(plan, rows)
         if result is not None:
-            power = describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
-        return SweepRecord(plain, planned, list_loss_points(rows), result, power)
+            limits += describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
+        return SweepRecord(plain, planned, list_loss_points(plan, rows), result, limits)
     if plan.kind == "tuning":
         trials = rank_trials(plan, rows)
         sentences = [

@@ -12,17 +12,22 @@ from hmoe.sweep.families import REFERENCE
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.rows import SweepRow
 from hmoe.sweep.speed import compare_seconds
+from hmoe.units import format_flops
 
 DIFFERENCE = 0.01  # nats: what the power of a sweep is told for
 ASSUMED_SPREAD = 0.01  # nats: of pairs of seeds, before any were run; as measured at 2e12 to 4e12 FLOPs here
 
 
-def list_loss_points(rows: Iterable[SweepRow]) -> list[LossPoint]:
-    """Return the measured losses of finished runs at their budgets."""
-    points = []
+def list_loss_points(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[LossPoint]:
+    """Return the measured losses that the fits are of: those of finished runs at their budgets, after the warm-up.
+
+    Before its end the rate still grows, and the loss is not that of a run of so many tokens at the full rate.
+    """
+    points, warmups = [], _list_warmups(plan)
     for row in rows:
-        if not row.is_finished or row.budget is None:
+        if not _is_measured(row) or (row.step or 0) <= warmups[row.group]:
             continue
+        assert row.budget is not None
         assert row.flops is not None
         assert row.tokens is not None
         assert row.validation_loss is not None
@@ -42,6 +47,32 @@ def list_loss_points(rows: Iterable[SweepRow]) -> list[LossPoint]:
     return points
 
 
+def describe_left_out(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[str]:
+    """Return a sentence on the measurements that the fits are not of, or none."""
+    warmups = _list_warmups(plan)
+    early = [row for row in rows if _is_measured(row) and (row.step or 0) <= warmups[row.group]]
+    if not early:
+        return []
+    where = dict.fromkeys(f"{row.group} at {format_flops(row.budget or 0)}" for row in early)
+    return [
+        f"Not in the fits: {len(early)} measurements before the end of the warm-up ({'; '.join(where)} FLOPs)."
+    ]
+
+
+def _is_measured(row: SweepRow) -> bool:
+    return row.is_finished and row.budget is not None
+
+
+def _list_warmups(plan: SweepPlan) -> dict[str, int]:
+    """Return the steps of warm-up of each group; a control has those of its source."""
+    sources = {
+        group.name: plan.get_group(group.control_of) if group.control_of else group for group in plan.groups
+    }
+    return {
+        name: plan.read_recipe(source, plan.seeds[0]).optim.warmup_steps for name, source in sources.items()
+    }
+
+
 def analyze_sweep(plan: SweepPlan, rows: Sequence[SweepRow]) -> IsoflopResult | None:
     """Fit the families of an isoFLOP sweep and compare them; None without a finished run.
 
@@ -49,7 +80,7 @@ def analyze_sweep(plan: SweepPlan, rows: Sequence[SweepRow]) -> IsoflopResult | 
         plan: of the sweep.
         rows: of its table.
     """
-    points = list_loss_points(rows)
+    points = list_loss_points(plan, rows)
     families = list(dict.fromkeys(group.curve for group in plan.groups))
     known = [name for name in families if any(point.family == name for point in points)]
     if not known:
