@@ -1,45 +1,26 @@
 """The published results: their tables are whole, their commands make their plans, their pages show their numbers."""
 
-import csv
-import math
 import re
-import shlex
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 import yaml
 
 from hmoe.cli.main import run_command_line
-from hmoe.statistics.intervals import compute_mean_interval
-from hmoe.statistics.paired import PairedDifference, compare_paired
 from hmoe.sweep.folder import check_same_plan
-from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
+from hmoe.sweep.outcome import summarize_rows
 from hmoe.sweep.plan import SweepPlan, check_plan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
 from hmoe.sweep.tuning import list_choices, rank_trials
-
-RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PAGE = (RESULTS / "README.md").read_text()
-FOLDERS = sorted(path.parent for path in RESULTS.glob("*/sweep.yaml"))
-# Plans with keys that have left since: only an earlier commit reads them.
-RECORDS = sorted(path.parent for path in RESULTS.glob("*/plan.yaml"))
+from tests.repo.results_tables import FOLDERS, PAGE, RESULTS, list_sweep_commands
 
 
 @pytest.fixture(autouse=True)
 def _know_the_loss_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HMOE_EXTENSIONS", str(RESULTS / "expected_width.py"))
-
-
-def list_sweep_commands() -> dict[str, list[str]]:
-    """Return the words of the page's commands that begin a sweep, by the name of its folder."""
-    command = r"^(?:HMOE_EXTENSIONS=\S+ +)?hmoe (sweep .* --out .*)$"
-    lines = re.findall(command, PAGE.replace("\\\n", ""), re.MULTILINE)
-    commands = [shlex.split(line) for line in lines]
-    return {Path(words[words.index("--out") + 1]).name: words for words in commands}
 
 
 def test_the_page_has_a_command_and_an_answer_for_each_folder() -> None:
@@ -137,207 +118,3 @@ def test_tuned_families_have_what_the_tuning_chose() -> None:
     overrides = {value for name, value in choices if name == "override" and "-topk" in value}
     # Equal experts have the paper's coefficient without being told.
     assert overrides == {words[words.index("--override") + 1], "equal-topk:model.moe.load_balance=0.01"}
-
-
-def test_the_page_says_of_rules_what_all_their_rows_say() -> None:
-    """Ten were trained together; the keys of some have left, so that a sweep of today compares fewer."""
-    rows = [row for name in ("rules", "rules-left") for row in read_rows(RESULTS / name / "rows.csv")]
-    bits: dict[str, dict[int, float]] = {}
-    for row in rows:
-        assert row.status == "finished"
-        bits.setdefault(row.group, {})[row.seed] = row.validation_bits_per_byte or math.nan
-    assert len(rows) == 88
-    assert {len(own) for own in bits.values()} == {8}
-
-    def subtract(name: str, other: str) -> list[float]:
-        return [bits[name][seed] - bits[other][seed] for seed in range(8)]
-
-    results = compare_paired({name: subtract(name, "penalty") for name in bits if name != "penalty"})
-    for name, result in results.items():
-        low, high = result.interval.low or math.nan, result.interval.high or math.nan
-        verdict = "ahead" if high < 0 else "behind" if low > 0 else "no difference shown"
-        width = sum(row.mean_activated_width or 0 for row in rows if row.group == name) / 8
-        difference = f"{result.interval.mean:+.4f} | {low:+.4f} | {high:+.4f}"
-        assert f"| {name} | {width:.0f} | {difference} | {verdict} |" in PAGE
-    balance = compute_mean_interval(subtract("size-balance", "hybrid"))
-    assert f"{balance.mean:.4f} ± {balance.half_width:.4f} behind, uncorrected." in PAGE
-
-
-def compare_unequal(folder: Path) -> tuple[dict[str, Any], str]:
-    """Return the row of unequal experts beside equal ones, and the verdict beside their control."""
-    plan, rows = read_plan(folder / "sweep.yaml"), read_rows(folder / "rows.csv")
-    comparison = compare_sweep(plan, rows, folder)
-    assert comparison is not None
-    (row,) = (row for row in comparison.rows if row["name"] == "unequal-topk")
-    groups = group_summaries(plan, summarize_rows(plan, rows, folder))
-    (control,) = describe_controls(plan, groups, plan.baseline)
-    return row, control.partition(" bits per byte, ")[2]
-
-
-def list_bits(folder: Path) -> dict[str, dict[int, float]]:
-    """Return bits per byte of each group of a folder's runs, by seed."""
-    bits: dict[str, dict[int, float]] = {}
-    for row in read_rows(folder / "rows.csv"):
-        bits.setdefault(row.group, {})[row.seed] = row.validation_bits_per_byte or math.nan
-    return bits
-
-
-def subtract_groups(folder: Path, name: str, other: str) -> list[float]:
-    """Return bits per byte of one group less another's, seed by seed."""
-    bits = list_bits(folder)
-    assert bits[name].keys() == bits[other].keys()
-    return [value - bits[other][seed] for seed, value in bits[name].items()]
-
-
-def list_groups() -> list[tuple[Path, list[dict[str, Any]]]]:
-    """Return the groups of every plan, also of those that today's code does not read."""
-    plans = sorted([*RESULTS.glob("*/sweep.yaml"), *RESULTS.glob("*/plan.yaml")])
-    return [(path.parent, yaml.safe_load(path.read_text())["groups"]) for path in plans]
-
-
-def compare_controls() -> dict[tuple[str, str], PairedDifference]:
-    """Compare unequal experts with their controls, in every folder, with a correction over all."""
-    return compare_paired(
-        {
-            (folder.name, group["control_of"]): subtract_groups(folder, group["control_of"], group["name"])
-            for folder, groups in list_groups()
-            for group in groups
-            if group.get("control_of")
-        }
-    )
-
-
-def test_the_readme_says_what_the_tables_say() -> None:
-    readme = " ".join((RESULTS.parents[1] / "README.md").read_text().split())
-    row, _ = compare_unequal(RESULTS / "tuned")
-    own = f"{row['difference']:+.4f} bits per byte ({row['difference_low']:+.4f} to {row['difference_high']:+.4f})"
-    assert f"unequal experts differ by {own} from equal ones" in readme
-    # Several comparisons put the question, so each answer counts with a correction over all.
-    results = compare_controls()
-    tuned, costly = results["tuned", "unequal-topk"], results["width-cost", "unequal-topk"]
-    words = f"and by {tuned.interval.mean:+.4f} from equal ones of the same activated width, not shown after correction"
-    assert f"{words} (p {tuned.adjusted_tail:.3f})" in readme
-    assert f"(p {tuned.interval.tail:.3f} alone, {tuned.adjusted_tail:.3f} with Holm's" in PAGE
-    assert [name for name, result in results.items() if result.excludes_zero] == [
-        ("width-cost", "unequal-topk")
-    ]
-    assert all(result.interval.mean > 0 for result in results.values())  # "all six lean to behind"
-    assert len(results) == 6
-    ends = f"{costly.interval.low:.4f} to {costly.interval.high:.4f}"
-    assert (
-        f"they are {costly.interval.mean:.4f} ({ends}) behind such equal ones, the one of six comparisons"
-        in readme
-    )
-    ends = f"({costly.interval.low:+.4f} to {costly.interval.high:+.4f}, p {costly.adjusted_tail:.3f})"
-    assert f"{ends}, and no other is" in " ".join(PAGE.split())
-    assert f"{costly.interval.mean:+.4f} bits per byte, p {costly.interval.tail:.3f} alone." in PAGE
-    plain, plain_control = compare_unequal(RESULTS / "families")
-    assert "with the paper's coefficients neither is shown" in readme
-    verdicts = (row["verdict"], plain["verdict"], plain_control)
-    assert all(verdict.startswith("no difference shown") for verdict in verdicts)
-    assert "shows no gain" in readme
-    assert f"{row['pairs']} paired seeds" in readme
-
-
-def subtract_reruns(folder: str, name: str, other_folder: str, other: str) -> list[float]:
-    """Return what reruns differ by, seed by seed, where both folders have the seed."""
-    bits, others = list_bits(RESULTS / folder)[name], list_bits(RESULTS / other_folder)[other]
-    return [bits[seed] - others[seed] for seed in sorted(bits.keys() & others.keys())]
-
-
-def test_the_page_says_what_reruns_differ_by() -> None:
-    text = " ".join(PAGE.split())
-    equal = subtract_reruns("tuned", "equal-topk", "width-cost", "equal-topk")
-    unequal = subtract_reruns("families", "unequal-topk", "losses", "penalty")
-    assert (len(equal), len(unequal)) == (8, 4)
-    assert (
-        f"up to {max(map(abs, equal)):.4f} bits per byte, standard deviation {stdev(equal):.4f} over eight"
-        in text
-    )
-    assert f"up to {max(map(abs, unequal)):.4f}, {stdev(unequal):.4f} over four." in text
-    trained: dict[tuple[str, int], dict[str, float]] = {}
-    for folder in [*FOLDERS, *RECORDS]:
-        for row in read_rows(folder / "rows.csv"):
-            own = trained.setdefault((row.recipe, row.seed), {})
-            own[folder.name] = row.validation_bits_per_byte or math.nan
-    again = [set(values.values()) for values in trained.values() if len(values) > 1]
-    exact = sum(len(values) == 1 for values in again)
-    largest = max(max(values) - min(values) for values in again)
-    assert (len(again), exact) == (21, 5)
-    assert (
-        f"Of {len(again)} recipes and seeds that two or more sweeps trained, five have the same loss" in text
-    )
-    assert f"the others differ by up to {largest:.4f} bits per byte" in text
-
-
-def test_the_page_says_of_losses_what_their_rows_say() -> None:
-    bits = {
-        row.run: row.validation_bits_per_byte or math.nan
-        for row in read_rows(RESULTS / "losses" / "rows.csv")
-    }
-    interval = compute_mean_interval([bits[f"penalty-{seed}"] - bits[f"balance-{seed}"] for seed in range(4)])
-    words = f"{interval.mean:+.4f} bits per byte ({interval.low:+.4f} to {interval.high:+.4f}), no difference shown"
-    assert words in " ".join(PAGE.split())
-    assert (interval.low or 0) < 0 < (interval.high or 0)
-
-
-def test_the_page_says_of_strategies_what_their_rows_say() -> None:
-    folder = RESULTS / "strategies"
-    pairs = {
-        "geometric less arithmetic widths": ("geometric", "arithmetic"),
-        "geometric less hybrid": ("geometric", "hybrid"),
-        "hybrid less arithmetic": ("hybrid", "arithmetic"),
-    }
-    results = compare_paired({name: subtract_groups(folder, *groups) for name, groups in pairs.items()})
-    controls = compute_mean_interval(subtract_groups(folder, "geometric-control", "arithmetic-control"))
-    assert f"by {controls.mean:.4f} (p {controls.tail:.3f} alone)" in PAGE
-    text = " ".join(PAGE.split())
-    for name, result in results.items():
-        interval = result.interval
-        assert f"{name} {interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})" in text
-    assert [name for name, result in results.items() if result.excludes_zero] == [*pairs][:1]
-
-
-def test_the_page_says_of_sizes_what_their_rows_say() -> None:
-    rows = {
-        (row.family, row.budget, row.size, row.seed): row
-        for row in read_rows(RESULTS / "isoflop" / "rows.csv")
-    }
-    sizes, text = ("x0.5", "x0.75", "x1", "x1.5"), " ".join(PAGE.split())
-
-    def subtract(budget: float, size: str) -> float:
-        """Return a mean over seeds: pairs of one size are not independent."""
-        losses = [
-            [rows[family, budget, size, seed].validation_loss or math.nan for seed in (0, 1)]
-            for family in ("unequal-topk", "equal-topk")
-        ]
-        return fmean(losses[0]) - fmean(losses[1])
-
-    results = compare_paired({b: [subtract(b, size) for size in sizes] for b in (1e12, 3e12, 1e13, 3e13)})
-    last = results[3e13]
-    words = f"by {last.interval.mean:.4f} nats, a mean over the four sizes (p {last.interval.tail:.3f} alone"
-    assert f"{words}, {last.adjusted_tail:.3f} with Holm's" in text
-    assert f"at 1e13 FLOPs by {results[1e13].interval.mean:.4f}." in text
-    assert not any(result.excludes_zero for result in results.values())
-    collapsed = [rows["unequal-topp", 3e13, size, seed] for size in sizes for seed in (0, 1)]
-    idle = [row.idle_share_end or 0 for row in collapsed]
-    taken = [row.experts_per_token or 0 for row in collapsed]
-    assert f"({min(idle):.0%} to {max(idle):.0%} of its experts idle" in text
-    assert f"{min(taken):.2f} to {max(taken):.2f} experts a token)" in text
-    assert "compute of equal-topk: no difference shown." in text
-    assert "is worth 0.933x (0.799 to 1.1) of the" in text
-    assert "0.80 to 1.10 times at 3e13 FLOPs." in text
-    again = [row.epochs or 0 for row in rows.values() if (row.size, row.budget) == ("x0.5", 3e13)]
-    assert f"reads the text {min(again):.1f} to {max(again):.1f} times" in text
-
-
-def test_the_page_says_of_difficulty_what_all_runs_say() -> None:
-    with (RESULTS / "tuned-difficulty.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if (row["over"], row["given"]) == ("types", "")]
-    text = " ".join(PAGE.split())
-    for feature, words in (("frequency", "with its frequency"), ("nll", "with its loss")):
-        values = {row["run"]: float(row["correlation"]) for row in rows if row["feature"] == feature}
-        assert values.keys() == {f"unequal-topk-{seed}" for seed in range(8)}
-        interval = compute_mean_interval(list(values.values()))
-        assert f"{interval.mean:+.2f} ({interval.low:+.2f} to {interval.high:+.2f}) {words}" in text
-        assert (interval.low or 0) < 0 < (interval.high or 0)  # no difference shown
