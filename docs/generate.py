@@ -25,6 +25,7 @@ from hmoe.specs.model import ModelSpec, MoESpec
 from hmoe.specs.rope import RopeScaling
 from hmoe.specs.routers import ROUTERS
 from hmoe.specs.widths import WidthRule
+from hmoe.sweep.outcome import select_rows
 from hmoe.sweep.plan import PLAN, read_plan
 from hmoe.sweep.rows import ROWS, read_rows
 from hmoe.sweep.runs import list_planned_runs
@@ -158,7 +159,8 @@ def print_answer(folder: Path, extensions: str) -> str:
         contextlib.chdir(FOLDER.parent),
         contextlib.redirect_stdout(printed),
     ):
-        plan, rows = read_plan(folder / PLAN), read_rows(folder / ROWS)
+        plan = read_plan(folder / PLAN)
+        rows = select_rows(plan, read_rows(folder / ROWS))
         left = {run.name for run in list_planned_runs(plan)} - {row.run for row in rows}
         if left:
             raise SystemExit(f"{folder}: {min(left)} has no row; train it, or take its seed out of {PLAN}")

@@ -16,5 +16,8 @@ def compute_expected_width(statistics, moe):
 
 
 register_loss(
-    "expected_width", compute_expected_width, "width that probabilities expect, over the mean of widths"
+    "expected_width",
+    compute_expected_width,
+    "width that probabilities expect, over the mean of widths",
+    unequal_only=True,
 )

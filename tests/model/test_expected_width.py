@@ -6,10 +6,14 @@ import pytest
 import torch
 
 import hmoe
+from hmoe.config.recipes import read_recipe
 from hmoe.model.router import route_tokens
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
+from hmoe.runs.control import explain_control, make_uniform_control
+from hmoe.sweep.families import list_families
 from tests import oracles
 from tests.model.own_losses import measure_own_loss
+from tests.runs.test_comparison import write_run
 
 FILE = Path(__file__).parents[2] / "docs" / "results" / "expected_width.py"
 CASES = {"unequal": (3, 5, 8, 16), "pairs": (4, 4, 8, 8), "zero-computation experts": (3, 5, 0, 0)}
@@ -46,6 +50,41 @@ def test_a_uniform_router_has_one_and_one_expert_its_width() -> None:
     ):
         routing = route_tokens(torch.tensor([logits] * 3, dtype=torch.float64), hmoe.TopK(1))
         assert measure(measure_router(routing), CASES["unequal"]).item() == pytest.approx(value)
+
+
+@pytest.fixture
+def extension(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HMOE_EXTENSIONS", str(FILE))
+
+
+WORDS = [
+    "model.moe.losses={expected_width: 0.03}",
+    "model.moe.parameter_penalty=0",
+    "model.moe.load_balance=0.01",
+]
+
+
+@pytest.mark.usefixtures("extension")
+def test_equal_experts_refuse_it_and_a_control_is_trained_without(tmp_path: Path) -> None:
+    with pytest.raises(hmoe.ConfigError, match="expected_width has no effect with equally wide experts"):
+        read_recipe("tiny-equal", [WORDS[0]])
+    zeros = read_recipe("tiny-equal", [WORDS[0], 'model.moe.zero={"null": 1}'])[1]
+    assert zeros.model.moe is not None
+    control, summary = make_uniform_control(write_run(tmp_path / "run", "tiny", 2.0, *WORDS, width=201.0))
+    assert control.model.moe is not None
+    assert control.model.moe.losses == {}
+    assert control.model.moe.load_balance == 0.01
+    assert "Instead of losses {'expected_width': 0.03} it has losses {}." in explain_control(summary, control)
+
+
+@pytest.mark.usefixtures("extension")
+def test_equal_families_of_a_recipe_are_trained_without() -> None:
+    config = read_recipe("tiny", [*WORDS, "train.flops=1e12", "train.steps=null"])[1]
+    families = {family.name: family for family in list_families(config)}
+    for name in ("equal-topk", "unequal-topk"):
+        moe = read_recipe("tiny", [*WORDS, *families[name].overrides])[1].model.moe
+        assert moe is not None
+        assert moe.losses == {"expected_width": 0.0 if name == "equal-topk" else 0.03}
 
 
 def test_without_tokens_it_is_zero_and_layers_are_apart() -> None:

@@ -163,6 +163,7 @@ def test_every_key_deleted_moved_or_of_a_wrong_kind(family: str) -> None:
         ("hmoe", {"expert_widths": [], "dense_intermediate_size": 9, "shared_expert_width": 4},
          "shared_expert_width has no effect"),
         ("hmoe", {"size_balance_coef": 0.01}, "size_balance_coef = 0.01"),
+        ("hmoe", {"width_cost_coef": 0.01}, "width_cost_coef = 0.01"),
         ("hmoe", {"penalty_norm": "median", "parameter_penalty_coef": 0.0}, "penalty_norm = 'median'"),
     ],
 )  # fmt: skip
@@ -206,8 +207,9 @@ def test_doubled_and_moved_keys_count_as_in_transformers(family: str, changes: d
     assert read_here(raw) == read_by_transformers(raw)
 
 
-def test_a_loss_that_left_the_keys_is_read_where_it_was_off() -> None:
-    assert read_here(described("hmoe") | {"size_balance_coef": 0.0}) == read_here(described("hmoe"))
+@pytest.mark.parametrize("key", ["size_balance_coef", "width_cost_coef"])
+def test_a_loss_that_left_the_keys_is_read_where_it_was_off(key: str) -> None:
+    assert read_here(described("hmoe") | {key: 0.0}) == read_here(described("hmoe"))
 
 
 LINEAR = {"rope_type": "linear", "factor": 2.0}

@@ -17,6 +17,7 @@ from hmoe.sweep.answer import (
     describe_planned_power,
     describe_power,
     list_loss_points,
+    select_fitted_rows,
 )
 from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
@@ -111,10 +112,31 @@ def test_measurements_within_the_warm_up_are_left_out_and_told() -> None:
         assert abs(family.budgets[-1].frontier_loss.value - FRONTIER) < 0.03
     (sentence,) = describe_left_out(plan, spoilt)
     assert sentence == (
-        "Not in the fits: 4 measurements before the end of the warm-up (equal-topk,x3 at 1.0e12; "
+        "Not in the fits: 4 of 64 measurements, at which the warm-up was not over (equal-topk,x3 at 1.0e12; "
         "unequal-topk,x3 at 1.0e12 FLOPs)."
     )
     assert describe_left_out(make_isoflop(0.0)[0], rows) == []
+
+
+def test_a_family_that_has_nothing_after_the_warm_up_is_told() -> None:
+    plan, rows = make_isoflop(0.0)
+    rows = [dataclasses.replace(row, step=20) if row.family == "equal-topk" else row for row in rows]
+    result = analyze_sweep(plan, rows)
+    assert result is not None
+    assert [family.family for family in result.families] == ["unequal-topk"]
+    assert (
+        describe_left_out(plan, rows)[1]
+        == "equal-topk has no fit: all its measurements are within the warm-up."
+    )
+    unplanned = make_isoflop(0.0)[0].model_copy(update={"overrides": ("optim.warmup_steps=0",)})
+    assert describe_left_out(unplanned, [dataclasses.replace(row, step=None) for row in rows]) == []
+
+
+def test_a_control_has_the_warm_up_of_its_source() -> None:
+    groups = [{**OPEN, "name": "unequal"}, {**CONTROL, "family": "control"}]
+    plan = make_plan(kind="isoflop", groups=groups, budgets=[1e12], overrides=["optim.warmup_steps=9"])
+    rows = [make_row(f"{name}-0", budget=1e12, step=step) for name, step in (("control", 9), ("unequal", 10))]
+    assert [row.run for row in select_fitted_rows(plan, rows)] == ["unequal-0"]
 
 
 def clock(rows: list[SweepRow], slower: float, noise: float = 1e-6) -> list[SweepRow]:

@@ -66,6 +66,7 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
         describe_left_out,
         describe_power,
         list_loss_points,
+        select_fitted_rows,
     )
     from hmoe.sweep.notes import describe_groups
     from hmoe.sweep.runs import list_planned_runs
@@ -77,7 +78,8 @@ def _make_record(plan: Any, rows: Any, groups: Any, baseline: str | None) -> Any
         result = analyze_sweep(plan, rows)
         limits = describe_left_out(plan, rows)
         if result is not None:
-            limits += describe_power(analyze_isoflop_power(rows, result.reference), "at one size ")
+            fitted = select_fitted_rows(plan, rows)
+            limits += describe_power(analyze_isoflop_power(fitted, result.reference), "at one size ")
         return SweepRecord(plain, planned, list_loss_points(plan, rows), result, limits)
     if plan.kind == "tuning":
         trials = rank_trials(plan, rows)

@@ -11,7 +11,13 @@ from hmoe.cli.compare import lay_out_comparison
 from hmoe.cli.next_steps import make_step, name_path, print_steps
 from hmoe.cli.output import print_note
 from hmoe.cli.table import Column, Table, render_table
-from hmoe.sweep.answer import analyze_isoflop_power, analyze_sweep, describe_left_out, describe_power
+from hmoe.sweep.answer import (
+    analyze_isoflop_power,
+    analyze_sweep,
+    describe_left_out,
+    describe_power,
+    select_fitted_rows,
+)
 from hmoe.sweep.notes import describe_groups
 from hmoe.sweep.outcome import compare_sweep, group_summaries, summarize_rows
 from hmoe.sweep.plan import SweepPlan
@@ -36,7 +42,7 @@ def print_outcome(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow], as_js
     table = answers.get(plan.kind, _tabulate_comparison)(plan, folder, rows)
     failed = [f"{row.run}: {row.status}" for row in rows if not row.is_finished]
     if table is None:
-        failed += describe_left_out(plan, rows)
+        failed += describe_left_out(plan, rows) if plan.kind == "isoflop" else []
         if as_json:
             typer.echo(json.dumps({"rows": [], "notes": failed}))
         for note in failed if not as_json else ():
@@ -121,7 +127,9 @@ def _tabulate_isoflop(plan: SweepPlan, folder: Path, rows: Sequence[SweepRow]) -
     )
     limits = [
         *describe_left_out(plan, rows),
-        *describe_power(analyze_isoflop_power(rows, result.reference), "at one size "),
+        *describe_power(
+            analyze_isoflop_power(select_fitted_rows(plan, rows), result.reference), "at one size "
+        ),
     ]
     return Table(columns, tabulate_isoflop(result), [legend, *describe_isoflop(result), *limits])
 

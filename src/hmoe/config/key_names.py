@@ -9,5 +9,6 @@ OTHER_NAMES = {  # where likeness alone leads elsewhere
     "num_experts": "model.moe.widths", "n_experts": "model.moe.widths", "top_k": "model.moe.router.k",
     "num_experts_per_tok": "model.moe.router.k", "top_p": "model.moe.router.p", "aux_loss": "model.moe.load_balance",
     "router_aux_loss_coef": "model.moe.load_balance", "dtype": "train.precision", "save_steps": "train.save_every",
+    "width_cost": "model.moe.losses", "size_balance": "model.moe.losses",
     "eval_steps": "train.eval_every", "log_steps": "train.log_every", "checkpoint_every": "train.save_every",
 }  # fmt: skip

@@ -128,7 +128,7 @@ LOSS_FUNCTIONS: dict[str, LossFunction] = {
 }
 
 
-def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
+def register_loss(name: str, function: LossFunction, summary: str = "", unequal_only: bool = False) -> None:
     """Add an auxiliary loss, whose coefficient recipes give under `model.moe.losses`.
 
     It is logged, exported and trained like the built-in ones.
@@ -138,6 +138,8 @@ def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
         function: (statistics, spec of the experts) -> the loss; the statistics have an axis of MoE layers in
             front, and so has what it returns.
         summary: what it is, in a few words.
+        unequal_only: whether it is constant where all experts are equally wide: such recipes then refuse it, and
+            uniform controls are trained without it.
 
     Raises:
         ConfigError: for a name that is taken or that a recipe cannot hold.
@@ -148,7 +150,7 @@ def register_loss(name: str, function: LossFunction, summary: str = "") -> None:
         )
     known = LOSS_FUNCTIONS.get(name)
     again = known is not None and _locate(known) == _locate(function)
-    add_loss(name, summary, again)
+    add_loss(name, summary, unequal_only, again)
     LOSS_FUNCTIONS[name] = function
 
 

@@ -57,7 +57,7 @@ def describe_sweep(record: SweepRecord) -> list[PageSection]:
     """Return the sections of a sweep."""
     sections = []
     if record.isoflop is not None:
-        sections.append(_describe_fits(record.isoflop, record.points))
+        sections.append(_describe_fits(record.isoflop, record.points, record.sentences))
     if record.trials:
         table = make_table("trials", "Validation loss by setting.", [dict(row) for row in record.trials])
         sections.append(
@@ -110,13 +110,15 @@ def _list_all_runs(record: SweepRecord) -> PageSection:
         "Every run",
         f"{_count_runs(record)}. Seconds were taken beside whatever else the machine did; FLOPs are those of experts "
         "really activated.",
-        [PagePart(sentences=list(record.sentences), tables=[table])],
+        [PagePart(sentences=[] if record.isoflop else list(record.sentences), tables=[table])],
     )
 
 
-def _describe_fits(result: IsoflopResult, points: Sequence[LossPoint]) -> PageSection:
+def _describe_fits(
+    result: IsoflopResult, points: Sequence[LossPoint], sentences: Sequence[str]
+) -> PageSection:
     parts = [
-        PagePart("What the fits say", list(describe_isoflop(result))),
+        PagePart("What the fits say", [*describe_isoflop(result), *sentences]),
         PagePart("Loss against size", figures=list(_draw_sizes(result, points))),
         PagePart(
             "Best size, least loss, leverage",
@@ -130,7 +132,7 @@ def _describe_fits(result: IsoflopResult, points: Sequence[LossPoint]) -> PageSe
         "isoflop",
         "Compute-optimal models",
         "Size is what FLOPs pay for, FLOPs per token / 6. Lines are the law L = E + A / size^alpha + B / tokens^beta, "
-        "fitted to all points of a family.",
+        "fitted to the points of a family; those measured within the warm-up are left out.",
         parts,
     )
 

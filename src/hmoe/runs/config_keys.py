@@ -107,6 +107,7 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {  # values of keys that we do not compu
     "num_shared_experts": (0, None), "n_shared_experts": (0, None), "is_causal": (True,),
     "is_encoder_decoder": (False, None), "add_cross_attention": (False, None), "pruned_heads": ({}, None),
     "quantization_config": (None,), "rope_interleaved": (False, None), "size_balance_coef": (0.0,),
+    "width_cost_coef": (0.0,),
 }  # fmt: skip
 _ROPE = (
     "rope_parameters",

@@ -6,6 +6,7 @@ from pathlib import Path
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.summary import RunSummary, read_run_summary
+from hmoe.specs.losses import LOSSES
 from hmoe.specs.model import MoESpec
 from hmoe.specs.widths import WidthRule
 from hmoe.units import format_flops
@@ -46,6 +47,7 @@ def derive_control(summary: RunSummary) -> RunConfig:
         parameter_penalty=0.0,
         penalty_norm="mean",
         load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
+        losses={name: value for name, value in moe.losses.items() if not LOSSES[name].unequal_only},
         skip=(),
     )
     config = summary.config
@@ -101,7 +103,7 @@ def list_control_changes(config: RunConfig, control: RunConfig) -> list[tuple[st
     old, new = config.model.moe, control.model.moe
     assert old is not None
     assert new is not None
-    names = ("parameter_penalty", "penalty_norm", "load_balance", "skip")
+    names = ("parameter_penalty", "penalty_norm", "load_balance", "losses", "skip")
     return [
         (f"{name} {getattr(old, name)}", f"{name} {getattr(new, name)}")
         for name in names

@@ -19,6 +19,7 @@ class LossSpec:
         option: key under `model.moe` of a variant of it; None: it has none.
         hf_default: coefficient where a Hugging Face config.json does not say.
         built_in: its coefficient is a field of `MoESpec`; else it stands in `MoESpec.losses`.
+        unequal_only: it is constant where all experts are equally wide.
     """
 
     name: str
@@ -26,6 +27,7 @@ class LossSpec:
     option: str | None = None
     hf_default: float = 0.0
     built_in: bool = True
+    unequal_only: bool = False
 
     @property
     def hf_key(self) -> str:
@@ -58,7 +60,7 @@ def list_loss_keys() -> tuple[str, ...]:
     return (*keys, "losses", *RULES)
 
 
-def add_loss(name: str, summary: str, again: bool = False) -> None:
+def add_loss(name: str, summary: str, unequal_only: bool = False, again: bool = False) -> None:
     """Make a loss known by its name; `hmoe.register_loss` does so with its function.
 
     `again` is for the same loss a second time, as where a cell of a notebook is run anew.
@@ -72,4 +74,4 @@ def add_loss(name: str, summary: str, again: bool = False) -> None:
         raise ConfigError(
             f"register_loss: name = {name!r} is taken; a loss must not replace another column of the logs"
         )
-    LOSSES[name] = LossSpec(name, summary, built_in=False)
+    LOSSES[name] = LossSpec(name, summary, built_in=False, unequal_only=unequal_only)

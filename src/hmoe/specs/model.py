@@ -167,6 +167,10 @@ class MoESpec(Spec):
                     or "none is registered"
                 )
                 raise ConfigError(f"moe.losses.{name}: no such loss ({known}); {hint_extensions()}")
+            if self.losses[name] and LOSSES[name].unequal_only and len(set(self.routed_widths)) == 1:
+                raise ConfigError(
+                    f"moe.losses.{name} has no effect with equally wide experts: it is constant; remove it"
+                )
 
     def _check_widths(self, widths: tuple[int, ...]) -> None:
         if not widths:

@@ -11,7 +11,7 @@ from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY,
 from hmoe.sweep.grid import list_groups_with_controls, locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
-# Of the rules: strengths near those of the only independent test of unequal experts, and of aux-free balancing.
+# Of the rules: as of aux-free balancing.
 BIAS_RATE = 1e-3
 # Name of a row -> its overrides.
 Variants = dict[str, tuple[str, ...]]

@@ -19,14 +19,9 @@ ASSUMED_SPREAD = 0.01  # nats: of pairs of seeds, before any were run; as measur
 
 
 def list_loss_points(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[LossPoint]:
-    """Return the measured losses that the fits are of: those of finished runs at their budgets, after the warm-up.
-
-    Before its end the rate still grows, and the loss is not that of a run of so many tokens at the full rate.
-    """
-    points, warmups = [], _list_warmups(plan)
-    for row in rows:
-        if not _is_measured(row) or (row.step or 0) <= warmups[row.group]:
-            continue
+    """Return the measured losses that the fits are of."""
+    points = []
+    for row in select_fitted_rows(plan, rows):
         assert row.budget is not None
         assert row.flops is not None
         assert row.tokens is not None
@@ -47,20 +42,39 @@ def list_loss_points(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[LossPoin
     return points
 
 
-def describe_left_out(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[str]:
-    """Return a sentence on the measurements that the fits are not of, or none."""
+def select_fitted_rows(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[SweepRow]:
+    """Return the rows that the fits are of: finished runs at their budgets, after the warm-up.
+
+    A run of which every step was one of warm-up has not trained at the rate that the law is about. Runs just beyond it
+    have done so in part and count: where to cut is a choice, and the sweep says what it leaves out.
+    """
     warmups = _list_warmups(plan)
-    early = [row for row in rows if _is_measured(row) and (row.step or 0) <= warmups[row.group]]
+    return [row for row in rows if _is_measured(row) and not _is_early(row, warmups)]
+
+
+def describe_left_out(plan: SweepPlan, rows: Iterable[SweepRow]) -> list[str]:
+    """Return what the fits of an isoFLOP sweep are not of: measurements, and families that have no other."""
+    warmups = _list_warmups(plan)
+    measured = [row for row in rows if _is_measured(row)]
+    early = [row for row in measured if _is_early(row, warmups)]
     if not early:
         return []
     where = dict.fromkeys(f"{row.group} at {format_flops(row.budget or 0)}" for row in early)
+    fitted = {row.family for row in measured if not _is_early(row, warmups)}
+    lost = dict.fromkeys(row.family for row in early if row.family not in fitted)
     return [
-        f"Not in the fits: {len(early)} measurements before the end of the warm-up ({'; '.join(where)} FLOPs)."
+        f"Not in the fits: {len(early)} of {len(measured)} measurements, at which the warm-up was not over "
+        f"({'; '.join(where)} FLOPs).",
+        *(f"{family} has no fit: all its measurements are within the warm-up." for family in lost),
     ]
 
 
 def _is_measured(row: SweepRow) -> bool:
     return row.is_finished and row.budget is not None
+
+
+def _is_early(row: SweepRow, warmups: Mapping[str, int]) -> bool:
+    return row.step is not None and 0 < row.step <= warmups[row.group]
 
 
 def _list_warmups(plan: SweepPlan) -> dict[str, int]:

@@ -52,7 +52,7 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
     counted, summed = _set_routers(moe)
     equal = (
         f"model.moe.widths={{shape: equal, total: {total}, experts: {experts}}}",
-        *_drop_width_rules(moe),
+        *_drop_width_losses(moe),
     )
     balance = (f"model.moe.load_balance={moe.load_balance or LOAD_BALANCE!r}",)
     # The recipe's own losses stay, whatever they are: only where it has no parameter penalty it gets the paper's.
@@ -109,11 +109,14 @@ def _count_experts(moe: MoESpec) -> float:
     )
 
 
-def _drop_width_rules(moe: MoESpec) -> tuple[str, ...]:
+def _drop_width_losses(moe: MoESpec) -> tuple[str, ...]:
     """Return overrides that take from equal experts the losses that are about width."""
     names = {"parameter_penalty": 0.0, "penalty_norm": "mean"}
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
-    return tuple(f"model.moe.{name}={value}" for name, value in changed.items())
+    # Mappings of overrides are merged: a loss leaves by its coefficient.
+    off = {name: 0.0 for name in moe.losses if LOSSES[name].unequal_only}
+    own = (f"model.moe.losses={off}",) if off else ()
+    return (*(f"model.moe.{name}={value}" for name, value in changed.items()), *own)
 
 
 def equalize_budget(config: RunConfig) -> tuple[str, ...]:
