@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hmoe.cli.main import run_command_line
 from hmoe.sweep.folder import check_same_plan
 from hmoe.sweep.outcome import summarize_rows
-from hmoe.sweep.plan import SweepPlan, check_plan, read_plan
+from hmoe.sweep.plan import SweepPlan, read_plan
 from hmoe.sweep.queue import FAILED, check_rows
 from hmoe.sweep.rows import read_rows
 from hmoe.sweep.runs import list_planned_runs, make_run_config
@@ -25,9 +24,13 @@ def _know_the_loss_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_has_a_command_and_an_answer_for_each_folder() -> None:
     assert FOLDERS
-    assert list_sweep_commands().keys() == {folder.name for folder in FOLDERS} | {"width-cost"}
+    assert list_sweep_commands().keys() == {folder.name for folder in FOLDERS}
     for folder in FOLDERS:
-        needs = "HMOE_EXTENSIONS=docs/results/expected_width.py " if folder.name == "longer" else ""
+        needs = (
+            "HMOE_EXTENSIONS=docs/results/expected_width.py "
+            if "expected_width" in (folder / "sweep.yaml").read_text()
+            else ""
+        )
         assert f"```text\n{needs}hmoe sweep run docs/results/{folder.name}\n```\n\n```text\n" in PAGE
         assert sorted(
             path.name for path in folder.iterdir() if path.name not in (".lock", "runs", "logs")
@@ -50,19 +53,6 @@ def make_plan(name: str, monkeypatch: pytest.MonkeyPatch) -> SweepPlan:
 def test_the_command_of_a_folder_makes_its_plan(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own, plan = read_plan(folder / "sweep.yaml"), make_plan(folder.name, monkeypatch)
     check_same_plan(own, plan, folder / "sweep.yaml")
-    assert plan.seeds == own.seeds
-
-
-def test_the_command_of_the_cost_of_width_makes_its_plan_with_a_loss_of_ones_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = RESULTS / "width-cost" / "plan.yaml"
-    assert path.read_text().count("model.moe.width_cost=0.03") == 1
-    tree = yaml.safe_load(
-        path.read_text().replace("model.moe.width_cost=0.03", "'model.moe.losses={expected_width: 0.03}'")
-    )
-    own, plan = check_plan(tree, str(path)), make_plan("width-cost", monkeypatch)
-    check_same_plan(own, plan, path)
     assert plan.seeds == own.seeds
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import pytest
+
 from hmoe.statistics.intervals import compute_mean_interval
 from hmoe.statistics.paired import compare_paired
+from hmoe.sweep.answer import analyze_sweep
 from hmoe.sweep.outcome import compare_sweep, describe_controls, group_summaries, summarize_rows
 from hmoe.sweep.plan import read_plan
 from hmoe.sweep.rows import read_rows
@@ -44,6 +47,9 @@ def test_the_page_says_of_rules_what_all_their_rows_say() -> None:
         assert f"| {name} | {width:.0f} | {difference} | {verdict} |" in PAGE
     balance = compute_mean_interval(subtract("size-balance", "hybrid"))
     assert f"{balance.mean:.4f} ± {balance.half_width:.4f} behind, uncorrected." in PAGE
+
+
+SIZE_ROWS = read_rows(RESULTS / "isoflop" / "rows.csv")
 
 
 def compare_unequal(folder: Path) -> tuple[dict[str, Any], str]:
@@ -148,37 +154,77 @@ def test_the_page_says_of_strategies_what_their_rows_say() -> None:
     assert [name for name, result in results.items() if result.excludes_zero] == [*pairs][:1]
 
 
+SIZES = ("x0.5", "x0.75", "x1", "x1.5")
+
+
 def test_the_page_says_of_sizes_what_their_rows_say() -> None:
-    rows = {
-        (row.family, row.budget, row.size, row.seed): row
-        for row in read_rows(RESULTS / "isoflop" / "rows.csv")
-    }
-    sizes, text = ("x0.5", "x0.75", "x1", "x1.5"), " ".join(PAGE.split())
+    rows = {(row.family, row.budget, row.size, row.seed): row for row in SIZE_ROWS}
+    text = " ".join(PAGE.split())
 
     def subtract(budget: float, size: str) -> float:
         """Return a mean over seeds: pairs of one size are not independent."""
         losses = [
-            [rows[family, budget, size, seed].validation_loss or math.nan for seed in (0, 1)]
+            fmean(rows[family, budget, size, seed].validation_loss or math.nan for seed in (0, 1))
             for family in ("unequal-topk", "equal-topk")
         ]
-        return fmean(losses[0]) - fmean(losses[1])
+        return losses[0] - losses[1]
 
-    results = compare_paired({b: [subtract(b, size) for size in sizes] for b in (1e12, 3e12, 1e13, 3e13)})
+    means = {budget: [subtract(budget, size) for size in SIZES] for budget in (3e12, 1e13, 3e13)}
+    results = compare_paired({1e12: [subtract(1e12, size) for size in SIZES[:3]], **means})
+    for result in results.values():
+        interval = result.interval
+        assert f"{interval.mean:+.4f} ({interval.low:+.4f} to {interval.high:+.4f})" in text
     last = results[3e13]
-    words = f"by {last.interval.mean:.4f} nats, a mean over the four sizes (p {last.interval.tail:.3f} alone"
-    assert f"{words}, {last.adjusted_tail:.3f} with Holm's" in text
-    assert f"at 1e13 FLOPs by {results[1e13].interval.mean:.4f}." in text
+    assert (
+        f"p {last.interval.tail:.3f} alone, {last.adjusted_tail:.3f} with Holm's correction over the four"
+        in text
+    )
     assert not any(result.excludes_zero for result in results.values())
-    collapsed = [rows["unequal-topp", 3e13, size, seed] for size in sizes for seed in (0, 1)]
+    ends = [
+        (rows["unequal-topk", 3e13, size, seed], rows["equal-topk", 3e13, size, seed])
+        for size in SIZES
+        for seed in (0, 1)
+    ]
+    widths = [(own.mean_activated_width or 0) / (other.mean_activated_width or 1) for own, other in ends]
+    tokens = [(own.tokens or 0) / (other.tokens or 1) - 1 for own, other in ends]
+    assert f"{min(widths):.0%} to {max(widths):.0%} of the width" in text
+    assert f"{min(tokens):.0%} to {max(tokens):.0%} more tokens" in text
+    collapsed = [rows["unequal-topp", 3e13, size, seed] for size in SIZES for seed in (0, 1)]
     idle = [row.idle_share_end or 0 for row in collapsed]
     taken = [row.experts_per_token or 0 for row in collapsed]
     assert f"({min(idle):.0%} to {max(idle):.0%} of its experts idle" in text
     assert f"{min(taken):.2f} to {max(taken):.2f} experts a token)" in text
-    assert "compute of equal-topk: no difference shown." in text
-    assert "is worth 0.933x (0.799 to 1.1) of the" in text
-    assert "0.80 to 1.10 times at 3e13 FLOPs." in text
     again = [row.epochs or 0 for row in rows.values() if (row.size, row.budget) == ("x0.5", 3e13)]
-    assert f"reads the text {min(again):.1f} to {max(again):.1f} times" in text
+    assert f"text {min(again):.1f} to {max(again):.1f} times" in text
+
+
+def test_the_page_says_of_fits_what_they_say() -> None:
+    pytest.importorskip("scipy")
+    result = analyze_sweep(read_plan(RESULTS / "isoflop" / "sweep.yaml"), SIZE_ROWS)
+    assert result is not None
+    text, sizes, worth = " ".join(PAGE.split()), {}, {}
+    for family in result.families:
+        assert family.fit.misfit is None  # "no lack of fit is found"
+        for budget in family.budgets:
+            size, leverage = budget.optimal_size, budget.leverage
+            assert size is not None
+            sizes[family.family, budget.budget] = size
+            worth[family.family, budget.budget] = None if leverage is None else leverage.interval
+    own = {budget: worth["unequal-topk", budget] for budget in (1e12, 3e12, 1e13, 3e13)}
+    assert not any(interval.excludes(1.0) for interval in own.values() if interval)
+    last = own[3e13]
+    assert last is not None
+    assert f"{last.low:.2f} to {last.high:.2f} times at 3e13 FLOPs." in text
+    for name in ("dense", "unequal-topp"):
+        assert all((worth[name, budget].high or 2) < 1 for budget in (3e12, 1e13, 3e13))  # type: ignore[union-attr]
+    equal, unequal = sizes["equal-topk", 3e13], sizes["unequal-topk", 3e13]
+    words = [f"{(end or 0) / 1e3:.0f}k" for size in (equal, unequal) for end in (size.low, size.high)]
+    assert f"({words[0]} to {words[1]} of equal top-k, {words[2]} to {words[3]} of unequal)" in text
+    for name in ("equal-topk", "unequal-topk"):  # "the parabolas' lie outside of them"
+        (family,) = (each for each in result.families if each.family == name)
+        parabola, high = family.budgets[-1].parabola, sizes[name, 3e13].high
+        assert parabola is not None
+        assert (parabola.optimal_size or 0) > (high or math.inf)
 
 
 def test_the_page_says_of_difficulty_what_all_runs_say() -> None:
