@@ -233,6 +233,31 @@ def test_fits_and_learning_rates_are_told_and_make_pages(
     assert "Validation loss by setting" in (tmp_path / "rates.html").read_text()
 
 
+def test_what_fits_leave_out_is_told_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hmoe.sweep.queue.check_rows", lambda *_: None)
+    plan, rows = make_isoflop(0.0)
+    for name, steps in (("some", 130), ("all", 10**9)):
+        changed = plan.model_copy(update={"overrides": (f"optim.warmup_steps={steps}",)})
+        fill_folder(tmp_path / name, changed, rows)  # type: ignore[arg-type]
+    words = "measurements, at which the warm-up was not over (equal-topk,x"
+    assert run_command_line(["sweep", "run", str(tmp_path / "some")]) == 0
+    assert f"Not in the fits: 4 of 64 {words}" in " ".join(capsys.readouterr().out.split())
+    assert run_command_line(["sweep", "run", str(tmp_path / "some"), "--json"]) == 0
+    assert any(words in note for note in json.loads(capsys.readouterr().out)["notes"])
+    assert run_command_line(["report", str(tmp_path / "some"), "--out", str(tmp_path / "x.html")]) == 0
+    assert f"Not in the fits: 4 of 64 {words}" in (tmp_path / "x.html").read_text()
+
+    capsys.readouterr()
+    assert run_command_line(["sweep", "run", str(tmp_path / "all")]) == 0
+    assert f"hmoe: Not in the fits: 64 of 64 {words}" in capsys.readouterr().err
+    assert run_command_line(["sweep", "run", str(tmp_path / "all"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["notes"]) == 3  # and both families have no fit
+    assert run_command_line(["report", str(tmp_path / "all"), "--out", str(tmp_path / "y.html")]) == 0
+    assert f"Not in the fits: 64 of 64 {words}" in (tmp_path / "y.html").read_text()
+
+
 def test_a_sweep_folder_is_moved_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fill_folder(tmp_path / "a", make_plan(seeds=[0]), [make_row("unequal-0", status="failed: x"),
                                                        make_row("control-0", status="failed: y")])  # fmt: skip
