@@ -15,10 +15,14 @@ def measure_own_loss(
 ) -> torch.Tensor:
     """Return the loss of a name that a file's code registers; width 0 is an expert without hidden units."""
     registered: dict[str, Callable[[RouterStatistics, MoESpec], torch.Tensor]] = {}
+
+    def register(
+        name: str, function: Callable[..., torch.Tensor], summary: str, unequal_only: bool = False
+    ) -> None:
+        registered[name] = function
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            hmoe, "register_loss", lambda name, function, *_, **__: registered.update({name: function})
-        )
+        patch.setattr(hmoe, "register_loss", register)
         exec(compile(code, f"{name}.py", "exec"), {})
     computing, zeros = tuple(width for width in widths if width), widths.count(0)
     moe = MoESpec(widths=computing, zero=hmoe.ZeroExperts(null=zeros) if zeros else None)

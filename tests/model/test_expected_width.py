@@ -10,6 +10,7 @@ from hmoe.config.recipes import read_recipe
 from hmoe.model.router import route_tokens
 from hmoe.model.statistics import RouterStatistics, measure_router, measure_routers
 from hmoe.runs.control import explain_control, make_uniform_control
+from hmoe.sweep.ablations import build_ablation_plan
 from hmoe.sweep.families import list_families
 from tests import oracles
 from tests.model.own_losses import measure_own_loss
@@ -75,6 +76,26 @@ def test_equal_experts_refuse_it_and_a_control_is_trained_without(tmp_path: Path
     assert control.model.moe.losses == {}
     assert control.model.moe.load_balance == 0.01
     assert "Instead of losses {'expected_width': 0.03} it has losses {}." in explain_control(summary, control)
+
+
+@pytest.mark.usefixtures("extension")
+def test_a_control_of_a_run_with_it_alone_is_balanced(tmp_path: Path) -> None:
+    words = [*WORDS[:2], "model.moe.load_balance=0", "model.moe.statistics=batch"]
+    control, _ = make_uniform_control(write_run(tmp_path / "run", "tiny", 2.0, *words, width=201.0))
+    assert control.model.moe is not None
+    assert control.model.moe.load_balance == 0.01
+
+
+@pytest.mark.usefixtures("extension")
+def test_ablations_train_equal_experts_without_it_and_no_loss_is_none(tmp_path: Path) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text("base: tiny\nmodel: {moe: {losses: {expected_width: 0.03}, parameter_penalty: 0.0}}\n")
+    for what, without in (("strategies", "equal"), ("ratio", "ratio=1"), ("losses", "none")):
+        plan = build_ablation_plan(what, str(recipe), [0])
+        losses = {group.name: plan.read_recipe(group, 0).model.moe.losses for group in plan.groups}  # type: ignore[union-attr]
+        assert losses[without] == {"expected_width": 0.0}
+        kept = [name for name, own in losses.items() if own == {"expected_width": 0.03}]
+        assert kept == ([] if what == "losses" else [name for name in losses if name != without])
 
 
 @pytest.mark.usefixtures("extension")

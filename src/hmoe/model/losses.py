@@ -138,8 +138,8 @@ def register_loss(name: str, function: LossFunction, summary: str = "", unequal_
         function: (statistics, spec of the experts) -> the loss; the statistics have an axis of MoE layers in
             front, and so has what it returns.
         summary: what it is, in a few words.
-        unequal_only: whether it is constant where all experts are equally wide: such recipes then refuse it, and
-            uniform controls are trained without it.
+        unequal_only: whether it is constant where all that the router chooses from is equally wide: such recipes then
+            refuse it. Equal families, equal rows of ablations and uniform controls are trained without it.
 
     Raises:
         ConfigError: for a name that is taken or that a recipe cannot hold.

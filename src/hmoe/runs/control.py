@@ -6,8 +6,7 @@ from pathlib import Path
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.summary import RunSummary, read_run_summary
-from hmoe.specs.losses import LOSSES
-from hmoe.specs.model import MoESpec
+from hmoe.specs.model import MoESpec, list_unequal_only
 from hmoe.specs.widths import WidthRule
 from hmoe.units import format_flops
 
@@ -26,8 +25,9 @@ def derive_control(summary: RunSummary) -> RunConfig:
     All experts are as wide as makes the expected activated width, at the run's own number of experts per token, that of
     the run's whole training. Where a router takes a fixed number of experts, a token of the control costs what one of
     the run cost; a top-p router may take more or fewer of the equal ones, so the control's budget is in FLOPs and ends
-    it where the run ended. The parameter penalty, which on equal experts only balances them, becomes the
-    load-balancing loss with the paper's coefficient for equal experts, unless the run has one of its own.
+    it where the run ended. The parameter penalty, which on equal experts only balances them, and losses that are for
+    unequal experts only become the load-balancing loss with the paper's coefficient for equal experts, unless the run
+    has one of its own.
 
     Raises:
         ConfigError: if the run is dense, its experts are equal already, or it has taken no step.
@@ -40,14 +40,14 @@ def derive_control(summary: RunSummary) -> RunConfig:
     if len(set(moe.expert_widths)) == 1:
         raise ConfigError(f"{run}: its experts are equal already, all {moe.expert_widths[0]} units wide")
     width = find_control_width(moe, summary.mean_width, summary.experts_per_token)
-    experts = len(moe.expert_widths)
+    experts, dropped = len(moe.expert_widths), list_unequal_only(moe)
     control = replace(
         moe,
         widths=WidthRule(shape="equal", total=width * experts, experts=experts),
         parameter_penalty=0.0,
         penalty_norm="mean",
-        load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty else 0.0),
-        losses={name: value for name, value in moe.losses.items() if not LOSSES[name].unequal_only},
+        load_balance=moe.load_balance or (CONTROL_LOAD_BALANCE if moe.parameter_penalty or dropped else 0.0),
+        losses={name: value for name, value in moe.losses.items() if name not in dropped},
         skip=(),
     )
     config = summary.config

@@ -167,7 +167,7 @@ class MoESpec(Spec):
                     or "none is registered"
                 )
                 raise ConfigError(f"moe.losses.{name}: no such loss ({known}); {hint_extensions()}")
-            if self.losses[name] and LOSSES[name].unequal_only and len(set(self.routed_widths)) == 1:
+            if name in list_unequal_only(self) and len(set(self.routed_widths)) == 1:
                 raise ConfigError(
                     f"moe.losses.{name} has no effect with equally wide experts: it is constant; remove it"
                 )
@@ -179,6 +179,11 @@ class MoESpec(Spec):
             fault = _WIDTHS.range.describe_fault(width)
             if fault is not None:
                 raise ConfigError(f"moe.widths.{index} = {width!r}, {fault}")
+
+
+def list_unequal_only(moe: MoESpec) -> list[str]:
+    """Return the losses of one's own that are on and constant where all experts are equally wide."""
+    return [name for name, value in moe.losses.items() if value and LOSSES[name].unequal_only]
 
 
 @dataclass(frozen=True, kw_only=True)

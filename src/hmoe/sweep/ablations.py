@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from hmoe.config.recipes import read_recipe
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.specs.model import MoESpec
-from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY, equalize_budget
+from hmoe.specs.model import MoESpec, list_unequal_only
+from hmoe.sweep.families import LOAD_BALANCE, PARAMETER_PENALTY, ROUTER_ENTROPY, equalize_budget, switch_off
 from hmoe.sweep.grid import list_groups_with_controls, locate_recipe
 from hmoe.sweep.plan import SweepPlan, check_plan
 
-# Of the rules: as of aux-free balancing.
+# Rate of the bias of the rules, as in aux-free balancing.
 BIAS_RATE = 1e-3
 # Name of a row -> its overrides.
 Variants = dict[str, tuple[str, ...]]
@@ -33,7 +33,10 @@ class Ablation:
 
 
 def _vary_losses(config: RunConfig, moe: MoESpec) -> Variants:
-    none = tuple(f"model.moe.{name}=0.0" for name in ("load_balance", "parameter_penalty", "router_entropy"))
+    built_in = tuple(
+        f"model.moe.{name}=0.0" for name in ("load_balance", "parameter_penalty", "router_entropy")
+    )
+    none = (*built_in, *switch_off(moe.losses))
     entropy = f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}"
     penalty = f"model.moe.parameter_penalty={moe.parameter_penalty or PARAMETER_PENALTY!r}"
     balance = f"model.moe.load_balance={moe.load_balance or LOAD_BALANCE!r}"
@@ -49,6 +52,7 @@ def _vary_strategies(config: RunConfig, moe: MoESpec) -> Variants:
     return {
         shape: (
             f"model.moe.widths={{shape: {shape}, {rule}{'' if shape == 'equal' else f', multiple: {multiple}'}}}",
+            *(switch_off(list_unequal_only(moe)) if shape == "equal" else ()),
         )
         for shape in ("equal", "arithmetic", "hybrid", "geometric")
         if shape != "hybrid" or experts % 4 == 0
@@ -60,7 +64,10 @@ def _vary_ratio(config: RunConfig, moe: MoESpec) -> Variants:
     rule = f"shape: arithmetic, total: {total}, experts: {experts}, multiple: {multiple}"
     ratios = {"1": 1.0, "1.5": 1.5, "23/9": 23 / 9, "4": 4.0, "8": 8.0}
     return {
-        f"ratio={name}".replace("/", "-"): (f"model.moe.widths={{{rule}, ratio: {ratio!r}}}",)
+        f"ratio={name}".replace("/", "-"): (
+            f"model.moe.widths={{{rule}, ratio: {ratio!r}}}",
+            *(switch_off(list_unequal_only(moe)) if ratio == 1 else ()),
+        )
         for name, ratio in ratios.items()
     }
 

@@ -1,13 +1,13 @@
 """The families that a recipe with unequal experts is compared with, and its sizes, as overrides. No torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hmoe.config.counts import estimate_flops_per_token
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.losses import LOSSES
-from hmoe.specs.model import MoESpec
+from hmoe.specs.model import MoESpec, list_unequal_only
 from hmoe.specs.widths import WidthRule
 from hmoe.sweep.plan import set_budget
 
@@ -113,10 +113,16 @@ def _drop_width_losses(moe: MoESpec) -> tuple[str, ...]:
     """Return overrides that take from equal experts the losses that are about width."""
     names = {"parameter_penalty": 0.0, "penalty_norm": "mean"}
     changed = {name: value for name, value in names.items() if getattr(moe, name) != value}
-    # Mappings of overrides are merged: a loss leaves by its coefficient.
-    off = {name: 0.0 for name in moe.losses if LOSSES[name].unequal_only}
-    own = (f"model.moe.losses={off}",) if off else ()
-    return (*(f"model.moe.{name}={value}" for name, value in changed.items()), *own)
+    return (
+        *(f"model.moe.{name}={value}" for name, value in changed.items()),
+        *switch_off(list_unequal_only(moe)),
+    )
+
+
+def switch_off(losses: Iterable[str]) -> tuple[str, ...]:
+    """Return the overrides that leave a recipe without losses of one's own; mappings are merged, so by coefficients."""
+    off = dict.fromkeys(losses, 0.0)
+    return (f"model.moe.losses={off}",) if off else ()
 
 
 def equalize_budget(config: RunConfig) -> tuple[str, ...]:
