@@ -196,6 +196,31 @@ def test_the_page_says_of_ten_times_the_budget_what_its_rows_say() -> None:
     assert f"over 1e14 ({change.mean:+.1f} points, {change.low:+.1f} to {change.high:+.1f}" in text
 
 
+def test_the_page_says_of_ratios_what_their_rows_say() -> None:
+    folder, text = RESULTS / "ratio", " ".join(PAGE.split())
+    bits, others = list_bits(folder), list_bits(RESULTS / "strategies")
+    for own, other in (
+        ("ratio=1", "equal"),
+        ("ratio=23-9", "arithmetic"),
+        ("ratio=23-9-control", "arithmetic-control"),
+    ):
+        assert bits[own] == others[other]  # "the same losses to the last digit"
+    results = compare_paired(
+        {name: subtract_groups(folder, name, "ratio=1") for name in bits if name != "ratio=1"}
+    )
+    controls = compare_paired(
+        {name: subtract_groups(folder, name, f"{name}-control") for name in bits if f"{name}-control" in bits}
+    )
+    assert not any(result.excludes_zero for result in (*results.values(), *controls.values()))
+    assert len(controls) == 4
+    assert all(result.interval.mean > 0 for result in controls.values())  # "all four of which lean to behind"
+    rows = {name: [row for row in read_rows(folder / "rows.csv") if row.group == name] for name in bits}
+    units = [fmean(row.mean_activated_width or 0 for row in rows[name]) for name in ("ratio=1", "ratio=8")]
+    tokens = [fmean(row.tokens or 0 for row in rows[name]) / 1e6 for name in ("ratio=1", "ratio=8")]
+    assert f"fall from {units[0]:.0f} to {units[1]:.0f}, and the tokens read grow" in text
+    assert f"from {tokens[0]:.2f} to {tokens[1]:.2f} million." in text
+
+
 SIZES = ("x0.5", "x0.75", "x1", "x1.5")
 
 
