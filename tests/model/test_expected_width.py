@@ -106,6 +106,7 @@ def test_equal_families_of_a_recipe_are_trained_without() -> None:
         moe = read_recipe("tiny", [*WORDS, *families[name].overrides])[1].model.moe
         assert moe is not None
         assert moe.losses == {"expected_width": 0.0 if name == "equal-topk" else 0.03}
+        assert moe.parameter_penalty == 0  # it takes the penalty's place
 
 
 def test_without_tokens_it_is_zero_and_layers_are_apart() -> None:

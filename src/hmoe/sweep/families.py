@@ -55,8 +55,9 @@ def list_families(config: RunConfig, names: Sequence[str] | None = None) -> list
         *_drop_width_losses(moe),
     )
     balance = (f"model.moe.load_balance={moe.load_balance or LOAD_BALANCE!r}",)
-    # The recipe's own losses stay, whatever they are: only where it has no parameter penalty it gets the paper's.
-    penalty = () if moe.parameter_penalty else (f"model.moe.parameter_penalty={PARAMETER_PENALTY!r}",)
+    # The recipe's own losses stay, whatever they are: only where it has none for width it gets the paper's.
+    has_penalty = moe.parameter_penalty or list_unequal_only(moe)
+    penalty = () if has_penalty else (f"model.moe.parameter_penalty={PARAMETER_PENALTY!r}",)
     entropy = (f"model.moe.router_entropy={moe.router_entropy or ROUTER_ENTROPY!r}",)
     no_entropy = () if moe.router.threshold is None else ("model.moe.router_entropy=0.0",)
     families = [
