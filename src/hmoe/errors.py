@@ -5,7 +5,9 @@ HMoEError
 ├── RunBusyError      2  another process is writing this run folder
 ├── DataError         3  text, tokens or tokenizer that cannot be used
 ├── CheckpointError   4  a checkpoint that cannot be written or trusted
-└── NonFiniteError    5  NaN or infinity where a number is needed
+├── NonFiniteError    5  NaN or infinity where a number is needed
+├── DistributedError  6  processes that cannot work together
+└── PeerError         *  what another process of the run ended with; that one says it
 
 A message names arguments of functions as Python does, never flags. Those that it names are told by `argument`, and
 the command line shows the flags of the verb that runs in their place (`hmoe.cli.flags`). An argument is written as
@@ -59,6 +61,20 @@ class NonFiniteError(HMoEError, ArithmeticError):
     """NaN or infinity in router logits, loss or gradients."""
 
     exit_code = 5
+
+
+class DistributedError(HMoEError):
+    """Processes of a run that do not find each other, or one that no longer answers."""
+
+    exit_code = 6
+
+
+class PeerError(HMoEError):
+    """An error of another process of the same run, which that process tells; the exit code is that error's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def make_missing_extra_error(subject: str, extra: str) -> ConfigError:

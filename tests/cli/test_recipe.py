@@ -17,7 +17,7 @@ begun: list[Path] = []
 class NoFolder:
     """Takes the place of a run folder: notes where a run would begin, and ends the verb."""
 
-    def __init__(self, path: Path, config: Any) -> None:
+    def __init__(self, path: Path, config: Any, writes: bool) -> None:
         begun.append(path)
         raise typer.Exit
 

@@ -4,6 +4,7 @@ Gradients differ by rounding, because the ranks' parts are added up in another o
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,10 @@ EVERY = tuple((case, sharding) for case in CASES for sharding in SHARDINGS)
 STEPS = 2
 
 
-def load(name: str) -> RunConfig:
-    recipe, overrides = CASES[name]
+def load(name: str, cases: Mapping[str, tuple[str, list[str]]] = CASES, *more: str) -> RunConfig:
+    recipe, overrides = cases[name]
     return recipes.read_recipe(
-        recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides]
+        recipe, [*tiny(recipe), "data.micro_batches=4", "train.precision=float32", *overrides, *more]
     )[1]
 
 
@@ -96,7 +97,7 @@ def train_sharded(name: str, sharding: str, mesh: DeviceMesh) -> list[dict[str, 
     check_weights(model, build_transformer(config.model, config.seed), sharding)
     check_gathering(model, sharding)
     rank, parts = dist.get_rank(), config.data.num_micro_batches // mesh.size()
-    results = steps(config, model, range(rank * parts, (rank + 1) * parts), Ranks(mesh))
+    results = steps(config, model, range(rank, parts * mesh.size(), mesh.size()), Ranks(mesh))
     biases = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     assert not any(isinstance(bias, DTensor) for bias in biases)
     return [*results, {"biases": biases}]

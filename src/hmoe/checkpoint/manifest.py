@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,19 +63,24 @@ def list_checkpoint_names(run: Path) -> list[str]:
         return []
 
 
-def verify_checkpoint(folder: Path) -> Manifest:
+def verify_checkpoint(folder: Path, share: tuple[int, int] = (0, 1)) -> Manifest:
     """Check every byte of a checkpoint, and return its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        share: (rank, size) of a process whose others check the rest; each checks every file of its own.
 
     Raises:
         CheckpointError: naming the file and the reason.
     """
+    rank, size = share
     try:
         manifest = _read_manifest(folder)
         names, expected = _list_files(folder), sorted([*manifest.files, MANIFEST])
         if names != expected:
             held, listed = ", ".join(names), ", ".join(expected)
             raise CheckpointError(f"{folder}: holds {held}; must hold exactly {listed}")
-        for name in manifest.files:
+        for name in sorted(manifest.files)[rank::size]:
             _check_file(folder, name, manifest)
     except OSError as error:
         raise_shortage(error)
@@ -121,12 +127,22 @@ def encode_json(tree: dict[str, Any]) -> bytes:
     return (json.dumps(tree, sort_keys=True, indent=1) + "\n").encode()
 
 
-def write_manifest(folder: Path, digest: str) -> list[str]:
-    """Write the manifest of all files that lie in a folder; return their names, the manifest's own last."""
-    names = _list_files(folder)
-    files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": hash_file(folder / name)} for name in names
-    }
+def measure_file(file: Path) -> ManifestEntry:
+    """Return what a manifest says of a file."""
+    return ManifestEntry(file.stat().st_size, hash_file(file))
+
+
+def write_manifest(folder: Path, digest: str, known: Mapping[str, ManifestEntry] | None = None) -> list[str]:
+    """Write the manifest of all files that lie in a folder; return their names, the manifest's own last.
+
+    Args:
+        folder: of the checkpoint.
+        digest: of its logical state.
+        known: entries of files that were measured already.
+    """
+    names, known = _list_files(folder), known or {}
+    entries = {name: known.get(name) or measure_file(folder / name) for name in names}
+    files = {name: {"bytes": entry.num_bytes, "sha256": entry.sha256} for name, entry in entries.items()}
     manifest: dict[str, Any] = {"digest": digest, "files": files}
     # The manifest's own hash makes a flip in it visible too.
     manifest["manifest_sha256"] = hashlib.sha256(encode_json(manifest)).hexdigest()

@@ -1,12 +1,12 @@
 """The state of a training run as one object: captured, restored, written to files and read.
 
-Every tensor of a Checkpoint is whole, with the shape of its parameter, so that files do not depend on where a
-parameter lay. `_gather_tensor` is the one place where a tensor of the running model becomes such a tensor.
+Every tensor of a Checkpoint is whole, with the shape of its parameter, whether one process wrote it or several did,
+each its rows (`hmoe.checkpoint.pieces`).
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hmoe.checkpoint.manifest import MANIFEST, STATE_FILE, encode_json
+from hmoe.checkpoint.pieces import (
+    Piece,
+    TensorFiles,
+    digest_hashes,
+    hash_pieces,
+    is_tensor_file,
+    list_tensor_files,
+)
 from hmoe.errors import CheckpointError
 from hmoe.storage import open_utf8_name
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
-STANDARD_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 NamedTensors = dict[str, torch.Tensor]
 
 
@@ -52,11 +59,11 @@ def capture_state(
     """
     parameters = dict(model.named_parameters())
     moments = {
-        f"{name}.{moment}": _gather_tensor(value)
+        f"{name}.{moment}": value.detach().cpu()
         for name, parameter in parameters.items()
         for moment, value in (optimizer.state.get(parameter, {}) if optimizer is not None else {}).items()
     }
-    weights = {name: _gather_tensor(parameter) for name, parameter in parameters.items()}
+    weights = {name: parameter.detach().cpu() for name, parameter in parameters.items()}
     return Checkpoint(step, weights, moments, {"step": step, **state})
 
 
@@ -85,8 +92,19 @@ def restore_state(
         optimizer.state[parameters[name]][moment] = _place_tensor(value, parameters[name])
 
 
+def digest_shared_state(checkpoint: Checkpoint) -> str:
+    """Return the digest that several processes give a state, each of which hashes its own rows."""
+    parts = (("model", checkpoint.model), ("optimizer", checkpoint.optimizer))
+    pieces = {
+        f"{part}/{name}": Piece(tensor, 0, len(tensor) if tensor.ndim else 1)
+        for part, tensors in parts
+        for name, tensor in tensors.items()
+    }
+    return digest_hashes(checkpoint.state, hash_pieces(pieces.items()))
+
+
 def digest_state(checkpoint: Checkpoint) -> str:
-    """Return a SHA-256 of the logical state: names, types, shapes and values, whatever the files' layout."""
+    """Return the SHA-256 that one process gives a state: of names, types, shapes and values."""
     total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
         for name, tensor in sorted(tensors.items()):
@@ -106,7 +124,8 @@ def write_checkpoint_files(folder: Path, checkpoint: Checkpoint) -> None:
         ValueError: for the name of an extra file that a checkpoint cannot have.
     """
     for name in checkpoint.extra_files:
-        if name in ("", *STANDARD_FILES, MANIFEST) or name.startswith(".") or Path(name).name != name:
+        taken = name in ("", STATE_FILE, MANIFEST) or is_tensor_file(name)
+        if taken or name.startswith(".") or Path(name).name != name:
             raise ValueError(
                 f"extra file {name!r}: must be a plain, visible file name that no other file has"
             )
@@ -124,14 +143,13 @@ def read_checkpoint_files(folder: Path, names: Iterable[str], optimizer: bool) -
         OSError, ValueError, KeyError, TypeError, SafetensorError: if they are not what a checkpoint holds.
     """
     state = json.loads((folder / STATE_FILE).read_bytes())
-    extra_files = {name: (folder / name).read_bytes() for name in names if name not in STANDARD_FILES}
-    moments = _load_tensors(folder / OPTIMIZER_FILE) if optimizer else {}
-    return Checkpoint(state["step"], _load_tensors(folder / MODEL_FILE), moments, state, extra_files)
-
-
-def _gather_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor whole and on the CPU; one that is sharded over processes would be gathered here."""
-    return tensor.detach().cpu()
+    names, tensor_files = set(names), list_tensor_files(names)
+    extra_names = names.difference((STATE_FILE,), *tensor_files.values())
+    extra_files = {name: (folder / name).read_bytes() for name in sorted(extra_names)}
+    moments = _load_tensors(folder, tensor_files["optimizer"]) if optimizer else {}
+    return Checkpoint(
+        state["step"], _load_tensors(folder, tensor_files["model"]), moments, state, extra_files
+    )
 
 
 def _place_tensor(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
@@ -140,6 +158,10 @@ def _place_tensor(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     return value.to(parameter.device, copy=True)
 
 
-def _load_tensors(file: Path) -> NamedTensors:
-    with open_utf8_name(file) as name:
+def _load_tensors(folder: Path, names: Sequence[str]) -> NamedTensors:
+    """Return whole tensors from the one file that holds them, or merged from those of several processes."""
+    if len(names) > 1:
+        files = TensorFiles(folder, names)
+        return {name: files.read(name) for name in files.shapes}
+    with open_utf8_name(folder / names[0]) as name:
         return load_file(name)

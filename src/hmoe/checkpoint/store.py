@@ -2,6 +2,8 @@
 
     checkpoints/step-00000010/{model.safetensors, optimizer.safetensors, state.json, MANIFEST.json}
 
+Several processes write files of their own in place of the first two (`hmoe.checkpoint.shared_save`).
+
 A checkpoint appears by one rename after everything in it was flushed to disk, is never changed afterwards, and
 holds no times, hosts or paths, so equal runs write equal bytes. It is verified whole before any weight is used.
 """
@@ -15,6 +17,8 @@ from safetensors import SafetensorError
 
 from hmoe.checkpoint.manifest import (
     MANIFEST,
+    STATE_FILE,
+    Manifest,
     list_checkpoint_names,
     list_checkpoint_steps,
     locate_checkpoint,
@@ -22,9 +26,11 @@ from hmoe.checkpoint.manifest import (
     verify_checkpoint,
     write_manifest,
 )
+from hmoe.checkpoint.pieces import list_tensor_files
 from hmoe.checkpoint.state import (
-    STANDARD_FILES,
+    MODEL_FILE,
     Checkpoint,
+    digest_shared_state,
     digest_state,
     read_checkpoint_files,
     write_checkpoint_files,
@@ -53,7 +59,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, keep: int) -> Path:
         ) from None
     # Read back before anything older goes: a disk that lies about a write must not cost the last good one.
     verify_checkpoint(final)
-    _prune(run, keep)
+    prune_checkpoints(run, keep)
     return final
 
 
@@ -78,7 +84,7 @@ def load_newest_checkpoint(
             reasons.append(str(error))
             say(f"{error}; falling back to the checkpoint before it")
             if quarantine:
-                _set_aside(locate_checkpoint(run, step))
+                set_aside(locate_checkpoint(run, step))
     if reasons:
         raise CheckpointError(
             f"{run}: no checkpoint can be trusted ({reasons[-1]}); start again in another run folder"
@@ -93,11 +99,7 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
         CheckpointError: naming the file and the reason.
     """
     manifest = verify_checkpoint(folder)
-    missing = [name for name in STANDARD_FILES if name not in manifest.files]
-    if missing:
-        raise CheckpointError(
-            f"{folder / MANIFEST}: lists no {', '.join(missing)}, which every checkpoint has"
-        )
+    tensor_files = list_listed_files(folder, manifest)
     try:
         checkpoint = read_checkpoint_files(folder, manifest.files, optimizer)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -106,9 +108,24 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
     if folder.name != locate_checkpoint(folder, checkpoint.step).name:
         raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
-    if optimizer and digest_state(checkpoint) != manifest.digest:
+    digest = digest_shared_state if MODEL_FILE not in tensor_files["model"] else digest_state
+    if optimizer and digest(checkpoint) != manifest.digest:
         raise CheckpointError(f"{folder}: the digest of its tensors differs from the manifest")
     return checkpoint
+
+
+def list_listed_files(folder: Path, manifest: Manifest) -> dict[str, list[str]]:
+    """Return the files with tensors that a manifest lists, by part of the state.
+
+    Raises:
+        CheckpointError: if one is missing that every checkpoint has.
+    """
+    if STATE_FILE not in manifest.files:
+        raise CheckpointError(f"{folder / MANIFEST}: lists no {STATE_FILE}, which every checkpoint has")
+    try:
+        return list_tensor_files(manifest.files)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / MANIFEST}: {error}") from None
 
 
 def _publish(final: Path, checkpoint: Checkpoint) -> None:
@@ -117,29 +134,41 @@ def _publish(final: Path, checkpoint: Checkpoint) -> None:
     temporary = folder / f".{final.name}.tmp"
     try:
         folder.mkdir(exist_ok=True)
-        for litter in folder.glob(".step-*"):  # of a process that was killed while it wrote or deleted
-            shutil.rmtree(litter, ignore_errors=True)
+        remove_litter(folder)
         temporary.mkdir()
         write_checkpoint_files(temporary, checkpoint)
         for name in write_manifest(temporary, digest_state(checkpoint)):
             flush_to_disk(temporary / name)
-        # The entries of a folder must be on disk before its name, and its name before anybody relies on it.
-        flush_to_disk(temporary)
-        temporary.rename(final)
-        flush_to_disk(folder)
+        rename_durably(temporary, final)
     except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _prune(run: Path, keep: int) -> None:
+def remove_litter(folder: Path) -> None:
+    """Remove what a process left in a folder of checkpoints that was killed while it wrote or deleted."""
+    for litter in folder.glob(".step-*"):
+        shutil.rmtree(litter, ignore_errors=True)
+
+
+def rename_durably(temporary: Path, final: Path) -> None:
+    """Give a folder, whose files are on disk, its name."""
+    # The entries of a folder must be on disk before its name, and its name before anybody relies on it.
+    flush_to_disk(temporary)
+    temporary.rename(final)
+    flush_to_disk(final.parent)
+
+
+def prune_checkpoints(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints."""
     for step in list_checkpoint_steps(run)[keep:]:
         hidden = run / "checkpoints" / f".step-{step:08d}.old"
         locate_checkpoint(run, step).rename(hidden)  # a kill while deleting must not leave half a checkpoint
         shutil.rmtree(hidden)
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path) -> None:
+    """Rename a checkpoint that cannot be trusted, so that nobody reads it again."""
     attempt = 0
     while (target := folder.with_name(f"{folder.name}.corrupt{attempt or ''}")).exists():
         attempt += 1

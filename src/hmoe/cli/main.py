@@ -45,7 +45,7 @@ from hmoe.cli.sweep_families import sweep_ablation, sweep_families, sweep_isoflo
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
 from hmoe.cli.waiting import WaitingNote
-from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError
+from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, PeerError
 
 _COMPLETION = "_HMOE_COMPLETE"  # set by the shell that asks for completions
 app = VerbTyper(
@@ -136,7 +136,8 @@ def run_command_line(arguments: list[str]) -> int:
         line, code = _explain(error, arguments)
         if not line:
             raise
-        print_note(line)
+        if not isinstance(error, PeerError):  # which another process has told
+            print_note(line)
     failure = getattr(sys.stdout, "failure", None)  # of an OutputStream
     if failure is not None:
         print_note(f"error: standard output: {failure.strerror}; not all that was printed is there")

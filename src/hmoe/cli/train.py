@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,9 +13,15 @@ from hmoe.cli.plan import describe_plan, print_plan
 from hmoe.cli.recipe import find_run, read_recipe_argument
 from hmoe.cli.run_steps import list_run_steps
 from hmoe.config import recipes
+from hmoe.config.processes import check_processes
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
+from hmoe.train.launch import ProcessNumbers, read_process_numbers
+
+if TYPE_CHECKING:
+    from hmoe.runs.run_folder import RunFolder
 
 _Run = Annotated[
     Path | None,
@@ -43,10 +49,16 @@ def train_recipe(
     """Train a recipe, or continue a run that was stopped.
 
     The same command resumes it bit for bit.
+
+    torchrun starts it as several processes, which share the work (see parallel in the recipe).
     """
-    name, config = read_recipe_argument(recipe, context.args)
     if as_json and not dry_run:
         raise ConfigError("--json has no effect without --dry-run; remove it or add --dry-run")
+    launch = read_process_numbers()
+    if launch.size > 1 and not dry_run:
+        _train_shared(recipe, context.args, run, launch)
+        return
+    name, config = read_recipe_argument(recipe, context.args)
     if dry_run and as_json:
         typer.echo(json.dumps({"recipe": config.model_dump(mode="json"), "plan": describe_plan(config)}))
         return
@@ -54,16 +66,42 @@ def train_recipe(
         typer.echo(recipes.dump_recipe(config))
         print_plan(config, as_json=False)
         return
-    from hmoe.runs.run_folder import RunFolder
-
-    own = find_run(recipe)
-    if own is not None and run is not None and not is_run_folder(run):
-        print_note(f"{run}: a new run of the recipe of {own}, from the beginning")
     # Refuses a busy folder before torch is imported.
-    with RunFolder(run or own or Path("runs") / name, config) as folder:
+    with _open_folder(recipe, name, config, run) as folder:
         from hmoe.cli.progress import ProgressBar
         from hmoe.train.console import Console
         from hmoe.train.loop import train_run
 
         with ProgressBar(sys.stdout, at_once=True) as bar:
             train_run(config, folder, Console(bar, _list_step_commands))
+
+
+def _open_folder(
+    recipe: str, name: str, config: RunConfig, run: Path | None, writes: bool = True
+) -> "RunFolder":
+    from hmoe.runs.run_folder import RunFolder
+
+    own = find_run(recipe)
+    if own is not None and run is not None and not is_run_folder(run) and writes:
+        print_note(f"{run}: a new run of the recipe of {own}, from the beginning")
+    return RunFolder(run or own or Path("runs") / name, config, writes)
+
+
+def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: ProcessNumbers) -> None:
+    """Train as one of the processes that a launcher started; the first one alone writes and prints."""
+    from hmoe.cli.progress import ProgressBar
+    from hmoe.parallel.group import act_together, join_processes
+    from hmoe.train.console import Console, SilentDisplay
+    from hmoe.train.loop import train_run
+    from hmoe.train.shared_run import find_shared_device, make_ranks
+
+    with join_processes():
+        with act_together():
+            name, config = read_recipe_argument(recipe, overrides)
+            check_processes(config, launch.size)
+            device = find_shared_device(config, launch)
+        with act_together():
+            folder = _open_folder(recipe, name, config, run, writes=launch.rank == 0)
+        with folder, ProgressBar(sys.stdout, at_once=True) as bar:
+            display = SilentDisplay() if launch.rank else bar
+            train_run(config, folder, Console(display, _list_step_commands), make_ranks(config, device))

@@ -42,7 +42,7 @@ def read_host() -> Device:
     return Device("cpu", page_bytes * num_pages)
 
 
-def choose_unset(config: RunConfig, device: Device) -> RunConfig:
+def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> RunConfig:
     """Choose data.micro_batches and train.activation_checkpointing for a device, where they are unset.
 
     On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory,
@@ -53,23 +53,25 @@ def choose_unset(config: RunConfig, device: Device) -> RunConfig:
     On a CPU: one micro-batch without checkpointing where that fits into the memory, else the largest that
     fits into SHARE of it, without checkpointing unless no size does: small products keep a CPU busy.
 
+    With several processes, each on such a device, it is a number that they can share evenly (`check_processes`).
+
     Where nothing fits the smallest choice is returned; who trains it looks at `count_memory`.
     """
     if config.data.micro_batches is not None and config.train.activation_checkpointing is not None:
         return config
     on_cpu = device.kind == "cpu"
     if on_cpu:
-        plain = _with(config, config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
-        if count_memory(plain, device.kind) <= device.memory_bytes:
+        fewest = config.data.micro_batches or num_processes
+        plain = _with(config, fewest, bool(config.train.activation_checkpointing))
+        if count_memory(plain, device.kind, num_processes) <= device.memory_bytes:
             return plain
-    sizes = [config.data.micro_batches] if config.data.micro_batches else _divisors(config, on_cpu)
+    given_size = config.data.micro_batches
+    sizes = [given_size] if given_size else _divisors(config, on_cpu, num_processes)
     given = config.train.activation_checkpointing
     choices = []
     for recompute in (False, True) if given is None else (given,):
         candidates = (_with(config, size, recompute) for size in sizes)
-        choices += [
-            next((c for c in candidates if count_memory(c, device.kind) <= SHARE * device.memory_bytes), None)
-        ]
+        choices += [next((c for c in candidates if _fits(c, device, num_processes)), None)]
     without, again = choices[0], choices[-1]
     if without is None or again is None:
         return without or again or _with(config, sizes[-1], given is not False)
@@ -77,9 +79,13 @@ def choose_unset(config: RunConfig, device: Device) -> RunConfig:
     return again if few and again.data.num_micro_batches < without.data.num_micro_batches else without
 
 
-def describe_choice(config: RunConfig, device: Device) -> str:
+def _fits(config: RunConfig, device: Device, num_processes: int) -> bool:
+    return count_memory(config, device.kind, num_processes) <= SHARE * device.memory_bytes
+
+
+def describe_choice(config: RunConfig, device: Device, num_processes: int = 1) -> str:
     """Describe in one line what was chosen, and what it needs of the device's memory."""
-    parts, needed = config.data.num_micro_batches, count_memory(config, device.kind)
+    parts, needed = config.data.num_micro_batches, count_memory(config, device.kind, num_processes)
     recomputing = (
         "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
     )
@@ -89,18 +95,22 @@ def describe_choice(config: RunConfig, device: Device) -> str:
     )
 
 
-def count_memory(config: RunConfig, kind: str) -> int:
+def count_memory(config: RunConfig, kind: str, num_processes: int = 1) -> int:
     """Return the bytes of a training step in all, see `estimate_memory_by_part`."""
-    return sum(estimate_memory_by_part(config, kind).values())
+    return sum(estimate_memory_by_part(config, kind, num_processes).values())
 
 
-def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
+def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1) -> dict[str, int]:
     """Return the bytes of a training step on a kind of device (cpu, cuda), by part.
 
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
     (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
     with activation checkpointing one block's, plus the input of each block. Copies are the weights that a
     forward pass has converted to bfloat16, and one block's gradients before they are added.
+
+    Of several processes it is one's: its part of what they share (`parallel.shard`; experts as the rest), and what
+    is gathered meanwhile, one block and what lies outside of blocks with zero3, all with zero2. Gradients are whole
+    where a process adds up several micro-batches.
     """
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
@@ -123,14 +133,26 @@ def estimate_memory_by_part(config: RunConfig, kind: str) -> dict[str, int]:
         + (weight + 2 * size.compute) * model.vocab * model.dim
         + 2 * tokens * model.dim * weight
     )
+    own, gathered, gradients = _count_shares(config, num_processes, total, block)
     return {
-        "parameters": weight * total,
-        "gradients": weight * total,
-        "optimizer": 2 * weight * total,
+        "parameters": weight * (own + gathered),
+        "gradients": weight * gradients,
+        "optimizer": 2 * weight * own,
         "copies": copies,
         "activations": activations,
         "loss": loss,
     }
+
+
+def _count_shares(config: RunConfig, num_processes: int, total: int, block: int) -> tuple[int, int, int]:
+    """Return a process's weights between steps, those it gathers besides in a step, and its gradients."""
+    sharding = config.parallel.sharding
+    if num_processes == 1 or sharding == "ddp":
+        return total, 0, total
+    group = num_processes // config.parallel.replicas
+    kept, outside = -(-total // group), total - config.model.layers * block
+    adds_up = config.data.num_micro_batches > num_processes and not config.parallel.exact
+    return kept, total if sharding == "zero2" else block + outside, total if adds_up else kept + block
 
 
 class _Bytes(NamedTuple):
@@ -179,14 +201,15 @@ def _room(model: ModelSpec, kind: str) -> float:
     return expected if kind == "cpu" else most
 
 
-def _divisors(config: RunConfig, on_cpu: bool) -> list[int]:
-    """Return the numbers of micro-batches to try, ascending.
+def _divisors(config: RunConfig, on_cpu: bool, num_processes: int) -> list[int]:
+    """Return the numbers of micro-batches to try, ascending; processes can share each of them evenly.
 
-    With the first each holds ENOUGH_TOKENS on a GPU, the whole batch on a CPU.
+    With the first each holds ENOUGH_TOKENS on a GPU, a process's whole part of the batch on a CPU.
     """
     sequences, tokens = config.data.batch_sequences, config.data.batch_tokens
-    sizes = [n for n in range(1, min(sequences, MOST_MICRO_BATCHES) + 1) if sequences % n == 0]
-    enough = [n for n in sizes if n == 1 or tokens // n >= ENOUGH_TOKENS]
+    most = min(sequences, MOST_MICRO_BATCHES)
+    sizes = [n for n in range(num_processes, most + 1, num_processes) if sequences % n == 0]
+    enough = [n for n in sizes if n == num_processes or tokens // n >= ENOUGH_TOKENS]
     return sizes if on_cpu else sizes[len(enough) - 1 :]
 
 

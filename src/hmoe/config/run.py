@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
+from hmoe.config.parallel import ParallelConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
 from hmoe.specs.model import ModelSpec
@@ -236,6 +237,7 @@ class RunConfig(Section):
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig
+    parallel: ParallelConfig = ParallelConfig()
 
     @property
     def corpus_tokenizer(self) -> str:
@@ -287,5 +289,6 @@ RESUMABLE = frozenset(
         "data.path",
         "data.verify",
         *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")),
+        *(f"parallel.{key}" for key in ("shard", "experts", "replicas")),
     )
 )

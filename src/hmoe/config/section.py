@@ -23,7 +23,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _bool_is_not_a_number(cls, value: Any, info: Any) -> Any:
-        if info.field_name in ("model", "moe", "data", "optim", "train"):
+        if info.field_name in ("model", "moe", "data", "optim", "train", "parallel"):
             return value  # sections check their own
         switch = bool in list_annotation_parts(cls.model_fields[info.field_name].annotation)
         return value if switch else refuse_bool(value)

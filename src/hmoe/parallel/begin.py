@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.pieces import find_rows
 from hmoe.parallel.sharding import parallelize
 from hmoe.specs.model import ModelSpec
 
@@ -57,17 +58,7 @@ def _keep_own_rows(module: nn.Module, drawn: nn.Module) -> None:
     """Copy this process's rows of each parameter."""
     for (_, parameter), (_, whole) in zip(module.named_parameters(), drawn.named_parameters(), strict=True):
         if isinstance(parameter, DTensor):
-            parameter.to_local().copy_(cut_rows(whole, parameter))
+            rows = find_rows(parameter)
+            parameter.to_local().copy_(whole[rows.start : rows.stop])
         else:
             parameter.copy_(whole)
-
-
-def cut_rows(whole: torch.Tensor, parameter: DTensor) -> torch.Tensor:
-    """Return this process's rows of a tensor that is shared like a parameter; none, where there are too few."""
-    rows, place = whole, parameter.device_mesh.get_coordinate()
-    assert place is not None
-    for axis, placement in enumerate(parameter.placements):
-        if isinstance(placement, Shard):
-            parts = rows.chunk(parameter.device_mesh.size(axis))
-            rows = parts[place[axis]] if place[axis] < len(parts) else rows[:0]
-    return rows

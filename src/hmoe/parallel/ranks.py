@@ -1,6 +1,8 @@
-"""What the processes of a training step tell each other besides weights and gradients: sums, and a norm."""
+"""What the processes of a training step tell each other besides weights and gradients: sums, a norm, plain values."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -9,12 +11,26 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hmoe.parallel.group import act_together, gather_values
+
 
 class Ranks:
-    """All processes of a mesh, between which a training step's micro-batches are shared."""
+    """All processes of a mesh, between which a training step's micro-batches are shared.
+
+    Attributes:
+        mesh: of the processes.
+        rank, size: number of this process, and of all.
+        exact: whether results have the same bits with any number of processes (`hmoe.parallel.exact`).
+    """
+
+    exact = False
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.mesh = mesh
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def adopt(self, model: nn.Module, num_parts: int) -> None:
+        """Do nothing: the engine adds up gradients in an order of its own."""
 
     def begin_part(self, model: nn.Module, is_last: bool) -> None:
         """Let the processes' gradients be added up after a step's last micro-batch only.
@@ -24,12 +40,51 @@ class Ranks:
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(is_last)
 
+    def end_parts(self, model: nn.Module) -> None:
+        """Do nothing: after the last micro-batch the engine has added up."""
+
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a tensor over the processes, the same in each of them."""
         total = tensor.clone()
         for axis in range(self.mesh.ndim):
             dist.all_reduce(total, group=self.mesh.get_group(axis))
         return total
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """Return a tensor of every process, all of one shape, in the order of their ranks."""
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor.contiguous())
+        return gathered
+
+    def share(self, value: Any) -> Any:
+        """Return the JSON value of the first process."""
+        return gather_values(value)[0]
+
+    def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
+        """Return whether any process wants to stop, and the seconds of the first."""
+        wishes = torch.tensor([float(stop), seconds if self.rank == 0 else 0.0], dtype=torch.float64)
+        dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
+        return bool(wishes[0]), float(wishes[1])
+
+    def together(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which an error of one process is one of all."""
+        return act_together()
+
+    @contextlib.contextmanager
+    def gathering(self, model: nn.Module) -> Iterator[None]:
+        """Gather for a while what lies outside of blocks: then more than `forward` can be called of a model.
+
+        Blocks gather their weights when they are called, as always. All processes must call the same.
+        """
+        shared = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in shared[:1]:
+            module.unshard()
+        try:
+            yield
+        finally:
+            # All of them: weights that stay whole are no longer those that a checkpoint takes its rows of.
+            for module in shared:
+                module.reshard()
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients, those that are repeated counted once, as a plain scalar."""

@@ -16,13 +16,20 @@ from hmoe.storage import lock_file, write_atomic
 class RunFolder:
     """A locked run folder; the lock ends with the process, however it ends.
 
+    Args:
+        path: of the folder.
+        config: that is trained there.
+        writes: False for a process of a run that another one locks the folder for: this one changes nothing in it.
+
     Raises:
         RunBusyError: if another process is training here; names its pid.
         ConfigError: if the folder holds a run of another recipe, naming the key, or a recipe of somebody's own.
     """
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
-        self.path = path
+    def __init__(self, path: Path, config: RunConfig, writes: bool = True) -> None:
+        self.path, self._writes = path, writes
+        if not writes:
+            return
         if _holds_another_recipe(path, config):
             raise ConfigError(
                 f"{path}: holds a {CONFIG} that is no run's, which would be replaced; choose another folder"
@@ -46,10 +53,13 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        if self._writes:
+            self._lock.close()
 
     def write(self, name: str, content: bytes) -> None:
         """Replace a file of the run folder in one rename; `name` may lie in a folder within it."""
+        if not self._writes:
+            return
         (self.path / name).parent.mkdir(exist_ok=True)
         write_atomic(self.path / name, content)
 

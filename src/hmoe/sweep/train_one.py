@@ -9,7 +9,6 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +89,15 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
     """Return the median seconds of a training step, and its FLOPs, after a few that warm up."""
     import tempfile  # noqa: PLC0415
 
-    from hmoe.train.console import Console  # noqa: PLC0415
+    from hmoe.train.console import Console, SilentDisplay  # noqa: PLC0415
     from hmoe.train.feed import Feed  # noqa: PLC0415
+    from hmoe.train.processes import choose_process  # noqa: PLC0415
     from hmoe.train.session import open_session  # noqa: PLC0415
     from hmoe.train.step import train_step  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as path, RunFolder(Path(path), config) as folder:
-        session = open_session(config, folder, None, Console(_Silent()))
+        process = choose_process(config.parallel.exact)
+        session = open_session(config, folder, None, Console(SilentDisplay()), process)
         seconds, flops, deadline = [], 0, time.monotonic() + _MEASURE_SECONDS
         with (
             contextlib.closing(session.records),
@@ -104,7 +105,9 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
         ):
             for step in range(_WARM_STEPS + _MOST_STEPS):
                 parts, begin = feed.take(step), time.perf_counter()
-                flops = train_step(session.model, session.optimizer, parts, session.config, step).flops
+                flops = train_step(
+                    session.model, session.optimizer, parts, session.config, step, process
+                ).flops
                 seconds.append(time.perf_counter() - begin)
                 if STOP:
                     raise SystemExit(1)
@@ -120,20 +123,6 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
         "total_seconds": sum(seconds),
         "relative_error": error,
     }
-
-
-class _Silent:
-    """A display that shows nothing."""
-
-    encoding = "utf-8"
-
-    def print_line(self, text: str, style: str = "") -> None:
-        """Show nothing."""
-
-    def update(
-        self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
-    ) -> None:
-        """Show nothing."""
 
 
 def answer_request(request: dict[str, Any]) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from hmoe.config.plan import make_plan
+from hmoe.config.processes import describe_processes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches, describe_validation
 from hmoe.data.shards import Index
@@ -45,6 +46,20 @@ class _PlainDisplay:
         """Show nothing."""
 
 
+class SilentDisplay:
+    """Shows nothing: for processes whose others speak, and for measurements."""
+
+    encoding = "utf-8"
+
+    def print_line(self, text: str, style: str = "") -> None:
+        """Show nothing."""
+
+    def update(
+        self, task: str, done: float, total: float | None, text: str | Sequence[str], below: str = ""
+    ) -> None:
+        """Show nothing."""
+
+
 class Console:
     """Says what happens in a training run; nothing here is read back by the program.
 
@@ -70,7 +85,7 @@ class Console:
         """Print a line that should be read."""
         self._display.print_line(f"warning: {text}", style="yellow")
 
-    def start(self, config: RunConfig, device: str, is_new: bool) -> None:
+    def start(self, config: RunConfig, device: str, is_new: bool, num_processes: int = 1) -> None:
         """Print what is trained; what a run is warned of when it begins is not said again when it goes on."""
         self._config = config
         numbers = make_plan(config)
@@ -81,6 +96,8 @@ class Console:
         self.note(
             f"training: {config.train.precision} on {device}, {config.data.batch_tokens:,} tokens per step"
         )
+        if sharing := describe_processes(config.parallel, num_processes):
+            self.note(sharing)
         if config.model.moe:
             widths = ", ".join(map(str, config.model.moe.expert_widths))
             self.note(f"experts: widths {widths}; router {config.model.moe.router.title}")

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from hmoe.data.batches import MicroBatch
+from hmoe.data.batches import Batches, MicroBatch
 from hmoe.data.packing import Tokens
 
 
@@ -16,6 +16,18 @@ class PartSource(Protocol):
     def parts(self, step: int) -> Sequence[MicroBatch[Tokens]]:
         """Return the micro-batches of a step that this process computes, in host memory."""
         ...
+
+
+class OwnParts:
+    """Of every step's micro-batches those that one of several processes computes; it reads no others."""
+
+    def __init__(self, batches: Batches, rank: int, size: int) -> None:
+        self._batches = batches
+        self._indices = range(rank, batches.config.num_micro_batches, size)
+
+    def parts(self, step: int) -> list[MicroBatch[Tokens]]:
+        """Return the micro-batches of a step numbered rank, rank + size, rank + 2 size, ..."""
+        return self._batches.parts(step, self._indices)
 
 
 class Feed:

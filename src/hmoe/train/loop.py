@@ -2,28 +2,24 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import torch
-
-from hmoe.checkpoint.store import load_newest_checkpoint
+from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
-from hmoe.data.batches import MicroBatch, count_bytes_per_token, load_validation
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
-from hmoe.model.generate import Sampling, generate_tokens
-from hmoe.model.likelihood import measure_mean_nll
 from hmoe.runs.log_rows import read_logs, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.summary import read_run_summary
-from hmoe.runs.validations import BITS, LOSS, TOKENS
-from hmoe.train.compiled import explain_failure, run_eagerly
+from hmoe.train.compiled import explain_failure
 from hmoe.train.console import Console
-from hmoe.train.feed import Feed, place_parts
+from hmoe.train.evaluations import validate, write_sample
+from hmoe.train.feed import Feed, OwnParts
 from hmoe.train.heap import keep_freed_memory
+from hmoe.train.kept_state import Restored, load_restart
 from hmoe.train.probe import cut_back_probes, write_probe
+from hmoe.train.processes import Processes, choose_process
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP
@@ -31,38 +27,58 @@ from hmoe.train.stop import STOP
 MAX_BAD_STEPS = 5  # non-finite steps in a row that end the run
 
 
-def train_run(config: RunConfig, folder: RunFolder, console: Console) -> None:
+def train_run(
+    config: RunConfig, folder: RunFolder, console: Console, processes: Processes | None = None
+) -> None:
     """Train until a budget is reached or a signal asks to stop; then the folder has a checkpoint of the step.
+
+    Args:
+        config: of the run.
+        folder: locked by this process, or by the first of several.
+        console: says what happens; of several processes that of the first.
+        processes: that train together, all of which call this; None: one.
 
     Raises:
         NonFiniteError: after MAX_BAD_STEPS steps in a row whose loss or gradients were not finite.
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
-    restored = load_newest_checkpoint(folder.path, quarantine=True, say=console.warn)
+    processes = processes or choose_process(config.parallel.exact)
+    restored = load_restart(folder.path, processes, console.warn)
     if restored is not None:
         # Before the session opens: a finished run reads neither its weights nor, most often, its data.
-        config = folder.check_config(config, restored.state, console.warn)
-        seconds = read_training_seconds(folder.path, restored.step)
+        with processes.together():
+            config = folder.check_config(config, restored.state, console.warn)
+            check_processes(config, processes.size)
+        seconds = processes.share(read_training_seconds(folder.path, restored.step))
         if measure_progress(config, RunCounts(**restored.state["counts"]), seconds) >= 1:
-            if folder.leads_elsewhere(config):
-                open_data(config, restored.state["data"], restored.state["tokenizer"])
-            folder.write_config(config)
-            _check_logs(folder, restored.step, console)
-            console.end(read_run_summary(folder.path), "finished already")
+            _end_finished(config, folder, restored, console)
             return
     keep_freed_memory()
-    session = open_session(config, folder, restored, console)
-    folder.write_config(session.config)  # not before the data is known to be the run's
-    cut_back_probes(session)
+    session = open_session(config, folder, restored, console, processes)
+    with processes.together():
+        folder.write_config(session.config)  # not before the data is known to be the run's
+        if processes.rank == 0:
+            cut_back_probes(session)
     with contextlib.closing(session.records):
         counts = session.counts
-        console.start(session.config, session.device, is_new=counts.tokens == 0)
+        console.start(session.config, session.device, counts.tokens == 0, processes.size)
         console.data(session.index, session.batches, counts.tokens, _read_rows(folder, counts.step))
-        with contextlib.closing(Feed(session.batches, session.device)) as feed:
+        own = OwnParts(session.batches, processes.rank, processes.size)
+        with contextlib.closing(Feed(own, session.device)) as feed:
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
         is_finished = session.progress() >= 1
-        reason = "finished" if is_finished else f"stopped by {STOP.signal_name}, the same command continues"
+        name = STOP.signal_name or "a signal to another process"
+        reason = "finished" if is_finished else f"stopped by {name}, the same command continues"
         console.end(read_run_summary(folder.path), reason, is_finished)
+
+
+def _end_finished(config: RunConfig, folder: RunFolder, restored: Restored, console: Console) -> None:
+    """Say that a run has used up its budget already."""
+    if folder.leads_elsewhere(config):
+        open_data(config, restored.state["data"], restored.state["tokenizer"])
+    folder.write_config(config)
+    _check_logs(folder, restored.step, console)
+    console.end(read_run_summary(folder.path), "finished already")
 
 
 def _read_rows(folder: RunFolder, step: int) -> list[dict[str, Any]]:
@@ -80,19 +96,23 @@ def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
 def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     """Take steps until the budget is used up or a signal came; `saved` is the step saved last or -1."""
     config, counts, every = session.config, session.counts, session.config.train
-    while not STOP and session.progress() < 1:
+    stops = session.agree(bool(STOP))
+    while not stops and session.progress() < 1:
         session.records.begin()
         parts = feed.take(counts.step)
         with explain_failure(config):
-            record = train_step(session.model, session.optimizer, parts, config, counts.step)
+            record = train_step(
+                session.model, session.optimizer, parts, config, counts.step, session.processes
+            )
         session.records.tick(record.tokens)
+        stops = session.agree(bool(STOP))
         row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
         reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
         if done or reached or _due(counts.step, every.eval_every):
-            row |= _validate(session)
+            row |= validate(session)
         if _due(counts.step, every.sample_every):
-            row["sample"] = _sample(session)
+            row["sample"] = write_sample(session)
         if (
             done
             or _due(counts.step, every.log_every)
@@ -104,11 +124,14 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
-            raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
+            session.saver.finish()
+            with session.processes.together():
+                raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
         if done or _due(counts.step, every.save_every):
             saved = session.save()
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
+    session.saver.finish()
 
 
 def _explain_bad_steps(step: int, saved: int, lr: float) -> str:
@@ -175,61 +198,3 @@ def _finite(value: float) -> float | None:
 def _due(step: int, every: int) -> bool:
     """Return whether something that is done every so many steps is due; 0: never."""
     return bool(every) and step % every == 0
-
-
-@contextlib.contextmanager
-def _evaluating(session: Session) -> Iterator[None]:
-    """Put the model into evaluation mode for a while, computed eagerly."""
-    # A router may have noise and another capacity in training, for whose shapes blocks are compiled.
-    session.model.eval()
-    try:
-        with run_eagerly(session.config):
-            yield
-    finally:
-        session.model.train()
-
-
-def _validate(session: Session) -> dict[str, float]:
-    """Return the validation loss in nats per token and in bits per byte of text, and of how many tokens it is.
-
-    Nothing is returned without a validation split, nor for a loss that is NaN or infinite.
-    """
-    config, device = session.config, session.device
-    inputs_BL, targets_BL = load_validation(
-        session.index, config.data.sequence_length, config.train.eval_sequences, session.batches.packing
-    )
-    # As many sequences at a time as a micro-batch holds: those are known to fit into memory.
-    size = max(1, config.data.batch_sequences // config.data.num_micro_batches)
-    total, num_tokens = 0.0, targets_BL.size
-    if not num_tokens:
-        return {}
-    (placed,) = place_parts([MicroBatch(0, inputs_BL, targets_BL)], torch.device(device))
-    with (
-        _evaluating(session),
-        torch.autocast(device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
-    ):
-        for first in range(0, len(inputs_BL), size):
-            some = slice(first, first + size)
-            nll = measure_mean_nll(session.model, placed.tokens_BL[some], placed.targets_BL[some])
-            total += nll * placed.targets_BL[some].numel()
-    if not math.isfinite(total):
-        return {}
-    nats = total / num_tokens
-    bits = nats / math.log(2) / count_bytes_per_token(session.index, "valid")
-    return {LOSS: nats, BITS: bits, TOKENS: num_tokens}
-
-
-def _sample(session: Session) -> str:
-    """Return a continuation of the sample prompt, fixed by (seed, step); "" if logits are not finite."""
-    config, tokenizer = session.config, session.tokenizer
-    begin = session.index.begin
-    prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]
-    sampling, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
-    try:
-        with _evaluating(session):
-            new = list(
-                generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer)
-            )
-        return tokenizer.decode(prompt + new)
-    except NonFiniteError:
-        return ""

@@ -10,8 +10,11 @@ from hmoe.model.layers import RMSNorm
 from hmoe.model.router import RouterLayer
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Return a fused AdamW; norms, embeddings and routers decay with `decay_all` only (the paper's do)."""
+def build_optimizer(model: nn.Module, config: OptimConfig, exact: bool = False) -> torch.optim.AdamW:
+    """Return AdamW; norms, embeddings and routers decay with `decay_all` only (the paper's do).
+
+    It is fused unless `exact`: the fused kernel rounds a number by its place in a tensor, on some processors.
+    """
     # By identity: an embedding that is tied to the head is one parameter, and spared.
     spared = {
         id(parameter)
@@ -31,7 +34,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        fused=True,
+        fused=not exact,
+        foreach=exact,
     )
 
 

@@ -29,7 +29,8 @@ def cut_back_probes(session: Session) -> None:
 def write_probe(session: Session) -> None:
     """Write what the routers do with the probe text after this step, in evaluation mode as validation has it.
 
-    Equal weights write equal bytes. Nothing of the training changes: no random number is drawn.
+    Equal weights write equal bytes. Nothing of the training changes: no random number is drawn. Of several
+    processes all compute, and the first one writes.
     """
     config = session.config
     split, tokens_BL = load_first_sequences(
@@ -37,9 +38,12 @@ def write_probe(session: Session) -> None:
     )
     with (
         run_eagerly(config),
+        session.processes.gathering(session.model),
         torch.autocast(session.device, torch.bfloat16, enabled=config.train.precision == "bfloat16"),
     ):
         traced = trace(session.model, torch.from_numpy(tokens_BL))
+    if session.processes.rank > 0:
+        return
     probe = {
         "format": PROBE_FORMAT,
         "step": session.counts.step,

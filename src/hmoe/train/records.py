@@ -75,6 +75,27 @@ class Records:
                 log.close()
 
 
+class NoRecords:
+    """Stands for the logs in a process that does not write them."""
+
+    seconds = tokens_per_second = 0.0
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def tick(self, tokens: int) -> None:
+        """Do nothing: the clock is that of the process that writes."""
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write nothing."""
+
+    def flush(self, step: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def _checked_seal(
     folder: Path, metrics: list[Row], timing: list[Row], restored: tuple[int, int], say: Callable[[str], None]
 ) -> LogSeal:

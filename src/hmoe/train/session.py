@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from hmoe.checkpoint.state import Checkpoint, capture_state, restore_state
-from hmoe.checkpoint.store import save_checkpoint
 from hmoe.config.memory import Device, choose_unset, count_memory, describe_choice, read_host
+from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
@@ -27,8 +26,11 @@ from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
+from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
+from hmoe.train.launch import read_process_numbers
 from hmoe.train.optimizer import build_optimizer
-from hmoe.train.records import Records
+from hmoe.train.processes import ONE_PROCESS, Processes
+from hmoe.train.records import NoRecords, Records
 from hmoe.units import format_bytes
 
 
@@ -61,6 +63,9 @@ class Session:
         device: its kind, cpu or cuda.
         index: of the data.
         side_files: SHA-256 of what lay next to the tokenizer when the run began.
+        processes: that train it together; the first one alone writes logs and prints.
+        saver: publishes checkpoints.
+        seconds: training time on the clock of the first process, as all know it since the last `agree`.
 
     Weights, moments, `counts` and the state of `watch` are what a checkpoint holds.
     """
@@ -75,8 +80,16 @@ class Session:
     optimizer: torch.optim.Optimizer
     counts: RunCounts
     watch: ExpertAlarm
-    records: Records
+    records: Records | NoRecords
     side_files: dict[str, str]
+    processes: Processes
+    saver: Saver
+    seconds: float = 0.0
+
+    def agree(self, stop: bool) -> bool:
+        """Return whether any process is to stop, or cannot write; all have the same answer and clock."""
+        stops, self.seconds = self.processes.agree(stop or self.saver.failed, self.records.seconds)
+        return stops
 
     def save(self) -> int:
         """Publish a checkpoint of this step, and return the step."""
@@ -93,13 +106,12 @@ class Session:
             "config": dump_bound_config(self.config),
             "side_files": self.side_files,
         }
-        captured = capture_state(self.counts.step, self.model, self.optimizer, state)
-        save_checkpoint(self.path, captured, self.config.train.keep)
+        self.saver.save(self.counts.step, state)
         return self.counts.step
 
     def progress(self) -> float:
         """Return the share of the budget that is used up; 1 ends the run."""
-        return measure_progress(self.config, self.counts, self.records.seconds)
+        return measure_progress(self.config, self.counts, self.seconds)
 
 
 def measure_progress(config: RunConfig, counts: RunCounts, seconds: float) -> float:
@@ -108,7 +120,11 @@ def measure_progress(config: RunConfig, counts: RunCounts, seconds: float) -> fl
 
 
 def open_session(
-    config: RunConfig, folder: RunFolder, restored: Checkpoint | None, console: Console
+    config: RunConfig,
+    folder: RunFolder,
+    restored: Restored | None,
+    console: Console,
+    processes: Processes = ONE_PROCESS,
 ) -> Session:
     """Open the data, build the model, and continue from the restored checkpoint if there is one.
 
@@ -116,37 +132,65 @@ def open_session(
         DataError, CheckpointError, ConfigError: naming what cannot be used.
     """
     state = None if restored is None else restored.state
-    place = _find_device(config)
-    config, device = _fit_config(config, place, console), place.kind
-    if state is not None:
-        compare_environment(state, config, device, console.warn)
-    index, tokenizer = _open_data(config, state, console)
-    if state is not None and state["data"] is None:
-        _check_begin(state, index, tokenizer)
-    _keep_tokenizer(folder.path, tokenizer, state is not None, console)
-    batches = Batches(index, config.data, config.seed, _packing(restored))
+    if config.parallel.num_threads:
+        torch.set_num_threads(config.parallel.num_threads)
+    with processes.together():
+        place = _find_device(config)
+        config, device = _fit_config(config, place, console, processes), place.kind
+        if state is not None:
+            compare_environment(state, config, device, console.warn)
+        index, tokenizer = _open_data(config, state, console, processes)
+        if state is not None and state["data"] is None:
+            _check_begin(state, index, tokenizer)
+        if processes.rank == 0:
+            _keep_tokenizer(folder.path, tokenizer, state is not None, console)
+        batches = Batches(index, config.data, config.seed, _packing(restored))
+    model = _build_model(config, device, processes)
+    optimizer = build_optimizer(model, config.optim, processes.exact)
+    counts, watch = RunCounts(), _make_watch(config, None)
+    if restored is not None:
+        restore_run(restored, model, optimizer)
+        counts, watch = RunCounts(**restored.state["counts"]), _make_watch(config, restored.state["watch"])
+        console.note(f"resuming from step {counts.step}")
+    with processes.together():
+        records = _open_records(folder.path, counts.step, config, console, processes)
+        side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
+    saver = make_saver(folder.path, config.train.keep, model, optimizer, processes)
+    return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
+                   side_files, processes, saver)  # fmt: skip
+
+
+def _make_watch(config: RunConfig, state: dict[str, Any] | None) -> ExpertAlarm:
+    moe = config.model.moe
+    shape = (len(config.model.moe_layers), len(moe.routed_widths) if moe else 0)
+    return ExpertAlarm(shape, config.train.dead_after, state)
+
+
+def _open_records(
+    run: Path, step: int, config: RunConfig, console: Console, processes: Processes
+) -> Records | NoRecords:
+    return Records(run, step, config.train.log_every, console.warn) if processes.rank == 0 else NoRecords()
+
+
+def _build_model(config: RunConfig, device: str, processes: Processes) -> Transformer:
+    """Return the model with its first weights, ready for training steps."""
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
-    model = build_transformer(config.model, config.seed, dtype, device)
+    if processes.size == 1:
+        model = build_transformer(config.model, config.seed, dtype, device)
+    else:
+        from hmoe.train.shared_run import build_shared_model  # noqa: PLC0415 - the engine is slow to import
+
+        model = build_shared_model(config, cast(Any, processes), dtype)
     model.activation_checkpointing = config.train.recomputes_blocks
     if config.train.compile:
         compile_blocks(model)
     set_check_finite(model, False)  # train_step tests loss and gradients
-    optimizer = build_optimizer(model, config.optim)
-    counts, watch_state = RunCounts(), None
-    if restored is not None:
-        restore_state(restored, model, optimizer)
-        counts, watch_state = RunCounts(**restored.state["counts"]), restored.state["watch"]
-        console.note(f"resuming from step {counts.step}")
-    moe = config.model.moe
-    shape = (len(config.model.moe_layers), len(moe.routed_widths) if moe else 0)
-    watch = ExpertAlarm(shape, config.train.dead_after, watch_state)
-    records = Records(folder.path, counts.step, config.train.log_every, console.warn)
-    side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
-    return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
-                   side_files)  # fmt: skip
+    return model
 
 
-def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console) -> tuple[Index, Tokenizer]:
+def _open_data(
+    config: RunConfig, state: dict[str, Any] | None, console: Console, processes: Processes
+) -> tuple[Index, Tokenizer]:
     if config.data.path == "corpus":
         console.note(f"data: the embedded corpus, tokenizer {config.corpus_tokenizer}")
     index = open_data(config) if state is None else open_data(config, state["data"], state["tokenizer"])
@@ -156,7 +200,7 @@ def _open_data(config: RunConfig, state: dict[str, Any] | None, console: Console
             f"nearest is {index.vocab_size}"
         )
     if config.data.verify:
-        index.verify()
+        index.verify((processes.rank, processes.size))
     return index, load_data_tokenizer(index)
 
 
@@ -166,17 +210,21 @@ def _find_device(config: RunConfig) -> Device:
     if kind == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device = cuda: this PyTorch sees no CUDA device; use cpu or auto")
     # All of its memory, not what is free now: equal devices choose equally.
-    return Device(kind, torch.cuda.mem_get_info()[1]) if kind == "cuda" else read_host()
+    if kind == "cuda":
+        return Device(kind, torch.cuda.mem_get_info()[1])
+    host = read_host()
+    return host._replace(memory_bytes=host.memory_bytes // read_process_numbers().local_size)
 
 
-def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfig:
+def _fit_config(config: RunConfig, device: Device, console: Console, processes: Processes) -> RunConfig:
     """Return the config with what it leaves unset chosen for the device, and say what was chosen.
 
     Raises:
-        ConfigError: if the device has too little memory.
+        ConfigError: if the device has too little memory, or the processes cannot share the batch.
     """
-    chosen = choose_unset(config, device)
-    needed = count_memory(chosen, device.kind)
+    check_processes(config, processes.size)
+    chosen = choose_unset(config, device, processes.size)
+    needed = count_memory(chosen, device.kind, processes.size)
     if needed > device.memory_bytes:
         ways = ["raise data.micro_batches"] * (
             config.data.micro_batches not in (None, config.data.batch_sequences)
@@ -190,12 +238,12 @@ def _fit_config(config: RunConfig, device: Device, console: Console) -> RunConfi
             f"which has {format_bytes(device.memory_bytes)}; see `hmoe plan`, then {advice}"
         )
     # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
-    plain = (config.data.micro_batches or 1, bool(config.train.activation_checkpointing))
+    plain = (config.data.micro_batches or processes.size, bool(config.train.activation_checkpointing))
     usual = (
         device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
     )
     if chosen != config and not usual:
-        console.note(describe_choice(chosen, device))
+        console.note(describe_choice(chosen, device, processes.size))
     return chosen
 
 
@@ -227,7 +275,7 @@ def _names(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
     return " ".join(texts.get(token, f"token {token}") for token in tokens) or "no token of their own"
 
 
-def _packing(restored: Checkpoint | None) -> str | None:
+def _packing(restored: Restored | None) -> str | None:
     """Return how a resumed run cuts its data into sequences; None: as new runs do."""
     if restored is None or restored.state["data"] is None:
         return None

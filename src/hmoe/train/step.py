@@ -20,6 +20,7 @@ from hmoe.model.balance import RoutingCounts, count_routings, update_router_bias
 from hmoe.model.batch_loads import BatchLoads
 from hmoe.model.capacity import CapacityCounts
 from hmoe.model.precision import use_mixed_precision
+from hmoe.model.routing import Routing
 from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
 from hmoe.train.feed import place_parts
@@ -74,13 +75,15 @@ def train_step(
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
     Router statistics, auxiliary losses and capacities are per micro-batch, per layer, then averaged over layers;
-    with `moe.statistics: batch` loads are of the batch so far (`hmoe.model.batch_loads`).
+    with `moe.statistics: batch` loads are of the batch so far (`hmoe.model.batch_loads`), of processes with
+    exact results of the whole batch, for which they compute every forward pass twice.
 
     Args:
         model: to be trained; its parameters may be sharded from outside (FSDP2), which
             then also adds up the gradients.
         optimizer: of the model's parameters.
-        parts: canonical micro-batches of the step that this process computes, at least one (`Batches.parts`).
+        parts: canonical micro-batches of the step that this process computes, at least one (`Batches.parts`):
+            those numbered rank, rank + size, rank + 2 size, ...
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
@@ -89,12 +92,12 @@ def train_step(
     # Of all processes: the parts of a step are of one size.
     num_tokens = config.data.num_micro_batches * placed[0].tokens_BL.numel()
     record = StepRecord(lr=compute_learning_rate(step, config.optim), tokens=num_tokens)
-    moe = config.model.moe
-    loads = BatchLoads(processes.add) if moe is not None and moe.statistics == "batch" else None
+    loads = _make_batch_loads(model, placed, config, step, processes)
     passes = []
     for part in placed:
         processes.begin_part(model, is_last=part is placed[-1])
         passes.append(_accumulate(model, part, config, step, loads))
+    processes.end_parts(model)
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -118,6 +121,37 @@ class _Pass(NamedTuple):
     counts: RoutingCounts
 
 
+def _make_batch_loads(
+    model: Transformer,
+    parts: Sequence[MicroBatch[torch.Tensor]],
+    config: RunConfig,
+    step: int,
+    processes: Processes,
+) -> BatchLoads | None:
+    """Return what gives losses the loads of a batch, None where they count those of a micro-batch."""
+    if config.model.moe is None or config.model.moe.statistics != "batch":
+        return None
+    if not processes.exact:
+        return BatchLoads(processes.add)
+    # Loads of the batch so far would depend on how many micro-batches are computed side by side.
+    with torch.no_grad():
+        measured = [measure_routers(_compute(model, part, config, step)[1]) for part in parts]
+    return BatchLoads.of_all(measured, processes.add)
+
+
+def _compute(
+    model: Transformer, part: MicroBatch[torch.Tensor], config: RunConfig, step: int
+) -> tuple[torch.Tensor, list[Routing]]:
+    """Return loss and routings of one micro-batch, the same whenever it is computed."""
+    moe = config.model.moe
+    # Without noise no seed at all: a compiled block would be compiled again for each.
+    noisy = moe is not None and moe.router.needs_noise
+    seed = (config.seed * _SEED_BASE + step) * _SEED_BASE + part.index if noisy else None
+    with use_mixed_precision(part.tokens_BL.device, config.train.precision == "bfloat16"):
+        loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
+    return loss, routings
+
+
 def _accumulate(
     model: Transformer,
     part: MicroBatch[torch.Tensor],
@@ -127,11 +161,7 @@ def _accumulate(
 ) -> _Pass:
     """Add the gradients of one micro-batch, divided by the number of them, to those of the ones before."""
     device, moe = part.tokens_BL.device, config.model.moe
-    # Without noise no seed at all: a compiled block would be compiled again for each.
-    noisy = moe is not None and moe.router.needs_noise
-    seed = (config.seed * _SEED_BASE + step) * _SEED_BASE + part.index if noisy else None
-    with use_mixed_precision(device, config.train.precision == "bfloat16"):
-        loss, routings = model(part.tokens_BL, part.targets_BL, Sequences(noise_seed=seed))
+    loss, routings = _compute(model, part, config, step)
     terms: dict[str, torch.Tensor] = {"loss": loss}
     if moe is not None:
         # Statistics are those of one micro-batch, whoever computes it: a run does not
@@ -149,8 +179,11 @@ def _reduce(
     passes: Sequence[_Pass], num_parts: int, processes: Processes
 ) -> tuple[torch.Tensor, RoutingCounts]:
     """Return the mean of each loss over all micro-batches of the step, and the sums of the counts."""
-    rows = [torch.stack(list(micro_batch.terms.values())) / num_parts for micro_batch in passes]
-    means = processes.add(sum(rows, start=torch.zeros_like(rows[0])))
+    own = [torch.stack(list(micro_batch.terms.values())) / num_parts for micro_batch in passes]
+    # In the order of the micro-batches, whoever computed them: the sum has the same bits then.
+    rounds = zip(*(part.unbind() for part in processes.gather(torch.stack(own))), strict=True)
+    rows = [row for one_round in rounds for row in one_round]
+    means = sum(rows, start=torch.zeros_like(rows[0]))
     tables = zip(*(micro_batch.counts for micro_batch in passes), strict=True)
     return means, RoutingCounts(*(processes.add(torch.stack(parts).sum(0)) for parts in tables))
 

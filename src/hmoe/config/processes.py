@@ -1,0 +1,45 @@
+"""What a number of processes must fit, and how a run says that it has several. No torch."""
+
+from hmoe.config.parallel import ParallelConfig
+from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
+
+
+def check_processes(config: RunConfig, num_processes: int) -> None:
+    """Raise ConfigError if a run cannot be shared by so many processes, naming the numbers that could."""
+    if num_processes == 1:
+        return
+    parallel, data = config.parallel, config.data
+    if parallel.shard == "none":
+        raise ConfigError(
+            f"parallel.shard = none: is for one process, this run was started with {num_processes}; nearest is ddp"
+        )
+    key, parts = (
+        ("data.micro_batches", data.micro_batches)
+        if data.micro_batches is not None
+        else ("data.batch_tokens / data.sequence_length", data.batch_sequences)
+    )
+    if parts % num_processes:
+        fitting = [n for n in range(1, parts + 1) if parts % n == 0]
+        nearest = sorted(sorted(fitting, key=lambda n: abs(n - num_processes))[:8])
+        raise ConfigError(
+            f"{key} = {parts}: {num_processes} processes cannot share that evenly; "
+            f"start {', '.join(map(str, nearest[:-1]))} or {nearest[-1]}"
+            if len(nearest) > 1
+            else f"{key} = {parts}: there is nothing to share among {num_processes} processes; start 1"
+        )
+    if num_processes % parallel.replicas:
+        raise ConfigError(
+            f"parallel.replicas = {parallel.replicas}: must divide the {num_processes} processes of this run"
+        )
+
+
+def describe_processes(config: ParallelConfig, num_processes: int) -> str:
+    """Return a line on how a run's processes share it; "" for one process that needs no word."""
+    mode = "exact: the same bits with any number of processes" if config.exact else ""
+    if num_processes == 1:
+        return f"processes: 1, {mode}" if mode else ""
+    parts = [f"processes: {num_processes}", config.sharding]
+    parts += [f"experts {config.experts}"] if config.experts else []
+    parts += [f"{config.replicas} replicas"] if config.replicas > 1 else []
+    return ", ".join([*parts, mode or "fast: bits depend on their number"])

@@ -1,0 +1,46 @@
+"""What several processes do otherwise than one: they join, share the model, and each knows its device."""
+
+import torch
+
+from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
+from hmoe.model.transformer import Transformer
+from hmoe.parallel.begin import build_sharded_transformer
+from hmoe.parallel.exact import ExactRanks
+from hmoe.parallel.group import make_mesh
+from hmoe.parallel.ranks import Ranks
+from hmoe.train.launch import ProcessNumbers
+
+
+def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:
+    """Return the kind of device of the processes, cpu or cuda, after each has taken its own.
+
+    Raises:
+        ConfigError: if there are fewer devices than processes on this machine.
+    """
+    if config.train.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    if torch.cuda.device_count() < launch.local_size:
+        raise ConfigError(
+            f"{launch.local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
+            "start as many as there are, or set train.device = cpu"
+        )
+    torch.cuda.set_device(launch.local_rank)
+    return "cuda"
+
+
+def make_ranks(config: RunConfig, device: str) -> Ranks:
+    """Return the processes of a run, which have joined, as a training step asks for them."""
+    mesh = make_mesh(device, config.parallel.replicas)
+    return ExactRanks(mesh) if config.parallel.exact else Ranks(mesh)
+
+
+def build_shared_model(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Transformer:
+    """Return the model of a run with its first weights, of which each process keeps its part."""
+    parallel = config.parallel
+    model = build_sharded_transformer(
+        config.model, config.seed, ranks.mesh, dtype,
+        shard=parallel.sharding, experts=parallel.experts, gradients="sum",
+    )  # fmt: skip
+    ranks.adopt(model, config.data.num_micro_batches)
+    return model
