@@ -55,8 +55,8 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
-    """A run that kills itself at its `limit`-th file-system call."""
+def count_calls(limit: int) -> Callable[[], int]:
+    """Let this process kill itself at its `limit`-th file-system call; return what tells the number of calls so far."""
     calls = 0
     for name in CALLS:
         real = getattr(os, name)
@@ -69,9 +69,15 @@ def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
             return real(*arguments, **options)
 
         setattr(os, name, call)
+    return lambda: calls
+
+
+def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
+    """A run that kills itself at its `limit`-th file-system call."""
+    count = count_calls(limit)
     run(folder)
     if count_file is not None:
-        count_file.write_text(str(calls))
+        count_file.write_text(str(count()))
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hmoe.errors import CheckpointError
@@ -79,7 +79,7 @@ def list_tensor_files(names: Iterable[str]) -> dict[str, list[str]]:
             by_part[match[1]].append(name)
             sizes[match[1]].add(match[3])
     for part, files in by_part.items():
-        size = next(iter(sizes[part]), None)
+        size = min(sizes[part], key=lambda size: int(size or 0), default=None)
         expected = (
             [f"{part}.safetensors"]
             if size is None
@@ -124,8 +124,11 @@ class TensorFiles:
         self._places: dict[str, list[tuple[int, int, Any]]] = {}
         self.shapes: dict[str, list[int]] = {}
         for name in names:
-            with open_utf8_name(folder / name) as path:
-                file = safe_open(path, "pt")
+            try:
+                with open_utf8_name(folder / name) as path:
+                    file = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise CheckpointError(f"{folder / name}: cannot be read: {error}") from None
             self._add_file(file, str(folder / name))
         for name, places in self._places.items():
             self._check_rows(name, places, folder)
@@ -208,9 +211,9 @@ def _hash_rows(rows: torch.Tensor, first: int) -> int:
     if content.shape[1] % 4:
         content = np.pad(content, ((0, 0), (0, -content.shape[1] % 4)))
     words = content.view(np.uint32)
-    by_place = (_mix(0, words.shape[1]) >> np.uint64(32)).astype(np.uint32) | np.uint32(1)
+    by_place = _mix(0, words.shape[1]) | np.uint64(1)
     by_row = _mix(first + 2**32, len(words)) | np.uint64(1)
-    return int(np.dot(np.dot(words, by_place).astype(np.uint64), by_row))
+    return int(np.dot(np.einsum("ij,j->i", words, by_place), by_row))
 
 
 def _mix(first: int, count: int) -> npt.NDArray[np.uint64]:

@@ -86,6 +86,7 @@ def find_newest_checkpoint(
             with writers.together():
                 manifest = verify_checkpoint(folder, (writers.rank, writers.size))
                 stored = StoredCheckpoint(folder, manifest, read_state(folder))
+            with writers.together():  # not before others have checked the rest
                 stored.open_tensors()
             return stored
         except (CheckpointError, PeerError) as error:

@@ -69,7 +69,7 @@ class SharedSaver:
         """
         self.finish()
         final = locate_checkpoint(self._run, step)
-        temporary = final.parent / f".{final.name}.tmp"
+        self._temporary = temporary = final.parent / f".{final.name}.tmp"
         with self._writers.together():
             if self._writers.rank == 0:
                 _make_folder(final, temporary)
@@ -91,14 +91,16 @@ class SharedSaver:
         self._written.wait()
         try:
             self._raise_together()
+            self._thread.join()
+            self._raise_together()
         except Exception:
             self._cancelled.set()
             self._thread.join()
-            self._thread = None
+            if self._writers.rank == 0:  # no other writes there any more
+                shutil.rmtree(self._temporary, ignore_errors=True)
             raise
-        self._thread.join()
-        self._thread = None
-        self._raise_together()
+        finally:
+            self._thread = None
 
     def _raise_together(self) -> None:
         error, self._error = self._error, None
@@ -121,7 +123,6 @@ class SharedSaver:
                 return
             reports = self._wait_for_parts(temporary)
             if reports is None:
-                shutil.rmtree(temporary, ignore_errors=True)
                 return
             _write_whole(temporary, state, reports)
             rename_durably(temporary, final)
@@ -170,17 +171,19 @@ def _write_part(temporary: Path, writers: Writers, pieces: PiecesByPart) -> None
     """Write, flush and read back the files of one process, then say what is in them."""
     entries: dict[str, ManifestEntry] = {}
     hashes: dict[str, TensorHash] = {}
-    for part in PARTS:
-        file = temporary / name_shared_file(part, writers.rank, writers.size)
-        write_pieces(file, pieces[part])
-        with ThreadPoolExecutor(1) as pool:  # what follows needs no disk, but the processor
-            flushed = pool.submit(flush_to_disk, file)
+    with ThreadPoolExecutor(1) as pool:
+        flushes = []
+        for part in PARTS:
+            file = temporary / name_shared_file(part, writers.rank, writers.size)
+            write_pieces(file, pieces[part])
+            flushes.append(pool.submit(flush_to_disk, file))  # what follows needs no disk, but the processor
             entries[file.name] = measure_file(file)
             own = hash_pieces(pieces[part].items())
             if hash_pieces(read_pieces(file)) != own:
                 raise CheckpointError(f"{file}: what can be read of it is not what was written")
-            flushed.result()
-        hashes |= {f"{part}/{name}": each for name, each in own.items()}
+            hashes |= {f"{part}/{name}": each for name, each in own.items()}
+        for flush in flushes:
+            flush.result()
     files = {name: [entry.num_bytes, entry.sha256] for name, entry in entries.items()}
     hidden = temporary / f".{writers.rank}"
     hidden.write_text(json.dumps({"files": files, "hashes": hashes}))

@@ -22,21 +22,20 @@ class ExactRanks(Ranks):
 
     exact = True
 
-    def adopt(self, model: nn.Module, num_parts: int) -> None:
-        """Let a model, shared by `parallelize` with gradients="sum", add up its gradients in order.
-
-        Args:
-            model: that is trained.
-            num_parts: micro-batches of a step, of all processes together.
-        """
+    def adopt(self, model: nn.Module, num_parts: int, gathered: Iterable[nn.Module] = ()) -> None:
+        """Let a model, which `parallelize` has shared with gradients="sum", add up its gradients in order."""
+        super().adopt(model, num_parts, gathered)
+        # While weights are gathered a model's parameters are others than those that get the gradients.
+        self._parameters = list(model.parameters())
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.set_custom_reduce_scatter(_ReduceInOrder(num_parts))  # type: ignore[arg-type]
 
     def begin_part(self, model: nn.Module, is_last: bool) -> None:
         """Drop what the part before left as gradients: only those after the last are sums of all."""
-        for parameter in model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
+        self._keep_gathered(is_last)
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients as a plain scalar, the same bits as one process has."""

@@ -3,6 +3,7 @@
 import contextlib
 import datetime
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +18,14 @@ TIMEOUT_SECONDS = 60.0
 
 
 @contextlib.contextmanager
-def join_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
-    """Be one of the processes of a run, as the environment says (RANK, WORLD_SIZE, MASTER_ADDR), while it lasts.
+def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env://") -> Iterator[None]:
+    """Be one of the processes of a run, as the environment says (RANK, WORLD_SIZE), while it lasts.
 
     Tensors on CUDA devices go through NCCL, those on the CPU through gloo.
 
     Args:
         timeout_seconds: after which a process that does not answer is given up.
+        store: address where they meet: that of the environment (MASTER_ADDR, MASTER_PORT), or file://PATH.
 
     Raises:
         DistributedError: if they do not find each other, or one stops answering.
@@ -31,7 +33,13 @@ def join_processes(timeout_seconds: float = TIMEOUT_SECONDS) -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     with _explain_failures():
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(
+            backend,
+            store,
+            timeout=timeout,
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+        )
         yield
         # Not after an error: others may wait for something else.
         dist.barrier()

@@ -28,9 +28,17 @@ class Ranks:
     def __init__(self, mesh: DeviceMesh) -> None:
         self.mesh = mesh
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self._gathered: list[FSDPModule] = []
 
-    def adopt(self, model: nn.Module, num_parts: int) -> None:
-        """Do nothing: the engine adds up gradients in an order of its own."""
+    def adopt(self, model: nn.Module, num_parts: int, gathered: Iterable[nn.Module] = ()) -> None:
+        """Make a model, which `parallelize` has shared, ready for steps of several micro-batches.
+
+        Args:
+            model: that is trained.
+            num_parts: micro-batches of a step, of all processes together.
+            gathered: modules of it whose weights may stay whole from one micro-batch to the next.
+        """
+        self._gathered = [module for module in gathered if isinstance(module, FSDPModule)]
 
     def begin_part(self, model: nn.Module, is_last: bool) -> None:
         """Let the processes' gradients be added up after a step's last micro-batch only.
@@ -39,6 +47,12 @@ class Ranks:
         """
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(is_last)
+        self._keep_gathered(is_last)
+
+    def _keep_gathered(self, is_last: bool) -> None:
+        """Let weights that are whole stay so after a backward pass, but for a step's last."""
+        for module in self._gathered:
+            module.set_reshard_after_backward(is_last, recurse=False)
 
     def end_parts(self, model: nn.Module) -> None:
         """Do nothing: after the last micro-batch the engine has added up."""

@@ -9,6 +9,7 @@ from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import make_mesh
 from hmoe.parallel.ranks import Ranks
+from hmoe.parallel.sharding import list_groups
 from hmoe.train.launch import ProcessNumbers
 
 
@@ -42,5 +43,8 @@ def build_shared_model(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> T
         config.model, config.seed, ranks.mesh, dtype,
         shard=parallel.sharding, experts=parallel.experts, gradients="sum",
     )  # fmt: skip
-    ranks.adopt(model, config.data.num_micro_batches)
+    groups = list_groups(model, None, parallel.sharding, parallel.experts)
+    ranks.adopt(
+        model, config.data.num_micro_batches, (module for module, kind in groups.items() if kind != "zero3")
+    )
     return model
