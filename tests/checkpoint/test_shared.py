@@ -156,6 +156,28 @@ def test_a_writer_that_cannot_write_stops_all_and_costs_no_older_checkpoint(
     assert save(tmp_path, 2) == [None] * SIZE
 
 
+def test_training_waits_for_the_copy_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_write, real = threading.Event(), shared_save.write_pieces
+
+    def write(file: Path, pieces: Any) -> None:
+        assert may_write.wait(20)
+        real(file, pieces)
+
+    monkeypatch.setattr(shared_save, "write_pieces", write)
+
+    def work(writer: Threads) -> None:
+        saver = SharedSaver(tmp_path, 2, writer)
+        saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {})
+        with writer.together():  # all are here while none has written
+            assert not may_write.is_set()
+            assert list_checkpoint_steps(tmp_path) == []
+        may_write.set()
+        saver.finish()
+
+    assert by_all(work) == [None] * SIZE
+    assert list_checkpoint_steps(tmp_path) == [1]
+
+
 def test_what_the_disk_gives_back_must_be_what_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,42 @@ def test_processes_with_one_micro_batch_each_have_the_loss_of_the_whole_batch() 
     torch.testing.assert_close(sum(values, torch.zeros(())) / 2, compute_load_balance(parts[0] + parts[1]))
 
 
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_with_loads_that_are_known_before_losses_add_up_to_those_of_the_whole_batch(
+    spec: hmoe.TopK | hmoe.TopP, processes: int
+) -> None:
+    """Four micro-batches on any number of processes: value and gradient are the slow loop's over all their tokens."""
+    routings = [route(7, spec) for _ in range(4)]
+    parts = [measure_router(routing) for routing in routings]
+    totals = (sum(part.load_E for part in parts), torch.tensor(28))
+    values = {"balance": torch.zeros(()), "penalty": torch.zeros(())}
+    for rank in range(processes):
+        own = parts[rank::processes]
+        # Sums of all processes: the tokens that the others have are added here.
+        others = (totals[0] - sum(p.load_E for p in own), totals[1] - 7 * len(own))
+        loads = BatchLoads.of_all(own, lambda tensor: tensor)
+        loads._load, loads._num_tokens = loads._load + others[0], loads._num_tokens + others[1]
+        for part in own:
+            whole = loads.include(part)
+            values["balance"] = values["balance"] + compute_load_balance(whole) / 4
+            values["penalty"] = values["penalty"] + compute_parameter_penalty(whole, WIDTHS) / 4
+    taken = [experts for routing in routings for experts in choices(routing)]
+    probs_TE = torch.cat([routing.probs_TE for routing in routings])
+    expected = {
+        "balance": oracles.load_balance(taken, probs_TE),
+        "penalty": oracles.parameter_penalty(taken, probs_TE, list(WIDTHS), 8.0),
+    }
+    for name, value in values.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-12, atol=0)
+        for routing in routings:
+            both = [
+                torch.autograd.grad(v, routing.logits_TE, retain_graph=True)[0]
+                for v in (value, expected[name])
+            ]
+            torch.testing.assert_close(*both, rtol=1e-11, atol=1e-14)
+
+
 def test_no_tokens_and_empty_experts_give_numbers() -> None:
     loads = BatchLoads(ONE_PROCESS.add)
     assert compute_load_balance(loads.include(measure_router(route(0)))).item() == 0

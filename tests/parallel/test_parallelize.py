@@ -41,6 +41,7 @@ def mesh(axes: int = 1, size: int = 4) -> Any:
         ({"shard": "zero1"}, "shard = 'zero1', must be one of ddp, zero2, zero3"),
         ({"experts": "none"}, "experts = 'none', must be one of None, ddp"),
         ({"gradients": "max"}, "gradients = 'max', must be one of mean, sum"),
+        ({"prefetch": -1}, "prefetch = -1, must be 0 or more blocks"),
         ({"mesh": mesh(3)}, "mesh has 3 axes, must have 1 or 2"),
         (
             {"mesh": mesh(size=2), "shard": "ddp"},

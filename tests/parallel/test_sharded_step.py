@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp._fully_shard import _fsdp_param_group
 from torch.distributed.tensor import DTensor, Shard
 
 import hmoe
@@ -144,6 +146,29 @@ def check_gathering(model: Transformer, sharding: str) -> None:
     model.train()
 
 
+def check_prefetch(mesh: DeviceMesh) -> None:
+    """When a block is computed the weights of so many after it were asked for, and no others."""
+    config, asked = load("dense", CASES, "model.layers=4"), []
+    gather = _fsdp_param_group.foreach_all_gather
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        asked.append(1)
+        return gather(*arguments, **options)
+
+    with mock.patch.object(_fsdp_param_group, "foreach_all_gather", count):
+        for prefetch in (0, 1, 2):
+            model = build_sharded_transformer(
+                config.model, config.seed, mesh, shard="zero3", prefetch=prefetch
+            )
+            seen: list[int] = []
+            for block in model.blocks:
+                block.attention.register_forward_hook(lambda *_, seen=seen: seen.append(len(asked)))
+            asked.clear()
+            model(torch.zeros(1, 4, dtype=torch.int64))
+            # The first is of what lies outside of blocks.
+            assert seen == [1 + min(place + 1 + prefetch, 4) for place in range(4)], (prefetch, seen)
+
+
 def check_layer(rank: int, mesh: DeviceMesh) -> None:
     """A layer outside any model, whose weights were drawn before, has the mean of the ranks' gradients."""
     torch.manual_seed(0)
@@ -167,6 +192,7 @@ def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: 
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=MESH_AXES[-len(shape) :])
     if len(shape) == 1:
         check_layer(rank, mesh)
+        check_prefetch(mesh)
     results = {case: train_sharded(*case, mesh) for case in cases}
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")

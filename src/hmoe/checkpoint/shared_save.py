@@ -75,9 +75,9 @@ class SharedSaver:
                 _make_folder(final, temporary)
         self._written.clear()
         self._cancelled.clear()
-        self._thread = threading.Thread(
-            target=self._publish, args=(temporary, final, pieces, {"step": step, **state}), name="hmoe-save"
-        )
+        # A daemon: it may wait for a process that died, and must not keep this one alive.
+        arguments = (temporary, final, pieces, {"step": step, **state})
+        self._thread = threading.Thread(target=self._publish, args=arguments, name="hmoe-save", daemon=True)
         self._thread.start()
 
     def finish(self) -> None:

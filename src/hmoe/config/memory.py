@@ -109,7 +109,7 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
     forward pass has converted to bfloat16, and one block's gradients before they are added.
 
     Of several processes it is one's: its part of what they share (`parallel.shard`; experts as the rest), and what
-    is gathered meanwhile, one block and what lies outside of blocks with zero3, all with zero2. Gradients are whole
+    is gathered meanwhile, two blocks and what lies outside of blocks with zero3, all with zero2. Gradients are whole
     where a process adds up several micro-batches.
     """
     model, train = config.model, config.train
@@ -152,7 +152,7 @@ def _count_shares(config: RunConfig, num_processes: int, total: int, block: int)
     group = num_processes // config.parallel.replicas
     kept, outside = -(-total // group), total - config.model.layers * block
     adds_up = config.data.num_micro_batches > num_processes and not config.parallel.exact
-    return kept, total if sharding == "zero2" else block + outside, total if adds_up else kept + block
+    return kept, total if sharding == "zero2" else 2 * block + outside, total if adds_up else kept + block
 
 
 class _Bytes(NamedTuple):

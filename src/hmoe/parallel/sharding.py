@@ -1,7 +1,7 @@
 """Which process holds which part of a model's weights: FSDP2 applied to blocks, from outside."""
 
 from collections.abc import Iterable, Iterator
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar, cast, get_args
 
 import torch.distributed as dist
 from torch import nn
@@ -26,6 +26,7 @@ def parallelize(
     experts: Sharding | None = None,
     blocks: Iterable[nn.Module] | None = None,
     gradients: Literal["mean", "sum"] = "mean",
+    prefetch: int = 1,
 ) -> Model:
     """Share a model's weights, gradients and moments among processes; the model itself is changed and returned.
 
@@ -51,7 +52,7 @@ def parallelize(
     Raises:
         ConfigError: for another choice, a mesh that does not fit it, or weights that cannot be shared.
     """
-    _check_choices(shard, experts, gradients)
+    _check_choices(shard, experts, gradients, prefetch)
     groups = list_groups(model, blocks, shard, experts)
     _check_groups(model, groups)
     _check_mesh(mesh, set(groups.values()))
@@ -71,7 +72,20 @@ def parallelize(
         if gradients == "sum":
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    _prefetch_blocks(model, groups, prefetch)
     return model
+
+
+def _prefetch_blocks(model: nn.Module, groups: _Groups, number: int) -> None:
+    """Let each block gather the weights of those after it ahead, and in the backward pass of those before it."""
+    # Of the model itself, which is computed before and after all, everything outside of blocks stays gathered.
+    ordered: list[FSDPModule] = [
+        cast(FSDPModule, module) for module in model.modules() if module in groups and module is not model
+    ]
+    for place, module in enumerate(ordered):
+        after, before = ordered[place + 1 : place + 1 + number], ordered[max(place - number, 0) : place]
+        module.set_modules_to_forward_prefetch(after)
+        module.set_modules_to_backward_prefetch(before[::-1])
 
 
 def list_groups(
@@ -104,7 +118,7 @@ def _has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward
 
 
-def _check_choices(shard: object, experts: object, gradients: object) -> None:
+def _check_choices(shard: object, experts: object, gradients: object, prefetch: int) -> None:
     """Raise ConfigError for what `parallelize` does not know."""
     kinds = get_args(Sharding)
     for name, value, choices in (
@@ -115,6 +129,10 @@ def _check_choices(shard: object, experts: object, gradients: object) -> None:
         if value not in choices:
             words = ", ".join(map(str, choices))
             raise ConfigError(f"parallelize: {name} = {value!r}, must be one of {words}", argument=name)
+    if prefetch < 0:
+        raise ConfigError(
+            f"parallelize: prefetch = {prefetch}, must be 0 or more blocks", argument="prefetch"
+        )
 
 
 def _check_mesh(mesh: DeviceMesh, kinds: set[Sharding]) -> None:

@@ -8,26 +8,35 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.kernels import choice
+from hmoe.train.processes import ONE_PROCESS, Processes
 
 
-def describe_environment(device: str | None = None) -> dict[str, Any]:
+def describe_environment(device: str | None = None, processes: Processes = ONE_PROCESS) -> dict[str, Any]:
     """Return versions, threads and what a device can do, equal on equal machines; None: none computes."""
-    common = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    common: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if device is None:
         return common
+    if processes.size > 1 and not processes.exact:  # else no bit depends on their number
+        common["processes"] = processes.size
     return {**common, "device": device, **(_describe_cpu() if device == "cpu" else _describe_gpu())}
 
 
 def compare_environment(
-    state: dict[str, Any], config: RunConfig, device: str, warn: Callable[[str], None]
+    state: dict[str, Any],
+    config: RunConfig,
+    device: str,
+    warn: Callable[[str], None],
+    processes: Processes = ONE_PROCESS,
 ) -> None:
     """Warn of what changed since a checkpoint was written and may change bits, a line each.
 
     Raises:
         ConfigError: if it is the kind of device.
     """
-    for name, now in describe_environment(device).items():
-        before = state["environment"].get(name, now)  # checkpoints written before do not hold all of it
+    one = {} if processes.exact else {"processes": 1}
+    before_all = one | state["environment"]
+    for name, now in (one | describe_environment(device, processes)).items():
+        before = before_all.get(name, now)  # checkpoints written before do not hold all of it
         if before == now:
             continue
         # Other changes may round otherwise; another kind of device has other kernels,

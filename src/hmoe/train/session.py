@@ -101,7 +101,7 @@ class Session:
             "data": self.index.fingerprint,
             "tokenizer": self.tokenizer.fingerprint,
             "begin": list(self.index.begin),
-            "environment": describe_environment(self.device),
+            "environment": describe_environment(self.device, self.processes),
             "packing": self.batches.packing,
             "config": dump_bound_config(self.config),
             "side_files": self.side_files,
@@ -138,7 +138,7 @@ def open_session(
         place = _find_device(config)
         config, device = _fit_config(config, place, console, processes), place.kind
         if state is not None:
-            compare_environment(state, config, device, console.warn)
+            compare_environment(state, config, device, console.warn, processes)
         index, tokenizer = _open_data(config, state, console, processes)
         if state is not None and state["data"] is None:
             _check_begin(state, index, tokenizer)
