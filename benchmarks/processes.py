@@ -1,6 +1,7 @@
 """What do two processes that share a step cost, beside two that know nothing of each other? Steps in turn.
 
-    python benchmarks/processes.py [--preset quickstart] [--tokens 8192] [--processes 2] [--steps 15] [--out FILE]
+    python benchmarks/processes.py [--preset quickstart] [--tokens 8192] [--processes 2] [--steps 15]
+                                   [--groups NAME ...] [--out FILE]
 
 Each process has one thread. Independent processes train on tokens / processes a step, those that share the work on
 all together, of which each computes as many: the first is what the machine can do at the same time. Groups of
@@ -24,9 +25,10 @@ GROUPS = {
     "zero2": ("parallel.shard=zero2",),
     "zero3": ("parallel.shard=zero3",),
     "zero2, exact": ("parallel.shard=zero2", "parallel.exact=true"),
-    "alone, 4 parts": ("data.micro_batches=4",),
-    "zero2, 4 parts": ("parallel.shard=zero2", "data.micro_batches=4"),
-    "zero2, 4 parts, exact": ("parallel.shard=zero2", "data.micro_batches=4", "parallel.exact=true"),
+    "alone, exact": ("parallel.exact=true",),
+    "alone, 4 parts": (),
+    "zero2, 4 parts": ("parallel.shard=zero2",),
+    "zero2, 4 parts, exact": ("parallel.shard=zero2", "parallel.exact=true"),
 }
 WARM = 3  # steps that are not counted
 
@@ -40,7 +42,7 @@ class Group:
         tokens = options.tokens if shares else options.tokens // size
         words = [
             options.preset, f"data.batch_tokens={tokens}", f"data.micro_batches={parts if shares else parts // size}",
-            *(word for word in GROUPS[name] if "micro_batches" not in word),
+            *GROUPS[name],
         ]  # fmt: skip
         self.workers = []
         for rank in range(size):
@@ -118,14 +120,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="of a shared step")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="default: all")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--work", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         return answer_steps(options.work[0], options.work[1:])
-    seconds: dict[str, list[float]] = {name: [] for name in GROUPS}
+    if "alone" not in options.groups or (
+        "alone, 4 parts" not in options.groups and "4 parts" in str(options.groups)
+    ):
+        parser.error("ratios are to groups that are alone: name these too")
+    seconds: dict[str, list[float]] = {name: [] for name in options.groups}
     with tempfile.TemporaryDirectory() as folder:
-        groups = {name: Group(name, options, Path(folder)) for name in GROUPS}
+        groups = {name: Group(name, options, Path(folder)) for name in options.groups}
         for step in range(WARM + options.steps):
             for name, group in groups.items():
                 taken = group.take_step()

@@ -16,7 +16,7 @@ def run(name: str, out: Path, *words: str) -> dict[str, Any]:
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert process.returncode == 0, process.stderr[-2000:]
     assert "nan" not in process.stdout
-    (written,) = out.glob("*.json")
+    (written,) = [out] if out.suffix else out.glob("*.json")
     assert "NaN" not in written.read_text()  # no JSON
     result: dict[str, Any] = json.loads(written.read_text())
     return result
@@ -56,3 +56,30 @@ def test_waves(capsys: pytest.CaptureFixture[str]) -> None:
     for line in lines[1:]:
         in_turn, and_back, free = map(float, line.split()[-3:])
         assert 1 <= free <= and_back <= in_turn
+
+
+@pytest.mark.slow
+def test_processes(tmp_path: Path) -> None:
+    small = [
+        "--preset",
+        "tiny",
+        "--tokens",
+        "512",
+        "--steps",
+        "2",
+        "--groups",
+        "alone",
+        "zero3",
+        "zero2, exact",
+    ]
+    rows = run("processes.py", tmp_path / "x.json", *small)["rows"]
+    assert [row["group"] for row in rows] == ["alone", "zero3", "zero2, exact"]
+    assert rows[0]["speed_beside_alone"] == 1
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_shared_checkpoints(tmp_path: Path) -> None:
+    result = run("shared_checkpoints.py", tmp_path / "x.json", "--megabytes", "60", "--rounds", "2")
+    assert len(result["seconds"]) == 2
+    assert 0 < result["held"] < result["save"]

@@ -204,6 +204,13 @@ def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path: Path) -> N
     load_checkpoint(locate_checkpoint(tmp_path, 4))
 
 
+def test_what_a_killed_run_left_is_removed_by_the_next_that_looks(tmp_path: Path) -> None:
+    save(tmp_path, 4)
+    (tmp_path / "checkpoints" / ".step-00000002.old").mkdir()
+    assert all(stored.step == 4 for stored, _ in find(tmp_path))
+    assert names(tmp_path) == ["step-00000004"]
+
+
 def test_a_checkpoint_is_never_rewritten(tmp_path: Path) -> None:
     save(tmp_path, 1)
     results = save(tmp_path, 1)

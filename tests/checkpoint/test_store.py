@@ -114,6 +114,16 @@ def test_reading_only_renames_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "checkpoints" / "step-00000003").is_dir()
 
 
+def test_what_a_killed_process_left_is_removed_by_who_writes_alone(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, example(3), keep=2)
+    litter = tmp_path / "checkpoints" / ".step-00000002.old"
+    litter.mkdir()
+    load_newest_checkpoint(tmp_path, quarantine=False, say=nothing)
+    assert litter.is_dir()
+    load_newest_checkpoint(tmp_path, quarantine=True, say=nothing)
+    assert not litter.exists()
+
+
 def test_a_failed_write_leaves_the_old_one_and_no_litter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -179,7 +179,9 @@ def run_points(base: Path, every: int) -> tuple[int, int]:
             kills += 1
             assert not any(wait(start(folder, (1, 2, 4)[kills % 3], few))), (rank, limit)
             leftovers = [path for path in (folder / "checkpoints").iterdir() if path.name.startswith(".")]
-            different += describe_end(folder) != expected or bool(leftovers)
+            if describe_end(folder) != expected or leftovers:
+                print(f"process {rank}, call {limit}: other bits, or left: {leftovers}", flush=True)
+                different += 1
             shutil.rmtree(folder)
     return kills, different
 

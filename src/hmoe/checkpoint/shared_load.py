@@ -14,7 +14,7 @@ from hmoe.checkpoint.manifest import (
     verify_checkpoint,
 )
 from hmoe.checkpoint.pieces import PARTS, TensorFiles, TensorHash, digest_hashes
-from hmoe.checkpoint.store import list_listed_files, set_aside
+from hmoe.checkpoint.store import list_listed_files, remove_litter, set_aside
 from hmoe.errors import CheckpointError, PeerError
 
 
@@ -80,6 +80,9 @@ def find_newest_checkpoint(
         CheckpointError: if checkpoints were written and none can be trusted.
     """
     reason = ""
+    with writers.together():
+        if writers.rank == 0:
+            remove_litter(run / "checkpoints")
     for step in writers.share(list_checkpoint_steps(run)):
         folder = locate_checkpoint(run, step)
         try:

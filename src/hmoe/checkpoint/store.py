@@ -68,13 +68,16 @@ def load_newest_checkpoint(
 ) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, or None if none was ever written.
 
-    A bad one is named by `say`, with `quarantine` also renamed to `*.corrupt`, and the next older is tried.
+    A bad one is named by `say`, and the next older is tried. With `quarantine`, for who writes the folder, it is also
+    renamed to `*.corrupt`, and what a killed process left half done is removed.
     Without `optimizer` its tensors are verified but not loaded.
 
     Raises:
         CheckpointError: if checkpoints were written and none can be trusted.
     """
     folder = run / "checkpoints"
+    if quarantine:
+        remove_litter(folder)
     corrupt = [name for name in list_checkpoint_names(run) if ".corrupt" in name]
     reasons = [f"{folder / name}: set aside as corrupt earlier" for name in corrupt]
     for step in list_checkpoint_steps(run):
