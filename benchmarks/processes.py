@@ -107,8 +107,8 @@ def answer_steps(store: str, words: list[str]) -> None:
     if "RANK" not in os.environ:
         step_on(choose_process(config.parallel.exact), build_transformer(config.model, config.seed))
         return
-    with join_processes(60.0, f"file://{store}"):
-        ranks = make_ranks(config, "cpu")
+    with join_processes(60.0, f"file://{store}") as messages:
+        ranks = make_ranks(config, "cpu", messages)
         step_on(ranks, build_shared_model(config, ranks, torch.float32))
 
 

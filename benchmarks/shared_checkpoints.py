@@ -73,7 +73,7 @@ def run_rank(rank: int, folder: str, options: argparse.Namespace) -> None:
         begin = time.perf_counter()
         stored = find_newest_checkpoint(run, ranks, print)
         assert stored is not None
-        restore_pieces(stored, model, optimizer)
+        restore_pieces(stored, model, optimizer, ranks)
         rows.append({"dd": seconds, "held": held, "save": saved, "load": time.perf_counter() - begin})
         dist.barrier()
     if rank == 0:

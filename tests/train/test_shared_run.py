@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 EXACT = ["data.micro_batches=4", "parallel.exact=true", "train.inspect_every=3", "train.sample_every=3"]
 
 
-def start_together(size: int, folder: Path, *overrides: str) -> "list[subprocess.CompletedProcess[str]]":
-    """Let so many processes train the run of `helpers.run`, as a launcher would."""
+def launch(size: int, folder: Path, *overrides: str) -> "list[subprocess.Popen[str]]":
+    """Start so many processes that train the run of `helpers.run`, as a launcher would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,17 +36,22 @@ def start_together(size: int, folder: Path, *overrides: str) -> "list[subprocess
         *overrides,
     ]
     shared = one_thread() | {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
+    return [
         subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=shared | {"RANK": str(rank)}
         )
         for rank in range(size)
     ]
-    results = []
-    for process in processes:
-        out, err = process.communicate(timeout=120)
-        results.append(subprocess.CompletedProcess(words, process.returncode, out, err))
-    return results
+
+
+def end(process: "subprocess.Popen[str]") -> "subprocess.CompletedProcess[str]":
+    out, err = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def start_together(size: int, folder: Path, *overrides: str) -> "list[subprocess.CompletedProcess[str]]":
+    """What came of so many processes that trained together."""
+    return [end(process) for process in launch(size, folder, *overrides)]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +98,7 @@ def test_every_verb_opens_the_run_of_two(trained: Path, capsys: pytest.CaptureFi
     assert weights[0].keys() == weights[1].keys()
     assert all((weights[0][key] == weights[1][key]).all() for key in weights[0])
     assert shown["one"] == shown["two"]
-    assert run_command_line(["compare", str(trained / "one"), str(trained / "two")]) == 0
+    assert run_command_line(["compare", str(trained / "two")]) == 0
 
 
 def test_one_process_goes_on_with_the_run_of_two_and_writes_what_it_always_does(trained: Path) -> None:
@@ -112,6 +118,20 @@ def test_a_number_that_does_not_divide_is_one_line_that_names_what_would(tmp_pat
         "hmoe: error: data.micro_batches = 4: 3 processes cannot share that evenly; start 1, 2 or 4\n"
     )
     assert not (tmp_path / "r").exists()
+
+
+def test_who_is_left_when_another_dies_ends_with_a_line(tmp_path: Path) -> None:
+    processes = launch(2, tmp_path / "r", *EXACT, "train.steps=100000", "train.save_every=5")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "r" / "checkpoints" / "step-00000005").is_dir():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[1].kill()
+    left = end(processes[0])
+    processes[1].communicate()
+    assert left.returncode == 6
+    assert left.stderr.startswith("hmoe: error: another process of this run no longer answers (")
+    assert left.stderr.count("\n") == 1
 
 
 @pytest.mark.slow

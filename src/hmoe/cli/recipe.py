@@ -1,5 +1,6 @@
 """What the RECIPE argument of `hmoe train`, `hmoe plan` and `hmoe config` names."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hmoe.cli.output import print_note
@@ -9,12 +10,14 @@ from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import find_run_folder, load_run_recipe
 
 
-def read_recipe_argument(recipe: str, overrides: list[str]) -> tuple[str, RunConfig]:
+def read_recipe_argument(
+    recipe: str, overrides: list[str], say: Callable[[str], None] = print_note
+) -> tuple[str, RunConfig]:
     """Return (name, config) of a recipe, or of a run folder, whose config is compared with its checkpoint."""
     run = find_run(recipe)
     if run is None:
         return recipes.read_recipe(recipe, overrides)
-    return run.resolve().name, load_run_recipe(run, overrides, print_note)
+    return run.resolve().name, load_run_recipe(run, overrides, say)
 
 
 def find_run(recipe: str) -> Path | None:

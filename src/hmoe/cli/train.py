@@ -90,18 +90,25 @@ def _open_folder(
 def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: ProcessNumbers) -> None:
     """Train as one of the processes that a launcher started; the first one alone writes and prints."""
     from hmoe.cli.progress import ProgressBar
-    from hmoe.parallel.group import act_together, join_processes
+    from hmoe.parallel.group import join_processes
     from hmoe.train.console import Console, SilentDisplay
     from hmoe.train.loop import train_run
     from hmoe.train.shared_run import find_shared_device, make_ranks
 
-    with join_processes():
-        with act_together():
-            name, config = read_recipe_argument(recipe, overrides)
+    with join_processes() as messages:
+        with messages.together():
+            name, config = read_recipe_argument(
+                recipe, overrides, _say_nothing if launch.rank else print_note
+            )
             check_processes(config, launch.size)
             device = find_shared_device(config, launch)
-        with act_together():
+        with messages.together():
             folder = _open_folder(recipe, name, config, run, writes=launch.rank == 0)
+        ranks = make_ranks(config, device, messages)
         with folder, ProgressBar(sys.stdout, at_once=True) as bar:
             display = SilentDisplay() if launch.rank else bar
-            train_run(config, folder, Console(display, _list_step_commands), make_ranks(config, device))
+            train_run(config, folder, Console(display, _list_step_commands), ranks)
+
+
+def _say_nothing(text: str) -> None:
+    """Leave what there is to say to the first process."""

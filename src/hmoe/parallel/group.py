@@ -15,16 +15,65 @@ from hmoe.errors import ConfigError, DistributedError, HMoEError, PeerError
 from hmoe.parallel.sharding import MESH_AXES
 
 TIMEOUT_SECONDS = 60.0
+_PATIENCE_SECONDS = 1800.0
+
+
+class Messages:
+    """Plain values and errors that the processes of a run tell each other.
+
+    They wait for each other as long as reading a large file may take, unlike in a training step. A process that died
+    is noticed at once in both.
+    """
+
+    def __init__(self) -> None:
+        timeout = datetime.timedelta(seconds=_PATIENCE_SECONDS)
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """Return a JSON value of every process, in the order of their ranks."""
+        # Not by all_gather_object, which is pickle.
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+        dist.all_gather(lengths, torch.tensor([len(content)]), group=self._group)
+        most = max(int(length) for length in lengths)
+        padded = [torch.zeros(most, dtype=torch.uint8) for _ in lengths]
+        dist.all_gather(
+            padded, torch.cat([content, content.new_zeros(most - len(content))]), group=self._group
+        )
+        return [
+            json.loads(text[: int(length)].numpy().tobytes())
+            for text, length in zip(padded, lengths, strict=True)
+        ]
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Let every process raise an error if one does, after what each does for itself inside.
+
+        The first that failed raises its own, all others a PeerError, so that one line says what went wrong.
+        """
+        error = None
+        try:
+            yield
+        except Exception as raised:
+            error = raised
+        failure = None if error is None else [str(error), getattr(error, "exit_code", 1)]
+        failures = self.gather_values(failure)
+        first = next((rank for rank, each in enumerate(failures) if each is not None), None)
+        if first is None:
+            return
+        if error is not None and first == dist.get_rank():
+            raise error
+        raise PeerError(*failures[first])
 
 
 @contextlib.contextmanager
-def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env://") -> Iterator[None]:
+def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env://") -> Iterator[Messages]:
     """Be one of the processes of a run, as the environment says (RANK, WORLD_SIZE), while it lasts.
 
     Tensors on CUDA devices go through NCCL, those on the CPU through gloo.
 
     Args:
-        timeout_seconds: after which a process that does not answer is given up.
+        timeout_seconds: after which a process that does not answer in a training step is given up.
         store: address where they meet: that of the environment (MASTER_ADDR, MASTER_PORT), or file://PATH.
 
     Raises:
@@ -40,9 +89,10 @@ def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env:/
             rank=int(os.environ["RANK"]),
             world_size=int(os.environ["WORLD_SIZE"]),
         )
-        yield
+        messages = Messages()
+        yield messages
         # Not after an error: others may wait for something else.
-        dist.barrier()
+        messages.gather_values(None)
         dist.destroy_process_group()
 
 
@@ -57,42 +107,6 @@ def make_mesh(device: str, replicas: int = 1) -> DeviceMesh:
         raise ConfigError(f"replicas = {replicas}: must divide the {size} processes", argument="replicas")
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
     return init_device_mesh(device, shape, mesh_dim_names=MESH_AXES[-len(shape) :])
-
-
-def gather_values(value: Any) -> list[Any]:
-    """Return a JSON value of every process, in the order of their ranks."""
-    # Not by all_gather_object, which is pickle.
-    content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-    lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
-    dist.all_gather(lengths, torch.tensor([len(content)]))
-    most = max(int(length) for length in lengths)
-    padded = [torch.zeros(most, dtype=torch.uint8) for _ in lengths]
-    dist.all_gather(padded, torch.cat([content, content.new_zeros(most - len(content))]))
-    return [
-        json.loads(text[: int(length)].numpy().tobytes())
-        for text, length in zip(padded, lengths, strict=True)
-    ]
-
-
-@contextlib.contextmanager
-def act_together() -> Iterator[None]:
-    """Let every process raise an error if one does, after what each does for itself inside.
-
-    The first that failed raises its own, all others a PeerError, so that one line says what went wrong.
-    """
-    error = None
-    try:
-        yield
-    except Exception as raised:
-        error = raised
-    failure = None if error is None else [str(error), getattr(error, "exit_code", 1)]
-    failures = gather_values(failure)
-    first = next((rank for rank, each in enumerate(failures) if each is not None), None)
-    if first is None:
-        return
-    if error is not None and first == dist.get_rank():
-        raise error
-    raise PeerError(*failures[first])
 
 
 @contextlib.contextmanager

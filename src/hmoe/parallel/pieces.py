@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from hmoe.checkpoint.pieces import PARTS, Piece, TensorFiles, TensorHash, add_hashes, hash_pieces
 from hmoe.checkpoint.shared_load import StoredCheckpoint
 from hmoe.errors import CheckpointError
-from hmoe.parallel.group import act_together, gather_values
+from hmoe.parallel.ranks import Ranks
 
 
 def find_rows(tensor: DTensor) -> range:
@@ -37,13 +37,15 @@ def cut_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
 
 
 @torch.no_grad()
-def restore_pieces(stored: StoredCheckpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore_pieces(
+    stored: StoredCheckpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> None:
     """Put this process's rows of a checkpoint into a model and its optimiser, and prove that all are in place.
 
     Raises:
         CheckpointError: if it belongs to another model, or rows are not those that were saved.
     """
-    with act_together():
+    with ranks.together():
         tensors = stored.open_tensors()
         _check_shapes(stored.step, tensors["model"], model)
         parameters, moments = dict(model.named_parameters()), tensors["optimizer"]
@@ -55,8 +57,8 @@ def restore_pieces(stored: StoredCheckpoint, model: nn.Module, optimizer: torch.
             name, _, moment = key.rpartition(".")
             optimizer.state[parameters[name]][moment] = _place_moment(moments, key, parameters[name])
         own = hash_pieces((f"{part}/{name}", piece) for part, name, piece in _list_pieces(model, optimizer))
-    every = gather_values(own)
-    with act_together():
+    every = ranks.gather_values(own)
+    with ranks.together():
         stored.check_hashes(
             add_hashes({name: TensorHash(*each) for name, each in hashes.items()} for hashes in every)
         )

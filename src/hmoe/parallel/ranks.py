@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from hmoe.parallel.group import act_together, gather_values
+from hmoe.parallel.group import Messages
 
 
 class Ranks:
@@ -25,8 +25,8 @@ class Ranks:
 
     exact = False
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self.mesh = mesh
+    def __init__(self, mesh: DeviceMesh, messages: Messages | None = None) -> None:
+        self.mesh, self._messages = mesh, messages or Messages()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self._gathered: list[FSDPModule] = []
 
@@ -72,7 +72,11 @@ class Ranks:
 
     def share(self, value: Any) -> Any:
         """Return the JSON value of the first process."""
-        return gather_values(value)[0]
+        return self.gather_values(value)[0]
+
+    def gather_values(self, value: Any) -> list[Any]:
+        """Return a JSON value of every process, in the order of their ranks."""
+        return self._messages.gather_values(value)
 
     def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
         """Return whether any process wants to stop, and the seconds of the first."""
@@ -82,7 +86,7 @@ class Ranks:
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which an error of one process is one of all."""
-        return act_together()
+        return self._messages.together()
 
     @contextlib.contextmanager
     def gathering(self, model: nn.Module) -> Iterator[None]:

@@ -76,14 +76,14 @@ def parallelize(
     return model
 
 
-def _prefetch_blocks(model: nn.Module, groups: _Groups, number: int) -> None:
+def _prefetch_blocks(model: nn.Module, groups: _Groups, num_ahead: int) -> None:
     """Let each block gather the weights of those after it ahead, and in the backward pass of those before it."""
     # Of the model itself, which is computed before and after all, everything outside of blocks stays gathered.
     ordered: list[FSDPModule] = [
         cast(FSDPModule, module) for module in model.modules() if module in groups and module is not model
     ]
     for place, module in enumerate(ordered):
-        after, before = ordered[place + 1 : place + 1 + number], ordered[max(place - number, 0) : place]
+        after, before = ordered[place + 1 : place + 1 + num_ahead], ordered[max(place - num_ahead, 0) : place]
         module.set_modules_to_forward_prefetch(after)
         module.set_modules_to_backward_prefetch(before[::-1])
 

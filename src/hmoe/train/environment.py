@@ -34,9 +34,9 @@ def compare_environment(
         ConfigError: if it is the kind of device.
     """
     # What was not trained yet has no number of processes.
-    one = {} if processes.exact or "device" not in state["environment"] else {"processes": 1}
-    before_all = one | state["environment"]
-    for name, now in (one | describe_environment(device, processes)).items():
+    plain = {} if processes.exact or "device" not in state["environment"] else {"processes": 1}
+    before_all = plain | state["environment"]
+    for name, now in (plain | describe_environment(device, processes)).items():
         before = before_all.get(name, now)  # checkpoints written before do not hold all of it
         if before == now:
             continue

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -47,7 +47,9 @@ def load_restart(run: Path, processes: Processes, say: Callable[[str], None]) ->
     return find_newest_checkpoint(run, processes, say)
 
 
-def restore_run(restored: Restored, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+def restore_run(
+    restored: Restored, model: Transformer, optimizer: torch.optim.Optimizer, processes: Processes
+) -> None:
     """Put the weights and moments of a checkpoint into a model and its optimiser.
 
     Raises:
@@ -58,7 +60,7 @@ def restore_run(restored: Restored, model: Transformer, optimizer: torch.optim.O
         return
     from hmoe.parallel.pieces import restore_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 
-    restore_pieces(restored, model, optimizer)
+    restore_pieces(restored, model, optimizer, cast(Any, processes))
 
 
 class _OneSaver:

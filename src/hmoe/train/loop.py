@@ -51,7 +51,8 @@ def train_run(
             check_processes(config, processes.size)
         seconds = processes.share(read_training_seconds(folder.path, restored.step))
         if measure_progress(config, RunCounts(**restored.state["counts"]), seconds) >= 1:
-            _end_finished(config, folder, restored, console)
+            with processes.together():
+                _end_finished(config, folder, restored, console)
             return
     keep_freed_memory()
     session = open_session(config, folder, restored, console, processes)
@@ -62,10 +63,13 @@ def train_run(
     with contextlib.closing(session.records):
         counts = session.counts
         console.start(session.config, session.device, counts.tokens == 0, processes.size)
-        console.data(session.index, session.batches, counts.tokens, _read_rows(folder, counts.step))
+        rows = _read_rows(folder, counts.step) if processes.rank == 0 else []
+        console.data(session.index, session.batches, counts.tokens, rows)
         own = OwnParts(session.batches, processes.rank, processes.size)
         with contextlib.closing(Feed(own, session.device)) as feed:
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
+        if processes.rank > 0:
+            return  # the first one tells
         is_finished = session.progress() >= 1
         name = STOP.signal_name or "a signal to another process"
         reason = "finished" if is_finished else f"stopped by {name}, the same command continues"

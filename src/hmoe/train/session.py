@@ -94,7 +94,8 @@ class Session:
     def save(self) -> int:
         """Publish a checkpoint of this step, and return the step."""
         # The logs first: a checkpoint promises all rows up to its step.
-        self.records.flush(self.counts.step)
+        with self.processes.together():
+            self.records.flush(self.counts.step)
         state: dict[str, Any] = {
             "counts": vars(self.counts),
             "watch": self.watch.state(),
@@ -149,7 +150,7 @@ def open_session(
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
-        restore_run(restored, model, optimizer)
+        restore_run(restored, model, optimizer, processes)
         counts, watch = RunCounts(**restored.state["counts"]), _make_watch(config, restored.state["watch"])
         console.note(f"resuming from step {counts.step}")
     with processes.together():

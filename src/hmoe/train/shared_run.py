@@ -7,7 +7,7 @@ from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
-from hmoe.parallel.group import make_mesh
+from hmoe.parallel.group import Messages, make_mesh
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
 from hmoe.train.launch import ProcessNumbers
@@ -30,10 +30,10 @@ def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:
     return "cuda"
 
 
-def make_ranks(config: RunConfig, device: str) -> Ranks:
+def make_ranks(config: RunConfig, device: str, messages: Messages) -> Ranks:
     """Return the processes of a run, which have joined, as a training step asks for them."""
     mesh = make_mesh(device, config.parallel.replicas)
-    return ExactRanks(mesh) if config.parallel.exact else Ranks(mesh)
+    return ExactRanks(mesh, messages) if config.parallel.exact else Ranks(mesh, messages)
 
 
 def build_shared_model(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Transformer:
