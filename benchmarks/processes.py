@@ -108,7 +108,7 @@ def answer_steps(store: str, words: list[str]) -> None:
         step_on(choose_process(config.parallel.exact), build_transformer(config.model, config.seed))
         return
     with join_processes(60.0, f"file://{store}") as messages:
-        ranks = make_ranks(config, "cpu", messages)
+        ranks = make_ranks(config, "cpu", messages, int(os.environ["WORLD_SIZE"]))
         step_on(ranks, build_shared_model(config, ranks, torch.float32))
 
 

@@ -31,7 +31,7 @@ class Threads:
     def __init__(self, rank: int, barrier: threading.Barrier, values: list[Any]) -> None:
         self.rank, self._barrier, self._values = rank, barrier, values
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         return self._exchange(value)[0]
 
     @contextlib.contextmanager
@@ -166,16 +166,47 @@ def test_training_waits_for_the_copy_only(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(shared_save, "write_pieces", write)
 
     def work(writer: Threads) -> None:
-        saver = SharedSaver(tmp_path, 2, writer)
-        saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {})
+        saver, counts = SharedSaver(tmp_path, 2, writer), {"step": 1, "idle": [[0]]}
+        saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {"counts": counts})
         with writer.together():  # all are here while none has written
             assert not may_write.is_set()
             assert list_checkpoint_steps(tmp_path) == []
+        counts["step"], counts["idle"][0][0] = 2, 7  # type: ignore[index]
         may_write.set()
         saver.finish()
 
     assert by_all(work) == [None] * SIZE
     assert list_checkpoint_steps(tmp_path) == [1]
+    assert load_checkpoint(locate_checkpoint(tmp_path, 1)).state["counts"] == {"step": 1, "idle": [[0]]}
+
+
+def test_what_is_being_saved_is_given_up_when_training_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_save, "_GRACE_SECONDS", 0.1)
+
+    def work(writer: Threads) -> None:
+        saver = SharedSaver(tmp_path, 2, writer)
+        if writer.rank == 1:  # it died: nobody hears of it
+            monkeypatch.setattr(saver, "_publish", lambda *_: None)
+        saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {})
+        saver.abandon()
+
+    assert by_all(work) == [None] * SIZE
+    assert list_checkpoint_steps(tmp_path) == []
+
+
+def test_a_run_folder_that_is_gone_is_an_error_and_no_wait(tmp_path: Path) -> None:
+    def work(writer: Threads) -> None:
+        run = tmp_path if writer.rank == 0 else tmp_path / "elsewhere"
+        saver = SharedSaver(run, 2, writer)
+        saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {})
+        saver.finish()
+
+    results = by_all(work)
+    assert [type(result) for result in results] == [PeerError, CheckpointError, PeerError]
+    assert "cannot be written" in str(results[0])
+    assert list_checkpoint_steps(tmp_path) == []
 
 
 def test_what_the_disk_gives_back_must_be_what_was_written(

@@ -24,6 +24,8 @@ from types import MappingProxyType
 
 import torch
 
+from hmoe.checkpoint import shared_save
+from hmoe.checkpoint.manifest import list_checkpoint_steps, locate_checkpoint, read_state
 from hmoe.checkpoint.state import digest_shared_state
 from hmoe.checkpoint.store import load_newest_checkpoint
 from hmoe.config import recipes
@@ -56,11 +58,17 @@ STAGES = (1, 2, 4, 2, 1)
 LONGEST_SECONDS = 1.5  # until a kill
 
 
+seen = {"hidden": 0}  # kills that left a checkpoint half done
+
+
 def train(
     folder: Path, size: int, rank: int, store: Path, overrides: Sequence[str], limits: Mapping[int, int]
 ) -> None:
     """Be one of the processes of a run, or train alone; die at the file-system call that `limits` has for this rank."""
     torch.set_num_threads(1)
+    write = shared_save.write_pieces
+    # Slower than a step, so that training is ahead of what is being saved.
+    shared_save.write_pieces = lambda *words: (time.sleep(random.uniform(0, 0.06)), write(*words))[1]
     if rank in limits:
         count = count_calls(limits[rank])
         atexit.register(lambda: folder.with_name(f"calls-{rank}").write_text(str(count())))
@@ -75,7 +83,7 @@ def train(
         join_processes(20.0, f"file://{store}") as messages,
         RunFolder(folder, config, writes=rank == 0) as opened,
     ):
-        train_run(config, opened, Console(SilentDisplay()), make_ranks(config, "cpu", messages))
+        train_run(config, opened, Console(SilentDisplay()), make_ranks(config, "cpu", messages, size))
 
 
 def start(
@@ -117,6 +125,7 @@ def run_chain(folder: Path, stages: Sequence[tuple[int, str, float]]) -> None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             wait(pids)
+            seen["hidden"] += any((folder / "checkpoints").glob(".step-*"))
         elif any(wait(pids)):
             raise SystemExit(f"stage {number} of {folder} failed: {size} processes, {shard}")
 
@@ -125,6 +134,8 @@ def describe_end(folder: Path) -> tuple[str, str]:
     """Return what identifies the end of a run: the digest of its state, and its metrics."""
     newest = load_newest_checkpoint(folder, quarantine=False, say=print)
     assert newest is not None
+    for step in list_checkpoint_steps(folder):
+        assert read_state(locate_checkpoint(folder, step))["counts"]["step"] == step, step
     kept = [
         # A stage ends with a validation, which an unbroken run has no reason for.
         {key: value for key, value in row.items() if not key.startswith("validation") or row["step"] % 6 == 0}
@@ -195,6 +206,7 @@ def main() -> None:
     if mode == "chains":
         assert wait(start(base / "whole", 1, [])) == [0]
         ends, different = run_chains(base, amount)
+        print(f"{seen['hidden']} kills while a checkpoint was being written")
         print(f"{ends - different} of {ends} chains ended with the bits of the unbroken run")
     else:
         ends, different = run_points(base, amount)

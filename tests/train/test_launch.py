@@ -39,7 +39,7 @@ def test_the_environment_tells_which_process_this_is(
     if expected is not None:
         assert read_process_numbers() == expected
         return
-    with pytest.raises(ConfigError, match=r"the environment says RANK=.*start it by torchrun"):
+    with pytest.raises(ConfigError, match=r"the environment says: RANK = .*start it by torchrun"):
         read_process_numbers()
 
 

@@ -206,7 +206,7 @@ def _hash_rows(rows: torch.Tensor, first: int) -> int:
     """
     if not rows.numel():
         return 0
-    table = rows.detach().contiguous().view(len(rows) if rows.ndim else 1, -1)
+    table = rows.detach().cpu().contiguous().view(len(rows) if rows.ndim else 1, -1)
     content = table.view(torch.uint8).numpy()
     if content.shape[1] % 4:
         content = np.pad(content, ((0, 0), (0, -content.shape[1] % 4)))

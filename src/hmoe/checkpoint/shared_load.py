@@ -24,7 +24,7 @@ class Writers(Protocol):
     rank: int
     size: int
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the JSON value of the first process."""
         ...
 
@@ -66,7 +66,10 @@ class StoredCheckpoint:
         if f"{PARTS[0]}.safetensors" in self.manifest.files:
             return
         if digest_hashes(self.state, hashes) != self.manifest.digest:
-            raise CheckpointError(f"{self.folder}: the digest of its tensors differs from the manifest")
+            raise CheckpointError(
+                f"{self.folder}: the digest of its tensors differs from the manifest; "
+                "rename it to go on from the one before"
+            )
 
 
 def find_newest_checkpoint(
@@ -83,7 +86,7 @@ def find_newest_checkpoint(
     with writers.together():
         if writers.rank == 0:
             remove_litter(run / "checkpoints")
-    for step in writers.share(list_checkpoint_steps(run)):
+    for step in writers.broadcast(list_checkpoint_steps(run)):
         folder = locate_checkpoint(run, step)
         try:
             with writers.together():

@@ -9,6 +9,7 @@ save removes.
 """
 
 import json
+import secrets
 import shutil
 import threading
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from hmoe.checkpoint.manifest import (
     encode_json,
     locate_checkpoint,
     measure_file,
+    read_state,
     write_manifest,
 )
 from hmoe.checkpoint.pieces import (
@@ -44,6 +46,7 @@ from hmoe.errors import CheckpointError
 from hmoe.storage import flush_to_disk
 
 PiecesByPart = Mapping[str, Mapping[str, Piece]]
+_GRACE_SECONDS = 10.0  # that a checkpoint which is being written has when training ends with an error
 _LOOK_SECONDS = 0.02  # between looks whether the others have written
 
 
@@ -68,15 +71,19 @@ class SharedSaver:
             CheckpointError: if it cannot be written, or the one before could not; earlier ones are untouched.
         """
         self.finish()
+        # As it is now: training goes on with what the values belong to.
+        frozen = json.loads(json.dumps({"step": step, **state}))
         final = locate_checkpoint(self._run, step)
-        self._temporary = temporary = final.parent / f".{final.name}.tmp"
+        # A name of its own: a process that outlived an earlier attempt may still write into that one's folder.
+        token = self._writers.broadcast(secrets.token_hex(4))
+        self._temporary = temporary = final.parent / f".{final.name}.{token}.tmp"
         with self._writers.together():
             if self._writers.rank == 0:
                 _make_folder(final, temporary)
         self._written.clear()
         self._cancelled.clear()
         # A daemon: it may wait for a process that died, and must not keep this one alive.
-        arguments = (temporary, final, pieces, {"step": step, **state})
+        arguments = (temporary, final, pieces, frozen)
         self._thread = threading.Thread(target=self._publish, args=arguments, name="hmoe-save", daemon=True)
         self._thread.start()
 
@@ -100,7 +107,16 @@ class SharedSaver:
                 shutil.rmtree(self._temporary, ignore_errors=True)
             raise
         finally:
-            self._thread = None
+            self._thread = self._error = None
+
+    def abandon(self) -> None:
+        """Let go of the checkpoint that was begun last, unless it is published soon: training ends with an error."""
+        if self._thread is None:
+            return
+        self._thread.join(_GRACE_SECONDS)
+        self._cancelled.set()
+        self._thread.join()
+        self._thread = None
 
     def _raise_together(self) -> None:
         error, self._error = self._error, None
@@ -125,24 +141,33 @@ class SharedSaver:
             if reports is None:
                 return
             _write_whole(temporary, state, reports)
+            if self._cancelled.is_set():
+                return
             rename_durably(temporary, final)
-            prune_checkpoints(self._run, self._keep)
-        except (OSError, SafetensorError, CheckpointError) as error:
-            self._error = self._explain(error, final, pieces)
-        except Exception as error:
+            read_state(final)  # the other files were read back by those who wrote them
+        except (OSError, SafetensorError) as error:
+            self._error = CheckpointError(self._explain(error, final, pieces))
+        except Exception as error:  # raised by `finish`
             self._error = error
         finally:
             self._written.set()
+        if self._error is None:
+            self._prune()
 
-    def _explain(self, error: Exception, final: Path, pieces: PiecesByPart) -> CheckpointError:
-        if isinstance(error, CheckpointError):
-            return error
+    def _prune(self) -> None:
+        try:
+            prune_checkpoints(self._run, self._keep)
+        except OSError as error:
+            self._error = CheckpointError(f"{self._run}: older checkpoints cannot be removed: {error}")
+
+    def _explain(self, error: Exception, final: Path, pieces: PiecesByPart) -> str:
         needed = sum(piece.rows.nbytes for part in pieces.values() for piece in part.values())
-        free = shutil.disk_usage(self._run).free
-        return CheckpointError(
-            f"{final}: cannot be written: {error} (needs about {needed} bytes of process {self._writers.rank}, "
-            f"{free} bytes free); earlier ones are intact"
-        )
+        try:
+            free = f"{shutil.disk_usage(self._run).free} bytes free"
+        except OSError as missing:
+            free = str(missing)
+        needs = f"needs about {needed} bytes of process {self._writers.rank}"
+        return f"{final}: cannot be written: {error} ({needs}, {free}); earlier ones are intact"
 
     def _wait_for_parts(self, temporary: Path) -> list[dict[str, Any]] | None:
         """Return what each process says of its files, or None if one cannot write them."""

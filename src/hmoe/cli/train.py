@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,9 +53,11 @@ def train_recipe(
 
     torchrun starts it as several processes, which share the work (see parallel in the recipe).
     """
+    launch = read_process_numbers()
     if as_json and not dry_run:
         raise ConfigError("--json has no effect without --dry-run; remove it or add --dry-run")
-    launch = read_process_numbers()
+    if launch.rank > 0 and dry_run:  # the first one tells
+        return
     if launch.size > 1 and not dry_run:
         _train_shared(recipe, context.args, run, launch)
         return
@@ -93,7 +96,7 @@ def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: P
     from hmoe.parallel.group import join_processes
     from hmoe.train.console import Console, SilentDisplay
     from hmoe.train.loop import train_run
-    from hmoe.train.shared_run import find_shared_device, make_ranks
+    from hmoe.train.shared_run import check_shared_folder, find_shared_device, make_ranks
 
     with join_processes() as messages:
         with messages.together():
@@ -104,10 +107,11 @@ def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: P
             device = find_shared_device(config, launch)
         with messages.together():
             folder = _open_folder(recipe, name, config, run, writes=launch.rank == 0)
-        ranks = make_ranks(config, device, messages)
-        with folder, ProgressBar(sys.stdout, at_once=True) as bar:
-            display = SilentDisplay() if launch.rank else bar
-            train_run(config, folder, Console(display, _list_step_commands), ranks)
+        check_shared_folder(folder.path, messages)
+        ranks = make_ranks(config, device, messages, launch.local_size)
+        with folder, ProgressBar(sys.stdout, at_once=True) if not launch.rank else nullcontext(None) as bar:
+            console = Console(bar or SilentDisplay(), _list_step_commands)
+            train_run(config, folder, console, ranks)
 
 
 def _say_nothing(text: str) -> None:

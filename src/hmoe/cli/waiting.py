@@ -38,7 +38,9 @@ class WaitingNote:
     """
 
     def __init__(self, arguments: list[str]) -> None:
-        self._work = _WORK.get(arguments[0]) if arguments else None
+        # Of several processes on one terminal the first one tells.
+        speaks = os.environ.get("RANK", "0") == "0"
+        self._work = _WORK.get(arguments[0]) if arguments and speaks else None
         self._done = threading.Event()
         self._lock = threading.RLock()  # a signal's handler may print while the same thread holds it
         self._start = 0.0

@@ -1,5 +1,6 @@
 """What a training step needs of its device's memory, and how a batch is cut so that it fits. No torch."""
 
+import math
 import os
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from hmoe.units import format_bytes
 SHARE = 0.85
 ENOUGH_TOKENS = 32_768  # a GPU works no faster with larger micro-batches
 FEWEST_TOKENS = 8_192  # with smaller ones it waits for the host, which costs more than computing blocks twice
+MOST_EXACT_PARTS = 8  # a power of two; more cost speed in small batches
 _ROUTER_NUMBERS = 10  # that a router keeps per token and expert: logits, scores, choices, places
 
 
@@ -53,10 +55,17 @@ def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> R
     On a CPU: one micro-batch without checkpointing where that fits into the memory, else the largest that
     fits into SHARE of it, without checkpointing unless no size does: small products keep a CPU busy.
 
+    In exact mode the number of micro-batches depends on the recipe alone, up to MOST_EXACT_PARTS that so many
+    processes can share.
+
     With several processes, each on such a device, it is a number that they can share evenly (`check_processes`).
 
     Where nothing fits the smallest choice is returned; who trains it looks at `count_memory`.
     """
+    if config.parallel.exact and config.data.micro_batches is None:
+        parts = math.gcd(config.data.batch_sequences, MOST_EXACT_PARTS)
+        data = config.data.model_copy(update={"micro_batches": parts})
+        config = config.model_copy(update={"data": data})
     if config.data.micro_batches is not None and config.train.activation_checkpointing is not None:
         return config
     on_cpu = device.kind == "cpu"
@@ -146,13 +155,19 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
 
 def _count_shares(config: RunConfig, num_processes: int, total: int, block: int) -> tuple[int, int, int]:
     """Return a process's weights between steps, those it gathers besides in a step, and its gradients."""
-    sharding = config.parallel.sharding
+    sharding, parts = config.parallel.sharding, config.data.num_micro_batches
+    # In exact mode a process keeps sums of its gradients over 1, 2, 4, ... micro-batches.
+    sums = parts.bit_length() if config.parallel.exact else 1
     if num_processes == 1 or sharding == "ddp":
-        return total, 0, total
+        return total, 0, total * sums
     group = num_processes // config.parallel.replicas
     kept, outside = -(-total // group), total - config.model.layers * block
-    adds_up = config.data.num_micro_batches > num_processes and not config.parallel.exact
-    return kept, total if sharding == "zero2" else 2 * block + outside, total if adds_up else kept + block
+    adds_up = parts > num_processes and not config.parallel.exact
+    return (
+        kept,
+        total if sharding == "zero2" else 2 * block + outside,
+        total if adds_up else kept * sums + block,
+    )
 
 
 class _Bytes(NamedTuple):

@@ -26,12 +26,14 @@ class ParallelConfig(Section):
     ] = None
     replicas: Annotated[
         int,
-        Field(
-            ge=1, le=2**16, description="groups of processes, each of which holds all weights between them"
-        ),
+        Field(ge=1, le=2**16, description="number of groups of processes that hold all weights between them"),
     ] = 1
     exact: Annotated[
-        bool, Field(description="the same bits with any number of processes, one included; slower")
+        bool,
+        Field(
+            description="the same bits with any number of processes, one included; slower; "
+            "data.micro_batches null: 8, or a divisor that the batch allows"
+        ),
     ] = False
     threads: Annotated[
         int | None,
@@ -52,6 +54,8 @@ class ParallelConfig(Section):
     def _check(self) -> "ParallelConfig":
         if self.shard == "none":
             self.no_effect("with shard = none", "experts", "replicas")
+        if self.shard == "ddp" and self.experts in (None, "ddp"):
+            self.no_effect("with shard = ddp: every process holds all weights", "replicas")
         if self.exact:
             for name in ("shard", "experts"):
                 if getattr(self, name) not in (None, "none", *_IN_ORDER):

@@ -133,7 +133,7 @@ def list_changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, 
 
     What a run chooses by itself differs only where both give it.
     """
-    before, after = (dict(_flat(config.model_dump(mode="json"))) for config in (old, new))
+    before, after = (dict(flatten_tree(config.model_dump(mode="json"))) for config in (old, new))
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     changed -= {key for key in CHOSEN if None in (before[key], after[key])}
     return {key: (before.get(key), after.get(key)) for key in sorted(changed - RESUMABLE)}
@@ -223,9 +223,10 @@ def _merge(base: Any, new: Any) -> Any:
     return base | {key: _merge(base.get(key), value) for key, value in new.items()}
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_tree(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys and the values of a tree."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flatten_tree(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value

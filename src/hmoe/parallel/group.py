@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from hmoe.errors import ConfigError, DistributedError, HMoEError, PeerError
+from hmoe.errors import CheckpointError, ConfigError, DistributedError, HMoEError, PeerError
 from hmoe.parallel.sharding import MESH_AXES
 
 TIMEOUT_SECONDS = 60.0
@@ -56,7 +56,8 @@ class Messages:
             yield
         except Exception as raised:
             error = raised
-        failure = None if error is None else [str(error), getattr(error, "exit_code", 1)]
+        code = CheckpointError.exit_code if isinstance(error, OSError) else 1  # as the command line has it
+        failure = None if error is None else [str(error), getattr(error, "exit_code", code)]
         failures = self.gather_values(failure)
         first = next((rank for rank, each in enumerate(failures) if each is not None), None)
         if first is None:
@@ -81,14 +82,15 @@ def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env:/
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        dist.init_process_group(backend, store, timeout=timeout, rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:
+        raise DistributedError(
+            f"process {rank} of {size} did not find all others within {timeout_seconds:.0f} s "
+            f"({_shorten(error)}); start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT"
+        ) from None
     with _explain_failures():
-        dist.init_process_group(
-            backend,
-            store,
-            timeout=timeout,
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-        )
         messages = Messages()
         yield messages
         # Not after an error: others may wait for something else.
@@ -117,8 +119,11 @@ def _explain_failures() -> Iterator[None]:
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, HMoEError) or not _is_of_communication(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        raise DistributedError(f"another process of this run no longer answers ({reason})") from None
+        raise DistributedError(f"another process of this run no longer answers ({_shorten(error)})") from None
+
+
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _is_of_communication(error: Exception) -> bool:

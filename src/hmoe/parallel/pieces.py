@@ -106,7 +106,7 @@ def _cut_piece(tensor: torch.Tensor) -> Piece | None:
     if not isinstance(tensor, DTensor):
         if dist.get_rank() > 0:
             return None
-        return Piece(tensor.cpu(), 0, len(tensor) if tensor.ndim else 1)
+        return Piece(tensor, 0, len(tensor) if tensor.ndim else 1)
     own = find_rows(tensor)
     written = own
     for axis, placement in enumerate(tensor.placements):
@@ -115,7 +115,7 @@ def _cut_piece(tensor: torch.Tensor) -> Piece | None:
     if not written:
         return None
     rows = tensor.to_local()[written.start - own.start : written.stop - own.start]
-    return Piece(rows.cpu(), written.start, len(tensor))
+    return Piece(rows, written.start, len(tensor))
 
 
 def _cut_range(rows: range, mesh: DeviceMesh, axis: int) -> range:

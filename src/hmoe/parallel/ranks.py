@@ -20,6 +20,7 @@ class Ranks:
     Attributes:
         mesh: of the processes.
         rank, size: number of this process, and of all.
+        local_size: how many of them are on this machine; all, unless it is set.
         exact: whether results have the same bits with any number of processes (`hmoe.parallel.exact`).
     """
 
@@ -28,6 +29,7 @@ class Ranks:
     def __init__(self, mesh: DeviceMesh, messages: Messages | None = None) -> None:
         self.mesh, self._messages = mesh, messages or Messages()
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.local_size = self.size
         self._gathered: list[FSDPModule] = []
 
     def adopt(self, model: nn.Module, num_parts: int, gathered: Iterable[nn.Module] = ()) -> None:
@@ -70,7 +72,7 @@ class Ranks:
         dist.all_gather(gathered, tensor.contiguous())
         return gathered
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the JSON value of the first process."""
         return self.gather_values(value)[0]
 

@@ -30,7 +30,8 @@ def parallelize(
 ) -> Model:
     """Share a model's weights, gradients and moments among processes; the model itself is changed and returned.
 
-    Every process calls it with the same model, before the optimiser is made. Afterwards parameters are DTensors, all
+    Every process calls it with the same model, before the optimiser is made. In each pass a weight must take part on
+    all processes or on none; experts of `hmoe.MoE` without tokens do. Afterwards parameters are DTensors, all
     but biases of routers, which each process holds whole and moves by the counts of all; each process computes
     its own part of a batch, and gradients are added up in the backward pass. Weights need not be divisible by
     the number of processes: rows are cut as `torch.chunk` cuts them.

@@ -137,7 +137,8 @@ def check_resumed_recipe(run: Path, state: State, config: RunConfig, say: Callab
         ConfigError: if the recipe differs in a key that binds, naming it.
     """
     advice = (
-        "a resumed run may change only budgets, logging, train.save_every, and where data and device are; "
+        "a resumed run may change only budgets, logging, train.save_every, how processes share it, and where data and "
+        "device are; "
         "choose another run folder"
     )
     try:

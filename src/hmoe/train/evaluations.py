@@ -3,12 +3,13 @@
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 
 from hmoe.data.batches import MicroBatch, count_bytes_per_token, load_validation
 from hmoe.errors import NonFiniteError
-from hmoe.model.generate import Sampling, generate_tokens
+from hmoe.model.generate import Sampling, Vocabulary, generate_tokens
 from hmoe.model.likelihood import measure_mean_nll
 from hmoe.runs.validations import BITS, LOSS, TOKENS
 from hmoe.train.compiled import run_eagerly
@@ -71,11 +72,22 @@ def write_sample(session: Session) -> str:
     begin = session.index.begin
     prompt = [*begin, *tokenizer.encode([config.train.sample_prompt])[0]] or [tokenizer.separator]
     sampling, seed = Sampling(temperature=0.8, top_p=0.95), config.seed + session.counts.step
+    # Several processes write on to the last token: one that saw an end where others do not would leave them waiting.
+    words: Vocabulary = tokenizer if session.processes.size == 1 else _Endless(tokenizer.vocab_size)
     try:
         with _evaluating(session):
             new = list(
-                generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, tokenizer)
+                generate_tokens(session.model, prompt, config.train.sample_tokens, sampling, seed, words)
             )
-        return tokenizer.decode(prompt + new)
     except NonFiniteError:
         return ""
+    end = next((place for place, token in enumerate(new) if token in tokenizer.ends), len(new))
+    return tokenizer.decode(prompt + new[: end + 1])
+
+
+@dataclass
+class _Endless:
+    """A vocabulary without a token that ends a text."""
+
+    vocab_size: int
+    ends: tuple[int, ...] = ()

@@ -33,6 +33,9 @@ class Saver(Protocol):
     def finish(self) -> None:
         """Wait until all are published."""
 
+    def abandon(self) -> None:
+        """End what is being published, soon: training ends with an error."""
+
 
 def load_restart(run: Path, processes: Processes, say: Callable[[str], None]) -> Restored | None:
     """Return the newest checkpoint that can be trusted, None if none was ever written.
@@ -77,6 +80,9 @@ class _OneSaver:
     def finish(self) -> None:
         """Do nothing: nothing is left to be done."""
 
+    def abandon(self) -> None:
+        """Do nothing: nothing is left to be done."""
+
 
 class _ManySaver:
     """Publishes checkpoints of several processes while training goes on: it waits for the copy of the state only."""
@@ -91,10 +97,14 @@ class _ManySaver:
     def save(self, step: int, state: dict[str, Any]) -> None:
         from hmoe.parallel.pieces import cut_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 
+        self._shared.finish()  # before another copy of the state is made
         self._shared.save(step, cut_pieces(self._model, self._optimizer), state)
 
     def finish(self) -> None:
         self._shared.finish()
+
+    def abandon(self) -> None:
+        self._shared.abandon()
 
 
 def make_saver(

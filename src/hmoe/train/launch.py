@@ -33,6 +33,11 @@ def read_process_numbers() -> ProcessNumbers:
     except ValueError:
         launch = ProcessNumbers(size=0)
     if not (0 <= launch.rank < launch.size and 0 <= launch.local_rank < launch.local_size <= launch.size):
-        shown = ", ".join(f"{name}={text}" for name, text in zip(names, texts, strict=True))
-        raise ConfigError(f"the environment says {shown}, which is no process of a run; start it by torchrun")
+        shown = ", ".join(
+            f"{name} {'is not set' if text is None else f'= {text}'}"
+            for name, text in zip(names, texts, strict=True)
+        )
+        raise ConfigError(
+            f"the environment says: {shown}, which is no process of a run; start it by torchrun"
+        )
     return launch

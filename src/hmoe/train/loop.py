@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from hmoe.config.processes import check_processes
@@ -49,7 +50,7 @@ def train_run(
         with processes.together():
             config = folder.check_config(config, restored.state, console.warn)
             check_processes(config, processes.size)
-        seconds = processes.share(read_training_seconds(folder.path, restored.step))
+        seconds = processes.broadcast(read_training_seconds(folder.path, restored.step))
         if measure_progress(config, RunCounts(**restored.state["counts"]), seconds) >= 1:
             with processes.together():
                 _end_finished(config, folder, restored, console)
@@ -66,7 +67,7 @@ def train_run(
         rows = _read_rows(folder, counts.step) if processes.rank == 0 else []
         console.data(session.index, session.batches, counts.tokens, rows)
         own = OwnParts(session.batches, processes.rank, processes.size)
-        with contextlib.closing(Feed(own, session.device)) as feed:
+        with contextlib.closing(Feed(own, session.device)) as feed, _abandoning(session):
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
         if processes.rank > 0:
             return  # the first one tells
@@ -74,6 +75,16 @@ def train_run(
         name = STOP.signal_name or "a signal to another process"
         reason = "finished" if is_finished else f"stopped by {name}, the same command continues"
         console.end(read_run_summary(folder.path), reason, is_finished)
+
+
+@contextlib.contextmanager
+def _abandoning(session: Session) -> Iterator[None]:
+    """End what is being saved before the folder is given up, if training ends with an error."""
+    try:
+        yield
+    except BaseException:
+        session.saver.abandon()
+        raise
 
 
 def _end_finished(config: RunConfig, folder: RunFolder, restored: Restored, console: Console) -> None:
@@ -112,19 +123,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         stops = session.agree(bool(STOP))
         row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
-        reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
-        if done or reached or _due(counts.step, every.eval_every):
-            row |= validate(session)
-        if _due(counts.step, every.sample_every):
-            row["sample"] = write_sample(session)
-        if (
-            done
-            or _due(counts.step, every.log_every)
-            or row.keys() & {"warnings", "validation_loss", "sample"}
-        ):
+        evaluated = _evaluate(session, row, record)
+        if done or _due(counts.step, every.log_every) or "warnings" in row or evaluated:
             session.records.write(row)
-        if _due(counts.step, every.inspect_every) or (done and every.inspect_every):
-            write_probe(session)
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
         if counts.bad_in_a_row >= MAX_BAD_STEPS:
@@ -133,9 +134,25 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
                 raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
         if done or _due(counts.step, every.save_every):
             saved = session.save()
+        if evaluated or saved == counts.step:  # which may have taken longer than a step
+            stops = session.agree(bool(STOP)) or stops
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
     session.saver.finish()
+
+
+def _evaluate(session: Session, row: dict[str, Any], record: StepRecord) -> bool:
+    """Do what is due with the model after a step, put it into the step's row, and return whether anything was."""
+    counts, every, done = session.counts, session.config.train, session.progress() >= 1
+    reached = any(counts.flops - record.flops < limit <= counts.flops for limit in every.eval_flops)
+    if done or reached or _due(counts.step, every.eval_every):
+        row |= validate(session)
+    if _due(counts.step, every.sample_every):
+        row["sample"] = write_sample(session)
+    if _due(counts.step, every.inspect_every) or (done and every.inspect_every):
+        write_probe(session)
+        return True
+    return bool(row.keys() & {"validation_loss", "sample"})
 
 
 def _explain_bad_steps(step: int, saved: int, lr: float) -> str:

@@ -13,12 +13,14 @@ class Processes(Protocol):
     """The processes of a training run, each of which computes some of a step's micro-batches.
 
     Attributes:
-        rank, size: number of this process, and of all; the first one, 0, alone writes and prints.
+        rank, size: number of this process, and of all; the first one, 0, alone writes logs and prints.
+        local_size: how many of them are on this machine.
         exact: whether results have the same bits with any number of processes.
     """
 
     rank: int
     size: int
+    local_size: int
     exact: bool
 
     def begin_part(self, model: torch.nn.Module, is_last: bool) -> None:
@@ -37,7 +39,7 @@ class Processes(Protocol):
         """Return a tensor of every process, all of one shape, in the order of their ranks."""
         ...
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the JSON value of the first process."""
         ...
 
@@ -65,7 +67,7 @@ class Processes(Protocol):
 class OneProcess:
     """A process that trains alone."""
 
-    rank, size, exact = 0, 1, False
+    rank, size, local_size, exact = 0, 1, 1, False
 
     def begin_part(self, model: torch.nn.Module, is_last: bool) -> None:
         """Do nothing: gradients add up by themselves."""
@@ -81,7 +83,7 @@ class OneProcess:
         """Return the tensor alone."""
         return [tensor]
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Return the value itself."""
         return value
 

@@ -22,12 +22,12 @@ from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
 from hmoe.storage import hash_file
+from hmoe.train.alike import check_alike
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
-from hmoe.train.launch import read_process_numbers
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
@@ -136,7 +136,7 @@ def open_session(
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
     with processes.together():
-        place = _find_device(config)
+        place = _find_device(config, processes)
         config, device = _fit_config(config, place, console, processes), place.kind
         if state is not None:
             compare_environment(state, config, device, console.warn, processes)
@@ -146,6 +146,7 @@ def open_session(
         if processes.rank == 0:
             _keep_tokenizer(folder.path, tokenizer, state is not None, console)
         batches = Batches(index, config.data, config.seed, _packing(restored))
+    check_alike(config, device, index.fingerprint, processes)
     model = _build_model(config, device, processes)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
@@ -205,7 +206,7 @@ def _open_data(
     return index, load_data_tokenizer(index)
 
 
-def _find_device(config: RunConfig) -> Device:
+def _find_device(config: RunConfig, processes: Processes) -> Device:
     wanted = config.train.device
     kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():
@@ -214,7 +215,7 @@ def _find_device(config: RunConfig) -> Device:
     if kind == "cuda":
         return Device(kind, torch.cuda.mem_get_info()[1])
     host = read_host()
-    return host._replace(memory_bytes=host.memory_bytes // read_process_numbers().local_size)
+    return host._replace(memory_bytes=host.memory_bytes // processes.local_size)
 
 
 def _fit_config(config: RunConfig, device: Device, console: Console, processes: Processes) -> RunConfig:
@@ -225,6 +226,7 @@ def _fit_config(config: RunConfig, device: Device, console: Console, processes: 
     """
     check_processes(config, processes.size)
     chosen = choose_unset(config, device, processes.size)
+    check_processes(chosen, processes.size)
     needed = count_memory(chosen, device.kind, processes.size)
     if needed > device.memory_bytes:
         ways = ["raise data.micro_batches"] * (

@@ -1,5 +1,8 @@
 """What several processes do otherwise than one: they join, share the model, and each knows its device."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 from hmoe.config.run import RunConfig
@@ -30,10 +33,26 @@ def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:
     return "cuda"
 
 
-def make_ranks(config: RunConfig, device: str, messages: Messages) -> Ranks:
-    """Return the processes of a run, which have joined, as a training step asks for them."""
+def make_ranks(config: RunConfig, device: str, messages: Messages, local_size: int) -> Ranks:
+    """Return the processes of a run, which have joined, as a run asks for them."""
     mesh = make_mesh(device, config.parallel.replicas)
-    return ExactRanks(mesh, messages) if config.parallel.exact else Ranks(mesh, messages)
+    ranks = ExactRanks(mesh, messages) if config.parallel.exact else Ranks(mesh, messages)
+    ranks.local_size = local_size
+    return ranks
+
+
+def check_shared_folder(run: Path, messages: Messages) -> None:
+    """Raise ConfigError unless every process sees the run folder that the first one has locked."""
+    lock = run / ".lock"
+    with messages.together():
+        seen = lock.read_bytes().hex() if lock.is_file() else ""
+    holder = messages.gather_values(seen)[0]
+    with messages.together():
+        if seen != holder:
+            host = platform.node()
+            raise ConfigError(
+                f"{run}: a process on {host} does not see it; must be on storage that all processes share"
+            )
 
 
 def build_shared_model(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Transformer:

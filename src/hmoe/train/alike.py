@@ -1,0 +1,36 @@
+"""What the processes of a run must have in common, and what is said where they have not."""
+
+import json
+from typing import Any
+
+import torch
+
+from hmoe import __version__
+from hmoe.config import recipes
+from hmoe.config.run import RunConfig
+from hmoe.errors import ConfigError
+from hmoe.train.processes import Processes
+
+
+def check_alike(config: RunConfig, device: str, fingerprint: str, processes: Processes) -> None:
+    """Raise ConfigError if a process would train another run than the first one.
+
+    Args:
+        config: as this process has it, with what it chose for its device.
+        device: its kind.
+        fingerprint: of the data that it reads.
+        processes: of the run.
+    """
+    recipe = recipes.make_data_path_absolute(config).model_dump(mode="json")
+    own: dict[str, Any] = dict(recipes.flatten_tree(recipe))
+    own |= {"device": device, "data": fingerprint, "torch": torch.__version__, "hmoe": __version__}
+    own = json.loads(json.dumps(own))
+    del own["data.path"]  # the same data may lie elsewhere
+    first = processes.broadcast(own)
+    with processes.together():
+        for key in first | own:
+            if own.get(key) != first.get(key):
+                raise ConfigError(
+                    f"{key}: is {own.get(key)} in process {processes.rank}, {first.get(key)} in the first one; "
+                    "all processes of a run must have the same"
+                )
