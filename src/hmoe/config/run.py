@@ -276,7 +276,8 @@ class RunConfig(Section):
 
 # Keys that a recipe may leave unset: the run chooses them when it begins, and they are its own from then on.
 CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
-# Keys that may change when a run is resumed, because they change no bit (of `parallel`: in exact mode): budgets, logging, how often to save,
+# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save
+# and, in exact mode, how processes share it,
 # and where things lie. The data and the kind of device are bound by what the checkpoint records of them, not
 # by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
