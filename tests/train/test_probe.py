@@ -51,6 +51,12 @@ def test_training_does_not_notice_and_files_come_when_due_and_at_the_end(tmp_pat
     assert not (tmp_path / "without" / "probe").exists()
 
 
+def test_a_probe_adds_no_row_to_the_logs(tmp_path: Path) -> None:
+    sparse = ["train.log_every=4", "train.eval_every=0"]
+    steps = [row["step"] for row in run(tmp_path / "r", *sparse, "train.inspect_every=1")]
+    assert steps == [4, 6]
+
+
 def test_a_probe_is_what_the_weights_do_with_the_beginning_of_the_validation_split(tmp_path: Path) -> None:
     run(tmp_path / "r", "train.inspect_every=5", recipe="tiny-topp")
     probe = read_probe(tmp_path / "r", 6)

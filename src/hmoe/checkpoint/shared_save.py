@@ -4,8 +4,8 @@
 
 Each process writes its rows under a hidden name, flushes and reads them back, and hands in the hashes; when all have,
 the first one writes the manifest and renames the folder. Nothing of that is done by the processes' messages, so it
-goes on beside training, and a kill at any point leaves the older checkpoints and a hidden folder that the next
-save removes.
+goes on beside training, and a kill at any point leaves the older checkpoints and a hidden folder that goes when
+the run is opened again.
 """
 
 import json

@@ -124,7 +124,11 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         row = _metrics_row(session, record, _account(session, record))
         done = session.progress() >= 1
         evaluated = _evaluate(session, row, record)
-        if done or _due(counts.step, every.log_every) or "warnings" in row or evaluated:
+        if (
+            done
+            or _due(counts.step, every.log_every)
+            or row.keys() & {"warnings", "validation_loss", "sample"}
+        ):
             session.records.write(row)
         console.row(row, session.records, session.progress())
         # After the row, so that the log tells of it; before a checkpoint, which would hold nothing new.
