@@ -59,7 +59,7 @@ def test_a_checkpoint_holds_every_key_but_those_that_may_differ(preset: str) -> 
     recorded = binding.load_recorded_config(state_of(config))
     assert recorded is not None
     assert recipes.list_changed_values(recorded, config) == {}
-    kept = set(dict(recipes._flat(binding.dump_bound_config(config))))
+    kept = set(dict(recipes.flatten_tree(binding.dump_bound_config(config))))
     assert kept & RESUMABLE <= ({"data.path"} if config.data.path == "corpus" else set())
     assert {"seed", "model.dim", "optim.lr", "train.precision", "data.sequence_length"} <= kept
 
@@ -194,7 +194,7 @@ def test_a_run_folder_is_a_recipe_that_continues_itself(
 
 def test_another_kind_of_device_is_refused(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "hmoe.train.environment.describe_environment", lambda device: {"device": f"not {device}"}
+        "hmoe.train.environment.describe_environment", lambda device, _: {"device": f"not {device}"}
     )
     with pytest.raises(
         ConfigError, match=r"train\.device = cpu: is not cpu here, the run was trained on cpu"
