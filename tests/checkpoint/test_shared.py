@@ -151,6 +151,7 @@ def test_a_writer_that_cannot_write_stops_all_and_costs_no_older_checkpoint(
     assert f"bytes of process {failing}" in said
     assert "earlier ones are intact" in said
     assert {str(result) for result in results} == {said}
+    assert not any(thread.name == "hmoe-save" for thread in threading.enumerate())
     assert names(tmp_path) == ["step-00000001"]
     monkeypatch.undo()
     assert save(tmp_path, 2) == [None] * SIZE
