@@ -107,7 +107,7 @@ def answer_steps(store: str, words: list[str]) -> None:
     if "RANK" not in os.environ:
         step_on(choose_process(config.parallel.exact), build_transformer(config.model, config.seed))
         return
-    with join_processes(60.0, f"file://{store}") as messages:
+    with join_processes(60.0, store) as messages:
         ranks = make_ranks(config, "cpu", messages, int(os.environ["WORLD_SIZE"]))
         step_on(ranks, build_shared_model(config, ranks, torch.float32))
 

@@ -4,6 +4,7 @@ import signal
 import sys
 
 from hmoe.cli.interrupts import INTERRUPTS, get_interrupted_code
+from hmoe.parallel.heartbeat import HEARTBEAT
 
 
 def main() -> None:
@@ -12,9 +13,10 @@ def main() -> None:
     if arguments[:1] == ["train"]:
         from hmoe.train.stop import STOP  # noqa: PLC0415
 
-        STOP.install()
+        STOP.install(speaks=not HEARTBEAT.has_launcher)
     else:
         INTERRUPTS.install(get_interrupted_code(arguments))
+    HEARTBEAT.start()  # not before signals are listened for: the launcher sends them from then on
     from hmoe.cli.streams import prepare_streams  # noqa: PLC0415
 
     prepare_streams()

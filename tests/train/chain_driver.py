@@ -80,7 +80,7 @@ def train(
     places = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in places.items()})
     with (
-        join_processes(20.0, f"file://{store}") as messages,
+        join_processes(20.0, str(store)) as messages,
         RunFolder(folder, config, writes=rank == 0) as opened,
     ):
         train_run(config, opened, Console(SilentDisplay()), make_ranks(config, "cpu", messages, size))

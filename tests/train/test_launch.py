@@ -11,7 +11,7 @@ from hmoe.config.processes import check_processes, describe_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.train.feed import OwnParts
-from hmoe.train.launch import ProcessNumbers, read_process_numbers
+from hmoe.parallel.process_numbers import ProcessNumbers, read_process_numbers
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 

@@ -40,12 +40,13 @@ from hmoe.cli.plan import plan_recipe
 from hmoe.cli.presets import print_presets
 from hmoe.cli.report import write_report
 from hmoe.cli.serve import serve_model
+from hmoe.cli.streams import OutputStream, write_log
 from hmoe.cli.sweep import sweep_grid, sweep_plan
 from hmoe.cli.sweep_families import sweep_ablation, sweep_families, sweep_isoflop, sweep_tuning
 from hmoe.cli.train import train_recipe
 from hmoe.cli.upcycle import upcycle_to_run
 from hmoe.cli.waiting import WaitingNote
-from hmoe.errors import CheckpointError, ConfigError, DataError, HMoEError, PeerError
+from hmoe.errors import CheckpointError, ConfigError, DataError, DistributedError, HMoEError, PeerError
 
 _COMPLETION = "_HMOE_COMPLETE"  # set by the shell that asks for completions
 app = VerbTyper(
@@ -136,7 +137,9 @@ def run_command_line(arguments: list[str]) -> int:
         line, code = _explain(error, arguments)
         if not line:
             raise
-        if not isinstance(error, PeerError):  # which another process has told
+        if isinstance(error, DistributedError) and OutputStream.log is not None:
+            write_log(f"hmoe: {line}\n")  # the launcher tells which process it was
+        elif not isinstance(error, PeerError):  # which another process has told
             print_note(line)
     failure = getattr(sys.stdout, "failure", None)  # of an OutputStream
     if failure is not None:
@@ -153,7 +156,7 @@ def _invoke(arguments: list[str]) -> int:
     if instruction := os.environ.get(_COMPLETION):
         return shell_complete(command, {}, "hmoe", _COMPLETION, instruction)
     try:
-        with WaitingNote(arguments), command.make_context("hmoe", list(arguments)) as context:
+        with WaitingNote(arguments), command.make_context("hmoe", list(arguments), obj=arguments) as context:
             command.invoke(context)
     except typer.Exit as ended:
         return ended.exit_code

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 from unicodedata import combining, east_asian_width
 
+from hmoe.cli.streams import write_log
 from hmoe.units import format_duration
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class ProgressBar:
         if self._live is None:
             print(text, file=self._stream, flush=True)
         else:
+            write_log(f"{text}\n")
             self._live.console.print(text, style=style or None, soft_wrap=True)
 
     def update(

@@ -4,7 +4,9 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TextIO
+
+from hmoe.parallel.process_numbers import LOG_VARIABLE
 
 
 class OutputStream(io.TextIOWrapper):
@@ -13,15 +15,19 @@ class OutputStream(io.TextIOWrapper):
     Attributes:
         failure: the system's error, unless the reader has gone; None: all was written.
         before_output: called before anything is written or flushed to any such stream.
+        log: file that keeps a copy of what is written to any of them, but for what moves on a terminal; None: none.
     """
 
     failure: OSError | None = None
     before_output: ClassVar[Callable[[], None] | None] = None
+    log: ClassVar[TextIO | None] = None
 
     def write(self, text: str) -> int:
         """Write a text; one that cannot be written is lost."""
         if OutputStream.before_output is not None:
             OutputStream.before_output()
+        if "\x1b" not in text:
+            write_log(text)
         try:
             return super().write(text)
         except OSError as error:
@@ -46,6 +52,17 @@ class OutputStream(io.TextIOWrapper):
         os.close(nowhere)
 
 
+def write_log(text: str) -> None:
+    """Append a text to the log of this process, if it keeps one; a log that cannot be written is given up."""
+    if OutputStream.log is None:
+        return
+    try:
+        OutputStream.log.write(text)
+        OutputStream.log.flush()
+    except OSError:
+        OutputStream.log = None
+
+
 def prepare_streams() -> None:
     """Open those of the three that are closed, so that no file gets their number, and make the outputs forgiving."""
     for descriptor in range(3):
@@ -56,6 +73,10 @@ def prepare_streams() -> None:
     sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: SIM115 - for the whole process
     sys.stdout = sys.__stdout__ = _make_forgiving(sys.stdout, 1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _make_forgiving(sys.stderr, 2)  # type: ignore[misc]
+    if os.environ.get("RANK") == "0" and (
+        log := os.environ.get(LOG_VARIABLE)
+    ):  # others write into theirs alone
+        OutputStream.log = open(log, "a", encoding="utf-8", errors="replace")  # noqa: SIM115 - for the whole process
 
 
 def _make_forgiving(stream: Any, descriptor: int) -> Any:

@@ -11,6 +11,7 @@ import typer
 from hmoe.cli.arguments import Recipe
 from hmoe.cli.output import print_note
 from hmoe.cli.plan import describe_plan, print_plan
+from hmoe.cli.processes import NumProcesses, StartOptions, end_at_once, read_launch, start_processes
 from hmoe.cli.recipe import find_run, read_recipe_argument
 from hmoe.cli.run_steps import list_run_steps
 from hmoe.config import recipes
@@ -19,7 +20,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
-from hmoe.train.launch import ProcessNumbers, read_process_numbers
+from hmoe.parallel.process_numbers import ProcessNumbers
 
 if TYPE_CHECKING:
     from hmoe.runs.run_folder import RunFolder
@@ -34,6 +35,18 @@ _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved rec
 _AsJson = Annotated[
     bool, typer.Option("--json", help="With --dry-run: one JSON object, of the recipe and its plan.")
 ]
+_Restarts = Annotated[
+    int | None,
+    typer.Option(
+        min=0, max=1_000_000,
+        help="With --processes: starts again in a row without a new checkpoint, after one died or hangs. Default: 3.",
+    ),
+]  # fmt: skip
+_Timeout = Annotated[
+    float,
+    typer.Option(min=1, max=86_400, help="Seconds without an answer after which a process is given up."),
+]
+_RESTARTS = 3
 
 
 def _list_step_commands(run: RunSummary, is_finished: bool) -> list[str]:
@@ -45,22 +58,30 @@ def train_recipe(
     recipe: Recipe,
     run: _Run = None,
     dry_run: _DryRun = False,
+    processes: NumProcesses = None,
+    restarts: _Restarts = None,
+    timeout: _Timeout = 60.0,
     as_json: _AsJson = False,
 ) -> None:
     """Train a recipe, or continue a run that was stopped.
 
     The same command resumes it bit for bit.
 
-    torchrun starts it as several processes, which share the work (see parallel in the recipe).
+    SIGTERM and Ctrl-C save and end it, SIGUSR1 saves and goes on. torchrun and Slurm can start it on several machines.
     """
-    launch = read_process_numbers()
+    launch, starts_others = read_launch(processes)
+    if restarts is not None and processes in (None, 1):
+        raise ConfigError("--restarts has no effect without --processes; remove it or add --processes")
     if as_json and not dry_run:
         raise ConfigError("--json has no effect without --dry-run; remove it or add --dry-run")
     if launch.rank > 0 and dry_run:  # the first one tells
         return
     if launch.size > 1 and not dry_run:
-        _train_shared(recipe, context.args, run, launch)
+        _train_shared(recipe, context.args, run, launch, timeout)
         return
+    if starts_others and not dry_run:
+        again = _RESTARTS if restarts is None else restarts
+        _start_shared(context, recipe, run, StartOptions(processes or 1, again, timeout))
     name, config = read_recipe_argument(recipe, context.args)
     if dry_run and as_json:
         typer.echo(json.dumps({"recipe": config.model_dump(mode="json"), "plan": describe_plan(config)}))
@@ -90,7 +111,22 @@ def _open_folder(
     return RunFolder(run or own or Path("runs") / name, config, writes)
 
 
-def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: ProcessNumbers) -> None:
+def _start_shared(context: typer.Context, recipe: str, run: Path | None, options: StartOptions) -> None:
+    """Start processes that train, after what can be told of the recipe and the folder was told once."""
+    from hmoe.checkpoint.manifest import list_checkpoint_steps
+    from hmoe.runs.run_folder import RunFolder
+
+    name, config = read_recipe_argument(recipe, context.args, _say_nothing)
+    check_processes(config, options.num_processes)
+    path = run or find_run(recipe) or Path("runs") / name
+    with RunFolder(path, config):
+        logs = path / "logs"
+    start_processes(context, options, logs, lambda: list_checkpoint_steps(path)[:1])
+
+
+def _train_shared(
+    recipe: str, overrides: list[str], run: Path | None, launch: ProcessNumbers, timeout: float
+) -> None:
     """Train as one of the processes that a launcher started; the first one alone writes and prints."""
     from hmoe.cli.progress import ProgressBar
     from hmoe.parallel.group import join_processes
@@ -98,7 +134,7 @@ def _train_shared(recipe: str, overrides: list[str], run: Path | None, launch: P
     from hmoe.train.loop import train_run
     from hmoe.train.shared_run import check_shared_folder, find_shared_device, make_ranks
 
-    with join_processes() as messages:
+    with join_processes(timeout, give_up=end_at_once) as messages:
         with messages.together():
             name, config = read_recipe_argument(
                 recipe, overrides, _say_nothing if launch.rank else print_note

@@ -4,7 +4,8 @@ import contextlib
 import datetime
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from hmoe.errors import CheckpointError, ConfigError, DistributedError, HMoEError, PeerError
+from hmoe.parallel.heartbeat import HEARTBEAT
+from hmoe.parallel.process_numbers import STORE_VARIABLE, ProcessNumbers, read_process_numbers
 from hmoe.parallel.sharding import MESH_AXES
+from hmoe.parallel.watch import Watch
 
 TIMEOUT_SECONDS = 60.0
 _PATIENCE_SECONDS = 1800.0
@@ -68,34 +72,75 @@ class Messages:
 
 
 @contextlib.contextmanager
-def join_processes(timeout_seconds: float = TIMEOUT_SECONDS, store: str = "env://") -> Iterator[Messages]:
+def join_processes(
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    store: str | None = None,
+    give_up: Callable[[str], None] | None = None,
+) -> Iterator[Messages]:
     """Be one of the processes of a run, as the environment says (RANK, WORLD_SIZE), while it lasts.
 
-    Tensors on CUDA devices go through NCCL, those on the CPU through gloo.
+    Tensors on CUDA devices go through NCCL, those on the CPU through gloo; both on this machine alone if all
+    processes are there, unless the environment names a network (GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME).
 
     Args:
         timeout_seconds: after which a process that does not answer in a training step is given up.
-        store: address where they meet: that of the environment (MASTER_ADDR, MASTER_PORT), or file://PATH.
+        store: file where they meet; None: that of the launcher, or the address MASTER_ADDR, MASTER_PORT.
+        give_up: called from a thread when another process shows no sign of life; must end this one. None: it is
+            noticed by who waits for it, only. Not needed for processes that `hmoe.parallel.launcher` watches.
 
     Raises:
         DistributedError: if they do not find each other, or one stops answering.
     """
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    numbers = read_process_numbers()
+    file = store or os.environ.get(STORE_VARIABLE)
+    if file is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(numbers.size):
+        _stay_on_this_machine()
     try:
-        dist.init_process_group(backend, store, timeout=timeout, rank=rank, world_size=size)
+        meeting = _open_store(file, numbers, timeout)
+        dist.init_process_group(
+            backend, store=meeting, timeout=timeout, rank=numbers.rank, world_size=numbers.size
+        )
     except (ValueError, RuntimeError) as error:
         raise DistributedError(
-            f"process {rank} of {size} did not find all others within {timeout_seconds:.0f} s "
+            f"process {numbers.rank} of {numbers.size} did not find all others within {timeout_seconds:.0f} s "
             f"({_shorten(error)}); start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT"
         ) from None
-    with _explain_failures():
+    watch = None
+    if not HEARTBEAT.has_launcher and file is None:
+        watch = Watch(
+            meeting, numbers.rank, numbers.size, timeout_seconds, _explain_silence(numbers.size, give_up)
+        )
+    with _explain_failures(numbers.size, watch):
         messages = Messages()
+        if watch is not None:
+            watch.start()
         yield messages
         # Not after an error: others may wait for something else.
         messages.gather_values(None)
+        if watch is not None:
+            watch.end()
         dist.destroy_process_group()
+
+
+def _open_store(file: str | None, numbers: ProcessNumbers, timeout: datetime.timedelta) -> dist.Store:
+    """Return where the processes of one start meet."""
+    if file is not None:
+        store: dist.Store = dist.FileStore(file, numbers.size)
+        store.set_timeout(timeout)
+        return store
+    store, _, _ = next(dist.rendezvous("env://", numbers.rank, numbers.size, timeout=timeout))
+    # torchrun keeps one store for all its restarts: addresses of processes that have died are still there.
+    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _stay_on_this_machine() -> None:
+    """Let processes that are all on this machine talk without being reached from another one."""
+    name = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        if name is not None:
+            os.environ.setdefault(variable, name)
 
 
 def make_mesh(device: str, replicas: int = 1) -> DeviceMesh:
@@ -111,15 +156,32 @@ def make_mesh(device: str, replicas: int = 1) -> DeviceMesh:
     return init_device_mesh(device, shape, mesh_dim_names=MESH_AXES[-len(shape) :])
 
 
+def _explain_silence(
+    num_processes: int, give_up: Callable[[str], None] | None
+) -> Callable[[int, float], None] | None:
+    if give_up is None:
+        return None
+    return lambda rank, seconds: give_up(
+        f"process {rank} of {num_processes} shows no sign of life for {seconds:.0f} s, {HEARTBEAT.describe_step()}"
+    )
+
+
 @contextlib.contextmanager
-def _explain_failures() -> Iterator[None]:
-    """Raise what the engine says of processes that do not answer as one line."""
+def _explain_failures(num_processes: int, watch: Watch | None) -> Iterator[None]:
+    """Raise what the engine says of processes that do not answer as one line, which names them if anybody knows."""
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
         if isinstance(error, HMoEError) or not _is_of_communication(error):
             raise
-        raise DistributedError(f"another process of this run no longer answers ({_shorten(error)})") from None
+        silent = [] if watch is None else watch.find_silent()
+        if watch is not None:
+            watch.end()
+        names = " and ".join(map(str, silent))
+        subject = f"process {names} of {num_processes}" if silent else "another process of this run"
+        raise DistributedError(
+            f"{subject} no longer answers, {HEARTBEAT.describe_step()} ({_shorten(error)})"
+        ) from None
 
 
 def _shorten(error: Exception) -> str:

@@ -80,11 +80,13 @@ class Ranks:
         """Return a JSON value of every process, in the order of their ranks."""
         return self._messages.gather_values(value)
 
-    def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
-        """Return whether any process wants to stop, and the seconds of the first."""
-        wishes = torch.tensor([float(stop), seconds if self.rank == 0 else 0.0], dtype=torch.float64)
+    def agree(self, stop: bool, save: bool, seconds: float) -> tuple[bool, bool, float]:
+        """Return whether any process wants to stop, whether any wants to save, and the seconds of the first."""
+        wishes = torch.tensor(
+            [float(stop), float(save), seconds if self.rank == 0 else 0.0], dtype=torch.float64
+        )
         dist.all_reduce(wishes, op=dist.ReduceOp.MAX)
-        return bool(wishes[0]), float(wishes[1])
+        return bool(wishes[0]), bool(wishes[1]), float(wishes[2])
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which an error of one process is one of all."""

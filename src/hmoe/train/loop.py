@@ -9,6 +9,7 @@ from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
+from hmoe.parallel.heartbeat import HEARTBEAT
 from hmoe.runs.log_rows import read_logs, read_training_seconds
 from hmoe.runs.log_seals import describe_log_change
 from hmoe.runs.run_folder import RunFolder
@@ -111,7 +112,8 @@ def _check_logs(folder: RunFolder, step: int, console: Console) -> None:
 def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     """Take steps until the budget is used up or a signal came; `saved` is the step saved last or -1."""
     config, counts, every = session.config, session.counts, session.config.train
-    stops = session.agree(bool(STOP))
+    HEARTBEAT.reach(counts.step)
+    stops = session.agree(STOP)
     while not stops and session.progress() < 1:
         session.records.begin()
         parts = feed.take(counts.step)
@@ -120,8 +122,9 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
                 session.model, session.optimizer, parts, config, counts.step, session.processes
             )
         session.records.tick(record.tokens)
-        stops = session.agree(bool(STOP))
+        stops = session.agree(STOP)
         row = _metrics_row(session, record, _account(session, record))
+        HEARTBEAT.reach(counts.step)
         done = session.progress() >= 1
         evaluated = _evaluate(session, row, record)
         if (
@@ -136,10 +139,10 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
             session.saver.finish()
             with session.processes.together():
                 raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
-        if done or _due(counts.step, every.save_every):
+        if done or _due(counts.step, every.save_every) or session.wants_checkpoint:
             saved = session.save()
         if evaluated or saved == counts.step:  # which may have taken longer than a step
-            stops = session.agree(bool(STOP)) or stops
+            stops = session.agree(STOP) or stops
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
     session.saver.finish()

@@ -43,8 +43,8 @@ class Processes(Protocol):
         """Return the JSON value of the first process."""
         ...
 
-    def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
-        """Return whether any process wants to stop, and the seconds of the first."""
+    def agree(self, stop: bool, save: bool, seconds: float) -> tuple[bool, bool, float]:
+        """Return whether any process wants to stop, whether any wants to save, and the seconds of the first."""
         ...
 
     def together(self) -> contextlib.AbstractContextManager[None]:
@@ -87,9 +87,9 @@ class OneProcess:
         """Return the value itself."""
         return value
 
-    def agree(self, stop: bool, seconds: float) -> tuple[bool, float]:
-        """Return both as they are."""
-        return stop, seconds
+    def agree(self, stop: bool, save: bool, seconds: float) -> tuple[bool, bool, float]:
+        """Return all of them as they are."""
+        return stop, save, seconds
 
     def together(self) -> contextlib.AbstractContextManager[None]:
         """Return a context that does nothing: there is nobody to tell."""

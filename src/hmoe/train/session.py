@@ -31,6 +31,7 @@ from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
+from hmoe.train.stop import StopRequest
 from hmoe.units import format_bytes
 
 
@@ -66,6 +67,7 @@ class Session:
         processes: that train it together; the first one alone writes logs and prints.
         saver: publishes checkpoints.
         seconds: training time on the clock of the first process, as all know it since the last `agree`.
+        wants_checkpoint: whether any process was asked to save and go on.
 
     Weights, moments, `counts` and the state of `watch` are what a checkpoint holds.
     """
@@ -85,14 +87,19 @@ class Session:
     processes: Processes
     saver: Saver
     seconds: float = 0.0
+    wants_checkpoint: bool = False
 
-    def agree(self, stop: bool) -> bool:
-        """Return whether any process is to stop, or cannot write; all have the same answer and clock."""
-        stops, self.seconds = self.processes.agree(stop or self.saver.failed, self.records.seconds)
+    def agree(self, stop: StopRequest) -> bool:
+        """Return whether any process is to stop, or cannot write; all have the same answer, wish and clock."""
+        stops, saves, self.seconds = self.processes.agree(
+            bool(stop) or self.saver.failed, stop.take_checkpoint_wish(), self.records.seconds
+        )
+        self.wants_checkpoint |= saves
         return stops
 
     def save(self) -> int:
         """Publish a checkpoint of this step, and return the step."""
+        self.wants_checkpoint = False
         # The logs first: a checkpoint promises all rows up to its step.
         with self.processes.together():
             self.records.flush(self.counts.step)

@@ -13,7 +13,7 @@ from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
-from hmoe.train.launch import ProcessNumbers
+from hmoe.parallel.process_numbers import ProcessNumbers
 
 
 def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:

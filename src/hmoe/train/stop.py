@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to save and end; no torch here, because it is imported later."""
+"""SIGTERM and SIGINT ask a run to save and end, SIGUSR1 to save; no torch here, because it is imported later."""
 
 import os
 import signal
@@ -8,38 +8,52 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """A request to stop, true from the first signal on; a second one ends the process at once."""
+    """A request to stop, true from the first signal on; a second one ends the process at once.
+
+    Attributes:
+        signal_name: of the signal; "" before it came.
+        wants_checkpoint: whether a signal asks to save and go on.
+    """
 
     def __init__(self) -> None:
-        self.signal_name = ""
+        self.signal_name, self.wants_checkpoint, self._speaks = "", False, True
 
-    def install(self) -> None:
-        """Listen for SIGTERM and SIGINT from now on."""
+    def install(self, speaks: bool = True) -> None:
+        """Listen from now on; `speaks` is whether this process answers on the terminal."""
+        self._speaks = speaks
         for signal_number in _SIGNALS:
             signal.signal(signal_number, self._handle)
+        signal.signal(signal.SIGUSR1, self._ask_for_checkpoint)
+
+    def take_checkpoint_wish(self) -> bool:
+        """Return whether a signal has asked to save and go on since this was last asked."""
+        wish, self.wants_checkpoint = self.wants_checkpoint, False
+        return wish
+
+    def _ask_for_checkpoint(self, signal_number: int, frame: FrameType | None) -> None:
+        self.wants_checkpoint = True
 
     def _handle(self, signal_number: int, frame: FrameType | None) -> None:
         # Nothing is saved or printed through Python's streams in here: a handler may run between any two
         # instructions. The loop asks at its next step.
         if self.signal_name:
-            _write_to_terminal("\x1b[?25h\r\x1b[Kinterrupted\n")  # and shows the cursor again
+            self._tell("\x1b[?25h\r\x1b[Kinterrupted\n")  # and shows the cursor again
             for other in _SIGNALS:
                 signal.signal(other, signal.SIG_DFL)
             os.kill(os.getpid(), signal_number)
             return
         self.signal_name = signal.Signals(signal_number).name
-        _write_to_terminal("\r\x1b[Kstopping after this step, with a checkpoint; again to end at once\n")
+        self._tell("\r\x1b[Kstopping after this step, with a checkpoint; again to end at once\n")
+
+    def _tell(self, text: str) -> None:
+        try:
+            if self._speaks and os.isatty(2):
+                os.write(2, text.encode())
+        except OSError:
+            return  # the terminal has gone
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
-
-
-def _write_to_terminal(text: str) -> None:
-    try:
-        if os.isatty(2):
-            os.write(2, text.encode())
-    except OSError:
-        return  # the terminal has gone
 
 
 STOP = StopRequest()

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 from hmoe.errors import ConfigError
 
+STORE_VARIABLE = "HMOE_STORE"  # file where the processes meet that `hmoe.parallel.launcher` started
+LOG_VARIABLE = "HMOE_LOG"  # file that the first of them keeps a copy of its output in
+
 
 class ProcessNumbers(NamedTuple):
     """Number of this process and of all, and the same on this machine alone."""

@@ -1,0 +1,105 @@
+"""`--processes N`: a verb that several processes of this machine do together."""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, NoReturn
+
+import typer
+
+from hmoe.cli.output import print_note
+from hmoe.errors import ConfigError, DistributedError
+from hmoe.parallel.launcher import LaunchOptions, launch_processes
+from hmoe.parallel.process_numbers import ProcessNumbers, read_process_numbers
+from hmoe.train.stop import STOP
+
+NumProcesses = Annotated[
+    int | None,
+    typer.Option(
+        "--processes", min=1, max=1024,
+        help="Processes of this machine that share the work, each on a GPU of its own if there are some. Default: 1.",
+    ),
+]  # fmt: skip
+
+
+def read_launch(num_processes: int | None) -> tuple[ProcessNumbers, bool]:
+    """Return which process this is, and whether it is to start others that do the work.
+
+    Raises:
+        ConfigError: if another number of processes was started already.
+    """
+    numbers = read_process_numbers()
+    if num_processes is None:
+        return numbers, False
+    if "RANK" in os.environ and num_processes != numbers.size:
+        raise ConfigError(
+            f"--processes {num_processes}: {numbers.size} were started already by another launcher, "
+            "which sets RANK and WORLD_SIZE; leave it out"
+        )
+    return numbers, num_processes > 1 and numbers.size == 1
+
+
+class StartOptions(NamedTuple):
+    """How many processes a verb starts, how often again without progress, and when it gives one up."""
+
+    num_processes: int
+    restarts: int = 0
+    timeout_seconds: float = 60.0
+
+
+def start_processes(
+    context: typer.Context,
+    options: StartOptions,
+    logs: Path | None = None,
+    measure_progress: Callable[[], object] = lambda: None,
+) -> NoReturn:
+    """Do the verb that runs by several processes, and end as they end.
+
+    Args:
+        context: of the verb.
+        options: how.
+        logs: folder of their logs; None: one that is there while they run, and if one of them was lost.
+        measure_progress: returns another value once there was progress.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="hmoe-logs-")) if logs is None else logs
+    # A little less than they give each other: a process that was stopped is named, not those that wait for it.
+    silent_seconds = options.timeout_seconds * 5 / 6
+    launch = LaunchOptions(
+        options.num_processes, folder, print_note, _make_signal_taker(), options.restarts, measure_progress,
+        silent_seconds,
+    )  # fmt: skip
+    keeps = logs is not None
+    try:
+        code = launch_processes([sys.executable, "-m", "hmoe", *context.find_root().obj], launch)
+    except DistributedError:
+        keeps = True
+        raise
+    finally:
+        if not keeps:
+            shutil.rmtree(folder, ignore_errors=True)
+    raise typer.Exit(code)
+
+
+def _make_signal_taker() -> Callable[[], Sequence[int]]:
+    """Return what returns the signals that the processes of a training run are to get, each once."""
+    told = False
+
+    def take_signals() -> Sequence[int]:
+        nonlocal told
+        signals = [signal.SIGUSR1] if STOP.take_checkpoint_wish() else []
+        if STOP and not told:
+            told = True
+            signals.append(signal.SIGTERM)
+        return signals
+
+    return take_signals
+
+
+def end_at_once(text: str) -> NoReturn:
+    """Say what became of another process, and end this one, which waits for it."""
+    print_note(f"error: {text}")
+    os._exit(DistributedError.exit_code)
