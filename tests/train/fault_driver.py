@@ -134,19 +134,24 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
     """Return what was wrong, "" if nothing was, and the seconds it took to end."""
     case = f"{fault}:{rank}:{moment}:{seed}"
     variables = {MARK: case, "HMOE_FAULT_MARKER": str(folder.with_suffix(".marker")), "OMP_NUM_THREADS": "1"}
+    temporary = folder.with_suffix(".tmp")
+    temporary.mkdir()
+    variables |= {"TMPDIR": str(temporary)}
     words = [sys.executable, "-m", "tests.train.fault_driver", "--launcher", *call_words(folder)]
     again = ["--restarts", "0"] if fault == "cut" else []
     inside = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if fault == "cut" else []
-    start, ports = time.monotonic(), list_ports()
+    start, ports = time.monotonic(), set[str]()
     with folder.with_suffix(".out").open("w") as out:
         process = subprocess.Popen(
             [*inside, *words, *again], env={**os.environ, **variables}, stdout=out, stderr=subprocess.STDOUT
         )
-        try:
-            code = process.wait(3 * LONGEST_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return "does not end", time.monotonic() - start
+        while (code := process.poll()) is None:
+            for pid in list_processes(case):
+                ports |= list_open_ports(pid)
+            if time.monotonic() - start > 3 * LONGEST_SECONDS:
+                process.kill()
+                return "does not end", time.monotonic() - start
+            time.sleep(0.2)
     seconds = time.monotonic() - start
     text = folder.with_suffix(".out").read_text()
     told = re.search(rf"hmoe: .*process {rank} of 2 .*(step|space)", text)
@@ -162,14 +167,10 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
         problems += [f"ends with {code}: {text.splitlines()[-1:]}"]
     if seconds > LONGEST_SECONDS:
         problems += [f"takes {seconds:.0f} s"]
-    left = [pid for pid in list_processes(MARK) if case in read_environment(pid)]
+    left = list_processes(case)
     problems += [f"leaves processes {left}"] if left else []
-    problems += [f"leaves ports {sorted(list_ports() - ports)}"] if list_ports() - ports else []
-    problems += [
-        f"leaves {path}"
-        for path in Path("/tmp").glob("hmoe-*")
-        if path.stat().st_mtime > time.time() - seconds
-    ]
+    problems += [f"could be reached at {sorted(ports)}"] if ports else []
+    problems += [f"leaves {path}" for path in temporary.iterdir()]
     if code != 0:
         finish = subprocess.run(
             [sys.executable, "-m", "hmoe", *call_words(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -180,7 +181,7 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
 
 
 def list_processes(mark: str) -> list[int]:
-    """All processes that have a variable."""
+    """All processes of a case."""
     return [
         int(path.name)
         for path in Path("/proc").iterdir()
@@ -195,14 +196,19 @@ def read_environment(pid: int) -> str:
         return ""
 
 
-def list_ports() -> set[str]:
-    """Local addresses on which somebody listens."""
-    rows = [
-        line.split()
-        for name in ("tcp", "tcp6")
-        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-    ]
-    return {row[1] for row in rows if row[3] == "0A"}
+def list_open_ports(pid: int) -> set[str]:
+    """Addresses on which a process listens that another machine could reach."""
+    ports = set()
+    try:
+        sockets = {os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()}
+        for name in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]:
+                _, address, _, state, *_, inode = line.split()[:10]
+                if state == "0A" and f"socket:[{inode}]" in sockets and not address.startswith("0100007F:"):
+                    ports.add(address)
+    except OSError:
+        pass  # it has ended
+    return ports
 
 
 def is_possible(fault: str) -> bool:

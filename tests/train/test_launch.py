@@ -10,8 +10,8 @@ from hmoe.config.memory import Device, choose_unset, estimate_memory_by_part
 from hmoe.config.processes import check_processes, describe_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.train.feed import OwnParts
 from hmoe.parallel.process_numbers import ProcessNumbers, read_process_numbers
+from hmoe.train.feed import OwnParts
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 

@@ -18,9 +18,9 @@ from hmoe.config import recipes
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.parallel.process_numbers import ProcessNumbers
 from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
-from hmoe.parallel.process_numbers import ProcessNumbers
 
 if TYPE_CHECKING:
     from hmoe.runs.run_folder import RunFolder

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
 
 from hmoe.errors import CheckpointError, ConfigError, DistributedError, HMoEError, PeerError
 from hmoe.parallel.heartbeat import HEARTBEAT
@@ -124,15 +126,15 @@ def join_processes(
         dist.destroy_process_group()
 
 
-def _open_store(file: str | None, numbers: ProcessNumbers, timeout: datetime.timedelta) -> dist.Store:
+def _open_store(file: str | None, numbers: ProcessNumbers, timeout: datetime.timedelta) -> Store:
     """Return where the processes of one start meet."""
     if file is not None:
-        store: dist.Store = dist.FileStore(file, numbers.size)
+        store: Store = FileStore(file, numbers.size)
         store.set_timeout(timeout)
         return store
-    store, _, _ = next(dist.rendezvous("env://", numbers.rank, numbers.size, timeout=timeout))
+    store, _, _ = next(rendezvous("env://", numbers.rank, numbers.size, timeout=timeout))
     # torchrun keeps one store for all its restarts: addresses of processes that have died are still there.
-    return dist.PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _stay_on_this_machine() -> None:

@@ -6,11 +6,13 @@ that reads a large file does.
 
 import os
 import signal
+import sys
 import threading
 import time
 
 HEARTBEAT_VARIABLE = "HMOE_HEARTBEAT"  # number of the pipe's end: its presence says who started this process
 _PERIOD_SECONDS = 1.0
+_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class Heartbeat:
@@ -36,6 +38,10 @@ class Heartbeat:
         os.set_inheritable(int(pipe), False)  # processes of this one would keep it open
         os.set_blocking(int(pipe), False)  # a launcher that was stopped reads nothing
         self._pipe = int(pipe)
+        if sys.platform == "linux":  # also while it is stopped
+            import ctypes  # noqa: PLC0415 - of launched processes alone
+
+            ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
         threading.Thread(target=self._write_on, name="heartbeat", daemon=True).start()
 
     def reach(self, step: int) -> None:

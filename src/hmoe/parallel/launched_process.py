@@ -1,19 +1,17 @@
 """A process of a run, as the launcher that started it sees it. No torch."""
 
-import ctypes
+import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hmoe.parallel.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
 from hmoe.parallel.process_numbers import ProcessNumbers
 
 _ERROR = "error: "  # in a line of the command line's own errors
-_DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class LaunchedProcess:
@@ -36,7 +34,8 @@ class LaunchedProcess:
     def __init__(
         self, command: Sequence[str], numbers: ProcessNumbers, variables: Mapping[str, str], log: Path
     ) -> None:
-        self.rank, self.code, self.was_killed, self.is_listening = numbers.rank, None, False, False
+        self.rank, self.was_killed, self.is_listening = numbers.rank, False, False
+        self.code: int | None = None
         self._log, self._log_start = log, log.stat().st_size if log.exists() else 0
         self._place, self._rest, self.end_time = Heartbeat(), b"", 0.0
         self._pipe, its_end = os.pipe()
@@ -55,7 +54,6 @@ class LaunchedProcess:
                 pass_fds=[its_end],
                 # An interrupt on the terminal reaches the launcher alone, which tells them all once.
                 process_group=0,
-                preexec_fn=_make_end_with_parent(),
             )
         finally:
             os.close(its_end)
@@ -94,10 +92,10 @@ class LaunchedProcess:
         """End it at once, with the processes that it started, and wait until it is gone."""
         if self._process.poll() is None:
             self.was_killed = True
-        try:
+        with contextlib.suppress(
+            ProcessLookupError, PermissionError
+        ):  # the latter is macOS's, of one that has ended
             os.killpg(self._process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # the latter is what macOS says of one that has ended
-            pass
         self._process.wait()
         self.look()
 
@@ -130,17 +128,3 @@ def _is_error(line: str) -> bool:
     return line.startswith(_ERROR) or (
         bool(colon) and name.replace(".", "").isidentifier() and name.endswith("Error")
     )
-
-
-def _make_end_with_parent() -> "Callable[[], None] | None":
-    """Return what a child does first, so that it ends when this process does, even if it is stopped."""
-    if sys.platform != "linux":
-        return None  # it ends when it next writes into its pipe
-    library, parent = ctypes.CDLL(None), os.getpid()
-
-    def end_with_parent() -> None:
-        library.prctl(_DEATH_OF_PARENT, signal.SIGKILL)
-        if os.getppid() != parent:  # which has ended already
-            os._exit(1)
-
-    return end_with_parent

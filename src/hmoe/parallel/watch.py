@@ -6,8 +6,10 @@ For processes that nobody watches from outside, as those of torchrun or Slurm.
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 _PERIOD_SECONDS = 2.0
 _STORE_RANK = 0  # of the process whose end takes the store with it, where no launcher keeps it
@@ -24,11 +26,12 @@ class Watch:
     """
 
     def __init__(
-        self, store: dist.Store, rank: int, size: int, silent_seconds: float,
+        self, store: Store, rank: int, size: int, silent_seconds: float,
         give_up: Callable[[int, float], None] | None,
     ) -> None:  # fmt: skip
         # A connection of its own: the other one may be waiting for an answer when this one is asked.
-        self._store, self._rank, self._size = store.clone(), rank, size
+        self._store: Any = store.clone()  # type: ignore[attr-defined]
+        self._rank, self._size = rank, size
         self._silent_seconds, self._give_up = silent_seconds, give_up
         self._lock, self._ended, self._count = threading.Lock(), threading.Event(), 0
         # So that the store of many is not asked more than that of a few.

@@ -11,9 +11,9 @@ from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
+from hmoe.parallel.process_numbers import ProcessNumbers
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
-from hmoe.parallel.process_numbers import ProcessNumbers
 
 
 def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:
