@@ -170,7 +170,7 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
     left = list_processes(case)
     problems += [f"leaves processes {left}"] if left else []
     problems += [f"could be reached at {sorted(ports)}"] if ports else []
-    problems += [f"leaves {path}" for path in temporary.iterdir()]
+    problems += [f"leaves {path}" for path in temporary.glob("hmoe*")]
     if code != 0:
         finish = subprocess.run(
             [sys.executable, "-m", "hmoe", *call_words(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
