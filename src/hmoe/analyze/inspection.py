@@ -1,6 +1,7 @@
 """Look inside a model: read texts once, and measure everything that the sums, the samples and the model tell."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from hmoe.analyze.inspection_record import (
     list_inspection_notes,
 )
 from hmoe.analyze.positions import ExpertPositions
-from hmoe.analyze.reading import DocumentPart, WindowReader, trace_windows
+from hmoe.analyze.reading import DocumentPart, WindowReader
 from hmoe.analyze.reading_state import ReadingState
 from hmoe.analyze.redundancy import measure_redundancy
+from hmoe.analyze.shared_reading import restore_together, trace_together
 from hmoe.analyze.similarity import measure_similarity, measure_size_test
 from hmoe.analyze.specialisation import measure_specialisation
 from hmoe.analyze.tally import Tally
@@ -28,6 +30,7 @@ from hmoe.analyze.window_sample import WindowSample
 from hmoe.analyze.worth import measure_worth
 from hmoe.errors import ConfigError, DataError
 from hmoe.evaluate.harness import fingerprint_model
+from hmoe.parallel.workers import ONE_WORKER, Workers
 from hmoe.runs.open_model import OpenedModel
 
 FORMAT = 1
@@ -101,6 +104,7 @@ def inspect_text(
     senses_V: Any = None,
     state: Path | None = None,
     report: Report = lambda task, done, total: None,
+    workers: Workers = ONE_WORKER,
 ) -> Inspection:
     """Read texts with a model and return everything that is measured.
 
@@ -111,26 +115,25 @@ def inspect_text(
         senses_V: number of senses of each token type, NaN where nobody knows; None without a list.
         state: file for what was read so far, from which the same call goes on after an interruption.
         report: called with the task, what is done and all of it.
+        workers: processes that share the reading; this is the first of them, and all others call `help_inspecting`.
 
     Raises:
         ConfigError: for a dense model, or a token that does not exist.
         DataError: if there is no text.
     """
     model = opened.model
-    moe = model.config.moe
-    if moe is None or not model.config.moe_layers:
-        raise ConfigError(f"{opened.name}: is dense and has no experts to look at")
-    types = describe_token_types(opened.tokenizer, model.config.vocab)
-    chosen = _find_chosen(types, options.chosen)
-    reading = _read(opened, text, options, types, state, report)
-    if not reading.counts.tokens:
-        raise DataError(f"{text.source}: nothing to look at, the text is empty")
+    with workers.together():
+        types, chosen = _prepare(opened, options)
+    reading = _read(opened, text, options, types, state, report, workers)
+    with workers.together():
+        if not reading.counts.tokens:
+            raise DataError(f"{text.source}: nothing to look at, the text is empty")
     report("measuring", 0, None)
     tables = _measure_sums(reading, types, senses_V, options, model.embed.weight)
     ids = chosen or _choose_tokens(reading.tally)
     tables |= describe_tokens(reading.tally, ids, types.texts)
     if options.sample_tokens:
-        tables |= _measure_sample(opened, reading, options, tables, report)
+        tables |= _measure_sample(opened, reading, options, tables, report, workers)
     return Inspection(
         {
             "format": FORMAT,
@@ -144,6 +147,33 @@ def inspect_text(
     )
 
 
+def help_inspecting(
+    opened: OpenedModel, text: InspectedText, options: InspectionOptions, state: Path | None, workers: Workers
+) -> None:
+    """Do the part of a process that is not the first one in `inspect_text`, with the same arguments."""
+    with workers.together():
+        types, _ = _prepare(opened, options)
+    stored = _open_state(opened, text, options, types, state, ("windows",))
+    num_passes = restore_together(stored, state, workers)
+    reader = WindowReader(options.window, types, opened.tokenizer.separator, [])
+    batches = reader.cut_windows(_limit_parts(text.parts, options.most_tokens))
+    for batch, _ in trace_together(opened.model, itertools.islice(batches, num_passes, None), workers):
+        stored.sums["windows"].update(batch)  # type: ignore[attr-defined]
+    with workers.together():
+        pass  # the first one tells of an empty text
+    if options.sample_tokens:
+        measure_worth(opened.model, stored.sums["windows"].list_windows(), workers=workers)  # type: ignore[attr-defined]
+
+
+def _prepare(opened: OpenedModel, options: InspectionOptions) -> tuple[TokenTypes, list[int]]:
+    """Return the vocabulary, and the ids of the token types that are to be described."""
+    moe = opened.model.config.moe
+    if moe is None or not opened.model.config.moe_layers:
+        raise ConfigError(f"{opened.name}: is dense and has no experts to look at")
+    types = describe_token_types(opened.tokenizer, opened.model.config.vocab)
+    return types, _find_chosen(types, options.chosen)
+
+
 def _read(
     opened: OpenedModel,
     text: InspectedText,
@@ -151,24 +181,31 @@ def _read(
     types: TokenTypes,
     state: Path | None,
     report: Report,
+    workers: Workers,
 ) -> TextReading:
     """Read the texts, from where an interrupted reading had come."""
     stored = _open_state(opened, text, options, types, state)
-    num_passes = stored.restore()[0]
+    num_passes = restore_together(stored, state, workers)
     reading = TextReading(**stored.sums)  # type: ignore[arg-type]
     reader = WindowReader(options.window, types, opened.tokenizer.separator, reading.tally.domains)
     total = min(filter(None, (text.num_tokens, options.most_tokens)), default=None)
-    report("reading", 0, total)
-    index = 0
-    for index, batch in enumerate(reader.cut_windows(_limit_parts(text.parts, options.most_tokens)), 1):
-        if index > num_passes:
-            traced = trace_windows(opened.model, batch)
-            for item in (reading.tally, reading.tokens, reading.positions):
-                item.update(traced)
-            reading.windows.update(batch)
-            stored.save_sometimes(index)
+
+    def report_reading() -> None:
         done = reader.counts.tokens
         report("reading", min(done, total) if total else done, total)
+
+    report("reading", 0, total)
+    batches = reader.cut_windows(_limit_parts(text.parts, options.most_tokens))
+    for _ in itertools.islice(batches, num_passes):
+        report_reading()
+    index = num_passes
+    for index, (batch, traced) in enumerate(trace_together(opened.model, batches, workers), num_passes + 1):
+        assert traced is not None  # this is the first process
+        for item in (reading.tally, reading.tokens, reading.positions):
+            item.update(traced)
+        reading.windows.update(batch)
+        stored.save_sometimes(index)
+        report_reading()
     if index > num_passes:
         stored.save(index, True)
     reading.tally.finish()
@@ -182,19 +219,21 @@ def _open_state(
     options: InspectionOptions,
     types: TokenTypes,
     path: Path | None,
+    names: Sequence[str] = ("tally", "tokens", "positions", "windows"),
 ) -> ReadingState:
-    """Return sums and samples without anything in them, and the file that may have some."""
+    """Return sums and samples, those of these names, without anything in them, and the file that may have some."""
     spec, moe = opened.model.config, opened.model.config.moe
     assert moe is not None
     widths, blocks = tuple(moe.routed_widths), tuple(spec.moe_layers)
 
     def make_sums() -> dict[str, Any]:
-        return {
-            "tally": Tally(widths, blocks, spec.vocab, types.labels),
-            "tokens": TokenSample(len(blocks)),
-            "positions": ExpertPositions(len(blocks), len(widths)),
-            "windows": WindowSample(options.window, options.sample_tokens),
+        makers: dict[str, Callable[[], Any]] = {
+            "tally": lambda: Tally(widths, blocks, spec.vocab, types.labels),
+            "tokens": lambda: TokenSample(len(blocks)),
+            "positions": lambda: ExpertPositions(len(blocks), len(widths)),
+            "windows": lambda: WindowSample(options.window, options.sample_tokens),
         }
+        return {name: makers[name]() for name in names}
 
     identity = {
         "model": None if path is None else fingerprint_model(opened.model, opened.tokenizer),
@@ -235,6 +274,7 @@ def _measure_sample(
     options: InspectionOptions,
     tables: Mapping[str, list[Row]],
     report: Report,
+    workers: Workers,
 ) -> dict[str, list[Row]]:
     """Return the tables for which the model reads a sample of the windows again."""
     windows = reading.windows.list_windows()
@@ -245,7 +285,10 @@ def _measure_sample(
         most_tokens=options.sample_tokens,
     )
     worth = measure_worth(
-        opened.model, windows, lambda done, total: report("leaving out one expert after another", done, total)
+        opened.model,
+        windows,
+        lambda done, total: report("leaving out one expert after another", done, total),
+        workers,
     )
     by_outputs = measure_size_test(redundancy["redundancy"], "output_distance")
     return {**redundancy, **worth, "size_tests": [*tables["size_tests"], *by_outputs]}

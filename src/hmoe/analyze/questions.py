@@ -50,8 +50,9 @@ def measure_questions(
 
     options = options or harness.EvaluationOptions()
     lm = LanguageModel(
-        model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin
-    )
+        model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin,
+        workers=options.workers,
+    )  # fmt: skip
     questions = {}
     for task in selection.names:
         lm.report = functools.partial(progress, task)

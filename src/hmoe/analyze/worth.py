@@ -11,6 +11,7 @@ from hmoe.analyze.traced_text import Floats, Ints, Row
 from hmoe.errors import ConfigError
 from hmoe.model.trace import trace
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.workers import ONE_WORKER, Workers, share_work
 from hmoe.statistics.jackknife import estimate_jackknife_interval
 from hmoe.statistics.paired import adjust_holm
 from hmoe.statistics.student_t import compute_t_quantile, compute_t_tail
@@ -20,7 +21,10 @@ _ROUNDING = 1e-12  # nats per token: intervals that are narrower are of differen
 
 
 def measure_worth(
-    model: Transformer, windows: Windows, report: Callable[[int, int], None] = lambda done, total: None
+    model: Transformer,
+    windows: Windows,
+    report: Callable[[int, int], None] = lambda done, total: None,
+    workers: Workers = ONE_WORKER,
 ) -> dict[str, list[Row]]:
     """Read windows once as they are and once without each expert of each layer.
 
@@ -37,6 +41,7 @@ def measure_worth(
         model: any model with MoE layers.
         windows: token ids of each, and the document that each token is of.
         report: called with the experts that are done, and all.
+        workers: processes that share the experts; all call this with the same arguments.
 
     Raises:
         ConfigError: for a dense model.
@@ -52,16 +57,22 @@ def measure_worth(
     report(0, len(cells))
     with_all, pairs = _sum_losses(model, windows, {})
     num_tokens = _count_scored(windows)
-    differences = []
-    for done, (layer, expert) in enumerate(cells, 1):
-        without, _ = _sum_losses(model, windows, {layer: [expert]})
-        differences.append(without - with_all)
+    done = 0
+
+    def sum_without(cell: tuple[int, int]) -> list[float]:
+        nonlocal done
+        without, _ = _sum_losses(model, windows, {cell[0]: [cell[1]]})
+        done = min(done + workers.size, len(cells))
         report(done, len(cells))
+        differences: list[float] = (without - with_all).tolist()
+        return differences
+
+    differences = np.array(share_work(workers, cells, sum_without))
     units = pairs * np.asarray(widths)
     parameter_shares = np.tile(np.asarray(widths) / (sum(widths) * len(pairs)), len(pairs))
     compute_shares = divide_known(units, units.sum()).reshape(-1)
     rows = []
-    comparisons = compare_losses(np.stack(differences, axis=1), num_tokens)
+    comparisons = compare_losses(np.ascontiguousarray(differences.T), num_tokens)
     for place, (layer, expert) in enumerate(cells):
         row: Row = {"layer": layer, "expert": expert, "width": int(widths[expert]), **comparisons[place]}
         shares = {"parameter": float(parameter_shares[place]), "compute": float(compute_shares[place])}

@@ -9,8 +9,16 @@ import typer
 
 from hmoe.cli.arguments import AnyModel, AsJson
 from hmoe.cli.next_steps import make_step, name_path, print_steps
-from hmoe.cli.output import print_note, print_numbers
-from hmoe.cli.progress import ProgressBar
+from hmoe.cli.output import print_numbers
+from hmoe.cli.processes import (
+    NumProcesses,
+    StartOptions,
+    choose_note,
+    join_workers,
+    open_progress_bar,
+    read_launch,
+    start_processes,
+)
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError, DataError
@@ -18,6 +26,7 @@ from hmoe.storage import write_atomic
 
 if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import TextPerplexity
+    from hmoe.parallel.workers import Workers
     from hmoe.runs.open_model import OpenedModel
     from hmoe.specs.model import ModelSpec
 
@@ -62,6 +71,7 @@ _Out = Annotated[
 
 
 def evaluate_folder(
+    context: typer.Context,
     run: AnyModel,
     text: _Text = None,
     text_field: _TextField = None,
@@ -73,6 +83,7 @@ def evaluate_folder(
     num_fewshot: _NumFewshot = None,
     batch_tokens: _BatchTokens = None,
     out: _Out = None,
+    processes: NumProcesses = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity of text, or benchmark accuracy.
@@ -92,21 +103,26 @@ def evaluate_folder(
                 raise ConfigError(f"{flag} has no effect without --tasks; remove it or name tasks")
         if text_field and not text:
             raise ConfigError("--text-field has no effect without --text; remove it or name a text")
-        _evaluate_text(run, text, text_field, window, precision, as_json)
-        return
-    if text or text_field:
+    elif text or text_field:
         raise ConfigError(
             f"{'--text' if text else '--text-field'} has no effect with --tasks; remove one of them"
         )
-    options = {
-        "limit": limit,
-        "num_fewshot": num_fewshot,
-        "precision": precision,
-        "batch_tokens": batch_tokens,
-    }
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    chosen = {key: value for key, value in options.items() if value is not None}
-    _evaluate_tasks(run, names, benchmarks, window, out, chosen, as_json)
+    numbers, starts_others = read_launch(processes)
+    if starts_others:
+        start_processes(context, StartOptions(processes or 1))
+    with join_workers(numbers) as workers:
+        if tasks is None:
+            _evaluate_text(run, text, text_field, window, precision, as_json, workers)
+            return
+        options = {
+            "limit": limit,
+            "num_fewshot": num_fewshot,
+            "precision": precision,
+            "batch_tokens": batch_tokens,
+        }
+        names = [name.strip() for name in tasks.split(",") if name.strip()]
+        chosen = {key: value for key, value in options.items() if value is not None}
+        _evaluate_tasks(run, names, benchmarks, window, out, chosen, as_json, workers)
 
 
 def _evaluate_text(
@@ -116,19 +132,24 @@ def _evaluate_text(
     window: int | None,
     precision: str | None,
     as_json: bool,
+    workers: "Workers",
 ) -> None:
     from hmoe.evaluate.perplexity import sum_perplexities
     from hmoe.runs.open_model import open_model
 
-    opened = open_model(run, print_note)
+    say = choose_note(workers)
+    with workers.together():
+        opened = open_model(run, say)
     if not text and opened.run is None:
         raise ConfigError(f"{run}: a Hugging Face folder has no validation split; name a text with --text")
     documents = read_texts(text, text_field) if text else list_validation_texts(opened, run)
     model = opened.model.config
     if not model.causal:
-        print_note("experts see later tokens, so this perplexity is not comparable with causal models'")
+        say("experts see later tokens, so this perplexity is not comparable with causal models'")
     total = None if text else _count_held_out_tokens(opened)
-    domains = _measure_domains(opened, documents, total, window, precision)
+    domains = _measure_domains(opened, documents, total, window, precision, workers)
+    if workers.rank > 0:
+        return
     read = ", ".join(map(str, text)) if text else "the run's held-out documents, whole"
     numbers = {"text": read, "step": opened.step, **_list_numbers(sum_perplexities(domains), model)}
     parts = {name: _list_numbers(domain, model) for name, domain in domains.items()}
@@ -150,12 +171,14 @@ def _measure_domains(
     total: int | None,
     window: int | None,
     precision: str | None,
+    workers: "Workers",
 ) -> dict[str, "TextPerplexity"]:
     """Return the perplexity of each domain, with a bar over `total` tokens."""
     from hmoe.evaluate.perplexity import measure_perplexity_by_domain
     from hmoe.evaluate.precision import EvaluationPrecision
 
-    with EvaluationPrecision(opened.model, precision)(), ProgressBar() as bar:
+    total = total if workers.size == 1 else None  # nobody knows how much of it is this process's part
+    with EvaluationPrecision(opened.model, precision)(), open_progress_bar(workers) as bar:
 
         def report(num_documents: int, num_tokens: int) -> None:
             # A text that was decoded may be encoded in a few tokens more.
@@ -164,7 +187,7 @@ def _measure_domains(
 
         length = window or opened.context_length
         return measure_perplexity_by_domain(
-            opened.model, opened.tokenizer, documents, length, report, opened.begin
+            opened.model, opened.tokenizer, documents, length, report, opened.begin, workers
         )
 
 
@@ -217,7 +240,7 @@ def _show_share(value: float) -> str:
 
 def _evaluate_tasks(
     run: Path, names: list[str], benchmarks: Path | None, window: int | None, out: Path | None, chosen: dict[str, Any],
-    as_json: bool,
+    as_json: bool, workers: "Workers",
 ) -> None:  # fmt: skip
     from hmoe.cli.results_table import format_results_table
     from hmoe.evaluate import harness
@@ -227,21 +250,25 @@ def _evaluate_tasks(
     from hmoe.runs.open_model import open_model
 
     check_precision(chosen.get("precision"))
-    selection = select_tasks(names, benchmarks, print_note)  # before a large model is read
-    opened = open_model(run, print_note)
+    say = choose_note(workers)
+    with workers.together():
+        selection = select_tasks(names, benchmarks, say)  # before a large model is read
+        opened = open_model(run, say)
     about = harness.ModelInfo(
         opened.name, harness.read_training_record(run, opened.step) if opened.run else {}
     )
-    options = harness.EvaluationOptions(begin=opened.begin, **chosen)
-    with ProgressBar() as bar:
+    options = harness.EvaluationOptions(begin=opened.begin, workers=workers, **chosen)
+    with open_progress_bar(workers) as bar:
 
         def report(task: str, done: int, total: int) -> None:
             bar.update(task, done, total, f"{task}: {done:,} of {total:,} sequences")
 
         result = harness.evaluate_tasks(
             opened.model, opened.tokenizer, window or opened.context_length, selection,
-            options=options, about=about, out=out, reports=harness.Reports(print_note, report),
+            options=options, about=about, out=out, reports=harness.Reports(say, report),
         )  # fmt: skip
+    if workers.rank > 0:
+        return
     if out is not None:
         # Of all tasks that are finished there, not only of those that were asked for now.
         whole = json.loads((out / RESULTS).read_bytes())

@@ -2,9 +2,9 @@
 
 import difflib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,13 +14,22 @@ from hmoe.cli.inspection_lines import list_inspection_lines
 from hmoe.cli.inspection_source import read_held_out_source, read_question_source, read_text_source
 from hmoe.cli.next_steps import NextStep, make_step, name_path, print_report
 from hmoe.cli.output import print_note
-from hmoe.cli.progress import ProgressBar
+from hmoe.cli.processes import (
+    NumProcesses,
+    StartOptions,
+    choose_note,
+    join_workers,
+    open_progress_bar,
+    read_launch,
+    start_processes,
+)
 from hmoe.errors import ConfigError, make_missing_extra_error
 from hmoe.storage import check_unused_folder
 
 if TYPE_CHECKING:
     from hmoe.analyze.inspection import InspectedText
     from hmoe.evaluate.tasks import TaskSelection
+    from hmoe.parallel.workers import Workers
     from hmoe.runs.open_model import OpenedModel
 
 _SAMPLE_TOKENS = 4096
@@ -76,6 +85,7 @@ _Out = Annotated[
 
 
 def inspect_folder(
+    context: typer.Context,
     run: AnyModel,
     passage: _Passage = None,
     token: _Token = None,
@@ -90,6 +100,7 @@ def inspect_folder(
     senses: _Senses = None,
     figures: _Figures = None,
     out: _Out = None,
+    processes: NumProcesses = None,
     as_json: AsJson = False,
 ) -> None:
     """Look inside: what experts read, cost, are worth.
@@ -102,42 +113,99 @@ def inspect_folder(
         "--figures": figures,
     }  # fmt: skip
     if passage is not None:
-        _refuse_flags(of_texts, "with TEXT, which is read alone")
+        _refuse_flags({**of_texts, "--processes": processes}, "with TEXT, which is read alone")
         _show_passage(run, passage, token, as_json)
         return
     _check_sources(of_texts)
     _check_plot_extra()
     forms = _read_forms(figures or "svg")
     names = _read_names(tasks)
-    from hmoe.analyze.inspection import InspectionOptions, inspect_text
-    from hmoe.cli.inspect_text import note_long_window
+    numbers, starts_others = read_launch(processes)
+    if starts_others:
+        start_processes(context, StartOptions(processes or 1))
+    reading = _Reading(window, most_tokens, _SAMPLE_TOKENS if sample is None else sample, tuple(token or ()))
+    source = _Source(text, text_field, names, benchmarks, limit)
+    with join_workers(numbers) as workers:
+        _inspect_texts(run, source, reading, senses, _Results(out, forms, as_json), workers)
+
+
+class _Reading(NamedTuple):
+    """How much is read, and what is described: options of the verb."""
+
+    window: int | None
+    most_tokens: int | None
+    sample_tokens: int
+    chosen: tuple[str, ...]
+
+
+class _Source(NamedTuple):
+    """What is read: options of the verb."""
+
+    text: list[Path] | None
+    text_field: str | None
+    tasks: list[str]
+    benchmarks: Path | None
+    limit: int | None
+
+
+class _Results(NamedTuple):
+    """Where what is seen goes: options of the verb."""
+
+    out: Path | None
+    forms: list[str]
+    as_json: bool
+
+
+def _inspect_texts(
+    run: Path, wanted: _Source, reading: _Reading, senses: Path | None, results: _Results, workers: "Workers"
+) -> None:
+    from hmoe.analyze.inspection import InspectionOptions, help_inspecting, inspect_text
     from hmoe.runs.open_model import open_model
 
-    selection = _select(names, benchmarks) if names else None  # before a large model is read
-    opened = open_model(run, print_note)
-    folder = _choose_folder(opened, out)
-    length = window or (opened.context_length if opened.run else min(opened.context_length, _HF_WINDOW))
-    note_long_window(length, opened)
-    num_sampled = _SAMPLE_TOKENS if sample is None else sample
-    options = InspectionOptions(length, most_tokens, num_sampled, chosen=tuple(token or ()))
-    source = _choose_source(opened, run, text, text_field, selection, limit)
-    senses_V = _read_senses(senses, opened)
-    earlier = None if folder is None else describe_earlier(folder)
-    if earlier is not None:
-        print_note(f"{folder}: will replace the inspection of {earlier}; --out DIR keeps both")
-    with ProgressBar() as bar:
+    say = choose_note(workers)
+    with workers.together():
+        selection = _select(wanted, say)  # before a large model is read
+        opened = open_model(run, say)
+        folder = _choose_folder(opened, results.out)
+        length = reading.window or _choose_window(opened)
+        options = InspectionOptions(length, *reading[1:3], chosen=reading.chosen)
+        source = _choose_source(opened, run, wanted, selection)
+        senses_V = _read_senses(senses, opened)
+    if workers.rank == 0:
+        _note_before(opened, length, folder)
+    state = None if folder is None else folder / STATE
+    with open_progress_bar(workers) as bar:
 
         def report(task: str, done: int, total: int | None) -> None:
             bar.update(task, done, total, [task, f"{done:,} tokens"] if task == "reading" else task)
 
-        state = None if folder is None else folder / STATE
         # Tasks first: one that cannot be measured is told before the long reading.
-        by_task = {} if selection is None else _measure_tasks(opened, selection, length, limit, report)
-        inspection = inspect_text(opened, source, options, senses_V, state, report)
+        by_task = (
+            {}
+            if selection is None
+            else _measure_tasks(opened, selection, length, wanted.limit, report, workers)
+        )
+        if workers.rank > 0:
+            help_inspecting(opened, source, options, state, workers)
+            return
+        inspection = inspect_text(opened, source, options, senses_V, state, report, workers)
         inspection.record["tables"] |= by_task
-    written = write_inspection(inspection, folder, forms) if folder is not None else []
-    steps = _list_steps(opened, run, out)
-    print_report(inspection.record, list_inspection_lines(inspection.record, written, folder), steps, as_json)
+    written = write_inspection(inspection, folder, results.forms) if folder is not None else []
+    lines = list_inspection_lines(inspection.record, written, folder)
+    print_report(inspection.record, lines, _list_steps(opened, run, results.out), results.as_json)
+
+
+def _choose_window(opened: "OpenedModel") -> int:
+    return opened.context_length if opened.run else min(opened.context_length, _HF_WINDOW)
+
+
+def _note_before(opened: "OpenedModel", length: int, folder: Path | None) -> None:
+    from hmoe.cli.inspect_text import note_long_window
+
+    note_long_window(length, opened)
+    earlier = None if folder is None else describe_earlier(folder)
+    if earlier is not None:
+        print_note(f"{folder}: will replace the inspection of {earlier}; --out DIR keeps both")
 
 
 def _check_sources(flags: Mapping[str, Any]) -> None:
@@ -197,19 +265,22 @@ def _show_passage(run: Path, passage: str, token: list[str] | None, as_json: boo
     print_text(open_model(run, print_note), passage, token[0] if token else None, as_json)
 
 
-def _select(names: list[str], benchmarks: Path | None) -> "TaskSelection":
+def _select(wanted: _Source, say: Callable[[str], None]) -> "TaskSelection | None":
+    if not wanted.tasks:
+        return None
     from hmoe.evaluate.tasks import select_tasks
 
-    return select_tasks(names, benchmarks, print_note)
+    return select_tasks(wanted.tasks, wanted.benchmarks, say)
 
 
 def _choose_source(
-    opened: "OpenedModel", run: Path, text: list[Path] | None, text_field: str | None,
-    selection: "TaskSelection | None", limit: int | None,
-) -> "InspectedText":  # fmt: skip
+    opened: "OpenedModel", run: Path, wanted: _Source, selection: "TaskSelection | None"
+) -> "InspectedText":
     if selection is not None:
-        return read_question_source(opened, selection, limit)
-    return read_text_source(opened, text, text_field) if text else read_held_out_source(opened, run)
+        return read_question_source(opened, selection, wanted.limit)
+    if wanted.text:
+        return read_text_source(opened, wanted.text, wanted.text_field)
+    return read_held_out_source(opened, run)
 
 
 def _choose_folder(opened: "OpenedModel", out: Path | None) -> Path | None:
@@ -232,12 +303,13 @@ def _read_senses(senses: Path | None, opened: "OpenedModel") -> Any:
 
 
 def _measure_tasks(
-    opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any
-) -> dict[str, Any]:
+    opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any,
+    workers: "Workers",
+) -> dict[str, Any]:  # fmt: skip
     from hmoe.analyze.questions import measure_questions
     from hmoe.evaluate.harness import EvaluationOptions
 
-    options = EvaluationOptions(limit=limit, begin=opened.begin)
+    options = EvaluationOptions(limit=limit, begin=opened.begin, workers=workers)
     return measure_questions(opened.model, opened.tokenizer, window, selection, options, report)
 
 

@@ -1,21 +1,27 @@
 """`--processes N`: a verb that several processes of this machine do together."""
 
+import contextlib
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
 from hmoe.cli.output import print_note
+from hmoe.cli.progress import ProgressBar
 from hmoe.errors import ConfigError, DistributedError
 from hmoe.parallel.launcher import LaunchOptions, launch_processes
 from hmoe.parallel.process_numbers import ProcessNumbers, read_process_numbers
 from hmoe.train.stop import STOP
+
+if TYPE_CHECKING:
+    from hmoe.parallel.workers import Workers
+    from hmoe.train.console import Display
 
 NumProcesses = Annotated[
     int | None,
@@ -97,6 +103,43 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
         return signals
 
     return take_signals
+
+
+@contextlib.contextmanager
+def join_workers(numbers: ProcessNumbers) -> "Iterator[Workers]":
+    """Be one of the processes that read together, or the only one."""
+    from hmoe.parallel.workers import ONE_WORKER
+
+    if numbers.size == 1:
+        yield ONE_WORKER
+        return
+    from hmoe.parallel.group import join_processes, take_device
+
+    with join_processes(give_up=end_at_once) as messages:
+        with messages.together():
+            take_device("auto", numbers)
+        yield messages
+
+
+@contextlib.contextmanager
+def open_progress_bar(workers: "Workers") -> "Iterator[Display]":
+    """Show the progress of the first of several processes."""
+    if workers.rank > 0:
+        from hmoe.train.console import SilentDisplay
+
+        yield SilentDisplay()
+        return
+    with ProgressBar() as bar:
+        yield bar
+
+
+def choose_note(workers: "Workers") -> Callable[[str], None]:
+    """Return what prints a line for the user: the first of several processes alone does."""
+    return print_note if workers.rank == 0 else _say_nothing
+
+
+def _say_nothing(text: str) -> None:
+    """Leave what there is to say to the first process."""
 
 
 def end_at_once(text: str) -> NoReturn:

@@ -129,10 +129,10 @@ def _train_shared(
 ) -> None:
     """Train as one of the processes that a launcher started; the first one alone writes and prints."""
     from hmoe.cli.progress import ProgressBar
-    from hmoe.parallel.group import join_processes
+    from hmoe.parallel.group import join_processes, take_device
     from hmoe.train.console import Console, SilentDisplay
     from hmoe.train.loop import train_run
-    from hmoe.train.shared_run import check_shared_folder, find_shared_device, make_ranks
+    from hmoe.train.shared_run import check_shared_folder, make_ranks
 
     with join_processes(timeout, give_up=end_at_once) as messages:
         with messages.together():
@@ -140,7 +140,7 @@ def _train_shared(
                 recipe, overrides, _say_nothing if launch.rank else print_note
             )
             check_processes(config, launch.size)
-            device = find_shared_device(config, launch)
+            device = take_device(config.train.device, launch)
         with messages.together():
             folder = _open_folder(recipe, name, config, run, writes=launch.rank == 0)
         check_shared_folder(folder.path, messages)

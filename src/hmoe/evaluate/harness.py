@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import ConfigError, HMoEError
+from hmoe.errors import ConfigError, HMoEError, PeerError
 from hmoe.evaluate.chance import measure_chance, measure_group_chance
 from hmoe.evaluate.precision import EvaluationPrecision
 from hmoe.evaluate.read_counts import ReadCounts
@@ -21,6 +21,7 @@ from hmoe.evaluate.results_folder import ResultsFolder
 from hmoe.evaluate.summary import describe_activation, summarize_results
 from hmoe.evaluate.tasks import TaskSelection, select_tasks, silence_harness
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.workers import ONE_WORKER, Workers
 from hmoe.runs.step_metrics import read_step_metrics
 from hmoe.specs.losses import list_loss_keys
 from hmoe.specs.plain import to_plain
@@ -39,6 +40,7 @@ class EvaluationOptions:
         precision: float32 or bfloat16; None: that of the weights.
         batch_tokens: tokens of one forward pass; does not change what is computed.
         begin: tokens before every text; see `hmoe.data.tokenizer.get_begin_tokens`.
+        workers: processes that share each task; the first one alone writes results.
 
     Raises:
         ConfigError: for values out of range.
@@ -49,6 +51,7 @@ class EvaluationOptions:
     precision: str | None = None
     batch_tokens: int = _BATCH_TOKENS
     begin: tuple[int, ...] = ()
+    workers: Workers = ONE_WORKER
 
     def __post_init__(self) -> None:
         for name, least in {"limit": 1, "num_fewshot": 0, "batch_tokens": 1}.items():
@@ -115,11 +118,17 @@ def evaluate_tasks(
     from hmoe.evaluate.language_model import LanguageModel  # noqa: PLC0415 - optional extra, tested by select
 
     lm = LanguageModel(
-        model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin
-    )
+        model, tokenizer, context_length, options.batch_tokens, options.precision, options.begin,
+        workers=options.workers,
+    )  # fmt: skip
     settings = _settings(options, context_length, EvaluationPrecision(model, options.precision).name)
-    model_fingerprint = fingerprint_model(model, tokenizer) if out else None  # it reads every weight
-    results = ResultsFolder(out, {"model": model_fingerprint, **settings}) if out else None
+    workers = options.workers
+    writes = workers.rank == 0
+    model_fingerprint = (
+        fingerprint_model(model, tokenizer) if out and writes else None
+    )  # it reads every weight
+    with workers.together():
+        results = ResultsFolder(out, {"model": model_fingerprint, **settings}) if out and writes else None
     records = _evaluate_all(lm, selection, options, results, reports)
     head = {
         "name": about.name,
@@ -140,16 +149,20 @@ def _evaluate_all(
     reports: Reports,
 ) -> dict[str, dict[str, Any]]:
     """Evaluate the tasks that are not finished yet, one after another, and return the records of all."""
-    records = {}
+    records, workers = {}, options.workers
     for name in selection.names:
-        record = results.load(name, selection.digest(name)) if results else None
-        if results and record is not None:
-            reports.say(f"{name}: finished before, in {results.folder}; not evaluated again")
+        with workers.together():
+            loaded = results.load(name, selection.digest(name)) if results else None
+        record = workers.gather_values(loaded)[0]
+        if record is not None:
+            if results:
+                reports.say(f"{name}: finished before, in {results.folder}; not evaluated again")
         else:
             lm.report = functools.partial(reports.progress, name)
             record = evaluate_task(lm, selection, name, options)
-            if results:
-                results.save(name, record)
+            with workers.together():
+                if results:
+                    results.save(name, record)
         records[name] = record
     return records
 
@@ -211,6 +224,8 @@ def evaluate_task(lm: Any, selection: TaskSelection, name: str, options: Evaluat
             scores = evaluator.evaluate(lm=lm, task_dict=loaded, limit=options.limit, log_samples=False)[
                 "results"
             ]
+        except PeerError:
+            raise
         except HMoEError as error:  # of the model, which does not know the task
             raise type(error)(f"{name}: {error}", argument=error.arguments) from None
         except ValueError as error:  # the harness's own checks, such as a task that runs code

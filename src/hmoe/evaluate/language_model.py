@@ -5,8 +5,7 @@ truncation from the left. Choices of one document are read together, their commo
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from dataclasses import astuple
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -15,26 +14,19 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
+from hmoe.evaluate.candidate_batches import CandidateGroup, batch_groups, group_candidates
 from hmoe.evaluate.precision import EvaluationPrecision
 from hmoe.evaluate.read_counts import Question, QuestionCounts, ReadCounts
 from hmoe.model.generate import Sampling, generate_tokens
-from hmoe.model.likelihood import Candidate, score_candidates
+from hmoe.model.likelihood import Candidate, CandidateScore, GroupCost, GroupScores, score_candidates
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.workers import ONE_WORKER, Workers, share_work
 
 BATCH_TOKENS = 4096
 _GENERATED_TOKENS = 256  # where a task does not say; the harness's own default
 
 TokenPair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 Answer = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding writes the continuation
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Candidates that are scored together: their places among all, and the tokens that reading them takes."""
-
-    places: list[int]
-    candidates: list[Candidate]
-    tokens: int
 
 
 class LanguageModel(TemplateLM):  # type: ignore[misc]
@@ -48,6 +40,7 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         precision: float32 or bfloat16; None: that of the weights.
         begin: tokens before every text of the model, see `hmoe.data.tokenizer.get_begin_tokens`.
         report: called with the sequences scored, or texts written, and their number in all.
+        workers: processes that share the requests; all of them make the same ones.
 
     Raises:
         ConfigError: for a length below 1, or a precision that does not exist.
@@ -62,8 +55,10 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
         precision: str | None = None,
         begin: Sequence[int] = (),
         report: Callable[[int, int], None] = lambda done, total: None,
+        workers: Workers = ONE_WORKER,
     ) -> None:
         super().__init__()
+        self._workers = workers
         if batch_tokens < 1 or context_length < 1:
             raise ConfigError(
                 f"batch_tokens = {batch_tokens}, context_length = {context_length}; must be at least 1"
@@ -142,12 +137,18 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Write text after each context, up to the first stop sequence; greedy unless the request differs."""
-        texts = []
-        for num_done, request in enumerate(requests, 1):
-            context, options = request.args
-            texts.append(self._write_text(context, options))
-            self.cache_hook.add_partial("generate_until", request.args, texts[-1])
+        num_done = 0
+
+        def write(request: Any) -> str:
+            nonlocal num_done
+            text = self._write_text(*request.args)
+            num_done = min(num_done + self._workers.size, len(requests))
             self.report(num_done, len(requests))
+            return text
+
+        texts = share_work(self._workers, requests, write)
+        for request, text in zip(requests, texts, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, text)
         return texts
 
     def _write_text(self, context: str, request_options: dict[str, Any]) -> str:
@@ -212,11 +213,10 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
                 places_of.setdefault(key, []).append(len(candidates))
                 candidates.append(piece)
                 owners.append(request)
-        groups = [group for places in places_of.values() for group in _make_groups(places, candidates)]
-        nats, greedy, num_done = [0.0] * len(pairs), [True] * len(pairs), 0
-        for batch in _make_batches(groups, self._batch_tokens):
-            with self._precision():
-                result = score_candidates(self.model, [group.candidates for group in batch])
+        groups = [group for places in places_of.values() for group in group_candidates(places, candidates)]
+        nats, greedy = [0.0] * len(pairs), [True] * len(pairs)
+        batches = list(batch_groups(groups, self._batch_tokens))
+        for batch, result in zip(batches, self._score_batches(batches, len(candidates)), strict=True):
             for group, scores, cost in zip(batch, result.groups, result.costs, strict=True):
                 question = questions[owners[group.places[0]]]
                 if question is not None:
@@ -224,11 +224,33 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
                 for place, candidate_score in zip(group.places, scores, strict=True):
                     nats[owners[place]] -= candidate_score.nll
                     greedy[owners[place]] &= candidate_score.greedy
-                num_done += len(scores)
             self.measured.tokens += result.tokens
             self.measured.units += result.units
-            self.report(num_done, len(candidates))
         return list(zip(nats, greedy, strict=True))
+
+    def _score_batches(
+        self, batches: Sequence[list[CandidateGroup]], num_candidates: int
+    ) -> list[GroupScores]:
+        """Return the scores of every batch; each process reads some of them."""
+        num_done = 0
+
+        def score(batch: list[CandidateGroup]) -> Any:
+            nonlocal num_done
+            with self._precision():
+                result = score_candidates(self.model, [group.candidates for group in batch])
+            num_done += self._workers.size * sum(len(scores) for scores in result.groups)
+            self.report(min(num_done, num_candidates), num_candidates)
+            return astuple(result)
+
+        return [
+            GroupScores(
+                [[CandidateScore(*each) for each in scores] for scores in groups],
+                tokens,
+                units,
+                [GroupCost(*cost) for cost in costs],
+            )
+            for groups, tokens, units, costs in share_work(self._workers, batches, score)
+        ]
 
     def _cut_request(self, context: list[int], continuation: list[int]) -> list[Candidate]:
         """Return a request as it is read: at once, or a long continuation in windows that advance by half."""
@@ -253,32 +275,3 @@ class LanguageModel(TemplateLM):  # type: ignore[misc]
 def _name_question(request: Any) -> Question | None:
     """Return the document of a task that a request is of; None where it names none."""
     return (request.task_name, request.doc_id) if request.doc_id is not None else None
-
-
-def _make_groups(places: list[int], candidates: list[Candidate]) -> list[_Group]:
-    """Group candidates to read them together, or each alone where together would double attention's work."""
-    chosen = [candidates[place] for place in places]
-    lengths = [len(candidate.tokens) - 1 for candidate in chosen]
-    columns = zip(*(candidate.tokens[:-1] for candidate in chosen), strict=False)
-    num_shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    # row:  [shared beginning][rest of candidate 0][rest of candidate 1] ...; attention over it is quadratic
-    tokens = num_shared + sum(length - num_shared for length in lengths)
-    if tokens**2 > 2 * sum(length**2 for length in lengths):
-        return [
-            _Group([place], [candidate], length)
-            for place, candidate, length in zip(places, chosen, lengths, strict=True)
-        ]
-    return [_Group(places, chosen, tokens)]
-
-
-def _make_batches(groups: list[_Group], batch_tokens: int) -> Iterable[list[_Group]]:
-    """Make batches of up to `batch_tokens`, longest groups first, so that a lack of memory shows at once."""
-    batch, size = list[_Group](), 0
-    for group in sorted(groups, key=lambda group: -group.tokens):
-        if batch and size + group.tokens > batch_tokens:
-            yield batch
-            batch, size = [], 0
-        batch.append(group)
-        size += group.tokens
-    if batch:
-        yield batch

@@ -1,14 +1,16 @@
 """Measure perplexity and bits per byte of any text, in all and per domain."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from itertools import chain
 
 from hmoe.data.long_text import encode_text
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import DataError
 from hmoe.model.likelihood import score_text
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.workers import ONE_WORKER, Workers
 
 PerplexityReport = Callable[[int, int], None]  # called with the documents and tokens done
 
@@ -97,33 +99,62 @@ def measure_perplexity_by_domain(
     window: int,
     report: PerplexityReport = _ignore,
     begin: Sequence[int] = (),
+    workers: Workers = ONE_WORKER,
 ) -> dict[str, TextPerplexity]:
     """Measure the perplexity of (domain, text) documents per domain, in the order of first appearance.
 
-    The arguments are those of `measure_perplexity`.
+    The arguments are those of `measure_perplexity`, and the processes that share the documents.
 
     Raises:
         DataError: if there is no text.
     """
-    domains: dict[str, TextPerplexity] = {}
     before = list(begin) or [tokenizer.separator]  # what the first token of a text is predicted from
     documents_done = tokens_done = 0
-    for domain, text in documents:
-        ids = encode_text(tokenizer, text)
-        if not ids:
-            continue
+
+    def measure(text: str, ids: list[int]) -> TextPerplexity:
+        nonlocal documents_done, tokens_done
         tokens_before = tokens_done
         nats = units = 0.0
         for part in score_text(model, [*before, *ids], window, len(before)):
             nats, units, tokens_done = nats + part.nats, units + part.units, tokens_done + part.tokens
             documents_done += tokens_done == tokens_before + len(ids)
             report(documents_done, tokens_done)
-        domains[domain] = domains.get(domain, TextPerplexity()) + TextPerplexity(
-            1, len(ids), len(text.encode()), nats, units
-        )
+        return TextPerplexity(1, len(ids), len(text.encode()), nats, units)
+
+    results = (
+        (place, domain, measure(text, ids))
+        for place, domain, text in _take_share(documents, workers)
+        if (ids := encode_text(tokenizer, text))
+    )
+    domains: dict[str, TextPerplexity] = {}
+    for domain, result in _join_shares(results, workers):
+        domains[domain] = domains.get(domain, TextPerplexity()) + result
     if not domains:
         raise DataError("nothing to evaluate: the text is empty")
     return domains
+
+
+def _take_share(documents: Iterable[tuple[str, str]], workers: Workers) -> Iterator[tuple[int, str, str]]:
+    """Yield this process's documents, with their places among all; each has about as many characters."""
+    sizes = [0] * workers.size
+    for place, (domain, text) in enumerate(documents):
+        owner = sizes.index(min(sizes))
+        sizes[owner] += len(text)
+        if owner == workers.rank:
+            yield place, domain, text
+
+
+def _join_shares(
+    results: Iterable[tuple[int, str, TextPerplexity]], workers: Workers
+) -> Iterator[tuple[str, TextPerplexity]]:
+    """Yield what was measured of the documents of all processes, in the order of the text: sums have one order."""
+    if workers.size == 1:
+        yield from ((domain, result) for _, domain, result in results)
+        return
+    with workers.together():
+        own = [(place, domain, astuple(result)) for place, domain, result in results]
+    for _, domain, values in sorted(chain.from_iterable(workers.gather_values(own))):
+        yield domain, TextPerplexity(*values)
 
 
 def sum_perplexities(domains: dict[str, TextPerplexity]) -> TextPerplexity:

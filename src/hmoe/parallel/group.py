@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,9 +29,13 @@ class Messages:
 
     They wait for each other as long as reading a large file may take, unlike in a training step. A process that died
     is noticed at once in both.
+
+    Attributes:
+        rank, size: number of this process, and of all.
     """
 
     def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
         timeout = datetime.timedelta(seconds=_PATIENCE_SECONDS)
         self._group = dist.new_group(backend="gloo", timeout=timeout)
 
@@ -50,6 +54,24 @@ class Messages:
             json.loads(text[: int(length)].numpy().tobytes())
             for text, length in zip(padded, lengths, strict=True)
         ]
+
+    def gather_tensors(self, tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """Return the CPU tensors of every process, in the order of their ranks; to the first process alone."""
+        own = [tensor.contiguous() for tensor in tensors]
+        kinds = self.gather_values([[str(t.dtype).removeprefix("torch."), list(t.shape)] for t in own])
+        if self.rank > 0:
+            for tensor in own:
+                if tensor.numel():
+                    dist.send(tensor.flatten().view(torch.uint8), 0, group=self._group)
+            return []
+        gathered = [own]
+        for rank in range(1, self.size):
+            received = [torch.empty(shape, dtype=getattr(torch, dtype)) for dtype, shape in kinds[rank]]
+            for tensor in received:
+                if tensor.numel():
+                    dist.recv(tensor.flatten().view(torch.uint8), rank, group=self._group)
+            gathered.append(received)
+        return gathered
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -143,6 +165,23 @@ def _stay_on_this_machine() -> None:
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if name is not None:
             os.environ.setdefault(variable, name)
+
+
+def take_device(wanted: str, numbers: ProcessNumbers) -> str:
+    """Return the kind of device of the processes, cpu or cuda, after this one has taken its own.
+
+    Raises:
+        ConfigError: if there are fewer devices than processes on this machine.
+    """
+    if wanted == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    if torch.cuda.device_count() < numbers.local_size:
+        raise ConfigError(
+            f"{numbers.local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
+            "start as many as there are, or set train.device = cpu"
+        )
+    torch.cuda.set_device(numbers.local_rank)
+    return "cuda"
 
 
 def make_mesh(device: str, replicas: int = 1) -> DeviceMesh:

@@ -11,26 +11,8 @@ from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
-from hmoe.parallel.process_numbers import ProcessNumbers
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
-
-
-def find_shared_device(config: RunConfig, launch: ProcessNumbers) -> str:
-    """Return the kind of device of the processes, cpu or cuda, after each has taken its own.
-
-    Raises:
-        ConfigError: if there are fewer devices than processes on this machine.
-    """
-    if config.train.device == "cpu" or not torch.cuda.is_available():
-        return "cpu"
-    if torch.cuda.device_count() < launch.local_size:
-        raise ConfigError(
-            f"{launch.local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "start as many as there are, or set train.device = cpu"
-        )
-    torch.cuda.set_device(launch.local_rank)
-    return "cuda"
 
 
 def make_ranks(config: RunConfig, device: str, messages: Messages, local_size: int) -> Ranks:
