@@ -17,6 +17,7 @@ import torch
 import hmoe
 from hmoe.errors import ConfigError
 from hmoe.kernels import native
+from hmoe.parallel.workers import ONE_WORKER, Workers
 
 Run = Callable[[], object]
 LONG_PRODUCT_SECONDS = 0.5
@@ -43,6 +44,7 @@ class BenchOptions:
         threads: how many of the CPU; None leaves PyTorch's number.
         out: folder of the result.
         say: prints a line.
+        workers: processes that do together what is measured; the first one alone prints and writes.
     """
 
     device: str = "cpu"
@@ -50,6 +52,7 @@ class BenchOptions:
     threads: int | None = None
     out: Path = RESULTS
     say: Callable[[str], None] = print
+    workers: Workers = ONE_WORKER
 
     def prepare(self) -> None:
         """Check the device and set the threads."""

@@ -1,7 +1,8 @@
 """A whole training step of unequal experts against equal ones, and where its time goes.
 
 A recipe and its equal and dense siblings, tokens per second, interleaved in one process, medians; then each
-part of a step by itself (forward and backward, at the shapes of the step), and what is left.
+part of a step by itself (forward and backward, at the shapes of the step), and what is left. Of several processes each
+computes its part of the step, and what is left is what they wait for each other and for what they send.
 """
 
 import functools
@@ -24,46 +25,20 @@ from hmoe.bench.measure import (
     save_result,
     time_interleaved,
 )
+from hmoe.bench.training import Training, make_own_part
 from hmoe.config import recipes
 from hmoe.config.memory import Device, choose_unset, read_host
+from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
-from hmoe.data.batches import Batches
-from hmoe.data.open import open_data
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.cross_entropy import cross_entropy
 from hmoe.model.moe import MoE
 from hmoe.model.rotary import compute_rotary
-from hmoe.model.transformer import SEQUENCES, Block, build_transformer, set_check_finite
+from hmoe.model.transformer import SEQUENCES, Block
 from hmoe.specs.chunk import count_chunk_tokens
-from hmoe.train.compiled import compile_blocks
-from hmoe.train.heap import keep_freed_memory
-from hmoe.train.optimizer import build_optimizer
-from hmoe.train.step import train_step
 
 DENSE = {"0.4b": "dense-0.2b", "3b": "dense-1b"}  # of the paper's sizes
-
-
-class Training:
-    """A recipe in training, one step at a time."""
-
-    def __init__(self, config: RunConfig, device: str) -> None:
-        keep_freed_memory()  # as the trainer does
-        self.config, self.device = config, device
-        self.batches = Batches(open_data(config), config.data, config.seed)
-        self.model = build_transformer(config.model, config.seed, device=device)
-        self.model.activation_checkpointing = config.train.recomputes_blocks
-        set_check_finite(self.model, False)
-        if self.config.train.compile:
-            compile_blocks(self.model)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.step, self.flops = 0, 0
-
-    def __call__(self) -> None:
-        """Train one step, and note its FLOPs."""
-        parts = self.batches.parts(self.step)
-        self.flops = train_step(self.model, self.optimizer, parts, self.config, self.step).flops
-        self.step += 1
 
 
 def load_recipe(
@@ -195,30 +170,34 @@ def bench_step(
         ConfigError: for what `load_recipe` refuses.
     """
     options.prepare()
-    device, rows = options.device, []
+    device, rows, workers = options.device, [], options.workers
     others = {} if alone else _comparable(recipe, overrides, options)
-    share = _share_memory(device, 1 + len(others))
+    share = _share_memory(device, 1 + len(others), workers.size)
     for precision in precisions or (None,):
-        name, config = load_recipe(recipe, overrides, precision, device)
-        runs = {name: Training(choose_unset(config, share), device)}
-        for other in others.values():
-            runs[other] = Training(
-                choose_unset(load_recipe(other, overrides, precision, device)[1], share), device
-            )
+        loaded = [load_recipe(each, overrides, precision, device) for each in (recipe, *others.values())]
+        name, runs = loaded[0][0], {}
+        for each, config in loaded:
+            check_processes(config, workers.size)
+            runs[each] = Training(choose_unset(config, share, workers.size), device, workers)
         rows += _measure(runs, others.get("equal", name), options)
     content = {
         "machine": describe_machine(device), "timing": describe_timing(device), "rounds": options.rounds, "rows": rows,
         "overrides": list(overrides),
     }  # fmt: skip
+    if workers.size > 1:
+        content["processes"] = workers.size
+        name += f"-{workers.size}-processes"
+    if workers.rank > 0:
+        return options.out  # the first one writes
     return save_result(options.out, f"step-{name}-{place_name(device).removeprefix('cpu-')}", content)
 
 
-def _share_memory(device: str, trainings: int) -> Device:
+def _share_memory(device: str, trainings: int, num_processes: int) -> Device:
     """Return the device with the memory that each training may fill: all are in it together.
 
     Micro-batches that the recipe leaves unset are chosen for that part.
     """
-    whole = torch.cuda.mem_get_info()[1] if device == "cuda" else read_host().memory_bytes
+    whole = torch.cuda.mem_get_info()[1] if device == "cuda" else read_host().memory_bytes // num_processes
     return Device(device, whole // trainings)
 
 
@@ -249,7 +228,12 @@ def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) ->
         options.say(
             f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts"
         )
-    alone = time_interleaved(list_step_parts(first), max(options.rounds // 3, 3), warm=1, device=device)
+    alone = time_interleaved(
+        list_step_parts(make_own_part(first, options.workers)),
+        max(options.rounds // 3, 3),
+        warm=1,
+        device=device,
+    )
     seconds = {name: median_seconds(timings) for name, timings in alone.items()}
     whole = median_seconds(times[preset])
     shares = {name: time / whole for name, time in sorted(seconds.items(), key=lambda item: -item[1])}

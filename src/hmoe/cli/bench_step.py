@@ -6,6 +6,14 @@ import typer
 
 from hmoe.cli.arguments import complete_recipe
 from hmoe.cli.bench_options import RESULTS, BenchDevice, BenchOut, BenchRounds, BenchThreads
+from hmoe.cli.processes import (
+    NumProcesses,
+    StartOptions,
+    choose_echo,
+    join_workers,
+    read_launch,
+    start_processes,
+)
 
 _Recipe = Annotated[
     str,
@@ -29,14 +37,20 @@ def time_step(
     device: BenchDevice = "cpu",
     rounds: BenchRounds = 12,
     threads: BenchThreads = None,
+    processes: NumProcesses = None,
     out: BenchOut = RESULTS,
 ) -> None:
     """Time a training step and its parts.
 
     Unequal experts against equal ones and dense.
     """
+    numbers, starts_others = read_launch(processes)
+    if starts_others:
+        start_processes(context, StartOptions(processes or 1))
     from hmoe.bench.measure import BenchOptions
     from hmoe.bench.step import bench_step
 
-    options = BenchOptions(device, rounds, threads, out, typer.echo)
-    typer.echo(f"written to {bench_step(recipe, context.args, precision or [], alone, options)}")
+    with join_workers(numbers) as workers:
+        say = choose_echo(workers)
+        options = BenchOptions(device, rounds, threads, out, say, workers)
+        say(f"written to {bench_step(recipe, context.args, precision or [], alone, options)}")

@@ -14,6 +14,7 @@ import typer
 
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
+from hmoe.cli.streams import OutputStream, write_log
 from hmoe.errors import ConfigError, DistributedError
 from hmoe.parallel.launcher import LaunchOptions, launch_processes
 from hmoe.parallel.process_numbers import ProcessNumbers, read_process_numbers
@@ -138,11 +139,19 @@ def choose_note(workers: "Workers") -> Callable[[str], None]:
     return print_note if workers.rank == 0 else _say_nothing
 
 
+def choose_echo(workers: "Workers") -> Callable[[str], None]:
+    """Return what prints a line of results: the first of several processes alone does."""
+    return typer.echo if workers.rank == 0 else _say_nothing
+
+
 def _say_nothing(text: str) -> None:
     """Leave what there is to say to the first process."""
 
 
 def end_at_once(text: str) -> NoReturn:
     """Say what became of another process, and end this one, which waits for it."""
-    print_note(f"error: {text}")
+    if OutputStream.log is None:
+        print_note(f"error: {text}")
+    else:
+        write_log(f"hmoe: error: {text}\n")  # the launcher tells it
     os._exit(DistributedError.exit_code)

@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -121,16 +122,25 @@ def join_processes(
     file = store or os.environ.get(STORE_VARIABLE)
     if file is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(numbers.size):
         _stay_on_this_machine()
+    failure = (
+        f"process {numbers.rank} of {numbers.size} did not find all others within {timeout_seconds:.0f} s"
+    )
+    # gloo itself tries as long as several times that.
+    timer = threading.Timer(timeout_seconds + 1, give_up or _say_nothing, (failure,))
+    timer.daemon = True
+    timer.start()
     try:
         meeting = _open_store(file, numbers, timeout)
         dist.init_process_group(
             backend, store=meeting, timeout=timeout, rank=numbers.rank, world_size=numbers.size
         )
     except (ValueError, RuntimeError) as error:
-        raise DistributedError(
-            f"process {numbers.rank} of {numbers.size} did not find all others within {timeout_seconds:.0f} s "
-            f"({_shorten(error)}); start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT"
-        ) from None
+        advice = (
+            "" if file is not None else "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT"
+        )
+        raise DistributedError(f"{failure} ({_shorten(error)}){advice}") from None
+    finally:
+        timer.cancel()
     watch = None
     if not HEARTBEAT.has_launcher and file is None:
         watch = Watch(
@@ -157,6 +167,10 @@ def _open_store(file: str | None, numbers: ProcessNumbers, timeout: datetime.tim
     store, _, _ = next(rendezvous("env://", numbers.rank, numbers.size, timeout=timeout))
     # torchrun keeps one store for all its restarts: addresses of processes that have died are still there.
     return PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+
+def _say_nothing(text: str) -> None:
+    """Leave it to the engine to give up."""
 
 
 def _stay_on_this_machine() -> None:

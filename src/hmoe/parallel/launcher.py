@@ -195,7 +195,8 @@ def _describe_failure(
     elif code < 0:
         text = f"{name} was killed by {_name_signal(-code)}, {place}"
     else:
-        text = f"{name} failed {place}: {error.removeprefix('error: ') or f'it ended with {code}'}"
+        reason = error.removeprefix("error: ") or f"it ended with {code}"
+        text = f"{reason}, {place}" if reason.startswith(name) else f"{name} failed {place}: {reason}"
     return _Failure(DistributedError.exit_code, f"{text}; its log is {log}", False)
 
 
