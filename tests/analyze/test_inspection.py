@@ -9,10 +9,17 @@ import pytest
 import hmoe
 from hmoe import ConfigError, DataError
 from hmoe.analyze.documents import encode_documents
-from hmoe.analyze.inspection import InspectedText, Inspection, InspectionOptions, inspect_text
+from hmoe.analyze.inspection import (
+    InspectedText,
+    Inspection,
+    InspectionOptions,
+    help_inspecting,
+    inspect_text,
+)
 from hmoe.runs.open_model import OpenedModel
 from tests.analyze.helpers import open_small_model
 from tests.conftest import sentences
+from tests.threads import ThreadWorkers, work_together
 
 TABLES = {
     "experts", "widths", "layers", "experts_per_token", "domains", "similarity", "clusters", "size_tests", "top_tokens",
@@ -118,10 +125,10 @@ def test_an_interrupted_reading_goes_on_to_the_same_record(tmp_path: Path) -> No
     assert state.is_file()
     passes = []
     with pytest.MonkeyPatch.context() as patch:
-        from hmoe.analyze import inspection
+        from hmoe.analyze import shared_reading
 
-        trace_windows = inspection.trace_windows
-        patch.setattr(inspection, "trace_windows", lambda *a: passes.append(1) or trace_windows(*a))
+        trace_windows = shared_reading.trace_windows
+        patch.setattr(shared_reading, "trace_windows", lambda *a: passes.append(1) or trace_windows(*a))
         continued = look(opened, documents, state)
     assert (
         len(passes) == -(-whole.record["text"]["tokens"] // 4096) + 1 - 2
@@ -189,3 +196,40 @@ def test_positions_show_texts() -> None:
     for row in inspection.positions:
         assert row["left"] + row["text"] + row["right"] in whole or "\ufffd" in row["text"]
         assert np.isfinite(row["gate"])
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_see_what_one_sees(size: int, tmp_path: Path) -> None:
+    opened = open_small_model()
+    options = InspectionOptions(window=32, sample_tokens=96)
+    alone = look(opened)
+
+    def inspect(workers: ThreadWorkers) -> Inspection | None:
+        # Each reads with a model of its own: `trace` changes modules for a while.
+        own = open_small_model()
+        text = InspectedText("texts", encode_documents(DOCUMENTS, own.tokenizer), {"name": "texts"})
+        state = tmp_path / "state.npz"
+        if workers.rank == 0:
+            return inspect_text(own, text, options, state=state, workers=workers)
+        help_inspecting(own, text, options, state, workers)
+        return None
+
+    for _ in range(2):  # the second goes on from what the first has read
+        first, *others = work_together(size, inspect)
+        assert others == [None] * (size - 1)
+        assert isinstance(first, Inspection), first
+        assert first.record == alone.record
+        assert first.positions == alone.positions
+
+
+def test_what_the_first_process_refuses_the_others_refuse() -> None:
+    options = InspectionOptions(window=32, chosen=("no such token",))
+
+    def inspect(workers: ThreadWorkers) -> object:
+        own = open_small_model()
+        text = InspectedText("texts", encode_documents(DOCUMENTS, own.tokenizer), {})
+        if workers.rank == 0:
+            return inspect_text(own, text, options, workers=workers)
+        return help_inspecting(own, text, options, None, workers)
+
+    assert all(isinstance(error, ConfigError) for error in work_together(2, inspect))

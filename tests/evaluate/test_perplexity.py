@@ -6,9 +6,15 @@ import torch
 from hmoe import DataError
 from hmoe.config.recipes import check_model
 from hmoe.data.tokenizer import ByteTokenizer
-from hmoe.evaluate.perplexity import measure_perplexity, measure_perplexity_by_domain, sum_perplexities
+from hmoe.evaluate.perplexity import (
+    TextPerplexity,
+    measure_perplexity,
+    measure_perplexity_by_domain,
+    sum_perplexities,
+)
 from hmoe.model.transformer import build_transformer
 from hmoe.specs.plain import to_plain
+from tests.threads import ThreadWorkers, work_together
 
 CONFIG = check_model(
     {
@@ -99,3 +105,31 @@ def test_a_long_text_is_reported_while_it_is_read() -> None:
     model = build_transformer(CONFIG, 0)
     measure_perplexity(model, ByteTokenizer(), ["0123456789", "a"], 4, lambda *counts: told.append(counts))
     assert told == [(0, 4), (0, 6), (0, 8), (1, 10), (2, 11)]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_several_processes_measure_the_bits_of_one(size: int) -> None:
+    model, tokenizer = build_transformer(CONFIG, 0), ByteTokenizer()
+    documents = [("ab"[i % 2], f"text {i} " * (i * 5 % 7)) for i in range(11)]
+    alone = measure_perplexity_by_domain(model, tokenizer, documents, 16)
+    read: list[int] = []
+
+    def measure(workers: ThreadWorkers) -> dict[str, TextPerplexity]:
+        counts: list[tuple[int, int]] = [(0, 0)]
+        domains = measure_perplexity_by_domain(
+            model, tokenizer, documents, 16, lambda *done: counts.append(done), (), workers
+        )
+        read.append(counts[-1][1])
+        return domains
+
+    assert work_together(size, measure) == [alone] * size
+    assert all(read)
+    assert sum(read) == sum(domain.tokens for domain in alone.values())
+
+
+def test_several_processes_that_have_no_text_all_say_so() -> None:
+    model = build_transformer(CONFIG, 0)
+    errors = work_together(
+        2, lambda w: measure_perplexity_by_domain(model, ByteTokenizer(), [("", "")], 16, workers=w)
+    )
+    assert all(isinstance(error, DataError) for error in errors)

@@ -14,6 +14,7 @@ from hmoe.cli.main import run_command_line
 from hmoe.config import recipes
 from hmoe.model import transformer
 from hmoe.runs.open_run import open_run
+from hmoe.train.stop import StopRequest
 from tests.conftest import tiny
 from tests.train.helpers import call, command, digests, one_thread, rows, run
 
@@ -138,7 +139,9 @@ def test_a_stop_right_after_a_resume_saves_nothing_again(
     run(tmp_path / "r", "train.steps=4")
     before = digests(tmp_path / "r")
     monkeypatch.setattr("hmoe.train.console.Console.end", lambda *_: None)
-    monkeypatch.setattr("hmoe.train.loop.STOP", type("Stopped", (), {"signal_name": "SIGTERM"})())
+    stopped = StopRequest()
+    stopped.signal_name = "SIGTERM"
+    monkeypatch.setattr("hmoe.train.loop.STOP", stopped)
     run(tmp_path / "r")
     assert digests(tmp_path / "r") == before
 

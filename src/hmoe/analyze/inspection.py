@@ -6,25 +6,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from hmoe.analyze.activation import measure_activation
-from hmoe.analyze.difficulty import describe_tokens, measure_difficulty
+from hmoe.analyze.difficulty import describe_tokens
 from hmoe.analyze.inspection_record import (
     TextReading,
     describe_inspected_model,
     describe_inspected_text,
     list_inspection_notes,
 )
+from hmoe.analyze.inspection_tables import Report, choose_tokens, measure_sample, measure_sums
 from hmoe.analyze.positions import ExpertPositions
 from hmoe.analyze.reading import DocumentPart, WindowReader
 from hmoe.analyze.reading_state import ReadingState
-from hmoe.analyze.redundancy import measure_redundancy
 from hmoe.analyze.shared_reading import restore_together, trace_together
-from hmoe.analyze.similarity import measure_similarity, measure_size_test
-from hmoe.analyze.specialisation import measure_specialisation
 from hmoe.analyze.tally import Tally
 from hmoe.analyze.token_sample import TokenSample
-from hmoe.analyze.token_types import CLASS_NAMES, TokenTypes, describe_token_types, find_token_ids
-from hmoe.analyze.top_tokens import measure_top_tokens
+from hmoe.analyze.token_types import TokenTypes, describe_token_types, find_token_ids
 from hmoe.analyze.traced_text import Row
 from hmoe.analyze.window_sample import WindowSample
 from hmoe.analyze.worth import measure_worth
@@ -34,7 +30,6 @@ from hmoe.parallel.workers import ONE_WORKER, Workers
 from hmoe.runs.open_model import OpenedModel
 
 FORMAT = 1
-_NUM_CHOSEN = 6  # frequent and rare token types that are described where none are chosen
 
 
 @dataclass(frozen=True)
@@ -92,11 +87,6 @@ class Inspection:
     positions: list[Row]
 
 
-Report = Callable[
-    [str, int, int | None], None
-]  # called with what is done, how much of it, and how much there is
-
-
 def inspect_text(
     opened: OpenedModel,
     text: InspectedText,
@@ -129,11 +119,11 @@ def inspect_text(
         if not reading.counts.tokens:
             raise DataError(f"{text.source}: nothing to look at, the text is empty")
     report("measuring", 0, None)
-    tables = _measure_sums(reading, types, senses_V, options, model.embed.weight)
-    ids = chosen or _choose_tokens(reading.tally)
+    tables = measure_sums(reading, types, senses_V, options.num_top, opened.model.embed.weight)
+    ids = chosen or choose_tokens(reading.tally)
     tables |= describe_tokens(reading.tally, ids, types.texts)
     if options.sample_tokens:
-        tables |= _measure_sample(opened, reading, options, tables, report, workers)
+        tables |= measure_sample(opened.model, reading, options.sample_tokens, tables, report, workers)
     return Inspection(
         {
             "format": FORMAT,
@@ -253,47 +243,6 @@ def _limit_parts(parts: Iterable[DocumentPart], most_tokens: int | None) -> Iter
         yield part
 
 
-def _measure_sums(
-    reading: TextReading, types: TokenTypes, senses_V: Any, options: InspectionOptions, embedding: Any
-) -> dict[str, list[Row]]:
-    """Return the tables that sums over tokens give."""
-    tally = reading.tally
-    embedding_VD = embedding.detach().float().cpu().numpy()
-    return {
-        **measure_activation(tally),
-        **measure_similarity(tally, embedding_VD),
-        **measure_top_tokens(tally, types.texts, options.num_top),
-        **measure_specialisation(tally, CLASS_NAMES),
-        **measure_difficulty(tally, reading.tokens, types.lengths, senses_V),
-    }
-
-
-def _measure_sample(
-    opened: OpenedModel,
-    reading: TextReading,
-    options: InspectionOptions,
-    tables: Mapping[str, list[Row]],
-    report: Report,
-    workers: Workers,
-) -> dict[str, list[Row]]:
-    """Return the tables for which the model reads a sample of the windows again."""
-    windows = reading.windows.list_windows()
-    redundancy = measure_redundancy(
-        opened.model,
-        windows,
-        lambda done, total: report("comparing experts' outputs", done, total),
-        most_tokens=options.sample_tokens,
-    )
-    worth = measure_worth(
-        opened.model,
-        windows,
-        lambda done, total: report("leaving out one expert after another", done, total),
-        workers,
-    )
-    by_outputs = measure_size_test(redundancy["redundancy"], "output_distance")
-    return {**redundancy, **worth, "size_tests": [*tables["size_tests"], *by_outputs]}
-
-
 def _find_chosen(types: TokenTypes, chosen: tuple[str, ...]) -> list[int]:
     """Return the ids of token types by their texts."""
     ids = find_token_ids(types, chosen)
@@ -301,10 +250,3 @@ def _find_chosen(types: TokenTypes, chosen: tuple[str, ...]) -> list[int]:
         if not matches:
             raise ConfigError(f"chosen = {text!r}: no token type has this text", argument="chosen")
     return [token for matches in ids.values() for token in matches]
-
-
-def _choose_tokens(tally: Tally) -> list[int]:
-    """Return frequent token types, and the rarest ones that occur often enough to be described."""
-    count_V = tally.types_by_fold.sum(0)
-    ordered = [int(token) for token in count_V.argsort(kind="stable")[::-1] if count_V[token] >= 20]
-    return list(dict.fromkeys([*ordered[:_NUM_CHOSEN], *ordered[-_NUM_CHOSEN:]]))

@@ -54,9 +54,9 @@ def measure_worth(
     cells = [
         (layer, expert) for layer in range(len(model.config.moe_layers)) for expert in range(len(widths))
     ]
-    report(0, len(cells))
     with_all, pairs = _sum_losses(model, windows, {})
     num_tokens = _count_scored(windows)
+    report(0, len(cells))
     done = 0
 
     def sum_without(cell: tuple[int, int]) -> list[float]:
@@ -64,15 +64,24 @@ def measure_worth(
         without, _ = _sum_losses(model, windows, {cell[0]: [cell[1]]})
         done = min(done + workers.size, len(cells))
         report(done, len(cells))
-        differences: list[float] = (without - with_all).tolist()
-        return differences
+        return [float(difference) for difference in without - with_all]
 
-    differences = np.array(share_work(workers, cells, sum_without))
+    differences = np.array(share_work(workers, cells, sum_without)).T
+    comparisons = compare_losses(np.ascontiguousarray(differences), num_tokens)
+    return {"worth": _list_rows(cells, widths, pairs, comparisons)}
+
+
+def _list_rows(
+    cells: Sequence[tuple[int, int]],
+    widths: Sequence[int],
+    pairs: Ints,
+    comparisons: Sequence[Mapping[str, float | None]],
+) -> list[Row]:
+    """Return a row for each layer and expert, from the pairs it served and what the model lost without it."""
     units = pairs * np.asarray(widths)
     parameter_shares = np.tile(np.asarray(widths) / (sum(widths) * len(pairs)), len(pairs))
     compute_shares = divide_known(units, units.sum()).reshape(-1)
     rows = []
-    comparisons = compare_losses(np.ascontiguousarray(differences.T), num_tokens)
     for place, (layer, expert) in enumerate(cells):
         row: Row = {"layer": layer, "expert": expert, "width": int(widths[expert]), **comparisons[place]}
         shares = {"parameter": float(parameter_shares[place]), "compute": float(compute_shares[place])}
@@ -82,7 +91,7 @@ def measure_worth(
             is_known = share > 0 and row["difference"] is not None
             row[f"per_{name}_share"] = row["difference"] / share if is_known else None
         rows.append(row)
-    return {"worth": rows}
+    return rows
 
 
 def compare_losses(differences: Floats, num_tokens: Ints) -> list[dict[str, float | None]]:

@@ -28,7 +28,8 @@ class Training:
             self.processes: Processes = choose_process(config.parallel.exact)
             self.model = build_transformer(config.model, config.seed, device=device)
         else:
-            from hmoe.train.shared_run import build_shared_model, make_ranks  # noqa: PLC0415 - one process needs no engine
+            # One process needs no engine, which is slow to import.
+            from hmoe.train.shared_run import build_shared_model, make_ranks  # noqa: PLC0415
 
             self.processes = ranks = make_ranks(config, device, cast(Any, workers), workers.size)
             self.model = build_shared_model(config, ranks, torch.float32)

@@ -116,31 +116,11 @@ def join_processes(
     Raises:
         DistributedError: if they do not find each other, or one stops answering.
     """
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    timeout = datetime.timedelta(seconds=timeout_seconds)
     numbers = read_process_numbers()
     file = store or os.environ.get(STORE_VARIABLE)
     if file is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(numbers.size):
         _stay_on_this_machine()
-    failure = (
-        f"process {numbers.rank} of {numbers.size} did not find all others within {timeout_seconds:.0f} s"
-    )
-    # gloo itself tries as long as several times that.
-    timer = threading.Timer(timeout_seconds + 1, give_up or _say_nothing, (failure,))
-    timer.daemon = True
-    timer.start()
-    try:
-        meeting = _open_store(file, numbers, timeout)
-        dist.init_process_group(
-            backend, store=meeting, timeout=timeout, rank=numbers.rank, world_size=numbers.size
-        )
-    except (ValueError, RuntimeError) as error:
-        advice = (
-            "" if file is not None else "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT"
-        )
-        raise DistributedError(f"{failure} ({_shorten(error)}){advice}") from None
-    finally:
-        timer.cancel()
+    meeting = _meet(file, numbers, timeout_seconds, give_up)
     watch = None
     if not HEARTBEAT.has_launcher and file is None:
         watch = Watch(
@@ -156,6 +136,29 @@ def join_processes(
         if watch is not None:
             watch.end()
         dist.destroy_process_group()
+
+
+def _meet(
+    file: str | None, numbers: ProcessNumbers, timeout_seconds: float, give_up: Callable[[str], None] | None
+) -> Store:
+    """Wait for all other processes, and return the store where they met."""
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    rank, size = numbers.rank, numbers.size
+    failure = f"process {rank} of {size} did not find all others within {timeout_seconds:.0f} s"
+    # gloo itself tries as long as several times that.
+    timer = threading.Timer(timeout_seconds + 1, give_up or _say_nothing, (failure,))
+    timer.daemon = True
+    timer.start()
+    try:
+        meeting = _open_store(file, numbers, timeout)
+        dist.init_process_group(backend, store=meeting, timeout=timeout, rank=rank, world_size=size)
+    except (ValueError, RuntimeError) as error:
+        advice = "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT" if file is None else ""
+        raise DistributedError(f"{failure} ({_shorten(error)}){advice}") from None
+    finally:
+        timer.cancel()
+    return meeting
 
 
 def _open_store(file: str | None, numbers: ProcessNumbers, timeout: datetime.timedelta) -> Store:

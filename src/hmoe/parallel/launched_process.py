@@ -83,10 +83,10 @@ class LaunchedProcess:
         """Seconds since it last showed that it lives."""
         return time.monotonic() - self._last_sign
 
-    def send(self, number: int) -> None:
+    def send(self, signal_number: int) -> None:
         """Send it a signal, if it still runs."""
         if self.code is None:
-            self._process.send_signal(number)
+            self._process.send_signal(signal_number)
 
     def kill(self) -> None:
         """End it at once, with the processes that it started, and wait until it is gone."""

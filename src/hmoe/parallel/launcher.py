@@ -129,17 +129,17 @@ def _watch(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> bool
     while any(process.code is None for process in processes):
         time.sleep(_LOOK_SECONDS)
         now = time.monotonic()
-        for number in options.take_signals():
-            stopping |= number == signal.SIGTERM
-            waiting += [(number, process) for process in processes]
+        for signal_number in options.take_signals():
+            stopping |= signal_number == signal.SIGTERM
+            waiting += [(signal_number, process) for process in processes]
         for process in processes:
             process.look()
             if now - last > 1.0:
                 process.forgive_silence()
         # Not before it listens: in its first moments a signal would just end it.
-        for number, process in waiting:
+        for signal_number, process in waiting:
             if process.is_listening:
-                process.send(number)
+                process.send(signal_number)
         waiting = [pair for pair in waiting if not pair[1].is_listening]
         if deadline is None and any(process.code for process in processes):
             deadline = now + _LEAVING_SECONDS
@@ -200,9 +200,9 @@ def _describe_failure(
     return _Failure(DistributedError.exit_code, f"{text}; its log is {log}", False)
 
 
-def _name_signal(number: int) -> str:
+def _name_signal(signal_number: int) -> str:
     try:
-        name = signal.Signals(number).name
+        name = signal.Signals(signal_number).name
     except ValueError:
-        return f"signal {number}"
-    return f"{name} (as if memory had run out)" if number == signal.SIGKILL else name
+        return f"signal {signal_number}"
+    return f"{name} (as if memory had run out)" if signal_number == signal.SIGKILL else name
