@@ -88,7 +88,6 @@ def test_every_process_knows_its_number_and_has_a_log(tmp_path: Path) -> None:
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
         ("sys.exit(1)", "failed after step 7: it ended with 1"),
         ("raise ValueError('planted')", "failed after step 7: ValueError: planted"),
-        ("print('hmoe: error: not reached'); sys.exit(6)", "failed after step 7: not reached"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", r"shows no sign of life for \d+ s"),
     ],
 )
@@ -124,16 +123,28 @@ def test_one_that_lives_but_does_not_end_is_said_to_hang(tmp_path: Path) -> None
             launch(tmp_path, "wait() if rank == 1 else sys.exit(6)")
 
 
+def test_of_processes_that_do_not_reach_each_other_the_first_that_says_so_is_named(tmp_path: Path) -> None:
+    body = """
+        time.sleep(0.3 * (1 - rank))
+        print(f"hmoe: error: process {rank} of 2 no longer answers", file=sys.stderr)
+        sys.exit(6)
+    """
+    with pytest.raises(
+        DistributedError, match="process 1 of 2 no longer answers, before the first step; its log"
+    ):
+        launch(tmp_path, body)
+
+
 def test_what_is_lost_again_and_again_is_given_up_unless_there_is_progress(tmp_path: Path) -> None:
     count = "(folder / f'start-{rank}-{start}').touch(); sys.exit(1)"
-    with pytest.raises(DistributedError, match="process [01] of 2 failed"):
+    with pytest.raises(DistributedError, match=r"process [01] of 2 failed"):
         launch(tmp_path, count, restarts=2)
     assert len(list(tmp_path.glob("start-0-*"))) == 3
     steps = iter([1, 2, 3, 3, 3])
     with pytest.raises(DistributedError):
         launch(tmp_path / "b", "(folder.mkdir(exist_ok=True)," + count.replace("; ", "), ", 1), restarts=1,
                measure_progress=lambda: next(steps))  # fmt: skip
-    assert len(list((tmp_path / "b").glob("start-0-*"))) == 4  # two of them made progress
+    assert len(list((tmp_path / "b").glob("start-0-*"))) == 3  # the first two made progress
 
 
 @pytest.mark.parametrize("code", [2, 3, 4, 5])
@@ -162,19 +173,14 @@ def test_signals_reach_all_processes_once_and_not_before_they_listen(tmp_path: P
         seen = []
         signal.signal(signal.SIGUSR1, lambda *_: seen.append("save"))
         signal.signal(signal.SIGTERM, lambda *_: seen.append("stop"))
-        HEARTBEAT.reach(0)
         while "stop" not in seen:
             time.sleep(0.01)
         (folder / f"seen-{rank}").write_text(" ".join(seen))
-    """.replace("HEARTBEAT.reach(0)", "")
+    """
     # As the command line has it: handlers first, then the heartbeat.
     late = BEGIN.replace("HEARTBEAT.start()\n", "time.sleep(0.3)\n")
-    command = [
-        sys.executable,
-        "-c",
-        late + textwrap.dedent(body).replace("while", "HEARTBEAT.start()\nwhile", 1),
-        str(tmp_path),
-    ]
+    script = late + textwrap.dedent(body).replace("while", "HEARTBEAT.start()\nwhile", 1)
+    command = [sys.executable, "-c", script, str(tmp_path)]
     options = LaunchOptions(2, tmp_path / "logs", print, lambda: signals.pop(0) if signals else [])
     assert launch_processes(command, options) == 0
     assert [(tmp_path / f"seen-{rank}").read_text() for rank in (0, 1)] == ["save stop", "save stop"]

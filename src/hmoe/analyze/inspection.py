@@ -13,7 +13,7 @@ from hmoe.analyze.inspection_record import (
     describe_inspected_text,
     list_inspection_notes,
 )
-from hmoe.analyze.inspection_tables import Report, choose_tokens, measure_sample, measure_sums
+from hmoe.analyze.inspection_tables import Report, choose_described_tokens, measure_sample, measure_sums
 from hmoe.analyze.positions import ExpertPositions
 from hmoe.analyze.reading import DocumentPart, WindowReader
 from hmoe.analyze.reading_state import ReadingState
@@ -120,7 +120,7 @@ def inspect_text(
             raise DataError(f"{text.source}: nothing to look at, the text is empty")
     report("measuring", 0, None)
     tables = measure_sums(reading, types, senses_V, options.num_top, opened.model.embed.weight)
-    ids = chosen or choose_tokens(reading.tally)
+    ids = chosen or choose_described_tokens(reading.tally)
     tables |= describe_tokens(reading.tally, ids, types.texts)
     if options.sample_tokens:
         tables |= measure_sample(opened.model, reading, options.sample_tokens, tables, report, workers)
@@ -145,14 +145,15 @@ def help_inspecting(
         types, _ = _prepare(opened, options)
     stored = _open_state(opened, text, options, types, state, ("windows",))
     num_passes = restore_together(stored, state, workers)
+    windows: Any = stored.sums["windows"]  # not before: a damaged file makes others
     reader = WindowReader(options.window, types, opened.tokenizer.separator, [])
     batches = reader.cut_windows(_limit_parts(text.parts, options.most_tokens))
     for batch, _ in trace_together(opened.model, itertools.islice(batches, num_passes, None), workers):
-        stored.sums["windows"].update(batch)  # type: ignore[attr-defined]
+        windows.update(batch)
     with workers.together():
         pass  # the first one tells of an empty text
     if options.sample_tokens:
-        measure_worth(opened.model, stored.sums["windows"].list_windows(), workers=workers)  # type: ignore[attr-defined]
+        measure_worth(opened.model, windows.list_windows(), workers=workers)
 
 
 def _prepare(opened: OpenedModel, options: InspectionOptions) -> tuple[TokenTypes, list[int]]:

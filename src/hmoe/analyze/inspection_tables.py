@@ -64,7 +64,7 @@ def measure_sample(
     return {**redundancy, **worth, "size_tests": [*tables["size_tests"], *by_outputs]}
 
 
-def choose_tokens(tally: Tally) -> list[int]:
+def choose_described_tokens(tally: Tally) -> list[int]:
     """Return frequent token types, and the rarest ones that occur often enough to be described."""
     count_V = tally.types_by_fold.sum(0)
     ordered = [int(token) for token in count_V.argsort(kind="stable")[::-1] if count_V[token] >= 20]

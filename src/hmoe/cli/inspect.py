@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hmoe.cli.arguments import AnyModel, AsJson
-from hmoe.cli.inspect_texts import ReadingOptions, ResultOptions, SourceOptions, inspect_texts
+from hmoe.cli.inspect_texts import ReadingOptions, ResultOptions, SourceOptions, inspect_whole_texts
 from hmoe.cli.output import print_note
 from hmoe.cli.processes import (
     NumProcesses,
@@ -119,7 +119,7 @@ def inspect_folder(
     )
     source = SourceOptions(text, text_field, names, benchmarks, limit)
     with join_workers(numbers) as workers:
-        inspect_texts(run, source, reading, senses, ResultOptions(out, forms, as_json), workers)
+        inspect_whole_texts(run, source, reading, senses, ResultOptions(out, forms, as_json), workers)
 
 
 def _check_sources(flags: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from hmoe.cli.processes import choose_note, open_progress_bar
 from hmoe.storage import check_unused_folder
 
 if TYPE_CHECKING:
-    from hmoe.analyze.inspection import InspectedText
+    from hmoe.analyze.inspection import InspectedText, Inspection
     from hmoe.evaluate.tasks import TaskSelection
     from hmoe.parallel.workers import Workers
     from hmoe.runs.open_model import OpenedModel
@@ -48,7 +48,7 @@ class ResultOptions(NamedTuple):
     as_json: bool
 
 
-def inspect_texts(
+def inspect_whole_texts(
     run: Path,
     wanted: SourceOptions,
     reading: ReadingOptions,
@@ -56,6 +56,7 @@ def inspect_texts(
     results: ResultOptions,
     workers: "Workers",
 ) -> None:
+    """Read texts with a model, then write and print what is seen; of several processes the first does that."""
     from hmoe.analyze.inspection import InspectionOptions, help_inspecting, inspect_text
     from hmoe.runs.open_model import open_model
 
@@ -77,16 +78,18 @@ def inspect_texts(
             bar.update(task, done, total, [task, f"{done:,} tokens"] if task == "reading" else task)
 
         # Tasks first: one that cannot be measured is told before the long reading.
-        by_task = (
-            {}
-            if selection is None
-            else _measure_tasks(opened, selection, length, wanted.limit, report, workers)
-        )
+        by_task = _measure_tasks(opened, selection, length, wanted.limit, report, workers)
         if workers.rank > 0:
             help_inspecting(opened, source, options, state, workers)
             return
         inspection = inspect_text(opened, source, options, senses_V, state, report, workers)
         inspection.record["tables"] |= by_task
+    _give_results(inspection, opened, run, folder, results)
+
+
+def _give_results(
+    inspection: "Inspection", opened: "OpenedModel", run: Path, folder: Path | None, results: ResultOptions
+) -> None:
     written = write_inspection(inspection, folder, results.forms) if folder is not None else []
     lines = list_inspection_lines(inspection.record, written, folder)
     print_report(inspection.record, lines, _list_steps(opened, run, results.out), results.as_json)
@@ -143,9 +146,11 @@ def _read_senses(senses: Path | None, opened: "OpenedModel") -> Any:
 
 
 def _measure_tasks(
-    opened: "OpenedModel", selection: "TaskSelection", window: int, limit: int | None, report: Any,
+    opened: "OpenedModel", selection: "TaskSelection | None", window: int, limit: int | None, report: Any,
     workers: "Workers",
 ) -> dict[str, Any]:  # fmt: skip
+    if selection is None:
+        return {}
     from hmoe.analyze.questions import measure_questions
     from hmoe.evaluate.harness import EvaluationOptions
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _Run = Annotated[
     Path | None,
     typer.Option(
-        help="Run folder; resumed if it exists. Default: runs/<recipe name>, or the run folder itself."
+        help="Run folder; resumed if it exists. Default: runs/NAME of the recipe, or the run folder itself."
     ),
 ]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved recipe and its plan, then end.")]

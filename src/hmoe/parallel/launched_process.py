@@ -68,7 +68,8 @@ class LaunchedProcess:
             while content := os.read(self._pipe, 65536):
                 self._last_sign, self.is_listening = time.monotonic(), True
                 *lines, self._rest = (self._rest + content).split(b"\n")
-                self._place.step = int(lines[-1]) if lines else self._place.step
+                # The largest: two threads write, and either may come late.
+                self._place.step = max([self._place.step, *map(int, lines)])
         except BlockingIOError:
             pass
         if code is not None and self.code is None:
