@@ -1,17 +1,24 @@
 """`hmoe train` by several processes: the run of one, whoever goes on with it, and every verb opens it."""
 
+import json
+import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from hmoe.checkpoint.manifest import list_checkpoint_steps
 from hmoe.cli.main import run_command_line
+from hmoe.train.stop import StopRequest
 from tests.conftest import tiny
-from tests.train.helpers import call, one_thread, rows, run
+from tests.train.helpers import call, command, one_thread, rows, run
 
 ROOT = Path(__file__).parents[2]
 EXACT = ["data.micro_batches=4", "parallel.exact=true", "train.inspect_every=3", "train.sample_every=3"]
@@ -130,8 +137,111 @@ def test_who_is_left_when_another_dies_ends_with_a_line(tmp_path: Path) -> None:
     left = end(processes[0])
     processes[1].communicate()
     assert left.returncode == 6
-    assert left.stderr.startswith("hmoe: error: another process of this run no longer answers (")
+    assert re.match(r"hmoe: error: process 1 of 2 no longer answers, after step \d+ \(", left.stderr)
     assert left.stderr.count("\n") == 1
+
+
+def start_launcher(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
+    """Start `hmoe train --processes 2` on the run of `helpers.run`."""
+    words = [*command(folder, *EXACT, *overrides), "--processes", "2"]
+    return subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread()
+    )
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def find_process(folder: Path, rank: int) -> int:
+    """The id of a process that trains a run, by its number."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, variables = ((path / name).read_bytes() for name in ("cmdline", "environ"))
+            if str(folder).encode() in words and f"\0RANK={rank}\0".encode() in b"\0" + variables:
+                return int(path.name)
+        except OSError:
+            continue
+    raise AssertionError("no such process")
+
+
+def test_a_launched_run_that_loses_a_process_ends_with_the_bits_of_the_unbroken_one(
+    trained: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    launcher = start_launcher(folder, "parallel.shard=zero3")
+    wait_for((folder / "checkpoints" / "step-00000002").is_dir)
+    os.kill(find_process(folder, 1), signal.SIGKILL)
+    result = end(launcher)
+    assert result.returncode == 0, result.stderr
+    assert re.fullmatch(
+        r"hmoe: process 1 of 2 was killed by SIGKILL .*, after step \d; its log is .*/rank-1.log; "
+        r"all start again \(1 of 3\)\n",
+        result.stderr,
+    )
+    assert "resuming from step" in result.stdout
+    assert rows(folder) == rows(trained / "two")[:6]
+    files = [path / "checkpoints" / "step-00000006" / "MANIFEST.json" for path in (folder, trained / "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    logs = [(folder / "logs" / f"rank-{rank}.log").read_text() for rank in (0, 1)]
+    assert logs[0].count("process 0 of 2\n") == 2
+    assert result.stdout.splitlines()[-1] in logs[0]
+    assert logs[1].count("process 1 of 2\n") == 2
+
+
+def test_signals_to_the_launcher_save_and_go_on_or_end(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    launcher = start_launcher(folder, "train.steps=100000", "train.save_every=100000")
+    wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0)
+    launcher.send_signal(signal.SIGUSR1)
+    wait_for(lambda: len(list_checkpoint_steps(folder)) == 1)
+    first = list_checkpoint_steps(folder)[0]
+    assert launcher.poll() is None
+    launcher.send_signal(signal.SIGTERM)
+    result = end(launcher)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "stopped by SIGTERM, the same command continues" in result.stdout
+    assert list_checkpoint_steps(folder)[0] > first
+
+
+def test_a_signal_lets_one_process_save_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = StopRequest()
+    monkeypatch.setattr("hmoe.train.loop.STOP", stop)
+    stop.wants_checkpoint = True
+    run(tmp_path / "r", "train.save_every=4", "train.keep=9")
+    assert list_checkpoint_steps(tmp_path / "r") == [6, 4, 1]
+    assert not stop.wants_checkpoint
+
+
+def test_what_one_can_say_is_said_before_any_process_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_words = ["train", "tiny", "--run", str(tmp_path / "r"), *tiny("tiny")]
+    for words, said in (
+        ([*run_words, "--processes", "3"], "data.micro_batches = 2: 3 processes cannot share that evenly"),
+        ([*run_words, "--restarts", "1"], "--restarts has no effect without --processes"),
+        (["inspect", str(tmp_path), "It was", "--processes", "2"], "--processes has no effect with TEXT"),
+        (["train", "no-such", "--processes", "2"], "no-such"),
+    ):
+        assert run_command_line(words) == 2, words
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert run_command_line(["eval", str(tmp_path), "--processes", "2"]) == 2
+    assert "--processes 2: 4 were started already by another launcher" in capsys.readouterr().err
+
+
+def test_two_processes_evaluate_as_one(trained: Path) -> None:
+    text = trained / "texts.txt"
+    text.write_text("It was a small house by the river.\n\nShe was not at home.\n")
+    words = [sys.executable, "-m", "hmoe", "eval", str(trained / "two"), "--text", str(text), "--json"]
+    results = [call(*words, "--processes", size) for size in ("1", "2")]
+    assert [result.returncode for result in results] == [0, 0], results[1].stderr
+    assert json.loads(results[1].stdout) == json.loads(results[0].stdout)
 
 
 @pytest.mark.slow
@@ -181,3 +291,10 @@ def test_thirty_chains_with_kills_end_with_the_same_bits(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_killed_at_every_file_system_call_of_either_process(tmp_path: Path) -> None:
     assert campaign("points", tmp_path, 1).endswith(" 0 runs with other bits or leftovers\n")
+
+
+@pytest.mark.slow
+def test_every_fault_of_either_process_ends_in_the_same_bits_or_a_named_error(tmp_path: Path) -> None:
+    result = call(sys.executable, "-m", "tests.train.fault_driver", str(tmp_path), cwd=ROOT)
+    print(result.stdout)
+    assert result.stdout.endswith("56 right, 0 wrong, 0 skipped\n"), result.stdout[-3000:]
