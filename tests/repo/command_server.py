@@ -56,10 +56,8 @@ def shorten_corpus(folder: Path) -> None:
     """A part of the embedded corpus: commands that read all of it cost seconds, and show no more."""
     from hmoe.data import corpus
 
-    with lzma.open(Path(corpus.__file__).parent / "austen.jsonl.xz", "rt") as whole:
-        documents = [json.loads(line) for line in whole.readlines()[::BOOKS_SHARE]]
-    with lzma.open(folder / "austen.jsonl.xz", "wt") as short:
-        short.writelines(json.dumps({**d, "text": d["text"][:LETTERS]}) + "\n" for d in documents)
+    if not (folder / "austen.jsonl.xz").exists():
+        write_short_corpus(folder, Path(corpus.__file__).parent)
 
     class Files:
         """What importlib.resources is to the corpus."""
@@ -68,6 +66,13 @@ def shorten_corpus(folder: Path) -> None:
         as_file = staticmethod(contextlib.nullcontext)
 
     corpus.resources = Files  # type: ignore[assignment]
+
+
+def write_short_corpus(folder: Path, place: Path) -> None:
+    with lzma.open(place / "austen.jsonl.xz", "rt") as whole:
+        documents = [json.loads(line) for line in whole.readlines()[::BOOKS_SHARE]]
+    with lzma.open(folder / "austen.jsonl.xz", "wt") as short:
+        short.writelines(json.dumps({**d, "text": d["text"][:LETTERS]}) + "\n" for d in documents)
 
 
 def shorten_work() -> None:
@@ -90,6 +95,16 @@ def shorten_work() -> None:
         return tree
 
     recipes.parse_tree = read_shorter  # type: ignore[assignment]
+
+
+def shorten_processes(folder: Path) -> None:
+    """Let the processes that `--processes` starts, which are no children of this one, read and do as little."""
+    from hmoe.cli import processes
+
+    real = processes.launch_processes
+    processes.launch_processes = lambda command, options: real(
+        [sys.executable, __file__, str(folder), "--process", *command[3:]], options
+    )
 
 
 def run_command(words: list[str], folder: str, environment: dict[str, str], streams: list[int]) -> None:
@@ -171,6 +186,7 @@ def serve(folder: Path) -> None:
     import_everything()
     shorten_corpus(folder)
     shorten_work()
+    shorten_processes(folder)
     gc.collect()
     gc.freeze()  # a child that collects garbage would copy what it shares
     listening = socket.socket(socket.AF_UNIX)
@@ -196,4 +212,10 @@ def serve(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    short = Path(sys.argv[1])
+    if sys.argv[2:3] == ["--process"]:
+        shorten_corpus(short)
+        shorten_work()
+        sys.argv = ["hmoe", *sys.argv[3:]]
+        run_hmoe()
+    serve(short)
