@@ -16,6 +16,7 @@ from hmoe import __version__
 from hmoe.cli.arguments import OVERRIDES
 from hmoe.cli.bench_decode import time_decoding
 from hmoe.cli.bench_layer import time_layer
+from hmoe.cli.bench_machine import measure_this_machine
 from hmoe.cli.bench_model import time_model
 from hmoe.cli.bench_step import time_step
 from hmoe.cli.bench_tiles import time_tile_shapes
@@ -62,7 +63,7 @@ _data = VerbTyper(
 )
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
-    help="Measure speed: layer, step, decode, model, tiles.\n\nSide by side, in dated files.",
+    help="Measure speed: layer, step, decode, model, machine, tiles.\n\nSide by side, in dated files.",
 )  # fmt: skip
 
 _sweep = VerbTyper(
@@ -119,6 +120,7 @@ _bench.command("layer")(time_layer)
 _bench.command("step", context_settings=OVERRIDES)(time_step)
 _bench.command("decode")(time_decoding)
 _bench.command("model")(time_model)
+_bench.command("machine")(measure_this_machine)
 _bench.command("tiles")(time_tile_shapes)
 
 

@@ -4,7 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,7 +14,7 @@ from hmoe.cli.plan_control import write_control
 from hmoe.cli.recipe import read_recipe_argument
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.units import format_bytes, format_count, format_flops
+from hmoe.units import format_bytes, format_count, format_duration, format_flops
 
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
 _Memory = Annotated[
@@ -37,11 +37,26 @@ _Out = Annotated[
 ]
 
 
+_Processes = Annotated[
+    int, typer.Option("--processes", min=1, max=2**20, help="Processes that share the run, on GPUs one each.")
+]
+_Hardware = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Also tell what a step takes on this machine, or on several: a shipped one (a100, a800, h100, h800) or a "
+        "YAML file, as `hmoe bench machine` writes it.",
+    ),
+]
+
+
 def plan_recipe(
     context: typer.Context,
     recipe: Recipe,
     as_json: _AsJson = False,
     memory: _Memory = None,
+    processes: _Processes = 1,
+    hardware: _Hardware = None,
     control: _Control = False,
     out: _Out = None,
 ) -> None:
@@ -50,38 +65,70 @@ def plan_recipe(
     Without making a single tensor.
     """
     if control:
-        if memory is not None:
-            raise ConfigError("--memory has no effect with --control; remove one of them")
+        for flag, is_given in {
+            "--memory": memory,
+            "--processes": processes > 1,
+            "--hardware": hardware,
+        }.items():
+            if is_given:
+                raise ConfigError(f"{flag} has no effect with --control; remove one of them")
         write_control(recipe, context.args, out, as_json)
         return
     if out is not None:
         raise ConfigError("--out has no effect without --control; remove it")
-    print_plan(read_recipe_argument(recipe, context.args)[1], as_json, memory)
+    if memory is not None and hardware is not None:
+        raise ConfigError("--memory has no effect with --hardware, which says it; remove one of them")
+    machine = PlannedMachine(memory, processes, hardware)
+    print_plan(read_recipe_argument(recipe, context.args)[1], as_json, machine)
 
 
-def print_plan(config: RunConfig, as_json: bool, memory: float | None = None) -> None:
-    """Print the plan of a recipe for a GPU with this memory in GB, or for this machine."""
-    numbers = describe_plan(config, memory)
+class PlannedMachine(NamedTuple):
+    """What a recipe is planned for: this machine, unless it says otherwise.
+
+    Attributes:
+        memory: of a GPU, in GB.
+        num_processes: that share the run.
+        hardware: name or file.
+    """
+
+    memory: float | None = None
+    num_processes: int = 1
+    hardware: str | None = None
+
+
+HERE = PlannedMachine()
+
+
+def print_plan(config: RunConfig, as_json: bool, machine: PlannedMachine = HERE) -> None:
+    """Print the plan of a recipe."""
+    numbers = describe_plan(config, machine)
     if config.model.moe is not None and config.model.moe.warning:
         print_note(f"warning: {config.model.moe.warning}")
     if as_json:
         print_numbers(numbers, as_json)
     else:
-        _print_sections(numbers, memory is None)
+        _print_sections(numbers, machine == HERE)
 
 
-def describe_plan(config: RunConfig, memory: float | None = None) -> dict[str, Any]:
-    """Return the exact numbers of a plan, for a GPU with this memory in GB, or for this machine."""
+def describe_plan(config: RunConfig, machine: PlannedMachine = HERE) -> dict[str, Any]:
+    """Return the exact numbers of a plan."""
+    from hmoe.config.hardware import read_hardware
     from hmoe.config.memory import Device, read_host
     from hmoe.config.plan import make_plan
 
-    host = read_host().memory_bytes
+    memory, num_processes = machine.memory, machine.num_processes
+    if machine.hardware is not None:
+        plan = make_plan(config, None, num_processes, read_hardware(machine.hardware))
+        return plan | {"memory_assumed": f"that of {machine.hardware}, of each process"}
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
-    device = Device("cuda" if on_gpu else "cpu", host if memory is None else round(memory * 1e9))
-    return make_plan(config, device) | {"memory_assumed": _describe_assumption(on_gpu, memory)}
+    size = read_host().memory_bytes // num_processes if memory is None else round(memory * 1e9)
+    plan = make_plan(config, Device("cuda" if on_gpu else "cpu", size), num_processes)
+    return plan | {"memory_assumed": _describe_assumption(on_gpu, memory, num_processes)}
 
 
-def _describe_assumption(on_gpu: bool, memory: float | None) -> str:
+def _describe_assumption(on_gpu: bool, memory: float | None, num_processes: int) -> str:
+    if memory is None and num_processes > 1 and not on_gpu:
+        return f"this machine's, shared by {num_processes} processes"
     if memory is not None:
         return f"as given, of a {'GPU' if on_gpu else 'CPU'}"
     mismatch = " although it is for a GPU" if on_gpu else ""
@@ -93,8 +140,13 @@ def _print_sections(numbers: dict[str, Any], is_here: bool) -> None:
     sections = {
         "parameters": list(_list_sizes(numbers)),
         "cost": list(_list_costs(numbers)),
-        "memory": list(_list_memory(numbers, is_here)),
+        "memory of each process" if "processes" in numbers else "memory": list(
+            _list_memory(numbers, is_here)
+        ),
+        "communication of each process and step": list(_list_sent(numbers)),
+        "step, simulated": list(_list_step(numbers)),
     }
+    sections = {heading: rows for heading, rows in sections.items() if rows}
     size = max(len(label) for rows in sections.values() for label, _ in rows)
     width = max(40, min(shutil.get_terminal_size().columns, 100))
     for i, (heading, rows) in enumerate(sections.items()):
@@ -139,6 +191,33 @@ def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, 
     owner = "this machine's " if is_here else ""
     yield "fits", f"in {owner}{format_bytes(numbers['device_memory_bytes'])}: {_say(numbers['fits'])}"
     yield "memory assumed", numbers["memory_assumed"]
+
+
+def _list_sent(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    words = {
+        "gathered": "weights, to others",
+        "reduced": "gradients, to who keeps them",
+        "repeated": "gradients, between replicas",
+    }
+    for name, size in numbers.get("sent_bytes", {}).items():
+        if size:
+            yield words[name], format_bytes(size)
+
+
+def _list_step(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    step = numbers.get("step")
+    if step is None:
+        return
+    yield "seconds", format_duration(step["seconds"]) if step["seconds"] > 120 else f"{step['seconds']:.3g}"
+    yield "tokens per second", f"{step['tokens_per_second']:,.0f}"
+    yield "MFU", f"{step['mfu']:.1%}"
+    for name, seconds in sorted(step["by_part_seconds"].items(), key=lambda item: -item[1]):
+        if seconds >= 0.001 * step["seconds"]:
+            yield name, f"{seconds / step['seconds']:.1%}"
+    yield "communication", f"{step['communication_seconds'] / step['seconds']:.1%} of the step, hidden or not"
+    if step["budget_seconds"] is not None:
+        yield "budget", format_duration(step["budget_seconds"])
+    yield "left out", "; ".join(step["left_out"])
 
 
 def _say(value: bool) -> str:

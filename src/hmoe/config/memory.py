@@ -119,7 +119,7 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
 
     Of several processes it is one's: its part of what they share (`parallel.shard`; experts as the rest), and what
     is gathered meanwhile, two blocks and what lies outside of blocks with zero3, all with zero2. Gradients are whole
-    where a process adds up several micro-batches.
+    where a process adds up several micro-batches, unless weights are gathered for each of them, too (zero3).
     """
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
@@ -162,7 +162,7 @@ def _count_shares(config: RunConfig, num_processes: int, total: int, block: int)
         return total, 0, total * sums
     group = num_processes // config.parallel.replicas
     kept, outside = -(-total // group), total - config.model.layers * block
-    adds_up = parts > num_processes and not config.parallel.exact
+    adds_up = parts > num_processes and sharding != "zero3" and not config.parallel.exact
     return (
         kept,
         total if sharding == "zero2" else 2 * block + outside,

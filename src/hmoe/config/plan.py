@@ -9,24 +9,49 @@ from hmoe.config.counts import (
     estimate_activated_width,
     estimate_flops_per_token,
 )
+from hmoe.config.hardware import Hardware
 from hmoe.config.memory import Device, choose_unset, estimate_memory_by_part, read_host
+from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
+from hmoe.config.step_time import LEFT_OUT, simulate_step
+from hmoe.config.step_work import count_traffic
 from hmoe.specs.model import ModelSpec
 
 
-def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]:
-    """Return what `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device.
+def make_plan(
+    config: RunConfig,
+    device: Device | None = None,
+    num_processes: int = 1,
+    hardware: Hardware | None = None,
+) -> dict[str, Any]:
+    """Return what `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device, and what a step takes.
 
-    Without a device it is this machine's CPU.
+    Args:
+        config: of the run.
+        device: of each process; None: that of the hardware, or a share of this machine's CPU.
+        num_processes: that share the run.
+        hardware: on which a step is simulated; None: its time is not told.
+
+    Raises:
+        ConfigError: if so many processes cannot share the run.
     """
+    if hardware is not None:
+        device = Device(hardware.device, hardware.memory_bytes)
     device = device or read_host()
-    config = choose_unset(config, device)
+    check_processes(config, num_processes)
+    config = choose_unset(config, device, num_processes)
     model, context = config.model, config.data.sequence_length
     least, expected, most = estimate_activated_width(model)
     per_token = estimate_flops_per_token(model, context) + _hyper_flops_per_token(config)
     activated = count_activated_parameters(model, expected)
     tokens = _budget_tokens(config, per_token)
-    memory = estimate_memory_by_part(config, device.kind)
+    memory = estimate_memory_by_part(config, device.kind, num_processes)
+    shared = (
+        {}
+        if num_processes == 1
+        else {"processes": num_processes, "sent_bytes": vars(count_traffic(config, num_processes))}
+    )
+    simulated = {} if hardware is None else {"step": _describe_step(config, hardware, num_processes, tokens)}
     return {
         "total_parameters": sum(count_parameters(model).values()),
         "activated_parameters": round(activated),
@@ -49,6 +74,24 @@ def make_plan(config: RunConfig, device: Device | None = None) -> dict[str, Any]
         "fits": sum(memory.values()) <= device.memory_bytes,
         "memory_bytes": sum(memory.values()),
         "memory_by_part_bytes": memory,
+        **shared,
+        **simulated,
+    }
+
+
+def _describe_step(
+    config: RunConfig, hardware: Hardware, num_processes: int, tokens: int | None
+) -> dict[str, Any]:
+    """Return what a step takes on a machine, and the whole budget."""
+    step = simulate_step(config, hardware, num_processes)
+    return {
+        "seconds": step.seconds,
+        "by_part_seconds": step.by_part,
+        "communication_seconds": step.communication_seconds,
+        "tokens_per_second": step.tokens_per_second,
+        "mfu": step.mfu,
+        "budget_seconds": None if tokens is None else tokens / step.tokens_per_second,
+        "left_out": list(LEFT_OUT),
     }
 
 

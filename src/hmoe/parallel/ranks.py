@@ -31,6 +31,7 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.local_size = self.size
         self._gathered: list[FSDPModule] = []
+        self._reduced_at_once: list[FSDPModule] = []
 
     def adopt(self, model: nn.Module, num_parts: int, gathered: Iterable[nn.Module] = ()) -> None:
         """Make a model, which `parallelize` has shared, ready for steps of several micro-batches.
@@ -38,17 +39,22 @@ class Ranks:
         Args:
             model: that is trained.
             num_parts: micro-batches of a step, of all processes together.
-            gathered: modules of it whose weights may stay whole from one micro-batch to the next.
+            gathered: modules of it whose weights may stay whole from one micro-batch to the next; gradients of the
+                others are added up after each one, so that no process keeps whole ones.
         """
         self._gathered = [module for module in gathered if isinstance(module, FSDPModule)]
+        others = set(model.modules()) - set(self._gathered)
+        self._reduced_at_once = [module for module in others if isinstance(module, FSDPModule)]
 
     def begin_part(self, model: nn.Module, is_last: bool) -> None:
-        """Let the processes' gradients be added up after a step's last micro-batch only.
+        """Let the processes' gradients be added up after a step's last micro-batch only, where weights stay whole.
 
         Until then each keeps whole gradients of its own, which spares the communication, not the memory.
         """
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(is_last)
+        for module in self._reduced_at_once:
+            module.set_requires_gradient_sync(True, recurse=False)
         self._keep_gathered(is_last)
 
     def _keep_gathered(self, is_last: bool) -> None:

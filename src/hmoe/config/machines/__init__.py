@@ -1,0 +1,1 @@
+"""Machines whose numbers are known: a YAML file each."""

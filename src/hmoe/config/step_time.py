@@ -1,0 +1,184 @@
+"""How long a training step would take on machines that are not here: a walk through its passes. No torch.
+
+Each process has two clocks: one computes, one sends. Weights of the next block are asked for when a block begins,
+gradients are sent when its backward pass has ended; who needs what has not arrived waits for it.
+
+    computing  | block 1 | block 2 | ... | head | ... | block 2 | block 1 | optimizer
+    sending    | w 2 | w 3 | ...                    | g 3     | g 2     | g 1 |
+"""
+
+from dataclasses import dataclass, field
+
+from hmoe.config.counts import count_parameters, estimate_flops_per_token
+from hmoe.config.hardware import Hardware, Link, get_rate
+from hmoe.config.run import RunConfig
+from hmoe.config.step_work import OPTIMIZER_BYTES, BlockWork, Shares, count_block_work, describe_shares
+
+_FLOAT_BYTES = 4
+_BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
+LEFT_OUT = (
+    "reading data, evaluation and checkpoints",
+    "experts and processes that have more to do than others, and waiting for the slowest one",
+    "memory that is fragmented, clocks that change, and networks that others use, too",
+)
+
+
+@dataclass
+class StepTime:
+    """What a step takes, in seconds of a process.
+
+    Attributes:
+        seconds: in all.
+        by_part: of computing, by part; `waiting` is for others' weights and gradients.
+        communication_seconds: of all transfers, hidden or not.
+        tokens_per_second: of all processes.
+        mfu: training FLOPs per second of what the data sheets of all processes promise; causal, nothing counted twice.
+    """
+
+    seconds: float = 0.0
+    by_part: dict[str, float] = field(default_factory=dict)
+    communication_seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    mfu: float = 0.0
+
+
+class _Clocks:
+    """The two clocks of a process."""
+
+    def __init__(self, overlap: float) -> None:
+        self._overlap, self.now, self._free = overlap, 0.0, 0.0
+        self.parts: dict[str, float] = {}
+        self.sent = 0.0
+
+    def compute(self, part: str, seconds: float) -> None:
+        """Let the first clock go on."""
+        self.now += seconds
+        self.parts[part] = self.parts.get(part, 0.0) + seconds
+
+    def send(self, seconds: float) -> float:
+        """Begin a transfer as soon as the second clock is free; return when it will have ended."""
+        self.sent += seconds
+        # What computing does not hide, as it needs the same cores: both clocks go on.
+        self.compute("waiting", (1 - self._overlap) * seconds)
+        self._free = max(self._free, self.now) + self._overlap * seconds
+        return self._free
+
+    def wait(self, until: float) -> None:
+        """Let the first clock wait."""
+        self.compute("waiting", max(0.0, until - self.now))
+
+
+def simulate_step(
+    config: RunConfig, hardware: Hardware, num_processes: int, width: float | None = None
+) -> StepTime:
+    """Return what a step takes.
+
+    Args:
+        config: whose micro-batches and activation checkpointing are chosen.
+        hardware: of each process.
+        num_processes: that share the step.
+        width: hidden units that a token activates per MoE layer; None: as under a uniform router.
+    """
+    step = _Step(config, hardware, num_processes, width)
+    clocks, shares = _Clocks(hardware.overlap), step.shares
+    for part in range(shares.num_parts):
+        is_last = part == shares.num_parts - 1
+        step.pass_forward(clocks, gathers=shares.gathers_each_time or part == 0)
+        step.pass_backward(clocks, sends=is_last or shares.reduces_each_part)
+    step.update(clocks)
+    tokens = config.data.batch_tokens
+    flops = tokens * estimate_flops_per_token(config.model, config.data.sequence_length, width)
+    seconds = clocks.now
+    return StepTime(
+        seconds,
+        clocks.parts,
+        clocks.sent,
+        tokens / seconds,
+        flops / seconds / num_processes / hardware.peak_flops,
+    )
+
+
+class _Step:
+    """What each pass of a step takes on a machine."""
+
+    def __init__(
+        self, config: RunConfig, hardware: Hardware, num_processes: int, width: float | None
+    ) -> None:
+        self.shares: Shares = describe_shares(config, num_processes)
+        self._hardware, self._model = hardware, config.model
+        self._blocks = count_block_work(config.model, config.data.sequence_length, width)
+        self._tokens = config.data.batch_tokens // config.data.num_micro_batches
+        self._total = sum(count_parameters(config.model).values())
+        self._outside = self._total - sum(block.parameters for block in self._blocks)
+        self._recomputes = config.train.recomputes_blocks
+        self._link = hardware.choose_link(self.shares.group)
+        self._replica_link = hardware.choose_link(num_processes)
+
+    def pass_forward(self, clocks: _Clocks, gathers: bool) -> None:
+        """Compute the blocks, then the head; weights of the next one are on their way meanwhile."""
+        arrival = self._gather(clocks, self._outside) if gathers else 0.0
+        clocks.wait(arrival)
+        arrival = self._gather(clocks, self._blocks[0].parameters) if gathers else 0.0
+        for place, block in enumerate(self._blocks):
+            clocks.wait(arrival)
+            if gathers and place + 1 < len(self._blocks):
+                arrival = self._gather(clocks, self._blocks[place + 1].parameters)
+            self._compute(clocks, block, 1.0)
+        self._compute_head(clocks)
+
+    def pass_backward(self, clocks: _Clocks, sends: bool) -> None:
+        """Compute the gradients from the last block to the first, and send them on."""
+        gathers, last = self.shares.gathers_each_time, 0.0
+        arrival = self._gather(clocks, self._blocks[-1].parameters) if gathers else 0.0
+        for place in reversed(range(len(self._blocks))):
+            clocks.wait(arrival)
+            if gathers and place > 0:
+                arrival = self._gather(clocks, self._blocks[place - 1].parameters)
+            self._compute(clocks, self._blocks[place], _BACKWARD + self._recomputes)
+            if sends:
+                last = self._reduce(clocks, self._blocks[place].parameters)
+        if sends:
+            last = self._reduce(clocks, self._outside)
+        clocks.wait(last)
+
+    def update(self, clocks: _Clocks) -> None:
+        """Measure the norm of the gradients, and update the rows that the process keeps."""
+        if self.shares.group * self.shares.replicas > 1:
+            clocks.wait(clocks.send(self._replica_link.latency_seconds))
+        rate = self._hardware.optimizer_bytes_per_second
+        clocks.compute("optimizer", OPTIMIZER_BYTES * self._total / self.shares.group / rate)
+        clocks.compute("overhead", self._hardware.step_seconds)
+
+    def _compute(self, clocks: _Clocks, block: BlockWork, passes: float) -> None:
+        width, h, tokens = self._model.dim, self._hardware, passes * self._tokens
+        clocks.compute("attention", tokens * block.attention / get_rate(h.attention_flops, width))
+        clocks.compute("attention", tokens * block.scores / get_rate(h.scores_flops, width))
+        clocks.compute("experts", tokens * block.experts / get_rate(h.experts_flops, width))
+        clocks.compute("feed-forward", tokens * block.ffn / get_rate(h.ffn_flops, width))
+        moved = tokens * block.moved_bytes / get_rate(h.elementwise_bytes_per_second, width)
+        clocks.compute("norms, residuals, routing", moved)
+        clocks.compute("overhead", passes / (1 + _BACKWARD) * h.block_seconds)
+
+    def _compute_head(self, clocks: _Clocks) -> None:
+        """Compute logits, loss and their gradients, which the loss makes in its forward pass."""
+        flops = (1 + _BACKWARD) * 2.0 * self._model.vocab * self._model.dim * self._tokens
+        clocks.compute("head and loss", flops / get_rate(self._hardware.head_flops, self._model.dim))
+
+    def _gather(self, clocks: _Clocks, parameters: int) -> float:
+        return clocks.send(_time(self._link, self.shares.group, parameters * _FLOAT_BYTES, reduces=False))
+
+    def _reduce(self, clocks: _Clocks, parameters: int) -> float:
+        size, replicas = parameters * _FLOAT_BYTES, self.shares.replicas
+        seconds = _time(self._link, self.shares.group, size, reduces=True)
+        # Between groups that hold the same rows: a reduce-scatter and an all-gather of them.
+        for reduces in (True, False):
+            seconds += _time(self._replica_link, replicas, size / self.shares.group, reduces)
+        return clocks.send(seconds)
+
+
+def _time(link: Link, size: int, num_bytes: float, reduces: bool) -> float:
+    """Return the seconds of a gathering or reducing operation of so many bytes, together, by `size` processes."""
+    if size == 1:
+        return 0.0
+    rate = link.reduce_bytes_per_second if reduces else link.gather_bytes_per_second
+    return link.latency_seconds + link.hop_seconds * (size - 1) + num_bytes * (size - 1) / size / rate

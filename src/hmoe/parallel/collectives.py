@@ -1,0 +1,52 @@
+"""How fast the processes of this run exchange weights and gradients, as FSDP2 does: measured, for simulations."""
+
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+import torch.distributed as dist
+
+_SMALL_NUMBERS, _LARGE_NUMBERS = 1024, 4 * 2**20  # of all processes together, float32
+
+
+def measure_link(device: str, rounds: int) -> dict[str, float]:
+    """Return what an all-gather and a reduce-scatter take: latency, and bytes that each process sends in a second.
+
+    What is gathered is then copied into place, and what is reduced comes from such a copy, which counts.
+    """
+    size = dist.get_world_size()
+
+    def gather(numbers: int) -> None:
+        whole = torch.empty(numbers, device=device)
+        dist.all_gather_into_tensor(whole, torch.ones(numbers // size, device=device))
+        whole.clone()
+
+    def reduce(numbers: int) -> None:
+        whole = torch.ones(numbers, device=device)
+        dist.reduce_scatter_tensor(torch.empty(numbers // size, device=device), whole.clone())
+
+    latency = min(_time(lambda each=each: each(_SMALL_NUMBERS), device, rounds) for each in (gather, reduce))  # type: ignore[misc]
+    sent = 4 * _LARGE_NUMBERS * (size - 1) / size
+    rates = {
+        name: sent / max(_time(lambda each=each: each(_LARGE_NUMBERS), device, rounds) - latency, 1e-9)  # type: ignore[misc]
+        for name, each in (("gather", gather), ("reduce", reduce))
+    }
+    return {
+        "gather_bytes_per_second": rates["gather"],
+        "reduce_bytes_per_second": rates["reduce"],
+        "latency_seconds": latency,
+    }
+
+
+def _time(call: Callable[[], None], device: str, rounds: int) -> float:
+    """Return the median seconds of a call, after two that do not count."""
+    seconds = []
+    for _ in range(rounds + 2):
+        dist.barrier()
+        start = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return median(seconds[2:])
