@@ -25,7 +25,7 @@ def test_what_is_measured_is_a_machine_to_plan_with(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("width 16, 256 tokens: step ")
     assert lines[-1] == f"  hmoe plan tiny --hardware {file}"
-    assert file.read_text().startswith("# Measured by `hmoe bench machine --processes 1` on 20")
+    assert file.read_text().startswith("# Measured by `hmoe bench machine`, 1 processes at once, 20")
     hardware = read_hardware(str(file))
     assert (hardware.device, hardware.processes_per_node, hardware.overlap) == ("cpu", 1, 0.0)
     for rate in (hardware.attention_flops, hardware.experts_flops, hardware.head_flops):

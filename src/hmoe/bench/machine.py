@@ -154,7 +154,7 @@ def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> di
 def _write(path: Path, hardware: Hardware, options: BenchOptions) -> None:
     machine = ", ".join(f"{name} {value}" for name, value in describe_machine(options.device).items())
     head = (
-        f"# Measured by `hmoe bench machine --processes {options.workers.size}` on {datetime.date.today()}\n"
+        f"# Measured by `hmoe bench machine`, {options.workers.size} processes at once, {datetime.date.today()}\n"
         f"# {machine}\n# peak_flops: the fastest of what was measured, no data sheet's\n"
     )
     rounded = yaml.safe_dump(_round(hardware.model_dump(exclude_none=True)), sort_keys=False)

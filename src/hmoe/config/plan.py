@@ -45,13 +45,6 @@ def make_plan(
     per_token = estimate_flops_per_token(model, context) + _hyper_flops_per_token(config)
     activated = count_activated_parameters(model, expected)
     tokens = _budget_tokens(config, per_token)
-    memory = estimate_memory_by_part(config, device.kind, num_processes)
-    shared = (
-        {}
-        if num_processes == 1
-        else {"processes": num_processes, "sent_bytes": vars(count_traffic(config, num_processes))}
-    )
-    simulated = {} if hardware is None else {"step": _describe_step(config, hardware, num_processes, tokens)}
     return {
         "total_parameters": sum(count_parameters(model).values()),
         "activated_parameters": round(activated),
@@ -69,13 +62,22 @@ def make_plan(
         "micro_batches": config.data.num_micro_batches,
         "micro_batch_tokens": config.data.batch_tokens // config.data.num_micro_batches,
         "activation_checkpointing": config.train.recomputes_blocks,
+        **_describe_memory(config, device, num_processes),
+        **({} if hardware is None else {"step": _describe_step(config, hardware, num_processes, tokens)}),
+    }
+
+
+def _describe_memory(config: RunConfig, device: Device, num_processes: int) -> dict[str, Any]:
+    """Return what each process holds, and what it sends in a step."""
+    memory = estimate_memory_by_part(config, device.kind, num_processes)
+    sent = vars(count_traffic(config, num_processes))
+    return {
         "device": device.kind,
         "device_memory_bytes": device.memory_bytes,
         "fits": sum(memory.values()) <= device.memory_bytes,
         "memory_bytes": sum(memory.values()),
         "memory_by_part_bytes": memory,
-        **shared,
-        **simulated,
+        **({} if num_processes == 1 else {"processes": num_processes, "sent_bytes": sent}),
     }
 
 

@@ -1,5 +1,6 @@
 """How fast the processes of this run exchange weights and gradients, as FSDP2 does: measured, for simulations."""
 
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -26,15 +27,15 @@ def measure_link(device: str, rounds: int) -> dict[str, float]:
         whole = torch.ones(numbers, device=device)
         dist.reduce_scatter_tensor(torch.empty(numbers // size, device=device), whole.clone())
 
-    latency = min(_time(lambda each=each: each(_SMALL_NUMBERS), device, rounds) for each in (gather, reduce))  # type: ignore[misc]
+    latency = min(_time(functools.partial(each, _SMALL_NUMBERS), device, rounds) for each in (gather, reduce))
     sent = 4 * _LARGE_NUMBERS * (size - 1) / size
-    rates = {
-        name: sent / max(_time(lambda each=each: each(_LARGE_NUMBERS), device, rounds) - latency, 1e-9)  # type: ignore[misc]
-        for name, each in (("gather", gather), ("reduce", reduce))
-    }
+    rates = []
+    for each in (gather, reduce):
+        seconds = _time(functools.partial(each, _LARGE_NUMBERS), device, rounds)
+        rates.append(sent / max(seconds - latency, 1e-9))
     return {
-        "gather_bytes_per_second": rates["gather"],
-        "reduce_bytes_per_second": rates["reduce"],
+        "gather_bytes_per_second": rates[0],
+        "reduce_bytes_per_second": rates[1],
         "latency_seconds": latency,
     }
 
