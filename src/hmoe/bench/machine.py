@@ -1,7 +1,7 @@
 """What this machine can do, measured on small trainings: the numbers with which `hmoe plan` simulates others.
 
-Every process trains alone, all at the same time, at a few widths; what a step takes besides its parts is put down to
-bytes that are moved, and to a time that even a step of a few tokens takes. Then they exchange weights and gradients.
+Every process trains alone, all at the same time, at a few widths, with experts and with dense layers; a step of a few
+tokens tells what a block takes however small it is. Then they exchange weights and gradients.
 """
 
 import datetime
@@ -69,9 +69,14 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     return hardware
 
 
-def make_training_recipe(width: int, tokens: int, device: str) -> RunConfig:
+def make_training_recipe(width: int, tokens: int, device: str, is_sparse: bool = True) -> RunConfig:
     """Return a small training of a width, in the proportions of the paper's models."""
     length = min(_LENGTH, tokens // 2)
+    moe = {
+        "widths": {"shape": "arithmetic", "total": 16 * width, "experts": 8},
+        "router": {"name": "top_k", "k": 2},
+        "parameter_penalty": 0.1,
+    }
     return recipes.check_recipe(
         {
             "model": {
@@ -79,11 +84,7 @@ def make_training_recipe(width: int, tokens: int, device: str) -> RunConfig:
                 "layers": _LAYERS,
                 "heads": max(1, width // 64),
                 "vocab": _VOCAB,
-                "moe": {
-                    "widths": {"shape": "arithmetic", "total": 16 * width, "experts": 8},
-                    "router": {"name": "top_k", "k": 2},
-                    "parameter_penalty": 0.1,
-                },
+                **({"moe": moe} if is_sparse else {"ffn": 2 * width}),
             },
             "data": {
                 "path": "corpus",
@@ -120,29 +121,34 @@ def _measure(config: RunConfig, options: BenchOptions) -> _Measured:
 
 def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> dict[str, Any]:
     tables: dict[str, dict[int, float]] = {
-        name: {} for name in ("attention", "experts", "head", "elementwise")
+        name: {} for name in ("attention", "experts", "ffn", "head", "elementwise")
     }
     optimizer = []
     for row in rows:
         model, tokens = row.config.model, row.config.data.batch_tokens
         work = count_block_work(model, row.config.data.sequence_length)
         passes = _PASSES * tokens
+        # Parts by themselves are a little slower or faster than in a step: what is left or too much is shared by all.
+        scale = (row.step - _LAYERS * block_seconds) / sum(row.parts.values())
+        parts = {name: scale * seconds for name, seconds in row.parts.items()}
+        if model.moe is None:
+            tables["ffn"][model.dim] = passes * sum(b.ffn for b in work) / parts["dense feed-forward"]
+            continue
         tables["attention"][model.dim] = (
-            passes * sum(b.attention + b.scores for b in work) / row.parts["attention"]
+            passes * sum(b.attention + b.scores for b in work) / parts["attention"]
         )
-        tables["experts"][model.dim] = passes * sum(b.experts for b in work) / row.parts["experts"]
-        tables["head"][model.dim] = passes * 2.0 * model.vocab * model.dim / row.parts["head and loss"]
-        timed = sum(row.parts[name] for name in ("attention", "experts", "head and loss", "optimiser"))
-        rest = max(row.step - timed - _LAYERS * block_seconds, 0.02 * row.step)
-        tables["elementwise"][model.dim] = passes * sum(b.moved_bytes for b in work) / rest
-        optimizer.append(OPTIMIZER_BYTES * sum(count_parameters(model).values()) / row.parts["optimiser"])
+        tables["experts"][model.dim] = passes * sum(b.experts for b in work) / parts["experts"]
+        tables["head"][model.dim] = passes * 2.0 * model.vocab * model.dim / parts["head and loss"]
+        moving = parts["norms and residuals"] + parts["router"]
+        tables["elementwise"][model.dim] = passes * sum(b.moved_bytes for b in work) / moving
+        optimizer.append(OPTIMIZER_BYTES * sum(count_parameters(model).values()) / parts["optimiser"])
     return {
         "device": device,
         "peak_flops": max(tables["experts"].values()),
         "attention_flops": tables["attention"],
         "scores_flops": tables["attention"],
         "experts_flops": tables["experts"],
-        "ffn_flops": tables["experts"],
+        "ffn_flops": tables["ffn"],
         "head_flops": tables["head"],
         "elementwise_bytes_per_second": tables["elementwise"],
         "optimizer_bytes_per_second": optimizer[-1],

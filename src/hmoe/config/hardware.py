@@ -37,7 +37,8 @@ class Hardware(Section):
     peak_flops: Annotated[_Positive, Field(description="of a data sheet, by which MFU is counted")]
     attention_flops: Annotated[Rate, Field(description="projections, per second")]
     scores_flops: Annotated[Rate, Field(description="causal attention between tokens")]
-    experts_flops: Annotated[Rate, Field(description="of unequal experts; by the model's width")]
+    # These two by the width of a model whose experts, or dense layer, have twice as many units.
+    experts_flops: Annotated[Rate, Field(description="unequal experts")]
     ffn_flops: Annotated[Rate, Field(description="dense feed-forward layers")]
     head_flops: Annotated[Rate, Field(description="head and loss")]
     elementwise_bytes_per_second: Annotated[Rate, Field(description="norms, residuals, routing")]

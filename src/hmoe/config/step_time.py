@@ -151,10 +151,12 @@ class _Step:
 
     def _compute(self, clocks: _Clocks, block: BlockWork, passes: float) -> None:
         width, h, tokens = self._model.dim, self._hardware, passes * self._tokens
+        # Products of (tokens, dim) and (dim, hidden): rates are by the width of a model with hidden = 2 dim.
+        inner = max(1, round((width * block.hidden / 2) ** 0.5))
         clocks.compute("attention", tokens * block.attention / get_rate(h.attention_flops, width))
         clocks.compute("attention", tokens * block.scores / get_rate(h.scores_flops, width))
-        clocks.compute("experts", tokens * block.experts / get_rate(h.experts_flops, width))
-        clocks.compute("feed-forward", tokens * block.ffn / get_rate(h.ffn_flops, width))
+        clocks.compute("experts", tokens * block.experts / get_rate(h.experts_flops, inner))
+        clocks.compute("feed-forward", tokens * block.ffn / get_rate(h.ffn_flops, inner))
         moved = tokens * block.moved_bytes / get_rate(h.elementwise_bytes_per_second, width)
         clocks.compute("norms, residuals, routing", moved)
         clocks.compute("overhead", passes / (1 + _BACKWARD) * h.block_seconds)

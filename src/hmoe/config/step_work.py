@@ -22,6 +22,7 @@ class BlockWork:
             that are activated, and of a dense feed-forward layer; the router's are among the experts'.
         moved_bytes: that norms, residuals and the sorting of tokens read and write.
         parameters: of the block.
+        hidden: units of an expert in the mean, or of the dense layer.
     """
 
     attention: float
@@ -30,6 +31,7 @@ class BlockWork:
     ffn: float
     moved_bytes: float
     parameters: int
+    hidden: float
 
 
 def count_block_work(model: ModelSpec, context: int, width: float | None = None) -> list[BlockWork]:
@@ -49,10 +51,11 @@ def count_block_work(model: ModelSpec, context: int, width: float | None = None)
     blocks = []
     for layer in range(model.layers):
         sparse = layer in model.moe_layers
-        experts, pairs = 0.0, 0.0
+        experts, pairs, hidden = 0.0, 0.0, float(model.ffn or 0)
         if sparse:
             assert model.moe is not None
-            pairs = width / (sum(model.moe.routed_widths) / len(model.moe.routed_widths))
+            hidden = sum(model.moe.routed_widths) / len(model.moe.routed_widths)
+            pairs = width / hidden
             experts = 6.0 * d * (width + model.moe.shared) + 2.0 * d * len(model.moe.routed_widths)
         own = sparse_parameters // num_moe if sparse else parts["ffn"] // max(num_dense, 1)
         blocks.append(
@@ -64,6 +67,7 @@ def count_block_work(model: ModelSpec, context: int, width: float | None = None)
                 # Two norms (in, out), two residuals (in, in, out), rotation, and rows of the experts in and out.
                 moved_bytes=_FLOAT_BYTES * (10.0 * d + 4 * q_width + 4 * pairs * d),
                 parameters=(parts["attention"] + parts["norms"]) // model.layers + own,
+                hidden=hidden,
             )
         )
     return blocks

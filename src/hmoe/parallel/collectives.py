@@ -17,15 +17,18 @@ def measure_link(device: str, rounds: int) -> dict[str, float]:
     What is gathered is then copied into place, and what is reduced comes from such a copy, which counts.
     """
     size = dist.get_world_size()
+    # Later versions of PyTorch have other names for them.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
     def gather(numbers: int) -> None:
         whole = torch.empty(numbers, device=device)
-        dist.all_gather_into_tensor(whole, torch.ones(numbers // size, device=device))
+        all_gather(whole, torch.ones(numbers // size, device=device))
         whole.clone()
 
     def reduce(numbers: int) -> None:
         whole = torch.ones(numbers, device=device)
-        dist.reduce_scatter_tensor(torch.empty(numbers // size, device=device), whole.clone())
+        reduce_scatter(torch.empty(numbers // size, device=device), whole.clone())
 
     latency = min(_time(functools.partial(each, _SMALL_NUMBERS), device, rounds) for each in (gather, reduce))
     sent = 4 * _LARGE_NUMBERS * (size - 1) / size
