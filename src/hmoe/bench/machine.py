@@ -49,7 +49,9 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     options.prepare()
     device, workers = options.device, options.workers
     rows = [
-        _measure(make_training_recipe(width, _TOKENS[device], device), options) for width in WIDTHS[device]
+        _measure(make_training_recipe(width, _TOKENS[device], device, is_sparse), options)
+        for width in WIDTHS[device]
+        for is_sparse in (True, False)
     ]
     few = _measure(make_training_recipe(WIDTHS[device][0], _FEW_TOKENS, device), options)
     block_seconds = max(few.step - sum(few.parts.values()), 0.0) / _LAYERS
@@ -113,9 +115,9 @@ def _measure(config: RunConfig, options: BenchOptions) -> _Measured:
     seconds = {name: median_seconds(timings) for name, timings in times.items()}
     step = seconds.pop("step")
     shown = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in seconds.items())
-    options.say(
-        f"width {config.model.dim}, {config.data.batch_tokens} tokens: step {1e3 * step:.1f} ms, {shown}"
-    )
+    kind = "experts" if config.model.moe else "dense"
+    size = f"width {config.model.dim}, {kind}, {config.data.batch_tokens} tokens"
+    options.say(f"{size}: step {1e3 * step:.1f} ms, {shown}")
     return _Measured(config, step, seconds)
 
 
