@@ -86,8 +86,8 @@ def test_every_process_knows_its_number_and_has_a_log(tmp_path: Path) -> None:
     [
         ("os.kill(os.getpid(), signal.SIGKILL)", r"was killed by SIGKILL \(as if memory had run out\)"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was killed by SIGSEGV"),
-        ("sys.exit(1)", "failed after step 7: it ended with 1"),
-        ("raise ValueError('planted')", "failed after step 7: ValueError: planted"),
+        ("sys.exit(1)", "failed, after step 7: it ended with 1"),
+        ("raise ValueError('planted')", "failed, after step 7: ValueError: planted"),
         ("os.kill(os.getpid(), signal.SIGSTOP)", r"shows no sign of life for \d+ s"),
     ],
 )
@@ -119,7 +119,10 @@ def test_a_process_that_is_lost_is_named_with_its_step_and_all_start_again(
 def test_one_that_lives_but_does_not_end_is_said_to_hang(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hmoe.parallel.launcher._LEAVING_SECONDS", 0.5)
-        with pytest.raises(DistributedError, match="process 1 of 2 hangs, before the first step; its log is"):
+        with pytest.raises(
+            DistributedError,
+            match=r"process 1 of 2 hangs: it did not end when .*, before the first step; its",
+        ):
             launch(tmp_path, "wait() if rank == 1 else sys.exit(6)")
 
 

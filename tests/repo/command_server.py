@@ -103,7 +103,7 @@ def shorten_processes(folder: Path) -> None:
 
     real = processes.launch_processes
     processes.launch_processes = lambda command, options: real(
-        [sys.executable, __file__, str(folder), "--process", *command[3:]], options
+        [sys.executable, __file__, str(folder), "--process", *command[4:]], options
     )
 
 

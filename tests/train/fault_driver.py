@@ -27,8 +27,8 @@ from tests.train.helpers import digests
 
 FAULTS = ("kill", "stop", "raise", "segfault", "oom", "full", "cut")
 MOMENTS = ("start", "random", "all-gather", "save")
-TIMEOUT_SECONDS = 8
-LONGEST_SECONDS = TIMEOUT_SECONDS + 10 + 12  # that others get to end, and two starts of Python with torch
+TIMEOUT_SECONDS = 10
+LONGEST_SECONDS = TIMEOUT_SECONDS + 10 + 15  # that others get to end, and two starts of Python with torch
 CGROUP = Path("/sys/fs/cgroup/memory/hmoe-fault")
 MARK = "HMOE_FAULT_CASE"
 
@@ -123,7 +123,7 @@ def be_launcher(words: list[str]) -> None:
     real = processes.launch_processes
 
     def launch(command: list[str], options: Any) -> int:
-        return real([sys.executable, "-m", "tests.train.fault_driver", "--process", *command[3:]], options)
+        return real([sys.executable, "-m", "tests.train.fault_driver", "--process", *command[4:]], options)
 
     processes.launch_processes = launch  # type: ignore[assignment]
     sys.argv = ["hmoe", *words]

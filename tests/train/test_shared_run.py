@@ -232,7 +232,12 @@ def test_what_one_can_say_is_said_before_any_process_starts(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert run_command_line(["eval", str(tmp_path), "--processes", "2"]) == 2
-    assert "--processes 2: 4 were started already by another launcher" in capsys.readouterr().err
+    assert (
+        "--processes 2: another launcher, which sets RANK and WORLD_SIZE, has started 4"
+        in capsys.readouterr().err
+    )
+    assert run_command_line([*run_words, "--processes", "4", "--restarts", "1"]) == 2
+    assert "--restarts has no effect on processes that another launcher started" in capsys.readouterr().err
 
 
 def test_two_processes_evaluate_as_one(trained: Path) -> None:

@@ -17,9 +17,9 @@ open("starts", "w").write(str(starts + 1))
 open("ports", "a").write(os.environ["MASTER_PORT"] + "\\n")
 if starts == 0:
     sys.exit(137)  # as if a task had been killed
-assert sys.argv[1] == "--kill-on-bad-exit=1"
+assert sys.argv[1:3] == ["--kill-on-bad-exit=0", "--cpus-per-task=1"], sys.argv
 tasks = [
-    subprocess.Popen(sys.argv[2:], env={**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+    subprocess.Popen(sys.argv[3:], env={**os.environ, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
     for rank in range(2)
 ]
 sys.exit(max(task.wait() for task in tasks))

@@ -60,10 +60,14 @@ class ReadingState:
             return self._read_file(self._path)
         except (OSError, ValueError, KeyError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile):
             pass
-        # What was restored before the fault is no whole; its memory is needed, also that which the error held.
+        self.reset()
+        return 0, False
+
+    def reset(self) -> None:
+        """Begin anew, from nothing read."""
+        # What was restored before a fault is no whole; its memory is needed, also that which the error held.
         self.sums.clear()
         self.sums = self._make_sums()
-        return 0, False
 
     def _read_file(self, path: Path) -> tuple[int, bool]:
         # Opened here: NumPy leaves a damaged file open.

@@ -49,6 +49,9 @@ def restore_together(stored: ReadingState, path: Path | None, workers: Workers) 
     passes = workers.gather_values(
         num_passes
     )  # so that no process reads the file after the first goes on writing it
+    if 0 in passes:  # a part of it is damaged, which not all of them read
+        stored.reset()
+        return 0
     with workers.together():
         if len(set(passes)) > 1:
             raise DataError(f"{path}: processes do not see the same file; must be on storage that all share")

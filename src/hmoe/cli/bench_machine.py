@@ -37,7 +37,7 @@ def measure_this_machine(
     from hmoe.bench.machine import measure_machine
     from hmoe.bench.measure import BenchOptions
 
-    with join_workers(numbers) as workers:
+    with join_workers(numbers, device) as workers:
         say = choose_echo(workers)
         measure_machine(BenchOptions(device, rounds, threads, RESULTS, say, workers), out)
         if workers.rank == 0:

@@ -50,7 +50,7 @@ def time_step(
     from hmoe.bench.measure import BenchOptions
     from hmoe.bench.step import bench_step
 
-    with join_workers(numbers) as workers:
+    with join_workers(numbers, device) as workers:
         say = choose_echo(workers)
         options = BenchOptions(device, rounds, threads, out, say, workers)
         say(f"written to {bench_step(recipe, context.args, precision or [], alone, options)}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
+import hmoe
 from hmoe.cli.output import print_note
 from hmoe.cli.progress import ProgressBar
 from hmoe.cli.streams import OutputStream, write_log
@@ -44,8 +45,8 @@ def read_launch(num_processes: int | None) -> tuple[ProcessNumbers, bool]:
         return numbers, False
     if "RANK" in os.environ and num_processes != numbers.size:
         raise ConfigError(
-            f"--processes {num_processes}: {numbers.size} were started already by another launcher, "
-            "which sets RANK and WORLD_SIZE; leave it out"
+            f"--processes {num_processes}: another launcher, which sets RANK and WORLD_SIZE, has started "
+            f"{numbers.size} already; leave it out"
         )
     return numbers, num_processes > 1 and numbers.size == 1
 
@@ -77,13 +78,24 @@ def start_processes(
     silent_seconds = options.timeout_seconds * 5 / 6
     launch = LaunchOptions(
         options.num_processes, folder, print_note, _make_signal_taker(), options.restarts, measure_progress,
-        silent_seconds,
+        silent_seconds, has_steps=logs is not None,
     )  # fmt: skip
     keeps = logs is not None
+    if OutputStream.before_output is not None:  # a note that this verb is silent
+        OutputStream.before_output()
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end_by_signal)
+    # Not from this folder, in which anything may lie, but from where this one was.
+    own = str(Path(hmoe.__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
     try:
-        code = launch_processes([sys.executable, "-m", "hmoe", *context.find_root().obj], launch)
+        code = launch_processes([sys.executable, "-P", "-m", "hmoe", *context.find_root().obj], launch)
     except DistributedError:
         keeps = True
+        if sys.stderr.isatty():
+            print(
+                "\x1b[?25h", end="", file=sys.stderr
+            )  # a process that was killed may have hidden the cursor
         raise
     finally:
         if not keeps:
@@ -107,7 +119,7 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
 
 
 @contextlib.contextmanager
-def join_workers(numbers: ProcessNumbers) -> "Iterator[Workers]":
+def join_workers(numbers: ProcessNumbers, device: str = "auto") -> "Iterator[Workers]":
     """Be one of the processes that read together, or the only one."""
     from hmoe.parallel.workers import ONE_WORKER
 
@@ -118,7 +130,7 @@ def join_workers(numbers: ProcessNumbers) -> "Iterator[Workers]":
 
     with join_processes(give_up=end_at_once) as messages:
         with messages.together():
-            take_device("auto", numbers)
+            take_device(device, numbers)
         yield messages
 
 
@@ -146,6 +158,10 @@ def choose_echo(workers: "Workers") -> Callable[[str], None]:
 
 def _say_nothing(text: str) -> None:
     """Leave what there is to say to the first process."""
+
+
+def _end_by_signal(signal_number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + signal_number)  # through what is to be left behind
 
 
 def end_at_once(text: str) -> NoReturn:

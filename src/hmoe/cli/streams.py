@@ -74,7 +74,7 @@ def prepare_streams() -> None:
     sys.stdout = sys.__stdout__ = _make_forgiving(sys.stdout, 1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _make_forgiving(sys.stderr, 2)  # type: ignore[misc]
     if os.environ.get("RANK") == "0" and (
-        log := os.environ.get(LOG_VARIABLE)
+        log := os.environ.pop(LOG_VARIABLE, None)
     ):  # others write into theirs alone
         OutputStream.log = open(log, "a", encoding="utf-8", errors="replace")  # noqa: SIM115 - for the whole process
 

@@ -18,6 +18,7 @@ from hmoe.config import recipes
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.parallel.heartbeat import HEARTBEAT
 from hmoe.parallel.process_numbers import ProcessNumbers
 from hmoe.runs.config_binding import is_run_folder
 from hmoe.runs.summary import RunSummary
@@ -44,7 +45,7 @@ _Restarts = Annotated[
 ]  # fmt: skip
 _Timeout = Annotated[
     float,
-    typer.Option(min=1, max=86_400, help="Seconds without an answer after which a process is given up."),
+    typer.Option(min=10, max=86_400, help="Seconds without an answer after which a process is given up."),
 ]
 _RESTARTS = 3
 
@@ -69,9 +70,7 @@ def train_recipe(
 
     SIGTERM and Ctrl-C save and end it, SIGUSR1 saves and goes on. torchrun and Slurm can start it on several machines.
     """
-    launch, starts_others = read_launch(processes)
-    if restarts is not None and processes in (None, 1):
-        raise ConfigError("--restarts has no effect without --processes; remove it or add --processes")
+    launch, starts_others = _read_train_launch(processes, restarts)
     if as_json and not dry_run:
         raise ConfigError("--json has no effect without --dry-run; remove it or add --dry-run")
     if launch.rank > 0 and dry_run:  # the first one tells
@@ -98,6 +97,15 @@ def train_recipe(
 
         with ProgressBar(sys.stdout, at_once=True) as bar:
             train_run(config, folder, Console(bar, _list_step_commands))
+
+
+def _read_train_launch(processes: int | None, restarts: int | None) -> tuple[ProcessNumbers, bool]:
+    numbers, starts_others = read_launch(processes)
+    if restarts is not None and processes in (None, 1):
+        raise ConfigError("--restarts has no effect without --processes; remove it or add --processes")
+    if restarts is not None and numbers.size > 1 and not HEARTBEAT.has_launcher:
+        raise ConfigError("--restarts has no effect on processes that another launcher started; remove it")
+    return numbers, starts_others
 
 
 def _open_folder(

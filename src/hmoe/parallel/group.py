@@ -117,8 +117,8 @@ def join_processes(
         DistributedError: if they do not find each other, or one stops answering.
     """
     numbers = read_process_numbers()
-    file = store or os.environ.get(STORE_VARIABLE)
-    if file is not None or os.environ.get("LOCAL_WORLD_SIZE") == str(numbers.size):
+    file = store or os.environ.pop(STORE_VARIABLE, None)  # not for processes of this one
+    if file is not None or numbers.local_size == numbers.size:
         _stay_on_this_machine()
     meeting = _meet(file, numbers, timeout_seconds, give_up)
     watch = None
@@ -195,7 +195,7 @@ def take_device(wanted: str, numbers: ProcessNumbers) -> str:
     if torch.cuda.device_count() < numbers.local_size:
         raise ConfigError(
             f"{numbers.local_size} processes on this machine, which has {torch.cuda.device_count()} GPUs: "
-            "start as many as there are, or set train.device = cpu"
+            "start as many as there are, or set train.device = cpu; other verbs see none with CUDA_VISIBLE_DEVICES="
         )
     torch.cuda.set_device(numbers.local_rank)
     return "cuda"

@@ -28,11 +28,11 @@ class Heartbeat:
     @property
     def has_launcher(self) -> bool:
         """Whether `hmoe.parallel.launcher` started this process."""
-        return HEARTBEAT_VARIABLE in os.environ
+        return self._pipe >= 0 or HEARTBEAT_VARIABLE in os.environ
 
     def start(self) -> None:
         """Write from now on, if a launcher started this process, and end as soon as that is gone."""
-        pipe = os.environ.get(HEARTBEAT_VARIABLE)
+        pipe = os.environ.pop(HEARTBEAT_VARIABLE, None)  # not for processes of this one
         if pipe is None:
             return
         os.set_inheritable(int(pipe), False)  # processes of this one would keep it open
@@ -66,7 +66,7 @@ class Heartbeat:
         except BlockingIOError:
             pass
         except OSError:
-            os.kill(os.getpid(), signal.SIGKILL)  # nobody is left to say what became of this process
+            os.killpg(0, signal.SIGKILL)  # nobody is left to say what became of this process and its own
 
 
 HEARTBEAT = Heartbeat()

@@ -21,6 +21,7 @@ from hmoe.parallel.launched_process import LaunchedProcess
 from hmoe.parallel.process_numbers import LOG_VARIABLE, STORE_VARIABLE, ProcessNumbers
 
 _LEAVING_SECONDS = 10.0  # that the others have to end by themselves, after the first that failed
+_NOT_ENDING = "hangs: it did not end when another had failed"
 _LOOK_SECONDS = 0.05
 _SIGN_SECONDS = 5.0  # within which a process that lives shows it
 # Of errors that come again: of the recipe, the data, checkpoints and numbers that are not finite.
@@ -43,6 +44,7 @@ class LaunchOptions:
         restarts: how often in a row they are started again without progress.
         measure_progress: returns another value once there was progress.
         silent_seconds: after which a process that shows no sign of life is given up.
+        has_steps: whether what they do has training steps.
     """
 
     num_processes: int
@@ -52,6 +54,7 @@ class LaunchOptions:
     restarts: int = 0
     measure_progress: Callable[[], object] = _have_no_progress
     silent_seconds: float = 50.0
+    has_steps: bool = True
 
 
 class _Failure(NamedTuple):
@@ -161,7 +164,9 @@ def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _F
 
     def rank_cause(process: LaunchedProcess) -> tuple[int, bool, float]:
         assert process.code is not None
-        if process.was_killed:
+        if process.code == -signal.SIGABRT:  # so NCCL ends a process that waits for another
+            order = 5
+        elif process.was_killed:
             order = 1 if silent.get(process.rank, 0) > _SIGN_SECONDS else 4
         elif process.code < 0:
             order = 0
@@ -176,7 +181,7 @@ def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _F
         )  # those that another's error ends say nothing
 
     first = min(failed, key=rank_cause)
-    is_told = first.read_error() == processes[0].read_error()
+    is_told = bool(first.read_error()) and first.read_error() == processes[0].read_error()
     return _describe_failure(first, silent.get(first.rank, 0.0), options, is_told)
 
 
@@ -188,15 +193,17 @@ def _describe_failure(
     log = options.logs / f"rank-{process.rank}.log"
     if code in _FINAL_CODES:
         return _Failure(code, error or f"{name} ended with {code}; see {log}", is_told)
-    place = process.describe_step()
+    place = f", {process.describe_step()}" if options.has_steps else ""
     if process.was_killed:
         lives = silent_seconds <= _SIGN_SECONDS
-        text = f"{name} {'hangs' if lives else f'shows no sign of life for {silent_seconds:.0f} s'}, {place}"
+        text = (
+            f"{name} {_NOT_ENDING if lives else f'shows no sign of life for {silent_seconds:.0f} s'}{place}"
+        )
     elif code < 0:
-        text = f"{name} was killed by {_name_signal(-code)}, {place}"
+        text = f"{name} was killed by {_name_signal(-code)}{place}"
     else:
         reason = error.removeprefix("error: ") or f"it ended with {code}"
-        text = f"{reason}, {place}" if reason.startswith(name) else f"{name} failed {place}: {reason}"
+        text = f"{reason}{place}" if reason.startswith(name) else f"{name} failed{place}: {reason}"
     return _Failure(DistributedError.exit_code, f"{text}; its log is {log}", False)
 
 

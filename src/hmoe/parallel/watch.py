@@ -13,6 +13,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 _PERIOD_SECONDS = 2.0
 _STORE_RANK = 0  # of the process whose end takes the store with it, where no launcher keeps it
+_LEFT = "left"  # what a process counts to at last
 
 
 class Watch:
@@ -34,8 +35,8 @@ class Watch:
         self._rank, self._size = rank, size
         self._silent_seconds, self._give_up = silent_seconds, give_up
         self._lock, self._ended, self._count = threading.Lock(), threading.Event(), 0
-        # So that the store of many is not asked more than that of a few.
-        self._period = max(_PERIOD_SECONDS, size / 32)
+        # The more processes, the more seldom each asks.
+        self._period = min(max(_PERIOD_SECONDS, size / 32), silent_seconds / 6)
         self._show_life()
 
     def start(self) -> None:
@@ -45,49 +46,66 @@ class Watch:
     def end(self) -> None:
         """Watch no longer: this process leaves, of its own will."""
         self._ended.set()
-        try:
-            with self._lock:
-                self._store.set(f"left/{self._rank}", "1")
-        except (dist.DistError, RuntimeError):
-            return  # whoever kept the store has left already
+        # Whoever kept the store may have left already.
+        self._ask(lambda: self._store.set(f"sign/{self._rank}", _LEFT), 2 * self._period)
 
     def find_silent(self) -> list[int]:
         """Return the processes that show no life for a while, in which this one waits."""
-        try:
-            before = self._read_signs()
-            time.sleep(2.5 * self._period)
-            after = self._read_signs()
-        except (dist.DistError, RuntimeError):
+        before = self._ask(self._read_signs, 2 * self._period)
+        time.sleep(2.5 * self._period)
+        after = self._ask(self._read_signs, 2 * self._period)
+        if before is None or after is None:
             return [_STORE_RANK]
         return [rank for rank, sign in after.items() if sign == before.get(rank)]
 
     def _run(self) -> None:
         signs: Mapping[int, str] = {}
-        since, last = {}, time.monotonic()
+        since: dict[int, float] = {}
+        last = time.monotonic()
         while not self._ended.wait(self._period):
-            try:
-                self._show_life()
-                current = self._read_signs()
-            except (dist.DistError, RuntimeError):
-                return  # the collectives notice it, too
+            begin = time.monotonic()
+            current = self._ask(self._take_turn, self._silent_seconds)
             now = time.monotonic()
+            if current is None:
+                # At once: the store has gone, as the collectives notice, too. Else who keeps it was stopped.
+                if now - begin >= self._silent_seconds and self._give_up and not self._ended.is_set():
+                    self._give_up(_STORE_RANK, now - begin)
+                return
             for rank, sign in current.items():
                 # A pause of this process was no silence of the others.
-                if sign != signs.get(rank) or now - last > 3 * self._period:
+                if sign != signs.get(rank) or begin - last > 3 * self._period:
                     since[rank] = now
                 if self._give_up and now - since[rank] > self._silent_seconds and not self._ended.is_set():
                     self._give_up(rank, now - since[rank])
             signs, last = current, now
 
+    def _take_turn(self) -> dict[int, str]:
+        self._show_life()
+        return self._read_signs()
+
     def _show_life(self) -> None:
         self._count += 1
-        with self._lock:
-            self._store.set(f"sign/{self._rank}", str(self._count))
+        self._store.set(f"sign/{self._rank}", str(self._count))
 
     def _read_signs(self) -> dict[int, str]:
         """Return the newest sign of all others that have not left."""
         others = [rank for rank in range(self._size) if rank != self._rank]
-        with self._lock:
-            staying = [rank for rank in others if not self._store.check([f"left/{rank}"])]
-            signs = self._store.multi_get([f"sign/{rank}" for rank in staying]) if staying else []
-        return {rank: sign.decode() for rank, sign in zip(staying, signs, strict=True)}
+        signs = [sign.decode() for sign in self._store.multi_get([f"sign/{rank}" for rank in others])]
+        return {rank: sign for rank, sign in zip(others, signs, strict=True) if sign != _LEFT}
+
+    def _ask(self, work: Callable[[], Any], seconds: float) -> Any:
+        """Return what the store answers, None if it does not in time: it may keep a caller for good."""
+        answers: list[Any] = []
+
+        def call() -> None:
+            try:
+                with self._lock:
+                    answers.append(work())
+            except (dist.DistError, RuntimeError):
+                return
+
+        thread = threading.Thread(target=call, name="watch question", daemon=True)
+        thread.start()
+        thread.join(seconds)
+        thread.join(2 * self._period)  # this process itself may have been stopped meanwhile
+        return answers[0] if answers else None
