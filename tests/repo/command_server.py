@@ -76,11 +76,13 @@ def write_short_corpus(folder: Path, place: Path) -> None:
 
 
 def shorten_work() -> None:
-    """Fewer tokens for a step of the preset tiny, and for what `hmoe upcycle` measures."""
+    """Fewer tokens for a step of the preset tiny, and for what `hmoe upcycle` and `hmoe bench machine` measure."""
+    from hmoe.bench import machine
     from hmoe.cli import upcycle
     from hmoe.config import recipes
     from hmoe.surgery import build_run
 
+    machine.WIDTHS, machine._TOKENS = {"cpu": (16, 64)}, {"cpu": MEASURED_TOKENS}
     upcycle._LARGEST_LOSS_TOKENS = MEASURED_TOKENS
     cut = build_run.cut_measured_texts
     build_run.cut_measured_texts = lambda tokenizer, texts, length, most, begin: cut(
