@@ -63,7 +63,7 @@ _data = VerbTyper(
 )
 _bench = VerbTyper(
     cls=HelpGroup, no_args_is_help=True, rich_markup_mode=None,
-    help="Measure speed: layer, step, decode, model, machine, tiles.\n\nSide by side, in dated files.",
+    help="Measure layer, step, decode, model, machine, tiles.\n\nSide by side, in dated files.",
 )  # fmt: skip
 
 _sweep = VerbTyper(

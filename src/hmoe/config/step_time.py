@@ -19,6 +19,7 @@ _BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
 LEFT_OUT = (
     "reading data, evaluation and checkpoints",
     "experts and processes that have more to do than others, and waiting for the slowest one",
+    "experts that are shared otherwise than the rest (parallel.experts): they are taken as the rest",
     "memory that is fragmented, clocks that change, and networks that others use, too",
 )
 
