@@ -12,9 +12,15 @@ from dataclasses import dataclass, field
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
 from hmoe.config.run import RunConfig
-from hmoe.config.step_work import OPTIMIZER_BYTES, BlockWork, Shares, count_block_work, describe_shares
+from hmoe.config.step_work import (
+    FLOAT_BYTES,
+    OPTIMIZER_BYTES,
+    BlockWork,
+    Shares,
+    count_block_work,
+    describe_shares,
+)
 
-_FLOAT_BYTES = 4
 _BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
 LEFT_OUT = (
     "reading data, evaluation and checkpoints",
@@ -168,10 +174,10 @@ class _Step:
         clocks.compute("head and loss", flops / get_rate(self._hardware.head_flops, self._model.dim))
 
     def _gather(self, clocks: _Clocks, parameters: int) -> float:
-        return clocks.send(_time(self._link, self.shares.group, parameters * _FLOAT_BYTES, reduces=False))
+        return clocks.send(_time(self._link, self.shares.group, parameters * FLOAT_BYTES, reduces=False))
 
     def _reduce(self, clocks: _Clocks, parameters: int) -> float:
-        size, replicas = parameters * _FLOAT_BYTES, self.shares.replicas
+        size, replicas = parameters * FLOAT_BYTES, self.shares.replicas
         seconds = _time(self._link, self.shares.group, size, reduces=True)
         # Between groups that hold the same rows: a reduce-scatter and an all-gather of them.
         for reduces in (True, False):

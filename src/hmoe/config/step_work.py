@@ -6,11 +6,10 @@ from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.run import RunConfig
 from hmoe.specs.model import ModelSpec
 
-_FLOAT_BYTES = 4  # weights, gradients and the residual stream; AdamW keeps its moments so, too
+FLOAT_BYTES = 4  # weights, gradients and the residual stream; AdamW keeps its moments so, too
 OPTIMIZER_BYTES = (
     28  # of a parameter: read with its gradient and two moments, and all but the gradient written
 )
-_COPY_PASSES = 3  # FSDP2 writes what it gathered into place: read, write, and read again by whom it is for
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def count_block_work(model: ModelSpec, context: int, width: float | None = None)
                 experts=experts,
                 ffn=0.0 if sparse else 6.0 * d * (model.ffn or 0),
                 # Two norms (in, out), two residuals (in, in, out), rotation, and rows of the experts in and out.
-                moved_bytes=_FLOAT_BYTES * (10.0 * d + 4 * q_width + 4 * pairs * d),
+                moved_bytes=FLOAT_BYTES * (10.0 * d + 4 * q_width + 4 * pairs * d),
                 parameters=(parts["attention"] + parts["norms"]) // model.layers + own,
                 hidden=hidden,
             )
@@ -126,11 +125,11 @@ def count_traffic(config: RunConfig, num_processes: int) -> Traffic:
     shares = describe_shares(config, num_processes)
     total = sum(count_parameters(config.model).values())
     outside = total - sum(block.parameters for block in count_block_work(config.model, 1))
-    kept = (shares.group - 1) / shares.group * _FLOAT_BYTES
+    kept = (shares.group - 1) / shares.group * FLOAT_BYTES
     # For a forward and a backward pass, between which what lies outside of blocks stays.
     parts = shares.num_parts if shares.gathers_each_time else 1
     times = 2 * parts if shares.gathers_each_time else 1
     gathered = kept * ((total - outside) * times + outside * parts)
     reduced = kept * total * (shares.num_parts if shares.reduces_each_part else 1)
-    repeated = 2 * (shares.replicas - 1) / shares.replicas * _FLOAT_BYTES * total / shares.group
+    repeated = 2 * (shares.replicas - 1) / shares.replicas * FLOAT_BYTES * total / shares.group
     return Traffic(gathered, reduced, repeated)
