@@ -29,7 +29,9 @@ def build_small_model(vocab: int = 257, **moe: Any) -> Transformer:
     with torch.no_grad():
         for layer in model.config.moe_layers:
             router: Any = model.blocks[layer].ffn.router  # type: ignore[union-attr]
-            router.weight.add_(0.6 * torch.randn(router.weight.shape, generator=torch.manual_seed(layer)))
+            # A generator of its own: several threads may build models at once.
+            draw = torch.Generator().manual_seed(layer)
+            router.weight.add_(0.6 * torch.randn(router.weight.shape, generator=draw))
     return model.eval()
 
 
