@@ -2,10 +2,10 @@
 
     python -m tests.train.fault_driver FOLDER [--only NAME ...] [--seed SEED]
 
-Every fault, in each of both processes, at each moment: 7 x 2 x 4 = 56. A case is right if the run ends with the bits
-of an undisturbed one, or with exit code 4 or 6 in time and a line that names the process, and continues to those bits;
-and if no process, no port and no file of the launcher's is left. Needs root for cgroups (oom) and network namespaces
-(cut); a fault that cannot be planted here is counted as skipped, not as passed.
+Every fault, in each of both processes, at each moment, 7 x 2 x 4 = 56, and four processes that hang. A case is right if
+the run ends with the bits of an undisturbed one, or with exit code 4 or 6 in time and a line that names the process,
+and continues to those bits; and if no process, no port and no file of the launcher's is left. Needs root for cgroups
+(oom) and network namespaces (cut); a fault that cannot be planted here is counted as skipped, not as passed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,9 @@ from tests.train.helpers import digests
 
 FAULTS = ("kill", "stop", "raise", "segfault", "oom", "full", "cut")
 MOMENTS = ("start", "random", "all-gather", "save")
+# A process that lives but is stuck is given up within a step only: elsewhere it may be reading a large file.
+HANGS = itertools.product(("hang",), (0, 1), ("random", "all-gather"))
+CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS]
 TIMEOUT_SECONDS = 10
 LONGEST_SECONDS = TIMEOUT_SECONDS + 10 + 15  # that others get to end, and two starts of Python with torch
 CGROUP = Path("/sys/fs/cgroup/memory/hmoe-fault")
@@ -52,6 +56,8 @@ def plant(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif fault == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif fault == "hang":
+        threading.Event().wait()
     elif fault == "raise":
         raise RuntimeError("planted fault")
     elif fault == "segfault":
@@ -250,7 +256,7 @@ def main() -> None:
     subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
     expected = digests(base / "whole")
     counts = {"right": 0, "wrong": 0, "skipped": 0}
-    for number, (fault, rank, moment) in enumerate(itertools.product(FAULTS, (0, 1), MOMENTS)):
+    for number, (fault, rank, moment) in enumerate(CASES):
         name = f"{fault}:{rank}:{moment}"
         if options.only and not any(part in name for part in options.only):
             continue

@@ -144,8 +144,9 @@ def test_who_is_left_when_another_dies_ends_with_a_line(tmp_path: Path) -> None:
 def start_launcher(folder: Path, *overrides: str) -> "subprocess.Popen[str]":
     """Start `hmoe train --processes 2` on the run of `helpers.run`."""
     words = [*command(folder, *EXACT, *overrides), "--processes", "2"]
+    # A group of its own, as a shell gives it: who has none is not stopped by a terminal.
     return subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread()
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread(), process_group=0
     )
 
 
@@ -192,7 +193,11 @@ def test_a_launched_run_that_loses_a_process_ends_with_the_bits_of_the_unbroken_
     assert logs[1].count("process 1 of 2\n") == 2
 
 
-def test_signals_to_the_launcher_save_and_go_on_or_end(tmp_path: Path) -> None:
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def test_signals_to_the_launcher_save_and_go_on_pause_or_end(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     launcher = start_launcher(folder, "train.steps=100000", "train.save_every=100000")
     wait_for(lambda: (folder / "metrics.jsonl").is_file() and (folder / "metrics.jsonl").stat().st_size > 0)
@@ -200,6 +205,12 @@ def test_signals_to_the_launcher_save_and_go_on_or_end(tmp_path: Path) -> None:
     wait_for(lambda: len(list_checkpoint_steps(folder)) == 1)
     first = list_checkpoint_steps(folder)[0]
     assert launcher.poll() is None
+    everybody = [launcher.pid, find_process(folder, 0), find_process(folder, 1)]
+    launcher.send_signal(signal.SIGTSTP)  # Ctrl-Z
+    wait_for(lambda: all(map(is_stopped, everybody)))
+    num_steps = len(rows(folder))
+    launcher.send_signal(signal.SIGCONT)
+    wait_for(lambda: len(rows(folder)) > num_steps)
     launcher.send_signal(signal.SIGTERM)
     result = end(launcher)
     assert (result.returncode, result.stderr) == (0, "")

@@ -104,8 +104,10 @@ def start_processes(
 
 
 def _make_signal_taker() -> Callable[[], Sequence[int]]:
-    """Return what returns the signals that the processes of a training run are to get, each once."""
-    told = False
+    """Return what returns the signals that the processes are to get, each once."""
+    told, pauses = False, list[int]()
+    if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+        signal.signal(signal.SIGTSTP, lambda number, _: pauses.append(number))
 
     def take_signals() -> Sequence[int]:
         nonlocal told
@@ -113,6 +115,9 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
         if STOP and not told:
             told = True
             signals.append(signal.SIGTERM)
+        if pauses:
+            pauses.clear()
+            signals.append(signal.SIGTSTP)
         return signals
 
     return take_signals

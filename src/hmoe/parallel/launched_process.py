@@ -89,6 +89,11 @@ class LaunchedProcess:
         if self.code is None:
             self._process.send_signal(signal_number)
 
+    def send_group(self, signal_number: int) -> None:
+        """Send it and the processes that it started a signal, if it still runs."""
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal_number)
+
     def kill(self) -> None:
         """End it at once, with the processes that it started, and wait until it is gone."""
         if self._process.poll() is None:

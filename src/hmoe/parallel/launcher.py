@@ -133,6 +133,9 @@ def _watch(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> bool
         time.sleep(_LOOK_SECONDS)
         now = time.monotonic()
         for signal_number in options.take_signals():
+            if signal_number == signal.SIGTSTP:
+                _pause(processes)
+                continue
             stopping |= signal_number == signal.SIGTERM
             waiting += [(signal_number, process) for process in processes]
         for process in processes:
@@ -151,6 +154,17 @@ def _watch(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> bool
             break
         last = now
     return stopping
+
+
+def _pause(processes: Sequence[LaunchedProcess]) -> None:
+    """Stop this process and all others, as a terminal's Ctrl-Z asks, until this one is told to go on."""
+    for process in processes:
+        process.send_group(signal.SIGSTOP)
+    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTSTP)
+    signal.signal(signal.SIGTSTP, handler)
+    for process in processes:
+        process.send_group(signal.SIGCONT)
 
 
 def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _Failure | None:
