@@ -107,7 +107,7 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
     """Return what returns the signals that the processes are to get, each once."""
     told, pauses = False, list[int]()
     if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
-        signal.signal(signal.SIGTSTP, lambda number, _: pauses.append(number))
+        signal.signal(signal.SIGTSTP, lambda signal_number, _: pauses.append(signal_number))
 
     def take_signals() -> Sequence[int]:
         nonlocal told
