@@ -30,6 +30,9 @@ class ThreadWorkers:
     def gather_values(self, value: Any) -> list[Any]:
         return [json.loads(text) for text in self._exchange(json.dumps(value))]
 
+    def broadcast(self, value: Any) -> Any:
+        return self._exchange(value)[0]
+
     def gather_tensors(self, tensors: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
         everybody = self._exchange([tensor.clone() for tensor in tensors])
         return everybody if self.rank == 0 else []
@@ -42,8 +45,12 @@ class ThreadWorkers:
         except Exception as raised:
             error = raised
         errors = self._exchange(error)
-        if any(errors):
-            raise error or PeerError("another one failed", 1)
+        first = next((rank for rank, each in enumerate(errors) if each is not None), None)
+        if first is None:
+            return
+        if first == self.rank:
+            raise errors[first]
+        raise PeerError(str(errors[first]), getattr(errors[first], "exit_code", 1))
 
 
 def work_together(size: int, work: Callable[[ThreadWorkers], Result]) -> list[Result | Exception]:

@@ -16,6 +16,7 @@ from hmoe.analyze.inspection import (
     help_inspecting,
     inspect_text,
 )
+from hmoe.errors import PeerError
 from hmoe.runs.open_model import OpenedModel
 from tests.analyze.helpers import open_small_model
 from tests.conftest import sentences
@@ -232,4 +233,7 @@ def test_what_the_first_process_refuses_the_others_refuse() -> None:
             return inspect_text(own, text, options, workers=workers)
         return help_inspecting(own, text, options, None, workers)
 
-    assert all(isinstance(error, ConfigError) for error in work_together(2, inspect))
+    first, second = work_together(2, inspect)
+    assert isinstance(first, ConfigError)
+    assert isinstance(second, PeerError)
+    assert second.exit_code == ConfigError.exit_code

@@ -1,9 +1,8 @@
 """Checkpoints that several writers publish together: whole or not at all, and read by any number of readers."""
 
-import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +17,15 @@ from hmoe.checkpoint.shared_save import SharedSaver
 from hmoe.checkpoint.store import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from hmoe.errors import CheckpointError, PeerError
 from tests.checkpoint.helpers import example
+from tests.threads import ThreadWorkers, work_together
 
 SIZE = 3
 MODEL = {"weight": torch.randn(7, 4), "bias": torch.randn(5)}
 
 
-class Threads:
-    """Writers that are threads of this process."""
-
-    size = SIZE
-
-    def __init__(self, rank: int, barrier: threading.Barrier, values: list[Any]) -> None:
-        self.rank, self._barrier, self._values = rank, barrier, values
-
-    def broadcast(self, value: Any) -> Any:
-        return self._exchange(value)[0]
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        error = None
-        try:
-            yield
-        except Exception as raised:
-            error = raised
-        errors = self._exchange(error)
-        first = next((rank for rank, each in enumerate(errors) if each is not None), None)
-        if first is None:
-            return
-        if first == self.rank:
-            raise errors[first]
-        raise PeerError(str(errors[first]), getattr(errors[first], "exit_code", 1))
-
-    def _exchange(self, value: Any) -> list[Any]:
-        self._values[self.rank] = value
-        self._barrier.wait(20)
-        values = list(self._values)
-        self._barrier.wait(20)
-        return values
-
-
-def by_all(work: Any) -> list[Any]:
+def by_all(work: Callable[[ThreadWorkers], Any]) -> list[Any]:
     """What each writer's work returned or raised; work gets the writer."""
-    barrier, values, results = threading.Barrier(SIZE), [None] * SIZE, [None] * SIZE
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(Threads(rank, barrier, values))
-        except Exception as error:  # what the test asks for
-            results[rank] = error
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(SIZE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return work_together(SIZE, work)
 
 
 def cut(rank: int, tensors: dict[str, torch.Tensor]) -> dict[str, Piece]:
@@ -86,7 +39,7 @@ def cut(rank: int, tensors: dict[str, torch.Tensor]) -> dict[str, Piece]:
 
 
 def save(run: Path, *steps: int, keep: int = 2) -> list[Any]:
-    def work(writer: Threads) -> None:
+    def work(writer: ThreadWorkers) -> None:
         saver = SharedSaver(run, keep, writer)
         for step in steps:
             moments = {f"{name}.exp_avg": tensor + step for name, tensor in MODEL.items()}
@@ -166,7 +119,7 @@ def test_training_waits_for_the_copy_only(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(shared_save, "write_pieces", write)
 
-    def work(writer: Threads) -> None:
+    def work(writer: ThreadWorkers) -> None:
         saver, counts = SharedSaver(tmp_path, 2, writer), {"step": 1, "idle": [[0]]}
         saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {"counts": counts})
         with writer.together():  # all are here while none has written
@@ -186,7 +139,7 @@ def test_what_is_being_saved_is_given_up_when_training_fails(
 ) -> None:
     monkeypatch.setattr(shared_save, "_GRACE_SECONDS", 0.1)
 
-    def work(writer: Threads) -> None:
+    def work(writer: ThreadWorkers) -> None:
         saver = SharedSaver(tmp_path, 2, writer)
         if writer.rank == 1:  # it died: nobody hears of it
             monkeypatch.setattr(saver, "_publish", lambda *_: None)
@@ -198,7 +151,7 @@ def test_what_is_being_saved_is_given_up_when_training_fails(
 
 
 def test_a_run_folder_that_is_gone_is_an_error_and_no_wait(tmp_path: Path) -> None:
-    def work(writer: Threads) -> None:
+    def work(writer: ThreadWorkers) -> None:
         run = tmp_path if writer.rank == 0 else tmp_path / "elsewhere"
         saver = SharedSaver(run, 2, writer)
         saver.save(1, {"model": cut(writer.rank, MODEL), "optimizer": {}}, {})
@@ -250,7 +203,7 @@ def test_a_checkpoint_is_never_rewritten(tmp_path: Path) -> None:
 
 
 def find(run: Path) -> list[Any]:
-    def work(writer: Threads) -> Any:
+    def work(writer: ThreadWorkers) -> Any:
         lines: list[str] = []
         return find_newest_checkpoint(run, writer, lines.append), lines
 
