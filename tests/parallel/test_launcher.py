@@ -14,6 +14,7 @@ import pytest
 
 from hmoe.errors import DistributedError
 from hmoe.parallel.launcher import LaunchOptions, launch_processes
+from hmoe.parallel.process_numbers import CANNOT_MEET
 
 BEGIN = """
 import os, signal, sys, time
@@ -124,6 +125,21 @@ def test_one_that_lives_but_does_not_end_is_said_to_hang(tmp_path: Path) -> None
             match=r"process 1 of 2 hangs: it did not end when .*, before the first step; its",
         ):
             launch(tmp_path, "wait() if rank == 1 else sys.exit(6)")
+
+
+def test_who_cannot_meet_the_others_is_named_and_not_who_waits_for_it(tmp_path: Path) -> None:
+    body = f"""
+        if rank == 0:
+            wait()
+        print("hmoe: error: process 1 of 2 {CANNOT_MEET} (no space left)", file=sys.stderr)
+        sys.exit(6)
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmoe.parallel.launcher._LEAVING_SECONDS", 0.5)
+        with pytest.raises(
+            DistributedError, match=r"^process 1 of 2 .* \(no space left\), before the first step"
+        ):
+            launch(tmp_path, body)
 
 
 def test_of_processes_that_do_not_reach_each_other_the_first_that_says_so_is_named(tmp_path: Path) -> None:

@@ -127,6 +127,23 @@ def test_a_number_that_does_not_divide_is_one_line_that_names_what_would(tmp_pat
     assert not (tmp_path / "r").exists()
 
 
+def test_a_port_that_is_taken_is_a_line_at_once(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        numbers = {"RANK": "0", "WORLD_SIZE": "2"}
+        result = subprocess.run(
+            command(tmp_path / "r"),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=one_thread() | place | numbers,
+        )
+    assert result.returncode == 6
+    assert re.search(r"hmoe: error: process 0 of 2 cannot meet the others \(.*EADDRINUSE", result.stderr)
+
+
 def test_who_is_left_when_another_dies_ends_with_a_line(tmp_path: Path) -> None:
     processes = launch(2, tmp_path / "r", *EXACT, "train.steps=100000", "train.save_every=5")
     deadline = time.monotonic() + 60

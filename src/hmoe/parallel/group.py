@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from hmoe.errors import CheckpointError, ConfigError, DistributedError, HMoEError, PeerError
 from hmoe.parallel.heartbeat import HEARTBEAT
-from hmoe.parallel.process_numbers import STORE_VARIABLE, ProcessNumbers, read_process_numbers
+from hmoe.parallel.process_numbers import CANNOT_MEET, STORE_VARIABLE, ProcessNumbers, read_process_numbers
 from hmoe.parallel.sharding import MESH_AXES
 from hmoe.parallel.watch import Watch
 
@@ -150,10 +151,13 @@ def _meet(
     timer = threading.Timer(timeout_seconds + 1, give_up or _say_nothing, (failure,))
     timer.daemon = True
     timer.start()
+    begin = time.monotonic()
     try:
         meeting = _open_store(file, numbers, timeout)
         dist.init_process_group(backend, store=meeting, timeout=timeout, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
+        if time.monotonic() - begin < timeout_seconds / 2:  # it did not wait for them
+            failure = f"process {rank} of {size} {CANNOT_MEET}"
         advice = "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT" if file is None else ""
         raise DistributedError(f"{failure} ({_shorten(error)}){advice}") from None
     finally:

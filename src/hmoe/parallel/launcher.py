@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from hmoe.errors import CheckpointError, ConfigError, DataError, DistributedError, NonFiniteError
 from hmoe.parallel.launched_process import LaunchedProcess
-from hmoe.parallel.process_numbers import LOG_VARIABLE, STORE_VARIABLE, ProcessNumbers
+from hmoe.parallel.process_numbers import CANNOT_MEET, LOG_VARIABLE, STORE_VARIABLE, ProcessNumbers
 
 _LEAVING_SECONDS = 10.0  # that the others have to end by themselves, after the first that failed
 _NOT_ENDING = "hangs: it did not end when another had failed"
@@ -185,9 +185,8 @@ def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _F
         elif process.code < 0:
             order = 0
         else:
-            order = (
-                2 if process.code in _FINAL_CODES else 5 if process.code == DistributedError.exit_code else 3
-            )
+            waits = process.code == DistributedError.exit_code and CANNOT_MEET not in process.read_error()
+            order = 2 if process.code in _FINAL_CODES else 5 if waits else 3
         return (
             order,
             not process.read_error(),

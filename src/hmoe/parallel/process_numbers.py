@@ -7,6 +7,9 @@ from hmoe.errors import ConfigError
 
 STORE_VARIABLE = "HMOE_STORE"  # file where the processes meet that `hmoe.parallel.launcher` started
 LOG_VARIABLE = "HMOE_LOG"  # file that the first of them keeps a copy of its output in
+CANNOT_MEET = (
+    "cannot meet the others"  # in an error whose cause is the process itself: the launcher looks for it
+)
 
 
 class ProcessNumbers(NamedTuple):
