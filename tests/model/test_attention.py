@@ -82,3 +82,9 @@ def test_one_product_in_float32_errs_at_most_twice_as_much_as_three() -> None:
     attention.q_proj.register_forward_hook(lambda module, inputs, output: None)
     for ours, plain, reference in zip(at_once, run_attention(attention), exact, strict=True):
         assert (ours - reference).norm() <= 2 * (plain - reference).norm()
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_gradients_keep_no_more_memory_than_their_own(kv_heads: int) -> None:
+    for gradient in run_attention(make_attention(kv_heads, torch.float32))[2:]:
+        assert gradient.untyped_storage().nbytes() == gradient.nbytes

@@ -1,6 +1,6 @@
 """Causal grouped-query attention, and what its tokens may look at: the sequence alone, or also a cache."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,18 @@ class KVCache:
         return scaled_dot_product(q_BHLC, k_all, v_all, mask, not past), None
 
 
+class _OwnGradient(torch.autograd.Function):
+    """Passes a tensor on, and a copy of its gradient: a part of a larger one would keep all of it in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0].clone()
+
+
 class Attention(nn.Module):
     """Grouped-query causal self-attention with rotary positions, no biases.
 
@@ -178,7 +190,8 @@ class Attention(nn.Module):
         multiplication turns. Queries and keys are in that order too: their products are the same in any.
         """
         w_q, w_k = (interleave_pairs(layer.weight, self.head_width) for layer in (self.q_proj, self.k_proj))
-        y_BLn = F.linear(x_BLD, torch.cat([w_q, w_k, self.v_proj.weight]))
+        w_v: torch.Tensor = _OwnGradient.apply(self.v_proj.weight)  # type: ignore[no-untyped-call]
+        y_BLn = F.linear(x_BLD, torch.cat([w_q, w_k, w_v]))
         turned, v = torch.split(y_BLn, [len(w_q) + len(w_k), len(w_k)], dim=-1)
         q, k = torch.split(turn_pairs(turned, rotary), [len(w_q), len(w_k)], dim=-1)
         q_BHLC, k_BGLC, v_BGLC = (self._heads(part, None) for part in (q, k, v))
