@@ -25,6 +25,7 @@ from hmoe.bench.measure import (
     save_result,
     time_interleaved,
 )
+from hmoe.bench.peak_memory import compare_memory
 from hmoe.bench.training import Training, make_own_part
 from hmoe.config import recipes
 from hmoe.config.memory import Device, choose_unset, read_host
@@ -37,6 +38,7 @@ from hmoe.model.moe import MoE
 from hmoe.model.rotary import compute_rotary
 from hmoe.model.transformer import SEQUENCES, Block
 from hmoe.specs.chunk import count_chunk_tokens
+from hmoe.units import format_bytes
 
 DENSE = {"0.4b": "dense-0.2b", "3b": "dense-1b"}  # of the paper's sizes
 
@@ -227,6 +229,13 @@ def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) ->
         rows.append(row)
         options.say(
             f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts"
+        )
+    if len(runs) == 1:  # on a GPU PyTorch counts the tensors of all
+        memory = compare_memory(first, options.workers)
+        rows[0] |= memory
+        most, planned, resident = (format_bytes(value or 0) for value in memory.values())
+        options.say(
+            f"{preset} {precision}: tensors of {most} at most, planned {planned}, resident {resident}"
         )
     alone = time_interleaved(
         list_step_parts(make_own_part(first, options.workers)),

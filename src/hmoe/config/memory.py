@@ -5,6 +5,7 @@ import os
 from typing import NamedTuple
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
+from hmoe.config.cpu_memory import estimate_cpu_memory
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.errors import ConfigError
 from hmoe.specs.chunk import count_chunk_tokens
@@ -110,26 +111,30 @@ def count_memory(config: RunConfig, kind: str, num_processes: int = 1) -> int:
 
 
 def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1) -> dict[str, int]:
-    """Return the bytes of a training step on a kind of device (cpu, cuda), by part.
+    """Return the bytes of a training step on a kind of device (cpu, cuda), by part: tensors, of each process.
 
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
-    (float64 doubles them). Activations are an estimate for one micro-batch, on a CPU under a uniform router;
-    with activation checkpointing one block's, plus the input of each block. Copies are the weights that a
-    forward pass has converted to bfloat16, and one block's gradients before they are added.
+    (float64 doubles them). Activations are an estimate for one micro-batch; with activation checkpointing one block's,
+    plus the input of each block. Copies are of weights, as bfloat16 or stacked, and one block's gradients before
+    they are added.
+
+    On a CPU it is what is there at the step's largest moment, under a uniform router (`hmoe.config.cpu_memory`); on a
+    GPU the largest of each part, with room for the widest experts. The memory that the operating system counts is
+    more: the process itself, and what lies free between tensors.
 
     Of several processes it is one's: its part of what they share (`parallel.shard`; experts as the rest), and what
-    is gathered meanwhile, two blocks and what lies outside of blocks with zero3, all with zero2. Gradients are whole
-    where a process adds up several micro-batches, unless weights are gathered for each of them, too (zero3).
+    is gathered meanwhile, two blocks and what lies outside of blocks with zero3, all with the others. Gradients are
+    whole where a process adds up several micro-batches, unless weights are gathered for each of them, too (zero3).
     """
+    if kind == "cpu":
+        return estimate_cpu_memory(config, num_processes)
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
     parts = count_parameters(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     sparse = [layer in model.moe_layers for layer in range(model.layers)]
-    saved = {
-        is_sparse: round(tokens * _count_saved(model, is_sparse, size, kind)) for is_sparse in set(sparse)
-    }
+    saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size)) for is_sparse in set(sparse)}
     kept = sum(saved[is_sparse] for is_sparse in sparse)
     inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers
@@ -158,8 +163,10 @@ def _count_shares(config: RunConfig, num_processes: int, total: int, block: int)
     sharding, parts = config.parallel.sharding, config.data.num_micro_batches
     # In exact mode a process keeps sums of its gradients over 1, 2, 4, ... micro-batches.
     sums = parts.bit_length() if config.parallel.exact else 1
-    if num_processes == 1 or sharding == "ddp":
+    if num_processes == 1:
         return total, 0, total * sums
+    if sharding == "ddp":  # the engine gathers them, too, from this process alone
+        return total, total, total * sums
     group = num_processes // config.parallel.replicas
     kept, outside = -(-total // group), total - config.model.layers * block
     adds_up = parts > num_processes and sharding != "zero3" and not config.parallel.exact
@@ -182,15 +189,15 @@ class _Bytes(NamedTuple):
         return self.compute < self.weight
 
 
-def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> float:
-    """Return the bytes kept per token and block for the backward pass.
+def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes) -> float:
+    """Return the bytes that a GPU keeps per token and block for the backward pass.
 
     Kernels keep x and pre-activations only. Autocast converts the input anew for every product that takes it;
     without it all keep the norm's output.
     """
     queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
     attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)  # q, k, v and the output
-    stream = (4 if kind == "cpu" else 2) * model.dim * size.weight  # on a CPU norms keep what they scale, too
+    stream = 2 * model.dim * size.weight
     attention = attended * size.compute + model.dim * (3 * size.compute if size.converts else size.weight)
     if not sparse:
         inputs = 2 * size.compute if size.converts else size.weight
@@ -198,22 +205,20 @@ def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, kind: str) -> flo
     moe = model.moe
     assert moe is not None
     inputs = size.weight + size.compute * size.converts  # the router takes what the norm gives
-    hidden = 2 * _room(model, kind) + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+    hidden = 2 * _room(model) + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
     router = _ROUTER_NUMBERS * 4 * len(moe.routed_widths)
     return stream + attention + model.dim * inputs + hidden * size.compute + router
 
 
-def _room(model: ModelSpec, kind: str) -> float:
-    """Return the hidden units per token and MoE layer that memory is taken for.
+def _room(model: ModelSpec) -> float:
+    """Return the hidden units per token and MoE layer that a GPU takes memory for.
 
-    On a GPU asking how many there are would wait for it, so there is room for the widest experts, as many as
+    Asking how many there are would wait for it, so there is room for the widest experts, as many as
     a token can choose (`hmoe.kernels.layer.bound_room`).
     """
     _, expected, most = estimate_activated_width(model)
     assert model.moe is not None
-    if model.moe.router.takes_agreed_tokens:
-        return expected
-    return expected if kind == "cpu" else most
+    return expected if model.moe.router.takes_agreed_tokens else most
 
 
 def _divisors(config: RunConfig, on_cpu: bool, num_processes: int) -> list[int]:
