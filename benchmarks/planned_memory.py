@@ -17,27 +17,26 @@ from typing import Any
 
 DATA = ("data.path=corpus", "data.tokenizer=bytes", "train.activation_checkpointing=false")
 WIDE = (
-    "tiny", *DATA, "model.dim=768", "model.layers=6", "model.heads=8", "model.moe.widths.total=4096",
-    "data.batch_tokens=4096",
+    "tiny", *DATA, "model.dim=512", "model.layers=4", "model.heads=8", "model.moe.widths.total=3072",
+    "data.batch_tokens=2048", "data.micro_batches=4",
 )  # fmt: skip
 SHAPES = {
     "quickstart": ("quickstart", *DATA, "data.micro_batches=4"),
-    "6 layers of 768": (*WIDE, "data.micro_batches=4"),
-    "one part for each of 4": (*WIDE, "data.micro_batches=4", "data.batch_tokens=1024"),
-    "zero3": (*WIDE, "data.micro_batches=4", "parallel.shard=zero3"),
-    "ddp": (*WIDE, "data.micro_batches=4", "parallel.shard=ddp"),
-    "exact": (*WIDE, "data.micro_batches=4", "parallel.exact=true"),
-    "top-p, grouped queries with norms": (
-        *WIDE, "data.micro_batches=4", "model.kv_heads=2", "model.qk_norm=head", "model.moe.router={name: top_p, p: 0.5}",
+    "4 layers of 512": WIDE,
+    "one part for each of 4": (*WIDE, "data.batch_tokens=512"),
+    "zero3": (*WIDE, "parallel.shard=zero3"),
+    "ddp": (*WIDE, "parallel.shard=ddp"),
+    "exact": (*WIDE, "parallel.exact=true"),
+    "top-p, grouped queries, norms": (
+        *WIDE, "model.kv_heads=2", "model.qk_norm=head", "model.moe.router={name: top_p, p: 0.5}",
     ),
-    "bfloat16": (*WIDE, "data.micro_batches=4", "train.precision=bfloat16"),
-    "checkpointing, 12 layers": (
-        *WIDE, "data.micro_batches=4", "model.dim=512", "model.layers=12", "data.batch_tokens=16384",
-        "train.activation_checkpointing=true",
+    "bfloat16": (*WIDE, "train.precision=bfloat16"),
+    "checkpointing, 8 layers": (
+        *WIDE, "model.layers=8", "data.batch_tokens=4096", "train.activation_checkpointing=true",
     ),
     "dense, vocabulary 16,000": (
-        "tiny-dense", *DATA, "model.dim=512", "model.layers=6", "model.heads=8", "model.ffn=1536", "model.vocab=16000",
-        "data.micro_batches=4", "data.batch_tokens=8192",
+        "tiny-dense", *DATA, "model.dim=512", "model.layers=4", "model.heads=8", "model.ffn=1536", "model.vocab=16000",
+        "data.micro_batches=4", "data.batch_tokens=2048",
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Any
 
 CORPUS = ("data.path=corpus", "data.tokenizer=bytes", "train.activation_checkpointing=false")
 SHAPES = {
-    "zero2, 4 layers of 256": ("quickstart", "data.batch_tokens=8192", "data.micro_batches=4", *CORPUS),
+    "zero2, 4 layers of 192": ("quickstart", "data.batch_tokens=8192", "data.micro_batches=4", *CORPUS),
     "zero3, 6 layers of 192, top-p": (
         "tiny", "model.dim=192", "model.layers=6", "model.moe.widths.total=3072",
         "model.moe.router={name: top_p, p: 0.5}", "data.batch_tokens=8192", "data.micro_batches=8",

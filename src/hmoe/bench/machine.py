@@ -1,7 +1,7 @@
 """What this machine can do, measured on small trainings: the numbers with which `hmoe plan` simulates others.
 
 Every process trains alone, all at the same time, at a few widths, with experts and with dense layers; a step of a few
-tokens tells what a block takes however small it is. Then they exchange weights and gradients.
+tokens tells what a block takes however small it is. Then they train together, and what that adds is measured.
 """
 
 import datetime
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from hmoe.bench.link import measure_shared_link
 from hmoe.bench.measure import BenchOptions, Run, describe_machine, median_seconds, time_interleaved
 from hmoe.bench.step import list_step_parts
 from hmoe.bench.training import Training
@@ -22,9 +23,10 @@ from hmoe.config.hardware import Hardware
 from hmoe.config.memory import read_host
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import OPTIMIZER_BYTES, count_block_work
+from hmoe.model.attention import scaled_dot_product
 
 WIDTHS = {"cpu": (64, 128, 256, 512), "cuda": (512, 1024, 2048, 4096)}
-_LAYERS, _VOCAB, _LENGTH = 2, 1024, 128
+_LAYERS, _VOCAB, _LENGTH = 2, 1024, 256
 _TOKENS = {"cpu": 2048, "cuda": 16384}
 _FEW_TOKENS = 32
 _PASSES = 3.0  # a forward and a backward pass
@@ -54,7 +56,8 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
         for is_sparse in (True, False)
     ]
     few = _measure(make_training_recipe(WIDTHS[device][0], _FEW_TOKENS, device), options)
-    block_seconds = max(few.step - sum(few.parts.values()), 0.0) / _LAYERS
+    whole = sum(few.parts.values()) - few.parts["scores"]
+    block_seconds = max(few.step - whole, 0.0) / _LAYERS
     values = _list_values(rows, block_seconds, device)
     values["processes_per_node"] = workers.size
     values["memory_bytes"] = (
@@ -62,13 +65,30 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     )
     values["node"] = {"gather_bytes_per_second": 1e12, "reduce_bytes_per_second": 1e12}  # nobody to talk to
     if workers.size > 1:
-        from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
-
-        values["node"] = measure_link(device, options.rounds)
+        values["node"] = _measure_link(options)
+        values["step_seconds"] = values["node"].pop("step_seconds", 0.0)
     hardware = Hardware.model_validate(values)
     if workers.rank == 0:
         _write(path, hardware, options)
     return hardware
+
+
+def _measure_link(options: BenchOptions) -> dict[str, float]:
+    """Return what weights and gradients take between the processes; on a CPU what a step adds to that, too."""
+    from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
+
+    device, size = options.device, options.workers.size
+    if device == "cuda":
+        return measure_link(device, options.rounds)
+
+    def make_recipe(width: int, layers: int) -> RunConfig:
+        recipe = make_training_recipe(width, _FEW_TOKENS * size, device)
+        tree = recipe.model_dump(mode="json")
+        tree["model"]["layers"] = layers
+        tree["data"] |= {"micro_batches": size, "sequence_length": _FEW_TOKENS // 2}
+        return recipes.check_recipe(tree)
+
+    return measure_shared_link(make_recipe, (WIDTHS[device][0], WIDTHS[device][-1]), options)
 
 
 def make_training_recipe(width: int, tokens: int, device: str, is_sparse: bool = True) -> RunConfig:
@@ -109,7 +129,11 @@ def make_training_recipe(width: int, tokens: int, device: str, is_sparse: bool =
 def _measure(config: RunConfig, options: BenchOptions) -> _Measured:
     training = Training(config, options.device)
     # Parts and the whole in turn, so that both meet the same noise.
-    runs: dict[str, Run] = {"step": training, **list_step_parts(training)}
+    runs: dict[str, Run] = {
+        "step": training,
+        **list_step_parts(training),
+        "scores": _make_scores_run(training),
+    }
     options.workers.gather_values(None)  # all begin together
     times = time_interleaved(runs, options.rounds, warm=2, device=options.device)
     seconds = {name: median_seconds(timings) for name, timings in times.items()}
@@ -121,9 +145,29 @@ def _measure(config: RunConfig, options: BenchOptions) -> _Measured:
     return _Measured(config, step, seconds)
 
 
+def _make_scores_run(training: Training) -> Run:
+    """Return a run of causal attention alone, forward and backward, for all layers of a step."""
+    model, data = training.config.model, training.config.data
+    sequences = data.batch_tokens // data.sequence_length
+    heads = (sequences, data.sequence_length, model.heads, model.head_width)
+
+    def run() -> None:
+        for _ in range(model.layers):
+            q, k, v = (
+                torch.randn(heads, device=training.device).transpose(1, 2).requires_grad_() for _ in range(3)
+            )
+            with torch.autocast(
+                training.device, torch.bfloat16, enabled=training.config.train.precision == "bfloat16"
+            ):
+                y = scaled_dot_product(q, k, v, None, True)
+            torch.autograd.backward(y, torch.ones_like(y))
+
+    return run
+
+
 def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> dict[str, Any]:
     tables: dict[str, dict[int, float]] = {
-        name: {} for name in ("attention", "experts", "ffn", "head", "elementwise")
+        name: {} for name in ("attention", "scores", "experts", "ffn", "head", "elementwise")
     }
     optimizer = []
     for row in rows:
@@ -131,13 +175,17 @@ def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> di
         work = count_block_work(model, row.config.data.sequence_length)
         passes = _PASSES * tokens
         # Parts by themselves are a little slower or faster than in a step: what is left or too much is shared by all.
-        scale = (row.step - _LAYERS * block_seconds) / sum(row.parts.values())
+        whole = sum(row.parts.values()) - row.parts["scores"]  # which are in those of attention
+        scale = (row.step - _LAYERS * block_seconds) / whole
         parts = {name: scale * seconds for name, seconds in row.parts.items()}
         if model.moe is None:
             tables["ffn"][model.dim] = passes * sum(b.ffn for b in work) / parts["dense feed-forward"]
             continue
+        # Of times that are taken apart no more than nine tenths are the scores': noise must not leave nothing.
+        scores = min(parts["scores"], 0.9 * parts["attention"])
+        tables["scores"][model.dim] = passes * sum(b.scores for b in work) / scores
         tables["attention"][model.dim] = (
-            passes * sum(b.attention + b.scores for b in work) / parts["attention"]
+            passes * sum(b.attention for b in work) / (parts["attention"] - scores)
         )
         tables["experts"][model.dim] = passes * sum(b.experts for b in work) / parts["experts"]
         tables["head"][model.dim] = passes * 2.0 * model.vocab * model.dim / parts["head and loss"]
@@ -148,7 +196,7 @@ def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> di
         "device": device,
         "peak_flops": max(tables["experts"].values()),
         "attention_flops": tables["attention"],
-        "scores_flops": tables["attention"],
+        "scores_flops": tables["scores"],
         "experts_flops": tables["experts"],
         "ffn_flops": tables["ffn"],
         "head_flops": tables["head"],

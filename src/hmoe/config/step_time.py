@@ -13,6 +13,7 @@ from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import (
+    ADDING_BYTES,
     FLOAT_BYTES,
     OPTIMIZER_BYTES,
     BlockWork,
@@ -92,6 +93,8 @@ def simulate_step(
         is_last = part == shares.num_parts - 1
         step.pass_forward(clocks, gathers=shares.gathers_each_time or part == 0)
         step.pass_backward(clocks, sends=is_last or shares.reduces_each_part)
+        if part > 0:
+            step.add_gradients(clocks)
     step.update(clocks)
     tokens = config.data.batch_tokens
     flops = tokens * estimate_flops_per_token(config.model, config.data.sequence_length, width)
@@ -147,6 +150,11 @@ class _Step:
         if sends:
             last = self._reduce(clocks, self._outside)
         clocks.wait(last)
+
+    def add_gradients(self, clocks: _Clocks) -> None:
+        """Add a micro-batch's gradients to those of the ones before: whole ones, or the rows that are kept."""
+        kept = self._total / (self.shares.group if self.shares.reduces_each_part else 1)
+        clocks.compute("adding gradients", ADDING_BYTES * kept / self._hardware.optimizer_bytes_per_second)
 
     def update(self, clocks: _Clocks) -> None:
         """Measure the norm of the gradients, and update the rows that the process keeps."""

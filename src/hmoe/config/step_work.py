@@ -7,6 +7,7 @@ from hmoe.config.run import RunConfig
 from hmoe.specs.model import ModelSpec
 
 FLOAT_BYTES = 4  # weights, gradients and the residual stream; AdamW keeps its moments so, too
+ADDING_BYTES = 12  # of a gradient that is added to another: both read, the sum written
 OPTIMIZER_BYTES = (
     28  # of a parameter: read with its gradient and two moments, and all but the gradient written
 )
