@@ -13,7 +13,7 @@ def main() -> None:
     if arguments[:1] == ["train"]:
         from hmoe.train.stop import STOP  # noqa: PLC0415
 
-        STOP.install(speaks=not HEARTBEAT.has_launcher)
+        STOP.install(HEARTBEAT.has_launcher)
     else:
         INTERRUPTS.install(get_interrupted_code(arguments))
     HEARTBEAT.start()  # not before signals are listened for: the launcher sends them from then on

@@ -11,6 +11,7 @@ import pytest
 from hmoe.bench.peak_memory import measure_peak_memory
 from hmoe.bench.training import Training
 from hmoe.config import recipes
+from hmoe.config.cpu_memory import describe_largest_moment
 from hmoe.config.memory import Device, choose_unset, count_memory, estimate_memory_by_part
 from hmoe.config.run import RunConfig
 
@@ -33,10 +34,19 @@ def load(recipe: str, *overrides: str) -> RunConfig:
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("tiny", [*WIDE, "data.micro_batches=2"]),  # most at the last block
-        ("tiny", [*WIDE, "data.micro_batches=1", "data.batch_tokens=512"]),  # at the first block
-        ("tiny", [*WIDE, "model.vocab=20000", "data.micro_batches=1"]),  # at the loss
-        ("tiny", [*WIDE, "parallel.exact=true", "data.micro_batches=4"]),  # at the update
+        ("tiny", [*WIDE, "data.micro_batches=2"]),
+        ("tiny", [*WIDE, "data.micro_batches=1", "data.batch_tokens=512"]),
+        ("tiny", [*WIDE, "data.micro_batches=1", "data.batch_tokens=256", "model.layers=1"]),
+        ("tiny-dense", [*SIZES, "model.dim=512", "model.ffn=256", "model.vocab=20000", "data.batch_tokens=128",
+                        "data.micro_batches=1"]),
+        ("tiny-dense", [*SIZES, "model.ffn=512", "model.vocab=20000", "data.micro_batches=2", "model.tied=true",
+                        "train.activation_checkpointing=true"]),
+        ("tiny", [*WIDE, "parallel.exact=true", "data.micro_batches=9", "data.batch_tokens=1152"]),
+        ("tiny", [*WIDE, "data.micro_batches=2", "train.precision=bfloat16"]),
+        ("tiny", [*WIDE, "data.micro_batches=2", "model.moe.hyper={dim: 8}"]),
+        ("tiny", [*WIDE, "data.micro_batches=2", "model.moe.router={k: 2, capacity_factor: 0.5}"]),
+        ("tiny", [*SIZES, "model.layers=2", "model.heads=16", "model.head_dim=64", "model.moe.widths.total=256",
+                  "data.micro_batches=1"]),
         ("tiny", [*WIDE, "data.micro_batches=2", "model.kv_heads=1", "model.qk_norm=head"]),
         ("tiny", [*WIDE, "data.micro_batches=2", "train.activation_checkpointing=true", "model.layers=6"]),
         ("tiny", [*WIDE, "data.micro_batches=2", "model.moe.router={name: top_p, p: 0.5}"]),
@@ -52,7 +62,7 @@ def test_the_estimate_is_what_a_step_has(recipe: str, overrides: list[str]) -> N
 
 
 def test_by_two_processes_too(tmp_path: Path) -> None:
-    words = ["bench", "step", "tiny", *DATA, *WIDE, "data.micro_batches=4", "parallel.shard=zero3"]
+    words = ["bench", "step", "tiny", *DATA, *WIDE, "data.micro_batches=4", "parallel.shard=zero2"]
     options = ["--alone", "--processes", "2", "--rounds", "3", "--out", str(tmp_path)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
@@ -69,19 +79,20 @@ def test_by_two_processes_too(tmp_path: Path) -> None:
     assert "tiny float32: tensors of " in result.stdout
 
 
-def test_by_hand_with_one_block_one_expert_and_one_micro_batch() -> None:
-    """float32; dim 64, one head, an expert of 96 units, 16 tokens, vocabulary 257; the largest moment: the update."""
-    sizes = ["model.dim=64", "model.layers=1", "model.heads=1", "model.vocab=257", "model.moe.widths=[96]"]
-    batch = ["data.batch_tokens=16", "data.sequence_length=16", "data.micro_batches=1"]
-    config = load("tiny", *sizes, *batch, "model.moe.router={k: 1}")
+def test_by_hand_with_one_dense_block_at_the_loss() -> None:
+    """float32; dim 64, one head, ffn 96, vocabulary 5,000, two micro-batches of 16 tokens."""
+    sizes = ["model.dim=64", "model.layers=1", "model.heads=1", "model.vocab=5000", "model.ffn=96"]
+    config = load(
+        "tiny-dense", *sizes, "data.batch_tokens=32", "data.sequence_length=16", "data.micro_batches=2"
+    )
+    assert describe_largest_moment(config, 1) == "at the loss"
     parts = estimate_memory_by_part(config, "cpu")
-    weights = 2 * 257 * 64 + 4 * 64 * 64 + 3 * 64 + 64 + 3 * 64 * 96
+    weights = 2 * 5000 * 64 + 4 * 64 * 64 + 3 * 64 + 3 * 64 * 96
     assert parts["parameters"] == parts["gradients"] == 4 * weights
     assert parts["optimizer"] == 8 * weights
-    # Of 16 tokens: inputs of two norms and what they give; queries, keys, values, all three again as one, the output;
-    # pre-activations; gradients of the stream, of the pair, and of hidden units.
-    kept = 2 * 64 + 64 + 6 * 64 + 64 + 2 * 96 + 2.5 + 11
-    passing = 3 * 64 + 64 + 2 * 64 + 3 * 96
-    assert parts["activations"] == round(16 * 4 * (kept + passing))
+    # Of 16 tokens: inputs of two norms and what they give; queries, keys, values, the first two again, and what
+    # comes of them; both products of the feed-forward layer, one after its function, and the product of the two.
+    assert parts["activations"] == 4 * 16 * (2 * 64 + 2 * 64 + 6 * 64 + 4 * 96)
     assert parts["copies"] == 4 * (3 * 64 * 64 + 16 * 2 * 64)
-    assert parts["loss"] == 0
+    # Logits of all 16 tokens, gradients of the head and what is added to them, what the head read and its gradient.
+    assert parts["loss"] == 4 * (16 * 5000 + 2 * 5000 * 64 + 2 * 16 * 64)

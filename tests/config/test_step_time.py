@@ -61,10 +61,11 @@ def test_one_process_takes_the_sum_of_its_parts() -> None:
     head = 3 * tokens * 2 * 600 * 32 / 4e9
     moved = 3 * tokens * 2 * 4 * (10 * 32 + 4 * 32 + 4 * 2 * 32) / 1e10
     optimizer = 28 * sum(count_parameters(config.model).values()) / 1e9
+    adding = 7 * 12 * sum(count_parameters(config.model).values()) / 1e9
     overhead = 8 * 2 * 0.5 + 0.25
     parts = {
         "attention": attention, "experts": experts, "head and loss": head, "norms, residuals, routing": moved,
-        "optimizer": optimizer, "overhead": overhead,
+        "optimizer": optimizer, "overhead": overhead, "adding gradients": adding,
     }  # fmt: skip
     for name, seconds in parts.items():
         assert step.by_part[name] == pytest.approx(seconds), name
@@ -81,6 +82,21 @@ def test_recomputation_is_another_forward_pass_of_the_blocks() -> None:
         assert again.by_part[part] == pytest.approx(4 / 3 * plain.by_part[part])
     assert again.by_part["head and loss"] == plain.by_part["head and loss"]
     assert again.mfu < plain.mfu
+
+
+def test_gradients_are_added_whole_or_in_rows_that_are_kept() -> None:
+    """Of 8 micro-batches by two processes, four each: three times; in exact mode the rows of all eight."""
+    whole = 12 * sum(count_parameters(load().model).values()) / 1e9
+    for mode, times in (("ddp", 3), ("zero2", 3), ("zero3", 3 / 2), ("exact", 7 / 2)):
+        assert simulate(load(*MODES[mode]), 2).by_part["adding gradients"] == pytest.approx(times * whole)
+    assert simulate(load(), 8).by_part["adding gradients"] == 0
+
+
+def test_who_shares_takes_longer() -> None:
+    alone, together = (
+        simulate(load(), size, sharing_seconds=3.0, step_seconds=0.5).by_part["overhead"] for size in (1, 2)
+    )
+    assert (alone, together) == (0.5, 3.5)
 
 
 @pytest.mark.parametrize("mode", MODES)

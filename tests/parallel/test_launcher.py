@@ -142,6 +142,29 @@ def test_who_cannot_meet_the_others_is_named_and_not_who_waits_for_it(tmp_path: 
             launch(tmp_path, body)
 
 
+def test_one_that_aborts_is_named_and_not_who_waits_for_it(tmp_path: Path) -> None:
+    body = """
+        if rank == 1:
+            os.abort()
+        time.sleep(0.3)
+        print("hmoe: error: another process of this run no longer answers", file=sys.stderr)
+        sys.exit(6)
+    """
+    with pytest.raises(
+        DistributedError, match=r"^process 1 of 2 was killed by SIGABRT, before the first step"
+    ):
+        launch(tmp_path, body)
+
+
+def test_one_that_does_not_end_after_another_has_ended_well_hangs(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmoe.parallel.launcher._LEAVING_SECONDS", 0.5)
+        with pytest.raises(
+            DistributedError, match="process 1 of 2 hangs: it did not end when another had, before"
+        ):
+            launch(tmp_path, "wait() if rank == 1 else sys.exit(0)", silent_seconds=1.5)
+
+
 def test_of_processes_that_do_not_reach_each_other_the_first_that_says_so_is_named(tmp_path: Path) -> None:
     body = """
         time.sleep(0.3 * (1 - rank))
@@ -211,6 +234,60 @@ def test_after_a_signal_to_stop_nothing_starts_again(tmp_path: Path) -> None:
         launch(tmp_path, "wait()", restarts=5, take_signals=lambda: signals.pop() if signals else [])
 
 
+def start_launcher(folder: Path, body: str) -> "subprocess.Popen[str]":
+    """Start a launcher that gives processes up after two seconds and takes signals as the command line does."""
+    script = textwrap.dedent(f"""
+        import signal
+        from pathlib import Path
+        from hmoe.cli.processes import _make_signal_taker
+        from hmoe.parallel.launcher import LaunchOptions, launch_processes
+        from hmoe.train.stop import STOP
+        STOP.install()
+        options = LaunchOptions(2, Path({str(folder)!r}), print, _make_signal_taker(), silent_seconds=2.0)
+        raise SystemExit(launch_processes({make_command(folder, body)!r}, options))
+    """)
+    return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_files(folder: Path, pattern: str) -> None:
+    deadline = time.monotonic() + 20
+    while len(list(folder.glob(pattern))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+COUNT = """
+    stop = []
+    signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    for count in range(10**6):
+        (folder / f"counts-{rank}").write_text(str(count))
+        time.sleep(0.02)
+        if stop or (folder / "end").exists():
+            break
+"""
+
+
+@pytest.mark.parametrize("end", ["goes on", "is told to stop"])
+def test_a_pause_stops_all_and_loses_none(end: str, tmp_path: Path) -> None:
+    launcher = start_launcher(tmp_path, COUNT)
+    wait_for_files(tmp_path, "counts-*")
+    for _ in range(2):
+        launcher.send_signal(signal.SIGTSTP)
+        time.sleep(3.0)  # longer than a process may be silent
+        before = [path.read_text() for path in sorted(tmp_path.glob("counts-*"))]
+        time.sleep(0.3)
+        assert [path.read_text() for path in sorted(tmp_path.glob("counts-*"))] == before
+        if end == "is told to stop":
+            launcher.terminate()
+        launcher.send_signal(signal.SIGCONT)
+        if end == "is told to stop":
+            break
+    if end == "goes on":
+        (tmp_path / "end").touch()
+    out, _ = launcher.communicate(timeout=20)
+    assert (launcher.returncode, out) == (0, "")
+    assert find_processes(tmp_path) == []
+
+
 @pytest.mark.parametrize("stopped", [False, True])
 def test_no_process_outlives_a_launcher_that_is_killed(stopped: bool, tmp_path: Path) -> None:
     body = f"""
@@ -225,11 +302,10 @@ def test_no_process_outlives_a_launcher_that_is_killed(stopped: bool, tmp_path: 
         launch_processes({make_command(tmp_path, body)!r}, LaunchOptions(2, Path({str(tmp_path)!r}), print))
     """)
     launcher = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 20
-    while len(list(tmp_path.glob("runs-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    wait_for_files(tmp_path, "runs-*")
     launcher.kill()
     launcher.wait()
+    deadline = time.monotonic() + 20
     while find_processes(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert find_processes(tmp_path) == []

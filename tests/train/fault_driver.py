@@ -29,10 +29,12 @@ from tests.train.helpers import digests
 FAULTS = ("kill", "stop", "raise", "segfault", "oom", "full", "cut")
 MOMENTS = ("start", "random", "all-gather", "save")
 # A process that lives but is stuck is given up within a step only: elsewhere it may be reading a large file.
-HANGS = itertools.product(("hang",), (0, 1), ("random", "all-gather"))
+HANGS = itertools.product(("hang",), (0, 1), ("all-gather", "reduce"))
 CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS]
 TIMEOUT_SECONDS = 10
-LONGEST_SECONDS = TIMEOUT_SECONDS + 10 + 15  # that others get to end, and two starts of Python with torch
+LONGEST_SECONDS = (
+    TIMEOUT_SECONDS + 10 + 25
+)  # that others get to end, two starts of Python with torch, the steps
 CGROUP = Path("/sys/fs/cgroup/memory/hmoe-fault")
 MARK = "HMOE_FAULT_CASE"
 
@@ -113,6 +115,7 @@ def be_process(words: list[str]) -> None:
             places: dict[str, tuple[Any, str, int]] = {
                 "start": (group, "_open_store", 0),
                 "all-gather": (gathering, "foreach_all_gather", rng.randrange(5, 200)),
+                "reduce": (gathering, "foreach_reduce", rng.randrange(5, 200)),
                 "save": (shared_save, "write_pieces", rng.randrange(0, 10)),
             }
             owner, name, number = places[moment]

@@ -12,7 +12,7 @@ from hmoe.bench.measure import BenchOptions, time_interleaved
 from hmoe.bench.training import Training, make_own_part
 from hmoe.config.counts import count_parameters
 from hmoe.config.run import RunConfig
-from hmoe.config.step_work import FLOAT_BYTES, count_block_work
+from hmoe.config.step_work import FLOAT_BYTES, OPTIMIZER_BYTES, count_block_work
 
 Recipe = Callable[[int, int], RunConfig]  # of a width and a number of layers
 _FEW, _MANY = 2, 8  # blocks
@@ -22,7 +22,8 @@ class Extras(NamedTuple):
     """Seconds that sharing adds to a step, and bytes that a process sends of its weights.
 
     Attributes:
-        few, many, wide: seconds by zero2 of narrow models of few and of many blocks, and of a wide one of few blocks.
+        few, many, wide: seconds by zero2, without what the update spares, of narrow models of few and of many
+            blocks, and of a wide one of few.
         again: further seconds of the wide one by zero3, which gathers the weights of blocks once more.
         few_bytes, many_bytes, wide_bytes: of all weights.
         again_bytes: of the wide one's blocks.
@@ -39,13 +40,14 @@ class Extras(NamedTuple):
 
 
 def measure_shared_link(
-    make_recipe: Recipe, widths: tuple[int, int], options: BenchOptions
+    make_recipe: Recipe, widths: tuple[int, int], optimizer_rate: float, options: BenchOptions
 ) -> dict[str, float]:
     """Return what gathering weights and reducing gradients takes: latency, bytes per second, and what a step adds.
 
     Args:
         make_recipe: of a training of a few tokens of each process.
         widths: of the narrow and the wide model.
+        optimizer_rate: bytes per second of the update, of which each process does its part only.
         options: rounds, and the processes, at least two.
     """
     size = options.workers.size
@@ -71,7 +73,11 @@ def measure_shared_link(
         for name, config in recipes.items()
     }
     inside = sum(block.parameters for block in count_block_work(recipes["wide"].model, 1))
-    few, many, wide = (subtract(name, f"{name} alone") for name in recipes)
+    # Of the whole update that a process does alone, those with others spare it all but its own rows.
+    few, many, wide = (
+        subtract(name, f"{name} alone") + OPTIMIZER_BYTES / FLOAT_BYTES * sent[name] / optimizer_rate
+        for name in recipes
+    )
     again_bytes = FLOAT_BYTES * inside * (size - 1) / size
     return solve_link(
         Extras(
@@ -87,17 +93,17 @@ def _share(config: RunConfig, shard: str) -> RunConfig:
 def solve_link(extras: Extras) -> dict[str, float]:
     """Return latency, rates, and seconds of a step from what sharing adds to four of them.
 
-    zero2 gathers and reduces once for each block and once for the rest: 2 (blocks + 1) latencies, all bytes in both
-    directions, and what a step adds. What noise makes negative becomes next to nothing.
+    zero2 gathers and reduces once for each block and once for the rest, and measures a norm together: latencies, all
+    bytes in both directions, and what a step adds. What noise makes negative becomes next to nothing.
     """
     both = max((extras.wide - extras.few) / (extras.wide_bytes - extras.few_bytes), 1e-12)
     blocks = extras.many - extras.few - both * (extras.many_bytes - extras.few_bytes)
     latency = max(blocks / (2 * (_MANY - _FEW)), 0.0)
-    gather = min(max((extras.again - _FEW * latency) / extras.again_bytes, 0.01 * both), 0.99 * both)
-    step = extras.few - 2 * (_FEW + 1) * latency - both * extras.few_bytes
+    gather = min(max((extras.again - _FEW * latency) / extras.again_bytes, 0.1 * both), 0.9 * both)
+    step = extras.few - (2 * (_FEW + 1) + 1) * latency - both * extras.few_bytes
     return {
         "gather_bytes_per_second": 1 / gather,
         "reduce_bytes_per_second": 1 / (both - gather),
         "latency_seconds": latency,
-        "step_seconds": max(step, 0.0),
+        "sharing_seconds": max(step, 0.0),
     }

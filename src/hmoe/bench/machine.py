@@ -65,15 +65,15 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     )
     values["node"] = {"gather_bytes_per_second": 1e12, "reduce_bytes_per_second": 1e12}  # nobody to talk to
     if workers.size > 1:
-        values["node"] = _measure_link(options)
-        values["step_seconds"] = values["node"].pop("step_seconds", 0.0)
+        values["node"] = _measure_link(options, values["optimizer_bytes_per_second"])
+        values["sharing_seconds"] = values["node"].pop("sharing_seconds", 0.0)
     hardware = Hardware.model_validate(values)
     if workers.rank == 0:
         _write(path, hardware, options)
     return hardware
 
 
-def _measure_link(options: BenchOptions) -> dict[str, float]:
+def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, float]:
     """Return what weights and gradients take between the processes; on a CPU what a step adds to that, too."""
     from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
 
@@ -88,7 +88,7 @@ def _measure_link(options: BenchOptions) -> dict[str, float]:
         tree["data"] |= {"micro_batches": size, "sequence_length": _FEW_TOKENS // 2}
         return recipes.check_recipe(tree)
 
-    return measure_shared_link(make_recipe, (WIDTHS[device][0], WIDTHS[device][-1]), options)
+    return measure_shared_link(make_recipe, (WIDTHS[device][0], WIDTHS[device][-1]), optimizer_rate, options)
 
 
 def make_training_recipe(width: int, tokens: int, device: str, is_sparse: bool = True) -> RunConfig:

@@ -187,10 +187,17 @@ def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, 
     yield "activation checkpointing", _say(numbers["activation_checkpointing"])
     parts = numbers["memory_by_part_bytes"].items()
     yield from ((part, format_bytes(size)) for part, size in parts if size)
-    yield "in all", format_bytes(numbers["memory_bytes"])
+    moment = numbers["memory_moment"]
+    yield "in all", format_bytes(numbers["memory_bytes"]) + (f", {moment}" if moment else "")
     owner = "this machine's " if is_here else ""
     yield "fits", f"in {owner}{format_bytes(numbers['device_memory_bytes'])}: {_say(numbers['fits'])}"
     yield "memory assumed", numbers["memory_assumed"]
+    if "checkpoint_bytes" in numbers:
+        yield (
+            "checkpoint copies",
+            f"{format_bytes(numbers['checkpoint_bytes'])} of the host, while one is written",
+        )
+    yield "left out", "; ".join(numbers["memory_left_out"])
 
 
 def _list_sent(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:

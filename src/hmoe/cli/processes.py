@@ -76,15 +76,19 @@ def start_processes(
     folder = Path(tempfile.mkdtemp(prefix="hmoe-logs-")) if logs is None else logs
     # A little less than they give each other: a process that was stopped is named, not those that wait for it.
     silent_seconds = options.timeout_seconds * 5 / 6
+    before = signal.getsignal(signal.SIGTSTP)
     launch = LaunchOptions(
         options.num_processes, folder, print_note, _make_signal_taker(), options.restarts, measure_progress,
         silent_seconds, has_steps=logs is not None,
     )  # fmt: skip
     keeps = logs is not None
+    STOP.cleans_up = True
     if OutputStream.before_output is not None:  # a note that this verb is silent
         OutputStream.before_output()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _end_by_signal)
+    # The processes have groups of their own: some terminals would stop the first one as soon as it writes.
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     # Not from this folder, in which anything may lie, but from where this one was.
     own = str(Path(hmoe.__file__).parents[1])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), own]))
@@ -92,12 +96,10 @@ def start_processes(
         code = launch_processes([sys.executable, "-P", "-m", "hmoe", *context.find_root().obj], launch)
     except DistributedError:
         keeps = True
-        if sys.stderr.isatty():
-            print(
-                "\x1b[?25h", end="", file=sys.stderr
-            )  # a process that was killed may have hidden the cursor
+        _show_cursor()  # which a process that was killed may have hidden
         raise
     finally:
+        signal.signal(signal.SIGTSTP, before)
         if not keeps:
             shutil.rmtree(folder, ignore_errors=True)
     raise typer.Exit(code)
@@ -117,10 +119,16 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
             signals.append(signal.SIGTERM)
         if pauses:
             pauses.clear()
+            _show_cursor()
             signals.append(signal.SIGTSTP)
         return signals
 
     return take_signals
+
+
+def _show_cursor() -> None:
+    if sys.stderr.isatty():
+        print("\x1b[?25h", end="", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

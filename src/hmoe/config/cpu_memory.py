@@ -8,6 +8,8 @@ the moments between them, and what is told by part is what is there then.
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.run import RunConfig
+from hmoe.config.step_work import count_number_bytes
+from hmoe.config.weight_share import WeightShare
 from hmoe.specs.chunk import count_chunk_tokens
 
 Parts = dict[str, float]
@@ -16,16 +18,31 @@ _EXPERT_NUMBERS, _CHOICE_NUMBERS = 2.5, 11
 
 
 def estimate_cpu_memory(config: RunConfig, num_processes: int) -> dict[str, int]:
-    """Return the bytes of a training step of each process, by part; see `estimate_memory_by_part`.
+    """Return the bytes of a training step of each process, by part; see `hmoe.config.memory.estimate_memory_by_part`.
 
     Tensors, at the moment when they are most; a uniform router. Measured by benchmarks/planned_memory.py.
     """
+    return _find_largest(config, num_processes)[1]
+
+
+def describe_largest_moment(config: RunConfig, num_processes: int) -> str:
+    """Return when in a step a process needs most, in words."""
+    return _find_largest(config, num_processes)[0]
+
+
+def _find_largest(config: RunConfig, num_processes: int) -> tuple[str, dict[str, int]]:
     step = _Step(config, num_processes)
-    moments = [step.at_loss(), step.in_last_block(), step.in_first_block(), step.at_update()]
-    if num_processes > 1:
-        moments.append(step.in_block_before())
-    parts = max(moments, key=lambda moment: sum(moment.values()))
-    return {name: round(value) for name, value in parts.items()}
+    moments = {
+        "at the loss": step.at_loss(),
+        "in the backward pass of the last block": step.in_last_block(),
+        "in the backward pass of the first block": step.in_first_block(),
+        "in the backward pass of the embedding": step.in_embedding(),
+        "at the update": step.at_update(),
+    }
+    if num_processes > 1 and config.model.layers > 1:
+        moments["in the backward pass, while the last block's gradients are sent"] = step.in_block_before()
+    name, parts = max(moments.items(), key=lambda moment: sum(moment[1].values()))
+    return name, {part: round(value) for part, value in parts.items()}
 
 
 class _Step:
@@ -34,45 +51,45 @@ class _Step:
     def __init__(self, config: RunConfig, num_processes: int) -> None:
         model, train = config.model, config.train
         self._model, self._config = model, config
-        self._weight = 8 if train.precision == "float64" else 4
+        self._weight = count_number_bytes(config)
         self._compute = 2 if train.precision == "bfloat16" else self._weight
         self._tokens = config.data.batch_tokens // config.data.num_micro_batches
         self._recomputes = train.recomputes_blocks
-        parts = count_parameters(model)
-        self._total = self._weight * sum(parts.values())
-        self._block = self._weight * (
-            (sum(parts.values()) - parts["embedding"] - parts["head"]) // model.layers
+        parts = {name: self._weight * size for name, size in count_parameters(model).items()}
+        # The hypernetwork serves all blocks, and is none's.
+        self._outside, self._network = (
+            float(parts["embedding"] + parts["head"] + parts["hyper"]),
+            float(parts["hyper"]),
         )
-        self._head = self._weight * model.vocab * model.dim
+        self._block = (sum(parts.values()) - self._outside) / model.layers
+        self._embedding = float(self._weight * model.vocab * model.dim)
         self._layers = [layer in model.moe_layers for layer in range(model.layers)]
-        self._share(num_processes)
-
-    def _share(self, num_processes: int) -> None:
-        """Note what a process keeps and gathers, and its gradients before a step's last backward pass."""
-        parallel, parts = self._config.parallel, self._config.data.num_micro_batches
-        adds_up, self._gathers_each_time = parts > num_processes, parallel.sharding == "zero3"
-        self._is_shared, self._is_exact = num_processes > 1, parallel.exact
-        self._group = 1 if parallel.sharding == "ddp" else num_processes // parallel.replicas
-        self._own = self._total / self._group
-        self._outside = self._total - self._model.layers * self._block
-        self._before = self._own if adds_up else 0.0
-        if self._is_exact:  # sums over 1, 2, 4, ... micro-batches
-            self._before = self._own * (parts - num_processes).bit_count()
-        elif self._is_shared and adds_up and not self._gathers_each_time:
-            self._before = self._total  # whole until the last micro-batch
+        self._is_shared, self._is_exact = num_processes > 1, config.parallel.exact
+        shard, experts = config.parallel.sharding, config.parallel.experts
+        moe = sum(parts[name] for name in ("router", "experts", "shared", "zero")) / model.layers
+        apart = moe if experts not in (None, shard) else 0.0
+        shares = [WeightShare(config, num_processes, shard, self._outside, self._block - apart)]
+        if apart and experts is not None:
+            shares.append(WeightShare(config, num_processes, experts, 0.0, apart))
+        self._shares = shares
+        self._own = sum(share.own for share in shares)
+        self._before = sum(share.before for share in shares)
 
     def at_loss(self) -> Parts:
-        """Logits of a chunk with their derivatives, and the gradients of the head and of what it read."""
-        model, weight, compute = self._model, self._weight, self._compute
+        """Logits of a chunk become their derivatives; gradients of the head, and what a chunk adds to them."""
+        model, weight = self._model, self._weight
         chunk = min(self._tokens, count_chunk_tokens(model.vocab, "cpu"))
-        converted = 2 * compute * model.vocab * model.dim if compute < weight else 0
-        logits = 2 * chunk * model.vocab * weight
+        converted = 2 * self._compute * model.vocab * model.dim if self._compute < weight else 0
+        logits = chunk * model.vocab * weight
+        # Those of the next chunk are made before those of the last one are gone.
+        second = logits if chunk < self._tokens else 0
+        saved = self._model.layers * self._stream() if self._recomputes else self._saved_by_all()
         return self._put_together(
             gathered=self._gather(0),
             gradients=self._before,
-            activations=self._saved_by_all(),
-            loss=logits + self._head + converted + 2 * self._stream(),
-            copies=self._copies(len(self._layers)),
+            activations=saved,
+            loss=self._embedding + logits + max(second, self._embedding) + converted + 2 * self._stream(),
+            copies=0.0 if self._recomputes else self._copies(len(self._layers)),
         )
 
     def in_last_block(self) -> Parts:
@@ -80,8 +97,7 @@ class _Step:
         is_sparse = self._layers[-1]
         return self._put_together(
             gathered=self._gather(0),
-            # Those of the head: of a step's only micro-batch they stay, with several they have been added.
-            gradients=self._before or self._head,
+            gradients=self._before + self._head(),
             activations=self._saved_by_all() + self._passing(is_sparse),
             loss=self._stream(),
             copies=self._copies(len(self._layers)) + self._new_gradients(is_sparse),
@@ -89,25 +105,49 @@ class _Step:
 
     def in_block_before(self) -> Parts:
         """Of several processes: gradients of the last block are on their way to those who keep their rows."""
-        last, is_sparse = self._layers[-1], self._layers[max(len(self._layers) - 2, 0)]
+        last, is_sparse = self._layers[-1], self._layers[-2]
         freed = self._stream() if self._recomputes else self._saved(last)
         return self._put_together(
             gathered=self._gather(1),
-            gradients=(self._before or self._head) + self._on_the_way(),
+            gradients=self._before + self._head() + self._send(),
             activations=self._saved_by_all() - freed + self._passing(is_sparse),
             loss=self._stream(),
             copies=self._copies(len(self._layers) - 1) + self._new_gradients(is_sparse),
         )
 
     def in_first_block(self) -> Parts:
-        """All gradients are there, and one block's activations."""
-        is_sparse = self._layers[0]
+        """One block's activations are left, and the gradients of the others are there."""
+        is_sparse, num_others = self._layers[0], len(self._layers) - 1
+        gradients = self._own
+        if not self._before:  # what this block and the embedding will have is not there yet
+            gradients -= (
+                self._own
+                * (self._block + self._embedding)
+                / (self._outside + self._block * len(self._layers))
+            )
         return self._put_together(
-            gathered=self._gather(len(self._layers) - 1),
-            gradients=self._own + self._on_the_way(),
+            gathered=self._gather(num_others),
+            gradients=gradients + self._send() * (num_others > 0),
             activations=self._saved(is_sparse) + self._passing(is_sparse),
             loss=0.0,
-            copies=self._copies(1) + self._new_gradients(is_sparse) * (self._before > 0),
+            copies=self._copies(1) + self._new_gradients(is_sparse),
+        )
+
+    def in_embedding(self) -> Parts:
+        """The last gradients are made; of several processes those outside of blocks are sent."""
+        extra = self._embedding * (bool(self._before) + self._model.tied)
+        if self._is_shared:
+            rows = self._outside / self._shares[0].group
+            # Whole ones and a copy that is sent; in exact mode what is received, and sums, too.
+            extra = 2 * self._outside - rows
+            if self._is_exact:
+                extra = self._before + 3 * (self._outside + rows)
+        return self._put_together(
+            gathered=self._gather(len(self._layers)),
+            gradients=self._own + extra,
+            activations=2 * self._stream(),
+            loss=0.0,
+            copies=0.0,
         )
 
     def at_update(self) -> Parts:
@@ -129,17 +169,19 @@ class _Step:
             "loss": loss,
         }
 
-    def _on_the_way(self) -> float:
-        """Return a block's gradients on their way to the processes that keep their rows, and those rows."""
-        # In exact mode they are received one by one.
-        return self._block * (1 + self._is_exact + 1 / self._group) * self._is_shared
-
     def _gather(self, num_done: int) -> float:
-        """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
-        if not self._is_shared:
-            return 0.0
-        blocks = len(self._layers) - num_done
-        return self._outside + self._block * (min(blocks, 2) if self._gathers_each_time else blocks)
+        return sum(share.gather(num_done) for share in self._shares)
+
+    def _head(self) -> float:
+        """Return gradients of the head and the hypernetwork that are not added to those that are there.
+
+        Those of a tied head wait for the embedding's, those of several processes until all of a block are there.
+        """
+        is_added = self._before and self._shares[0].is_whole and not self._model.tied
+        return 0.0 if is_added else self._embedding + self._network
+
+    def _send(self) -> float:
+        return sum(share.send() for share in self._shares)
 
     def _stream(self) -> float:
         """Return the bytes of the residual stream of a micro-batch."""
@@ -148,58 +190,76 @@ class _Step:
     def _saved_by_all(self) -> float:
         """Return what is kept of all blocks until the backward pass, or inputs of blocks and one that is recomputed."""
         if self._recomputes:
-            return self._model.layers * self._stream() + max(map(self._saved, set(self._layers)))
+            return self._model.layers * self._stream() + self._saved(self._layers[-1])
         return sum(map(self._saved, self._layers))
 
     def _saved(self, is_sparse: bool) -> float:
-        """Return what a block keeps for its backward pass."""
-        model, weight, compute = self._model, self._weight, self._compute
-        queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
-        tokens, converts = self._tokens, compute < weight
-        numbers = 2.0 * model.dim * weight  # what both norms read
-        if not converts and not model.qk_norm:  # one product of queries, keys and values, then one rotation
-            numbers += (model.dim + 3 * queries + 3 * keys) * weight
-        else:
-            attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)
-            numbers += (attended + (3 if converts else 1) * model.dim) * compute
-        if not is_sparse:
-            numbers += ((2 if converts else 1) * model.dim + 4 * (model.ffn or 0)) * compute
-            return tokens * numbers
-        moe = model.moe
-        assert moe is not None
+        """Return what a block keeps for its backward pass: what both norms read, and what both parts keep."""
+        return 2 * self._stream() + self._saved_by_attention() + self._saved_by_ffn(is_sparse)
+
+    def _saved_by_attention(self) -> float:
+        model = self._model
+        queries, keys = self._count_heads()
+        if self._compute == self._weight and not model.qk_norm:
+            # One product of queries, keys and values, then one rotation.
+            return self._tokens * (model.dim + 3 * queries + 3 * keys) * self._weight
+        attended = 2 * queries + 2 * keys + (queries + keys if model.qk_norm else 0)
+        inputs = (3 if self._compute < self._weight else 1) * model.dim
+        return self._tokens * (attended + inputs) * self._compute
+
+    def _saved_by_ffn(self, is_sparse: bool) -> float:
+        model, moe, converts = self._model, self._model.moe, self._compute < self._weight
+        if not is_sparse or moe is None:
+            return self._tokens * ((2 if converts else 1) * model.dim + 4 * (model.ffn or 0)) * self._compute
         _, expected, _ = estimate_activated_width(model)
         _, choices, _ = moe.router.count_experts_per_token(len(moe.routed_widths))
-        hidden = 2 * expected + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
-        numbers += model.dim * (weight + compute * converts) + hidden * compute
+        hidden = 2 * expected * self._kept_share() + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+        numbers = model.dim * (self._weight + self._compute * converts) + hidden * self._compute
         numbers += 4 * (_EXPERT_NUMBERS * len(moe.routed_widths) + _CHOICE_NUMBERS * choices)
-        return tokens * numbers
+        return self._tokens * numbers
+
+    def _kept_share(self) -> float:
+        """Return the share of the choices that experts have room for."""
+        moe = self._model.moe
+        factor = None if moe is None else moe.router.get_capacity(training=True)
+        return 1.0 if factor is None else min(1.0, factor)
 
     def _copies(self, num_blocks: int) -> float:
         """Return the copies of weights that so many blocks keep: converted, or queries, keys and values as one."""
-        num_blocks = 1 if self._recomputes else num_blocks
-        model = self._model
+        num_blocks = min(num_blocks, 1) if self._recomputes else num_blocks
         if self._compute < self._weight:
             return num_blocks * self._block * self._compute / self._weight
-        if model.qk_norm:
+        if self._model.qk_norm:
             return 0.0
-        queries, keys = model.heads * model.head_width, model.num_kv_heads * model.head_width
+        queries, keys = self._count_heads()
         turns = self._config.data.sequence_length * (queries + keys)
-        return num_blocks * self._weight * (model.dim * (queries + 2 * keys) + turns)
+        return num_blocks * self._weight * (self._model.dim * (queries + 2 * keys) + turns)
 
     def _new_gradients(self, is_sparse: bool) -> float:
         """Return the gradients that one operation of a block makes, before they are added to those that are there."""
-        model = self._model
-        units = sum(model.moe.expert_widths) if is_sparse and model.moe else (model.ffn or 0) / 3
-        made = self._compute + (self._weight if self._compute < self._weight else 0)
-        return 3 * model.dim * units * made
+        model, converted = self._model, self._weight if self._compute < self._weight else 0
+        if is_sparse and model.moe:  # of three matrices at once, which are converted one after another
+            return model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)
+        return model.dim * (model.ffn or 0) * (self._compute + converted)
 
     def _passing(self, is_sparse: bool) -> float:
-        """Return what goes back through a block besides: gradients of the stream, of pairs, and of hidden units."""
-        model, tokens = self._model, self._tokens
-        if not is_sparse or model.moe is None:
-            return 3 * self._stream() + 2 * tokens * (model.ffn or 0) * self._compute
-        widths = model.moe.routed_widths
-        _, choices, _ = model.moe.router.count_experts_per_token(len(widths))
-        rows = tokens * choices / len(widths)  # of one expert
-        scratch = rows * (2 * model.dim + 3 * max(widths))
-        return 3 * self._stream() + (tokens * choices * model.dim + scratch) * self._compute
+        """Return what goes back through a block besides, where it is most: in the feed-forward part or in attention."""
+        model, tokens, moe = self._model, self._tokens, self._model.moe
+        queries, keys = self._count_heads()
+        # Gradients of the output, and of queries, keys and values.
+        attention = (2 * queries + 2 * keys) * tokens * self._compute
+        if not is_sparse or moe is None:
+            ffn = 2.0 * tokens * (model.ffn or 0) * self._compute
+        else:
+            widths = moe.routed_widths
+            _, choices, _ = moe.router.count_experts_per_token(len(widths))
+            pairs = tokens * choices * self._kept_share()
+            # Gradients of pairs, and an expert's rows and hidden units.
+            scratch = pairs / len(widths) * (2 * model.dim + 3 * max(widths))
+            ffn = (pairs * model.dim + scratch) * self._compute
+        return 3 * self._stream() + max(ffn, attention - self._saved_by_ffn(is_sparse))
+
+    def _count_heads(self) -> tuple[int, int]:
+        """Return the numbers of all queries and of all keys of a token."""
+        model = self._model
+        return model.heads * model.head_width, model.num_kv_heads * model.head_width

@@ -47,6 +47,9 @@ class Hardware(Section):
         0.0
     )
     step_seconds: Annotated[float, Field(ge=0, description="of a step, however small")] = 0.0
+    sharing_seconds: Annotated[float, Field(ge=0, description="besides, of a step that processes share")] = (
+        0.0
+    )
     overlap: Annotated[float, Field(ge=0, le=1, description="share of a transfer that computing hides")] = 1.0
     node: Annotated[Link, Field(description="between processes of one machine")]
     network: Annotated[Link | None, Field(description="between machines; null: there is one only")] = None

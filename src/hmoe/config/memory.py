@@ -7,6 +7,7 @@ from typing import NamedTuple
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.cpu_memory import estimate_cpu_memory
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
+from hmoe.config.weight_share import count_exact_sums
 from hmoe.errors import ConfigError
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
@@ -17,6 +18,16 @@ SHARE = 0.85
 ENOUGH_TOKENS = 32_768  # a GPU works no faster with larger micro-batches
 FEWEST_TOKENS = 8_192  # with smaller ones it waits for the host, which costs more than computing blocks twice
 MOST_EXACT_PARTS = 8  # a power of two; more cost speed in small batches
+MEMORY_LEFT_OUT = {
+    "cpu": (
+        "the process itself, about half a GB: Python, PyTorch and data",
+        "memory that lies free between tensors, up to as much again as those that come and go in a step",
+    ),
+    "cuda": (
+        "the context and libraries' workspaces",
+        "memory that lies free between tensors",
+    ),
+}
 _ROUTER_NUMBERS = 10  # that a router keeps per token and expert: logits, scores, choices, places
 
 
@@ -161,8 +172,7 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
 def _count_shares(config: RunConfig, num_processes: int, total: int, block: int) -> tuple[int, int, int]:
     """Return a process's weights between steps, those it gathers besides in a step, and its gradients."""
     sharding, parts = config.parallel.sharding, config.data.num_micro_batches
-    # In exact mode a process keeps sums of its gradients over 1, 2, 4, ... micro-batches.
-    sums = parts.bit_length() if config.parallel.exact else 1
+    sums = count_exact_sums(parts, num_processes) + 1 if config.parallel.exact else 1
     if num_processes == 1:
         return total, 0, total * sums
     if sharding == "ddp":  # the engine gathers them, too, from this process alone

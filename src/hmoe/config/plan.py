@@ -9,12 +9,13 @@ from hmoe.config.counts import (
     estimate_activated_width,
     estimate_flops_per_token,
 )
+from hmoe.config.cpu_memory import describe_largest_moment
 from hmoe.config.hardware import Hardware
-from hmoe.config.memory import Device, choose_unset, estimate_memory_by_part, read_host
+from hmoe.config.memory import MEMORY_LEFT_OUT, Device, choose_unset, estimate_memory_by_part, read_host
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
-from hmoe.config.step_work import count_traffic
+from hmoe.config.step_work import count_number_bytes, count_traffic, describe_shares
 from hmoe.specs.model import ModelSpec
 
 
@@ -70,14 +71,28 @@ def make_plan(
 def _describe_memory(config: RunConfig, device: Device, num_processes: int) -> dict[str, Any]:
     """Return what each process holds, and what it sends in a step."""
     memory = estimate_memory_by_part(config, device.kind, num_processes)
-    sent = vars(count_traffic(config, num_processes))
+    moment = describe_largest_moment(config, num_processes) if device.kind == "cpu" else None
     return {
         "device": device.kind,
         "device_memory_bytes": device.memory_bytes,
         "fits": sum(memory.values()) <= device.memory_bytes,
         "memory_bytes": sum(memory.values()),
         "memory_by_part_bytes": memory,
-        **({} if num_processes == 1 else {"processes": num_processes, "sent_bytes": sent}),
+        "memory_moment": moment,
+        "memory_left_out": list(MEMORY_LEFT_OUT[device.kind]),
+        **({} if num_processes == 1 else _describe_sharing(config, num_processes)),
+    }
+
+
+def _describe_sharing(config: RunConfig, num_processes: int) -> dict[str, Any]:
+    """Return what each of several processes sends in a step, and what it copies to write a checkpoint meanwhile."""
+    kept = sum(count_parameters(config.model).values()) / describe_shares(config, num_processes).group
+    return {
+        "processes": num_processes,
+        "sent_bytes": vars(count_traffic(config, num_processes)),
+        "checkpoint_bytes": round(
+            3 * count_number_bytes(config) * kept
+        ),  # weights and both moments, in host memory
     }
 
 

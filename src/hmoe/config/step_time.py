@@ -27,6 +27,8 @@ LEFT_OUT = (
     "reading data, evaluation and checkpoints",
     "experts and processes that have more to do than others, and waiting for the slowest one",
     "experts that are shared otherwise than the rest (parallel.experts): they are taken as the rest",
+    "HyperExperts, routing that grows with the number of experts, what a large vocabulary's gradients take besides",
+    "a precision other than the one that the machine's rates are of",
     "memory that is fragmented, clocks that change, and networks that others use, too",
 )
 
@@ -93,8 +95,7 @@ def simulate_step(
         is_last = part == shares.num_parts - 1
         step.pass_forward(clocks, gathers=shares.gathers_each_time or part == 0)
         step.pass_backward(clocks, sends=is_last or shares.reduces_each_part)
-        if part > 0:
-            step.add_gradients(clocks)
+        step.add_gradients(clocks, part)
     step.update(clocks)
     tokens = config.data.batch_tokens
     flops = tokens * estimate_flops_per_token(config.model, config.data.sequence_length, width)
@@ -151,15 +152,22 @@ class _Step:
             last = self._reduce(clocks, self._outside)
         clocks.wait(last)
 
-    def add_gradients(self, clocks: _Clocks) -> None:
-        """Add a micro-batch's gradients to those of the ones before: whole ones, or the rows that are kept."""
+    def add_gradients(self, clocks: _Clocks, part: int) -> None:
+        """Add a micro-batch's gradients to those of the ones before: whole ones, or the rows that are kept.
+
+        In exact mode the rows of each process come by themselves.
+        """
         kept = self._total / (self.shares.group if self.shares.reduces_each_part else 1)
-        clocks.compute("adding gradients", ADDING_BYTES * kept / self._hardware.optimizer_bytes_per_second)
+        times = self.shares.group * self.shares.replicas - (part == 0) if self.shares.is_exact else part > 0
+        clocks.compute(
+            "adding gradients", times * ADDING_BYTES * kept / self._hardware.optimizer_bytes_per_second
+        )
 
     def update(self, clocks: _Clocks) -> None:
         """Measure the norm of the gradients, and update the rows that the process keeps."""
         if self.shares.group * self.shares.replicas > 1:
             clocks.wait(clocks.send(self._replica_link.latency_seconds))
+            clocks.compute("overhead", self._hardware.sharing_seconds)
         rate = self._hardware.optimizer_bytes_per_second
         clocks.compute("optimizer", OPTIMIZER_BYTES * self._total / self.shares.group / rate)
         clocks.compute("overhead", self._hardware.step_seconds)

@@ -13,6 +13,11 @@ OPTIMIZER_BYTES = (
 )
 
 
+def count_number_bytes(config: RunConfig) -> int:
+    """Return the bytes of a weight, a gradient or a moment; bfloat16 is of products alone."""
+    return 8 if config.train.precision == "float64" else FLOAT_BYTES
+
+
 @dataclass(frozen=True)
 class BlockWork:
     """What a block computes of a token in a forward pass.
@@ -98,6 +103,7 @@ class Shares:
         replicas: groups.
         gathers_each_time: whether weights are gathered for every pass, not once a step.
         reduces_each_part: whether gradients are sent after every micro-batch (exact mode, zero3).
+        is_exact: whether they are added up in an order of their own.
     """
 
     num_parts: int
@@ -105,6 +111,7 @@ class Shares:
     replicas: int
     gathers_each_time: bool
     reduces_each_part: bool
+    is_exact: bool
 
 
 def describe_shares(config: RunConfig, num_processes: int) -> Shares:
@@ -118,6 +125,7 @@ def describe_shares(config: RunConfig, num_processes: int) -> Shares:
         replicas=replicas,
         gathers_each_time=parallel.sharding == "zero3",
         reduces_each_part=parallel.exact or parallel.sharding == "zero3",
+        is_exact=parallel.exact,
     )
 
 
@@ -126,11 +134,12 @@ def count_traffic(config: RunConfig, num_processes: int) -> Traffic:
     shares = describe_shares(config, num_processes)
     total = sum(count_parameters(config.model).values())
     outside = total - sum(block.parameters for block in count_block_work(config.model, 1))
-    kept = (shares.group - 1) / shares.group * FLOAT_BYTES
+    size = count_number_bytes(config)
+    kept = (shares.group - 1) / shares.group * size
     # For a forward and a backward pass, between which what lies outside of blocks stays.
     parts = shares.num_parts if shares.gathers_each_time else 1
     times = 2 * parts if shares.gathers_each_time else 1
     gathered = kept * ((total - outside) * times + outside * parts)
     reduced = kept * total * (shares.num_parts if shares.reduces_each_part else 1)
-    repeated = 2 * (shares.replicas - 1) / shares.replicas * FLOAT_BYTES * total / shares.group
+    repeated = 2 * (shares.replicas - 1) / shares.replicas * size * total / shares.group
     return Traffic(gathered, reduced, repeated)

@@ -24,6 +24,7 @@ from hmoe.parallel.watch import Watch
 
 TIMEOUT_SECONDS = 60.0
 _PATIENCE_SECONDS = 1800.0
+_LOST_WORDS = ("reset", "closed", "refused", "Broken pipe")  # of a connection to a process that has gone
 
 
 class Messages:
@@ -147,8 +148,9 @@ def _meet(
     timeout = datetime.timedelta(seconds=timeout_seconds)
     rank, size = numbers.rank, numbers.size
     failure = f"process {rank} of {size} did not find all others within {timeout_seconds:.0f} s"
-    # gloo itself tries as long as several times that.
-    timer = threading.Timer(timeout_seconds + 1, give_up or _say_nothing, (failure,))
+    advice = "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT" if file is None else ""
+    # gloo itself tries as long as several times that; others, who say why, come first.
+    timer = threading.Timer(timeout_seconds + 3, give_up or _say_nothing, (failure + advice,))
     timer.daemon = True
     timer.start()
     begin = time.monotonic()
@@ -157,8 +159,10 @@ def _meet(
         dist.init_process_group(backend, store=meeting, timeout=timeout, rank=rank, world_size=size)
     except (ValueError, RuntimeError) as error:
         if time.monotonic() - begin < timeout_seconds / 2:  # it did not wait for them
-            failure = f"process {rank} of {size} {CANNOT_MEET}"
-        advice = "; start all of them by torchrun, or set MASTER_ADDR and MASTER_PORT" if file is None else ""
+            is_lost = any(word in str(error) for word in _LOST_WORDS)
+            failure = f"process {rank} of {size} " + (
+                "lost another one while they met" if is_lost else CANNOT_MEET
+            )
         raise DistributedError(f"{failure} ({_shorten(error)}){advice}") from None
     finally:
         timer.cancel()

@@ -91,8 +91,9 @@ class LaunchedProcess:
 
     def send_group(self, signal_number: int) -> None:
         """Send it and the processes that it started a signal, if it still runs."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal_number)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # as in `kill`
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal_number)
 
     def kill(self) -> None:
         """End it at once, with the processes that it started, and wait until it is gone."""

@@ -5,6 +5,7 @@ Each has a log; the first one writes to this console, too.
 """
 
 import itertools
+import math
 import os
 import signal
 import tempfile
@@ -21,7 +22,7 @@ from hmoe.parallel.launched_process import LaunchedProcess
 from hmoe.parallel.process_numbers import CANNOT_MEET, LOG_VARIABLE, STORE_VARIABLE, ProcessNumbers
 
 _LEAVING_SECONDS = 10.0  # that the others have to end by themselves, after the first that failed
-_NOT_ENDING = "hangs: it did not end when another had failed"
+_NOT_ENDING = "hangs: it did not end when another had"
 _LOOK_SECONDS = 0.05
 _SIGN_SECONDS = 5.0  # within which a process that lives shows it
 # Of errors that come again: of the recipe, the data, checkpoints and numbers that are not finite.
@@ -128,16 +129,16 @@ def _watch(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> bool
     Returns whether one of the signals asked them to end.
     """
     waiting: list[tuple[int, LaunchedProcess]] = []
-    last, deadline, stopping = time.monotonic(), None, False
+    last, deadline, stopping = time.monotonic(), math.inf, False
     while any(process.code is None for process in processes):
         time.sleep(_LOOK_SECONDS)
-        now = time.monotonic()
         for signal_number in options.take_signals():
             if signal_number == signal.SIGTSTP:
-                _pause(processes)
+                deadline += _pause(processes)
                 continue
             stopping |= signal_number == signal.SIGTERM
             waiting += [(signal_number, process) for process in processes]
+        now = time.monotonic()
         for process in processes:
             process.look()
             if now - last > 1.0:
@@ -147,24 +148,27 @@ def _watch(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> bool
             if process.is_listening:
                 process.send(signal_number)
         waiting = [pair for pair in waiting if not pair[1].is_listening]
-        if deadline is None and any(process.code for process in processes):
-            deadline = now + _LEAVING_SECONDS
+        codes = [process.code for process in processes]
+        if any(codes):
+            deadline = min(deadline, now + _LEAVING_SECONDS)
+        elif 0 in codes:  # all have done their work, and wait for nobody
+            deadline = min(deadline, now + max(_LEAVING_SECONDS, options.silent_seconds))
         is_silent = any(p.code is None and p.silent_seconds > options.silent_seconds for p in processes)
-        if is_silent or (deadline is not None and now > deadline):
+        if is_silent or now > deadline:
             break
         last = now
     return stopping
 
 
-def _pause(processes: Sequence[LaunchedProcess]) -> None:
-    """Stop this process and all others, as a terminal's Ctrl-Z asks, until this one is told to go on."""
+def _pause(processes: Sequence[LaunchedProcess]) -> float:
+    """Stop this process and all others, as a terminal's Ctrl-Z asks, until this one goes on; return the seconds."""
+    begin = time.monotonic()
     for process in processes:
         process.send_group(signal.SIGSTOP)
-    handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
-    os.kill(os.getpid(), signal.SIGTSTP)
-    signal.signal(signal.SIGTSTP, handler)
+    os.kill(os.getpid(), signal.SIGSTOP)
     for process in processes:
         process.send_group(signal.SIGCONT)
+    return time.monotonic() - begin
 
 
 def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _Failure | None:
@@ -186,7 +190,7 @@ def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _F
             order = 0
         else:
             waits = process.code == DistributedError.exit_code and CANNOT_MEET not in process.read_error()
-            order = 2 if process.code in _FINAL_CODES else 5 if waits else 3
+            order = 2 if process.code in _FINAL_CODES else 6 if waits else 3
         return (
             order,
             not process.read_error(),

@@ -1,0 +1,50 @@
+"""Weights and gradients of a process in a training step, by how they are shared. No torch."""
+
+from hmoe.config.run import RunConfig
+
+
+def count_exact_sums(num_parts: int, num_processes: int) -> int:
+    """Return the most sums of gradients that exact mode keeps beside those of the micro-batch that is computed.
+
+    They are over 1, 2, 4, ... micro-batches, as the binary digits of those that are done.
+    """
+    return max(done.bit_count() for done in range(0, num_parts, num_processes))
+
+
+class WeightShare:
+    """Weights that are shared in one way: what a process keeps, gathers, and has of their gradients; in bytes.
+
+    Attributes:
+        own: weights between steps.
+        before: gradients before a step's last backward pass.
+        is_whole: whether those are whole.
+        group: processes that hold the weights between them.
+    """
+
+    def __init__(
+        self, config: RunConfig, num_processes: int, sharding: str, outside: float, block: float
+    ) -> None:
+        self._outside, self._block, self._layers = outside, block, config.model.layers
+        self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1
+        parts, is_exact = config.data.num_micro_batches, config.parallel.exact
+        self._is_exact = is_exact
+        self.group = 1 if sharding == "ddp" else num_processes // config.parallel.replicas
+        total = outside + self._layers * block
+        self.own = total / self.group
+        adds_up = parts > num_processes
+        # Added up once in a step: until the last micro-batch each process keeps whole ones.
+        self.is_whole = not self._is_shared or (adds_up and not self._gathers_each_time and not is_exact)
+        self.before = (total if self.is_whole else self.own) * adds_up
+        if is_exact:  # sums over 1, 2, 4, ... micro-batches
+            self.before = self.own * count_exact_sums(parts, num_processes)
+
+    def send(self) -> float:
+        """Return a block's gradients on their way to the processes that keep their rows, and those rows."""
+        # In exact mode they are received one by one.
+        return self._block * (1 + self._is_exact + 1 / self.group) * self._is_shared
+
+    def gather(self, num_done: int) -> float:
+        """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
+        blocks = self._layers - num_done
+        gathered = self._outside + self._block * (min(blocks, 2) if self._gathers_each_time else blocks)
+        return gathered * self._is_shared
