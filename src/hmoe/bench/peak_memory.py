@@ -56,9 +56,11 @@ def compare_memory(training: Training, workers: Workers) -> dict[str, int | None
 
     The last is of all that the process has done so far, None where no system tells.
     """
-    most, resident = zip(
-        *workers.gather_values([measure_peak_memory(training), _read_resident_bytes()]), strict=True
-    )
+    own = [
+        _read_resident_bytes(),
+        measure_peak_memory(training),
+    ]  # in this order: the profiler needs some, too
+    resident, most = zip(*workers.gather_values(own), strict=True)
     return {
         "peak_memory_bytes": max(most),
         "planned_memory_bytes": count_memory(training.config, training.device, workers.size),

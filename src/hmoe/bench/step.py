@@ -230,13 +230,12 @@ def _measure(runs: Mapping[str, Training], equal: str, options: BenchOptions) ->
         options.say(
             f"{name:20s} {precision:9s} {row['tokens_per_second']:8.0f} tokens/s  {ratio:.2f} of equal experts"
         )
-    if len(runs) == 1:  # on a GPU PyTorch counts the tensors of all
+    if len(runs) == 1:  # what the system and PyTorch count is of all
         memory = compare_memory(first, options.workers)
         rows[0] |= memory
-        most, planned, resident = (format_bytes(value or 0) for value in memory.values())
-        options.say(
-            f"{preset} {precision}: tensors of {most} at most, planned {planned}, resident {resident}"
-        )
+        most, planned, *resident = (format_bytes(value) for value in memory.values() if value is not None)
+        also = f", resident {resident[0]}" if resident else ""
+        options.say(f"{preset} {precision}: tensors of {most} at most, planned {planned}{also}")
     alone = time_interleaved(
         list_step_parts(make_own_part(first, options.workers)),
         max(options.rounds // 3, 3),

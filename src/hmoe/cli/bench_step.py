@@ -26,7 +26,9 @@ _Recipe = Annotated[
 _Precision = Annotated[
     list[str] | None, typer.Option(help="float32 or bfloat16; repeatable. Default: the recipe's.")
 ]
-_Alone = Annotated[bool, typer.Option("--alone", help="Without the equal and dense siblings.")]
+_Alone = Annotated[
+    bool, typer.Option("--alone", help="Without the equal and dense siblings; tells the memory, too.")
+]
 
 
 def time_step(
