@@ -156,6 +156,19 @@ def test_slower_links_never_make_a_step_shorter() -> None:
     assert extra == pytest.approx(num_operations * (0.01 + 3 * 0.02) + 0.01)
 
 
+def test_a_link_may_be_slower_for_large_blocks() -> None:
+    config = load("parallel.shard=zero2")
+    block = 4 * count_block_work(config.model, 1)[0].parameters
+    slow = {block // 10: 1e6, 10 * block: 1e4}
+    table = simulate(config, 2, node={**LINK, "gather_bytes_per_second": slow}, overlap=0.0)
+    plain = simulate(config, 2, overlap=0.0)
+    sizes = [4 * count.parameters for count in count_block_work(config.model, 1)]
+    sizes.append(4 * sum(count_parameters(config.model).values()) - sum(sizes))
+    extra = sum(size / 2 * (1 / get_rate(slow, size) - 1 / 1e6) for size in sizes)
+    assert table.by_part["waiting"] - plain.by_part["waiting"] == pytest.approx(extra)
+    assert get_rate(slow, block) == pytest.approx(1e5, rel=1e-4)
+
+
 def test_more_machines_talk_through_the_network() -> None:
     config = load("parallel.shard=zero2", "parallel.replicas=2")
     slow = {"gather_bytes_per_second": 1e4, "reduce_bytes_per_second": 1e4}

@@ -73,7 +73,7 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     return hardware
 
 
-def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, float]:
+def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, Any]:
     """Return what weights and gradients take between the processes; on a CPU what a step adds to that, too."""
     from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
 
@@ -88,7 +88,9 @@ def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, flo
         tree["data"] |= {"micro_batches": size, "sequence_length": _FEW_TOKENS // 2}
         return recipes.check_recipe(tree)
 
-    return measure_shared_link(make_recipe, (WIDTHS[device][0], WIDTHS[device][-1]), optimizer_rate, options)
+    return measure_shared_link(
+        make_recipe, (WIDTHS[device][0], *WIDTHS[device][-2:]), optimizer_rate, options
+    )
 
 
 def make_training_recipe(width: int, tokens: int, device: str, is_sparse: bool = True) -> RunConfig:

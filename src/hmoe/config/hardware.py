@@ -13,14 +13,17 @@ from hmoe.config.section import Section
 from hmoe.errors import ConfigError
 
 _Positive = Annotated[float, Field(gt=0)]
-Rate = _Positive | dict[int, _Positive]  # the same for all widths, or by width
+Rate = _Positive | dict[int, _Positive]  # the same for all widths or sizes, or by them
 
 
 class Link(Section):
-    """What a collective operation takes: latency_seconds + hop_seconds x (processes - 1) + bytes sent / rate."""
+    """What a collective operation takes: latency_seconds + hop_seconds x (processes - 1) + bytes sent / rate.
 
-    gather_bytes_per_second: Annotated[_Positive, Field(description="each process's, in an all-gather")]
-    reduce_bytes_per_second: Annotated[_Positive, Field(description="each process's, in a reduce-scatter")]
+    Rates are the same for all sizes, or by the bytes of the whole, of which each process keeps its part.
+    """
+
+    gather_bytes_per_second: Annotated[Rate, Field(description="each process's, in an all-gather")]
+    reduce_bytes_per_second: Annotated[Rate, Field(description="each process's, in a reduce-scatter")]
     latency_seconds: Annotated[float, Field(ge=0)] = 0.0
     hop_seconds: Annotated[float, Field(ge=0)] = 0.0
 
@@ -69,8 +72,8 @@ class Hardware(Section):
         return self.network
 
 
-def get_rate(rate: float | dict[int, float], width: int) -> float:
-    """Return a rate at a width: between two that are known on a line over the logarithm, beyond them the nearest."""
+def get_rate(rate: float | dict[int, float], width: float) -> float:
+    """Return a rate at a width or a size: between two that are known on a line over the logarithm, else the nearest."""
     if not isinstance(rate, dict):
         return rate
     known = sorted(rate)

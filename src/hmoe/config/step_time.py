@@ -205,5 +205,5 @@ def _time(link: Link, size: int, num_bytes: float, reduces: bool) -> float:
     """Return the seconds of a gathering or reducing operation of so many bytes, together, by `size` processes."""
     if size == 1:
         return 0.0
-    rate = link.reduce_bytes_per_second if reduces else link.gather_bytes_per_second
+    rate = get_rate(link.reduce_bytes_per_second if reduces else link.gather_bytes_per_second, num_bytes)
     return link.latency_seconds + link.hop_seconds * (size - 1) + num_bytes * (size - 1) / size / rate
