@@ -1,6 +1,7 @@
 """What `hmoe plan` tells of several processes and of machines that are not here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,10 +71,16 @@ def test_a_person_reads_memory_traffic_and_time(capsys: pytest.CaptureFixture[st
         "tokens per second",
         "left out",
         "that of h100, of each process",
+        "the context and libraries' workspaces",
     ):
         assert line in text
     shared = plan("tiny", "--processes", "2", capsys=capsys)
     assert "this machine's, shared by 2 processes" in shared
+    assert re.search(r"^  in all +[\d.]+ MB, (at|in) the ", shared, re.MULTILINE)
+    assert "the process itself, about half a GB" in shared
+    assert re.search(
+        r"^  checkpoint copies +6\.3 MB of the host, while one is written$", shared, re.MULTILINE
+    )
     assert "step, simulated" not in shared
 
 
@@ -121,4 +128,11 @@ def test_processes_of_one_machine_share_its_memory() -> None:
     one, two = (make_plan(config, Device("cpu", 10**9), size) for size in (1, 2))
     assert two["memory_by_part_bytes"]["optimizer"] == pytest.approx(
         one["memory_by_part_bytes"]["optimizer"] / 2, rel=0.01
+    )
+    parameters = sum(two["parameters_by_part"].values())
+    assert two["checkpoint_bytes"] == 3 * 4 * parameters / 2
+    assert "checkpoint_bytes" not in one
+    assert (one["memory_moment"] is None, make_plan(config, Device("cuda", 10**9))["memory_moment"]) == (
+        False,
+        None,
     )

@@ -75,10 +75,10 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
 
 def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, Any]:
     """Return what weights and gradients take between the processes; on a CPU what a step adds to that, too."""
-    from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
-
     device, size = options.device, options.workers.size
     if device == "cuda":
+        from hmoe.parallel.collectives import measure_link  # noqa: PLC0415 - one process needs no engine
+
         return measure_link(device, options.rounds)
 
     def make_recipe(width: int, layers: int) -> RunConfig:

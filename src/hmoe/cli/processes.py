@@ -99,7 +99,8 @@ def start_processes(
         _show_cursor()  # which a process that was killed may have hidden
         raise
     finally:
-        signal.signal(signal.SIGTSTP, before)
+        if before is not None:
+            signal.signal(signal.SIGTSTP, before)
         if not keeps:
             shutil.rmtree(folder, ignore_errors=True)
     raise typer.Exit(code)

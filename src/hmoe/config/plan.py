@@ -15,7 +15,7 @@ from hmoe.config.memory import MEMORY_LEFT_OUT, Device, choose_unset, estimate_m
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
-from hmoe.config.step_work import count_number_bytes, count_traffic, describe_shares
+from hmoe.config.step_work import count_traffic
 from hmoe.specs.model import ModelSpec
 
 
@@ -80,19 +80,16 @@ def _describe_memory(config: RunConfig, device: Device, num_processes: int) -> d
         "memory_by_part_bytes": memory,
         "memory_moment": moment,
         "memory_left_out": list(MEMORY_LEFT_OUT[device.kind]),
-        **({} if num_processes == 1 else _describe_sharing(config, num_processes)),
+        **({} if num_processes == 1 else _describe_sharing(config, num_processes, memory["optimizer"])),
     }
 
 
-def _describe_sharing(config: RunConfig, num_processes: int) -> dict[str, Any]:
+def _describe_sharing(config: RunConfig, num_processes: int, moment_bytes: int) -> dict[str, Any]:
     """Return what each of several processes sends in a step, and what it copies to write a checkpoint meanwhile."""
-    kept = sum(count_parameters(config.model).values()) / describe_shares(config, num_processes).group
     return {
         "processes": num_processes,
         "sent_bytes": vars(count_traffic(config, num_processes)),
-        "checkpoint_bytes": round(
-            3 * count_number_bytes(config) * kept
-        ),  # weights and both moments, in host memory
+        "checkpoint_bytes": moment_bytes * 3 // 2,  # both moments and the weights, in host memory
     }
 
 
