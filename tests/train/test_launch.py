@@ -123,7 +123,7 @@ def test_a_process_needs_memory_for_its_part(kind: str) -> None:
         return estimate_memory_by_part(config, kind, size)
 
     whole = count("ddp", 1)
-    assert count("zero3", 1) == whole
+    assert count("zero3", 1) == count("zero2", 1, "parallel.replicas=2", "parallel.experts=zero3") == whole
     assert count("ddp", 4)["optimizer"] == whole["optimizer"]
     assert count("ddp", 4)["parameters"] > count("zero2", 4)["parameters"]  # the engine gathers its own, too
     assert count("zero2", 4)["optimizer"] == pytest.approx(whole["optimizer"] / 4, rel=1e-4)

@@ -28,7 +28,10 @@ class WeightShare:
         self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1
         parts, is_exact = config.data.num_micro_batches, config.parallel.exact
         self._is_exact = is_exact
-        self.group = 1 if sharding == "ddp" else num_processes // config.parallel.replicas
+        is_whole_everywhere = (
+            sharding == "ddp" or not self._is_shared
+        )  # one process shares nothing, whatever is said
+        self.group = 1 if is_whole_everywhere else num_processes // config.parallel.replicas
         total = outside + self._layers * block
         self.own = total / self.group
         adds_up = parts > num_processes
