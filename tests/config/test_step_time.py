@@ -92,6 +92,13 @@ def test_gradients_are_added_whole_or_in_rows_that_are_kept() -> None:
     assert simulate(load(), 8).by_part["adding gradients"] == 0
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "exact"])
+def test_one_process_shares_nothing_whatever_the_recipe_says(mode: str) -> None:
+    one, plain = (simulate(load(*words), 1) for words in (MODES[mode], []))
+    assert one.seconds == pytest.approx(plain.seconds)
+    assert one.communication_seconds == 0
+
+
 def test_who_shares_takes_longer() -> None:
     alone, together = (
         simulate(load(), size, sharing_seconds=3.0, step_seconds=0.5).by_part["overhead"] for size in (1, 2)

@@ -117,7 +117,9 @@ class Shares:
 def describe_shares(config: RunConfig, num_processes: int) -> Shares:
     """Return who shares what in a run whose micro-batches are chosen."""
     parallel = config.parallel
-    is_ddp = parallel.sharding == "ddp"
+    is_ddp = (
+        parallel.sharding == "ddp" or num_processes == 1
+    )  # which shares nothing, whatever the recipe says
     replicas = num_processes if is_ddp else parallel.replicas
     return Shares(
         num_parts=config.data.num_micro_batches // num_processes,
