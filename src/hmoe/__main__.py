@@ -25,7 +25,9 @@ def main() -> None:
     code = run_command_line(arguments)
     if INTERRUPTS.came:
         INTERRUPTS.end()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the work is done, and Python's own end shows tracebacks
+    # The work is done: Python's own end would show tracebacks, or end by a signal after all.
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(signal_number, signal.SIG_IGN)
     sys.exit(code)
 
 

@@ -142,18 +142,63 @@ def test_who_cannot_meet_the_others_is_named_and_not_who_waits_for_it(tmp_path: 
             launch(tmp_path, body)
 
 
-def test_one_that_aborts_is_named_and_not_who_waits_for_it(tmp_path: Path) -> None:
-    body = """
+@pytest.mark.parametrize("peer", ["wait()", "time.sleep(0.3); print('hmoe: error: no answer'); sys.exit(6)"])
+def test_one_that_aborts_is_named_and_not_who_waits_for_it(peer: str, tmp_path: Path) -> None:
+    body = f"""
         if rank == 1:
             os.abort()
-        time.sleep(0.3)
-        print("hmoe: error: another process of this run no longer answers", file=sys.stderr)
-        sys.exit(6)
+        {peer}
     """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmoe.parallel.launcher._LEAVING_SECONDS", 0.5)
+        with pytest.raises(
+            DistributedError, match=r"^process 1 of 2 was killed by SIGABRT, before the first step"
+        ):
+            launch(tmp_path, body)
+
+
+def test_one_that_nccl_aborts_waited_for_the_one_that_hangs(tmp_path: Path) -> None:
+    body = """
+        if rank == 1:
+            print("[rank1]: Watchdog caught collective operation timeout", flush=True)
+            os.abort()
+        wait()
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmoe.parallel.launcher._LEAVING_SECONDS", 0.5)
+        with pytest.raises(DistributedError, match=r"^process 0 of 2 hangs"):
+            launch(tmp_path, body)
+
+
+def test_a_code_without_a_line_is_no_error_of_the_command_line(tmp_path: Path) -> None:
     with pytest.raises(
-        DistributedError, match=r"^process 1 of 2 was killed by SIGABRT, before the first step"
+        DistributedError, match="process 1 of 2 failed, before the first step: it ended with 3; its log"
     ):
-        launch(tmp_path, body)
+        launch(tmp_path, "sys.exit(3 * rank)")
+
+
+def test_signals_to_all_wait_until_each_listens(tmp_path: Path) -> None:
+    late = BEGIN.replace("HEARTBEAT.start()\n", "") + textwrap.dedent("""
+        (folder / f"starts-{rank}").touch()
+        time.sleep(0.5)
+        stop = []
+        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        HEARTBEAT.start()
+        while not stop:
+            time.sleep(0.01)
+    """)
+    sent = False
+
+    def send_to_all() -> Sequence[int]:
+        nonlocal sent
+        if not sent and len(list(tmp_path.glob("starts-*"))) == 2:
+            sent = True
+            for pid in find_processes(tmp_path):
+                os.kill(int(pid), signal.SIGTERM)
+        return ()
+
+    command = [sys.executable, "-c", late, str(tmp_path)]
+    assert launch_processes(command, LaunchOptions(2, tmp_path / "logs", print, send_to_all)) == 0
 
 
 def test_one_that_does_not_end_after_another_has_ended_well_hangs(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def start_processes(
     finally:
         if before is not None:
             signal.signal(signal.SIGTSTP, before)
+            signal.signal(signal.SIGCONT, signal.SIG_DFL)
         if not keeps:
             shutil.rmtree(folder, ignore_errors=True)
     raise typer.Exit(code)
@@ -111,6 +112,7 @@ def _make_signal_taker() -> Callable[[], Sequence[int]]:
     told, pauses = False, list[int]()
     if signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
         signal.signal(signal.SIGTSTP, lambda signal_number, _: pauses.append(signal_number))
+        signal.signal(signal.SIGCONT, lambda *_: pauses.clear())  # which may come before the pause
 
     def take_signals() -> Sequence[int]:
         nonlocal told

@@ -244,10 +244,14 @@ def _explain_failures(num_processes: int, watch: Watch | None) -> Iterator[None]
         if watch is not None:
             watch.end()
         names = " and ".join(map(str, silent))
-        subject = f"process {names} of {num_processes}" if silent else "another process of this run"
-        raise DistributedError(
-            f"{subject} no longer answers, {HEARTBEAT.describe_step()} ({_shorten(error)})"
-        ) from None
+        text = f"process {names} of {num_processes} no longer answers"
+        if not silent and any(
+            word in str(error) for word in (*_LOST_WORDS, "imed out", "imeout", "onnection")
+        ):
+            text = "another process of this run no longer answers"
+        elif not silent:
+            text = f"process {read_process_numbers().rank} of {num_processes} {CANNOT_MEET}"
+        raise DistributedError(f"{text}, {HEARTBEAT.describe_step()} ({_shorten(error)})") from None
 
 
 def _shorten(error: Exception) -> str:

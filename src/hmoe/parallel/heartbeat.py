@@ -11,6 +11,7 @@ import threading
 import time
 
 HEARTBEAT_VARIABLE = "HMOE_HEARTBEAT"  # number of the pipe's end: its presence says who started this process
+WAITING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # blocked until a launched process listens
 _PERIOD_SECONDS = 1.0
 _DEATH_OF_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -31,7 +32,10 @@ class Heartbeat:
         return self._pipe >= 0 or HEARTBEAT_VARIABLE in os.environ
 
     def start(self) -> None:
-        """Write from now on, if a launcher started this process, and end as soon as that is gone."""
+        """Write from now on, if a launcher started this process, and end as soon as that is gone.
+
+        Signals that it held back come now: whoever calls this listens for them.
+        """
         pipe = os.environ.pop(HEARTBEAT_VARIABLE, None)  # not for processes of this one
         if pipe is None:
             return
@@ -43,6 +47,7 @@ class Heartbeat:
 
             ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGKILL)
         threading.Thread(target=self._write_on, name="heartbeat", daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WAITING_SIGNALS)
 
     def reach(self, step: int) -> None:
         """Note that so many training steps are done."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hmoe.parallel.heartbeat import HEARTBEAT_VARIABLE, Heartbeat
+from hmoe.parallel.heartbeat import HEARTBEAT_VARIABLE, WAITING_SIGNALS, Heartbeat
 from hmoe.parallel.process_numbers import ProcessNumbers
 
 _ERROR = "error: "  # in a line of the command line's own errors
@@ -44,6 +44,8 @@ class LaunchedProcess:
         own = dict(zip(names, map(str, numbers), strict=True))
         # From the log's end on, whoever else writes: processes of this one may.
         output = None if numbers.rank == 0 else log.open("ab")
+        # Signals wait until it listens (`Heartbeat.start`): in its first moments they would just end it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, WAITING_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -56,6 +58,7 @@ class LaunchedProcess:
                 process_group=0,
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.close(its_end)
             if output is not None:
                 output.close()
@@ -96,13 +99,15 @@ class LaunchedProcess:
                 os.killpg(self._process.pid, signal_number)
 
     def kill(self) -> None:
-        """End it at once, with the processes that it started, and wait until it is gone."""
+        """End it at once, with the processes that it started."""
         if self._process.poll() is None:
             self.was_killed = True
-        with contextlib.suppress(
-            ProcessLookupError, PermissionError
-        ):  # the latter is macOS's, of one that has ended
+        # The latter is macOS's, of one that has ended.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Wait until it is gone."""
         self._process.wait()
         self.look()
 
@@ -110,17 +115,21 @@ class LaunchedProcess:
         """Give up the pipe."""
         os.close(self._pipe)
 
-    def read_error(self) -> str:
-        """Return the last line that it wrote on an error since it was started; "" if it wrote none."""
+    def read_end(self) -> str:
+        """Return the end of what it has written since it was started; of the first process what went through Python."""
         try:
             with self._log.open("rb") as file:
                 file.seek(max(self._log_start, self._log.stat().st_size - 65536))
-                content = file.read().decode("utf-8", "replace")
+                return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
+
+    def read_error(self) -> str:
+        """Return the last line that it wrote on an error since it was started; "" if it wrote none."""
         # PyTorch writes the process's number before each line of a traceback.
         lines = [
-            line.removeprefix(f"[rank{self.rank}]: ").removeprefix("hmoe: ") for line in content.splitlines()
+            line.removeprefix(f"[rank{self.rank}]: ").removeprefix("hmoe: ")
+            for line in self.read_end().splitlines()
         ]
         return next((line for line in reversed(lines) if _is_error(line)), "")
 

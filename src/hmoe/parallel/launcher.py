@@ -24,6 +24,7 @@ from hmoe.parallel.process_numbers import CANNOT_MEET, LOG_VARIABLE, STORE_VARIA
 _LEAVING_SECONDS = 10.0  # that the others have to end by themselves, after the first that failed
 _NOT_ENDING = "hangs: it did not end when another had"
 _LOOK_SECONDS = 0.05
+_WATCHDOG = "Watchdog caught collective"  # NCCL's words
 _SIGN_SECONDS = 5.0  # within which a process that lives shows it
 # Of errors that come again: of the recipe, the data, checkpoints and numbers that are not finite.
 _FINAL_CODES = tuple(kind.exit_code for kind in (ConfigError, DataError, CheckpointError, NonFiniteError))
@@ -118,8 +119,8 @@ def _start(command: Sequence[str], options: LaunchOptions, store: Path) -> Itera
             processes.append(LaunchedProcess(command, ProcessNumbers(rank, size, rank, size), variables, log))
         yield processes
     finally:
+        _kill(processes)
         for process in processes:
-            process.kill()
             process.close()
 
 
@@ -171,19 +172,28 @@ def _pause(processes: Sequence[LaunchedProcess]) -> float:
     return time.monotonic() - begin
 
 
+def _kill(processes: Sequence[LaunchedProcess]) -> None:
+    """End all of them; first all are told, as one may be slow to go."""
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.wait()
+
+
 def _explain(processes: Sequence[LaunchedProcess], options: LaunchOptions) -> _Failure | None:
     """Return why not all processes ended well: what is not the consequence of another's end comes first."""
     silent = {p.rank: p.silent_seconds for p in processes if p.code is None}
-    for process in processes:
-        process.kill()
+    _kill(processes)
     failed = [process for process in processes if process.code]
     if not failed:
         return None
 
     def rank_cause(process: LaunchedProcess) -> tuple[int, bool, float]:
         assert process.code is not None
-        if process.code == -signal.SIGABRT:  # so NCCL ends a process that waits for another
-            order = 5
+        if process.code == -signal.SIGABRT and (process.rank == 0 or _WATCHDOG in process.read_end()):
+            order = (
+                5  # so NCCL ends a process that waits for another; the first one's words are not in its log
+            )
         elif process.was_killed:
             order = 1 if silent.get(process.rank, 0) > _SIGN_SECONDS else 4
         elif process.code < 0:
@@ -208,8 +218,8 @@ def _describe_failure(
     code, error = process.code or 0, process.read_error()
     name = f"process {process.rank} of {options.num_processes}"
     log = options.logs / f"rank-{process.rank}.log"
-    if code in _FINAL_CODES:
-        return _Failure(code, error or f"{name} ended with {code}; see {log}", is_told)
+    if code in _FINAL_CODES and error:  # without a line it is somebody else's code
+        return _Failure(code, error, is_told)
     place = f", {process.describe_step()}" if options.has_steps else ""
     if process.was_killed:
         lives = silent_seconds <= _SIGN_SECONDS
