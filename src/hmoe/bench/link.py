@@ -35,13 +35,13 @@ class Extra(NamedTuple):
 
 
 def measure_shared_link(
-    make_recipe: Recipe, widths: tuple[int, int, int], optimizer_rate: float, options: BenchOptions
+    make_recipe: Recipe, widths: Sequence[int], optimizer_rate: float, options: BenchOptions
 ) -> dict[str, Any]:
     """Return what gathering weights and reducing gradients takes: latency, bytes per second, and what a step adds.
 
     Args:
         make_recipe: of a training of a few tokens of each process.
-        widths: of a narrow model, whose bytes are few, and of two that tell the rates.
+        widths: of a narrow model, whose bytes are few, and of others that tell the rates.
         optimizer_rate: bytes per second of the update, of which each process does its part only.
         options: rounds, and the processes, at least two.
     """

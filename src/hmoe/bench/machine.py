@@ -89,7 +89,7 @@ def _measure_link(options: BenchOptions, optimizer_rate: float) -> dict[str, Any
         return recipes.check_recipe(tree)
 
     return measure_shared_link(
-        make_recipe, (WIDTHS[device][0], *WIDTHS[device][-2:]), optimizer_rate, options
+        make_recipe, (WIDTHS[device][0], *WIDTHS[device][1:][-2:]), optimizer_rate, options
     )
 
 
