@@ -43,8 +43,10 @@ class WeightShare:
 
     def send(self) -> float:
         """Return a block's gradients on their way to the processes that keep their rows, and those rows."""
-        # In exact mode they are received one by one.
-        return self._block * (1 + self._is_exact + 1 / self.group) * self._is_shared
+        rows = self._block / self.group
+        # In exact mode those of each process are received by themselves, and sums of them made; how many of these are
+        # there with what the next block makes depends on the moment: measured, not counted.
+        return (2.75 if self._is_exact else 1.0) * (self._block + rows) * self._is_shared
 
     def gather(self, num_done: int) -> float:
         """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
