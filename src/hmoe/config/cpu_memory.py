@@ -40,6 +40,7 @@ def _find_largest(config: RunConfig, num_processes: int) -> tuple[str, dict[str,
         "at the update": step.at_update(),
     }
     if num_processes > 1 and config.model.layers > 1:
+        moments["in the forward pass, while the last block's weights come"] = step.in_last_forward()
         moments["in the backward pass, while the last block's gradients are sent"] = step.in_block_before()
     name, parts = max(moments.items(), key=lambda moment: sum(moment[1].values()))
     return name, {part: round(value) for part, value in parts.items()}
@@ -74,6 +75,18 @@ class _Step:
         self._shares = shares
         self._own = sum(share.own for share in shares)
         self._before = sum(share.before for share in shares)
+
+    def in_last_forward(self) -> Parts:
+        """Of several processes: the last block's weights have come, and are copied into place."""
+        saved = self._saved_by_all() - self._saved(self._layers[-1])
+        each_time = self._config.parallel.sharding == "zero3"
+        return self._put_together(
+            gathered=self._gather(0) + sum(share.arrive() for share in self._shares),
+            gradients=self._before if each_time else 0.0,  # they come before a step's first backward pass
+            activations=saved + self._stream(),
+            loss=0.0,
+            copies=0.0 if self._recomputes else self._copies(len(self._layers) - 1),
+        )
 
     def at_loss(self) -> Parts:
         """Logits of a chunk become their derivatives; gradients of the head, and what a chunk adds to them."""

@@ -53,3 +53,9 @@ class WeightShare:
         blocks = self._layers - num_done
         gathered = self._outside + self._block * (min(blocks, 2) if self._gathers_each_time else blocks)
         return gathered * self._is_shared
+
+    def arrive(self) -> float:
+        """Return blocks as they come in a forward pass, before and after their weights are copied into place."""
+        if self.group == 1:  # there is nobody to get them from
+            return 0.0
+        return self._block * (1 if self._gathers_each_time else 2)
