@@ -79,10 +79,9 @@ class _Step:
     def in_last_forward(self) -> Parts:
         """Of several processes: the last block's weights have come, and are copied into place."""
         saved = self._saved_by_all() - self._saved(self._layers[-1])
-        each_time = self._config.parallel.sharding == "zero3"
         return self._put_together(
-            gathered=self._gather(0) + sum(share.arrive() for share in self._shares),
-            gradients=self._before if each_time else 0.0,  # they come before a step's first backward pass
+            gathered=self._gather(0) + sum(share.arrive(2) for share in self._shares),
+            gradients=self._before if self._gathers_in_last_pass() else 0.0,
             activations=saved + self._stream(),
             loss=0.0,
             copies=0.0 if self._recomputes else self._copies(len(self._layers) - 1),
@@ -97,8 +96,10 @@ class _Step:
         # Those of the next chunk are made before those of the last one are gone.
         second = logits if chunk < self._tokens else 0
         saved = self._model.layers * self._stream() if self._recomputes else self._saved_by_all()
+        # The engine lets go of the last block's weights, as they came, when it gathers others.
+        came = sum(share.arrive(1) for share in self._shares) if self._gathers_in_last_pass() else 0.0
         return self._put_together(
-            gathered=self._gather(0),
+            gathered=self._gather(0) + came,
             gradients=self._before,
             activations=saved,
             loss=self._embedding + logits + max(second, self._embedding) + converted + 2 * self._stream(),
@@ -181,6 +182,10 @@ class _Step:
             "activations": activations,
             "loss": loss,
         }
+
+    def _gathers_in_last_pass(self) -> bool:
+        """Return whether weights come for a step's last forward pass, too: it is the only one, or all gather."""
+        return not self._before or self._config.parallel.sharding == "zero3"
 
     def _gather(self, num_done: int) -> float:
         return sum(share.gather(num_done) for share in self._shares)

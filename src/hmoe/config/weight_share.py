@@ -54,8 +54,8 @@ class WeightShare:
         gathered = self._outside + self._block * (min(blocks, 2) if self._gathers_each_time else blocks)
         return gathered * self._is_shared
 
-    def arrive(self) -> float:
-        """Return blocks as they come in a forward pass, before and after their weights are copied into place."""
+    def arrive(self, num_blocks: int) -> float:
+        """Return blocks as they have come, before their weights are copied into place or just after."""
         if self.group == 1:  # there is nobody to get them from
             return 0.0
-        return self._block * (1 if self._gathers_each_time else 2)
+        return self._block * (1 if self._gathers_each_time else num_blocks)
