@@ -50,8 +50,11 @@ class WeightShare:
 
     def gather(self, num_done: int) -> float:
         """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
-        blocks = self._layers - num_done
-        gathered = self._outside + self._block * (min(blocks, 2) if self._gathers_each_time else blocks)
+        blocks: float = self._layers - num_done
+        if self._gathers_each_time and blocks:
+            # This one, the next one, and now and then one that has just come: that depends on who waits for whom.
+            blocks = min(blocks, 2) + 0.5 * (self.group > 1)
+        gathered = self._outside + self._block * blocks
         return gathered * self._is_shared
 
     def arrive(self, num_blocks: int) -> float:
