@@ -2,6 +2,10 @@
 
 from hmoe.config.run import RunConfig
 
+# Measured by two and four processes, not counted, as they depend on who waits for whom: of a block's gradients in exact
+# mode, where each process's are received by themselves and added up, and of weights that have just come (zero3).
+_EXACT_BLOCKS, _EXACT_ROWS, _COMING_BLOCKS = 1.6, 5.0, 0.5
+
 
 def count_exact_sums(num_parts: int, num_processes: int) -> int:
     """Return the most sums of gradients that exact mode keeps beside those of the micro-batch that is computed.
@@ -28,10 +32,9 @@ class WeightShare:
         self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1
         parts, is_exact = config.data.num_micro_batches, config.parallel.exact
         self._is_exact = is_exact
-        is_whole_everywhere = (
-            sharding == "ddp" or not self._is_shared
-        )  # one process shares nothing, whatever is said
-        self.group = 1 if is_whole_everywhere else num_processes // config.parallel.replicas
+        # One process shares nothing, whatever the recipe says.
+        keeps_all = sharding == "ddp" or not self._is_shared
+        self.group = 1 if keeps_all else num_processes // config.parallel.replicas
         total = outside + self._layers * block
         self.own = total / self.group
         adds_up = parts > num_processes
@@ -44,17 +47,15 @@ class WeightShare:
     def send(self) -> float:
         """Return a block's gradients on their way to the processes that keep their rows, and those rows."""
         rows = self._block / self.group
-        # In exact mode those of each process are received by themselves, and sums of them made; how many of these are
-        # there with what the next block makes depends on the moment: measured, not counted.
-        sent = 1.6 * self._block + 5 * rows if self._is_exact else self._block + rows
-        return sent * self._is_shared
+        if self._is_exact:
+            return (_EXACT_BLOCKS * self._block + _EXACT_ROWS * rows) * self._is_shared
+        return (self._block + rows) * self._is_shared
 
     def gather(self, num_done: int) -> float:
         """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
         blocks: float = self._layers - num_done
         if self._gathers_each_time and blocks:
-            # This one, the next one, and now and then one that has just come: that depends on who waits for whom.
-            blocks = min(blocks, 2) + 0.5 * (self.group > 1)
+            blocks = min(blocks, 2) + _COMING_BLOCKS * (self.group > 1)  # this one, the next one
         gathered = self._outside + self._block * blocks
         return gathered * self._is_shared
 
