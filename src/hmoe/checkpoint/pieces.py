@@ -2,8 +2,9 @@
 
     model.rank-0-of-2.safetensors  model.rank-1-of-2.safetensors  optimizer.rank-0-of-2.safetensors ...
 
-Each file is plain safetensors; its metadata tells which rows of which tensor it holds. PyTorch's distributed
-checkpoints do the same, but their index is a pickle, which runs code, and nothing tells a flipped bit.
+Each file is plain safetensors; its metadata tells which rows of which tensor it holds. Where a process has several
+pieces of one, such as experts that are no neighbours, those after the first are named TENSOR@1, TENSOR@2, ... PyTorch's
+distributed checkpoints do the same, but their index is a pickle, which runs code, and nothing tells a flipped bit.
 """
 
 import hashlib
@@ -93,6 +94,22 @@ def list_tensor_files(names: Iterable[str]) -> dict[str, list[str]]:
     return by_part
 
 
+def name_further_pieces(pieces: Iterable[tuple[str, Piece]]) -> dict[str, Piece]:
+    """Return pieces by a name for each, in the order of their rows: TENSOR, TENSOR@1, TENSOR@2, ..."""
+    by_tensor: dict[str, list[Piece]] = {}
+    for name, piece in pieces:
+        by_tensor.setdefault(name, []).append(piece)
+    return {
+        f"{name}@{place}" if place else name: piece
+        for name, own in by_tensor.items()
+        for place, piece in enumerate(sorted(own, key=lambda piece: piece.first))
+    }
+
+
+def _get_tensor_name(key: str) -> str:
+    return key.partition("@")[0]
+
+
 def write_pieces(file: Path, pieces: Mapping[str, Piece]) -> None:
     """Write a process's pieces of one part of the state."""
     rows = {name: [piece.first, piece.num_rows] for name, piece in pieces.items()}
@@ -121,7 +138,7 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self._places: dict[str, list[tuple[int, int, Any]]] = {}
+        self._places: dict[str, list[tuple[int, int, Any, str]]] = {}
         self.shapes: dict[str, list[int]] = {}
         for name in names:
             try:
@@ -135,20 +152,21 @@ class TensorFiles:
 
     def _add_file(self, file: Any, where: str) -> None:
         rows = _read_rows(file)
-        for name in file.keys():  # noqa: SIM118 - not a mapping
-            shape = list(file.get_slice(name).get_shape())
-            first, num_rows = rows.get(name, (0, shape[0] if shape else 1))
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            name, shape = _get_tensor_name(key), list(file.get_slice(key).get_shape())
+            first, num_rows = rows.get(key, (0, shape[0] if shape else 1))
             whole = [num_rows, *shape[1:]] if shape else []
             if self.shapes.setdefault(name, whole) != whole:
                 raise CheckpointError(
                     f"{where}: {name} has shape {whole}, {self.shapes[name]} in other files"
                 )
-            self._places.setdefault(name, []).append((first, shape[0] if shape else 1, file))
+            place = first, shape[0] if shape else 1, file, key
+            self._places.setdefault(name, []).append(place)
 
-    def _check_rows(self, name: str, places: list[tuple[int, int, Any]], folder: Path) -> None:
+    def _check_rows(self, name: str, places: list[tuple[int, int, Any, str]], folder: Path) -> None:
         places.sort(key=lambda place: place[:2])
         row, (num_rows, *_) = 0, self.shapes[name] or [1]
-        for first, count, _ in places:
+        for first, count, *_ in places:
             if first != row:
                 raise CheckpointError(
                     f"{folder}: row {min(first, row)} of {name} is there twice or not at all"
@@ -160,25 +178,24 @@ class TensorFiles:
     def read(self, name: str, rows: range | None = None) -> torch.Tensor:
         """Return rows of a tensor, all by default; nothing else is read."""
         if not self.shapes[name]:
-            scalar: torch.Tensor = self._places[name][0][2].get_tensor(name)
+            *_, file, key = self._places[name][0]
+            scalar: torch.Tensor = file.get_tensor(key)
             return scalar
         rows = range(self.shapes[name][0]) if rows is None else rows
         parts = [
-            file.get_slice(name)[max(rows.start - first, 0) : max(rows.stop - first, 0)]
-            for first, count, file in self._places[name]
+            file.get_slice(key)[max(rows.start - first, 0) : max(rows.stop - first, 0)]
+            for first, count, file, key in self._places[name]
             if (first < rows.stop and rows.start < first + count) or len(self._places[name]) == 1
         ]
         if not parts:  # no rows: any place tells the type
-            parts = [self._places[name][0][2].get_slice(name)[:0]]
+            *_, file, key = self._places[name][0]
+            parts = [file.get_slice(key)[:0]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def hash_pieces(pieces: Iterable[tuple[str, Piece]]) -> dict[str, TensorHash]:
-    """Return a hash of each named piece, which added up over all pieces of a tensor is that of the whole."""
-    return {
-        name: TensorHash(str(piece.rows.dtype), piece.whole_shape, _hash_rows(piece.rows, piece.first))
-        for name, piece in pieces
-    }
+    """Return a hash of each tensor's pieces, which added up over all of its pieces is that of the whole."""
+    return add_hashes({_get_tensor_name(key): _hash_piece(piece)} for key, piece in pieces)
 
 
 def add_hashes(parts: Iterable[Mapping[str, TensorHash]]) -> dict[str, TensorHash]:
@@ -197,6 +214,10 @@ def digest_hashes(state: Mapping[str, Any], hashes: Mapping[str, TensorHash]) ->
     for name, (dtype, shape, value) in sorted(hashes.items()):
         total.update(f"{name}/{dtype}/{shape}/{value:016x}".encode())
     return total.hexdigest()
+
+
+def _hash_piece(piece: Piece) -> TensorHash:
+    return TensorHash(str(piece.rows.dtype), piece.whole_shape, _hash_rows(piece.rows, piece.first))
 
 
 def _hash_rows(rows: torch.Tensor, first: int) -> int:

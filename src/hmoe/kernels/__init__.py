@@ -7,6 +7,7 @@ and `softmax_loss`, the language-model loss.
 |---|---|---|
 | `reference` | the definition, plain autograd | any device and dtype; float64 |
 | `loop` | library GEMMs, one expert after another, hand-written backward | any device and dtype |
+| `exact` | the loop, each expert alone at aligned addresses: the same bits whoever computes an expert | exact mode |
 | `cpu` | in bfloat16 the optional C++ library where it was built, else the loop | CPU |
 | `triton` | ragged kernels over all experts at once, no host synchronisation | NVIDIA GPUs from Ampere on |
 """

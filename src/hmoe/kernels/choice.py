@@ -9,7 +9,12 @@ from hmoe.errors import ConfigError
 from hmoe.kernels.device import has_triton
 from hmoe.kernels.layer import Backend, Layer
 
-HOMES = {"loop": "hmoe.kernels.loop", "cpu": "hmoe.kernels.cpu", "triton": "hmoe.kernels.ragged.launch"}
+HOMES = {
+    "loop": "hmoe.kernels.loop",
+    "exact": "hmoe.kernels.exact",
+    "cpu": "hmoe.kernels.cpu",
+    "triton": "hmoe.kernels.ragged.launch",
+}
 NAMES = ("reference", *HOMES)
 
 

@@ -1,19 +1,19 @@
 """The mixture of experts whose widths differ: router + experts, usable alone in anybody's model."""
 
 import contextlib
-import operator
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from hmoe.errors import ConfigError, NonFiniteError
+from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.decisions import Decisions
+from hmoe.model.expert_views import list_expert_weights, slice_expert
 from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
 from hmoe.model.layers import SwiGLU
-from hmoe.model.moe_input import check_moe_input, check_same_dtype
+from hmoe.model.moe_input import check_moe_input, check_same_dtype, raise_if_not_finite
 from hmoe.model.no_gradient import guard_reentrant
 from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.router import RouterLayer
@@ -104,6 +104,7 @@ class MoE(nn.Module):
         self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
         self.backend: str | None = None
+        self.register_module("experts", None)  # what runs them where they do not all live here
         with torch.device(device) if device is not None else contextlib.nullcontext():
             self._make_parts(spec, shared_network_layer)
         if dtype is not None:
@@ -180,25 +181,38 @@ class MoE(nn.Module):
         """
         check_moe_input(x, self.dim, self.router.weight)
         x_TD = x.reshape(-1, self.dim)
-        routing = self.router(
-            x_TD, RouterInputs(top_p_T, token_rank_T, expert_rank_E, noise_seed, real_T, decisions)
-        )
+        ranks = self._find_ranks(x_TD, token_rank_T, expert_rank_E)
+        routing = self.router(x_TD, RouterInputs(top_p_T, *ranks, noise_seed, real_T, decisions))
         if self.check_finite and not torch.compiler.is_compiling():
-            self._raise_if_not_finite(routing.logits_TE)
+            raise_if_not_finite(routing.logits_TE)
         dtype = find_autocast_dtype(x.device)
         x_TD = x_TD if dtype is None else x_TD.to(dtype)
-        y_TD = self._add_extras(x_TD, self.run_experts(x_TD, routing), routing, hyper_network)
+        if self.experts is None:
+            y_TD, shared_TD = self.run_experts(x_TD, routing), None
+        else:  # which computes the shared expert while tokens travel
+            y_TD, shared_TD = self.experts(x_TD, routing, self.shared, self.backend)
+        y_TD = self._add_extras(x_TD, y_TD, shared_TD, routing, hyper_network)
         return y_TD.view(x.shape), guard_reentrant(routing) if self.training else routing
 
     @property
-    def local_experts(self) -> range:
-        """Experts whose rows of the weights live in this process: all of them."""
-        return range(len(self.widths))
+    def local_experts(self) -> Sequence[int]:
+        """Experts whose rows of the weights live in this process: all, unless `hmoe.parallelize` placed them."""
+        return range(len(self.widths)) if self.experts is None else self.experts.local_experts
+
+    def _find_ranks(
+        self, x_TD: torch.Tensor, token_rank_T: torch.Tensor | None, expert_rank_E: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Return the ranks given, or where experts are placed those of the processes, if the router asks for any."""
+        is_given = token_rank_T is not None or expert_rank_E is not None
+        if is_given or self.experts is None or not self.router.spec.uses_ranks or self.experts.exact:
+            return token_rank_T, expert_rank_E
+        ranks = self.experts.find_ranks(len(x_TD), len(self.routed_widths), x_TD.device)
+        return ranks[0], ranks[1]
 
     def run_experts(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Return the sum of each token's routed experts times their gates (T, D), in the type of x.
 
-        The one place between routing and kernels: whoever holds experts elsewhere replaces it.
+        The one place between routing and kernels where all experts live here.
         """
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
         dtype = find_autocast_dtype(x_TD.device)
@@ -211,13 +225,18 @@ class MoE(nn.Module):
             return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
 
     def _add_extras(
-        self, x_TD: torch.Tensor, y_TD: torch.Tensor, routing: Routing, network: HyperNetwork | None
+        self,
+        x_TD: torch.Tensor,
+        y_TD: torch.Tensor,
+        shared_TD: torch.Tensor | None,
+        routing: Routing,
+        network: HyperNetwork | None,
     ) -> torch.Tensor:
-        """Add what the other parts of the layer give."""
+        """Add what the other parts of the layer give; the shared expert's part may be known already."""
         if self.zero is not None:
             y_TD = y_TD + self.zero(x_TD, routing)
         if self.shared is not None:
-            y_TD = y_TD + self.shared(x_TD)
+            y_TD = y_TD + (self.shared(x_TD) if shared_TD is None else shared_TD)
         if network is not None and (self.hyper is None or self.hyper_network is not None):
             has = "no HyperExperts" if self.hyper is None else "a hypernetwork of its own"
             raise ConfigError(f"MoE: hyper_network has no effect, this layer has {has}; leave it out")
@@ -235,23 +254,24 @@ class MoE(nn.Module):
 
         Raises:
             IndexError: if there is no such expert.
+            ConfigError: if its weights are in another process (`hmoe.parallelize`).
         """
-        return self._slices(i, self.w_gate.data, self.w_up.data, self.w_down.data)
+        return slice_expert(self, i, [w.data for w in list_expert_weights(self, i)])
 
     def expert_grad(self, i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return the gradients of expert i, shaped as `expert(i)`; zeros if no token came.
 
         Raises:
-            IndexError: as `expert`.
+            IndexError, ConfigError: as `expert`.
             RuntimeError: before a backward pass.
         """
-        self._find_expert(i)
-        if not self.w_gate.requires_grad:
+        weights = list_expert_weights(self, i)
+        if not weights[0].requires_grad:
             raise RuntimeError("expert_grad: the experts' weights take no gradients (requires_grad is False)")
-        grads = [w.grad for w in (self.w_gate, self.w_up, self.w_down)]
-        if any(grad is None for grad in grads):
+        grads = [w.grad for w in weights if w.grad is not None]
+        if len(grads) < len(weights):
             raise RuntimeError("expert_grad: no gradients yet, run backward() first")
-        return self._slices(i, *(grad for grad in grads if grad is not None))
+        return slice_expert(self, i, grads)
 
     def __repr__(self) -> str:
         """Return one line, also inside of print(model): PyTorch's own would list every part of every layer."""
@@ -269,29 +289,6 @@ class MoE(nn.Module):
         fields = [f"dim={self.dim}", shown, f"router={self.router.spec.title}"]
         fields += [f"with {' and '.join(parts)}"] * bool(parts)
         fields += [f"backend={self.backend!r}"] * (self.backend is not None)
-        dtype, device = str(self.w_gate.dtype).removeprefix("torch."), self.w_gate.device
+        weight = self.router.weight if self.experts is not None else self.w_gate
+        dtype, device = str(weight.dtype).removeprefix("torch."), weight.device
         return ", ".join([*fields, f"{num_parameters:,} parameters in {dtype} on {device}"])
-
-    def _find_expert(self, i: int) -> int:
-        """Return the place of expert i among all, counted from the end where it is negative."""
-        place, num_experts = operator.index(i), len(self.widths)
-        if not -num_experts <= place < num_experts:
-            raise IndexError(
-                f"expert {place}: must be from 0 to {num_experts - 1}, or from -{num_experts} to -1 from the end"
-            )
-        return place % num_experts
-
-    def _slices(self, i: int, *rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        place = self._find_expert(i)
-        gate, up, down = (torch.split(w, list(self.widths))[place] for w in rows)
-        return gate, up, down.T
-
-    def _raise_if_not_finite(self, logits_TE: torch.Tensor) -> None:
-        bad_T = ~torch.isfinite(logits_TE).all(1)
-        if bad_T.any():
-            first = int(bad_T.nonzero()[0])
-            raise NonFiniteError(
-                f"router logits of {int(bad_T.sum())} of {len(bad_T)} tokens are NaN or infinite "
-                f"(first: token {first}); "
-                "check the layer's input, or set check_finite=False to get NaN outputs instead"
-            )

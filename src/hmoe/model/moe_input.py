@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from hmoe.errors import ConfigError
+from hmoe.errors import ConfigError, NonFiniteError
 
 
 def check_moe_input(x: Any, dim: int, weight: torch.Tensor) -> None:
@@ -38,4 +38,16 @@ def check_same_dtype(x: torch.Tensor, weight: torch.Tensor) -> None:
         raise ConfigError(
             f"MoE: the input is {x.dtype}, the experts' weights are {weight.dtype}; convert the input "
             f"(x.to({weight.dtype})) or the layer (moe.to({x.dtype})), or compute under torch.autocast"
+        )
+
+
+def raise_if_not_finite(logits_TE: torch.Tensor) -> None:
+    """Raise NonFiniteError for router logits that are NaN or infinite; waits for the device."""
+    bad_T = ~torch.isfinite(logits_TE).all(1)
+    if bad_T.any():
+        first = int(bad_T.nonzero()[0])
+        raise NonFiniteError(
+            f"router logits of {int(bad_T.sum())} of {len(bad_T)} tokens are NaN or infinite "
+            f"(first: token {first}); "
+            "check the layer's input, or set check_finite=False to get NaN outputs instead"
         )

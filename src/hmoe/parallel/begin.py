@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
-from hmoe.parallel.pieces import find_rows
+from hmoe.parallel.kept_rows import list_kept_rows
 from hmoe.parallel.sharding import parallelize
 from hmoe.specs.model import ModelSpec
 
@@ -56,9 +56,11 @@ def _list_parts(model: Transformer) -> list[str]:
 @torch.no_grad()
 def _keep_own_rows(module: nn.Module, drawn: nn.Module) -> None:
     """Copy this process's rows of each parameter."""
-    for (_, parameter), (_, whole) in zip(module.named_parameters(), drawn.named_parameters(), strict=True):
+    whole = dict(drawn.named_parameters())
+    for kept in list_kept_rows(module):
+        parameter = kept.parameter
         if isinstance(parameter, DTensor):
-            rows = find_rows(parameter)
-            parameter.to_local().copy_(whole[rows.start : rows.stop])
+            own = [whole[kept.name][rows.start : rows.stop] for rows in kept.list_own()]
+            parameter.to_local().copy_(torch.cat(own or [whole[kept.name][:0]]))
         else:
-            parameter.copy_(whole)
+            parameter.copy_(whole[kept.name])

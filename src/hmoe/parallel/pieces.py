@@ -1,27 +1,26 @@
 """Which rows of a shared model's weights and moments a process writes into a checkpoint, and takes out of one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
-from hmoe.checkpoint.pieces import PARTS, Piece, TensorFiles, TensorHash, add_hashes, hash_pieces
+from hmoe.checkpoint.pieces import (
+    PARTS,
+    Piece,
+    TensorFiles,
+    TensorHash,
+    add_hashes,
+    hash_pieces,
+    name_further_pieces,
+)
 from hmoe.checkpoint.shared_load import StoredCheckpoint
 from hmoe.errors import CheckpointError
+from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
 from hmoe.parallel.ranks import Ranks
-
-
-def find_rows(tensor: DTensor) -> range:
-    """Return the rows of a tensor that this process holds, cut as `torch.chunk` cuts them."""
-    rows = range(len(tensor))
-    for axis, placement in enumerate(tensor.placements):
-        if isinstance(placement, Shard):
-            rows = _cut_range(rows, tensor.device_mesh, axis)
-    return rows
 
 
 def cut_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Piece]]:
@@ -30,10 +29,10 @@ def cut_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, 
     Each row is written by one process: of processes that all hold it, each writes a part. What is no tensor of the
     engine's, such as a router's bias, every process holds whole, and the first one writes.
     """
-    pieces: dict[str, dict[str, Piece]] = {part: {} for part in PARTS}
+    pieces: dict[str, list[tuple[str, Piece]]] = {part: [] for part in PARTS}
     for part, name, piece in _list_pieces(model, optimizer):
-        pieces[part][name] = replace(piece, rows=piece.rows.to("cpu", copy=True))
-    return pieces
+        pieces[part].append((name, replace(piece, rows=piece.rows.to("cpu", copy=True))))
+    return {part: name_further_pieces(own) for part, own in pieces.items()}
 
 
 @torch.no_grad()
@@ -47,15 +46,17 @@ def restore_pieces(
     """
     with ranks.together():
         tensors = stored.open_tensors()
-        _check_shapes(stored.step, tensors["model"], model)
-        parameters, moments = dict(model.named_parameters()), tensors["optimizer"]
-        for name, parameter in parameters.items():
-            rows = find_rows(parameter) if isinstance(parameter, DTensor) else None
-            local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-            local.copy_(tensors["model"].read(name, rows))
+        kept = list_kept_rows(model)
+        _check_shapes(stored.step, tensors["model"], kept)
+        moments = tensors["optimizer"]
+        keys: dict[str, list[str]] = {}
         for key in moments.shapes:
-            name, _, moment = key.rpartition(".")
-            optimizer.state[parameters[name]][moment] = _place_moment(moments, key, parameters[name])
+            keys.setdefault(key.rpartition(".")[0], []).append(key)
+        for each in kept:
+            _get_local(each.parameter).copy_(_read_rows(tensors["model"], each.name, each))
+            for key in keys.get(each.name, []):
+                moment = key.rpartition(".")[2]
+                optimizer.state[each.parameter][moment] = _place_moment(moments, key, each)
         own = hash_pieces((f"{part}/{name}", piece) for part, name, piece in _list_pieces(model, optimizer))
     every = ranks.gather_values(own)
     with ranks.together():
@@ -64,8 +65,8 @@ def restore_pieces(
         )
 
 
-def _check_shapes(step: int, weights: TensorFiles, model: nn.Module) -> None:
-    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+def _check_shapes(step: int, weights: TensorFiles, kept: Sequence[KeptRows]) -> None:
+    shapes = {each.name: each.shape for each in kept}
     for name in sorted(shapes.keys() | weights.shapes.keys()):
         if shapes.get(name) != weights.shapes.get(name):
             raise CheckpointError(
@@ -75,22 +76,35 @@ def _check_shapes(step: int, weights: TensorFiles, model: nn.Module) -> None:
 
 def _list_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, str, Piece]]:
     """Yield part, name and piece of all that this process writes; the pieces are views of the model's own."""
-    for name, parameter in model.named_parameters():
-        named = {("model", name): parameter}
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            named["optimizer", f"{name}.{moment}"] = value
+    for kept in list_kept_rows(model):
+        named: dict[tuple[str, str], torch.Tensor] = {("model", kept.name): kept.parameter}
+        for moment, value in optimizer.state.get(kept.parameter, {}).items():
+            named["optimizer", f"{kept.name}.{moment}"] = value
         for (part, key), tensor in named.items():
-            if (piece := _cut_piece(tensor.detach())) is not None:
+            for piece in _cut_tensor(tensor.detach(), kept):
                 yield part, key, piece
 
 
-def _place_moment(moments: TensorFiles, key: str, parameter: nn.Parameter) -> torch.Tensor:
+def _get_local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _read_rows(files: TensorFiles, key: str, kept: KeptRows) -> torch.Tensor:
+    """Return the rows of a stored tensor that this process holds."""
+    if not isinstance(kept.parameter, DTensor):
+        return files.read(key)
+    own = [files.read(key, rows) for rows in kept.list_own()] or [files.read(key, range(0))]
+    return own[0] if len(own) == 1 else torch.cat(own)
+
+
+def _place_moment(moments: TensorFiles, key: str, kept: KeptRows) -> torch.Tensor:
     """Return a moment, shared as its parameter is, on the parameter's device."""
+    parameter = kept.parameter
     if not isinstance(parameter, DTensor) or not moments.shapes[key]:
         # Fused AdamW wants its scalar `step` there too.
         return moments.read(key).to(parameter.device, copy=True)
     local = torch.empty_like(parameter.to_local())
-    local.copy_(moments.read(key, find_rows(parameter)))
+    local.copy_(_read_rows(moments, key, kept))
     return DTensor.from_local(
         local,
         parameter.device_mesh,
@@ -101,25 +115,19 @@ def _place_moment(moments: TensorFiles, key: str, parameter: nn.Parameter) -> to
     )
 
 
-def _cut_piece(tensor: torch.Tensor) -> Piece | None:
-    """Return what this process writes of a tensor, None if others write it all."""
+def _cut_tensor(tensor: torch.Tensor, kept: KeptRows) -> Iterator[Piece]:
+    """Yield what this process writes of a parameter or of one of its moments."""
     if not isinstance(tensor, DTensor):
-        if dist.get_rank() > 0:
-            return None
-        return Piece(tensor, 0, len(tensor) if tensor.ndim else 1)
-    own = find_rows(tensor)
-    written = own
-    for axis, placement in enumerate(tensor.placements):
-        if not isinstance(placement, Shard):
-            written = _cut_range(written, tensor.device_mesh, axis)
-    if not written:
-        return None
-    rows = tensor.to_local()[written.start - own.start : written.stop - own.start]
-    return Piece(rows, written.start, len(tensor))
-
-
-def _cut_range(rows: range, mesh: DeviceMesh, axis: int) -> range:
-    """Return the part of some rows that falls to this process along an axis of a mesh."""
-    size = -(-len(rows) // mesh.size(axis))
-    start = min(mesh.get_local_rank(axis) * size, len(rows))
-    return rows[start : start + size]
+        # Another parameter of the same tensor has the same number of steps.
+        if dist.get_rank() == 0 and not kept.is_replica:
+            yield Piece(tensor, 0, len(tensor) if tensor.ndim else 1)
+        return
+    local, own, first = tensor.to_local(), kept.list_own(), 0
+    for written in kept.list_written():
+        for rows in own:
+            start, stop = max(rows.start, written.start), min(rows.stop, written.stop)
+            if start < stop:
+                place = first + start - rows.start
+                yield Piece(local[place : place + stop - start], start, kept.shape[0])
+            first += len(rows)
+        first = 0

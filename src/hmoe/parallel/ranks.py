@@ -11,6 +11,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hmoe.parallel.dispatch import DispatchedExperts
+from hmoe.parallel.expert_parallel import list_dispatched
 from hmoe.parallel.group import Messages
 
 
@@ -32,6 +34,7 @@ class Ranks:
         self.local_size = self.size
         self._gathered: list[FSDPModule] = []
         self._reduced_at_once: list[FSDPModule] = []
+        self._experts: list[DispatchedExperts] = []
 
     def adopt(self, model: nn.Module, num_parts: int, gathered: Iterable[nn.Module] = ()) -> None:
         """Make a model, which `parallelize` has shared, ready for steps of several micro-batches.
@@ -42,6 +45,7 @@ class Ranks:
             gathered: modules of it whose weights may stay whole from one micro-batch to the next; gradients of the
                 others are added up after each one, so that no process keeps whole ones.
         """
+        self._experts = list(list_dispatched(model))
         self._gathered = [module for module in gathered if isinstance(module, FSDPModule)]
         others = set(model.modules()) - set(self._gathered)
         self._reduced_at_once = [module for module in others if isinstance(module, FSDPModule)]
@@ -116,23 +120,31 @@ class Ranks:
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients, those that are repeated counted once, as a plain scalar."""
-        norms = [gather_whole(nn.utils.get_total_norm(group)) for group in _group_by_mesh(gradients)]
+        placed_mesh = self._experts[0].local.w_gate.device_mesh if self._experts else None
+        groups, norms = _group_by_mesh(gradients), []
+        for mesh, group in groups.items():
+            norm = gather_whole(nn.utils.get_total_norm(group))
+            if placed_mesh is not None and mesh == placed_mesh:  # each process of the group has other experts
+                squares = norm.square()
+                dist.all_reduce(squares, group=self._experts[0].group)
+                norm = squares.sqrt()
+            norms.append(norm)
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
         return total
 
     def clip(self, parameters: Iterable[nn.Parameter], limit: float, norm: torch.Tensor) -> None:
         """Scale all gradients so that their norm, which is given, becomes the limit at most."""
-        for group in _group_by_mesh(parameters):
+        for group in _group_by_mesh(parameters).values():
             nn.utils.clip_grads_with_norm_(group, limit, norm)
 
 
-def _group_by_mesh(tensors: Iterable[torch.Tensor]) -> Iterable[list[torch.Tensor]]:
+def _group_by_mesh(tensors: Iterable[torch.Tensor]) -> dict[DeviceMesh | None, list[torch.Tensor]]:
     """Return tensors that are cut along the same axes together: PyTorch multiplies only those at once."""
-    groups: dict[object, list[torch.Tensor]] = {}
+    groups: dict[DeviceMesh | None, list[torch.Tensor]] = {}
     for tensor in tensors:
         mesh = tensor.device_mesh if isinstance(tensor, DTensor) else None
         groups.setdefault(mesh, []).append(tensor)
-    return groups.values()
+    return groups
 
 
 def gather_whole(tensor: torch.Tensor) -> torch.Tensor:

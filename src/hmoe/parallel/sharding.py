@@ -1,6 +1,6 @@
 """Which process holds which part of a model's weights: FSDP2 applied to blocks, from outside."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeVar, cast, get_args
 
 import torch.distributed as dist
@@ -11,8 +11,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
 from hmoe.model.router import RouterLayer
+from hmoe.parallel.dispatch import ExpertRows
+from hmoe.parallel.expert_parallel import ExpertMesh, list_dispatched, place_layers, split_expert_mesh
+from hmoe.parallel.placement import place_experts
+from hmoe.specs.placement import Placement
 
 Sharding = Literal["ddp", "zero2", "zero3"]
+ExpertSharding = Literal["ddp", "zero2", "zero3", "expert_parallel"]
 MESH_AXES = ("replicate", "shard")
 Model = TypeVar("Model", bound=nn.Module)
 _Groups = dict[nn.Module, Sharding]
@@ -23,7 +28,8 @@ def parallelize(
     mesh: DeviceMesh,
     *,
     shard: Sharding = "zero3",
-    experts: Sharding | None = None,
+    experts: ExpertSharding | None = None,
+    placement: Placement | Sequence[Placement] | None = None,
     blocks: Iterable[nn.Module] | None = None,
     gradients: Literal["mean", "sum"] = "mean",
     prefetch: int = 1,
@@ -40,11 +46,18 @@ def parallelize(
     also gathers a block's weights for its forward and its backward pass only. In a mesh of two axes, (replicate,
     shard), weights are shared along the second and repeated along the first.
 
+    `experts="expert_parallel"` places whole experts, or parts of them, on processes, and sends tokens to them. Where a
+    mesh of two axes has one named "expert", they are placed along that one and shared by `shard` along the other; all
+    else is shared among all processes.
+
     Args:
         model: any module with a `forward`; layers of `hmoe.MoE` may be in it.
         mesh: of processes, with one axis or two.
         shard: how weights are shared.
-        experts: how those of `hmoe.MoE` layers are, if otherwise; their router and extras belong to them.
+        experts: how those of `hmoe.MoE` layers are, if otherwise; their router and extras belong to them, unless
+            they are placed.
+        placement: where experts live that are placed: one for all layers, or one for each; None: of
+            `hmoe.parallel.placement.place_experts`, as if all were chosen alike often.
         blocks: modules whose weights are gathered together, from the first to the last; by default what lies
             in the outermost lists of modules (`nn.ModuleList`).
         gradients: the mean or the sum of those of the processes. The mean suits a loss that is a mean over a
@@ -54,27 +67,56 @@ def parallelize(
         ConfigError: for another choice, a mesh that does not fit it, or weights that cannot be shared.
     """
     _check_choices(shard, experts, gradients, prefetch)
+    _check_placement(experts, placement)
+    placed: ExpertMesh | None = None
+    if experts == "expert_parallel":
+        placed, experts = split_expert_mesh(mesh), None
+        mesh = placed.whole
+        share = 1.0 if gradients == "sum" else 1 / mesh.size()
+        place_layers(model, _list_placements(model, placement, placed.size), placed, share)
     groups = list_groups(model, blocks, shard, experts)
     _check_groups(model, groups)
     _check_mesh(mesh, set(groups.values()))
-    meshes = {kind: _choose_mesh(mesh, kind) for kind in set(groups.values())}
-    whole = {
+    ignored = _list_whole_parameters(model, placed)
+    for module, kind in groups.items():
+        # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
+        reshard = None if kind == "zero3" else False
+        own_mesh = placed.data if placed is not None and isinstance(module, ExpertRows) else mesh
+        fully_shard(
+            module, mesh=_choose_mesh(own_mesh, kind), reshard_after_forward=reshard, ignored_params=ignored
+        )
+        assert isinstance(module, FSDPModule)
+        if gradients == "sum":
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+        elif own_mesh is not mesh:
+            module.set_gradient_divide_factor(float(mesh.size()))
+    _prefetch_blocks(model, groups, prefetch)
+    return model
+
+
+def _list_placements(
+    model: nn.Module, placement: Placement | Sequence[Placement] | None, num_ranks: int
+) -> Sequence[Placement]:
+    """Return a placement for each layer with experts."""
+    layers = [module for module in model.modules() if isinstance(module, MoE)]
+    if placement is None:
+        return [place_experts(layer.widths, num_ranks) for layer in layers]
+    return [placement] * len(layers) if isinstance(placement, Placement) else placement
+
+
+def _list_whole_parameters(model: nn.Module, placed: ExpertMesh | None) -> set[nn.Parameter]:
+    """Return what the engine must leave alone: biases of routers, and experts that one process alone holds."""
+    ignored = {
         parameter
         for module in model.modules()
         if isinstance(module, RouterLayer)
         for parameter in module.parameters()
         if not parameter.requires_grad
     }
-    for module, kind in groups.items():
-        # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
-        reshard = None if kind == "zero3" else False
-        fully_shard(module, mesh=meshes[kind], reshard_after_forward=reshard, ignored_params=whole)
-        assert isinstance(module, FSDPModule)
-        if gradients == "sum":
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    _prefetch_blocks(model, groups, prefetch)
-    return model
+    if placed is not None and placed.data.size() == 1:
+        ignored |= {parameter for experts in list_dispatched(model) for parameter in experts.local.parameters()}
+    return ignored
 
 
 def _prefetch_blocks(model: nn.Module, groups: _Groups, num_ahead: int) -> None:
@@ -94,7 +136,9 @@ def list_groups(
 ) -> _Groups:
     """Return the modules whose weights are gathered together and how, parts before what they are part of."""
     depths = {module: path.count(".") for path, module in model.named_modules()}
-    groups: _Groups = {}
+    groups: _Groups = {
+        experts.local: shard for experts in list_dispatched(model) if experts.is_shared
+    }
     if experts not in (None, shard):
         groups |= {module: experts for module in model.modules() if isinstance(module, MoE)}
     for block in _list_blocks(model) if blocks is None else blocks:
@@ -124,7 +168,7 @@ def _check_choices(shard: object, experts: object, gradients: object, prefetch: 
     kinds = get_args(Sharding)
     for name, value, choices in (
         ("shard", shard, kinds),
-        ("experts", experts, (None, *kinds)),
+        ("experts", experts, (None, *get_args(ExpertSharding))),
         ("gradients", gradients, ("mean", "sum")),
     ):
         if value not in choices:
@@ -133,6 +177,15 @@ def _check_choices(shard: object, experts: object, gradients: object, prefetch: 
     if prefetch < 0:
         raise ConfigError(
             f"parallelize: prefetch = {prefetch}, must be 0 or more blocks", argument="prefetch"
+        )
+
+
+def _check_placement(experts: object, placement: object) -> None:
+    """Raise ConfigError for a placement that would have no effect."""
+    if placement is not None and experts != "expert_parallel":
+        raise ConfigError(
+            f'parallelize: placement has no effect with experts = {experts!r}; nearest is "expert_parallel"',
+            argument="placement",
         )
 
 

@@ -1,0 +1,216 @@
+"""Expert parallelism: each process holds some experts of a layer, and tokens travel to those that they chose.
+
+    tokens -> router -> rows to the experts' processes -> experts -> rows back -> sum of each token
+                        (all-to-all of uneven splits)               (the same, the other way around)
+
+What needs no travelling, shared experts and experts that every process has, is computed while rows are on their way
+back, and in the backward pass while gradients are on their way to the experts.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from hmoe.errors import ConfigError
+from hmoe.kernels import expert_ffn
+from hmoe.model.moe_input import check_same_dtype
+from hmoe.model.precision import disable_autocast, find_autocast_dtype
+from hmoe.model.routing import Routing
+from hmoe.parallel.exchange import Transfer, exchange_rows, sum_rows, take_rows
+from hmoe.parallel.trip import PartTable, Trip, join_ranges, plan_trip, repeat_each
+from hmoe.specs.placement import Placement
+
+if TYPE_CHECKING:
+    from hmoe.model.moe import MoE
+
+WEIGHTS = ("w_gate", "w_up", "w_down")
+GradientSink = Callable[[Sequence[torch.Tensor]], None]
+
+
+class ExpertRows(nn.Module):
+    """Rows of a layer's three weight matrices that lie in this process.
+
+    Attributes:
+        rows: which rows of the whole matrices (F, D), in this order.
+    """
+
+    def __init__(self, moe: "MoE", rows: Sequence[range]) -> None:
+        super().__init__()
+        self.rows = list(rows)
+        for name in WEIGHTS:
+            whole = getattr(moe, name)
+            own = [whole.detach()[each.start : each.stop] for each in self.rows]
+            local = torch.cat(own) if own else whole.detach()[:0].clone()
+            self.register_parameter(name, nn.Parameter(local, requires_grad=whole.requires_grad))
+
+    def forward(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+        """Return what a function makes of the three matrices and some tensors.
+
+        FSDP2's hooks gather the matrices for this call, where several processes hold the same experts.
+        """
+        local = (getattr(self, name) for name in WEIGHTS)
+        return compute([w.to_local() if isinstance(w, DTensor) else w for w in local], *tensors)
+
+
+class DispatchedExperts(nn.Module):
+    """The experts of a layer, of which this process holds those that a placement gives it.
+
+    Attributes:
+        placement: of all of them.
+        local: their rows that lie here alone, in this group.
+        replicas: rows of experts that every process has, None without such.
+        group, rank: the processes among which they are placed, and the number of this one.
+        is_shared: whether the rows are shared with other processes that hold the same experts.
+        gradient_share: by which gradients of the local rows are multiplied, once those of all tokens are added up.
+        exact: whether results have the bits of one process, for which each process's tokens are computed by themselves.
+        sink: takes the gradients of the local rows in exact mode, for each process's tokens in their order; None: they
+            are added up in a fixed tree and left to autograd.
+    """
+
+    def __init__(self, moe: "MoE", placement: Placement, group: dist.ProcessGroup) -> None:
+        super().__init__()
+        self.placement, self.group, self.rank = placement, group, dist.get_rank(group)
+        self.table = PartTable(placement, self.rank)
+        self.local = ExpertRows(moe, placement.list_rows(self.rank))
+        self.replicas = ExpertRows(moe, placement.list_replica_rows()) if placement.everywhere else None
+        self.gradient_share, self.exact, self.is_shared = 1.0, False, False
+        self.sink: GradientSink | None = None
+
+    @property
+    def local_experts(self) -> Sequence[int]:
+        """Experts of which this process has all hidden units."""
+        whole = self.placement.list_whole_ranks()
+        return [i for i, rank in enumerate(whole) if rank == self.rank or i in self.placement.everywhere]
+
+    def find_ranks(self, num_tokens: int, num_experts: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the real ranks of tokens and experts, for routers that rectify; -1 for experts that are not whole.
+
+        All tokens are here, and so are the experts that every process has. Experts without hidden units are nowhere.
+        """
+        own = set(self.local_experts)
+        whole = self.placement.list_whole_ranks()
+        ranks = [self.rank if i in own else -1 if rank is None else rank for i, rank in enumerate(whole)]
+        ranks += [-1] * (num_experts - len(ranks))
+        token_rank_T = torch.full((num_tokens,), self.rank, dtype=torch.int64, device=device)
+        return token_rank_T, torch.tensor(ranks, dtype=torch.int64).to(device, non_blocking=True)
+
+    def select_rows(self, expert: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return the rows of a local expert in tensors that are laid out as the weights among which it is.
+
+        Raises:
+            ConfigError: if this process does not have all of it.
+        """
+        if expert not in self.local_experts:
+            ranks = [str(part.rank) for part in self.placement.parts if part.expert == expert]
+            where = " and ".join(ranks)
+            raise ConfigError(f"expert {expert}: its weights are on process {where} of the group, this is {self.rank}")
+        is_everywhere = expert in self.placement.everywhere
+        experts = self.placement.everywhere if is_everywhere else tuple(part.expert for part in self.table.own)
+        widths = [self.placement.widths[i] for i in experts] if is_everywhere else list(self.table.widths)
+        local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+        if len(local[0]) != sum(widths):
+            raise ConfigError(f"expert {expert}: its weights are shared by several processes, this is one of them")
+        return [torch.split(tensor, widths)[experts.index(expert)] for tensor in local]
+
+    def find_home(self, expert: int) -> ExpertRows:
+        """Return the rows among which those of a local expert are."""
+        return self.replicas if self.replicas is not None and expert in self.placement.everywhere else self.local
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(
+        self, x_TD: torch.Tensor, routing: Routing, shared: nn.Module | None = None, backend: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the sum of each token's experts times their gates, and what the shared expert gives, both (T, D)."""
+        from hmoe.parallel.exact_dispatch import run_exactly  # noqa: PLC0415 - imports this module
+
+        dtype = find_autocast_dtype(x_TD.device)
+        check_same_dtype(x_TD, self.local.w_gate if dtype is None else x_TD)
+        trip = plan_trip(routing, self.table, self.group, len(x_TD), by_pair=self.exact)
+        if self.exact:
+            with disable_autocast(x_TD.device):
+                y_TD = run_exactly(self, x_TD, routing, trip, dtype)
+            return y_TD, None if shared is None else shared(x_TD)
+        with disable_autocast(x_TD.device):
+            outputs = self._compute_rows(x_TD, routing, trip, dtype, backend)
+            back = Transfer(trip.rows.reverse(), self.group)
+            arriving = back.begin(outputs)
+        shared_TD = None if shared is None else shared(x_TD)
+        with disable_autocast(x_TD.device):
+            own_TD = self._compute_replicas(x_TD, routing, trip, dtype, backend)
+            y_TD = sum_rows(back.wait(arriving), trip.row_token, len(x_TD))
+        return y_TD if own_TD is None else y_TD + own_TD, shared_TD
+
+    def _compute_rows(
+        self, x_TD: torch.Tensor, routing: Routing, trip: Trip, dtype: torch.dtype | None, backend: str | None
+    ) -> torch.Tensor:
+        """Return for each row that came the sum of its experts here times their gates."""
+        device = x_TD.device
+        to_experts = Transfer(trip.rows, self.group)
+        arriving = to_experts.begin(take_rows(x_TD, trip.row_token))
+        gates = Transfer(trip.pairs, self.group)
+        gates_arriving = gates.begin(take_rows(routing.gate_N[:, None], trip.sent_pair))
+        rows = exchange_rows(trip.sent_row.int(), trip.pairs, self.group)
+        firsts = list(accumulate(trip.rows.received, initial=0))[:-1]
+        order = trip.order_received(device)
+        token_N = (rows.long() + repeat_each(firsts, trip.pairs.received, device))[order]
+        gate_N = gates.wait(gates_arriving)[:, 0][order]
+        x_rows = to_experts.wait(arriving)
+        counts = [sum(of_source[part] for of_source in trip.num_received) for part in range(len(self.table.own))]
+        count_P = torch.tensor(counts, dtype=torch.int64).to(device, non_blocking=True)
+
+        def compute(weights: Sequence[torch.Tensor], x_rows: torch.Tensor, gate_N: torch.Tensor) -> torch.Tensor:
+            own = [_share_gradient(w if dtype is None else w.to(dtype), self.gradient_share) for w in weights]
+            if not counts:  # no expert is here, and nobody sends anything; weights of no rows have gradients of none
+                return x_rows + sum(w.sum() for w in own)
+            return expert_ffn(x_rows, token_N, gate_N, count_P, *own, self.table.widths, backend)
+
+        rows_out: torch.Tensor = self.local(compute, x_rows, gate_N)
+        return rows_out
+
+    def _compute_replicas(
+        self, x_TD: torch.Tensor, routing: Routing, trip: Trip, dtype: torch.dtype | None, backend: str | None
+    ) -> torch.Tensor | None:
+        """Return what the experts give that every process has; None without such."""
+        if self.replicas is None:
+            return None
+        experts, pairs = self.placement.everywhere, find_replica_pairs(self.placement, trip, x_TD.device)
+        count_P = routing.num_tokens_E[torch.tensor(experts).to(x_TD.device, non_blocking=True)]
+        widths = [self.placement.widths[expert] for expert in experts]
+        gate_N, token_N = take_rows(routing.gate_N[:, None], pairs)[:, 0], routing.token_N[pairs]
+
+        def compute(weights: Sequence[torch.Tensor], gate_N: torch.Tensor) -> torch.Tensor:
+            own = [w if dtype is None else w.to(dtype) for w in weights]
+            return expert_ffn(x_TD, token_N, gate_N, count_P, *own, widths, backend)
+
+        y_TD: torch.Tensor = self.replicas(compute, gate_N)
+        return y_TD
+
+
+def find_replica_pairs(placement: Placement, trip: Trip, device: torch.device) -> torch.Tensor:
+    """Return the places of the pairs, in the routing, whose experts every process has."""
+    experts = placement.everywhere
+    return join_ranges([trip.begins[i] for i in experts], [trip.counts[i] for i in experts], device)
+
+
+class _ShareGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: torch.Tensor, share: float) -> torch.Tensor:
+        ctx.share = share  # type: ignore[attr-defined]
+        return weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.share, None  # type: ignore[attr-defined]
+
+
+def _share_gradient(weight: torch.Tensor, share: float) -> torch.Tensor:
+    """Return a weight whose gradient is multiplied by a number."""
+    if share == 1:
+        return weight
+    shared: torch.Tensor = _ShareGradient.apply(weight, share)  # type: ignore[no-untyped-call]
+    return shared

@@ -1,0 +1,109 @@
+"""Layers whose experts are placed: their weights are cut by a placement, before FSDP2 shares what is left."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from hmoe.errors import ConfigError
+from hmoe.model.moe import MoE
+from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts
+from hmoe.specs.placement import Placement
+
+EXPERT_AXIS = "expert"
+
+
+class ExpertMesh(NamedTuple):
+    """The processes of a mesh, once by who places experts among them and once by who holds the same ones.
+
+    Attributes:
+        group: those among which the experts are placed, this one with them.
+        size: of the group.
+        data: those that hold the experts of this process, of one axis.
+        whole: all, of one axis.
+    """
+
+    group: dist.ProcessGroup
+    size: int
+    data: DeviceMesh
+    whole: DeviceMesh
+
+
+def split_expert_mesh(mesh: DeviceMesh) -> ExpertMesh:
+    """Return the groups of a mesh: with an axis "expert" the experts are placed along it, else among all.
+
+    Raises:
+        ConfigError: for a mesh that leaves open along which axis experts are placed.
+    """
+    names = mesh.mesh_dim_names or ()
+    if mesh.ndim == 1:
+        alone = DeviceMesh(mesh.device_type, mesh.mesh.reshape(-1, 1), mesh_dim_names=(EXPERT_AXIS, "data"))
+        return ExpertMesh(mesh.get_group(0), mesh.size(), alone["data"], mesh)
+    if mesh.ndim > 2 or EXPERT_AXIS not in names:
+        raise ConfigError(
+            f"parallelize: mesh has axes {', '.join(names) or mesh.ndim}; to place experts it must have one axis, "
+            f'or two of which one is named "{EXPERT_AXIS}"',
+            argument="mesh",
+        )
+    data = next(name for name in names if name != EXPERT_AXIS)
+    whole = DeviceMesh(mesh.device_type, mesh.mesh.flatten(), mesh_dim_names=("all",))
+    return ExpertMesh(mesh.get_group(EXPERT_AXIS), mesh.size(names.index(EXPERT_AXIS)), mesh[data], whole)
+
+
+def place_layers(model: nn.Module, placements: Sequence[Placement], meshes: ExpertMesh, share: float) -> None:
+    """Let each MoE layer keep only the weights that its placement gives to this process.
+
+    Args:
+        model: whose layers hold all weights, or none on the meta device.
+        placements: one for each layer of `hmoe.MoE`, in their order.
+        meshes: of the processes.
+        share: by which gradients of experts that one process alone holds are multiplied.
+
+    Raises:
+        ConfigError: for placements of other layers, or of another number of processes.
+    """
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, MoE)]
+    check_placements(placements, [(name, layer.widths) for name, layer in layers], meshes.size)
+    for (_, layer), placement in zip(layers, placements, strict=True):
+        experts = DispatchedExperts(layer, placement, meshes.group)
+        experts.is_shared = meshes.data.size() > 1
+        for name in WEIGHTS:
+            setattr(layer, name, None)
+            if not experts.is_shared:
+                set_local_weight(experts, name, getattr(experts.local, name).detach(), meshes.data)
+        experts.gradient_share = 1.0 if experts.is_shared else share
+        layer.experts = experts
+
+
+def list_dispatched(model: nn.Module) -> Iterator[DispatchedExperts]:
+    """Return the placed experts of each layer, in the order of the layers."""
+    for module in model.modules():
+        if isinstance(module, DispatchedExperts):
+            yield module
+
+
+def set_local_weight(experts: DispatchedExperts, name: str, rows: torch.Tensor, data: DeviceMesh) -> None:
+    """Make rows a weight of this process alone: a DTensor of a mesh with one process, as optimisers take no mixture."""
+    tensor = DTensor.from_local(rows, data, [Shard(0)], run_check=False)
+    setattr(experts.local, name, nn.Parameter(tensor))
+
+
+def check_placements(
+    placements: Sequence[Placement], layers: Sequence[tuple[str, Sequence[int]]], num_ranks: int
+) -> None:
+    """Raise ConfigError unless each layer has a placement of its experts on so many processes."""
+    if len(placements) != len(layers):
+        raise ConfigError(f"placement: {len(placements)} are given for {len(layers)} layers with experts")
+    for placement, (name, widths) in zip(placements, layers, strict=True):
+        if placement.widths != tuple(widths):
+            raise ConfigError(
+                f"placement: {name} has experts of {tuple(widths)} units, the placement is of {placement.widths}"
+            )
+        if placement.num_ranks != num_ranks:
+            raise ConfigError(
+                f"placement: {name} is placed on {placement.num_ranks} processes, the group has {num_ranks}"
+            )
