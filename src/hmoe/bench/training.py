@@ -7,7 +7,7 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
-from hmoe.model.transformer import build_transformer, set_check_finite
+from hmoe.model.transformer import build_transformer, set_backend, set_check_finite
 from hmoe.parallel.workers import ONE_WORKER, Workers
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.feed import OwnParts
@@ -36,6 +36,8 @@ class Training:
         self.parts = OwnParts(batches, workers.rank, workers.size)
         self.model.activation_checkpointing = config.train.recomputes_blocks
         set_check_finite(self.model, False)
+        if config.parallel.exact:
+            set_backend(self.model, "exact")
         if self.config.train.compile:
             compile_blocks(self.model)
         self.optimizer = build_optimizer(self.model, config.optim, config.parallel.exact)

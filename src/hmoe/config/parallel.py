@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from hmoe.config.section import Section
 
 _Sharding = Literal["ddp", "zero2", "zero3"]
+EXPERT_KEYS = ("expert_ranks", "expert_placement", "expert_replicas", "cut_experts")
 _IN_ORDER = ("zero2", "zero3")  # whose sums of gradients can be had in a fixed order
 
 
@@ -21,9 +22,43 @@ class ParallelConfig(Section):
         ),
     ] = None
     experts: Annotated[
-        _Sharding | None,
-        Field(description="the same for layers with experts, if otherwise; null: as `shard`"),
+        Literal["ddp", "zero2", "zero3", "expert_parallel"] | None,
+        Field(
+            description="the same for layers with experts, if otherwise; expert_parallel: each process holds some of "
+            "the experts, and tokens travel to them; null: as `shard`"
+        ),
     ] = None
+    expert_ranks: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2**16,
+            description="with expert_parallel, processes among which all experts of a layer are placed; null: all",
+        ),
+    ] = None
+    expert_placement: Annotated[
+        Literal["even", "contiguous"],
+        Field(
+            description="with expert_parallel; even: such that memory and expected computing are even; contiguous: as "
+            "many experts on each process, in their order"
+        ),
+    ] = "even"
+    expert_replicas: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=2**16,
+            description="with expert_parallel, experts of a layer that every process has, those with most tokens per "
+            "hidden unit",
+        ),
+    ] = 0
+    cut_experts: Annotated[
+        bool,
+        Field(
+            description="with expert_parallel, whether an expert may be cut between hidden units where whole ones "
+            "cannot be even"
+        ),
+    ] = False
     replicas: Annotated[
         int,
         Field(ge=1, le=2**16, description="number of groups of processes that hold all weights between them"),
@@ -41,6 +76,11 @@ class ParallelConfig(Section):
     ] = None
 
     @property
+    def places_experts(self) -> bool:
+        """Whether tokens travel to experts, if there are several processes."""
+        return self.experts == "expert_parallel"
+
+    @property
     def sharding(self) -> _Sharding:
         """What several processes keep a part of."""
         return "zero2" if self.shard in (None, "none") else self.shard  # type: ignore[return-value]
@@ -56,9 +96,23 @@ class ParallelConfig(Section):
             self.no_effect("with shard = none", "experts", "replicas")
         if self.shard == "ddp" and self.experts in (None, "ddp"):
             self.no_effect("with shard = ddp: every process holds all weights", "replicas")
+        if not self.places_experts:
+            self.no_effect("unless experts = expert_parallel", *EXPERT_KEYS)
+        elif self.replicas > 1:
+            raise ValueError(
+                f"replicas = {self.replicas}: with experts = expert_parallel must be 1; "
+                "expert_ranks says how many processes hold all experts between them"
+            )
+        if self.expert_placement == "contiguous":
+            self.no_effect("with expert_placement = contiguous", "expert_replicas", "cut_experts")
         if self.exact:
+            if self.cut_experts:
+                raise ValueError(
+                    "cut_experts = true: with exact = true must be false: the sum over an expert's hidden units would "
+                    "be another one"
+                )
             for name in ("shard", "experts"):
-                if getattr(self, name) not in (None, "none", *_IN_ORDER):
+                if getattr(self, name) not in (None, "none", *_IN_ORDER, "expert_parallel"):
                     raise ValueError(
                         f"{name} = {getattr(self, name)}: with exact = true must be one of {', '.join(_IN_ORDER)}, "
                         "whose gradients can be added in a fixed order; nearest is zero2"

@@ -32,6 +32,30 @@ def check_processes(config: RunConfig, num_processes: int) -> None:
         raise ConfigError(
             f"parallel.replicas = {parallel.replicas}: must divide the {num_processes} processes of this run"
         )
+    if parallel.places_experts:
+        _check_placed_experts(config, num_processes)
+
+
+def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
+    """Raise ConfigError if experts cannot be placed on so many processes."""
+    parallel, moe = config.parallel, config.model.moe
+    if moe is None:
+        raise ConfigError("parallel.experts = expert_parallel: the model has no experts; nearest is null")
+    if parallel.expert_replicas > len(moe.expert_widths):
+        raise ConfigError(
+            f"parallel.expert_replicas = {parallel.expert_replicas}: the model has {len(moe.expert_widths)} experts"
+        )
+    group = parallel.expert_ranks or num_processes
+    fitting = [n for n in range(1, num_processes + 1) if num_processes % n == 0]
+    if parallel.exact:  # sums of a whole group must be sums of the fixed tree
+        fitting = [n for n in fitting if n == num_processes or n & (n - 1) == 0]
+    if group not in fitting:
+        why = " and with exact = true be a power of two, or all" if num_processes % group == 0 else ""
+        nearest = min(fitting, key=lambda n: abs(n - group))
+        raise ConfigError(
+            f"parallel.expert_ranks = {group}: must divide the {num_processes} processes of this run{why}; "
+            f"nearest is {nearest}"
+        )
 
 
 def describe_processes(config: ParallelConfig, num_processes: int) -> str:
@@ -40,6 +64,9 @@ def describe_processes(config: ParallelConfig, num_processes: int) -> str:
     if num_processes == 1:
         return f"processes: 1, {mode}" if mode else ""
     parts = [f"processes: {num_processes}", config.sharding]
-    parts += [f"experts {config.experts}"] if config.experts else []
+    if config.places_experts:
+        parts += [f"experts placed on {config.expert_ranks or num_processes}"]
+    elif config.experts:
+        parts += [f"experts {config.experts}"]
     parts += [f"{config.replicas} replicas"] if config.replicas > 1 else []
     return ", ".join([*parts, mode or "fast: bits depend on their number"])

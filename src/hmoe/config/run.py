@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from hmoe.config.parallel import ParallelConfig
+from hmoe.config.parallel import EXPERT_KEYS, ParallelConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
 from hmoe.specs.model import ModelSpec
@@ -290,6 +290,6 @@ RESUMABLE = frozenset(
         "data.path",
         "data.verify",
         *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")),
-        *(f"parallel.{key}" for key in ("shard", "experts", "replicas")),
+        *(f"parallel.{key}" for key in ("shard", "experts", "replicas", *EXPERT_KEYS)),
     )
 )

@@ -37,7 +37,9 @@ def _list_experts(layer: Layer, rows_TD: torch.Tensor) -> Iterator[_Expert]:
             weights = (_align(w[units]) for w in (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD))
             counts = layer.num_tokens_E.new_tensor([count])
             x_MD, gate_M = rows_TD[layer.token_N[pairs]], layer.gate_N[pairs].clone()
-            yield _Expert(Layer(x_MD, places, gate_M, counts, *weights, (width,)), pairs, units, slice(pre, ends[2]))
+            yield _Expert(
+                Layer(x_MD, places, gate_M, counts, *weights, (width,)), pairs, units, slice(pre, ends[2])
+            )
         pair, unit, pre = ends
 
 

@@ -258,6 +258,13 @@ def set_check_finite(model: nn.Module, check: bool) -> None:
             module.check_finite = check
 
 
+def set_backend(model: nn.Module, backend: str) -> None:
+    """Choose what computes the experts of every MoE layer (`hmoe.kernels.NAMES`)."""
+    for module in model.modules():
+        if isinstance(module, MoE):
+            module.backend = backend
+
+
 def _mix(seed: int, name: str) -> int:
     """Return a generator's seed for a module of this name."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -46,7 +46,9 @@ def _measure_excess(units: Sequence[Sequence[int]], frequencies: Sequence[float]
     """Return by how much the fullest process exceeds an even part, of memory or of work."""
     excess = 0.0
     for weights in ([1.0] * len(units), frequencies):
-        sums = [sum(w * n for w, n in zip(weights, column, strict=True)) for column in zip(*units, strict=True)]
+        sums = [
+            sum(w * n for w, n in zip(weights, column, strict=True)) for column in zip(*units, strict=True)
+        ]
         excess = max(excess, max(sums) * len(sums) / (sum(sums) or 1.0) - 1)
     return excess
 
@@ -91,7 +93,9 @@ class _Work:
 
     def _measure(self, place: int) -> float:
         k = self._find_segment(place)
-        return self._sums[k] + (place - self._ends[k]) * (self._circle[k].frequency if k < len(self._circle) else 0)
+        return self._sums[k] + (place - self._ends[k]) * (
+            self._circle[k].frequency if k < len(self._circle) else 0
+        )
 
     def _find_segment(self, place: int) -> int:
         return max(k for k, end in enumerate(self._ends) if end <= place)

@@ -87,7 +87,9 @@ class DispatchedExperts(nn.Module):
         whole = self.placement.list_whole_ranks()
         return [i for i, rank in enumerate(whole) if rank == self.rank or i in self.placement.everywhere]
 
-    def find_ranks(self, num_tokens: int, num_experts: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def find_ranks(
+        self, num_tokens: int, num_experts: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the real ranks of tokens and experts, for routers that rectify; -1 for experts that are not whole.
 
         All tokens are here, and so are the experts that every process has. Experts without hidden units are nowhere.
@@ -108,22 +110,34 @@ class DispatchedExperts(nn.Module):
         if expert not in self.local_experts:
             ranks = [str(part.rank) for part in self.placement.parts if part.expert == expert]
             where = " and ".join(ranks)
-            raise ConfigError(f"expert {expert}: its weights are on process {where} of the group, this is {self.rank}")
+            raise ConfigError(
+                f"expert {expert}: its weights are on process {where} of the group, this is {self.rank}"
+            )
         is_everywhere = expert in self.placement.everywhere
-        experts = self.placement.everywhere if is_everywhere else tuple(part.expert for part in self.table.own)
+        experts = (
+            self.placement.everywhere if is_everywhere else tuple(part.expert for part in self.table.own)
+        )
         widths = [self.placement.widths[i] for i in experts] if is_everywhere else list(self.table.widths)
         local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
         if len(local[0]) != sum(widths):
-            raise ConfigError(f"expert {expert}: its weights are shared by several processes, this is one of them")
+            raise ConfigError(
+                f"expert {expert}: its weights are shared by several processes, this is one of them"
+            )
         return [torch.split(tensor, widths)[experts.index(expert)] for tensor in local]
 
     def find_home(self, expert: int) -> ExpertRows:
         """Return the rows among which those of a local expert are."""
-        return self.replicas if self.replicas is not None and expert in self.placement.everywhere else self.local
+        return (
+            self.replicas if self.replicas is not None and expert in self.placement.everywhere else self.local
+        )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
-        self, x_TD: torch.Tensor, routing: Routing, shared: nn.Module | None = None, backend: str | None = None
+        self,
+        x_TD: torch.Tensor,
+        routing: Routing,
+        shared: nn.Module | None = None,
+        backend: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of each token's experts times their gates, and what the shared expert gives, both (T, D)."""
         from hmoe.parallel.exact_dispatch import run_exactly  # noqa: PLC0415 - imports this module
@@ -160,12 +174,18 @@ class DispatchedExperts(nn.Module):
         token_N = (rows.long() + repeat_each(firsts, trip.pairs.received, device))[order]
         gate_N = gates.wait(gates_arriving)[:, 0][order]
         x_rows = to_experts.wait(arriving)
-        counts = [sum(of_source[part] for of_source in trip.num_received) for part in range(len(self.table.own))]
+        counts = [
+            sum(of_source[part] for of_source in trip.num_received) for part in range(len(self.table.own))
+        ]
         count_P = torch.tensor(counts, dtype=torch.int64).to(device, non_blocking=True)
 
-        def compute(weights: Sequence[torch.Tensor], x_rows: torch.Tensor, gate_N: torch.Tensor) -> torch.Tensor:
+        def compute(
+            weights: Sequence[torch.Tensor], x_rows: torch.Tensor, gate_N: torch.Tensor
+        ) -> torch.Tensor:
             own = [_share_gradient(w if dtype is None else w.to(dtype), self.gradient_share) for w in weights]
-            if not counts:  # no expert is here, and nobody sends anything; weights of no rows have gradients of none
+            if (
+                not counts
+            ):  # no expert is here, and nobody sends anything; weights of no rows have gradients of none
                 return x_rows + sum(w.sum() for w in own)
             return expert_ffn(x_rows, token_N, gate_N, count_P, *own, self.table.widths, backend)
 
@@ -204,7 +224,9 @@ class _ShareGradient(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:  # type: ignore[override]
         return gradient * ctx.share, None  # type: ignore[attr-defined]
 
 

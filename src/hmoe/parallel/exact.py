@@ -1,6 +1,7 @@
 """Training steps that have the same bits with any number of processes: every sum has an order of its own."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -9,12 +10,14 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts
 from hmoe.parallel.fixed_order import TreeSum, measure_norm, sum_row_squares
+from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
 from hmoe.parallel.ranks import Ranks
 
 
 class ExactRanks(Ranks):
-    """Processes of a mesh of one axis whose results do not depend on how many they are.
+    """Processes whose results do not depend on how many they are, nor on where experts are placed among them.
 
     Each micro-batch's gradients are sent to those who keep them by themselves, and added up there by `TreeSum` in
     the order of the micro-batches. The price is communication after every micro-batch instead of the last one.
@@ -27,9 +30,20 @@ class ExactRanks(Ranks):
         super().adopt(model, num_parts, gathered)
         # While weights are gathered a model's parameters are others than those that get the gradients.
         self._parameters = list(model.parameters())
+        self._layout = RowLayout(list_kept_rows(model), self.gather_values)
+        self._sums: dict[DispatchedExperts, TreeSum] = {}
+        leaves_at_once = {}  # sums of whole groups, whose processes have neighbouring micro-batches
+        for experts in self._experts:
+            experts.exact = True
+            if experts.is_shared:
+                leaves_at_once[experts.local] = dist.get_world_size(experts.group)
+            else:
+                self._sums[experts] = TreeSum()
+                experts.sink = self._sums[experts].add
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.set_custom_reduce_scatter(_ReduceInOrder(num_parts))  # type: ignore[arg-type]
+                reduce = _ReduceInOrder(num_parts // leaves_at_once.get(module, 1))
+                module.set_custom_reduce_scatter(reduce)  # type: ignore[arg-type]
 
     def begin_part(self, model: nn.Module, is_last: bool) -> None:
         """Drop what the part before left as gradients: only those after the last are sums of all."""
@@ -37,25 +51,77 @@ class ExactRanks(Ranks):
             parameter.grad = None
         self._keep_gathered(is_last)
 
+    def end_parts(self, model: nn.Module) -> None:
+        """Leave the sums of gradients with the experts that this process alone holds; the engine has the others'."""
+        for experts, total in self._sums.items():
+            for name, gradient in zip(WEIGHTS, total.take(), strict=True):
+                assert gradient is not None
+                parameter = getattr(experts.local, name)
+                parameter.grad = DTensor.from_local(
+                    gradient, parameter.device_mesh, parameter.placements, run_check=False
+                )
+
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients as a plain scalar, the same bits as one process has."""
-        kept = list(gradients)
-        rows = [sum_row_squares(g.to_local() if isinstance(g, DTensor) else g) for g in kept]
-        shared = [place for place, gradient in enumerate(kept) if isinstance(gradient, DTensor)]
-        lengths = [len(kept[place]) for place in shared]
-        for place, whole in zip(shared, self._gather_rows([rows[p] for p in shared], lengths), strict=True):
-            rows[place] = whole
-        return measure_norm(rows, kept[0].dtype if kept else torch.float32)
+        given = {id(gradient) for gradient in gradients}
+        own, names, dtype = [], set(), torch.float32
+        for kept in self._layout.kept:
+            gradient = kept.parameter.grad
+            if gradient is None or id(gradient) not in given:
+                own.append(None)
+                continue
+            names.add(kept.name)
+            dtype = gradient.dtype
+            own.append(sum_row_squares(gradient.to_local() if isinstance(gradient, DTensor) else gradient))
+        return measure_norm(self._layout.gather_rows(own, names, self.gather), dtype)
 
-    def _gather_rows(self, rows: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[torch.Tensor]:
-        """Return vectors of which every process gives its part, cut as `torch.chunk` cuts; one exchange for all."""
-        if not rows:
+
+class RowLayout:
+    """Which of all rows, as one process would list them, each process has.
+
+    Attributes:
+        kept: parameters that have gradients.
+    """
+
+    def __init__(self, kept: Sequence[KeptRows], gather_values: Callable[[Any], list[Any]]) -> None:
+        self.kept = [each for each in kept if each.parameter.requires_grad]
+        self._lengths = {each.name: each.shape[0] for each in self.kept}
+        firsts = dict(zip(self._lengths, accumulate(self._lengths.values(), initial=0), strict=False))
+        own = [
+            [[firsts[each.name] + rows.start, firsts[each.name] + rows.stop] for rows in each.list_own()]
+            for each in self.kept
+        ]
+        self._sizes = [sum(stop - start for start, stop in ranges) for ranges in own]
+        self._places = [
+            torch.cat(
+                [torch.arange(*pair) for ranges in ranges_of_all for pair in ranges] or [torch.arange(0)]
+            )
+            for ranges_of_all in gather_values(own)
+        ]
+
+    def gather_rows(
+        self,
+        own: Sequence[torch.Tensor | None],
+        names: Container[str],
+        gather: Callable[[torch.Tensor], list[torch.Tensor]],
+    ) -> list[torch.Tensor]:
+        """Return the values of all rows of some tensors, given this process's; one exchange for all."""
+        known = [values for values in own if values is not None]
+        if not known:
             return []
-        sizes = [-(-length // self.size) for length in lengths]
-        padded = [nn.functional.pad(row, (0, size - len(row))) for row, size in zip(rows, sizes, strict=True)]
-        gathered = torch.stack(self.gather(torch.cat(padded)))
-        parts = torch.split(gathered, sizes, dim=1)
-        return [part.flatten()[:length] for part, length in zip(parts, lengths, strict=True)]
+        device = known[0].device
+        filled = [
+            torch.zeros(size, dtype=torch.float64, device=device) if values is None else values
+            for values, size in zip(own, self._sizes, strict=True)
+        ]
+        most = max(len(places) for places in self._places)
+        vector = torch.cat(filled)
+        gathered = gather(nn.functional.pad(vector, (0, most - len(vector))))
+        whole = vector.new_zeros(sum(self._lengths.values()))
+        for places, values in zip(self._places, gathered, strict=True):
+            whole[places.to(device)] = values[: len(places)]
+        parts = torch.split(whole, list(self._lengths.values()))
+        return [part for name, part in zip(self._lengths, parts, strict=True) if name in names]
 
 
 class _ReduceInOrder:

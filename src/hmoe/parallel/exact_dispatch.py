@@ -59,7 +59,9 @@ class _Travel(NamedTuple):
         """Send rows, and return those that came."""
         return exchange_rows(rows, splits, self.experts.group)
 
-    def make_layers(self, x_rows: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]) -> list[Layer]:
+    def make_layers(
+        self, x_rows: torch.Tensor, gates: torch.Tensor, weights: Sequence[torch.Tensor]
+    ) -> list[Layer]:
         """Return the pairs of each process as a layer of its own, in which a pair is a token; last those that stay."""
         trip, placement = self.trip, self.experts.placement
         plain = [w if self.dtype is None else w.to(self.dtype) for w in weights]

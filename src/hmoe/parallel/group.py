@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from hmoe.errors import CheckpointError, ConfigError, DistributedError, HMoEError, PeerError
+from hmoe.parallel.expert_parallel import EXPERT_AXIS
 from hmoe.parallel.heartbeat import HEARTBEAT
 from hmoe.parallel.process_numbers import CANNOT_MEET, STORE_VARIABLE, ProcessNumbers, read_process_numbers
 from hmoe.parallel.sharding import MESH_AXES
@@ -209,15 +210,23 @@ def take_device(wanted: str, numbers: ProcessNumbers) -> str:
     return "cuda"
 
 
-def make_mesh(device: str, replicas: int = 1) -> DeviceMesh:
-    """Return all processes of the run as a mesh: of one axis, or of two if weights are held `replicas` times.
+def make_mesh(device: str, replicas: int = 1, expert_ranks: int | None = None) -> DeviceMesh:
+    """Return all processes of the run as a mesh, of one axis or of two.
+
+    Args:
+        device: kind of device of the processes.
+        replicas: number of groups that hold all weights between them.
+        expert_ranks: neighbours among which experts are placed; None: all of them, if any.
 
     Raises:
-        ConfigError: if they cannot be cut into so many groups.
+        ConfigError: if they cannot be cut into such groups.
     """
     size = dist.get_world_size()
     if size % replicas:
         raise ConfigError(f"replicas = {replicas}: must divide the {size} processes", argument="replicas")
+    if expert_ranks not in (None, size):
+        shape, names = (size // expert_ranks, expert_ranks), ("data", EXPERT_AXIS)
+        return init_device_mesh(device, shape, mesh_dim_names=names)
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
     return init_device_mesh(device, shape, mesh_dim_names=MESH_AXES[-len(shape) :])
 

@@ -31,7 +31,11 @@ class KeptRows(NamedTuple):
 
     def list_own(self) -> list[range]:
         """Return the rows of the whole tensor that this process holds, one range after another."""
-        places = find_rows(self.parameter) if isinstance(self.parameter, DTensor) else range(_count(self.parameter))
+        places = (
+            find_rows(self.parameter)
+            if isinstance(self.parameter, DTensor)
+            else range(_count(self.parameter))
+        )
         return [places] if self.rows is None else select_ranges(self.rows, places)
 
     def list_written(self) -> list[range]:
@@ -64,7 +68,11 @@ def _list_placed(model: nn.Module) -> Iterator[KeptRows]:
                     parameter = getattr(home, weight)
                     shape = [sum(experts.placement.widths), *parameter.shape[1:]]
                     yield KeptRows(
-                        f"{layer}.{weight}".removeprefix("."), parameter, shape, home.rows, home is experts.replicas
+                        f"{layer}.{weight}".removeprefix("."),
+                        parameter,
+                        shape,
+                        home.rows,
+                        home is experts.replicas,
                     )
 
 

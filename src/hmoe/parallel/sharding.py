@@ -115,7 +115,9 @@ def _list_whole_parameters(model: nn.Module, placed: ExpertMesh | None) -> set[n
         if not parameter.requires_grad
     }
     if placed is not None and placed.data.size() == 1:
-        ignored |= {parameter for experts in list_dispatched(model) for parameter in experts.local.parameters()}
+        ignored |= {
+            parameter for experts in list_dispatched(model) for parameter in experts.local.parameters()
+        }
     return ignored
 
 
@@ -136,9 +138,7 @@ def list_groups(
 ) -> _Groups:
     """Return the modules whose weights are gathered together and how, parts before what they are part of."""
     depths = {module: path.count(".") for path, module in model.named_modules()}
-    groups: _Groups = {
-        experts.local: shard for experts in list_dispatched(model) if experts.is_shared
-    }
+    groups: _Groups = {experts.local: shard for experts in list_dispatched(model) if experts.is_shared}
     if experts not in (None, shard):
         groups |= {module: experts for module in model.modules() if isinstance(module, MoE)}
     for block in _list_blocks(model) if blocks is None else blocks:

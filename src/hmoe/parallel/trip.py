@@ -44,9 +44,14 @@ class PartTable:
         self.message_order = [
             place
             for each in range(placement.num_ranks)
-            for place in (each, *range(placement.num_ranks + begins[each], placement.num_ranks + begins[each + 1]))
+            for place in (
+                each,
+                *range(placement.num_ranks + begins[each], placement.num_ranks + begins[each + 1]),
+            )
         ]
-        self.message_splits = Splits([1 + n for n in self.num_of_rank], [1 + len(self.own)] * placement.num_ranks)
+        self.message_splits = Splits(
+            [1 + n for n in self.num_of_rank], [1 + len(self.own)] * placement.num_ranks
+        )
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,13 @@ def plan_trip(
     answer = exchange_rows(message, table.message_splits, group)
     sizes = read_sizes(routing.num_tokens_E, message, answer)
     counts = sizes[0][: len(placement.widths)]
-    sent, received = (_cut(part, lengths) for part, lengths in zip(sizes[1:], table.message_splits, strict=True))
+    sent, received = (
+        _cut(part, lengths) for part, lengths in zip(sizes[1:], table.message_splits, strict=True)
+    )
     pairs = Splits([sum(numbers[1:]) for numbers in sent], [sum(numbers[1:]) for numbers in received])
-    rows = pairs if by_pair else Splits([numbers[0] for numbers in sent], [numbers[0] for numbers in received])
+    rows = (
+        pairs if by_pair else Splits([numbers[0] for numbers in sent], [numbers[0] for numbers in received])
+    )
     begins = list(accumulate(counts, initial=0))
     of_parts = [counts[expert] for expert in table.experts]
     sent_pair = join_ranges([begins[expert] for expert in table.experts], of_parts, device)
@@ -158,7 +167,9 @@ def _find_needs(routing: Routing, table: PartTable, num_tokens: int) -> torch.Te
 
 def repeat_each(values: Sequence[int], times: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return each value as often as it is said."""
-    of_device = [torch.tensor(list(each), dtype=torch.int64).to(device, non_blocking=True) for each in (values, times)]
+    of_device = [
+        torch.tensor(list(each), dtype=torch.int64).to(device, non_blocking=True) for each in (values, times)
+    ]
     return torch.repeat_interleave(*of_device, output_size=sum(times))
 
 

@@ -3,10 +3,13 @@
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hmoe.runs.log_rows import read_logs
 from hmoe.specs.model import MoESpec
 
+_RECENT_ROWS = 20  # of the log that tell how busy experts are now
 _PART = 10  # the first and the last tenth of the logged steps
 _IDLE = 0.1  # of the share that it had if all were chosen alike: below that an expert is idle
 
@@ -48,6 +51,14 @@ def measure_expert_shares(moe: MoESpec, rows: Sequence[dict[str, Any]]) -> Exper
     ]
     idle = [share < _IDLE / num_experts for layer in end_ZE for share in layer]
     return ExpertShares(shares[0], shares[1], sum(idle) / len(idle))
+
+
+def read_recent_shares(run: Path, step: int) -> list[list[float]] | None:
+    """Return how often each expert was chosen, by MoE layer, in the last logged steps up to one; None: not logged."""
+    tables = [
+        row["expert_token_share"] for _, row in read_logs(run, step)[0] if row.get("expert_token_share")
+    ]
+    return _average(tables[-_RECENT_ROWS:]) if tables else None
 
 
 def _average(tables: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

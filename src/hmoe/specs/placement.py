@@ -68,7 +68,9 @@ class Placement:
                     f"placement: {units[expert]} of {expected} units of expert {expert} have a process"
                 )
         if self.everywhere and not (self.everywhere[0] >= 0 and self.everywhere[-1] < len(self.widths)):
-            raise ConfigError(f"placement: everywhere = {self.everywhere}, there are {len(self.widths)} experts")
+            raise ConfigError(
+                f"placement: everywhere = {self.everywhere}, there are {len(self.widths)} experts"
+            )
 
     def list_parts(self, rank: int) -> list[ExpertPart]:
         """Return what a process holds, by expert."""
@@ -95,7 +97,9 @@ class Placement:
         """Return the rows of the layer's weights (F, D) that a process holds, in the order in which it holds them."""
         begins = self._list_begins()
         return [
-            range(begins[part.expert] + part.first_unit, begins[part.expert] + part.first_unit + part.num_units)
+            range(
+                begins[part.expert] + part.first_unit, begins[part.expert] + part.first_unit + part.num_units
+            )
             for part in self.list_parts(rank)
         ]
 

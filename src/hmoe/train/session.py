@@ -16,9 +16,10 @@ from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
-from hmoe.model.transformer import Transformer, build_transformer, set_check_finite
+from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
+from hmoe.runs.expert_shares import read_recent_shares
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
 from hmoe.storage import hash_file
@@ -154,7 +155,7 @@ def open_session(
             _keep_tokenizer(folder.path, tokenizer, state is not None, console)
         batches = Batches(index, config.data, config.seed, _packing(restored))
     check_alike(config, device, index.fingerprint, processes)
-    model = _build_model(config, device, processes)
+    model = _build_model(config, device, processes, _read_shares(folder.path, restored, config, processes))
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -181,7 +182,19 @@ def _open_records(
     return Records(run, step, config.train.log_every, console.warn) if processes.rank == 0 else NoRecords()
 
 
-def _build_model(config: RunConfig, device: str, processes: Processes) -> Transformer:
+def _read_shares(
+    run: Path, restored: Restored | None, config: RunConfig, processes: Processes
+) -> list[list[float]] | None:
+    """Return how often each expert was chosen lately, where that decides who holds it; None: not known."""
+    if restored is None or processes.size == 1 or not config.parallel.places_experts:
+        return None
+    shares: list[list[float]] | None = processes.broadcast(read_recent_shares(run, restored.step))
+    return shares
+
+
+def _build_model(
+    config: RunConfig, device: str, processes: Processes, shares_ZE: list[list[float]] | None
+) -> Transformer:
     """Return the model with its first weights, ready for training steps."""
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
     if processes.size == 1:
@@ -189,11 +202,13 @@ def _build_model(config: RunConfig, device: str, processes: Processes) -> Transf
     else:
         from hmoe.train.shared_run import build_shared_model  # noqa: PLC0415 - the engine is slow to import
 
-        model = build_shared_model(config, cast(Any, processes), dtype)
+        model = build_shared_model(config, cast(Any, processes), dtype, shares_ZE)
     model.activation_checkpointing = config.train.recomputes_blocks
     if config.train.compile:
         compile_blocks(model)
     set_check_finite(model, False)  # train_step tests loss and gradients
+    if processes.exact:
+        set_backend(model, "exact")
     return model
 
 

@@ -1,6 +1,7 @@
 """What several processes do otherwise than one: they join, share the model, and each knows its device."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,11 +14,12 @@ from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
+from hmoe.train.placements import choose_placements
 
 
 def make_ranks(config: RunConfig, device: str, messages: Messages, local_size: int) -> Ranks:
     """Return the processes of a run, which have joined, as a run asks for them."""
-    mesh = make_mesh(device, config.parallel.replicas)
+    mesh = make_mesh(device, config.parallel.replicas, config.parallel.expert_ranks)
     ranks = ExactRanks(mesh, messages) if config.parallel.exact else Ranks(mesh, messages)
     ranks.local_size = local_size
     return ranks
@@ -37,14 +39,27 @@ def check_shared_folder(run: Path, messages: Messages) -> None:
             )
 
 
-def build_shared_model(config: RunConfig, ranks: Ranks, dtype: torch.dtype) -> Transformer:
-    """Return the model of a run with its first weights, of which each process keeps its part."""
+def build_shared_model(
+    config: RunConfig, ranks: Ranks, dtype: torch.dtype, shares_ZE: Sequence[Sequence[float]] | None = None
+) -> Transformer:
+    """Return the model of a run with its first weights, of which each process keeps its part.
+
+    Args:
+        config: of the run.
+        ranks: the processes.
+        dtype: of the weights.
+        shares_ZE: of the tokens' choices that fell to each expert, for placements; None: as if all were chosen alike.
+    """
     parallel = config.parallel
+    options = (
+        {"placement": choose_placements(config, ranks.size, shares_ZE)} if parallel.places_experts else {}
+    )
     model = build_sharded_transformer(
         config.model, config.seed, ranks.mesh, dtype,
-        shard=parallel.sharding, experts=parallel.experts, gradients="sum",
+        shard=parallel.sharding, experts=parallel.experts, gradients="sum", **options,
     )  # fmt: skip
-    groups = list_groups(model, None, parallel.sharding, parallel.experts)
+    experts = None if parallel.places_experts else parallel.experts
+    groups = list_groups(model, None, parallel.sharding, experts)
     ranks.adopt(
         model, config.data.num_micro_batches, (module for module, kind in groups.items() if kind != "zero3")
     )
