@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from hmoe.config.section import Section
 
 _Sharding = Literal["ddp", "zero2", "zero3"]
-EXPERT_KEYS = ("expert_ranks", "expert_placement", "expert_replicas", "cut_experts")
+EXPERT_KEYS = (
+    "expert_ranks", "expert_placement", "expert_replicas", "cut_experts", "replace_every", "replace_gain",
+)  # fmt: skip
 _IN_ORDER = ("zero2", "zero3")  # whose sums of gradients can be had in a fixed order
 
 
@@ -52,6 +54,22 @@ class ParallelConfig(Section):
             "hidden unit",
         ),
     ] = 0
+    replace_every: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**9,
+            description="with expert_parallel, steps between looks at the load, after which experts may move; 0: never",
+        ),
+    ] = 0
+    replace_gain: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=10,
+            description="of a layer's busiest process, that a move must bring at least; 0.05: a twentieth",
+        ),
+    ] = 0.05
     cut_experts: Annotated[
         bool,
         Field(
@@ -104,7 +122,11 @@ class ParallelConfig(Section):
                 "expert_ranks says how many processes hold all experts between them"
             )
         if self.expert_placement == "contiguous":
-            self.no_effect("with expert_placement = contiguous", "expert_replicas", "cut_experts")
+            self.no_effect(
+                "with expert_placement = contiguous", "expert_replicas", "cut_experts", "replace_every"
+            )
+        if not self.replace_every:
+            self.no_effect("with replace_every = 0", "replace_gain")
         if self.exact:
             if self.cut_experts:
                 raise ValueError(

@@ -34,12 +34,11 @@ def _list_experts(layer: Layer, rows_TD: torch.Tensor) -> Iterator[_Expert]:
         if count:
             pairs, units = slice(pair, ends[0]), slice(unit, ends[1])
             places = torch.arange(count, device=layer.token_N.device)
-            weights = (_align(w[units]) for w in (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD))
+            gate, up, down = (_align(w[units]) for w in (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD))
             counts = layer.num_tokens_E.new_tensor([count])
             x_MD, gate_M = rows_TD[layer.token_N[pairs]], layer.gate_N[pairs].clone()
-            yield _Expert(
-                Layer(x_MD, places, gate_M, counts, *weights, (width,)), pairs, units, slice(pre, ends[2])
-            )
+            own = Layer(x_MD, places, gate_M, counts, gate, up, down, (width,))
+            yield _Expert(own, pairs, units, slice(pre, ends[2]))
         pair, unit, pre = ends
 
 
@@ -83,9 +82,9 @@ def backward_exact(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: boo
     gradients = [layer.w_gate_FD.new_zeros(size) for _ in range(3)]
     for expert in _list_experts(layer, layer.x_TD):
         own = expert.layer
-        pre = (of_layer[expert.pre].clone() for of_layer in saved[:2])
+        gate, up = (of_layer[expert.pre].clone() for of_layer in saved[:2])
         dy_MD = dy_TD[layer.token_N[expert.pairs]]
-        of_expert = backward_loop(own, Saved(*pre, own.token_N), dy_MD, weights)
+        of_expert = backward_loop(own, Saved(gate, up, own.token_N), dy_MD, weights)
         dx_ND[expert.pairs], dgate_N[expert.pairs] = of_expert.dx_TD, of_expert.dgate_N
         if weights:
             for total, each in zip(gradients, of_expert[2:], strict=True):

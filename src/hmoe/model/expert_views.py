@@ -2,19 +2,52 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
     from hmoe.model.moe import MoE
+    from hmoe.model.routing import Routing
+
+
+class PlacedExperts(Protocol):
+    """What runs a layer's experts where they do not all live in this process (`hmoe.parallel.dispatch`).
+
+    Attributes:
+        local_experts: those of which this process has all hidden units.
+        exact: whether results have the bits of one process.
+    """
+
+    local_experts: Sequence[int]
+    exact: bool
+
+    def __call__(
+        self, x_TD: torch.Tensor, routing: "Routing", shared: nn.Module | None, backend: str | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the sum of each token's experts times their gates, and what the shared expert gives, both (T, D)."""
+        ...
+
+    def find_ranks(
+        self, num_tokens: int, num_experts: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the ranks of this process's tokens, and those of the experts."""
+        ...
+
+    def find_home(self, expert: int) -> nn.Module:
+        """Return the module that has the matrices in which the rows of an expert are."""
+        ...
+
+    def select_rows(self, expert: int, tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the rows of an expert in tensors laid out as those matrices."""
+        ...
 
 
 def list_expert_weights(moe: "MoE", i: int) -> list[nn.Parameter]:
     """Return the three matrices in which the rows of expert i are."""
-    home = moe if moe.experts is None else moe.experts.find_home(_find_place(moe, i))
-    return [home.w_gate, home.w_up, home.w_down]
+    home: nn.Module = moe if moe.experts is None else moe.experts.find_home(_find_place(moe, i))
+    return [cast(nn.Parameter, weight) for weight in (home.w_gate, home.w_up, home.w_down)]
 
 
 def slice_expert(

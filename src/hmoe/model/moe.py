@@ -10,7 +10,7 @@ from torch import nn
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
 from hmoe.model.decisions import Decisions
-from hmoe.model.expert_views import list_expert_weights, slice_expert
+from hmoe.model.expert_views import PlacedExperts, list_expert_weights, slice_expert
 from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe_input import check_moe_input, check_same_dtype, raise_if_not_finite
@@ -104,7 +104,8 @@ class MoE(nn.Module):
         self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
         self.backend: str | None = None
-        self.register_module("experts", None)  # what runs them where they do not all live here
+        self.experts: PlacedExperts | None
+        self.register_module("experts", None)  # first, as their weights are in a layer that has them all
         with torch.device(device) if device is not None else contextlib.nullcontext():
             self._make_parts(spec, shared_network_layer)
         if dtype is not None:

@@ -39,14 +39,26 @@ class ExpertRows(nn.Module):
         rows: which rows of the whole matrices (F, D), in this order.
     """
 
-    def __init__(self, moe: "MoE", rows: Sequence[range]) -> None:
+    w_gate: nn.Parameter
+    w_up: nn.Parameter
+    w_down: nn.Parameter
+
+    def __init__(
+        self, rows: Sequence[range], weights: Sequence[torch.Tensor], requires_grad: bool = True
+    ) -> None:
         super().__init__()
         self.rows = list(rows)
-        for name in WEIGHTS:
-            whole = getattr(moe, name)
-            own = [whole.detach()[each.start : each.stop] for each in self.rows]
-            local = torch.cat(own) if own else whole.detach()[:0].clone()
-            self.register_parameter(name, nn.Parameter(local, requires_grad=whole.requires_grad))
+        for name, weight in zip(WEIGHTS, weights, strict=True):
+            self.register_parameter(name, nn.Parameter(weight, requires_grad=requires_grad))
+
+    @classmethod
+    def cut(cls, moe: "MoE", rows: Sequence[range]) -> "ExpertRows":
+        """Return rows of a layer that has them all."""
+        own = []
+        for whole in (moe.w_gate, moe.w_up, moe.w_down):
+            cut = [whole.detach()[each.start : each.stop] for each in rows]
+            own.append(torch.cat(cut) if cut else whole.detach()[:0].clone())
+        return cls(rows, own, moe.w_gate.requires_grad)
 
     def forward(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
         """Return what a function makes of the three matrices and some tensors.
@@ -74,12 +86,16 @@ class DispatchedExperts(nn.Module):
 
     def __init__(self, moe: "MoE", placement: Placement, group: dist.ProcessGroup) -> None:
         super().__init__()
-        self.placement, self.group, self.rank = placement, group, dist.get_rank(group)
-        self.table = PartTable(placement, self.rank)
-        self.local = ExpertRows(moe, placement.list_rows(self.rank))
-        self.replicas = ExpertRows(moe, placement.list_replica_rows()) if placement.everywhere else None
+        self.group, self.rank = group, dist.get_rank(group)
+        self.take_placement(placement)
+        self.local = ExpertRows.cut(moe, placement.list_rows(self.rank))
+        self.replicas = ExpertRows.cut(moe, placement.list_replica_rows()) if placement.everywhere else None
         self.gradient_share, self.exact, self.is_shared = 1.0, False, False
         self.sink: GradientSink | None = None
+
+    def take_placement(self, placement: Placement) -> None:
+        """Send tokens by a placement from now on; the rows must follow."""
+        self.placement, self.table = placement, PartTable(placement, self.rank)
 
     @property
     def local_experts(self) -> Sequence[int]:
@@ -186,8 +202,9 @@ class DispatchedExperts(nn.Module):
             if (
                 not counts
             ):  # no expert is here, and nobody sends anything; weights of no rows have gradients of none
-                return x_rows + sum(w.sum() for w in own)
-            return expert_ffn(x_rows, token_N, gate_N, count_P, *own, self.table.widths, backend)
+                return x_rows + torch.stack([w.sum() for w in own]).sum()
+            gate, up, down = own
+            return expert_ffn(x_rows, token_N, gate_N, count_P, gate, up, down, self.table.widths, backend)
 
         rows_out: torch.Tensor = self.local(compute, x_rows, gate_N)
         return rows_out
@@ -205,7 +222,8 @@ class DispatchedExperts(nn.Module):
 
         def compute(weights: Sequence[torch.Tensor], gate_N: torch.Tensor) -> torch.Tensor:
             own = [w if dtype is None else w.to(dtype) for w in weights]
-            return expert_ffn(x_TD, token_N, gate_N, count_P, *own, widths, backend)
+            gate, up, down = own
+            return expert_ffn(x_TD, token_N, gate_N, count_P, gate, up, down, widths, backend)
 
         y_TD: torch.Tensor = self.replicas(compute, gate_N)
         return y_TD
@@ -226,7 +244,7 @@ class _ShareGradient(torch.autograd.Function):
     @staticmethod
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    ) -> tuple[torch.Tensor, None]:
         return gradient * ctx.share, None  # type: ignore[attr-defined]
 
 

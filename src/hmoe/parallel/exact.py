@@ -32,7 +32,8 @@ class ExactRanks(Ranks):
         self._parameters = list(model.parameters())
         self._layout = RowLayout(list_kept_rows(model), self.gather_values)
         self._sums: dict[DispatchedExperts, TreeSum] = {}
-        leaves_at_once = {}  # sums of whole groups, whose processes have neighbouring micro-batches
+        # Whose gradients come as sums of a whole group, whose processes have neighbouring micro-batches.
+        leaves_at_once: dict[nn.Module, int] = {}
         for experts in self._experts:
             experts.exact = True
             if experts.is_shared:
@@ -64,7 +65,9 @@ class ExactRanks(Ranks):
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients as a plain scalar, the same bits as one process has."""
         given = {id(gradient) for gradient in gradients}
-        own, names, dtype = [], set(), torch.float32
+        names: set[str] = set()
+        own: list[torch.Tensor | None] = []
+        dtype = torch.float32
         for kept in self._layout.kept:
             gradient = kept.parameter.grad
             if gradient is None or id(gradient) not in given:

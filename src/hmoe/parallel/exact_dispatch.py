@@ -101,7 +101,7 @@ class _ExactDispatch(torch.autograd.Function):
         return sum_pairs(rows_ND, token_N, len(x_TD), gate_N[: trip.num_pairs])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         travel: _Travel = ctx.travel
         trip, token_N, stays = travel.trip, travel.token_N, travel.find_staying()
@@ -137,7 +137,8 @@ def _make_layer(
     weights, widths = part
     places = torch.arange(len(x_rows), device=x_rows.device)
     count_P = torch.tensor(counts, dtype=torch.int64).to(x_rows.device)
-    return Layer(x_rows, places, gates, count_P, *weights, widths)
+    gate, up, down = weights
+    return Layer(x_rows, places, gates, count_P, gate, up, down, widths)
 
 
 def _compute_outputs(layer: Layer) -> tuple[torch.Tensor, Saved]:

@@ -84,7 +84,7 @@ class _Begin(torch.autograd.Function):
         return rows.new_zeros(())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, ticket: torch.Tensor) -> tuple[torch.Tensor, None]:
         return ctx.transfer.end(), None
 
@@ -98,7 +98,7 @@ class _Wait(torch.autograd.Function):
         return transfer.end()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         ctx.transfer.start(gradient, ctx.transfer.splits.reverse())
         return gradient.new_zeros(()), None
@@ -112,7 +112,7 @@ class _TakeRows(torch.autograd.Function):
         return table.index_select(0, index)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         (index,) = ctx.saved_tensors
         return sum_pairs(gradient, index, ctx.length), None
@@ -125,7 +125,7 @@ class _SumRows(torch.autograd.Function):
         return sum_pairs(rows, index, length)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (index,) = ctx.saved_tensors
         return gradient.index_select(0, index), None, None

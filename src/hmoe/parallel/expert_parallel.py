@@ -1,17 +1,17 @@
 """Layers whose experts are placed: their weights are cut by a placement, before FSDP2 shares what is left."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
-import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from hmoe.errors import ConfigError
+from hmoe.model.expert_views import PlacedExperts
 from hmoe.model.moe import MoE
-from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts
+from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, ExpertRows
 from hmoe.specs.placement import Placement
 
 EXPERT_AXIS = "expert"
@@ -73,10 +73,10 @@ def place_layers(model: nn.Module, placements: Sequence[Placement], meshes: Expe
         experts.is_shared = meshes.data.size() > 1
         for name in WEIGHTS:
             setattr(layer, name, None)
-            if not experts.is_shared:
-                set_local_weight(experts, name, getattr(experts.local, name).detach(), meshes.data)
+        if not experts.is_shared:
+            make_local(experts.local, meshes.data)
         experts.gradient_share = 1.0 if experts.is_shared else share
-        layer.experts = experts
+        layer.experts = cast(PlacedExperts, experts)
 
 
 def list_dispatched(model: nn.Module) -> Iterator[DispatchedExperts]:
@@ -86,10 +86,12 @@ def list_dispatched(model: nn.Module) -> Iterator[DispatchedExperts]:
             yield module
 
 
-def set_local_weight(experts: DispatchedExperts, name: str, rows: torch.Tensor, data: DeviceMesh) -> None:
-    """Make rows a weight of this process alone: a DTensor of a mesh with one process, as optimisers take no mixture."""
-    tensor = DTensor.from_local(rows, data, [Shard(0)], run_check=False)
-    setattr(experts.local, name, nn.Parameter(tensor))
+def make_local(rows: ExpertRows, data: DeviceMesh) -> None:
+    """Make rows weights of this process alone: DTensors of a mesh with one process, as optimisers take no mixture."""
+    for name in WEIGHTS:
+        weight = getattr(rows, name)
+        tensor = DTensor.from_local(weight.detach(), data, [Shard(0)], run_check=False)
+        setattr(rows, name, nn.Parameter(tensor, requires_grad=weight.requires_grad))
 
 
 def check_placements(

@@ -224,9 +224,10 @@ def make_mesh(device: str, replicas: int = 1, expert_ranks: int | None = None) -
     size = dist.get_world_size()
     if size % replicas:
         raise ConfigError(f"replicas = {replicas}: must divide the {size} processes", argument="replicas")
-    if expert_ranks not in (None, size):
-        shape, names = (size // expert_ranks, expert_ranks), ("data", EXPERT_AXIS)
-        return init_device_mesh(device, shape, mesh_dim_names=names)
+    if expert_ranks is not None and expert_ranks != size:
+        return init_device_mesh(
+            device, (size // expert_ranks, expert_ranks), mesh_dim_names=("data", EXPERT_AXIS)
+        )
     shape = (size,) if replicas == 1 else (replicas, size // replicas)
     return init_device_mesh(device, shape, mesh_dim_names=MESH_AXES[-len(shape) :])
 

@@ -22,7 +22,7 @@ def place_experts(
     frequencies: Sequence[float] | None = None,
     *,
     cut: bool = False,
-    replicas: int = 0,
+    replicas: int | Sequence[int] = 0,
 ) -> Placement:
     """Return where each expert of a layer lives, so that no process has much more than the others.
 
@@ -31,14 +31,16 @@ def place_experts(
         num_ranks: processes of the group.
         frequencies: how often each is activated, in any unit; None: all alike.
         cut: whether experts may be cut where whole ones cannot be even.
-        replicas: how many every process has, those with the most tokens per hidden unit: they need no travelling.
+        replicas: which experts every process has, so that their tokens need not travel; a number: those with most
+            tokens per hidden unit.
 
     Raises:
         ConfigError: for frequencies that do not fit, or numbers out of range.
     """
-    chosen = _check(widths, num_ranks, frequencies, replicas)
-    by_heat = sorted(range(len(widths)), key=lambda i: (-chosen[i] / widths[i], i))
-    everywhere = tuple(sorted(by_heat[:replicas]))
+    chosen = _check(widths, num_ranks, frequencies, replicas if isinstance(replicas, int) else len(replicas))
+    if isinstance(replicas, int):
+        replicas = sorted(range(len(widths)), key=lambda i: (-chosen[i] / widths[i], i))[:replicas]
+    everywhere = tuple(sorted(replicas))
     rest = [i for i in range(len(widths)) if i not in everywhere]
     ranks = place_whole_experts(_list_shares([widths[i] for i in rest], [chosen[i] for i in rest]), num_ranks)
     parts = [ExpertPart(i, 0, widths[i], rank) for i, rank in zip(rest, ranks, strict=True)]
@@ -71,6 +73,26 @@ def place_all_experts(
         for rank in range(num_ranks):
             units[new_ranks[rank]] += placement.count_units(rank)
     return placements
+
+
+def keep_ranks(placement: Placement, before: Placement) -> Placement:
+    """Return the same placement with such numbers of its processes that most hidden units stay where they were."""
+    ranks = range(placement.num_ranks)
+    kept = {(new, old): 0 for new in ranks for old in ranks}
+    parts: dict[int, list[ExpertPart]] = {}
+    for part in before.parts:
+        parts.setdefault(part.expert, []).append(part)
+    for part in placement.parts:
+        for old in parts.get(part.expert, []):
+            end = min(part.first_unit + part.num_units, old.first_unit + old.num_units)
+            kept[part.rank, old.rank] += max(0, end - max(part.first_unit, old.first_unit))
+    new_ranks: dict[int, int] = {}
+    taken: set[int] = set()
+    for rank, old_rank in sorted(kept, key=lambda pair: (-kept[pair], pair[0] != pair[1], pair)):
+        if rank not in new_ranks and old_rank not in taken:
+            new_ranks[rank] = old_rank
+            taken.add(old_rank)
+    return rename_ranks(placement, new_ranks)
 
 
 def rename_ranks(placement: Placement, new_ranks: dict[int, int] | Sequence[int]) -> Placement:

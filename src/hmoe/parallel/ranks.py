@@ -120,7 +120,8 @@ class Ranks:
 
     def norm(self, gradients: Iterable[torch.Tensor]) -> torch.Tensor:
         """Return the norm of all gradients, those that are repeated counted once, as a plain scalar."""
-        placed_mesh = self._experts[0].local.w_gate.device_mesh if self._experts else None
+        placed = self._experts[0].local.w_gate if self._experts else None
+        placed_mesh = placed.device_mesh if isinstance(placed, DTensor) else None
         groups, norms = _group_by_mesh(gradients), []
         for mesh, group in groups.items():
             norm = gather_whole(nn.utils.get_total_norm(group))

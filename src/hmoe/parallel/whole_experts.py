@@ -95,7 +95,8 @@ class _Search:
 
     def _find_step(self, rank: int, limit: float) -> tuple[int, int, int | None] | None:
         """Return the best move, or swap, of an expert on a process: expert, other process, its expert."""
-        step, experts = None, self._experts
+        step: tuple[int, int, int | None] | None = None
+        experts = self._experts
         memory, work = self._memory[rank], self._work[rank]
         for expert in self._on[rank]:
             of_memory, of_work = experts[expert]

@@ -124,6 +124,8 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         session.records.tick(record.tokens)
         stops = session.agree(STOP)
         row = _metrics_row(session, record, _account(session, record))
+        if session.mover is not None and (moved := session.mover.take_step(record, counts.step)):
+            console.note(moved)
         HEARTBEAT.reach(counts.step)
         done = session.progress() >= 1
         evaluated = _evaluate(session, row, record)

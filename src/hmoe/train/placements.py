@@ -1,14 +1,20 @@
-"""Where the experts of a run live: chosen when its model is built, from the load that its log tells."""
+"""Where the experts of a run live: chosen when its model is built, and again when their load has changed."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from hmoe.config.run import RunConfig
-from hmoe.parallel.placement import place_all_experts
-from hmoe.specs.placement import Placement, place_contiguously
+from hmoe.parallel.placement import keep_ranks, place_all_experts, place_experts
+from hmoe.runs.expert_shares import read_recent_shares
+from hmoe.specs.placement import Placement, measure_balance, place_contiguously
+from hmoe.train.processes import Processes
+
+Shares = Sequence[Sequence[float]]  # of the tokens' choices, by MoE layer and expert
 
 
 def choose_placements(
-    config: RunConfig, num_processes: int, shares_ZE: Sequence[Sequence[float]] | None = None
+    config: RunConfig, num_processes: int, shares_ZE: Shares | None = None
 ) -> list[Placement]:
     """Return the placement of each layer with experts.
 
@@ -27,3 +33,88 @@ def choose_placements(
         widths, num_ranks, [shares_E[: len(widths)] for shares_E in shares_ZE],
         cut=parallel.cut_experts, replicas=parallel.expert_replicas,
     )  # fmt: skip
+
+
+def choose_again(config: RunConfig, placements: Sequence[Placement], loads_ZE: Shares) -> list[Placement]:
+    """Return placements for another load, in which as many hidden units as possible stay where they are.
+
+    Experts that every process has stay so.
+    """
+    better = []
+    for placement, load_E in zip(placements, loads_ZE, strict=True):
+        new = place_experts(
+            placement.widths, placement.num_ranks, load_E[: len(placement.widths)],
+            cut=config.parallel.cut_experts, replicas=placement.everywhere,
+        )  # fmt: skip
+        better.append(keep_ranks(new, placement))
+    return better
+
+
+def read_shares(run: Path, step: int, config: RunConfig, processes: Processes) -> Shares | None:
+    """Return how often each expert of a run was chosen lately, where that decides who holds it; None: not known."""
+    if step < 0 or processes.size == 1 or not config.parallel.places_experts:
+        return None
+    shares: Shares | None = processes.broadcast(read_recent_shares(run, step))
+    return shares
+
+
+class Replacement(NamedTuple):
+    """Layers that are placed anew.
+
+    Attributes:
+        placements: of all layers.
+        layers: numbers of those that change, among the layers with experts.
+        before, after: work of the busiest process, divided by the mean; mean over those layers.
+    """
+
+    placements: list[Placement]
+    layers: list[int]
+    before: float
+    after: float
+
+    def describe(self, step: int) -> str:
+        """Return a line on it."""
+        return (
+            f"step {step}: experts of {len(self.layers)} of {len(self.placements)} layers moved: the busiest process "
+            f"had {self.before:.2f} times the mean work, now {self.after:.2f}"
+        )
+
+
+class LoadWatch:
+    """Adds up which experts tokens choose, and tells when other placements would be worth the move.
+
+    It looks every so many steps, at the steps since it looked last, and lets a layer be unless its busiest process
+    would gain more than `parallel.replace_gain`: else a load that comes and goes would move experts to and fro.
+    """
+
+    def __init__(self, config: RunConfig, placements: Sequence[Placement]) -> None:
+        self._config, self.placements = config, list(placements)
+        self._num_pairs_ZE: list[list[int]] = []
+
+    def add(self, num_pairs_ZE: Sequence[Sequence[int]]) -> None:
+        """Take in the pairs of a step, those of all processes."""
+        before = self._num_pairs_ZE or [[0] * len(row) for row in num_pairs_ZE]
+        self._num_pairs_ZE = [
+            [a + b for a, b in zip(*rows, strict=True)] for rows in zip(before, num_pairs_ZE, strict=True)
+        ]
+
+    def find_better(self) -> Replacement | None:
+        """Return where experts should move, and begin to add up anew; None: they stay."""
+        loads, self._num_pairs_ZE = self._num_pairs_ZE, []
+        if not loads:
+            return None
+        now = self.placements
+        wanted = choose_again(self._config, now, loads)
+        gain = self._config.parallel.replace_gain
+        placements, layers, ratios = list(now), [], []
+        for layer, (old, new, load_E) in enumerate(zip(now, wanted, loads, strict=True)):
+            before, after = (measure_balance(each, load_E[: len(each.widths)]) for each in (old, new))
+            if before.worst > (1 + gain) * after.worst:
+                placements[layer] = new
+                layers.append(layer)
+                ratios.append((before.compute, after.compute))
+        if not layers:
+            return None
+        means = [sum(values) / len(layers) for values in zip(*ratios, strict=True)]
+        self.placements = placements
+        return Replacement(placements, layers, *means)

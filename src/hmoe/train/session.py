@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from hmoe.config.memory import Device, choose_unset, count_memory, describe_choice, read_host
-from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
@@ -19,21 +17,24 @@ from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
-from hmoe.runs.expert_shares import read_recent_shares
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
 from hmoe.storage import hash_file
 from hmoe.train.alike import check_alike
 from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
+from hmoe.train.device_fit import find_device, fit_config
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
+from hmoe.train.placements import Shares, read_shares
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
 from hmoe.train.stop import StopRequest
-from hmoe.units import format_bytes
+
+if TYPE_CHECKING:
+    from hmoe.train.expert_mover import ExpertMover
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Session:
         side_files: SHA-256 of what lay next to the tokenizer when the run began.
         processes: that train it together; the first one alone writes logs and prints.
         saver: publishes checkpoints.
+        mover: moves experts between processes; None where all live in every one.
         seconds: training time on the clock of the first process, as all know it since the last `agree`.
         wants_checkpoint: whether any process was asked to save and go on.
 
@@ -87,6 +89,7 @@ class Session:
     side_files: dict[str, str]
     processes: Processes
     saver: Saver
+    mover: "ExpertMover | None"
     seconds: float = 0.0
     wants_checkpoint: bool = False
 
@@ -144,8 +147,8 @@ def open_session(
     if config.parallel.num_threads:
         torch.set_num_threads(config.parallel.num_threads)
     with processes.together():
-        place = _find_device(config, processes)
-        config, device = _fit_config(config, place, console, processes), place.kind
+        place = find_device(config, processes)
+        config, device = fit_config(config, place, console, processes), place.kind
         if state is not None:
             compare_environment(state, config, device, console.warn, processes)
         index, tokenizer = _open_data(config, state, console, processes)
@@ -155,7 +158,8 @@ def open_session(
             _keep_tokenizer(folder.path, tokenizer, state is not None, console)
         batches = Batches(index, config.data, config.seed, _packing(restored))
     check_alike(config, device, index.fingerprint, processes)
-    model = _build_model(config, device, processes, _read_shares(folder.path, restored, config, processes))
+    shares_ZE = read_shares(folder.path, -1 if restored is None else restored.step, config, processes)
+    model = _build_model(config, device, processes, shares_ZE)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -166,8 +170,26 @@ def open_session(
         records = _open_records(folder.path, counts.step, config, console, processes)
         side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
     saver = make_saver(folder.path, config.train.keep, model, optimizer, processes)
+    mover = _make_mover(config, folder.path, model, optimizer, processes)
+    if mover is not None:
+        mover.begin(counts.step, shares_ZE)
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
-                   side_files, processes, saver)  # fmt: skip
+                   side_files, processes, saver, mover)  # fmt: skip
+
+
+def _make_mover(
+    config: RunConfig,
+    run: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> "ExpertMover | None":
+    """Return what moves the experts of a run, None where all live in every process."""
+    if processes.size == 1 or not config.parallel.places_experts:
+        return None
+    from hmoe.train.expert_mover import ExpertMover  # noqa: PLC0415 - the engine is slow to import
+
+    return ExpertMover(config, run, model, optimizer, cast(Any, processes))
 
 
 def _make_watch(config: RunConfig, state: dict[str, Any] | None) -> ExpertAlarm:
@@ -182,18 +204,8 @@ def _open_records(
     return Records(run, step, config.train.log_every, console.warn) if processes.rank == 0 else NoRecords()
 
 
-def _read_shares(
-    run: Path, restored: Restored | None, config: RunConfig, processes: Processes
-) -> list[list[float]] | None:
-    """Return how often each expert was chosen lately, where that decides who holds it; None: not known."""
-    if restored is None or processes.size == 1 or not config.parallel.places_experts:
-        return None
-    shares: list[list[float]] | None = processes.broadcast(read_recent_shares(run, restored.step))
-    return shares
-
-
 def _build_model(
-    config: RunConfig, device: str, processes: Processes, shares_ZE: list[list[float]] | None
+    config: RunConfig, device: str, processes: Processes, shares_ZE: Shares | None
 ) -> Transformer:
     """Return the model with its first weights, ready for training steps."""
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
@@ -226,50 +238,6 @@ def _open_data(
     if config.data.verify:
         index.verify((processes.rank, processes.size))
     return index, load_data_tokenizer(index)
-
-
-def _find_device(config: RunConfig, processes: Processes) -> Device:
-    wanted = config.train.device
-    kind = wanted if wanted != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device = cuda: this PyTorch sees no CUDA device; use cpu or auto")
-    # All of its memory, not what is free now: equal devices choose equally.
-    if kind == "cuda":
-        return Device(kind, torch.cuda.mem_get_info()[1])
-    host = read_host()
-    return host._replace(memory_bytes=host.memory_bytes // processes.local_size)
-
-
-def _fit_config(config: RunConfig, device: Device, console: Console, processes: Processes) -> RunConfig:
-    """Return the config with what it leaves unset chosen for the device, and say what was chosen.
-
-    Raises:
-        ConfigError: if the device has too little memory, or the processes cannot share the batch.
-    """
-    check_processes(config, processes.size)
-    chosen = choose_unset(config, device, processes.size)
-    check_processes(chosen, processes.size)
-    needed = count_memory(chosen, device.kind, processes.size)
-    if needed > device.memory_bytes:
-        ways = ["raise data.micro_batches"] * (
-            config.data.micro_batches not in (None, config.data.batch_sequences)
-        )
-        ways += ["set train.activation_checkpointing"] * (config.train.activation_checkpointing is False)
-        advice = " or ".join(
-            [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
-        )
-        raise ConfigError(
-            f"the run needs about {format_bytes(needed)} on {device.kind}, "
-            f"which has {format_bytes(device.memory_bytes)}; see `hmoe plan`, then {advice}"
-        )
-    # On a CPU, one micro-batch without recomputation needs no word: it is what everybody expects.
-    plain = (config.data.micro_batches or processes.size, bool(config.train.activation_checkpointing))
-    usual = (
-        device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
-    )
-    if chosen != config and not usual:
-        console.note(describe_choice(chosen, device, processes.size))
-    return chosen
 
 
 def _keep_tokenizer(run: Path, tokenizer: Tokenizer, resumed: bool, console: Console) -> None:

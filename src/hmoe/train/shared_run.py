@@ -51,16 +51,19 @@ def build_shared_model(
         shares_ZE: of the tokens' choices that fell to each expert, for placements; None: as if all were chosen alike.
     """
     parallel = config.parallel
-    options = (
-        {"placement": choose_placements(config, ranks.size, shares_ZE)} if parallel.places_experts else {}
-    )
+    placements = choose_placements(config, ranks.size, shares_ZE) if parallel.places_experts else None
     model = build_sharded_transformer(
         config.model, config.seed, ranks.mesh, dtype,
-        shard=parallel.sharding, experts=parallel.experts, gradients="sum", **options,
+        shard=parallel.sharding, experts=parallel.experts, gradients="sum", placement=placements,
     )  # fmt: skip
-    experts = None if parallel.places_experts else parallel.experts
-    groups = list_groups(model, None, parallel.sharding, experts)
-    ranks.adopt(
-        model, config.data.num_micro_batches, (module for module, kind in groups.items() if kind != "zero3")
-    )
+    adopt_model(config, ranks, model)
     return model
+
+
+def adopt_model(config: RunConfig, ranks: Ranks, model: Transformer) -> None:
+    """Make a shared model ready for the steps of a run, also after its experts were placed anew."""
+    parallel = config.parallel
+    experts = None if parallel.experts == "expert_parallel" else parallel.experts
+    groups = list_groups(model, None, parallel.sharding, experts)
+    gathered = [module for module, kind in groups.items() if kind != "zero3"]
+    ranks.adopt(model, config.data.num_micro_batches, gathered)

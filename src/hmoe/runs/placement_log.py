@@ -1,0 +1,40 @@
+"""placements.jsonl of a run folder: where experts lived, from which step on, and how even that was. No torch.
+
+A row each time: `step`, after which it holds; `processes`; `layers`, those whose experts moved, all at a begin;
+`before` and `after`, the work of the busiest process divided by the mean, null where no load was known;
+`sent_bytes`; and `placements` of all layers with experts.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hmoe.specs.placement import Placement
+from hmoe.storage import write_atomic
+
+PLACEMENTS = "placements.jsonl"
+
+
+def read_placement_log(run: Path, last_step: int | None = None) -> list[dict[str, Any]]:
+    """Return the rows up to a step, by default all; up to the first that is damaged, as nothing depends on them."""
+    path, rows = run / PLACEMENTS, []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+            if type(row["step"]) is not int or not isinstance(row["placements"], list):
+                break
+        except (ValueError, KeyError, TypeError, RecursionError):
+            break
+        if last_step is None or row["step"] <= last_step:
+            rows.append(row)
+    return rows
+
+
+def write_placement_row(run: Path, row: dict[str, Any], placements: list[Placement]) -> None:
+    """Add a row; those of later steps, which a resumed run has gone back before, go."""
+    rows = [
+        *read_placement_log(run, row["step"]),
+        {**row, "placements": [each.to_plain() for each in placements]},
+    ]
+    lines = (json.dumps(each, separators=(",", ":"), allow_nan=False) for each in rows)
+    write_atomic(run / PLACEMENTS, "".join(f"{line}\n" for line in lines).encode())
