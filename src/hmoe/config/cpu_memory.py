@@ -7,31 +7,37 @@ the moments between them, and what is told by part is what is there then.
 """
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
+from hmoe.config.placed_experts import PlacedExperts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
 from hmoe.config.weight_share import WeightShare
 from hmoe.specs.chunk import count_chunk_tokens
+from hmoe.specs.placement import EVEN_LOAD, ExpertLoad
 
 Parts = dict[str, float]
 # Of an MoE router per token and expert, and per token and choice: scores, decisions, places, gates.
 _EXPERT_NUMBERS, _CHOICE_NUMBERS = 2.5, 11
 
 
-def estimate_cpu_memory(config: RunConfig, num_processes: int) -> dict[str, int]:
+def estimate_cpu_memory(
+    config: RunConfig, num_processes: int, load: ExpertLoad | None = None
+) -> dict[str, int]:
     """Return the bytes of a training step of each process, by part; see `hmoe.config.memory.estimate_memory_by_part`.
 
     Tensors, at the moment when they are most; a uniform router. Measured by benchmarks/planned_memory.py.
     """
-    return _find_largest(config, num_processes)[1]
+    return _find_largest(config, num_processes, load)[1]
 
 
-def describe_largest_moment(config: RunConfig, num_processes: int) -> str:
+def describe_largest_moment(config: RunConfig, num_processes: int, load: ExpertLoad | None = None) -> str:
     """Return when in a step a process needs most, in words."""
-    return _find_largest(config, num_processes)[0]
+    return _find_largest(config, num_processes, load)[0]
 
 
-def _find_largest(config: RunConfig, num_processes: int) -> tuple[str, dict[str, int]]:
-    step = _Step(config, num_processes)
+def _find_largest(
+    config: RunConfig, num_processes: int, load: ExpertLoad | None
+) -> tuple[str, dict[str, int]]:
+    step = _Step(config, num_processes, load)
     moments = {
         "at the loss": step.at_loss(),
         "in the backward pass of the last block": step.in_last_block(),
@@ -49,7 +55,7 @@ def _find_largest(config: RunConfig, num_processes: int) -> tuple[str, dict[str,
 class _Step:
     """Sizes in bytes from which the moments of a step are put together."""
 
-    def __init__(self, config: RunConfig, num_processes: int) -> None:
+    def __init__(self, config: RunConfig, num_processes: int, load: ExpertLoad | None) -> None:
         model, train = config.model, config.train
         self._model, self._config = model, config
         self._weight = count_number_bytes(config)
@@ -69,10 +75,17 @@ class _Step:
         shard, experts = config.parallel.sharding, config.parallel.experts
         moe = sum(parts[name] for name in ("router", "experts", "shared", "zero")) / model.layers
         apart = moe if experts not in (None, shard) else 0.0
+        placed = None
+        if config.parallel.places_experts and num_processes > 1:
+            placed = PlacedExperts(config, num_processes, load or EVEN_LOAD)
+            apart = placed.placed * self._weight / model.layers
         shares = [WeightShare(config, num_processes, shard, self._outside, self._block - apart)]
-        if apart and experts is not None:
+        if placed is not None:
+            local, group = self._weight * placed.local / model.layers, placed.data_parallel
+            shares.append(WeightShare(config, num_processes, shard, 0.0, local, group))
+        elif apart and experts is not None:
             shares.append(WeightShare(config, num_processes, experts, 0.0, apart))
-        self._shares = shares
+        self._shares, self._placed = shares, placed
         self._own = sum(share.own for share in shares)
         self._before = sum(share.before for share in shares)
 
@@ -232,6 +245,8 @@ class _Step:
         _, expected, _ = estimate_activated_width(model)
         _, choices, _ = moe.router.count_experts_per_token(len(moe.routed_widths))
         hidden = 2 * expected * self._kept_share() + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+        if self._placed is not None:  # rows that came from others and from here
+            hidden += model.dim * (self._placed.rows + 1)
         numbers = model.dim * (self._weight + self._compute * converts) + hidden * self._compute
         numbers += 4 * (_EXPERT_NUMBERS * len(moe.routed_widths) + _CHOICE_NUMBERS * choices)
         return self._tokens * numbers
@@ -257,7 +272,8 @@ class _Step:
         """Return the gradients that one operation of a block makes, before they are added to those that are there."""
         model, converted = self._model, self._weight if self._compute < self._weight else 0
         if is_sparse and model.moe:  # of three matrices at once, which are converted one after another
-            return model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)
+            kept = 1.0 if self._placed is None else self._placed.local_share
+            return kept * model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)
         return model.dim * (model.ffn or 0) * (self._compute + converted)
 
     def _passing(self, is_sparse: bool) -> float:

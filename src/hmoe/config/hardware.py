@@ -24,6 +24,9 @@ class Link(Section):
 
     gather_bytes_per_second: Annotated[Rate, Field(description="each process's, in an all-gather")]
     reduce_bytes_per_second: Annotated[Rate, Field(description="each process's, in a reduce-scatter")]
+    exchange_bytes_per_second: Annotated[
+        Rate | None, Field(description="each process's, in an all-to-all; null: as in an all-gather")
+    ] = None
     latency_seconds: Annotated[float, Field(ge=0)] = 0.0
     hop_seconds: Annotated[float, Field(ge=0)] = 0.0
 

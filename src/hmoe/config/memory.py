@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.cpu_memory import estimate_cpu_memory
+from hmoe.config.placed_experts import PlacedExperts
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.config.weight_share import count_exact_sums
 from hmoe.errors import ConfigError
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.model import ModelSpec
+from hmoe.specs.placement import EVEN_LOAD, ExpertLoad
 from hmoe.units import format_bytes
 
 # Of a device's memory that a choice may fill: the rest is the context, libraries' workspaces and fragments.
@@ -116,12 +118,14 @@ def describe_choice(config: RunConfig, device: Device, num_processes: int = 1) -
     )
 
 
-def count_memory(config: RunConfig, kind: str, num_processes: int = 1) -> int:
+def count_memory(config: RunConfig, kind: str, num_processes: int = 1, load: ExpertLoad | None = None) -> int:
     """Return the bytes of a training step in all, see `estimate_memory_by_part`."""
-    return sum(estimate_memory_by_part(config, kind, num_processes).values())
+    return sum(estimate_memory_by_part(config, kind, num_processes, load).values())
 
 
-def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1) -> dict[str, int]:
+def estimate_memory_by_part(
+    config: RunConfig, kind: str, num_processes: int = 1, load: ExpertLoad | None = None
+) -> dict[str, int]:
     """Return the bytes of a training step on a kind of device (cpu, cuda), by part: tensors, of each process.
 
     Micro-batches and checkpointing must be chosen. Weights, gradients and both AdamW moments in float32
@@ -136,9 +140,10 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
     Of several processes it is one's: its part of what they share (`parallel.shard`; experts as the rest), and what
     is gathered meanwhile, two blocks and what lies outside of blocks with zero3, all with the others. Gradients are
     whole where a process adds up several micro-batches, unless weights are gathered for each of them, too (zero3).
+    Where experts are placed it is that of the process with the most; `load` tells what that has, None: an even part.
     """
     if kind == "cpu":
-        return estimate_cpu_memory(config, num_processes)
+        return estimate_cpu_memory(config, num_processes, load)
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
@@ -152,13 +157,16 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
     converted = block if train.recomputes_blocks else model.layers * block
     chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
     copies = size.compute * converted * size.converts + (weight + size.compute) * block
+    if config.parallel.places_experts and num_processes > 1:  # rows that came, and what their experts give
+        travelling = round(tokens * (1 + (load or EVEN_LOAD).rows) * model.dim * size.compute)
+        saved[True], kept = saved[True] + travelling, kept + sum(sparse) * travelling
     activations = max(saved.values()) + inputs if train.recomputes_blocks else kept
     loss = (
         2 * chunk * model.vocab * weight
         + (weight + 2 * size.compute) * model.vocab * model.dim
         + 2 * tokens * model.dim * weight
     )
-    own, gathered, gradients = _count_shares(config, num_processes, total, block)
+    own, gathered, gradients = _count_shares(config, num_processes, total, block, load)
     return {
         "parameters": weight * (own + gathered),
         "gradients": weight * gradients,
@@ -169,15 +177,32 @@ def estimate_memory_by_part(config: RunConfig, kind: str, num_processes: int = 1
     }
 
 
-def _count_shares(config: RunConfig, num_processes: int, total: int, block: int) -> tuple[int, int, int]:
+def _count_shares(
+    config: RunConfig, num_processes: int, total: int, block: int, load: ExpertLoad | None
+) -> tuple[int, int, int]:
     """Return a process's weights between steps, those it gathers besides in a step, and its gradients."""
+    if not config.parallel.places_experts or num_processes == 1:
+        return _count_parts(config, num_processes, total, block)
+    placed, layers = PlacedExperts(config, num_processes, load or EVEN_LOAD), config.model.layers
+    rest, rest_of_block = (round(each) for each in (total - placed.placed, block - placed.placed / layers))
+    shared = _count_parts(config, num_processes, rest, rest_of_block)
+    local = _count_parts(
+        config, num_processes, round(placed.local), round(placed.local / layers), placed.data_parallel
+    )
+    return shared[0] + local[0], shared[1] + local[1], shared[2] + local[2]
+
+
+def _count_parts(
+    config: RunConfig, num_processes: int, total: int, block: int, group: int | None = None
+) -> tuple[int, int, int]:
+    """Return the same of weights that are shared in one way, by a group of processes or all."""
     sharding, parts = config.parallel.sharding, config.data.num_micro_batches
     sums = count_exact_sums(parts, num_processes) + 1 if config.parallel.exact else 1
-    if num_processes == 1:
+    if num_processes == 1 or group == 1:  # nothing is gathered
         return total, 0, total * sums
     if sharding == "ddp":  # the engine gathers them, too, from this process alone
         return total, total, total * sums
-    group = num_processes // config.parallel.replicas
+    group = group or num_processes // config.parallel.replicas
     kept, outside = -(-total // group), total - config.model.layers * block
     adds_up = parts > num_processes and sharding != "zero3" and not config.parallel.exact
     return (

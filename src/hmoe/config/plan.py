@@ -17,6 +17,7 @@ from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
 from hmoe.config.step_work import count_traffic
 from hmoe.specs.model import ModelSpec
+from hmoe.specs.placement import ExpertLoad
 
 
 def make_plan(
@@ -24,6 +25,7 @@ def make_plan(
     device: Device | None = None,
     num_processes: int = 1,
     hardware: Hardware | None = None,
+    load: ExpertLoad | None = None,
 ) -> dict[str, Any]:
     """Return what `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device, and what a step takes.
 
@@ -32,6 +34,7 @@ def make_plan(
         device: of each process; None: that of the hardware, or a share of this machine's CPU.
         num_processes: that share the run.
         hardware: on which a step is simulated; None: its time is not told.
+        load: of the busiest process, where experts are placed.
 
     Raises:
         ConfigError: if so many processes cannot share the run.
@@ -63,15 +66,21 @@ def make_plan(
         "micro_batches": config.data.num_micro_batches,
         "micro_batch_tokens": config.data.batch_tokens // config.data.num_micro_batches,
         "activation_checkpointing": config.train.recomputes_blocks,
-        **_describe_memory(config, device, num_processes),
-        **({} if hardware is None else {"step": _describe_step(config, hardware, num_processes, tokens)}),
+        **_describe_memory(config, device, num_processes, load),
+        **(
+            {}
+            if hardware is None
+            else {"step": _describe_step(config, hardware, num_processes, load, tokens)}
+        ),
     }
 
 
-def _describe_memory(config: RunConfig, device: Device, num_processes: int) -> dict[str, Any]:
+def _describe_memory(
+    config: RunConfig, device: Device, num_processes: int, load: ExpertLoad | None
+) -> dict[str, Any]:
     """Return what each process holds, and what it sends in a step."""
-    memory = estimate_memory_by_part(config, device.kind, num_processes)
-    moment = describe_largest_moment(config, num_processes) if device.kind == "cpu" else None
+    memory = estimate_memory_by_part(config, device.kind, num_processes, load)
+    moment = describe_largest_moment(config, num_processes, load) if device.kind == "cpu" else None
     return {
         "device": device.kind,
         "device_memory_bytes": device.memory_bytes,
@@ -80,24 +89,26 @@ def _describe_memory(config: RunConfig, device: Device, num_processes: int) -> d
         "memory_by_part_bytes": memory,
         "memory_moment": moment,
         "memory_left_out": list(MEMORY_LEFT_OUT[device.kind]),
-        **({} if num_processes == 1 else _describe_sharing(config, num_processes, memory["optimizer"])),
+        **({} if num_processes == 1 else _describe_sharing(config, num_processes, load, memory["optimizer"])),
     }
 
 
-def _describe_sharing(config: RunConfig, num_processes: int, moment_bytes: int) -> dict[str, Any]:
+def _describe_sharing(
+    config: RunConfig, num_processes: int, load: ExpertLoad | None, moment_bytes: int
+) -> dict[str, Any]:
     """Return what each of several processes sends in a step, and what it copies to write a checkpoint meanwhile."""
     return {
         "processes": num_processes,
-        "sent_bytes": vars(count_traffic(config, num_processes)),
+        "sent_bytes": vars(count_traffic(config, num_processes, load)),
         "checkpoint_bytes": moment_bytes * 3 // 2,  # both moments and the weights, in host memory
     }
 
 
 def _describe_step(
-    config: RunConfig, hardware: Hardware, num_processes: int, tokens: int | None
+    config: RunConfig, hardware: Hardware, num_processes: int, load: ExpertLoad | None, tokens: int | None
 ) -> dict[str, Any]:
     """Return what a step takes on a machine, and the whole budget."""
-    step = simulate_step(config, hardware, num_processes)
+    step = simulate_step(config, hardware, num_processes, load=load)
     return {
         "seconds": step.seconds,
         "by_part_seconds": step.by_part,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
+from hmoe.config.placed_experts import PlacedExperts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import (
     ADDING_BYTES,
@@ -21,12 +22,14 @@ from hmoe.config.step_work import (
     count_block_work,
     describe_shares,
 )
+from hmoe.specs.placement import ExpertLoad
 
 _BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
 LEFT_OUT = (
     "reading data, evaluation and checkpoints",
-    "experts and processes that have more to do than others, and waiting for the slowest one",
-    "experts that are shared otherwise than the rest (parallel.experts): they are taken as the rest",
+    "processes that have more to do than others, unless experts are placed, and waiting for the slowest one",
+    "experts that are shared otherwise than the rest (parallel.experts), unless they are placed: they are taken as the "
+    "rest",
     "HyperExperts, routing that grows with the number of experts, what a large vocabulary's gradients take besides",
     "a precision other than the one that the machine's rates are of",
     "memory that is fragmented, clocks that change, and networks that others use, too",
@@ -79,7 +82,11 @@ class _Clocks:
 
 
 def simulate_step(
-    config: RunConfig, hardware: Hardware, num_processes: int, width: float | None = None
+    config: RunConfig,
+    hardware: Hardware,
+    num_processes: int,
+    width: float | None = None,
+    load: ExpertLoad | None = None,
 ) -> StepTime:
     """Return what a step takes.
 
@@ -88,8 +95,9 @@ def simulate_step(
         hardware: of each process.
         num_processes: that share the step.
         width: hidden units that a token activates per MoE layer; None: as under a uniform router.
+        load: of the busiest process, where experts are placed.
     """
-    step = _Step(config, hardware, num_processes, width)
+    step = _Step(config, hardware, num_processes, width, load)
     clocks, shares = _Clocks(hardware.overlap), step.shares
     for part in range(shares.num_parts):
         is_last = part == shares.num_parts - 1
@@ -113,7 +121,12 @@ class _Step:
     """What each pass of a step takes on a machine."""
 
     def __init__(
-        self, config: RunConfig, hardware: Hardware, num_processes: int, width: float | None
+        self,
+        config: RunConfig,
+        hardware: Hardware,
+        num_processes: int,
+        width: float | None,
+        load: ExpertLoad | None,
     ) -> None:
         self.shares: Shares = describe_shares(config, num_processes)
         self._hardware, self._model = hardware, config.model
@@ -121,6 +134,8 @@ class _Step:
         self._tokens = config.data.batch_tokens // config.data.num_micro_batches
         self._total = sum(count_parameters(config.model).values())
         self._outside = self._total - sum(block.parameters for block in self._blocks)
+        self._placed = None if load is None else PlacedExperts(config, num_processes, load)
+        self._shared = self._total - (0 if self._placed is None else self._placed.placed)
         self._recomputes = config.train.recomputes_blocks
         self._link = hardware.choose_link(self.shares.group)
         self._replica_link = hardware.choose_link(num_processes)
@@ -129,25 +144,29 @@ class _Step:
         """Compute the blocks, then the head; weights of the next one are on their way meanwhile."""
         arrival = self._gather(clocks, self._outside) if gathers else 0.0
         clocks.wait(arrival)
-        arrival = self._gather(clocks, self._blocks[0].parameters) if gathers else 0.0
+        arrival = self._gather_block(clocks, 0) if gathers else 0.0
         for place, block in enumerate(self._blocks):
             clocks.wait(arrival)
             if gathers and place + 1 < len(self._blocks):
-                arrival = self._gather(clocks, self._blocks[place + 1].parameters)
+                arrival = self._gather_block(clocks, place + 1)
             self._compute(clocks, block, 1.0)
+            self._travel(clocks, block, backward=False)
         self._compute_head(clocks)
 
     def pass_backward(self, clocks: _Clocks, sends: bool) -> None:
         """Compute the gradients from the last block to the first, and send them on."""
         gathers, last = self.shares.gathers_each_time, 0.0
-        arrival = self._gather(clocks, self._blocks[-1].parameters) if gathers else 0.0
+        arrival = self._gather_block(clocks, len(self._blocks) - 1) if gathers else 0.0
         for place in reversed(range(len(self._blocks))):
             clocks.wait(arrival)
             if gathers and place > 0:
-                arrival = self._gather(clocks, self._blocks[place - 1].parameters)
+                arrival = self._gather_block(clocks, place - 1)
             self._compute(clocks, self._blocks[place], _BACKWARD + self._recomputes)
+            if self._recomputes:
+                self._travel(clocks, self._blocks[place], backward=False)
+            self._travel(clocks, self._blocks[place], backward=True)
             if sends:
-                last = self._reduce(clocks, self._blocks[place].parameters)
+                last = self._reduce_block(clocks, place)
         if sends:
             last = self._reduce(clocks, self._outside)
         clocks.wait(last)
@@ -157,7 +176,9 @@ class _Step:
 
         In exact mode the rows of each process come by themselves.
         """
-        kept = self._total / (self.shares.group if self.shares.reduces_each_part else 1)
+        kept = self._shared / (self.shares.group if self.shares.reduces_each_part else 1)
+        if self._placed is not None:
+            kept += self._placed.local / (self._placed.data_parallel if self.shares.reduces_each_part else 1)
         times = self.shares.group * self.shares.replicas - (part == 0) if self.shares.is_exact else part > 0
         clocks.compute(
             "adding gradients", times * ADDING_BYTES * kept / self._hardware.optimizer_bytes_per_second
@@ -169,7 +190,10 @@ class _Step:
             clocks.wait(clocks.send(self._replica_link.latency_seconds))
             clocks.compute("overhead", self._hardware.sharing_seconds)
         rate = self._hardware.optimizer_bytes_per_second
-        clocks.compute("optimizer", OPTIMIZER_BYTES * self._total / self.shares.group / rate)
+        own = self._shared / self.shares.group
+        if self._placed is not None:
+            own += self._placed.local / self._placed.data_parallel
+        clocks.compute("optimizer", OPTIMIZER_BYTES * own / rate)
         clocks.compute("overhead", self._hardware.step_seconds)
 
     def _compute(self, clocks: _Clocks, block: BlockWork, passes: float) -> None:
@@ -178,7 +202,8 @@ class _Step:
         inner = max(1, round((width * block.hidden / 2) ** 0.5))
         clocks.compute("attention", tokens * block.attention / get_rate(h.attention_flops, width))
         clocks.compute("attention", tokens * block.scores / get_rate(h.scores_flops, width))
-        clocks.compute("experts", tokens * block.experts / get_rate(h.experts_flops, inner))
+        busy = self._placed.work if self._placed is not None else 1.0
+        clocks.compute("experts", busy * tokens * block.experts / get_rate(h.experts_flops, inner))
         clocks.compute("feed-forward", tokens * block.ffn / get_rate(h.ffn_flops, inner))
         moved = tokens * block.moved_bytes / get_rate(h.elementwise_bytes_per_second, width)
         clocks.compute("norms, residuals, routing", moved)
@@ -189,10 +214,39 @@ class _Step:
         flops = (1 + _BACKWARD) * 2.0 * self._model.vocab * self._model.dim * self._tokens
         clocks.compute("head and loss", flops / get_rate(self._hardware.head_flops, self._model.dim))
 
-    def _gather(self, clocks: _Clocks, parameters: int) -> float:
+    def _travel(self, clocks: _Clocks, block: BlockWork, backward: bool) -> None:
+        """Send a layer's tokens to their experts and back, or their gradients; all wait for it."""
+        if self._placed is not None and block.expert_parameters:
+            seconds = self._placed.measure_travel(self._hardware, self._tokens, backward)
+            clocks.sent += seconds
+            clocks.compute("tokens that travel", seconds)
+
+    def _gather_block(self, clocks: _Clocks, place: int) -> float:
+        arrival = self._gather(clocks, self._count_shared(self._blocks[place]))
+        local = self._share_local(self._blocks[place], reduces=False)
+        return clocks.send(local) if local else arrival
+
+    def _reduce_block(self, clocks: _Clocks, place: int) -> float:
+        arrival = self._reduce(clocks, self._count_shared(self._blocks[place]))
+        local = self._share_local(self._blocks[place], reduces=True)
+        return clocks.send(local) if local else arrival
+
+    def _count_shared(self, block: BlockWork) -> float:
+        """Return the parameters of a block that all processes share."""
+        placed = 0.0 if self._placed is None else self._placed.placed / len(self._model.moe_layers)
+        return block.parameters - placed * bool(block.expert_parameters)
+
+    def _share_local(self, block: BlockWork, reduces: bool) -> float:
+        """Return the seconds in which those who hold the same experts share their weights or gradients."""
+        placed = self._placed
+        if placed is None or placed.data_parallel == 1 or not block.expert_parameters:
+            return 0.0
+        return _time(self._replica_link, placed.data_parallel, placed.count_local_bytes(), reduces)
+
+    def _gather(self, clocks: _Clocks, parameters: float) -> float:
         return clocks.send(_time(self._link, self.shares.group, parameters * FLOAT_BYTES, reduces=False))
 
-    def _reduce(self, clocks: _Clocks, parameters: int) -> float:
+    def _reduce(self, clocks: _Clocks, parameters: float) -> float:
         size, replicas = parameters * FLOAT_BYTES, self.shares.replicas
         seconds = _time(self._link, self.shares.group, size, reduces=True)
         # Between groups that hold the same rows: a reduce-scatter and an all-gather of them.

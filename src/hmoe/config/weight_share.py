@@ -26,20 +26,38 @@ class WeightShare:
     """
 
     def __init__(
-        self, config: RunConfig, num_processes: int, sharding: str, outside: float, block: float
+        self,
+        config: RunConfig,
+        num_processes: int,
+        sharding: str,
+        outside: float,
+        block: float,
+        group: int | None = None,
     ) -> None:
+        """Count what a process has.
+
+        Args:
+            config: of the run.
+            num_processes: that compute a step.
+            sharding: how they share the weights.
+            outside: bytes of weights outside of blocks.
+            block: of those in each block.
+            group: processes that hold the weights between them; None: all, or those of a replica.
+        """
         self._outside, self._block, self._layers = outside, block, config.model.layers
-        self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1
+        self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1 and group != 1
         parts, is_exact = config.data.num_micro_batches, config.parallel.exact
         self._is_exact = is_exact
         # One process shares nothing, whatever the recipe says.
         keeps_all = sharding == "ddp" or not self._is_shared
-        self.group = 1 if keeps_all else num_processes // config.parallel.replicas
+        group = group or num_processes // config.parallel.replicas
+        self.group = 1 if keeps_all else group
         total = outside + self._layers * block
         self.own = total / self.group
         adds_up = parts > num_processes
         # Added up once in a step: until the last micro-batch each process keeps whole ones.
-        self.is_whole = not self._is_shared or (adds_up and not self._gathers_each_time and not is_exact)
+        is_alone = num_processes == 1
+        self.is_whole = is_alone or (adds_up and not self._gathers_each_time and not is_exact)
         self.before = (total if self.is_whole else self.own) * adds_up
         if is_exact:  # sums over 1, 2, 4, ... micro-batches
             self.before = self.own * count_exact_sums(parts, num_processes)

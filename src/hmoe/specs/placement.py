@@ -168,6 +168,55 @@ def list_work(placement: Placement, frequencies: Sequence[float]) -> list[float]
     return [each / total if total else 1 / len(work) for each in work]
 
 
+class ExpertLoad(NamedTuple):
+    """What the busiest process of a group has of a layer's experts and tokens, mean over layers.
+
+    Attributes:
+        units: hidden units that it holds alone, of all, times the processes of the group.
+        work: hidden units times tokens, of all, times the processes.
+        rows: tokens that it sends to others, or receives from them, for each token of its own.
+        replicas: share of the hidden units that every process has.
+    """
+
+    units: float
+    work: float
+    rows: float
+    replicas: float
+
+
+# Of a placement that is not solved yet: as even as can be, and every token travels once.
+EVEN_LOAD = ExpertLoad(1.0, 1.0, 1.0, 0.0)
+
+
+def measure_load(placements: Sequence[Placement], probabilities_ZE: Sequence[Sequence[float]]) -> ExpertLoad:
+    """Return what the busiest process has.
+
+    Args:
+        placements: one for each layer.
+        probabilities_ZE: that a token chooses each expert, as if it chose one independently of the others; with top-k
+            they sum to k.
+    """
+    loads = []
+    for placement, probabilities in zip(placements, probabilities_ZE, strict=True):
+        total, num_ranks = sum(placement.widths), placement.num_ranks
+        replicas = sum(placement.widths[expert] for expert in placement.everywhere)
+        units = max(placement.count_units(rank) for rank in range(num_ranks)) * num_ranks / total
+        needs = [_measure_need(placement, probabilities, rank) for rank in range(num_ranks)]
+        sent = sum(needs) - min(needs)
+        received = (num_ranks - 1) * max(needs)
+        work = measure_balance(placement, probabilities).compute
+        loads.append(ExpertLoad(units, work, max(sent, received), replicas / total))
+    return ExpertLoad(*(sum(values) / len(loads) for values in zip(*loads, strict=True)))
+
+
+def _measure_need(placement: Placement, probabilities: Sequence[float], rank: int) -> float:
+    """Return the probability that a token needs an expert of a process."""
+    misses = 1.0
+    for expert in {part.expert for part in placement.list_parts(rank)}:
+        misses *= 1 - min(1.0, probabilities[expert])
+    return 1 - misses
+
+
 def _share_work(placement: Placement, frequencies: Sequence[float], rank: int) -> Iterator[float]:
     for part in placement.list_parts(rank):
         yield frequencies[part.expert] * part.num_units
