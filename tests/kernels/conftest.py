@@ -11,7 +11,7 @@ from hmoe.kernels import build, native
 from tests.kernels import cases
 
 WITHOUT_TRITON = ("test_native.py", "test_op.py")
-OTHER_BACKENDS = ("reference", "loop", "cpu")
+OTHER_BACKENDS = ("reference", "loop", "exact", "cpu")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -27,11 +27,11 @@ from tests.kernels.cases import (
 
 pytestmark = pytest.mark.usefixtures("unwritten_is_nan")
 LIBRARIES = tuple(f"cpu+{variant}" for variant in LIBRARY_VARIANTS)
-PLAIN = ("reference", "loop", "cpu")
+PLAIN = ("reference", "loop", "exact", "cpu")
 GPU = pytest.mark.gpu
 PLACES = [
     *(("cpu", name) for name in PLAIN),
-    *(pytest.param("cuda", name, marks=GPU) for name in ("reference", "loop")),
+    *(pytest.param("cuda", name, marks=GPU) for name in ("reference", "loop", "exact")),
 ]
 DTYPES = ("float32", "float16", "bfloat16")
 SLOW = "4096 tokens"  # the oracle's loops alone take seconds, the interpreter a minute
@@ -47,8 +47,8 @@ def marks(case: str, slow: bool = False) -> tuple[pytest.MarkDecorator, ...]:
 def low_precision() -> Iterator[object]:
     """(device, backend, dtype, case), with the marks that some of them carry."""
     for case in (*CASES, *ODD):
-        here = [(name, "float32") for name in ("loop", "cpu")]
-        here += [(name, "bfloat16") for name in ("loop", "cpu", *LIBRARIES)] + [("loop", "float16")]
+        here = [(name, "float32") for name in ("loop", "exact", "cpu")]
+        here += [(name, "bfloat16") for name in ("loop", "exact", "cpu", *LIBRARIES)] + [("loop", "float16")]
         yield from (pytest.param("cpu", name, dtype, case, marks=marks(case)) for name, dtype in here)
         backends = ("loop", "triton") if case in CASES else ("loop",)  # Triton refuses ODD, tested below
         there = itertools.product(backends, DTYPES)
@@ -284,7 +284,7 @@ def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object],
 
 @pytest.mark.parametrize(
     "name",
-    ["reference", "loop", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)],
+    ["reference", "loop", "exact", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)],
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) -> None:
@@ -320,7 +320,7 @@ def test_the_library_does_not_follow_wild_indices(
 
 def test_unknown_backend_is_named() -> None:
     values, routing, widths = arguments("mixed")
-    with pytest.raises(ConfigError, match="must be one of reference, loop, cpu, triton"):
+    with pytest.raises(ConfigError, match="must be one of reference, loop, exact, cpu, triton"):
         run("fastest", values, routing, widths, values[0])
 
 
@@ -359,7 +359,7 @@ def test_padding_is_little_and_makes_shapes_recur() -> None:
 
 
 def test_backends_are_all_here() -> None:
-    assert BACKENDS == ("reference", "loop", "cpu", "triton")
+    assert BACKENDS == ("reference", "loop", "exact", "cpu", "triton")
 
 
 @pytest.mark.parametrize("name", ["reference", "loop", "triton"])

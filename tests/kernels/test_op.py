@@ -51,7 +51,7 @@ def test_torch_library_finds_no_fault() -> None:
     values, routing, widths = arguments("mixed")
     x, gate, *weights = (v.float().requires_grad_() for v in values)
     layer = Layer(x, routing.token_N, gate, routing.num_tokens_E, *weights, widths)
-    for name in ("loop", "cpu", ""):
+    for name in ("loop", "exact", "cpu", ""):
         torch.library.opcheck(forward_op, (*layer, count_room(choice.get_backend("loop"), layer), name))
 
 
@@ -168,7 +168,7 @@ def test_the_door_names_its_arguments() -> None:
 def test_a_layer_can_be_told_its_backend() -> None:
     layer, x = moe(hmoe.TopK(2)), torch.randn(9, 32)
     expected = layer(x)[0]
-    for name in ("reference", "loop", "cpu"):
+    for name in ("reference", "loop", "exact", "cpu"):
         layer.backend = name
         torch.testing.assert_close(layer(x)[0], expected)
     layer.backend = "quick"
@@ -199,7 +199,7 @@ def test_the_bound_holds_for_every_routing(tokens: int) -> None:
             for dtype in (torch.float32, torch.bfloat16):
                 pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E)
                 layer = Layer(logits.to(dtype), *pairs, *(logits,) * 3, widths)
-                for name in ("loop", "cpu"):
+                for name in ("loop", "exact", "cpu"):
                     assert count_room(choice.get_backend(name), layer) <= bound_room(layer)
 
 

@@ -23,7 +23,7 @@ def small_host() -> Device:
 def test_a_choice_is_the_run_s_like_a_given_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hmoe.train.session.read_host", small_host)
+    monkeypatch.setattr("hmoe.train.device_fit.read_host", small_host)
     run(tmp_path / "chosen", *UNSET, "train.steps=2")
     config = recipes.read_recipe(str(tmp_path / "chosen" / "config.yaml"))[1]
     parts, recompute = config.data.num_micro_batches, config.train.recomputes_blocks
@@ -55,7 +55,7 @@ def test_a_config_without_the_choice_is_read_with_the_checkpoint_s(tmp_path: Pat
 def test_a_device_that_is_too_small_is_refused_with_what_would_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hmoe.train.session.read_host", lambda: Device("cpu", 1000))
+    monkeypatch.setattr("hmoe.train.device_fit.read_host", lambda: Device("cpu", 1000))
     with pytest.raises(ConfigError, match=r"which has 1\.0 kB; see `hmoe plan`, then lower model sizes$"):
         run(tmp_path / "a", *UNSET)
     given = ["data.micro_batches=2", "train.activation_checkpointing=false"]

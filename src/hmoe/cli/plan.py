@@ -11,9 +11,11 @@ import typer
 from hmoe.cli.arguments import Recipe
 from hmoe.cli.output import print_note, print_numbers
 from hmoe.cli.plan_control import write_control
+from hmoe.cli.plan_placement import check_drawing, plan_load, print_placement
 from hmoe.cli.recipe import read_recipe_argument
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.specs.placement import ExpertLoad
 from hmoe.units import format_bytes, format_count, format_duration, format_flops
 
 _AsJson = Annotated[bool, typer.Option("--json", help="One JSON object; parameters, FLOPs per token, bytes.")]
@@ -32,8 +34,27 @@ _Control = Annotated[
         "units as the run was measured to.",
     ),
 ]
+_Placement = Annotated[
+    bool,
+    typer.Option(
+        "--placement",
+        help="Print which process holds which experts, and how even that is, beside the same number on each.",
+    ),
+]
+_Loads = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="JSON file with the tokens of each expert, a list for all layers or one for each. Default: as a run "
+        "folder was measured, else alike for all.",
+    ),
+]
 _Out = Annotated[
-    Path | None, typer.Option(help="With --control: the .yaml file to write. Default: standard output.")
+    Path | None,
+    typer.Option(
+        help="With --control: the .yaml file to write, by default standard output. With --placement: an .svg file "
+        "to draw into."
+    ),
 ]
 
 
@@ -57,6 +78,8 @@ def plan_recipe(
     memory: _Memory = None,
     processes: _Processes = 1,
     hardware: _Hardware = None,
+    placement: _Placement = False,
+    loads: _Loads = None,
     control: _Control = False,
     out: _Out = None,
 ) -> None:
@@ -69,17 +92,25 @@ def plan_recipe(
             "--memory": memory,
             "--processes": processes > 1,
             "--hardware": hardware,
+            "--placement": placement,
+            "--loads": loads,
         }.items():
             if is_given:
                 raise ConfigError(f"{flag} has no effect with --control; remove one of them")
         write_control(recipe, context.args, out, as_json)
         return
-    if out is not None:
-        raise ConfigError("--out has no effect without --control; remove it")
-    if memory is not None and hardware is not None:
-        raise ConfigError("--memory has no effect with --hardware, which says it; remove one of them")
-    machine = PlannedMachine(memory, processes, hardware)
-    print_plan(read_recipe_argument(recipe, context.args)[1], as_json, machine)
+    if out is not None and not placement:
+        raise ConfigError("--out has no effect without --control or --placement; remove it")
+    if memory is not None and (hardware is not None or placement):
+        why = "--hardware, which says it" if hardware is not None else "--placement"
+        raise ConfigError(f"--memory has no effect with {why}; remove one of them")
+    config = read_recipe_argument(recipe, context.args)[1]
+    if placement:
+        check_drawing(out)
+        print_placement(recipe, config, processes, loads, out, hardware, as_json)
+        return
+    load = plan_load(recipe, config, processes, loads)
+    print_plan(config, as_json, PlannedMachine(memory, processes, hardware, load))
 
 
 class PlannedMachine(NamedTuple):
@@ -89,11 +120,13 @@ class PlannedMachine(NamedTuple):
         memory: of a GPU, in GB.
         num_processes: that share the run.
         hardware: name or file.
+        load: of the busiest process, where experts are placed.
     """
 
     memory: float | None = None
     num_processes: int = 1
     hardware: str | None = None
+    load: ExpertLoad | None = None
 
 
 HERE = PlannedMachine()
@@ -118,11 +151,11 @@ def describe_plan(config: RunConfig, machine: PlannedMachine = HERE) -> dict[str
 
     memory, num_processes = machine.memory, machine.num_processes
     if machine.hardware is not None:
-        plan = make_plan(config, None, num_processes, read_hardware(machine.hardware))
+        plan = make_plan(config, None, num_processes, read_hardware(machine.hardware), machine.load)
         return plan | {"memory_assumed": f"that of {machine.hardware}, of each process"}
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
     size = read_host().memory_bytes // num_processes if memory is None else round(memory * 1e9)
-    plan = make_plan(config, Device("cuda" if on_gpu else "cpu", size), num_processes)
+    plan = make_plan(config, Device("cuda" if on_gpu else "cpu", size), num_processes, None, machine.load)
     return plan | {"memory_assumed": _describe_assumption(on_gpu, memory, num_processes)}
 
 
@@ -205,6 +238,7 @@ def _list_sent(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         "gathered": "weights, to others",
         "reduced": "gradients, to who keeps them",
         "repeated": "gradients, between replicas",
+        "travelling": "tokens, to experts and back",
     }
     for name, size in numbers.get("sent_bytes", {}).items():
         if size:

@@ -62,7 +62,7 @@ def forward_exact(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """Compute a layer's output; arguments as in `layer.Backend`."""
     num_pairs = int(layer.num_tokens_E.sum())  # what lies beyond the counts belongs to no expert
     x_TD, token_N = layer.x_TD, layer.token_N[:num_pairs]
-    saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), layer.token_N.new_empty(len(layer.token_N)))
+    saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.zeros_like(layer.token_N))
     rows_ND = x_TD.new_empty(num_pairs, x_TD.shape[1])
     for expert in _list_experts(layer, x_TD):
         own = expert.layer._replace(gate_N=torch.ones_like(expert.layer.gate_N))

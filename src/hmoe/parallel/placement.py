@@ -8,11 +8,13 @@ on 4 processes, they are cut between hidden units (`hmoe.parallel.cuts`).
 
 from collections.abc import Sequence
 
+from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.parallel.cuts import cut_experts
 from hmoe.parallel.whole_experts import Shares, place_whole_experts
-from hmoe.specs.placement import ExpertPart, Placement, measure_balance
+from hmoe.specs.placement import ExpertPart, Placement, measure_balance, place_contiguously
 
+Frequencies = Sequence[Sequence[float]]  # how many of a token's choices fall to each expert, by MoE layer
 CUT_ABOVE = 1.02  # times even: what whole experts may reach before any is cut
 
 
@@ -136,3 +138,25 @@ def _list_shares(widths: Sequence[int], frequencies: Sequence[float]) -> list[Sh
     """Return the share of memory and of work that falls to each expert."""
     memory, work = sum(widths), sum(f * h for f, h in zip(frequencies, widths, strict=True)) or 1.0
     return [Shares(h / memory, f * h / work) for f, h in zip(frequencies, widths, strict=True)]
+
+
+def choose_placements(
+    config: RunConfig, num_processes: int, frequencies_ZE: Frequencies | None = None
+) -> list[Placement]:
+    """Return the placement of each layer with experts.
+
+    Args:
+        config: of a run that places experts.
+        num_processes: of the run.
+        frequencies_ZE: how often each expert is chosen, zero-computation ones included; None: all alike.
+    """
+    parallel, moe = config.parallel, config.model.moe
+    assert moe is not None  # checked by `check_processes`
+    widths, num_ranks = moe.expert_widths, parallel.expert_ranks or num_processes
+    if parallel.expert_placement == "contiguous":
+        return [place_contiguously(widths, num_ranks)] * len(config.model.moe_layers)
+    frequencies_ZE = frequencies_ZE or [[1.0] * len(widths)] * len(config.model.moe_layers)
+    return place_all_experts(
+        widths, num_ranks, [frequencies_E[: len(widths)] for frequencies_E in frequencies_ZE],
+        cut=parallel.cut_experts, replicas=parallel.expert_replicas,
+    )  # fmt: skip

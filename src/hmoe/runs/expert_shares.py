@@ -53,12 +53,22 @@ def measure_expert_shares(moe: MoESpec, rows: Sequence[dict[str, Any]]) -> Exper
     return ExpertShares(shares[0], shares[1], sum(idle) / len(idle))
 
 
-def read_recent_shares(run: Path, step: int) -> list[list[float]] | None:
-    """Return how often each expert was chosen, by MoE layer, in the last logged steps up to one; None: not logged."""
+def read_frequencies(run: Path, step: int | None = None) -> list[list[float]] | None:
+    """Return how many of a token's choices fell to each expert, by MoE layer, in the last logged steps up to one.
+
+    None: nothing was logged.
+    """
+    rows = [row for _, row in read_logs(run, step)[0] if row.get("expert_token_share")][-_RECENT_ROWS:]
     tables = [
-        row["expert_token_share"] for _, row in read_logs(run, step)[0] if row.get("expert_token_share")
+        [
+            [share * per_token for share in layer]
+            for layer, per_token in zip(
+                row["expert_token_share"], row["experts_per_token_by_layer"], strict=True
+            )
+        ]
+        for row in rows
     ]
-    return _average(tables[-_RECENT_ROWS:]) if tables else None
+    return _average(tables) if tables else None
 
 
 def _average(tables: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

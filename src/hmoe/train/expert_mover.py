@@ -8,11 +8,12 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.model.transformer import Transformer
 from hmoe.parallel.expert_parallel import list_dispatched
+from hmoe.parallel.placement import Frequencies
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.replacement import move_experts
 from hmoe.runs.placement_log import write_placement_row
 from hmoe.specs.placement import measure_balance
-from hmoe.train.placements import LoadWatch, Shares
+from hmoe.train.placements import LoadWatch
 from hmoe.train.shared_run import adopt_model
 from hmoe.train.step import StepRecord
 
@@ -37,14 +38,14 @@ class ExpertMover:
         )
         self._watch = LoadWatch(config, [experts.placement for experts in list_dispatched(model)])
 
-    def begin(self, step: int, shares_ZE: Shares | None) -> None:
+    def begin(self, step: int, frequencies_ZE: Frequencies | None) -> None:
         """Write down where the experts live when training begins or goes on."""
         placements = self._watch.placements
         work = None
-        if shares_ZE is not None:
+        if frequencies_ZE is not None:
             each = [
                 measure_balance(p, s[: len(p.widths)]).compute
-                for p, s in zip(placements, shares_ZE, strict=True)
+                for p, s in zip(placements, frequencies_ZE, strict=True)
             ]
             work = sum(each) / len(each)
         self._write(

@@ -5,37 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hmoe.config.run import RunConfig
-from hmoe.parallel.placement import keep_ranks, place_all_experts, place_experts
-from hmoe.runs.expert_shares import read_recent_shares
-from hmoe.specs.placement import Placement, measure_balance, place_contiguously
+from hmoe.parallel.placement import Frequencies, keep_ranks, place_experts
+from hmoe.runs.expert_shares import read_frequencies
+from hmoe.specs.placement import Placement, measure_balance
 from hmoe.train.processes import Processes
 
-Shares = Sequence[Sequence[float]]  # of the tokens' choices, by MoE layer and expert
 
-
-def choose_placements(
-    config: RunConfig, num_processes: int, shares_ZE: Shares | None = None
+def choose_again(
+    config: RunConfig, placements: Sequence[Placement], loads_ZE: Frequencies
 ) -> list[Placement]:
-    """Return the placement of each layer with experts.
-
-    Args:
-        config: of a run that places experts.
-        num_processes: of the run.
-        shares_ZE: of the tokens' choices that fell to each expert, zero-computation ones included; None: all alike.
-    """
-    parallel, moe = config.parallel, config.model.moe
-    assert moe is not None  # checked by `check_processes`
-    widths, num_ranks = moe.expert_widths, parallel.expert_ranks or num_processes
-    if parallel.expert_placement == "contiguous":
-        return [place_contiguously(widths, num_ranks)] * len(config.model.moe_layers)
-    shares_ZE = shares_ZE or [[1.0] * len(widths)] * len(config.model.moe_layers)
-    return place_all_experts(
-        widths, num_ranks, [shares_E[: len(widths)] for shares_E in shares_ZE],
-        cut=parallel.cut_experts, replicas=parallel.expert_replicas,
-    )  # fmt: skip
-
-
-def choose_again(config: RunConfig, placements: Sequence[Placement], loads_ZE: Shares) -> list[Placement]:
     """Return placements for another load, in which as many hidden units as possible stay where they are.
 
     Experts that every process has stay so.
@@ -50,12 +28,12 @@ def choose_again(config: RunConfig, placements: Sequence[Placement], loads_ZE: S
     return better
 
 
-def read_shares(run: Path, step: int, config: RunConfig, processes: Processes) -> Shares | None:
+def recall_frequencies(run: Path, step: int, config: RunConfig, processes: Processes) -> Frequencies | None:
     """Return how often each expert of a run was chosen lately, where that decides who holds it; None: not known."""
     if step < 0 or processes.size == 1 or not config.parallel.places_experts:
         return None
-    shares: Shares | None = processes.broadcast(read_recent_shares(run, step))
-    return shares
+    frequencies: Frequencies | None = processes.broadcast(read_frequencies(run, step))
+    return frequencies
 
 
 class Replacement(NamedTuple):

@@ -15,6 +15,7 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
+from hmoe.parallel.placement import Frequencies
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
@@ -28,7 +29,7 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
-from hmoe.train.placements import Shares, read_shares
+from hmoe.train.placements import recall_frequencies
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
 from hmoe.train.stop import StopRequest
@@ -158,8 +159,9 @@ def open_session(
             _keep_tokenizer(folder.path, tokenizer, state is not None, console)
         batches = Batches(index, config.data, config.seed, _packing(restored))
     check_alike(config, device, index.fingerprint, processes)
-    shares_ZE = read_shares(folder.path, -1 if restored is None else restored.step, config, processes)
-    model = _build_model(config, device, processes, shares_ZE)
+    step = -1 if restored is None else restored.step
+    frequencies_ZE = recall_frequencies(folder.path, step, config, processes)
+    model = _build_model(config, device, processes, frequencies_ZE)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -172,7 +174,7 @@ def open_session(
     saver = make_saver(folder.path, config.train.keep, model, optimizer, processes)
     mover = _make_mover(config, folder.path, model, optimizer, processes)
     if mover is not None:
-        mover.begin(counts.step, shares_ZE)
+        mover.begin(counts.step, frequencies_ZE)
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
                    side_files, processes, saver, mover)  # fmt: skip
 
@@ -205,7 +207,7 @@ def _open_records(
 
 
 def _build_model(
-    config: RunConfig, device: str, processes: Processes, shares_ZE: Shares | None
+    config: RunConfig, device: str, processes: Processes, frequencies_ZE: Frequencies | None
 ) -> Transformer:
     """Return the model with its first weights, ready for training steps."""
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
@@ -214,7 +216,7 @@ def _build_model(
     else:
         from hmoe.train.shared_run import build_shared_model  # noqa: PLC0415 - the engine is slow to import
 
-        model = build_shared_model(config, cast(Any, processes), dtype, shares_ZE)
+        model = build_shared_model(config, cast(Any, processes), dtype, frequencies_ZE)
     model.activation_checkpointing = config.train.recomputes_blocks
     if config.train.compile:
         compile_blocks(model)

@@ -1,7 +1,6 @@
 """What several processes do otherwise than one: they join, share the model, and each knows its device."""
 
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,9 +11,9 @@ from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
+from hmoe.parallel.placement import Frequencies, choose_placements
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
-from hmoe.train.placements import choose_placements
 
 
 def make_ranks(config: RunConfig, device: str, messages: Messages, local_size: int) -> Ranks:
@@ -40,7 +39,7 @@ def check_shared_folder(run: Path, messages: Messages) -> None:
 
 
 def build_shared_model(
-    config: RunConfig, ranks: Ranks, dtype: torch.dtype, shares_ZE: Sequence[Sequence[float]] | None = None
+    config: RunConfig, ranks: Ranks, dtype: torch.dtype, frequencies_ZE: Frequencies | None = None
 ) -> Transformer:
     """Return the model of a run with its first weights, of which each process keeps its part.
 
@@ -48,10 +47,10 @@ def build_shared_model(
         config: of the run.
         ranks: the processes.
         dtype: of the weights.
-        shares_ZE: of the tokens' choices that fell to each expert, for placements; None: as if all were chosen alike.
+        frequencies_ZE: how often each expert is chosen, for placements; None: as if all were alike.
     """
     parallel = config.parallel
-    placements = choose_placements(config, ranks.size, shares_ZE) if parallel.places_experts else None
+    placements = choose_placements(config, ranks.size, frequencies_ZE) if parallel.places_experts else None
     model = build_sharded_transformer(
         config.model, config.seed, ranks.mesh, dtype,
         shard=parallel.sharding, experts=parallel.experts, gradients="sum", placement=placements,
