@@ -284,7 +284,13 @@ def test_tensors_that_do_not_fit_together_are_refused(change: dict[str, object],
 
 @pytest.mark.parametrize(
     "name",
-    ["reference", "loop", "exact", "cpu", pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip)],
+    [
+        "reference",
+        "loop",
+        "exact",
+        "cpu",
+        pytest.param("triton", marks=[] if INTERPRETED else pytest.mark.skip),
+    ],
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_counts_that_cannot_be_are_told_by_every_backend(name: str, grad: bool) -> None:

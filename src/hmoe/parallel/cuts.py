@@ -60,7 +60,7 @@ def _take_arc(circle: Sequence[_Segment], num_parts: int) -> tuple[list[_Segment
         ends.append(ends[-1] + segment.size)
     total, size = ends[-1], ends[-1] // num_parts
     work = _Work(circle, ends)
-    target = work.total / num_parts
+    target = work.total * size / total if total else 0.0  # which is the mean over all arcs
     # Between two of these the work of an arc changes evenly.
     firsts = sorted({end % total for end in ends} | {(end - size) % total for end in ends}) if total else [0]
     excess = [work.measure_arc(first, size) - target for first in firsts]
@@ -73,7 +73,7 @@ def _take_arc(circle: Sequence[_Segment], num_parts: int) -> tuple[list[_Segment
         if low * high < 0:
             between = round(first + (last - first) * low / (low - high)) % total
             best = _choose(best, work.measure_cuts(between, size), between)
-    assert best is not None, "the mean over all arcs is an even part"
+    assert best is not None, "no arc is as busy as the mean of all"
     return _split_circle(circle, ends, best[1], size)
 
 
