@@ -139,8 +139,9 @@ def apply_hyper_experts(x_TD: torch.Tensor, selection_T: torch.Tensor, weights: 
     rows = []
     for x_MD, w_down, b_down, w_up, b_up in zip(torch.split(x_TD[order_T], counts), *weights, strict=True):
         rows.append(F.linear(F.relu(F.linear(x_MD, w_down, b_down)), w_up, b_up))
-    # Back into the order of the tokens; without tokens there are no groups.
-    y_TD = torch.cat(rows) if rows else x_TD
+    # Back into the order of the tokens. Without tokens there are no groups, but weights take part as elsewhere: engines
+    # that share them wait for the gradients of all processes.
+    y_TD = torch.cat(rows) if rows else x_TD + torch.stack([weight.sum() for weight in weights]).sum()
     return torch.empty_like(y_TD).index_copy(0, order_T, y_TD)
 
 

@@ -199,10 +199,9 @@ class DispatchedExperts(nn.Module):
             weights: Sequence[torch.Tensor], x_rows: torch.Tensor, gate_N: torch.Tensor
         ) -> torch.Tensor:
             own = [_share_gradient(w if dtype is None else w.to(dtype), self.gradient_share) for w in weights]
-            if (
-                not counts
-            ):  # no expert is here, and nobody sends anything; weights of no rows have gradients of none
-                return x_rows + torch.stack([w.sum() for w in own]).sum()
+            if not counts:  # no expert is here, and nobody sends anything
+                # All of it is empty; but the gradients of all of it must set out, as the others' do.
+                return x_rows + torch.stack([each.sum().to(x_rows) for each in (gate_N, *own)]).sum()
             gate, up, down = own
             return expert_ffn(x_rows, token_N, gate_N, count_P, gate, up, down, self.table.widths, backend)
 

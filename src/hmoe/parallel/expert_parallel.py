@@ -70,7 +70,8 @@ def place_layers(model: nn.Module, placements: Sequence[Placement], meshes: Expe
     check_placements(placements, [(name, layer.widths) for name, layer in layers], meshes.size)
     for (_, layer), placement in zip(layers, placements, strict=True):
         experts = DispatchedExperts(layer, placement, meshes.group)
-        experts.is_shared = meshes.data.size() > 1
+        # The engine takes no weights without rows; all who share those of this process have none.
+        experts.is_shared = meshes.data.size() > 1 and placement.count_units(experts.rank) > 0
         for name in WEIGHTS:
             setattr(layer, name, None)
         if not experts.is_shared:

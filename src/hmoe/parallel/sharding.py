@@ -77,7 +77,7 @@ def parallelize(
     groups = list_groups(model, blocks, shard, experts)
     _check_groups(model, groups)
     _check_mesh(mesh, set(groups.values()))
-    ignored = _list_whole_parameters(model, placed)
+    ignored = _list_whole_parameters(model)
     for module, kind in groups.items():
         # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
         reshard = None if kind == "zero3" else False
@@ -105,7 +105,7 @@ def _list_placements(
     return [placement] * len(layers) if isinstance(placement, Placement) else placement
 
 
-def _list_whole_parameters(model: nn.Module, placed: ExpertMesh | None) -> set[nn.Parameter]:
+def _list_whole_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return what the engine must leave alone: biases of routers, and experts that one process alone holds."""
     ignored = {
         parameter
@@ -114,11 +114,8 @@ def _list_whole_parameters(model: nn.Module, placed: ExpertMesh | None) -> set[n
         for parameter in module.parameters()
         if not parameter.requires_grad
     }
-    if placed is not None and placed.data.size() == 1:
-        ignored |= {
-            parameter for experts in list_dispatched(model) for parameter in experts.local.parameters()
-        }
-    return ignored
+    alone = [experts.local for experts in list_dispatched(model) if not experts.is_shared]
+    return ignored | {parameter for rows in alone for parameter in rows.parameters()}
 
 
 def _prefetch_blocks(model: nn.Module, groups: _Groups, num_ahead: int) -> None:
