@@ -1,6 +1,7 @@
 """Which process holds which part of a model's weights: FSDP2 applied to blocks, from outside."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Literal, TypeVar, cast, get_args
 
 import torch.distributed as dist
@@ -121,13 +122,18 @@ def _list_whole_parameters(model: nn.Module) -> set[nn.Parameter]:
 def _prefetch_blocks(model: nn.Module, groups: _Groups, num_ahead: int) -> None:
     """Let each block gather the weights of those after it ahead, and in the backward pass of those before it."""
     # Of the model itself, which is computed before and after all, everything outside of blocks stays gathered.
-    ordered: list[FSDPModule] = [
-        cast(FSDPModule, module) for module in model.modules() if module in groups and module is not model
+    ordered = [
+        [module, *(part for part in module.modules() if isinstance(part, ExpertRows) and part in groups)]
+        for module in model.modules()
+        if module in groups and module is not model and not isinstance(module, ExpertRows)
     ]
-    for place, module in enumerate(ordered):
+    # Experts come with their block and ask for nothing: not all processes have some, and all must ask in one order.
+    for place, (module, *experts) in enumerate(ordered):
         after, before = ordered[place + 1 : place + 1 + num_ahead], ordered[max(place - num_ahead, 0) : place]
-        module.set_modules_to_forward_prefetch(after)
-        module.set_modules_to_backward_prefetch(before[::-1])
+        assert isinstance(module, FSDPModule)
+        if num_ahead:
+            module.set_modules_to_forward_prefetch(cast(list[FSDPModule], [*experts, *chain(*after)]))
+            module.set_modules_to_backward_prefetch(cast(list[FSDPModule], list(chain(*before[::-1]))))
 
 
 def list_groups(
