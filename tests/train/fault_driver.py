@@ -2,15 +2,17 @@
 
     python -m tests.train.fault_driver FOLDER [--only NAME ...] [--seed SEED]
 
-Every fault, in each of both processes, at each moment, 7 x 2 x 4 = 56, and four processes that hang. A case is right if
-the run ends with the bits of an undisturbed one, or with exit code 4 or 6 in time and a line that names the process,
-and continues to those bits; and if no process, no port and no file of the launcher's is left. Needs root for cgroups
-(oom) and network namespaces (cut); a fault that cannot be planted here is counted as skipped, not as passed.
+Every fault, in each of both processes, at each moment, 7 x 2 x 4 = 56, four processes that hang, and six faults while
+tokens travel to experts that are placed and move. A case is right if the run ends with the bits of an undisturbed one,
+or with exit code 4 or 6 in time and a line that names the process, and continues to those bits; and if no process, no
+port and no file of the launcher's is left. Needs root for cgroups (oom) and network namespaces (cut); a fault that
+cannot be planted here is counted as skipped, not as passed.
 """
 
 import argparse
 import ctypes
 import itertools
+import json
 import os
 import random
 import re
@@ -30,7 +32,9 @@ FAULTS = ("kill", "stop", "raise", "segfault", "oom", "full", "cut")
 MOMENTS = ("start", "random", "all-gather", "save")
 # A process that lives but is stuck is given up within a step only: elsewhere it may be reading a large file.
 HANGS = itertools.product(("hang",), (0, 1), ("all-gather", "reduce"))
-CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS]
+EXCHANGES = itertools.product(("kill", "raise", "hang"), (0, 1), ("exchange",))
+CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS, *EXCHANGES]
+PLACED = ["parallel.experts=expert_parallel", "parallel.replace_every=3", "parallel.replace_gain=0"]
 TIMEOUT_SECONDS = 10
 LONGEST_SECONDS = (
     TIMEOUT_SECONDS + 10 + 25
@@ -39,13 +43,13 @@ CGROUP = Path("/sys/fs/cgroup/memory/hmoe-fault")
 MARK = "HMOE_FAULT_CASE"
 
 
-def call_words(folder: Path) -> list[str]:
+def call_words(folder: Path, moment: str) -> list[str]:
     """The command line of the run."""
     from tests.train.chain_driver import OVERRIDES
 
     more = ["train.steps=60", "train.save_every=4", "train.device=cpu"]
     words = ["train", "tiny", "--run", str(folder), "--processes", "2", "--timeout", str(TIMEOUT_SECONDS)]
-    return [*words, *OVERRIDES, *more]
+    return [*words, *OVERRIDES, *more, *(PLACED if moment == "exchange" else [])]
 
 
 def plant(fault: str) -> None:
@@ -110,12 +114,13 @@ def be_process(words: list[str]) -> None:
             import torch.distributed.fsdp._fully_shard._fsdp_param_group as gathering
 
             from hmoe.checkpoint import shared_save
-            from hmoe.parallel import group
+            from hmoe.parallel import exchange, group
 
             places: dict[str, tuple[Any, str, int]] = {
                 "start": (group, "_open_store", 0),
                 "all-gather": (gathering, "foreach_all_gather", rng.randrange(5, 200)),
                 "reduce": (gathering, "foreach_reduce", rng.randrange(5, 200)),
+                "exchange": (exchange, "begin_exchange", rng.randrange(5, 900)),
                 "save": (shared_save, "write_pieces", rng.randrange(0, 10)),
             }
             owner, name, number = places[moment]
@@ -146,7 +151,7 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
     temporary = folder.with_suffix(".tmp")
     temporary.mkdir()
     variables |= {"TMPDIR": str(temporary)}
-    words = [sys.executable, "-m", "tests.train.fault_driver", "--launcher", *call_words(folder)]
+    words = [sys.executable, "-m", "tests.train.fault_driver", "--launcher", *call_words(folder, moment)]
     again = ["--restarts", "0"] if fault == "cut" else []
     inside = ["unshare", "-n", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"] if fault == "cut" else []
     start, ports = time.monotonic(), set[str]()
@@ -182,11 +187,20 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
     problems += [f"leaves {path}" for path in temporary.glob("hmoe*")]
     if code != 0:
         finish = subprocess.run(
-            [sys.executable, "-m", "hmoe", *call_words(folder)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "hmoe", *call_words(folder, moment)], env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         problems += [] if finish.returncode == 0 else [f"cannot go on: {finish.stderr[-300:]}"]
     return "; ".join(problems), seconds
+
+
+def measure(folder: Path, placed: bool) -> dict[str, str]:
+    """Bits of a run: of its files, or where experts may live elsewhere of what these hold."""
+    if not placed:
+        return digests(folder)
+    newest = max((folder / "checkpoints").glob("step-????????"))
+    manifest = json.loads((newest / "MANIFEST.json").read_bytes())
+    return {"state": manifest["digest"], "metrics": digests(folder)["metrics.jsonl"]}
 
 
 def list_processes(mark: str) -> list[int]:
@@ -255,9 +269,9 @@ def main() -> None:
     options = parser.parse_args()
     base: Path = options.folder
     base.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, "-m", "hmoe", *call_words(base / "whole")]
+    words = [sys.executable, "-m", "hmoe", *call_words(base / "whole", "")]
     subprocess.run(words, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
-    expected = digests(base / "whole")
+    expected = {placed: measure(base / "whole", placed) for placed in (False, True)}
     counts = {"right": 0, "wrong": 0, "skipped": 0}
     for number, (fault, rank, moment) in enumerate(CASES):
         name = f"{fault}:{rank}:{moment}"
@@ -268,7 +282,8 @@ def main() -> None:
             continue
         folder = base / name.replace(":", "-")
         problem, seconds = run_case(folder, fault, rank, moment, 1000 * options.seed + number)
-        if not problem and digests(folder) != expected:
+        placed = moment == "exchange"
+        if not problem and measure(folder, placed) != expected[placed]:
             problem = "ends with other bits"
         counts["wrong" if problem else "right"] += 1
         print(f"{name:20} {seconds:5.1f} s  {problem or 'right'}", flush=True)

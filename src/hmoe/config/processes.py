@@ -46,6 +46,11 @@ def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
             f"parallel.expert_replicas = {parallel.expert_replicas}: the model has {len(moe.expert_widths)} experts"
         )
     group = parallel.expert_ranks or num_processes
+    if parallel.replace_every and group != num_processes and num_processes % group == 0:
+        raise ConfigError(
+            f"parallel.replace_every = {parallel.replace_every}: experts that several processes share "
+            f"(expert_ranks = {group} of {num_processes}) move when a run goes on only; nearest is 0"
+        )
     fitting = [n for n in range(1, num_processes + 1) if num_processes % n == 0]
     if parallel.exact:  # sums of a whole group must be sums of the fixed tree
         fitting = [n for n in fitting if n == num_processes or n & (n - 1) == 0]

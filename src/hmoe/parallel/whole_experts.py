@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 _EVEN = 1.0005  # times even: no longer search for better
-_EVALUATIONS = 150_000  # of moves and swaps, about, until the search stops to begin again elsewhere
+_EVALUATIONS = 40_000  # of moves and swaps, about, until the search stops to begin again elsewhere
 _TINY = 1e-12  # of rounding
 
 
