@@ -26,7 +26,10 @@ class PlacedExperts(Protocol):
     def __call__(
         self, x_TD: torch.Tensor, routing: "Routing", shared: nn.Module | None, backend: str | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the sum of each token's experts times their gates, and what the shared expert gives, both (T, D)."""
+        """Return the sum of each token's experts times their gates (T, D), and the same of the shared expert.
+
+        None: that was not computed meanwhile, and is for the layer to compute.
+        """
         ...
 
     def find_ranks(

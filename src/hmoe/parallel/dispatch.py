@@ -155,7 +155,7 @@ class DispatchedExperts(nn.Module):
         shared: nn.Module | None = None,
         backend: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the sum of each token's experts times their gates, and what the shared expert gives, both (T, D)."""
+        """Return the sum of each token's experts times their gates (T, D), and the same of the shared expert, if known."""
         from hmoe.parallel.exact_dispatch import run_exactly  # noqa: PLC0415 - imports this module
 
         dtype = find_autocast_dtype(x_TD.device)
@@ -164,7 +164,8 @@ class DispatchedExperts(nn.Module):
         if self.exact:
             with disable_autocast(x_TD.device):
                 y_TD = run_exactly(self, x_TD, routing, trip, dtype)
-            return y_TD, None if shared is None else shared(x_TD)
+            # The shared expert in its own place: its gradient of x is added where one process adds it.
+            return y_TD, None
         with disable_autocast(x_TD.device):
             outputs = self._compute_rows(x_TD, routing, trip, dtype, backend)
             back = Transfer(trip.rows.reverse(), self.group)

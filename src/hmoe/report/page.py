@@ -19,6 +19,7 @@ from hmoe.report.inside import describe_insides
 from hmoe.report.learning import describe_learning
 from hmoe.report.over_training import describe_training
 from hmoe.report.pieces import PagePart, PageSection
+from hmoe.report.placed_experts import describe_placed_experts
 from hmoe.report.recipes import describe_recipes, describe_samples, list_notes
 from hmoe.report.results import describe_results
 from hmoe.report.sweep_sections import SweepRecord, describe_sweep, write_sweep_headline
@@ -123,6 +124,7 @@ def list_sections(inputs: ReportInputs, commands: Sequence[str] = ()) -> list[Pa
         describe_learning(inputs),
         describe_training(inputs),
         *insides,
+        describe_placed_experts(inputs),
         describe_samples(inputs),
         describe_recipes(inputs, commands),
         notes,

@@ -9,6 +9,7 @@ from typing import Any
 from hmoe.errors import ConfigError
 from hmoe.runs.benchmark_scores import read_benchmark_scores
 from hmoe.runs.groups import BUDGETS, RunGroup, list_differing_keys
+from hmoe.runs.placement_log import describe_placement_log
 from hmoe.runs.summary import RunSummary, average_known
 from hmoe.statistics.intervals import MeanInterval, compute_mean_interval, estimate_detectable_difference
 from hmoe.statistics.paired import PairedDifference, compare_paired
@@ -150,6 +151,8 @@ def _list_run_notes(group: RunGroup) -> Iterator[str]:
             yield f"{run.path}: is not finished, {run.progress:.0%} of its budget"
         if run.last_validation is None:
             yield f"{run.path}: has no validation at its last step, {run.step:,}"
+        if (line := describe_placement_log(run.path, run.step)) is not None:
+            yield f"{run.path}: {line}"
     spent = [run.flops for run in group.runs]
     if not _are_equal_flops(spent):
         yield f"{group.name}: its seeds' FLOPs differ by {max(spent) / min(spent) - 1:.1%}"

@@ -38,3 +38,21 @@ def write_placement_row(run: Path, row: dict[str, Any], placements: list[Placeme
     ]
     lines = (json.dumps(each, separators=(",", ":"), allow_nan=False) for each in rows)
     write_atomic(run / PLACEMENTS, "".join(f"{line}\n" for line in lines).encode())
+
+
+def describe_placement_log(run: Path, last_step: int) -> str | None:
+    """Return a line on where the experts of a run lived up to a step; None where all were in every process."""
+    rows = read_placement_log(run, last_step)
+    if not rows:
+        return None
+    moves = [row for row in rows if row.get("before") is not None]
+    processes = sorted({row["processes"] for row in rows if "processes" in row})
+    line = (
+        f"experts were placed on {' and '.join(map(str, processes))} processes, and moved {len(moves)} times"
+    )
+    if moves:
+        line += (
+            f", last at step {moves[-1]['step']:,}: the busiest process had {moves[-1]['before']:.2f} times the mean "
+            f"work, then {moves[-1]['after']:.2f}"
+        )
+    return line
