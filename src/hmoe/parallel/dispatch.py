@@ -155,7 +155,7 @@ class DispatchedExperts(nn.Module):
         shared: nn.Module | None = None,
         backend: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return the sum of each token's experts times their gates (T, D), and the same of the shared expert, if known."""
+        """Return the sum of each token's experts times their gates (T, D), and what the shared one gives, if known."""
         from hmoe.parallel.exact_dispatch import run_exactly  # noqa: PLC0415 - imports this module
 
         dtype = find_autocast_dtype(x_TD.device)
