@@ -5,11 +5,17 @@ the theorem of necklaces (Alon 1987; here by its proof for two measures). Units 
 order of how often they are activated; process after process takes an arc away.
 """
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from hmoe.parallel.whole_experts import Shares, place_whole_experts
 
 _TOLERANCE = 0.002  # by which a cut may move so that fewer experts are cut, of an even part
 _MULTIPLES = (64, 32, 16, 8, 4, 2)  # of units at which kernels like cuts
+_MOST_SPLITS = 8  # that are tried before as many cuts as it takes
+_EVALUATIONS = 10_000  # of each of those searches
 _MOST_ROUNDING = 0.008  # of an even part, that a process may have more for it
 
 
@@ -19,6 +25,35 @@ class _Segment(NamedTuple):
     expert: int
     size: int
     frequency: float
+
+
+def split_experts(
+    widths: Sequence[int], shares: Sequence[Shares], num_ranks: int, base: Shares
+) -> Iterator[list[list[int]]]:
+    """Yield placements with few cuts, each with one more: the largest expert, or half, quarter, ..., is halved.
+
+    Rows are experts, columns processes, as of `cut_experts`, which cuts more, but makes any experts even.
+    """
+    pieces = [(i, width) for i, width in enumerate(widths)]
+    for _ in range(min(2 * (num_ranks - 1), _MOST_SPLITS)):
+        sizes = [max(shares[i]) * size / widths[i] if size > 1 else 0.0 for i, size in pieces]
+        expert, size = pieces.pop(sizes.index(max(sizes)))
+        if size < 2:
+            return
+        half = _round_to_multiple(size // 2, widths[expert])
+        pieces += [(expert, half), (expert, size - half)]
+        items = [Shares(*(share * size / widths[i] for share in shares[i])) for i, size in pieces]
+        ranks = place_whole_experts(items, num_ranks, base, _EVALUATIONS)
+        units = [[0] * num_ranks for _ in widths]
+        for (i, size), rank in zip(pieces, ranks, strict=True):
+            units[i][rank] += size
+        yield units
+
+
+def _round_to_multiple(size: int, width: int) -> int:
+    """Return a number of units near to one, at a multiple that kernels like if the expert has many."""
+    multiple = max((each for each in _MULTIPLES if 16 * each <= width), default=1)
+    return max(1, size // multiple * multiple)
 
 
 def cut_experts(widths: Sequence[int], frequencies: Sequence[float], num_ranks: int) -> list[list[int]]:
@@ -71,7 +106,10 @@ def _take_arc(circle: Sequence[_Segment], num_parts: int) -> tuple[list[_Segment
         if abs(low) <= _TOLERANCE * target:
             best = _choose(best, work.measure_cuts(first, size), first)
         if low * high < 0:
-            between = round(first + (last - first) * low / (low - high)) % total
+            crossing = first + (last - first) * low / (low - high)
+            # Of the two units around it the one at which the arc has less too much or too little.
+            near = [math.floor(crossing) % total, math.ceil(crossing) % total]
+            between = min(near, key=lambda unit: abs(work.measure_arc(unit, size) - target))
             best = _choose(best, work.measure_cuts(between, size), between)
     assert best is not None, "no arc is as busy as the mean of all"
     return _split_circle(circle, ends, best[1], size)
@@ -85,7 +123,7 @@ class _Work:
     """How much the units on a circle are activated, from its begin up to any of them."""
 
     def __init__(self, circle: Sequence[_Segment], ends: Sequence[int]) -> None:
-        self._circle, self._ends = circle, ends
+        self._circle, self._ends, self._borders = circle, ends, set(ends)
         self._sums = [0.0]
         for segment in circle:
             self._sums.append(self._sums[-1] + segment.size * segment.frequency)
@@ -98,7 +136,7 @@ class _Work:
         )
 
     def _find_segment(self, place: int) -> int:
-        return max(k for k, end in enumerate(self._ends) if end <= place)
+        return bisect_right(self._ends, place) - 1
 
     def measure_arc(self, first: int, size: int) -> float:
         """Return the work of so many units, from the first on."""
@@ -110,7 +148,7 @@ class _Work:
     def measure_cuts(self, first: int, size: int) -> float:
         """Return how often the experts are activated that an arc cuts: their tokens travel to one process more."""
         places = {first % self._ends[-1], (first + size) % self._ends[-1]}
-        cut = [self._find_segment(place) for place in places if place not in self._ends]
+        cut = [self._find_segment(place) for place in places if place not in self._borders]
         return sum(1e-9 + self._circle[k].frequency for k in cut)
 
 

@@ -7,15 +7,17 @@ on 4 processes, they are cut between hidden units (`hmoe.parallel.cuts`).
 """
 
 from collections.abc import Sequence
+from itertools import combinations
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
-from hmoe.parallel.cuts import cut_experts
-from hmoe.parallel.whole_experts import Shares, place_whole_experts
-from hmoe.specs.placement import ExpertPart, Placement, measure_balance, place_contiguously
+from hmoe.parallel.cuts import cut_experts, split_experts
+from hmoe.parallel.whole_experts import Shares, list_shares, place_whole_experts
+from hmoe.specs.placement import Balance, ExpertPart, Placement, measure_balance, place_contiguously
 
 Frequencies = Sequence[Sequence[float]]  # how many of a token's choices fall to each expert, by MoE layer
-CUT_ABOVE = 1.02  # times even: what whole experts may reach before any is cut
+# Times an even part: what whole experts may reach before any is cut.
+EVEN_MEMORY, EVEN_COMPUTE = 1.01, 1.03
 
 
 def place_experts(
@@ -39,18 +41,37 @@ def place_experts(
     Raises:
         ConfigError: for frequencies that do not fit, or numbers out of range.
     """
-    chosen = _check(widths, num_ranks, frequencies, replicas if isinstance(replicas, int) else len(replicas))
+    chosen = _check(widths, num_ranks, frequencies, replicas)
     if isinstance(replicas, int):
         replicas = sorted(range(len(widths)), key=lambda i: (-chosen[i] / widths[i], i))[:replicas]
-    everywhere = tuple(sorted(replicas))
+    everywhere = tuple(sorted(set(replicas)))
     rest = [i for i in range(len(widths)) if i not in everywhere]
-    ranks = place_whole_experts(_list_shares([widths[i] for i in rest], [chosen[i] for i in rest]), num_ranks)
-    parts = [ExpertPart(i, 0, widths[i], rank) for i, rank in zip(rest, ranks, strict=True)]
-    whole = Placement(tuple(widths), num_ranks, tuple(parts), everywhere)
-    if not cut or measure_balance(whole, chosen).worst <= CUT_ABOVE:
+    # Every process has the replicas, and a part of their tokens.
+    shares = list_shares(widths, chosen)
+    base = Shares(
+        sum(shares[i].memory for i in everywhere), sum(shares[i].work for i in everywhere) / num_ranks
+    )
+
+    def make(units: Sequence[Sequence[int]]) -> Placement:
+        return Placement(tuple(widths), num_ranks, tuple(_list_cut_parts(rest, units)), everywhere)
+
+    ranks = place_whole_experts([shares[i] for i in rest], num_ranks, base)
+    whole = make(
+        [[widths[i] * (rank == r) for r in range(num_ranks)] for i, rank in zip(rest, ranks, strict=True)]
+    )
+    if not cut or is_even(measure_balance(whole, chosen)):
         return whole
-    units = cut_experts([widths[i] for i in rest], [chosen[i] for i in rest], num_ranks)
-    return Placement(tuple(widths), num_ranks, tuple(_list_cut_parts(rest, units)), everywhere)
+    own_widths, own_frequencies = [widths[i] for i in rest], [chosen[i] for i in rest]
+    for units in split_experts(own_widths, [shares[i] for i in rest], num_ranks, base):
+        placement = make(units)
+        if is_even(measure_balance(placement, chosen)):
+            return placement
+    return make(cut_experts(own_widths, own_frequencies, num_ranks))
+
+
+def is_even(balance: Balance) -> bool:
+    """Return whether memory and computing are so even that a cut would bring little."""
+    return balance.memory <= EVEN_MEMORY and balance.compute <= EVEN_COMPUTE
 
 
 def place_all_experts(
@@ -78,7 +99,10 @@ def place_all_experts(
 
 
 def keep_ranks(placement: Placement, before: Placement) -> Placement:
-    """Return the same placement with such numbers of its processes that most hidden units stay where they were."""
+    """Return the same placement with such numbers of its processes that many hidden units stay where they were.
+
+    No fewer than with the numbers as they are, nor than if any two of them changed places.
+    """
     ranks = range(placement.num_ranks)
     kept = {(new, old): 0 for new in ranks for old in ranks}
     parts: dict[int, list[ExpertPart]] = {}
@@ -88,12 +112,16 @@ def keep_ranks(placement: Placement, before: Placement) -> Placement:
         for old in parts.get(part.expert, []):
             end = min(part.first_unit + part.num_units, old.first_unit + old.num_units)
             kept[part.rank, old.rank] += max(0, end - max(part.first_unit, old.first_unit))
-    new_ranks: dict[int, int] = {}
-    taken: set[int] = set()
-    for rank, old_rank in sorted(kept, key=lambda pair: (-kept[pair], pair[0] != pair[1], pair)):
-        if rank not in new_ranks and old_rank not in taken:
-            new_ranks[rank] = old_rank
-            taken.add(old_rank)
+    # Beginning with the numbers as they are, two change places as long as more stays.
+    new_ranks = list(ranks)
+    is_better = True
+    while is_better:
+        is_better = False
+        for a, b in combinations(ranks, 2):
+            now = kept[a, new_ranks[a]] + kept[b, new_ranks[b]]
+            if kept[a, new_ranks[b]] + kept[b, new_ranks[a]] > now:
+                new_ranks[a], new_ranks[b] = new_ranks[b], new_ranks[a]
+                is_better = True
     return rename_ranks(placement, new_ranks)
 
 
@@ -104,22 +132,35 @@ def rename_ranks(placement: Placement, new_ranks: dict[int, int] | Sequence[int]
 
 
 def _check(
-    widths: Sequence[int], num_ranks: int, frequencies: Sequence[float] | None, replicas: int
+    widths: Sequence[int],
+    num_ranks: int,
+    frequencies: Sequence[float] | None,
+    replicas: int | Sequence[int],
 ) -> list[float]:
-    """Return the frequencies, or raise ConfigError."""
+    """Return the frequencies, the largest 1, or raise ConfigError."""
     chosen = [1.0] * len(widths) if frequencies is None else [float(each) for each in frequencies]
     if len(chosen) != len(widths):
-        raise ConfigError(f"placement: {len(chosen)} frequencies for {len(widths)} experts")
+        raise ConfigError(
+            f"placement: {len(chosen)} frequencies for {len(widths)} experts; must be one for each"
+        )
     for expert, frequency in enumerate(chosen):
         if not 0 <= frequency < float("inf"):
-            raise ConfigError(f"placement: expert {expert} has frequency {frequency}, must be 0 or more")
-    if min(widths, default=0) < 1:
-        raise ConfigError(f"placement: widths = {tuple(widths)}, must be experts of 1 hidden unit or more")
+            raise ConfigError(
+                f"placement: expert {expert} has frequency {frequency}, must be 0 or more; nearest is 0"
+            )
+    if not all(type(width) is int and width >= 1 for width in widths):
+        raise ConfigError(f"placement: widths = {tuple(widths)}, must be integers of 1 hidden unit or more")
     if num_ranks < 1:
-        raise ConfigError(f"placement: {num_ranks} processes, must be 1 or more")
-    if not 0 <= replicas <= len(widths):
-        raise ConfigError(f"placement: replicas = {replicas}, must be from 0 to {len(widths)}, the experts")
-    return chosen if sum(chosen) else [1.0] * len(widths)
+        raise ConfigError(f"placement: {num_ranks} processes, must be 1 or more; nearest is 1")
+    if isinstance(replicas, int) and not 0 <= replicas <= len(widths):
+        nearest = min(max(replicas, 0), len(widths))
+        raise ConfigError(
+            f"placement: replicas = {replicas}, must be from 0 to {len(widths)}, the experts; nearest is {nearest}"
+        )
+    if not isinstance(replicas, int) and not set(replicas) <= set(range(len(widths))):
+        raise ConfigError(f"placement: replicas = {replicas}, must be numbers of the {len(widths)} experts")
+    most = max(chosen, default=0.0)
+    return [each / most for each in chosen] if most else [1.0] * len(widths)
 
 
 def _list_cut_parts(experts: Sequence[int], units: Sequence[Sequence[int]]) -> list[ExpertPart]:
@@ -132,12 +173,6 @@ def _list_cut_parts(experts: Sequence[int], units: Sequence[Sequence[int]]) -> l
                 parts.append(ExpertPart(expert, first, size, rank))
             first += size
     return parts
-
-
-def _list_shares(widths: Sequence[int], frequencies: Sequence[float]) -> list[Shares]:
-    """Return the share of memory and of work that falls to each expert."""
-    memory, work = sum(widths), sum(f * h for f, h in zip(frequencies, widths, strict=True)) or 1.0
-    return [Shares(h / memory, f * h / work) for f, h in zip(frequencies, widths, strict=True)]
 
 
 def choose_placements(

@@ -7,38 +7,62 @@ from typing import NamedTuple
 _EVEN = 1.0005  # times even: no longer search for better
 _EVALUATIONS = 40_000  # of moves and swaps, about, until the search stops to begin again elsewhere
 _TINY = 1e-12  # of rounding
+_BOTH, _MEMORY, _WORK = range(3)  # what a search makes small
 
 
 class Shares(NamedTuple):
-    """What an expert takes of all memory, and of all work."""
+    """What an expert, or all that a process has, takes of all memory and of all work."""
 
     memory: float
     work: float
 
 
-def place_whole_experts(experts: Sequence[Shares], num_ranks: int) -> list[int]:
+NOTHING = Shares(0.0, 0.0)
+
+
+def list_shares(widths: Sequence[int], frequencies: Sequence[float]) -> list[Shares]:
+    """Return the share of memory and of work that falls to each expert."""
+    memory, work = sum(widths), sum(f * h for f, h in zip(frequencies, widths, strict=True)) or 1.0
+    return [Shares(h / memory, f * h / work) for f, h in zip(frequencies, widths, strict=True)]
+
+
+def place_whole_experts(
+    experts: Sequence[Shares], num_ranks: int, base: Shares = NOTHING, evaluations: int = _EVALUATIONS
+) -> list[int]:
     """Return the process of each expert, such that the largest share of a process is small.
 
-    The same for the same experts: what is drawn has a fixed seed.
+    Of placements alike in that, such as where one expert has more work than falls to a process, the one whose other
+    measure is smaller. The same for the same experts: what is drawn has a fixed seed.
+
+    Args:
+        experts: their shares.
+        num_ranks: processes.
+        base: what each process has already.
+        evaluations: of moves and swaps, after which the search stops, about.
     """
     if num_ranks == 1 or not experts:
         return [0] * len(experts)
-    # No process can have less than an even part, nor than the largest expert.
-    floor = max(_EVEN / num_ranks, max(max(shares) for shares in experts) + _TINY)
-    best = _Search(experts, num_ranks)
+    # No process can have less than an even part of all, nor than the largest expert.
+    floors = Shares(
+        *(
+            max(*own, sum(own) / num_ranks) + have
+            for own, have in zip(zip(*experts, strict=True), base, strict=True)
+        )
+    )
+    best = _Search(experts, num_ranks, base)
     best.place_by_size(max)
     best.improve()
-    evaluations, generator = best.evaluations, random.Random(0)
+    used, generator = best.evaluations, random.Random(0)
     others: list[Callable[[Shares], float]] = [sum, lambda shares: shares.memory, lambda shares: shares.work]
-    while best.find_worst() > floor and evaluations < _EVALUATIONS:
-        search = _Search(experts, num_ranks)
+    while used < evaluations and not best.is_near(floors):
+        search = _Search(experts, num_ranks, base)
         if others:
             search.place_by_size(others.pop())
         else:
             search.place_as(_shake(best.ranks, num_ranks, generator))
         search.improve()
-        evaluations += search.evaluations + len(experts)
-        best = min(best, search, key=_Search.find_worst)
+        used += search.evaluations + len(experts)
+        best = min(best, search, key=_Search.rate)
     return best.ranks
 
 
@@ -58,15 +82,22 @@ class _Search:
         evaluations: of moves and swaps.
     """
 
-    def __init__(self, experts: Sequence[Shares], num_ranks: int) -> None:
+    def __init__(self, experts: Sequence[Shares], num_ranks: int, base: Shares) -> None:
         self.ranks, self.evaluations = [-1] * len(experts), 0
         self._experts = experts
         self._on: list[list[int]] = [[] for _ in range(num_ranks)]
-        self._memory, self._work = [0.0] * num_ranks, [0.0] * num_ranks
+        self._memory, self._work = [base.memory] * num_ranks, [base.work] * num_ranks
 
-    def find_worst(self) -> float:
-        """Return the largest share of a process."""
-        return max(*self._memory, *self._work)
+    def rate(self) -> tuple[float, float]:
+        """Return the largest share of a process, of both measures, then of the other one."""
+        largest = sorted((max(self._memory), max(self._work)))
+        return round(largest[1], 9), largest[0]
+
+    def is_near(self, floors: Shares) -> bool:
+        """Return whether both measures are nearly as small as they can be, or the larger and all that it allows."""
+        return all(
+            max(own) <= _EVEN * floor for own, floor in zip((self._memory, self._work), floors, strict=True)
+        )
 
     def place_as(self, ranks: Sequence[int]) -> None:
         """Begin with a placement."""
@@ -81,45 +112,62 @@ class _Search:
             self._put(expert, sums.index(min(sums)))
 
     def improve(self) -> None:
-        """Move an expert, or swap two, as long as the fullest process becomes less full, and no other as full."""
+        """Move an expert, or swap two, as long as the fullest process becomes less full, and no other as full.
+
+        Then the same for the measure that is smaller, while the other one does not become worse.
+        """
+        self._improve(_BOTH)
+        worst = max(*self._memory, *self._work)
+        self._improve(_MEMORY if max(self._memory) < worst else _WORK, worst + _TINY)
+
+    def _improve(self, kind: int, bound: float = 0.0) -> None:
         while True:
-            fullest = [max(shares) for shares in zip(self._memory, self._work, strict=True)]
-            rank = fullest.index(max(fullest))
-            step = self._find_step(rank, fullest[rank] - _TINY)
+            if kind == _BOTH:
+                fullness = [max(shares) for shares in zip(self._memory, self._work, strict=True)]
+            else:
+                fullness = self._memory if kind == _MEMORY else self._work
+            limit = max(fullness)
+            step = self._find_step(fullness.index(limit), limit - _TINY, kind, bound)
             if step is None:
                 return
             expert, other_rank, other = step
+            rank = self.ranks[expert]
             self._put(expert, other_rank)
             if other is not None:
                 self._put(other, rank)
 
-    def _find_step(self, rank: int, limit: float) -> tuple[int, int, int | None] | None:
+    def _find_step(
+        self, rank: int, limit: float, kind: int, bound: float
+    ) -> tuple[int, int, int | None] | None:
         """Return the best move, or swap, of an expert on a process: expert, other process, its expert."""
         step: tuple[int, int, int | None] | None = None
+        most_memory = limit if kind != _WORK else bound
+        most_work = limit if kind != _MEMORY else bound
         experts = self._experts
-        memory, work = self._memory[rank], self._work[rank]
         for expert in self._on[rank]:
             of_memory, of_work = experts[expert]
-            rest_memory, rest_work = memory - of_memory, work - of_work
-            if rest_memory >= limit or rest_work >= limit:
+            rest_memory, rest_work = self._memory[rank] - of_memory, self._work[rank] - of_work
+            if rest_memory >= most_memory or rest_work >= most_work:
                 continue
             for other_rank, others in enumerate(self._on):
                 if other_rank == rank:
                     continue
                 sum_memory, sum_work = self._memory[other_rank] + of_memory, self._work[other_rank] + of_work
-                worst = max(rest_memory, rest_work, sum_memory, sum_work)
-                if worst < limit:
-                    step, limit = (expert, other_rank, None), worst
                 self.evaluations += 1 + len(others)
-                for other in others:
-                    m, w = experts[other]
+                for other, (m, w) in [(None, NOTHING), *((j, experts[j]) for j in others)]:
                     # One after another: most swaps fail at the first.
                     if (
-                        rest_memory + m < limit and rest_work + w < limit
-                        and sum_memory - m < limit and sum_work - w < limit
+                        sum_memory - m < most_memory and rest_memory + m < most_memory
+                        and sum_work - w < most_work and rest_work + w < most_work
                     ):  # fmt: skip
-                        limit = max(rest_memory + m, rest_work + w, sum_memory - m, sum_work - w)
                         step = (expert, other_rank, other)
+                        memory, work = max(sum_memory - m, rest_memory + m), max(sum_work - w, rest_work + w)
+                        if kind == _BOTH:
+                            most_memory = most_work = max(memory, work)
+                        elif kind == _MEMORY:
+                            most_memory = memory
+                        else:
+                            most_work = work
         return step
 
     def _put(self, expert: int, rank: int) -> None:

@@ -1,6 +1,7 @@
 """Which process holds which hidden units of a layer's experts: a value, whoever solved it."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -131,11 +132,11 @@ class Placement:
 
 
 class Balance(NamedTuple):
-    """How evenly a placement spreads memory and computing: the most of a process, divided by the mean; 1 is even.
+    """How evenly a placement spreads memory and computing: the most of a process, divided by an even part of all.
 
     Attributes:
-        memory: of hidden units, replicas included.
-        compute: of hidden units times the tokens that activate them.
+        memory: of hidden units. 1: even, and nothing twice; replicas count where they are, so they cost memory.
+        compute: of hidden units times the tokens that activate them; 1: even.
     """
 
     memory: float
@@ -158,7 +159,8 @@ def measure_balance(placement: Placement, frequencies: Sequence[float]) -> Balan
     replica_units = sum(placement.widths[expert] for expert in placement.everywhere)
     units = [placement.count_units(rank) + replica_units for rank in ranks]
     work = [sum(_share_work(placement, frequencies, rank)) for rank in ranks]
-    return Balance(_divide_by_mean(units), _divide_by_mean(work))
+    memory = max(units) * placement.num_ranks / (sum(placement.widths) or 1)
+    return Balance(memory, max(work) * len(work) / sum(work) if sum(work) else 1.0)
 
 
 def list_work(placement: Placement, frequencies: Sequence[float]) -> list[float]:
@@ -169,12 +171,12 @@ def list_work(placement: Placement, frequencies: Sequence[float]) -> list[float]
 
 
 class ExpertLoad(NamedTuple):
-    """What the busiest process of a group has of a layer's experts and tokens, mean over layers.
+    """What the busiest process of a group has of the experts and tokens of all layers.
 
     Attributes:
         units: hidden units that it holds alone, of all, times the processes of the group.
-        work: hidden units times tokens, of all, times the processes.
-        rows: tokens that it sends to others, or receives from them, for each token of its own.
+        work: of a layer, hidden units times tokens, of all, times the processes; mean over layers, as all wait in each.
+        rows: of a layer, that it sends to others or receives from them, for each token of its own; mean over layers.
         replicas: share of the hidden units that every process has.
     """
 
@@ -188,33 +190,58 @@ class ExpertLoad(NamedTuple):
 EVEN_LOAD = ExpertLoad(1.0, 1.0, 1.0, 0.0)
 
 
-def measure_load(placements: Sequence[Placement], probabilities_ZE: Sequence[Sequence[float]]) -> ExpertLoad:
+def measure_load(
+    placements: Sequence[Placement],
+    probabilities_ZE: Sequence[Sequence[float]],
+    fixed_count: int | None = None,
+    by_pair: bool = False,
+) -> ExpertLoad:
     """Return what the busiest process has.
 
     Args:
         placements: one for each layer.
-        probabilities_ZE: that a token chooses each expert, as if it chose one independently of the others; with top-k
-            they sum to k.
+        probabilities_ZE: that a token chooses each expert.
+        fixed_count: experts that every token chooses, one independently of the other but for that; None: it varies.
+        by_pair: whether a token travels for each of its experts (exact mode), not once to each process.
     """
-    loads = []
+    num_ranks, total = placements[0].num_ranks, sum(sum(placement.widths) for placement in placements)
+    units = [sum(placement.count_units(rank) for placement in placements) for rank in range(num_ranks)]
+    replicas = sum(placement.widths[expert] for placement in placements for expert in placement.everywhere)
+    work, rows = 0.0, 0.0
     for placement, probabilities in zip(placements, probabilities_ZE, strict=True):
-        total, num_ranks = sum(placement.widths), placement.num_ranks
-        replicas = sum(placement.widths[expert] for expert in placement.everywhere)
-        units = max(placement.count_units(rank) for rank in range(num_ranks)) * num_ranks / total
-        needs = [_measure_need(placement, probabilities, rank) for rank in range(num_ranks)]
-        sent = sum(needs) - min(needs)
-        received = (num_ranks - 1) * max(needs)
-        work = measure_balance(placement, probabilities).compute
-        loads.append(ExpertLoad(units, work, max(sent, received), replicas / total))
-    return ExpertLoad(*(sum(values) / len(loads) for values in zip(*loads, strict=True)))
+        work += measure_balance(placement, probabilities).compute / len(placements)
+        needs = [
+            _measure_need(placement, probabilities, rank, fixed_count, by_pair) for rank in range(num_ranks)
+        ]
+        # The most that one sends is to all others but the one that needs least; that one receives from all others.
+        rows += max(sum(needs) - min(needs), (num_ranks - 1) * max(needs)) / len(placements)
+    return ExpertLoad(max(units) * num_ranks / total, work, rows, replicas / total)
 
 
-def _measure_need(placement: Placement, probabilities: Sequence[float], rank: int) -> float:
-    """Return the probability that a token needs an expert of a process."""
-    misses = 1.0
-    for expert in {part.expert for part in placement.list_parts(rank)}:
-        misses *= 1 - min(1.0, probabilities[expert])
-    return 1 - misses
+def _measure_need(
+    placement: Placement, probabilities: Sequence[float], rank: int, fixed_count: int | None, by_pair: bool
+) -> float:
+    """Return how often a token travels to a process, in the mean."""
+    own = {part.expert for part in placement.list_parts(rank)}
+    if by_pair:
+        return sum(probabilities[part.expert] for part in placement.list_parts(rank))
+    others = [p for expert, p in enumerate(probabilities) if expert not in own]
+    misses = math.prod(1 - min(1.0, probabilities[expert]) for expert in own)
+    if fixed_count is not None:
+        # Of all ways to choose so many, those without an expert of the process.
+        every = _count_chosen(probabilities, fixed_count)
+        misses = misses * _count_chosen(others, fixed_count) / every if every else misses
+    return 1 - min(1.0, misses)
+
+
+def _count_chosen(probabilities: Sequence[float], count: int) -> float:
+    """Return the probability that exactly so many of some independent experts are chosen."""
+    chosen = [1.0] + [0.0] * count
+    for each in probabilities:
+        p = min(1.0, each)
+        for k in range(count, -1, -1):
+            chosen[k] = chosen[k] * (1 - p) + (chosen[k - 1] * p if k else 0.0)
+    return chosen[count]
 
 
 def _share_work(placement: Placement, frequencies: Sequence[float], rank: int) -> Iterator[float]:
@@ -222,12 +249,6 @@ def _share_work(placement: Placement, frequencies: Sequence[float], rank: int) -
         yield frequencies[part.expert] * part.num_units
     for expert in placement.everywhere:  # each process computes its own tokens
         yield frequencies[expert] * placement.widths[expert] / placement.num_ranks
-
-
-def _divide_by_mean(values: Iterable[float]) -> float:
-    each = list(values)
-    total = sum(each)
-    return max(each) * len(each) / total if total else 1.0
 
 
 def place_contiguously(widths: Sequence[int], num_ranks: int) -> Placement:
