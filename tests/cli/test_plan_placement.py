@@ -96,10 +96,41 @@ def test_a_run_is_planned_by_its_own_load(capsys: pytest.CaptureFixture[str], tm
     assert len(set(numbers["frequencies"][0])) > 1
 
 
+def test_processes_without_experts_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(plan(capsys, "tiny", "--placement", "--processes", "16", "data.micro_batches=16").split())
+    assert "8 of 16 processes have no expert of their own: nearest is parallel.expert_ranks=8" in text
+    exact = " ".join(plan(capsys, *LARGE, "parallel.exact=true", "data.micro_batches=4").split())
+    assert "even, cut" not in exact
+    assert "Cuts are not for exact mode" in exact
+
+
+def test_a_log_of_another_model_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", "tiny", "--run", str(run), *tiny("tiny"), "train.steps=1", "train.eval_every=0"]
+    assert run_command_line([*words, "data.micro_batches=4"]) == 0
+    capsys.readouterr()
+    for overrides in (["model.layers=4"], ["model.moe.widths=[4, 5, 6, 7]"]):
+        assert run_command_line(["plan", str(run), "--placement", "--processes", "2", *overrides]) == 3
+        assert "its log is of 2 layers of 8 experts, the recipe has" in capsys.readouterr().err
+
+
+def test_the_step_follows_the_load(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Where narrow experts are busy a token activates fewer units, and the simulated step is shorter."""
+    loads, seconds = tmp_path / "loads.json", []
+    for power in (0, 3):
+        loads.write_text(json.dumps([(7 / (7 + i)) ** power for i in range(8)]))
+        numbers = plan_numbers(
+            capsys, *LARGE, "--hardware", "a800", "--loads", str(loads), "parallel.shard=zero3"
+        )
+        seconds.append(numbers["rows"][1]["step_seconds"])
+    assert seconds[1] < seconds[0]
+
+
 def test_a_plan_of_placed_experts_counts_what_the_busiest_process_has(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shared = ["hmoe-16b-topk", "--processes", "32", "--hardware", "h800", "parallel.shard=zero3"]
+    shared.append("data.micro_batches=64")
     placed = [*shared, "parallel.experts=expert_parallel", "parallel.expert_ranks=8"]
     first, second = (plan_numbers(capsys, *words) for words in (shared, placed))
     assert first["sent_bytes"]["travelling"] == 0
@@ -114,13 +145,23 @@ def test_a_plan_of_placed_experts_counts_what_the_busiest_process_has(
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
+        (["tiny", "--placement"], 2, "--placement needs several processes, such as --processes 8"),
+        (
+            ["tiny", "--placement", "--processes", "2", "parallel.replicas=2"],
+            2,
+            "replicas = 2: with experts = expert_parallel",
+        ),
         (["tiny-dense", "--placement"], 2, "--placement: tiny-dense has no experts"),
         (["tiny", "--placement", "--out", "x.png"], 2, "--out x.png: must end with .svg"),
         (["tiny", "--placement", "--out", "nowhere/x.svg"], 2, "the folder nowhere does not exist"),
         (["tiny", "--placement", "--memory", "80"], 2, "--memory has no effect with --placement"),
         (["tiny", "--out", "x.svg"], 2, "--out has no effect without --control or --placement"),
         (["tiny", "--loads", "x.json"], 2, "--loads has no effect unless experts are placed"),
-        (["tiny", "--placement", "--loads", "none.json"], 3, "none.json: cannot be read as JSON"),
+        (
+            ["tiny", "--placement", "--processes", "2", "--loads", "none.json"],
+            3,
+            "none.json: cannot be read as JSON",
+        ),
         (
             ["tiny", "--placement", "--processes", "3", "data.micro_batches=4"],
             2,
@@ -146,5 +187,5 @@ def test_loads_that_do_not_fit_are_named(
 ) -> None:
     loads = tmp_path / "loads.json"
     loads.write_text(content)
-    assert run_command_line(["plan", "tiny", "--placement", "--loads", str(loads)]) == 3
+    assert run_command_line(["plan", "tiny", "--placement", "--processes", "2", "--loads", str(loads)]) == 3
     assert "must be 8 numbers, or such a list for each of 2 layers" in capsys.readouterr().err

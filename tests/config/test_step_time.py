@@ -11,7 +11,8 @@ from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, get_rate, list_machines, read_hardware
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import StepTime, simulate_step
-from hmoe.config.step_work import count_block_work, count_traffic
+from hmoe.config.step_work import count_block_work
+from hmoe.config.traffic import count_traffic
 from hmoe.errors import ConfigError
 
 LINK = {"gather_bytes_per_second": 1e6, "reduce_bytes_per_second": 2e6}

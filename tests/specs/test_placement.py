@@ -60,14 +60,36 @@ def test_balance_and_load_are_those_of_a_count_by_hand() -> None:
     frequencies = [1.0, 2.0, 0.5, 4.0]
     balance = measure_balance(CUT, frequencies)
     # Units: 5, 7 and 3, and 2 of the replica on each; work: 5, 6 + 2 and 1.5, and a third of 8 on each.
-    assert balance.memory == pytest.approx(9 * 3 / 21)
+    assert balance.memory == pytest.approx(9 * 3 / 17)
     assert balance.compute == pytest.approx((8 + 8 / 3) * 3 / (5 + 8 + 1.5 + 8))
-    assert balance.worst == balance.compute
+    assert balance.worst == balance.memory
     load = measure_load([CUT], [[0.5, 0.25, 0.5, 1.0]])
     assert load.units == pytest.approx(7 * 3 / 17)
     assert load.replicas == pytest.approx(2 / 17)
     # Needed with probability 1/2, 1 - 3/4 x 1/2 = 5/8, and 1/2; the second process receives most.
     assert load.rows == pytest.approx(max(0.5 + 0.625, 2 * 0.625))
+    # By pair: a token of the cut expert travels twice.
+    assert measure_load([CUT], [[0.5, 0.25, 0.5, 1.0]], by_pair=True).rows == pytest.approx(2 * 0.75)
+
+
+def test_a_router_of_one_expert_sends_each_token_once() -> None:
+    """Top-1 over alike experts on two processes: half of the tokens travel; independence would say fewer."""
+    placement = place_contiguously([4] * 64, 2)
+    probabilities = [[1 / 64] * 64]
+    assert measure_load([placement], probabilities, fixed_count=1).rows == pytest.approx(0.5)
+    assert measure_load([placement], probabilities).rows == pytest.approx(1 - (1 - 1 / 64) ** 32)
+    # Top-2 of four, all pairs alike: five of six pairs need a process that has two of them.
+    assert measure_load([place_contiguously([4] * 4, 2)], [[0.5] * 4], fixed_count=2).rows == pytest.approx(
+        5 / 6
+    )
+
+
+def test_memory_is_of_all_layers_together() -> None:
+    """What one layer leaves uneven another makes up for."""
+    first = Placement((3, 1), 2, (ExpertPart(0, 0, 3, 0), ExpertPart(1, 0, 1, 1)))
+    second = Placement((3, 1), 2, (ExpertPart(0, 0, 3, 1), ExpertPart(1, 0, 1, 0)))
+    assert measure_load([first, second], [[1.0, 1.0]] * 2).units == 1
+    assert measure_load([first, first], [[1.0, 1.0]] * 2).units == 1.5
 
 
 @pytest.mark.parametrize(

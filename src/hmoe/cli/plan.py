@@ -109,8 +109,8 @@ def plan_recipe(
         check_drawing(out)
         print_placement(recipe, config, processes, loads, out, hardware, as_json)
         return
-    load = plan_load(recipe, config, processes, loads)
-    print_plan(config, as_json, PlannedMachine(memory, processes, hardware, load))
+    load, width = plan_load(recipe, config, processes, loads)
+    print_plan(config, as_json, PlannedMachine(memory, processes, hardware, load, width))
 
 
 class PlannedMachine(NamedTuple):
@@ -121,12 +121,14 @@ class PlannedMachine(NamedTuple):
         num_processes: that share the run.
         hardware: name or file.
         load: of the busiest process, where experts are placed.
+        width: hidden units that a token activates in a layer then.
     """
 
     memory: float | None = None
     num_processes: int = 1
     hardware: str | None = None
     load: ExpertLoad | None = None
+    width: float | None = None
 
 
 HERE = PlannedMachine()
@@ -151,7 +153,8 @@ def describe_plan(config: RunConfig, machine: PlannedMachine = HERE) -> dict[str
 
     memory, num_processes = machine.memory, machine.num_processes
     if machine.hardware is not None:
-        plan = make_plan(config, None, num_processes, read_hardware(machine.hardware), machine.load)
+        hardware = read_hardware(machine.hardware)
+        plan = make_plan(config, None, num_processes, hardware, machine.load, machine.width)
         return plan | {"memory_assumed": f"that of {machine.hardware}, of each process"}
     on_gpu = config.train.device == "cuda" or (config.train.device == "auto" and memory is not None)
     size = read_host().memory_bytes // num_processes if memory is None else round(memory * 1e9)

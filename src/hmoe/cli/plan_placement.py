@@ -11,12 +11,18 @@ import typer
 from hmoe.cli.output import print_numbers
 from hmoe.cli.recipe import find_run
 from hmoe.cli.table import Column, Table, render_table
+from hmoe.config import recipes
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError, DataError
 from hmoe.figures.placement import draw_placement
-from hmoe.parallel.placement import Frequencies, choose_placements
-from hmoe.specs.placement import ExpertLoad, Placement, measure_balance, measure_load
+from hmoe.parallel.placement import (
+    Frequencies,
+    assume_frequencies,
+    choose_placements,
+    measure_run_load,
+)
+from hmoe.specs.placement import ExpertLoad, Placement, list_work
 from hmoe.storage import write_atomic
 
 _KINDS = {
@@ -24,7 +30,7 @@ _KINDS = {
     "even": {"expert_placement": "even", "cut_experts": False, "expert_replicas": 0},
     "even, cut": {"expert_placement": "even", "cut_experts": True, "expert_replicas": 0},
 }
-_BAR = 12  # characters of an even part
+_BAR, _MOST_BAR = 12, 20  # characters of an even part, and of the most, if that is not too much more
 
 
 def read_planned_frequencies(recipe: str, loads: Path | None, config: RunConfig) -> tuple[Frequencies, str]:
@@ -36,13 +42,12 @@ def read_planned_frequencies(recipe: str, loads: Path | None, config: RunConfig)
         config: of the recipe.
 
     Raises:
-        DataError: if the file cannot be used.
+        DataError: if the file cannot be used, or the log is of another model.
     """
-    moe, layers = config.model.moe, len(config.model.moe_layers)
-    assert moe is not None
-    num_experts = len(moe.routed_widths)
-    _, per_token, _ = moe.router.count_experts_per_token(num_experts)
+    assumed = assume_frequencies(config)
+    layers, num_experts = len(assumed), len(assumed[0])
     if loads is not None:
+        per_token = sum(assumed[0])
         table = _read_loads(loads, num_experts, layers)
         return [[per_token * each / sum(row) for each in row] for row in table], f"as {loads} says"
     run = find_run(recipe)
@@ -51,8 +56,13 @@ def read_planned_frequencies(recipe: str, loads: Path | None, config: RunConfig)
 
         frequencies = read_frequencies(run)
         if frequencies is not None:
+            if [len(row) for row in frequencies] != [num_experts] * layers:
+                raise DataError(
+                    f"{run}: its log is of {len(frequencies)} layers of {len(frequencies[0])} experts, the recipe has "
+                    f"{layers} of {num_experts}; give the loads, or leave the model as it is"
+                )
             return frequencies, f"as {run} was measured lately"
-    return [[per_token / num_experts] * num_experts] * layers, "assumed to be alike for all experts"
+    return assumed, "assumed to be alike for all experts"
 
 
 def _read_loads(path: Path, num_experts: int, layers: int) -> list[list[float]]:
@@ -74,8 +84,12 @@ def _read_loads(path: Path, num_experts: int, layers: int) -> list[list[float]]:
     return rows
 
 
-def plan_load(recipe: str, config: RunConfig, num_processes: int, loads: Path | None) -> ExpertLoad | None:
-    """Return what the busiest process would have, None for a recipe that places no experts.
+def plan_load(
+    recipe: str, config: RunConfig, num_processes: int, loads: Path | None
+) -> tuple[ExpertLoad | None, float | None]:
+    """Return what the busiest process would have, and the hidden units that a token activates in a layer.
+
+    None for a recipe that places no experts.
 
     Raises:
         ConfigError: for loads that would have no effect, or processes that cannot hold the experts.
@@ -85,10 +99,17 @@ def plan_load(recipe: str, config: RunConfig, num_processes: int, loads: Path | 
             raise ConfigError(
                 "--loads has no effect unless experts are placed on several processes; remove it"
             )
-        return None
+        return None, None
     check_processes(config, num_processes)
     frequencies, _ = read_planned_frequencies(recipe, loads, config)
-    return measure_load(choose_placements(config, num_processes, frequencies), frequencies)
+    return measure_run_load(config, num_processes, frequencies), _measure_width(config, frequencies)
+
+
+def _measure_width(config: RunConfig, frequencies: Frequencies) -> float:
+    """Return the hidden units that a token activates in a layer, mean over layers."""
+    assert config.model.moe is not None
+    widths = config.model.moe.routed_widths
+    return sum(sum(f * h for f, h in zip(row, widths, strict=True)) for row in frequencies) / len(frequencies)
 
 
 def check_drawing(out: Path | None) -> None:
@@ -111,11 +132,10 @@ def print_placement(
     numbers = describe_placement(recipe, config, num_processes, loads, hardware)
     placements = [Placement.from_plain(plain) for plain in numbers["placements"]]
     if out is not None:
-        contiguous = choose_placements(_with(config, _KINDS["contiguous"]), num_processes)
-        drawn = draw_placement(
-            {"contiguous": contiguous[0], numbers["kind"]: placements[0]}, numbers["frequencies"][0]
-        )
-        write_atomic(out, drawn.encode())
+        kind = "even" if numbers["kind"] == "contiguous" else "contiguous"
+        other = choose_placements(_with(config, _KINDS[kind]), num_processes, numbers["frequencies"])
+        panels = sorted([(kind, other[0]), (numbers["kind"], placements[0])], key=lambda panel: panel[0])
+        write_atomic(out, draw_placement(panels, numbers["frequencies"][0]).encode())
     if as_json:
         print_numbers(numbers, True)
         return
@@ -129,9 +149,11 @@ def describe_placement(
 ) -> dict[str, Any]:
     """Return the placement of a recipe's experts, and what it and others come to."""
     if config.model.moe is None:
-        raise ConfigError(f"--placement: {recipe} has no experts")
-    parallel = config.parallel.model_copy(update={"experts": "expert_parallel"})
-    config = config.model_copy(update={"parallel": parallel})
+        raise ConfigError(f"--placement: {recipe} has no experts; nearest is a recipe with model.moe")
+    if num_processes == 1:
+        raise ConfigError("--placement needs several processes, such as --processes 8")
+    config = _with(config, {"experts": "expert_parallel"})
+    parallel = config.parallel
     check_processes(config, num_processes)
     frequencies, source = read_planned_frequencies(recipe, loads, config)
     own = {name: getattr(parallel, name) for name in _KINDS["even"]}
@@ -161,7 +183,9 @@ def describe_placement(
 
 
 def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    return config.model_copy(update={"parallel": config.parallel.model_copy(update=values)})
+    """Return a recipe whose processes share it otherwise, checked as any recipe is."""
+    tree = config.model_dump(mode="json")
+    return recipes.check_recipe({**tree, "parallel": {**tree["parallel"], **values}})
 
 
 def _measure(
@@ -169,14 +193,12 @@ def _measure(
     hardware: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a placement comes to, mean over layers."""
-    balances = [measure_balance(p, f[: len(p.widths)]) for p, f in zip(placements, frequencies, strict=True)]
-    load = measure_load(placements, frequencies)
-    # Of all layers together: what one leaves uneven another makes up for.
-    units = [sum(p.count_units(rank) for p in placements) for rank in range(placements[0].num_ranks)]
+    load = measure_run_load(config, num_processes, frequencies)
+    assert load is not None
     row: dict[str, Any] = {
         "placement": name,
-        "memory": max(units) * len(units) / max(sum(units), 1),
-        "compute": sum(balance.compute for balance in balances) / len(balances),
+        "memory": load.units + load.replicas * placements[0].num_ranks,
+        "compute": load.work,
         "rows_per_token": load.rows,
         "cuts": sum(placement.num_cuts for placement in placements) / len(placements),
         "step_seconds": None,
@@ -187,8 +209,9 @@ def _measure(
         from hmoe.config.step_time import simulate_step
 
         machine = read_hardware(hardware)
-        chosen = choose_unset(config, Device(machine.device, machine.memory_bytes), num_processes)
-        row["step_seconds"] = simulate_step(chosen, machine, num_processes, load=load).seconds
+        device, width = Device(machine.device, machine.memory_bytes), _measure_width(config, frequencies)
+        chosen = choose_unset(config, device, num_processes, load)
+        row["step_seconds"] = simulate_step(chosen, machine, num_processes, width, load).seconds
     return row
 
 
@@ -204,10 +227,25 @@ def _make_table(numbers: dict[str, Any]) -> Table:
     notes = [
         f"Layers of experts: {len(numbers['placements'])}; drawn is the first, placed: {numbers['kind']}.",
         f"Load: {numbers['loads']}.",
-        "Memory and computing of experts: the most of a process, divided by the mean; 1 is even. Computing is the mean "
-        "over layers, memory of all together.",
+        "Memory and computing of experts: the most of a process, divided by an even part; 1 is even. Computing is the "
+        "mean over layers, memory of all together, replicas included.",
         "Rows a token: that the busiest process sends or receives for each token of its own.",
     ]
+    placements = [Placement.from_plain(plain) for plain in numbers["placements"]]
+    num_ranks, num_experts = placements[0].num_ranks, len(placements[0].widths)
+    idle = max(sum(not p.count_units(rank) for rank in range(num_ranks)) for p in placements)
+    if idle:
+        nearest = max(
+            n for n in range(1, num_ranks + 1) if numbers["processes"] % n == 0 and n <= num_experts
+        )
+        notes.append(
+            f"{idle} of {num_ranks} processes have no expert of their own: nearest is parallel.expert_ranks={nearest}, "
+            "or parallel.cut_experts=true."
+        )
+    if not any(row["placement"] == "even, cut" for row in numbers["rows"]):
+        notes.append(
+            "Cuts are not for exact mode: the sum over an expert's hidden units would be another one."
+        )
     if numbers["hardware"] is not None:
         notes.append(f"Step: simulated on {numbers['hardware']}.")
     return Table(columns, numbers["rows"], notes)
@@ -215,22 +253,20 @@ def _make_table(numbers: dict[str, Any]) -> Table:
 
 def _draw_processes(placement: Placement, frequencies: Sequence[float]) -> list[str]:
     """Return a line for each process: bars of its memory and its work, and its experts from wide to narrow."""
-    work = [f * h for f, h in zip(frequencies, placement.widths, strict=False)]
-    replicas = [f"every process: {_name_experts([(i, placement.widths[i]) for i in placement.everywhere])}"]
-    even_units = sum(placement.count_units(rank) for rank in range(placement.num_ranks)) / placement.num_ranks
-    even_work = sum(work) / placement.num_ranks
-    of_replicas = sum(work[i] for i in placement.everywhere) / placement.num_ranks
-    lines = [f"{'process':7}  {'memory':{_BAR + 6}}  {'computing':{_BAR + 6}}  experts (hidden units)"]
-    for rank in range(placement.num_ranks):
-        parts = placement.list_parts(rank)
-        own = sum(work[part.expert] * part.num_units / placement.widths[part.expert] for part in parts)
-        shares = placement.count_units(rank) / (even_units or 1), (own + of_replicas) / (even_work or 1)
-        bars = "  ".join(f"{share:.2f} {'█' * round(_BAR * share):{_BAR + 1}}" for share in shares)
-        names = _name_experts(
-            sorted(((part.expert, part.num_units) for part in parts), key=lambda each: -each[1])
-        )
-        lines.append(f"{rank:7}  {bars}  {names}")
-    return lines + replicas * bool(placement.everywhere)
+    ranks, total = range(placement.num_ranks), sum(placement.widths)
+    replicas = [(i, placement.widths[i]) for i in placement.everywhere]
+    units = [placement.count_units(rank) + sum(width for _, width in replicas) for rank in ranks]
+    work = list_work(placement, frequencies)
+    columns = [[n * len(ranks) / total for n in units], [share * len(ranks) for share in work]]
+    most = max(max(column) for column in columns)
+    size = max(4, round(_MOST_BAR * min(1.0, _BAR * most / _MOST_BAR)))
+    lines = [f"process  {'memory':{size + 5}}  {'computing':{size + 5}}  experts (hidden units)"]
+    for rank in ranks:
+        bars = [f"{c[rank]:.2f} {'█' * round(size * c[rank] / most):{size}}" for c in columns]
+        parts = sorted(placement.list_parts(rank), key=lambda part: -part.num_units)
+        names = _name_experts([(part.expert, part.num_units) for part in parts])
+        lines.append(f"{rank:7}  {bars[0]}  {bars[1]}  {names}".rstrip())
+    return lines + [f"every process: {_name_experts(replicas)}"] * bool(replicas)
 
 
 def _name_experts(experts: Sequence[tuple[int, int]]) -> str:

@@ -7,10 +7,10 @@ the moments between them, and what is told by part is what is there then.
 """
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
-from hmoe.config.placed_experts import PlacedExperts
+from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
-from hmoe.config.weight_share import WeightShare
+from hmoe.config.weight_share import list_weight_shares
 from hmoe.specs.chunk import count_chunk_tokens
 from hmoe.specs.placement import EVEN_LOAD, ExpertLoad
 
@@ -72,20 +72,13 @@ class _Step:
         self._embedding = float(self._weight * model.vocab * model.dim)
         self._layers = [layer in model.moe_layers for layer in range(model.layers)]
         self._is_shared, self._is_exact = num_processes > 1, config.parallel.exact
-        shard, experts = config.parallel.sharding, config.parallel.experts
-        moe = sum(parts[name] for name in ("router", "experts", "shared", "zero")) / model.layers
-        apart = moe if experts not in (None, shard) else 0.0
-        placed = None
+        self._placed = None
         if config.parallel.places_experts and num_processes > 1:
-            placed = PlacedExperts(config, num_processes, load or EVEN_LOAD)
-            apart = placed.placed * self._weight / model.layers
-        shares = [WeightShare(config, num_processes, shard, self._outside, self._block - apart)]
-        if placed is not None:
-            local, group = self._weight * placed.local / model.layers, placed.data_parallel
-            shares.append(WeightShare(config, num_processes, shard, 0.0, local, group))
-        elif apart and experts is not None:
-            shares.append(WeightShare(config, num_processes, experts, 0.0, apart))
-        self._shares, self._placed = shares, placed
+            self._placed = PlacementCosts(config, num_processes, load or EVEN_LOAD)
+        experts = sum(parts[name] for name in ("router", "experts", "shared", "zero")) / model.layers
+        sizes = (self._outside, self._block, experts)
+        shares, self._computed = list_weight_shares(config, num_processes, sizes, self._placed)
+        self._shares = shares
         self._own = sum(share.own for share in shares)
         self._before = sum(share.before for share in shares)
 
@@ -244,7 +237,12 @@ class _Step:
             return self._tokens * ((2 if converts else 1) * model.dim + 4 * (model.ffn or 0)) * self._compute
         _, expected, _ = estimate_activated_width(model)
         _, choices, _ = moe.router.count_experts_per_token(len(moe.routed_widths))
-        hidden = 2 * expected * self._kept_share() + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+        busy = 1.0 if self._placed is None else self._placed.work
+        hidden = (
+            2 * busy * expected * self._kept_share()
+            + 4 * moe.shared
+            + 2 * (moe.hyper.dim if moe.hyper else 0)
+        )
         if self._placed is not None:  # rows that came from others and from here
             hidden += model.dim * (self._placed.rows + 1)
         numbers = model.dim * (self._weight + self._compute * converts) + hidden * self._compute
@@ -261,7 +259,7 @@ class _Step:
         """Return the copies of weights that so many blocks keep: converted, or queries, keys and values as one."""
         num_blocks = min(num_blocks, 1) if self._recomputes else num_blocks
         if self._compute < self._weight:
-            return num_blocks * self._block * self._compute / self._weight
+            return num_blocks * self._computed * self._compute / self._weight
         if self._model.qk_norm:
             return 0.0
         queries, keys = self._count_heads()

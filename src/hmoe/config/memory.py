@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.cpu_memory import estimate_cpu_memory
-from hmoe.config.placed_experts import PlacedExperts
+from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.config.weight_share import count_exact_sums
 from hmoe.errors import ConfigError
@@ -58,7 +58,9 @@ def read_host() -> Device:
     return Device("cpu", page_bytes * num_pages)
 
 
-def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> RunConfig:
+def choose_unset(
+    config: RunConfig, device: Device, num_processes: int = 1, load: ExpertLoad | None = None
+) -> RunConfig:
     """Choose data.micro_batches and train.activation_checkpointing for a device, where they are unset.
 
     On a GPU: the smallest micro-batch of at least ENOUGH_TOKENS whose step fits into SHARE of the memory,
@@ -86,7 +88,7 @@ def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> R
     if on_cpu:
         fewest = config.data.micro_batches or num_processes
         plain = _with(config, fewest, bool(config.train.activation_checkpointing))
-        if count_memory(plain, device.kind, num_processes) <= device.memory_bytes:
+        if count_memory(plain, device.kind, num_processes, load) <= device.memory_bytes:
             return plain
     given_size = config.data.micro_batches
     sizes = [given_size] if given_size else _divisors(config, on_cpu, num_processes)
@@ -94,7 +96,7 @@ def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> R
     choices = []
     for recompute in (False, True) if given is None else (given,):
         candidates = (_with(config, size, recompute) for size in sizes)
-        choices += [next((c for c in candidates if _fits(c, device, num_processes)), None)]
+        choices += [next((c for c in candidates if _fits(c, device, num_processes, load)), None)]
     without, again = choices[0], choices[-1]
     if without is None or again is None:
         return without or again or _with(config, sizes[-1], given is not False)
@@ -102,13 +104,15 @@ def choose_unset(config: RunConfig, device: Device, num_processes: int = 1) -> R
     return again if few and again.data.num_micro_batches < without.data.num_micro_batches else without
 
 
-def _fits(config: RunConfig, device: Device, num_processes: int) -> bool:
-    return count_memory(config, device.kind, num_processes) <= SHARE * device.memory_bytes
+def _fits(config: RunConfig, device: Device, num_processes: int, load: ExpertLoad | None) -> bool:
+    return count_memory(config, device.kind, num_processes, load) <= SHARE * device.memory_bytes
 
 
-def describe_choice(config: RunConfig, device: Device, num_processes: int = 1) -> str:
+def describe_choice(
+    config: RunConfig, device: Device, num_processes: int = 1, load: ExpertLoad | None = None
+) -> str:
     """Describe in one line what was chosen, and what it needs of the device's memory."""
-    parts, needed = config.data.num_micro_batches, count_memory(config, device.kind, num_processes)
+    parts, needed = config.data.num_micro_batches, count_memory(config, device.kind, num_processes, load)
     recomputing = (
         "activation checkpointing" if config.train.recomputes_blocks else "no activation checkpointing"
     )
@@ -150,15 +154,22 @@ def estimate_memory_by_part(
     parts = count_parameters(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     sparse = [layer in model.moe_layers for layer in range(model.layers)]
-    saved = {is_sparse: round(tokens * _count_saved(model, is_sparse, size)) for is_sparse in set(sparse)}
+    placed = None
+    if config.parallel.places_experts and num_processes > 1:
+        placed = PlacementCosts(config, num_processes, load or EVEN_LOAD)
+    busy = 1.0 if placed is None else placed.work
+    saved = {
+        is_sparse: round(tokens * _count_saved(model, is_sparse, size, busy)) for is_sparse in set(sparse)
+    }
     kept = sum(saved[is_sparse] for is_sparse in sparse)
     inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers
-    converted = block if train.recomputes_blocks else model.layers * block
+    computed = block if placed is None else block - round((placed.placed - placed.local) / model.layers)
+    converted = computed if train.recomputes_blocks else model.layers * computed
     chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
-    copies = size.compute * converted * size.converts + (weight + size.compute) * block
-    if config.parallel.places_experts and num_processes > 1:  # rows that came, and what their experts give
-        travelling = round(tokens * (1 + (load or EVEN_LOAD).rows) * model.dim * size.compute)
+    copies = size.compute * converted * size.converts + (weight + size.compute) * computed
+    if placed is not None:  # rows that came, and what their experts give
+        travelling = round(tokens * (1 + placed.rows) * model.dim * size.compute)
         saved[True], kept = saved[True] + travelling, kept + sum(sparse) * travelling
     activations = max(saved.values()) + inputs if train.recomputes_blocks else kept
     loss = (
@@ -166,7 +177,7 @@ def estimate_memory_by_part(
         + (weight + 2 * size.compute) * model.vocab * model.dim
         + 2 * tokens * model.dim * weight
     )
-    own, gathered, gradients = _count_shares(config, num_processes, total, block, load)
+    own, gathered, gradients = _count_shares(config, num_processes, total, block, placed)
     return {
         "parameters": weight * (own + gathered),
         "gradients": weight * gradients,
@@ -178,12 +189,12 @@ def estimate_memory_by_part(
 
 
 def _count_shares(
-    config: RunConfig, num_processes: int, total: int, block: int, load: ExpertLoad | None
+    config: RunConfig, num_processes: int, total: int, block: int, placed: PlacementCosts | None
 ) -> tuple[int, int, int]:
     """Return a process's weights between steps, those it gathers besides in a step, and its gradients."""
-    if not config.parallel.places_experts or num_processes == 1:
+    if placed is None:
         return _count_parts(config, num_processes, total, block)
-    placed, layers = PlacedExperts(config, num_processes, load or EVEN_LOAD), config.model.layers
+    layers = config.model.layers
     rest, rest_of_block = (round(each) for each in (total - placed.placed, block - placed.placed / layers))
     shared = _count_parts(config, num_processes, rest, rest_of_block)
     local = _count_parts(
@@ -224,9 +235,10 @@ class _Bytes(NamedTuple):
         return self.compute < self.weight
 
 
-def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes) -> float:
+def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes, busy: float = 1.0) -> float:
     """Return the bytes that a GPU keeps per token and block for the backward pass.
 
+    `busy` is how many times the mean of all processes its experts have to compute.
     Kernels keep x and pre-activations only. Autocast converts the input anew for every product that takes it;
     without it all keep the norm's output.
     """
@@ -240,7 +252,7 @@ def _count_saved(model: ModelSpec, sparse: bool, size: _Bytes) -> float:
     moe = model.moe
     assert moe is not None
     inputs = size.weight + size.compute * size.converts  # the router takes what the norm gives
-    hidden = 2 * _room(model) + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
+    hidden = 2 * busy * _room(model) + 4 * moe.shared + 2 * (moe.hyper.dim if moe.hyper else 0)
     router = _ROUTER_NUMBERS * 4 * len(moe.routed_widths)
     return stream + attention + model.dim * inputs + hidden * size.compute + router
 

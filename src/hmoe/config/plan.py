@@ -15,7 +15,7 @@ from hmoe.config.memory import MEMORY_LEFT_OUT, Device, choose_unset, estimate_m
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
-from hmoe.config.step_work import count_traffic
+from hmoe.config.traffic import count_traffic
 from hmoe.specs.model import ModelSpec
 from hmoe.specs.placement import ExpertLoad
 
@@ -26,6 +26,7 @@ def make_plan(
     num_processes: int = 1,
     hardware: Hardware | None = None,
     load: ExpertLoad | None = None,
+    width: float | None = None,
 ) -> dict[str, Any]:
     """Return what `hmoe plan` prints: sizes, FLOPs, tokens of the budget, memory on a device, and what a step takes.
 
@@ -35,6 +36,7 @@ def make_plan(
         num_processes: that share the run.
         hardware: on which a step is simulated; None: its time is not told.
         load: of the busiest process, where experts are placed.
+        width: hidden units that a token activates per MoE layer in the simulated step; None: a uniform router's.
 
     Raises:
         ConfigError: if so many processes cannot share the run.
@@ -43,7 +45,7 @@ def make_plan(
         device = Device(hardware.device, hardware.memory_bytes)
     device = device or read_host()
     check_processes(config, num_processes)
-    config = choose_unset(config, device, num_processes)
+    config = choose_unset(config, device, num_processes, load)
     model, context = config.model, config.data.sequence_length
     least, expected, most = estimate_activated_width(model)
     per_token = estimate_flops_per_token(model, context) + _hyper_flops_per_token(config)
@@ -70,7 +72,7 @@ def make_plan(
         **(
             {}
             if hardware is None
-            else {"step": _describe_step(config, hardware, num_processes, load, tokens)}
+            else {"step": _describe_step(config, hardware, num_processes, tokens, load, width)}
         ),
     }
 
@@ -105,10 +107,15 @@ def _describe_sharing(
 
 
 def _describe_step(
-    config: RunConfig, hardware: Hardware, num_processes: int, load: ExpertLoad | None, tokens: int | None
+    config: RunConfig,
+    hardware: Hardware,
+    num_processes: int,
+    tokens: int | None,
+    load: ExpertLoad | None,
+    width: float | None,
 ) -> dict[str, Any]:
     """Return what a step takes on a machine, and the whole budget."""
-    step = simulate_step(config, hardware, num_processes, load=load)
+    step = simulate_step(config, hardware, num_processes, width, load)
     return {
         "seconds": step.seconds,
         "by_part_seconds": step.by_part,

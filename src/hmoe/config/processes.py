@@ -46,6 +46,11 @@ def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
             f"parallel.expert_replicas = {parallel.expert_replicas}: the model has {len(moe.expert_widths)} experts"
         )
     group = parallel.expert_ranks or num_processes
+    if parallel.shard == "ddp" and group != num_processes:
+        raise ConfigError(
+            f"parallel.expert_ranks = {group}: with parallel.shard = ddp must be all {num_processes} processes; "
+            "nearest is parallel.shard = zero2"
+        )
     if parallel.replace_every and group != num_processes and num_processes % group == 0:
         raise ConfigError(
             f"parallel.replace_every = {parallel.replace_every}: experts that several processes share "

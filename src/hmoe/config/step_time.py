@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
-from hmoe.config.placed_experts import PlacedExperts
+from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import (
     ADDING_BYTES,
@@ -27,7 +27,9 @@ from hmoe.specs.placement import ExpertLoad
 _BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
 LEFT_OUT = (
     "reading data, evaluation and checkpoints",
-    "processes that have more to do than others, unless experts are placed, and waiting for the slowest one",
+    "processes that have more to do than others, and waiting for the slowest one; where experts are placed only that "
+    "memory, work and rows may be the most of different processes, groups that lie on several machines, and the travel "
+    "that a shared expert hides",
     "experts that are shared otherwise than the rest (parallel.experts), unless they are placed: they are taken as the "
     "rest",
     "HyperExperts, routing that grows with the number of experts, what a large vocabulary's gradients take besides",
@@ -134,7 +136,7 @@ class _Step:
         self._tokens = config.data.batch_tokens // config.data.num_micro_batches
         self._total = sum(count_parameters(config.model).values())
         self._outside = self._total - sum(block.parameters for block in self._blocks)
-        self._placed = None if load is None else PlacedExperts(config, num_processes, load)
+        self._placed = None if load is None else PlacementCosts(config, num_processes, load)
         self._shared = self._total - (0 if self._placed is None else self._placed.placed)
         self._recomputes = config.train.recomputes_blocks
         self._link = hardware.choose_link(self.shares.group)
@@ -202,8 +204,9 @@ class _Step:
         inner = max(1, round((width * block.hidden / 2) ** 0.5))
         clocks.compute("attention", tokens * block.attention / get_rate(h.attention_flops, width))
         clocks.compute("attention", tokens * block.scores / get_rate(h.scores_flops, width))
-        busy = self._placed.work if self._placed is not None else 1.0
-        clocks.compute("experts", busy * tokens * block.experts / get_rate(h.experts_flops, inner))
+        extra = self._placed.work - 1 if self._placed is not None else 0.0
+        flops = block.experts + extra * block.routed
+        clocks.compute("experts", tokens * flops / get_rate(h.experts_flops, inner))
         clocks.compute("feed-forward", tokens * block.ffn / get_rate(h.ffn_flops, inner))
         moved = tokens * block.moved_bytes / get_rate(h.elementwise_bytes_per_second, width)
         clocks.compute("norms, residuals, routing", moved)

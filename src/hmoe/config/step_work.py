@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.run import RunConfig
 from hmoe.specs.model import ModelSpec
-from hmoe.specs.placement import ExpertLoad
 
 FLOAT_BYTES = 4  # weights, gradients and the residual stream; AdamW keeps its moments so, too
 ADDING_BYTES = 12  # of a gradient that is added to another: both read, the sum written
@@ -26,6 +25,7 @@ class BlockWork:
     Attributes:
         attention, scores, experts, ffn: FLOPs of the projections, of causal attention over the sequence, of the experts
             that are activated, and of a dense feed-forward layer; the router's are among the experts'.
+        routed: of the experts' FLOPs those of routed experts, without the shared one and the router.
         moved_bytes: that norms, residuals and the sorting of tokens read and write.
         parameters: of the block.
         expert_parameters: of these, those of routed experts.
@@ -35,6 +35,7 @@ class BlockWork:
     attention: float
     scores: float
     experts: float
+    routed: float
     ffn: float
     moved_bytes: float
     parameters: int
@@ -71,6 +72,7 @@ def count_block_work(model: ModelSpec, context: int, width: float | None = None)
                 attention=4.0 * d * (q_width + kv_width),
                 scores=2.0 * context * q_width,
                 experts=experts,
+                routed=6.0 * d * width if sparse else 0.0,
                 ffn=0.0 if sparse else 6.0 * d * (model.ffn or 0),
                 # Two norms (in, out), two residuals (in, in, out), rotation, and rows of the experts in and out.
                 moved_bytes=FLOAT_BYTES * (10.0 * d + 4 * q_width + 4 * pairs * d),
@@ -80,23 +82,6 @@ def count_block_work(model: ModelSpec, context: int, width: float | None = None)
             )
         )
     return blocks
-
-
-@dataclass(frozen=True)
-class Traffic:
-    """What a process sends in a step, in bytes, by kind of operation.
-
-    Attributes:
-        gathered: weights, so that other processes can compute with them.
-        reduced: gradients, to the processes that keep their rows.
-        repeated: gradients, to the groups that hold the same rows (`parallel.replicas`).
-        travelling: tokens to experts and back, and their gradients (`parallel.experts`), by the busiest process.
-    """
-
-    gathered: float = 0.0
-    reduced: float = 0.0
-    repeated: float = 0.0
-    travelling: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,39 +120,3 @@ def describe_shares(config: RunConfig, num_processes: int) -> Shares:
         reduces_each_part=parallel.exact or parallel.sharding == "zero3",
         is_exact=parallel.exact,
     )
-
-
-def count_traffic(config: RunConfig, num_processes: int, load: ExpertLoad | None = None) -> Traffic:
-    """Return what each process sends in a step; `load` is where experts are, if they are placed."""
-    shares = describe_shares(config, num_processes)
-    total: float = sum(count_parameters(config.model).values())
-    outside = total - sum(block.parameters for block in count_block_work(config.model, 1))
-    size = count_number_bytes(config)
-    travelling = placed = 0.0
-    if load is not None:
-        placed = (1 - load.replicas) * count_parameters(config.model)["experts"]
-        total -= placed  # none of theirs is sent, unless several processes share the same ones
-        tokens = config.data.batch_tokens / num_processes
-        travelling = len(config.model.moe_layers) * tokens * load.rows * count_row_bytes(config)
-    kept = (shares.group - 1) / shares.group * size
-    # For a forward and a backward pass, between which what lies outside of blocks stays.
-    parts = shares.num_parts if shares.gathers_each_time else 1
-    times = 2 * parts if shares.gathers_each_time else 1
-    gathered = kept * ((total - outside) * times + outside * parts)
-    reduced = kept * total * (shares.num_parts if shares.reduces_each_part else 1)
-    repeated = 2 * (shares.replicas - 1) / shares.replicas * size * total / shares.group
-    if load is not None:
-        data_parallel = num_processes // (config.parallel.expert_ranks or num_processes)
-        own = load.units * placed * data_parallel / num_processes * (1 - 1 / data_parallel) * size
-        gathered += own * times
-        reduced += own * (shares.num_parts if shares.reduces_each_part else 1)
-    return Traffic(gathered, reduced, repeated, travelling)
-
-
-def count_row_bytes(config: RunConfig) -> float:
-    """Return the bytes that travel for a row of a layer's tokens: there and back, and so do their gradients.
-
-    Blocks that are computed again send their rows again.
-    """
-    number = 2 if config.train.precision == "bfloat16" else count_number_bytes(config)
-    return (6 if config.train.recomputes_blocks else 4) * config.model.dim * number

@@ -1,6 +1,8 @@
 """Weights and gradients of a process in a training step, by how they are shared. No torch."""
 
+from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
+from hmoe.config.step_work import count_number_bytes
 
 # Measured by two and four processes, not counted, as they depend on who waits for whom: of a block's gradients in exact
 # mode, where each process's are received by themselves and added up, and of weights that have just come (zero3).
@@ -20,6 +22,7 @@ class WeightShare:
 
     Attributes:
         own: weights between steps.
+        block: weights of a block.
         before: gradients before a step's last backward pass.
         is_whole: whether those are whole.
         group: processes that hold the weights between them.
@@ -44,7 +47,7 @@ class WeightShare:
             block: of those in each block.
             group: processes that hold the weights between them; None: all, or those of a replica.
         """
-        self._outside, self._block, self._layers = outside, block, config.model.layers
+        self._outside, self.block, self._layers = outside, block, config.model.layers
         self._gathers_each_time, self._is_shared = sharding == "zero3", num_processes > 1 and group != 1
         parts, is_exact = config.data.num_micro_batches, config.parallel.exact
         self._is_exact = is_exact
@@ -64,21 +67,51 @@ class WeightShare:
 
     def send(self) -> float:
         """Return a block's gradients on their way to the processes that keep their rows, and those rows."""
-        rows = self._block / self.group
+        rows = self.block / self.group
         if self._is_exact:
-            return (_EXACT_BLOCKS * self._block + _EXACT_ROWS * rows) * self._is_shared
-        return (self._block + rows) * self._is_shared
+            return (_EXACT_BLOCKS * self.block + _EXACT_ROWS * rows) * self._is_shared
+        return (self.block + rows) * self._is_shared
 
     def gather(self, num_done: int) -> float:
         """Return the weights that are gathered besides, when the backward pass has left so many blocks behind."""
         blocks: float = self._layers - num_done
         if self._gathers_each_time and blocks:
             blocks = min(blocks, 2) + _COMING_BLOCKS * (self.group > 1)  # this one, the next one
-        gathered = self._outside + self._block * blocks
+        gathered = self._outside + self.block * blocks
         return gathered * self._is_shared
 
     def arrive(self, num_blocks: int) -> float:
         """Return blocks as they have come, before their weights are copied into place or just after."""
         if self.group == 1:  # there is nobody to get them from
             return 0.0
-        return self._block * (1 if self._gathers_each_time else num_blocks)
+        return self.block * (1 if self._gathers_each_time else num_blocks)
+
+
+def list_weight_shares(
+    config: RunConfig,
+    num_processes: int,
+    sizes: tuple[float, float, float],
+    placed: PlacementCosts | None,
+) -> tuple[list[WeightShare], float]:
+    """Return the ways in which a run's weights are shared, and the bytes of a block that a process computes with.
+
+    Args:
+        config: of the run.
+        num_processes: that compute a step.
+        sizes: bytes outside of blocks, of a block, and of a block's layer with experts.
+        placed: where experts are placed.
+    """
+    (outside, block, layer), layers = sizes, config.model.layers
+    shard, experts = config.parallel.sharding, config.parallel.experts
+    if placed is None:
+        apart = layer if experts not in (None, shard) else 0.0
+        shares = [WeightShare(config, num_processes, shard, outside, block - apart)]
+        if apart and experts is not None:
+            shares.append(WeightShare(config, num_processes, experts, 0.0, apart))
+        return shares, block
+    size = count_number_bytes(config)
+    rest, local = block - placed.placed * size / layers, placed.local * size / layers
+    return [
+        WeightShare(config, num_processes, shard, outside, rest),
+        WeightShare(config, num_processes, shard, 0.0, local, placed.data_parallel),
+    ], rest + local

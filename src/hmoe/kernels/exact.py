@@ -25,8 +25,8 @@ class _Expert(NamedTuple):
     pre: slice
 
 
-def _list_experts(layer: Layer, rows_TD: torch.Tensor) -> Iterator[_Expert]:
-    """Yield the experts that have pairs; `rows_TD` is what each takes its rows of, x or its gradient's cause."""
+def _list_experts(layer: Layer) -> Iterator[_Expert]:
+    """Yield the experts that have pairs."""
     pair = unit = pre = 0
     for count, width in zip(layer.num_tokens_E.tolist(), layer.widths, strict=True):
         room = count_loop_rows(layer.x_TD, count) * width if count else 0
@@ -36,7 +36,7 @@ def _list_experts(layer: Layer, rows_TD: torch.Tensor) -> Iterator[_Expert]:
             places = torch.arange(count, device=layer.token_N.device)
             gate, up, down = (_align(w[units]) for w in (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD))
             counts = layer.num_tokens_E.new_tensor([count])
-            x_MD, gate_M = rows_TD[layer.token_N[pairs]], layer.gate_N[pairs].clone()
+            x_MD, gate_M = layer.x_TD[layer.token_N[pairs]], layer.gate_N[pairs].clone()
             own = Layer(x_MD, places, gate_M, counts, gate, up, down, (width,))
             yield _Expert(own, pairs, units, slice(pre, ends[2]))
         pair, unit, pre = ends
@@ -64,7 +64,7 @@ def forward_exact(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     x_TD, token_N = layer.x_TD, layer.token_N[:num_pairs]
     saved = Saved(x_TD.new_empty(room), x_TD.new_empty(room), torch.zeros_like(layer.token_N))
     rows_ND = x_TD.new_empty(num_pairs, x_TD.shape[1])
-    for expert in _list_experts(layer, x_TD):
+    for expert in _list_experts(layer):
         own = expert.layer._replace(gate_N=torch.ones_like(expert.layer.gate_N))
         rows_ND[expert.pairs], kept = forward_loop(own, expert.pre.stop - expert.pre.start if room else 0)
         if room:
@@ -80,7 +80,7 @@ def backward_exact(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: boo
     dx_ND = layer.x_TD.new_empty(num_pairs, layer.x_TD.shape[1])
     size = layer.w_gate_FD.shape if weights else (0,)
     gradients = [layer.w_gate_FD.new_zeros(size) for _ in range(3)]
-    for expert in _list_experts(layer, layer.x_TD):
+    for expert in _list_experts(layer):
         own = expert.layer
         gate, up = (of_layer[expert.pre].clone() for of_layer in saved[:2])
         dy_MD = dy_TD[layer.token_N[expert.pairs]]

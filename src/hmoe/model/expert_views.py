@@ -32,7 +32,7 @@ class PlacedExperts(Protocol):
         """
         ...
 
-    def find_ranks(
+    def list_ranks(
         self, num_tokens: int, num_experts: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the ranks of this process's tokens, and those of the experts."""

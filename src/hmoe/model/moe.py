@@ -139,6 +139,10 @@ class MoE(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw random weights; every expert's output has the same scale whatever its width."""
+        if self.experts is not None:
+            raise ConfigError(
+                "reset_parameters: experts are placed, draw their weights before hmoe.parallelize"
+            )
         self.router.reset_parameters(generator)
         nn.init.normal_(self.w_gate, std=self.dim**-0.5, generator=generator)
         nn.init.normal_(self.w_up, std=self.dim**-0.5, generator=generator)
@@ -204,11 +208,11 @@ class MoE(nn.Module):
         self, x_TD: torch.Tensor, token_rank_T: torch.Tensor | None, expert_rank_E: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Return the ranks given, or where experts are placed those of the processes, if the router asks for any."""
-        is_given = token_rank_T is not None or expert_rank_E is not None
-        if is_given or self.experts is None or not self.router.spec.uses_ranks or self.experts.exact:
+        if self.experts is None or not self.router.spec.uses_ranks or self.experts.exact:
             return token_rank_T, expert_rank_E
-        ranks = self.experts.find_ranks(len(x_TD), len(self.routed_widths), x_TD.device)
-        return ranks[0], ranks[1]
+        own = self.experts.list_ranks(len(x_TD), len(self.routed_widths), x_TD.device)
+        given = (token_rank_T, expert_rank_E)
+        return tuple(o if g is None else g for o, g in zip(own, given, strict=True))  # type: ignore[return-value]
 
     def run_experts(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Return the sum of each token's routed experts times their gates (T, D), in the type of x.

@@ -21,8 +21,9 @@ from hmoe.kernels import expert_ffn
 from hmoe.model.moe_input import check_same_dtype
 from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.routing import Routing
+from hmoe.model.waiting import get_constant
 from hmoe.parallel.exchange import Transfer, exchange_rows, sum_rows, take_rows
-from hmoe.parallel.trip import PartTable, Trip, join_ranges, plan_trip, repeat_each
+from hmoe.parallel.trip import PartTable, Trip, join_ranges, move_integers, plan_trip, repeat_each
 from hmoe.specs.placement import Placement
 
 if TYPE_CHECKING:
@@ -44,21 +45,21 @@ class ExpertRows(nn.Module):
     w_down: nn.Parameter
 
     def __init__(
-        self, rows: Sequence[range], weights: Sequence[torch.Tensor], requires_grad: bool = True
+        self, rows: Sequence[range], weights: Sequence[torch.Tensor], requires_grad: Sequence[bool]
     ) -> None:
         super().__init__()
         self.rows = list(rows)
-        for name, weight in zip(WEIGHTS, weights, strict=True):
-            self.register_parameter(name, nn.Parameter(weight, requires_grad=requires_grad))
+        for name, weight, flag in zip(WEIGHTS, weights, requires_grad, strict=True):
+            self.register_parameter(name, nn.Parameter(weight, requires_grad=flag))
 
     @classmethod
     def cut(cls, moe: "MoE", rows: Sequence[range]) -> "ExpertRows":
         """Return rows of a layer that has them all."""
-        own = []
-        for whole in (moe.w_gate, moe.w_up, moe.w_down):
+        own, wholes = [], (moe.w_gate, moe.w_up, moe.w_down)
+        for whole in wholes:
             cut = [whole.detach()[each.start : each.stop] for each in rows]
             own.append(torch.cat(cut) if cut else whole.detach()[:0].clone())
-        return cls(rows, own, moe.w_gate.requires_grad)
+        return cls(rows, own, [whole.requires_grad for whole in wholes])
 
     def forward(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
         """Return what a function makes of the three matrices and some tensors.
@@ -92,6 +93,7 @@ class DispatchedExperts(nn.Module):
         self.replicas = ExpertRows.cut(moe, placement.list_replica_rows()) if placement.everywhere else None
         self.gradient_share, self.exact, self.is_shared = 1.0, False, False
         self.sink: GradientSink | None = None
+        self.register_state_dict_pre_hook(_refuse_state_dict)  # type: ignore[no-untyped-call]
 
     def take_placement(self, placement: Placement) -> None:
         """Send tokens by a placement from now on; the rows must follow."""
@@ -103,7 +105,7 @@ class DispatchedExperts(nn.Module):
         whole = self.placement.list_whole_ranks()
         return [i for i, rank in enumerate(whole) if rank == self.rank or i in self.placement.everywhere]
 
-    def find_ranks(
+    def list_ranks(
         self, num_tokens: int, num_experts: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the real ranks of tokens and experts, for routers that rectify; -1 for experts that are not whole.
@@ -115,7 +117,7 @@ class DispatchedExperts(nn.Module):
         ranks = [self.rank if i in own else -1 if rank is None else rank for i, rank in enumerate(whole)]
         ranks += [-1] * (num_experts - len(ranks))
         token_rank_T = torch.full((num_tokens,), self.rank, dtype=torch.int64, device=device)
-        return token_rank_T, torch.tensor(ranks, dtype=torch.int64).to(device, non_blocking=True)
+        return token_rank_T, get_constant(tuple(ranks), torch.int64, device)
 
     def select_rows(self, expert: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Return the rows of a local expert in tensors that are laid out as the weights among which it is.
@@ -189,12 +191,12 @@ class DispatchedExperts(nn.Module):
         firsts = list(accumulate(trip.rows.received, initial=0))[:-1]
         order = trip.order_received(device)
         token_N = (rows.long() + repeat_each(firsts, trip.pairs.received, device))[order]
-        gate_N = gates.wait(gates_arriving)[:, 0][order]
+        gate_N = gates.wait(gates_arriving).index_select(0, order)[:, 0]
         x_rows = to_experts.wait(arriving)
         counts = [
             sum(of_source[part] for of_source in trip.num_received) for part in range(len(self.table.own))
         ]
-        count_P = torch.tensor(counts, dtype=torch.int64).to(device, non_blocking=True)
+        count_P = move_integers(counts, device)
 
         def compute(
             weights: Sequence[torch.Tensor], x_rows: torch.Tensor, gate_N: torch.Tensor
@@ -216,7 +218,7 @@ class DispatchedExperts(nn.Module):
         if self.replicas is None:
             return None
         experts, pairs = self.placement.everywhere, find_replica_pairs(self.placement, trip, x_TD.device)
-        count_P = routing.num_tokens_E[torch.tensor(experts).to(x_TD.device, non_blocking=True)]
+        count_P = routing.num_tokens_E[get_constant(tuple(experts), torch.int64, x_TD.device)]
         widths = [self.placement.widths[expert] for expert in experts]
         gate_N, token_N = take_rows(routing.gate_N[:, None], pairs)[:, 0], routing.token_N[pairs]
 
@@ -233,6 +235,14 @@ def find_replica_pairs(placement: Placement, trip: Trip, device: torch.device) -
     """Return the places of the pairs, in the routing, whose experts every process has."""
     experts = placement.everywhere
     return join_ranges([trip.begins[i] for i in experts], [trip.counts[i] for i in experts], device)
+
+
+def _refuse_state_dict(*_: object) -> None:
+    """Raise ConfigError: a process would silently write its own experts alone, under the names of all."""
+    raise ConfigError(
+        "state_dict: experts are placed, this process has some of them; nearest is "
+        "hmoe.parallel.kept_rows.gather_weights(model)"
+    )
 
 
 class _ShareGradient(torch.autograd.Function):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hmoe.errors import ConfigError
 from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts
 from hmoe.parallel.fixed_order import TreeSum, measure_norm, sum_row_squares
 from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
@@ -35,6 +36,11 @@ class ExactRanks(Ranks):
         # Whose gradients come as sums of a whole group, whose processes have neighbouring micro-batches.
         leaves_at_once: dict[nn.Module, int] = {}
         for experts in self._experts:
+            if experts.placement.num_cuts:
+                raise ConfigError(
+                    "placement: an expert is cut; exact results need whole ones, as the sum over its hidden units "
+                    "would be another one"
+                )
             experts.exact = True
             if experts.is_shared:
                 leaves_at_once[experts.local] = dist.get_world_size(experts.group)
@@ -56,8 +62,9 @@ class ExactRanks(Ranks):
         """Leave the sums of gradients with the experts that this process alone holds; the engine has the others'."""
         for experts, total in self._sums.items():
             for name, gradient in zip(WEIGHTS, total.take(), strict=True):
-                assert gradient is not None
                 parameter = getattr(experts.local, name)
+                if gradient is None or not parameter.requires_grad:
+                    continue
                 parameter.grad = DTensor.from_local(
                     gradient, parameter.device_mesh, parameter.placements, run_check=False
                 )

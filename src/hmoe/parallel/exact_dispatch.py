@@ -18,7 +18,7 @@ from hmoe.model.routing import Routing
 from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, find_replica_pairs
 from hmoe.parallel.exchange import Splits, exchange_rows
 from hmoe.parallel.fixed_order import TreeSum
-from hmoe.parallel.trip import Trip
+from hmoe.parallel.trip import Trip, move_integers
 
 _BACKEND = "exact"
 
@@ -112,7 +112,7 @@ class _ExactDispatch(torch.autograd.Function):
         dy_rows = torch.cat([travel.exchange(dy_TD[trip.row_token], trip.rows), dy_TD[token_N[stays]]])
         cut = torch.split(dy_rows, [len(layer.x_TD) for layer in layers])
         gradients = [
-            get_backend(_BACKEND).backward(layer, Saved(*islice(kept, 3)), dy, True)
+            get_backend(_BACKEND).backward(layer, Saved(*islice(kept, 3)), dy, any(ctx.needs_input_grad[3:]))
             for layer, dy in zip(layers, cut, strict=True)
         ]
         num_sources, back = len(trip.num_received), trip.rows.reverse()
@@ -136,7 +136,7 @@ def _make_layer(
 ) -> Layer:
     weights, widths = part
     places = torch.arange(len(x_rows), device=x_rows.device)
-    count_P = torch.tensor(counts, dtype=torch.int64).to(x_rows.device)
+    count_P = move_integers(counts, x_rows.device)
     gate, up, down = weights
     return Layer(x_rows, places, gates, count_P, gate, up, down, widths)
 

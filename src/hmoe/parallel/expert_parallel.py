@@ -1,8 +1,11 @@
 """Layers whose experts are placed: their weights are cut by a placement, before FSDP2 shares what is left."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -40,6 +43,16 @@ def split_expert_mesh(mesh: DeviceMesh) -> ExpertMesh:
         ConfigError: for a mesh that leaves open along which axis experts are placed.
     """
     names = mesh.mesh_dim_names or ()
+    if mesh.size() != dist.get_world_size():
+        raise ConfigError(
+            f"parallelize: mesh has {mesh.size()} of {dist.get_world_size()} processes; to place experts it needs all",
+            argument="mesh",
+        )
+    if mesh.mesh.flatten().tolist() != sorted(mesh.mesh.flatten().tolist()):
+        raise ConfigError(
+            f"parallelize: mesh = {mesh.mesh.tolist()}; to place experts its processes must be in rising order",
+            argument="mesh",
+        )
     if mesh.ndim == 1:
         alone = DeviceMesh(mesh.device_type, mesh.mesh.reshape(-1, 1), mesh_dim_names=(EXPERT_AXIS, "data"))
         return ExpertMesh(mesh.get_group(0), mesh.size(), alone["data"], mesh)
@@ -68,6 +81,7 @@ def place_layers(model: nn.Module, placements: Sequence[Placement], meshes: Expe
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, MoE)]
     check_placements(placements, [(name, layer.widths) for name, layer in layers], meshes.size)
+    check_alike(placements, meshes.whole)
     for (_, layer), placement in zip(layers, placements, strict=True):
         experts = DispatchedExperts(layer, placement, meshes.group)
         # The engine takes no weights without rows; all who share those of this process have none.
@@ -93,6 +107,17 @@ def make_local(rows: ExpertRows, data: DeviceMesh) -> None:
         weight = getattr(rows, name)
         tensor = DTensor.from_local(weight.detach(), data, [Shard(0)], run_check=False)
         setattr(rows, name, nn.Parameter(tensor, requires_grad=weight.requires_grad))
+
+
+def check_alike(placements: Sequence[Placement], mesh: DeviceMesh) -> None:
+    """Raise ConfigError unless all processes have the same placements: they would wait for tokens that nobody sends."""
+    content = json.dumps([placement.to_plain() for placement in placements]).encode()
+    own = torch.tensor([int.from_bytes(hashlib.sha256(content).digest()[:7])], device=mesh.device_type)
+    every = [torch.empty_like(own) for _ in range(mesh.size())]
+    dist.all_gather(every, own, group=mesh.get_group(0))
+    others = [rank for rank, each in enumerate(every) if int(each) != int(every[0])]
+    if others:
+        raise ConfigError(f"placement: process {others[0]} was given another one than process 0")
 
 
 def check_placements(

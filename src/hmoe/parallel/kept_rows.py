@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -51,11 +53,37 @@ class KeptRows(NamedTuple):
 
 def list_kept_rows(model: nn.Module) -> list[KeptRows]:
     """Return all parameters of a model, shared or placed or neither, as parts of the whole one."""
-    placed = {id(p): kept for kept in _list_placed(model) for p in (kept.parameter,)}
+    placed = {id(kept.parameter): kept for kept in _list_placed(model)}
     return [
         placed.get(id(parameter), KeptRows(name, parameter, list(parameter.shape)))
         for name, parameter in model.named_parameters()
     ]
+
+
+@torch.no_grad()
+def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return all weights of a shared model whole, on the CPU, by their names in a model that one process holds.
+
+    Every process calls it, and has them all.
+    """
+    weights: dict[str, torch.Tensor] = {}
+    for kept in list_kept_rows(model):
+        if not isinstance(kept.parameter, DTensor):
+            weights[kept.name] = kept.parameter.detach().cpu().clone()
+        elif kept.rows is None:
+            weights[kept.name] = kept.parameter.full_tensor().cpu()
+        else:
+            own, written = (_join(ranges) for ranges in (kept.list_own(), kept.list_written()))
+            is_written = torch.isin(own, written)
+            whole = kept.parameter.to_local().new_zeros(kept.shape)
+            whole[own[is_written]] = kept.parameter.to_local()[is_written]
+            dist.all_reduce(whole)  # each row is of one process, and 0 in all others
+            weights[kept.name] = whole.cpu() + weights.get(kept.name, torch.zeros(()))
+    return weights
+
+
+def _join(ranges: Sequence[range]) -> torch.Tensor:
+    return torch.cat([torch.arange(each.start, each.stop) for each in ranges] or [torch.arange(0)])
 
 
 def _list_placed(model: nn.Module) -> Iterator[KeptRows]:

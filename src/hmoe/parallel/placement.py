@@ -13,7 +13,15 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.parallel.cuts import cut_experts, split_experts
 from hmoe.parallel.whole_experts import Shares, list_shares, place_whole_experts
-from hmoe.specs.placement import Balance, ExpertPart, Placement, measure_balance, place_contiguously
+from hmoe.specs.placement import (
+    Balance,
+    ExpertLoad,
+    ExpertPart,
+    Placement,
+    measure_balance,
+    measure_load,
+    place_contiguously,
+)
 
 Frequencies = Sequence[Sequence[float]]  # how many of a token's choices fall to each expert, by MoE layer
 # Times an even part: what whole experts may reach before any is cut.
@@ -173,6 +181,34 @@ def _list_cut_parts(experts: Sequence[int], units: Sequence[Sequence[int]]) -> l
                 parts.append(ExpertPart(expert, first, size, rank))
             first += size
     return parts
+
+
+def assume_frequencies(config: RunConfig) -> list[list[float]]:
+    """Return how often a uniform router chooses each expert of a run, zero-computation ones included."""
+    moe = config.model.moe
+    assert moe is not None
+    num_experts = len(moe.routed_widths)
+    _, per_token, _ = moe.router.count_experts_per_token(num_experts)
+    return [[per_token / num_experts] * num_experts] * len(config.model.moe_layers)
+
+
+def measure_run_load(
+    config: RunConfig, num_processes: int, frequencies_ZE: Frequencies | None = None
+) -> ExpertLoad | None:
+    """Return what the busiest process of a run would have; None where all experts live in every process.
+
+    Args:
+        config: of the run.
+        num_processes: of the run.
+        frequencies_ZE: how many of a token's choices fall to each expert; None: a uniform router's.
+    """
+    moe = config.model.moe
+    if moe is None or not config.parallel.places_experts or num_processes == 1:
+        return None
+    placements = choose_placements(config, num_processes, frequencies_ZE)
+    fewest, _, most = moe.router.count_experts_per_token(len(moe.routed_widths))
+    frequencies_ZE = frequencies_ZE or assume_frequencies(config)
+    return measure_load(placements, frequencies_ZE, most if fewest == most else None, config.parallel.exact)
 
 
 def choose_placements(

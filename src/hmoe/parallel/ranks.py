@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from hmoe.errors import ConfigError
 from hmoe.parallel.dispatch import DispatchedExperts
 from hmoe.parallel.expert_parallel import list_dispatched
 from hmoe.parallel.group import Messages
@@ -124,6 +125,11 @@ class Ranks:
         placed_mesh = placed.device_mesh if isinstance(placed, DTensor) else None
         groups, norms = _group_by_mesh(gradients), []
         for mesh, group in groups.items():
+            if mesh is not None and mesh.size() < self.size and placed_mesh is None:
+                raise ConfigError(
+                    "norm: a gradient is of experts that are placed, other processes have others; call "
+                    "Ranks.adopt(model, num_parts) first"
+                )
             norm = gather_whole(nn.utils.get_total_norm(group))
             if placed_mesh is not None and mesh == placed_mesh:  # each process of the group has other experts
                 squares = norm.square()

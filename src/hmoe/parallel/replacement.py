@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from hmoe.errors import ConfigError
 from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, ExpertRows
 from hmoe.parallel.exchange import Splits, exchange_rows
 from hmoe.parallel.expert_parallel import list_dispatched, make_local
@@ -35,13 +36,45 @@ def move_experts(
         optimizer: of its parameters.
         placements: one for each layer with experts.
         gather_values: returns a JSON value of every process.
+
+    Raises:
+        ConfigError: for placements that do not fit, gradients that are still there, or experts that cannot move.
     """
+    layers = list(list_dispatched(model))
+    _check_move(layers, placements, optimizer)
     num_bytes = 0
-    for experts, placement in zip(list_dispatched(model), placements, strict=True):
-        assert placement.everywhere == experts.placement.everywhere, "replicas belong to all"
+    for experts, placement in zip(layers, placements, strict=True):
         if placement != experts.placement:
             num_bytes += _move_layer(experts, placement, optimizer, gather_values)
     return num_bytes
+
+
+def _check_move(
+    layers: Sequence[DispatchedExperts], placements: Sequence[Placement], optimizer: torch.optim.Optimizer
+) -> None:
+    """Raise ConfigError for what cannot move, before anything has moved."""
+    before = [experts.placement for experts in layers]
+    if [(p.widths, p.num_ranks, p.everywhere) for p in placements] != [
+        (p.widths, p.num_ranks, p.everywhere) for p in before
+    ]:
+        raise ConfigError(
+            "move_experts: placements are of other layers, processes or replicas than those that the model has"
+        )
+    # By the placements alone, so that all processes raise it.
+    if any(each.is_shared or dist.get_world_size(each.group) != dist.get_world_size() for each in layers):
+        raise ConfigError(
+            "move_experts: experts that several processes share by FSDP2 cannot move; load a checkpoint instead"
+        )
+    for experts in layers:
+        for name in WEIGHTS:
+            weight = getattr(experts.local, name)
+            if weight.grad is not None:
+                raise ConfigError(
+                    "move_experts: there are gradients; step, or drop them, before experts move"
+                )
+            for moment, value in optimizer.state.get(weight, {}).items():
+                if isinstance(value, torch.Tensor) and value.ndim and value.shape != weight.shape:
+                    raise ConfigError(f"move_experts: moment {moment} has no row for each row of the weights")
 
 
 def _move_layer(
@@ -86,7 +119,8 @@ def _make_rows(experts: DispatchedExperts, placement: Placement) -> ExpertRows:
     old, rows = experts.local, placement.list_rows(experts.rank)
     like = old.w_gate.to_local() if isinstance(old.w_gate, DTensor) else old.w_gate
     shape = (sum(map(len, rows)), *like.shape[1:])
-    new = ExpertRows(rows, [like.new_empty(shape) for _ in WEIGHTS], old.w_gate.requires_grad)
+    flags = [getattr(old, name).requires_grad for name in WEIGHTS]
+    new = ExpertRows(rows, [like.new_empty(shape) for _ in WEIGHTS], flags)
     new.train(old.training)
     assert isinstance(old.w_gate, DTensor)
     make_local(new, old.w_gate.device_mesh)

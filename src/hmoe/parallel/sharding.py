@@ -70,14 +70,19 @@ def parallelize(
     _check_choices(shard, experts, gradients, prefetch)
     _check_placement(experts, placement)
     placed: ExpertMesh | None = None
+    blocks = None if blocks is None else list(blocks)
     if experts == "expert_parallel":
         placed, experts = split_expert_mesh(mesh), None
+        if shard == "ddp" and placed.data.size() > 1:
+            raise ConfigError("parallelize: ddp shares no experts in a mesh of two axes; nearest is zero2")
         mesh = placed.whole
-        share = 1.0 if gradients == "sum" else 1 / mesh.size()
-        place_layers(model, _list_placements(model, placement, placed.size), placed, share)
     groups = list_groups(model, blocks, shard, experts)
     _check_groups(model, groups)
     _check_mesh(mesh, set(groups.values()))
+    if placed is not None:  # not before all else fits: weights are gone afterwards
+        share = 1.0 if gradients == "sum" else 1 / mesh.size()
+        place_layers(model, _list_placements(model, placement, placed.size), placed, share)
+        groups = list_groups(model, blocks, shard, experts)
     ignored = _list_whole_parameters(model)
     for module, kind in groups.items():
         # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
@@ -101,6 +106,10 @@ def _list_placements(
 ) -> Sequence[Placement]:
     """Return a placement for each layer with experts."""
     layers = [module for module in model.modules() if isinstance(module, MoE)]
+    if not layers:
+        raise ConfigError(
+            'parallelize: experts = "expert_parallel": the model has no layer of hmoe.MoE; nearest is None'
+        )
     if placement is None:
         return [place_experts(layer.widths, num_ranks) for layer in layers]
     return [placement] * len(layers) if isinstance(placement, Placement) else placement
@@ -134,6 +143,12 @@ def _prefetch_blocks(model: nn.Module, groups: _Groups, num_ahead: int) -> None:
         if num_ahead:
             module.set_modules_to_forward_prefetch(cast(list[FSDPModule], [*experts, *chain(*after)]))
             module.set_modules_to_backward_prefetch(cast(list[FSDPModule], list(chain(*before[::-1]))))
+    # Without a list the engine asks for what was computed before, which differs where experts do: itself is nothing.
+    if any(list_dispatched(model)):
+        firsts = [module for module, *_ in ordered[: len(ordered) if not num_ahead else 1]]
+        for module in [*firsts, *(part for part in groups if isinstance(part, ExpertRows))]:
+            assert isinstance(module, FSDPModule)
+            module.set_modules_to_backward_prefetch([module])
 
 
 def list_groups(

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from hmoe.model.routing import Routing
+from hmoe.model.waiting import get_constant
 from hmoe.parallel.exchange import Splits, exchange_rows
 from hmoe.specs.placement import Placement
 
@@ -64,8 +65,8 @@ class Trip:
         sent_pair: place in the routing of each pair that is sent.
         sent_row: row of each such pair, counted from the first one that goes to its process.
         num_received: pairs that came, by source and part of this process.
-        begins: place of the first pair of each expert in the routing.
-        num_pairs: pairs of experts with hidden units.
+        begins, counts: place of the first pair of each expert in the routing, and how many it has; of experts with
+            hidden units.
     """
 
     rows: Splits
@@ -110,10 +111,10 @@ def plan_trip(
     """
     placement, device = table.placement, routing.token_N.device
     num_ranks = placement.num_ranks
-    count_P = routing.num_tokens_E[torch.tensor(table.experts, dtype=torch.int64, device=device)]
+    count_P = routing.num_tokens_E[get_constant(tuple(table.experts), torch.int64, device)]
     needs_RT = None if by_pair else _find_needs(routing, table, num_tokens)
     rows_R = routing.num_tokens_E.new_zeros(num_ranks) if needs_RT is None else needs_RT.sum(1)
-    message = torch.cat([rows_R, count_P])[torch.tensor(table.message_order, device=device)]
+    message = torch.cat([rows_R, count_P])[get_constant(tuple(table.message_order), torch.int64, device)]
     answer = exchange_rows(message, table.message_splits, group)
     sizes = read_sizes(routing.num_tokens_E, message, answer)
     counts = sizes[0][: len(placement.widths)]
@@ -155,21 +156,26 @@ def _cut(numbers: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
 def _find_needs(routing: Routing, table: PartTable, num_tokens: int) -> torch.Tensor:
     """Return which process a token travels to, boolean (R, T)."""
     device, num_experts = routing.token_N.device, len(routing.num_tokens_E)
-    is_on = [[0.0] * num_experts for _ in range(table.placement.num_ranks)]
+    num_ranks = table.placement.num_ranks
+    is_on = [0.0] * (num_ranks * num_experts)
     for expert, rank in zip(table.experts, table.ranks, strict=True):
-        is_on[rank][expert] = 1.0
+        is_on[rank * num_experts + expert] = 1.0
     chosen_TE = torch.zeros(num_tokens, num_experts, device=device)
     # Pairs beyond the counts are of token 0, which has not chosen their expert.
     real_N = torch.arange(len(routing.token_N), device=device) < routing.num_tokens_E.sum()
     chosen_TE.index_put_((routing.token_N, routing.expert_N), real_N.float(), accumulate=True)
-    return torch.tensor(is_on, device=device) @ chosen_TE.T > 0
+    is_on_RE = get_constant(tuple(is_on), torch.float32, device).view(num_ranks, num_experts)
+    return is_on_RE @ chosen_TE.T > 0
+
+
+def move_integers(values: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return integers on a device, without waiting for what it still has to do."""
+    return torch.tensor(list(values), dtype=torch.int64).to(device, non_blocking=True)
 
 
 def repeat_each(values: Sequence[int], times: Sequence[int], device: torch.device) -> torch.Tensor:
     """Return each value as often as it is said."""
-    of_device = [
-        torch.tensor(list(each), dtype=torch.int64).to(device, non_blocking=True) for each in (values, times)
-    ]
+    of_device = [move_integers(each, device) for each in (values, times)]
     return torch.repeat_interleave(*of_device, output_size=sum(times))
 
 

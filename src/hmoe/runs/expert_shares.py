@@ -58,7 +58,9 @@ def read_frequencies(run: Path, step: int | None = None) -> list[list[float]] | 
 
     None: nothing was logged.
     """
-    rows = [row for _, row in read_logs(run, step)[0] if row.get("expert_token_share")][-_RECENT_ROWS:]
+    # Runs of earlier versions did not log how many experts a token has.
+    known = ("expert_token_share", "experts_per_token_by_layer")
+    rows = [row for _, row in read_logs(run, step)[0] if all(map(row.get, known))][-_RECENT_ROWS:]
     tables = [
         [
             [share * per_token for share in layer]

@@ -21,13 +21,26 @@ def read_placement_log(run: Path, last_step: int | None = None) -> list[dict[str
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-            if type(row["step"]) is not int or not isinstance(row["placements"], list):
+            if not _is_row(row):
                 break
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, RecursionError):
             break
         if last_step is None or row["step"] <= last_step:
             rows.append(row)
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Return whether a row has what readers ask for."""
+    if (
+        not isinstance(row, dict)
+        or type(row.get("step")) is not int
+        or not isinstance(row.get("placements"), list)
+    ):
+        return False
+    numbers = (row.get("before"), row.get("after"))
+    is_number = all(each is None or type(each) in (int, float) for each in numbers)
+    return is_number and (row.get("before") is None or row.get("after") is not None)
 
 
 def write_placement_row(run: Path, row: dict[str, Any], placements: list[Placement]) -> None:
@@ -46,7 +59,7 @@ def describe_placement_log(run: Path, last_step: int) -> str | None:
     if not rows:
         return None
     moves = [row for row in rows if row.get("before") is not None]
-    processes = sorted({row["processes"] for row in rows if "processes" in row})
+    processes = sorted({row["processes"] for row in rows if type(row.get("processes")) is int})
     line = (
         f"experts were placed on {' and '.join(map(str, processes))} processes, and moved {len(moves)} times"
     )

@@ -6,6 +6,7 @@ from hmoe.config.memory import Device, choose_unset, count_memory, describe_choi
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
+from hmoe.parallel.placement import measure_run_load
 from hmoe.train.console import Console
 from hmoe.train.processes import Processes
 from hmoe.units import format_bytes
@@ -35,9 +36,10 @@ def fit_config(config: RunConfig, device: Device, console: Console, processes: P
         ConfigError: if the device has too little memory, or the processes cannot share the batch.
     """
     check_processes(config, processes.size)
-    chosen = choose_unset(config, device, processes.size)
+    load = measure_run_load(config, processes.size)
+    chosen = choose_unset(config, device, processes.size, load)
     check_processes(chosen, processes.size)
-    needed = count_memory(chosen, device.kind, processes.size)
+    needed = count_memory(chosen, device.kind, processes.size, load)
     if needed > device.memory_bytes:
         ways = ["raise data.micro_batches"] * (
             config.data.micro_batches not in (None, config.data.batch_sequences)
@@ -56,5 +58,5 @@ def fit_config(config: RunConfig, device: Device, console: Console, processes: P
         device.kind == "cpu" and (chosen.data.micro_batches, chosen.train.activation_checkpointing) == plain
     )
     if chosen != config and not usual:
-        console.note(describe_choice(chosen, device, processes.size))
+        console.note(describe_choice(chosen, device, processes.size, load))
     return chosen

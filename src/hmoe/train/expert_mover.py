@@ -13,7 +13,7 @@ from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.replacement import move_experts
 from hmoe.runs.placement_log import write_placement_row
 from hmoe.specs.placement import measure_balance
-from hmoe.train.placements import LoadWatch
+from hmoe.train.placements import LoadWatch, list_placement_keys
 from hmoe.train.shared_run import adopt_model
 from hmoe.train.step import StepRecord
 
@@ -75,5 +75,6 @@ class ExpertMover:
     def _write(self, step: int, values: dict[str, Any]) -> None:
         with self._ranks.together():
             if self._ranks.rank == 0:
-                row = {"step": step, "processes": self._ranks.size, **values}
+                keys = list_placement_keys(self._config, self._ranks.size)
+                row = {"step": step, "processes": self._ranks.size, "keys": keys, **values}
                 write_placement_row(self._run, row, self._watch.placements)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hmoe.config.run import RunConfig
 from hmoe.parallel.placement import Frequencies, keep_ranks, place_experts
 from hmoe.runs.expert_shares import read_frequencies
-from hmoe.specs.placement import Placement, measure_balance
+from hmoe.runs.placement_log import read_placement_log
+from hmoe.specs.placement import Balance, Placement, measure_balance
 from hmoe.train.processes import Processes
 
 
@@ -32,8 +33,44 @@ def recall_frequencies(run: Path, step: int, config: RunConfig, processes: Proce
     """Return how often each expert of a run was chosen lately, where that decides who holds it; None: not known."""
     if step < 0 or processes.size == 1 or not config.parallel.places_experts:
         return None
-    frequencies: Frequencies | None = processes.broadcast(read_frequencies(run, step))
-    return frequencies
+    known: Frequencies | None = None
+    with processes.together():
+        if processes.rank == 0:
+            known = read_frequencies(run, step)
+    known = processes.broadcast(known)
+    return known
+
+
+def recall_placements(
+    run: Path, step: int, config: RunConfig, processes: Processes
+) -> list[Placement] | None:
+    """Return where the experts of a run lived at a step, if they can live there again; None: not known.
+
+    So a run that goes on with the same processes and keys has the bits of one that was not interrupted.
+    """
+    if step < 0 or processes.size == 1 or not config.parallel.places_experts:
+        return None
+    plain = None
+    with processes.together():
+        rows = read_placement_log(run, step) if processes.rank == 0 else []
+        if rows and rows[-1].get("keys") == list_placement_keys(config, processes.size):
+            plain = rows[-1]["placements"]
+    plain = processes.broadcast(plain)
+    return None if plain is None else [Placement.from_plain(each) for each in plain]
+
+
+def list_placement_keys(config: RunConfig, num_processes: int) -> list[Any]:
+    """Return what placements depend on beside the load."""
+    parallel, moe = config.parallel, config.model.moe
+    assert moe is not None
+    keys = (parallel.expert_placement, parallel.expert_replicas, parallel.cut_experts)
+    return [list(moe.expert_widths), parallel.expert_ranks or num_processes, *keys]
+
+
+def is_worth_moving(before: Balance, after: Balance, gain: float) -> bool:
+    """Return whether work or memory of the fullest process falls by a gain, and the larger of both does not rise."""
+    falls = any(old > (1 + gain) * new for old, new in zip(before, after, strict=True))
+    return falls and after.worst <= before.worst
 
 
 class Replacement(NamedTuple):
@@ -87,7 +124,7 @@ class LoadWatch:
         placements, layers, ratios = list(now), [], []
         for layer, (old, new, load_E) in enumerate(zip(now, wanted, loads, strict=True)):
             before, after = (measure_balance(each, load_E[: len(each.widths)]) for each in (old, new))
-            if before.worst > (1 + gain) * after.worst:
+            if is_worth_moving(before, after, gain):
                 placements[layer] = new
                 layers.append(layer)
                 ratios.append((before.compute, after.compute))

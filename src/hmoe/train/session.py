@@ -15,11 +15,12 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
-from hmoe.parallel.placement import Frequencies
+from hmoe.parallel.placement import choose_placements
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
+from hmoe.specs.placement import Placement
 from hmoe.storage import hash_file
 from hmoe.train.alike import check_alike
 from hmoe.train.compiled import compile_blocks
@@ -29,7 +30,7 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
-from hmoe.train.placements import recall_frequencies
+from hmoe.train.placements import recall_frequencies, recall_placements
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
 from hmoe.train.stop import StopRequest
@@ -161,7 +162,10 @@ def open_session(
     check_alike(config, device, index.fingerprint, processes)
     step = -1 if restored is None else restored.step
     frequencies_ZE = recall_frequencies(folder.path, step, config, processes)
-    model = _build_model(config, device, processes, frequencies_ZE)
+    placements = recall_placements(folder.path, step, config, processes)
+    if placements is None and config.parallel.places_experts and processes.size > 1:
+        placements = choose_placements(config, processes.size, frequencies_ZE)
+    model = _build_model(config, device, processes, placements)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -207,7 +211,7 @@ def _open_records(
 
 
 def _build_model(
-    config: RunConfig, device: str, processes: Processes, frequencies_ZE: Frequencies | None
+    config: RunConfig, device: str, processes: Processes, placements: list[Placement] | None
 ) -> Transformer:
     """Return the model with its first weights, ready for training steps."""
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
@@ -216,7 +220,7 @@ def _build_model(
     else:
         from hmoe.train.shared_run import build_shared_model  # noqa: PLC0415 - the engine is slow to import
 
-        model = build_shared_model(config, cast(Any, processes), dtype, frequencies_ZE)
+        model = build_shared_model(config, cast(Any, processes), dtype, placements)
     model.activation_checkpointing = config.train.recomputes_blocks
     if config.train.compile:
         compile_blocks(model)

@@ -1,6 +1,7 @@
 """What several processes do otherwise than one: they join, share the model, and each knows its device."""
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
-from hmoe.parallel.placement import Frequencies, choose_placements
+from hmoe.parallel.placement import choose_placements
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
+from hmoe.specs.placement import Placement
 
 
 def make_ranks(config: RunConfig, device: str, messages: Messages, local_size: int) -> Ranks:
@@ -39,7 +41,7 @@ def check_shared_folder(run: Path, messages: Messages) -> None:
 
 
 def build_shared_model(
-    config: RunConfig, ranks: Ranks, dtype: torch.dtype, frequencies_ZE: Frequencies | None = None
+    config: RunConfig, ranks: Ranks, dtype: torch.dtype, placements: Sequence[Placement] | None = None
 ) -> Transformer:
     """Return the model of a run with its first weights, of which each process keeps its part.
 
@@ -47,10 +49,11 @@ def build_shared_model(
         config: of the run.
         ranks: the processes.
         dtype: of the weights.
-        frequencies_ZE: how often each expert is chosen, for placements; None: as if all were alike.
+        placements: of its layers with experts, if those are placed; None: as if all experts were chosen alike often.
     """
     parallel = config.parallel
-    placements = choose_placements(config, ranks.size, frequencies_ZE) if parallel.places_experts else None
+    if parallel.places_experts and placements is None:
+        placements = choose_placements(config, ranks.size)
     model = build_sharded_transformer(
         config.model, config.seed, ranks.mesh, dtype,
         shard=parallel.sharding, experts=parallel.experts, gradients="sum", placement=placements,

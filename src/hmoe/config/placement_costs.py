@@ -11,7 +11,7 @@ _CALLS = (
 )
 
 
-class PlacedExperts:
+class PlacementCosts:
     """Experts that are placed on the processes of a group, the same ones in each group of a run.
 
     Attributes:
