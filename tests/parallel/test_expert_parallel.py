@@ -20,9 +20,12 @@ import hmoe
 from hmoe.model.balance import update_router_biases
 from hmoe.model.decisions import Decisions
 from hmoe.parallel import trip
-from hmoe.parallel.kept_rows import list_kept_rows
+from hmoe.parallel.exact import ExactRanks
+from hmoe.parallel.expert_parallel import list_dispatched
+from hmoe.parallel.kept_rows import gather_weights, list_kept_rows
 from hmoe.parallel.placement import place_experts
 from hmoe.parallel.ranks import Ranks
+from hmoe.parallel.replacement import move_experts
 from hmoe.specs.placement import ExpertPart, Placement, place_contiguously
 
 WIDTHS = (5, 29, 11, 7, 2, 3)
@@ -255,16 +258,114 @@ def check_mean(mesh: DeviceMesh) -> None:
         torch.testing.assert_close(mean * mesh.size(), total)
 
 
+def check_gathering(mesh: DeviceMesh) -> None:
+    """Whole weights come back by the names of a model that one process holds; a part of them is not given as all."""
+    plain, model = make_model("top-2"), make_model("top-2")
+    group = mesh.size(mesh.ndim - 1)
+    placement = place_experts(WIDTHS, group, HEAT, cut=True, replicas=1)
+    hmoe.parallelize(model, mesh, experts="expert_parallel", placement=placement)
+    weights = gather_weights(model)
+    expected = dict(plain.named_parameters())
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in weights)
+    with pytest.raises(
+        hmoe.ConfigError,
+        match=r"state_dict: experts are placed, .* hmoe\.parallel\.kept_rows\.gather_weights",
+    ):
+        model.state_dict()
+    with pytest.raises(hmoe.ConfigError, match=r"draw weights before hmoe\.parallelize"):
+        model.blocks[0].reset_parameters()  # type: ignore[operator]
+
+
+def check_moving(mesh: DeviceMesh) -> None:
+    """Experts move with both moments; what cannot move is refused while all is as it was."""
+    group = mesh.size(mesh.ndim - 1)
+    before, after = (place_experts(WIDTHS, group, heat) for heat in (HEAT, HEAT[::-1]))
+    model = make_model("top-2")
+    model.blocks[0].w_down.requires_grad_(False)
+    hmoe.parallelize(model, mesh, experts="expert_parallel", placement=before, gradients="sum")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], fused=True)
+    ranks = Ranks(mesh)
+    model(draw_tokens(mesh.size())[dist.get_rank()])[0].square().sum().backward()
+    with pytest.raises(hmoe.ConfigError, match=r"there are gradients|cannot move"):
+        move_experts(model, optimizer, [after] * 2, ranks.gather_values)
+    optimizer.step()
+    optimizer.zero_grad()
+    with pytest.raises(hmoe.ConfigError, match="of other layers, processes or replicas"):
+        move_experts(model, optimizer, [place_experts(WIDTHS, group, replicas=1)] * 2, ranks.gather_values)
+    if mesh.ndim == 2:
+        with pytest.raises(hmoe.ConfigError, match="share by FSDP2 cannot move"):
+            move_experts(model, optimizer, [after] * 2, ranks.gather_values)
+        return
+    weights, moments = gather_weights(model), gather_moments(model, optimizer)
+    sent = sum(ranks.gather_values(move_experts(model, optimizer, [after] * 2, ranks.gather_values)))
+    assert sent > 0
+    assert [e.placement for e in list_dispatched(model)] == [after, after]
+    assert not next(iter(list_dispatched(model))).local.w_down.requires_grad
+    moved, moved_moments = gather_weights(model), gather_moments(model, optimizer)
+    assert all(torch.equal(moved[name], weights[name]) for name in weights)
+    assert moments.keys() == moved_moments.keys()
+    assert all(torch.equal(moved_moments[key], moments[key]) for key in moments)
+    model(draw_tokens(mesh.size())[dist.get_rank()])[0].square().sum().backward()
+    optimizer.step()
+
+
+def check_order(mesh: DeviceMesh) -> None:
+    """All processes ask in one order, also where some have no expert and blocks are not gathered ahead."""
+    placement = make_placement("one process has all", mesh.size(1))
+    for prefetch in (0, 2):
+        model = make_model("top-2")
+        options: dict[str, Any] = {"shard": "zero3", "prefetch": prefetch, "placement": placement}
+        hmoe.parallelize(model, mesh, experts="expert_parallel", gradients="sum", **options)
+        for _ in range(2):
+            model(draw_tokens(mesh.size())[dist.get_rank()])[0].sum().backward()
+
+
+def gather_moments(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """First moments of placed experts whole, gathered by who holds which rows, and the numbers of steps."""
+    moments: dict[str, torch.Tensor] = {}
+    for kept in list_kept_rows(model):
+        state = optimizer.state.get(kept.parameter, {})
+        if kept.rows is None or not state:
+            continue
+        whole = torch.zeros(kept.shape, dtype=torch.float64)
+        rows = [row for each in kept.list_own() for row in each]
+        whole[rows] = state["exp_avg"].to_local()
+        dist.all_reduce(whole)
+        moments |= {kept.name: whole, f"{kept.name}.step": state["step"].clone()}
+    return moments
+
+
 def check_refusals(mesh: DeviceMesh) -> None:
     for options, said in (
-        ({"placement": make_placement("even", mesh.size() + 1)}, "is placed on 3 processes, the group has 2"),
+        (
+            {"placement": make_placement("even", mesh.size() + 1)},
+            "is placed on 3 processes, the group has 2",
+        ),
         ({"placement": place_experts((4, 4), mesh.size())}, "has experts of .* units, the placement is of"),
         ({"placement": [make_placement("even", mesh.size())]}, "1 are given for 2 layers with experts"),
+        ({"blocks": [nn.Linear(2, 2)]}, "blocks: one is no part of the model"),
     ):
+        model = make_model("top-2")
         with pytest.raises(hmoe.ConfigError, match=said):
-            hmoe.parallelize(make_model("top-2"), mesh, experts="expert_parallel", **options)  # type: ignore[arg-type]
+            hmoe.parallelize(model, mesh, experts="expert_parallel", **options)  # type: ignore[arg-type]
+        assert model.blocks[0].w_gate is not None  # nothing is lost
     with pytest.raises(hmoe.ConfigError, match="placement has no effect with experts = None"):
         hmoe.parallelize(make_model("top-2"), mesh, placement=make_placement("even", mesh.size()))
+    with pytest.raises(hmoe.ConfigError, match=r"the model has no layer of hmoe\.MoE"):
+        hmoe.parallelize(nn.Linear(2, 2), mesh, experts="expert_parallel")
+    own = place_contiguously(WIDTHS, 2) if dist.get_rank() else place_experts(WIDTHS, 2, HEAT)
+    with pytest.raises(hmoe.ConfigError, match="process 1 was given another one than process 0"):
+        hmoe.parallelize(make_model("top-2"), mesh, experts="expert_parallel", placement=own)
+    model = hmoe.parallelize(make_model("top-2"), mesh, experts="expert_parallel", gradients="sum")
+    model(draw_tokens(mesh.size())[dist.get_rank()])[0].sum().backward()
+    with pytest.raises(hmoe.ConfigError, match=r"call Ranks\.adopt\(model, num_parts\) first"):
+        Ranks(mesh).norm([p.grad for p in model.parameters()])  # type: ignore[misc]
+    cut = hmoe.parallelize(
+        make_model("top-2"), mesh, experts="expert_parallel", placement=make_placement("cut", mesh.size())
+    )
+    with pytest.raises(hmoe.ConfigError, match="an expert is cut; exact results need whole ones"):
+        ExactRanks(mesh).adopt(cut, mesh.size())
 
 
 def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: tuple[int, ...]) -> None:
@@ -277,6 +378,11 @@ def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: 
     if shape == (2,):
         for check in (check_checkpointing, check_waits, check_low_precision, check_mean, check_refusals):
             check(mesh)
+    if size > 1:
+        check_gathering(mesh)
+        check_moving(mesh)
+    if len(shape) == 2:
+        check_order(mesh)
     dist.destroy_process_group()
 
 
