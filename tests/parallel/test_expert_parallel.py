@@ -273,7 +273,7 @@ def check_gathering(mesh: DeviceMesh) -> None:
         match=r"state_dict: experts are placed, .* hmoe\.parallel\.kept_rows\.gather_weights",
     ):
         model.state_dict()
-    with pytest.raises(hmoe.ConfigError, match=r"draw weights before hmoe\.parallelize"):
+    with pytest.raises(hmoe.ConfigError, match=r"draw their weights before hmoe\.parallelize"):
         model.blocks[0].reset_parameters()  # type: ignore[operator]
 
 

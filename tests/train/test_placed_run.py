@@ -100,22 +100,31 @@ def test_the_run_goes_on_with_other_processes_and_placements(trained: Path, tmp_
     assert len(load_file(tmp_path / "hf" / "model.safetensors")) > 10
 
 
+FAST = (
+    *("data.micro_batches=4", "parallel.experts=expert_parallel", "parallel.cut_experts=true"),
+    *("train.inspect_every=3", "parallel.expert_replicas=1", "parallel.replace_every=2"),
+    *("parallel.replace_gain=0", "parallel.threads=1"),
+)
+
+
 def test_fast_mode_is_one_process_but_for_rounding(tmp_path: Path) -> None:
-    """Cuts, replicas, moves, several parts a process, a fused optimiser; and a run that was broken off has its bits."""
-    fast = [
-        *("data.micro_batches=4", "parallel.experts=expert_parallel", "parallel.cut_experts=true"),
-        *("train.inspect_every=3", "parallel.expert_replicas=1", "parallel.replace_every=2"),
-        *("parallel.replace_gain=0", "parallel.threads=1"),
-    ]
-    (first, *_) = start_together(2, tmp_path / "two", *fast)
+    """Cuts, replicas, moves, several parts a process, a fused optimiser."""
+    (first, *_) = start_together(2, tmp_path / "two", *FAST)
     assert (first.returncode, first.stderr) == (0, "")
     expected = run(tmp_path / "one", "data.micro_batches=4", "parallel.threads=1")
     losses = [[row["loss"] for row in each] for each in (rows(tmp_path / "two"), expected)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert abs(losses[0][0] - losses[1][0]) < 1e-6
-    start_together(2, tmp_path / "broken", *fast, "train.steps=4")
-    start_together(2, tmp_path / "broken", *fast, "train.steps=6")
-    assert [row["loss"] for row in rows(tmp_path / "broken")] == losses[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_was_broken_off_lives_where_it_lived(tmp_path: Path) -> None:
+    """In fast mode, too, it then has the bits of an unbroken one: it begins at a look at the load."""
+    start_together(2, tmp_path / "whole", *FAST)
+    start_together(2, tmp_path / "broken", *FAST, "train.steps=4")
+    start_together(2, tmp_path / "broken", *FAST, "train.steps=6")
+    losses = [[row["loss"] for row in rows(tmp_path / name)] for name in ("whole", "broken")]
+    assert losses[0] == losses[1]
 
 
 def test_a_load_that_comes_and_goes_moves_nothing() -> None:
