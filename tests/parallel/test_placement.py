@@ -172,13 +172,17 @@ def test_of_alike_placements_the_one_with_less_of_the_other_measure_is_taken() -
 
 
 def test_few_cuts_are_made_where_few_suffice() -> None:
-    """One expert with a third of all work on eight processes, beside many that nobody chose: its quarters suffice."""
-    widths = [160] * 64
-    frequencies = [1.0] * 32 + [0.0] * 31 + [15.0]
-    assert not is_even(measure_balance(place_experts(widths, 8, frequencies), frequencies))
-    cut = place_experts(widths, 8, frequencies, cut=True)
-    assert is_even(measure_balance(cut, frequencies))
-    assert cut.num_cuts <= 4
+    """One expert with a seventh of all work on eight processes: cutting it is enough, or nearly."""
+    for seed in range(6):
+        generator = random.Random(seed)
+        widths = [(64, 96, 160, 320, 640)[i % 5] for i in range(64)]
+        work = [generator.gammavariate(1, 1) for _ in widths]
+        work[4] = 0.16 * sum(work)
+        frequencies = [each / width for each, width in zip(work, widths, strict=True)]
+        assert not is_even(measure_balance(place_experts(widths, 8, frequencies), frequencies))
+        cut = place_experts(widths, 8, frequencies, cut=True)
+        assert is_even(measure_balance(cut, frequencies))
+        assert cut.num_cuts <= 3  # of the 14 that make any experts even
 
 
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])

@@ -153,25 +153,13 @@ def estimate_memory_by_part(
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
     parts = count_parameters(model)
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
-    sparse = [layer in model.moe_layers for layer in range(model.layers)]
     placed = None
     if config.parallel.places_experts and num_processes > 1:
         placed = PlacementCosts(config, num_processes, load or EVEN_LOAD)
-    busy = 1.0 if placed is None else placed.work
-    saved = {
-        is_sparse: round(tokens * _count_saved(model, is_sparse, size, busy)) for is_sparse in set(sparse)
-    }
-    kept = sum(saved[is_sparse] for is_sparse in sparse)
-    inputs = model.layers * tokens * model.dim * weight
     block = (total - parts["embedding"] - parts["head"]) // model.layers
     computed = block if placed is None else block - round((placed.placed - placed.local) / model.layers)
     converted = computed if train.recomputes_blocks else model.layers * computed
     chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
-    copies = size.compute * converted * size.converts + (weight + size.compute) * computed
-    if placed is not None:  # rows that came, and what their experts give
-        travelling = round(tokens * (1 + placed.rows) * model.dim * size.compute)
-        saved[True], kept = saved[True] + travelling, kept + sum(sparse) * travelling
-    activations = max(saved.values()) + inputs if train.recomputes_blocks else kept
     loss = (
         2 * chunk * model.vocab * weight
         + (weight + 2 * size.compute) * model.vocab * model.dim
@@ -182,10 +170,23 @@ def estimate_memory_by_part(
         "parameters": weight * (own + gathered),
         "gradients": weight * gradients,
         "optimizer": 2 * weight * own,
-        "copies": copies,
-        "activations": activations,
+        "copies": size.compute * converted * size.converts + (weight + size.compute) * computed,
+        "activations": _count_activations(config, size, tokens, placed),
         "loss": loss,
     }
+
+
+def _count_activations(config: RunConfig, size: "_Bytes", tokens: int, placed: PlacementCosts | None) -> int:
+    """Return the bytes that a GPU keeps of a micro-batch for the backward pass."""
+    model = config.model
+    sparse = [layer in model.moe_layers for layer in range(model.layers)]
+    busy = 1.0 if placed is None else placed.work
+    saved = {each: round(tokens * _count_saved(model, each, size, busy)) for each in set(sparse)}
+    if placed is not None:  # rows that came, and what their experts give
+        saved[True] += round(tokens * (1 + placed.rows) * model.dim * size.compute)
+    if config.train.recomputes_blocks:
+        return max(saved.values()) + model.layers * tokens * model.dim * size.weight
+    return sum(saved[is_sparse] for is_sparse in sparse)
 
 
 def _count_shares(

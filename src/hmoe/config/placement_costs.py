@@ -39,8 +39,8 @@ class PlacementCosts:
         if self.group == 1:
             return 0.0
         link = hardware.choose_link(self.group)
-        number = 2 if self._config.train.precision == "bfloat16" else count_number_bytes(self._config)
-        num_bytes = num_tokens * self.rows * self._config.model.dim * number
+        element_bytes = 2 if self._config.train.precision == "bfloat16" else count_number_bytes(self._config)
+        num_bytes = num_tokens * self.rows * self._config.model.dim * element_bytes
         rate = link.exchange_bytes_per_second or link.gather_bytes_per_second
         latency = link.latency_seconds + link.hop_seconds * (self.group - 1)
         calls = _CALLS - 2 if backward else _CALLS

@@ -46,11 +46,20 @@ def make_plan(
     device = device or read_host()
     check_processes(config, num_processes)
     config = choose_unset(config, device, num_processes, load)
-    model, context = config.model, config.data.sequence_length
-    least, expected, most = estimate_activated_width(model)
-    per_token = estimate_flops_per_token(model, context) + _hyper_flops_per_token(config)
-    activated = count_activated_parameters(model, expected)
+    per_token = estimate_flops_per_token(config.model, config.data.sequence_length)
+    per_token += _hyper_flops_per_token(config)
     tokens = _budget_tokens(config, per_token)
+    plan = _describe_sizes(config, per_token, tokens) | _describe_memory(config, device, num_processes, load)
+    if hardware is not None:
+        plan["step"] = _describe_step(config, hardware, num_processes, tokens, load, width)
+    return plan
+
+
+def _describe_sizes(config: RunConfig, per_token: float, tokens: int | None) -> dict[str, Any]:
+    """Return parameters, FLOPs per token, and the budget in tokens, steps and FLOPs."""
+    model = config.model
+    least, expected, most = estimate_activated_width(model)
+    activated = count_activated_parameters(model, expected)
     return {
         "total_parameters": sum(count_parameters(model).values()),
         "activated_parameters": round(activated),
@@ -68,12 +77,6 @@ def make_plan(
         "micro_batches": config.data.num_micro_batches,
         "micro_batch_tokens": config.data.batch_tokens // config.data.num_micro_batches,
         "activation_checkpointing": config.train.recomputes_blocks,
-        **_describe_memory(config, device, num_processes, load),
-        **(
-            {}
-            if hardware is None
-            else {"step": _describe_step(config, hardware, num_processes, tokens, load, width)}
-        ),
     }
 
 

@@ -58,5 +58,5 @@ def count_row_bytes(config: RunConfig) -> float:
 
     Blocks that are computed again send their rows again.
     """
-    number = 2 if config.train.precision == "bfloat16" else count_number_bytes(config)
-    return (6 if config.train.recomputes_blocks else 4) * config.model.dim * number
+    element_bytes = 2 if config.train.precision == "bfloat16" else count_number_bytes(config)
+    return (6 if config.train.recomputes_blocks else 4) * config.model.dim * element_bytes

@@ -2,13 +2,12 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from hmoe.model.moe import MoE
     from hmoe.model.routing import Routing
 
 
@@ -47,14 +46,14 @@ class PlacedExperts(Protocol):
         ...
 
 
-def list_expert_weights(moe: "MoE", i: int) -> list[nn.Parameter]:
+def list_expert_weights(moe: Any, i: int) -> list[nn.Parameter]:
     """Return the three matrices in which the rows of expert i are."""
     home: nn.Module = moe if moe.experts is None else moe.experts.find_home(_find_place(moe, i))
     return [cast(nn.Parameter, weight) for weight in (home.w_gate, home.w_up, home.w_down)]
 
 
 def slice_expert(
-    moe: "MoE", i: int, tensors: Sequence[torch.Tensor]
+    moe: Any, i: int, tensors: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the rows of expert i in tensors laid out as those matrices: (h_i, D), (h_i, D), and (D, h_i)."""
     place = _find_place(moe, i)
@@ -65,7 +64,7 @@ def slice_expert(
     return gate, up, down.T
 
 
-def _find_place(moe: "MoE", i: int) -> int:
+def _find_place(moe: Any, i: int) -> int:
     """Return the place of expert i among all, counted from the end where it is negative."""
     place, num_experts = operator.index(i), len(moe.widths)
     if not -num_experts <= place < num_experts:

@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from hmoe.parallel.whole_experts import Shares, place_whole_experts
+from hmoe.parallel.whole_experts import Portion, place_whole_experts
 
 _TOLERANCE = 0.002  # by which a cut may move so that fewer experts are cut, of an even part
 _MULTIPLES = (64, 32, 16, 8, 4, 2)  # of units at which kernels like cuts
@@ -28,7 +28,7 @@ class _Segment(NamedTuple):
 
 
 def split_experts(
-    widths: Sequence[int], shares: Sequence[Shares], num_ranks: int, base: Shares
+    widths: Sequence[int], shares: Sequence[Portion], num_ranks: int, base: Portion
 ) -> Iterator[list[list[int]]]:
     """Yield placements with few cuts, each with one more: the largest expert, or half, quarter, ..., is halved.
 
@@ -42,7 +42,7 @@ def split_experts(
             return
         half = _round_to_multiple(size // 2, widths[expert])
         pieces += [(expert, half), (expert, size - half)]
-        items = [Shares(*(share * size / widths[i] for share in shares[i])) for i, size in pieces]
+        items = [Portion(*(share * size / widths[i] for share in shares[i])) for i, size in pieces]
         ranks = place_whole_experts(items, num_ranks, base, _EVALUATIONS)
         units = [[0] * num_ranks for _ in widths]
         for (i, size), rank in zip(pieces, ranks, strict=True):

@@ -7,9 +7,8 @@ What needs no travelling, shared experts and experts that every process has, is 
 back, and in the backward pass while gradients are on their way to the experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,56 +17,16 @@ from torch.distributed.tensor import DTensor
 
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
+from hmoe.model.moe import MoE
 from hmoe.model.moe_input import check_same_dtype
 from hmoe.model.precision import disable_autocast, find_autocast_dtype
 from hmoe.model.routing import Routing
 from hmoe.model.waiting import get_constant
+from hmoe.parallel.exact_dispatch import run_exactly
 from hmoe.parallel.exchange import Transfer, exchange_rows, sum_rows, take_rows
-from hmoe.parallel.trip import PartTable, Trip, join_ranges, move_integers, plan_trip, repeat_each
+from hmoe.parallel.expert_rows import ExpertRows, GradientSink, HeldExperts, find_replica_pairs
+from hmoe.parallel.trip import PartTable, Trip, move_integers, plan_trip, repeat_each
 from hmoe.specs.placement import Placement
-
-if TYPE_CHECKING:
-    from hmoe.model.moe import MoE
-
-WEIGHTS = ("w_gate", "w_up", "w_down")
-GradientSink = Callable[[Sequence[torch.Tensor]], None]
-
-
-class ExpertRows(nn.Module):
-    """Rows of a layer's three weight matrices that lie in this process.
-
-    Attributes:
-        rows: which rows of the whole matrices (F, D), in this order.
-    """
-
-    w_gate: nn.Parameter
-    w_up: nn.Parameter
-    w_down: nn.Parameter
-
-    def __init__(
-        self, rows: Sequence[range], weights: Sequence[torch.Tensor], requires_grad: Sequence[bool]
-    ) -> None:
-        super().__init__()
-        self.rows = list(rows)
-        for name, weight, flag in zip(WEIGHTS, weights, requires_grad, strict=True):
-            self.register_parameter(name, nn.Parameter(weight, requires_grad=flag))
-
-    @classmethod
-    def cut(cls, moe: "MoE", rows: Sequence[range]) -> "ExpertRows":
-        """Return rows of a layer that has them all."""
-        own, wholes = [], (moe.w_gate, moe.w_up, moe.w_down)
-        for whole in wholes:
-            cut = [whole.detach()[each.start : each.stop] for each in rows]
-            own.append(torch.cat(cut) if cut else whole.detach()[:0].clone())
-        return cls(rows, own, [whole.requires_grad for whole in wholes])
-
-    def forward(self, compute: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-        """Return what a function makes of the three matrices and some tensors.
-
-        FSDP2's hooks gather the matrices for this call, where several processes hold the same experts.
-        """
-        local = (getattr(self, name) for name in WEIGHTS)
-        return compute([w.to_local() if isinstance(w, DTensor) else w for w in local], *tensors)
 
 
 class DispatchedExperts(nn.Module):
@@ -85,7 +44,7 @@ class DispatchedExperts(nn.Module):
             are added up in a fixed tree and left to autograd.
     """
 
-    def __init__(self, moe: "MoE", placement: Placement, group: dist.ProcessGroup) -> None:
+    def __init__(self, moe: MoE, placement: Placement, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.group, self.rank = group, dist.get_rank(group)
         self.take_placement(placement)
@@ -158,14 +117,15 @@ class DispatchedExperts(nn.Module):
         backend: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the sum of each token's experts times their gates (T, D), and what the shared one gives, if known."""
-        from hmoe.parallel.exact_dispatch import run_exactly  # noqa: PLC0415 - imports this module
-
         dtype = find_autocast_dtype(x_TD.device)
         check_same_dtype(x_TD, self.local.w_gate if dtype is None else x_TD)
         trip = plan_trip(routing, self.table, self.group, len(x_TD), by_pair=self.exact)
         if self.exact:
             with disable_autocast(x_TD.device):
-                y_TD = run_exactly(self, x_TD, routing, trip, dtype)
+                held = HeldExperts(
+                    self.placement, self.table, self.group, self.local, self.replicas, self.sink
+                )
+                y_TD = run_exactly(held, x_TD, routing, trip, dtype)
             # The shared expert in its own place: its gradient of x is added where one process adds it.
             return y_TD, None
         with disable_autocast(x_TD.device):
@@ -229,12 +189,6 @@ class DispatchedExperts(nn.Module):
 
         y_TD: torch.Tensor = self.replicas(compute, gate_N)
         return y_TD
-
-
-def find_replica_pairs(placement: Placement, trip: Trip, device: torch.device) -> torch.Tensor:
-    """Return the places of the pairs, in the routing, whose experts every process has."""
-    experts = placement.everywhere
-    return join_ranges([trip.begins[i] for i in experts], [trip.counts[i] for i in experts], device)
 
 
 def _refuse_state_dict(*_: object) -> None:

@@ -11,7 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from hmoe.errors import ConfigError
-from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts
+from hmoe.parallel.dispatch import DispatchedExperts
+from hmoe.parallel.expert_rows import WEIGHTS
 from hmoe.parallel.fixed_order import TreeSum, measure_norm, sum_row_squares
 from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
 from hmoe.parallel.ranks import Ranks

@@ -15,8 +15,8 @@ from hmoe.kernels.choice import get_backend
 from hmoe.kernels.exact import sum_pairs
 from hmoe.kernels.layer import Layer, Saved, count_room
 from hmoe.model.routing import Routing
-from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, find_replica_pairs
 from hmoe.parallel.exchange import Splits, exchange_rows
+from hmoe.parallel.expert_rows import WEIGHTS, HeldExperts, find_replica_pairs
 from hmoe.parallel.fixed_order import TreeSum
 from hmoe.parallel.trip import Trip, move_integers
 
@@ -24,7 +24,7 @@ _BACKEND = "exact"
 
 
 def run_exactly(
-    experts: DispatchedExperts, x_TD: torch.Tensor, routing: Routing, trip: Trip, dtype: torch.dtype | None
+    experts: HeldExperts, x_TD: torch.Tensor, routing: Routing, trip: Trip, dtype: torch.dtype | None
 ) -> torch.Tensor:
     """Return the sum of each token's experts times their gates (T, D)."""
     travel = _Travel(experts, routing.token_N[: trip.num_pairs], trip, dtype)
@@ -50,7 +50,7 @@ def run_exactly(
 class _Travel(NamedTuple):
     """What both passes of a layer know: its experts, the token of each pair, who sends what, the type of products."""
 
-    experts: DispatchedExperts
+    experts: HeldExperts
     token_N: torch.Tensor
     trip: Trip
     dtype: torch.dtype | None
@@ -148,7 +148,7 @@ def _compute_outputs(layer: Layer) -> tuple[torch.Tensor, Saved]:
     return backend.forward(plain, count_room(backend, layer))
 
 
-def _hand_over(experts: DispatchedExperts, leaves: list[list[torch.Tensor]]) -> Sequence[torch.Tensor | None]:
+def _hand_over(experts: HeldExperts, leaves: list[list[torch.Tensor]]) -> Sequence[torch.Tensor | None]:
     """Give the weights' gradients of each process's tokens to who adds them up, in the order of the processes."""
     if experts.sink is not None:
         for leaf in leaves:

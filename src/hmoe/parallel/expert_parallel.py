@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor, Shard
 from hmoe.errors import ConfigError
 from hmoe.model.expert_views import PlacedExperts
 from hmoe.model.moe import MoE
-from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, ExpertRows
+from hmoe.parallel.dispatch import DispatchedExperts
+from hmoe.parallel.expert_rows import WEIGHTS, ExpertRows
 from hmoe.specs.placement import Placement
 
 EXPERT_AXIS = "expert"
@@ -81,7 +82,7 @@ def place_layers(model: nn.Module, placements: Sequence[Placement], meshes: Expe
     """
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, MoE)]
     check_placements(placements, [(name, layer.widths) for name, layer in layers], meshes.size)
-    check_alike(placements, meshes.whole)
+    check_same_placements(placements, meshes.whole)
     for (_, layer), placement in zip(layers, placements, strict=True):
         experts = DispatchedExperts(layer, placement, meshes.group)
         # The engine takes no weights without rows; all who share those of this process have none.
@@ -109,7 +110,7 @@ def make_local(rows: ExpertRows, data: DeviceMesh) -> None:
         setattr(rows, name, nn.Parameter(tensor, requires_grad=weight.requires_grad))
 
 
-def check_alike(placements: Sequence[Placement], mesh: DeviceMesh) -> None:
+def check_same_placements(placements: Sequence[Placement], mesh: DeviceMesh) -> None:
     """Raise ConfigError unless all processes have the same placements: they would wait for tokens that nobody sends."""
     content = json.dumps([placement.to_plain() for placement in placements]).encode()
     own = torch.tensor([int.from_bytes(hashlib.sha256(content).digest()[:7])], device=mesh.device_type)

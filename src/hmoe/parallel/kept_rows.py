@@ -9,8 +9,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
-from hmoe.parallel.dispatch import WEIGHTS
 from hmoe.parallel.expert_parallel import list_dispatched
+from hmoe.parallel.expert_rows import WEIGHTS
 
 
 class KeptRows(NamedTuple):

@@ -12,7 +12,7 @@ from itertools import combinations
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.parallel.cuts import cut_experts, split_experts
-from hmoe.parallel.whole_experts import Shares, list_shares, place_whole_experts
+from hmoe.parallel.whole_experts import Portion, list_portions, place_whole_experts
 from hmoe.specs.placement import (
     Balance,
     ExpertLoad,
@@ -55,8 +55,8 @@ def place_experts(
     everywhere = tuple(sorted(set(replicas)))
     rest = [i for i in range(len(widths)) if i not in everywhere]
     # Every process has the replicas, and a part of their tokens.
-    shares = list_shares(widths, chosen)
-    base = Shares(
+    shares = list_portions(widths, chosen)
+    base = Portion(
         sum(shares[i].memory for i in everywhere), sum(shares[i].work for i in everywhere) / num_ranks
     )
 

@@ -9,9 +9,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hmoe.errors import ConfigError
-from hmoe.parallel.dispatch import WEIGHTS, DispatchedExperts, ExpertRows
+from hmoe.parallel.dispatch import DispatchedExperts
 from hmoe.parallel.exchange import Splits, exchange_rows
 from hmoe.parallel.expert_parallel import list_dispatched, make_local
+from hmoe.parallel.expert_rows import WEIGHTS, ExpertRows
 from hmoe.parallel.kept_rows import KeptRows
 from hmoe.specs.placement import Placement
 

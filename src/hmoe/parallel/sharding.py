@@ -12,8 +12,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
 from hmoe.model.router import RouterLayer
-from hmoe.parallel.dispatch import ExpertRows
 from hmoe.parallel.expert_parallel import ExpertMesh, list_dispatched, place_layers, split_expert_mesh
+from hmoe.parallel.expert_rows import ExpertRows
 from hmoe.parallel.placement import place_experts
 from hmoe.specs.placement import Placement
 
@@ -83,22 +83,32 @@ def parallelize(
         share = 1.0 if gradients == "sum" else 1 / mesh.size()
         place_layers(model, _list_placements(model, placement, placed.size), placed, share)
         groups = list_groups(model, blocks, shard, experts)
-    ignored = _list_whole_parameters(model)
+    _share_groups(groups, mesh, placed, _list_whole_parameters(model), gradients)
+    _prefetch_blocks(model, groups, prefetch)
+    return model
+
+
+def _share_groups(
+    groups: _Groups,
+    mesh: DeviceMesh,
+    placed: ExpertMesh | None,
+    ignored: set[nn.Parameter],
+    gradients: str,
+) -> None:
+    """Apply FSDP2 to each group of weights; experts that are placed are shared by those who hold the same ones."""
+    meshes = {kind: _choose_mesh(mesh, kind) for kind in set(groups.values())}
     for module, kind in groups.items():
         # None: not after the forward pass of the whole model, whose own weights its backward pass begins with.
         reshard = None if kind == "zero3" else False
-        own_mesh = placed.data if placed is not None and isinstance(module, ExpertRows) else mesh
-        fully_shard(
-            module, mesh=_choose_mesh(own_mesh, kind), reshard_after_forward=reshard, ignored_params=ignored
-        )
+        is_placed = placed is not None and isinstance(module, ExpertRows)
+        own_mesh = placed.data if placed is not None and is_placed else meshes[kind]
+        fully_shard(module, mesh=own_mesh, reshard_after_forward=reshard, ignored_params=ignored)
         assert isinstance(module, FSDPModule)
         if gradients == "sum":
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
-        elif own_mesh is not mesh:
+        elif is_placed:
             module.set_gradient_divide_factor(float(mesh.size()))
-    _prefetch_blocks(model, groups, prefetch)
-    return model
 
 
 def _list_placements(

@@ -10,24 +10,24 @@ _TINY = 1e-12  # of rounding
 _BOTH, _MEMORY, _WORK = range(3)  # what a search makes small
 
 
-class Shares(NamedTuple):
+class Portion(NamedTuple):
     """What an expert, or all that a process has, takes of all memory and of all work."""
 
     memory: float
     work: float
 
 
-NOTHING = Shares(0.0, 0.0)
+NOTHING = Portion(0.0, 0.0)
 
 
-def list_shares(widths: Sequence[int], frequencies: Sequence[float]) -> list[Shares]:
+def list_portions(widths: Sequence[int], frequencies: Sequence[float]) -> list[Portion]:
     """Return the share of memory and of work that falls to each expert."""
     memory, work = sum(widths), sum(f * h for f, h in zip(frequencies, widths, strict=True)) or 1.0
-    return [Shares(h / memory, f * h / work) for f, h in zip(frequencies, widths, strict=True)]
+    return [Portion(h / memory, f * h / work) for f, h in zip(frequencies, widths, strict=True)]
 
 
 def place_whole_experts(
-    experts: Sequence[Shares], num_ranks: int, base: Shares = NOTHING, evaluations: int = _EVALUATIONS
+    experts: Sequence[Portion], num_ranks: int, base: Portion = NOTHING, evaluations: int = _EVALUATIONS
 ) -> list[int]:
     """Return the process of each expert, such that the largest share of a process is small.
 
@@ -43,7 +43,7 @@ def place_whole_experts(
     if num_ranks == 1 or not experts:
         return [0] * len(experts)
     # No process can have less than an even part of all, nor than the largest expert.
-    floors = Shares(
+    floors = Portion(
         *(
             max(*own, sum(own) / num_ranks) + have
             for own, have in zip(zip(*experts, strict=True), base, strict=True)
@@ -53,7 +53,7 @@ def place_whole_experts(
     best.place_by_size(max)
     best.improve()
     used, generator = best.evaluations, random.Random(0)
-    others: list[Callable[[Shares], float]] = [sum, lambda shares: shares.memory, lambda shares: shares.work]
+    others: list[Callable[[Portion], float]] = [sum, lambda shares: shares.memory, lambda shares: shares.work]
     while used < evaluations and not best.is_near(floors):
         search = _Search(experts, num_ranks, base)
         if others:
@@ -82,7 +82,7 @@ class _Search:
         evaluations: of moves and swaps.
     """
 
-    def __init__(self, experts: Sequence[Shares], num_ranks: int, base: Shares) -> None:
+    def __init__(self, experts: Sequence[Portion], num_ranks: int, base: Portion) -> None:
         self.ranks, self.evaluations = [-1] * len(experts), 0
         self._experts = experts
         self._on: list[list[int]] = [[] for _ in range(num_ranks)]
@@ -93,7 +93,7 @@ class _Search:
         largest = sorted((max(self._memory), max(self._work)))
         return round(largest[1], 9), largest[0]
 
-    def is_near(self, floors: Shares) -> bool:
+    def is_near(self, floors: Portion) -> bool:
         """Return whether both measures are nearly as small as they can be, or the larger and all that it allows."""
         return all(
             max(own) <= _EVEN * floor for own, floor in zip((self._memory, self._work), floors, strict=True)
@@ -104,7 +104,7 @@ class _Search:
         for expert, rank in enumerate(ranks):
             self._put(expert, rank)
 
-    def place_by_size(self, measure: Callable[[Shares], float]) -> None:
+    def place_by_size(self, measure: Callable[[Portion], float]) -> None:
         """Place the experts, from the largest to the smallest, where they leave most room."""
         for expert in sorted(range(len(self._experts)), key=lambda i: -measure(self._experts[i])):
             memory, work = self._experts[expert]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hmoe.config.run import RunConfig
-from hmoe.parallel.placement import Frequencies, keep_ranks, place_experts
+from hmoe.parallel.placement import Frequencies, choose_placements, keep_ranks, place_experts
 from hmoe.runs.expert_shares import read_frequencies
 from hmoe.runs.placement_log import read_placement_log
 from hmoe.specs.placement import Balance, Placement, measure_balance
@@ -57,6 +57,20 @@ def recall_placements(
             plain = rows[-1]["placements"]
     plain = processes.broadcast(plain)
     return None if plain is None else [Placement.from_plain(each) for each in plain]
+
+
+def find_placements(
+    run: Path, step: int, config: RunConfig, processes: Processes
+) -> tuple[list[Placement] | None, Frequencies | None]:
+    """Return where the experts of a run live from a step on, and how often each was chosen lately, if that is known.
+
+    None for a run whose processes all have all experts.
+    """
+    frequencies_ZE = recall_frequencies(run, step, config, processes)
+    placements = recall_placements(run, step, config, processes)
+    if placements is None and config.parallel.places_experts and processes.size > 1:
+        placements = choose_placements(config, processes.size, frequencies_ZE)
+    return placements, frequencies_ZE
 
 
 def list_placement_keys(config: RunConfig, num_processes: int) -> list[Any]:

@@ -15,7 +15,6 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
-from hmoe.parallel.placement import choose_placements
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
@@ -30,7 +29,7 @@ from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
-from hmoe.train.placements import recall_frequencies, recall_placements
+from hmoe.train.placements import find_placements
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
 from hmoe.train.stop import StopRequest
@@ -161,10 +160,7 @@ def open_session(
         batches = Batches(index, config.data, config.seed, _packing(restored))
     check_alike(config, device, index.fingerprint, processes)
     step = -1 if restored is None else restored.step
-    frequencies_ZE = recall_frequencies(folder.path, step, config, processes)
-    placements = recall_placements(folder.path, step, config, processes)
-    if placements is None and config.parallel.places_experts and processes.size > 1:
-        placements = choose_placements(config, processes.size, frequencies_ZE)
+    placements, frequencies_ZE = find_placements(folder.path, step, config, processes)
     model = _build_model(config, device, processes, placements)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
