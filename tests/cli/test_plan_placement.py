@@ -75,6 +75,12 @@ def test_the_recipe_s_own_placement_is_what_is_drawn(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "experts.svg"
+    plan(capsys, *LARGE, "--out", str(out))
+    plain = "".join(ElementTree.fromstring(out.read_text()).itertext())
+    assert "even: memory 1.00, computing 1.00 times even" in plain
+    contiguous = ("parallel.experts=expert_parallel", "parallel.expert_placement=contiguous")
+    plan(capsys, *LARGE, *contiguous, "--out", str(out))
+    assert "".join(ElementTree.fromstring(out.read_text()).itertext()) == plain
     keys = ["parallel.experts=expert_parallel", "parallel.expert_replicas=1"]
     text = plan(capsys, *LARGE, *keys, "--out", str(out))
     assert "as the recipe" in text

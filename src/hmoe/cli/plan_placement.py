@@ -152,7 +152,7 @@ def describe_placement(
         raise ConfigError(f"--placement: {recipe} has no experts; nearest is a recipe with model.moe")
     if num_processes == 1:
         raise ConfigError("--placement needs several processes, such as --processes 8")
-    config = _with(config, {"experts": "expert_parallel"})
+    config = _with(config, {})
     parallel = config.parallel
     check_processes(config, num_processes)
     frequencies, source = read_planned_frequencies(recipe, loads, config)
@@ -183,9 +183,10 @@ def describe_placement(
 
 
 def _with(config: RunConfig, values: dict[str, Any]) -> RunConfig:
-    """Return a recipe whose processes share it otherwise, checked as any recipe is."""
+    """Return a recipe whose experts are placed, otherwise perhaps, checked as any recipe is."""
     tree = config.model_dump(mode="json")
-    return recipes.check_recipe({**tree, "parallel": {**tree["parallel"], **values}})
+    parallel = {**tree["parallel"], "experts": "expert_parallel", **values}
+    return recipes.check_recipe({**tree, "parallel": parallel})
 
 
 def _measure(
