@@ -80,22 +80,27 @@ def test_frequencies_are_choices_of_a_token(trained: Path) -> None:
 
 
 def test_the_run_goes_on_with_other_processes_and_placements(trained: Path, tmp_path: Path) -> None:
-    """Two with placed experts, then three groups of another kind, then one: the bits of one process throughout."""
-    run(trained / "one", *EXACT, "train.steps=8")
+    """Two with placed experts, then two by two that move at a checkpoint, then one: the bits of one process."""
+    run(trained / "one", *EXACT, "train.steps=14")
+    moves = ["parallel.replace_every=1", "parallel.replace_gain=0", "train.save_every=1"]
     (first, *_) = start_together(
-        4, trained / "two", *PLACED, "parallel.expert_ranks=2", "parallel.shard=zero3", "train.steps=7",
-        "parallel.expert_replicas=1",
+        4, trained / "two", *PLACED, "parallel.expert_ranks=2", "parallel.shard=zero3", "train.steps=13",
+        "parallel.expert_replicas=1", *moves,
     )  # fmt: skip
     assert (first.returncode, first.stderr) == (0, "")
-    run(trained / "two", *EXACT, "train.steps=8")
+    assert ": experts of" in first.stdout
+    run(trained / "two", *EXACT, "train.steps=14")
     losses = [[row["loss"] for row in rows(trained / name)] for name in ("one", "two")]
     assert losses[0] == losses[1]
-    files = [trained / name / "checkpoints" / "step-00000008" for name in ("one", "two")]
+    files = [trained / name / "checkpoints" / "step-00000014" for name in ("one", "two")]
     assert all(
         (files[0] / name).read_bytes() == (files[1] / name).read_bytes()
         for name in ("model.safetensors", "optimizer.safetensors")
     )
-    assert [row["processes"] for row in read_placement_log(trained / "two")][-1] == 4
+    by_four = [row for row in read_placement_log(trained / "two") if row["processes"] == 4]
+    assert by_four[0]["step"] == 6
+    assert len(by_four) > 1
+    assert all(row["after"] < row["before"] and row["step"] < 13 for row in by_four[1:])
     assert run_command_line(["export", str(trained / "two"), str(tmp_path / "hf")]) == 0
     assert len(load_file(tmp_path / "hf" / "model.safetensors")) > 10
 
@@ -232,9 +237,9 @@ def test_keys_without_effect_are_refused(
         ("tiny", ["parallel.expert_replicas=9"], 2, "expert_replicas = 9: the model has 8 experts"),
         (
             "tiny",
-            ["parallel.expert_ranks=2", "parallel.replace_every=3"],
+            ["parallel.expert_ranks=2", "parallel.shard=ddp"],
             4,
-            "replace_every = 3: experts that several",
+            "with parallel.shard = ddp must be all 4",
         ),
     ],
 )

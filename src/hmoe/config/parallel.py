@@ -59,7 +59,8 @@ class ParallelConfig(Section):
         Field(
             ge=0,
             le=10**9,
-            description="with expert_parallel, steps between looks at the load, after which experts may move; 0: never",
+            description="with expert_parallel, steps between looks at the load, after which experts may move, those "
+            "that several processes share at the next checkpoint; 0: never",
         ),
     ] = 0
     replace_gain: Annotated[

@@ -51,11 +51,6 @@ def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
             f"parallel.expert_ranks = {group}: with parallel.shard = ddp must be all {num_processes} processes; "
             "nearest is parallel.shard = zero2"
         )
-    if parallel.replace_every and group != num_processes and num_processes % group == 0:
-        raise ConfigError(
-            f"parallel.replace_every = {parallel.replace_every}: experts that several processes share "
-            f"(expert_ranks = {group} of {num_processes}) move when a run goes on only; nearest is 0"
-        )
     fitting = [n for n in range(1, num_processes + 1) if num_processes % n == 0]
     if parallel.exact:  # sums of a whole group must be sums of the fixed tree
         fitting = [n for n in fitting if n == num_processes or n & (n - 1) == 0]

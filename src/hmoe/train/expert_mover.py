@@ -13,13 +13,18 @@ from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.replacement import move_experts
 from hmoe.runs.placement_log import write_placement_row
 from hmoe.specs.placement import measure_balance
-from hmoe.train.placements import LoadWatch, list_placement_keys
+from hmoe.train.placements import LoadWatch, Replacement, list_placement_keys
 from hmoe.train.shared_run import adopt_model
 from hmoe.train.step import StepRecord
 
 
 class ExpertMover:
-    """Watches the load of a run's experts, moves them when that pays, and writes down where they live."""
+    """Watches the load of a run's experts, moves them when that pays, and writes down where they live.
+
+    Attributes:
+        pending: a move of experts that several processes share: the engine cannot take them out of a model, so it waits
+            for a checkpoint (`hmoe.train.rebuild`).
+    """
 
     def __init__(
         self,
@@ -36,6 +41,7 @@ class ExpertMover:
             optimizer,
             ranks,
         )
+        self.pending: Replacement | None = None
         self._watch = LoadWatch(config, [experts.placement for experts in list_dispatched(model)])
 
     def begin(self, step: int, frequencies_ZE: Frequencies | None) -> None:
@@ -63,14 +69,18 @@ class ExpertMover:
         better = self._watch.find_better()
         if better is None:
             return None
+        if self._config.parallel.expert_ranks not in (None, self._ranks.size):
+            self.pending = better
+            return None
         sent = move_experts(self._model, self._optimizer, better.placements, self._ranks.gather_values)
         adopt_model(self._config, self._ranks, self._model)
-        total = sum(self._ranks.gather_values(sent))
-        self._write(
-            step,
-            {"layers": better.layers, "before": better.before, "after": better.after, "sent_bytes": total},
-        )
+        self.write_move(step, better, sum(self._ranks.gather_values(sent)))
         return better.describe(step)
+
+    def write_move(self, step: int, better: Replacement, num_bytes: int) -> None:
+        """Write down where experts live from a step on."""
+        values = {"layers": better.layers, "before": better.before, "after": better.after}
+        self._write(step, {**values, "sent_bytes": num_bytes})
 
     def _write(self, step: int, values: dict[str, Any]) -> None:
         with self._ranks.together():

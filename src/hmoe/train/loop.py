@@ -22,6 +22,7 @@ from hmoe.train.heap import keep_freed_memory
 from hmoe.train.kept_state import Restored, load_restart
 from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.processes import Processes, choose_process
+from hmoe.train.rebuild import move_at_checkpoint
 from hmoe.train.session import RunCounts, Session, measure_progress, open_session
 from hmoe.train.step import StepRecord, train_step
 from hmoe.train.stop import STOP
@@ -143,6 +144,8 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
                 raise NonFiniteError(_explain_bad_steps(counts.step, saved, config.optim.lr))
         if done or _due(counts.step, every.save_every) or session.wants_checkpoint:
             saved = session.save()
+            if not done and (moved := move_at_checkpoint(session)):
+                console.note(moved)
         if evaluated or saved == counts.step:  # which may have taken longer than a step
             stops = session.agree(STOP) or stops
     if saved != counts.step:  # a signal came between two checkpoints

@@ -161,7 +161,7 @@ def open_session(
     check_alike(config, device, index.fingerprint, processes)
     step = -1 if restored is None else restored.step
     placements, frequencies_ZE = find_placements(folder.path, step, config, processes)
-    model = _build_model(config, device, processes, placements)
+    model = build_run_model(config, device, processes, placements)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -172,14 +172,14 @@ def open_session(
         records = _open_records(folder.path, counts.step, config, console, processes)
         side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
     saver = make_saver(folder.path, config.train.keep, model, optimizer, processes)
-    mover = _make_mover(config, folder.path, model, optimizer, processes)
+    mover = make_mover(config, folder.path, model, optimizer, processes)
     if mover is not None:
         mover.begin(counts.step, frequencies_ZE)
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
                    side_files, processes, saver, mover)  # fmt: skip
 
 
-def _make_mover(
+def make_mover(
     config: RunConfig,
     run: Path,
     model: Transformer,
@@ -206,7 +206,7 @@ def _open_records(
     return Records(run, step, config.train.log_every, console.warn) if processes.rank == 0 else NoRecords()
 
 
-def _build_model(
+def build_run_model(
     config: RunConfig, device: str, processes: Processes, placements: list[Placement] | None
 ) -> Transformer:
     """Return the model with its first weights, ready for training steps."""
