@@ -156,6 +156,17 @@ def test_experts_nobody_chose_are_placed_by_their_size() -> None:
     assert measure_balance(cold, [1, 1, 0, 0]) == (1, 1)
 
 
+def test_numbers_of_other_libraries_and_of_any_size_are_taken() -> None:
+    numpy = pytest.importorskip("numpy")
+    placement = place_experts(numpy.array([4, 6, 8, 2]), 2, numpy.array([1.0, 2.0, 0.5, 4.0]), cut=True)
+    assert placement == place_experts((4, 6, 8, 2), 2, (1, 2, 0.5, 4), cut=True)
+    assert Placement.from_plain(placement.to_plain()) == placement
+    for frequencies in ([1e308, 1e308, 1.0], [5e-324, 1e-323, 0.0], [0.1] * 3, [1e-300, 1.0, 1e300]):
+        for num_ranks in (2, 3, 5):
+            cut = place_experts((7, 11, 13), num_ranks, frequencies, cut=True)
+            assert max(cut.count_units(rank) for rank in range(num_ranks)) <= 31 / num_ranks + 1
+
+
 def test_replicas_are_the_experts_with_most_tokens_per_unit() -> None:
     placement = place_experts((64, 16, 32, 64), 2, [1, 3, 2, 9], replicas=2)
     assert placement.everywhere == (1, 3)

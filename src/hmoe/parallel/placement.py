@@ -8,6 +8,7 @@ on 4 processes, they are cut between hidden units (`hmoe.parallel.cuts`).
 
 from collections.abc import Sequence
 from itertools import combinations
+from numbers import Integral
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
@@ -50,6 +51,7 @@ def place_experts(
         ConfigError: for frequencies that do not fit, or numbers out of range.
     """
     chosen = _check(widths, num_ranks, frequencies, replicas)
+    widths = [int(width) for width in widths]  # also of NumPy
     if isinstance(replicas, int):
         replicas = sorted(range(len(widths)), key=lambda i: (-chosen[i] / widths[i], i))[:replicas]
     everywhere = tuple(sorted(set(replicas)))
@@ -156,7 +158,7 @@ def _check(
             raise ConfigError(
                 f"placement: expert {expert} has frequency {frequency}, must be 0 or more; nearest is 0"
             )
-    if not all(type(width) is int and width >= 1 for width in widths):
+    if not all(isinstance(width, Integral) and width >= 1 for width in widths):
         raise ConfigError(f"placement: widths = {tuple(widths)}, must be integers of 1 hidden unit or more")
     if num_ranks < 1:
         raise ConfigError(f"placement: {num_ranks} processes, must be 1 or more; nearest is 1")
