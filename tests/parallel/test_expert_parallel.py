@@ -5,6 +5,7 @@ In float64, so that a wrong row shows; each process has its own number of tokens
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import hmoe
 from hmoe.model.balance import update_router_biases
 from hmoe.model.decisions import Decisions
+from hmoe.model.router import RouterLayer
 from hmoe.parallel import trip
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.expert_parallel import list_dispatched
@@ -230,6 +232,25 @@ def check_waits(mesh: DeviceMesh) -> None:
     assert len(asked) == len(model.blocks)
 
 
+def check_padding(mesh: DeviceMesh) -> None:
+    """Pairs beyond the counts, which a router appends on a GPU, are nobody's: nothing travels for them."""
+    model = make_model("top-p")
+    hmoe.parallelize(model, mesh, experts="expert_parallel", placement=make_placement("cut", mesh.size()))
+    model(draw_tokens(mesh.size())[dist.get_rank()])  # lets the engine begin
+    layer, x = model.blocks[0], draw_tokens(mesh.size())[dist.get_rank()]
+    routing = RouterLayer(DIM, (*WIDTHS, 0, 0, 0), hmoe.TopP(p=0.6)).double()(x)
+    more = {
+        name: nn.functional.pad(getattr(routing, name), (0, 5)) for name in ("token_N", "expert_N", "gate_N")
+    }
+    outputs, sent = [], []
+    for each in (routing, replace(routing, **more)):
+        outputs.append(layer.experts(x, each)[0])
+        table = layer.experts.table
+        sent.append(trip.plan_trip(each, table, layer.experts.group, len(x), by_pair=False).rows)
+    assert torch.equal(*outputs)
+    assert sent[0] == sent[1]
+
+
 def check_low_precision(mesh: DeviceMesh) -> None:
     """Under autocast tokens travel in bfloat16; the error is at most twice that of one process."""
     rank, truth = dist.get_rank(), make_model("top-2")
@@ -376,7 +397,14 @@ def run_rank(rank: int, folder: str, cases: tuple[tuple[str, str], ...], shape: 
     for case in cases:
         check_case(*case, mesh)
     if shape == (2,):
-        for check in (check_checkpointing, check_waits, check_low_precision, check_mean, check_refusals):
+        for check in (
+            check_checkpointing,
+            check_waits,
+            check_padding,
+            check_low_precision,
+            check_mean,
+            check_refusals,
+        ):
             check(mesh)
     if size > 1:
         check_gathering(mesh)
