@@ -13,7 +13,8 @@ from hmoe.config import recipes
 from hmoe.runs.expert_shares import read_frequencies
 from hmoe.runs.placement_log import PLACEMENTS, read_placement_log, write_placement_row
 from hmoe.specs.placement import Placement, place_contiguously
-from hmoe.train.placements import LoadWatch
+from hmoe.train.placements import LoadWatch, list_placement_keys, recall_placements
+from hmoe.train.processes import OneProcess
 from tests.conftest import tiny
 from tests.train.helpers import rows, run
 from tests.train.test_shared_run import EXACT, start_together
@@ -60,7 +61,9 @@ def test_a_file_names_the_pieces_of_experts_that_are_no_neighbours(trained: Path
     assert any("@1" in name for own in rows_of.values() for name in own)
 
 
-def test_the_log_tells_where_experts_lived(trained: Path) -> None:
+def test_the_log_tells_where_experts_lived(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = read_placement_log(trained / "two")
     assert [row["step"] for row in log] == sorted(row["step"] for row in log)
     assert (log[0]["step"], log[0]["processes"], log[0]["before"], log[0]["layers"]) == (0, 2, None, [0, 1])
@@ -70,6 +73,13 @@ def test_the_log_tells_where_experts_lived(trained: Path) -> None:
     placements = [Placement.from_plain(plain) for plain in log[-1]["placements"]]
     assert {placement.num_ranks for placement in placements} == {2}
     assert not (trained / "one" / PLACEMENTS).exists()
+    assert run_command_line(["compare", str(trained / "two")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"experts were placed on 2 processes, and moved {len(moved)} times" in shown
+    pages = [tmp_path / f"{name}.html" for name in ("one", "two")]
+    for page in pages:
+        assert run_command_line(["report", str(trained / page.stem), "--out", str(page)]) == 0
+    assert ["Where its experts lived" in page.read_text() for page in pages] == [False, True]
 
 
 def test_frequencies_are_choices_of_a_token(trained: Path) -> None:
@@ -132,6 +142,27 @@ def test_a_run_that_was_broken_off_lives_where_it_lived(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("change", ["widths", "processes", "layers"])
+def test_a_row_of_another_model_says_nothing(change: str, tmp_path: Path) -> None:
+    """Experts live again where they lived, unless the row was changed into one that does not fit."""
+    config = recipes.read_recipe("tiny", ["parallel.experts=expert_parallel"])[1]
+    assert config.model.moe is not None
+    process = OneProcess()
+    process.size = 2
+    placement = place_contiguously(config.model.moe.expert_widths, 2)
+    row = {"step": 3, "keys": list_placement_keys(config, 2)}
+    write_placement_row(tmp_path, row, [placement] * 2)
+    assert recall_placements(tmp_path, 3, config, process) == [placement] * 2
+    assert recall_placements(tmp_path, 2, config, process) is None
+    others = {
+        "widths": [place_contiguously((4, 4), 2)] * 2,
+        "processes": [place_contiguously(config.model.moe.expert_widths, 4)] * 2,
+        "layers": [placement],
+    }
+    write_placement_row(tmp_path, row, others[change])
+    assert recall_placements(tmp_path, 3, config, process) is None
+
+
 def test_a_load_that_comes_and_goes_moves_nothing() -> None:
     """Hysteresis: noise around an even load never pays, a lasting change does once."""
     overrides = ["parallel.experts=expert_parallel", "parallel.replace_every=1"]
@@ -172,6 +203,18 @@ def test_a_placement_log_is_cut_back_and_survives_damage(tmp_path: Path) -> None
     with (tmp_path / PLACEMENTS).open("ab") as file:
         file.write(b'{"step": 9, "pla')
     assert [row["step"] for row in read_placement_log(tmp_path)] == [0, 4, 4]
+    plain = placement.to_plain()
+    lost = {**plain, "parts": plain["parts"][1:]}  # an expert without a process
+    with (tmp_path / PLACEMENTS).open("wb") as file:
+        for placements in ([plain], [lost], [plain]):
+            file.write(json.dumps({"step": 4, "placements": placements}).encode() + b"\n")
+    assert len(read_placement_log(tmp_path)) == 1
+    for bad in ({"step": 4, "placements": [{}]}, {"step": 4, "placements": [[]]}, {"step": 4, "before": "x"}):
+        (tmp_path / PLACEMENTS).write_text(json.dumps({"placements": [plain], **bad}) + "\n")
+        assert read_placement_log(tmp_path) == []
+    write_placement_row(tmp_path, {"step": 0}, [placement])
+    for _ in range(2):
+        write_placement_row(tmp_path, {"step": 4}, [placement])
     write_placement_row(tmp_path, {"step": 9}, [placement])
     assert [row["step"] for row in read_placement_log(tmp_path)] == [0, 4, 4, 9]
 

@@ -194,7 +194,7 @@ def _measure(
     hardware: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Return what a placement comes to, mean over layers."""
-    load = measure_run_load(config, num_processes, frequencies)
+    load = measure_run_load(config, num_processes, frequencies, placements)
     assert load is not None
     row: dict[str, Any] = {
         "placement": name,
@@ -260,7 +260,7 @@ def _draw_processes(placement: Placement, frequencies: Sequence[float]) -> list[
     work = list_work(placement, frequencies)
     columns = [[n * len(ranks) / total for n in units], [share * len(ranks) for share in work]]
     most = max(max(column) for column in columns)
-    size = max(4, round(_MOST_BAR * min(1.0, _BAR * most / _MOST_BAR)))
+    size = min(_MOST_BAR, round(_BAR * most))
     lines = [f"process  {'memory':{size + 5}}  {'computing':{size + 5}}  experts (hidden units)"]
     for rank in ranks:
         bars = [f"{c[rank]:.2f} {'█' * round(size * c[rank] / most):{size}}" for c in columns]

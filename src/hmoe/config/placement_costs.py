@@ -6,9 +6,8 @@ from hmoe.config.run import RunConfig
 from hmoe.config.step_work import FLOAT_BYTES, count_number_bytes
 from hmoe.specs.placement import ExpertLoad
 
-_CALLS = (
-    5  # of a layer's forward pass: sizes, rows, gates, places, and rows back; three of them again backward
-)
+# Of a layer's forward pass: sizes, rows, gates, places, and rows back; all but sizes and places again backward.
+_FORWARD_CALLS, _BACKWARD_CALLS = 5, 3
 
 
 class PlacementCosts:
@@ -43,7 +42,7 @@ class PlacementCosts:
         num_bytes = num_tokens * self.rows * self._config.model.dim * element_bytes
         rate = link.exchange_bytes_per_second or link.gather_bytes_per_second
         latency = link.latency_seconds + link.hop_seconds * (self.group - 1)
-        calls = _CALLS - 2 if backward else _CALLS
+        calls = _BACKWARD_CALLS if backward else _FORWARD_CALLS
         return calls * latency + 2 * num_bytes / get_rate(rate, num_bytes * self.group)
 
     def count_local_bytes(self) -> float:

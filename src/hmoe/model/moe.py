@@ -50,7 +50,7 @@ class MoE(nn.Module):
         widths: hidden units of each expert.
         routed_widths: the same with a 0 for each zero-computation expert; routers, losses and counts go by these.
         router: its `weight` is (E, D).
-        w_gate, w_up, w_down: (F, D) with F = sum(widths).
+        w_gate, w_up, w_down: (F, D) with F = sum(widths); None where `hmoe.parallelize` placed the experts.
         check_finite: eager forward raises NonFiniteError on NaN or infinite router logits; costs one device sync.
             Switched off (and always under torch.compile), the outputs of such tokens are NaN.
         shared, zero, hyper, hyper_network: modules of what is beside the experts, or None. In a model whose

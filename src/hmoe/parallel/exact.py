@@ -14,7 +14,7 @@ from hmoe.errors import ConfigError
 from hmoe.parallel.dispatch import DispatchedExperts
 from hmoe.parallel.expert_rows import WEIGHTS
 from hmoe.parallel.fixed_order import TreeSum, measure_norm, sum_row_squares
-from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
+from hmoe.parallel.kept_rows import KeptRows, join_rows, list_kept_rows
 from hmoe.parallel.ranks import Ranks
 
 
@@ -104,9 +104,7 @@ class RowLayout:
         ]
         self._sizes = [sum(stop - start for start, stop in ranges) for ranges in own]
         self._places = [
-            torch.cat(
-                [torch.arange(*pair) for ranges in ranges_of_all for pair in ranges] or [torch.arange(0)]
-            )
+            join_rows([range(*pair) for ranges in ranges_of_all for pair in ranges])
             for ranges_of_all in gather_values(own)
         ]
 

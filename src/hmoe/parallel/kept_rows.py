@@ -73,7 +73,7 @@ def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
         elif kept.rows is None:
             weights[kept.name] = kept.parameter.full_tensor().cpu()
         else:
-            own, written = (_join(ranges) for ranges in (kept.list_own(), kept.list_written()))
+            own, written = (join_rows(ranges) for ranges in (kept.list_own(), kept.list_written()))
             is_written = torch.isin(own, written)
             whole = kept.parameter.to_local().new_zeros(kept.shape)
             whole[own[is_written]] = kept.parameter.to_local()[is_written]
@@ -82,7 +82,8 @@ def gather_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _join(ranges: Sequence[range]) -> torch.Tensor:
+def join_rows(ranges: Sequence[range]) -> torch.Tensor:
+    """Return the rows of ranges, one range after another, as integers."""
     return torch.cat([torch.arange(each.start, each.stop) for each in ranges] or [torch.arange(0)])
 
 

@@ -97,8 +97,12 @@ def place_all_experts(
     What a layer leaves uneven, the next ones make up for: which process is which is open in each.
     """
     placements, units = [], [0] * num_ranks
+    solved: dict[tuple[float, ...], Placement] = {}  # most plans have the same load in all layers
     for frequencies in frequencies_ZE:
-        placement = place_experts(widths, num_ranks, frequencies, cut=cut, replicas=replicas)
+        key = tuple(frequencies)
+        if key not in solved:
+            solved[key] = place_experts(widths, num_ranks, frequencies, cut=cut, replicas=replicas)
+        placement = solved[key]
         by_size = sorted(range(num_ranks), key=lambda rank: -placement.count_units(rank))
         by_room = sorted(range(num_ranks), key=lambda rank: units[rank])
         new_ranks = dict(zip(by_size, by_room, strict=True))
@@ -195,7 +199,10 @@ def assume_frequencies(config: RunConfig) -> list[list[float]]:
 
 
 def measure_run_load(
-    config: RunConfig, num_processes: int, frequencies_ZE: Frequencies | None = None
+    config: RunConfig,
+    num_processes: int,
+    frequencies_ZE: Frequencies | None = None,
+    placements: Sequence[Placement] | None = None,
 ) -> ExpertLoad | None:
     """Return what the busiest process of a run would have; None where all experts live in every process.
 
@@ -203,11 +210,12 @@ def measure_run_load(
         config: of the run.
         num_processes: of the run.
         frequencies_ZE: how many of a token's choices fall to each expert; None: a uniform router's.
+        placements: of each layer; None: those that the run would have.
     """
     moe = config.model.moe
     if moe is None or not config.parallel.places_experts or num_processes == 1:
         return None
-    placements = choose_placements(config, num_processes, frequencies_ZE)
+    placements = placements or choose_placements(config, num_processes, frequencies_ZE)
     fewest, _, most = moe.router.count_experts_per_token(len(moe.routed_widths))
     frequencies_ZE = frequencies_ZE or assume_frequencies(config)
     return measure_load(placements, frequencies_ZE, most if fewest == most else None, config.parallel.exact)

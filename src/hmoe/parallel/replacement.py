@@ -13,7 +13,7 @@ from hmoe.parallel.dispatch import DispatchedExperts
 from hmoe.parallel.exchange import Splits, exchange_rows
 from hmoe.parallel.expert_parallel import list_dispatched, make_local
 from hmoe.parallel.expert_rows import WEIGHTS, ExpertRows
-from hmoe.parallel.kept_rows import KeptRows
+from hmoe.parallel.kept_rows import KeptRows, join_rows
 from hmoe.specs.placement import Placement
 
 GatherValues = Callable[[Any], list[Any]]
@@ -144,7 +144,10 @@ class _Move:
         num_rows: int,
     ) -> None:
         rank = dist.get_rank()
-        olds, news = ([_join(ranges) for ranges in of_all] for of_all in (old_rows, new_rows))
+        olds, news = (
+            [join_rows([range(*pair) for pair in ranges]) for ranges in of_all]
+            for of_all in (old_rows, new_rows)
+        )
         owner = torch.full((num_rows,), -1)
         for each in reversed(range(len(olds))):  # of several that have a row the first sends it
             owner[olds[each]] = each
@@ -167,10 +170,6 @@ class _Move:
         )
         num_sent = sum(self._splits.sent) - self._splits.sent[self._rank]
         return arrived[self._order.to(device)], num_sent * rows[:1].nbytes if len(rows) else 0
-
-
-def _join(ranges: Sequence[Sequence[int]]) -> torch.Tensor:
-    return torch.cat([torch.arange(*pair) for pair in ranges] or [torch.arange(0)])
 
 
 def _replace_parameter(

@@ -29,6 +29,7 @@ class PartTable:
         ranks: process of each.
         own: the parts of this process, in this order.
         widths: hidden units of each of those.
+        message_order, message_splits: how what processes tell each other of sizes is laid out, and how long it is.
     """
 
     def __init__(self, placement: Placement, rank: int) -> None:
@@ -38,10 +39,10 @@ class PartTable:
         self.ranks = [part.rank for part in parts]
         self.own = placement.list_parts(rank)
         self.widths = tuple(part.num_units for part in self.own)
-        self.num_of_rank = [self.ranks.count(each) for each in range(placement.num_ranks)]
+        num_of_rank = [self.ranks.count(each) for each in range(placement.num_ranks)]
         # A message to a process is its rows, then the pairs of its parts: where each number stands among
         # [rows to all][pairs of all parts].
-        begins = [0, *accumulate(self.num_of_rank)]
+        begins = [0, *accumulate(num_of_rank)]
         self.message_order = [
             place
             for each in range(placement.num_ranks)
@@ -50,9 +51,7 @@ class PartTable:
                 *range(placement.num_ranks + begins[each], placement.num_ranks + begins[each + 1]),
             )
         ]
-        self.message_splits = Splits(
-            [1 + n for n in self.num_of_rank], [1 + len(self.own)] * placement.num_ranks
-        )
+        self.message_splits = Splits([1 + n for n in num_of_rank], [1 + len(self.own)] * placement.num_ranks)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hmoe.errors import ConfigError
 from hmoe.specs.placement import Placement
 from hmoe.storage import write_atomic
 
@@ -16,7 +17,7 @@ PLACEMENTS = "placements.jsonl"
 
 
 def read_placement_log(run: Path, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Return the rows up to a step, by default all; up to the first that is damaged, as nothing depends on them."""
+    """Return the rows up to a step, by default all; up to the first that is damaged: experts can live anywhere."""
     path, rows = run / PLACEMENTS, []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
@@ -37,6 +38,11 @@ def _is_row(row: Any) -> bool:
         or type(row.get("step")) is not int
         or not isinstance(row.get("placements"), list)
     ):
+        return False
+    try:
+        for plain in row["placements"]:
+            Placement.from_plain(plain)
+    except (ConfigError, ValueError, KeyError, TypeError):
         return False
     numbers = (row.get("before"), row.get("after"))
     is_number = all(each is None or type(each) in (int, float) for each in numbers)

@@ -34,13 +34,8 @@ class ExpertMover:
         optimizer: torch.optim.Optimizer,
         ranks: Ranks,
     ) -> None:
-        self._config, self._run, self._model, self._optimizer, self._ranks = (
-            config,
-            run,
-            model,
-            optimizer,
-            ranks,
-        )
+        self._config, self._run, self._ranks = config, run, ranks
+        self._model, self._optimizer = model, optimizer
         self.pending: Replacement | None = None
         self._watch = LoadWatch(config, [experts.placement for experts in list_dispatched(model)])
 
@@ -61,7 +56,8 @@ class ExpertMover:
     def take_step(self, record: StepRecord, step: int) -> str | None:
         """Count a step's load, and move experts if it is time to look and worth it; return a line on that."""
         every = self._config.parallel.replace_every
-        if not every or not record.applied:
+        # While a move waits for a checkpoint, none is looked for.
+        if not every or not record.applied or self.pending is not None:
             return None
         self._watch.add(record.num_pairs_ZE)
         if step % every:

@@ -55,6 +55,16 @@ def recall_placements(
         rows = read_placement_log(run, step) if processes.rank == 0 else []
         if rows and rows[-1].get("keys") == list_placement_keys(config, processes.size):
             plain = rows[-1]["placements"]
+            # A row that was changed by hand may be of another model.
+            moe = config.model.moe
+            kinds = {(tuple(each["widths"]), each["num_ranks"]) for each in plain}
+            num_ranks = config.parallel.expert_ranks or processes.size
+            if (
+                moe is None
+                or len(plain) != len(config.model.moe_layers)
+                or kinds != {(moe.expert_widths, num_ranks)}
+            ):
+                plain = None
     plain = processes.broadcast(plain)
     return None if plain is None else [Placement.from_plain(each) for each in plain]
 
