@@ -1,7 +1,7 @@
 """What passes between the door and its backends: the arguments of one layer, what is saved, the gradients."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -38,6 +38,25 @@ class Saved(NamedTuple):
     pre_gate: torch.Tensor
     pre_up: torch.Tensor
     order_N: torch.Tensor
+
+
+Matrices = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class ExpertSource(Protocol):
+    """Where the weights of a layer's experts come from, and where their gradients go, one expert after another."""
+
+    def read_weights(self, expert: int) -> Matrices:
+        """Return an expert's three matrices (h, D), which stay as they are until the next call."""
+        ...
+
+    def open_gradients(self, expert: int) -> Matrices:
+        """Return memory of the same shapes for the gradients of an expert."""
+        ...
+
+    def close_gradients(self, expert: int) -> None:
+        """Take the gradients of an expert, which are there now."""
+        ...
 
 
 class Gradients(NamedTuple):

@@ -10,12 +10,13 @@ per GEMM.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from hmoe.kernels.layer import Backend, Gradients, Layer, Saved
+from hmoe.kernels.layer import Backend, ExpertSource, Gradients, Layer, Matrices, Saved
 
 
 def round_up_rows(rows: int) -> int:
@@ -35,8 +36,9 @@ def count_loop_rows(x_TD: torch.Tensor, num_pairs: int) -> int:
 
 
 class ExpertSlices(NamedTuple):
-    """Where a busy expert's pairs, padded rows, hidden units and pre-activations lie."""
+    """A busy expert's number, and where its pairs, padded rows, hidden units and pre-activations lie."""
 
+    expert: int
     pairs: slice
     rows: slice
     units: slice
@@ -49,12 +51,12 @@ class ExpertSlices(NamedTuple):
 def list_busy_experts(layer: Layer) -> list[ExpertSlices]:
     """List the experts that have pairs; reads the counts, so it waits for the device."""
     experts, pair, row, unit, pre = [], 0, 0, 0, 0
-    for count, width in zip(layer.num_tokens_E.tolist(), layer.widths, strict=True):
+    for expert, (count, width) in enumerate(zip(layer.num_tokens_E.tolist(), layer.widths, strict=True)):
         rows = count_loop_rows(layer.x_TD, count) if count else 0
         ends = pair + count, row + rows, unit + width, pre + rows * width
         if count:
             slices = slice(pair, ends[0]), slice(row, ends[1]), slice(unit, ends[2]), slice(pre, ends[3])
-            experts.append(ExpertSlices(*slices, count, rows, width))
+            experts.append(ExpertSlices(expert, *slices, count, rows, width))
         pair, row, unit, pre = ends
     return experts
 
@@ -118,8 +120,36 @@ class _Scratch:
         return out_MD
 
 
+class _Rows:
+    """The experts of a layer whose weights are all here, as rows of three matrices; their gradients, if wanted, too."""
+
+    def __init__(self, layer: Layer, gradients: Sequence[torch.Tensor] = ()) -> None:
+        ends = list(accumulate(layer.widths))
+        self._rows = [slice(end - width, end) for end, width in zip(ends, layer.widths, strict=True)]
+        self._weights, self._gradients = (layer.w_gate_FD, layer.w_up_FD, layer.w_down_FD), gradients
+
+    def read_weights(self, expert: int) -> Matrices:
+        gate, up, down = (w[self._rows[expert]] for w in self._weights)
+        return gate, up, down
+
+    def open_gradients(self, expert: int) -> Matrices:
+        gate, up, down = (w[self._rows[expert]] for w in self._gradients)
+        return gate, up, down
+
+    def close_gradients(self, expert: int) -> None:
+        """Do nothing: they are where they belong."""
+
+
 def forward_loop(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
     """Compute a layer's output expert by expert; arguments as in `layer.Backend`."""
+    return forward_from_source(layer, room, _Rows(layer))
+
+
+def forward_from_source(layer: Layer, room: int, source: ExpertSource) -> tuple[torch.Tensor, Saved]:
+    """Compute the same with weights that are asked for when an expert's turn comes; the layer's own are not looked at.
+
+    Bits are the same if the source's matrices begin as far from a multiple of 64 bytes as in a layer that has them all.
+    """
     x_TD, token_N = layer.x_TD, layer.token_N
     experts = list_busy_experts(layer)
     # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
@@ -132,49 +162,60 @@ def forward_loop(layer: Layer, room: int) -> tuple[torch.Tensor, Saved]:
         # their own.
         kept = [pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2]] if room else []
         g_Mh, u_Mh = kept or (scratch.hidden(1, e), scratch.hidden(2, e))
-        torch.mm(x_MD, layer.w_gate_FD[e.units].T, out=g_Mh)
-        torch.mm(x_MD, layer.w_up_FD[e.units].T, out=u_Mh)
+        w_gate_hD, w_up_hD, w_down_hD = source.read_weights(e.expert)
+        torch.mm(x_MD, w_gate_hD.T, out=g_Mh)
+        torch.mm(x_MD, w_up_hD.T, out=u_Mh)
         torch.ops.aten.silu.out(g_Mh, out=a_Mh)
-        torch.mm(a_Mh.mul_(u_Mh), layer.w_down_FD[e.units], out=padded_out[e.rows])
+        torch.mm(a_Mh.mul_(u_Mh), w_down_hD, out=padded_out[e.rows])
     return sum_rows_by_token(layer, experts, saved.order_N, padded_out, gated=True), saved
 
 
 def backward_loop(layer: Layer, saved: Saved, dy_TD: torch.Tensor, weights: bool) -> Gradients:
     """Compute a layer's gradients expert by expert; arguments as in `layer.Backend`."""
+    size = layer.w_gate_FD.shape if weights else (0,)
+    # Zeros: an expert without pairs is never visited, and its gradient is 0.
+    gradients = [layer.w_gate_FD.new_zeros(size) for _ in range(3)]
+    dx_TD, dgate_N = backward_to_source(layer, saved, dy_TD, _Rows(layer, gradients), weights)
+    return Gradients(dx_TD, dgate_N, *gradients)
+
+
+def backward_to_source(
+    layer: Layer, saved: Saved, dy_TD: torch.Tensor, source: ExpertSource, weights: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the gradients of x and of the gates; those of the weights go to the source, if `weights`."""
     x_TD, token_N, gate_N = layer.x_TD, layer.token_N, layer.gate_N
     experts = list_busy_experts(layer)
     # Padded rows of all busy experts, (rows, D). No letter: M is the rows of one expert here.
     padded_dx = x_TD.new_empty(experts[-1].rows.stop if experts else 0, x_TD.shape[1])
     dgate_N = torch.zeros_like(gate_N)
-    size = layer.w_gate_FD.shape if weights else (0,)
-    # Zeros: an expert without pairs is never visited, and its gradient is 0.
-    dw_gate_FD, dw_up_FD, dw_down_FD = (layer.w_gate_FD.new_zeros(size) for _ in range(3))
     scratch = _Scratch(x_TD, experts, x_TD.shape[1])
     for e in experts:
+        w_gate_hD, w_up_hD, w_down_hD = source.read_weights(e.expert)
+        dw_gate_hD, dw_up_hD, dw_down_hD = source.open_gradients(e.expert) if weights else (None, None, None)
         g_Mh, u_Mh = (pre[e.pre].view(e.num_rows, e.width) for pre in saved[:2])
         dy_MD = scratch.gather(0, dy_TD, token_N, e)
         gate_M1 = F.pad(gate_N[e.pairs], (0, e.num_rows - e.num_pairs)).to(x_TD.dtype).unsqueeze(1)
         da_Mh, silu_Mh, a_Mh = (scratch.hidden(i, e) for i in range(3))
-        torch.mm(dy_MD, layer.w_down_FD[e.units].T, out=da_Mh)
+        torch.mm(dy_MD, w_down_hD.T, out=da_Mh)
         torch.mul(torch.ops.aten.silu.out(g_Mh, out=silu_Mh), u_Mh, out=a_Mh)
         # d gate = <d output, expert output> = <d a, a>: the expert's output need not be kept.
         dgate_N[e.pairs] = (da_Mh[: e.num_pairs] * a_Mh[: e.num_pairs]).sum(1, dtype=gate_N.dtype)
         da_Mh.mul_(gate_M1)  # only now: d gate above takes d a without the gate
         if weights:
-            torch.mm(a_Mh.T, dy_MD.mul_(gate_M1), out=dw_down_FD[e.units])
+            torch.mm(a_Mh.T, dy_MD.mul_(gate_M1), out=dw_down_hD)
         # From here on the buffers are used again: a_Mh holds the derivative of g_Mh, da_Mh that of u_Mh.
         torch.mul(da_Mh, u_Mh, out=a_Mh)
         dg_Mh = torch.ops.aten.silu_backward.grad_input(a_Mh, g_Mh, grad_input=a_Mh)
         du_Mh = da_Mh.mul_(silu_Mh)
         if weights:
             x_MD = scratch.gather(1, x_TD, token_N, e)
-            torch.mm(dg_Mh.T, x_MD, out=dw_gate_FD[e.units])
-            torch.mm(du_Mh.T, x_MD, out=dw_up_FD[e.units])
+            torch.mm(dg_Mh.T, x_MD, out=dw_gate_hD)
+            torch.mm(du_Mh.T, x_MD, out=dw_up_hD)
+            source.close_gradients(e.expert)
         dx_MD = padded_dx[e.rows]
-        torch.mm(dg_Mh, layer.w_gate_FD[e.units], out=dx_MD)
-        dx_MD.addmm_(du_Mh, layer.w_up_FD[e.units])
-    dx_TD = sum_rows_by_token(layer, experts, saved.order_N, padded_dx, gated=False)
-    return Gradients(dx_TD, dgate_N, dw_gate_FD, dw_up_FD, dw_down_FD)
+        torch.mm(dg_Mh, w_gate_hD, out=dx_MD)
+        dx_MD.addmm_(du_Mh, w_up_hD)
+    return sum_rows_by_token(layer, experts, saved.order_N, padded_dx, gated=False), dgate_N
 
 
 BACKEND = Backend(forward_loop, backward_loop, lambda layer: None, count_loop_rows)

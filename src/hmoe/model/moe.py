@@ -9,6 +9,7 @@ from torch import nn
 
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
+from hmoe.kernels.streamed import StreamedExperts, stream_experts
 from hmoe.model.decisions import Decisions
 from hmoe.model.expert_views import PlacedExperts, list_expert_weights, slice_expert
 from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
@@ -56,6 +57,7 @@ class MoE(nn.Module):
         shared, zero, hyper, hyper_network: modules of what is beside the experts, or None. In a model whose
             layers share one hypernetwork, that is given to `forward`.
         backend: name of the backend that computes the experts (`hmoe.kernels.NAMES`), or None for the fastest known.
+        source: gives and takes experts that are not all in the device's memory (`hmoe.parallel.offload`), or None.
 
     A router whose gates are constants (top-1, renormalised) is announced by a UserWarning.
 
@@ -104,6 +106,7 @@ class MoE(nn.Module):
         self.dim, self.widths, self.routed_widths = dim, spec.expert_widths, spec.routed_widths
         self.check_finite = True
         self.backend: str | None = None
+        self.source: StreamedExperts | None = None
         self.experts: PlacedExperts | None
         self.register_module("experts", None)  # first, as their weights are in a layer that has them all
         with torch.device(device) if device is not None else contextlib.nullcontext():
@@ -219,14 +222,18 @@ class MoE(nn.Module):
 
         The one place between routing and kernels where all experts live here.
         """
-        # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
+        pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
         dtype = find_autocast_dtype(x_TD.device)
+        if self.source is not None:
+            check_same_dtype(x_TD, self.w_gate if dtype is None else x_TD)
+            with disable_autocast(x_TD.device):
+                return stream_experts(x_TD, *pairs, self.widths, self.source)
+        # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
         w_gate, w_up, w_down = (
             w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down)
         )
         check_same_dtype(x_TD, w_gate)
         with disable_autocast(x_TD.device):
-            pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
             return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
 
     def _add_extras(

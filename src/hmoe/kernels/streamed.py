@@ -1,0 +1,91 @@
+"""Experts whose weights are not all in the device's memory: each is asked for when its turn comes."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from hmoe.kernels.layer import ExpertSource, Layer, Saved
+from hmoe.kernels.loop import backward_to_source, count_loop_rows, forward_from_source
+
+
+class StreamedExperts(ExpertSource, Protocol):
+    """A source that is told beforehand which experts a pass needs.
+
+    Attributes:
+        trains: whether gradients of the weights are wanted.
+    """
+
+    @property
+    def trains(self) -> bool:
+        """Whether gradients of the weights are wanted."""
+        ...
+
+    def begin_pass(self, num_tokens: Sequence[int], dtype: torch.dtype, backward: bool) -> None:
+        """Say how many tokens each expert of a pass has, those with any come in their order, and the type of x."""
+        ...
+
+
+def stream_experts(
+    x_TD: torch.Tensor,
+    token_N: torch.Tensor,
+    gate_N: torch.Tensor,
+    num_tokens_E: torch.Tensor,
+    widths: Sequence[int],
+    source: StreamedExperts,
+) -> torch.Tensor:
+    """Return what `expert_ffn` returns, of experts whose weights come from a source; backend `loop`.
+
+    Args:
+        x_TD, token_N, gate_N, num_tokens_E, widths: as `expert_ffn` takes them.
+        source: of the weights, and where their gradients go in the backward pass.
+    """
+    trains = source.trains
+    needs_grad = torch.is_grad_enabled() and (trains or x_TD.requires_grad or gate_N.requires_grad)
+    room, counts = 0, num_tokens_E.tolist()
+    source.begin_pass(counts, x_TD.dtype, backward=False)
+    if needs_grad:
+        room = sum(count_loop_rows(x_TD, n) * h for n, h in zip(counts, widths, strict=True) if n)
+    # Something that is differentiated, so that the weights get gradients though x may need none.
+    anchor = x_TD.new_zeros(0, requires_grad=needs_grad and trains)
+    y_TD: torch.Tensor = _Streamed.apply(  # type: ignore[no-untyped-call]
+        x_TD, gate_N, anchor, token_N, num_tokens_E, tuple(widths), source, room
+    )
+    return y_TD
+
+
+class _Streamed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TD: torch.Tensor,
+        gate_N: torch.Tensor,
+        anchor: torch.Tensor,
+        token_N: torch.Tensor,
+        num_tokens_E: torch.Tensor,
+        widths: tuple[int, ...],
+        source: StreamedExperts,
+        room: int,
+    ) -> torch.Tensor:
+        tensors = [tensor.contiguous() for tensor in (x_TD, token_N, gate_N, num_tokens_E)]
+        y_TD, saved = forward_from_source(_make_layer(tensors, widths), room, source)
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.widths, ctx.source = widths, source
+        return y_TD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, dy_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
+        layer, saved = _make_layer(tensors, ctx.widths), Saved(pre_gate, pre_up, order_N)
+        source: StreamedExperts = ctx.source
+        source.begin_pass(layer.num_tokens_E.tolist(), layer.x_TD.dtype, backward=True)
+        dx_TD, dgate_N = backward_to_source(layer, saved, dy_TD.contiguous(), source, source.trains)
+        return dx_TD, dgate_N, *(None,) * 6
+
+
+def _make_layer(tensors: Sequence[torch.Tensor], widths: tuple[int, ...]) -> Layer:
+    """Return a layer without weights."""
+    x_TD, token_N, gate_N, num_tokens_E = tensors
+    none = x_TD.new_empty(0, x_TD.shape[1])
+    return Layer(x_TD, token_N, gate_N, num_tokens_E, none, none, none, widths)

@@ -1,0 +1,207 @@
+"""Matrices that lie outside of the device's memory, in a file or in the host's memory; rows of them in and out."""
+
+import math
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from hmoe.errors import CheckpointError
+
+_PAGE_BYTES = 4096
+_MAPPED_BYTES = 1 << 18  # of a buffer from which on it is given back to the system as soon as it is free
+ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
+
+
+@dataclass
+class Moved:
+    """Bytes that were read from storage and written to it."""
+
+    read_bytes: int = 0
+    written_bytes: int = 0
+
+
+class StoredMatrix(Protocol):
+    """A matrix in storage.
+
+    Attributes:
+        whole: all of it as a tensor on the CPU, for those who go through it once; what it shows is what was written.
+    """
+
+    whole: torch.Tensor
+
+    def read(self, first: int, out: torch.Tensor) -> None:
+        """Fill a flat tensor with the numbers from the first on, counted row by row."""
+        ...
+
+    def write(self, first: int, values: torch.Tensor) -> None:
+        """Put the numbers of a flat tensor in the place of those from the first on."""
+        ...
+
+
+class ExpertStorage(Protocol):
+    """Memory outside of the device for matrices whose shapes are known beforehand; all begin as zeros.
+
+    Attributes:
+        matrices: in the order of their shapes.
+        moved: what went in and out.
+        place: where it is, for people.
+    """
+
+    matrices: Sequence[StoredMatrix]
+    moved: Moved
+    place: str
+
+    def release_pages(self) -> None:
+        """Give back the memory that looking at whole matrices took."""
+        ...
+
+    def close(self) -> None:
+        """Give up the matrices; nothing may be read or written any more."""
+        ...
+
+
+class FileStorage:
+    """Matrices in one file without a name, which is gone with the process, however that ends.
+
+    All of its space is taken when it is made: a disk that is full later does no harm.
+
+    Args:
+        folder: where the file is.
+        shapes, dtype: of the matrices.
+
+    Raises:
+        CheckpointError: if the disk has too little space.
+    """
+
+    def __init__(self, folder: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> None:
+        sizes = [math.prod(shape) * dtype.itemsize for shape in shapes]
+        begins, total = [], 0
+        for size in sizes:  # each on a page of its own: rows then lie as in a tensor of its own
+            begins.append(total)
+            total += -(-size // _PAGE_BYTES) * _PAGE_BYTES
+        self.moved, self.place = Moved(), str(folder)
+        try:
+            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by `close`
+            os.posix_fallocate(self._file.fileno(), 0, max(total, 1))
+            self._map = mmap.mmap(self._file.fileno(), max(total, 1))
+        except OSError as error:
+            raise CheckpointError(
+                f"{folder}: cannot hold the experts: {error.strerror} (needs {total} bytes, "
+                f"{_measure_free(folder)} bytes free)"
+            ) from None
+        self.matrices = [
+            _FileMatrix(self, begin, torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=begin).view(shape))
+            if math.prod(shape)
+            else _FileMatrix(self, begin, torch.empty(shape, dtype=dtype))
+            for shape, begin in zip(shapes, begins, strict=True)
+        ]  # fmt: skip
+
+    def release_pages(self) -> None:
+        """Give back the memory that looking at whole matrices took; their numbers stay in the file."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+    def transfer(self, first_byte: int, values: torch.Tensor, writes: bool) -> None:
+        """Read or write the bytes of a tensor on the CPU."""
+        left = memoryview(values.numpy()).cast("B")
+        counted = "written_bytes" if writes else "read_bytes"
+        setattr(self.moved, counted, getattr(self.moved, counted) + len(left))
+        move = os.pwritev if writes else os.preadv
+        while left:
+            try:
+                done = move(self._file.fileno(), [left], first_byte)
+            except OSError as error:
+                verb = "written" if writes else "read"
+                raise CheckpointError(
+                    f"{self.place}: experts outside of memory cannot be {verb}: {error.strerror}; "
+                    "the newest checkpoint is intact"
+                ) from None
+            if not done:
+                raise CheckpointError(f"{self.place}: experts outside of memory end early; was the file cut?")
+            left, first_byte = left[done:], first_byte + done
+
+    def close(self) -> None:
+        """Give up the file; views of whole matrices stay as they are until they are gone."""
+        self._file.close()
+
+
+class _FileMatrix:
+    def __init__(self, storage: FileStorage, first_byte: int, whole: torch.Tensor) -> None:
+        self.whole, self._storage, self._first_byte = whole, storage, first_byte
+
+    def read(self, first: int, out: torch.Tensor) -> None:
+        place = self._first_byte + first * self.whole.itemsize
+        if out.device.type == "cpu":
+            self._storage.transfer(place, out, writes=False)
+            return
+        staged = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        self._storage.transfer(place, staged, writes=False)
+        out.copy_(staged)
+
+    def write(self, first: int, values: torch.Tensor) -> None:
+        place = self._first_byte + first * self.whole.itemsize
+        self._storage.transfer(place, values.cpu(), writes=True)
+
+
+class HostStorage:
+    """Matrices in the host's memory, from where a GPU copies fastest.
+
+    Args:
+        shapes, dtype: of the matrices.
+        pinned: whether the system may not move them; needs a GPU.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, pinned: bool) -> None:
+        self.moved, self.place = Moved(), "the host's memory"
+        self.matrices = [
+            _HostMatrix(self.moved, torch.zeros(shape, dtype=dtype, pin_memory=pinned)) for shape in shapes
+        ]
+
+    def release_pages(self) -> None:
+        """Do nothing: this is their memory."""
+
+    def close(self) -> None:
+        """Do nothing: memory is freed with the matrices."""
+
+
+class _HostMatrix:
+    def __init__(self, moved: Moved, whole: torch.Tensor) -> None:
+        self.whole, self._moved = whole, moved
+        self._flat = whole.view(-1)
+
+    def read(self, first: int, out: torch.Tensor) -> None:
+        out.copy_(self._flat[first : first + len(out)], non_blocking=True)
+        self._moved.read_bytes += out.nbytes
+
+    def write(self, first: int, values: torch.Tensor) -> None:
+        self._flat[first : first + len(values)].copy_(values, non_blocking=True)
+        self._moved.written_bytes += values.nbytes
+
+
+def allocate_like_slice(
+    count: int, dtype: torch.dtype, device: torch.device, first: int = 0
+) -> torch.Tensor:
+    """Return a flat tensor that begins as far from a multiple of ALIGNMENT as number `first` of a tensor does.
+
+    Libraries may round a product otherwise at another address.
+    """
+    size, step = dtype.itemsize, ALIGNMENT // dtype.itemsize
+    skip = first % step
+    if device.type == "cpu" and count * size >= _MAPPED_BYTES:
+        # Not from the C library's heap, where blocks of many sizes that come and go leave gaps.
+        memory = mmap.mmap(-1, (count + skip) * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=dtype)[skip:]
+    return torch.empty(count + skip, dtype=dtype, device=device)[skip:]
+
+
+def _measure_free(folder: Path) -> int | str:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return "no"

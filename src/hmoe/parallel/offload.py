@@ -1,0 +1,268 @@
+"""Expert offload: weights, gradients and moments of experts lie in a file or in the host's memory (ES-MoE).
+
+    forward, backward    weights of one expert after another, fetched ahead; gradients go back as they are made
+    update               each expert by itself, in the order in which the next forward pass needs them, while it runs
+
+Only the experts that fit are in the device's memory. Losses and weights have the bits that they have without, by
+backend `loop` and AdamW with `fused`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hmoe.errors import ConfigError
+from hmoe.model.moe import MoE
+from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
+from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
+from hmoe.parallel.offloaded_layer import KINDS, LayerSource, OffloadedLayer
+from hmoe.units import format_bytes
+
+Clip = Callable[[torch.Tensor], None]
+
+
+class ExpertOffload:
+    """The experts of a model that lie outside of its device's memory.
+
+    A training loop calls, in this order, forward and backward passes as always; `attach_gradients`, after which the
+    experts' parameters have gradients like all others, for their norm; `detach_gradients`; and `step` after the
+    optimiser's own. Between `step` and the next `settle` the parameters do not show the newest weights.
+
+    Args:
+        model: whose `hmoe.MoE` layers have all their experts, or have them on the meta device.
+        folder: for the file with the experts; None: they are kept in the host's memory.
+        device: that computes.
+        most_bytes: of the device's memory for weights of experts; at least of the two widest.
+
+    Raises:
+        ConfigError: if `most_bytes` is too little, or nothing can be offloaded.
+        CheckpointError: if the disk is full.
+
+    Attributes:
+        storage: where the experts lie.
+        cache: of those in the device's memory.
+    """
+
+    storage: ExpertStorage
+
+    def __init__(
+        self, model: nn.Module, folder: Path | None, device: torch.device, most_bytes: int
+    ) -> None:
+        layers = [module for module in model.modules() if isinstance(module, MoE)]
+        _check_layers(layers, most_bytes)
+        self.device = device
+        shapes = [shape for layer in layers for shape in [tuple(layer.w_gate.shape)] * (len(KINDS) * 3)]
+        dtype = layers[0].w_gate.dtype
+        if folder is None:
+            self.storage = HostStorage(shapes, dtype, pinned=device.type == "cuda")
+        else:
+            self.storage = FileStorage(folder, shapes, dtype)
+        stored, size = self.storage.matrices, 3 * len(KINDS)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._layers = [
+            OffloadedLayer(moe, stored[place * size : (place + 1) * size], device)
+            for place, moe in enumerate(layers)
+        ]
+        self.cache = ExpertCache(self, most_bytes)
+        self._most_bytes = most_bytes
+        self._held: Key | None = None  # the expert that is computed
+        self._busy: list[Sequence[int]] = [range(len(layer.widths)) for layer in self._layers]
+        self._to_return: list[int] = []  # layers whose backward pass is still to come
+        for place, layer in enumerate(self._layers):
+            layer.home.source = LayerSource(self, place, layer)
+
+    @property
+    def moments(self) -> dict[nn.Parameter, dict[str, torch.Tensor]]:
+        """Memory for the moments of each parameter that is offloaded, by their names in AdamW's state."""
+        return {
+            parameter: layer.list_moments(matrix)
+            for layer in self._layers
+            for matrix, parameter in enumerate(layer.parameters)
+        }
+
+    # What a training loop calls.
+
+    def attach_gradients(self) -> None:
+        """Give each parameter its gradients of all backward passes since the last step."""
+        self.settle()
+        for layer in self._layers:
+            for expert in layer.list_unwritten():
+                self.submit(lambda layer=layer, expert=expert: layer.write_zeros(expert))
+        self.settle()
+        for layer in self._layers:
+            layer.attach_gradients()
+        self._to_return.clear()
+
+    def detach_gradients(self) -> None:
+        """Take the gradients from the parameters, so that clipping and the optimiser pass over these."""
+        for layer in self._layers:
+            for parameter in layer.parameters:
+                parameter.grad = None
+        self.release_pages()
+
+    def step(self, optimizer: torch.optim.AdamW, clip: Clip | None = None) -> None:
+        """Let each expert be updated by its gradients before it is used again; `clip` scales a part of them."""
+        groups = {
+            parameter: {name: value for name, value in group.items() if name != "params"}
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for layer in self._layers:
+            layer.begin_update(optimizer.state, groups, clip)
+        self.cache.mark_stale(
+            (place, expert) for place, layer in enumerate(self._layers) if layer.trains
+            for expert in range(len(layer.widths))
+        )  # fmt: skip
+        self.cache.plan(self._list_forward(0))
+
+    def pin_busiest(self, num_pairs_ZE: Sequence[Sequence[int]]) -> None:
+        """Keep the experts with most pairs times width in memory, as many as half of what need not pass through."""
+        room = (self._most_bytes - 2 * self._count_widest()) // 2
+        loads = {
+            (place, expert): num_pairs * width
+            for place, (layer, row) in enumerate(zip(self._layers, num_pairs_ZE, strict=True))
+            for expert, (num_pairs, width) in enumerate(zip(row, layer.widths, strict=False))
+        }
+        pinned = []
+        for key in sorted(loads, key=loads.__getitem__, reverse=True):
+            if self.count_bytes(key) <= room:
+                pinned.append(key)
+                room -= self.count_bytes(key)
+        self.cache.pin(pinned)
+
+    def settle(self) -> None:
+        """Wait until every expert is where it lies, as it is."""
+        self.let_go()
+        self.cache.settle()
+
+    def release_pages(self) -> None:
+        """Give back the memory that looking at whole matrices took."""
+        self.storage.release_pages()
+
+    def forget(self) -> None:
+        """Read weights anew: they were changed where they lie."""
+        self.settle()
+        self.cache.forget()
+        self.release_pages()
+
+    def close(self) -> None:
+        """End the work of this object; the model computes no more."""
+        self.cache.close()
+        self.storage.close()
+
+    # What a layer calls in its passes.
+
+    def begin_pass(self, place: int, busy: Sequence[int], backward: bool) -> None:
+        """Plan what is needed from a layer's pass on."""
+        if backward:
+            del self._to_return[self._to_return.index(place) if place in self._to_return else 0 :]
+            self.cache.plan([*self._name(place, busy), *self._list_backward(), *self._list_forward(0)])
+            return
+        self._busy[place] = busy
+        every = range(len(self._layers[place].widths))
+        self.cache.leave_idle(self._name(place, [expert for expert in every if expert not in set(busy)]))
+        following = self._list_forward(place + 1)
+        if torch.is_grad_enabled():
+            if self._to_return and place < self._to_return[-1]:  # the pass before was not gone back
+                self._to_return.clear()
+            if not self._to_return or place > self._to_return[-1]:
+                self._to_return.append(place)
+            following += self._list_backward()
+        self.cache.plan([*self._name(place, busy), *following])
+
+    def use(self, place: int, expert: int) -> Weights:
+        """Return an expert's weights on the device, until the next call."""
+        self.let_go()
+        self._held = (place, expert)
+        return self.cache.acquire(self._held)
+
+    def let_go(self) -> None:
+        """Give the expert back that was computed last."""
+        if self._held is not None:
+            self.cache.release(self._held, self.record_event())
+            self._held = None
+
+    def record_event(self) -> Callable[[], None] | None:
+        """Return what waits until the device has done all that it was asked for so far; None: it has."""
+        if self._stream is None:
+            return None
+        event = torch.cuda.Event()
+        event.record()  # type: ignore[no-untyped-call]
+        return event.synchronize
+
+    def submit(self, task: Callable[[], None]) -> None:
+        """Let the cache's thread do something before all else."""
+        self.cache.submit(lambda: self._run_beside(task), most_waiting=2)
+
+    def _list_forward(self, first: int) -> list[Key]:
+        places = range(first, len(self._layers))
+        return [key for place in places for key in self._name(place, self._busy[place])]
+
+    def _list_backward(self) -> list[Key]:
+        return [key for place in reversed(self._to_return) for key in self._name(place, self._busy[place])]
+
+    def _name(self, place: int, experts: Iterable[int]) -> list[Key]:
+        return [(place, expert) for expert in experts]
+
+    def _count_widest(self) -> int:
+        return max(layer.count_bytes(expert) for layer in self._layers for expert in range(len(layer.widths)))
+
+    # What the cache's thread calls.
+
+    def count_bytes(self, key: Key) -> int:
+        """Return the memory that an expert's weights take."""
+        place, expert = _split(key)
+        return self._layers[place].count_bytes(expert)
+
+    def fetch(self, key: Key, renews: bool) -> Weights:
+        """Return an expert's weights in memory of their own, updated if it `renews`."""
+        place, expert = _split(key)
+        layer = self._layers[place]
+        weights = self._run_beside(lambda: layer.read_weights(expert))
+        if renews:
+            self._run_beside(lambda: layer.update(expert, weights))
+        return weights
+
+    def renew(self, key: Key, weights: Weights | None) -> None:
+        """Update an expert where it lies, and in memory."""
+        place, expert = _split(key)
+        self._run_beside(lambda: self._layers[place].update(expert, weights))
+
+    @torch.no_grad()
+    def _run_beside(self, work: Callable[[], Any]) -> Any:
+        """Do something on a GPU beside what it computes, and wait until it has."""
+        if self._stream is None:
+            return work()
+        with torch.cuda.stream(self._stream):
+            result = work()
+        self._stream.synchronize()
+        return result
+
+
+def _split(key: Key) -> tuple[int, int]:
+    assert isinstance(key, tuple)
+    return key
+
+
+def _check_layers(layers: Sequence[MoE], most_bytes: int) -> None:
+    """Raise ConfigError unless the experts can be offloaded with so much memory for them."""
+    if not layers:
+        raise ConfigError("offload: the model has no layer of hmoe.MoE; nearest is no offload")
+    if any(layer.experts is not None for layer in layers):
+        raise ConfigError("offload: experts are placed by hmoe.parallelize; offload them before, or not at all")
+    fewest = count_fewest_bytes([layer.widths for layer in layers], layers[0].dim, layers[0].w_gate.dtype.itemsize)
+    if most_bytes < fewest:
+        raise ConfigError(
+            f"offload: most_bytes = {most_bytes}: must hold the two widest experts; nearest is {fewest} "
+            f"({format_bytes(fewest)})",
+            argument="most_bytes",
+        )
+
+
+def count_fewest_bytes(widths: Sequence[Sequence[int]], dim: int, itemsize: int) -> int:
+    """Return the bytes of the two widest experts: one that is computed, and one that comes meanwhile."""
+    widest = sorted(width for row in widths for width in row)[-2:]
+    return 3 * dim * itemsize * sum(widest)

@@ -1,0 +1,234 @@
+"""A layer whose experts lie in storage: what is read, computed with, and written of one expert."""
+
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import nn
+
+from hmoe.kernels.layer import Matrices
+from hmoe.model.moe import MoE
+from hmoe.parallel.expert_cache import Weights
+from hmoe.parallel.expert_storage import StoredMatrix, allocate_like_slice
+from hmoe.parallel.expert_update import CHUNK_NUMBERS, Scratch, Span, list_spans, update_lines
+
+if TYPE_CHECKING:
+    from hmoe.parallel.offload import ExpertOffload
+
+WEIGHTS = ("w_gate", "w_up", "w_down")
+KINDS = ("weights", "gradients", "exp_avg", "exp_avg_sq")
+
+
+class _Update(NamedTuple):
+    """An optimiser step of a layer that its experts are still to take: by matrix, and how gradients are clipped."""
+
+    steps: list[torch.Tensor]
+    groups: list[Mapping[str, Any]]
+    clip: Callable[[torch.Tensor], None] | None
+
+
+class OffloadedLayer:
+    """The experts of a layer in storage; its parameters become views of that.
+
+    Args:
+        home: the layer.
+        stored: its matrices, kind by kind (KINDS), three each.
+        device: that computes.
+    """
+
+    def __init__(self, home: MoE, stored: Sequence[StoredMatrix], device: torch.device) -> None:
+        self.home, self.widths, self.dim = home, list(home.widths), home.dim
+        self.trains = home.w_gate.requires_grad
+        self._device = device
+        ends = list(accumulate(self.widths))
+        self._firsts = [(end - width) * self.dim for end, width in zip(ends, self.widths, strict=True)]
+        self._total = ends[-1] * self.dim
+        self._stored = {kind: stored[3 * place : 3 * place + 3] for place, kind in enumerate(KINDS)}
+        self._dtype = stored[0].whole.dtype
+        self._written: set[int] = set()  # experts that have gradients since the last step
+        self._zero = set(range(len(self.widths)))  # experts whose stored gradients are zeros
+        self._num_passes = 0  # backward passes since the last step
+        self._update: _Update | None = None
+        self._scratch: Scratch | None = None
+        self.parameters = [self._move_out(place, name) for place, name in enumerate(WEIGHTS)]
+
+    def _move_out(self, place: int, name: str) -> nn.Parameter:
+        before = getattr(self.home, name)
+        parameter = nn.Parameter(self._stored["weights"][place].whole, requires_grad=before.requires_grad)
+        if not before.is_meta:
+            with torch.no_grad():
+                parameter.copy_(before)
+        setattr(self.home, name, parameter)
+        return parameter
+
+    def list_moments(self, matrix: int) -> dict[str, torch.Tensor]:
+        """Return the moments of a matrix as a whole."""
+        return {kind: self._stored[kind][matrix].whole for kind in ("exp_avg", "exp_avg_sq")}
+
+    def count_bytes(self, expert: int) -> int:
+        """Return the memory that an expert's weights take."""
+        return 3 * self.widths[expert] * self.dim * self._dtype.itemsize
+
+    def read_weights(self, expert: int) -> list[torch.Tensor]:
+        """Return an expert's three matrices (h, D) on the device."""
+        weights = [self.allocate(expert, self._dtype) for _ in WEIGHTS]
+        for stored, values in zip(self._stored["weights"], weights, strict=True):
+            stored.read(self._firsts[expert], values.view(-1))
+        return weights
+
+    def allocate(self, expert: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return memory for a matrix of an expert, which begins as its rows of a whole one would."""
+        count = self.widths[expert] * self.dim
+        return allocate_like_slice(count, dtype, self._device, self._firsts[expert]).view(-1, self.dim)
+
+    # Gradients.
+
+    def begin_backward(self) -> None:
+        """Count a backward pass through the layer."""
+        self._num_passes += 1
+
+    def write_gradients(self, expert: int, gradients: Sequence[torch.Tensor], is_first: bool) -> None:
+        """Add gradients to those of the passes before; `is_first`: there was none."""
+        first, is_added = self._firsts[expert], expert in self._written
+        for stored, values in zip(self._stored["gradients"], gradients, strict=True):
+            flat = values.to(self._dtype).view(-1)
+            if is_added:
+                before = torch.empty_like(flat)
+                stored.read(first, before)
+                flat = before.add_(flat)
+            elif not is_first:
+                flat = flat.add(0.0)  # as if to the zeros of the passes before: -0 becomes 0
+            stored.write(first, flat)
+        self._written.add(expert)
+        self._zero.discard(expert)
+
+    @property
+    def num_passes(self) -> int:
+        """Backward passes since the last step."""
+        return self._num_passes
+
+    def list_unwritten(self) -> list[int]:
+        """Return the experts whose stored gradients are of an earlier step, though they have none."""
+        return [
+            expert
+            for expert in range(len(self.widths))
+            if self._num_passes and expert not in self._written and expert not in self._zero
+        ]
+
+    def write_zeros(self, expert: int) -> None:
+        """Make an expert's stored gradients zeros."""
+        count = self.widths[expert] * self.dim
+        zeros = torch.zeros(min(count, CHUNK_NUMBERS), dtype=self._dtype)
+        for stored in self._stored["gradients"]:
+            for begin in range(0, count, CHUNK_NUMBERS):
+                stored.write(self._firsts[expert] + begin, zeros[: count - begin])
+        self._zero.add(expert)
+
+    def attach_gradients(self) -> None:
+        """Give the parameters their gradients, if a backward pass went through the layer."""
+        for parameter, stored in zip(self.parameters, self._stored["gradients"], strict=True):
+            parameter.grad = stored.whole if self._num_passes and self.trains else None
+        self._num_passes = 0
+        self._written.clear()
+
+    # The update.
+
+    def begin_update(
+        self,
+        state: MutableMapping[nn.Parameter, dict[str, Any]],
+        groups: Mapping[nn.Parameter, Mapping[str, Any]],
+        clip: Callable[[torch.Tensor], None] | None,
+    ) -> None:
+        """Note an optimiser step that the experts are still to take, and count it in the optimiser's state."""
+        if not self.trains:
+            return
+        steps = []
+        for matrix, parameter in enumerate(self.parameters):
+            own = state[parameter]
+            if not own:
+                own |= {"step": torch.zeros(()), **self.list_moments(matrix)}
+            steps.append(own["step"].clone())
+            own["step"] += 1
+        self._update = _Update(steps, [groups[parameter] for parameter in self.parameters], clip)
+
+    def update(self, expert: int, weights: Weights | None) -> None:
+        """Update an expert in storage, and its weights on the device, if they are there."""
+        assert self._update is not None
+        first, count = self._firsts[expert], self.widths[expert] * self.dim
+        for matrix in range(3):
+            kept = None if weights is None else weights[matrix].view(-1)
+            for span in list_spans(first, count, self._total, self._dtype.itemsize):
+                part = None if kept is None else kept[span.first - first : span.first - first + span.count]
+                self._update_span(matrix, span, part, expert in self._zero)
+
+    def _update_span(self, matrix: int, span: Span, kept: torch.Tensor | None, is_zero: bool) -> None:
+        assert self._update is not None
+        self._scratch = self._scratch or Scratch(self._dtype, self._device)
+        lines, (weights, gradients, *moments) = self._scratch.open_span(span)
+        if kept is None:
+            self._stored["weights"][matrix].read(span.first, weights)
+        else:
+            weights.copy_(kept)
+        if is_zero:
+            gradients.zero_()
+        else:
+            self._stored["gradients"][matrix].read(span.first, gradients)
+        for kind, values in zip(KINDS[2:], moments, strict=True):
+            self._stored[kind][matrix].read(span.first, values)
+        step, group = self._update.steps[matrix], self._update.groups[matrix]
+        update_lines(lines, step, group, self._update.clip)
+        if kept is not None:
+            kept.copy_(weights)
+        for kind, values in zip((KINDS[0], *KINDS[2:]), (weights, *moments), strict=True):
+            self._stored[kind][matrix].write(span.first, values)
+
+
+class LayerSource:
+    """Gives a layer's passes the weights of one expert after another, and takes their gradients."""
+
+    def __init__(self, offload: "ExpertOffload", place: int, layer: OffloadedLayer) -> None:
+        self._offload, self._place, self._layer = offload, place, layer
+        self._dtype = torch.float32
+        self._gradients: list[torch.Tensor] = []
+
+    @property
+    def trains(self) -> bool:
+        """Whether the layer's experts have gradients."""
+        return self._layer.trains
+
+    def begin_pass(self, num_tokens: Sequence[int], dtype: torch.dtype, backward: bool) -> None:
+        """Say which experts a pass needs, in which type; they are asked for in their order."""
+        self._dtype = dtype
+        busy = [expert for expert, count in enumerate(num_tokens) if count]
+        if backward:
+            self._layer.begin_backward()
+        self._offload.begin_pass(self._place, busy, backward)
+
+    def read_weights(self, expert: int) -> Matrices:
+        """Return an expert's three matrices (h, D) in the type of the pass, until the next call."""
+        gate, up, down = self._offload.use(self._place, expert)
+        if self._dtype == gate.dtype:
+            return gate, up, down
+        converted = [self._layer.allocate(expert, self._dtype) for _ in range(3)]
+        for values, weights in zip(converted, (gate, up, down), strict=True):
+            values.copy_(weights)
+        gate, up, down = converted
+        return gate, up, down
+
+    def open_gradients(self, expert: int) -> Matrices:
+        """Return memory for the gradients of an expert."""
+        gate, up, down = self._gradients = [self._layer.allocate(expert, self._dtype) for _ in range(3)]
+        return gate, up, down
+
+    def close_gradients(self, expert: int) -> None:
+        """Let the gradients of an expert be added to those that are stored."""
+        gradients, self._gradients = self._gradients, []
+        layer, is_first, wait = self._layer, self._layer.num_passes == 1, self._offload.record_event()
+
+        def write() -> None:
+            if wait is not None:
+                wait()
+            layer.write_gradients(expert, gradients, is_first)
+
+        self._offload.submit(write)
