@@ -68,9 +68,17 @@ def capture_state(
 
 
 def restore_state(
-    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    homes: Mapping[nn.Parameter, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     """Put the weights of a checkpoint into a model, and its moments into the optimizer.
+
+    Args:
+        checkpoint: that was loaded.
+        model, optimizer: whose state it becomes.
+        homes: memory for moments of some parameters, by name; all others get their own.
 
     Raises:
         CheckpointError: if it belongs to another model.
@@ -89,7 +97,9 @@ def restore_state(
         return
     for key, value in checkpoint.optimizer.items():
         name, _, moment = key.rpartition(".")
-        optimizer.state[parameters[name]][moment] = _place_tensor(value, parameters[name])
+        home = (homes or {}).get(parameters[name], {}).get(moment)
+        placed = _place_tensor(value, parameters[name]) if home is None else home.copy_(value)
+        optimizer.state[parameters[name]][moment] = placed
 
 
 def digest_shared_state(checkpoint: Checkpoint) -> str:

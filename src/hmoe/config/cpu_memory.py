@@ -7,6 +7,7 @@ the moments between them, and what is told by part is what is there then.
 """
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
+from hmoe.config.offload import count_held_bytes
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
@@ -63,6 +64,9 @@ class _Step:
         self._tokens = config.data.batch_tokens // config.data.num_micro_batches
         self._recomputes = train.recomputes_blocks
         parts = {name: self._weight * size for name, size in count_parameters(model).items()}
+        self._held = 0.0  # of experts that lie elsewhere, whatever the moment
+        if config.parallel.offload != "none":
+            self._held, parts["experts"] = float(count_held_bytes(config)), 0
         # The hypernetwork serves all blocks, and is none's.
         self._outside, self._network = (
             float(parts["embedding"] + parts["head"] + parts["hyper"]),
@@ -187,6 +191,7 @@ class _Step:
             "copies": copies,
             "activations": activations,
             "loss": loss,
+            "experts at hand": self._held,
         }
 
     def _gathers_in_last_pass(self) -> bool:
@@ -269,6 +274,8 @@ class _Step:
     def _new_gradients(self, is_sparse: bool) -> float:
         """Return the gradients that one operation of a block makes, before they are added to those that are there."""
         model, converted = self._model, self._weight if self._compute < self._weight else 0
+        if is_sparse and self._held:
+            return 0.0
         if is_sparse and model.moe:  # of three matrices at once, which are converted one after another
             kept = 1.0 if self._placed is None else self._placed.local_share
             return kept * model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)

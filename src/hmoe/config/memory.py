@@ -4,8 +4,10 @@ import math
 import os
 from typing import NamedTuple
 
+from hmoe.config.available_memory import read_limit_bytes
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.cpu_memory import estimate_cpu_memory
+from hmoe.config.offload import count_held_bytes
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.config.weight_share import count_exact_sums
@@ -41,7 +43,7 @@ class Device(NamedTuple):
 
 
 def read_host() -> Device:
-    """Return the CPU of this machine.
+    """Return the CPU of this machine, with the memory that this process may use of it.
 
     Raises:
         ConfigError: on a system that does not tell its memory.
@@ -55,7 +57,8 @@ def read_host() -> Device:
             "this system does not tell how much memory it has (os.sysconf): planning and training need Linux or a "
             "system like it; on Windows use WSL"
         )
-    return Device("cpu", page_bytes * num_pages)
+    limit = read_limit_bytes()
+    return Device("cpu", page_bytes * num_pages if limit is None else min(limit, page_bytes * num_pages))
 
 
 def choose_unset(
@@ -151,7 +154,9 @@ def estimate_memory_by_part(
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
-    parts = count_parameters(model)
+    parts, held = count_parameters(model), 0
+    if config.parallel.offload != "none":
+        held, parts["experts"] = count_held_bytes(config), 0
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     placed = None
     if config.parallel.places_experts and num_processes > 1:
@@ -173,6 +178,7 @@ def estimate_memory_by_part(
         "copies": size.compute * converted * size.converts + (weight + size.compute) * computed,
         "activations": _count_activations(config, size, tokens, placed),
         "loss": loss,
+        "experts at hand": held,
     }
 
 

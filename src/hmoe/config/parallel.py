@@ -1,15 +1,19 @@
 """How the processes of a run share its work: the keys of a recipe."""
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hmoe.config.section import Section
+from hmoe.specs.model import ModelSpec
+from hmoe.specs.offload import count_fewest_bytes
 
 _Sharding = Literal["ddp", "zero2", "zero3"]
 EXPERT_KEYS = (
     "expert_ranks", "expert_placement", "expert_replicas", "cut_experts", "replace_every", "replace_gain",
 )  # fmt: skip
+OFFLOAD_KEYS = ("offload_bytes", "offload_folder")
 _IN_ORDER = ("zero2", "zero3")  # whose sums of gradients can be had in a fixed order
 
 
@@ -89,6 +93,29 @@ class ParallelConfig(Section):
             "data.micro_batches null: 8, or a divisor that the batch allows"
         ),
     ] = False
+    offload: Annotated[
+        Literal["none", "disk", "host"],
+        Field(
+            description="where experts lie, with gradients and moments, that are not being computed; disk: in a file; "
+            "host: in the host's memory, of a run on a GPU; none: all are in the device's memory"
+        ),
+    ] = "none"
+    offload_bytes: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=2**60,
+            description="with offload, of the device's memory for weights of experts, at least of the two widest; "
+            "null: a quarter of all",
+        ),
+    ] = None
+    offload_folder: Annotated[
+        str | None,
+        Field(
+            max_length=4096,
+            description="with offload = disk, absolute path of a folder for the file; null: the run folder",
+        ),
+    ] = None
     threads: Annotated[
         int | None,
         Field(ge=1, le=1024, description="threads of each process; null: 1 if exact, else PyTorch's choice"),
@@ -126,6 +153,7 @@ class ParallelConfig(Section):
             self.no_effect(
                 "with expert_placement = contiguous", "expert_replicas", "cut_experts", "replace_every"
             )
+        self._check_offload()
         if not self.replace_every:
             self.no_effect("with replace_every = 0", "replace_gain")
         if self.exact:
@@ -145,3 +173,39 @@ class ParallelConfig(Section):
                     f"replicas = {self.replicas}: with exact = true gradients are added over one group; nearest is 1"
                 )
         return self
+
+    def _check_offload(self) -> None:
+        if self.offload == "none":
+            self.no_effect("with offload = none", *OFFLOAD_KEYS)
+        if self.offload == "host":
+            self.no_effect("with offload = host", "offload_folder")
+        if self.offload_folder is not None and not os.path.isabs(self.offload_folder):
+            nearest = os.path.abspath(self.offload_folder)
+            raise ValueError(f"offload_folder = {self.offload_folder}: must be an absolute path; nearest is {nearest}")
+
+    def check_offload(self, model: ModelSpec, precision: str, compiles: bool) -> None:
+        """Raise ValueError if the experts of a run are to be offloaded, and cannot be.
+
+        Args:
+            model: of the run.
+            precision: in which it trains.
+            compiles: whether its blocks are compiled.
+        """
+        if self.offload == "none":
+            return
+        asked = f"parallel.offload = {self.offload}"
+        if model.moe is None:
+            raise ValueError(f"{asked}: the model has no experts; nearest is none")
+        if self.exact:
+            raise ValueError(f"{asked}: with parallel.exact = true must be none, all gradients are added in memory")
+        if compiles:
+            raise ValueError(f"train.compile = true: with {asked} must be false, experts come one after another")
+        if precision == "float64":
+            raise ValueError(
+                f"train.precision = float64: with {asked} must be float32 or bfloat16; nearest is float32"
+            )
+        fewest = count_fewest_bytes([model.moe.expert_widths] * len(model.moe_layers), model.dim, itemsize=4)
+        if self.offload_bytes is not None and self.offload_bytes < fewest:
+            raise ValueError(
+                f"parallel.offload_bytes = {self.offload_bytes}: must hold the two widest experts; nearest is {fewest}"
+            )

@@ -14,6 +14,11 @@ def check_processes(config: RunConfig, num_processes: int) -> None:
         raise ConfigError(
             f"parallel.shard = none: is for one process, this run was started with {num_processes}; nearest is ddp"
         )
+    if parallel.offload != "none":
+        raise ConfigError(
+            f"parallel.offload = {parallel.offload}: is for one process, this run was started with {num_processes}; "
+            "nearest is none"
+        )
     key, parts = (
         ("data.micro_batches", data.micro_batches)
         if data.micro_batches is not None

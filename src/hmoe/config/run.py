@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PlainSerializer, model_validator
 
-from hmoe.config.parallel import EXPERT_KEYS, ParallelConfig
+from hmoe.config.parallel import EXPERT_KEYS, OFFLOAD_KEYS, ParallelConfig
 from hmoe.config.section import Section
 from hmoe.errors import ConfigError
 from hmoe.specs.model import ModelSpec
@@ -271,14 +271,14 @@ class RunConfig(Section):
             raise ValueError(
                 f"train.compile = true: a {why} would be compiled anew for every micro-batch; nearest is false"
             )
+        self.parallel.check_offload(self.model, self.train.precision, self.train.compile)
         return self
 
 
 # Keys that a recipe may leave unset: the run chooses them when it begins, and they are its own from then on.
 CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
 # Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save
-# and, in exact mode, how processes share it,
-# and where things lie. The data and the kind of device are bound by what the checkpoint records of them, not
+# and, in exact mode, how processes share it, and where things lie. The data and the kind of device are bound by what the checkpoint records of them, not
 # by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
 _LOGGING = (
@@ -290,6 +290,6 @@ RESUMABLE = frozenset(
         "data.path",
         "data.verify",
         *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")),
-        *(f"parallel.{key}" for key in ("shard", "experts", "replicas", *EXPERT_KEYS)),
+        *(f"parallel.{key}" for key in ("shard", "experts", "replicas", "offload", *EXPERT_KEYS, *OFFLOAD_KEYS)),
     )
 )

@@ -138,6 +138,11 @@ class Transformer(nn.Module):
             if name in ("embed", "head"):
                 nn.init.normal_(module.weight, std=self.config.dim**-0.5, generator=generator)
 
+    def list_parts(self) -> list[str]:
+        """Return the names of the modules whose weights can be drawn one after another: blocks, and what is outside."""
+        outside = [name for name, child in self.named_children() if not isinstance(child, nn.ModuleList)]
+        return [*outside, *(f"blocks.{layer}" for layer in range(len(self.blocks)))]
+
     def hidden(
         self, tokens_BL: torch.Tensor, context: Context = SEQUENCES
     ) -> tuple[torch.Tensor, list[Routing]]:

@@ -38,19 +38,13 @@ def build_sharded_transformer(
         model, drawn = (Transformer(config).to(dtype) for _ in range(2))
     parallelize(model, mesh, **options)
     model.to_empty(device=mesh.device_type)
-    for name in _list_parts(drawn):
+    for name in drawn.list_parts():
         part = drawn.get_submodule(name)
         part.to_empty(device="cpu")
         drawn.init_weights(seed, name)
         _keep_own_rows(model.get_submodule(name), part)
         part.to(device="meta")
     return model
-
-
-def _list_parts(model: Transformer) -> list[str]:
-    """Return the names of the modules that are drawn one after another."""
-    names = [name for name, child in model.named_children() if not isinstance(child, nn.ModuleList)]
-    return [*names, *(f"blocks.{layer}" for layer in range(len(model.blocks)))]
 
 
 @torch.no_grad()

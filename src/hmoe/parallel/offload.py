@@ -19,6 +19,7 @@ from hmoe.model.moe import MoE
 from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
 from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
 from hmoe.parallel.offloaded_layer import KINDS, LayerSource, OffloadedLayer
+from hmoe.specs.offload import count_fewest_bytes
 from hmoe.units import format_bytes
 
 Clip = Callable[[torch.Tensor], None]
@@ -103,7 +104,7 @@ class ExpertOffload:
                 parameter.grad = None
         self.release_pages()
 
-    def step(self, optimizer: torch.optim.AdamW, clip: Clip | None = None) -> None:
+    def step(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None) -> None:
         """Let each expert be updated by its gradients before it is used again; `clip` scales a part of them."""
         groups = {
             parameter: {name: value for name, value in group.items() if name != "params"}
@@ -260,9 +261,3 @@ def _check_layers(layers: Sequence[MoE], most_bytes: int) -> None:
             f"({format_bytes(fewest)})",
             argument="most_bytes",
         )
-
-
-def count_fewest_bytes(widths: Sequence[Sequence[int]], dim: int, itemsize: int) -> int:
-    """Return the bytes of the two widest experts: one that is computed, and one that comes meanwhile."""
-    widest = sorted(width for row in widths for width in row)[-2:]
-    return 3 * dim * itemsize * sum(widest)

@@ -11,6 +11,7 @@ from hmoe.checkpoint.shared_save import SharedSaver
 from hmoe.checkpoint.state import Checkpoint, capture_state, restore_state
 from hmoe.checkpoint.store import load_newest_checkpoint, save_checkpoint
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.train.processes import Processes
 
 Restored = Checkpoint | StoredCheckpoint
@@ -51,7 +52,11 @@ def load_restart(run: Path, processes: Processes, say: Callable[[str], None]) ->
 
 
 def restore_run(
-    restored: Restored, model: Transformer, optimizer: torch.optim.Optimizer, processes: Processes
+    restored: Restored,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    offload: ExpertOffload | None = None,
 ) -> None:
     """Put the weights and moments of a checkpoint into a model and its optimiser.
 
@@ -59,7 +64,9 @@ def restore_run(
         CheckpointError: if it belongs to another model.
     """
     if isinstance(restored, Checkpoint):
-        restore_state(restored, model, optimizer)
+        restore_state(restored, model, optimizer, None if offload is None else offload.moments)
+        if offload is not None:
+            offload.forget()
         return
     from hmoe.parallel.pieces import restore_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 

@@ -81,12 +81,15 @@ def train_run(
 
 @contextlib.contextmanager
 def _abandoning(session: Session) -> Iterator[None]:
-    """End what is being saved before the folder is given up, if training ends with an error."""
+    """End what is being saved before the folder is given up, if training ends with an error; let go of experts."""
     try:
         yield
     except BaseException:
         session.saver.abandon()
         raise
+    finally:
+        if session.offload is not None:
+            session.offload.close()
 
 
 def _end_finished(config: RunConfig, folder: RunFolder, restored: Restored, console: Console) -> None:
@@ -120,7 +123,7 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
         parts = feed.take(counts.step)
         with explain_failure(config):
             record = train_step(
-                session.model, session.optimizer, parts, config, counts.step, session.processes
+                session.model, session.optimizer, parts, config, counts.step, session.processes, session.offload
             )
         session.records.tick(record.tokens)
         stops = session.agree(STOP)

@@ -15,6 +15,7 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
@@ -28,6 +29,7 @@ from hmoe.train.device_fit import find_device, fit_config
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
+from hmoe.train.offloaded import build_offloaded_model, describe_offload
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.placements import find_placements
 from hmoe.train.processes import ONE_PROCESS, Processes
@@ -70,6 +72,7 @@ class Session:
         processes: that train it together; the first one alone writes logs and prints.
         saver: publishes checkpoints.
         mover: moves experts between processes; None where all live in every one.
+        offload: of experts that lie outside of the device's memory; None where none do.
         seconds: training time on the clock of the first process, as all know it since the last `agree`.
         wants_checkpoint: whether any process was asked to save and go on.
 
@@ -91,6 +94,7 @@ class Session:
     processes: Processes
     saver: Saver
     mover: "ExpertMover | None"
+    offload: ExpertOffload | None = None
     seconds: float = 0.0
     wants_checkpoint: bool = False
 
@@ -119,8 +123,16 @@ class Session:
             "config": dump_bound_config(self.config),
             "side_files": self.side_files,
         }
+        self.settle()
         self.saver.save(self.counts.step, state)
+        if self.offload is not None:
+            self.offload.release_pages()
         return self.counts.step
+
+    def settle(self) -> None:
+        """Wait until the model's parameters are those of this step, also of experts that lie elsewhere."""
+        if self.offload is not None:
+            self.offload.settle()
 
     def progress(self) -> float:
         """Return the share of the budget that is used up; 1 ends the run."""
@@ -161,11 +173,16 @@ def open_session(
     check_alike(config, device, index.fingerprint, processes)
     step = -1 if restored is None else restored.step
     placements, frequencies_ZE = find_placements(folder.path, step, config, processes)
-    model = build_run_model(config, device, processes, placements)
+    offload = None
+    if config.parallel.offload == "none":
+        model = build_run_model(config, device, processes, placements)
+    else:
+        model, offload = build_offloaded_model(config, folder.path, device)
+        console.note(describe_offload(config, offload))
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
-        restore_run(restored, model, optimizer, processes)
+        restore_run(restored, model, optimizer, processes, offload)
         counts, watch = RunCounts(**restored.state["counts"]), _make_watch(config, restored.state["watch"])
         console.note(f"resuming from step {counts.step}")
     with processes.together():
@@ -176,7 +193,7 @@ def open_session(
     if mover is not None:
         mover.begin(counts.step, frequencies_ZE)
     return Session(config, folder.path, device, index, tokenizer, batches, model, optimizer, counts, watch, records,
-                   side_files, processes, saver, mover)  # fmt: skip
+                   side_files, processes, saver, mover, offload)  # fmt: skip
 
 
 def make_mover(

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from hmoe.model.precision import use_mixed_precision
 from hmoe.model.routing import Routing
 from hmoe.model.statistics import measure_routers
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.train.feed import place_parts
 from hmoe.train.optimizer import compute_learning_rate
 from hmoe.train.processes import ONE_PROCESS, Processes
@@ -71,6 +73,7 @@ def train_step(
     config: RunConfig,
     step: int,
     processes: Processes = ONE_PROCESS,
+    offload: ExpertOffload | None = None,
 ) -> StepRecord:
     """Accumulate gradients over micro-batches and update the weights, unless anything is not finite.
 
@@ -87,6 +90,7 @@ def train_step(
         config: of the run; `config.data.num_micro_batches` is the number of parts of all processes together.
         step: steps before this one; learning rate and random numbers depend on it.
         processes: all that compute this step.
+        offload: of the model's experts, where they lie outside of the device's memory.
     """
     placed = place_parts(parts, model.embed.weight.device)
     # Of all processes: the parts of a step are of one size.
@@ -98,6 +102,8 @@ def train_step(
         processes.begin_part(model, is_last=part is placed[-1])
         passes.append(_accumulate(model, part, config, step, loads))
     processes.end_parts(model)
+    if offload is not None:
+        offload.attach_gradients()
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
     # A weight that had no part in any loss has no gradient.
@@ -107,7 +113,7 @@ def train_step(
     record.terms = dict(zip(passes[0].terms, terms, strict=True))
     record.grad_norm = norms[0]
     _count(record, table_values, config)
-    _update(parameters, optimizer, norm, record, config, processes)
+    _update(parameters, optimizer, norm, record, config, processes, offload)
     if record.applied:
         # After the update: the biases of this step chose the experts whose gradients were just applied.
         update_router_biases(model, counts.num_asked_ZE)
@@ -236,15 +242,29 @@ def _update(
     record: StepRecord,
     config: RunConfig,
     processes: Processes,
+    offload: ExpertOffload | None,
 ) -> None:
     """Clip the gradients and step, unless loss or gradients are not finite; then drop the gradients."""
+    if offload is not None:  # its experts are clipped and updated one by one
+        offload.detach_gradients()
     record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
-        if config.optim.clip is not None:
-            processes.clip(parameters, config.optim.clip, norm)
+        limit = config.optim.clip
+        if limit is not None:
+            processes.clip(parameters, limit, norm)
         for group in optimizer.param_groups:
             group["lr"] = record.lr
         optimizer.step()
+        if offload is not None:
+            offload.step(optimizer, None if limit is None else partial(_clip_part, processes, limit, norm))
+            offload.pin_busiest(record.num_pairs_ZE)
     # Set to None and not to 0: the first micro-batch of the next step then writes its
     # gradients without reading zeros.
     optimizer.zero_grad(set_to_none=True)
+
+
+def _clip_part(processes: Processes, limit: float, norm: torch.Tensor, gradient: torch.Tensor) -> None:
+    """Scale a part of the gradients as all of them are scaled."""
+    holder = torch.nn.Parameter(torch.empty_like(gradient), requires_grad=False)
+    holder.grad = gradient
+    processes.clip([holder], limit, norm)

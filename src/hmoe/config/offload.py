@@ -1,0 +1,82 @@
+"""Experts that lie outside of the device's memory: what a run holds of them, and what moves. No torch."""
+
+from typing import NamedTuple
+
+from hmoe.config.run import RunConfig
+from hmoe.config.step_work import count_number_bytes
+from hmoe.specs.offload import count_fewest_bytes
+
+_HELD_SHARE = 4  # a quarter of the experts' weights, unless a run says otherwise
+_GRADIENT_SETS = 3  # of an expert: those that are made, and those that wait to be written, or are
+_SCRATCH_NUMBERS = 4 << 20  # of weights, gradients and moments that are updated at once
+
+
+class OffloadTraffic(NamedTuple):
+    """Bytes of a step that come from storage and go to it, by what for."""
+
+    forward_read: int
+    backward_read: int
+    gradients_written: int
+    gradients_read: int
+    update_read: int
+    update_written: int
+
+    @property
+    def read(self) -> int:
+        """All that comes."""
+        return self.forward_read + self.backward_read + self.gradients_read + self.update_read
+
+    @property
+    def written(self) -> int:
+        """All that goes."""
+        return self.gradients_written + self.update_written
+
+
+def count_expert_bytes(config: RunConfig) -> int:
+    """Return the bytes of all routed experts' weights."""
+    moe = config.model.moe
+    units = sum(moe.expert_widths) * len(config.model.moe_layers) if moe else 0
+    return 3 * config.model.dim * count_number_bytes(config) * units
+
+
+def choose_offload_bytes(config: RunConfig) -> int:
+    """Return the bytes of the device's memory for weights of experts: those given, else a quarter of all."""
+    if config.parallel.offload_bytes is not None:
+        return min(config.parallel.offload_bytes, count_expert_bytes(config))
+    model = config.model
+    assert model.moe is not None
+    layers = [model.moe.expert_widths] * len(model.moe_layers)
+    fewest = count_fewest_bytes(layers, model.dim, count_number_bytes(config))
+    return max(count_expert_bytes(config) // _HELD_SHARE, fewest)
+
+
+def count_held_bytes(config: RunConfig) -> int:
+    """Return the most bytes of the device's memory that experts take: weights, and what gradients and updates need."""
+    moe = config.model.moe
+    assert moe is not None
+    size = count_number_bytes(config)
+    widest = 3 * config.model.dim * max(moe.expert_widths)
+    converted = 2 * widest * (1 + _GRADIENT_SETS) if config.train.precision == "bfloat16" else 0
+    # Gradients of a later micro-batch are added to those that were written: both are there.
+    gradients = (_GRADIENT_SETS + (config.data.num_micro_batches > 1) / 3) * widest * size
+    if converted:
+        gradients = 2 * widest / 3 * size
+    return choose_offload_bytes(config) + converted + round(gradients) + _SCRATCH_NUMBERS * size
+
+
+def count_traffic_of_offload(config: RunConfig) -> OffloadTraffic:
+    """Return what a step moves if every expert is busy in every micro-batch and nothing is at hand beforehand.
+
+    What is at hand is not fetched again: weights are read once less for each pass, by its share.
+    """
+    weights = count_expert_bytes(config)
+    fetched = round(weights * (1 - min(1.0, choose_offload_bytes(config) / max(weights, 1))))
+    parts = config.data.num_micro_batches
+    return OffloadTraffic(
+        forward_read=(parts - 1) * fetched,
+        backward_read=parts * fetched,
+        gradients_written=parts * weights,
+        gradients_read=(parts - 1) * weights,
+        update_read=4 * weights,
+        update_written=3 * weights,
+    )
