@@ -178,7 +178,7 @@ def test_a_shortage_of_handles_sets_no_checkpoint_aside(
     for place in (
         "hmoe.checkpoint.manifest.hash_file",
         "hmoe.checkpoint.manifest.os.listdir",
-        "hmoe.checkpoint.state.load_file",
+        "hmoe.checkpoint.state.safe_open",
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, refuse)

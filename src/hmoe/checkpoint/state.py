@@ -6,13 +6,16 @@ each its rows (`hmoe.checkpoint.pieces`).
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from hmoe.checkpoint.manifest import MANIFEST, STATE_FILE, encode_json
@@ -25,10 +28,27 @@ from hmoe.checkpoint.pieces import (
     list_tensor_files,
 )
 from hmoe.errors import CheckpointError
-from hmoe.storage import open_utf8_name
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
-NamedTensors = dict[str, torch.Tensor]
+NamedTensors = Mapping[str, torch.Tensor]
+
+
+class LazyTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name that are read when they are asked for, each time anew: never all of them are in memory."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], torch.Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 @dataclass(frozen=True)
@@ -117,7 +137,8 @@ def digest_state(checkpoint: Checkpoint) -> str:
     """Return the SHA-256 that one process gives a state: of names, types, shapes and values."""
     total = hashlib.sha256(json.dumps(checkpoint.state, sort_keys=True).encode())
     for part, tensors in (("model", checkpoint.model), ("optimizer", checkpoint.optimizer)):
-        for name, tensor in sorted(tensors.items()):
+        for name in sorted(tensors):
+            tensor = tensors[name]
             total.update(f"{part}/{name}/{tensor.dtype}/{list(tensor.shape)}".encode())
             total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     # Without extra files nothing is added: digests of checkpoints written before there were any stay valid.
@@ -172,6 +193,23 @@ def _load_tensors(folder: Path, names: Sequence[str]) -> NamedTensors:
     """Return whole tensors from the one file that holds them, or merged from those of several processes."""
     if len(names) > 1:
         files = TensorFiles(folder, names)
-        return {name: files.read(name) for name in files.shapes}
-    with open_utf8_name(folder / names[0]) as name:
-        return load_file(name)
+        return LazyTensors(files.shapes, files.read)
+    # Opened once: what was verified is what is read, though the checkpoint may be removed meanwhile.
+    file, handle = folder / names[0], os.open(folder / names[0], os.O_RDONLY)
+
+    def read(name: str) -> torch.Tensor:
+        try:
+            with safe_open(f"/dev/fd/{handle}", "pt") as opened:
+                tensor: torch.Tensor = opened.get_tensor(name)
+                return tensor
+        except SafetensorError as error:  # it was verified, and changed since
+            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
+
+    try:
+        with safe_open(f"/dev/fd/{handle}", "pt") as opened:
+            tensors = LazyTensors(opened.keys(), read)
+    except BaseException:
+        os.close(handle)
+        raise
+    weakref.finalize(tensors, os.close, handle)
+    return tensors

@@ -67,11 +67,8 @@ class _Step:
         self._held = 0.0  # of experts that lie elsewhere, whatever the moment
         if config.parallel.offload != "none":
             self._held, parts["experts"] = float(count_held_bytes(config)), 0
-        # The hypernetwork serves all blocks, and is none's.
-        self._outside, self._network = (
-            float(parts["embedding"] + parts["head"] + parts["hyper"]),
-            float(parts["hyper"]),
-        )
+        self._network = float(parts["hyper"])  # it serves all blocks, and is none's
+        self._outside = float(parts["embedding"] + parts["head"]) + self._network
         self._block = (sum(parts.values()) - self._outside) / model.layers
         self._embedding = float(self._weight * model.vocab * model.dim)
         self._layers = [layer in model.moe_layers for layer in range(model.layers)]
@@ -274,9 +271,9 @@ class _Step:
     def _new_gradients(self, is_sparse: bool) -> float:
         """Return the gradients that one operation of a block makes, before they are added to those that are there."""
         model, converted = self._model, self._weight if self._compute < self._weight else 0
-        if is_sparse and self._held:
-            return 0.0
         if is_sparse and model.moe:  # of three matrices at once, which are converted one after another
+            if self._held:
+                return 0.0
             kept = 1.0 if self._placed is None else self._placed.local_share
             return kept * model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)
         return model.dim * (model.ffn or 0) * (self._compute + converted)
@@ -300,5 +297,4 @@ class _Step:
 
     def _count_heads(self) -> tuple[int, int]:
         """Return the numbers of all queries and of all keys of a token."""
-        model = self._model
-        return model.heads * model.head_width, model.num_kv_heads * model.head_width
+        return self._model.heads * self._model.head_width, self._model.num_kv_heads * self._model.head_width

@@ -181,7 +181,9 @@ class ParallelConfig(Section):
             self.no_effect("with offload = host", "offload_folder")
         if self.offload_folder is not None and not os.path.isabs(self.offload_folder):
             nearest = os.path.abspath(self.offload_folder)
-            raise ValueError(f"offload_folder = {self.offload_folder}: must be an absolute path; nearest is {nearest}")
+            raise ValueError(
+                f"offload_folder = {self.offload_folder}: must be an absolute path; nearest is {nearest}"
+            )
 
     def check_offload(self, model: ModelSpec, precision: str, compiles: bool) -> None:
         """Raise ValueError if the experts of a run are to be offloaded, and cannot be.
@@ -197,9 +199,13 @@ class ParallelConfig(Section):
         if model.moe is None:
             raise ValueError(f"{asked}: the model has no experts; nearest is none")
         if self.exact:
-            raise ValueError(f"{asked}: with parallel.exact = true must be none, all gradients are added in memory")
+            raise ValueError(
+                f"{asked}: with parallel.exact = true must be none, all gradients are added in memory"
+            )
         if compiles:
-            raise ValueError(f"train.compile = true: with {asked} must be false, experts come one after another")
+            raise ValueError(
+                f"train.compile = true: with {asked} must be false, experts come one after another"
+            )
         if precision == "float64":
             raise ValueError(
                 f"train.precision = float64: with {asked} must be float32 or bfloat16; nearest is float32"

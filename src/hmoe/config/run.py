@@ -277,9 +277,9 @@ class RunConfig(Section):
 
 # Keys that a recipe may leave unset: the run chooses them when it begins, and they are its own from then on.
 CHOSEN = frozenset(("data.micro_batches", "train.activation_checkpointing"))
-# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save
-# and, in exact mode, how processes share it, and where things lie. The data and the kind of device are bound by what the checkpoint records of them, not
-# by how they are named.
+# Keys that may change when a run is resumed, because they change no bit: budgets, logging, how often to save and, in
+# exact mode, how processes share it, and where things lie. The data and the kind of device are bound by what the
+# checkpoint records of them, not by how they are named.
 _BUDGETS = ("steps", "tokens", "flops", "seconds")
 _LOGGING = (
     "log_every", "eval_every", "eval_flops", "eval_sequences", "sample_every", "inspect_every", "sample_prompt",
@@ -290,6 +290,9 @@ RESUMABLE = frozenset(
         "data.path",
         "data.verify",
         *(f"train.{key}" for key in (*_BUDGETS, *_LOGGING, "save_every", "keep", "device")),
-        *(f"parallel.{key}" for key in ("shard", "experts", "replicas", "offload", *EXPERT_KEYS, *OFFLOAD_KEYS)),
+        *(
+            f"parallel.{key}"
+            for key in ("shard", "experts", "replicas", "offload", *EXPERT_KEYS, *OFFLOAD_KEYS)
+        ),
     )
 )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from hmoe.kernels.layer import ExpertSource, Layer, Saved
 from hmoe.kernels.loop import backward_to_source, count_loop_rows, forward_from_source
@@ -74,7 +75,7 @@ class _Streamed(torch.autograd.Function):
         return y_TD
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, dy_TD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
         layer, saved = _make_layer(tensors, ctx.widths), Saved(pre_gate, pre_up, order_N)

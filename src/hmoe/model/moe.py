@@ -31,21 +31,20 @@ _MOST_WIDTHS_SHOWN = 16
 class MoE(nn.Module):
     """Mixture of SwiGLU experts of any widths (HMoE eq 1, 2, 6-11); dropless unless the router has a capacity.
 
-    Optionally beside them: a shared expert that serves every token (DeepSeekMoE), experts without hidden
-    units that the router may choose (MoE++), HyperExperts made from the experts that were not chosen
-    (HyperMoE).
+    Optionally beside them: a shared expert that serves every token (DeepSeekMoE), experts without hidden units that the
+    router may choose (MoE++), HyperExperts made from the experts that were not chosen (HyperMoE).
 
-    In float16 numbers end at 65,504: an expert whose units exceed it gives infinite or NaN outputs, as plain
-    PyTorch does; there is no loss scaling here. bfloat16 has float32's range.
+    In float16 numbers end at 65,504: an expert whose units exceed it gives infinite or NaN outputs, as plain PyTorch
+    does; there is no loss scaling here. bfloat16 has float32's range.
 
     The three weight matrices are rows of hidden units, expert after expert; the down projection is transposed, so a
     hidden unit is one row in each and an expert is a row range.
 
-    Weights begin as normal random numbers (`reset_parameters`): of the router with deviation 0.1 / sqrt(D), so
-    that routing begins near uniform; of w_gate and w_up with 1 / sqrt(D), of w_down with 1 / sqrt(h_i) by the
-    expert's own width, so that all experts begin equally loud; a router's bias with 0. A whole model divides
-    w_down by sqrt(2 x its layers). hmoe's trainer lets every weight of the layer decay but the router's and the
-    hypernetwork's layer embedding; a router's bias has no gradient, `router.update_bias` moves it.
+    Weights begin as normal random numbers (`reset_parameters`): of the router with deviation 0.1 / sqrt(D), so that
+    routing begins near uniform; of w_gate and w_up with 1 / sqrt(D), of w_down with 1 / sqrt(h_i) by the expert's own
+    width, so that all experts begin equally loud; a router's bias with 0. A whole model divides w_down by
+    sqrt(2 x its layers). hmoe's trainer lets every weight of the layer decay but the router's and the hypernetwork's
+    layer embedding; a router's bias has no gradient, `router.update_bias` moves it.
 
     Attributes:
         widths: hidden units of each expert.
@@ -91,7 +90,7 @@ class MoE(nn.Module):
             shared_network_layer: index of this layer in a model whose layers share a hypernetwork; None: it
                 has its own.
             dtype: of the parameters; a router's bias stays float32 or better. None: PyTorch's default.
-            device: of the parameters. None: PyTorch's default. On "meta" they take no memory, until
+            device: of the parameters, None: PyTorch's default. On "meta" they take no memory, until
                 `to_empty(device=...)` and `reset_parameters()`.
         """
         super().__init__()
@@ -172,15 +171,12 @@ class MoE(nn.Module):
 
         Args:
             x: inputs.
-            top_p_T: another threshold for each token than the top-p router's own, in (0, 1]: cheap and careful tokens
-                in one batch.
+            top_p_T: a threshold for each token in place of the top-p router's own, in (0, 1].
             token_rank_T, expert_rank_E: ranks that tokens and experts live on, for a router that rectifies.
             noise_seed: for a router with noise, in training: an integer that changes with step and layer.
-            real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose
-                experts choose.
+            real_T: boolean, False for padding: it takes no slot of a capacity, nor of experts that choose.
             hyper_network: that of the model, for a layer without its own.
-            decisions: which experts were chosen in an earlier pass over x, for one that repeats it
-                (activation checkpointing).
+            decisions: which experts an earlier pass over x chose, for one that repeats it (checkpointing).
 
         Raises:
             ConfigError: if the last axis is not `dim`, x has another type (outside autocast) or device than the
@@ -220,7 +216,7 @@ class MoE(nn.Module):
     def run_experts(self, x_TD: torch.Tensor, routing: Routing) -> torch.Tensor:
         """Return the sum of each token's routed experts times their gates (T, D), in the type of x.
 
-        The one place between routing and kernels where all experts live here.
+        The one place between routing and kernels where all experts are this process's.
         """
         pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
         dtype = find_autocast_dtype(x_TD.device)
@@ -229,9 +225,8 @@ class MoE(nn.Module):
             with disable_autocast(x_TD.device):
                 return stream_experts(x_TD, *pairs, self.widths, self.source)
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
-        w_gate, w_up, w_down = (
-            w if dtype is None else w.to(dtype) for w in (self.w_gate, self.w_up, self.w_down)
-        )
+        weights = (self.w_gate, self.w_up, self.w_down)
+        w_gate, w_up, w_down = (w if dtype is None else w.to(dtype) for w in weights)
         check_same_dtype(x_TD, w_gate)
         with disable_autocast(x_TD.device):
             return expert_ffn(x_TD, *pairs, w_gate, w_up, w_down, self.widths, self.backend)
@@ -274,8 +269,7 @@ class MoE(nn.Module):
         """Return the gradients of expert i, shaped as `expert(i)`; zeros if no token came.
 
         Raises:
-            IndexError, ConfigError: as `expert`.
-            RuntimeError: before a backward pass.
+            IndexError, ConfigError, RuntimeError: as `expert`; before a backward pass.
         """
         weights = list_expert_weights(self, i)
         if not weights[0].requires_grad:

@@ -1,8 +1,8 @@
 """Weights of some experts in memory, the rest elsewhere: fetched ahead in the order of need by one thread.
 
-    plan: expert 4, expert 7, expert 2, ...    what will be needed, in this order, as far as it is known
-    memory: as many experts as fit, by width   who makes room is the one that is needed last; of those that are not
-                                               in the plan the one that was used least recently
+plan: expert 4, expert 7, expert 2, ...    what will be needed, in this order, as far as it is known
+memory: as many experts as fit, by width   who makes room is the one that is needed last; of those that are not
+                                           in the plan the one that was used least recently
 """
 
 import threading

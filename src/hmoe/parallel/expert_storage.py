@@ -1,11 +1,13 @@
 """Matrices that lie outside of the device's memory, in a file or in the host's memory; rows of them in and out."""
 
+import contextlib
 import math
 import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +18,7 @@ from hmoe.errors import CheckpointError
 
 _PAGE_BYTES = 4096
 _MAPPED_BYTES = 1 << 18  # of a buffer from which on it is given back to the system as soon as it is free
+_RELEASE_SECONDS = 0.02  # between moments at which memory is given back
 ALIGNMENT = 64  # bytes, of PyTorch's allocator on a CPU
 
 
@@ -58,8 +61,8 @@ class ExpertStorage(Protocol):
     moved: Moved
     place: str
 
-    def release_pages(self) -> None:
-        """Give back the memory that looking at whole matrices took."""
+    def look_at_all(self) -> contextlib.AbstractContextManager[None]:
+        """Give a context in which whole matrices may be looked at."""
         ...
 
     def close(self) -> None:
@@ -96,20 +99,38 @@ class FileStorage:
                 f"{folder}: cannot hold the experts: {error.strerror} (needs {total} bytes, "
                 f"{_measure_free(folder)} bytes free)"
             ) from None
-        self.matrices = [
-            _FileMatrix(self, begin, torch.frombuffer(self._map, dtype=dtype, count=math.prod(shape), offset=begin).view(shape))
-            if math.prod(shape)
-            else _FileMatrix(self, begin, torch.empty(shape, dtype=dtype))
+        self.matrices: Sequence[StoredMatrix] = [
+            _FileMatrix(self, begin, self._view(begin, shape, dtype))
             for shape, begin in zip(shapes, begins, strict=True)
-        ]  # fmt: skip
+        ]
 
-    def release_pages(self) -> None:
-        """Give back the memory that looking at whole matrices took; their numbers stay in the file."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+    def _view(self, first_byte: int, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        count = math.prod(shape)
+        if not count:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=first_byte).view(shape)
+
+    @contextlib.contextmanager
+    def look_at_all(self) -> Iterator[None]:
+        """Give a context in which whole matrices may be looked at; the memory that it takes is given back meanwhile."""
+        ends = threading.Event()
+
+        def release() -> None:
+            while not ends.wait(_RELEASE_SECONDS):
+                self._map.madvise(mmap.MADV_DONTNEED)  # what the file holds comes back when it is looked at
+
+        thread = threading.Thread(target=release, name="hmoe-pages", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ends.set()
+            thread.join()
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def transfer(self, first_byte: int, values: torch.Tensor, writes: bool) -> None:
         """Read or write the bytes of a tensor on the CPU."""
-        left = memoryview(values.numpy()).cast("B")
+        left = memoryview(values.numpy()).cast("B")  # type: ignore[arg-type]
         counted = "written_bytes" if writes else "read_bytes"
         setattr(self.moved, counted, getattr(self.moved, counted) + len(left))
         move = os.pwritev if writes else os.preadv
@@ -159,12 +180,13 @@ class HostStorage:
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, pinned: bool) -> None:
         self.moved, self.place = Moved(), "the host's memory"
-        self.matrices = [
+        self.matrices: Sequence[StoredMatrix] = [
             _HostMatrix(self.moved, torch.zeros(shape, dtype=dtype, pin_memory=pinned)) for shape in shapes
         ]
 
-    def release_pages(self) -> None:
-        """Do nothing: this is their memory."""
+    def look_at_all(self) -> contextlib.AbstractContextManager[None]:
+        """Give a context that does nothing: this is their memory."""
+        return contextlib.nullcontext()
 
     def close(self) -> None:
         """Do nothing: memory is freed with the matrices."""
@@ -184,9 +206,7 @@ class _HostMatrix:
         self._moved.written_bytes += values.nbytes
 
 
-def allocate_like_slice(
-    count: int, dtype: torch.dtype, device: torch.device, first: int = 0
-) -> torch.Tensor:
+def allocate_like_slice(count: int, dtype: torch.dtype, device: torch.device, first: int = 0) -> torch.Tensor:
     """Return a flat tensor that begins as far from a multiple of ALIGNMENT as number `first` of a tensor does.
 
     Libraries may round a product otherwise at another address.

@@ -12,22 +12,22 @@ _LINE_BYTES = 64
 CHUNK_NUMBERS = 1 << 20
 
 
-class Span(NamedTuple):
+class UpdateSpan(NamedTuple):
     """Numbers of a tensor that are updated at once.
 
     Attributes:
-        first, count: those.
+        first, length: those.
         before: numbers of the same line before them, which memory must be there for.
         room: numbers of all lines in which they are.
     """
 
     first: int
-    count: int
+    length: int
     before: int
     room: int
 
 
-def list_spans(first: int, count: int, total: int, itemsize: int) -> Iterator[Span]:
+def list_spans(first: int, count: int, total: int, itemsize: int) -> Iterator[UpdateSpan]:
     """Yield the spans into which some numbers of a tensor are cut, so that each is computed as in the whole tensor.
 
     Args:
@@ -39,10 +39,10 @@ def list_spans(first: int, count: int, total: int, itemsize: int) -> Iterator[Sp
     last_line, end = total - total % line, first + count
     while first < min(end, last_line):
         size = min(CHUNK_NUMBERS, min(end, last_line) - first)
-        yield Span(first, size, 0, -(-size // line) * line)
+        yield UpdateSpan(first, size, 0, -(-size // line) * line)
         first += size
     if first < end:
-        yield Span(first, end - first, first - last_line, total - last_line)
+        yield UpdateSpan(first, end - first, first - last_line, total - last_line)
 
 
 class Scratch:
@@ -52,13 +52,13 @@ class Scratch:
         room = CHUNK_NUMBERS + _LINE_BYTES // dtype.itemsize
         self._tensors = [torch.zeros(room, dtype=dtype, device=device) for _ in range(4)]
 
-    def open_span(self, span: Span) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def open_span(self, span: UpdateSpan) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Return the four tensors as long as a span's lines, and of each the span's own numbers."""
         lines = [tensor[: span.room] for tensor in self._tensors]
-        if span.count < span.room:
+        if span.length < span.room:
             for tensor in lines:
                 tensor.zero_()
-        return lines, [tensor[span.before : span.before + span.count] for tensor in lines]
+        return lines, [tensor[span.before : span.before + span.length] for tensor in lines]
 
 
 def update_lines(

@@ -7,7 +7,9 @@ Only the experts that fit are in the device's memory. Losses and weights have th
 backend `loop` and AdamW with `fused`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from hmoe.errors import ConfigError
 from hmoe.model.moe import MoE
 from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
 from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
-from hmoe.parallel.offloaded_layer import KINDS, LayerSource, OffloadedLayer
+from hmoe.parallel.layer_source import LayerSource
+from hmoe.parallel.offloaded_layer import KINDS, OffloadedLayer
 from hmoe.specs.offload import count_fewest_bytes
 from hmoe.units import format_bytes
 
@@ -28,9 +31,9 @@ Clip = Callable[[torch.Tensor], None]
 class ExpertOffload:
     """The experts of a model that lie outside of its device's memory.
 
-    A training loop calls, in this order, forward and backward passes as always; `attach_gradients`, after which the
-    experts' parameters have gradients like all others, for their norm; `detach_gradients`; and `step` after the
-    optimiser's own. Between `step` and the next `settle` the parameters do not show the newest weights.
+    A training loop calls forward and backward passes as always; then measures the norm of all gradients within
+    `attach_gradients`; clips those that it sees after that, and calls `step` after the optimiser's own. The parameters
+    show the newest weights within `look_at_all` only.
 
     Args:
         model: whose `hmoe.MoE` layers have all their experts, or have them on the meta device.
@@ -49,9 +52,7 @@ class ExpertOffload:
 
     storage: ExpertStorage
 
-    def __init__(
-        self, model: nn.Module, folder: Path | None, device: torch.device, most_bytes: int
-    ) -> None:
+    def __init__(self, model: nn.Module, folder: Path | None, device: torch.device, most_bytes: int) -> None:
         layers = [module for module in model.modules() if isinstance(module, MoE)]
         _check_layers(layers, most_bytes)
         self.device = device
@@ -62,7 +63,8 @@ class ExpertOffload:
         else:
             self.storage = FileStorage(folder, shapes, dtype)
         stored, size = self.storage.matrices, 3 * len(KINDS)
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        cuda: Any = torch.cuda
+        self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._layers = [
             OffloadedLayer(moe, stored[place * size : (place + 1) * size], device)
             for place, moe in enumerate(layers)
@@ -86,23 +88,24 @@ class ExpertOffload:
 
     # What a training loop calls.
 
-    def attach_gradients(self) -> None:
-        """Give each parameter its gradients of all backward passes since the last step."""
+    @contextlib.contextmanager
+    def attach_gradients(self) -> Iterator[None]:
+        """Give a context in which each parameter has its gradients of all backward passes since the last step.
+
+        After it clipping and the optimiser pass over these parameters.
+        """
         self.settle()
         for layer in self._layers:
             for expert in layer.list_unwritten():
-                self.submit(lambda layer=layer, expert=expert: layer.write_zeros(expert))
+                self.submit(partial(layer.write_zeros, expert))
         self.settle()
         for layer in self._layers:
             layer.attach_gradients()
         self._to_return.clear()
-
-    def detach_gradients(self) -> None:
-        """Take the gradients from the parameters, so that clipping and the optimiser pass over these."""
+        with self.storage.look_at_all():
+            yield
         for layer in self._layers:
-            for parameter in layer.parameters:
-                parameter.grad = None
-        self.release_pages()
+            layer.detach_gradients()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None) -> None:
         """Let each expert be updated by its gradients before it is used again; `clip` scales a part of them."""
@@ -139,15 +142,14 @@ class ExpertOffload:
         self.let_go()
         self.cache.settle()
 
-    def release_pages(self) -> None:
-        """Give back the memory that looking at whole matrices took."""
-        self.storage.release_pages()
-
-    def forget(self) -> None:
-        """Read weights anew: they were changed where they lie."""
+    @contextlib.contextmanager
+    def look_at_all(self, changes: bool = False) -> Iterator[None]:
+        """Give a context in which the parameters and moments are as they are, and where those may also change."""
         self.settle()
-        self.cache.forget()
-        self.release_pages()
+        if changes:
+            self.cache.forget()
+        with self.storage.look_at_all():
+            yield
 
     def close(self) -> None:
         """End the work of this object; the model computes no more."""
@@ -190,9 +192,10 @@ class ExpertOffload:
         """Return what waits until the device has done all that it was asked for so far; None: it has."""
         if self._stream is None:
             return None
-        event = torch.cuda.Event()
-        event.record()  # type: ignore[no-untyped-call]
-        return event.synchronize
+        event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        event.record()
+        wait: Callable[[], None] = event.synchronize
+        return wait
 
     def submit(self, task: Callable[[], None]) -> None:
         """Let the cache's thread do something before all else."""
@@ -222,7 +225,7 @@ class ExpertOffload:
         """Return an expert's weights in memory of their own, updated if it `renews`."""
         place, expert = _split(key)
         layer = self._layers[place]
-        weights = self._run_beside(lambda: layer.read_weights(expert))
+        weights: Weights = self._run_beside(lambda: layer.read_weights(expert))
         if renews:
             self._run_beside(lambda: layer.update(expert, weights))
         return weights
@@ -253,8 +256,12 @@ def _check_layers(layers: Sequence[MoE], most_bytes: int) -> None:
     if not layers:
         raise ConfigError("offload: the model has no layer of hmoe.MoE; nearest is no offload")
     if any(layer.experts is not None for layer in layers):
-        raise ConfigError("offload: experts are placed by hmoe.parallelize; offload them before, or not at all")
-    fewest = count_fewest_bytes([layer.widths for layer in layers], layers[0].dim, layers[0].w_gate.dtype.itemsize)
+        raise ConfigError(
+            "offload: experts are placed by hmoe.parallelize; offload them before, or not at all"
+        )
+    fewest = count_fewest_bytes(
+        [layer.widths for layer in layers], layers[0].dim, layers[0].w_gate.dtype.itemsize
+    )
     if most_bytes < fewest:
         raise ConfigError(
             f"offload: most_bytes = {most_bytes}: must hold the two widest experts; nearest is {fewest} "

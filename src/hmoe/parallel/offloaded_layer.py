@@ -2,19 +2,15 @@
 
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from hmoe.kernels.layer import Matrices
 from hmoe.model.moe import MoE
 from hmoe.parallel.expert_cache import Weights
 from hmoe.parallel.expert_storage import StoredMatrix, allocate_like_slice
-from hmoe.parallel.expert_update import CHUNK_NUMBERS, Scratch, Span, list_spans, update_lines
-
-if TYPE_CHECKING:
-    from hmoe.parallel.offload import ExpertOffload
+from hmoe.parallel.expert_update import CHUNK_NUMBERS, Scratch, UpdateSpan, list_spans, update_lines
 
 WEIGHTS = ("w_gate", "w_up", "w_down")
 KINDS = ("weights", "gradients", "exp_avg", "exp_avg_sq")
@@ -132,11 +128,16 @@ class OffloadedLayer:
         self._num_passes = 0
         self._written.clear()
 
+    def detach_gradients(self) -> None:
+        """Take the gradients from the parameters."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
     # The update.
 
     def begin_update(
         self,
-        state: MutableMapping[nn.Parameter, dict[str, Any]],
+        state: MutableMapping[Any, Any],
         groups: Mapping[nn.Parameter, Mapping[str, Any]],
         clip: Callable[[torch.Tensor], None] | None,
     ) -> None:
@@ -159,10 +160,10 @@ class OffloadedLayer:
         for matrix in range(3):
             kept = None if weights is None else weights[matrix].view(-1)
             for span in list_spans(first, count, self._total, self._dtype.itemsize):
-                part = None if kept is None else kept[span.first - first : span.first - first + span.count]
+                part = None if kept is None else kept[span.first - first : span.first - first + span.length]
                 self._update_span(matrix, span, part, expert in self._zero)
 
-    def _update_span(self, matrix: int, span: Span, kept: torch.Tensor | None, is_zero: bool) -> None:
+    def _update_span(self, matrix: int, span: UpdateSpan, kept: torch.Tensor | None, is_zero: bool) -> None:
         assert self._update is not None
         self._scratch = self._scratch or Scratch(self._dtype, self._device)
         lines, (weights, gradients, *moments) = self._scratch.open_span(span)
@@ -182,53 +183,3 @@ class OffloadedLayer:
             kept.copy_(weights)
         for kind, values in zip((KINDS[0], *KINDS[2:]), (weights, *moments), strict=True):
             self._stored[kind][matrix].write(span.first, values)
-
-
-class LayerSource:
-    """Gives a layer's passes the weights of one expert after another, and takes their gradients."""
-
-    def __init__(self, offload: "ExpertOffload", place: int, layer: OffloadedLayer) -> None:
-        self._offload, self._place, self._layer = offload, place, layer
-        self._dtype = torch.float32
-        self._gradients: list[torch.Tensor] = []
-
-    @property
-    def trains(self) -> bool:
-        """Whether the layer's experts have gradients."""
-        return self._layer.trains
-
-    def begin_pass(self, num_tokens: Sequence[int], dtype: torch.dtype, backward: bool) -> None:
-        """Say which experts a pass needs, in which type; they are asked for in their order."""
-        self._dtype = dtype
-        busy = [expert for expert, count in enumerate(num_tokens) if count]
-        if backward:
-            self._layer.begin_backward()
-        self._offload.begin_pass(self._place, busy, backward)
-
-    def read_weights(self, expert: int) -> Matrices:
-        """Return an expert's three matrices (h, D) in the type of the pass, until the next call."""
-        gate, up, down = self._offload.use(self._place, expert)
-        if self._dtype == gate.dtype:
-            return gate, up, down
-        converted = [self._layer.allocate(expert, self._dtype) for _ in range(3)]
-        for values, weights in zip(converted, (gate, up, down), strict=True):
-            values.copy_(weights)
-        gate, up, down = converted
-        return gate, up, down
-
-    def open_gradients(self, expert: int) -> Matrices:
-        """Return memory for the gradients of an expert."""
-        gate, up, down = self._gradients = [self._layer.allocate(expert, self._dtype) for _ in range(3)]
-        return gate, up, down
-
-    def close_gradients(self, expert: int) -> None:
-        """Let the gradients of an expert be added to those that are stored."""
-        gradients, self._gradients = self._gradients, []
-        layer, is_first, wait = self._layer, self._layer.num_passes == 1, self._offload.record_event()
-
-        def write() -> None:
-            if wait is not None:
-                wait()
-            layer.write_gradients(expert, gradients, is_first)
-
-        self._offload.submit(write)

@@ -36,9 +36,9 @@ def build_offloaded_transformer(
     model.to_empty(device="cpu")
     _put_experts(experts)
     offload = ExpertOffload(model, folder, device, most_bytes)
-    for name in model.list_parts():
-        model.init_weights(seed, name)
-        offload.release_pages()
+    with offload.look_at_all(changes=True):
+        for name in model.list_parts():
+            model.init_weights(seed, name)
     experts = _take_experts(model)
     model.to(device)
     _put_experts(experts)

@@ -22,9 +22,8 @@ def _evaluating(session: Session) -> Iterator[None]:
     """Put the model into evaluation mode for a while, computed eagerly."""
     # A router may have noise and another capacity in training, for whose shapes blocks are compiled.
     session.model.eval()
-    session.settle()
     try:
-        with run_eagerly(session.config), session.processes.gathering(session.model):
+        with session.look_at_all(), run_eagerly(session.config), session.processes.gathering(session.model):
             yield
     finally:
         session.model.train()

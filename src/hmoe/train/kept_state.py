@@ -64,9 +64,11 @@ def restore_run(
         CheckpointError: if it belongs to another model.
     """
     if isinstance(restored, Checkpoint):
-        restore_state(restored, model, optimizer, None if offload is None else offload.moments)
-        if offload is not None:
-            offload.forget()
+        if offload is None:
+            restore_state(restored, model, optimizer)
+            return
+        with offload.look_at_all(changes=True):
+            restore_state(restored, model, optimizer, offload.moments)
         return
     from hmoe.parallel.pieces import restore_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
+from hmoe.data.batches import MicroBatch
 from hmoe.data.open import open_data
 from hmoe.errors import NonFiniteError
 from hmoe.parallel.heartbeat import HEARTBEAT
@@ -20,6 +21,7 @@ from hmoe.train.evaluations import validate, write_sample
 from hmoe.train.feed import Feed, OwnParts
 from hmoe.train.heap import keep_freed_memory
 from hmoe.train.kept_state import Restored, load_restart
+from hmoe.train.offloaded import describe_moves
 from hmoe.train.probe import cut_back_probes, write_probe
 from hmoe.train.processes import Processes, choose_process
 from hmoe.train.rebuild import move_at_checkpoint
@@ -73,6 +75,9 @@ def train_run(
             _steps(session, feed, console, saved=-1 if restored is None else restored.step)
         if processes.rank > 0:
             return  # the first one tells
+        if session.offload is not None:
+            first = -1 if restored is None else restored.step
+            console.note(describe_moves(session.offload, counts.step - max(first, 0)))
         is_finished = session.progress() >= 1
         name = STOP.signal_name or "a signal to another process"
         reason = "finished" if is_finished else f"stopped by {name}, the same command continues"
@@ -121,10 +126,7 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     while not stops and session.progress() < 1:
         session.records.begin()
         parts = feed.take(counts.step)
-        with explain_failure(config):
-            record = train_step(
-                session.model, session.optimizer, parts, config, counts.step, session.processes, session.offload
-            )
+        record = _take_step(session, parts)
         session.records.tick(record.tokens)
         stops = session.agree(STOP)
         row = _metrics_row(session, record, _account(session, record))
@@ -154,6 +156,14 @@ def _steps(session: Session, feed: Feed, console: Console, saved: int) -> None:
     if saved != counts.step:  # a signal came between two checkpoints
         session.save()
     session.saver.finish()
+
+
+def _take_step(session: Session, parts: Sequence[MicroBatch[Any]]) -> StepRecord:
+    with explain_failure(session.config):
+        return train_step(
+            session.model, session.optimizer, parts, session.config, session.counts.step, session.processes,
+            session.offload,
+        )  # fmt: skip
 
 
 def _evaluate(session: Session, row: dict[str, Any], record: StepRecord) -> bool:

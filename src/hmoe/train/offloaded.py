@@ -40,11 +40,21 @@ def build_offloaded_model(config: RunConfig, run: Path, device: str) -> tuple[Tr
 
 def describe_offload(config: RunConfig, offload: ExpertOffload) -> str:
     """Describe in one line where experts are, and what a step moves."""
-    held, weights, traffic = (
-        choose_offload_bytes(config), count_expert_bytes(config), count_traffic_of_offload(config)
-    )  # fmt: skip
+    held, weights = choose_offload_bytes(config), count_expert_bytes(config)
+    traffic, place = count_traffic_of_offload(config), offload.storage.place
     return (
-        f"experts: {format_bytes(weights)} of weights, {format_bytes(held)} of them at hand; with gradients and moments "
-        f"{format_bytes(4 * weights)} in {offload.storage.place}; a step reads about {format_bytes(traffic.read)} and "
+        f"experts: {format_bytes(weights)} of weights, {format_bytes(held)} of them at hand; with gradients and "
+        f"moments {format_bytes(4 * weights)} in {place}; a step reads up to {format_bytes(traffic.read)} and "
         f"writes {format_bytes(traffic.written)}"
+    )
+
+
+def describe_moves(offload: ExpertOffload, num_steps: int) -> str:
+    """Describe in one line what steps have moved, and how long they waited for it."""
+    moved, counts = offload.storage.moved, offload.cache.counts
+    uses = counts.hits + counts.misses
+    return (
+        f"experts: {counts.hits / max(uses, 1):.1%} of {uses:,} uses were at hand in time, others waited "
+        f"{counts.wait_seconds:.3g} s; a step read {format_bytes(moved.read_bytes // max(num_steps, 1))} and wrote "
+        f"{format_bytes(moved.written_bytes // max(num_steps, 1))}"
     )

@@ -9,7 +9,8 @@ from typing import Any, cast
 from hmoe.errors import CheckpointError
 from hmoe.train.kept_state import load_restart, make_saver, restore_run
 from hmoe.train.optimizer import build_optimizer
-from hmoe.train.session import Session, build_run_model, make_mover
+from hmoe.train.run_model import build_run_model
+from hmoe.train.session import Session, make_mover
 
 
 def move_at_checkpoint(session: Session) -> str | None:

@@ -1,6 +1,7 @@
 """Everything a training run holds while it runs: opened, checked, resumed, and saved again."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,26 +15,24 @@ from hmoe.data.shards import PACKINGS, WITHIN, Index
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.data.tokenizer_folder import load_data_tokenizer, write_tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
-from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
+from hmoe.model.transformer import Transformer
 from hmoe.parallel.offload import ExpertOffload
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
-from hmoe.specs.placement import Placement
 from hmoe.storage import hash_file
 from hmoe.train.alike import check_alike
-from hmoe.train.compiled import compile_blocks
 from hmoe.train.console import Console
 from hmoe.train.device_fit import find_device, fit_config
 from hmoe.train.environment import compare_environment, describe_environment
 from hmoe.train.expert_alarm import ExpertAlarm
 from hmoe.train.kept_state import Restored, Saver, make_saver, restore_run
-from hmoe.train.offloaded import build_offloaded_model, describe_offload
 from hmoe.train.optimizer import build_optimizer
 from hmoe.train.placements import find_placements
 from hmoe.train.processes import ONE_PROCESS, Processes
 from hmoe.train.records import NoRecords, Records
+from hmoe.train.run_model import open_run_model
 from hmoe.train.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -123,16 +122,13 @@ class Session:
             "config": dump_bound_config(self.config),
             "side_files": self.side_files,
         }
-        self.settle()
-        self.saver.save(self.counts.step, state)
-        if self.offload is not None:
-            self.offload.release_pages()
+        with self.look_at_all():
+            self.saver.save(self.counts.step, state)
         return self.counts.step
 
-    def settle(self) -> None:
-        """Wait until the model's parameters are those of this step, also of experts that lie elsewhere."""
-        if self.offload is not None:
-            self.offload.settle()
+    def look_at_all(self) -> AbstractContextManager[None]:
+        """Return a context in which the parameters are those of this step, also of experts that lie elsewhere."""
+        return nullcontext() if self.offload is None else self.offload.look_at_all()
 
     def progress(self) -> float:
         """Return the share of the budget that is used up; 1 ends the run."""
@@ -173,12 +169,7 @@ def open_session(
     check_alike(config, device, index.fingerprint, processes)
     step = -1 if restored is None else restored.step
     placements, frequencies_ZE = find_placements(folder.path, step, config, processes)
-    offload = None
-    if config.parallel.offload == "none":
-        model = build_run_model(config, device, processes, placements)
-    else:
-        model, offload = build_offloaded_model(config, folder.path, device)
-        console.note(describe_offload(config, offload))
+    model, offload = open_run_model(config, folder.path, device, processes, placements, console)
     optimizer = build_optimizer(model, config.optim, processes.exact)
     counts, watch = RunCounts(), _make_watch(config, None)
     if restored is not None:
@@ -221,26 +212,6 @@ def _open_records(
     run: Path, step: int, config: RunConfig, console: Console, processes: Processes
 ) -> Records | NoRecords:
     return Records(run, step, config.train.log_every, console.warn) if processes.rank == 0 else NoRecords()
-
-
-def build_run_model(
-    config: RunConfig, device: str, processes: Processes, placements: list[Placement] | None
-) -> Transformer:
-    """Return the model with its first weights, ready for training steps."""
-    dtype = torch.float64 if config.train.precision == "float64" else torch.float32
-    if processes.size == 1:
-        model = build_transformer(config.model, config.seed, dtype, device)
-    else:
-        from hmoe.train.shared_run import build_shared_model  # noqa: PLC0415 - the engine is slow to import
-
-        model = build_shared_model(config, cast(Any, processes), dtype, placements)
-    model.activation_checkpointing = config.train.recomputes_blocks
-    if config.train.compile:
-        compile_blocks(model)
-    set_check_finite(model, False)  # train_step tests loss and gradients
-    if processes.exact:
-        set_backend(model, "exact")
-    return model
 
 
 def _open_data(

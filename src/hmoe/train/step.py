@@ -3,6 +3,7 @@
 Axes of counts: `Z` MoE layers, `E` experts.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -102,14 +103,13 @@ def train_step(
         processes.begin_part(model, is_last=part is placed[-1])
         passes.append(_accumulate(model, part, config, step, loads))
     processes.end_parts(model)
-    if offload is not None:
-        offload.attach_gradients()
     means, counts = _reduce(passes, config.data.num_micro_batches, processes)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    # A weight that had no part in any loss has no gradient.
-    norm = processes.norm([p.grad for p in parameters if p.grad is not None])
     tables = (counts.num_pairs_ZE, counts.slots, counts.num_selections_Z)
-    terms, norms, *table_values = read_numbers((means, norm, *tables))
+    with contextlib.nullcontext() if offload is None else offload.attach_gradients():
+        # A weight that had no part in any loss has no gradient.
+        norm = processes.norm([p.grad for p in parameters if p.grad is not None])
+        terms, norms, *table_values = read_numbers((means, norm, *tables))
     record.terms = dict(zip(passes[0].terms, terms, strict=True))
     record.grad_norm = norms[0]
     _count(record, table_values, config)
@@ -245,8 +245,6 @@ def _update(
     offload: ExpertOffload | None,
 ) -> None:
     """Clip the gradients and step, unless loss or gradients are not finite; then drop the gradients."""
-    if offload is not None:  # its experts are clipped and updated one by one
-        offload.detach_gradients()
     record.applied = math.isfinite(record.terms["loss_total"]) and math.isfinite(record.grad_norm)
     if record.applied:  # a branch, never a multiplication: 0 x NaN is NaN
         limit = config.optim.clip
