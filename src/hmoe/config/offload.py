@@ -8,7 +8,7 @@ from hmoe.specs.offload import count_fewest_bytes
 
 _HELD_SHARE = 4  # a quarter of the experts' weights, unless a run says otherwise
 _GRADIENT_SETS = 3  # of an expert: those that are made, and those that wait to be written, or are
-_SCRATCH_NUMBERS = 4 << 20  # of weights, gradients and moments that are updated at once
+_CHUNK_NUMBERS = 1 << 20  # of a matrix, of its gradients and moments, that are updated at once
 
 
 class OffloadTraffic(NamedTuple):
@@ -61,7 +61,8 @@ def count_held_bytes(config: RunConfig) -> int:
     gradients = (_GRADIENT_SETS + (config.data.num_micro_batches > 1) / 3) * widest * size
     if converted:
         gradients = 2 * widest / 3 * size
-    return choose_offload_bytes(config) + converted + round(gradients) + _SCRATCH_NUMBERS * size
+    scratch = 4 * min(_CHUNK_NUMBERS, widest // 3) * size
+    return choose_offload_bytes(config) + converted + round(gradients) + scratch
 
 
 def count_traffic_of_offload(config: RunConfig) -> OffloadTraffic:

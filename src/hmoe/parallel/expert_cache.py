@@ -233,11 +233,9 @@ class ExpertCache:
 
     def _choose_renewal(self) -> Callable[[], None] | None:
         waiting = self._stale if self._settling else self._idle
-        key = next(iter(waiting), None)
-        if key is None:
+        if (key := next(iter(waiting), None)) is None:
             return None
-        self._working = key
-        block = self._blocks.get(key)
+        self._working, block = key, self._blocks.get(key)
         return lambda: self._renew(key, block)
 
     def _prepare(self, key: Key, is_urgent: bool) -> Callable[[], None] | None:
@@ -254,14 +252,15 @@ class ExpertCache:
         """Return whether there is room for an expert, after those who are needed later have made it."""
         needed = self._store.count_bytes(key)
         while self._num_bytes + needed > self._most_bytes:
-            victims = [other for other, block in self._blocks.items() if not block.users]
+            # Who waits for an expert has not had the time to take it.
+            victims = [k for k, block in self._blocks.items() if not block.users and k != self._urgent]
             victim = max(victims, key=self._rate_victim, default=None)
             if victim is None or (self._find_place(victim) <= self._next and not is_urgent):
                 return False
             block = self._blocks.pop(victim)
+            self._num_bytes -= block.num_bytes
             if block.wait is not None:
                 block.wait()
-            self._num_bytes -= block.num_bytes
         self._num_bytes += needed
         return True
 

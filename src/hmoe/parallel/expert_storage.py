@@ -90,15 +90,17 @@ class FileStorage:
             begins.append(total)
             total += -(-size // _PAGE_BYTES) * _PAGE_BYTES
         self.moved, self.place = Moved(), str(folder)
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - closed by `close`
-            os.posix_fallocate(self._file.fileno(), 0, max(total, 1))
-            self._map = mmap.mmap(self._file.fileno(), max(total, 1))
-        except OSError as error:
-            raise CheckpointError(
-                f"{folder}: cannot hold the experts: {error.strerror} (needs {total} bytes, "
-                f"{_measure_free(folder)} bytes free)"
-            ) from None
+        with contextlib.ExitStack() as opened:
+            try:
+                self._file = opened.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
+                os.posix_fallocate(self._file.fileno(), 0, max(total, 1))
+                self._map = mmap.mmap(self._file.fileno(), max(total, 1))
+            except OSError as error:
+                raise CheckpointError(
+                    f"{folder}: cannot hold the experts: {error.strerror} (needs {total} bytes, "
+                    f"{_measure_free(folder)} bytes free)"
+                ) from None
+            opened.pop_all()  # closed by `close`
         self.matrices: Sequence[StoredMatrix] = [
             _FileMatrix(self, begin, self._view(begin, shape, dtype))
             for shape, begin in zip(shapes, begins, strict=True)

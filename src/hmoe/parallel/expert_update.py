@@ -46,10 +46,15 @@ def list_spans(first: int, count: int, total: int, itemsize: int) -> Iterator[Up
 
 
 class Scratch:
-    """Memory in which a span's weights, gradients and moments are updated."""
+    """Memory in which a span's weights, gradients and moments are updated.
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        room = CHUNK_NUMBERS + _LINE_BYTES // dtype.itemsize
+    Args:
+        most: numbers that are updated by one call of `list_spans`.
+        dtype, device: of the tensors.
+    """
+
+    def __init__(self, most: int, dtype: torch.dtype, device: torch.device) -> None:
+        room = min(most, CHUNK_NUMBERS) + _LINE_BYTES // dtype.itemsize
         self._tensors = [torch.zeros(room, dtype=dtype, device=device) for _ in range(4)]
 
     def open_span(self, span: UpdateSpan) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

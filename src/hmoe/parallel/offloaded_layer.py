@@ -165,7 +165,7 @@ class OffloadedLayer:
 
     def _update_span(self, matrix: int, span: UpdateSpan, kept: torch.Tensor | None, is_zero: bool) -> None:
         assert self._update is not None
-        self._scratch = self._scratch or Scratch(self._dtype, self._device)
+        self._scratch = self._scratch or Scratch(max(self.widths) * self.dim, self._dtype, self._device)
         lines, (weights, gradients, *moments) = self._scratch.open_span(span)
         if kept is None:
             self._stored["weights"][matrix].read(span.first, weights)
