@@ -40,8 +40,8 @@ class Shelf:
     def renew(self, key: Key, weights: Weights | None) -> None:
         assert isinstance(key, int)
         self.versions[key] += 1
-        for each in weights or ():
-            each += 1
+        if weights is not None:
+            weights[0].add_(1)
 
 
 @contextmanager

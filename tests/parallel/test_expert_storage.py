@@ -32,12 +32,12 @@ def test_numbers_come_back_from_where_they_were_put(kind: str, tmp_path: Path) -
     with storage.look_at_all():
         flat = matrix.whole.view(-1)
         assert torch.equal(flat[13:2014], values)
-        assert not flat[:13].any() and not flat[2014:].any()
+        assert flat.count_nonzero() == 2001
         flat[0] = 5.0
     first = torch.empty(1)
     matrix.read(0, first)
     assert first == 5
-    assert not storage.matrices[0].whole.any() and not storage.matrices[3].whole.any()
+    assert not any(storage.matrices[place].whole.any() for place in (0, 3))
     assert (storage.moved.read_bytes, storage.moved.written_bytes) == (4 * 2000, 4 * 2001)
     storage.close()
 

@@ -1,9 +1,11 @@
 """Kills training runs and lets them resume, forking from one warm process: seconds instead of minutes.
 
-    python -m tests.train.kill_driver points|random FOLDER EVERY_OR_COUNT
+    python -m tests.train.kill_driver points|random|offloaded FOLDER EVERY_OR_COUNT
 
-`points` kills at the n-th file-system call (every EVERY-th of them), `random` at COUNT random times. Each killed run is
-resumed until it ends; prints how many ended with other bytes than the run that was never killed.
+`points` kills at the n-th file-system call (every EVERY-th of them), `random` at COUNT random times, `offloaded` COUNT
+times at random calls that read or write experts which lie on disk: fetches, gradients on their way back, updates. Each
+killed run is resumed until it ends; prints how many ended with other bytes than the run that was never killed, whose
+experts were in memory.
 """
 
 import os
@@ -12,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from tests.conftest import tiny
 from tests.train.helpers import digests
 
 CALLS = ("mkdir", "open", "fsync", "replace", "rename", "unlink", "rmdir")
+TRANSFERS = ("preadv", "pwritev")
+OFFLOADED = ("parallel.offload=disk",)
 OVERRIDES = [
     *tiny("tiny"),
     "train.steps=8",
@@ -35,8 +39,8 @@ OVERRIDES = [
 ]
 
 
-def run(folder: Path) -> None:
-    config = recipes.read_recipe("tiny", OVERRIDES)[1]
+def run(folder: Path, *more: str) -> None:
+    config = recipes.read_recipe("tiny", [*OVERRIDES, *more])[1]
     with RunFolder(folder, config) as opened:
         train_run(config, opened, Console())
 
@@ -55,10 +59,10 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def count_calls(limit: int) -> Callable[[], int]:
-    """Let this process kill itself at its `limit`-th file-system call; return what tells the number of calls so far."""
+def count_calls(limit: int, names: Sequence[str] = CALLS) -> Callable[[], int]:
+    """Let this process kill itself at its `limit`-th call of these; return what tells the number of calls so far."""
     calls = 0
-    for name in CALLS:
+    for name in names:
         real = getattr(os, name)
 
         def call(*arguments: object, real: Callable[..., object] = real, **options: object) -> object:
@@ -80,6 +84,32 @@ def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
         count_file.write_text(str(count()))
 
 
+def transferring(limit: int, folder: Path, count_file: Path | None = None) -> None:
+    """A run whose experts lie on disk, that kills itself at its `limit`-th transfer of one."""
+    count = count_calls(limit, TRANSFERS)
+    run(folder, *OFFLOADED)
+    if count_file is not None:
+        count_file.write_text(str(count()))
+
+
+def kill_transfers(base: Path, expected: dict[str, str], amount: int) -> tuple[int, int, int]:
+    """Return kills, completed runs, and how many of these ended otherwise."""
+    folder, rng, kills, runs, different = base / "killed", random.Random(0), 0, 0, 0
+    assert wait(forked(lambda: transferring(0, base / "moved", base / "transfers"))) == 0
+    assert digests(base / "moved") == expected
+    most = int((base / "transfers").read_text())
+    while kills < amount or folder.exists():
+        # Calls are counted, not planned: a resumed run makes fewer, and some limits are never reached.
+        limit = rng.randint(1, most) if kills < amount else 0
+        code = wait(forked(lambda limit=limit: transferring(limit, folder)))  # type: ignore[misc]
+        kills += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), code
+        if code == 0:
+            runs, different = runs + 1, different + (digests(folder) != expected)
+            shutil.rmtree(folder)
+    return kills, runs, different
+
+
 def main() -> None:
     """Kill a run at every `amount`-th call (points), or `amount` times at random; print what came of it."""
     mode, base, amount = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
@@ -94,7 +124,9 @@ def main() -> None:
     expected = digests(base / "whole")
     folder = base / "killed"
     kills = runs = different = 0
-    if mode == "points":
+    if mode == "offloaded":
+        kills, runs, different = kill_transfers(base, expected, amount)
+    elif mode == "points":
         limits = list(range(1, int((base / "calls").read_text()) + 1, amount))
         for limit in limits:
             killed = wait(forked(lambda limit=limit: counting(limit, folder)))  # type: ignore[misc]

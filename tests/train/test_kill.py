@@ -21,6 +21,16 @@ def test_killed_at_file_system_calls(tmp_path: Path) -> None:
     assert campaign("points", tmp_path, 40).endswith(" 0 with other bytes\n")
 
 
+def test_killed_while_experts_are_fetched_written_and_updated(tmp_path: Path) -> None:
+    """Experts lie on disk; the end has the bytes of a run that was never killed, with all of them in memory."""
+    assert campaign("offloaded", tmp_path, 6).endswith(" 0 with other bytes\n")
+
+
+@pytest.mark.slow
+def test_killed_two_hundred_times_while_experts_move(tmp_path: Path) -> None:
+    assert campaign("offloaded", tmp_path, 200).endswith(" 0 with other bytes\n")
+
+
 @pytest.mark.slow
 def test_killed_at_every_file_system_call(tmp_path: Path) -> None:
     assert campaign("points", tmp_path, 1).endswith(" 0 with other bytes\n")

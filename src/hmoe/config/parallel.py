@@ -174,6 +174,11 @@ class ParallelConfig(Section):
                 )
         return self
 
+    def without_offload(self) -> "ParallelConfig":
+        """Return the same with all experts in memory."""
+        fields = type(self).model_fields
+        return self.model_copy(update={key: fields[key].default for key in ("offload", *OFFLOAD_KEYS)})
+
     def _check_offload(self) -> None:
         if self.offload == "none":
             self.no_effect("with offload = none", *OFFLOAD_KEYS)

@@ -42,7 +42,7 @@ def dump_bound_config(config: RunConfig) -> dict[str, Any]:
     for key in RESUMABLE - ({"data.path"} if config.data.path == "corpus" else set()):
         section, _, name = key.partition(".")
         del tree[section][name]
-    if config.parallel == type(config.parallel)():
+    if config.parallel.without_offload() == type(config.parallel)():
         del tree["parallel"]  # checkpoints of one process are those of versions that knew no others
     return tree
 
