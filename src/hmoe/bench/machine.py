@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import yaml
 
+from hmoe.bench.disk import measure_disk
 from hmoe.bench.link import measure_shared_link
 from hmoe.bench.measure import BenchOptions, Run, describe_machine, median_seconds, time_interleaved
 from hmoe.bench.step import list_step_parts
@@ -67,6 +68,9 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
     if workers.size > 1:
         values["node"] = _measure_link(options, values["optimizer_bytes_per_second"])
         values["sharing_seconds"] = values["node"].pop("sharing_seconds", 0.0)
+    if workers.size == 1:
+        disk = measure_disk(path.parent)
+        values |= {"disk_read_bytes_per_second": disk.read, "disk_write_bytes_per_second": disk.write}
     hardware = Hardware.model_validate(values)
     if workers.rank == 0:
         _write(path, hardware, options)

@@ -179,6 +179,7 @@ def _print_sections(numbers: dict[str, Any], is_here: bool) -> None:
         "memory of each process" if "processes" in numbers else "memory": list(
             _list_memory(numbers, is_here)
         ),
+        "experts elsewhere": list(_list_offload(numbers)),
         "communication of each process and step": list(_list_sent(numbers)),
         "step, simulated": list(_list_step(numbers)),
     }
@@ -227,6 +228,9 @@ def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, 
     yield "in all", format_bytes(numbers["memory_bytes"]) + (f", {moment}" if moment else "")
     owner = "this machine's " if is_here else ""
     yield "fits", f"in {owner}{format_bytes(numbers['device_memory_bytes'])}: {_say(numbers['fits'])}"
+    if advice := numbers.get("offload_advice"):
+        fits = "which fits" if advice["fits"] else "which does not fit either"
+        yield f"parallel.offload={advice['place']}", f"{format_bytes(advice['memory_bytes'])}, {fits}"
     yield "memory assumed", numbers["memory_assumed"]
     if "checkpoint_bytes" in numbers:
         yield (
@@ -234,6 +238,27 @@ def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, 
             f"{format_bytes(numbers['checkpoint_bytes'])} of the host, while one is written",
         )
     yield "left out", "; ".join(numbers["memory_left_out"])
+
+
+def _list_offload(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    costs = numbers.get("offload")
+    if costs is None:
+        return
+    at_hand, weights = (format_bytes(costs[f"{name}_bytes"]) for name in ("at_hand", "weight"))
+    yield "weights at hand", f"{at_hand} of {weights}"
+    where = "in a file" if costs["place"] == "disk" else "in the host's memory"
+    yield "with moments, gradients", f"{format_bytes(costs['stored_bytes'])} {where}"
+    yield "a step reads", f"up to {format_bytes(costs['read_bytes'])}"
+    yield "a step writes", f"up to {format_bytes(costs['written_bytes'])}"
+    without = format_bytes(costs["memory_without_bytes"])
+    spared = f"{format_bytes(costs['memory_bytes'])} instead of {without}"
+    fits = "not needed: all fits without" if costs["fits_without"] else "needed: without, it does not fit"
+    yield "memory", f"{spared}; {fits}"
+    if "step_without_seconds" in costs:
+        seconds, before = numbers["step"]["seconds"], costs["step_without_seconds"]
+        yield "a step takes", f"{seconds / before:.2f} times as long as without ({before:.3g} s)"
+    else:
+        yield "a step takes", "as --hardware FILE tells, of a machine whose rates are known"
 
 
 def _list_sent(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:

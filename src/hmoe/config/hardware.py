@@ -56,9 +56,32 @@ class Hardware(Section):
     sharing_seconds: Annotated[float, Field(ge=0, description="besides, of a step that processes share")] = (
         0.0
     )
+    host_bytes_per_second: Annotated[
+        _Positive | None, Field(description="of a GPU, from its host's memory and to it; null: not known")
+    ] = None
+    disk_read_bytes_per_second: Annotated[_Positive | None, Field(description="null: not known")] = None
+    disk_write_bytes_per_second: Annotated[_Positive | None, Field(description="null: not known")] = None
     overlap: Annotated[float, Field(ge=0, le=1, description="share of a transfer that computing hides")] = 1.0
     node: Annotated[Link, Field(description="between processes of one machine")]
     network: Annotated[Link | None, Field(description="between machines; null: there is one only")] = None
+
+    def time_storage(self, place: str, read_bytes: float, written_bytes: float) -> float:
+        """Return the seconds in which bytes come from a place and go there: disk, or host.
+
+        Raises:
+            ConfigError: if its rate is not known.
+        """
+        names = [f"disk_{verb}_bytes_per_second" for verb in ("read", "write")]
+        rates = [
+            getattr(self, name) for name in (names if place == "disk" else ["host_bytes_per_second"] * 2)
+        ]
+        if None in rates:
+            needed = " and ".join(names) if place == "disk" else "host_bytes_per_second"
+            raise ConfigError(
+                f"hardware: parallel.offload = {place}: needs {needed}, which the machine's file does not say",
+                argument="hardware",
+            )
+        return float(read_bytes / rates[0] + written_bytes / rates[1])
 
     def choose_link(self, num_processes: int) -> Link:
         """Return what so many processes talk through; those of one machine are neighbours.

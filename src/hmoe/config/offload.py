@@ -1,7 +1,8 @@
 """Experts that lie outside of the device's memory: what a run holds of them, and what moves. No torch."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hmoe.config.hardware import Hardware
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
 from hmoe.specs.offload import count_fewest_bytes
@@ -12,24 +13,51 @@ _CHUNK_NUMBERS = 1 << 20  # of a matrix, of its gradients and moments, that are 
 
 
 class OffloadTraffic(NamedTuple):
-    """Bytes of a step that come from storage and go to it, by what for."""
+    """Bytes of a step that come from storage and go to it.
+
+    Attributes:
+        forward_read, backward_read: weights for the passes of each micro-batch.
+        gradients_written, gradients_added: for each micro-batch, and read again to be added to for each but the first.
+        norm_read: gradients, for their norm.
+        update_read, update_written: weights, gradients and moments of the update, weights and moments after it; from
+            there the first micro-batch's forward pass has its weights.
+    """
 
     forward_read: int
     backward_read: int
     gradients_written: int
-    gradients_read: int
+    gradients_added: int
+    norm_read: int
     update_read: int
     update_written: int
 
     @property
     def read(self) -> int:
         """All that comes."""
-        return self.forward_read + self.backward_read + self.gradients_read + self.update_read
+        passes = self.forward_read + self.backward_read + self.gradients_added
+        return passes + self.norm_read + self.update_read
 
     @property
     def written(self) -> int:
         """All that goes."""
         return self.gradients_written + self.update_written
+
+
+class OffloadTimes(NamedTuple):
+    """Seconds of what a pass of each micro-batch moves, and of reading gradients for their norm.
+
+    Attributes:
+        first_forward: of the first micro-batch, before which each expert is updated.
+        forward, backward: weights of the others; of all.
+        gradients: that a backward pass writes.
+        norm: which nothing hides.
+    """
+
+    first_forward: float = 0.0
+    forward: float = 0.0
+    backward: float = 0.0
+    gradients: float = 0.0
+    norm: float = 0.0
 
 
 def count_expert_bytes(config: RunConfig) -> int:
@@ -77,7 +105,52 @@ def count_traffic_of_offload(config: RunConfig) -> OffloadTraffic:
         forward_read=(parts - 1) * fetched,
         backward_read=parts * fetched,
         gradients_written=parts * weights,
-        gradients_read=(parts - 1) * weights,
+        gradients_added=(parts - 1) * weights,
+        norm_read=weights,
         update_read=4 * weights,
         update_written=3 * weights,
     )
+
+
+def time_offload(config: RunConfig, hardware: Hardware) -> OffloadTimes:
+    """Return the seconds that a step's transfers take by themselves.
+
+    Raises:
+        ConfigError: if the machine's file does not say how fast the place is.
+    """
+    place = config.parallel.offload
+    if place == "none":
+        return OffloadTimes()
+    traffic, parts = count_traffic_of_offload(config), config.data.num_micro_batches
+    return OffloadTimes(
+        hardware.time_storage(place, traffic.update_read, traffic.update_written),
+        hardware.time_storage(place, traffic.forward_read / max(parts - 1, 1), 0),
+        hardware.time_storage(place, traffic.backward_read / parts, 0),
+        hardware.time_storage(place, traffic.gradients_added / parts, traffic.gradients_written / parts),
+        hardware.time_storage(place, traffic.norm_read, 0),
+    )
+
+
+def describe_offload_costs(
+    config: RunConfig, memory_bytes: int, memory_without_bytes: int, fits: bool
+) -> dict[str, Any]:
+    """Return what `hmoe plan` tells of experts that lie elsewhere.
+
+    Args:
+        config: of the run.
+        memory_bytes: of the device, that a step needs.
+        memory_without_bytes: the same with all experts in it.
+        fits: whether that would fit.
+    """
+    traffic, weights = count_traffic_of_offload(config), count_expert_bytes(config)
+    return {
+        "place": config.parallel.offload,
+        "weight_bytes": weights,
+        "at_hand_bytes": choose_offload_bytes(config),
+        "stored_bytes": 4 * weights,
+        "read_bytes": traffic.read,
+        "written_bytes": traffic.written,
+        "memory_bytes": memory_bytes,
+        "memory_without_bytes": memory_without_bytes,
+        "fits_without": fits,
+    }

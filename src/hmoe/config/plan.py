@@ -11,7 +11,15 @@ from hmoe.config.counts import (
 )
 from hmoe.config.cpu_memory import describe_largest_moment
 from hmoe.config.hardware import Hardware
-from hmoe.config.memory import MEMORY_LEFT_OUT, Device, choose_unset, estimate_memory_by_part, read_host
+from hmoe.config.memory import (
+    MEMORY_LEFT_OUT,
+    Device,
+    choose_unset,
+    count_memory,
+    estimate_memory_by_part,
+    read_host,
+)
+from hmoe.config.offload import describe_offload_costs
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
@@ -50,9 +58,38 @@ def make_plan(
     per_token += _hyper_flops_per_token(config)
     tokens = _budget_tokens(config, per_token)
     plan = _describe_sizes(config, per_token, tokens) | _describe_memory(config, device, num_processes, load)
+    without = _put_into_memory(config)
+    if without is not config:
+        size = count_memory(without, device.kind)
+        fits = size <= device.memory_bytes
+        plan["offload"] = describe_offload_costs(config, plan["memory_bytes"], size, fits)
+    elif not plan["fits"] and num_processes == 1:
+        plan["offload_advice"] = _advise_offload(config, device)
     if hardware is not None:
         plan["step"] = _describe_step(config, hardware, num_processes, tokens, load, width)
+        if without is not config:
+            seconds = simulate_step(without, hardware, num_processes, width).seconds
+            plan["offload"]["step_without_seconds"] = seconds
     return plan
+
+
+def _put_into_memory(config: RunConfig) -> RunConfig:
+    """Return a run with all experts in the device's memory; the same where they are."""
+    if config.parallel.offload == "none":
+        return config
+    return config.model_copy(update={"parallel": config.parallel.without_offload()})
+
+
+def _advise_offload(config: RunConfig, device: Device) -> dict[str, Any] | None:
+    """Return what a run that does not fit would need with its experts elsewhere; None if they cannot be."""
+    place = "disk" if device.kind == "cpu" else "host"
+    parallel = config.parallel.model_copy(update={"offload": place})
+    try:
+        parallel.check_offload(config.model, config.train.precision, config.train.compile)
+    except ValueError:
+        return None
+    size = count_memory(config.model_copy(update={"parallel": parallel}), device.kind)
+    return {"place": place, "memory_bytes": size, "fits": size <= device.memory_bytes}
 
 
 def _describe_sizes(config: RunConfig, per_token: float, tokens: int | None) -> dict[str, Any]:

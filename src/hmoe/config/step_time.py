@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
+from hmoe.config.offload import time_offload
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import (
@@ -103,7 +104,7 @@ def simulate_step(
     clocks, shares = _Clocks(hardware.overlap), step.shares
     for part in range(shares.num_parts):
         is_last = part == shares.num_parts - 1
-        step.pass_forward(clocks, gathers=shares.gathers_each_time or part == 0)
+        step.pass_forward(clocks, shares.gathers_each_time or part == 0, is_first=part == 0)
         step.pass_backward(clocks, sends=is_last or shares.reduces_each_part)
         step.add_gradients(clocks, part)
     step.update(clocks)
@@ -139,16 +140,19 @@ class _Step:
         self._placed = None if load is None else PlacementCosts(config, num_processes, load)
         self._shared = self._total - (0 if self._placed is None else self._placed.placed)
         self._recomputes = config.train.recomputes_blocks
+        self._moves = time_offload(config, hardware)
         self._link = hardware.choose_link(self.shares.group)
         self._replica_link = hardware.choose_link(num_processes)
 
-    def pass_forward(self, clocks: _Clocks, gathers: bool) -> None:
+    def pass_forward(self, clocks: _Clocks, gathers: bool, is_first: bool) -> None:
         """Compute the blocks, then the head; weights of the next one are on their way meanwhile."""
         arrival = self._gather(clocks, self._outside) if gathers else 0.0
         clocks.wait(arrival)
         arrival = self._gather_block(clocks, 0) if gathers else 0.0
+        fetched = self._move(clocks, self._moves.first_forward if is_first else self._moves.forward)
         for place, block in enumerate(self._blocks):
             clocks.wait(arrival)
+            clocks.wait(fetched[place])
             if gathers and place + 1 < len(self._blocks):
                 arrival = self._gather_block(clocks, place + 1)
             self._compute(clocks, block, 1.0)
@@ -159,8 +163,9 @@ class _Step:
         """Compute the gradients from the last block to the first, and send them on."""
         gathers, last = self.shares.gathers_each_time, 0.0
         arrival = self._gather_block(clocks, len(self._blocks) - 1) if gathers else 0.0
+        fetched = self._move(clocks, self._moves.backward)
         for place in reversed(range(len(self._blocks))):
-            clocks.wait(arrival)
+            clocks.wait(max(arrival, fetched[len(self._blocks) - 1 - place]))
             if gathers and place > 0:
                 arrival = self._gather_block(clocks, place - 1)
             self._compute(clocks, self._blocks[place], _BACKWARD + self._recomputes)
@@ -171,6 +176,7 @@ class _Step:
                 last = self._reduce_block(clocks, place)
         if sends:
             last = self._reduce(clocks, self._outside)
+        last = max([last, *self._move(clocks, self._moves.gradients)])
         clocks.wait(last)
 
     def add_gradients(self, clocks: _Clocks, part: int) -> None:
@@ -191,6 +197,7 @@ class _Step:
         if self.shares.group * self.shares.replicas > 1:
             clocks.wait(clocks.send(self._replica_link.latency_seconds))
             clocks.compute("overhead", self._hardware.sharing_seconds)
+        clocks.compute("gradients of experts elsewhere", self._moves.norm)
         rate = self._hardware.optimizer_bytes_per_second
         own = self._shared / self.shares.group
         if self._placed is not None:
@@ -223,6 +230,14 @@ class _Step:
             seconds = self._placed.measure_travel(self._hardware, self._tokens, backward)
             clocks.sent += seconds
             clocks.compute("tokens that travel", seconds)
+
+    def _move(self, clocks: _Clocks, seconds: float) -> list[float]:
+        """Bring experts that lie elsewhere, or take them back, block by block; return when each will have moved."""
+        num_sparse = sum(block.expert_parameters > 0 for block in self._blocks)
+        return [
+            clocks.send(seconds / num_sparse) if seconds and block.expert_parameters else 0.0
+            for block in self._blocks
+        ]
 
     def _gather_block(self, clocks: _Clocks, place: int) -> float:
         arrival = self._gather(clocks, self._count_shared(self._blocks[place]))
