@@ -1,11 +1,11 @@
 """What do experts on disk cost in training? Time by time beside a run with all of them in memory, and under a limit.
 
-    python benchmarks/offload.py RECIPE [KEY=VALUE ...] [--offload KEY=VALUE ...] [--limit-gb GB] [--rounds N] [--out FILE]
+    python benchmarks/offload.py RECIPE [KEY=VALUE ...] [--offload KEY=VALUE ...] [--limit-gb GB] [--out FILE]
 
-Each round trains both for a few steps in processes of their own, in turn. Printed: seconds of a step and their ratio, the
-bytes that a step moves, how fast the disk is, and the memory: planned, the most that was taken (anonymous memory, which
-the system cannot take back) less what a run of almost no model takes. With --limit-gb the run with experts on disk may
-take no more than that, its files in memory included: the system enforces it (control groups; needs to be root).
+Each round trains both for a few steps in processes of their own, in turn. Printed: seconds of a step and their ratio,
+the bytes that a step moves, how fast the disk is, and the memory: planned, the most that was taken (anonymous memory,
+which the system cannot take back) less what a run of almost no model takes. With --limit-gb the run with experts on disk
+may take no more than that, its files in memory included: the system enforces it (control groups; needs to be root).
 """
 
 import argparse
@@ -64,19 +64,14 @@ def train(recipe: Sequence[str], folder: Path, group: Path | None) -> dict[str, 
         raise SystemExit(f"{' '.join(command)}: {process.returncode}\n{told[-2000:]}")
     rows = [json.loads(line) for line in (folder / "timing.jsonl").read_text().splitlines()]
     seconds = [later["seconds"] - before["seconds"] for before, later in itertools.pairwise(rows)]
-    (hash_line,) = [
-        file["sha256"]
-        for name, file in json.loads(
-            max((folder / "checkpoints").glob("step-*")).joinpath("MANIFEST.json").read_text()
-        )["files"].items()
-        if name == "model.safetensors"
-    ]
+    newest = max((folder / "checkpoints").glob("step-*"))
+    weights = json.loads((newest / "MANIFEST.json").read_text())["files"]["model.safetensors"]["sha256"]
     return {
         "seconds": seconds,
         "anonymous": anonymous,
         "resident": resident,
         "told": told,
-        "weights": hash_line,
+        "weights": weights,
     }
 
 
