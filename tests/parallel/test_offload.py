@@ -157,7 +157,14 @@ def test_threads_and_pins_change_no_bit(num_threads: int, tmp_path: Path) -> Non
 def test_weights_are_drawn_as_without(tmp_path: Path) -> None:
     spec = make_spec(shared=5)
     expected = build_transformer(spec, seed=7)
-    model, offload = build_offloaded_transformer(spec, 7, CPU, tmp_path, count_least(spec))
+    opened: list[ExpertOffload] = []
+
+    def offloads(model: Transformer) -> ExpertOffload:
+        opened.append(ExpertOffload(model, tmp_path, CPU, count_least(spec)))
+        return opened[0]
+
+    model = build_offloaded_transformer(spec, 7, CPU, offloads)
+    (offload,) = opened
     with offload.look_at_all():
         assert [name for name, _ in model.named_parameters()] == [n for n, _ in expected.named_parameters()]
         for (name, own), whole in zip(model.named_parameters(), expected.parameters(), strict=True):

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from hmoe.config import recipes
+from hmoe.config.processes import check_processes
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.parallel.expert_storage import FileStorage
 from hmoe.train.step import train_step
-from tests.train.helpers import digests, run
+from tests.train.helpers import call, command, digests, run
 
 DISK = "parallel.offload=disk"
 UNEQUAL = "model.moe.widths=[4,120,8,16,30,12,9,5]"
@@ -63,6 +64,38 @@ def test_a_run_goes_on_with_experts_in_memory_or_on_disk(tmp_path: Path) -> None
         f"parallel.offload_folder={tmp_path}",
     )
     assert digests(tmp_path / "turns") == digests(tmp_path / "whole")
+
+
+PLACED = ("parallel.experts=expert_parallel", "train.eval_every=2", "data.micro_batches=4")
+
+
+def test_processes_that_place_experts_keep_theirs_on_disk(tmp_path: Path) -> None:
+    """One process has the widest alone."""
+
+    def train(folder: str, *options: str) -> dict[str, str]:
+        result = call(*command(tmp_path / folder, UNEQUAL, *PLACED, *options))
+        assert result.returncode == 0, result.stderr
+        return digests(tmp_path / folder)
+
+    expected = train("memory", "--processes", "2")
+    train("disk", "--processes", "2", DISK, "train.steps=2")
+    assert train("disk", "--processes", "2", DISK) == expected
+    for folder, options in (("memory", []), ("disk", [DISK])):  # what two wrote goes on in one
+        run(tmp_path / folder, UNEQUAL, *PLACED, "train.steps=8", *options)
+    assert digests(tmp_path / "disk") == digests(tmp_path / "memory")
+
+
+def test_processes_whose_experts_are_not_their_own_are_refused() -> None:
+    def check(*options: str) -> None:
+        check_processes(recipes.read_recipe("tiny", [DISK, "data.micro_batches=4", *options])[1], 2)
+
+    check(PLACED[0])
+    with pytest.raises(ConfigError, match=r"parallel\.experts = null: .* must be expert_parallel"):
+        check()
+    with pytest.raises(ConfigError, match=r"parallel\.expert_ranks = 1: .* must be all of them"):
+        check(PLACED[0], "parallel.expert_ranks=1")
+    with pytest.raises(ConfigError, match=r"parallel\.replace_every = 3: .* must be 0"):
+        check(PLACED[0], "parallel.replace_every=3")
 
 
 def test_a_step_that_is_not_finite_leaves_experts_alone(

@@ -7,7 +7,7 @@ the moments between them, and what is told by part is what is there then.
 """
 
 from hmoe.config.counts import count_parameters, estimate_activated_width
-from hmoe.config.offload import count_held_bytes
+from hmoe.config.offload import count_held_bytes, find_expert_share
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
@@ -66,7 +66,8 @@ class _Step:
         parts = {name: self._weight * size for name, size in count_parameters(model).items()}
         self._held = 0.0  # of experts that lie elsewhere, whatever the moment
         if config.parallel.offload != "none":
-            self._held, parts["experts"] = float(count_held_bytes(config)), 0
+            self._held = float(count_held_bytes(config, find_expert_share(config, num_processes, load)))
+            parts["experts"] *= num_processes > 1  # then those that are placed are told apart below
         self._network = float(parts["hyper"])  # it serves all blocks, and is none's
         self._outside = float(parts["embedding"] + parts["head"]) + self._network
         self._block = (sum(parts.values()) - self._outside) / model.layers

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from hmoe.config.available_memory import read_limit_bytes
 from hmoe.config.counts import count_parameters, estimate_activated_width
 from hmoe.config.cpu_memory import estimate_cpu_memory
-from hmoe.config.offload import count_held_bytes
+from hmoe.config.offload import count_held_bytes, find_expert_share
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import MOST_MICRO_BATCHES, RunConfig
 from hmoe.config.weight_share import count_exact_sums
@@ -156,13 +156,17 @@ def estimate_memory_by_part(
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
     parts, held = count_parameters(model), 0
     if config.parallel.offload != "none":
-        held, parts["experts"] = count_held_bytes(config), 0
+        held = count_held_bytes(config, find_expert_share(config, num_processes, load))
+        if num_processes == 1:  # of several those that are placed are told apart below
+            parts["experts"] = 0
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     placed = None
     if config.parallel.places_experts and num_processes > 1:
         placed = PlacementCosts(config, num_processes, load or EVEN_LOAD)
     block = (total - parts["embedding"] - parts["head"]) // model.layers
-    computed = block if placed is None else block - round((placed.placed - placed.local) / model.layers)
+    computed = block
+    if placed is not None:
+        computed -= round((placed.placed - placed.local * (not held)) / model.layers)
     converted = computed if train.recomputes_blocks else model.layers * computed
     chunk = min(tokens, count_chunk_tokens(model.vocab, kind))
     loss = (
@@ -204,6 +208,8 @@ def _count_shares(
     layers = config.model.layers
     rest, rest_of_block = (round(each) for each in (total - placed.placed, block - placed.placed / layers))
     shared = _count_parts(config, num_processes, rest, rest_of_block)
+    if config.parallel.offload != "none":  # counted apart, as experts at hand
+        return shared
     local = _count_parts(
         config, num_processes, round(placed.local), round(placed.local / layers), placed.data_parallel
     )

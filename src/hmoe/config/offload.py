@@ -3,9 +3,11 @@
 from typing import Any, NamedTuple
 
 from hmoe.config.hardware import Hardware
+from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
 from hmoe.specs.offload import count_fewest_bytes
+from hmoe.specs.placement import EVEN_LOAD, ExpertLoad
 
 _HELD_SHARE = 4  # a quarter of the experts' weights, unless a run says otherwise
 _GRADIENT_SETS = 3  # of an expert: those that are made, and those that wait to be written, or are
@@ -60,25 +62,33 @@ class OffloadTimes(NamedTuple):
     norm: float = 0.0
 
 
-def count_expert_bytes(config: RunConfig) -> int:
-    """Return the bytes of all routed experts' weights."""
+def find_expert_share(config: RunConfig, num_processes: int, load: ExpertLoad | None) -> float:
+    """Return the share of all experts that the fullest of a run's processes has."""
+    if not config.parallel.places_experts or num_processes == 1:
+        return 1.0
+    return PlacementCosts(config, num_processes, load or EVEN_LOAD).local_share
+
+
+def count_expert_bytes(config: RunConfig, share: float = 1.0) -> int:
+    """Return the bytes of all routed experts' weights, or of a process's share of them."""
     moe = config.model.moe
     units = sum(moe.expert_widths) * len(config.model.moe_layers) if moe else 0
-    return 3 * config.model.dim * count_number_bytes(config) * units
+    return round(3 * config.model.dim * count_number_bytes(config) * units * share)
 
 
-def choose_offload_bytes(config: RunConfig) -> int:
-    """Return the bytes of the device's memory for weights of experts: those given, else a quarter of all."""
-    if config.parallel.offload_bytes is not None:
-        return min(config.parallel.offload_bytes, count_expert_bytes(config))
+def choose_offload_bytes(config: RunConfig, share: float = 1.0) -> int:
+    """Return the bytes of the device's memory for weights of experts: those given, else a quarter of a process's."""
     model = config.model
     assert model.moe is not None
     layers = [model.moe.expert_widths] * len(model.moe_layers)
     fewest = count_fewest_bytes(layers, model.dim, count_number_bytes(config))
-    return max(count_expert_bytes(config) // _HELD_SHARE, fewest)
+    weights = count_expert_bytes(config, share)
+    if config.parallel.offload_bytes is not None:
+        return max(min(config.parallel.offload_bytes, weights), fewest)
+    return max(weights // _HELD_SHARE, fewest)
 
 
-def count_held_bytes(config: RunConfig) -> int:
+def count_held_bytes(config: RunConfig, share: float = 1.0) -> int:
     """Return the most bytes of the device's memory that experts take: weights, and what gradients and updates need."""
     moe = config.model.moe
     assert moe is not None
@@ -90,17 +100,17 @@ def count_held_bytes(config: RunConfig) -> int:
     if converted:
         gradients = 2 * widest / 3 * size
     scratch = 4 * min(_CHUNK_NUMBERS, widest // 3) * size
-    return choose_offload_bytes(config) + converted + round(gradients) + scratch
+    return choose_offload_bytes(config, share) + converted + round(gradients) + scratch
 
 
-def count_traffic_of_offload(config: RunConfig) -> OffloadTraffic:
+def count_traffic_of_offload(config: RunConfig, share: float = 1.0, num_processes: int = 1) -> OffloadTraffic:
     """Return what a step moves if every expert is busy in every micro-batch and nothing is at hand beforehand.
 
     What is at hand is not fetched again: weights are read once less for each pass, by its share.
     """
-    weights = count_expert_bytes(config)
-    fetched = round(weights * (1 - min(1.0, choose_offload_bytes(config) / max(weights, 1))))
-    parts = config.data.num_micro_batches
+    weights = count_expert_bytes(config, share)
+    fetched = round(weights * (1 - min(1.0, choose_offload_bytes(config, share) / max(weights, 1))))
+    parts = config.data.num_micro_batches // num_processes
     return OffloadTraffic(
         forward_read=(parts - 1) * fetched,
         backward_read=parts * fetched,
@@ -112,7 +122,9 @@ def count_traffic_of_offload(config: RunConfig) -> OffloadTraffic:
     )
 
 
-def time_offload(config: RunConfig, hardware: Hardware) -> OffloadTimes:
+def time_offload(
+    config: RunConfig, hardware: Hardware, share: float = 1.0, num_processes: int = 1
+) -> OffloadTimes:
     """Return the seconds that a step's transfers take by themselves.
 
     Raises:
@@ -121,7 +133,8 @@ def time_offload(config: RunConfig, hardware: Hardware) -> OffloadTimes:
     place = config.parallel.offload
     if place == "none":
         return OffloadTimes()
-    traffic, parts = count_traffic_of_offload(config), config.data.num_micro_batches
+    traffic = count_traffic_of_offload(config, share, num_processes)
+    parts = config.data.num_micro_batches // num_processes
     return OffloadTimes(
         hardware.time_storage(place, traffic.update_read, traffic.update_written),
         hardware.time_storage(place, traffic.forward_read / max(parts - 1, 1), 0),
@@ -132,25 +145,28 @@ def time_offload(config: RunConfig, hardware: Hardware) -> OffloadTimes:
 
 
 def describe_offload_costs(
-    config: RunConfig, memory_bytes: int, memory_without_bytes: int, fits: bool
+    config: RunConfig, share: float, num_processes: int, memory_bytes: int, without: tuple[int, bool]
 ) -> dict[str, Any]:
     """Return what `hmoe plan` tells of experts that lie elsewhere.
 
     Args:
         config: of the run.
+        share, num_processes: of the experts that a process has, and all processes.
         memory_bytes: of the device, that a step needs.
-        memory_without_bytes: the same with all experts in it.
-        fits: whether that would fit.
+        without: the same with all experts in it, and whether that would fit.
     """
-    traffic, weights = count_traffic_of_offload(config), count_expert_bytes(config)
+    traffic, weights = (
+        count_traffic_of_offload(config, share, num_processes),
+        count_expert_bytes(config, share),
+    )
     return {
         "place": config.parallel.offload,
         "weight_bytes": weights,
-        "at_hand_bytes": choose_offload_bytes(config),
+        "at_hand_bytes": choose_offload_bytes(config, share),
         "stored_bytes": 4 * weights,
         "read_bytes": traffic.read,
         "written_bytes": traffic.written,
         "memory_bytes": memory_bytes,
-        "memory_without_bytes": memory_without_bytes,
-        "fits_without": fits,
+        "memory_without_bytes": without[0],
+        "fits_without": without[1],
     }

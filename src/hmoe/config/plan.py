@@ -19,7 +19,7 @@ from hmoe.config.memory import (
     estimate_memory_by_part,
     read_host,
 )
-from hmoe.config.offload import describe_offload_costs
+from hmoe.config.offload import describe_offload_costs, find_expert_share
 from hmoe.config.processes import check_processes
 from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
@@ -60,15 +60,18 @@ def make_plan(
     plan = _describe_sizes(config, per_token, tokens) | _describe_memory(config, device, num_processes, load)
     without = _put_into_memory(config)
     if without is not config:
-        size = count_memory(without, device.kind)
-        fits = size <= device.memory_bytes
-        plan["offload"] = describe_offload_costs(config, plan["memory_bytes"], size, fits)
-    elif not plan["fits"] and num_processes == 1:
-        plan["offload_advice"] = _advise_offload(config, device)
+        size, share = (
+            count_memory(without, device.kind, num_processes, load),
+            find_expert_share(config, num_processes, load),
+        )
+        fits = (size, size <= device.memory_bytes)
+        plan["offload"] = describe_offload_costs(config, share, num_processes, plan["memory_bytes"], fits)
+    elif not plan["fits"]:
+        plan["offload_advice"] = _advise_offload(config, device, num_processes, load)
     if hardware is not None:
         plan["step"] = _describe_step(config, hardware, num_processes, tokens, load, width)
         if without is not config:
-            seconds = simulate_step(without, hardware, num_processes, width).seconds
+            seconds = simulate_step(without, hardware, num_processes, width, load).seconds
             plan["offload"]["step_without_seconds"] = seconds
     return plan
 
@@ -80,15 +83,19 @@ def _put_into_memory(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"parallel": config.parallel.without_offload()})
 
 
-def _advise_offload(config: RunConfig, device: Device) -> dict[str, Any] | None:
+def _advise_offload(
+    config: RunConfig, device: Device, num_processes: int, load: ExpertLoad | None
+) -> dict[str, Any] | None:
     """Return what a run that does not fit would need with its experts elsewhere; None if they cannot be."""
     place = "disk" if device.kind == "cpu" else "host"
     parallel = config.parallel.model_copy(update={"offload": place})
+    elsewhere = config.model_copy(update={"parallel": parallel})
     try:
         parallel.check_offload(config.model, config.train.precision, config.train.compile)
-    except ValueError:
+        check_processes(elsewhere, num_processes)
+    except ValueError:  # a ConfigError is one
         return None
-    size = count_memory(config.model_copy(update={"parallel": parallel}), device.kind)
+    size = count_memory(elsewhere, device.kind, num_processes, load)
     return {"place": place, "memory_bytes": size, "fits": size <= device.memory_bytes}
 
 

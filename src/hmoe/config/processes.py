@@ -14,11 +14,6 @@ def check_processes(config: RunConfig, num_processes: int) -> None:
         raise ConfigError(
             f"parallel.shard = none: is for one process, this run was started with {num_processes}; nearest is ddp"
         )
-    if parallel.offload != "none":
-        raise ConfigError(
-            f"parallel.offload = {parallel.offload}: is for one process, this run was started with {num_processes}; "
-            "nearest is none"
-        )
     key, parts = (
         ("data.micro_batches", data.micro_batches)
         if data.micro_batches is not None
@@ -39,6 +34,8 @@ def check_processes(config: RunConfig, num_processes: int) -> None:
         )
     if parallel.places_experts:
         _check_placed_experts(config, num_processes)
+    if parallel.offload != "none":
+        _check_offloaded_experts(config, num_processes)
 
 
 def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
@@ -65,6 +62,25 @@ def _check_placed_experts(config: RunConfig, num_processes: int) -> None:
         raise ConfigError(
             f"parallel.expert_ranks = {group}: must divide the {num_processes} processes of this run{why}; "
             f"nearest is {nearest}"
+        )
+
+
+def _check_offloaded_experts(config: RunConfig, num_processes: int) -> None:
+    """Raise ConfigError if several processes cannot have their experts elsewhere."""
+    parallel = config.parallel
+    asked = f"with parallel.offload = {parallel.offload} and {num_processes} processes"
+    if not parallel.places_experts:
+        raise ConfigError(
+            f"parallel.experts = {parallel.experts or 'null'}: {asked} must be expert_parallel, by which each process "
+            "has experts of its own"
+        )
+    if parallel.expert_ranks not in (None, num_processes):
+        raise ConfigError(
+            f"parallel.expert_ranks = {parallel.expert_ranks}: {asked} must be all of them; nearest is null"
+        )
+    if parallel.replace_every:
+        raise ConfigError(
+            f"parallel.replace_every = {parallel.replace_every}: {asked} must be 0: experts stay"
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
 from hmoe.config.hardware import Hardware, Link, get_rate
-from hmoe.config.offload import time_offload
+from hmoe.config.offload import find_expert_share, time_offload
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import (
@@ -140,7 +140,8 @@ class _Step:
         self._placed = None if load is None else PlacementCosts(config, num_processes, load)
         self._shared = self._total - (0 if self._placed is None else self._placed.placed)
         self._recomputes = config.train.recomputes_blocks
-        self._moves = time_offload(config, hardware)
+        share = find_expert_share(config, num_processes, load)
+        self._moves = time_offload(config, hardware, share, num_processes)
         self._link = hardware.choose_link(self.shares.group)
         self._replica_link = hardware.choose_link(num_processes)
 

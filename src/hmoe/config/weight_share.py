@@ -111,6 +111,8 @@ def list_weight_shares(
         return shares, block
     size = count_number_bytes(config)
     rest, local = block - placed.placed * size / layers, placed.local * size / layers
+    if config.parallel.offload != "none":  # counted apart, as experts at hand
+        local = 0.0
     return [
         WeightShare(config, num_processes, shard, outside, rest),
         WeightShare(config, num_processes, shard, 0.0, local, placed.data_parallel),

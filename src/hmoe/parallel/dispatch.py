@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from hmoe.errors import ConfigError
 from hmoe.kernels import expert_ffn
+from hmoe.kernels.streamed import stream_experts
 from hmoe.model.moe import MoE
 from hmoe.model.moe_input import check_same_dtype
 from hmoe.model.precision import disable_autocast, find_autocast_dtype
@@ -168,6 +169,8 @@ class DispatchedExperts(nn.Module):
             gate, up, down = own
             return expert_ffn(x_rows, token_N, gate_N, count_P, gate, up, down, self.table.widths, backend)
 
+        if self.local.source is not None:
+            return stream_experts(x_rows, token_N, gate_N, count_P, self.table.widths, self.local.source)
         rows_out: torch.Tensor = self.local(compute, x_rows, gate_N)
         return rows_out
 

@@ -106,8 +106,14 @@ def make_local(rows: ExpertRows, data: DeviceMesh) -> None:
     """Make rows weights of this process alone: DTensors of a mesh with one process, as optimisers take no mixture."""
     for name in WEIGHTS:
         weight = getattr(rows, name)
-        tensor = DTensor.from_local(weight.detach(), data, [Shard(0)], run_check=False)
-        setattr(rows, name, nn.Parameter(tensor, requires_grad=weight.requires_grad))
+        setattr(
+            rows, name, nn.Parameter(wrap_local(weight.detach(), data), requires_grad=weight.requires_grad)
+        )
+
+
+def wrap_local(tensor: torch.Tensor, data: DeviceMesh) -> DTensor:
+    """Return rows of this process alone as a DTensor of a mesh with one process; it is a view."""
+    return DTensor.from_local(tensor, data, [Shard(0)], run_check=False)
 
 
 def check_same_placements(placements: Sequence[Placement], mesh: DeviceMesh) -> None:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from hmoe.kernels.streamed import StreamedExperts
 from hmoe.model.moe import MoE
 from hmoe.parallel.trip import PartTable, Trip, join_ranges
 from hmoe.specs.placement import Placement
@@ -21,8 +22,10 @@ class ExpertRows(nn.Module):
 
     Attributes:
         rows: which rows of the whole matrices (F, D), in this order.
+        source: gives and takes experts that are not all in the device's memory (`hmoe.parallel.offload`), or None.
     """
 
+    source: StreamedExperts | None = None
     w_gate: nn.Parameter
     w_up: nn.Parameter
     w_down: nn.Parameter

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.model.moe import MoE
 from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
+from hmoe.parallel.expert_homes import list_expert_homes
 from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
 from hmoe.parallel.layer_source import LayerSource
-from hmoe.parallel.offloaded_layer import KINDS, OffloadedLayer
+from hmoe.parallel.offloaded_layer import KINDS, ExpertHome, OffloadedLayer
 from hmoe.specs.offload import count_fewest_bytes
 from hmoe.units import format_bytes
 
@@ -36,7 +36,8 @@ class ExpertOffload:
     show the newest weights within `look_at_all` only.
 
     Args:
-        model: whose `hmoe.MoE` layers have all their experts, or have them on the meta device.
+        model: with `hmoe.MoE` layers, whose weights may be on the meta device; of several processes that placed their
+            experts (`hmoe.parallelize`) each offloads its own.
         folder: for the file with the experts; None: they are kept in the host's memory.
         device: that computes.
         most_bytes: of the device's memory for weights of experts; at least of the two widest.
@@ -53,11 +54,10 @@ class ExpertOffload:
     storage: ExpertStorage
 
     def __init__(self, model: nn.Module, folder: Path | None, device: torch.device, most_bytes: int) -> None:
-        layers = [module for module in model.modules() if isinstance(module, MoE)]
-        _check_layers(layers, most_bytes)
+        homes = list_expert_homes(model)
+        dtype = _check_homes(homes, most_bytes)
         self.device = device
-        shapes = [shape for layer in layers for shape in [tuple(layer.w_gate.shape)] * (len(KINDS) * 3)]
-        dtype = layers[0].w_gate.dtype
+        shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(len(KINDS) * 3)]
         if folder is None:
             self.storage = HostStorage(shapes, dtype, pinned=device.type == "cuda")
         else:
@@ -66,8 +66,8 @@ class ExpertOffload:
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._layers = [
-            OffloadedLayer(moe, stored[place * size : (place + 1) * size], device)
-            for place, moe in enumerate(layers)
+            OffloadedLayer(home, stored[place * size : (place + 1) * size], device)
+            for place, home in enumerate(homes)
         ]
         self.cache = ExpertCache(self, most_bytes)
         self._most_bytes = most_bytes
@@ -75,7 +75,7 @@ class ExpertOffload:
         self._busy: list[Sequence[int]] = [range(len(layer.widths)) for layer in self._layers]
         self._to_return: list[int] = []  # layers whose backward pass is still to come
         for place, layer in enumerate(self._layers):
-            layer.home.source = LayerSource(self, place, layer)
+            layer.home.module.source = LayerSource(self, place, layer)  # type: ignore[assignment]
 
     @property
     def moments(self) -> dict[nn.Parameter, dict[str, torch.Tensor]]:
@@ -126,9 +126,9 @@ class ExpertOffload:
         """Keep the experts with most pairs times width in memory, as many as half of what need not pass through."""
         room = (self._most_bytes - 2 * self._count_widest()) // 2
         loads = {
-            (place, expert): num_pairs * width
+            (place, own): row[expert] * width
             for place, (layer, row) in enumerate(zip(self._layers, num_pairs_ZE, strict=True))
-            for expert, (num_pairs, width) in enumerate(zip(row, layer.widths, strict=False))
+            for own, (expert, width) in enumerate(zip(layer.home.experts, layer.widths, strict=True))
         }
         pinned = []
         for key in sorted(loads, key=loads.__getitem__, reverse=True):
@@ -212,7 +212,8 @@ class ExpertOffload:
         return [(place, expert) for expert in experts]
 
     def _count_widest(self) -> int:
-        return max(layer.count_bytes(expert) for layer in self._layers for expert in range(len(layer.widths)))
+        sizes = (layer.count_bytes(own) for layer in self._layers for own in range(len(layer.widths)))
+        return max(sizes, default=0)
 
     # What the cache's thread calls.
 
@@ -251,20 +252,16 @@ def _split(key: Key) -> tuple[int, int]:
     return key
 
 
-def _check_layers(layers: Sequence[MoE], most_bytes: int) -> None:
-    """Raise ConfigError unless the experts can be offloaded with so much memory for them."""
-    if not layers:
+def _check_homes(homes: Sequence[ExpertHome], most_bytes: int) -> torch.dtype:
+    """Return the type of the experts' weights; raise ConfigError unless so much memory is enough for them."""
+    if not homes:
         raise ConfigError("offload: the model has no layer of hmoe.MoE; nearest is no offload")
-    if any(layer.experts is not None for layer in layers):
-        raise ConfigError(
-            "offload: experts are placed by hmoe.parallelize; offload them before, or not at all"
-        )
-    fewest = count_fewest_bytes(
-        [layer.widths for layer in layers], layers[0].dim, layers[0].w_gate.dtype.itemsize
-    )
+    dtype = next(homes[0].module.parameters(recurse=False)).dtype
+    fewest = count_fewest_bytes([home.widths for home in homes], homes[0].dim, dtype.itemsize)
     if most_bytes < fewest:
         raise ConfigError(
             f"offload: most_bytes = {most_bytes}: must hold the two widest experts; nearest is {fewest} "
             f"({format_bytes(fewest)})",
             argument="most_bytes",
         )
+    return dtype

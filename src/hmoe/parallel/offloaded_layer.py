@@ -7,13 +7,32 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hmoe.model.moe import MoE
 from hmoe.parallel.expert_cache import Weights
 from hmoe.parallel.expert_storage import StoredMatrix, allocate_like_slice
 from hmoe.parallel.expert_update import CHUNK_NUMBERS, Scratch, UpdateSpan, list_spans, update_lines
 
 WEIGHTS = ("w_gate", "w_up", "w_down")
 KINDS = ("weights", "gradients", "exp_avg", "exp_avg_sq")
+
+
+class ExpertHome(NamedTuple):
+    """What holds weights of a layer's experts in this process.
+
+    Attributes:
+        module: with the three matrices, and a `source`.
+        dim: width of the model.
+        widths: hidden units of each expert, or of the part of it that is here.
+        experts: their numbers among all of the layer.
+        share: by which gradients are multiplied, once those of all tokens are added up.
+        wrap: makes a parameter's kind of tensor of a plain one.
+    """
+
+    module: nn.Module
+    dim: int
+    widths: list[int]
+    experts: list[int]
+    share: float = 1.0
+    wrap: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 
 
 class _Update(NamedTuple):
@@ -28,18 +47,18 @@ class OffloadedLayer:
     """The experts of a layer in storage; its parameters become views of that.
 
     Args:
-        home: the layer.
+        home: of them.
         stored: its matrices, kind by kind (KINDS), three each.
         device: that computes.
     """
 
-    def __init__(self, home: MoE, stored: Sequence[StoredMatrix], device: torch.device) -> None:
-        self.home, self.widths, self.dim = home, list(home.widths), home.dim
-        self.trains = home.w_gate.requires_grad
+    def __init__(self, home: ExpertHome, stored: Sequence[StoredMatrix], device: torch.device) -> None:
+        self.home, self.widths, self.dim = home, home.widths, home.dim
+        self.trains = next(iter(home.module.parameters(recurse=False))).requires_grad
         self._device = device
         ends = list(accumulate(self.widths))
         self._firsts = [(end - width) * self.dim for end, width in zip(ends, self.widths, strict=True)]
-        self._total = ends[-1] * self.dim
+        self._total = sum(self.widths) * self.dim
         self._stored = {kind: stored[3 * place : 3 * place + 3] for place, kind in enumerate(KINDS)}
         self._dtype = stored[0].whole.dtype
         self._written: set[int] = set()  # experts that have gradients since the last step
@@ -50,17 +69,17 @@ class OffloadedLayer:
         self.parameters = [self._move_out(place, name) for place, name in enumerate(WEIGHTS)]
 
     def _move_out(self, place: int, name: str) -> nn.Parameter:
-        before = getattr(self.home, name)
-        parameter = nn.Parameter(self._stored["weights"][place].whole, requires_grad=before.requires_grad)
+        module, before = self.home.module, getattr(self.home.module, name)
+        whole = self._stored["weights"][place].whole
         if not before.is_meta:
-            with torch.no_grad():
-                parameter.copy_(before)
-        setattr(self.home, name, parameter)
+            whole.copy_(before.to_local() if hasattr(before, "to_local") else before.detach())
+        parameter = nn.Parameter(self.home.wrap(whole), requires_grad=before.requires_grad)
+        setattr(module, name, parameter)
         return parameter
 
     def list_moments(self, matrix: int) -> dict[str, torch.Tensor]:
         """Return the moments of a matrix as a whole."""
-        return {kind: self._stored[kind][matrix].whole for kind in ("exp_avg", "exp_avg_sq")}
+        return {kind: self.home.wrap(self._stored[kind][matrix].whole) for kind in ("exp_avg", "exp_avg_sq")}
 
     def count_bytes(self, expert: int) -> int:
         """Return the memory that an expert's weights take."""
@@ -88,7 +107,8 @@ class OffloadedLayer:
         """Add gradients to those of the passes before; `is_first`: there was none."""
         first, is_added = self._firsts[expert], expert in self._written
         for stored, values in zip(self._stored["gradients"], gradients, strict=True):
-            flat = values.to(self._dtype).view(-1)
+            shared = values if self.home.share == 1 else values * self.home.share
+            flat = shared.to(self._dtype).view(-1)
             if is_added:
                 before = torch.empty_like(flat)
                 stored.read(first, before)
@@ -124,7 +144,7 @@ class OffloadedLayer:
     def attach_gradients(self) -> None:
         """Give the parameters their gradients, if a backward pass went through the layer."""
         for parameter, stored in zip(self.parameters, self._stored["gradients"], strict=True):
-            parameter.grad = stored.whole if self._num_passes and self.trains else None
+            parameter.grad = self.home.wrap(stored.whole) if self._num_passes and self.trains else None
         self._num_passes = 0
         self._written.clear()
 

@@ -1,6 +1,6 @@
 """Which rows of a shared model's weights and moments a process writes into a checkpoint, and takes out of one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,23 +23,35 @@ from hmoe.parallel.kept_rows import KeptRows, list_kept_rows
 from hmoe.parallel.ranks import Ranks
 
 
-def cut_pieces(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Piece]]:
-    """Return copies, on the CPU, of what this process writes of weights and moments, by part and name.
+def cut_pieces(
+    model: nn.Module, optimizer: torch.optim.Optimizer, copies: bool = True
+) -> dict[str, dict[str, Piece]]:
+    """Return what this process writes of weights and moments, by part and name: copies on the CPU, or views if not.
 
     Each row is written by one process: of processes that all hold it, each writes a part. What is no tensor of the
     engine's, such as a router's bias, every process holds whole, and the first one writes.
     """
     pieces: dict[str, list[tuple[str, Piece]]] = {part: [] for part in PARTS}
     for part, name, piece in _list_pieces(model, optimizer):
-        pieces[part].append((name, replace(piece, rows=piece.rows.to("cpu", copy=True))))
+        pieces[part].append((name, replace(piece, rows=piece.rows.to("cpu", copy=copies))))
     return {part: name_further_pieces(own) for part, own in pieces.items()}
 
 
 @torch.no_grad()
 def restore_pieces(
-    stored: StoredCheckpoint, model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+    stored: StoredCheckpoint,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
+    homes: Mapping[nn.Parameter, Mapping[str, torch.Tensor]] | None = None,
 ) -> None:
     """Put this process's rows of a checkpoint into a model and its optimiser, and prove that all are in place.
+
+    Args:
+        stored: the checkpoint.
+        model, optimizer: whose state it becomes.
+        ranks: all processes that do so.
+        homes: memory for moments of some parameters, by name; all others get their own.
 
     Raises:
         CheckpointError: if it belongs to another model, or rows are not those that were saved.
@@ -56,7 +68,12 @@ def restore_pieces(
             _get_local(each.parameter).copy_(_read_rows(tensors["model"], each.name, each))
             for key in keys.get(each.name, []):
                 moment = key.rpartition(".")[2]
-                optimizer.state[each.parameter][moment] = _place_moment(moments, key, each)
+                home = (homes or {}).get(each.parameter, {}).get(moment)
+                if home is None:
+                    home = _place_moment(moments, key, each)
+                else:
+                    _get_local(home).copy_(_read_rows(moments, key, each))
+                optimizer.state[each.parameter][moment] = home
         own = hash_pieces((f"{part}/{name}", piece) for part, name, piece in _list_pieces(model, optimizer))
     every = ranks.gather_values(own)
     with ranks.together():

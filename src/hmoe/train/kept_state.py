@@ -1,5 +1,6 @@
 """Where the state of a run is kept, and how it comes back: the checkpoints of one process, or of several."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -63,16 +64,14 @@ def restore_run(
     Raises:
         CheckpointError: if it belongs to another model.
     """
-    if isinstance(restored, Checkpoint):
-        if offload is None:
-            restore_state(restored, model, optimizer)
+    homes = None if offload is None else offload.moments
+    with contextlib.nullcontext() if offload is None else offload.look_at_all(changes=True):
+        if isinstance(restored, Checkpoint):
+            restore_state(restored, model, optimizer, homes)
             return
-        with offload.look_at_all(changes=True):
-            restore_state(restored, model, optimizer, offload.moments)
-        return
-    from hmoe.parallel.pieces import restore_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
+        from hmoe.parallel.pieces import restore_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 
-    restore_pieces(restored, model, optimizer, cast(Any, processes))
+        restore_pieces(restored, model, optimizer, cast(Any, processes), homes)
 
 
 class _OneSaver:
@@ -94,10 +93,15 @@ class _OneSaver:
 
 
 class _ManySaver:
-    """Publishes checkpoints of several processes while training goes on: it waits for the copy of the state only."""
+    """Publishes checkpoints of several processes while training goes on: it waits for the copy of the state only.
 
-    def __init__(self, shared: SharedSaver, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        self._shared, self._model, self._optimizer = shared, model, optimizer
+    Experts that lie elsewhere are not copied, and training waits until they are written.
+    """
+
+    def __init__(
+        self, shared: SharedSaver, model: Transformer, optimizer: torch.optim.Optimizer, copies: bool
+    ) -> None:
+        self._shared, self._model, self._optimizer, self._copies = shared, model, optimizer, copies
 
     @property
     def failed(self) -> bool:
@@ -107,7 +111,9 @@ class _ManySaver:
         from hmoe.parallel.pieces import cut_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
 
         self._shared.finish()  # before another copy of the state is made
-        self._shared.save(step, cut_pieces(self._model, self._optimizer), state)
+        self._shared.save(step, cut_pieces(self._model, self._optimizer, self._copies), state)
+        if not self._copies:
+            self._shared.finish()
 
     def finish(self) -> None:
         self._shared.finish()
@@ -117,9 +123,14 @@ class _ManySaver:
 
 
 def make_saver(
-    run: Path, keep: int, model: Transformer, optimizer: torch.optim.Optimizer, processes: Processes
+    run: Path,
+    keep: int,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    copies: bool = True,
 ) -> Saver:
-    """Return what publishes the checkpoints of a run."""
+    """Return what publishes the checkpoints of a run; without copies training waits until they are written."""
     if processes.size == 1:
         return _OneSaver(run, keep, model, optimizer)
-    return _ManySaver(SharedSaver(run, keep, processes), model, optimizer)
+    return _ManySaver(SharedSaver(run, keep, processes), model, optimizer, copies)

@@ -179,7 +179,7 @@ def open_session(
     with processes.together():
         records = _open_records(folder.path, counts.step, config, console, processes)
         side_files = _side_files(folder.path) if state is None else state.get("side_files", {})
-    saver = make_saver(folder.path, config.train.keep, model, optimizer, processes)
+    saver = make_saver(folder.path, config.train.keep, model, optimizer, processes, copies=offload is None)
     mover = make_mover(config, folder.path, model, optimizer, processes)
     if mover is not None:
         mover.begin(counts.step, frequencies_ZE)

@@ -1,7 +1,7 @@
 """What several processes do otherwise than one: they join, share the model, and each knows its device."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from hmoe.model.transformer import Transformer
 from hmoe.parallel.begin import build_sharded_transformer
 from hmoe.parallel.exact import ExactRanks
 from hmoe.parallel.group import Messages, make_mesh
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.parallel.placement import choose_placements
 from hmoe.parallel.ranks import Ranks
 from hmoe.parallel.sharding import list_groups
@@ -41,7 +42,11 @@ def check_shared_folder(run: Path, messages: Messages) -> None:
 
 
 def build_shared_model(
-    config: RunConfig, ranks: Ranks, dtype: torch.dtype, placements: Sequence[Placement] | None = None
+    config: RunConfig,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    placements: Sequence[Placement] | None = None,
+    offloads: Callable[[Transformer], ExpertOffload] | None = None,
 ) -> Transformer:
     """Return the model of a run with its first weights, of which each process keeps its part.
 
@@ -50,12 +55,13 @@ def build_shared_model(
         ranks: the processes.
         dtype: of the weights.
         placements: of its layers with experts, if those are placed; None: as if all experts were chosen alike often.
+        offloads: makes the experts of the shared model lie elsewhere; None: they do not.
     """
     parallel = config.parallel
     if parallel.places_experts and placements is None:
         placements = choose_placements(config, ranks.size)
     model = build_sharded_transformer(
-        config.model, config.seed, ranks.mesh, dtype,
+        config.model, config.seed, ranks.mesh, dtype, offloads,
         shard=parallel.sharding, experts=parallel.experts, gradients="sum", placement=placements,
     )  # fmt: skip
     adopt_model(config, ranks, model)
