@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
+from hmoe.parallel.expert_cache import ExpertCache
+from hmoe.parallel.expert_store import Key, Weights
 
 
 class Shelf:
@@ -170,12 +171,13 @@ def test_tasks_are_done_first_and_only_so_many_wait() -> None:
     gate = threading.Event()
     with opened(shelf, 2) as cache:
         cache.submit(lambda: (gate.wait(5), done.append(1)), most_waiting=2)
-        cache.submit(lambda: done.append(2), most_waiting=2)
+        cache.plan([0, 1])
+        cache.submit(lambda: done.append(len(shelf.fetched)), most_waiting=2)
         threading.Timer(0.02, gate.set).start()
         cache.submit(lambda: done.append(3), most_waiting=2)  # waits for the first
         assert done[0] == 1
         cache.settle()
-        assert done == [1, 2, 3]
+        assert done == [1, 0, 3]  # nothing was fetched before the second
 
 
 def test_what_changed_where_it_lies_is_read_anew() -> None:
@@ -211,3 +213,26 @@ def wait_for(condition: object) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def test_a_change_that_comes_while_an_expert_is_fetched_is_not_lost() -> None:
+    shelf = Shelf([1, 1], waits=0.05)
+    with opened(shelf, 2) as cache:
+        cache.plan([0])
+        wait_for(lambda: cache._working == 0)
+        cache.mark_stale([0, 1])  # the fetch has begun, of what is old
+        cache.settle()
+        assert shelf.versions == [1, 1]
+        assert use(cache, 0) == 1
+
+
+def test_closing_waits_for_one_thing_only_and_ends_all() -> None:
+    shelf = Shelf([1] * 8, waits=0.02)
+    cache = ExpertCache(shelf, 8)
+    cache.plan(range(8))
+    wait_for(lambda: bool(shelf.fetched))
+    cache.close()
+    assert len(shelf.fetched) < 8
+    for ask in (lambda: cache.acquire(7), cache.settle, lambda: cache.submit(lambda: None, 1)):
+        with pytest.raises(RuntimeError, match="were closed"):
+            ask()

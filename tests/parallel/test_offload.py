@@ -1,8 +1,6 @@
 """Training with experts that lie elsewhere has the bits of training without: losses, norms, weights and moments."""
 
 import contextlib
-import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +13,8 @@ from hmoe.model.transformer import Transformer, build_transformer, set_backend, 
 from hmoe.parallel.offload import ExpertOffload
 from hmoe.parallel.offloaded_model import build_offloaded_transformer
 from hmoe.specs.experts import Hyper, ZeroExperts
-from hmoe.specs.model import ModelSpec, MoESpec
-from hmoe.specs.offload import count_fewest_bytes
-
-WIDTHS = (5, 150, 17, 64, 33, 9)
-CPU = torch.device("cpu")
-
-
-def make_spec(dim: int = 24, layers: int = 2, widths: tuple[int, ...] = WIDTHS, **moe: Any) -> ModelSpec:
-    router = moe.pop("router", hmoe.TopP(p=0.4))
-    return ModelSpec(
-        dim=dim, layers=layers, heads=1, vocab=64, moe=MoESpec(widths=widths, router=router, **moe)
-    )
-
-
-def count_least(spec: ModelSpec) -> int:
-    assert spec.moe is not None
-    return count_fewest_bytes([spec.moe.expert_widths] * len(spec.moe_layers), spec.dim, 4)
-
-
-@contextlib.contextmanager
-def opened(model: Transformer, folder: Path | None, most_bytes: int | None = None) -> Iterator[ExpertOffload]:
-    offload = ExpertOffload(model, folder, CPU, most_bytes or count_least(model.config))
-    try:
-        yield offload
-    finally:
-        offload.close()
-
-
-class Trainer:
-    """A loop as somebody would write it; micro-batches of several lengths, the first of one token."""
-
-    def __init__(
-        self, model: Transformer, offload: ExpertOffload | None, clip: float | None = 0.1, bf16: bool = False
-    ):
-        self.model, self.offload, self.clip, self.bf16 = model, offload, clip, bf16
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-2, weight_decay=0.1, fused=True)
-        self.generator = torch.Generator().manual_seed(3)
-        self.told: list[float] = []
-
-    def train(self, num_steps: int, num_parts: int) -> str:
-        for _ in range(num_steps):
-            for part in range(num_parts):
-                self.read(16 if part else 1, num_parts)
-            self.update()
-        return self.digest()
-
-    def read(self, length: int, num_parts: int) -> None:
-        tokens, targets = (torch.randint(0, 64, (1, length), generator=self.generator) for _ in range(2))
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
-            loss, routings = self.model(tokens, targets)
-        ((loss + sum(hmoe.load_balance(r) for r in routings)) / num_parts).backward()
-        self.told.append(loss.item())
-
-    def update(self) -> None:
-        with contextlib.nullcontext() if self.offload is None else self.offload.attach_gradients():
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        self.told.append(norm.item())
-
-        def clip(gradient: torch.Tensor) -> None:
-            holder = torch.nn.Parameter(torch.empty_like(gradient))
-            holder.grad = gradient
-            torch.nn.utils.clip_grads_with_norm_([holder], self.clip or 0.0, norm)
-
-        if self.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
-        self.optimizer.step()
-        if self.offload is not None:
-            self.offload.step(self.optimizer, clip if self.clip is not None else None)
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def digest(self) -> str:
-        total = hashlib.sha256()
-        with contextlib.nullcontext() if self.offload is None else self.offload.look_at_all():
-            for name, parameter in self.model.named_parameters():
-                state = self.optimizer.state.get(parameter, {})
-                for key, value in ({"": parameter.detach()} | state).items():
-                    total.update(f"{name} {key} {tuple(value.shape)}".encode() + value.numpy().tobytes())
-        return total.hexdigest()
-
+from hmoe.specs.model import ModelSpec
+from tests.parallel.offload_helpers import CPU, WIDTHS, Trainer, count_least, make_spec, opened
 
 CASES: dict[str, dict[str, Any]] = {
     "top-p": {},
@@ -247,3 +167,91 @@ def test_what_cannot_be_offloaded_is_told(tmp_path: Path) -> None:
         ExpertOffload(dense, tmp_path, CPU, 1)
     with opened(model, tmp_path), pytest.raises(ConfigError, match=r"the input is torch\.float64"):
         model.blocks[0].ffn(torch.randn(1, 24, dtype=torch.float64))
+
+
+def test_a_layer_that_no_pass_reached_stays(tmp_path: Path) -> None:
+    """As AdamW passes over parameters without gradients: those of an earlier step are not applied again."""
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layers = torch.nn.ModuleList(hmoe.MoE(8, (4, 16, 9), hmoe.TopK(2)) for _ in range(2))
+
+    def train(folder: Path | None) -> list[torch.Tensor]:
+        model = Two()
+        offload = None if folder is None else ExpertOffload(model, folder, CPU, 3072)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+        x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+        for layers in ((0, 1), (0,), (1,), (0, 1)):
+            for layer in layers:
+                model.layers[layer](x)[0].square().sum().backward()
+            if offload is not None:
+                with offload.attach_gradients():
+                    assert [moe.w_up.grad is not None for moe in model.layers] == [0 in layers, 1 in layers]
+            optimizer.step()
+            if offload is not None:
+                offload.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        with contextlib.nullcontext() if offload is None else offload.look_at_all():
+            weights = [p.detach().clone() for p in model.parameters()]
+        if offload is not None:
+            offload.close()
+        return weights
+
+    for own, expected in zip(train(tmp_path), train(None), strict=True):
+        assert torch.equal(own, expected)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "amsgrad", "before"])
+def test_other_optimisers_are_told(kind: str, tmp_path: Path) -> None:
+    model = build_transformer(make_spec(), seed=1)
+    before = torch.optim.AdamW(model.parameters(), fused=True)
+    with opened(model, tmp_path) as offload:
+        Trainer(model, offload).read(4, 1)
+        with offload.attach_gradients():
+            pass
+        optimizer = {
+            "SGD": lambda: torch.optim.SGD(model.parameters(), lr=0.1),
+            "Adam": lambda: torch.optim.Adam(model.parameters(), fused=True),
+            "AdamW": lambda: torch.optim.AdamW(model.parameters()),
+            "amsgrad": lambda: torch.optim.AdamW(model.parameters(), amsgrad=True, fused=True),
+            "before": lambda: before,
+        }[kind]()
+        told = (
+            "make it after"
+            if kind == "before"
+            else r"must be torch\.optim\.AdamW with fused=True and without amsgrad"
+        )
+        with pytest.raises(ConfigError, match=told):
+            offload.step(optimizer)
+
+
+def test_the_busiest_are_pinned_by_tokens_times_width(tmp_path: Path) -> None:
+    spec = make_spec()
+    assert spec.moe is not None
+    widths = spec.moe.expert_widths
+    model = build_transformer(spec, seed=1)
+    room = 3 * 24 * 4 * (64 + 33)
+    with opened(model, tmp_path, count_least(spec) + 2 * room) as offload:
+        pairs = [[100 * (width == 64) + 90 * (width == 33) + 1 for width in widths], [1] * len(widths)]
+        offload.pin_busiest(pairs)
+        assert offload.cache._pinned == {(0, widths.index(64)), (0, widths.index(33))}
+
+
+def test_passes_find_what_was_fetched_ahead(tmp_path: Path) -> None:
+    """All but the first use of a training step that reads slowly computes on what is there in time."""
+    model = build_transformer(make_spec(layers=3, router=hmoe.TopP(p=1.0)), seed=1)
+    with opened(model, tmp_path, 10**6) as offload:
+        trainer = Trainer(model, offload)
+        trainer.train(2, 1)
+        assert offload.cache.counts.misses <= 3 * len(WIDTHS)  # the first pass of all
+        assert offload.cache.counts.hits >= 3 * 3 * len(WIDTHS)
+
+
+def test_a_closed_offload_computes_no_more(tmp_path: Path) -> None:
+    model = build_transformer(make_spec(), seed=1)
+    with opened(model, tmp_path):
+        pass
+    with pytest.raises(RuntimeError, match="were closed"):
+        model(torch.arange(4)[None])

@@ -69,7 +69,7 @@ def measure_machine(options: BenchOptions, path: Path) -> Hardware:
         values["node"] = _measure_link(options, values["optimizer_bytes_per_second"])
         values["sharing_seconds"] = values["node"].pop("sharing_seconds", 0.0)
     if workers.size == 1:
-        disk = measure_disk(path.parent)
+        disk = measure_disk(next(folder for folder in path.absolute().parents if folder.is_dir()))
         values |= {"disk_read_bytes_per_second": disk.read, "disk_write_bytes_per_second": disk.write}
     hardware = Hardware.model_validate(values)
     if workers.rank == 0:

@@ -7,6 +7,7 @@ import torch
 from hmoe.config.run import RunConfig
 from hmoe.data.batches import Batches
 from hmoe.data.open import open_data
+from hmoe.errors import ConfigError
 from hmoe.model.transformer import build_transformer, set_backend, set_check_finite
 from hmoe.parallel.workers import ONE_WORKER, Workers
 from hmoe.train.compiled import compile_blocks
@@ -23,6 +24,11 @@ class Training:
     def __init__(self, config: RunConfig, device: str, workers: Workers = ONE_WORKER) -> None:
         keep_freed_memory()  # as the trainer does
         self.config, self.device = config, device
+        if config.parallel.offload != "none":
+            raise ConfigError(
+                f"parallel.offload = {config.parallel.offload}: parts of a step are measured with all experts in "
+                "memory; nearest is none, and benchmarks/offload.py measures whole steps with and without"
+            )
         batches = Batches(open_data(config), config.data, config.seed)
         if workers.size == 1:
             self.processes: Processes = choose_process(config.parallel.exact)

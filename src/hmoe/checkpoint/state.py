@@ -193,23 +193,27 @@ def _load_tensors(folder: Path, names: Sequence[str]) -> NamedTensors:
     """Return whole tensors from the one file that holds them, or merged from those of several processes."""
     if len(names) > 1:
         files = TensorFiles(folder, names)
-        return LazyTensors(files.shapes, files.read)
+        return LazyTensors(files.shapes, lambda name: _read_tensor(folder, name, files.read))
     # Opened once: what was verified is what is read, though the checkpoint may be removed meanwhile.
     file, handle = folder / names[0], os.open(folder / names[0], os.O_RDONLY)
 
     def read(name: str) -> torch.Tensor:
-        try:
-            with safe_open(f"/dev/fd/{handle}", "pt") as opened:
-                tensor: torch.Tensor = opened.get_tensor(name)
-                return tensor
-        except SafetensorError as error:  # it was verified, and changed since
-            raise CheckpointError(f"{file}: {name} cannot be read: {error}") from None
+        with safe_open(f"/dev/fd/{handle}", "pt") as opened:
+            tensor: torch.Tensor = opened.get_tensor(name)
+            return tensor
 
     try:
         with safe_open(f"/dev/fd/{handle}", "pt") as opened:
-            tensors = LazyTensors(opened.keys(), read)
+            tensors = LazyTensors(opened.keys(), lambda name: _read_tensor(file, name, read))
     except BaseException:
         os.close(handle)
         raise
     weakref.finalize(tensors, os.close, handle)
     return tensors
+
+
+def _read_tensor(place: Path, name: str, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    try:
+        return read(name)
+    except SafetensorError as error:  # it was verified, and changed since
+        raise CheckpointError(f"{place}: {name} cannot be read: {error}") from None

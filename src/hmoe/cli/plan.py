@@ -179,7 +179,7 @@ def _print_sections(numbers: dict[str, Any], is_here: bool) -> None:
         "memory of each process" if "processes" in numbers else "memory": list(
             _list_memory(numbers, is_here)
         ),
-        "experts elsewhere": list(_list_offload(numbers)),
+        "expert offload": list(_list_offload(numbers)),
         "communication of each process and step": list(_list_sent(numbers)),
         "step, simulated": list(_list_step(numbers)),
     }
@@ -230,7 +230,10 @@ def _list_memory(numbers: dict[str, Any], is_here: bool) -> Iterator[tuple[str, 
     yield "fits", f"in {owner}{format_bytes(numbers['device_memory_bytes'])}: {_say(numbers['fits'])}"
     if advice := numbers.get("offload_advice"):
         fits = "which fits" if advice["fits"] else "which does not fit either"
-        yield f"parallel.offload={advice['place']}", f"{format_bytes(advice['memory_bytes'])}, {fits}"
+        most = advice["offload_bytes"]
+        least = f" with parallel.offload_bytes={most}" if most is not None else ""
+        size = format_bytes(advice["memory_bytes"])
+        yield f"parallel.offload={advice['offload']}", f"{size}{least}, {fits}"
     yield "memory assumed", numbers["memory_assumed"]
     if "checkpoint_bytes" in numbers:
         yield (
@@ -248,17 +251,19 @@ def _list_offload(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "weights at hand", f"{at_hand} of {weights}"
     where = "in a file" if costs["place"] == "disk" else "in the host's memory"
     yield "with moments, gradients", f"{format_bytes(costs['stored_bytes'])} {where}"
-    yield "a step reads", f"up to {format_bytes(costs['read_bytes'])}"
-    yield "a step writes", f"up to {format_bytes(costs['written_bytes'])}"
+    yield "a step reads", f"about {format_bytes(costs['read_bytes'])}"
+    yield "a step writes", f"about {format_bytes(costs['written_bytes'])}"
     without = format_bytes(costs["memory_without_bytes"])
     spared = f"{format_bytes(costs['memory_bytes'])} instead of {without}"
     fits = "not needed: all fits without" if costs["fits_without"] else "needed: without, it does not fit"
     yield "memory", f"{spared}; {fits}"
-    if "step_without_seconds" in costs:
-        seconds, before = numbers["step"]["seconds"], costs["step_without_seconds"]
-        yield "a step takes", f"{seconds / before:.2f} times as long as without ({before:.3g} s)"
-    else:
-        yield "a step takes", "as --hardware FILE tells, of a machine whose rates are known"
+    if "step_without_seconds" not in costs:
+        yield "a step takes", "not known; give --hardware FILE, of `hmoe bench machine`"
+        return
+    step, before = numbers["step"], costs["step_without_seconds"]
+    waits = step["by_part_seconds"].get("waiting for experts elsewhere", 0.0)
+    yield "moving takes", f"{step['moving_seconds']:.3g} s, of which {waits:.3g} s are waited for"
+    yield "a step takes", f"{step['seconds'] / before:.2f} times as long as without ({before:.3g} s)"
 
 
 def _list_sent(numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:

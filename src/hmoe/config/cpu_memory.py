@@ -64,10 +64,9 @@ class _Step:
         self._tokens = config.data.batch_tokens // config.data.num_micro_batches
         self._recomputes = train.recomputes_blocks
         parts = {name: self._weight * size for name, size in count_parameters(model).items()}
-        self._held = 0.0  # of experts that lie elsewhere, whatever the moment
-        if config.parallel.offload != "none":
-            self._held = float(count_held_bytes(config, find_expert_share(config, num_processes, load)))
-            parts["experts"] *= num_processes > 1  # then those that are placed are told apart below
+        # What experts that lie elsewhere take, whatever the moment; where they are placed the rest is told apart below.
+        self._held = float(count_held_bytes(config, find_expert_share(config, num_processes, load)))
+        parts["experts"] *= num_processes > 1 or not self._held
         self._network = float(parts["hyper"])  # it serves all blocks, and is none's
         self._outside = float(parts["embedding"] + parts["head"]) + self._network
         self._block = (sum(parts.values()) - self._outside) / model.layers
@@ -189,7 +188,7 @@ class _Step:
             "copies": copies,
             "activations": activations,
             "loss": loss,
-            "experts at hand": self._held,
+            "offloaded experts": self._held,
         }
 
     def _gathers_in_last_pass(self) -> bool:
@@ -273,10 +272,9 @@ class _Step:
         """Return the gradients that one operation of a block makes, before they are added to those that are there."""
         model, converted = self._model, self._weight if self._compute < self._weight else 0
         if is_sparse and model.moe:  # of three matrices at once, which are converted one after another
-            if self._held:
-                return 0.0
             kept = 1.0 if self._placed is None else self._placed.local_share
-            return kept * model.dim * sum(model.moe.expert_widths) * (3 * self._compute + converted)
+            units = 0 if self._held else kept * sum(model.moe.expert_widths)
+            return model.dim * units * (3 * self._compute + converted)
         return model.dim * (model.ffn or 0) * (self._compute + converted)
 
     def _passing(self, is_sparse: bool) -> float:
@@ -298,4 +296,5 @@ class _Step:
 
     def _count_heads(self) -> tuple[int, int]:
         """Return the numbers of all queries and of all keys of a token."""
-        return self._model.heads * self._model.head_width, self._model.num_kv_heads * self._model.head_width
+        model = self._model
+        return model.heads * model.head_width, model.num_kv_heads * model.head_width

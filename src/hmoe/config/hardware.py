@@ -78,7 +78,8 @@ class Hardware(Section):
         if None in rates:
             needed = " and ".join(names) if place == "disk" else "host_bytes_per_second"
             raise ConfigError(
-                f"hardware: parallel.offload = {place}: needs {needed}, which the machine's file does not say",
+                f"hardware: parallel.offload = {place}: needs {needed}, which the machine's file does not say; "
+                "`hmoe bench machine` measures a disk, whose rates can stand in a copy of the file",
                 argument="hardware",
             )
         return float(read_bytes / rates[0] + written_bytes / rates[1])

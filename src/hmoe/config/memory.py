@@ -154,11 +154,9 @@ def estimate_memory_by_part(
     model, train = config.model, config.train
     weight = 8 if train.precision == "float64" else 4
     size = _Bytes(weight, 2 if train.precision == "bfloat16" else weight)
-    parts, held = count_parameters(model), 0
-    if config.parallel.offload != "none":
-        held = count_held_bytes(config, find_expert_share(config, num_processes, load))
-        if num_processes == 1:  # of several those that are placed are told apart below
-            parts["experts"] = 0
+    parts = count_parameters(model)
+    held = count_held_bytes(config, find_expert_share(config, num_processes, load))
+    parts["experts"] *= num_processes > 1 or not held  # of several those that are placed are told apart below
     total, tokens = sum(parts.values()), config.data.batch_tokens // config.data.num_micro_batches
     placed = None
     if config.parallel.places_experts and num_processes > 1:
@@ -182,7 +180,7 @@ def estimate_memory_by_part(
         "copies": size.compute * converted * size.converts + (weight + size.compute) * computed,
         "activations": _count_activations(config, size, tokens, placed),
         "loss": loss,
-        "experts at hand": held,
+        "offloaded experts": held,
     }
 
 

@@ -6,12 +6,10 @@ from hmoe.config.hardware import Hardware
 from hmoe.config.placement_costs import PlacementCosts
 from hmoe.config.run import RunConfig
 from hmoe.config.step_work import count_number_bytes
-from hmoe.specs.offload import count_fewest_bytes
+from hmoe.specs.offload import CHUNK_NUMBERS, MOST_WAITING_GRADIENTS, STORED_KINDS, count_fewest_bytes
 from hmoe.specs.placement import EVEN_LOAD, ExpertLoad
 
-_HELD_SHARE = 4  # a quarter of the experts' weights, unless a run says otherwise
-_GRADIENT_SETS = 3  # of an expert: those that are made, and those that wait to be written, or are
-_CHUNK_NUMBERS = 1 << 20  # of a matrix, of its gradients and moments, that are updated at once
+_PART_AT_HAND = 4  # a quarter of the experts' weights, unless a run says otherwise
 
 
 class OffloadTraffic(NamedTuple):
@@ -35,18 +33,18 @@ class OffloadTraffic(NamedTuple):
 
     @property
     def read(self) -> int:
-        """All that comes."""
+        """Bytes that a step reads."""
         passes = self.forward_read + self.backward_read + self.gradients_added
         return passes + self.norm_read + self.update_read
 
     @property
     def written(self) -> int:
-        """All that goes."""
+        """Bytes that a step writes."""
         return self.gradients_written + self.update_written
 
 
 class OffloadTimes(NamedTuple):
-    """Seconds of what a pass of each micro-batch moves, and of reading gradients for their norm.
+    """How long a step's transfers take by themselves, in seconds, those of the passes for each micro-batch.
 
     Attributes:
         first_forward: of the first micro-batch, before which each expert is updated.
@@ -85,38 +83,49 @@ def choose_offload_bytes(config: RunConfig, share: float = 1.0) -> int:
     weights = count_expert_bytes(config, share)
     if config.parallel.offload_bytes is not None:
         return max(min(config.parallel.offload_bytes, weights), fewest)
-    return max(weights // _HELD_SHARE, fewest)
+    return max(weights // _PART_AT_HAND, fewest)
 
 
 def count_held_bytes(config: RunConfig, share: float = 1.0) -> int:
-    """Return the most bytes of the device's memory that experts take: weights, and what gradients and updates need."""
+    """Return the most bytes of the device's memory that experts which lie elsewhere take; 0 where none do.
+
+    Weights, and what gradients and updates need.
+    """
     moe = config.model.moe
-    assert moe is not None
+    if moe is None or config.parallel.offload == "none":
+        return 0
     size = count_number_bytes(config)
-    widest = 3 * config.model.dim * max(moe.expert_widths)
-    converted = 2 * widest * (1 + _GRADIENT_SETS) if config.train.precision == "bfloat16" else 0
-    # Gradients of a later micro-batch are added to those that were written: both are there.
-    gradients = (_GRADIENT_SETS + (config.data.num_micro_batches > 1) / 3) * widest * size
-    if converted:
-        gradients = 2 * widest / 3 * size
-    scratch = 4 * min(_CHUNK_NUMBERS, widest // 3) * size
-    return choose_offload_bytes(config, share) + converted + round(gradients) + scratch
+    widest, sets = (
+        3 * config.model.dim * max(moe.expert_widths),
+        MOST_WAITING_GRADIENTS + 1,
+    )  # and one that is made
+    adds = (
+        config.data.num_micro_batches > 1
+    )  # gradients of a matrix to those that were written: both are there
+    if (
+        config.train.precision == "bfloat16"
+    ):  # converted weights and gradients, and a matrix of these as float32
+        gradients = 2 * widest * (1 + sets) + (1 + adds) * widest // 3 * size
+    else:
+        gradients = sets * widest * size + adds * widest // 3 * size
+    scratch = len(STORED_KINDS) * min(CHUNK_NUMBERS, widest // 3) * size
+    return choose_offload_bytes(config, share) + gradients + scratch
 
 
 def count_traffic_of_offload(config: RunConfig, share: float = 1.0, num_processes: int = 1) -> OffloadTraffic:
-    """Return what a step moves if every expert is busy in every micro-batch and nothing is at hand beforehand.
+    """Return about what a process moves in a step in which every expert is busy in every micro-batch.
 
-    What is at hand is not fetched again: weights are read once less for each pass, by its share.
+    Weights that are at hand are not fetched again. Blocks that are recomputed need theirs twice.
     """
     weights = count_expert_bytes(config, share)
     fetched = round(weights * (1 - min(1.0, choose_offload_bytes(config, share) / max(weights, 1))))
     parts = config.data.num_micro_batches // num_processes
     return OffloadTraffic(
         forward_read=(parts - 1) * fetched,
-        backward_read=parts * fetched,
+        backward_read=parts * fetched * (1 + config.train.recomputes_blocks),
         gradients_written=parts * weights,
         gradients_added=(parts - 1) * weights,
-        norm_read=weights,
+        norm_read=weights if config.parallel.offload == "disk" else 0,  # by the host, from its own memory
         update_read=4 * weights,
         update_written=3 * weights,
     )
@@ -153,7 +162,7 @@ def describe_offload_costs(
         config: of the run.
         share, num_processes: of the experts that a process has, and all processes.
         memory_bytes: of the device, that a step needs.
-        without: the same with all experts in it, and whether that would fit.
+        without: the same with all experts in it, and whether that fits.
     """
     traffic, weights = (
         count_traffic_of_offload(config, share, num_processes),
@@ -163,7 +172,7 @@ def describe_offload_costs(
         "place": config.parallel.offload,
         "weight_bytes": weights,
         "at_hand_bytes": choose_offload_bytes(config, share),
-        "stored_bytes": 4 * weights,
+        "stored_bytes": len(STORED_KINDS) * weights,
         "read_bytes": traffic.read,
         "written_bytes": traffic.written,
         "memory_bytes": memory_bytes,

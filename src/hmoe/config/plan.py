@@ -25,6 +25,7 @@ from hmoe.config.run import RunConfig
 from hmoe.config.step_time import LEFT_OUT, simulate_step
 from hmoe.config.traffic import count_traffic
 from hmoe.specs.model import ModelSpec
+from hmoe.specs.offload import count_fewest_bytes
 from hmoe.specs.placement import ExpertLoad
 
 
@@ -86,17 +87,27 @@ def _put_into_memory(config: RunConfig) -> RunConfig:
 def _advise_offload(
     config: RunConfig, device: Device, num_processes: int, load: ExpertLoad | None
 ) -> dict[str, Any] | None:
-    """Return what a run that does not fit would need with its experts elsewhere; None if they cannot be."""
+    """Return what a run that does not fit would need with its experts elsewhere; None if they cannot be.
+
+    A quarter of them at hand, or as few as can be.
+    """
     place = "disk" if device.kind == "cpu" else "host"
-    parallel = config.parallel.model_copy(update={"offload": place})
-    elsewhere = config.model_copy(update={"parallel": parallel})
-    try:
-        parallel.check_offload(config.model, config.train.precision, config.train.compile)
-        check_processes(elsewhere, num_processes)
-    except ValueError:  # a ConfigError is one
-        return None
-    size = count_memory(elsewhere, device.kind, num_processes, load)
-    return {"place": place, "memory_bytes": size, "fits": size <= device.memory_bytes}
+    advice: dict[str, Any] | None = None
+    model = config.model
+    widths = [model.moe.expert_widths] * len(model.moe_layers) if model.moe else []
+    for most in (None, count_fewest_bytes(widths, model.dim, itemsize=4)):
+        keys = {"offload": place, "offload_bytes": most}
+        elsewhere = config.model_copy(update={"parallel": config.parallel.model_copy(update=keys)})
+        try:
+            elsewhere.parallel.check_offload(model, config.train.precision, config.train.compile)
+            check_processes(elsewhere, num_processes)
+        except ValueError:  # a ConfigError is one
+            return None
+        size = count_memory(elsewhere, device.kind, num_processes, load)
+        advice = {**keys, "memory_bytes": size, "fits": size <= device.memory_bytes}
+        if advice["fits"]:
+            break
+    return advice
 
 
 def _describe_sizes(config: RunConfig, per_token: float, tokens: int | None) -> dict[str, Any]:
@@ -167,6 +178,7 @@ def _describe_step(
         "seconds": step.seconds,
         "by_part_seconds": step.by_part,
         "communication_seconds": step.communication_seconds,
+        "moving_seconds": step.moving_seconds,
         "tokens_per_second": step.tokens_per_second,
         "mfu": step.mfu,
         "budget_seconds": None if tokens is None else tokens / step.tokens_per_second,

@@ -1,12 +1,14 @@
 """How long a training step would take on machines that are not here: a walk through its passes. No torch.
 
-Each process has two clocks: one computes, one sends. Weights of the next block are asked for when a block begins,
-gradients are sent when its backward pass has ended; who needs what has not arrived waits for it.
+Each process has three clocks: one computes, one sends, one moves experts that lie elsewhere. Weights of the next block
+are asked for when a block begins, gradients are sent when its backward pass has ended; who needs what has not arrived
+waits for it.
 
     computing  | block 1 | block 2 | ... | head | ... | block 2 | block 1 | optimizer
     sending    | w 2 | w 3 | ...                    | g 3     | g 2     | g 1 |
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from hmoe.config.counts import count_parameters, estimate_flops_per_token
@@ -25,6 +27,7 @@ from hmoe.config.step_work import (
 )
 from hmoe.specs.placement import ExpertLoad
 
+_MOVING = "waiting for experts elsewhere"
 _BACKWARD = 2.0  # times the forward pass: gradients of inputs and of weights
 LEFT_OUT = (
     "reading data, evaluation and checkpoints",
@@ -46,7 +49,8 @@ class StepTime:
     Attributes:
         seconds: in all.
         by_part: of computing, by part; `waiting` is for others' weights and gradients.
-        communication_seconds: of all transfers, hidden or not.
+        communication_seconds: of all transfers between processes, hidden or not.
+        moving_seconds: of experts that lie elsewhere, hidden or not.
         tokens_per_second: of all processes.
         mfu: training FLOPs per second of what the data sheets of all processes promise; causal, nothing counted twice.
     """
@@ -54,17 +58,18 @@ class StepTime:
     seconds: float = 0.0
     by_part: dict[str, float] = field(default_factory=dict)
     communication_seconds: float = 0.0
+    moving_seconds: float = 0.0
     tokens_per_second: float = 0.0
     mfu: float = 0.0
 
 
 class _Clocks:
-    """The two clocks of a process."""
+    """The clocks of a process: one computes, one sends, one moves experts that lie elsewhere."""
 
     def __init__(self, overlap: float) -> None:
-        self._overlap, self.now, self._free = overlap, 0.0, 0.0
+        self._overlap, self.now, self._free, self._moved_until = overlap, 0.0, 0.0, 0.0
         self.parts: dict[str, float] = {}
-        self.sent = 0.0
+        self.sent = self.moved = 0.0
 
     def compute(self, part: str, seconds: float) -> None:
         """Let the first clock go on."""
@@ -79,9 +84,15 @@ class _Clocks:
         self._free = max(self._free, self.now) + self._overlap * seconds
         return self._free
 
-    def wait(self, until: float) -> None:
+    def move(self, seconds: float) -> float:
+        """Begin to move experts as soon as those before have moved, by a third clock; return when it ends."""
+        self.moved += seconds
+        self._moved_until = max(self._moved_until, self.now) + seconds
+        return self._moved_until
+
+    def wait(self, until: float, part: str = "waiting") -> None:
         """Let the first clock wait."""
-        self.compute("waiting", max(0.0, until - self.now))
+        self.compute(part, max(0.0, until - self.now))
 
 
 def simulate_step(
@@ -115,6 +126,7 @@ def simulate_step(
         seconds,
         clocks.parts,
         clocks.sent,
+        clocks.moved,
         tokens / seconds,
         flops / seconds / num_processes / hardware.peak_flops,
     )
@@ -150,10 +162,12 @@ class _Step:
         arrival = self._gather(clocks, self._outside) if gathers else 0.0
         clocks.wait(arrival)
         arrival = self._gather_block(clocks, 0) if gathers else 0.0
-        fetched = self._move(clocks, self._moves.first_forward if is_first else self._moves.forward)
+        fetched = self._move(
+            clocks, self._moves.first_forward if is_first else self._moves.forward, range(len(self._blocks))
+        )
         for place, block in enumerate(self._blocks):
             clocks.wait(arrival)
-            clocks.wait(fetched[place])
+            clocks.wait(fetched[place], _MOVING)
             if gathers and place + 1 < len(self._blocks):
                 arrival = self._gather_block(clocks, place + 1)
             self._compute(clocks, block, 1.0)
@@ -164,20 +178,21 @@ class _Step:
         """Compute the gradients from the last block to the first, and send them on."""
         gathers, last = self.shares.gathers_each_time, 0.0
         arrival = self._gather_block(clocks, len(self._blocks) - 1) if gathers else 0.0
-        fetched = self._move(clocks, self._moves.backward)
+        fetched = self._move(clocks, self._moves.backward, reversed(range(len(self._blocks))))
         for place in reversed(range(len(self._blocks))):
-            clocks.wait(max(arrival, fetched[len(self._blocks) - 1 - place]))
+            clocks.wait(arrival)
+            clocks.wait(fetched[place], _MOVING)
             if gathers and place > 0:
                 arrival = self._gather_block(clocks, place - 1)
             self._compute(clocks, self._blocks[place], _BACKWARD + self._recomputes)
             if self._recomputes:
                 self._travel(clocks, self._blocks[place], backward=False)
             self._travel(clocks, self._blocks[place], backward=True)
+            clocks.move(self._moves.gradients * self._share_moves(self._blocks[place]))
             if sends:
                 last = self._reduce_block(clocks, place)
         if sends:
             last = self._reduce(clocks, self._outside)
-        last = max([last, *self._move(clocks, self._moves.gradients)])
         clocks.wait(last)
 
     def add_gradients(self, clocks: _Clocks, part: int) -> None:
@@ -198,7 +213,7 @@ class _Step:
         if self.shares.group * self.shares.replicas > 1:
             clocks.wait(clocks.send(self._replica_link.latency_seconds))
             clocks.compute("overhead", self._hardware.sharing_seconds)
-        clocks.compute("gradients of experts elsewhere", self._moves.norm)
+        clocks.wait(clocks.move(self._moves.norm), _MOVING)
         rate = self._hardware.optimizer_bytes_per_second
         own = self._shared / self.shares.group
         if self._placed is not None:
@@ -232,13 +247,13 @@ class _Step:
             clocks.sent += seconds
             clocks.compute("tokens that travel", seconds)
 
-    def _move(self, clocks: _Clocks, seconds: float) -> list[float]:
-        """Bring experts that lie elsewhere, or take them back, block by block; return when each will have moved."""
-        num_sparse = sum(block.expert_parameters > 0 for block in self._blocks)
-        return [
-            clocks.send(seconds / num_sparse) if seconds and block.expert_parameters else 0.0
-            for block in self._blocks
-        ]
+    def _move(self, clocks: _Clocks, seconds: float, order: Iterable[int]) -> dict[int, float]:
+        """Bring experts that lie elsewhere, block by block; return when those of each will be there."""
+        return {place: clocks.move(seconds * self._share_moves(self._blocks[place])) for place in order}
+
+    def _share_moves(self, block: BlockWork) -> float:
+        """Return a block's share of what moves."""
+        return bool(block.expert_parameters) / max(sum(b.expert_parameters > 0 for b in self._blocks), 1)
 
     def _gather_block(self, clocks: _Clocks, place: int) -> float:
         arrival = self._gather(clocks, self._count_shared(self._blocks[place]))

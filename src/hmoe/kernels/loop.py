@@ -167,6 +167,7 @@ def forward_from_source(layer: Layer, room: int, source: ExpertSource) -> tuple[
         torch.mm(x_MD, w_up_hD.T, out=u_Mh)
         torch.ops.aten.silu.out(g_Mh, out=a_Mh)
         torch.mm(a_Mh.mul_(u_Mh), w_down_hD, out=padded_out[e.rows])
+        del w_gate_hD, w_up_hD, w_down_hD  # their memory may be needed for the next expert
     return sum_rows_by_token(layer, experts, saved.order_N, padded_out, gated=True), saved
 
 
@@ -215,6 +216,7 @@ def backward_to_source(
         dx_MD = padded_dx[e.rows]
         torch.mm(dg_Mh, w_gate_hD, out=dx_MD)
         dx_MD.addmm_(du_Mh, w_up_hD)
+        del w_gate_hD, w_up_hD, w_down_hD, dw_gate_hD, dw_up_hD, dw_down_hD  # as in the forward pass
     return sum_rows_by_token(layer, experts, saved.order_N, padded_dx, gated=False), dgate_N
 
 

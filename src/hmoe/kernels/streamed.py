@@ -11,11 +11,7 @@ from hmoe.kernels.loop import backward_to_source, count_loop_rows, forward_from_
 
 
 class StreamedExperts(ExpertSource, Protocol):
-    """A source that is told beforehand which experts a pass needs.
-
-    Attributes:
-        trains: whether gradients of the weights are wanted.
-    """
+    """A source that is told beforehand which experts a pass needs."""
 
     @property
     def trains(self) -> bool:

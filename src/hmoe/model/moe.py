@@ -13,6 +13,7 @@ from hmoe.kernels.streamed import StreamedExperts, stream_experts
 from hmoe.model.decisions import Decisions
 from hmoe.model.expert_views import PlacedExperts, list_expert_weights, slice_expert
 from hmoe.model.hyper import HyperLayer, HyperNetwork, find_selected
+from hmoe.model.layer_words import describe_layer
 from hmoe.model.layers import SwiGLU
 from hmoe.model.moe_input import check_moe_input, check_same_dtype, raise_if_not_finite
 from hmoe.model.no_gradient import guard_reentrant
@@ -24,8 +25,6 @@ from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.model import MoESpec
 from hmoe.specs.routers.base import RouterSpec
 from hmoe.specs.routers.top_k import TopK
-
-_MOST_WIDTHS_SHOWN = 16
 
 
 class MoE(nn.Module):
@@ -171,12 +170,15 @@ class MoE(nn.Module):
 
         Args:
             x: inputs.
-            top_p_T: a threshold for each token in place of the top-p router's own, in (0, 1].
+            top_p_T: another threshold for each token than the top-p router's own, in (0, 1]: cheap and careful tokens
+                in one batch.
             token_rank_T, expert_rank_E: ranks that tokens and experts live on, for a router that rectifies.
             noise_seed: for a router with noise, in training: an integer that changes with step and layer.
-            real_T: boolean, False for padding: it takes no slot of a capacity, nor of experts that choose.
+            real_T: boolean, False for padding: it takes no slot of a router with a capacity, nor of one whose
+                experts choose.
             hyper_network: that of the model, for a layer without its own.
-            decisions: which experts an earlier pass over x chose, for one that repeats it (checkpointing).
+            decisions: which experts were chosen in an earlier pass over x, for one that repeats it
+                (activation checkpointing).
 
         Raises:
             ConfigError: if the last axis is not `dim`, x has another type (outside autocast) or device than the
@@ -221,7 +223,8 @@ class MoE(nn.Module):
         pairs = (routing.token_N, routing.gate_N, routing.num_tokens_E[: len(self.widths)])
         dtype = find_autocast_dtype(x_TD.device)
         if self.source is not None:
-            check_same_dtype(x_TD, self.w_gate if dtype is None else x_TD)
+            if dtype is None:
+                check_same_dtype(x_TD, self.w_gate)
             with disable_autocast(x_TD.device):
                 return stream_experts(x_TD, *pairs, self.widths, self.source)
         # Under autocast weights are converted once for all experts; the kernels then compute in the type of x.
@@ -269,7 +272,8 @@ class MoE(nn.Module):
         """Return the gradients of expert i, shaped as `expert(i)`; zeros if no token came.
 
         Raises:
-            IndexError, ConfigError, RuntimeError: as `expert`; before a backward pass.
+            IndexError, ConfigError: as `expert`.
+            RuntimeError: before a backward pass.
         """
         weights = list_expert_weights(self, i)
         if not weights[0].requires_grad:
@@ -285,16 +289,4 @@ class MoE(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what print(model) shows."""
-        widths = self.widths
-        if len(widths) > _MOST_WIDTHS_SHOWN:
-            shown = f"widths={len(widths)} from {min(widths)} to {max(widths)}"
-        else:
-            shown = f"widths={widths}"
-        parts = [name for name in ("shared", "zero", "hyper") if getattr(self, name) is not None]
-        num_parameters = sum(parameter.numel() for parameter in self.parameters())
-        fields = [f"dim={self.dim}", shown, f"router={self.router.spec.title}"]
-        fields += [f"with {' and '.join(parts)}"] * bool(parts)
-        fields += [f"backend={self.backend!r}"] * (self.backend is not None)
-        weight = self.router.weight if self.experts is not None else self.w_gate
-        dtype, device = str(weight.dtype).removeprefix("torch."), weight.device
-        return ", ".join([*fields, f"{num_parameters:,} parameters in {dtype} on {device}"])
+        return describe_layer(self)

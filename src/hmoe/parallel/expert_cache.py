@@ -7,32 +7,14 @@ memory: as many experts as fit, by width   who makes room is the one that is nee
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
-import torch
+from hmoe.parallel.expert_store import CacheCounts, ExpertStore, Key, Weights
 
-Key = Hashable
-Weights = Sequence[torch.Tensor]
 _LATER = 1 << 60  # place in the plan of what is not in it
-
-
-class ExpertStore(Protocol):
-    """Where a cache's experts come from. All is called in the cache's thread."""
-
-    def count_bytes(self, key: Key) -> int:
-        """Return the memory that an expert's weights take."""
-        ...
-
-    def fetch(self, key: Key, renews: bool) -> Weights:
-        """Return an expert's weights in memory of their own, after the change that waits for them, if it `renews`."""
-        ...
-
-    def renew(self, key: Key, weights: Weights | None) -> None:
-        """Apply the change that waits for an expert to its weights: those in memory, too, if there are any."""
-        ...
 
 
 @dataclass
@@ -48,21 +30,6 @@ class _Block:
     last_use: int = 0
     users: int = 0
     wait: Callable[[], None] | None = None
-
-
-@dataclass
-class CacheCounts:
-    """What a cache did.
-
-    Attributes:
-        hits: uses of an expert that was there.
-        misses: uses for which somebody had to wait.
-        wait_seconds: how long all of them waited.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    wait_seconds: float = 0.0
 
 
 class ExpertCache:
@@ -168,10 +135,12 @@ class ExpertCache:
         with self._changed:
             self._settling = True
             self._changed.notify_all()
-            while self._tasks or self._num_running or self._stale or self._working is not None:
-                self._raise_error()
-                self._changed.wait()
-            self._settling = False
+            try:
+                while self._tasks or self._num_running or self._stale or self._working is not None:
+                    self._raise_error()
+                    self._changed.wait()
+            finally:
+                self._settling = False
             self._raise_error()
 
     def forget(self) -> None:
@@ -179,7 +148,11 @@ class ExpertCache:
         with self._changed:
             self._plan, self._uses, self._next = [], {}, 0
             while self._working is not None:
+                self._raise_error()
                 self._changed.wait()
+            for block in self._blocks.values():
+                if block.wait is not None:
+                    block.wait()
             self._blocks.clear()
             self._num_bytes = 0
 
@@ -196,16 +169,19 @@ class ExpertCache:
     def _raise_error(self) -> None:
         if self._error is not None:
             raise self._error
+        if self._closed:
+            raise RuntimeError("experts that lie elsewhere were closed, nobody fetches them any more")
 
     # What the thread does.
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                while (job := self._choose_job()) is None and not self._closed:
+                while not self._closed and (job := self._choose_job()) is None:
                     self._changed.wait()
-                if job is None:
+                if self._closed:
                     return
+            assert job is not None
             try:
                 job()
             except BaseException as error:  # raised where somebody waits
@@ -246,13 +222,15 @@ class ExpertCache:
         self._working = key
         if block is not None:
             return lambda: self._renew(key, block)
-        return lambda: self._fetch(key)
+        # Known now: a change that comes while it is fetched is applied afterwards.
+        renews = key in self._stale
+        return lambda: self._fetch(key, renews)
 
     def _make_room(self, key: Key, is_urgent: bool) -> bool:
         """Return whether there is room for an expert, after those who are needed later have made it."""
         needed = self._store.count_bytes(key)
         while self._num_bytes + needed > self._most_bytes:
-            # Who waits for an expert has not had the time to take it.
+            # Not one that was fetched for somebody who waits, and has not taken it yet.
             victims = [k for k, block in self._blocks.items() if not block.users and k != self._urgent]
             victim = max(victims, key=self._rate_victim, default=None)
             if victim is None or (self._find_place(victim) <= self._next and not is_urgent):
@@ -273,22 +251,23 @@ class ExpertCache:
     def _rate_victim(self, key: Key) -> tuple[int, int]:
         return self._find_place(key), -self._blocks[key].last_use
 
-    def _fetch(self, key: Key) -> None:
-        weights = self._store.fetch(key, key in self._stale)
+    def _fetch(self, key: Key, renews: bool) -> None:
+        weights = self._store.fetch(key, renews)
         with self._changed:
             self._blocks[key] = _Block(weights, self._store.count_bytes(key), self._clock)
-            self._finish(key)
+            self._finish(key, renews)
 
     def _renew(self, key: Key, block: _Block | None) -> None:
         if block is not None and block.wait is not None:
             block.wait()
         self._store.renew(key, None if block is None else block.weights)
         with self._changed:
-            self._finish(key)
+            self._finish(key, renewed=True)
 
-    def _finish(self, key: Key) -> None:
-        self._stale.pop(key, None)
-        self._idle.pop(key, None)
+    def _finish(self, key: Key, renewed: bool) -> None:
+        if renewed:
+            self._stale.pop(key, None)
+            self._idle.pop(key, None)
         self._working = None
         self._changed.notify_all()
 

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
-from hmoe.errors import CheckpointError
+from hmoe.config.available_memory import read_available_bytes
+from hmoe.errors import CheckpointError, ConfigError
 
 _PAGE_BYTES = 4096
 _MAPPED_BYTES = 1 << 18  # of a buffer from which on it is given back to the system as soon as it is free
@@ -54,12 +55,12 @@ class ExpertStorage(Protocol):
     Attributes:
         matrices: in the order of their shapes.
         moved: what went in and out.
-        place: where it is, for people.
+        folder: where the file is; None: it is in the host's memory.
     """
 
     matrices: Sequence[StoredMatrix]
     moved: Moved
-    place: str
+    folder: Path | None
 
     def look_at_all(self) -> contextlib.AbstractContextManager[None]:
         """Give a context in which whole matrices may be looked at."""
@@ -89,7 +90,8 @@ class FileStorage:
         for size in sizes:  # each on a page of its own: rows then lie as in a tensor of its own
             begins.append(total)
             total += -(-size // _PAGE_BYTES) * _PAGE_BYTES
-        self.moved, self.place = Moved(), str(folder)
+        self.moved = Moved()
+        self.folder: Path | None = folder
         with contextlib.ExitStack() as opened:
             try:
                 self._file = opened.enter_context(tempfile.TemporaryFile(dir=folder, buffering=0))
@@ -142,11 +144,13 @@ class FileStorage:
             except OSError as error:
                 verb = "written" if writes else "read"
                 raise CheckpointError(
-                    f"{self.place}: experts outside of memory cannot be {verb}: {error.strerror}; "
+                    f"{self.folder}: experts outside of memory cannot be {verb}: {error.strerror}; "
                     "the newest checkpoint is intact"
                 ) from None
             if not done:
-                raise CheckpointError(f"{self.place}: experts outside of memory end early; was the file cut?")
+                raise CheckpointError(
+                    f"{self.folder}: experts outside of memory end early; was the file cut?"
+                )
             left, first_byte = left[done:], first_byte + done
 
     def close(self) -> None:
@@ -178,20 +182,35 @@ class HostStorage:
     Args:
         shapes, dtype: of the matrices.
         pinned: whether the system may not move them; needs a GPU.
+
+    Raises:
+        ConfigError: if the host has too little memory.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, pinned: bool) -> None:
-        self.moved, self.place = Moved(), "the host's memory"
-        self.matrices: Sequence[StoredMatrix] = [
-            _HostMatrix(self.moved, torch.zeros(shape, dtype=dtype, pin_memory=pinned)) for shape in shapes
-        ]
+        self.moved = Moved()
+        self.folder: Path | None = None
+        needed, free = sum(map(math.prod, shapes)) * dtype.itemsize, read_available_bytes()
+        if free is not None and needed > free:
+            raise ConfigError(
+                f"offload: the experts need {needed} bytes of the host's memory, {free} are free; nearest is a folder "
+                "on disk"
+            )
+        wholes = [torch.zeros(shape, dtype=dtype) for shape in shapes]
+        self._pinned = [whole for whole in wholes if pinned and whole.numel()]
+        for whole in self._pinned:
+            _pin(whole)
+        self.matrices: Sequence[StoredMatrix] = [_HostMatrix(self.moved, whole) for whole in wholes]
 
     def look_at_all(self) -> contextlib.AbstractContextManager[None]:
         """Give a context that does nothing: this is their memory."""
         return contextlib.nullcontext()
 
     def close(self) -> None:
-        """Do nothing: memory is freed with the matrices."""
+        """Let the system move the memory again; it is freed with the matrices."""
+        for whole in self._pinned:
+            _ask_cuda().cudaHostUnregister(whole.data_ptr())
+        self._pinned = []
 
 
 class _HostMatrix:
@@ -220,6 +239,21 @@ def allocate_like_slice(count: int, dtype: torch.dtype, device: torch.device, fi
         memory = mmap.mmap(-1, (count + skip) * size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         return torch.frombuffer(memory, dtype=dtype)[skip:]
     return torch.empty(count + skip, dtype=dtype, device=device)[skip:]
+
+
+def _ask_cuda() -> Any:
+    cuda: Any = torch.cuda
+    return cuda.cudart()
+
+
+def _pin(tensor: torch.Tensor) -> None:
+    """Keep the system from moving a tensor's memory; PyTorch's own pinned memory is up to twice as large."""
+    code = int(_ask_cuda().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
+    if code:
+        raise ConfigError(
+            f"offload: {tensor.nbytes} bytes of the host's memory cannot be pinned (CUDA error {code}); nearest is a "
+            "folder on disk"
+        )
 
 
 def _measure_free(folder: Path) -> int | str:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim.adamw import adamw
 
+from hmoe.specs.offload import CHUNK_NUMBERS
+
 # PyTorch's fused kernel on a CPU goes through a tensor by lines of so many bytes, a vector at a time; in the last line,
 # where it is no whole one, it may compute number by number, and round otherwise.
 _LINE_BYTES = 64
-CHUNK_NUMBERS = 1 << 20
 
 
 class UpdateSpan(NamedTuple):
@@ -81,10 +82,11 @@ def update_lines(
         clip: scales gradients before.
     """
     weights, gradients, first, second = lines
+    steps = [step.to(weights.device, copy=True)]  # on a GPU the kernel reads it there
     if clip is not None:
         clip(gradients)
     adamw(
-        [weights], [gradients], [first], [second], [], [step.clone()],
+        [weights], [gradients], [first], [second], [], steps,
         fused=True, amsgrad=group["amsgrad"], beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
         weight_decay=group["weight_decay"], eps=group["eps"], maximize=group["maximize"],
     )  # fmt: skip

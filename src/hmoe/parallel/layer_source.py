@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from hmoe.kernels.layer import Matrices
-from hmoe.parallel.expert_cache import Weights
+from hmoe.parallel.expert_store import Weights
 from hmoe.parallel.offloaded_layer import OffloadedLayer
 
 

@@ -17,12 +17,14 @@ import torch
 from torch import nn
 
 from hmoe.errors import ConfigError
-from hmoe.parallel.expert_cache import ExpertCache, Key, Weights
+from hmoe.parallel.expert_cache import ExpertCache
 from hmoe.parallel.expert_homes import list_expert_homes
 from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
+from hmoe.parallel.expert_store import Key, Weights
+from hmoe.parallel.expert_update import Scratch
 from hmoe.parallel.layer_source import LayerSource
-from hmoe.parallel.offloaded_layer import KINDS, ExpertHome, OffloadedLayer
-from hmoe.specs.offload import count_fewest_bytes
+from hmoe.parallel.offloaded_layer import ExpertHome, OffloadedLayer
+from hmoe.specs.offload import MOST_WAITING_GRADIENTS, STORED_KINDS, count_fewest_bytes
 from hmoe.units import format_bytes
 
 Clip = Callable[[torch.Tensor], None]
@@ -57,21 +59,23 @@ class ExpertOffload:
         homes = list_expert_homes(model)
         dtype = _check_homes(homes, most_bytes)
         self.device = device
-        shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(len(KINDS) * 3)]
+        shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(len(STORED_KINDS) * 3)]
         if folder is None:
             self.storage = HostStorage(shapes, dtype, pinned=device.type == "cuda")
         else:
             self.storage = FileStorage(folder, shapes, dtype)
-        stored, size = self.storage.matrices, 3 * len(KINDS)
+        stored, size = self.storage.matrices, 3 * len(STORED_KINDS)
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._layers = [
             OffloadedLayer(home, stored[place * size : (place + 1) * size], device)
             for place, home in enumerate(homes)
         ]
+        most = max(max(home.widths, default=0) * home.dim for home in homes)
+        self._scratch = Scratch(most, dtype, device)
         self.cache = ExpertCache(self, most_bytes)
         self._most_bytes = most_bytes
-        self._held: Key | None = None  # the expert that is computed
+        self._current: Key | None = None  # the expert that is computed
         self._busy: list[Sequence[int]] = [range(len(layer.widths)) for layer in self._layers]
         self._to_return: list[int] = []  # layers whose backward pass is still to come
         for place, layer in enumerate(self._layers):
@@ -101,6 +105,8 @@ class ExpertOffload:
         self.settle()
         for layer in self._layers:
             layer.attach_gradients()
+            # Whoever measures their norm reads them all.
+            self.storage.moved.read_bytes += layer.count_gradient_bytes() * (self.storage.folder is not None)
         self._to_return.clear()
         with self.storage.look_at_all():
             yield
@@ -108,16 +114,27 @@ class ExpertOffload:
             layer.detach_gradients()
 
     def step(self, optimizer: torch.optim.Optimizer, clip: Clip | None = None) -> None:
-        """Let each expert be updated by its gradients before it is used again; `clip` scales a part of them."""
+        """Let each expert be updated by its gradients before it is used again; `clip` scales a part of them.
+
+        Raises:
+            ConfigError: unless the optimiser is `torch.optim.AdamW` with `fused=True`, made after this object.
+        """
+        _check_optimizer(optimizer)
         groups = {
             parameter: {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        for layer in self._layers:
+        changed = [layer for layer in self._layers if layer.has_gradients]
+        if any(parameter not in groups for layer in changed for parameter in layer.parameters):
+            raise ConfigError(
+                "offload: the optimizer has not the parameters of all experts; make it after ExpertOffload",
+                argument="optimizer",
+            )
+        for layer in changed:
             layer.begin_update(optimizer.state, groups, clip)
         self.cache.mark_stale(
-            (place, expert) for place, layer in enumerate(self._layers) if layer.trains
+            (place, expert) for place, layer in enumerate(self._layers) if layer.has_gradients
             for expert in range(len(layer.widths))
         )  # fmt: skip
         self.cache.plan(self._list_forward(0))
@@ -179,14 +196,14 @@ class ExpertOffload:
     def use(self, place: int, expert: int) -> Weights:
         """Return an expert's weights on the device, until the next call."""
         self.let_go()
-        self._held = (place, expert)
-        return self.cache.acquire(self._held)
+        self._current = (place, expert)
+        return self.cache.acquire(self._current)
 
     def let_go(self) -> None:
         """Give the expert back that was computed last."""
-        if self._held is not None:
-            self.cache.release(self._held, self.record_event())
-            self._held = None
+        if self._current is not None:
+            self.cache.release(self._current, self.record_event())
+            self._current = None
 
     def record_event(self) -> Callable[[], None] | None:
         """Return what waits until the device has done all that it was asked for so far; None: it has."""
@@ -199,7 +216,7 @@ class ExpertOffload:
 
     def submit(self, task: Callable[[], None]) -> None:
         """Let the cache's thread do something before all else."""
-        self.cache.submit(lambda: self._run_beside(task), most_waiting=2)
+        self.cache.submit(lambda: self._run_on_stream(task), MOST_WAITING_GRADIENTS)
 
     def _list_forward(self, first: int) -> list[Key]:
         places = range(first, len(self._layers))
@@ -226,18 +243,18 @@ class ExpertOffload:
         """Return an expert's weights in memory of their own, updated if it `renews`."""
         place, expert = _split(key)
         layer = self._layers[place]
-        weights: Weights = self._run_beside(lambda: layer.read_weights(expert))
+        weights: Weights = self._run_on_stream(lambda: layer.read_weights(expert))
         if renews:
-            self._run_beside(lambda: layer.update(expert, weights))
+            self._run_on_stream(lambda: layer.update(expert, weights, self._scratch))
         return weights
 
     def renew(self, key: Key, weights: Weights | None) -> None:
         """Update an expert where it lies, and in memory."""
         place, expert = _split(key)
-        self._run_beside(lambda: self._layers[place].update(expert, weights))
+        self._run_on_stream(lambda: self._layers[place].update(expert, weights, self._scratch))
 
     @torch.no_grad()
-    def _run_beside(self, work: Callable[[], Any]) -> Any:
+    def _run_on_stream(self, work: Callable[[], Any]) -> Any:
         """Do something on a GPU beside what it computes, and wait until it has."""
         if self._stream is None:
             return work()
@@ -250,6 +267,20 @@ class ExpertOffload:
 def _split(key: Key) -> tuple[int, int]:
     assert isinstance(key, tuple)
     return key
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ConfigError for an optimiser whose updates are not computed here."""
+    groups = optimizer.param_groups
+    is_right = isinstance(optimizer, torch.optim.AdamW) and all(
+        group["fused"] and not group["amsgrad"] for group in groups
+    )
+    if not is_right:
+        raise ConfigError(
+            f"offload: optimizer is {type(optimizer).__name__}, must be torch.optim.AdamW with fused=True and without "
+            "amsgrad",
+            argument="optimizer",
+        )
 
 
 def _check_homes(homes: Sequence[ExpertHome], most_bytes: int) -> torch.dtype:

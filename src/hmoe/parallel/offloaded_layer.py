@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from hmoe.parallel.expert_cache import Weights
 from hmoe.parallel.expert_storage import StoredMatrix, allocate_like_slice
-from hmoe.parallel.expert_update import CHUNK_NUMBERS, Scratch, UpdateSpan, list_spans, update_lines
+from hmoe.parallel.expert_store import Weights
+from hmoe.parallel.expert_update import Scratch, UpdateSpan, list_spans, update_lines
+from hmoe.specs.offload import CHUNK_NUMBERS, STORED_KINDS
 
 WEIGHTS = ("w_gate", "w_up", "w_down")
-KINDS = ("weights", "gradients", "exp_avg", "exp_avg_sq")
+_MOMENTS = STORED_KINDS[2:]
 
 
 class ExpertHome(NamedTuple):
@@ -48,7 +49,7 @@ class OffloadedLayer:
 
     Args:
         home: of them.
-        stored: its matrices, kind by kind (KINDS), three each.
+        stored: its matrices, kind by kind (STORED_KINDS), three each.
         device: that computes.
     """
 
@@ -59,13 +60,13 @@ class OffloadedLayer:
         ends = list(accumulate(self.widths))
         self._firsts = [(end - width) * self.dim for end, width in zip(ends, self.widths, strict=True)]
         self._total = sum(self.widths) * self.dim
-        self._stored = {kind: stored[3 * place : 3 * place + 3] for place, kind in enumerate(KINDS)}
+        self._stored = {kind: stored[3 * place : 3 * place + 3] for place, kind in enumerate(STORED_KINDS)}
         self._dtype = stored[0].whole.dtype
         self._written: set[int] = set()  # experts that have gradients since the last step
         self._zero = set(range(len(self.widths)))  # experts whose stored gradients are zeros
         self._num_passes = 0  # backward passes since the last step
         self._update: _Update | None = None
-        self._scratch: Scratch | None = None
+        self.has_gradients = False  # of passes before the last `attach_gradients`
         self.parameters = [self._move_out(place, name) for place, name in enumerate(WEIGHTS)]
 
     def _move_out(self, place: int, name: str) -> nn.Parameter:
@@ -79,7 +80,7 @@ class OffloadedLayer:
 
     def list_moments(self, matrix: int) -> dict[str, torch.Tensor]:
         """Return the moments of a matrix as a whole."""
-        return {kind: self.home.wrap(self._stored[kind][matrix].whole) for kind in ("exp_avg", "exp_avg_sq")}
+        return {kind: self.home.wrap(self._stored[kind][matrix].whole) for kind in _MOMENTS}
 
     def count_bytes(self, expert: int) -> int:
         """Return the memory that an expert's weights take."""
@@ -143,10 +144,15 @@ class OffloadedLayer:
 
     def attach_gradients(self) -> None:
         """Give the parameters their gradients, if a backward pass went through the layer."""
+        self.has_gradients = self.trains and self._num_passes > 0
         for parameter, stored in zip(self.parameters, self._stored["gradients"], strict=True):
-            parameter.grad = self.home.wrap(stored.whole) if self._num_passes and self.trains else None
+            parameter.grad = self.home.wrap(stored.whole) if self.has_gradients else None
         self._num_passes = 0
         self._written.clear()
+
+    def count_gradient_bytes(self) -> int:
+        """Return the bytes of the gradients that the parameters have."""
+        return 3 * self._total * self._dtype.itemsize * self.has_gradients
 
     def detach_gradients(self) -> None:
         """Take the gradients from the parameters."""
@@ -162,8 +168,6 @@ class OffloadedLayer:
         clip: Callable[[torch.Tensor], None] | None,
     ) -> None:
         """Note an optimiser step that the experts are still to take, and count it in the optimiser's state."""
-        if not self.trains:
-            return
         steps = []
         for matrix, parameter in enumerate(self.parameters):
             own = state[parameter]
@@ -173,7 +177,7 @@ class OffloadedLayer:
             own["step"] += 1
         self._update = _Update(steps, [groups[parameter] for parameter in self.parameters], clip)
 
-    def update(self, expert: int, weights: Weights | None) -> None:
+    def update(self, expert: int, weights: Weights | None, scratch: Scratch) -> None:
         """Update an expert in storage, and its weights on the device, if they are there."""
         assert self._update is not None
         first, count = self._firsts[expert], self.widths[expert] * self.dim
@@ -181,12 +185,13 @@ class OffloadedLayer:
             kept = None if weights is None else weights[matrix].view(-1)
             for span in list_spans(first, count, self._total, self._dtype.itemsize):
                 part = None if kept is None else kept[span.first - first : span.first - first + span.length]
-                self._update_span(matrix, span, part, expert in self._zero)
+                self._update_span(scratch, matrix, span, part, expert in self._zero)
 
-    def _update_span(self, matrix: int, span: UpdateSpan, kept: torch.Tensor | None, is_zero: bool) -> None:
+    def _update_span(
+        self, scratch: Scratch, matrix: int, span: UpdateSpan, kept: torch.Tensor | None, is_zero: bool
+    ) -> None:
         assert self._update is not None
-        self._scratch = self._scratch or Scratch(max(self.widths) * self.dim, self._dtype, self._device)
-        lines, (weights, gradients, *moments) = self._scratch.open_span(span)
+        lines, (weights, gradients, *moments) = scratch.open_span(span)
         if kept is None:
             self._stored["weights"][matrix].read(span.first, weights)
         else:
@@ -195,11 +200,11 @@ class OffloadedLayer:
             gradients.zero_()
         else:
             self._stored["gradients"][matrix].read(span.first, gradients)
-        for kind, values in zip(KINDS[2:], moments, strict=True):
+        for kind, values in zip(_MOMENTS, moments, strict=True):
             self._stored[kind][matrix].read(span.first, values)
         step, group = self._update.steps[matrix], self._update.groups[matrix]
         update_lines(lines, step, group, self._update.clip)
         if kept is not None:
             kept.copy_(weights)
-        for kind, values in zip((KINDS[0], *KINDS[2:]), (weights, *moments), strict=True):
+        for kind, values in zip(("weights", *_MOMENTS), (weights, *moments), strict=True):
             self._stored[kind][matrix].write(span.first, values)

@@ -102,11 +102,12 @@ def measure_steps(config: RunConfig) -> dict[str, float]:
         with (
             contextlib.closing(session.records),
             contextlib.closing(Feed(session.batches, session.device)) as feed,
+            contextlib.closing(session.offload) if session.offload is not None else contextlib.nullcontext(),
         ):
             for step in range(_WARM_STEPS + _MOST_STEPS):
                 parts, begin = feed.take(step), time.perf_counter()
                 flops = train_step(
-                    session.model, session.optimizer, parts, session.config, step, process
+                    session.model, session.optimizer, parts, session.config, step, process, session.offload
                 ).flops
                 seconds.append(time.perf_counter() - begin)
                 if STOP:

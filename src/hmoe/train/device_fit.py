@@ -45,6 +45,10 @@ def fit_config(config: RunConfig, device: Device, console: Console, processes: P
             config.data.micro_batches not in (None, config.data.batch_sequences)
         )
         ways += ["set train.activation_checkpointing"] * (config.train.activation_checkpointing is False)
+        if config.parallel.offload != "none":
+            ways.append("lower parallel.offload_bytes")
+        elif config.model.moe is not None and not config.parallel.exact:
+            ways.append("set parallel.offload")
         advice = " or ".join(
             [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
         )

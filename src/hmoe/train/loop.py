@@ -60,7 +60,9 @@ def train_run(
                 _end_finished(config, folder, restored, console)
             return
     keep_freed_memory()
-    session = open_session(config, folder, restored, console, processes)
+    session, first = open_session(config, folder, restored, console, processes), -1
+    if restored is not None:  # let go of: its files may be removed while the run goes on
+        first, restored = restored.step, None
     with processes.together():
         folder.write_config(session.config)  # not before the data is known to be the run's
         if processes.rank == 0:
@@ -72,11 +74,10 @@ def train_run(
         console.data(session.index, session.batches, counts.tokens, rows)
         own = OwnParts(session.batches, processes.rank, processes.size)
         with contextlib.closing(Feed(own, session.device)) as feed, _abandoning(session):
-            _steps(session, feed, console, saved=-1 if restored is None else restored.step)
+            _steps(session, feed, console, saved=first)
         if processes.rank > 0:
             return  # the first one tells
         if session.offload is not None:
-            first = -1 if restored is None else restored.step
             console.note(describe_moves(session.offload, counts.step - max(first, 0)))
         is_finished = session.progress() >= 1
         name = STOP.signal_name or "a signal to another process"

@@ -7,6 +7,7 @@ from hmoe.config.offload import choose_offload_bytes, count_expert_bytes, count_
 from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.parallel.offload import ExpertOffload
+from hmoe.specs.offload import STORED_KINDS
 from hmoe.units import format_bytes
 
 
@@ -33,21 +34,23 @@ def find_offload_folder(config: RunConfig, run: Path, device: str) -> Path | Non
 def describe_offload(config: RunConfig, offload: ExpertOffload, share: float, num_processes: int) -> str:
     """Describe in one line where experts are, and what a step moves; of several processes those of the fullest."""
     held, weights = choose_offload_bytes(config, share), count_expert_bytes(config, share)
-    traffic, place = count_traffic_of_offload(config, share, num_processes), offload.storage.place
+    traffic = count_traffic_of_offload(config, share, num_processes)
+    place = offload.storage.folder or "the host's memory"
     whose = "" if num_processes == 1 else " of the fullest process"
+    stored = len(STORED_KINDS) * weights
     return (
         f"experts{whose}: {format_bytes(weights)} of weights, {format_bytes(held)} of them at hand; with gradients and "
-        f"moments {format_bytes(4 * weights)} in {place}; a step reads up to {format_bytes(traffic.read)} and "
-        f"writes {format_bytes(traffic.written)}"
+        f"moments {format_bytes(stored)} in {place}; a step reads about {format_bytes(traffic.read)} and writes "
+        f"{format_bytes(traffic.written)}"
     )
 
 
 def describe_moves(offload: ExpertOffload, num_steps: int) -> str:
     """Describe in one line what steps have moved, and how long they waited for it."""
-    moved, counts = offload.storage.moved, offload.cache.counts
-    uses = counts.hits + counts.misses
+    moved, counts, steps = offload.storage.moved, offload.cache.counts, max(num_steps, 1)
+    uses, read, written = counts.hits + counts.misses, moved.read_bytes // steps, moved.written_bytes // steps
     return (
         f"experts: {counts.hits / max(uses, 1):.1%} of {uses:,} uses were at hand in time, others waited "
-        f"{counts.wait_seconds:.3g} s; a step read {format_bytes(moved.read_bytes // max(num_steps, 1))} and wrote "
-        f"{format_bytes(moved.written_bytes // max(num_steps, 1))}"
+        f"{counts.wait_seconds:.3g} s; for each step, with what came between, {format_bytes(read)} were read "
+        f"and {format_bytes(written)} written"
     )
