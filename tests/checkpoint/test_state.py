@@ -1,5 +1,6 @@
 """What a checkpoint holds is put back exactly, and its digest covers all of it."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,3 +71,16 @@ def test_what_is_captured_before_the_first_step_has_no_moments() -> None:
         assert checkpoint.optimizer == {}
         assert checkpoint.state == {"step": 0, "data": None}
         assert torch.equal(checkpoint.model["weight"], model.weight)
+
+
+def test_tensors_are_read_when_they_are_asked_for_also_of_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, example(), keep=2)
+    loaded = load_newest_checkpoint(tmp_path, quarantine=False, say=nothing)
+    assert loaded is not None
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert set(loaded.model) == set(example().model)
+    for name, tensor in example().model.items():
+        assert loaded.model[name].data_ptr() != loaded.model[name].data_ptr()  # nothing is kept
+        assert torch.equal(loaded.model[name], tensor)
+    with pytest.raises(KeyError):
+        loaded.model["none"]

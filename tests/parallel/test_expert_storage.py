@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hmoe.errors import CheckpointError
+from hmoe.errors import CheckpointError, ConfigError
 from hmoe.parallel.expert_storage import ALIGNMENT, FileStorage, HostStorage, allocate_like_slice
 
 SHAPES = ((3, 5), (0, 5), (1000, 7), (1, 1))
@@ -93,3 +93,28 @@ def test_memory_begins_as_a_slice_of_a_whole_matrix_would(dtype: torch.dtype, co
         assert memory.shape == (count,)
         assert memory.data_ptr() % ALIGNMENT == whole[first:].data_ptr() % ALIGNMENT
         memory.zero_()
+
+
+def test_looking_at_all_takes_no_memory_for_long(tmp_path: Path) -> None:
+    """64 MB that are looked at one after another; what a process has of files in memory stays far below."""
+    storage = FileStorage(tmp_path, [(1 << 12, 1 << 12)], torch.float32)
+
+    def measure() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssFile:"))
+
+    before = measure()
+    with storage.look_at_all():
+        assert not storage.matrices[0].whole.any()
+    assert measure() - before < 16 << 20
+    assert not storage.matrices[0].whole.any()
+    assert measure() - before > 32 << 20  # without it they stay
+    storage.close()
+
+
+def test_a_host_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmoe.parallel.expert_storage.read_available_bytes", lambda: 28_000)
+    with pytest.raises(
+        ConfigError, match=r"the experts need 28064 bytes of the host's memory, 28000 are free"
+    ):
+        HostStorage(SHAPES, torch.float32, False)

@@ -3,9 +3,9 @@
     python -m tests.train.kill_driver points|random|offloaded FOLDER EVERY_OR_COUNT
 
 `points` kills at the n-th file-system call (every EVERY-th of them), `random` at COUNT random times, `offloaded` COUNT
-times at random calls that read or write experts which lie on disk: fetches, gradients on their way back, updates. Each
-killed run is resumed until it ends; prints how many ended with other bytes than the run that was never killed, whose
-experts were in memory.
+times at random calls that read or write experts which lie on disk, by turns of fetches, of gradients on their way back,
+and of updates. Each killed run is resumed until it ends; prints how many ended with other bytes than the run that was
+never killed, whose experts were in memory.
 """
 
 import os
@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from tests.train.helpers import digests
 
 CALLS = ("mkdir", "open", "fsync", "replace", "rename", "unlink", "rmdir")
 TRANSFERS = ("preadv", "pwritev")
+KINDS = ("read_weights", "write_gradients", "update")  # functions for which a transfer is made
 OFFLOADED = ("parallel.offload=disk",)
 OVERRIDES = [
     *tiny("tiny"),
@@ -59,16 +61,20 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def count_calls(limit: int, names: Sequence[str] = CALLS) -> Callable[[], int]:
-    """Let this process kill itself at its `limit`-th call of these; return what tells the number of calls so far."""
+def count_calls(limit: int, names: Sequence[str] = CALLS, kind: str | None = None) -> Callable[[], int]:
+    """Let this process kill itself at its `limit`-th call of these; return what tells the number of calls so far.
+
+    With a kind only calls count that are made, however indirectly, by a function of that name.
+    """
     calls = 0
     for name in names:
         real = getattr(os, name)
 
         def call(*arguments: object, real: Callable[..., object] = real, **options: object) -> object:
             nonlocal calls
-            calls += 1
-            if calls == limit:
+            counts = kind is None or is_called_by(kind)
+            calls += counts
+            if counts and calls == limit:
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*arguments, **options)
 
@@ -76,32 +82,43 @@ def count_calls(limit: int, names: Sequence[str] = CALLS) -> Callable[[], int]:
     return lambda: calls
 
 
-def counting(limit: int, folder: Path, count_file: Path | None = None) -> None:
-    """A run that kills itself at its `limit`-th file-system call."""
-    count = count_calls(limit)
-    run(folder)
-    if count_file is not None:
-        count_file.write_text(str(count()))
+def is_called_by(name: str) -> bool:
+    frame = sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_name != name:
+        frame = frame.f_back
+    return frame.f_code.co_name == name
 
 
-def transferring(limit: int, folder: Path, count_file: Path | None = None) -> None:
-    """A run whose experts lie on disk, that kills itself at its `limit`-th transfer of one."""
-    count = count_calls(limit, TRANSFERS)
-    run(folder, *OFFLOADED)
+def counting(
+    limit: int,
+    folder: Path,
+    count_file: Path | None = None,
+    names: Sequence[str] = CALLS,
+    kind: str | None = None,
+    more: Sequence[str] = (),
+) -> None:
+    """A run that kills itself at its `limit`-th call."""
+    count = count_calls(limit, names, kind)
+    run(folder, *more)
     if count_file is not None:
         count_file.write_text(str(count()))
 
 
 def kill_transfers(base: Path, expected: dict[str, str], amount: int) -> tuple[int, int, int]:
-    """Return kills, completed runs, and how many of these ended otherwise."""
+    """Kill runs by turns in each kind of transfer; return kills, completed runs, and how many ended otherwise."""
     folder, rng, kills, runs, different = base / "killed", random.Random(0), 0, 0, 0
-    assert wait(forked(lambda: transferring(0, base / "moved", base / "transfers"))) == 0
-    assert digests(base / "moved") == expected
-    most = int((base / "transfers").read_text())
+    most: dict[str, int] = {}
+    for kind in KINDS:
+        whole = partial(counting, 0, base / kind, base / "calls", TRANSFERS, kind, OFFLOADED)
+        assert wait(forked(whole)) == 0
+        assert digests(base / kind) == expected
+        most[kind] = int((base / "calls").read_text())
+        assert most[kind] > 0
     while kills < amount or folder.exists():
+        kind = KINDS[kills % len(KINDS)]
         # Calls are counted, not planned: a resumed run makes fewer, and some limits are never reached.
-        limit = rng.randint(1, most) if kills < amount else 0
-        code = wait(forked(lambda limit=limit: transferring(limit, folder)))  # type: ignore[misc]
+        limit = rng.randint(1, most[kind]) if kills < amount else 0
+        code = wait(forked(partial(counting, limit, folder, None, TRANSFERS, kind, OFFLOADED)))
         kills += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), code
         if code == 0:

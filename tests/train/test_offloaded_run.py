@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hmoe.config import recipes
+from hmoe.config.memory import Device
 from hmoe.config.processes import check_processes
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.parallel.expert_storage import FileStorage
@@ -139,18 +140,17 @@ def test_a_disk_that_fails_ends_the_run_with_its_newest_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole")
-    real, calls = FileStorage.transfer, 0
+    real, published = FileStorage.transfer, tmp_path / "run" / "checkpoints" / "step-00000002"
 
     def transfer(self: FileStorage, *arguments: Any, **options: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 900:
+        if published.exists():
             raise CheckpointError("Input/output error")
         real(self, *arguments, **options)
 
     monkeypatch.setattr(FileStorage, "transfer", transfer)
     with pytest.raises(CheckpointError, match="Input/output error"):
         run(tmp_path / "run", DISK)
+    assert published.is_dir()
     monkeypatch.setattr(FileStorage, "transfer", real)
     run(tmp_path / "run", DISK)
     assert digests(tmp_path / "run") == digests(tmp_path / "whole")
@@ -195,3 +195,18 @@ def test_what_a_machine_cannot_do_is_told(tmp_path: Path) -> None:
         run(tmp_path / "host", "parallel.offload=host", "train.device=cpu")
     with pytest.raises(ConfigError, match=r"offload_folder = /nowhere: must be a folder"):
         run(tmp_path / "nowhere", DISK, "parallel.offload_folder=/nowhere")
+
+
+def test_a_run_that_does_not_fit_names_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hmoe.train.device_fit.read_host", lambda: Device("cpu", 1000))
+    with pytest.raises(ConfigError, match=r"see `hmoe plan`, then .* or set parallel\.offload$"):
+        run(tmp_path / "memory")
+    with pytest.raises(ConfigError, match=r"or lower parallel\.offload_bytes$"):
+        run(tmp_path / "disk", DISK)
+
+
+def test_a_folder_in_memory_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no /dev/shm")
+    run(tmp_path / "run", DISK, "parallel.offload_folder=/dev/shm", "train.steps=1")
+    assert "/dev/shm: lies in memory" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """A run whose experts lie outside of its device's memory: where, and what that moves."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from hmoe.config.offload import choose_offload_bytes, count_expert_bytes, count_traffic_of_offload
@@ -11,7 +12,9 @@ from hmoe.specs.offload import STORED_KINDS
 from hmoe.units import format_bytes
 
 
-def find_offload_folder(config: RunConfig, run: Path, device: str) -> Path | None:
+def find_offload_folder(
+    config: RunConfig, run: Path, device: str, warn: Callable[[str], None]
+) -> Path | None:
     """Return the folder for the file with a process's experts, None where they lie in the host's memory.
 
     Raises:
@@ -28,7 +31,23 @@ def find_offload_folder(config: RunConfig, run: Path, device: str) -> Path | Non
     folder = Path(parallel.offload_folder or run)
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ConfigError(f"parallel.offload_folder = {folder}: must be a folder in which files can be made")
+    if lies_in_memory(folder):
+        warn(
+            f"{folder}: lies in memory (tmpfs), so offload spares none; parallel.offload_folder names another"
+        )
     return folder
+
+
+def lies_in_memory(folder: Path) -> bool:
+    """Return whether a folder's files are kept in memory, as far as the system tells."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    kinds = {place: kind for _, place, kind, *_ in mounts}  # the last one is on top
+    path = folder.resolve()
+    home = next((each for each in (path, *path.parents) if str(each) in kinds), None)
+    return home is not None and kinds[str(home)] in ("tmpfs", "ramfs")
 
 
 def describe_offload(config: RunConfig, offload: ExpertOffload, share: float, num_processes: int) -> str:

@@ -36,7 +36,7 @@ def open_run_model(
     if config.parallel.offload == "none":
         return build_run_model(config, device, processes, placements), None
     with processes.together():
-        folder = find_offload_folder(config, run, device)
+        folder = find_offload_folder(config, run, device, console.warn)
     share = find_expert_share(config, processes.size, measure_run_load(config, processes.size))
     opened: list[ExpertOffload] = []
 
