@@ -4,8 +4,8 @@
 
 Each round trains both for a few steps in processes of their own, in turn. Printed: seconds of a step and their ratio,
 the bytes that a step moves, how fast the disk is, and the memory: planned, the most that was taken (anonymous memory,
-which the system cannot take back) less what a run of almost no model takes. With --limit-gb the run with experts on disk
-may take no more than that, its files in memory included: the system enforces it (control groups; needs to be root).
+which the system cannot take back) less what a run of almost no model takes. With --limit-gb the run with experts on
+disk may take no more than that, its files in memory included: the system enforces it (control groups; needs root).
 """
 
 import argparse

@@ -2,7 +2,14 @@
 
 import pytest
 
-from hmoe.units import format_bytes, format_count, format_duration, format_flops, format_rough_duration
+from hmoe.units import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_flops,
+    format_rough_duration,
+    parse_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -28,3 +35,15 @@ from hmoe.units import format_bytes, format_count, format_duration, format_flops
 )
 def test_numbers_read_well(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("2GB", 2 * 10**9), ("500 MB", 5 * 10**8), ("1.5GiB", 3 * 2**29), ("7", 7), ("64k", 64_000), ("3B", 3),
+        ("1TB", 10**12),
+        ("", None), ("-1GB", None), ("1e9", None), ("GB", None), ("1 XB", None), ("1GBs", None),
+    ],
+)  # fmt: skip
+def test_sizes_are_read(text: str, size: int | None) -> None:
+    assert parse_bytes(text) == size

@@ -1,5 +1,7 @@
 """Numbers as people read them: sizes, counts, FLOPs and durations in few digits. Records and JSON keep exact ones."""
 
+import re
+
 _SI = (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3))
 _BYTES = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 _LONG_TIMES = (("years", 365.25 * 86400), ("days", 86400.0), ("h", 3600.0), ("min", 60.0))
@@ -47,3 +49,14 @@ def format_rough_duration(seconds: float) -> str:
         if seconds >= 1.5 * size:
             return f"{float(f'{seconds / size:.1e}'):,.0f} {unit}"
     return f"{max(seconds, 1):.0f} s"
+
+
+def parse_bytes(text: str) -> int | None:
+    """Return the bytes of a size such as 2GB, 500 MB, 1.5GiB or 1000000; None for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i?)B?|B)?\s*", text)
+    if match is None:
+        return None
+    amount, unit, binary = match.groups()
+    power = 0 if unit is None else "kMGT".index(unit.replace("K", "k")) + 1
+    size: int = round(float(amount) * (1024 if binary else 1000) ** power)
+    return size

@@ -157,6 +157,35 @@ def test_the_verbs_refuse_what_cannot_work(folder: Path, capsys: pytest.CaptureF
             ("serve", str(folder), "--port", "0", "--api-key", ""): "--api-key",
             ("serve", str(folder), "--port", "99999"): "65535",
             ("serve", str(folder), "--precision", "int8"): "float32",
+            (
+                "serve",
+                str(folder),
+                "--offload",
+                "lots",
+            ): "--offload lots: must be a size above 0, such as 500MB",
+            ("serve", str(folder), "--offload", "0"): "--offload 0: must be a size above 0",
+            (
+                "serve",
+                str(folder),
+                "--offload",
+                "1kB",
+                "--port",
+                "0",
+            ): "--offload 1000: must hold the two widest experts; nearest is",
+            (
+                "serve",
+                str(folder),
+                "--offload-folder",
+                "/tmp",
+            ): "--offload-folder has no effect without --offload",
+            (
+                "serve",
+                str(folder),
+                "--offload",
+                "1MB",
+                "--offload-folder",
+                "/no",
+            ): "--offload-folder /no: must be a",
             ("chat", "/nowhere"): "/nowhere",
             ("chat", str(folder), "--temperature", "-1"): "temperature = -1",
             ("chat", str(folder), "--top-p-experts", "2"): "must be in (0, 1]",
@@ -222,11 +251,13 @@ def test_chat_answers_piped_lines(folder: Path, chat: Chat) -> None:
 
 
 def test_chat_and_server_give_the_same_text(folder: Path, chat: Chat) -> None:
+    """The server's experts lie in a file."""
     out, _ = chat(folder, "hi\n", "--max-tokens", "9", "--temperature", "0")
-    with Process(folder) as server:
+    with Process(folder, "--offload", "20kB") as server:
         body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9, "temperature": 0}
         answer = httpx.post(server.url + "/chat/completions", json=body).json()
         assert out == json.loads(json.dumps(answer["choices"][0]["message"]["content"])).lstrip() + "\n"
+        assert "\nhmoe_expert_hits_total " in httpx.get(server.url.replace("/v1", "/metrics")).text
 
 
 def resident_bytes(pid: int) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,10 +14,17 @@ import typer
 from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.units import parse_bytes
 
 if TYPE_CHECKING:
+    from socket import socket
+
+    from hmoe.parallel.offloaded_model import OffloadForReading
     from hmoe.runs.open_model import OpenedModel
     from hmoe.serve.engine.types import EngineLimits
+    from hmoe.serve.http.middleware import RequestLimits
+    from hmoe.serve.http.request_log import RequestLog
+    from hmoe.serve.http.server import ConnectionLimits
     from hmoe.serve.http.service import Service
 
 _Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all, then give an API key.")]
@@ -49,6 +57,18 @@ _Timeout = Annotated[
     float, typer.Option(min=0.1, max=86400, help="Seconds that a request may take, waiting included.")
 ]
 
+_Offload = Annotated[
+    str | None,
+    typer.Option(
+        "--offload",
+        metavar="SIZE",
+        help="Keep so much of the experts' weights in memory, such as 2GB, and all in a file. Default: all in memory.",
+    ),
+]
+_OffloadFolder = Annotated[
+    Path | None,
+    typer.Option(help="With --offload: where the file is. Default: the folder for temporary files."),
+]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No line per request on standard error.")]
 
 
@@ -68,6 +88,8 @@ def serve_model(
     max_connections: _MaxConnections = 512,
     timeout: _Timeout = 300,
     precision: ServedPrecision = None,
+    most_bytes: _Offload = None,
+    offload_folder: _OffloadFolder = None,
     quiet: _Quiet = False,
 ) -> None:
     """Answer HTTP requests as OpenAI's API does.
@@ -75,32 +97,65 @@ def serve_model(
     Completions, chat, streams, log-probabilities.
     """
     try:
-        from hmoe.serve.http.origins import check_origins
         from hmoe.serve.http.request_log import RequestLog
-        from hmoe.serve.http.server import ConnectionLimits, Server, open_listening_socket
+        from hmoe.serve.http.server import ConnectionLimits, open_listening_socket
     except ImportError:
         raise make_missing_extra_error("the server's routes", "serve") from None
     from hmoe.serve.engine.types import EngineLimits
     from hmoe.serve.http.middleware import RequestLimits
 
-    _check_key(api_key)
-    origins = check_origins(allow_origin or ())
+    origins = _check_access(api_key, allow_origin or ())
+    memory = _make_memory(most_bytes, offload_folder, precision)
     with open_listening_socket(host, port) as listening:  # before the model is read, which may take long
-        opened = open_served_model(path, precision)
+        opened = open_served_model(path, precision, memory)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
-        service = _make_service(opened, name or opened.name, limits, max_tokens, timeout)
+        service = _make_service(opened, name or opened.name, limits, max_tokens, timeout, memory)
         if not api_key:
             _warn_of_strangers(listening.getsockname()[0])
         guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
-        ready = partial(_print_address, service, bool(api_key))
+        connections = ConnectionLimits(max_connections)
         with service.engine, nullcontext() if quiet else RequestLog(_write_to_stderr) as log:
-            record = None if log is None else log.add
-            Server(service, guard, ConnectionLimits(max_connections), ready, record).run([listening])
+            _answer_requests(service, guard, connections, log, listening)
 
 
-def _check_key(api_key: str | None) -> None:
+def _answer_requests(
+    service: "Service", guard: "RequestLimits", connections: "ConnectionLimits", log: "RequestLog | None",
+    listening: "socket",
+) -> None:  # fmt: skip
+    from hmoe.serve.http.server import Server
+
+    ready = partial(_print_address, service, bool(guard.api_key))
+    Server(service, guard, connections, ready, None if log is None else log.add).run([listening])
+
+
+def _make_memory(size: str | None, folder: Path | None, precision: str | None) -> "OffloadForReading | None":
+    """Return what gives the served model memory, None for all that it needs."""
+    if size is None:
+        if folder is not None:
+            raise ConfigError("--offload-folder has no effect without --offload; remove it")
+        return None
+    import tempfile
+
+    import torch
+
+    from hmoe.parallel.offloaded_model import OffloadForReading
+
+    most_bytes = parse_bytes(size)
+    if not most_bytes:
+        raise ConfigError(f"--offload {size}: must be a size above 0, such as 500MB or 2GB")
+    folder = folder or Path(tempfile.gettempdir())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise ConfigError(f"--offload-folder {folder}: must be a folder in which files can be made")
+    return OffloadForReading(folder, most_bytes, None if precision is None else getattr(torch, precision))
+
+
+def _check_access(api_key: str | None, allow_origin: Sequence[str]) -> tuple[str, ...]:
+    """Return the origins that may ask; raise ConfigError for one that is none, or an empty key."""
+    from hmoe.serve.http.origins import check_origins
+
     if api_key == "" or (api_key is None and os.environ.get("HMOE_API_KEY") == ""):
         raise ConfigError("--api-key or HMOE_API_KEY: is empty; leave it out, or unset it, for none")
+    return check_origins(allow_origin)
 
 
 def _warn_of_strangers(host: str) -> None:
@@ -109,12 +164,18 @@ def _warn_of_strangers(host: str) -> None:
 
 
 def _make_service(
-    opened: "OpenedModel", name: str, limits: "EngineLimits", max_tokens: int | None, timeout: float
+    opened: "OpenedModel",
+    name: str,
+    limits: "EngineLimits",
+    max_tokens: int | None,
+    timeout: float,
+    memory: "OffloadForReading | None",
 ) -> "Service":
     from hmoe.serve.http.service import ServedModel, Service
 
+    offload = None if memory is None else memory.offload
     served = ServedModel(
-        opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder
+        opened.model, opened.tokenizer, name, opened.chat_template, opened.begin, opened.folder, offload
     )
     return Service(served, limits, max_tokens or limits.context_length, timeout)
 
@@ -150,8 +211,10 @@ def _write_to_stderr(line: str) -> None:
     os.write(2, line.encode())
 
 
-def open_served_model(path: Path, precision: str | None) -> "OpenedModel":
-    """Open a model for an engine: without gradients, in this precision or as it is stored.
+def open_served_model(
+    path: Path, precision: str | None, memory: "OffloadForReading | None" = None
+) -> "OpenedModel":
+    """Open a model for an engine: without gradients, in this precision or as it is stored, all in memory or not.
 
     It is read in a thread that then ends: with two sets of OpenMP threads in a process, the engine's would take
     turns with those that reading left behind, and be three times slower.
@@ -163,6 +226,8 @@ def open_served_model(path: Path, precision: str | None) -> "OpenedModel":
     from hmoe.runs.open_model import open_model
 
     def load() -> "OpenedModel":
+        if memory is not None:
+            return open_model(path, print_note, memory)
         opened = open_model(path, print_note)
         if precision is not None:
             opened.model.to(getattr(torch, precision))

@@ -18,8 +18,8 @@ class StreamedExperts(ExpertSource, Protocol):
         """Whether gradients of the weights are wanted."""
         ...
 
-    def begin_pass(self, num_tokens: Sequence[int], dtype: torch.dtype, backward: bool) -> None:
-        """Say how many tokens each expert of a pass has, those with any come in their order, and the type of x."""
+    def begin_pass(self, x_TD: torch.Tensor, num_tokens: Sequence[int], backward: bool) -> None:
+        """Say what a pass reads, and how many tokens each expert has; those with any come in their order."""
         ...
 
 
@@ -37,14 +37,14 @@ def stream_experts(
         x_TD, token_N, gate_N, num_tokens_E, widths: as `expert_ffn` takes them.
         source: of the weights, and where their gradients go in the backward pass.
     """
-    trains = source.trains
-    needs_grad = torch.is_grad_enabled() and (trains or x_TD.requires_grad or gate_N.requires_grad)
-    room, counts = 0, num_tokens_E.tolist()
-    source.begin_pass(counts, x_TD.dtype, backward=False)
-    if needs_grad:
-        room = sum(count_loop_rows(x_TD, n) * h for n, h in zip(counts, widths, strict=True) if n)
+    trains, counts = source.trains, num_tokens_E.tolist()
+    source.begin_pass(x_TD, counts, backward=False)
+    if not (torch.is_grad_enabled() and (trains or x_TD.requires_grad or gate_N.requires_grad)):
+        tensors = [tensor.contiguous() for tensor in (x_TD, token_N, gate_N, num_tokens_E)]
+        return forward_from_source(_make_layer(tensors, tuple(widths)), 0, source)[0]
+    room = sum(count_loop_rows(x_TD, n) * h for n, h in zip(counts, widths, strict=True) if n)
     # Something that is differentiated, so that the weights get gradients though x may need none.
-    anchor = x_TD.new_zeros(0, requires_grad=needs_grad and trains)
+    anchor = x_TD.new_zeros(0, requires_grad=trains)
     y_TD: torch.Tensor = _Streamed.apply(  # type: ignore[no-untyped-call]
         x_TD, gate_N, anchor, token_N, num_tokens_E, tuple(widths), source, room
     )
@@ -76,7 +76,7 @@ class _Streamed(torch.autograd.Function):
         *tensors, pre_gate, pre_up, order_N = ctx.saved_tensors
         layer, saved = _make_layer(tensors, ctx.widths), Saved(pre_gate, pre_up, order_N)
         source: StreamedExperts = ctx.source
-        source.begin_pass(layer.num_tokens_E.tolist(), layer.x_TD.dtype, backward=True)
+        source.begin_pass(layer.x_TD, layer.num_tokens_E.tolist(), backward=True)
         dx_TD, dgate_N = backward_to_source(layer, saved, dy_TD.contiguous(), source, source.trains)
         return dx_TD, dgate_N, *(None,) * 6
 

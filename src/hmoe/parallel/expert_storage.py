@@ -134,7 +134,7 @@ class FileStorage:
 
     def transfer(self, first_byte: int, values: torch.Tensor, writes: bool) -> None:
         """Read or write the bytes of a tensor on the CPU."""
-        left = memoryview(values.numpy()).cast("B")  # type: ignore[arg-type]
+        left = memoryview(values.view(torch.uint8).numpy())  # type: ignore[arg-type]
         counted = "written_bytes" if writes else "read_bytes"
         setattr(self.moved, counted, getattr(self.moved, counted) + len(left))
         move = os.pwritev if writes else os.preadv

@@ -13,8 +13,8 @@ from hmoe.parallel.offloaded_layer import OffloadedLayer
 class Passes(Protocol):
     """Who brings experts for the passes of all layers (`hmoe.parallel.offload`)."""
 
-    def begin_pass(self, place: int, busy: Sequence[int], backward: bool) -> None:
-        """Plan what is needed from a layer's pass on."""
+    def begin_pass(self, place: int, x_TD: torch.Tensor, busy: Sequence[int], backward: bool) -> None:
+        """Plan what is needed from a layer's pass over x on."""
         ...
 
     def use(self, place: int, expert: int) -> Weights:
@@ -43,13 +43,13 @@ class LayerSource:
         """Whether the layer's experts have gradients."""
         return self._layer.trains
 
-    def begin_pass(self, num_tokens: Sequence[int], dtype: torch.dtype, backward: bool) -> None:
-        """Say which experts a pass needs, in which type; they are asked for in their order."""
-        self._dtype = dtype
+    def begin_pass(self, x_TD: torch.Tensor, num_tokens: Sequence[int], backward: bool) -> None:
+        """Say what a pass reads, and how many tokens each expert has; they are asked for in their order."""
+        self._dtype = x_TD.dtype
         busy = [expert for expert, count in enumerate(num_tokens) if count]
         if backward:
             self._layer.begin_backward()
-        self._passes.begin_pass(self._place, busy, backward)
+        self._passes.begin_pass(self._place, x_TD, busy, backward)
 
     def read_weights(self, expert: int) -> Matrices:
         """Return an expert's three matrices (h, D) in the type of the pass, until the next call."""

@@ -23,9 +23,10 @@ from hmoe.parallel.expert_storage import ExpertStorage, FileStorage, HostStorage
 from hmoe.parallel.expert_store import Key, Weights
 from hmoe.parallel.expert_update import Scratch
 from hmoe.parallel.layer_source import LayerSource
-from hmoe.parallel.offloaded_layer import ExpertHome, OffloadedLayer
-from hmoe.specs.offload import MOST_WAITING_GRADIENTS, STORED_KINDS, count_fewest_bytes
-from hmoe.units import format_bytes
+from hmoe.parallel.next_experts import NextExperts
+from hmoe.parallel.offload_checks import check_homes, check_optimizer
+from hmoe.parallel.offloaded_layer import OffloadedLayer
+from hmoe.specs.offload import MOST_WAITING_GRADIENTS, STORED_KINDS
 
 Clip = Callable[[torch.Tensor], None]
 
@@ -43,6 +44,8 @@ class ExpertOffload:
         folder: for the file with the experts; None: they are kept in the host's memory.
         device: that computes.
         most_bytes: of the device's memory for weights of experts; at least of the two widest.
+        reads_only: the model is not trained: no room is made for gradients and moments, what was used least recently
+            makes room, and experts are fetched ahead that the next layer's router would choose (`NextExperts`).
 
     Raises:
         ConfigError: if `most_bytes` is too little, or nothing can be offloaded.
@@ -55,16 +58,24 @@ class ExpertOffload:
 
     storage: ExpertStorage
 
-    def __init__(self, model: nn.Module, folder: Path | None, device: torch.device, most_bytes: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        folder: Path | None,
+        device: torch.device,
+        most_bytes: int,
+        reads_only: bool = False,
+    ) -> None:
         homes = list_expert_homes(model)
-        dtype = _check_homes(homes, most_bytes)
+        dtype = check_homes(homes, most_bytes)
         self.device = device
-        shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(len(STORED_KINDS) * 3)]
+        size = 3 * (1 if reads_only else len(STORED_KINDS))
+        shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(size)]
         if folder is None:
             self.storage = HostStorage(shapes, dtype, pinned=device.type == "cuda")
         else:
             self.storage = FileStorage(folder, shapes, dtype)
-        stored, size = self.storage.matrices, 3 * len(STORED_KINDS)
+        stored = self.storage.matrices
         cuda: Any = torch.cuda
         self._stream = cuda.Stream(device) if device.type == "cuda" else None
         self._layers = [
@@ -77,6 +88,7 @@ class ExpertOffload:
         self._most_bytes = most_bytes
         self._current: Key | None = None  # the expert that is computed
         self._busy: list[Sequence[int]] = [range(len(layer.widths)) for layer in self._layers]
+        self.next_experts = NextExperts(model, self._busy) if reads_only else None
         self._to_return: list[int] = []  # layers whose backward pass is still to come
         for place, layer in enumerate(self._layers):
             layer.home.module.source = LayerSource(self, place, layer)  # type: ignore[assignment]
@@ -119,7 +131,7 @@ class ExpertOffload:
         Raises:
             ConfigError: unless the optimiser is `torch.optim.AdamW` with `fused=True`, made after this object.
         """
-        _check_optimizer(optimizer)
+        check_optimizer(optimizer)
         groups = {
             parameter: {name: value for name, value in group.items() if name != "params"}
             for group in optimizer.param_groups
@@ -175,8 +187,12 @@ class ExpertOffload:
 
     # What a layer calls in its passes.
 
-    def begin_pass(self, place: int, busy: Sequence[int], backward: bool) -> None:
-        """Plan what is needed from a layer's pass on."""
+    def begin_pass(self, place: int, x_TD: torch.Tensor, busy: Sequence[int], backward: bool) -> None:
+        """Plan what is needed from a layer's pass over x on."""
+        if self.next_experts is not None:
+            guessed = self.next_experts.guess(place, x_TD, busy)
+            self.cache.plan([*self._name(place, busy), *self._name(place + 1, guessed)])
+            return
         if backward:
             del self._to_return[self._to_return.index(place) if place in self._to_return else 0 :]
             self.cache.plan([*self._name(place, busy), *self._list_backward(), *self._list_forward(0)])
@@ -267,32 +283,3 @@ class ExpertOffload:
 def _split(key: Key) -> tuple[int, int]:
     assert isinstance(key, tuple)
     return key
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigError for an optimiser whose updates are not computed here."""
-    groups = optimizer.param_groups
-    is_right = isinstance(optimizer, torch.optim.AdamW) and all(
-        group["fused"] and not group["amsgrad"] for group in groups
-    )
-    if not is_right:
-        raise ConfigError(
-            f"offload: optimizer is {type(optimizer).__name__}, must be torch.optim.AdamW with fused=True and without "
-            "amsgrad",
-            argument="optimizer",
-        )
-
-
-def _check_homes(homes: Sequence[ExpertHome], most_bytes: int) -> torch.dtype:
-    """Return the type of the experts' weights; raise ConfigError unless so much memory is enough for them."""
-    if not homes:
-        raise ConfigError("offload: the model has no layer of hmoe.MoE; nearest is no offload")
-    dtype = next(homes[0].module.parameters(recurse=False)).dtype
-    fewest = count_fewest_bytes([home.widths for home in homes], homes[0].dim, dtype.itemsize)
-    if most_bytes < fewest:
-        raise ConfigError(
-            f"offload: most_bytes = {most_bytes}: must hold the two widest experts; nearest is {fewest} "
-            f"({format_bytes(fewest)})",
-            argument="most_bytes",
-        )
-    return dtype

@@ -1,6 +1,8 @@
 """A model with random weights whose experts were never all in memory."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -38,6 +40,35 @@ def build_offloaded_transformer(
     model.to(device)
     put_experts(experts)
     return model
+
+
+class OffloadForReading:
+    """Gives a model that is opened memory for all but its experts, which lie in a file.
+
+    Args:
+        folder: for the file.
+        most_bytes: of the device's memory for weights of experts.
+        dtype: of all weights; None: as the model has them.
+
+    Attributes:
+        offload: of the experts, once the model was given memory.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int, dtype: torch.dtype | None = None) -> None:
+        self._folder, self._most_bytes, self._dtype = folder, most_bytes, dtype
+        self.offload: ExpertOffload | None = None
+
+    def __call__(self, model: Transformer) -> AbstractContextManager[object]:
+        """Give memory to a model on the meta device, and return a context in which its weights may be written."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._dtype is not None:
+            model.to(self._dtype)
+        model.requires_grad_(False)
+        experts = take_experts(model)
+        model.to_empty(device=device)
+        put_experts(experts)
+        self.offload = ExpertOffload(model, self._folder, device, self._most_bytes, reads_only=True)
+        return self.offload.look_at_all(changes=True)
 
 
 _Experts = list[tuple[nn.Module, dict[str, nn.Parameter | None]]]

@@ -13,6 +13,7 @@ from hmoe.errors import CheckpointError, ConfigError, DataError
 from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
 from hmoe.runs import families
+from hmoe.runs.allocation import Allocate, allocate_on_cpu
 from hmoe.runs.config_keys import hint_absent, named_dtype
 from hmoe.runs.weight_names import name_hf_weight
 from hmoe.runs.weights import StoredTensors, fill_model, is_head_apart
@@ -21,12 +22,15 @@ from hmoe.specs.model import ModelSpec
 _LARGEST_JSON = 1 << 26  # bytes
 
 
-def read_hf_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None) -> Transformer:
-    """Read the model of a Hugging Face folder onto the CPU.
+def read_hf_model(
+    folder: Path, raw: dict[str, Any], dtype: torch.dtype | None = None, allocate: Allocate = allocate_on_cpu
+) -> Transformer:
+    """Read the model of a Hugging Face folder.
 
     Args:
         raw: the folder's config.json.
         dtype: type of the weights; None: the one that config.json names, else the one they are stored in.
+        allocate: gives it memory.
 
     Raises:
         ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
@@ -37,9 +41,9 @@ def read_hf_model(folder: Path, raw: dict[str, Any], dtype: torch.dtype | None =
         dtype = tensors[name_hf_weight("embed.weight")].dtype if stored is None else getattr(torch, stored)
     with build_on_meta():
         model = Transformer(config).to(dtype)
-    model.to_empty(device="cpu")  # aligned in memory, as stored tensors are not
     try:
-        fill_model(model, tensors, raw["model_type"], str(folder))
+        with allocate(model):
+            fill_model(model, tensors, raw["model_type"], str(folder))
     except CheckpointError as error:
         raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
     return model

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError, DataError
 from hmoe.model.transformer import Transformer
+from hmoe.runs.allocation import Allocate, allocate_in_memory
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.chat_templates import check_chat_templates, read_default_template
 from hmoe.runs.config_binding import find_run_folder, is_run_folder
@@ -47,8 +46,15 @@ class OpenedModel:
     folder: Path | None = None
 
 
-def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
-    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder; faults go to `say`.
+def open_model(
+    path: Path, say: Callable[[str], None], allocate: Allocate = allocate_in_memory
+) -> OpenedModel:
+    """Open a run folder at its newest checkpoint that verifies, or a Hugging Face folder.
+
+    Args:
+        path: of the folder.
+        say: is told of faults.
+        allocate: gives the model memory.
 
     Raises:
         ConfigError, DataError, CheckpointError: naming what cannot be used.
@@ -56,7 +62,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
     path = find_run_folder(path) or path
     check_chat_templates(path, say)
     if is_run_folder(path):
-        return _from_run(path, say)
+        return _from_run(path, say, allocate)
     if not path.exists():
         raise ConfigError(f"{path}: no such folder; must be a run folder or a Hugging Face folder")
     if not (path / "config.json").is_file():
@@ -64,7 +70,7 @@ def open_model(path: Path, say: Callable[[str], None]) -> OpenedModel:
             f"{path}: not a run folder (no config.yaml) and not a Hugging Face folder (no config.json); "
             "`hmoe train RECIPE` makes a run folder"
         )
-    return _from_hugging_face(path)
+    return _from_hugging_face(path, allocate)
 
 
 def open_model_and_tokenizer(path: str | os.PathLike[str]) -> tuple[Transformer, Tokenizer]:
@@ -92,8 +98,8 @@ def open_model_and_tokenizer(path: str | os.PathLike[str]) -> tuple[Transformer,
     return opened.model, opened.tokenizer
 
 
-def _from_run(path: Path, say: Callable[[str], None]) -> OpenedModel:
-    config, model, tokenizer, state = open_run(path, say)
+def _from_run(path: Path, say: Callable[[str], None], allocate: Allocate) -> OpenedModel:
+    config, model, tokenizer, state = open_run(path, say, allocate)
     return OpenedModel(
         model=model,
         tokenizer=tokenizer,
@@ -108,16 +114,16 @@ def _from_run(path: Path, say: Callable[[str], None]) -> OpenedModel:
     )
 
 
-def _from_hugging_face(path: Path) -> OpenedModel:
+def _from_hugging_face(path: Path, allocate: Allocate) -> OpenedModel:
     raw = read_json_object(path / "config.json")
     tokenizer = load_hf_tokenizer(path)
-    model = read_hf_model(path, raw)
+    model = read_hf_model(path, raw, allocate=allocate)
     if tokenizer.vocab_size > model.config.vocab:
         num_tokens = tokenizer.vocab_size
         raise DataError(f"{path}: the tokenizer has {num_tokens} tokens, the model {model.config.vocab}")
     assert model.config.context is not None  # every family says
     return OpenedModel(
-        model=model.to("cuda" if torch.cuda.is_available() else "cpu").eval(),
+        model=model.eval(),
         tokenizer=tokenizer,
         context_length=model.config.context,
         name=path.resolve().name,

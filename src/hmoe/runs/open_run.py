@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hmoe.checkpoint.state import restore_state
 from hmoe.checkpoint.store import load_newest_checkpoint
 from hmoe.config.run import RunConfig
@@ -14,12 +12,13 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.model.meta import build_on_meta
 from hmoe.model.transformer import Transformer
+from hmoe.runs.allocation import Allocate, allocate_in_memory
 from hmoe.runs.config_binding import is_run_folder, read_run_config
 from hmoe.runs.side_files import check_side_files
 
 
 def open_run(
-    run: Path, say: Callable[[str], None]
+    run: Path, say: Callable[[str], None], allocate: Allocate = allocate_in_memory
 ) -> tuple[RunConfig, Transformer, Tokenizer, dict[str, Any]]:
     """Return config, model, tokenizer and newest state of a run folder; nothing in it is changed.
 
@@ -43,6 +42,6 @@ def open_run(
     check_side_files(run, newest.state, say)
     with build_on_meta():
         model = Transformer(config.model).to(next(iter(newest.model.values())).dtype)
-    model.to_empty(device="cuda" if torch.cuda.is_available() else "cpu")
-    restore_state(newest, model)
+    with allocate(model):
+        restore_state(newest, model)
     return config, model.eval(), tokenizer, newest.state

@@ -71,7 +71,7 @@ async def report_health(request: Request, state: ServerState) -> Response:
 
 async def report_metrics(request: Request, state: ServerState) -> Response:
     """Answer GET /metrics in Prometheus' text format."""
-    page = state.metrics.page(state.service.engine, state.count_connections())
+    page = state.metrics.page(state.service.engine, state.count_connections(), state.service.served.offload)
     return Response(page, media_type=_METRICS_TYPE)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.serve.engine.engine import Engine
 
 _BUCKETS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -56,8 +57,8 @@ class Metrics:
         self._requests[label, status] += 1
         self._request_seconds.observe(seconds)
 
-    def page(self, engine: Engine, connections: int) -> str:
-        """Return everything as one text."""
+    def page(self, engine: Engine, connections: int, offload: ExpertOffload | None = None) -> str:
+        """Return everything as one text, what experts that lie elsewhere did, too."""
         load, total = engine.load(), engine.total
         lines = ["# HELP hmoe_requests_total Requests answered.", "# TYPE hmoe_requests_total counter"]
         for (route, status), count in sorted(self._requests.items()):
@@ -75,7 +76,38 @@ class Metrics:
             ("hmoe_steps_total", "counter", "Passes of the model."): engine.steps,
             ("hmoe_failures_total", "counter", "Sequences the model failed on."): engine.failures,
         }
+        if offload is not None:
+            values |= _list_offload(offload)
         for (name, kind, text), value in values.items():
-            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value:.0f}"]
+            lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value:.10g}"]
         lines += [*self._request_seconds.lines(), *self.first_token_seconds.lines()]
         return "\n".join(lines) + "\n"
+
+
+def _list_offload(offload: ExpertOffload) -> dict[tuple[str, str, str], float]:
+    """Return the counts of experts that lie elsewhere, by name, kind and text."""
+    counts, guesses = offload.cache.counts, offload.next_experts
+    values: dict[tuple[str, str, str], float] = {
+        ("hmoe_expert_hits_total", "counter", "Uses of an expert that was in memory in time."): counts.hits,
+        ("hmoe_expert_misses_total", "counter", "Uses of an expert that was waited for."): counts.misses,
+        ("hmoe_expert_wait_seconds_total", "counter", "Waited for experts."): counts.wait_seconds,
+        (
+            "hmoe_expert_read_bytes_total",
+            "counter",
+            "Bytes of experts that were fetched.",
+        ): offload.storage.moved.read_bytes,
+    }
+    if guesses is not None:
+        values |= {
+            (
+                "hmoe_expert_guesses_total",
+                "counter",
+                "Experts that a layer early were expected.",
+            ): guesses.num_guessed,
+            (
+                "hmoe_expert_right_guesses_total",
+                "counter",
+                "Of these, those that were needed.",
+            ): guesses.num_right,
+        }
+    return values

@@ -13,6 +13,7 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.generate import Sampling
 from hmoe.model.transformer import Transformer
+from hmoe.parallel.offload import ExpertOffload
 from hmoe.serve.chat_prompt import ChatLayout, ChatTurn
 from hmoe.serve.engine.engine import BusyError, ClosedError, Engine
 from hmoe.serve.engine.sequence import SequenceJob
@@ -41,6 +42,7 @@ class ServedModel:
         chat_template: Jinja, or None for plain lines.
         begin: tokens before every text that is not given as tokens, such as LLaMA's <s>.
         folder: where the model was read, for the special tokens that its template names.
+        offload: of experts that lie outside of the device's memory; None: none do.
     """
 
     model: Transformer
@@ -49,6 +51,7 @@ class ServedModel:
     chat_template: str | None = None
     begin: Sequence[int] = ()
     folder: Path | None = None
+    offload: ExpertOffload | None = None
 
 
 class Exchange:
