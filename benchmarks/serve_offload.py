@@ -37,12 +37,14 @@ from hmoe.specs.widths import geometric
 CONTEXT = 256
 
 
-def make_model(skew: float) -> Transformer:
-    """Return a model of 430 MB, 90% of it experts: 8 layers of 16, widths from 128 to 1,024."""
+def make_model(skew: float, dim: int, layers: int) -> Transformer:
+    """Return a model whose layers have 16 experts, the widest 8 times as wide as the narrowest."""
     widths = list(geometric(8192, 16, ratio=8))
     random.Random(0).shuffle(widths)
     router = TopK(k=2, bias_rate=0.001)
-    spec = ModelSpec(dim=512, layers=8, heads=8, vocab=512, moe=MoESpec(widths=tuple(widths), router=router))
+    spec = ModelSpec(
+        dim=dim, layers=layers, heads=8, vocab=512, moe=MoESpec(widths=tuple(widths), router=router)
+    )
     model = build_transformer(spec, seed=0).eval()
     for block in model.blocks:
         bias_E = block.ffn.router.bias_E
@@ -93,6 +95,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--share", type=float, default=0.5, help="of the experts' weights in memory")
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--skew", type=float, default=1.0)
     parser.add_argument("--clients", type=int, nargs="*", default=[1, 4])
     parser.add_argument("--rounds", type=int, default=5)
@@ -101,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         folder = Path(scratch) / "model"
-        model = make_model(options.skew)
+        model = make_model(options.skew, options.dim, options.layers)
         save_model(model, ByteTokenizer(), folder, CONTEXT)
         weights = sum(parameter.nbytes for name, parameter in model.named_parameters() if ".ffn.w_" in name)
         memory = OffloadForReading(Path(scratch), round(options.share * weights))

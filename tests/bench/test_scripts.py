@@ -83,3 +83,18 @@ def test_shared_checkpoints(tmp_path: Path) -> None:
     result = run("shared_checkpoints.py", tmp_path / "x.json", "--megabytes", "60", "--rounds", "2")
     assert len(result["seconds"]) == 2
     assert 0 < result["held"] < result["save"]
+
+
+def test_offload(tmp_path: Path) -> None:
+    result = run("offload.py", tmp_path / "offload.json", "tiny", "--rounds", "1", "--steps", "2")
+    assert result["same_weights"]
+    assert result["ratio"] > 0
+    assert result["planned_written_bytes"] > 0
+
+
+def test_serve_offload(tmp_path: Path) -> None:
+    """Answers are compared by the script itself."""
+    small = ["--rounds", "1", "--new-tokens", "3", "--dim", "64", "--layers", "2", "--clients", "2"]
+    (row,) = run("serve_offload.py", tmp_path / "serve.json", *small)["rows"]
+    assert row["ratio"] > 0
+    assert 0 < row["hit_rate"] <= 1
