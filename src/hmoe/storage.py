@@ -68,6 +68,18 @@ def write_atomic(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def lies_in_memory(folder: Path) -> bool:
+    """Return whether a folder's files are kept in memory, as far as the system tells."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return False
+    kinds = {place: kind for _, place, kind, *_ in mounts}  # the last one is on top
+    path = folder.resolve()
+    home = next((each for each in (path, *path.parents) if str(each) in kinds), None)
+    return home is not None and kinds[str(home)] in ("tmpfs", "ramfs")
+
+
 def hash_file(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:

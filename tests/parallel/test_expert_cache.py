@@ -196,11 +196,12 @@ def test_an_error_of_the_thread_is_raised_where_somebody_waits(ask: str) -> None
     shelf = Shelf([1, 1])
     shelf.error = OSError("gone")
     with opened(shelf, 2) as cache:
-        if ask == "acquire":
-            with pytest.raises(OSError, match="gone"):
-                cache.acquire(0)
-            return
         cache.mark_stale([0])
+        if ask == "acquire":
+            for _ in range(2):
+                with pytest.raises(OSError, match="gone"):
+                    cache.acquire(0)
+            return
         cache.plan([0])
         wait_for(lambda: cache._error is not None)
         with pytest.raises(OSError, match="gone"):
@@ -236,3 +237,17 @@ def test_closing_waits_for_one_thing_only_and_ends_all() -> None:
     for ask in (lambda: cache.acquire(7), cache.settle, lambda: cache.submit(lambda: None, 1)):
         with pytest.raises(RuntimeError, match="were closed"):
             ask()
+
+
+def test_what_could_not_be_fetched_is_told_to_who_asks_and_tried_again() -> None:
+    shelf = Shelf([1, 1, 1])
+    with opened(shelf, 2) as cache:
+        shelf.error = OSError("for now")
+        cache.plan([0, 1])  # ahead of need: nobody is told
+        wait_for(lambda: len(cache._failed) == 2)
+        for _ in range(2):
+            with pytest.raises(OSError, match="for now"):
+                cache.acquire(2)
+        shelf.error = None
+        assert [use(cache, key) for key in (2, 0, 1)] == [0, 0, 0]
+        assert cache._num_bytes == 2

@@ -65,7 +65,7 @@ class SharedSaver:
         return self._error is not None
 
     def save(self, step: int, pieces: PiecesByPart, state: Mapping[str, Any]) -> None:
-        """Begin to publish a checkpoint; the pieces, by part, must be copies that training does not change.
+        """Begin to publish a checkpoint; nobody may change the pieces, by part, until it is published.
 
         Raises:
             CheckpointError: if it cannot be written, or the one before could not; earlier ones are untouched.

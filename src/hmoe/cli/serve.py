@@ -14,6 +14,7 @@ import typer
 from hmoe.cli.arguments import AnyModel, ServedContext, ServedPrecision
 from hmoe.cli.output import print_note
 from hmoe.errors import ConfigError, make_missing_extra_error
+from hmoe.storage import lies_in_memory
 from hmoe.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -106,7 +107,10 @@ def serve_model(
 
     origins = _check_access(api_key, allow_origin or ())
     memory = _make_memory(most_bytes, offload_folder, precision)
-    with open_listening_socket(host, port) as listening:  # before the model is read, which may take long
+    with (
+        memory or nullcontext(),
+        open_listening_socket(host, port) as listening,
+    ):  # before the model is read, which may take long
         opened = open_served_model(path, precision, memory)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout, memory)
@@ -146,6 +150,10 @@ def _make_memory(size: str | None, folder: Path | None, precision: str | None) -
     folder = folder or Path(tempfile.gettempdir())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise ConfigError(f"--offload-folder {folder}: must be a folder in which files can be made")
+    if lies_in_memory(folder):
+        print_note(
+            f"warning: {folder}: lies in memory (tmpfs), so --offload spares none; --offload-folder names another"
+        )
     return OffloadForReading(folder, most_bytes, None if precision is None else getattr(torch, precision))
 
 
@@ -223,14 +231,12 @@ def open_served_model(
 
     import torch
 
+    from hmoe.runs.allocation import allocate_as, allocate_in_memory
     from hmoe.runs.open_model import open_model
 
     def load() -> "OpenedModel":
-        if memory is not None:
-            return open_model(path, print_note, memory)
-        opened = open_model(path, print_note)
-        if precision is not None:
-            opened.model.to(getattr(torch, precision))
+        plain = allocate_in_memory if precision is None else allocate_as(getattr(torch, precision))
+        opened = open_model(path, print_note, memory or plain)
         opened.model.requires_grad_(False)
         return opened
 

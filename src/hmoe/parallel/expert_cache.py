@@ -59,6 +59,9 @@ class ExpertCache:
         self._num_running = 0  # tasks
         self._settling = self._closed = False
         self._error: BaseException | None = None
+        self._failed: dict[
+            Key, Exception
+        ] = {}  # experts that could not be fetched, until somebody asks for them
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="hmoe-experts", daemon=True)
         self._thread.start()
@@ -69,8 +72,12 @@ class ExpertCache:
         """Return an expert's weights, which stay until `release`."""
         begun = None
         with self._changed:
+            self._failed.pop(key, None)  # ahead of need: another try
             while not self._is_ready(key):
                 self._raise_error()
+                if (error := self._failed.pop(key, None)) is not None:
+                    self._urgent = None
+                    raise error
                 begun = begun or perf_counter()
                 self._urgent = key
                 self._changed.notify_all()
@@ -87,6 +94,10 @@ class ExpertCache:
                 self.counts.misses += 1
                 self.counts.wait_seconds += perf_counter() - begun
             return block.weights
+
+    def __contains__(self, key: Key) -> bool:
+        """Tell whether an expert is in memory, whoever changes that meanwhile."""
+        return key in self._blocks
 
     def release(self, key: Key, wait: Callable[[], None] | None = None) -> None:
         """Give an expert back; `wait` waits until the device no longer reads it."""
@@ -168,27 +179,27 @@ class ExpertCache:
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            raise self._error
+            raise self._error.with_traceback(None)  # which would grow with each that is told
         if self._closed:
             raise RuntimeError("experts that lie elsewhere were closed, nobody fetches them any more")
 
     # What the thread does.
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and (job := self._choose_job()) is None:
-                    self._changed.wait()
-                if self._closed:
-                    return
-            assert job is not None
-            try:
+        try:
+            while (job := self._wait_for_job()) is not None:
                 job()
-            except BaseException as error:  # raised where somebody waits
-                with self._changed:
-                    self._error, self._closed = error, True
-                    self._changed.notify_all()
-                return
+        except BaseException as error:  # raised where somebody waits
+            with self._changed:
+                self._error, self._closed = error, True
+                self._changed.notify_all()
+
+    def _wait_for_job(self) -> Callable[[], None] | None:
+        """Return what to do next; None: nothing ever."""
+        with self._changed:
+            while not self._closed and (job := self._choose_job()) is None:
+                self._changed.wait()
+            return None if self._closed else job
 
     def _choose_job(self) -> Callable[[], None] | None:
         """Return what to do next, None for nothing: tasks, what somebody waits for, what will be needed, the rest."""
@@ -200,7 +211,7 @@ class ExpertCache:
             return self._prepare(self._urgent, is_urgent=True)
         while self._next < len(self._plan):
             key = self._plan[self._next]
-            if not self._is_ready(key):
+            if not self._is_ready(key) and key not in self._failed:
                 if (job := self._prepare(key, is_urgent=False)) is not None:
                     return job
                 break  # no room before somebody has used what is there
@@ -252,7 +263,16 @@ class ExpertCache:
         return self._find_place(key), -self._blocks[key].last_use
 
     def _fetch(self, key: Key, renews: bool) -> None:
-        weights = self._store.fetch(key, renews)
+        try:
+            weights = self._store.fetch(key, renews)
+        except Exception as error:
+            if renews:  # a change that was applied in part: nobody may go on from there
+                raise
+            with self._changed:
+                self._failed[key] = error
+                self._num_bytes -= self._store.count_bytes(key)
+                self._finish(key, renewed=False)
+            return
         with self._changed:
             self._blocks[key] = _Block(weights, self._store.count_bytes(key), self._clock)
             self._finish(key, renews)

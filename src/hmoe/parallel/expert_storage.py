@@ -144,8 +144,7 @@ class FileStorage:
             except OSError as error:
                 verb = "written" if writes else "read"
                 raise CheckpointError(
-                    f"{self.folder}: experts outside of memory cannot be {verb}: {error.strerror}; "
-                    "the newest checkpoint is intact"
+                    f"{self.folder}: experts outside of memory cannot be {verb}: {error.strerror}"
                 ) from None
             if not done:
                 raise CheckpointError(

@@ -67,7 +67,7 @@ class ExpertOffload:
         reads_only: bool = False,
     ) -> None:
         homes = list_expert_homes(model)
-        dtype = check_homes(homes, most_bytes)
+        dtype = check_homes(homes, most_bytes, reads_only)
         self.device = device
         size = 3 * (1 if reads_only else len(STORED_KINDS))
         shapes = [(sum(home.widths), home.dim) for home in homes for _ in range(size)]
@@ -83,12 +83,12 @@ class ExpertOffload:
             for place, home in enumerate(homes)
         ]
         most = max(max(home.widths, default=0) * home.dim for home in homes)
-        self._scratch = Scratch(most, dtype, device)
+        self._scratch = Scratch(0 if reads_only else most, dtype, device)
         self.cache = ExpertCache(self, most_bytes)
         self._most_bytes = most_bytes
         self._current: Key | None = None  # the expert that is computed
         self._busy: list[Sequence[int]] = [range(len(layer.widths)) for layer in self._layers]
-        self.next_experts = NextExperts(model, self._busy) if reads_only else None
+        self.next_experts = NextExperts(model, self.cache) if reads_only else None
         self._to_return: list[int] = []  # layers whose backward pass is still to come
         for place, layer in enumerate(self._layers):
             layer.home.module.source = LayerSource(self, place, layer)  # type: ignore[assignment]
@@ -212,14 +212,15 @@ class ExpertOffload:
     def use(self, place: int, expert: int) -> Weights:
         """Return an expert's weights on the device, until the next call."""
         self.let_go()
+        weights = self.cache.acquire((place, expert))
         self._current = (place, expert)
-        return self.cache.acquire(self._current)
+        return weights
 
     def let_go(self) -> None:
         """Give the expert back that was computed last."""
-        if self._current is not None:
-            self.cache.release(self._current, self.record_event())
-            self._current = None
+        current, self._current = self._current, None
+        if current is not None:
+            self.cache.release(current, self.record_event())
 
     def record_event(self) -> Callable[[], None] | None:
         """Return what waits until the device has done all that it was asked for so far; None: it has."""

@@ -24,11 +24,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def check_homes(homes: Sequence[ExpertHome], most_bytes: int) -> torch.dtype:
+def check_homes(homes: Sequence[ExpertHome], most_bytes: int, reads_only: bool) -> torch.dtype:
     """Return the type of the experts' weights; raise ConfigError unless so much memory is enough for them."""
     if not homes:
         raise ConfigError("offload: the model has no layer of hmoe.MoE; nearest is no offload")
-    dtype = next(homes[0].module.parameters(recurse=False)).dtype
+    weights = [next(home.module.parameters(recurse=False)) for home in homes]
+    if reads_only and any(weight.requires_grad for weight in weights):
+        raise ConfigError(
+            "offload: reads_only = True: the experts' weights take gradients; call model.requires_grad_(False) before",
+            argument="reads_only",
+        )
+    dtype = weights[0].dtype
     fewest = count_fewest_bytes([home.widths for home in homes], homes[0].dim, dtype.itemsize)
     if most_bytes < fewest:
         raise ConfigError(

@@ -58,6 +58,15 @@ class OffloadForReading:
         self._folder, self._most_bytes, self._dtype = folder, most_bytes, dtype
         self.offload: ExpertOffload | None = None
 
+    def __enter__(self) -> "OffloadForReading":
+        """Return the object itself; the experts are given up at the end of the context."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give up the experts: the model computes no more."""
+        if self.offload is not None:
+            self.offload.close()
+
     def __call__(self, model: Transformer) -> AbstractContextManager[object]:
         """Give memory to a model on the meta device, and return a context in which its weights may be written."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -21,3 +21,12 @@ def allocate_on_cpu(model: Transformer) -> AbstractContextManager[object]:
     """Give a model memory on the CPU."""
     model.to_empty(device="cpu")
     return nullcontext()
+
+
+def allocate_as(dtype: torch.dtype) -> Allocate:
+    """Return what gives a model memory in a type of its own: stored weights are converted once, as they are read."""
+
+    def allocate(model: Transformer) -> AbstractContextManager[object]:
+        return allocate_in_memory(model.to(dtype))
+
+    return allocate

@@ -41,11 +41,11 @@ def read_hf_model(
         dtype = tensors[name_hf_weight("embed.weight")].dtype if stored is None else getattr(torch, stored)
     with build_on_meta():
         model = Transformer(config).to(dtype)
-    try:
-        with allocate(model):
+    with allocate(model):
+        try:
             fill_model(model, tensors, raw["model_type"], str(folder))
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
     return model
 
 

@@ -9,6 +9,7 @@ from hmoe.config.run import RunConfig
 from hmoe.errors import ConfigError
 from hmoe.parallel.offload import ExpertOffload
 from hmoe.specs.offload import STORED_KINDS
+from hmoe.storage import lies_in_memory
 from hmoe.units import format_bytes
 
 
@@ -36,18 +37,6 @@ def find_offload_folder(
             f"{folder}: lies in memory (tmpfs), so offload spares none; parallel.offload_folder names another"
         )
     return folder
-
-
-def lies_in_memory(folder: Path) -> bool:
-    """Return whether a folder's files are kept in memory, as far as the system tells."""
-    try:
-        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    except OSError:
-        return False
-    kinds = {place: kind for _, place, kind, *_ in mounts}  # the last one is on top
-    path = folder.resolve()
-    home = next((each for each in (path, *path.parents) if str(each) in kinds), None)
-    return home is not None and kinds[str(home)] in ("tmpfs", "ramfs")
 
 
 def describe_offload(config: RunConfig, offload: ExpertOffload, share: float, num_processes: int) -> str:
