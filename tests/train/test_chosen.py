@@ -56,11 +56,15 @@ def test_a_device_that_is_too_small_is_refused_with_what_would_help(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hmoe.train.device_fit.read_host", lambda: Device("cpu", 1000))
-    with pytest.raises(ConfigError, match=r"which has 1\.0 kB; see `hmoe plan`, then lower model sizes$"):
+    with pytest.raises(
+        ConfigError,
+        match=r"which has 1\.0 kB; see `hmoe plan`, then lower model sizes or set parallel\.offload$",
+    ):
         run(tmp_path / "a", *UNSET)
     given = ["data.micro_batches=2", "train.activation_checkpointing=false"]
     with pytest.raises(
-        ConfigError, match=r"sizes, raise data\.micro_batches or set train\.activation_checkpointing$"
+        ConfigError,
+        match=r"sizes, raise data\.micro_batches, set train\.activation_checkpointing or set parallel\.offload$",
     ):
         run(tmp_path / "b", *given)
     assert not (tmp_path / "a" / "config.yaml").exists()

@@ -81,7 +81,9 @@ def test_a_compiled_run_validates_and_samples_without_another_graph(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last part of the validation is smaller, and a sample grows token by token."""
-    monkeypatch.setattr("hmoe.train.session.compile_blocks", lambda model: compile_blocks(model, "aot_eager"))
+    monkeypatch.setattr(
+        "hmoe.train.run_model.compile_blocks", lambda model: compile_blocks(model, "aot_eager")
+    )
     short = ["train.steps=2", "train.eval_every=1", "train.eval_sequences=5", "train.sample_every=1"]
     short += ["train.inspect_every=1"]
     eager = run(tmp_path / "eager", *short)

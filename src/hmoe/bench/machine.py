@@ -182,7 +182,8 @@ def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> di
         passes = _PASSES * tokens
         # Parts by themselves are a little slower or faster than in a step: what is left or too much is shared by all.
         whole = sum(row.parts.values()) - row.parts["scores"]  # which are in those of attention
-        scale = (row.step - _LAYERS * block_seconds) / whole
+        # A block's own seconds are of another shape: noise in them must leave something, too.
+        scale = max(row.step - _LAYERS * block_seconds, 0.1 * row.step) / whole
         parts = {name: scale * seconds for name, seconds in row.parts.items()}
         if model.moe is None:
             tables["ffn"][model.dim] = passes * sum(b.ffn for b in work) / parts["dense feed-forward"]
@@ -190,9 +191,8 @@ def _list_values(rows: list[_Measured], block_seconds: float, device: str) -> di
         # Of times that are taken apart no more than nine tenths are the scores': noise must not leave nothing.
         scores = min(parts["scores"], 0.9 * parts["attention"])
         tables["scores"][model.dim] = passes * sum(b.scores for b in work) / scores
-        tables["attention"][model.dim] = (
-            passes * sum(b.attention for b in work) / (parts["attention"] - scores)
-        )
+        projections = parts["attention"] - scores
+        tables["attention"][model.dim] = passes * sum(b.attention for b in work) / projections
         tables["experts"][model.dim] = passes * sum(b.experts for b in work) / parts["experts"]
         tables["head"][model.dim] = passes * 2.0 * model.vocab * model.dim / parts["head and loss"]
         moving = parts["norms and residuals"] + parts["router"]

@@ -107,10 +107,8 @@ def serve_model(
 
     origins = _check_access(api_key, allow_origin or ())
     memory = _make_memory(most_bytes, offload_folder, precision)
-    with (
-        memory or nullcontext(),
-        open_listening_socket(host, port) as listening,
-    ):  # before the model is read, which may take long
+    # Listening before the model is read, which may take long.
+    with memory or nullcontext(), open_listening_socket(host, port) as listening:
         opened = open_served_model(path, precision, memory)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout, memory)
