@@ -112,12 +112,10 @@ def serve_model(
         opened = open_served_model(path, precision, memory)
         limits = EngineLimits(max_batch, max_queue, context or opened.context_length, prefill_tokens)
         service = _make_service(opened, name or opened.name, limits, max_tokens, timeout, memory)
-        if not api_key:
-            _warn_of_strangers(listening.getsockname()[0])
+        _warn_of_strangers(listening.getsockname()[0], bool(api_key))
         guard = RequestLimits(max_body_bytes, api_key=api_key, origins=origins)
-        connections = ConnectionLimits(max_connections)
         with service.engine, nullcontext() if quiet else RequestLog(_write_to_stderr) as log:
-            _answer_requests(service, guard, connections, log, listening)
+            _answer_requests(service, guard, ConnectionLimits(max_connections), log, listening)
 
 
 def _answer_requests(
@@ -164,8 +162,8 @@ def _check_access(api_key: str | None, allow_origin: Sequence[str]) -> tuple[str
     return check_origins(allow_origin)
 
 
-def _warn_of_strangers(host: str) -> None:
-    if not host.startswith(("127.", "::1")):
+def _warn_of_strangers(host: str, has_key: bool) -> None:
+    if not has_key and not host.startswith(("127.", "::1")):
         print_note("anybody who reaches this address may use the model; --api-key asks for a key")
 
 
