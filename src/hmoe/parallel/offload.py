@@ -198,8 +198,8 @@ class ExpertOffload:
             self.cache.plan([*self._name(place, busy), *self._list_backward(), *self._list_forward(0)])
             return
         self._busy[place] = busy
-        every = range(len(self._layers[place].widths))
-        self.cache.leave_idle(self._name(place, [expert for expert in every if expert not in set(busy)]))
+        idle = sorted(set(range(len(self._layers[place].widths))).difference(busy))
+        self.cache.leave_idle(self._name(place, idle))
         following = self._list_forward(place + 1)
         if torch.is_grad_enabled():
             if self._to_return and place < self._to_return[-1]:  # the pass before was not gone back
