@@ -251,3 +251,16 @@ def test_what_could_not_be_fetched_is_told_to_who_asks_and_tried_again() -> None
         shelf.error = None
         assert [use(cache, key) for key in (2, 0, 1)] == [0, 0, 0]
         assert cache._num_bytes == 2
+
+
+def test_what_somebody_waits_for_makes_no_room_before_it_is_taken() -> None:
+    """The thread may be faster than who waits, and would fetch for the plan by turns with that, for ever."""
+    shelf = Shelf([1, 1])
+    with opened(shelf, 1) as cache:
+        use(cache, 0)
+        with cache._changed:  # as the thread finds it then
+            cache._urgent = 0
+            assert not cache._make_room(1, is_urgent=False)
+            cache._urgent = None
+            assert cache._make_room(1, is_urgent=False)
+            cache._num_bytes -= 1

@@ -11,7 +11,9 @@ import torch
 import hmoe
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer, build_transformer, set_backend, set_check_finite
+from hmoe.parallel.expert_storage import HostStorage
 from hmoe.parallel.offload import ExpertOffload
+from hmoe.parallel.offloaded_layer import ExpertHome, OffloadedLayer
 from hmoe.parallel.offloaded_model import build_offloaded_transformer
 from hmoe.specs.experts import Hyper, ZeroExperts
 from hmoe.specs.model import ModelSpec
@@ -265,3 +267,15 @@ def test_a_closed_offload_computes_no_more(tmp_path: Path) -> None:
         pass
     with pytest.raises(RuntimeError, match="were closed"):
         model(torch.arange(4)[None])
+
+
+def test_gradients_are_multiplied_by_the_share_of_the_processes() -> None:
+    """As where each process's loss is a mean over its own tokens."""
+    moe = hmoe.MoE(8, (2, 3))
+    storage = HostStorage([(5, 8)] * 12, torch.float32, pinned=False)
+    layer = OffloadedLayer(ExpertHome(moe, 8, [2, 3], [0, 1], share=0.25), storage.matrices, CPU)
+    layer.begin_backward()
+    layer.write_gradients(1, [torch.full((3, 8), 2.0)] * 3, is_first=True)
+    layer.attach_gradients()
+    assert moe.w_up.grad is not None
+    assert moe.w_up.grad.tolist() == [[0.0] * 8] * 2 + [[0.5] * 8] * 3

@@ -95,13 +95,10 @@ def count_held_bytes(config: RunConfig, share: float = 1.0) -> int:
     if moe is None or config.parallel.offload == "none":
         return 0
     size = count_number_bytes(config)
-    widest, sets = (
-        3 * config.model.dim * max(moe.expert_widths),
-        MOST_WAITING_GRADIENTS + 1,
-    )  # and one that is made
-    adds = (
-        config.data.num_micro_batches > 1
-    )  # gradients of a matrix to those that were written: both are there
+    widest = 3 * config.model.dim * max(moe.expert_widths)
+    sets = MOST_WAITING_GRADIENTS + 1  # and one that is made
+    # Gradients of a later micro-batch are added to a matrix of those that were written: both are there.
+    adds = config.data.num_micro_batches > 1
     if (
         config.train.precision == "bfloat16"
     ):  # converted weights and gradients, and a matrix of these as float32

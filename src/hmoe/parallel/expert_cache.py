@@ -59,9 +59,8 @@ class ExpertCache:
         self._num_running = 0  # tasks
         self._settling = self._closed = False
         self._error: BaseException | None = None
-        self._failed: dict[
-            Key, Exception
-        ] = {}  # experts that could not be fetched, until somebody asks for them
+        # Experts that could not be fetched, until somebody asks for them.
+        self._failed: dict[Key, Exception] = {}
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="hmoe-experts", daemon=True)
         self._thread.start()
