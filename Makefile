@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLD_TRITON := .triton36/.ready
 
-.PHONY: setup quickstart kernels test test-slow test-triton test-browser test-gpu gpu check fmt docs site golden bench
+.PHONY: setup quickstart kernels test test-slow faults test-triton test-browser test-gpu gpu check fmt docs site golden bench
 
 setup: $(READY)
 
@@ -25,6 +25,15 @@ test: $(READY)  ## the whole suite but the slow proofs; property tests with fixe
 
 test-slow: $(READY)  ## minutes each: kill campaigns, flat memory, what the quickstart reaches
 	$(BIN)/python -m pytest -m "slow and not gpu" -rA
+
+MINUTES ?= 20
+SEED ?= 0
+ONLY ?=
+# strace lets single system calls fail; without it those tests are skipped, which the table shows.
+faults: $(READY)  ## what may go wrong, planted by seed, MINUTES=20 at a time; the parts add up; ONLY="R4a:17 R12" some, or one case
+	command -v strace >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq -y strace >/dev/null; } \
+	  || echo "some faults need strace: apt-get install strace"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --minutes $(MINUTES) --seed $(SEED) --only $(ONLY)
 
 $(OLD_TRITON):
 	$(BIN)/python -m pip install --quiet --target .triton36 --upgrade --no-deps "triton==3.6.0" "numpy<2.4"

@@ -95,22 +95,32 @@ class _OneSaver:
 class _ManySaver:
     """Publishes checkpoints of several processes while training goes on: it waits for the copy of the state only.
 
-    Experts that lie elsewhere are not copied, and training waits until they are written.
+    Experts that lie elsewhere are not copied, and training waits until they are written. Nothing is saved of which
+    processes hold different copies.
     """
 
     def __init__(
-        self, shared: SharedSaver, model: Transformer, optimizer: torch.optim.Optimizer, copies: bool
+        self,
+        shared: SharedSaver,
+        model: Transformer,
+        optimizer: torch.optim.Optimizer,
+        ranks: Any,
+        copies: bool,
     ) -> None:
         self._shared, self._model, self._optimizer, self._copies = shared, model, optimizer, copies
+        self._ranks = ranks
 
     @property
     def failed(self) -> bool:
         return self._shared.failed
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        from hmoe.parallel.pieces import cut_pieces  # noqa: PLC0415 - one process needs no engine, slow to import
+        # One process needs no engine, which is slow to import.
+        from hmoe.parallel.copies import check_copies  # noqa: PLC0415
+        from hmoe.parallel.pieces import cut_pieces  # noqa: PLC0415
 
         self._shared.finish()  # before another copy of the state is made
+        check_copies(self._model, self._optimizer, self._ranks, step)
         self._shared.save(step, cut_pieces(self._model, self._optimizer, self._copies), state)
         if not self._copies:
             self._shared.finish()
@@ -133,4 +143,4 @@ def make_saver(
     """Return what publishes the checkpoints of a run; without copies training waits until they are written."""
     if processes.size == 1:
         return _OneSaver(run, keep, model, optimizer)
-    return _ManySaver(SharedSaver(run, keep, processes), model, optimizer, copies)
+    return _ManySaver(SharedSaver(run, keep, processes), model, optimizer, processes, copies)
