@@ -88,7 +88,7 @@ def enumerated(name: str, fault: str, work: Work, begin: Begin = begin_empty) ->
         return enumerate_points(work, begin, base)
 
     run = lambda case: kill_at_point(work, begin, case)  # noqa: E731
-    return FaultTest(name, fault, SAME, "calls", run, None, prepare)
+    return FaultTest(name, fault, SAME, "SIGKILLs, one at every call", run, None, prepare)
 
 
 def prepare_half(base: Path) -> None:
@@ -157,7 +157,7 @@ def kill_counted(work: Work, case: Case) -> int:
 
 def counted(name: str, fault: str, work: Work) -> FaultTest:
     return FaultTest(
-        name, fault, SAME, "calls", lambda case: kill_counted(work, case), None,
+        name, fault, SAME, "SIGKILLs, one at every call", lambda case: kill_counted(work, case), None,
         lambda base: count_points(work, base),
     )  # fmt: skip
 
@@ -215,7 +215,7 @@ TESTS = (
     counted("R2.ranks", "each of two processes that save together", SHARED),
     counted("R2.move", "the same while experts move between them", PLACED_RUN),
     FaultTest(
-        "R2.data", "hmoe data prepare", "a second call leaves the bytes of an undisturbed one", "calls",
+        "R2.data", "hmoe data prepare", "a second call leaves the bytes of an undisturbed one", "SIGKILLs, one at every call",
         kill_preparation_at_point, None, enumerate_preparation,
     ),
     FaultTest(

@@ -109,7 +109,9 @@ def fail_call(work: Work, case: Case) -> int:
 def failing(name: str, fault: str, work: Work) -> FaultTest:
     prepare = enumerated(name, fault, work).prepare
     promise = f"one line, exit code 3 or 4, or the work goes on; {SAME} once the disk is well"
-    return FaultTest(name, fault, promise, "calls", lambda case: fail_call(work, case), None, prepare)
+    return FaultTest(
+        name, fault, promise, "calls that fail", lambda case: fail_call(work, case), None, prepare
+    )
 
 
 def fail_preparation(case: Case) -> int:
@@ -127,6 +129,6 @@ TESTS = (
     FaultTest(
         "R5.data", "hmoe data prepare of which one system call fails",
         "one line, exit code 3, or it goes on; a second call leaves the bytes of an undisturbed one",
-        "calls", fail_preparation, None, enumerate_preparation,
+        "calls that fail", fail_preparation, None, enumerate_preparation,
     ),
 )  # fmt: skip

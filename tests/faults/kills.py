@@ -198,7 +198,7 @@ TESTS = (
     work_test("R1a.move", "the same while experts move between them", PLACED_RUN, 10),
     FaultTest(
         "R1b", "one process, both, or the launcher of hmoe train --processes 2", f"all end or start again; {SAME}",
-        "times", kill_launched, 24, prepare_launched, 240.0,
+        "SIGKILLs", kill_launched, 24, prepare_launched, 240.0,
     ),
     FaultTest(
         "R1.sweep", "a sweep and what it trains", "the table of results is that of an undisturbed sweep", "SIGKILLs",
