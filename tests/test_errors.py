@@ -23,6 +23,17 @@ def test_an_error_keeps_what_it_is_about() -> None:
     assert (str(copy), copy.arguments) == ("x", ("a", "b"))
 
 
+def test_a_message_is_one_line_of_bounded_length_whatever_it_shows() -> None:
+    assert str(ConfigError("a\nb\x1b[31m\u2028c")) == "a b [31m c"
+    assert str(ConfigError("caf\udce9")) == "caf\udce9"  # whoever prints it knows how
+    long = str(DataError("key: got " + "x" * 5000 + "; must be one of these"))
+    assert len(long) <= 560
+    assert long.startswith("key: got x")
+    assert long.endswith("; must be one of these")
+    assert str(DataError("x" * 560)) == "x" * 560
+    assert str(DataError()) == ""
+
+
 INSTALLED = {
     "editable": (
         {"url": "file:///home/a%20b", "dir_info": {"editable": True}}, "pip install -e '/home/a b[hf]'"

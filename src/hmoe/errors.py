@@ -18,6 +18,17 @@ the command line shows the flags of the verb that runs in their place (`hmoe.cli
     ConfigError("with_code has no effect with form = x", argument=("with_code", "form"))
 """
 
+_LONGEST, _LONGEST_END = 560, 190  # characters of a message, and of its end, which says what is allowed
+
+
+def shorten_line(text: str) -> str:
+    """Return a text as one line of printable characters, the middle cut out where it is very long."""
+    # Half characters, as names hold that are not UTF-8, stay: whoever prints them knows how.
+    line = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in text)
+    if len(line) <= _LONGEST:
+        return line
+    return f"{line[: _LONGEST - _LONGEST_END - 5]} ... {line[-_LONGEST_END:]}"
+
 
 class HMoEError(Exception):
     """Base of all hmoe errors; the message is one line for the user.
@@ -31,6 +42,10 @@ class HMoEError(Exception):
     def __init__(self, *args: object, argument: str | tuple[str, ...] | None = None) -> None:
         self.args = args  # not by super().__init__: torch.compile cannot trace that call
         self.arguments = (argument,) if isinstance(argument, str) else argument or ()
+
+    def __str__(self) -> str:
+        """Return the message as one line of bounded length, whatever values of somebody's file it shows."""
+        return shorten_line(super().__str__())
 
 
 class ConfigError(HMoEError, ValueError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from hmoe.checkpoint.pieces import (
     Piece,
@@ -139,6 +140,15 @@ def test_each_row_must_be_there_once(second: Piece, said: str, tmp_path: Path) -
     write_pieces(tmp_path / "1", {"a": second})
     with pytest.raises(CheckpointError, match=said):
         TensorFiles(tmp_path, ["0", "1"])
+
+
+@pytest.mark.parametrize(
+    "rows", ["[", "[" * 100_000, "3", '{"a": 3}', '{"a": [1]}', '{"a": ["x", 2]}', '{"a": [true, 5]}', "null"]
+)
+def test_metadata_of_another_kind_are_named(rows: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2, 3)}, tmp_path / "0", {"rows": rows})
+    with pytest.raises(CheckpointError, match=r"0: its metadata do not tell which rows it holds"):
+        TensorFiles(tmp_path, ["0"])
 
 
 @pytest.mark.parametrize(

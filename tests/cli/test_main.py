@@ -87,6 +87,19 @@ def test_errors_are_one_line_and_an_exit_code(
     assert err.startswith("hmoe: error: ")
 
 
+def test_a_working_directory_that_is_gone_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command_line(["train", "tiny", "--run", str(tmp_path / "run")]) == 2
+    assert (
+        capsys.readouterr().err == "hmoe: error: the working directory is gone; change to one that exists\n"
+    )
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_name_that_cannot_be_used_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command_line(["train", "tiny", "--dry-run", "data.path=caf\udce9"]) == 2
     assert run_command_line(["eval", "/nowhere/caf\udce9"]) == 2

@@ -265,6 +265,22 @@ def test_a_bomb_of_aliases_is_refused_quickly(tmp_path: Path) -> None:
     assert time.perf_counter() - start < 60  # a hang guard: expanded, it would be 10^11 values
 
 
+def test_many_problems_are_counted_and_a_few_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("base: tiny\n" + "".join(f"unknown_{i}: 1\n" for i in range(3000)))
+    with pytest.raises(ConfigError, match=r"unknown_0: unknown key.*\(and 2999 more\)"):
+        recipes.read_recipe(str(tmp_path / "r.yaml"))
+
+
+@pytest.mark.parametrize(
+    "word", ["a\nb=1", "model.heads" + "[" * 3000, "x" * 9000 + "=1", "model.heads=" + "[" * 9000]
+)
+def test_an_override_of_any_characters_is_shown_in_one_short_line(word: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        recipes.read_recipe("tiny", [word])
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 600
+
+
 def test_long_random_text_never_breaks_the_override_parser() -> None:
     rng = random.Random(0)
     for _ in range(200):

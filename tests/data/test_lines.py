@@ -58,6 +58,26 @@ def test_the_content_tells_the_compression(tmp_path: Path, pack: "type[bytes]", 
     assert documents(tmp_path / name) == ["one", "one"]
 
 
+@pytest.mark.parametrize(
+    ("ending", "whole"),
+    [
+        ("gz", gzip.compress(b"x")),
+        ("bz2", bz2.compress(b"x")),
+        ("xz", lzma.compress(b"x")),
+        ("zst", zstd(b"x")),
+    ],
+)
+@pytest.mark.parametrize("kept", range(1, 9))
+def test_a_compressed_file_that_was_cut_at_its_very_beginning_is_no_text(
+    tmp_path: Path, ending: str, whole: bytes, kept: int
+) -> None:
+    (tmp_path / f"a.txt.{ending}").write_bytes(whole[:kept])
+    with pytest.raises(DataError, match=rf"a\.txt\.{ending}"):
+        documents(tmp_path / f"a.txt.{ending}")
+    (tmp_path / "a.txt").write_bytes(b"BZh9")
+    assert documents(tmp_path / "a.txt") == ["BZh9"]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
 def test_other_encodings_are_named_with_the_way_out(tmp_path: Path, name: str, encoding: str) -> None:

@@ -1,5 +1,7 @@
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from hmoe import ConfigError, DataError, RunBusyError
 from hmoe.data.prepare import PrepareRequest, prepare_data
 from hmoe.data.shards import open_index
 from hmoe.data.tokenizer import load_tokenizer
+from hmoe.storage import hash_file
 from tests.conftest import sentences
 
 
@@ -192,6 +195,61 @@ def test_damage_is_found_and_named(corpus_jsonl: Path, tmp_path: Path, damage: s
     }[damage]()
     with pytest.raises(DataError, match="index.json" if "index" in damage else shard.name):
         open_index(out).verify()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("file", True), ("file", 0.5), ("file", "a" * 3000), ("file", "../x"), ("file", ""), ("file", "a\0b"),
+        ("domain", {}), ("domain", True), ("split", None), ("tokens", "7"), ("tokens", True), ("sha256", 1),
+        ("dtype", "float32"), ("dtype", "x"), ("weights", "top_p"), ("weights", 7), ("weights", {"web": "x"}),
+        ("vocab_size", "257"), ("separator", 1.5), ("request", []), ("skipped_documents", None), ("begin", 3),
+        ("losses", 3), ("shards", {}), ("shards", [3]), ("format", []),
+    ],
+)  # fmt: skip
+def test_values_of_another_kind_are_damage(
+    corpus_jsonl: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), tmp_path / "out")
+    file = tmp_path / "out" / "index.json"
+    tree = json.loads(file.read_text())
+    (tree["shards"][0] if key in tree["shards"][0] else tree)[key] = value
+    file.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"index\.json") as error:
+        open_index(tmp_path / "out")
+    assert str(error.value).isprintable()
+
+
+def test_one_byte_that_is_no_text_does_not_show_the_whole_index(corpus_jsonl: Path, tmp_path: Path) -> None:
+    prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), tmp_path / "out")
+    file = tmp_path / "out" / "index.json"
+    file.write_bytes(b"\xff" + file.read_bytes())
+    with pytest.raises(DataError, match="damaged: UnicodeDecodeError") as error:
+        open_index(tmp_path / "out")
+    assert len(str(error.value)) < 500
+
+
+def test_a_token_above_the_vocabulary_is_told_before_training(corpus_jsonl: Path, tmp_path: Path) -> None:
+    """Of a folder whose index agrees with its shards."""
+    out = tmp_path / "out"
+    shard = prepare_data(PrepareRequest([str(corpus_jsonl)], "bytes"), out).shards[0]
+    ids = np.fromfile(out / shard.file, "<u2")
+    ids[7] = 257
+    ids.tofile(out / shard.file)
+    tree = json.loads((out / "index.json").read_text())
+    tree["shards"][0]["sha256"] = hash_file(out / shard.file)
+    (out / "index.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"holds token 257, index\.json says that all are below 257"):
+        open_index(out).verify()
+
+
+def test_a_folder_that_was_made_anew_is_read_anew(corpus_jsonl: Path, tmp_path: Path) -> None:
+    """Also where the same path leads to another folder: relative ones, from another working directory."""
+    for tokenizer, largest in (("bytes", 256), ("bpe:300", 299)):
+        index = prepare_data(PrepareRequest([str(corpus_jsonl)], tokenizer), tmp_path / "out")
+        assert index.tokens(index.shards[0]).max() <= largest
+        assert hashlib.sha256(index.tokens(index.shards[0]).tobytes()).hexdigest() == index.shards[0].sha256
+        shutil.rmtree(tmp_path / "out")
 
 
 def test_two_at_once_are_refused(corpus_jsonl: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def read_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def select_tests(only: Sequence[str]) -> list[tuple[FaultTest, list[int] | None]]:
     """Return the tests that are asked for by name, each with the cases that are, None: all of them."""
     names = {test.name: test for test in TESTS}
-    unknown = [word for word in only if word.partition(":")[0] not in names]
+    unknown = [name for name in (word.partition(":")[0] for word in only) if name not in names]
     if unknown:
         raise SystemExit(f"no test {unknown[0]}; there are {', '.join(names)}")
     if not only:

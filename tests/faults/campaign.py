@@ -149,7 +149,8 @@ def _be_child(work: Callable[[], int], folder: Path, writing: int) -> NoReturn:
     log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdin = open(os.devnull)  # noqa: SIM115
+    # Streams of its own: whoever began this process may have replaced its own.
+    sys.stdout, sys.stderr, sys.stdin = open(1, "w", 1), open(2, "w", 1), open(os.devnull)  # noqa: SIM115
     told: tuple[str, int, str]
     try:
         told = RIGHT, work(), ""

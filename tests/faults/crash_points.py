@@ -215,8 +215,8 @@ TESTS = (
     counted("R2.ranks", "each of two processes that save together", SHARED),
     counted("R2.move", "the same while experts move between them", PLACED_RUN),
     FaultTest(
-        "R2.data", "hmoe data prepare", "a second call leaves the bytes of an undisturbed one", "SIGKILLs, one at every call",
-        kill_preparation_at_point, None, enumerate_preparation,
+        "R2.data", "hmoe data prepare", "a second call leaves the bytes of an undisturbed one",
+        "SIGKILLs, one at every call", kill_preparation_at_point, None, enumerate_preparation,
     ),
     FaultTest(
         "R2b", "nothing: the system calls of a run are read",

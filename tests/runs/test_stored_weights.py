@@ -13,9 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hmoe import CheckpointError, ConfigError
+from hmoe import CheckpointError, ConfigError, DataError
 from hmoe.runs.hf_folder import read_hf_model, read_json_object
 from hmoe.runs.import_hf import import_hf_model
+from hmoe.runs.open_model import open_model
 from tests.runs.test_families import MODELS, write
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -89,6 +90,9 @@ def test_weights_have_the_type_that_the_folder_names(key: str, llama: Path, tmp_
             "stored as float8_e4m3fn, must be one of",
         ),
         ({}, {"model__norm__weight_scale_inv": torch.ones(1)}, "have no place in the model"),
+        ({}, {"model__norm__weight": torch.tensor(1.0)}, "norm.weight has shape (), config.json says (32,)"),
+        ({"hidden_size": 65536, "num_hidden_layers": 1000}, {}, "parameters, the files hold"),
+        ({"vocab_size": 10**7}, {}, "parameters, the files hold"),
     ],
 )
 def test_what_does_not_fit_is_one_line(
@@ -99,6 +103,26 @@ def test_what_does_not_fit_is_one_line(
         read_hf_model(folder, read_json_object(folder / "config.json"))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_import_refuses_a_tokenizer_that_is_larger_than_the_model(llama: Path, tmp_path: Path) -> None:
+    folder = change(llama, tmp_path / "hf", {})
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["another word"] = 5000
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(DataError, match="the tokenizer has 5001 tokens, the model"):
+        import_hf_model(folder, "tiny", [])
+    with pytest.raises(DataError, match="the tokenizer has 5001 tokens, the model"):
+        open_model(folder, print)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+def test_a_file_of_any_size_takes_no_memory(name: str, llama: Path, tmp_path: Path) -> None:
+    folder = change(llama, tmp_path / "hf", {})
+    with (folder / name).open("wb") as file:
+        file.truncate(2**34)  # takes no room on the disk
+    with pytest.raises((DataError, ConfigError), match=f"{name}: larger than"):
+        open_model(folder, print)
 
 
 def test_a_key_that_stands_twice_with_two_values_is_refused(tmp_path: Path) -> None:

@@ -126,8 +126,13 @@ def read_pieces(file: Path) -> Iterator[tuple[str, Piece]]:
 
 
 def _read_rows(file: Any) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = json.loads((file.metadata() or {}).get(_ROWS, "{}"))
-    return rows
+    try:
+        rows: dict[str, list[int]] = json.loads((file.metadata() or {}).get(_ROWS, "{}"))
+        if all(len(place) == 2 and set(map(type, place)) == {int} for place in rows.values()):
+            return rows
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    raise CheckpointError("its metadata do not tell which rows it holds")
 
 
 class TensorFiles:
@@ -144,22 +149,21 @@ class TensorFiles:
             try:
                 with open_utf8_name(folder / name) as path:
                     file = safe_open(path, "pt")
+                self._add_file(file, _read_rows(file))
             except SafetensorError as error:
-                raise CheckpointError(f"{folder / name}: cannot be read: {error}") from None
-            self._add_file(file, str(folder / name))
+                raise CheckpointError(f"{folder / name}: cannot be read: {str(error)[:200]}") from None
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder / name}: {error}") from None
         for name, places in self._places.items():
             self._check_rows(name, places, folder)
 
-    def _add_file(self, file: Any, where: str) -> None:
-        rows = _read_rows(file)
+    def _add_file(self, file: Any, rows: Mapping[str, list[int]]) -> None:
         for key in file.keys():  # noqa: SIM118 - not a mapping
             name, shape = _get_tensor_name(key), list(file.get_slice(key).get_shape())
             first, num_rows = rows.get(key, (0, shape[0] if shape else 1))
             whole = [num_rows, *shape[1:]] if shape else []
             if self.shapes.setdefault(name, whole) != whole:
-                raise CheckpointError(
-                    f"{where}: {name} has shape {whole}, {self.shapes[name]} in other files"
-                )
+                raise CheckpointError(f"{name} has shape {whole}, {self.shapes[name]} in other files")
             place = first, shape[0] if shape else 1, file, key
             self._places.setdefault(name, []).append(place)
 

@@ -105,10 +105,10 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
     tensor_files = list_listed_files(folder, manifest)
     try:
         checkpoint = read_checkpoint_files(folder, manifest.files, optimizer)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         if isinstance(error, OSError):
             raise_shortage(error)
-        raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+        raise CheckpointError(f"{folder}: cannot be read: {str(error)[:200]}") from None
     if folder.name != locate_checkpoint(folder, checkpoint.step).name:
         raise CheckpointError(f"{folder}: holds step {checkpoint.step}")
     digest = digest_shared_state if MODEL_FILE not in tensor_files["model"] else digest_state

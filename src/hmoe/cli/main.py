@@ -154,6 +154,10 @@ def _invoke(arguments: list[str]) -> int:
 
     Not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files.
     """
+    try:
+        os.getcwd()
+    except OSError:
+        raise ConfigError("the working directory is gone; change to one that exists") from None
     command = typer.main.get_command(app)
     if instruction := os.environ.get(_COMPLETION):
         return shell_complete(command, {}, "hmoe", _COMPLETION, instruction)

@@ -28,6 +28,7 @@ from hmoe.storage import has_utf8_name
 Checked = TypeVar("Checked")
 # Beside the kinds of routers: what pydantic inserts into a key where it chose between kinds.
 _WEIGHTS = "data.weights."  # before the name of a domain
+_DESCRIBED = 20  # problems of a recipe
 _ROUTER = "model.moe.router."  # its kind decides which keys there are
 _KINDS = {"name": (), "shape": ("total", "experts")}  # a new kind keeps only these keys of the old section
 
@@ -106,8 +107,11 @@ def _checked(kind: type[Checked], tree: Any) -> Checked:
         checked: Checked = _parser(kind, tuple(ROUTERS.items())).validate_python(tree)  # type: ignore[arg-type]
         return checked
     except ValidationError as error:
-        lines = list(dict.fromkeys(describe_problem(problem) for problem in error.errors(include_url=False)))
-        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        problems = error.errors(include_url=False)
+        # Looking for what is nearest takes long, so that of very many only some are looked at.
+        lines = list(dict.fromkeys(map(describe_problem, problems[:_DESCRIBED])))
+        others = len(lines) - 1 + max(len(problems) - _DESCRIBED, 0)
+        more = f" (and {others} more)" if others else ""
         raise ConfigError(lines[0] + more) from None
 
 

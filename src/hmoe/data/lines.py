@@ -24,6 +24,8 @@ _COMPRESSIONS = {  # the beginning of files, by the ending of their names; zstd 
     ".bz2": rb"BZh[1-9](1AY&SY|\x17rE8P\x90)",
     ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
 }
+_MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
+_SHORTEST_BYTES = 10  # no compressed file is as short
 _NO_TEXT = {
     b"PAR1\x15": "a parquet file, and its name must end so",
     b"PK\x03\x04": "a zip archive; unpack it",
@@ -146,11 +148,20 @@ def _detect_compression(path: Path) -> str:
         if re.match(beginning, head, re.DOTALL):
             return ending
     ending = path.suffix.lower().replace(".zstd", ".zst")
+    if ending in _MAGIC and _is_cut(head, _MAGIC[ending]):
+        return ending
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:
         return ending if ending in _COMPRESSIONS else ""  # a damaged file, which the reader of its kind names
     return ""
+
+
+def _is_cut(content: bytes, magic: bytes) -> bool:
+    """Return whether a short file is the beginning of a compressed one, which its reader names as damaged."""
+    if not 0 < len(content) < _SHORTEST_BYTES:
+        return False
+    return magic.startswith(content) or content.startswith(magic)
 
 
 def _zstd_chunks(file: BinaryIO) -> Iterator[bytes]:

@@ -3,6 +3,8 @@
 import functools
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from hmoe.errors import DataError
 from hmoe.storage import hash_file, write_atomic
 
 _FORMAT = 1
+_DTYPES = ("<u2", "<u4")
 _FIELDS = (
     "dtype",
     "tokenizer_fingerprint",
@@ -111,13 +114,13 @@ class Index:
         )
 
     def verify(self, share: tuple[int, int] = (0, 1)) -> None:
-        """Check every shard's SHA-256.
+        """Check every shard's SHA-256, and that its tokens are of the vocabulary.
 
         Args:
             share: (rank, size) of a process whose others check the rest; each checks every shard of its own.
 
         Raises:
-            DataError: naming the first shard that changed.
+            DataError: naming the first shard that changed, or holds another token.
         """
         rank, size = share
         for shard in self.shards[rank::size]:
@@ -126,20 +129,27 @@ class Index:
                 raise DataError(
                     f"{file}: SHA-256 differs from index.json; delete {self.folder} and prepare again"
                 )
+            largest = int(self.tokens(shard).max()) if shard.tokens else 0
+            if largest >= self.vocab_size:
+                raise DataError(
+                    f"{file}: holds token {largest}, index.json says that all are below {self.vocab_size}; "
+                    f"delete {self.folder} and prepare again"
+                )
 
     def tokens(self, shard: Shard) -> npt.NDArray[np.unsignedinteger[Any]]:
         """Return the token ids of a shard, memory-mapped."""
-        return _map_file(str(self.folder / shard.file), self.dtype)
+        return _map_file(str(self.folder / shard.file), self.dtype, shard.sha256)
 
 
 @functools.lru_cache(maxsize=256)  # each map holds a file handle
-def _map_file(path: str, dtype: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+def _map_file(path: str, dtype: str, _sha256: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+    # By content, too: a path leads elsewhere when its folder was made anew, or from another working directory.
     return np.memmap(path, dtype=dtype, mode="r")
 
 
 def choose_token_dtype(vocab_size: int) -> str:
     """Return the smallest little-endian unsigned type that holds all ids below `vocab_size`."""
-    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+    return _DTYPES[vocab_size > 1 << 16]
 
 
 def write_index(folder: Path, fields: dict[str, Any], shards: list[Shard]) -> None:
@@ -170,13 +180,16 @@ def open_index(folder: Path) -> Index:
             raise DataError(
                 f"{path}: format {tree['format']}, this version reads {_FORMAT}; delete {folder} and prepare again"
             )
+        _check_kinds(tree, {"format": int, "shards": list})
         shards = tuple(Shard(**shard) for shard in tree["shards"])
         fields = {name: tree[name] for name in _FIELDS}
+        _check_values(fields, shards)
         begin = tuple(map(int, tree.get("begin", ())))
         losses = EncodingLosses(**tree["losses"]) if "losses" in tree else None
         width = np.dtype(fields["dtype"]).itemsize
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged: {error!r}; delete {folder} and prepare again") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise DataError(f"{path}: damaged: {reason}; delete {folder} and prepare again") from None
     _check_sizes(folder, shards, width)
     return Index(
         folder=folder,
@@ -187,6 +200,30 @@ def open_index(folder: Path) -> Index:
         losses=losses,
         **fields,
     )
+
+
+def _check_values(fields: dict[str, Any], shards: tuple[Shard, ...]) -> None:
+    """Raise TypeError for a value of a kind that no index has."""
+    kinds: dict[str, Any] = {
+        "dtype": str, "tokenizer_fingerprint": str, "vocab_size": int, "separator": int,
+        "weights": dict | None, "skipped_documents": int, "request": dict,
+    }  # fmt: skip
+    _check_kinds(fields, kinds)
+    _check_kinds(fields["weights"] or {}, dict.fromkeys(fields["weights"] or {}, int | float))
+    if fields["dtype"] not in _DTYPES:
+        raise TypeError(f"dtype = {fields['dtype']!r:.60}, must be one of {', '.join(_DTYPES)}")
+    for shard in shards:
+        _check_kinds(vars(shard), Shard.__annotations__)
+        # A name of the folder's own, which no system refuses as too long.
+        if Path(shard.file).name != shard.file or "\0" in shard.file or len(os.fsencode(shard.file)) > 255:
+            raise TypeError(f"file = {shard.file!r:.60}, must be the name of a file in the folder")
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    for name, kind in kinds.items():
+        value = values[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise TypeError(f"{name!r:.60} = {value!r:.60}, must be {getattr(kind, '__name__', kind)}")
 
 
 def _check_sizes(folder: Path, shards: tuple[Shard, ...], width: int) -> None:

@@ -15,6 +15,7 @@ from hmoe.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from hmoe.errors import DataError
 
 _BYTES = 256
+_LARGEST_BYTES = 1 << 28  # of a tokenizer's file; those of the largest vocabularies have a tenth
 # Files of tokenizers that cannot be read here; a folder with one of them is not one of the byte tokenizer.
 _OTHER_FORMATS = (
     "vocab.json",
@@ -153,6 +154,8 @@ def load_tokenizer(path: str | Path, separator: str | None = None) -> Tokenizer:
             return ByteTokenizer()
         path = files[0]
     try:
+        if path.stat().st_size > _LARGEST_BYTES:
+            raise DataError(f"{path}: larger than {_LARGEST_BYTES} bytes")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
@@ -190,7 +193,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 def _read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; return an empty one if the file is missing or holds none."""
     try:
-        tree = json.loads(path.read_bytes())
+        tree = json.loads(path.read_bytes()) if path.stat().st_size <= _LARGEST_BYTES else {}
     except (OSError, ValueError, RecursionError):
         return {}
     return tree if isinstance(tree, dict) else {}

@@ -43,9 +43,11 @@ class ZeroLayer(nn.Module):
         cell_N = routing.token_N * spec.count + index_N.clamp(min=0)
         gate_N = routing.gate_N.masked_fill(index_N < 0, 0)
         gates = gate_N.new_zeros(num_tokens * spec.count).index_add(0, cell_N, gate_N).view(-1, spec.count)
-        # columns: [null experts][copy experts][constant experts]; null ones give 0 and are cut off
-        gates = gates.to(x_TD.dtype)[:, spec.null :]
-        share_T1 = gates[:, : spec.copy].sum(1, keepdim=True)
+        # columns: [null experts][copy experts][constant experts]
+        gates = gates.to(x_TD.dtype)
+        nothing, gates = gates[:, : spec.null], gates[:, spec.null :]
+        # Null experts give 0, but a gate that is NaN must be seen: a choice without meaning has no output.
+        share_T1 = gates[:, : spec.copy].sum(1, keepdim=True) + 0 * nothing.sum(1, keepdim=True)
         y_TD = torch.zeros_like(x_TD)
         if self.value is not None and self.mix is not None:
             constant_gates = gates[:, spec.copy :]

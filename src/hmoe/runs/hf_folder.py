@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from hmoe.config.counts import count_parameters
 from hmoe.data import tokenizer as tokenizers
 from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import CheckpointError, ConfigError, DataError
@@ -20,6 +21,8 @@ from hmoe.runs.weights import StoredTensors, fill_model, is_head_apart
 from hmoe.specs.model import ModelSpec
 
 _LARGEST_JSON = 1 << 26  # bytes
+# A tensor that is missing, or that two parameters share, is named where it is read.
+_MOST_TIMES, _FEW_PARAMETERS = 2, 10**7
 
 
 def read_hf_model(
@@ -36,6 +39,7 @@ def read_hf_model(
         ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
     """
     config, tensors = describe_hf_folder(folder, raw)
+    _check_size(folder, config, tensors)
     stored = named_dtype(raw, str(folder / "config.json"))
     if dtype is None:
         dtype = tensors[name_hf_weight("embed.weight")].dtype if stored is None else getattr(torch, stored)
@@ -47,6 +51,21 @@ def read_hf_model(
         except CheckpointError as error:
             raise CheckpointError(f"{error}{hint_absent(raw, raw['model_type'])}") from None
     return model
+
+
+def _check_size(folder: Path, config: ModelSpec, tensors: StoredTensors) -> None:
+    """Raise CheckpointError for a model far larger than its files, before memory is taken for it."""
+    num_parameters, num_stored = sum(count_parameters(config).values()), tensors.count_numbers()
+    if num_parameters > _MOST_TIMES * num_stored + _FEW_PARAMETERS:
+        raise CheckpointError(
+            f"{folder}: config.json describes {num_parameters:,} parameters, the files hold {num_stored:,} numbers"
+        )
+
+
+def check_vocabulary(folder: Path, tokenizer: Tokenizer, model: ModelSpec) -> None:
+    """Raise DataError if a folder's tokenizer gives tokens that its model does not have."""
+    if tokenizer.vocab_size > model.vocab:
+        raise DataError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab}")
 
 
 def describe_hf_folder(folder: Path, raw: dict[str, Any]) -> tuple[ModelSpec, StoredTensors]:

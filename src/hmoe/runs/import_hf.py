@@ -12,7 +12,13 @@ from hmoe.data.tokenizer import Tokenizer
 from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.runs.chat_templates import iterate_template_files, read_default_template
-from hmoe.runs.hf_folder import describe_hf_folder, load_hf_tokenizer, read_hf_model, read_json_object
+from hmoe.runs.hf_folder import (
+    check_vocabulary,
+    describe_hf_folder,
+    load_hf_tokenizer,
+    read_hf_model,
+    read_json_object,
+)
 from hmoe.specs.losses import list_loss_keys
 
 
@@ -40,7 +46,9 @@ def import_hf_model(
                 f"{key}: comes from {source}; only data, optim, train and auxiliary losses can be overridden"
             )
     dtype = torch.float64 if config.train.precision == "float64" else torch.float32
-    return config, read_hf_model(source, raw, dtype), load_hf_tokenizer(source)
+    tokenizer = load_hf_tokenizer(source)
+    check_vocabulary(source, tokenizer, model)
+    return config, read_hf_model(source, raw, dtype), tokenizer
 
 
 def read_side_files(source: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, bytes]]:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from hmoe.config.run import RunConfig
 from hmoe.data.tokenizer import Tokenizer
-from hmoe.errors import ConfigError, DataError
+from hmoe.errors import ConfigError
 from hmoe.model.transformer import Transformer
 from hmoe.runs.allocation import Allocate, allocate_in_memory
 from hmoe.runs.begin_tokens import read_recorded_begin
 from hmoe.runs.chat_templates import check_chat_templates, read_default_template
 from hmoe.runs.config_binding import find_run_folder, is_run_folder
-from hmoe.runs.hf_folder import load_hf_tokenizer, read_hf_model, read_json_object
+from hmoe.runs.hf_folder import check_vocabulary, load_hf_tokenizer, read_hf_model, read_json_object
 from hmoe.runs.open_run import open_run
 
 
@@ -118,9 +118,7 @@ def _from_hugging_face(path: Path, allocate: Allocate) -> OpenedModel:
     raw = read_json_object(path / "config.json")
     tokenizer = load_hf_tokenizer(path)
     model = read_hf_model(path, raw, allocate=allocate)
-    if tokenizer.vocab_size > model.config.vocab:
-        num_tokens = tokenizer.vocab_size
-        raise DataError(f"{path}: the tokenizer has {num_tokens} tokens, the model {model.config.vocab}")
+    check_vocabulary(path, tokenizer, model.config)
     assert model.config.context is not None  # every family says
     return OpenedModel(
         model=model.eval(),

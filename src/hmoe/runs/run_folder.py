@@ -30,11 +30,11 @@ class RunFolder:
         self.path, self._writes = path, writes
         if not writes:
             return
-        if _holds_another_recipe(path, config):
-            raise ConfigError(
-                f"{path}: holds a {CONFIG} that is no run's, which would be replaced; choose another folder"
-            )
         try:
+            if _holds_another_recipe(path, config):
+                raise ConfigError(
+                    f"{path}: holds a {CONFIG} that is no run's, which would be replaced; choose another folder"
+                )
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a+", encoding="utf-8", errors="replace")
         except OSError as error:

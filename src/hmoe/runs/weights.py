@@ -1,6 +1,7 @@
 """Safetensors of a Hugging Face folder -> the parameters of our model, one tensor at a time."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,14 @@ class StoredTensors:
             opened = [_open(file) for file in files]
             self._home = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder}: cannot be read: {error}") from None
+            raise CheckpointError(f"{folder}: cannot be read: {str(error)[:200]}") from None
         self._stored_as: dict[str, str] = {}
         self.unread = {name for name in self._home if not name.endswith(".inv_freq")}
+
+    def count_numbers(self) -> int:
+        """Return how many numbers all tensors hold, without reading them."""
+        homes = ((file, self._stored_as.get(name, name)) for name, file in self._home.items())
+        return sum(math.prod(file.get_slice(name).get_shape()) for file, name in homes)
 
     def __contains__(self, name: str) -> bool:
         return name in self._home
@@ -88,9 +94,11 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parts = list(source(model, name, tensors))
-            rows = sum(len(part) for part in parts)
-            if rows != len(parameter) or any(part.shape[1:] != parameter.shape[1:] for part in parts):
-                shape = (rows, *parts[0].shape[1:])
+            rows = sum(len(part) if part.ndim else 1 for part in parts)
+            if rows != len(parameter) or any(
+                part.ndim != parameter.ndim or part.shape[1:] != parameter.shape[1:] for part in parts
+            ):
+                shape = (rows, *parts[0].shape[1:]) if parts[0].ndim else ()
                 raise CheckpointError(
                     f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}"
                 )
