@@ -96,7 +96,7 @@ def use_name(name: bytes) -> Callable[[Case, random.Random], None]:
         shutil.copytree(case.base / "data", place / "data")
         os.chdir(place)
         # What is not UTF-8 cannot stand in a recipe, but be led to.
-        path = "data" if b"\xff" in name else json.dumps(str(place / "data"))
+        path = "data" if b"\xff" in name else json.dumps(str(place / "data"), ensure_ascii=False)
         train_in_parts(case, place / "d", draw, *DATA, f"data.path={path}", whole="whole-data")
 
     return try_name

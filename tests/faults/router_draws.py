@@ -177,6 +177,10 @@ def weigh(given: Draw, logits_E: torch.Tensor, taken: list[int]) -> dict[int, fl
     else:
         scores = oracles.probabilities(logits_E).tolist()
     counted = [e for e in taken if e < computing or not given.moe.router.true_gates]
+    if (
+        getattr(spec, "straight_through", False) and spec.k == 1
+    ):  # null experts, which give 0 whatever the gate, too
+        return dict.fromkeys(taken, spec.gate_scale)
     total = (sum(scores[e] for e in counted) if spec.renormalize else 1.0) or 1.0
     return {e: scores[e] / total * getattr(spec, "gate_scale", 1.0) for e in taken}
 

@@ -5,7 +5,7 @@ No torch is imported, so that a recipe that does not fit is refused at once.
 
 import json
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from hmoe.errors import CheckpointError, ConfigError
 CONFIG = "config.yaml"
 LOST_PATH = "(lost with config.yaml)"  # stands for data.path where only a checkpoint is left
 State = dict[str, Any]
+_KINDS = ("router.name", "widths.shape")  # endings of keys that say what kind of thing others describe
+_SHOWN_KEYS = 5
 
 
 def is_run_folder(path: Path) -> bool:
@@ -92,13 +94,20 @@ def check_bound_config(
     """
     recorded = load_recorded_config(state)
     changed = {} if recorded is None else recipes.list_changed_values(recorded, config)
+    # What kind of thing it is comes first: with it all other keys are other ones, too.
+    changed = dict(sorted(changed.items(), key=lambda item: not item[0].endswith(_KINDS)))
     begun = state["data"] is not None
     for key, (old, new) in changed.items():
         values = f"{_shown(new)} in {where}, {_shown(old)} in the checkpoint"
         if begun or key.startswith("model."):
-            others = f" (changed keys: {', '.join(changed)})" if len(changed) > 1 else ""
+            others = f" (changed keys: {_list_some(changed)})" if len(changed) > 1 else ""
             raise ConfigError(f"{key}: differs from {_name(state)}: {values}{others}; {advice}")
         say(f"{key}: {values}; training has not begun, so the former is used")
+
+
+def _list_some(keys: Collection[str]) -> str:
+    first = list(keys)[:_SHOWN_KEYS]
+    return ", ".join(first) + (f" and {len(keys) - len(first)} more" if len(keys) > len(first) else "")
 
 
 def read_run_config(run: Path, state: State, say: Callable[[str], None]) -> RunConfig:
