@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -169,10 +170,46 @@ def print_answer(folder: Path, extensions: str) -> str:
     return printed.getvalue().partition("next:\n")[0]
 
 
+def reliability_page() -> str:
+    """The page on reliability, with the newest totals of the fault campaign."""
+    text = (FOLDER / "reliability.md").read_text()
+    totals = json.loads(max((FOLDER.parent / "benchmarks" / "results").glob("faults-*.json")).read_text())
+    begin, end = "<!-- faults -->\n", "<!-- end of faults -->"
+    before, _, rest = text.partition(begin)
+    return before + begin + "\n".join(list_fault_lines(totals)) + "\n" + end + rest.partition(end)[2]
+
+
+def list_fault_lines(totals: list[dict[str, Any]]) -> Iterator[str]:
+    """The table of all fault tests, and what some of them come to together."""
+    yield from ("", "| test | what goes wrong | what holds | tried | right | wrong | skipped | seeds | last |", "|" + "---|" * 9)
+    for total in totals:
+        tried, dates, seeds = f"{total['units']:,} {total['unit']}", total["dates"], total["seeds"]
+        ran = f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else "".join(map(str, seeds))
+        counts = " | ".join(str(total[result]) for result in ("right", "wrong", "skipped"))
+        yield f"| {total['test']} | {total['fault']} | {total['promise']} | {tried} | {counts} | {ran} | {''.join(dates[-1:])} |"
+    yield ""
+    for what, prefixes in FAULT_SUMS.items():
+        own = [total for total in totals if total["test"].split(".")[0] in prefixes]
+        units, wrong = sum(total["units"] for total in own), sum(total["wrong"] for total in own)
+        # The rule of three: what a chance would have to be below to show nothing in so many, 19 times in 20.
+        bound = f": a chance below {300 / units:.2g}%, at 95%, if it is the same in all" if units and not wrong else ""
+        yield f"- **{units:,} {what}, {wrong} of {sum(total['cases'] for total in own):,} cases wrong**{bound}."
+    yield f"- Commits: {', '.join(dict.fromkeys(commit for total in totals for commit in total['commits']))}."
+    yield ""
+
+
+FAULT_SUMS = {
+    "SIGKILLs": ("R1a", "R1b", "R1", "R2", "R3"),
+    "bits flipped in checkpoints": ("R4a",),
+    "hostile inputs (requests, recipes, data files, checkpoints, Hugging Face folders)": (
+        "R3b", "R4b", "R11", "R12", "R13a", "R13b", "R13c", "R14a", "R14b", "R14c",
+    ),
+}  # fmt: skip
 PAGES = {
     "reference/config.md": config_page,
     "reference/cli.md": cli_page,
     "results/README.md": results_page,
+    "reliability.md": reliability_page,
 }
 
 

@@ -18,11 +18,13 @@ from tests.faults import (
     server_faults,
     server_process,
     signals,
+    transfers,
 )
 from tests.faults.campaign import FaultTest
 
 TESTS: tuple[FaultTest, ...] = (
     *kills.TESTS,
+    *transfers.TESTS,
     *crash_points.TESTS,
     *data_files.TESTS,
     *checkpoint_files.TESTS,

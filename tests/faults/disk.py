@@ -14,6 +14,7 @@ from tests.faults.kills import SAME, prepare_work, read_expected
 from tests.faults.traced import run_injected
 from tests.faults.works import (
     OFFLOADED,
+    OFFLOADED_RANKS,
     PLACED_RUN,
     RUN,
     SHARED,
@@ -25,7 +26,7 @@ from tests.faults.works import (
     write_text,
 )
 
-WORKS = {"run": RUN, "offloaded": OFFLOADED, "ranks": SHARED, "move": PLACED_RUN}
+WORKS = {"run": RUN, "offloaded": OFFLOADED, "ranks": SHARED, "both": OFFLOADED_RANKS, "move": PLACED_RUN}
 USER_ERRORS = (2, 3, 4, 6)  # no folder can be made, data, checkpoint, and what the other processes end with
 
 
@@ -122,7 +123,7 @@ TESTS = (
     FaultTest(
         "R5", "a disk that is full after 2% to 140% of what a run, one of two processes, or a data folder needs",
         f"one line that says so, exit code 3 or 4, whole checkpoints stay whole; {SAME} once there is room",
-        "disks", fill_disk, 50, prepare_disks,
+        "disks", fill_disk, 60, prepare_disks,
     ),
     failing("R5.calls", "a run of which one system call fails (no space, or input/output error)", RUN),
     failing("R5.offload", "the same with experts on disk", OFFLOADED),

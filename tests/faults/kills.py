@@ -16,6 +16,7 @@ from hmoe.checkpoint.manifest import list_checkpoint_steps
 from tests.faults.campaign import Case, FaultTest, check
 from tests.faults.works import (
     OFFLOADED,
+    OFFLOADED_RANKS,
     PLACED_RUN,
     RUN,
     SHARED,
@@ -195,6 +196,7 @@ TESTS = (
     work_test("R1a.top-k", "the same with top-k and jitter", TOP_K_RUN, 10),
     work_test("R1a.offload", "a run whose experts lie on disk", OFFLOADED, 10),
     work_test("R1a.ranks", "one or both of two processes", SHARED, 10),
+    work_test("R1a.both", "two processes, each with its experts on disk", OFFLOADED_RANKS, 10),
     work_test("R1a.move", "the same while experts move between them", PLACED_RUN, 10),
     FaultTest(
         "R1b", "one process, both, or the launcher of hmoe train --processes 2", f"all end or start again; {SAME}",

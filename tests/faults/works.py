@@ -156,3 +156,6 @@ TOP_K_RUN = make_run(TOP_K)
 OFFLOADED = make_run("parallel.offload=disk")
 SHARED = make_shared_run(2, "parallel.shard=zero2")
 PLACED_RUN = make_shared_run(2, "parallel.shard=zero2", *PLACED)
+OFFLOADED_RANKS = make_shared_run(
+    2, "parallel.exact=false", "parallel.experts=expert_parallel", "parallel.offload=disk"
+)

@@ -4,6 +4,7 @@ config.yaml is compared with it at every door, and taken from it where it is los
 """
 
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def test_a_changed_key_is_refused_with_both_values_and_a_free_one_is_not(tmp_pat
         )
         with pytest.raises(ConfigError, match=expected):
             binding.read_run_config(tmp_path, state_of(config), told.append)
+
+
+def test_another_kind_is_named_first_and_not_all_that_comes_with_it(tmp_path: Path) -> None:
+    write_config(tmp_path, config_of("seed=1", "model.moe.router={name: top_p}"))
+    with pytest.raises(ConfigError) as error:
+        binding.read_run_config(tmp_path, state_of(config_of()), print)
+    said = str(error.value)
+    assert said.startswith("model.moe.router.name: differs from the checkpoint of step 2: 'top_p' in ")
+    assert re.search(r"\(changed keys: model\.moe\.router\.name, .* and \d+ more\)", said)
+    assert len(said) < 500
 
 
 @pytest.mark.parametrize("damage", [None, b"\xff", b"model: {", b"seed: 0\nseed: 1\n", b"[]"])

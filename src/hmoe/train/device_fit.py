@@ -48,7 +48,10 @@ def fit_config(config: RunConfig, device: Device, console: Console, processes: P
         if config.parallel.offload != "none":
             ways.append("lower parallel.offload_bytes")
         elif config.model.moe is not None and not config.parallel.exact:
-            ways.append("set parallel.offload")
+            placed = processes.size == 1 or config.parallel.places_experts
+            ways.append(
+                "set parallel.offload" + ("" if placed else " and parallel.experts = expert_parallel")
+            )
         advice = " or ".join(
             [", ".join(["lower model sizes", *ways][:-1]), ways[-1]] if ways else ["lower model sizes"]
         )
