@@ -24,12 +24,23 @@ def test_an_error_keeps_what_it_is_about() -> None:
 
 
 def test_a_message_is_one_line_of_bounded_length_whatever_it_shows() -> None:
-    assert str(ConfigError("a\nb\x1b[31m\u2028c")) == "a b [31m c"
-    assert str(ConfigError("caf\udce9")) == "caf\udce9"  # whoever prints it knows how
+    assert str(ConfigError("a\nb\x1b[31m\u2028c\u202ed\x85")) == "a b [31m c d "
+    for name in (
+        "caf\udce9",
+        "資料\u3000一",
+        "می\u200cخواهم",
+        "a\u00a0b",
+        "\ue000",
+    ):  # names of files, shown as they are
+        assert str(ConfigError(name)) == name
     long = str(DataError("key: got " + "x" * 5000 + "; must be one of these"))
     assert len(long) <= 560
     assert long.startswith("key: got x")
     assert long.endswith("; must be one of these")
+    path = "/" + "/".join(["folder" * 8] * 12)
+    told = str(DataError(f"{path}/a.bin: SHA-256 differs from index.json; delete {path} and prepare again"))
+    assert "SHA-256 differs from index.json; delete " in told
+    assert len(str(DataError("many words " * 5000))) <= 560
     assert str(DataError("x" * 560)) == "x" * 560
     assert str(DataError()) == ""
 

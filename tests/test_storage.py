@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hmoe import ConfigError
-from hmoe.storage import lock_file, open_atomic, open_utf8_name
+from hmoe.storage import lock_file, open_atomic, open_utf8_name, read_json
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
@@ -22,6 +22,24 @@ def test_names_that_are_not_utf_8(tmp_path: Path) -> None:
         assert load_file(name)["a"].tolist() == [0, 1, 2]
     with open_utf8_name(tmp_path) as name:
         assert name == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"[" * 100_000, "nested too deep"), (b"{", "Expecting"), (b"\xff", "decode")]
+)
+def test_what_is_no_json_is_a_value_error(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        read_json(tmp_path / "a.json")
+
+
+def test_a_json_file_of_any_size_takes_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": [1.5]}')
+    assert read_json(tmp_path / "a.json") == {"a": [1.5]}
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(2**34)  # takes no room on the disk
+    with pytest.raises(ValueError, match="larger than"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_system_without_file_locks_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

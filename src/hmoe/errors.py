@@ -18,16 +18,32 @@ the command line shows the flags of the verb that runs in their place (`hmoe.cli
     ConfigError("with_code has no effect with form = x", argument=("with_code", "form"))
 """
 
+import unicodedata
+
 _LONGEST, _LONGEST_END = 560, 190  # characters of a message, and of its end, which says what is allowed
+_LONGEST_WORD = 150  # of a message that is too long
+_BIDI = range(0x202A, 0x202F), range(0x2066, 0x206A)  # turn round what a terminal shows
 
 
 def shorten_line(text: str) -> str:
-    """Return a text as one line of printable characters, the middle cut out where it is very long."""
-    # Half characters, as names hold that are not UTF-8, stay: whoever prints them knows how.
-    line = "".join(c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in text)
-    if len(line) <= _LONGEST:
-        return line
-    return f"{line[: _LONGEST - _LONGEST_END - 5]} ... {line[-_LONGEST_END:]}"
+    """Return a text as one line without control characters, the middle cut out where it is very long.
+
+    Of a line that is too long first single words are cut, such as a value that somebody's file holds.
+    """
+    line = "".join(" " if _rewrites_lines(c) else c for c in text)
+    if len(line) > _LONGEST:
+        line = " ".join(_cut_middle(word, _LONGEST_WORD, _LONGEST_WORD // 2) for word in line.split(" "))
+    return _cut_middle(line, _LONGEST, _LONGEST_END)
+
+
+def _rewrites_lines(character: str) -> bool:
+    # Other characters that are not printable, such as wide spaces and joiners, stand in names of files.
+    is_control = not character.isprintable() and unicodedata.category(character) in ("Cc", "Zl", "Zp")
+    return is_control or any(ord(character) in codes for codes in _BIDI)
+
+
+def _cut_middle(text: str, longest: int, end: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - end - 3]}...{text[-end:]}"
 
 
 class HMoEError(Exception):

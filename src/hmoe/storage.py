@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import IO, Any
 
 from hmoe.errors import ConfigError
 
+_LARGEST_JSON = 1 << 28  # bytes
 _BYTE_ORDER_MARKS = (  # of UTF-32 first: its mark begins with that of UTF-16
     (b"\xff\xfe\x00\x00", "UTF-32"),
     (b"\x00\x00\xfe\xff", "UTF-32"),
@@ -78,6 +80,21 @@ def lies_in_memory(folder: Path) -> bool:
     path = folder.resolve()
     home = next((each for each in (path, *path.parents) if str(each) in kinds), None)
     return home is not None and kinds[str(home)] in ("tmpfs", "ramfs")
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no JSON, or larger or nested deeper than a file of ours ever is.
+    """
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"larger than {_LARGEST_JSON} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def hash_file(path: Path) -> str:

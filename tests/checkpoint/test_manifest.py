@@ -9,11 +9,13 @@ import pytest
 
 from hmoe import CheckpointError
 from hmoe.checkpoint.manifest import (
+    describe_names,
     encode_json,
     list_checkpoint_steps,
     read_newest_state,
     read_state,
     verify_checkpoint,
+    write_manifest,
 )
 from hmoe.checkpoint.store import load_checkpoint, load_newest_checkpoint, save_checkpoint
 from tests.checkpoint.helpers import assert_equal, example, nothing, with_extra_file
@@ -67,8 +69,28 @@ def test_damage_of_any_file_is_found_and_the_checkpoint_before_is_used(
 def test_a_file_too_many_is_found(tmp_path: Path, extra: bool) -> None:
     folder = saved(tmp_path / "run", extra)
     (folder / "more.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"more\.bin.*; must hold exactly"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000003: also holds more\.bin; must hold exactly what it lists"
+    ):
         verify_checkpoint(folder)
+
+
+def test_of_many_files_the_one_that_is_missing_is_named() -> None:
+    files = [f"{part}.rank-{rank}-of-64.safetensors" for part in ("model", "optimizer") for rank in range(64)]
+    assert describe_names(files, files) == ""
+    assert describe_names(files[:70] + files[71:], files) == f"lacks {files[70]}"
+    assert describe_names(files, files[:3]).endswith("and 121 more")
+    assert describe_names(["x"], ["y"]) == "lacks y; also holds x"
+
+
+def test_a_state_that_is_nested_deep_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "run", False)
+    (folder / "state.json").write_bytes(b"[" * 100_000)
+    (folder / "MANIFEST.json").unlink()
+    write_manifest(folder, "0")
+    assert read_newest_state(tmp_path / "run") is None
+    with pytest.raises(CheckpointError, match="nested too deep"):
+        load_checkpoint(folder)
 
 
 def test_an_additional_file_changes_no_other_file(tmp_path: Path) -> None:

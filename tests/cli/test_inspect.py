@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hmoe.cli import inspection_lines
+from hmoe.cli.inspection_files import _remove_earlier as remove_earlier
 from hmoe.cli.inspection_lines import list_inspection_lines
 from hmoe.cli.main import run_command_line
 from tests.conftest import sentences
@@ -255,3 +256,18 @@ def test_a_moved_run_is_looked_into_where_it_lies(
     monkeypatch.chdir(moved)
     look(capfd, ".", *SMALL, "--figures", "none")
     assert (moved / "inspect" / "inspection.json").is_file()
+
+
+def test_an_earlier_record_names_files_of_its_own_folder_only(tmp_path: Path) -> None:
+    """A run folder may come from elsewhere: what its record names is removed before anew is written."""
+    folder = tmp_path / "run" / "inspect"
+    folder.mkdir(parents=True)
+    for name in ("precious.csv", "run/precious.csv", "run/inspect/activation.csv"):
+        (tmp_path / name).write_text("x")
+    named = {"../../precious": [], "../precious": [], str(tmp_path / "precious"): [], "activation": []}
+    (folder / "inspection.json").write_text(json.dumps({"tables": named}))
+    remove_earlier(folder)
+    assert sorted(path.name for path in tmp_path.rglob("*.csv")) == ["precious.csv", "precious.csv"]
+    (folder / "inspection.json").write_text(json.dumps({"tables": ["../../precious"]}))
+    remove_earlier(folder)
+    assert (tmp_path / "precious.csv").exists()

@@ -15,7 +15,7 @@ from hmoe import ConfigError, DataError, RunBusyError
 from hmoe.data.prepare import PrepareRequest, prepare_data
 from hmoe.data.shards import open_index
 from hmoe.data.tokenizer import load_tokenizer
-from hmoe.storage import hash_file
+from hmoe.storage import hash_file, write_atomic
 from tests.conftest import sentences
 
 
@@ -205,6 +205,11 @@ def test_damage_is_found_and_named(corpus_jsonl: Path, tmp_path: Path, damage: s
         ("dtype", "float32"), ("dtype", "x"), ("weights", "top_p"), ("weights", 7), ("weights", {"web": "x"}),
         ("vocab_size", "257"), ("separator", 1.5), ("request", []), ("skipped_documents", None), ("begin", 3),
         ("losses", 3), ("shards", {}), ("shards", [3]), ("format", []),
+        ("weights", {"web": -1}), ("weights", {"web": 0}),
+        ("weights", {"web": float("nan")}), ("weights", {"web": float("inf")}), ("weights", {"web": 10**400}),
+        ("begin", [1e999]), ("begin", "12"), ("begin", [-3]), ("begin", [257]), ("separator", -1),
+        ("separator", 10**30),
+        ("empty_documents", "x"), ("losses", {"texts": "x"}), ("vocab_size", 0), ("vocab_size", 10**30),
     ],
 )  # fmt: skip
 def test_values_of_another_kind_are_damage(
@@ -218,6 +223,39 @@ def test_values_of_another_kind_are_damage(
     with pytest.raises(DataError, match=r"index\.json") as error:
         open_index(tmp_path / "out")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"key": 5}, {"threshold": "x"}, {"position": 3}, {"position": [0, 0, 0, "x"]}, {"position": [0]},
+        {"segment": None},
+        {"shards": [3]}, {"shards": {}}, {"losses": {"texts": []}}, {"rule": None},
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_progress_is_one_line(
+    corpus_jsonl: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    request, out, begun = (
+        PrepareRequest([str(corpus_jsonl)], "bytes", segment_bytes=4000),
+        tmp_path / "out",
+        [],
+    )
+
+    def stop(path: Path, content: bytes) -> None:
+        write_atomic(path, content)
+        begun.append(json.loads(content))
+        if begun[-1]["shards"]:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hmoe.data.progress.write_atomic", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_data(request, out)
+    for damaged in (json.dumps(begun[-1] | change), "[" * 100_000):
+        (out / "progress.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"damaged|begun"):
+            prepare_data(request, out)
 
 
 def test_one_byte_that_is_no_text_does_not_show_the_whole_index(corpus_jsonl: Path, tmp_path: Path) -> None:

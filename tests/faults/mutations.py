@@ -10,6 +10,7 @@ from typing import Any
 
 from hmoe import HMoEError
 from hmoe.cli.main import run_command_line
+from hmoe.errors import shorten_line
 from tests.faults.campaign import check
 
 _GIB = 1 << 30
@@ -29,7 +30,7 @@ def check_user_error(error: BaseException, words: str) -> None:
     kind = type(error).__name__
     text = str(error)
     check(isinstance(error, HMoEError), f"{kind} ({text[:150]!r}) for {words}")
-    is_line = "\n" not in text and 0 < len(text) < 600 and text.isprintable()
+    is_line = "\n" not in text and 0 < len(text) < 600 and text == shorten_line(text)
     check(is_line, f"{kind} is no short line ({len(text)} characters: {text[:200]!r}) for {words}")
 
 

@@ -11,15 +11,16 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hmoe.errors import CheckpointError
-from hmoe.storage import hash_file
+from hmoe.storage import hash_file, read_json
 
 MANIFEST, STATE_FILE = "MANIFEST.json", "state.json"
+_SHOWN_NAMES = 4
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -78,14 +79,28 @@ def verify_checkpoint(folder: Path, share: tuple[int, int] = (0, 1)) -> Manifest
         manifest = _read_manifest(folder)
         names, expected = _list_files(folder), sorted([*manifest.files, MANIFEST])
         if names != expected:
-            held, listed = ", ".join(names), ", ".join(expected)
-            raise CheckpointError(f"{folder}: holds {held}; must hold exactly {listed}")
+            raise CheckpointError(
+                f"{folder}: {describe_names(names, expected)}; must hold exactly what it lists"
+            )
         for name in sorted(manifest.files)[rank::size]:
             _check_file(folder, name, manifest)
     except OSError as error:
         raise_shortage(error)
         raise CheckpointError(f"{folder}: cannot be read: {error}") from None
     return manifest
+
+
+def describe_names(held: Collection[str], expected: Collection[str]) -> str:
+    """Return in words which names are missing, and which are there besides, the first few of each."""
+    parts = []
+    for word, names in (
+        ("lacks", set(expected).difference(held)),
+        ("also holds", set(held).difference(expected)),
+    ):
+        first = sorted(names)[:_SHOWN_NAMES]
+        more = f" and {len(names) - len(first)} more" if len(names) > len(first) else ""
+        parts += [f"{word} {', '.join(first)}{more}"] if names else []
+    return "; ".join(parts)
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -96,7 +111,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     try:
         _check_file(folder, STATE_FILE, _read_manifest(folder))
-        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_bytes())
+        state: dict[str, Any] = read_json(folder / STATE_FILE)
         if folder.name != locate_checkpoint(folder, state["step"]).name:
             raise CheckpointError(f"{folder}: holds step {state['step']}")
     except (OSError, ValueError, KeyError, TypeError) as error:

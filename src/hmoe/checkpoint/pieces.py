@@ -87,9 +87,9 @@ def list_tensor_files(names: Iterable[str]) -> dict[str, list[str]]:
             else [name_shared_file(part, rank, int(size)) for rank in range(int(size))]
         )
         if missing := [name for name in expected if name not in files]:
-            raise CheckpointError(f"lists no {', '.join(missing)}, which the checkpoint must have")
+            raise CheckpointError(f"lists no {', '.join(missing[:4])}, which the checkpoint must have")
         if more := sorted(set(files).difference(expected)):
-            raise CheckpointError(f"lists {', '.join(more)} besides {', '.join(expected)}")
+            raise CheckpointError(f"lists {', '.join(more[:4])} besides {', '.join(expected[:4])}")
         by_part[part] = expected
     return by_part
 

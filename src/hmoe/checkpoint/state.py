@@ -28,6 +28,7 @@ from hmoe.checkpoint.pieces import (
     list_tensor_files,
 )
 from hmoe.errors import CheckpointError
+from hmoe.storage import read_json
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 NamedTensors = Mapping[str, torch.Tensor]
@@ -173,7 +174,7 @@ def read_checkpoint_files(folder: Path, names: Iterable[str], optimizer: bool) -
     Raises:
         OSError, ValueError, KeyError, TypeError, SafetensorError: if they are not what a checkpoint holds.
     """
-    state = json.loads((folder / STATE_FILE).read_bytes())
+    state = read_json(folder / STATE_FILE)
     names, tensor_files = set(names), list_tensor_files(names)
     extra_names = names.difference((STATE_FILE,), *tensor_files.values())
     extra_files = {name: (folder / name).read_bytes() for name in sorted(extra_names)}

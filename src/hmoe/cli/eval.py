@@ -1,6 +1,5 @@
 """`hmoe eval`: perplexity of text, or accuracy on benchmark tasks."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,7 @@ from hmoe.cli.processes import (
 from hmoe.cli.table import Column, Table, render_table
 from hmoe.cli.texts import list_validation_texts, read_texts
 from hmoe.errors import ConfigError, DataError
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 
 if TYPE_CHECKING:
     from hmoe.evaluate.perplexity import TextPerplexity
@@ -271,7 +270,7 @@ def _evaluate_tasks(
         return
     if out is not None:
         # Of all tasks that are finished there, not only of those that were asked for now.
-        whole = json.loads((out / RESULTS).read_bytes())
+        whole = read_json(out / RESULTS)
         write_atomic(out / "table.txt", format_results_table(whole, _TABLE_WIDTH).encode())
     if as_json:
         print_numbers(result, as_json)

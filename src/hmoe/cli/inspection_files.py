@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 
 if TYPE_CHECKING:
     from hmoe.analyze.inspection import Inspection
@@ -37,7 +37,7 @@ def write_inspection(inspection: "Inspection", folder: Path, forms: Sequence[str
 def describe_earlier(folder: Path) -> str | None:
     """Return which text an earlier inspection in a folder is of; None without one."""
     try:
-        text = json.loads((folder / RECORD).read_bytes())["text"]
+        text = read_json(folder / RECORD)["text"]
         return f"{text['source']} ({text['tokens']:,} tokens)"
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -46,9 +46,11 @@ def describe_earlier(folder: Path) -> str | None:
 def _remove_earlier(folder: Path) -> None:
     """Remove what an earlier inspection wrote, its record first: tables of two texts must not stand side by side."""
     try:
-        tables = json.loads((folder / RECORD).read_bytes())["tables"]
+        tables = read_json(folder / RECORD)["tables"]
+        # Names of this folder alone: the record may be of somebody else's making.
+        tables = {name: rows for name, rows in tables.items() if Path(f"{name}.csv").name == f"{name}.csv"}
         names = [f"{name}.csv" for name in tables]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return
     from hmoe.figures.charts import FORMS
     from hmoe.figures.inspection import list_charts

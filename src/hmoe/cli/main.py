@@ -154,10 +154,6 @@ def _invoke(arguments: list[str]) -> int:
 
     Not by the parser's own `main`, which makes other errors of interrupts, closed pipes and ends of files.
     """
-    try:
-        os.getcwd()
-    except OSError:
-        raise ConfigError("the working directory is gone; change to one that exists") from None
     command = typer.main.get_command(app)
     if instruction := os.environ.get(_COMPLETION):
         return shell_complete(command, {}, "hmoe", _COMPLETION, instruction)
@@ -185,6 +181,8 @@ def _explain(error: Exception, arguments: list[str]) -> tuple[str, int]:
     if isinstance(error, HMoEError):
         command = find_command(typer.main.get_command(app), arguments)
         return f"error: {explain_error(error, command)}", error.exit_code
+    if isinstance(error, FileNotFoundError) and _has_lost_its_folder():
+        return "error: the working directory is gone; change to one that exists", ConfigError.exit_code
     if isinstance(error, OSError):  # a full disk, a folder that may not be written
         kind = DataError if arguments[:1] == ["data"] else CheckpointError
         return (
@@ -209,6 +207,14 @@ def _explain_usage(error: Any) -> str:
         nearest = difflib.get_close_matches(wrong[1], context.command.commands, 1, 0.6)
         line += f"; nearest is {nearest[0]}" if nearest else ""
     return f"{line}; see {path} -h"
+
+
+def _has_lost_its_folder() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return True
+    return False
 
 
 def _decode_name(name: Any) -> str:

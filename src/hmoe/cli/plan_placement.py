@@ -1,6 +1,5 @@
 """`hmoe plan --placement`: which process would hold which experts, and how even that is, beside other placements."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from hmoe.parallel.placement import (
     measure_run_load,
 )
 from hmoe.specs.placement import ExpertLoad, Placement, list_work
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 
 _KINDS = {
     "contiguous": {"expert_placement": "contiguous", "cut_experts": False, "expert_replicas": 0},
@@ -68,8 +67,8 @@ def read_planned_frequencies(recipe: str, loads: Path | None, config: RunConfig)
 def _read_loads(path: Path, num_experts: int, layers: int) -> list[list[float]]:
     expected = f"must be {num_experts} numbers, or such a list for each of {layers} layers"
     try:
-        table = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        table = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON: {error}; {expected}") from None
     rows = table if isinstance(table, list) and table and isinstance(table[0], list) else [table] * layers
     are_numbers = all(

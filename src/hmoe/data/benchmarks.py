@@ -34,7 +34,7 @@ from hmoe.data.benchmark_wheel import (
 )
 from hmoe.data.lines import DAMAGED, decode_line, read_lines
 from hmoe.errors import ConfigError, DataError
-from hmoe.storage import hash_file, write_atomic
+from hmoe.storage import hash_file, read_json, write_atomic
 
 PAPER_GROUP = "hmoe6"
 _FORMAT = 2
@@ -231,7 +231,7 @@ def _group_yaml(name: str, members: Iterable[BenchmarkTask], by_size: bool) -> b
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """Read the manifest; return None if there is none, or if it names other files than this version's."""
     try:
-        manifest: dict[str, Any] = json.loads((folder / _MANIFEST).read_bytes())
+        manifest: dict[str, Any] = read_json(folder / _MANIFEST)
         shipped, brought = (_data_files(tasks) for tasks in (_SHIPPED, BROUGHT_TASKS.values()))
         is_valid = shipped <= set(manifest["data"]) <= shipped | brought and all(
             isinstance(entry["rows"], int) and isinstance(entry["sha256"], str)

@@ -7,9 +7,9 @@ from typing import Any
 
 from hmoe.data.documents import START, InputPosition
 from hmoe.data.losses import EncodingLosses
-from hmoe.data.shards import Shard
+from hmoe.data.shards import LOSS_KINDS, Shard, check_kinds, check_shards
 from hmoe.errors import DataError
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 
 _FILE = "progress.json"
 _RULE = 2  # how documents become shards; a preparation that was begun by another one is not continued
@@ -51,8 +51,8 @@ def load_progress(out: Path, key: dict[str, Any]) -> PrepareState:
     for litter in out.glob(".*.tmp"):  # of a segment that was not published
         litter.unlink()
     try:
-        return _read_state(json.loads(file.read_bytes()), out, key)
-    except (ValueError, KeyError, TypeError):
+        return _read_state(read_json(file), out, key)
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(f"{file}: damaged; delete {out} and prepare again") from None
 
 
@@ -68,13 +68,20 @@ def _read_state(tree: dict[str, Any], out: Path, key: dict[str, Any]) -> Prepare
             f"out = {out}: was begun with other inputs or options ({differing}); choose another folder or delete it",
             argument="out",
         )
-    return PrepareState(
+    check_kinds(
+        tree, {"key": dict, "threshold": int | None, "position": list, "segment": int, "shards": list}
+    )
+    state = PrepareState(
         tree["threshold"],
         InputPosition(*tree["position"]),
         tree["segment"],
         EncodingLosses(**tree.get("losses", {})),  # not recorded by earlier versions
         tuple(Shard(**shard) for shard in tree["shards"]),
     )
+    check_shards(state.shards)
+    check_kinds(vars(state.losses), LOSS_KINDS)
+    check_kinds(state.position._asdict(), dict.fromkeys(state.position._fields, int))
+    return state
 
 
 def save_progress(out: Path, key: dict[str, Any], state: PrepareState) -> None:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,14 @@ from hmoe.storage import hash_file, write_atomic
 
 _FORMAT = 1
 _DTYPES = ("<u2", "<u4")
+_LARGEST_WEIGHT = 1e12
+LOSS_KINDS: dict[str, Any] = {
+    "texts": int,
+    "lost": int,
+    "changed": int,
+    "unknown": int,
+    "example": list | tuple | None,
+}
 _FIELDS = (
     "dtype",
     "tokenizer_fingerprint",
@@ -180,14 +188,18 @@ def open_index(folder: Path) -> Index:
             raise DataError(
                 f"{path}: format {tree['format']}, this version reads {_FORMAT}; delete {folder} and prepare again"
             )
-        _check_kinds(tree, {"format": int, "shards": list})
+        check_kinds(tree, {"format": int, "shards": list})
         shards = tuple(Shard(**shard) for shard in tree["shards"])
         fields = {name: tree[name] for name in _FIELDS}
         _check_values(fields, shards)
-        begin = tuple(map(int, tree.get("begin", ())))
+        begin = tuple(tree.get("begin", ()))
+        check_token_ids(begin, fields["vocab_size"])
         losses = EncodingLosses(**tree["losses"]) if "losses" in tree else None
+        if losses is not None:
+            check_kinds(vars(losses), LOSS_KINDS)
+        check_kinds({"empty_documents": tree.get("empty_documents", 0)}, {"empty_documents": int})
         width = np.dtype(fields["dtype"]).itemsize
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         reason = f"{type(error).__name__}: {str(error)[:200]}"
         raise DataError(f"{path}: damaged: {reason}; delete {folder} and prepare again") from None
     _check_sizes(folder, shards, width)
@@ -203,23 +215,45 @@ def open_index(folder: Path) -> Index:
 
 
 def _check_values(fields: dict[str, Any], shards: tuple[Shard, ...]) -> None:
-    """Raise TypeError for a value of a kind that no index has."""
+    """Raise TypeError for a value of a kind, or ValueError for one out of the range, that no index has."""
     kinds: dict[str, Any] = {
         "dtype": str, "tokenizer_fingerprint": str, "vocab_size": int, "separator": int,
         "weights": dict | None, "skipped_documents": int, "request": dict,
     }  # fmt: skip
-    _check_kinds(fields, kinds)
-    _check_kinds(fields["weights"] or {}, dict.fromkeys(fields["weights"] or {}, int | float))
+    check_kinds(fields, kinds)
+    weights = fields["weights"]
+    if weights is not None:
+        check_kinds(weights, dict.fromkeys(weights, int | float))
+        if not all(0 <= weight <= _LARGEST_WEIGHT for weight in weights.values()) or not any(
+            weights.values()
+        ):
+            raise ValueError(f"weights must be from 0 to {_LARGEST_WEIGHT:g}, not all 0")
     if fields["dtype"] not in _DTYPES:
-        raise TypeError(f"dtype = {fields['dtype']!r:.60}, must be one of {', '.join(_DTYPES)}")
+        raise ValueError(f"dtype = {fields['dtype']!r:.60}, must be one of {', '.join(_DTYPES)}")
+    if not 0 < fields["vocab_size"] <= 1 << 32:
+        raise ValueError(f"vocab_size = {fields['vocab_size']!r:.60}, must be from 1 to {1 << 32}")
+    check_token_ids([fields["separator"]], fields["vocab_size"])
+    check_shards(shards)
+
+
+def check_shards(shards: Sequence[Shard]) -> None:
+    """Raise TypeError or ValueError for a shard that nobody wrote so."""
     for shard in shards:
-        _check_kinds(vars(shard), Shard.__annotations__)
+        check_kinds(vars(shard), Shard.__annotations__)
         # A name of the folder's own, which no system refuses as too long.
         if Path(shard.file).name != shard.file or "\0" in shard.file or len(os.fsencode(shard.file)) > 255:
-            raise TypeError(f"file = {shard.file!r:.60}, must be the name of a file in the folder")
+            raise ValueError(f"file = {shard.file!r:.60}, must be the name of a file in the folder")
 
 
-def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+def check_token_ids(ids: Sequence[Any], vocab_size: int) -> None:
+    """Raise ValueError for an id that is no token's."""
+    for each in ids:
+        if type(each) is not int or not 0 <= each < vocab_size:
+            raise ValueError(f"{each!r:.60} is no token below {vocab_size}")
+
+
+def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, Any]) -> None:
+    """Raise TypeError for a value that is not of its kind; true and false are no numbers."""
     for name, kind in kinds.items():
         value = values[name]
         if not isinstance(value, kind) or isinstance(value, bool):

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as HuggingFace
 from hmoe.data.shards import Index
 from hmoe.data.tokenizer import Tokenizer, load_tokenizer
 from hmoe.errors import DataError
-from hmoe.storage import hash_file, write_atomic
+from hmoe.storage import hash_file, read_json, write_atomic
 
 
 def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
@@ -24,7 +24,7 @@ def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
         return
     file = folder / "tokenizer_config.json"
     try:
-        settings = json.loads(file.read_bytes())
+        settings = read_json(file)
     except (OSError, ValueError):
         settings = {}
     settings = settings if isinstance(settings, dict) else {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from hmoe.errors import ConfigError
 from hmoe.runs.benchmark_scores import RESULTS
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 
 _FORMAT = 1
 _KEYS = {
@@ -111,7 +111,7 @@ def _read_record(path: Path) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except ValueError:
         content = None
     if not isinstance(content, dict):

@@ -1,5 +1,6 @@
 """Whether processes that hold copies of the same weights and moments still hold the same bits."""
 
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -16,7 +17,8 @@ def check_copies(model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Rank
     """Compare what several processes hold whole or twice: router biases, replicas of experts, whole models.
 
     They start with the same bits and apply the same sums, so that a difference is memory or a link that failed. Rows
-    that one process alone holds have no copy to be compared with. Every process calls it.
+    that one process alone holds have no copy to be compared with. Processors of different kinds may round otherwise
+    (`describe_arithmetic`); then nothing is compared. Every process calls it.
 
     Args:
         model, optimizer: of this process.
@@ -27,13 +29,22 @@ def check_copies(model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Rank
         DistributedError: in all of them if any differs, naming the tensor and the processes.
     """
     own = {f"{name}, {_name_rows(rows)}": value for name, rows, value in _hash_copies(model, optimizer)}
-    every: list[Mapping[str, int]] = ranks.gather_values(own)
-    difference = describe_difference_of_copies(every)
+    every = ranks.gather_values([describe_arithmetic(), own])
+    if len({arithmetic for arithmetic, _ in every}) > 1:
+        return
+    difference = describe_difference_of_copies([hashes for _, hashes in every])
     if difference:
         raise DistributedError(
             f"step {step}: {difference}, which must hold the same; the memory of a process or a link failed, "
             "nothing of this step is saved"
         )
+
+
+def describe_arithmetic() -> str:
+    """Return what a process computes with, as far as it decides how numbers are rounded."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def describe_difference_of_copies(hashes: Sequence[Mapping[str, int]]) -> str:
@@ -60,7 +71,7 @@ def _hash_copies(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator
 
 
 def _may_have_copies(kept: KeptRows) -> bool:
-    if kept.is_replica or not isinstance(kept.parameter, DTensor):
+    if not isinstance(kept.parameter, DTensor):
         return True
     return not all(isinstance(placement, Shard) for placement in kept.parameter.placements)
 

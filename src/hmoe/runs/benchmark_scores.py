@@ -8,6 +8,7 @@ from typing import Any
 
 from hmoe.errors import CheckpointError
 from hmoe.runs.summary import RunSummary
+from hmoe.storage import read_json
 
 RESULTS = "results.json"
 METRIC = "acc"  # all tasks of the papers have it; the HMoE paper does not say which accuracy it prints
@@ -61,7 +62,7 @@ def _read_scores(run: RunSummary, notes: list[str]) -> _Scores:
 
 def _read_result(file: Path) -> dict[str, Any]:
     try:
-        result: dict[str, Any] = json.loads(file.read_bytes())
+        result: dict[str, Any] = read_json(file)
         if all(isinstance(record["metrics"], dict) for record in result["tasks"].values()):
             return result
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -23,6 +23,9 @@ def read_default_template(folder: Path) -> str | None:
     return read_chat_templates(folder).get("default")
 
 
+_LARGEST_BYTES = 1 << 24  # of a template
+
+
 def read_chat_templates(folder: Path) -> dict[str, str]:
     """Return the chat templates of a folder by name, as transformers finds them.
 
@@ -35,6 +38,8 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
     templates = {}
     for name, file in files.items():
         try:
+            if file.stat().st_size > _LARGEST_BYTES:
+                raise ConfigError(f"{file}: larger than {_LARGEST_BYTES} bytes")
             templates[name] = file.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{file}: cannot be read: {error}") from None

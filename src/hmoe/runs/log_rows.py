@@ -63,7 +63,7 @@ def read_newest_row(run: Path) -> dict[str, Any]:
     for line in reversed(lines):
         try:
             row: Any = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and row.keys() >= {"step", "tokens", "flops"}:
             return row

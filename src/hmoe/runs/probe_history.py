@@ -8,7 +8,6 @@ MoE layer, which has the experts of each token; `units` are hidden units that a 
 `nll` is in nats given the tokens before, null for the first of a sequence.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from hmoe.checkpoint.manifest import read_newest_state
 from hmoe.errors import CheckpointError, ConfigError
 from hmoe.runs.config_binding import CONFIG, is_run_folder
+from hmoe.storage import read_json
 
 PROBE_FORMAT = 1
 _FOLDER = "probe"
@@ -44,7 +44,7 @@ def read_probe(run: Path, step: int) -> Probe:
     """
     path = locate_probe(run, step)
     try:
-        probe = json.loads(path.read_bytes())
+        probe = read_json(path)
         whole = probe["format"] == PROBE_FORMAT and probe["step"] == step and _is_whole(probe)
     except (ValueError, KeyError, TypeError, RecursionError):
         whole = False

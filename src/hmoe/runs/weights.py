@@ -1,6 +1,5 @@
 """Safetensors of a Hugging Face folder -> the parameters of our model, one tensor at a time."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from hmoe.errors import CheckpointError
 from hmoe.model.moe import MoE
 from hmoe.model.transformer import Transformer
 from hmoe.runs.weight_names import OUTSIDE_BLOCKS, PROJECTIONS, name_hf_weight, name_llama_weight
-from hmoe.storage import open_utf8_name
+from hmoe.storage import open_utf8_name, read_json
 
 _TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -159,9 +158,9 @@ def _files(folder: Path) -> list[Path]:
         hint = f"; {other[0]} is a pickle, which could run code: convert it to safetensors" if other else ""
         raise CheckpointError(f"{folder}: no model.safetensors{hint}")
     try:
-        named: Any = json.loads(index.read_bytes())["weight_map"].values()
+        named: Any = read_json(index)["weight_map"].values()
         names = sorted(set(named))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise CheckpointError(f"{index}: damaged") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):

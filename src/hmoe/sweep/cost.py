@@ -11,7 +11,7 @@ from typing import Any
 
 from hmoe.config.run import RunConfig
 from hmoe.errors import HMoEError
-from hmoe.storage import write_atomic
+from hmoe.storage import read_json, write_atomic
 from hmoe.sweep.families import list_coefficients
 from hmoe.sweep.plan import SweepPlan
 from hmoe.sweep.process import Place, start_child
@@ -114,7 +114,7 @@ def _unify_what_costs_alike(config: RunConfig) -> RunConfig:
 def _read_costs(file: Path) -> dict[str, StepCost]:
     """Return what was measured before; a file that is none of ours is measured anew."""
     try:
-        return {key: StepCost(**values) for key, values in json.loads(file.read_bytes()).items()}
+        return {key: StepCost(**values) for key, values in read_json(file).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 

@@ -1,7 +1,8 @@
 """What the processes of a run must have in common, and what is said where they have not."""
 
 import json
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 
@@ -34,3 +35,19 @@ def check_alike(config: RunConfig, device: str, fingerprint: str, processes: Pro
                     f"{key}: is {own.get(key)} in process {processes.rank}, {first.get(key)} in the first one; "
                     "all processes of a run must have the same"
                 )
+
+
+def warn_of_other_processors(processes: Processes, warn: Callable[[str], None]) -> None:
+    """Say that copies of weights are not compared where processes compute with processors of different kinds."""
+    if processes.size == 1:
+        return
+    from hmoe.parallel.copies import describe_arithmetic  # noqa: PLC0415 - one process needs no engine, slow to import
+
+    own = describe_arithmetic()
+    for rank, each in enumerate(cast(Any, processes).gather_values(own)):
+        if each != own and processes.rank == 0:
+            warn(
+                f"process {rank} computes with {each}, this one with {own}, which may round otherwise: copies of "
+                "weights are not compared before they are saved"
+            )
+            return
