@@ -25,6 +25,8 @@ from tests.faults.campaign import (
     NotPossibleError,
     Outcome,
     describe_case,
+    list_living_children,
+    own_orphans,
     prepare_test,
     run_case,
 )
@@ -72,17 +74,17 @@ def select_tests(only: Sequence[str]) -> list[tuple[FaultTest, list[int] | None]
 class Turns:
     """Which case is next: of the test that is behind the most."""
 
-    def __init__(self, options: argparse.Namespace, done: set[tuple[str, int]]) -> None:
+    def __init__(self, options: argparse.Namespace, done: set[tuple[str, int, int]]) -> None:
         self._options, self._done = options, done
         self._left: dict[str, list[int]] = {}
-        self._cases: dict[str, int] = {}
+        self.planned: dict[str, int] = {}
 
     def prepare(self, test: FaultTest, numbers: list[int] | None) -> None:
         """Make what the cases of a test need, and line them up, but for those that were run before."""
         cases = prepare_test(test, self._options.out / "base" / test.name)
-        left = [number for number in range(cases) if (test.name, number) not in self._done]
+        left = [number for number in range(cases) if (test.name, number, cases) not in self._done]
         self._left[test.name] = left if numbers is None else numbers
-        self._cases[test.name] = max(cases, 1)
+        self.planned[test.name] = cases
 
     def take(self, tests: Sequence[FaultTest]) -> Iterator[tuple[FaultTest, int]]:
         """Yield cases until none is left."""
@@ -90,7 +92,7 @@ class Turns:
             behind = [test for test in tests if self._left.get(test.name)]
             if not behind:
                 return
-            test = max(behind, key=lambda test: len(self._left[test.name]) / self._cases[test.name])
+            test = max(behind, key=lambda test: len(self._left[test.name]) / max(self.planned[test.name], 1))
             yield test, self._left[test.name].pop(0)
 
     def count(self) -> int:
@@ -100,12 +102,15 @@ class Turns:
 def run_part(options: argparse.Namespace) -> int:
     """Run cases until the time is over; return how many were wrong."""
     place, end = describe_place(), time.monotonic() + 60 * options.minutes
-    rows = read_outcome_rows([options.out / OUTCOMES])
+    rows = read_outcome_rows([options.out / OUTCOMES], TESTS)
     sources = {test.name: hash_source(test) for test in TESTS}
+    enumerations = {test.name for test in TESTS if not test.drawn}
     done = {
-        (row.test, row.number)
+        (row.test, row.number, row.planned)
         for row in rows
-        if row.seed == options.seed and row.source == sources.get(row.test)
+        if row.result != SKIPPED
+        and row.source == sources.get(row.test)
+        and (row.seed == options.seed or row.test in enumerations)
     }
     selected, turns, wrong = select_tests(options.only), Turns(options, done), 0
     tests = [test for test, _ in selected]
@@ -113,7 +118,9 @@ def run_part(options: argparse.Namespace) -> int:
     def end_case(test: FaultTest, case: Case, outcome: Outcome) -> None:
         nonlocal wrong
         wrong += outcome.result == WRONG
-        append_row(options.out, test, case, outcome, place)
+        append_row(options.out, test, case, outcome, turns.planned.get(test.name, test.cases or 1), place)
+        if options.owns_orphans:  # what a case that was killed left behind
+            list_living_children(0.0)
         if outcome.result != RIGHT:
             print(describe_case(test, case, outcome), flush=True)
 
@@ -122,7 +129,7 @@ def run_part(options: argparse.Namespace) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         return Case(number, options.seed, folder.absolute(), (options.out / "base" / test.name).absolute())
 
-    waiting = selected
+    waiting = sorted(selected, key=lambda pair: pair[0].slow)
     while time.monotonic() < end:
         # A test is prepared when its first turn comes, so that a short part does not only prepare.
         if waiting:
@@ -144,7 +151,7 @@ def run_part(options: argparse.Namespace) -> int:
         case = make_case(*pair)
         end_case(pair[0], case, run_case(pair[0], case))
     left = turns.count()
-    print(describe_totals(add_up(read_outcome_rows([options.out / OUTCOMES]), TESTS), TESTS))
+    print(describe_totals(add_up(read_outcome_rows([options.out / OUTCOMES], TESTS), tests)))
     unprepared = f", {len(waiting)} tests not begun" if waiting else ""
     print(f"seed {options.seed}: {wrong} wrong in this part; {left} cases left{unprepared}")
     return wrong
@@ -154,9 +161,12 @@ def main() -> None:
     options = read_arguments()
     if options.record is not None:
         files = sorted(options.out.glob(f"**/{OUTCOMES}"))
-        write_totals(options.record, add_up(read_outcome_rows(files), TESTS))
+        rows = [row for row in read_outcome_rows(files, TESTS) if not row.place.commit.endswith("-dirty")]
+        write_totals(options.record, add_up(rows, TESTS))
         return
     options.out.mkdir(parents=True, exist_ok=True)
+    own_orphans()
+    options.owns_orphans = True
     os.environ.setdefault("XDG_CACHE_HOME", str((options.out / "cache").absolute()))
     torch.set_num_threads(1)
     sys.exit(run_part(options) > 0)

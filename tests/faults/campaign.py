@@ -64,6 +64,8 @@ class FaultTest:
         cases: of a whole campaign with one seed; None: as many as `prepare` returns.
         prepare: fills the base folder, and returns the number of cases.
         seconds: after which a case counts as one that does not end.
+        drawn: whether cases differ from seed to seed; an enumeration is the same with every seed.
+        slow: whether it begins after the others, since one case takes many seconds.
     """
 
     name: str
@@ -74,6 +76,8 @@ class FaultTest:
     cases: int | None = None
     prepare: Callable[[Path], int | None] | None = None
     seconds: float = 120.0
+    drawn: bool = True
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class Outcome:
 
 def run_case(test: FaultTest, case: Case) -> Outcome:
     """Run one case in a process of its own; its folder is kept if it was wrong."""
-    case.folder.mkdir(parents=True)
+    case.folder.mkdir(parents=True, exist_ok=True)
     outcome = fork_and_wait(lambda: test.run(case), case.folder, test.seconds)
     if outcome.result != WRONG:
         shutil.rmtree(case.folder, ignore_errors=True)
@@ -145,7 +149,7 @@ def fork_and_wait(work: Callable[[], int], folder: Path, seconds: float) -> Outc
 def _be_child(work: Callable[[], int], folder: Path, writing: int) -> NoReturn:
     """Do the work, tell what came of it, and end without Python's own end, which would be the parent's too."""
     os.setsid()
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+    own_orphans()
     log = os.open(folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -189,9 +193,17 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def list_living_children() -> list[str]:
-    """Return the command lines of children that do not end soon, orphans included; ended ones are waited for."""
-    deadline = time.monotonic() + _LEAVING_SECONDS
+def own_orphans() -> None:
+    """Let this process be the parent of all that its children leave behind."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1)
+
+
+def list_living_children(patience: float = _LEAVING_SECONDS) -> list[str]:
+    """Return the command lines of children that do not end soon, orphans included; ended ones are waited for.
+
+    Those that do not end are killed.
+    """
+    deadline = time.monotonic() + patience
     while True:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
@@ -199,16 +211,18 @@ def list_living_children() -> list[str]:
         except ChildProcessError:
             return []
         children = _read_children()
-        if time.monotonic() > deadline:
+        if time.monotonic() > deadline and children:
             for pid, _ in children:
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             return [words for _, words in children]
         time.sleep(0.02)
 
 
 def _read_children() -> list[tuple[int, str]]:
     children = []
-    for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split():
+    pids = [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+    for pid in pids:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:

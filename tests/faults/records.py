@@ -1,11 +1,13 @@
 """What a campaign writes down, a line a case, and the table that its parts add up to."""
 
+import ast
 import functools
 import hashlib
 import inspect
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from tests.faults.campaign import RIGHT, SKIPPED, WRONG, Case, FaultTest, Outcom
 
 ROOT = Path(__file__).parents[2]
 OUTCOMES = "outcomes.jsonl"
+_HARNESS = ("campaign.py", "conftest.py")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Row:
     detail: str
     seconds: float
     source: str
+    planned: int
+    time: float
     place: Place
 
 
@@ -56,6 +61,8 @@ class Total:
     fault: str
     promise: str
     unit: str
+    drawn: bool
+    planned: int
     cases: int
     right: int
     wrong: int
@@ -86,40 +93,67 @@ def hash_package() -> str:
 
 
 def hash_source(test: FaultTest) -> str:
-    """Return what identifies the code that a case ran: a case counts as done while package and test are the same."""
+    """Return what identifies the code of a case: it counts as done while package, test and helpers are the same."""
     file = inspect.getsourcefile(test.run)
     assert file is not None
-    return hashlib.sha256(hash_package().encode() + Path(file).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256(hash_package().encode())
+    for each in sorted(list_imported_tests(Path(file))):
+        digest.update(each.read_bytes())
+    return digest.hexdigest()[:16]
 
 
-def append_row(folder: Path, test: FaultTest, case: Case, outcome: Outcome, place: Place) -> Row:
-    """Write a case down, so that the next part goes on behind it."""
-    seconds, source = round(outcome.seconds, 2), hash_source(test)
+def list_imported_tests(file: Path, known: frozenset[Path] = frozenset()) -> frozenset[Path]:
+    """Return a file of tests and all others that it imports, but for the campaign's own, which plant nothing."""
+    known |= {file}
+    for node in ast.walk(ast.parse(file.read_text())):
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        if not isinstance(node, ast.ImportFrom) or not module.startswith("tests"):
+            continue
+        for name in (module, *(f"{module}.{alias.name}" for alias in node.names)):
+            part = ROOT / f"{name.replace('.', '/')}.py"
+            if part.exists() and part not in known and part.name not in _HARNESS:
+                known = list_imported_tests(part, known)
+    return known
+
+
+def append_row(
+    folder: Path, test: FaultTest, case: Case, outcome: Outcome, planned: int, place: Place
+) -> Row:
+    """Write a case down, so that the next part goes on behind it.
+
+    Args:
+        folder: of the campaign.
+        test, case, outcome: what was tried, and what came of it.
+        planned: number of cases that the test has.
+        place: where it ran.
+    """
     row = Row(
-        test.name,
-        case.number,
-        case.seed,
-        outcome.result,
-        outcome.units,
-        outcome.detail,
-        seconds,
-        source,
-        place,
-    )
+        test.name, case.number, case.seed, outcome.result, outcome.units, outcome.detail, round(outcome.seconds, 2),
+        hash_source(test), planned, time.time(), place,
+    )  # fmt: skip
     with (folder / OUTCOMES).open("a") as file:
         file.write(json.dumps(asdict(row)) + "\n")
     return row
 
 
-def read_outcome_rows(files: Iterable[Path]) -> list[Row]:
-    """Return what campaigns wrote down; of a case that was run more than once the newest counts."""
-    rows: dict[tuple[str, int, int], Row] = {}
+def read_outcome_rows(files: Iterable[Path], tests: Sequence[FaultTest]) -> list[Row]:
+    """Return what campaigns wrote down, each case once.
+
+    Of a case that was run more than once the newest counts, but where its code was the same, one that was wrong once
+    stays wrong. An enumeration is the same with every seed.
+    """
+    rows, enumerations = [], {test.name for test in tests if not test.drawn}
     for file in files:
         for line in file.read_text().splitlines() if file.exists() else []:
             tree: dict[str, Any] = json.loads(line)
-            row = Row(**(tree | {"place": Place(**tree["place"])}))
-            rows[row.test, row.seed, row.number] = row
-    return list(rows.values())
+            rows.append(Row(**(tree | {"place": Place(**tree["place"])})))
+    kept: dict[tuple[str, int, int], Row] = {}
+    for row in sorted(rows, key=lambda row: row.time):
+        key = row.test, 0 if row.test in enumerations else row.seed, row.number
+        before = kept.get(key)
+        if before is None or before.result != WRONG or before.source != row.source:
+            kept[key] = row
+    return list(kept.values())
 
 
 def add_up(rows: Sequence[Row], tests: Sequence[FaultTest]) -> list[Total]:
@@ -130,7 +164,12 @@ def add_up(rows: Sequence[Row], tests: Sequence[FaultTest]) -> list[Total]:
 def _add_up_test(rows: Sequence[Row], test: FaultTest) -> Total:
     right, wrong, skipped = (sum(row.result == result for row in rows) for result in (RIGHT, WRONG, SKIPPED))
     return Total(
-        test.name, test.fault, test.promise, test.unit, len(rows), right, wrong, skipped,
+        test.name, test.fault, test.promise, test.unit, test.drawn,
+        planned=sum({row.seed if test.drawn else 0: row.planned for row in rows}.values()),
+        cases=len(rows),
+        right=right,
+        wrong=wrong,
+        skipped=skipped,
         units=sum(row.units for row in rows if row.result == RIGHT),
         longest=max((row.seconds for row in rows), default=0.0),
         seeds=sorted({row.seed for row in rows}),
@@ -144,10 +183,10 @@ def write_totals(file: Path, totals: Sequence[Total]) -> None:
     file.write_text(json.dumps([asdict(total) for total in totals], indent=1) + "\n")
 
 
-def describe_totals(totals: Sequence[Total], tests: Sequence[FaultTest]) -> str:
+def describe_totals(totals: Sequence[Total]) -> str:
     """Return the table as a terminal shows it."""
-    lines = [f"{'test':8} {'cases':>6} {'right':>6} {'wrong':>6} {'skipped':>7}  tried"]
-    for total, test in zip(totals, tests, strict=True):
-        counts = f"{total.cases:6} {total.right:6} {total.wrong:6} {total.skipped:7}"
-        lines.append(f"{test.name:8} {counts}  {total.units:,} {test.unit}")
+    lines = [f"{'test':12} {'planned':>7} {'right':>6} {'wrong':>6} {'skipped':>7}  tried"]
+    for total in totals:
+        counts = f"{total.planned:7} {total.right:6} {total.wrong:6} {total.skipped:7}"
+        lines.append(f"{total.test:12} {counts}  {total.units:,} {total.unit}")
     return "\n".join(lines)

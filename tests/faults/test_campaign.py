@@ -14,7 +14,7 @@ import pytest
 from tests.faults import __main__ as command
 from tests.faults.campaign import RIGHT, SKIPPED, WRONG, Case, FaultTest, NotPossibleError, check, run_case
 from tests.faults.catalogue import TESTS
-from tests.faults.records import OUTCOMES, add_up, read_outcome_rows, write_totals
+from tests.faults.records import OUTCOMES, ROOT, add_up, list_imported_tests, read_outcome_rows, write_totals
 
 
 def make_test(run: Any, name: str = "T", **changes: Any) -> FaultTest:
@@ -88,11 +88,16 @@ def test_draws_are_a_function_of_seed_and_number(tmp_path: Path) -> None:
 
 def run_part(out: Path, *, seed: int = 0, minutes: float = 1.0, only: tuple[str, ...] = ()) -> int:
     out.mkdir(exist_ok=True)
-    return command.run_part(argparse.Namespace(out=out, seed=seed, minutes=minutes, only=list(only)))
+    return command.run_part(
+        argparse.Namespace(out=out, seed=seed, minutes=minutes, only=list(only), owns_orphans=False)
+    )
 
 
 def read_totals(out: Path) -> dict[str, Any]:
-    return {total.test: total for total in add_up(read_outcome_rows([out / OUTCOMES]), command.TESTS)}
+    return {
+        total.test: total
+        for total in add_up(read_outcome_rows([out / OUTCOMES], command.TESTS), command.TESTS)
+    }
 
 
 @pytest.fixture
@@ -134,6 +139,7 @@ def test_parts_go_on_where_one_ended_and_add_up(tmp_path: Path, capsys: pytest.C
     assert counts == {"A": (4, 4, 0, 0, 4), "B": (3, 2, 1, 0, 20), "C": (1, 0, 0, 1, 0)}
     size = (tmp_path / "out" / OUTCOMES).stat().st_size
     assert run_part(tmp_path / "out", only=("A", "B")) == 0  # nothing is tried twice
+    assert totals["B"].planned == 3
     assert (tmp_path / "out" / OUTCOMES).stat().st_size == size
     assert run_part(tmp_path / "out", seed=1, only=("A",)) == 0
     assert read_totals(tmp_path / "out")["A"].seeds == [0, 1]
@@ -147,7 +153,8 @@ def test_a_case_that_is_asked_for_runs_again_and_its_newest_outcome_counts(tmp_p
     assert len((tmp_path / "out" / OUTCOMES).read_text().splitlines()) == 4
     assert read_totals(tmp_path / "out")["B"].cases == 2
     write_totals(
-        tmp_path / "totals.json", add_up(read_outcome_rows([tmp_path / "out" / OUTCOMES]), command.TESTS)
+        tmp_path / "totals.json",
+        add_up(read_outcome_rows([tmp_path / "out" / OUTCOMES], command.TESTS), command.TESTS),
     )
     second = json.loads((tmp_path / "totals.json").read_text())[1]
     assert (second["test"], second["wrong"], second["units"]) == ("B", 1, 10)
@@ -161,6 +168,53 @@ def test_a_test_whose_code_changed_is_run_again(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(command, "hash_source", lambda test: "another")
     assert run_part(tmp_path / "out", only=("A",)) == 0
     assert len((tmp_path / "out" / OUTCOMES).read_text().splitlines()) == 8
+
+
+def test_a_case_that_was_wrong_stays_wrong_while_its_code_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def be_wrong_at_first(case: Case) -> int:
+        fresh = not (tmp_path / "tried").exists()
+        (tmp_path / "tried").touch()
+        check(not fresh, "wrong now and then")
+        return 1
+
+    monkeypatch.setattr(command, "TESTS", (make_test(be_wrong_at_first, "A", cases=1),))
+    assert run_part(tmp_path / "out") == 1
+    assert run_part(tmp_path / "out", only=("A:0",)) == 0
+    assert read_totals(tmp_path / "out")["A"].wrong == 1
+    monkeypatch.setattr("tests.faults.records.hash_source", lambda test: "mended")
+    assert run_part(tmp_path / "out", only=("A:0",)) == 0
+    assert read_totals(tmp_path / "out")["A"].wrong == 0
+
+
+def test_an_enumeration_counts_once_whatever_the_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "TESTS", (make_test(lambda case: 1, "A", drawn=False),))
+    assert run_part(tmp_path / "out") == run_part(tmp_path / "out", seed=1) == 0
+    total = read_totals(tmp_path / "out")["A"]
+    assert (total.planned, total.cases, total.units, total.seeds) == (4, 4, 4, [0])
+
+
+def test_what_could_not_be_planted_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "TESTS", (make_test(skip, "A", cases=1),))
+    for _ in range(2):
+        assert run_part(tmp_path / "out") == 0
+    assert len((tmp_path / "out" / OUTCOMES).read_text().splitlines()) == 2
+
+
+def test_code_that_a_test_imports_is_part_of_it() -> None:
+    files = {path.name for path in list_imported_tests(ROOT / "tests" / "faults" / "kills.py")}
+    assert files >= {
+        "kills.py",
+        "works.py",
+        "kill_driver.py",
+        "chain_driver.py",
+        "fault_driver.py",
+        "helpers.py",
+    }
+    assert "campaign.py" not in files
 
 
 def test_tests_have_names_of_their_own() -> None:
