@@ -13,6 +13,7 @@ import random
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 
 RIGHT, WRONG, SKIPPED = "right", "wrong", "skipped"
 _SUBREAPER = 36  # prctl: orphans become children of this process, where they are seen
+_NEW_MOUNTS = 0x20000  # unshare: CLONE_NEWNS
 _LEAVING_SECONDS = 5.0  # that a process has to end which a case has let go of
 
 
@@ -191,6 +193,20 @@ def _kill_group(pid: int) -> None:
     """Kill what is left of a case's processes, and of its orphans."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def own_mounts() -> None:
+    """Let what this process mounts be seen by it and its children alone, and end with them.
+
+    Raises:
+        NotPossibleError: without root.
+    """
+    words = ["mount", "--make-rprivate", "/"]
+    if (
+        ctypes.CDLL(None).unshare(_NEW_MOUNTS)
+        or subprocess.run(words, check=False, capture_output=True).returncode
+    ):
+        raise NotPossibleError("a disk of its own cannot be mounted (needs root)")
 
 
 def own_orphans() -> None:

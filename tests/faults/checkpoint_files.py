@@ -16,6 +16,7 @@ from hmoe.checkpoint.state import MODEL_FILE, OPTIMIZER_FILE, read_checkpoint_fi
 from tests.conftest import TINY, tiny
 from tests.faults.campaign import Case, FaultTest, NotPossibleError, check
 from tests.faults.mutations import check_command_line, check_user_error, flip_bit, limit_memory
+from tests.faults.works import finish, make_shared_run
 from tests.train.helpers import SMALL, digests, run
 
 _FLIPS = 20
@@ -29,6 +30,8 @@ def train_runs(base: Path) -> None:
     torch.set_num_threads(1)
     run(base / "whole", *_OPTIONS)
     run(base / "part", *_OPTIONS, f"train.steps={_MIDDLE}")
+    shared = make_shared_run(2, "parallel.shard=zero2", "train.steps=4")
+    finish(shared, base / "shared")
 
 
 def _locate(folder: Path, step: int) -> Path:
@@ -52,9 +55,28 @@ def flip_bits(case: Case) -> int:
         check(not read, f"{read} is read before it is verified, with {file.name}: {words}")
         if number == 0:
             _check_fall_back(case.folder / "run", f"{file.name}: {words}")
+            check(read, "the checkpoint before it is read unseen, so that nothing would be seen")
             read.clear()
         file.write_bytes(good)
     check(store.load_checkpoint(folder).step == _MIDDLE, "the good checkpoint no longer loads")
+    return _FLIPS
+
+
+def flip_shared_bits(case: Case) -> int:
+    """Flip a bit of a checkpoint that two processes wrote, twenty times; each must be seen before it is loaded."""
+    rng = case.draw()
+    shutil.copytree(case.base / "shared", case.folder / "run")
+    folder = _locate(case.folder / "run", 4)
+    names = sorted(path.name for path in folder.iterdir())
+    check(len(names) == 6, f"holds {names}")
+    for _ in range(_FLIPS):
+        file = folder / rng.choice(names)
+        good = file.read_bytes()
+        bad, words = flip_bit(rng, good)
+        file.write_bytes(bad)
+        _check_refused(lambda: store.load_checkpoint(folder), f"{file.name}: {words}", file.name)
+        file.write_bytes(good)
+    check(store.load_checkpoint(folder).step == 4, "the good checkpoint no longer loads")
     return _FLIPS
 
 
@@ -227,6 +249,15 @@ def _get_widths() -> list[str]:
 
 
 TESTS = (
+    FaultTest(
+        name="R4a.ranks",
+        fault="a bit of a checkpoint that two processes wrote is flipped",
+        promise="it is refused with the file's name",
+        unit="bit flips",
+        run=flip_shared_bits,
+        cases=25,
+        prepare=train_runs,
+    ),
     FaultTest(
         name="R4a",
         fault="a bit of a checkpoint is flipped, in each of its files alike",

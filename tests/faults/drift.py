@@ -241,5 +241,6 @@ TESTS = (
         "differences",
         run_drift,
         prepare=prepare_runs,
+        drawn=False,
     ),
 )

@@ -16,7 +16,7 @@ from hmoe.config import recipes
 from hmoe.errors import shorten_line
 from hmoe.runs.run_folder import RunFolder
 from tests.conftest import sentences, tiny
-from tests.faults.campaign import Case, NotPossibleError, check
+from tests.faults.campaign import Case, NotPossibleError, check, own_mounts
 from tests.train.helpers import command, digests
 
 END = 6
@@ -94,6 +94,7 @@ def hold_lock(folder: Path) -> int:
 def mount_memory(folder: Path) -> Iterator[Path]:
     """Give a disk of its own, in memory."""
     folder.mkdir()
+    own_mounts()
     words = ["mount", "-t", "tmpfs", "-o", "size=64m", "campaign", str(folder)]
     if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
         raise NotPossibleError("only root can mount a disk")

@@ -57,19 +57,6 @@ def write_nowhere(case: Case, draw: random.Random) -> None:
         train_in_parts(case, disk / "r", draw)
 
 
-def become_read_only(case: Case, draw: random.Random) -> None:
-    """The disk may no longer be written while training."""
-    with mount_memory(case.folder / "disk") as disk:
-        hook_step(
-            draw.randint(0, 4), lambda: subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=False)
-        )
-        code, said = train(disk / "r")
-        subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        # A file that is open for writing makes the system refuse the remount: then nothing happened.
-        check(code in (0, 4) and "Traceback" not in said, f"exit code {code}: {said[-300:]!r}")
-        train_in_parts(case, disk / "r", draw)
-
-
 def read_only_data(case: Case, draw: random.Random) -> None:
     """Data on a disk that may not be written."""
     with mount_memory(case.folder / "disk") as disk:
@@ -252,7 +239,7 @@ def use_shell(ending: str, code: int, **environment: str) -> Callable[[Case, ran
 
 
 CASES: tuple[Callable[[Case, random.Random], None], ...] = (
-    start_twice, start_twice_for_real, start_at_once, finish_again, write_nowhere, become_read_only, read_only_data,
+    start_twice, start_twice_for_real, start_at_once, finish_again, write_nowhere, read_only_data,
     jump_clock, use_name("größe-模型-🙂".encode()), use_name(b"not-utf8-\xff\xe9"), use_name(b"with  spaces "),
     use_name(b"new\nline\ttab"), use_name(b"-dash=x"), use_name(b"quo'te\"$(x)`;&[1]*"), use_long_path, move_run,
     move_data, use_what_is_no_folder, keep_strangers, remove_while_training, use_few_files, miss_folders, use_umask,

@@ -146,6 +146,7 @@ TESTS = (
         unit="artefacts",
         run=plant_artefact,
         prepare=prepare_all,
+        drawn=False,
     ),
     FaultTest(
         name="R13b",

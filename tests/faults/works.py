@@ -16,7 +16,6 @@ from hmoe.data.prepare import PrepareRequest, prepare_data
 from tests.conftest import sentences
 from tests.faults.campaign import check
 from tests.train import chain_driver, kill_driver
-from tests.train.fault_driver import PLACED
 from tests.train.helpers import digests
 
 TRACEBACK = 99  # exit code of an error that no user should meet
@@ -155,7 +154,10 @@ RUN = make_run()
 TOP_K_RUN = make_run(TOP_K)
 OFFLOADED = make_run("parallel.offload=disk")
 SHARED = make_shared_run(2, "parallel.shard=zero2")
-PLACED_RUN = make_shared_run(2, "parallel.shard=zero2", *PLACED)
+_MOVING = ("parallel.shard=zero2", "parallel.experts=expert_parallel", "parallel.replace_gain=0")
+FOUR = make_shared_run(4, "parallel.shard=zero2")
+PLACED_RUN = make_shared_run(2, *_MOVING, "parallel.replace_every=1")
+MOVED_TWICE = make_shared_run(2, *_MOVING, "parallel.replace_every=1", "train.steps=3")
 OFFLOADED_RANKS = make_shared_run(
     2, "parallel.exact=false", "parallel.experts=expert_parallel", "parallel.offload=disk"
 )

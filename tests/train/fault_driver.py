@@ -2,11 +2,12 @@
 
     python -m tests.train.fault_driver FOLDER [--only NAME ...] [--seed SEED]
 
-Every fault, in each of both processes, at each moment, 7 x 2 x 4 = 56, four processes that hang, and six faults while
-tokens travel to experts that are placed and move. A case is right if the run ends with the bits of an undisturbed one,
-or with exit code 4 or 6 in time and a line that names the process, and continues to those bits; and if no process, no
-port and no file of the launcher's is left. Needs root for cgroups (oom) and network namespaces (cut); a fault that
-cannot be planted here is counted as skipped, not as passed.
+Every fault, in each of both processes, at each moment, 8 x 2 x 4 = 64, four processes that hang, six faults while
+tokens travel to experts that are placed and move, four in a validation, and two processes that are slow for a while.
+A case is right if the run ends with the bits of an undisturbed one, or with exit code 4 or 6 in time and a line that
+names the process, and continues to those bits; and if no process, no port and no file of the launcher's is left.
+Needs root for cgroups (oom) and network namespaces (cut); a fault that cannot be planted here is counted as skipped,
+not as passed.
 """
 
 import argparse
@@ -28,12 +29,14 @@ from typing import Any
 
 from tests.train.helpers import digests
 
-FAULTS = ("kill", "stop", "raise", "segfault", "oom", "full", "cut")
+FAULTS = ("kill", "stop", "raise", "exit", "segfault", "oom", "full", "cut")
 MOMENTS = ("start", "random", "all-gather", "save")
 # A process that lives but is stuck is given up within a step only: elsewhere it may be reading a large file.
 HANGS = itertools.product(("hang",), (0, 1), ("all-gather", "reduce"))
 EXCHANGES = itertools.product(("kill", "raise", "hang"), (0, 1), ("exchange",))
-CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS, *EXCHANGES]
+VALIDATIONS = itertools.product(("kill", "raise"), (0, 1), ("validation",))
+SLOW = itertools.product(("slow",), (0, 1), ("all-gather",))  # within the timeout: nothing to be told
+CASES = [*itertools.product(FAULTS, (0, 1), MOMENTS), *HANGS, *EXCHANGES, *VALIDATIONS, *SLOW]
 PLACED = ["parallel.experts=expert_parallel", "parallel.replace_every=3", "parallel.replace_gain=0"]
 TIMEOUT_SECONDS = 10
 LONGEST_SECONDS = (
@@ -64,6 +67,10 @@ def plant(fault: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif fault == "hang":
         threading.Event().wait()
+    elif fault == "slow":
+        time.sleep(TIMEOUT_SECONDS / 2)
+    elif fault == "exit":
+        os._exit(1)
     elif fault == "raise":
         raise RuntimeError("planted fault")
     elif fault == "segfault":
@@ -115,6 +122,7 @@ def be_process(words: list[str]) -> None:
 
             from hmoe.checkpoint import shared_save
             from hmoe.parallel import exchange, group
+            from hmoe.train import loop
 
             places: dict[str, tuple[Any, str, int]] = {
                 "start": (group, "_open_store", 0),
@@ -122,6 +130,7 @@ def be_process(words: list[str]) -> None:
                 "reduce": (gathering, "foreach_reduce", rng.randrange(5, 200)),
                 "exchange": (exchange, "begin_exchange", rng.randrange(5, 900)),
                 "save": (shared_save, "write_pieces", rng.randrange(0, 10)),
+                "validation": (loop, "validate", rng.randrange(0, 8)),
             }
             owner, name, number = places[moment]
             plant_before(owner, name, fault, number)
@@ -173,7 +182,9 @@ def run_case(folder: Path, fault: str, rank: int, moment: str, seed: int) -> tup
     problems = []
     if not folder.with_suffix(".marker").exists():
         return "no fault came", seconds
-    if code == 0:
+    if fault == "slow":
+        problems += [f"ends with {code}: {text.splitlines()[-1:]}"] if code or named else []
+    elif code == 0:
         problems += [] if named else ["says nothing of the fault"]
     elif code == 4 and fault == "full":
         problems += [] if "No space left" in text else ["does not say that the disk is full"]
