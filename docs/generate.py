@@ -203,7 +203,7 @@ def list_fault_lines(totals: list[dict[str, Any]]) -> Iterator[str]:
         last = f"{total['dates'][-1]}, `{total['commits'][-1]}`" if total["dates"] else ""
         cells = (
             total["test"], total["fault"], total["promise"], f"{total['units']:,} {total['unit']}",
-            f"{total['right']:,} of {total['planned']:,}", str(total["wrong"]), str(total["skipped"]), seeds, last,
+            f"{total['right']:,} of {total['planned']:,}", str(total["wrong"]), str(total["skipped"]), seeds if total["drawn"] else "all alike", last,
         )  # fmt: skip
         yield f"| {' | '.join(cells)} |"
     yield ""

@@ -81,7 +81,7 @@ class Turns:
 
     def prepare(self, test: FaultTest, numbers: list[int] | None) -> None:
         """Make what the cases of a test need, and line them up, but for those that were run before."""
-        cases = prepare_test(test, self._options.out / "base" / test.name)
+        cases = prepare_test(test, (self._options.out / "base" / test.name).absolute())
         left = [number for number in range(cases) if (test.name, number, cases) not in self._done]
         self._left[test.name] = left if numbers is None else numbers
         self.planned[test.name] = cases

@@ -91,7 +91,7 @@ def enumerated(name: str, fault: str, work: Work, begin: Begin = begin_empty) ->
         return enumerate_points(work, begin, base)
 
     run = lambda case: kill_at_point(work, begin, case)  # noqa: E731
-    return FaultTest(name, fault, SAME, EACH, run, None, prepare, drawn=False)
+    return FaultTest(name, fault, SAME, EACH, run, None, prepare, drawn=False, slow=begin is begin_damaged)
 
 
 def prepare_half(base: Path) -> None:
@@ -174,7 +174,7 @@ def kill_counted(work: Work, watch: Watch, case: Case) -> int:
 def counted(name: str, fault: str, work: Work, watch: Watch = watch_files) -> FaultTest:
     return FaultTest(
         name, fault, SAME, EACH, lambda case: kill_counted(work, watch, case), None,
-        lambda base: count_points(work, watch, base), drawn=False,
+        lambda base: count_points(work, watch, base), drawn=False, slow=work != SHARED,
     )  # fmt: skip
 
 

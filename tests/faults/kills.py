@@ -97,7 +97,7 @@ def check_loss(folder: Path) -> None:
 def work_test(name: str, fault: str, work: Work, cases: int, seconds: float = 180.0) -> FaultTest:
     return FaultTest(
         name, fault, SAME, "SIGKILLs", lambda case: kill_often(work, case), cases,
-        lambda base: prepare_work(work, base), seconds,
+        lambda base: prepare_work(work, base), seconds, slow=work not in (RUN, OFFLOADED, SHARED),
     )  # fmt: skip
 
 
