@@ -183,46 +183,40 @@ def reliability_page() -> str:
 def list_fault_lines(totals: list[dict[str, Any]]) -> Iterator[str]:
     """The table of all fault tests, and what some of them come to together."""
     heads = (
-        "test",
-        "what goes wrong",
-        "what holds",
-        "tried",
-        "cases right of planned",
-        "wrong",
-        "skipped",
-        "seeds",
-        "last",
-    )
+        "test", "what goes wrong", "what holds", "tried", "cases right of planned", "wrong", "skipped", "seeds", "last",
+    )  # fmt: skip
     yield from ("", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads))
-    for total in totals:
-        seeds = (
-            "-".join(map(str, sorted({*total["seeds"][:1], *total["seeds"][-1:]})))
-            if total["drawn"]
-            else "all alike"
-        )
-        last = f"{total['dates'][-1]}, `{total['commits'][-1]}`" if total["dates"] else ""
-        cells = (
-            total["test"], total["fault"], total["promise"], f"{total['units']:,} {total['unit']}",
-            f"{total['right']:,} of {total['planned']:,}", str(total["wrong"]), str(total["skipped"]), seeds if total["drawn"] else "all alike", last,
-        )  # fmt: skip
-        yield f"| {' | '.join(cells)} |"
+    yield from map(describe_faults, totals)
     yield ""
     for what, prefixes, is_drawn in FAULT_SUMS:
         own = [
-            total
-            for total in totals
-            if total["test"].split(".")[0] in prefixes and total["drawn"] == is_drawn
+            each for each in totals if each["test"].split(".")[0] in prefixes and each["drawn"] == is_drawn
         ]
-        units, wrong = sum(total["units"] for total in own), sum(total["wrong"] for total in own)
-        cases, planned = sum(total["cases"] for total in own), sum(total["planned"] for total in own)
-        # The rule of three: what a chance would have to be below to show nothing in so many, 19 times in 20.
-        bound = (
-            f"; a chance below {300 / units:.2g}%, at 95%, if it is the same in all"
-            if units and not wrong and is_drawn
-            else ""
+        units, wrong, cases, planned = (
+            sum(each[key] for each in own) for key in ("units", "wrong", "cases", "planned")
         )
+        # The rule of three: what a chance would have to be below to show nothing in so many, 19 times in 20.
+        is_bounded = units and not wrong and is_drawn
+        bound = f"; a chance below {300 / units:.2g}%, at 95%, if it is the same in all" if is_bounded else ""
         yield f"- **{units:,} {what}; {wrong} of {cases:,} cases wrong, of {planned:,} planned**{bound}."
     yield ""
+
+
+def describe_faults(total: dict[str, Any]) -> str:
+    """A row of the table: a test, and what came of it."""
+    seeds = "-".join(map(str, sorted({*total["seeds"][:1], *total["seeds"][-1:]})))
+    cells = (
+        total["test"],
+        total["fault"],
+        total["promise"],
+        f"{total['units']:,} {total['unit']}",
+        f"{total['right']:,} of {total['planned']:,}",
+        str(total["wrong"]),
+        str(total["skipped"]),
+        seeds if total["drawn"] else "all alike",
+        f"{total['dates'][-1]}, `{total['commits'][-1]}`" if total["dates"] else "",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
 FAULT_SUMS = (

@@ -13,7 +13,9 @@ from hmoe.errors import ConfigError
 from hmoe.train.processes import Processes
 
 
-def check_alike(config: RunConfig, device: str, fingerprint: str, processes: Processes) -> None:
+def check_alike(
+    config: RunConfig, device: str, fingerprint: str, processes: Processes, warn: Callable[[str], None]
+) -> None:
     """Raise ConfigError if a process would train another run than the first one.
 
     Args:
@@ -21,6 +23,7 @@ def check_alike(config: RunConfig, device: str, fingerprint: str, processes: Pro
         device: its kind.
         fingerprint: of the data that it reads.
         processes: of the run.
+        warn: is told if they compute with processors of different kinds, by the first one.
     """
     recipe = recipes.make_data_path_absolute(config).model_dump(mode="json")
     own: dict[str, Any] = dict(recipes.flatten_tree(recipe))
@@ -35,9 +38,10 @@ def check_alike(config: RunConfig, device: str, fingerprint: str, processes: Pro
                     f"{key}: is {own.get(key)} in process {processes.rank}, {first.get(key)} in the first one; "
                     "all processes of a run must have the same"
                 )
+    _warn_of_other_processors(processes, warn)
 
 
-def warn_of_other_processors(processes: Processes, warn: Callable[[str], None]) -> None:
+def _warn_of_other_processors(processes: Processes, warn: Callable[[str], None]) -> None:
     """Say that copies of weights are not compared where processes compute with processors of different kinds."""
     if processes.size == 1:
         return

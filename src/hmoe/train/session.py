@@ -22,7 +22,7 @@ from hmoe.runs.config_binding import dump_bound_config
 from hmoe.runs.run_folder import RunFolder
 from hmoe.runs.side_files import TOKENIZER_SIDE, hash_side_files
 from hmoe.storage import hash_file
-from hmoe.train.alike import check_alike, warn_of_other_processors
+from hmoe.train.alike import check_alike
 from hmoe.train.console import Console
 from hmoe.train.device_fit import find_device, fit_config
 from hmoe.train.environment import compare_environment, describe_environment
@@ -166,8 +166,7 @@ def open_session(
         if processes.rank == 0:
             _keep_tokenizer(folder.path, tokenizer, state is not None, console)
         batches = Batches(index, config.data, config.seed, _packing(restored))
-    check_alike(config, device, index.fingerprint, processes)
-    warn_of_other_processors(processes, console.warn)
+    check_alike(config, device, index.fingerprint, processes, console.warn)
     step = -1 if restored is None else restored.step
     placements, frequencies_ZE = find_placements(folder.path, step, config, processes)
     model, offload = open_run_model(config, folder.path, device, processes, placements, console)
