@@ -269,7 +269,7 @@ TESTS = (
     ),
     FaultTest(
         name="R4b",
-        fault="files of a checkpoint cut, emptied, removed, added, swapped, edited with their manifest, or unreadable",
+        fault="files of a checkpoint cut, emptied, removed, added, swapped, edited, without root unreadable",
         promise="it is set aside, the one before it is trained on to the same bytes; none left: exit code 4",
         unit="damaged checkpoints",
         run=damage_checkpoint,

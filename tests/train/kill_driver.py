@@ -61,8 +61,17 @@ def wait(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def count_calls(limit: int, names: Sequence[str] = CALLS, kind: str | None = None) -> Callable[[], int]:
-    """Let this process kill itself at its `limit`-th call of these; return what tells the number of calls so far.
+def kill_itself() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def count_calls(
+    limit: int,
+    names: Sequence[str] = CALLS,
+    kind: str | None = None,
+    act: Callable[[], None] = kill_itself,
+) -> Callable[[], int]:
+    """Let this process kill itself, or act, at its `limit`-th call of these; return what tells the number of calls.
 
     With a kind only calls count that are made, however indirectly, by a function of that name.
     """
@@ -75,7 +84,7 @@ def count_calls(limit: int, names: Sequence[str] = CALLS, kind: str | None = Non
             counts = kind is None or is_called_by(kind)
             calls += counts
             if counts and calls == limit:
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
             return real(*arguments, **options)
 
         setattr(os, name, call)
