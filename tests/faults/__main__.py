@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -71,90 +71,98 @@ def select_tests(only: Sequence[str]) -> list[tuple[FaultTest, list[int] | None]
     return [(names[name], numbers) for name, numbers in selected.items()]
 
 
-class Turns:
-    """Which case is next: of the test that is behind the most."""
+class Part:
+    """A part of the campaign: cases by turns until the time is over.
 
-    def __init__(self, options: argparse.Namespace, done: set[tuple[str, int, int]]) -> None:
-        self._options, self._done = options, done
+    Attributes:
+        wrong: number of cases of this part that were.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options, self._place, self.wrong = options, describe_place(), 0
+        self._planned: dict[str, int] = {}
         self._left: dict[str, list[int]] = {}
-        self.planned: dict[str, int] = {}
+        self._done = self._list_done()
 
-    def prepare(self, test: FaultTest, numbers: list[int] | None) -> None:
+    def _list_done(self) -> set[tuple[str, int, int]]:
+        """Return test, number and how many were planned of the cases that need not be run again."""
+        sources = {test.name: hash_source(test) for test in TESTS}
+        enumerations = {test.name for test in TESTS if not test.drawn}
+        return {
+            (row.test, row.number, row.planned)
+            for row in read_outcome_rows([self._options.out / OUTCOMES], TESTS)
+            if row.result != SKIPPED and row.source == sources.get(row.test)
+            if row.seed == self._options.seed or row.test in enumerations
+        }  # fmt: skip
+
+    def run(self, selected: Sequence[tuple[FaultTest, list[int] | None]]) -> int:
+        """Run cases of the selected tests; return how many tests did not have their first turn."""
+        end = time.monotonic() + 60 * self._options.minutes
+        waiting = sorted(selected, key=lambda pair: pair[0].slow)
+        while time.monotonic() < end:
+            # A test is prepared when its first turn comes, so that a short part does not only prepare.
+            if waiting:
+                test, numbers = waiting.pop(0)
+                self._prepare(test, numbers)
+                self._run_next([test])
+            elif not self._run_next([test for test, _ in selected]):
+                break
+        return len(waiting)
+
+    def _prepare(self, test: FaultTest, numbers: list[int] | None) -> None:
         """Make what the cases of a test need, and line them up, but for those that were run before."""
-        cases = prepare_test(test, (self._options.out / "base" / test.name).absolute())
+        try:
+            cases = prepare_test(test, self._locate_base(test))
+        except (NotPossibleError, AssertionError) as error:
+            result = WRONG if isinstance(error, AssertionError) else SKIPPED
+            self._end_case(test, self._make_case(test, 0), Outcome(result, 0, str(error), 0.0))
+            return
         left = [number for number in range(cases) if (test.name, number, cases) not in self._done]
         self._left[test.name] = left if numbers is None else numbers
-        self.planned[test.name] = cases
+        self._planned[test.name] = cases
 
-    def take(self, tests: Sequence[FaultTest]) -> Iterator[tuple[FaultTest, int]]:
-        """Yield cases until none is left."""
-        while True:
-            behind = [test for test in tests if self._left.get(test.name)]
-            if not behind:
-                return
-            test = max(behind, key=lambda test: len(self._left[test.name]) / max(self.planned[test.name], 1))
-            yield test, self._left[test.name].pop(0)
+    def _run_next(self, tests: Sequence[FaultTest]) -> bool:
+        """Run a case of the test that is behind the most; return whether any was left."""
+        behind = [test for test in tests if self._left.get(test.name)]
+        if not behind:
+            return False
+        test = max(behind, key=lambda test: len(self._left[test.name]) / max(self._planned[test.name], 1))
+        case = self._make_case(test, self._left[test.name].pop(0))
+        self._end_case(test, case, run_case(test, case))
+        return True
 
-    def count(self) -> int:
-        return sum(map(len, self._left.values()))
+    def _make_case(self, test: FaultTest, number: int) -> Case:
+        folder = self._options.out / "cases" / f"{test.name}-{self._options.seed}-{number}"
+        shutil.rmtree(folder, ignore_errors=True)
+        return Case(number, self._options.seed, folder.absolute(), self._locate_base(test))
 
-
-def run_part(options: argparse.Namespace) -> int:
-    """Run cases until the time is over; return how many were wrong."""
-    place, end = describe_place(), time.monotonic() + 60 * options.minutes
-    rows = read_outcome_rows([options.out / OUTCOMES], TESTS)
-    sources = {test.name: hash_source(test) for test in TESTS}
-    enumerations = {test.name for test in TESTS if not test.drawn}
-    done = {
-        (row.test, row.number, row.planned)
-        for row in rows
-        if row.result != SKIPPED
-        and row.source == sources.get(row.test)
-        and (row.seed == options.seed or row.test in enumerations)
-    }
-    selected, turns, wrong = select_tests(options.only), Turns(options, done), 0
-    tests = [test for test, _ in selected]
-
-    def end_case(test: FaultTest, case: Case, outcome: Outcome) -> None:
-        nonlocal wrong
-        wrong += outcome.result == WRONG
-        append_row(options.out, test, case, outcome, turns.planned.get(test.name, test.cases or 1), place)
-        if options.owns_orphans:  # what a case that was killed left behind
+    def _end_case(self, test: FaultTest, case: Case, outcome: Outcome) -> None:
+        self.wrong += outcome.result == WRONG
+        planned = self._planned.get(test.name, test.cases or 1)
+        append_row(self._options.out, test, case, outcome, planned, self._place)
+        if self._options.owns_orphans:  # what a case that was killed left behind
             list_living_children(0.0)
         if outcome.result != RIGHT:
             print(describe_case(test, case, outcome), flush=True)
 
-    def make_case(test: FaultTest, number: int) -> Case:
-        folder = options.out / "cases" / f"{test.name}-{options.seed}-{number}"
-        shutil.rmtree(folder, ignore_errors=True)
-        return Case(number, options.seed, folder.absolute(), (options.out / "base" / test.name).absolute())
+    def _locate_base(self, test: FaultTest) -> Path:
+        base: Path = self._options.out / "base" / test.name
+        return base.absolute()
 
-    waiting = sorted(selected, key=lambda pair: pair[0].slow)
-    while time.monotonic() < end:
-        # A test is prepared when its first turn comes, so that a short part does not only prepare.
-        if waiting:
-            test, numbers = waiting.pop(0)
-            try:
-                turns.prepare(test, numbers)
-            except (NotPossibleError, AssertionError) as error:
-                result = WRONG if isinstance(error, AssertionError) else SKIPPED
-                end_case(test, make_case(test, 0), Outcome(result, 0, str(error), 0.0))
-                continue
-            ready = [test]
-        else:
-            ready = tests
-        pair = next(turns.take(ready), None)
-        if pair is None:
-            if not waiting:
-                break
-            continue
-        case = make_case(*pair)
-        end_case(pair[0], case, run_case(pair[0], case))
-    left = turns.count()
-    print(describe_totals(add_up(read_outcome_rows([options.out / OUTCOMES], TESTS), tests)))
-    unprepared = f", {len(waiting)} tests not begun" if waiting else ""
-    print(f"seed {options.seed}: {wrong} wrong in this part; {left} cases left{unprepared}")
-    return wrong
+    def count_left(self) -> int:
+        """Return how many cases are left of the tests that had a turn."""
+        return sum(map(len, self._left.values()))
+
+
+def run_part(options: argparse.Namespace) -> int:
+    """Run cases until the time is over, print what all parts add up to; return how many were wrong in this one."""
+    selected, part = select_tests(options.only), Part(options)
+    not_begun = part.run(selected)
+    totals = add_up(read_outcome_rows([options.out / OUTCOMES], TESTS), [test for test, _ in selected])
+    print(describe_totals(totals))
+    others = f", {not_begun} tests not begun" if not_begun else ""
+    print(f"seed {options.seed}: {part.wrong} wrong in this part; {part.count_left()} cases left{others}")
+    return part.wrong
 
 
 def main() -> None:
