@@ -214,12 +214,12 @@ def own_orphans() -> None:
     ctypes.CDLL(None).prctl(_SUBREAPER, 1)
 
 
-def list_living_children(patience: float = _LEAVING_SECONDS) -> list[str]:
+def list_living_children(patience: float | None = None) -> list[str]:
     """Return the command lines of children that do not end soon, orphans included; ended ones are waited for.
 
     Those that do not end are killed.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + (_LEAVING_SECONDS if patience is None else patience)
     while True:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:

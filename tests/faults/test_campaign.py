@@ -61,7 +61,10 @@ def skip(_: Case) -> int:
         (skip, SKIPPED, "needs root"),
     ],
 )
-def test_what_came_of_a_case(tmp_path: Path, run: Any, result: str, told: str) -> None:
+def test_what_came_of_a_case(
+    tmp_path: Path, run: Any, result: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.faults.campaign._LEAVING_SECONDS", 0.3)
     case = make_case(tmp_path)
     outcome = run_case(make_test(run), case)
     assert (outcome.result, outcome.units) == (result, 3 if result == RIGHT else outcome.units)
