@@ -70,7 +70,8 @@ def test_a_file_too_many_is_found(tmp_path: Path, extra: bool) -> None:
     folder = saved(tmp_path / "run", extra)
     (folder / "more.bin").write_bytes(b"")
     with pytest.raises(
-        CheckpointError, match=r"step-00000003: also holds more\.bin; must hold exactly what it lists"
+        CheckpointError,
+        match=r"step-00000003: also holds more\.bin; must hold exactly what MANIFEST\.json lists",
     ):
         verify_checkpoint(folder)
 

@@ -268,6 +268,7 @@ def test_an_earlier_record_names_files_of_its_own_folder_only(tmp_path: Path) ->
     (folder / "inspection.json").write_text(json.dumps({"tables": named}))
     remove_earlier(folder)
     assert sorted(path.name for path in tmp_path.rglob("*.csv")) == ["precious.csv", "precious.csv"]
-    (folder / "inspection.json").write_text(json.dumps({"tables": ["../../precious"]}))
-    remove_earlier(folder)
+    for tables in (["../../precious"], {"a\0b": []}, {"experts": 5}, {"clusters": [{}]}, 3):
+        (folder / "inspection.json").write_text(json.dumps({"tables": tables}))
+        remove_earlier(folder)
     assert (tmp_path / "precious.csv").exists()

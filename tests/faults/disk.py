@@ -120,7 +120,7 @@ def failing(name: str, fault: str, work: Work) -> FaultTest:
     enumerate_calls = enumerated(name, fault, work).prepare
     assert enumerate_calls is not None
     prepare: Callable[[Path], int] = lambda base: len(ERRORS) * (enumerate_calls(base) or 0)  # noqa: E731
-    promise = f"one line, exit code 3 or 4, or the work goes on; {SAME} once the disk is well"
+    promise = f"one line, exit code 2, 3 or 4, or the work goes on; {SAME} once the disk is well"
     return FaultTest(
         name,
         fault,
@@ -144,14 +144,14 @@ def fail_preparation(case: Case) -> int:
 TESTS = (
     FaultTest(
         "R5", "a disk of 2% to 100% of what a run, two processes, or a data folder leave",
-        f"one line that says so, exit code 3 or 4, whole checkpoints stay whole; {SAME} once there is room",
+        f"a line that says so, exit code 2, 3, 4, 6 of another process; whole files stay; {SAME} once there is room",
         "disks", fill_disk, 60, prepare_disks,
     ),
     failing("R5.calls", "a run of which one system call fails: no space, input/output error, read-only", RUN),
     failing("R5.offload", "the same with experts on disk", OFFLOADED),
     FaultTest(
         "R5.data", "hmoe data prepare of which one system call fails",
-        "one line, exit code 3, or it goes on; a second call leaves the bytes of an undisturbed one",
+        "one line, exit code 2, 3 or 4, or it goes on; a second call leaves the bytes of an undisturbed one",
         "calls that fail", fail_preparation, None, enumerate_failures, drawn=False,
     ),
 )  # fmt: skip

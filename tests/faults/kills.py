@@ -13,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hmoe.checkpoint.manifest import list_checkpoint_steps
+from hmoe.runs.placement_log import read_placement_log
 from tests.faults.campaign import Case, FaultTest, check
 from tests.faults.works import (
     FOUR,
+    MOVED_TWICE,
     OFFLOADED,
     OFFLOADED_RANKS,
     PLACED_RUN,
@@ -43,6 +45,8 @@ def prepare_work(work: Work, base: Path) -> None:
     """Do the work once without a fault; keep its bits, and how long it takes."""
     finish(work, base / "warm")  # what is imported and cached by the first one
     seconds = finish(work, base / "whole")
+    if work in (PLACED_RUN, MOVED_TWICE):
+        check(any(row["sent_bytes"] for row in read_placement_log(base / "whole")), "no expert moves")
     (base / "expected.json").write_text(json.dumps([work.measure(base / "whole"), seconds]))
 
 

@@ -1,7 +1,7 @@
 """Points at which a process can be killed that saves, prunes or moves experts with others, as Python sees them.
 
 Several processes save in threads, for which strace counts anew. Here every call that Python makes to create, rename,
-remove or flush a file of the run is a point, before and after each file of tensors, and when half of it is written;
+remove or flush a file of the run is a point, before and after each file of tensors, and when it was cut to its half;
 and before and after each part of a move of experts.
 """
 
@@ -63,8 +63,8 @@ class Points:
             if not isinstance(path, int) and folder in os.fsdecode(path) and flags & _WRITING:
                 self.reach()
         elif event in _CHANGES:
-            # Whoever removes a tree names its files by the folder's handle.
-            of_handle = any(isinstance(each, int) and each > 2 for each in arguments[1:])
+            # Whoever removes a tree names its files by the folder's handle, which comes last; -1: by a path.
+            of_handle = event != "os.truncate" and arguments[-1] >= 0
             if of_handle or folder in os.fsdecode(arguments[0]):
                 self.reach()
 

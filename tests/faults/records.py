@@ -140,7 +140,7 @@ def read_outcome_rows(files: Iterable[Path], tests: Sequence[FaultTest]) -> list
     """Return what campaigns wrote down, each case once.
 
     Of a case that was run more than once the newest counts, but where its code was the same, one that was wrong once
-    stays wrong. An enumeration is the same with every seed.
+    stays wrong. An enumeration is the same with every seed, and only that of the newest code counts.
     """
     rows, enumerations = [], {test.name for test in tests if not test.drawn}
     for file in files:
@@ -148,10 +148,15 @@ def read_outcome_rows(files: Iterable[Path], tests: Sequence[FaultTest]) -> list
             tree: dict[str, Any] = json.loads(line)
             rows.append(Row(**(tree | {"place": Place(**tree["place"])})))
     kept: dict[tuple[str, int, int], Row] = {}
+    newest = {row.test: row.source for row in sorted(rows, key=lambda row: row.time)}
     for row in sorted(rows, key=lambda row: row.time):
-        key = row.test, 0 if row.test in enumerations else row.seed, row.number
+        is_enumerated = row.test in enumerations
+        if is_enumerated and row.source != newest[row.test]:
+            continue  # its points were others
+        key = row.test, 0 if is_enumerated else row.seed, row.number
         before = kept.get(key)
-        if before is None or before.result != WRONG or before.source != row.source:
+        stays = before is not None and (before.result == WRONG or row.result == SKIPPED)
+        if before is None or not stays or before.source != row.source:
             kept[key] = row
     return list(kept.values())
 

@@ -47,13 +47,13 @@ class Ranks:
 
 def test_processors_of_different_kinds_are_told_and_nothing_is_compared() -> None:
     told: list[str] = []
-    alike._warn_of_other_processors(cast(Any, Ranks("another processor")), told.append)
+    alike._warn_of_other_processors("cpu", cast(Any, Ranks("another processor")), told.append)
     assert len(told) == 1
     assert told[0].startswith("process 1 computes with another processor, this one with ")
-    alike._warn_of_other_processors(cast(Any, Ranks(describe_arithmetic())), told.append)
+    alike._warn_of_other_processors("cpu", cast(Any, Ranks(describe_arithmetic("cpu"))), told.append)
     assert len(told) == 1
     model = torch.nn.ParameterDict({"a": torch.nn.Parameter(torch.ones(1))})
     optimizer = torch.optim.AdamW(model.parameters())
     check_copies(model, optimizer, cast(Any, Ranks("another processor")), 3)
     with pytest.raises(DistributedError, match="step 3: a, row 0: process 1 holds other bits than process 0"):
-        check_copies(model, optimizer, cast(Any, Ranks(describe_arithmetic())), 3)
+        check_copies(model, optimizer, cast(Any, Ranks(describe_arithmetic("cpu"))), 3)

@@ -6,7 +6,7 @@ These are tied heads, types of numbers and sizes.
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from hmoe import CheckpointError, ConfigError, DataError
+from hmoe.runs import weights
 from hmoe.runs.hf_folder import read_hf_model, read_json_object
 from hmoe.runs.import_hf import import_hf_model
 from hmoe.runs.open_model import open_model
@@ -103,6 +104,16 @@ def test_what_does_not_fit_is_one_line(
         read_hf_model(folder, read_json_object(folder / "config.json"))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["w_gate", "w_up", "w_down"])
+@pytest.mark.parametrize("shape", [(), (4,), (4, 6), (4, 0, 8), (0, 6, 8), (2, 6, 8, 1), (4, 1, 8)])
+def test_fused_experts_of_another_shape_are_named(part: str, shape: tuple[int, ...]) -> None:
+    if part == "w_down" and shape == (4, 1, 8):
+        return  # one row is no half of two
+    stored = {f"mlp.experts.{name}": torch.zeros(shape) for name in ("gate_up_proj", "down_proj")}
+    with pytest.raises(CheckpointError, match=r"mlp\.experts\..*_proj has shape .*, which holds no experts"):
+        list(weights._fused(cast(Any, stored), "mlp.experts.", part))
 
 
 def test_an_import_refuses_a_tokenizer_that_is_larger_than_the_model(llama: Path, tmp_path: Path) -> None:

@@ -77,10 +77,10 @@ def verify_checkpoint(folder: Path, share: tuple[int, int] = (0, 1)) -> Manifest
     rank, size = share
     try:
         manifest = _read_manifest(folder)
-        names, expected = _list_files(folder), sorted([*manifest.files, MANIFEST])
+        names, expected = _list_files(folder), sorted({*manifest.files, MANIFEST})
         if names != expected:
             raise CheckpointError(
-                f"{folder}: {describe_names(names, expected)}; must hold exactly what it lists"
+                f"{folder}: {describe_names(names, expected)}; must hold exactly what {MANIFEST} lists"
             )
         for name in sorted(manifest.files)[rank::size]:
             _check_file(folder, name, manifest)

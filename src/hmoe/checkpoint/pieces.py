@@ -122,6 +122,8 @@ def read_pieces(file: Path) -> Iterator[tuple[str, Piece]]:
     with open_utf8_name(file) as path, safe_open(path, "pt") as opened:
         rows = _read_rows(opened)
         for name in opened.keys():  # noqa: SIM118 - not a mapping
+            if name not in rows:
+                raise CheckpointError(f"{file}: its metadata do not tell which rows of {name} it holds")
             yield name, Piece(opened.get_tensor(name), *rows[name])
 
 

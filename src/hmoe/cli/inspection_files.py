@@ -48,14 +48,16 @@ def _remove_earlier(folder: Path) -> None:
     try:
         tables = read_json(folder / RECORD)["tables"]
         # Names of this folder alone: the record may be of somebody else's making.
-        tables = {name: rows for name, rows in tables.items() if Path(f"{name}.csv").name == f"{name}.csv"}
-        names = [f"{name}.csv" for name in tables]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = [f"{name}.csv" for name in tables if Path(name).name == name and "\0" not in name]
+    except (OSError, ValueError, KeyError, TypeError):
         return
     from hmoe.figures.charts import FORMS
     from hmoe.figures.inspection import list_charts
 
-    names += [f"{chart}.{form}" for chart in list_charts(tables) for form in FORMS]
+    try:
+        names += [f"{chart}.{form}" for chart in list_charts(tables) for form in FORMS]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        names += []  # a damaged record: what it drew is replaced where it is drawn again
     # Charts that earlier versions drew layer by layer.
     names += [path.name for form in FORMS for path in folder.glob(f"redundancy-layer*.{form}")]
     for name in (RECORD, POSITIONS, *names):

@@ -25,7 +25,7 @@ _COMPRESSIONS = {  # the beginning of files, by the ending of their names; zstd 
     ".zst": rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18",
 }
 _MAGIC = {".gz": b"\x1f\x8b", ".xz": b"\xfd7zXZ\x00", ".bz2": b"BZh", ".zst": b"\x28\xb5\x2f\xfd"}
-_SHORTEST_BYTES = 10  # no compressed file is as short
+_SHORTEST_BYTES = 10  # compressed files are no shorter, but for an empty zstd frame, which is known before
 _NO_TEXT = {
     b"PAR1\x15": "a parquet file, and its name must end so",
     b"PK\x03\x04": "a zip archive; unpack it",

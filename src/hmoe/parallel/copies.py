@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,11 +15,12 @@ from hmoe.parallel.ranks import Ranks
 
 
 def check_copies(model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks, step: int) -> None:
-    """Compare what several processes hold whole or twice: router biases, replicas of experts, whole models.
+    """Compare what several processes hold alike: router biases, whole models, groups of `parallel.replicas`.
 
     They start with the same bits and apply the same sums, so that a difference is memory or a link that failed. Rows
     that one process alone holds have no copy to be compared with. Processors of different kinds may round otherwise
-    (`describe_arithmetic`); then nothing is compared. Every process calls it.
+    (`describe_arithmetic`); then nothing is compared. What is compared is a hash of 64 bits of each range of rows, in
+    which a flipped bit always shows. Every process calls it.
 
     Args:
         model, optimizer: of this process.
@@ -29,22 +31,28 @@ def check_copies(model: nn.Module, optimizer: torch.optim.Optimizer, ranks: Rank
         DistributedError: in all of them if any differs, naming the tensor and the processes.
     """
     own = {f"{name}, {_name_rows(rows)}": value for name, rows, value in _hash_copies(model, optimizer)}
-    every = ranks.gather_values([describe_arithmetic(), own])
+    every = ranks.gather_values([describe_arithmetic(next(model.parameters()).device.type), own])
     if len({arithmetic for arithmetic, _ in every}) > 1:
         return
     difference = describe_difference_of_copies([hashes for _, hashes in every])
     if difference:
         raise DistributedError(
-            f"step {step}: {difference}, which must hold the same; the memory of a process or a link failed, "
-            "nothing of this step is saved"
+            f"step {step}: {difference}, which must hold the same; the memory of a process or a link failed, or they "
+            "round otherwise; nothing of this step is saved"
         )
 
 
-def describe_arithmetic() -> str:
-    """Return what a process computes with, as far as it decides how numbers are rounded."""
-    if torch.cuda.is_available():
+def describe_arithmetic(device: str) -> str:
+    """Return what a process computes with on a kind of device, as far as it decides how numbers are rounded."""
+    if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    parts = [model or platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    return f"{', '.join(parts)}, {torch.get_num_threads()} threads"
 
 
 def describe_difference_of_copies(hashes: Sequence[Mapping[str, int]]) -> str:

@@ -13,6 +13,8 @@ from pathlib import Path
 from hmoe.errors import ConfigError
 from hmoe.runs.hf_folder import read_json_object
 
+_LARGEST_BYTES = 1 << 24  # of a template
+
 
 def read_default_template(folder: Path) -> str | None:
     """Return the chat template of a folder, of several the one named default; None where there is none.
@@ -21,9 +23,6 @@ def read_default_template(folder: Path) -> str | None:
         ConfigError: if it cannot be read.
     """
     return read_chat_templates(folder).get("default")
-
-
-_LARGEST_BYTES = 1 << 24  # of a template
 
 
 def read_chat_templates(folder: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ def read_hf_model(
         ConfigError, CheckpointError: naming what hmoe has no place for, or what is missing.
     """
     config, tensors = describe_hf_folder(folder, raw)
-    _check_size(folder, config, tensors)
+    _check_size(folder, config, tensors, hint_absent(raw, raw["model_type"]))
     stored = named_dtype(raw, str(folder / "config.json"))
     if dtype is None:
         dtype = tensors[name_hf_weight("embed.weight")].dtype if stored is None else getattr(torch, stored)
@@ -53,12 +53,13 @@ def read_hf_model(
     return model
 
 
-def _check_size(folder: Path, config: ModelSpec, tensors: StoredTensors) -> None:
+def _check_size(folder: Path, config: ModelSpec, tensors: StoredTensors, hint: str) -> None:
     """Raise CheckpointError for a model far larger than its files, before memory is taken for it."""
     num_parameters, num_stored = sum(count_parameters(config).values()), tensors.count_numbers()
     if num_parameters > _MOST_TIMES * num_stored + _FEW_PARAMETERS:
         raise CheckpointError(
-            f"{folder}: config.json describes {num_parameters:,} parameters, the files hold {num_stored:,} numbers"
+            f"{folder}: config.json describes {num_parameters:,} parameters, the files hold {num_stored:,} "
+            f"numbers{hint}"
         )
 
 

@@ -97,7 +97,8 @@ def fill_model(model: Transformer, tensors: StoredTensors, family: str, where: s
             if rows != len(parameter) or any(
                 part.ndim != parameter.ndim or part.shape[1:] != parameter.shape[1:] for part in parts
             ):
-                shape = (rows, *parts[0].shape[1:]) if parts[0].ndim else ()
+                odd = next((part for part in parts if part.shape[1:] != parameter.shape[1:]), parts[0])
+                shape = (rows, *odd.shape[1:]) if odd.ndim else ()
                 raise CheckpointError(
                     f"{where}: {name} has shape {shape}, config.json says {tuple(parameter.shape)}"
                 )
@@ -143,10 +144,11 @@ def _llama(model: Transformer, name: str, tensors: StoredTensors) -> Iterator[to
 
 def _fused(tensors: StoredTensors, experts: str, part: str) -> Iterator[torch.Tensor]:
     """Yield experts from gate_up_proj (E, 2h, D) and down_proj (E, D, h), as transformers 5 holds them."""
-    if part == "w_down":
-        yield from (expert.T for expert in tensors[f"{experts}down_proj"])
-    else:
-        yield from (expert.chunk(2)[part == "w_up"] for expert in tensors[f"{experts}gate_up_proj"])
+    name = experts + ("down_proj" if part == "w_down" else "gate_up_proj")
+    fused = tensors[name]
+    if fused.ndim != 3 or 0 in fused.shape or (part != "w_down" and fused.shape[1] % 2):
+        raise CheckpointError(f"{name} has shape {tuple(fused.shape)}, which holds no experts")
+    yield from (expert.T if part == "w_down" else expert.chunk(2)[part == "w_up"] for expert in fused)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -38,16 +38,16 @@ def check_alike(
                     f"{key}: is {own.get(key)} in process {processes.rank}, {first.get(key)} in the first one; "
                     "all processes of a run must have the same"
                 )
-    _warn_of_other_processors(processes, warn)
+    _warn_of_other_processors(device, processes, warn)
 
 
-def _warn_of_other_processors(processes: Processes, warn: Callable[[str], None]) -> None:
+def _warn_of_other_processors(device: str, processes: Processes, warn: Callable[[str], None]) -> None:
     """Say that copies of weights are not compared where processes compute with processors of different kinds."""
     if processes.size == 1:
         return
     from hmoe.parallel.copies import describe_arithmetic  # noqa: PLC0415 - one process needs no engine, slow to import
 
-    own = describe_arithmetic()
+    own = describe_arithmetic(device)
     for rank, each in enumerate(cast(Any, processes).gather_values(own)):
         if each != own and processes.rank == 0:
             warn(
