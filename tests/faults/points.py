@@ -29,7 +29,7 @@ class Points:
     """Counts points from 1, and kills this process at one of them; 0: at none."""
 
     def __init__(self, limit: int) -> None:
-        self._limit, self.count, self._lock = limit, 0, threading.Lock()
+        self._limit, self.count, self._lock = limit, 0, threading.RLock()
 
     def reach(self, before_end: Callable[[], None] | None = None) -> None:
         """Be at a point; `before_end` is done if it is the one."""
