@@ -1,5 +1,6 @@
 """What `hmoe inspect` writes: one JSON record, a CSV file per table, positions with context, figures."""
 
+import contextlib
 import csv
 import io
 import json
@@ -54,10 +55,9 @@ def _remove_earlier(folder: Path) -> None:
     from hmoe.figures.charts import FORMS
     from hmoe.figures.inspection import list_charts
 
-    try:
+    # Of a damaged record charts stay: they are replaced where they are drawn again.
+    with contextlib.suppress(ValueError, KeyError, TypeError, IndexError, AttributeError):
         names += [f"{chart}.{form}" for chart in list_charts(tables) for form in FORMS]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-        names += []  # a damaged record: what it drew is replaced where it is drawn again
     # Charts that earlier versions drew layer by layer.
     names += [path.name for form in FORMS for path in folder.glob(f"redundancy-layer*.{form}")]
     for name in (RECORD, POSITIONS, *names):
